@@ -1,0 +1,146 @@
+"""Configs, errors and files."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from wsiad.config import Config, build, dump_yaml, read_yaml, resolve, verb
+from wsiad.errors import ConfigError, InputError, ScaleError, SlideReadError, WsiadError
+from wsiad.files import atomic_file, atomic_folder, checked_name, fingerprint, write_json
+
+
+class Inner(Config):
+    size: int = 3
+
+
+class Outer(Config):
+    name: str
+    scale: float = 0.5
+    inner: Inner = Inner()
+    options: dict[str, int] = {}
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\nscale: 2\ninner: {size: 4}\noptions: {k: 1}\n")
+    got = resolve(Outer, file=path, flags={"scale": "3", "options": {"j": 2}})
+    assert got == Outer(name="a", scale=3, inner=Inner(size=4), options={"k": 1, "j": 2})
+
+
+def test_dump_and_read_back(tmp_path):
+    config = Outer(name="µm", inner=Inner(size=9))
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_yaml(config), encoding="utf-8")
+    assert resolve(Outer, file=path, flags={}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nscael: 1", "scael: unknown key .did you mean 'scale'"),
+        ("name: a\ninner: {sise: 1}", "inner.sise: unknown key"),
+        ("scale: 1", "name: is required"),
+        ("name: a\nscale: wide", "scale: .*valid number"),
+        ("name: a\nscale: .nan", "scale: .*finite"),
+        ("- a", "does not hold a mapping"),
+        ("name: a\nname: b", "given twice"),
+        ("name: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
+        ("name: [", "cannot be read as YAML"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve(Outer, file=path, flags={})
+    assert "c.yaml" in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_verb_takes_a_config_or_its_fields():
+    @verb(Outer)
+    def double(config):
+        return config.name * 2
+
+    assert double(Outer(name="x")) == double(name="x") == "xx"
+    with pytest.raises(ConfigError, match="not both"):
+        double(Outer(name="x"), name="y")
+    with pytest.raises(ConfigError, match="nmae"):
+        double(nmae="y")
+
+
+def test_configs_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        build(Outer, {"name": "a"}).name = "b"
+
+
+@pytest.mark.parametrize("cls", [ScaleError, SlideReadError, ConfigError])
+def test_errors_survive_a_process_boundary(cls):
+    error = cls("is broken", subject="slide_1", remedy="Mend it.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is cls
+    assert str(again) == str(error) == "slide_1: is broken. Mend it."
+    assert isinstance(again, WsiadError)
+
+
+def test_atomic_file_is_complete_or_absent(tmp_path):
+    path = tmp_path / "sub" / "a.txt"
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with atomic_file(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "whole"
+
+
+def test_atomic_folder_replaces_whole(tmp_path):
+    path = tmp_path / "f"
+    for text in ("one", "two"):
+        with atomic_folder(path) as partial:
+            (partial / text).write_text(text)
+    assert [entry.name for entry in path.iterdir()] == ["two"]
+    with pytest.raises(RuntimeError), atomic_folder(path) as partial:
+        raise RuntimeError
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_json_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_fingerprint_follows_content_not_name(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    data = bytes(range(256)) * 8192  # 2 MiB: head, middle and tail do not overlap
+    a.write_bytes(data)
+    b.write_bytes(data)
+    assert fingerprint(a) == fingerprint(b)
+    for position in (0, len(data) // 2, len(data) - 1):
+        b.write_bytes(data[:position] + b"\xaa" + data[position + 1 :])
+        assert (fingerprint(a) != fingerprint(b)) == (data[position] != 0xAA)
+    b.write_bytes(data + b"x")
+    assert fingerprint(a) != fingerprint(b)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", ".h", "a\0", "x" * 300])
+def test_names_stay_in_their_folder(name):
+    with pytest.raises(InputError):
+        checked_name(name)
+
+
+def test_ordinary_names_pass():
+    for name in ("tumor_001", "TCGA-A1 (2)", "Präparat µ"):
+        assert checked_name(name) == name
+    assert Path(checked_name("a")).name == "a"

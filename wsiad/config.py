@@ -1,0 +1,169 @@
+"""Typed configurations: one model behind a verb's YAML file, its flags and its API.
+
+Every verb of the package has one frozen :class:`Config`. Unknown keys are errors,
+values are checked where they enter, and the resolved config is stored with whatever
+it made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+import yaml
+
+from wsiad.errors import ConfigError
+from wsiad.files import write_text
+
+C = TypeVar("C", bound="Config")
+R = TypeVar("R")
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_listed)]
+"""Any number of paths; a single one may be given as it is."""
+
+
+class Config(pydantic.BaseModel):
+    """Base of all configurations: frozen, no unknown keys, docstrings as descriptions."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+def build(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
+    """Validate values into a config.
+
+    Raises
+    ------
+    ConfigError
+        Naming every bad key, what is wrong with it, and for an unknown key the
+        nearest known one.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            "; ".join(_explain(cls, item) for item in error.errors()),
+            subject=source,
+            remedy=f"Known keys: {', '.join(cls.model_fields)}.",
+        ) from None
+
+
+def _explain(cls: type[Config], item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "the whole"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), cls.model_fields, n=1)
+        return f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if item["type"] == "missing":
+        return f"{key}: is required"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]} (got {item['input']!r})"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping (safe loader, no duplicate keys).
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        # _UniqueKeyLoader is a SafeLoader: it builds plain values only.
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot be read as YAML ({' '.join(str(error).split())})", subject=str(path)
+        ) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError("does not hold a mapping of keys to values", subject=str(path))
+    return values
+
+
+def resolve(cls: type[C], *, file: Path | None = None, flags: Mapping[str, Any]) -> C:
+    """Merge a YAML file and flags (which win) into a config.
+
+    Raises
+    ------
+    ConfigError
+        Anything in either is not valid.
+    """
+    values = read_yaml(file) if file else {}
+    for key, value in flags.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+    return build(cls, values, source=str(file) if file else "command line")
+
+
+def dump_yaml(config: Config) -> str:
+    """Return a config as YAML text that :func:`resolve` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Store a resolved config beside what it made, atomically."""
+    write_text(path, dump_yaml(config))
+
+
+def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
+    """Let a function of one config also be called with the config's fields.
+
+    ``f(config)`` and ``f(field=value, …)`` do the same; in the second form the
+    values are checked as those of a file are.
+    """
+
+    def decorate(function: Callable[[C], R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def call(config: C | None = None, /, **fields: Any) -> R:
+            if config is not None and fields:
+                raise ConfigError("give a config or its fields, not both")
+            if config is not None and not isinstance(config, cls):
+                raise ConfigError(f"expected a {cls.__name__}, got {type(config).__name__}")
+            return function(
+                config
+                if config is not None
+                else build(cls, fields, source=f"wsiad.{function.__name__}()")
+            )
+
+        call.config_class = cls  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def config_class(function: Callable[..., Any]) -> type[Config]:
+    """Return the config class of a verb made by :func:`verb`."""
+    return typing.cast("type[Config]", vars(function)["config_class"])

@@ -1,0 +1,107 @@
+"""The errors of the package: each names its subject, what is wrong and the remedy.
+
+Every error that a user can cause or mend derives from :class:`WsiadError`; where a
+builtin says the same thing, the class derives from it too, so that callers who know
+nothing of this package can still catch it.
+"""
+
+from __future__ import annotations
+
+
+class WsiadError(Exception):
+    """Base of all errors of the package.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong, without a full stop.
+    subject : str, optional
+        What it is wrong with: a slide's name, a file, a config key.
+    remedy : str, optional
+        What to do about it.
+
+    Examples
+    --------
+    >>> str(ScaleError("no µm/px is known", subject="a.tif", remedy="Give --slide-mpp."))
+    'a.tif: no µm/px is known. Give --slide-mpp.'
+    """
+
+    def __init__(
+        self, problem: str, *, subject: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.problem = problem
+        self.subject = subject
+        self.remedy = remedy
+        head = f"{subject}: {problem}" if subject else problem
+        super().__init__(f"{head}. {remedy}" if remedy else head)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and errors
+        # travel from worker processes.
+        return (_rebuild, (type(self), self.problem, self.subject, self.remedy))
+
+
+def _rebuild(
+    cls: type[WsiadError], problem: str, subject: str | None, remedy: str | None
+) -> WsiadError:
+    return cls(problem, subject=subject, remedy=remedy)
+
+
+class ConfigError(WsiadError, ValueError):
+    """A configuration that is not valid: unknown key, wrong type, impossible value."""
+
+
+class InputError(WsiadError, ValueError):
+    """What was given to work on is not usable: empty folder, bad manifest, name clash."""
+
+
+class SlideError(WsiadError):
+    """A slide cannot be used."""
+
+
+class SlideOpenError(SlideError, OSError):
+    """A slide cannot be opened: not a slide, damaged, or a format that is not supported."""
+
+
+class SlideReadError(SlideError, OSError):
+    """A region of a slide cannot be decoded."""
+
+
+class ScaleError(SlideError, ValueError):
+    """The µm/px of a slide is unknown, or does not allow what was asked."""
+
+
+class StainError(WsiadError, ValueError):
+    """Stains cannot be estimated from these pixels."""
+
+
+class StoreError(WsiadError, OSError):
+    """A tile store is missing, damaged or of an unknown format version."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """A tile store was made with another configuration or from another slide."""
+
+
+class WeightsError(WsiadError, OSError):
+    """Network weights are not at hand or do not fit."""
+
+
+class DetectorError(WsiadError, ValueError):
+    """A detector is unknown, or cannot be fitted or applied as asked."""
+
+
+class RunError(WsiadError, OSError):
+    """A run folder is missing, damaged, or was made with another configuration."""
+
+
+class AnnotationError(WsiadError, ValueError):
+    """An annotation file is not valid or not safe to read."""
+
+
+class EvaluationError(WsiadError, ValueError):
+    """Detections, ground truth or reference do not fit together."""
+
+
+class ExportError(WsiadError, ValueError):
+    """A result would not be readable by the program that it is written for."""

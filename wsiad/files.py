@@ -1,0 +1,131 @@
+"""Files that are complete or absent, and names that stay inside their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsiad.errors import InputError
+
+_PROBE_BYTES = 256 * 1024
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; rename it to ``path`` when whole.
+
+    The temporary name keeps the suffix (writers choose the format by it). On any
+    error the temporary file is removed and ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path`` to fill; rename it to ``path`` when whole.
+
+    An existing ``path`` is replaced. On any error the partial folder is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def fingerprint(path: Path) -> str:
+    """Identify a file's content by its size and three probes, as ``sha256:…``.
+
+    Hashing a gigapixel slide whole would take longer than tiling it. Size, head,
+    middle and tail catch every change that a scanner, a copy that broke off or a
+    conversion makes. A folder (DICOM, MRXS data) is identified by its files.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for part in sorted(path.iterdir()):
+            digest.update(part.name.encode())
+            if part.is_file():
+                digest.update(fingerprint(part).encode())
+        return f"sha256:{digest.hexdigest()}"
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _PROBE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_PROBE_BYTES))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def checked_name(name: str) -> str:
+    """Return ``name`` if it is safe as one path component.
+
+    Raises
+    ------
+    InputError
+        It is empty, hidden, has a separator or a control character, or is too long.
+    """
+    bad = (
+        not name
+        or name.startswith(".")
+        or name != name.strip()
+        or any(c in "/\\\0" or not c.isprintable() for c in name)
+        or len(name.encode()) > 200
+    )
+    if bad:
+        raise InputError(
+            f"{name!r} cannot be used as a name in the output folder",
+            remedy="Rename the slide: no separators, no leading dot, at most 200 bytes.",
+        )
+    return name
+
+
+def folder_bytes(path: Path) -> int:
+    """Size of all files below a folder, in bytes."""
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
