@@ -1,0 +1,1 @@
+"""Slides: reading pixels at a µm/px, exactly."""

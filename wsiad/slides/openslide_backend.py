@@ -1,0 +1,117 @@
+"""Reading through OpenSlide: every format, the reference for any faster path."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from wsiad.errors import SlideOpenError, SlideReadError
+from wsiad.geometry import Box, Size
+from wsiad.slides.scale import find_scale
+from wsiad.slides.slide import Level, Region, Slide, true_downsample
+
+logger = logging.getLogger(__name__)
+
+_OPAQUE = 128
+"""Alpha from which a pixel exists: OpenSlide blends with nothing at field edges."""
+
+
+class OpenSlideBackend(Slide):
+    """A slide opened by OpenSlide; see :func:`wsiad.slides.slide.open_slide`."""
+
+    def __init__(
+        self, path: Path, *, name: str, manifest_mpp: float | None, fallback_mpp: float | None
+    ) -> None:
+        self.path, self.name = path, name
+        self._handle = _open(path, name)
+        try:
+            self._describe(manifest_mpp, fallback_mpp)
+        except BaseException:
+            self._handle.close()
+            raise
+
+    def _describe(self, manifest_mpp: float | None, fallback_mpp: float | None) -> None:
+        properties = dict(self._handle.properties)
+        self.format = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        width, height = self._handle.dimensions
+        self.levels = tuple(
+            Level(Size(w, h), true_downsample(width, w), true_downsample(height, h))
+            for w, h in self._handle.level_dimensions
+        )
+        self._reported = self._handle.level_downsamples
+        self.bounds = _bounds(properties, Size(width, height))
+        scale = find_scale(
+            properties, slide=self.name, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
+        )
+        self.spacing, self.spacing_source = scale.spacing, scale.source
+
+    def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read a rectangle of a level; see :meth:`Slide.read_level`.
+
+        OpenSlide takes integer level-0 positions and divides them by its own ratio of
+        the sizes. Multiplying by the same ratio keeps the shift of what comes back
+        within half a level-0 pixel, and at zero where the ratio is an integer.
+        """
+        ratio = self._reported[level]
+        at = (round(x * ratio), round(y * ratio))
+        try:
+            rgba = self._read(at, level, size)
+        except openslide.OpenSlideError as error:
+            # The first error latches: every later read through this handle fails too.
+            logger.warning("%s: read error at %s (%s); reopening", self.name, at, error)
+            self._handle.close()
+            self._handle = _open(self.path, self.name)
+            try:
+                rgba = self._read(at, level, size)
+            except openslide.OpenSlideError as again:
+                self._handle.close()
+                self._handle = _open(self.path, self.name)
+                raise SlideReadError(
+                    f"level {level} cannot be decoded at level-0 position {at} "
+                    f"({size.width} × {size.height} px): {again}",
+                    subject=self.name,
+                    remedy="Copy the slide again from its source; it is damaged or truncated.",
+                ) from again
+        valid = rgba[..., 3] >= _OPAQUE
+        return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def _read(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
+        return np.asarray(self._handle.read_region(at, level, (size.width, size.height)))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._handle.close()
+
+
+def _open(path: Path, name: str) -> openslide.OpenSlide:
+    if not path.exists():
+        raise SlideOpenError("no such file", subject=name, remedy=f"Looked for {path}.")
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideOpenError(
+            "is not a slide in any format that OpenSlide reads",
+            subject=name,
+            remedy="Check that the file is what its suffix says, or convert it to a "
+            "pyramidal TIFF.",
+        ) from error
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideOpenError(
+            f"cannot be opened: {error}",
+            subject=name,
+            remedy="Copy the slide again from its source; it is damaged or truncated.",
+        ) from error
+
+
+def _bounds(properties: dict[str, str], size: Size) -> Box:
+    keys = ("x", "y", "width", "height")
+    try:
+        x, y, w, h = (float(properties[f"openslide.bounds-{key}"]) for key in keys)
+    except (KeyError, ValueError):
+        return Box(0, 0, size.width, size.height)
+    x, y = max(0.0, x), max(0.0, y)
+    w, h = min(w, size.width - x), min(h, size.height - y)
+    return Box(x, y, w, h) if w > 0 and h > 0 else Box(0, 0, size.width, size.height)

@@ -1,0 +1,136 @@
+"""The µm/px of a slide: where it is stated, and how sure that is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wsiad.errors import ScaleError
+from wsiad.units import Mpp, Spacing
+
+logger = logging.getLogger(__name__)
+
+PLAUSIBLE_MPP = (0.05, 20.0)
+"""Level-0 µm/px outside of this range is a default of some writer (72 dpi), not a scale."""
+
+_VENDOR_KEYS = (
+    # key in x, key in y, µm per unit
+    ("aperio.MPP", "aperio.MPP", 1.0),
+    (
+        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X",
+        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
+        1.0,
+    ),
+    ("ventana.ScanRes", "ventana.ScanRes", 1.0),
+)
+
+_UM_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleStatement:
+    """The µm/px of a slide and where it was found.
+
+    Parameters
+    ----------
+    spacing : Spacing
+        µm per level-0 pixel.
+    source : str
+        Property, ``"manifest"`` or ``"--slide-mpp"``.
+    """
+
+    spacing: Spacing
+    source: str
+
+
+def find_scale(
+    properties: Mapping[str, str],
+    *,
+    slide: str,
+    manifest_mpp: float | None = None,
+    fallback_mpp: float | None = None,
+) -> ScaleStatement:
+    """Find the µm/px of a slide.
+
+    In order: OpenSlide's ``mpp-x``/``mpp-y``, the vendor's own keys, the TIFF
+    resolution, the manifest's ``mpp`` column, ``--slide-mpp``. A statement that no
+    slide scanner makes (outside 0.05 to 20 µm/px) is passed over.
+
+    Parameters
+    ----------
+    properties : mapping of str to str
+        The slide's properties as OpenSlide gives them.
+    slide : str
+        Name for messages.
+    manifest_mpp, fallback_mpp : float, optional
+        What the user states, for this slide and for all slides that state nothing.
+
+    Raises
+    ------
+    ScaleError
+        Nothing plausible is stated anywhere.
+    """
+    rejected = []
+    stated = None
+    for candidate in _candidates(properties):
+        if all(
+            PLAUSIBLE_MPP[0] <= v <= PLAUSIBLE_MPP[1]
+            for v in (candidate.spacing.x, candidate.spacing.y)
+        ):
+            stated = candidate
+            break
+        rejected.append(f"{candidate.source} says {candidate.spacing.mean:g} µm/px")
+    for value, source in ((manifest_mpp, "manifest"), (fallback_mpp, "--slide-mpp")):
+        if value is None:
+            continue
+        if stated is None:
+            return ScaleStatement(Spacing(Mpp(value), Mpp(value)), source)
+        if source == "manifest" and abs(value / stated.spacing.mean - 1) > 0.01:
+            logger.warning(
+                "%s: the slide's %s says %.4g µm/px, the manifest %.4g; the slide is believed",
+                slide,
+                stated.source,
+                stated.spacing.mean,
+                value,
+            )
+    if stated is not None:
+        return stated
+    why = f" ({'; '.join(rejected)}: not a scanner's scale)" if rejected else ""
+    raise ScaleError(
+        f"its µm/px is not stated{why}",
+        subject=slide,
+        remedy="Give it in an `mpp` column of a manifest CSV, or for all such slides "
+        "by --slide-mpp; or write the TIFF resolution tags.",
+    )
+
+
+def _candidates(properties: Mapping[str, str]) -> list[ScaleStatement]:
+    found = []
+
+    def add(source: str, x: float | None, y: float | None) -> None:
+        if x is not None and y is not None and x > 0 and y > 0:
+            found.append(ScaleStatement(Spacing(Mpp(x), Mpp(y)), source))
+
+    number = _Numbers(properties)
+    add("openslide.mpp-x", number("openslide.mpp-x"), number("openslide.mpp-y"))
+    for key_x, key_y, unit in _VENDOR_KEYS:
+        x, y = number(key_x), number(key_y)
+        add(key_x, x and x * unit, y and y * unit)
+    per_unit = _UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
+    x, y = number("tiff.XResolution"), number("tiff.YResolution")
+    if per_unit and x and y:
+        add("tiff.XResolution", per_unit / x, per_unit / y)
+    return found
+
+
+class _Numbers:
+    def __init__(self, properties: Mapping[str, str]) -> None:
+        self._properties = properties
+
+    def __call__(self, key: str) -> float | None:
+        try:
+            value = float(self._properties[key].replace(",", "."))
+        except (KeyError, ValueError):
+            return None
+        return value if 0 < value < float("inf") else None

@@ -1,0 +1,141 @@
+"""A slide at a µm/px: one raster of target pixels over level 0, read piece by piece.
+
+Everything above this module counts in target pixels (integers at the asked µm/px) and
+in level-0 pixels (floats); the one rounding, from target to level pixels, is here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wsiad.errors import ScaleError
+from wsiad.geometry import PixelMap, Size
+from wsiad.slides.resample import area_resample, area_weights
+from wsiad.slides.slide import Region, Slide
+from wsiad.units import Mpp
+
+SCALE_TOLERANCE = 0.005
+"""Relative difference of scales up to which the pixels of a level are taken as they are."""
+
+
+class ScaledSlide:
+    """A slide read at a µm/px.
+
+    The source is the coarsest level that is at least as fine as what is asked, area
+    averaged to the exact scale. Where a level's scale is within the tolerance (0.5 %)
+    of what is asked, its pixels are taken untouched, and :attr:`pixels` states the
+    scale that they have: resampling by 1.002 would only alternate sharp and blurred
+    bands.
+
+    Parameters
+    ----------
+    slide : Slide
+        An open slide.
+    mpp : Mpp
+        Scale to read at, µm/px.
+    allow_upsampling : bool
+        Accept a scale finer than the slide's own.
+
+    Attributes
+    ----------
+    pixels : PixelMap
+        From target pixels to level-0 pixels.
+    size : Size
+        Whole target pixels within the slide's bounds.
+    level : int
+        The level that is read.
+    resampled : bool
+        Whether pixels are averaged, or taken as they are.
+
+    Raises
+    ------
+    ScaleError
+        The slide is coarser than ``mpp`` and upsampling is not allowed.
+    """
+
+    def __init__(self, slide: Slide, mpp: Mpp, *, allow_upsampling: bool = False) -> None:
+        self.slide, self.mpp = slide, mpp
+        factor_x, factor_y = mpp / slide.spacing.x, mpp / slide.spacing.y
+        if min(factor_x, factor_y) < 1 - SCALE_TOLERANCE and not allow_upsampling:
+            raise ScaleError(
+                f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px asked for",
+                subject=slide.name,
+                remedy="Ask for a coarser --mpp, or accept invented detail by --allow-upsampling.",
+            )
+        self.level = max(
+            (
+                index
+                for index, level in enumerate(slide.levels)
+                if level.downsample_x <= factor_x * (1 + SCALE_TOLERANCE)
+                and level.downsample_y <= factor_y * (1 + SCALE_TOLERANCE)
+            ),
+            key=lambda index: slide.levels[index].downsample_x,
+            default=0,
+        )
+        level = slide.levels[self.level]
+        self.resampled = not (
+            math.isclose(factor_x, level.downsample_x, rel_tol=SCALE_TOLERANCE)
+            and math.isclose(factor_y, level.downsample_y, rel_tol=SCALE_TOLERANCE)
+        )
+        x, y = slide.bounds.x, slide.bounds.y
+        if not self.resampled:
+            factor_x, factor_y = level.downsample_x, level.downsample_y
+            x, y = round(x / factor_x) * factor_x, round(y / factor_y) * factor_y
+        self.pixels = PixelMap(x, y, factor_x, factor_y)
+        right = min(slide.bounds.right, level.size.width * level.downsample_x)
+        bottom = min(slide.bounds.bottom, level.size.height * level.downsample_y)
+        # 1e-6 px of slack: 1000 × 0.972 / 0.243 must not lose its last pixel to rounding.
+        self.size = Size(
+            max(0, math.floor((right - x) / factor_x + 1e-6)),
+            max(0, math.floor((bottom - y) / factor_y + 1e-6)),
+        )
+
+    def read(self, column: int, row: int, size: Size) -> Region:
+        """Read a rectangle of target pixels.
+
+        Parameters
+        ----------
+        column, row : int
+            Top-left corner, target pixels; with ``size`` within :attr:`size`.
+        size : Size
+            Target pixels.
+
+        Returns
+        -------
+        Region
+            A pixel is valid only if everything that it averages exists.
+
+        Raises
+        ------
+        SlideReadError
+            The pixels cannot be decoded.
+        """
+        if (
+            column < 0
+            or row < 0
+            or column + size.width > self.size.width
+            or row + size.height > self.size.height
+        ):
+            raise ValueError(f"({column}, {row}) + {size} is not within {self.size}")
+        level = self.slide.levels[self.level]
+        step_x = self.pixels.scale_x / level.downsample_x
+        step_y = self.pixels.scale_y / level.downsample_y
+        first_x = self.pixels.x / level.downsample_x + column * step_x
+        first_y = self.pixels.y / level.downsample_y + row * step_y
+        if not self.resampled:
+            return self.slide.read_level(self.level, round(first_x), round(first_y), size)
+        left, top = math.floor(first_x + 1e-9), math.floor(first_y + 1e-9)
+        source = Size(
+            min(math.ceil(first_x + size.width * step_x - 1e-9), level.size.width) - left,
+            min(math.ceil(first_y + size.height * step_y - 1e-9), level.size.height) - top,
+        )
+        region = self.slide.read_level(self.level, left, top, source)
+        rows = area_weights(first_y - top, step_y, size.height, source.height)
+        columns = area_weights(first_x - left, step_x, size.width, source.width)
+        rgb = np.rint(area_resample(region.rgb, rows, columns)).astype(np.uint8)
+        if region.valid is None:
+            return Region(rgb)
+        share = area_resample(region.valid[..., None].view(np.uint8), rows, columns)[..., 0]
+        return Region(rgb, share > 1 - 1e-4)

@@ -1,0 +1,177 @@
+"""What a slide is to the rest of the package, and how one is opened.
+
+A backend reads integer pixels of a level; everything about µm/px is
+:mod:`wsiad.slides.scaled`. Coordinates of levels are true to level 0: pyramids halve
+and drop odd edges, so the ratio of widths is only near the true downsample, which is
+what :func:`true_downsample` restores.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.geometry import Box, Size
+from wsiad.units import Spacing
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a pyramid.
+
+    Parameters
+    ----------
+    size : Size
+        Pixels of the level.
+    downsample_x, downsample_y : float
+        Level-0 pixels per pixel of the level.
+    """
+
+    size: Size
+    downsample_x: float
+    downsample_y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Pixels that were read.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (H, W, 3)
+        Colour; meaningless where not valid.
+    valid : ndarray of bool, (H, W), or None
+        Where the slide has pixels; ``None`` where it has them all. Scanners leave
+        out empty fields, and nothing is put in their place.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    valid: npt.NDArray[np.bool_] | None = None
+
+
+class Slide(ABC):
+    """An open slide. Use it in the process and thread that opened it.
+
+    Attributes
+    ----------
+    name : str
+        Its name in every output.
+    path : Path
+        File it was opened from.
+    format : str
+        The vendor's format, as OpenSlide names it.
+    levels : tuple of Level
+        Level 0 first.
+    spacing : Spacing
+        µm per level-0 pixel.
+    spacing_source : str
+        Where the spacing was stated.
+    bounds : Box
+        Non-empty part in level-0 pixels (``openslide.bounds-*``), else all of level 0.
+    """
+
+    name: str
+    path: Path
+    format: str
+    levels: tuple[Level, ...]
+    spacing: Spacing
+    spacing_source: str
+    bounds: Box
+
+    @property
+    def size(self) -> Size:
+        """Width and height of level 0, pixels."""
+        return self.levels[0].size
+
+    @abstractmethod
+    def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read a rectangle of a level.
+
+        Parameters
+        ----------
+        level : int
+            Index of the level.
+        x, y : int
+            Top-left corner in pixels of that level.
+        size : Size
+            In pixels of that level; parts beyond the level come back as not valid.
+
+        Raises
+        ------
+        SlideReadError
+            The pixels cannot be decoded, also not by a freshly opened handle.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def true_downsample(level0: int, level: int) -> float:
+    """Level-0 pixels per level pixel along one axis.
+
+    Halving an odd edge drops or adds a pixel, after which the ratio of the widths is
+    off by up to a pixel of the level at the far edge. Where an integer explains the
+    widths, it is the downsample.
+
+    Examples
+    --------
+    >>> true_downsample(2003, 1001)
+    2.0
+    >>> true_downsample(1000, 300)
+    3.3333333333333335
+    """
+    ratio = level0 / level
+    near = round(ratio)
+    if near >= 1 and abs(level0 / near - level) < 1:
+        return float(near)
+    return ratio
+
+
+def open_slide(
+    path: Path,
+    *,
+    name: str | None = None,
+    manifest_mpp: float | None = None,
+    fallback_mpp: float | None = None,
+) -> Slide:
+    """Open a slide of any format that OpenSlide reads.
+
+    Parameters
+    ----------
+    path : Path
+        The slide's file.
+    name : str, optional
+        Name in outputs; by default the file's stem.
+    manifest_mpp, fallback_mpp : float, optional
+        µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
+
+    Raises
+    ------
+    SlideOpenError
+        No such file, not a slide, or damaged.
+    ScaleError
+        Its µm/px is stated nowhere.
+    """
+    from wsiad.slides.openslide_backend import OpenSlideBackend
+
+    return OpenSlideBackend(
+        path, name=name or path.stem, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
+    )

@@ -1,0 +1,1 @@
+"""Tissue: where it is, and how good its pixels are."""

@@ -1,0 +1,54 @@
+"""Colours that no stained tissue has: pen marks, and the black around a scan."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+BLACK_MAX = 20
+"""Brightest channel up to which a pixel is scanner padding or coverslip edge."""
+
+
+def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
+    """HSV saturation, 0 to 1, float32; 0 for black."""
+    high = rgb.max(axis=-1).astype(np.float32)
+    return (high - rgb.min(axis=-1)) / np.maximum(high, 1)
+
+
+def is_black(rgb: RGB) -> Mask:
+    """Pixels too dark to be tissue in transmitted light."""
+    return rgb.max(axis=-1) <= BLACK_MAX
+
+
+def is_pen(rgb: RGB) -> Mask:
+    """Pixels with the colour of a marker pen.
+
+    Haematoxylin is blue-violet (hue 230° to 300°), eosin and blood are pink to red
+    with a blue share (hue 300° to 355°). Green, cyan and azure (70° to 225°) at
+    a saturation that glass does not reach are pens; so are pure red, and dark grey
+    without any hue. The rules follow the colour regions that HistoQC and histolab
+    exclude (blue, green, red pen), restated as hue and saturation.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (..., 3)
+
+    Returns
+    -------
+    ndarray of bool, (...)
+    """
+    channels = rgb.astype(np.int16)
+    red, green, blue = channels[..., 0], channels[..., 1], channels[..., 2]
+    high, low = channels.max(axis=-1), channels.min(axis=-1)
+    spread = high - low
+    strong = spread * 100 > 25 * high
+    # Hue 70° to 150°: green leads and red is not far above blue. Hue up to 225°: blue
+    # leads, and green stands at least a quarter of the way from red to blue.
+    greenish = (green == high) & ((red - blue) * 6 <= spread * 5)
+    azure = (blue == high) & (red == low) & ((green - red) * 4 >= spread)
+    pure_red = (red == high) & (spread * 100 > 72 * high) & (high > 130) & (abs(green - blue) < 40)
+    grey_ink = (high < 70) & (spread < 18)
+    return (strong & (greenish | azure)) | pure_red | grey_ink

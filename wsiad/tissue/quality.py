@@ -1,0 +1,36 @@
+"""Quality of tiles as numbers: sharpness, saturation, pen and black."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.tissue.artefacts import is_black, is_pen, saturation
+
+COLUMNS = ("sharpness", "saturation", "pen", "black")
+"""Names of the quality columns of a store."""
+
+
+def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+    """Measure tiles as they were scanned, before stain normalisation.
+
+    Parameters
+    ----------
+    tiles : ndarray of uint8, (N, H, W, 3)
+
+    Returns
+    -------
+    dict of str to ndarray of float32, (N,)
+        ``sharpness``: variance of the Laplacian of luma, (grey levels)², low where out
+        of focus (Pech-Pacheco 2000); ``saturation``: mean, 0 to 1; ``pen`` and
+        ``black``: share of pixels.
+    """
+    out = {name: np.empty(len(tiles), np.float32) for name in COLUMNS}
+    for index, tile in enumerate(tiles):
+        luma = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+        out["sharpness"][index] = cv2.Laplacian(luma, cv2.CV_32F).var()
+        out["saturation"][index] = saturation(tile).mean()
+        out["pen"][index] = is_pen(tile).mean()
+        out["black"][index] = is_black(tile).mean()
+    return out
