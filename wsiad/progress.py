@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -41,7 +41,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._done = 0
         self._note = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._quiet = quiet
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(

@@ -95,8 +95,8 @@ def _open(path: Path, name: str) -> openslide.OpenSlide:
         raise SlideOpenError(
             "is not a slide in any format that OpenSlide reads",
             subject=name,
-            remedy="Check that the file is what its suffix says, or convert it to a "
-            "pyramidal TIFF.",
+            remedy="Check that its suffix is right and the copy whole (a truncated TIFF has "
+            "lost its directory), or convert it to a pyramidal TIFF.",
         ) from error
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideOpenError(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.morphology import remove_small_holes, remove_small_objects
+from skimage.morphology import remove_small_objects
 
 from wsiad.geometry import PixelMap, Size
 from wsiad.slides.scaled import ScaledSlide
@@ -89,7 +90,8 @@ def segment(
     """Tell tissue from glass.
 
     Otsu's threshold (Otsu 1979) on the saturation of HSV, clipped to the range of the
-    options: below it lies the noise of glass, above it every stained tissue. Pen, black
+    options: below it lies the noise of glass, above it every stained tissue, and pale
+    tissue is not far above the glass of its own slide. Pen, black
     borders and missing pixels take no part, neither in the histogram nor in the mask.
 
     Parameters
@@ -124,7 +126,9 @@ def segment(
         counts, edges = np.histogram(stained[usable], bins=256, range=(0, 1))
         if np.count_nonzero(counts) > 1:
             otsu = threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2))
-            threshold = min(max(float(otsu), options.saturation_min), options.saturation_max)
+            glass = _glass_saturation(smooth[usable], stained[usable])
+            highest = min(options.saturation_max, glass + options.glass_margin)
+            threshold = max(min(float(otsu), highest), options.saturation_min)
     mask = usable & (stained > threshold)
     kernel = _disc(options.smooth_um / mpp)
     clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel)
@@ -133,8 +137,16 @@ def segment(
     # max_size counts pieces up to and including it; the options say "smaller than".
     area = mpp**2
     result = remove_small_objects(result, max_size=math.ceil(options.min_area_um2 / area) - 1)
-    result = remove_small_holes(result, max_size=math.ceil(options.max_hole_um2 / area) - 1)
-    return result & usable, threshold, pen_share
+    # Only what tissue encloses is a hole: the glass of a small slide is not.
+    holes = ndimage.binary_fill_holes(result) & ~result
+    large = remove_small_objects(holes, max_size=math.ceil(options.max_hole_um2 / area) - 1)
+    return (result | (holes & ~large)) & usable, threshold, pen_share
+
+
+def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32]) -> float:
+    """Median saturation of the lightest pixels, (N, 3), which are glass if any is."""
+    darkest = rgb.min(axis=-1)
+    return float(np.median(stained[darkest >= 0.95 * np.percentile(darkest, 99)]))
 
 
 def _disc(diameter_px: float) -> npt.NDArray[np.uint8]:

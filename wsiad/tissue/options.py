@@ -19,9 +19,12 @@ class TissueOptions(Config):
     has only noise to split."""
     saturation_max: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Nor above this: a slide that is all tissue has no glass to split off."""
+    glass_margin: Annotated[float, Field(gt=0, le=1)] = 0.06
+    """Nor further than this above the saturation of the glass: where dark and pale tissue
+    lie side by side, Otsu's threshold falls between them."""
     smooth_um: Annotated[float, Field(ge=0)] = 24.0
     """Diameter of the opening that removes dust and the closing that joins tissue, µm."""
-    min_area_um2: Annotated[float, Field(ge=0)] = 50_000.0
+    min_area_um2: Annotated[float, Field(ge=0)] = 10_000.0
     """Smaller pieces of tissue are dropped, µm²."""
     max_hole_um2: Annotated[float, Field(ge=0)] = 50_000.0
     """Smaller holes in tissue are filled, µm²."""
