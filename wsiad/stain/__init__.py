@@ -1,0 +1,1 @@
+"""Stain: what colours a slide, and how to make slides alike."""

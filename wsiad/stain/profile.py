@@ -1,0 +1,196 @@
+"""What is known of a slide's stain: a value that is stored with the slide."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import StainError
+from wsiad.stain.density import WHITE
+
+StainMethod: TypeAlias = Literal["vahadane", "macenko", "reinhard", "none"]
+"""How the stain of a slide is estimated."""
+
+Triple: TypeAlias = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStains:
+    """The stains of a slide as optical densities.
+
+    Parameters
+    ----------
+    haematoxylin, eosin : tuple of float
+        Optical density of R, G and B; unit vectors.
+    strength : tuple of float
+        99th percentile of the concentration of each over the stained tissue.
+    """
+
+    haematoxylin: Triple
+    eosin: Triple
+    strength: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        vectors = [_numbers("stain vector", v, 3) for v in (self.haematoxylin, self.eosin)]
+        strength = _numbers("strength", self.strength, 2)
+        unit = all(math.isclose(math.hypot(*v), 1.0, abs_tol=1e-3) for v in vectors)
+        if not unit or min(map(min, vectors)) < 0 or min(strength) <= 0:
+            raise StainError(
+                "stain vectors must be non-negative unit vectors of positive strength, "
+                f"got {self.haematoxylin}, {self.eosin} and {self.strength}"
+            )
+        if self.angle_deg < 1e-3:
+            raise StainError("both stain vectors are the same")
+
+    @property
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """Haematoxylin and eosin as unit rows, float64 (2, 3)."""
+        rows = np.array([self.haematoxylin, self.eosin])
+        unit: npt.NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+    @property
+    def angle_deg(self) -> float:
+        """Angle between both stain vectors, degrees."""
+        cosine = float(np.clip(self.matrix[0] @ self.matrix[1], -1.0, 1.0))
+        return math.degrees(math.acos(cosine))
+
+
+@dataclass(frozen=True, slots=True)
+class LabStatistics:
+    """Mean and standard deviation of L*, a* and b* over the stained tissue."""
+
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        _numbers("mean of L*a*b*", self.mean, 3)
+        if min(_numbers("standard deviation of L*a*b*", self.std, 3)) <= 0:
+            raise StainError(f"standard deviations must be positive, got {self.std}")
+
+
+@dataclass(frozen=True, slots=True)
+class FitQuality:
+    """What a fit had to go by.
+
+    Parameters
+    ----------
+    stained_pixels : int
+        Pixels of stained tissue.
+    stained_share : float
+        Their share of all pixels counted.
+    flatness : float
+        Second over first singular value of their optical densities: near 0 where
+        there is but one stain.
+    angle_deg : float or None
+        Angle between the fitted stain vectors, degrees.
+    """
+
+    stained_pixels: int
+    stained_share: float
+    flatness: float
+    angle_deg: float | None = None
+
+    def __post_init__(self) -> None:
+        angle = 0.0 if self.angle_deg is None else self.angle_deg
+        _numbers("quality", (self.stained_pixels, self.stained_share, self.flatness, angle), 4)
+
+
+@dataclass(frozen=True, slots=True)
+class StainProfile:
+    """The stain of a slide.
+
+    Parameters
+    ----------
+    method : StainMethod
+        How it was estimated.
+    white : tuple of float
+        Colour of empty glass, 0 to 255.
+    stains : TwoStains or None
+        With the methods ``vahadane`` and ``macenko``.
+    lab : LabStatistics or None
+        With the method ``reinhard``.
+    fallback : str or None
+        Why the reference stands in for the slide's own stain, where it does.
+    quality : FitQuality or None
+        What the fit had to go by; ``None`` where nothing was fitted.
+    """
+
+    method: StainMethod
+    white: Triple = WHITE
+    stains: TwoStains | None = None
+    lab: LabStatistics | None = None
+    fallback: str | None = None
+    quality: FitQuality | None = None
+
+    def __post_init__(self) -> None:
+        checked_method(self.method)
+        if not all(1 <= value <= 255 for value in _numbers("white", self.white, 3)):
+            raise StainError(f"white must lie within 1 and 255, got {self.white}")
+        has = {"vahadane": self.stains, "macenko": self.stains, "reinhard": self.lab}
+        if self.method != "none" and has[self.method] is None:
+            raise StainError(f"a profile of {self.method} lacks its numbers")
+        if not isinstance(self.fallback, str | None):
+            raise StainError(f"fallback must be a text, got {self.fallback!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as JSON values that :meth:`from_dict` reads back."""
+        # By way of JSON, so that what is stored and what is at hand compare equal.
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StainProfile:
+        """Make a profile of what :meth:`to_dict` returned, by way of JSON or not.
+
+        Raises
+        ------
+        StainError
+            These are not the values of a profile.
+        """
+        try:
+            parts = dict(values)
+            for key, part in (("stains", TwoStains), ("lab", LabStatistics)):
+                if parts.get(key) is not None:
+                    parts[key] = part(**{k: tuple(v) for k, v in parts[key].items()})
+            if parts.get("quality") is not None:
+                parts["quality"] = FitQuality(**parts["quality"])
+            if "white" in parts:
+                parts["white"] = tuple(parts["white"])
+            return cls(**parts)
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, StainError):
+                raise
+            raise StainError(f"this is no stain profile ({error})") from error
+
+
+def checked_method(method: str) -> StainMethod:
+    """Return the method if it is one.
+
+    Raises
+    ------
+    StainError
+        It is not.
+    """
+    for known in get_args(StainMethod):
+        if method == known:
+            return known
+    raise StainError(
+        f"unknown stain method {method!r}", remedy=f"Known: {', '.join(get_args(StainMethod))}."
+    )
+
+
+def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
+    if not (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    ):
+        raise StainError(f"{name} must be {count} finite numbers, got {values!r}")
+    return values
