@@ -1,0 +1,1 @@
+"""Tiles: the stream from a slide, the store that is a stream written down, the dataset."""

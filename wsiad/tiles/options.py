@@ -1,0 +1,75 @@
+"""How a slide is prepared: the options that a store, a run and a heatmap must share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wsiad.config import Config
+from wsiad.tissue.options import TissueOptions
+
+
+class StainOptions(Config):
+    """Stain normalisation; see docs/stain.md."""
+
+    method: Literal["vahadane", "macenko", "reinhard", "none"] = "vahadane"
+    """Method, fitted once per slide."""
+    target: Path | None = None
+    """Image or slide whose stains all slides are given; by default a documented matrix."""
+    sample_px: Annotated[int, Field(ge=16_384)] = 2_000_000
+    """Tissue pixels, at the tiles' scale, that the stains are estimated from."""
+
+
+class Preparation(Config):
+    """From slide to normalised tiles."""
+
+    mpp: Annotated[float, Field(gt=0, le=64)]
+    """Scale of the tiles, µm/px."""
+    tile: Annotated[int, Field(ge=8, le=4096)]
+    """Edge of the square tiles, pixels at that scale."""
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Step from tile to tile, pixels at that scale; by default the tile's edge."""
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Least share of a tile that is tissue."""
+    slide_mpp: Annotated[float, Field(gt=0)] | None = None
+    """µm/px of level 0 for slides that state none."""
+    allow_upsampling: bool = False
+    """Accept slides that are coarser than the tiles' scale."""
+    tissue: TissueOptions = TissueOptions()
+    """How tissue is told from glass."""
+    stain: StainOptions = StainOptions()
+    """How stains are made alike."""
+
+    @model_validator(mode="after")
+    def _stride_leaves_no_gaps(self) -> Self:
+        if self.stride is not None and self.stride > self.tile:
+            raise ValueError(
+                f"a stride of {self.stride} px leaves gaps between tiles of {self.tile}"
+            )
+        return self
+
+    @property
+    def step(self) -> int:
+        """Step from tile to tile, pixels."""
+        return self.stride or self.tile
+
+    def preparation(self) -> Preparation:
+        """Return the part that decides what the pixels are, without a verb's own fields."""
+        return Preparation(**{key: getattr(self, key) for key in Preparation.model_fields})
+
+    def digest(self, target: dict[str, object]) -> str:
+        """Identify the preparation together with the stain target's content.
+
+        Parameters
+        ----------
+        target : dict
+            The target's stain profile as JSON values: its file may move or change.
+        """
+        values = self.preparation().model_dump(mode="json")
+        values["stain"]["target"] = target
+        text = json.dumps(values, sort_keys=True)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,168 @@
+"""The plan of a slide: its tissue, its grid and its colour table, before any tile is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.geometry import Size
+from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.slide import Slide
+from wsiad.stain.fit import fit_stains
+from wsiad.stain.histogram import ColourHistogram
+from wsiad.stain.profile import StainProfile
+from wsiad.stain.table import ColourTable
+from wsiad.tiles.options import Preparation, StainOptions
+from wsiad.tiling import Grid, IntArray
+from wsiad.tissue.artefacts import is_black, is_pen
+from wsiad.tissue.coverage import coverage
+from wsiad.tissue.mask import TissueMask, find_tissue
+from wsiad.units import Mpp
+
+_SAMPLE_PX = 128
+"""Edge of the patches from which stains are estimated; their own grid, so that
+``tile`` and ``heatmap`` estimate the same stains whatever their tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What will be read of a slide, and how it will be coloured.
+
+    Parameters
+    ----------
+    scaled : ScaledSlide
+        The slide at the tiles' scale.
+    tissue : TissueMask
+    grid : Grid
+    rows, columns : ndarray of int32, (N,)
+        Lattice positions of the tiles with enough tissue, in reading order.
+    coverage : ndarray of float32, (N,)
+        Their tissue coverage, 0 to 1.
+    stain : StainProfile
+        The slide's own stains, or the fallback with its reason.
+    table : ColourTable
+        From the slide's colours to the target's.
+    """
+
+    scaled: ScaledSlide
+    tissue: TissueMask
+    grid: Grid
+    rows: IntArray
+    columns: IntArray
+    coverage: npt.NDArray[np.float32]
+    stain: StainProfile
+    table: ColourTable
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def plan_slide(
+    slide: Slide,
+    options: Preparation,
+    *,
+    target: StainProfile,
+    tile: int | None = None,
+    stride: int | None = None,
+) -> SlidePlan:
+    """Plan the tiles of a slide.
+
+    Parameters
+    ----------
+    slide : Slide
+    options : Preparation
+    target : StainProfile
+        Stains that the tiles are given.
+    tile, stride : int, optional
+        In place of those of the options, for a detector's own windows.
+
+    Raises
+    ------
+    ScaleError
+        The slide is coarser than the tiles.
+    SlideReadError
+        The slide cannot be decoded.
+    """
+    scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
+    tissue = find_tissue(slide, options.tissue)
+    grid = Grid.cover(
+        scaled.size,
+        tile=tile or options.tile,
+        stride=stride or options.step,
+        pixels=scaled.pixels,
+    )
+    rows, columns, share = select(grid, tissue, min_coverage=options.min_coverage)
+    stain = estimate_stains(scaled, tissue, options.stain)
+    return SlidePlan(
+        scaled,
+        tissue,
+        grid,
+        rows,
+        columns,
+        share,
+        stain,
+        ColourTable.between(stain, target),
+    )
+
+
+def select(
+    grid: Grid, tissue: TissueMask, *, min_coverage: float
+) -> tuple[IntArray, IntArray, npt.NDArray[np.float32]]:
+    """Select the tiles with enough tissue, row by row.
+
+    Returns
+    -------
+    rows, columns : ndarray of int32, (N,)
+    coverage : ndarray of float32, (N,)
+        Above 0 and at least ``min_coverage``.
+    """
+    chosen: list[tuple[IntArray, IntArray, npt.NDArray[np.float32]]] = []
+    every_column = np.arange(grid.columns, dtype=np.int32)
+    # In bands of rows: a small stride on a large slide has a hundred million positions.
+    band = max(1, 1_000_000 // max(1, grid.columns))
+    for first in range(0, grid.rows, band):
+        some = np.arange(first, min(first + band, grid.rows), dtype=np.int32)
+        rows, columns = np.repeat(some, grid.columns), np.tile(every_column, len(some))
+        share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
+        keep = (share >= min_coverage) & (share > 0)
+        chosen.append((rows[keep], columns[keep], share[keep]))
+    if not chosen:
+        empty = np.empty(0, np.int32)
+        return empty, empty, np.empty(0, np.float32)
+    rows, columns, share = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+    return rows, columns, share
+
+
+def estimate_stains(scaled: ScaledSlide, tissue: TissueMask, options: StainOptions) -> StainProfile:
+    """Estimate the stains of a slide from tissue patches spread over it.
+
+    The patches are read at the tiles' own scale: at the mask's 8 µm/px every pixel is
+    a mixture of nuclei and plasma, which draws the two stain vectors together.
+
+    Raises
+    ------
+    SlideReadError
+        The slide cannot be decoded.
+    """
+    histogram = ColourHistogram()
+    if options.method != "none":
+        edge = min(_SAMPLE_PX, scaled.size.width, scaled.size.height)
+        if edge > 0:
+            _sample(histogram, scaled, tissue, edge, max(1, options.sample_px // edge**2))
+    return fit_stains(histogram, method=options.method)
+
+
+def _sample(
+    histogram: ColourHistogram, scaled: ScaledSlide, tissue: TissueMask, edge: int, count: int
+) -> None:
+    grid = Grid.cover(scaled.size, tile=edge, stride=edge, pixels=scaled.pixels)
+    rows, columns, _ = select(grid, tissue, min_coverage=0.5)
+    if not len(rows):
+        rows, columns, _ = select(grid, tissue, min_coverage=0.0)
+    for index in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round()):
+        at = int(index)
+        region = scaled.read(int(columns[at]) * edge, int(rows[at]) * edge, Size(edge, edge))
+        usable = ~(is_pen(region.rgb) | is_black(region.rgb))
+        histogram.add(region.rgb, usable if region.valid is None else usable & region.valid)

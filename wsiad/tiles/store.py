@@ -1,0 +1,259 @@
+"""The tile store: a zarr v3 hierarchy with one group per slide (docs/store-format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiad.errors import StoreError, StoreMismatchError
+from wsiad.files import write_json
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.tiles.options import Preparation
+from wsiad.tiling import Grid
+from wsiad.units import Mpp, Spacing, TilePx
+
+FORMAT = "wsiad-tile-store"
+FORMAT_VERSION = 1
+GROUPS = "slides.zarr"
+"""Folder of the zarr hierarchy within a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """A slide's group in a store, open for reading.
+
+    Parameters
+    ----------
+    name : str
+    group : zarr.Group
+    facts : dict
+        The group's ``wsiad`` attributes; see docs/store-format.md.
+    """
+
+    name: str
+    group: zarr.Group
+    facts: dict[str, Any]
+
+    def __len__(self) -> int:
+        return int(self.facts["tiles"])
+
+    @property
+    def status(self) -> str:
+        """``"ok"`` or ``"no-tissue"``."""
+        return str(self.facts["status"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the slide's file when it was tiled."""
+        return str(self.facts["slide"]["fingerprint"])
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the slide, level-0 pixels."""
+        return Size(*self.facts["slide"]["size_px"])
+
+    @property
+    def bounds(self) -> Box:
+        """Non-empty part of the slide, level-0 pixels."""
+        return Box(*self.facts["slide"]["bounds_px"])
+
+    @property
+    def spacing(self) -> Spacing:
+        """µm per level-0 pixel."""
+        x, y = self.facts["slide"]["spacing_um"]
+        return Spacing(Mpp(x), Mpp(y))
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the tiles."""
+        grid = self.facts["grid"]
+        return Grid(
+            TilePx(grid["tile_px"]),
+            TilePx(grid["stride_px"]),
+            grid["columns"],
+            grid["rows"],
+            PixelMap(*grid["pixels"]),
+        )
+
+    def tiles(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Read tiles ``start`` to ``stop``, uint8 (N, tile, tile, 3)."""
+        return np.asarray(self.group["tiles"][start:stop])
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column."""
+        return np.asarray(self.group[name][:])
+
+    @property
+    def chunk(self) -> int:
+        """Tiles per chunk: what is read from disk at once."""
+        return int(self.group["tiles"].chunks[0])
+
+
+class TileStore:
+    """A tile store on disk.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or one of an unknown format version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / GROUPS / "zarr.json").exists():
+            raise StoreError(
+                "is not a tile store", subject=str(path), remedy="Make one with `wsiad tile`."
+            )
+        try:
+            facts = dict(zarr.open_group(path / GROUPS, mode="r").attrs)["wsiad"]
+            known = facts["format"] == FORMAT and facts["version"] == FORMAT_VERSION
+            self.preparation = Preparation.model_validate(facts["preparation"]) if known else None
+            self.target: dict[str, Any] = facts["stain_target"]
+            self.digest = str(facts["digest"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise StoreError(
+                f"is damaged: its root group cannot be read ({error})",
+                subject=str(path),
+                remedy="Tile the slides again into an empty folder.",
+            ) from error
+        if self.preparation is None:
+            raise StoreError(
+                f"has format {facts['format']} version {facts['version']}; this version of "
+                f"wsiad reads {FORMAT} version {FORMAT_VERSION}",
+                subject=str(path),
+                remedy="Tile the slides again, or use the version of wsiad that made it.",
+            )
+
+    @classmethod
+    def create(cls, path: Path, preparation: Preparation, target: dict[str, Any]) -> TileStore:
+        """Create a store, or open it if it was made with the same preparation.
+
+        Parameters
+        ----------
+        path : Path
+        preparation : Preparation
+            What decides the pixels; one for all slides of a store.
+        target : dict
+            The stain target's profile as JSON values.
+
+        Raises
+        ------
+        StoreMismatchError
+            It was made with another preparation; names the differences.
+        StoreError
+            The folder holds something else.
+        """
+        preparation = preparation.preparation()
+        target = json.loads(json.dumps(target))  # tuples become lists, as when read back
+        digest = preparation.digest(target)
+        if (path / GROUPS / "zarr.json").exists():
+            store = cls(path)
+            if store.digest != digest:
+                raise StoreMismatchError(
+                    f"was made with another configuration: "
+                    f"{_differences(store, preparation, target)}",
+                    subject=str(path),
+                    remedy="Use the same configuration, or another --out.",
+                )
+            return store
+        if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+            raise StoreError(
+                "holds something that is not a tile store",
+                subject=str(path),
+                remedy="Give an empty or a new folder as --out.",
+            )
+        facts = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "digest": digest,
+            "preparation": preparation.model_dump(mode="json"),
+            "stain_target": target,
+        }
+        # zarr's own writer is not atomic; a root group is one small JSON file.
+        write_json(
+            path / GROUPS / "zarr.json",
+            {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}},
+        )
+        return cls(path)
+
+    def folder(self, name: str) -> Path:
+        """Folder of a slide's group."""
+        return self.path / GROUPS / name
+
+    def __contains__(self, name: str) -> bool:
+        return (self.folder(name) / "zarr.json").exists()
+
+    def names(self) -> list[str]:
+        """Names of the slides that are whole in the store, sorted."""
+        return sorted(
+            entry.name
+            for entry in (self.path / GROUPS).iterdir()
+            if not entry.name.startswith(".") and (entry / "zarr.json").exists()
+        )
+
+    def slide(self, name: str) -> StoredSlide:
+        """Open a slide's group.
+
+        Raises
+        ------
+        StoreError
+            There is none, or it is damaged.
+        """
+        if name not in self:
+            raise StoreError(
+                f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."
+            )
+        try:
+            group = zarr.open_group(self.folder(name), mode="r")
+            return StoredSlide(name, group, dict(group.attrs)["wsiad"])
+        except (KeyError, ValueError, OSError) as error:
+            raise StoreError(
+                f"the group of slide {name!r} is damaged: {error}",
+                subject=str(self.path),
+                remedy=f"Delete {self.folder(name)} and tile the slide again.",
+            ) from error
+
+    def __iter__(self) -> Iterator[StoredSlide]:
+        return (self.slide(name) for name in self.names())
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a folder is a tile store."""
+    return (path / GROUPS / "zarr.json").exists()
+
+
+def _differences(store: TileStore, preparation: Preparation, target: dict[str, Any]) -> str:
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                out |= flat(value, f"{prefix}{key}.")
+            else:
+                out[prefix + key] = value
+        return out
+
+    assert store.preparation is not None
+    there, here = (
+        flat(p.model_dump(mode="json", exclude={"stain": {"target"}}))
+        for p in (store.preparation, preparation)
+    )
+    found = [
+        f"{key} is {there.get(key)!r} in the store and {here.get(key)!r} here"
+        for key in here
+        if there.get(key) != here.get(key)
+    ]
+    if store.target != target:
+        found.append("the stain targets have different stains")
+    return "; ".join(found) or "its digest differs"
