@@ -1,0 +1,138 @@
+"""Tile-level AUROC of the detectors on PatchCamelyon tiles.
+
+Fits a detector on healthy tiles and scores healthy and tumour tiles of other slides::
+
+    python benchmarks/detectors_pcam.py knn --fit train_normal.tar \
+        --healthy valid_normal.tar --tumour valid_tumour.tar \
+        --weights squeezenet1_1.safetensors --set places=8 --set pooling=quantile
+
+The tars hold 96 px tiles. With ``--input 64`` the central window is scored. Where
+``--healthy`` is the tar of ``--fit``, its tiles that were not fitted on are scored:
+options are chosen so, on the training split, and the other split is left for the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from wsiad.config import build
+from wsiad.detectors import registry
+from wsiad.detectors.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.tiles.arrays import ArrayTiles
+from wsiad.training.crops import centre_crops
+from wsiad.units import Mpp, TilePx
+
+PCAM_MPP = Mpp(0.972)
+
+
+def read_tar(path: Path, most: int | None, *, without: int = 0) -> np.ndarray:
+    """Tiles of a tar, evenly chosen: uint8 (N, 96, 96, 3).
+
+    ``without`` leaves out those that ``most = without`` chooses.
+    """
+    with tarfile.open(path) as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".jpg"))
+        if without:
+            names = sorted(set(names) - set(_evenly(names, without)))
+        if most and len(names) > most:
+            names = _evenly(names, most)
+        files = (tar.extractfile(name) for name in names)
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in files]
+        )
+
+
+def _evenly(names: list[str], count: int) -> list[str]:
+    return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("detector", choices=registry.names())
+    parser.add_argument("--fit", type=Path, required=True)
+    parser.add_argument("--healthy", type=Path, required=True)
+    parser.add_argument("--tumour", type=Path, required=True)
+    parser.add_argument("--weights", help="file, or 'random'; default: torchvision's")
+    parser.add_argument("--input", type=int, default=64, help="input size, px")
+    parser.add_argument("--fit-tiles", type=int, default=3000)
+    parser.add_argument("--stop-tiles", type=int, default=500)
+    parser.add_argument("--score-tiles", type=int, help="of each class; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--max-minutes", type=float)
+    parser.add_argument("--folder", type=Path, help="keep metrics and checkpoint here")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+
+    cls = registry.load(args.detector)
+    given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}
+    detector = cls(build(cls.Options, given), InputSpec(TilePx(args.input), PCAM_MPP))
+    tiles = read_tar(args.fit, args.fit_tiles + args.stop_tiles)
+    # The held-out tiles are whole stretches of the tar: neighbours in it are neighbours
+    # in the slide. No slide names are in PatchCamelyon.
+    healthy = HealthyTiles(
+        ArrayTiles(tiles[args.stop_tiles :]), ArrayTiles(tiles[: args.stop_tiles])
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        context = FitContext(
+            seed=args.seed,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            folder=args.folder or Path(scratch),
+            budget=Budget(args.max_steps, args.max_minutes),
+            weights=args.weights,
+        )
+        context.folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        report = detector.fit(healthy, context)
+        fit_seconds = time.monotonic() - start
+    places, counts = [], []
+    start = time.monotonic()
+    for path in (args.healthy, args.tumour):
+        used = len(tiles) if path == args.fit else 0
+        found = torch.from_numpy(read_tar(path, args.score_tiles, without=used))
+        cut = centre_crops(found, args.input).numpy()
+        places.append(detector.score_places(cut))
+        counts.append(len(cut))
+    score_seconds = time.monotonic() - start
+    labels = np.repeat([0, 1], counts)
+    scores = np.concatenate(places).reshape(sum(counts), -1)
+    result = {
+        "detector": args.detector,
+        "options": given,
+        "input": args.input,
+        "ended_by": report.ended_by,
+        "steps": report.steps,
+        "fit_seconds": round(fit_seconds, 1),
+        "tiles_per_second": round(sum(counts) / score_seconds),
+        "auroc": round(roc_auc_score(labels, detector.pool(np.concatenate(places))), 4),
+        # What every pooling of the places would have given: shown, never chosen by.
+        "auroc_by_pooling": {
+            name: round(roc_auc_score(labels, pooled), 4)
+            for name, pooled in {
+                "mean": scores.mean(axis=1),
+                "max": scores.max(axis=1),
+                **{
+                    f"q{int(q * 100):02d}": np.quantile(scores, q, axis=1)
+                    for q in (0.05, 0.25, 0.5, 0.95)
+                },
+            }.items()
+        },
+        "notes": report.notes,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import percentileofscore
+
+from wsiad.detectors.detector import Detector, DetectorOptions, InputSpec, State
+from wsiad.errors import DetectorError, RunError
+from wsiad.tiles.arrays import ArrayTiles
+from wsiad.training.calibration import Calibration, calibrate
+from wsiad.units import Mpp, TilePx
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.gamma(2, size=20_001).astype(np.float32)
+
+
+class Redness(Detector):
+    """Mean of the red channel: a score that is known."""
+
+    def fit(self, tiles, context):
+        raise NotImplementedError
+
+    def score_places(self, tiles):
+        assert tiles.shape[1:] == (self.spec.size, self.spec.size, 3)
+        return tiles[..., 0].mean(axis=(1, 2), dtype=np.float64).astype(np.float32)[:, None, None]
+
+    def state(self):
+        return State({}, {})
+
+    def load_state(self, state, device):
+        pass
+
+
+def redness(size):
+    return Redness(DetectorOptions(), InputSpec(TilePx(size), Mpp(1)))
+
+
+def test_percentile_is_the_share_of_lower_healthy_scores():
+    calibration = Calibration.of(SCORES, n_slides=7)
+    asked = np.concatenate([RNG.choice(SCORES, 200), RNG.uniform(0, 12, 200)]).astype(np.float32)
+    expected = percentileofscore(SCORES, asked, kind="strict")
+    found = calibration.percentile(asked)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.05)  # levels lie 0.1 % apart
+    tail = np.quantile(SCORES, [0.995, 0.999, 0.9995])
+    np.testing.assert_allclose(calibration.percentile(tail), [99.5, 99.9, 99.95], atol=0.006)
+
+
+def test_beyond_the_healthy_scores_and_nan():
+    calibration = Calibration.of(SCORES, n_slides=1)
+    found = calibration.percentile([[-1.0, 1e9], [np.inf, np.nan]])
+    np.testing.assert_array_equal(found, np.float32([[0, 100], [100, np.nan]]))
+
+
+def test_percentile_rises_with_the_score():
+    calibration = Calibration.of(np.round(SCORES, 1), n_slides=1)
+    found = calibration.percentile(np.linspace(-1, 20, 5000))
+    assert (np.diff(found) >= 0).all()
+
+
+def test_constant_scores():
+    calibration = Calibration.of(np.full(10, 2.5, np.float32), n_slides=1)
+    np.testing.assert_array_equal(calibration.percentile([2.4, 2.5, 2.6]), [0, 0, 100])
+    assert (calibration.median, calibration.spread) == (2.5, 0)
+    assert calibration.quantile(0.99) == 2.5
+
+
+def test_ties_count_those_strictly_below():
+    calibration = Calibration.of(np.float32([1] * 50 + [2] * 50), n_slides=1)
+    assert calibration.percentile(1) == 0
+    assert calibration.percentile(2) == pytest.approx(50, abs=1)
+    assert calibration.percentile(2.001) == 100
+
+
+def test_quantile_median_and_spread():
+    normal = RNG.normal(5, 2, 50_000).astype(np.float32)
+    calibration = Calibration.of(normal, n_slides=3)
+    assert calibration.quantile(0.95) == pytest.approx(np.quantile(normal, 0.95))
+    assert calibration.median == pytest.approx(5, abs=0.05)
+    assert calibration.spread == pytest.approx(2, rel=0.02)
+    with pytest.raises(DetectorError):
+        calibration.quantile(95)
+
+
+def test_json_round_trip():
+    calibration = Calibration.of(SCORES, n_slides=7)
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again == calibration
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"levels": [0, 1]},
+        {"values": "x"},
+        {"n_windows": 0},
+        {"extra": 1},
+        {"levels": [0, 1], "values": [2, 1]},
+    ],
+)
+def test_damaged_json_is_refused(change):
+    stored = {**Calibration.of(SCORES, n_slides=7).to_json(), **change}
+    with pytest.raises(RunError):
+        Calibration.from_json(stored)
+
+
+def test_scores_that_cannot_calibrate():
+    with pytest.raises(DetectorError, match="no healthy windows"):
+        Calibration.of(np.zeros(0, np.float32), n_slides=0)
+    with pytest.raises(DetectorError, match="not finite"):
+        Calibration.of(np.float32([1, np.nan]), n_slides=1)
+
+
+def test_calibrate_scores_every_window_of_larger_tiles():
+    tiles = RNG.integers(0, 256, (5, 7, 7, 3), dtype=np.uint8)
+    calibration = calibrate(redness(3), ArrayTiles(tiles), n_slides=2, quiet=True)
+    assert (calibration.n_windows, calibration.n_slides) == (20, 2)
+    means = [tile[y : y + 3, x : x + 3, 0].mean() for tile in tiles for y in (0, 3) for x in (0, 3)]
+    assert calibration.quantile(0) == pytest.approx(min(means))
+    assert calibration.quantile(1) == pytest.approx(max(means))
+    assert calibration.median == pytest.approx(np.median(means))
+
+
+def test_calibrate_by_a_sample():
+    tiles = RNG.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
+    first, second = (
+        calibrate(redness(4), ArrayTiles(tiles), n_slides=1, seed=s, most_tiles=30, quiet=True)
+        for s in (1, 2)
+    )
+    assert first.n_windows == 30
+    assert first.values != second.values
+
+
+def test_calibrate_with_tiles_too_small():
+    with pytest.raises(DetectorError, match="smaller"):
+        calibrate(redness(8), ArrayTiles(np.zeros((2, 4, 4, 3), np.uint8)), n_slides=1, quiet=True)

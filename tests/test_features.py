@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsiad.errors import DetectorError, WeightsError
+from wsiad.networks import _torchvision, features, weights
+from wsiad.networks.features import BackboneFeatures
+
+SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
+REAL = Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_1.safetensors"
+
+
+def images(count=2, edge=64):
+    return torch.rand(count, 3, edge, edge, generator=torch.Generator().manual_seed(1))
+
+
+def normalised(x):
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    return (x - mean) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+
+def test_features_are_those_of_the_network_pooled():
+    full = _torchvision.models().squeezenet1_1(weights=None).eval()
+    full.load_state_dict(SQUEEZENET)
+    x = images()
+    with torch.no_grad():
+        shallow = full.features[:5](normalised(x))
+        deep = full.features[5:8](shallow)
+    assert shallow.shape[2:] == (15, 15)
+    found = BackboneFeatures("squeezenet1_1", ["features.4", "features.7"], 1, SQUEEZENET)(x)
+    expected = torch.cat([shallow.mean(dim=(2, 3)), deep.mean(dim=(2, 3))], dim=1)
+    torch.testing.assert_close(found[:, 0, 0], expected, rtol=1e-4, atol=1e-5)
+    grid = BackboneFeatures("squeezenet1_1", ["features.4"], 5, SQUEEZENET)(x)
+    expected = shallow.unfold(2, 3, 3).unfold(3, 3, 3).mean(dim=(4, 5)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resnet():
+    tensors = features.random_tensors("resnet18", 0)
+    network = BackboneFeatures("resnet18", ["layer1", "layer2"], 4, tensors)
+    assert network(images()).shape == (2, 4, 4, 64 + 128)
+    assert not any(key.startswith("network.layer3") for key in network.state_dict())
+
+
+def test_layers_deeper_than_needed_may_be_absent():
+    needed = BackboneFeatures("squeezenet1_1", ["features.3"], 1, SQUEEZENET).network.state_dict()
+    assert 0 < len(needed) < len(SQUEEZENET)
+    again = BackboneFeatures("squeezenet1_1", ["features.3"], 1, needed)
+    assert torch.equal(again(images()), again(images()))
+
+
+def test_unknown_backbone_layer_and_weights():
+    with pytest.raises(DetectorError, match=r"no network 'resnet17'.*resnet18"):
+        BackboneFeatures("resnet17", ["layer1"], 1, {})
+    with pytest.raises(DetectorError, match=r"no layer 'layer1'.*features\.4"):
+        BackboneFeatures("squeezenet1_1", ["layer1"], 1, SQUEEZENET)
+    with pytest.raises(WeightsError, match=r"features\.0\.weight is missing"):
+        BackboneFeatures("squeezenet1_1", ["features.4"], 1, {})
+    wrong = {**SQUEEZENET, "features.0.weight": torch.zeros(32, 3, 3, 3)}
+    with pytest.raises(WeightsError, match=r"features\.0\.weight has the shape"):
+        BackboneFeatures("squeezenet1_1", ["features.4"], 1, wrong)
+
+
+def test_more_places_than_features_are_refused():
+    network = BackboneFeatures("squeezenet1_1", ["features.4"], 16, SQUEEZENET)
+    with pytest.raises(DetectorError, match=r"16 × 16 places .* 15 × 15"):
+        network(images())
+
+
+def test_random_tensors_follow_the_seed():
+    digests = [
+        weights.tensors_sha256(features.random_tensors("squeezenet1_1", seed)) for seed in (0, 0, 1)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the folder shared/ with real weights is absent")
+def test_published_squeezenet_weights_fit():
+    found = weights.read_file(REAL)
+    network = BackboneFeatures("squeezenet1_1", ["features.4"], 4, found.tensors)
+    assert network(images()).std() > 0

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import pytest
+
+from wsiad.detectors import registry
+from wsiad.detectors.detector import Detector, DetectorOptions
+from wsiad.errors import DetectorError
+
+
+def test_names_are_those_of_files_and_folders():
+    assert {"dpa", "gaussian", "knn"} <= set(registry.names())
+    assert not {"detector", "registry", "_features"} & set(registry.names())
+    assert list(registry.names()) == sorted(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_name_is_a_detector(name):
+    cls = registry.load(name)
+    assert issubclass(cls, Detector)
+    assert issubclass(cls.Options, DetectorOptions)
+    cls.Options()
+    undescribed = [key for key, field in cls.Options.model_fields.items() if not field.description]
+    assert not undescribed
+
+
+def test_listing_imports_neither_torch_nor_a_detector():
+    code = (
+        "import sys; from wsiad.detectors import registry; registry.names(); "
+        "assert 'torch' not in sys.modules and 'wsiad.detectors.dpa' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(DetectorError, match="did you mean 'gaussian'"):
+        registry.load("gausian")
+    with pytest.raises(DetectorError, match="Choose one of"):
+        registry.load("detector")
+    with pytest.raises(DetectorError):
+        registry.load("../dpa")
+
+
+def test_new_file_is_a_new_detector(tmp_path, monkeypatch):
+    import wsiad.detectors
+
+    (tmp_path / "brightness.py").write_text(
+        "from wsiad.detectors.gaussian import Gaussian\nclass Brightness(Gaussian):\n    pass\n"
+    )
+    (tmp_path / "empty.py").write_text("")
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    monkeypatch.setattr(wsiad.detectors, "__path__", [str(tmp_path), *wsiad.detectors.__path__])
+    assert registry.names() == ("brightness", "empty")
+    assert registry.load("brightness").__name__ == "Brightness"
+    with pytest.raises(DetectorError, match="must define one detector class, not 0"):
+        registry.load("empty")

@@ -1,0 +1,1 @@
+"""Detectors: one file or folder a method; see :mod:`wsiad.detectors.detector`."""

@@ -1,0 +1,213 @@
+"""What the baselines on frozen features share: options, sampling, scoring, state."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+from torch import Tensor
+
+from wsiad.detectors.detector import (
+    Detector,
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    InputSpec,
+    Scores,
+    State,
+    Tiles,
+    TileSource,
+)
+from wsiad.errors import DetectorError, WsiadError
+from wsiad.networks import features, weights
+from wsiad.networks.features import BackboneFeatures
+from wsiad.progress import Progress
+from wsiad.training.crops import on_device, random_crops
+from wsiad.training.sampling import sample
+
+Vectors = npt.NDArray[np.float32]
+"""Feature vectors, float32 (N, C)."""
+
+_BATCH = 128
+_Count = Annotated[int, pydantic.Field(ge=1)]
+
+DEFAULT_LAYERS = {"squeezenet1_0": ("features.4",), "squeezenet1_1": ("features.4",)}
+"""Layers by backbone: SqueezeNet's second Fire module; else the first two residual stages."""
+
+
+class FeatureOptions(DetectorOptions):
+    """Options of every detector on frozen features."""
+
+    backbone: str = "squeezenet1_1"
+    """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2."""
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules whose output is used; by default ``features.4`` of SqueezeNet, or ``layer1`` and
+    ``layer2`` of a ResNet."""
+    places: _Count = 8
+    """Edge of the grid of places in a tile; 1 averages the features over the whole tile."""
+    l2_normalise: bool = False
+    """Scale every feature vector to length 1."""
+    fit_tiles: _Count = 20_000
+    """The most healthy tiles to look at."""
+    fit_vectors: _Count = 20_000
+    """The most feature vectors to fit on, drawn evenly from all places of those tiles."""
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the layers given, or the backbone's defaults."""
+        if self.layers is not None:
+            return self.layers
+        return DEFAULT_LAYERS.get(self.backbone, ("layer1", "layer2"))
+
+
+class FeatureDetector(Detector):
+    """A detector that compares feature vectors of places with healthy ones.
+
+    A subclass says what it keeps of healthy vectors (:meth:`fit_vectors`), how far a
+    vector is from it (:meth:`distance`), and how to take it up again (:meth:`restore`).
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = FeatureOptions
+    options: FeatureOptions
+
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._backbone: BackboneFeatures | None = None
+        self._fitted: dict[str, Tensor] = {}
+        self._device = torch.device("cpu")
+        self._about: dict[str, Any] = {}
+
+    @abstractmethod
+    def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
+        """Return what is kept of healthy vectors, float32 tensors on the CPU."""
+
+    @abstractmethod
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return the strangeness of vectors, (N, C) to (N,), on their device."""
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Take the features of healthy tiles; tiles larger than the input give a random window.
+
+        Raises
+        ------
+        DetectorError
+            The backbone or layer is unknown, the tiles too small, or all alike.
+        WeightsError
+            The backbone's weights are not at hand.
+        """
+        options, self._device = self.options, context.device
+        found = weights.resolve(
+            context.weights,
+            model=options.backbone,
+            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
+        )
+        self._set_backbone(found.tensors)
+        vectors, count = self._sample(tiles.fit, context)
+        self._fitted = _moved(self.fit_vectors(vectors), self._device)
+        self._about = {
+            "weights": found.note(),
+            "layers": list(options.chosen_layers()),
+            "tiles": count,
+            "vectors": len(vectors),
+            "channels": vectors.shape[1],
+        }
+        return FitReport(ended_by="fitted", notes=dict(self._about))
+
+    def score_places(self, tiles: Tiles) -> Scores:
+        """Score the places of tiles; see :meth:`Detector.score_places`."""
+        places = self.options.places
+        if not self._fitted:
+            raise DetectorError("the detector is not fitted yet")
+        scores = [
+            self.distance(
+                self._features(on_device(tiles[i : i + _BATCH], self._device)), self._fitted
+            )
+            for i in range(0, len(tiles), _BATCH)
+        ]
+        flat = torch.cat(scores).cpu().numpy() if scores else np.zeros(0)
+        return flat.reshape(-1, places, places).astype(np.float32)
+
+    def state(self) -> State:
+        """Return the used part of the backbone and what was fitted."""
+        if self._backbone is None:
+            raise DetectorError("the detector is not fitted yet")
+        network = self._backbone.network.state_dict()
+        tensors = {
+            f"backbone.{name}": tensor.cpu().contiguous() for name, tensor in network.items()
+        }
+        fitted = {f"fitted.{n}": tensor.cpu().contiguous() for n, tensor in self._fitted.items()}
+        return State({**tensors, **fitted}, dict(self._about))
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Become the detector whose state this is."""
+        self._device = device
+        groups: dict[str, dict[str, Tensor]] = {"backbone": {}, "fitted": {}}
+        try:
+            for key, tensor in state.tensors.items():
+                group, _, name = key.partition(".")
+                groups[group][name] = tensor
+            self._set_backbone(groups["backbone"])
+            self._check_fitted(groups["fitted"])
+        except (KeyError, RuntimeError, WsiadError) as error:
+            raise DetectorError(f"the state is not that of this detector ({error})") from error
+        self._fitted = _moved(groups["fitted"], device)
+        self._about = dict(state.values)
+
+    def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
+        """Check that what was fitted belongs to this method and these features."""
+        channels = self._features(
+            torch.zeros(
+                1, self.spec.size, self.spec.size, 3, dtype=torch.uint8, device=self._device
+            )
+        ).shape[1]
+        self.distance(torch.zeros(1, channels, device=self._device), _moved(fitted, self._device))
+
+    def _set_backbone(self, tensors: dict[str, Tensor]) -> None:
+        options = self.options
+        backbone = BackboneFeatures(
+            options.backbone, options.chosen_layers(), options.places, tensors
+        )
+        self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _features(self, tiles: Tensor) -> Tensor:
+        """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""
+        assert self._backbone is not None
+        with torch.inference_mode():
+            vectors: Tensor = self._backbone(tiles.permute(0, 3, 1, 2).float() / 255).flatten(0, 2)
+            if self.options.l2_normalise:
+                vectors = torch.nn.functional.normalize(vectors, dim=1)
+        return vectors
+
+    def _sample(self, tiles: TileSource, context: FitContext) -> tuple[Vectors, int]:
+        """Return vectors drawn evenly from the places of healthy tiles, and how many tiles."""
+        options = self.options
+        count, batches = sample(tiles, options.fit_tiles, batch=_BATCH, seed=context.seed)
+        total = count * options.places**2
+        kept = np.arange(total)
+        if total > options.fit_vectors:
+            rng = np.random.default_rng([context.seed, total])
+            kept = np.sort(rng.choice(total, options.fit_vectors, replace=False))
+        vectors: list[Vectors] = []
+        start = 0
+        with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
+            for step, part in enumerate(batches):
+                windows = random_crops(
+                    on_device(part, self._device), self.spec.size, seed=context.seed, step=step
+                )
+                found = self._features(windows).cpu().numpy()
+                inside = kept[(kept >= start) & (kept < start + len(found))] - start
+                vectors.append(found[inside])
+                start += len(found)
+                progress.update(len(part))
+        bank = np.concatenate(vectors)
+        if not np.isfinite(bank).all():
+            raise DetectorError("features are not finite; the weights are damaged")
+        return bank, count
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

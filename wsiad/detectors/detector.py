@@ -1,0 +1,233 @@
+"""The interface of a detector: fit on healthy tiles, score tiles, keep its state.
+
+A detector knows tiles (uint8, N × H × W × 3) and nothing of slides, stores, heatmaps
+or command lines. Every detector scores *places*: an m × m map within the tile, with
+m = 1 where the method has no map. How the places of a tile are pooled into the tile's
+score is a choice of the user, not of the method, and therefore lives here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+
+from wsiad.config import Config
+from wsiad.units import Mpp, TilePx
+
+Tiles = npt.NDArray[np.uint8]
+"""RGB tiles, uint8 (N, H, W, 3)."""
+
+Scores = npt.NDArray[np.float32]
+"""Anomaly scores; higher is stranger."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a detector looks at.
+
+    Parameters
+    ----------
+    size : TilePx
+        Edge of its square input, pixels.
+    mpp : Mpp
+        Scale of its input, µm/px.
+    """
+
+    size: TilePx
+    mpp: Mpp
+
+
+class TileSource(Protocol):
+    """Tiles that a detector may draw from; they may be larger than its input."""
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the square tiles, pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def ordered(self, batch: int) -> Iterator[Tiles]:
+        """Yield every tile once in a fixed order, in batches of at most ``batch``."""
+        ...
+
+    def shuffled(self, batch: int, *, seed: int, epoch: int) -> Iterator[Tiles]:
+        """Yield full batches in an order that is a pure function of seed and epoch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HealthyTiles:
+    """Healthy tiles by their use; disjoint by slide where there are slides enough.
+
+    Parameters
+    ----------
+    fit : TileSource
+        To fit on.
+    stop : TileSource
+        Held out, to know when to stop.
+    """
+
+    fit: TileSource
+    stop: TileSource
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a fit may take; what is reached first ends it."""
+
+    max_steps: int | None = None
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """Circumstances of a fit that are not the method's own.
+
+    Parameters
+    ----------
+    seed : int
+        Same seed and data, same result on the same machine.
+    device : torch.device
+        Where to compute.
+    folder : Path
+        Where metrics and checkpoints go; a fit that finds its own checkpoint there
+        goes on from it.
+    budget : Budget
+        Bounds on the fit.
+    weights : str or None
+        Pretrained weights: a file, ``"random"`` or ``None`` for the method's default.
+    quiet : bool
+        No progress output.
+    """
+
+    seed: int
+    device: torch.device
+    folder: Path
+    budget: Budget = field(default_factory=Budget)
+    weights: str | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """How a fit ended.
+
+    Parameters
+    ----------
+    ended_by : str
+        ``"fitted"`` for methods in closed form, else ``"early-stopping"``,
+        ``"max-steps"`` or ``"max-minutes"``.
+    steps : int
+        Optimiser steps taken; 0 for methods in closed form.
+    notes : dict
+        JSON values that the run should tell its reader, such as the weights' source.
+    """
+
+    ended_by: str
+    steps: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class DetectorOptions(Config):
+    """Options that every detector has; a detector adds its own."""
+
+    input_px: Annotated[int, pydantic.Field(ge=8)] | None = None
+    """Edge of the input in pixels at the store's µm/px; by default the method's own."""
+    pooling: Literal["mean", "max", "quantile"] = "mean"
+    """How the scores of the places within a tile become the tile's score."""
+    pooling_quantile: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
+    """Which quantile of the places, with ``pooling: quantile``."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a fitted detector is: tensors for safetensors, values for JSON."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+class Detector(ABC):
+    """A method that learns what healthy tiles look like.
+
+    Parameters
+    ----------
+    options : DetectorOptions
+        Of the subclass's own ``Options`` class.
+    spec : InputSpec
+        Size and scale of the input.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = DetectorOptions
+    default_input_px: ClassVar[int | None] = None
+    """Input size where the options give none; ``None`` for that of the stored tiles."""
+
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        self.options = options
+        self.spec = spec
+
+    @abstractmethod
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Learn from healthy tiles.
+
+        Raises
+        ------
+        DetectorError
+            The tiles do not allow it: too few, too small.
+        WeightsError
+            Pretrained weights are not at hand.
+        """
+
+    @abstractmethod
+    def score_places(self, tiles: Tiles) -> Scores:
+        """Score the places within tiles.
+
+        Parameters
+        ----------
+        tiles : ndarray of uint8, (N, size, size, 3)
+            RGB at the input size and scale of the detector.
+
+        Returns
+        -------
+        ndarray of float32, (N, m, m)
+            Anomaly scores of m × m equal parts of each tile; higher is stranger.
+        """
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return what :meth:`load_state` needs to make an equal detector."""
+
+    @abstractmethod
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Become the detector whose state this is.
+
+        Raises
+        ------
+        DetectorError
+            The state is not of this method.
+        """
+
+    def score(self, tiles: Tiles) -> Scores:
+        """Score tiles, float32 (N,); higher is stranger."""
+        return self.pool(self.score_places(tiles))
+
+    def pool(self, places: Scores) -> Scores:
+        """Pool the places of each tile, (N, m, m), into its score, float32 (N,)."""
+        flat = places.reshape(len(places), math.prod(places.shape[1:]))
+        match self.options.pooling:
+            case "mean":
+                return flat.mean(axis=1, dtype=np.float64).astype(np.float32)
+            case "max":
+                return flat.max(axis=1)
+            case "quantile":
+                return np.quantile(flat, self.options.pooling_quantile, axis=1).astype(np.float32)

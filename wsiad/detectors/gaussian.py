@@ -1,0 +1,78 @@
+"""One Gaussian of healthy features: the score is the Mahalanobis distance to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from scipy.linalg import solve_triangular
+from sklearn.covariance import ledoit_wolf
+from torch import Tensor
+
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors.detector import DetectorOptions
+from wsiad.errors import DetectorError
+
+
+class GaussianOptions(FeatureOptions):
+    """Options of ``gaussian``."""
+
+    shrinkage: Literal["ledoit-wolf"] | Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
+    """Share of the identity (times the mean variance) in the covariance; ``ledoit-wolf`` computes
+    the one that estimates the covariance best, which is smaller."""
+    pooling: Literal["mean", "max", "quantile"] = "quantile"
+    """How the scores of the places within a tile become the tile's score."""
+
+
+class Gaussian(FeatureDetector):
+    """Mahalanobis distance of frozen features to those of healthy tiles.
+
+    Tissue has no fixed layout, so the places of a tile share one Gaussian (PaDiM,
+    Defard et al. 2020, has one a place, for aligned images).
+
+    Notes
+    -----
+    Covariance by Ledoit & Wolf, J. Multivariate Analysis 88 (2004).
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = GaussianOptions
+    options: GaussianOptions
+
+    def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
+        """Return the mean (C,) and the whitening (C, C) of healthy vectors."""
+        values = vectors.astype(np.float64)
+        mean = values.mean(axis=0)
+        covariance = _covariance(values - mean, self.options.shrinkage)
+        try:
+            lower = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError as error:
+            raise DetectorError(
+                f"the covariance of {len(values)} healthy vectors of {values.shape[1]} channels is "
+                "singular",
+                remedy="Fit on more (and different) tiles, or set shrinkage to ledoit-wolf.",
+            ) from error
+        whitening = solve_triangular(lower, np.eye(len(mean)), lower=True)
+        return {
+            "mean": torch.from_numpy(mean.astype(np.float32)),
+            "whitening": torch.from_numpy(whitening.astype(np.float32)),
+        }
+
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return the Mahalanobis distance (not its square) of each vector."""
+        return ((vectors - fitted["mean"]) @ fitted["whitening"].T).norm(dim=1)
+
+
+def _covariance(
+    centred: np.ndarray[tuple[int, int], np.dtype[np.float64]], shrinkage: str | float
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    if isinstance(shrinkage, str):
+        found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = ledoit_wolf(
+            centred, assume_centered=True
+        )[0]
+        return found
+    sample = centred.T @ centred / len(centred)
+    sample *= 1 - shrinkage
+    np.fill_diagonal(sample, sample.diagonal() + shrinkage * np.square(centred).mean(axis=0).mean())
+    return sample

@@ -1,0 +1,61 @@
+"""Detectors by name: the names are those of the files and folders beside this one.
+
+A new detector is one new file or folder here that defines one class derived from
+:class:`~wsiad.detectors.detector.Detector`; nothing else has to know of it. Modules
+whose names begin with an underscore are shared code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsiad.errors import DetectorError
+
+if TYPE_CHECKING:
+    from wsiad.detectors.detector import Detector
+
+_NOT_METHODS = frozenset({"detector", "registry"})
+
+
+def names() -> tuple[str, ...]:
+    """Names of all detectors, sorted; nothing is imported for it."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(n for n in found if n not in _NOT_METHODS and not n.startswith("_")))
+
+
+def load(name: str) -> type[Detector]:
+    """Return a detector's class.
+
+    Raises
+    ------
+    DetectorError
+        There is no detector of that name; the nearest one is named.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        raise DetectorError(
+            f"there is no detector {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+            remedy=f"Choose one of {', '.join(known)}.",
+        )
+    from wsiad.detectors.detector import Detector
+
+    module = importlib.import_module(f"wsiad.detectors.{name}")
+    found = {
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Detector)
+        and not inspect.isabstract(value)
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
+    }
+    if len(found) != 1:
+        raise DetectorError(
+            f"wsiad.detectors.{name} must define one detector class, not {len(found)}"
+        )
+    return found.pop()

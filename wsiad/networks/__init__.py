@@ -1,0 +1,1 @@
+"""Networks: pure ``nn.Module`` and their weights; nothing of training or detectors."""

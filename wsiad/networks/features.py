@@ -1,0 +1,129 @@
+"""Frozen torchvision networks as feature extractors on a grid of places."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.errors import DetectorError, WeightsError
+from wsiad.networks import _torchvision
+from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD
+
+
+class BackboneFeatures(nn.Module):
+    """Features of chosen layers of a torchvision network, pooled to m × m places.
+
+    The network is cut after the deepest layer asked for. The features of each layer are
+    averaged to the grid of places (adaptive average pooling) and concatenated.
+
+    Parameters
+    ----------
+    backbone : str
+        Name of a torchvision classification model: ``"squeezenet1_1"``, ``"resnet18"``, …
+    layers : sequence of str
+        Names of modules, such as ``"features.4"`` or ``"layer2"``.
+    places : int
+        Edge m of the grid; 1 averages over the whole tile.
+    tensors : mapping of str to Tensor
+        State dict with torchvision's keys; what lies deeper is not needed.
+
+    Raises
+    ------
+    DetectorError
+        The backbone or a layer is unknown.
+    WeightsError
+        A tensor is missing or does not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: str, layers: Sequence[str], places: int, tensors: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.layers, self.places = tuple(layers), places
+        self.network = _cut(backbone, self.layers)
+        _load(self.network, tensors, backbone)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return feature vectors, float32 (N, m, m, C), of RGB images (N, 3, H, W) in [0, 1].
+
+        Raises
+        ------
+        DetectorError
+            The images are too small for that many places.
+        """
+        found = self.network((images - self.mean) / self.std)
+        finest = max(min(features.shape[2:]) for features in found.values())
+        if finest < self.places:
+            raise DetectorError(
+                f"{self.places} × {self.places} places were asked for, but the features of a tile "
+                f"of {images.shape[2]} px have {finest} × {finest}",
+                remedy="Choose fewer places, larger tiles or a shallower layer.",
+            )
+        pooled = [
+            nn.functional.adaptive_avg_pool2d(found[layer], self.places) for layer in self.layers
+        ]
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
+
+
+def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:
+    """Return the weights of a freshly made network, drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(_build(backbone).state_dict())
+
+
+def _build(backbone: str) -> nn.Module:
+    models = _torchvision.models()
+    known = models.list_models(module=models)
+    if backbone not in known:
+        raise DetectorError(
+            f"torchvision has no network {backbone!r}",
+            remedy=f"Choose one of {', '.join(known)}.",
+        )
+    # GoogLeNet and Inception would otherwise draw weights for minutes, and warn.
+    extra = {"init_weights": True} if backbone in {"googlenet", "inception_v3"} else {}
+    network: nn.Module = models.get_model(backbone, weights=None, **extra)
+    return network.eval()
+
+
+def _cut(backbone: str, layers: tuple[str, ...]) -> nn.Module:
+    network = _build(backbone)
+    names = dict(network.named_modules())
+    for layer in layers:
+        if layer not in names or not layer:
+            top = [name for name in names if name and name.count(".") <= 1]
+            raise DetectorError(
+                f"{backbone} has no layer {layer!r}", remedy=f"It has {', '.join(top)}."
+            )
+    if not layers:
+        raise DetectorError(f"no layer of {backbone} was chosen")
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    cut: nn.Module = extraction.create_feature_extractor(
+        network, {layer: layer for layer in layers}
+    )
+    return cut.eval()
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> None:
+    own = network.state_dict()
+    for key, tensor in own.items():
+        if key not in tensors:
+            raise WeightsError(
+                f"{key} is missing: these are not the weights of {backbone}",
+                remedy=f"Give weights with torchvision's keys for {backbone}.",
+            )
+        if tensors[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{key} has the shape {tuple(tensors[key].shape)}, not {tuple(tensor.shape)}",
+                remedy=f"Give weights with torchvision's keys for {backbone}.",
+            )
+    network.load_state_dict({key: tensors[key] for key in own})

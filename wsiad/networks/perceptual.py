@@ -1,0 +1,193 @@
+"""The relative perceptual L1 distance of images: loss and anomaly score in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.errors import DetectorError
+from wsiad.networks.vgg import Vgg19
+
+_LEAST_SIZE = 1e-8  # only features that are all equal to the mean come below it
+
+Relative = Literal["tile", "place"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """Mean and standard deviation of every channel of a layer, float32 (C,)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class RelativePerceptualL1(nn.Module):
+    r"""Distance of a reconstruction to its original in the features of a network.
+
+    With :math:`\hat f = (f - \mu_c) / \sigma_c` and the means over channels and places
+
+    .. math:: L(x, y) = \frac{\mathrm{mean}\,|\hat f(x) - \hat f(y)|}
+                             {\mathrm{mean}\,|\hat f(x)|},
+
+    where the denominator belongs to the original *x* and carries no gradient. Several
+    layers are averaged by their weights.
+
+    Parameters
+    ----------
+    network : Vgg19
+        Frozen feature extractor.
+    statistics : mapping of str to ChannelStatistics
+        :math:`\mu_c` and :math:`\sigma_c` of every layer.
+    layer_weights : mapping of str to float
+        Layers and their weights.
+    relative : {"tile", "place"}
+        ``"tile"`` divides by the mean over the tile, as published; ``"place"`` divides
+        at each place by the mean over channels there, and averages the ratios.
+    bf16 : bool
+        Compute the features of CUDA tensors in bfloat16.
+
+    Notes
+    -----
+    Shvetsova et al., IEEE Access 2021 (arXiv 2006.13265), equations 1 and 2. A channel
+    that never changes over the tiles the statistics were taken from (its standard
+    deviation is 0) is shifted but not scaled.
+    """
+
+    def __init__(
+        self,
+        network: Vgg19,
+        statistics: Mapping[str, ChannelStatistics],
+        layer_weights: Mapping[str, float],
+        *,
+        relative: Relative = "tile",
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        total = sum(layer_weights.values())
+        if total <= 0 or min(layer_weights.values()) < 0:
+            raise DetectorError("the weights of the perceptual layers must be positive")
+        self.network = network
+        self.relative = relative
+        self.bf16 = bf16
+        self.statistics = dict(statistics)
+        self._shares = {layer: weight / total for layer, weight in layer_weights.items()}
+        for layer in layer_weights:
+            mean, std = statistics[layer].mean, statistics[layer].std
+            scale = torch.where(std > 0, std, torch.ones_like(std))
+            self.register_buffer(f"mean_{layer}", mean.float().view(1, -1, 1, 1))
+            self.register_buffer(f"scale_{layer}", scale.float().view(1, -1, 1, 1))
+
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Return the distance of each image.
+
+        Parameters
+        ----------
+        original, reconstruction : Tensor, float (N, 3, H, W)
+            RGB in [−1, 1]; the reconstruction may exceed it and is not clamped.
+
+        Returns
+        -------
+        Tensor, float32 (N,)
+        """
+        maps = self._maps(original, reconstruction)
+        return sum(
+            (share * maps[layer].mean(dim=(1, 2)) for layer, share in self._shares.items()),
+            start=torch.zeros((), device=original.device),
+        )
+
+    def places(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Return the distance by place; its mean over places is :meth:`forward`.
+
+        Finer layers are averaged down to the grid of the coarsest one.
+
+        Returns
+        -------
+        Tensor, float32 (N, m, m)
+        """
+        maps = self._maps(original, reconstruction)
+        coarsest = min(m.shape[-1] for m in maps.values())
+        total = torch.zeros((), device=original.device)
+        for layer, share in self._shares.items():
+            pooled = nn.functional.adaptive_avg_pool2d(maps[layer][:, None], coarsest)
+            total = total + share * pooled[:, 0]
+        return total
+
+    def _maps(self, original: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            reference = self._features(original)
+        found = self._features(reconstruction)
+        maps: dict[str, Tensor] = {}
+        for layer in self._shares:
+            size = reference[layer].abs().mean(dim=1)
+            if self.relative == "tile":
+                size = size.mean(dim=(1, 2), keepdim=True)
+            difference = (reference[layer] - found[layer]).abs().mean(dim=1)
+            maps[layer] = difference / size.clamp_min(_LEAST_SIZE)
+        return maps
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the channel-normalised features of images in [−1, 1], float32."""
+        with torch.autocast(
+            images.device.type, dtype=torch.bfloat16, enabled=self.bf16 and images.is_cuda
+        ):
+            features = self.network(images * 0.5 + 0.5)
+        return {
+            layer: (features[layer].float() - self.get_buffer(f"mean_{layer}"))
+            / self.get_buffer(f"scale_{layer}")
+            for layer in self._shares
+        }
+
+
+@torch.no_grad()
+def channel_statistics(network: Vgg19, batches: Iterable[Tensor]) -> dict[str, ChannelStatistics]:
+    """Mean and (population) standard deviation of every channel over all places.
+
+    Parameters
+    ----------
+    network : Vgg19
+        Feature extractor; its layers are those that are measured.
+    batches : iterable of Tensor, float (N, 3, H, W)
+        RGB in [0, 1], on the network's device.
+
+    Raises
+    ------
+    DetectorError
+        There is no batch, or a feature is not finite.
+    """
+    moments: dict[str, _Moments] = {layer: _Moments() for layer in network.layers}
+    for images in batches:
+        for layer, features in network(images).items():
+            moments[layer].add(features)
+    return {layer: moment.statistics(layer) for layer, moment in moments.items()}
+
+
+class _Moments:
+    """Mean and sum of squared deviations by channel, merged batch by batch (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = torch.zeros(())
+        self._squares = torch.zeros(())
+
+    def add(self, features: Tensor) -> None:
+        values = features.detach().to(dtype=torch.float64).transpose(0, 1).flatten(1).cpu()
+        count = values.shape[1]
+        mean = values.mean(dim=1)
+        squares = (values - mean[:, None]).square().sum(dim=1)
+        total = self._count + count
+        shift = mean - self._mean
+        self._mean = self._mean + shift * (count / total)
+        self._squares = self._squares + squares + shift.square() * (self._count * count / total)
+        self._count = total
+
+    def statistics(self, layer: str) -> ChannelStatistics:
+        if self._count == 0:
+            raise DetectorError("no tiles to take the channel statistics from")
+        mean, std = self._mean.float(), (self._squares / self._count).sqrt().float()
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise DetectorError(f"the features of {layer} are not finite; the weights are damaged")
+        return ChannelStatistics(mean=mean, std=std)

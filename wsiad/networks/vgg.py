@@ -1,0 +1,167 @@
+"""The convolutions of VGG19 from a plain state dict: any channel widths, any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.errors import DetectorError, WeightsError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Padding = Literal["zeros", "reflect"]
+
+_CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each of the five blocks of VGG19
+_RANDOM_WIDTHS = (16, 32, 64, 128, 128)
+
+
+def _positions() -> dict[str, int]:
+    """Index in torchvision's ``features`` by layer name."""
+    positions: dict[str, int] = {}
+    index = 0
+    for block, count in enumerate(_CONVOLUTIONS, start=1):
+        for number in range(1, count + 1):
+            positions[f"conv{block}_{number}"] = index
+            positions[f"relu{block}_{number}"] = index + 1
+            index += 2
+        positions[f"pool{block}"] = index
+        index += 1
+    return positions
+
+
+LAYERS = _positions()
+"""Layer names (``conv4_2``, ``relu4_2``, ``pool4``) and their index in ``features``."""
+
+
+class Vgg19(nn.Module):
+    """Features of VGG19 at named layers, ImageNet normalisation included; frozen.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        State dict with torchvision's keys (``features.N.weight``, ``features.N.bias``);
+        what lies deeper than the layers asked for is not needed and not looked at.
+        Channel widths are read from the shapes.
+    layers : sequence of str
+        Which features to return; see :data:`LAYERS`.
+    padding : {"zeros", "reflect"}
+        Padding of the convolutions: ``"zeros"`` for torchvision's weights.
+
+    Raises
+    ------
+    DetectorError
+        A layer is unknown, or none is given.
+    WeightsError
+        A tensor is missing or its shape does not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        layers: Sequence[str],
+        *,
+        padding: Padding = "zeros",
+    ) -> None:
+        super().__init__()
+        if unknown := [layer for layer in layers if layer not in LAYERS]:
+            raise DetectorError(
+                f"VGG19 has no layer {unknown[0]!r}", remedy="Use names such as 'relu4_2'."
+            )
+        if not layers:
+            raise DetectorError("no layer of the perceptual network was chosen")
+        self.layers = tuple(layers)
+        self._names = {LAYERS[layer]: layer for layer in layers}
+        self.features = nn.Sequential(*_modules(tensors, max(self._names), padding))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the features of RGB images, float (N, 3, H, W) in [0, 1], by layer."""
+        x = (images - self.mean) / self.std
+        found: dict[str, Tensor] = {}
+        for index, module in enumerate(self.features):
+            x = module(x)
+            if index in self._names:
+                found[self._names[index]] = x
+        return found
+
+
+def _modules(tensors: Mapping[str, Tensor], deepest: int, padding: Padding) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    channels = 3
+    for name, index in LAYERS.items():
+        if index > deepest:
+            break
+        if name.startswith("relu"):
+            modules.append(nn.ReLU())
+        elif name.startswith("pool"):
+            modules.append(nn.MaxPool2d(2))
+        else:
+            weight, bias = _convolution(tensors, index, channels)
+            channels = weight.shape[0]
+            conv = nn.Conv2d(weight.shape[1], channels, 3, padding=1, padding_mode=padding)
+            with torch.no_grad():
+                conv.weight.copy_(weight)
+                conv.bias.copy_(bias)  # type: ignore[union-attr]
+            modules.append(conv)
+    return modules
+
+
+def _convolution(tensors: Mapping[str, Tensor], index: int, channels: int) -> tuple[Tensor, Tensor]:
+    keys = (f"features.{index}.weight", f"features.{index}.bias")
+    for key in keys:
+        if key not in tensors:
+            raise WeightsError(
+                f"{key} is missing: these are not the weights of a VGG19 down to the layer asked "
+                "for",
+                remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn), or "
+                "choose a shallower layer.",
+            )
+    weight, bias = tensors[keys[0]], tensors[keys[1]]
+    if weight.ndim != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
+        raise WeightsError(
+            f"{keys[0]} has the shape {tuple(weight.shape)}, not (any, {channels}, 3, 3)",
+            remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn).",
+        )
+    if tuple(bias.shape) != (weight.shape[0],):
+        raise WeightsError(f"{keys[1]} has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
+    return weight, bias
+
+
+def needed_keys(layers: Sequence[str]) -> list[str]:
+    """State-dict keys that :class:`Vgg19` reads for these layers."""
+    deepest = max(LAYERS[layer] for layer in layers)
+    return [
+        f"features.{index}.{part}"
+        for name, index in LAYERS.items()
+        if name.startswith("conv") and index <= deepest
+        for part in ("weight", "bias")
+    ]
+
+
+def random_tensors(seed: int) -> dict[str, Tensor]:
+    """Return weights of a VGG19 with a quarter of the channels, drawn from a seed.
+
+    For trying a pipeline out; what it has learnt is nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    channels = 3
+    for name, index in LAYERS.items():
+        if not name.startswith("conv"):
+            continue
+        width = _RANDOM_WIDTHS[int(name[4]) - 1]
+        scale = (2 / (9 * channels)) ** 0.5
+        draw = torch.randn(width, channels, 3, 3, generator=generator)
+        tensors[f"features.{index}.weight"] = draw * scale
+        tensors[f"features.{index}.bias"] = torch.zeros(width)
+        channels = width
+    return tensors

@@ -1,0 +1,204 @@
+"""Pretrained weights: torchvision's, a file's, or random ones by that very name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wsiad.errors import WeightsError
+from wsiad.networks import _torchvision
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights and where they come from.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        State dict, float32, on the CPU.
+    source : str
+        A file, ``"torchvision …"`` or ``"random"``.
+    sha256 : str
+        Of the file, or for random weights of the tensors.
+    metadata : mapping of str to str
+        Of a safetensors file; else empty.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    sha256: str
+    metadata: Mapping[str, str]
+
+    @property
+    def random(self) -> bool:
+        """Whether nothing was ever learnt."""
+        return self.source == RANDOM
+
+    def note(self) -> dict[str, Any]:
+        """Return what a run should say of its weights, as JSON values."""
+        note: dict[str, Any] = {"source": self.source, "sha256": self.sha256}
+        if self.random:
+            note["warning"] = "random weights: scores mean nothing but that the pipeline runs"
+        return note
+
+
+def resolve(
+    weights: str | None, *, model: str, random_tensors: Callable[[], dict[str, Tensor]]
+) -> Weights:
+    """Get the weights that were asked for.
+
+    Parameters
+    ----------
+    weights : str or None
+        ``None`` for torchvision's ImageNet weights of ``model``, the path of a file
+        (safetensors, or a state dict that ``torch.load(weights_only=True)`` reads), or
+        ``"random"``.
+    model : str
+        Name of a torchvision model.
+    random_tensors : callable
+        Draws random weights.
+
+    Raises
+    ------
+    WeightsError
+        They are not at hand, or the file is not what it should be.
+    """
+    if weights == RANDOM:
+        logger.warning("%s has random weights: its scores mean nothing", model)
+        tensors = random_tensors()
+        return Weights(tensors, RANDOM, tensors_sha256(tensors), {})
+    if weights is not None:
+        return read_file(Path(weights))
+    path = _official(model)
+    found = read_file(path)
+    return Weights(
+        found.tensors, f"torchvision {model} IMAGENET1K_V1 ({path.name})", found.sha256, {}
+    )
+
+
+def read_file(path: Path) -> Weights:
+    """Read a state dict from a safetensors file or a ``weights_only`` checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, damaged, holds anything but tensors, or a tensor that is
+        not finite.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            "there is no such file",
+            subject=str(path),
+            remedy="Give the path of a .safetensors or .pth file, or leave --weights out for "
+            "torchvision's.",
+        )
+    metadata: Mapping[str, str] = {}
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors = _read_checkpoint(path)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{name} holds values that are not finite", subject=str(path))
+    return Weights(tensors, str(path), _file_sha256(path), metadata)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and values, independent of their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"is not a readable safetensors file ({error})",
+            subject=str(path),
+            remedy="Copy or download it again.",
+        ) from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            "holds more than plain tensors (a pickled object may run code), or is no PyTorch file",
+            subject=str(path),
+            remedy="Save the model's state_dict() alone, best as safetensors.",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"cannot be read ({' '.join(str(error).split())[:200]})",
+            subject=str(path),
+            remedy="Copy or download it again.",
+        ) from error
+    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
+        values = values["state_dict"]
+    if not isinstance(values, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()
+    ):
+        raise WeightsError(
+            "is not a state dict of names and tensors",
+            subject=str(path),
+            remedy="Save the model's state_dict() alone, best as safetensors.",
+        )
+    return dict(values)
+
+
+def _official(model: str) -> Path:
+    """Return the cached file of torchvision's ImageNet weights; download it if need be."""
+    url: str = _torchvision.models().get_model_weights(model)["IMAGENET1K_V1"].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    checked = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("downloading %s to %s", url, path)
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=checked[1] if checked else None, progress=False
+        )
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"the ImageNet weights are not at hand, and {url} could not be downloaded ({error})",
+            subject=model,
+            remedy=(
+                "With internet: run again. Without: download that address on another machine, "
+                f"then either put the file at {path} or give --weights FILE. "
+                "(--weights random only tries the pipeline out.)"
+            ),
+        ) from error
+    return path
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

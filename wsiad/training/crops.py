@@ -1,0 +1,93 @@
+"""Cut tiles to a detector's input: at random to train, fixed windows to score."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiad.errors import DetectorError
+
+
+def check_size(tile_px: int, input_px: int) -> None:
+    """Check that tiles hold a detector's input.
+
+    Raises
+    ------
+    DetectorError
+        They are smaller.
+    """
+    if tile_px < input_px:
+        raise DetectorError(
+            f"tiles of {tile_px} px are smaller than the detector's input of {input_px} px",
+            remedy="Tile again with larger tiles, or set a smaller input_px.",
+        )
+
+
+def on_device(tiles: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Copy tiles to a device as they are; uint8 is a quarter of the way float32 goes."""
+    # torch wants memory that it may write to.
+    return torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(device)
+
+
+def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
+    """Cut one random window out of every tile and flip it at random in both directions.
+
+    Windows and flips are a pure function of ``seed`` and ``step``, so that a training
+    that was interrupted goes on exactly as it would have.
+
+    Parameters
+    ----------
+    tiles : Tensor of uint8, (N, S, S, 3)
+        On any device.
+    size : int
+        Edge of the windows, pixels.
+    seed, step : int
+        Name the draw.
+
+    Returns
+    -------
+    Tensor of uint8, (N, size, size, 3)
+    """
+    count, edge = tiles.shape[0], tiles.shape[1]
+    check_size(edge, size)
+    rng = np.random.default_rng([seed, step])
+    starts = rng.integers(0, edge - size + 1, size=(2, count))
+    flips = rng.integers(0, 2, size=(2, count)).astype(bool)
+    along = np.arange(size)
+    positions = np.where(flips[:, :, None], along[::-1], along) + starts[:, :, None]
+    rows, columns = torch.from_numpy(positions).to(tiles.device)
+    image = torch.arange(count, device=tiles.device)
+    return tiles[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def centre_crops(tiles: Tensor, size: int) -> Tensor:
+    """Cut the central window out of every tile, uint8 (N, S, S, 3) to (N, size, size, 3)."""
+    edge = tiles.shape[1]
+    check_size(edge, size)
+    start = (edge - size) // 2
+    return tiles[:, start : start + size, start : start + size]
+
+
+def windows(tiles: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Cut tiles into all windows of a centred grid without overlap.
+
+    Parameters
+    ----------
+    tiles : ndarray of uint8, (N, S, S, 3)
+    size : int
+        Edge of the windows, pixels.
+
+    Returns
+    -------
+    ndarray of uint8, (N · k², size, size, 3)
+        With k = ⌊S / size⌋ windows a side; those of a tile follow each other.
+    """
+    edge = tiles.shape[1]
+    check_size(edge, size)
+    side = edge // size
+    start = (edge - side * size) // 2
+    grid = tiles[:, start : start + side * size, start : start + side * size]
+    cut = grid.reshape(len(tiles), side, size, side, size, 3).swapaxes(2, 3)
+    return np.ascontiguousarray(cut.reshape(-1, size, size, 3))

@@ -1,0 +1,319 @@
+"""The training loop: bounded, stopped early, resumed exactly.
+
+Everything that a step depends on is a pure function of the seed and the step, or is in
+the checkpoint. A training that was killed therefore ends with the same weights as one
+that was not, to the bit on the same CPU with as many threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.detectors.detector import FitContext, HealthyTiles, Tiles
+from wsiad.errors import DetectorError
+from wsiad.progress import Progress
+from wsiad.training.batches import endless
+from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
+from wsiad.training.crops import centre_crops, check_size, on_device, random_crops
+from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow
+from wsiad.training.options import LoopOptions
+from wsiad.training.sampling import sample
+from wsiad.training.stopping import EarlyStopping
+
+EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
+
+Loss = Callable[[Tensor], Tensor]
+"""Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,)."""
+
+_MOST_LOSS = 1e6
+_CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """How a training ended; the module holds the weights of ``best_step``."""
+
+    ended_by: EndedBy
+    steps: int
+    best_step: int
+    best_loss: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where a training stands, apart from its tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+class Training:
+    """One training of a module on healthy tiles.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What is trained, on the context's device.
+    loss : callable
+        From windows, uint8 (N, size, size, 3), to the loss of each, (N,).
+    tiles : HealthyTiles
+        To fit on and to stop by.
+    size : int
+        Edge of the windows, pixels.
+    options : LoopOptions
+        How to train.
+    context : FitContext
+        Seed, device, folder and bounds.
+    identity : dict
+        JSON values beyond the options that a checkpoint must agree in.
+    started : float, optional
+        ``time.monotonic()`` when the fit began: ``max_minutes`` counts from there, the
+        time before an interruption included.
+
+    Raises
+    ------
+    DetectorError
+        The tiles are smaller than the windows.
+    RunError
+        The folder holds the checkpoint of another training.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        *,
+        tiles: HealthyTiles,
+        size: int,
+        options: LoopOptions,
+        context: FitContext,
+        identity: dict[str, Any],
+        started: float | None = None,
+    ) -> None:
+        for source in (tiles.fit, tiles.stop):
+            check_size(source.tile, size)
+        self._module, self._loss, self._tiles, self._size = module, loss, tiles, size
+        self._options, self._context = options, context
+        self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
+        self._started = time.monotonic() if started is None else started
+        self._parameters = dict(module.named_parameters())
+        self._optimiser = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate)
+        self._average = self._copy() if options.ema_decay else {}
+        self._best = self._copy()
+        self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
+        self._at = _Position()
+        self._unread: list[Tensor] = []
+        self._identity = {
+            **options.identity(limit=self._limit),
+            "seed": context.seed,
+            "input_px": size,
+            "tile_px": tiles.fit.tile,
+            "number of tiles": [len(tiles.fit), len(tiles.stop)],
+            **identity,
+        }
+        self._resume()
+
+    def run(self) -> TrainingResult:
+        """Train until it is over; the module then holds the best weights.
+
+        Raises
+        ------
+        DetectorError
+            The loss is not finite or exceeds 1e6.
+        """
+        at, quiet = self._at, self._context.quiet
+        batches = endless(
+            self._tiles.fit,
+            self._options.batch,
+            seed=self._context.seed,
+            epoch=at.epoch,
+            position=at.position,
+        )
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            Progress("train", total=self._limit, unit="step", quiet=quiet) as progress,
+            closing(batches),
+        ):
+            progress.update(at.step)
+            while not (ended_by := self._ended_by()):
+                batch = next(batches)
+                self._step(batch.tiles)
+                at.epoch, at.position = batch.epoch, batch.position
+                progress.update(note=self._look())
+            self._finish()
+        stopping = self._stopping
+        return TrainingResult(
+            ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
+        )
+
+    def _step(self, tiles: Tiles) -> None:
+        options, at = self._options, self._at
+        windows = random_crops(
+            on_device(tiles, self._context.device),
+            self._size,
+            seed=self._context.seed,
+            step=at.step,
+        )
+        for group in self._optimiser.param_groups:
+            group["lr"] = options.rate(at.step, limit=self._limit)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = self._loss(windows).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if options.grad_clip:
+            nn.utils.clip_grad_norm_(self._parameters.values(), options.grad_clip)
+        self._optimiser.step()
+        for name, average in self._average.items():
+            average.lerp_(self._parameters[name].detach(), 1 - (options.ema_decay or 0))
+        at.step += 1
+        self._unread.append(loss.detach())
+        if not loss.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
+            self._read_losses()
+
+    def _look(self) -> str:
+        """Validate, log and save as the step demands; return what to show of it."""
+        options, at = self._options, self._at
+        if at.step % options.val_interval == 0:
+            note = self._validate()
+            self._save()
+            return note
+        if at.step % options.log_interval == 0:
+            return self._log(None)
+        if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
+            self._save()
+        return ""
+
+    def _ended_by(self) -> EndedBy | None:
+        minutes = self._context.budget.max_minutes
+        if self._stopping.is_over:
+            return "early-stopping"
+        if self._at.step >= self._limit:
+            return "max-steps"
+        if minutes is not None and self._seconds() >= minutes * 60:
+            return "max-minutes"
+        return None
+
+    def _finish(self) -> None:
+        """Look at the last weights too, and put the best ones into the module."""
+        if self._at.step % self._options.val_interval or self._at.step == 0:
+            # Saved first: a later run with a larger bound must not see this look,
+            # which a longer training would not have had.
+            self._save()
+            self._validate()
+        self._set(self._best)
+
+    def _validate(self) -> str:
+        with self._averaged(), torch.no_grad():
+            count, batches = sample(
+                self._tiles.stop,
+                self._options.val_tiles,
+                batch=self._options.batch,
+                seed=self._context.seed,
+            )
+            total = 0.0
+            for tiles in batches:
+                windows = centre_crops(on_device(tiles, self._context.device), self._size)
+                total += float(self._loss(windows).double().sum())
+            loss = total / count
+        self._check(loss)
+        if self._stopping.update(self._at.step, loss):
+            self._best = {name: t.clone() for name, t in self._weights().items()}
+        return self._log(loss)
+
+    def _log(self, stop_loss: float | None) -> str:
+        self._read_losses()
+        at = self._at
+        train_loss = at.loss_sum / at.loss_count if at.loss_count else None
+        at.loss_sum, at.loss_count = 0.0, 0
+        rate = self._options.rate(max(at.step - 1, 0), limit=self._limit)
+        self._metrics.append(
+            MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
+        )
+        shown = (("loss", train_loss), ("held out", stop_loss))
+        return ", ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
+
+    def _read_losses(self) -> None:
+        if self._unread:
+            for loss in torch.stack(self._unread).double().tolist():
+                self._check(loss)
+                self._at.loss_sum += loss
+                self._at.loss_count += 1
+            self._unread.clear()
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss) or loss > _MOST_LOSS:
+            raise DetectorError(
+                f"the training diverged: the loss is {loss:g} at step {self._at.step}",
+                remedy="Set a smaller learning_rate, or grad_clip; the last checkpoint is kept.",
+            )
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self._average or {n: p.detach() for n, p in self._parameters.items()}
+
+    def _set(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(tensors[name])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the module hold the averaged weights, if there are any."""
+        own = self._copy()
+        self._set(self._weights())
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    def _save(self) -> None:
+        self._read_losses()
+        self._at.seconds = self._seconds()
+        groups = {"module": self._copy(), "best": self._best, "average": self._average}
+        tensors = {f"{group}.{n}": t for group, named in groups.items() for n, t in named.items()}
+        for name, parameter in self._parameters.items():
+            for moment, value in self._optimiser.state.get(parameter, {}).items():
+                tensors[f"adam_{moment}.{name}"] = value
+        values = {**asdict(self._at), "stopping": self._stopping.values()}
+        Checkpoint(tensors, values, self._identity).write(self._context.folder / CHECKPOINT)
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        checkpoint = read_checkpoint(self._context.folder / CHECKPOINT, self._identity)
+        if checkpoint:
+            self._restore(checkpoint)
+        self._seconds_before = self._at.seconds
+        self._metrics = MetricsLog(self._context.folder / METRICS, keep_steps=self._at.step)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        values = dict(checkpoint.values)
+        self._stopping.restore(values.pop("stopping"))
+        self._at = _Position(**values)
+        self._set(checkpoint.group("module"))
+        for own, group in ((self._best, "best"), (self._average, "average")):
+            for name, tensor in own.items():
+                tensor.copy_(checkpoint.group(group)[name])
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            for name, tensor in checkpoint.group(f"adam_{moment}").items():
+                parameter = self._parameters[name]
+                # Adam counts its steps in a scalar on the CPU; moments lie as parameters do.
+                like = tensor.clone() if moment == "step" else torch.empty_like(parameter)
+                self._optimiser.state[parameter][moment] = like.copy_(tensor).detach()

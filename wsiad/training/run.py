@@ -1,0 +1,264 @@
+"""The run folder: a fitted detector and everything needed to know and trust it.
+
+========================  ==========================================================
+``config.yaml``           the resolved configuration of the verb that made it
+``weights.safetensors``   the detector's tensors
+``detector.json``         the detector's name, options, input and values
+``calibration.json``      quantiles of the score on held-out healthy tiles
+``metrics.csv``           the losses by step (trained methods)
+``loss.png``              their picture
+``checkpoint.safetensors``  where the training stands (trained methods)
+``run.json``              how it ended, versions, seed, data; written last
+========================  ==========================================================
+
+A run is complete when it has its ``run.json``; before, it can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from wsiad.config import Config, build, write_config
+from wsiad.detectors import registry
+from wsiad.detectors.detector import Detector, InputSpec, State
+from wsiad.errors import RunError, WsiadError
+from wsiad.files import atomic_file, write_json
+from wsiad.provenance import versions
+from wsiad.training.calibration import Calibration
+from wsiad.training.metrics import METRICS, plot_loss, read_metrics
+from wsiad.units import Mpp, TilePx
+
+RUN, DETECTOR, WEIGHTS = "run.json", "detector.json", "weights.safetensors"
+CALIBRATION, CONFIG, LOSS = "calibration.json", "config.yaml", "loss.png"
+
+M = TypeVar("M", bound=Config)
+
+_FORMAT = 1
+
+
+class RunRecord(Config):
+    """What ``run.json`` says."""
+
+    format: Literal[1] = 1
+    """Version of the layout of the run folder."""
+    status: Literal["complete"] = "complete"
+    """A run without this file is not complete."""
+    detector: str
+    """Name of the method."""
+    seed: int
+    """Seed of the fit."""
+    device: str
+    """Where it was fitted."""
+    ended_by: str
+    """What ended the fit: fitted, early-stopping, max-steps or max-minutes."""
+    steps: int = 0
+    """Optimiser steps taken."""
+    seconds: float
+    """Of fit and calibration."""
+    stores: dict[str, str]
+    """Fingerprint by tile store."""
+    split: str = ""
+    """How the healthy tiles were split."""
+    notes: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """What else the method has to say, such as the source of its pretrained weights."""
+    versions: dict[str, str] = pydantic.Field(default_factory=versions)
+    """Of wsiad, Python and the packages that results depend on."""
+    finished: str = pydantic.Field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    """When, UTC."""
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the scores mean nothing, as the network's weights were random."""
+        weights = self.notes.get("weights")
+        return isinstance(weights, dict) and weights.get("source") == "random"
+
+
+class _DetectorFile(Config):
+    format: Literal[1] = 1
+    detector: str
+    input_px: pydantic.PositiveInt
+    input_mpp: pydantic.PositiveFloat
+    options: dict[str, Any]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A folder that holds one run; made by :meth:`create` or :meth:`open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Begin a run, or take up one that was interrupted.
+
+        Raises
+        ------
+        RunError
+            It holds a complete run, or is a file.
+        """
+        folder = cls(path)
+        if folder.complete:
+            raise RunError(
+                "holds a complete run already",
+                subject=str(path),
+                remedy="Choose another folder, or delete this one.",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot be made ({error.strerror})", subject=str(path)) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open a complete run.
+
+        Raises
+        ------
+        RunError
+            There is none, it is not complete, or its format is unknown.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise RunError("there is no such run folder", subject=str(path))
+        if not folder.complete:
+            raise RunError(
+                f"the run is not complete: it has no {RUN}",
+                subject=str(path),
+                remedy="Run wsiad train again with the same configuration; it resumes.",
+            )
+        folder.record()
+        return folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was finished."""
+        return (self.path / RUN).is_file()
+
+    def write_config(self, config: Config) -> None:
+        """Store the resolved configuration."""
+        write_config(self.path / CONFIG, config)
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        """Store the calibration."""
+        write_json(self.path / CALIBRATION, calibration.to_json())
+
+    def calibration(self) -> Calibration:
+        """Read the calibration.
+
+        Raises
+        ------
+        RunError
+            It is missing or damaged.
+        """
+        stored = _read_json(self.path / CALIBRATION)
+        try:
+            return Calibration.from_json(stored)
+        except RunError as error:
+            raise RunError(error.problem, subject=str(self.path / CALIBRATION)) from error
+
+    def finish(self, record: RunRecord) -> None:
+        """Draw the loss, if there is one, and declare the run complete."""
+        if rows := read_metrics(self.path / METRICS):
+            best = record.notes.get("best_step")
+            plot_loss(rows, self.path / LOSS, best_step=best if isinstance(best, int) else None)
+        write_json(self.path / RUN, record.model_dump(mode="json"))
+
+    def record(self) -> RunRecord:
+        """Read ``run.json``.
+
+        Raises
+        ------
+        RunError
+            It is missing, damaged or of an unknown format version.
+        """
+        return _checked(RunRecord, self.path / RUN)
+
+    def save_detector(self, detector: Detector, *, name: str) -> None:
+        """Store a fitted detector."""
+        state = detector.state()
+        with atomic_file(self.path / WEIGHTS) as partial:
+            save_file(state.tensors, str(partial), metadata={"detector": name})
+        file = _DetectorFile(
+            detector=name,
+            input_px=detector.spec.size,
+            input_mpp=detector.spec.mpp,
+            options=detector.options.model_dump(mode="json"),
+            values=state.values,
+        )
+        write_json(self.path / DETECTOR, file.model_dump(mode="json"))
+
+    def load_detector(self, device: torch.device) -> Detector:
+        """Load the fitted detector onto a device.
+
+        Raises
+        ------
+        RunError
+            Its files are missing, damaged, of an unknown format or do not fit.
+        """
+        file = _checked(_DetectorFile, self.path / DETECTOR)
+        path = self.path / WEIGHTS
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"cannot be read ({error})", subject=str(path)) from error
+        try:
+            cls = registry.load(file.detector)
+            options = build(cls.Options, file.options, source=str(self.path / DETECTOR))
+            spec = InputSpec(TilePx(file.input_px), Mpp(file.input_mpp))
+            detector = cls(options, spec)
+            detector.load_state(State(tensors, file.values), device)
+        except WsiadError as error:
+            raise RunError(
+                f"its detector cannot be loaded ({error})",
+                subject=str(self.path),
+                remedy="Train again, or use the version of wsiad that made the run (see run.json).",
+            ) from error
+        return detector
+
+
+def load_detector(folder: Path, device: torch.device) -> Detector:
+    """Load the detector of a complete run.
+
+    Raises
+    ------
+    RunError
+        The run is not complete or damaged.
+    """
+    return RunFolder.open(folder).load_detector(device)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read ({error})", subject=str(path)) from error
+
+
+def _checked(model: type[M], path: Path) -> M:
+    stored = _read_json(path)
+    version = stored.get("format") if isinstance(stored, dict) else None
+    if version is not None and version != _FORMAT:
+        raise RunError(
+            f"has the format version {version!r}, and this wsiad knows {_FORMAT}",
+            subject=str(path),
+            remedy="Use the version of wsiad that made the run, or train again.",
+        )
+    try:
+        return model.model_validate(stored)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise RunError(f"is not valid: {key}: {first['msg']}", subject=str(path)) from error

@@ -1,0 +1,146 @@
+"""Split healthy slides into those to fit on, to stop by and to calibrate with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import InputError
+
+_CANDIDATES = 64  # assignments of slides that are compared
+_LEAST_SLIDES = 3  # one for each part
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTiles:
+    """Some tiles of one slide: ``indices``, sorted int64 (N,), count from 0 in the slide."""
+
+    slide: str
+    indices: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthySplit:
+    """The parts of the healthy tiles.
+
+    Parameters
+    ----------
+    fit, stop, calibration : tuple of SlideTiles
+        To fit on, to know when to stop, to know which scores are usual.
+    by_slide : bool
+        Whether the parts share no slide. Where they do, tiles beside each other may be
+        in different parts, and the held-out loss and the calibration are too good.
+    """
+
+    fit: tuple[SlideTiles, ...]
+    stop: tuple[SlideTiles, ...]
+    calibration: tuple[SlideTiles, ...]
+    by_slide: bool
+
+    @property
+    def note(self) -> str:
+        """One sentence for the run on what was split."""
+        parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibration"))
+        if self.by_slide:
+            counts = ", ".join(f"{len(part)} to {name}" for part, name in parts)
+            return f"split by slide: {counts}"
+        counts = ", ".join(f"{sum(len(s.indices) for s in part)} to {name}" for part, name in parts)
+        return (
+            f"split by tile ({counts}) as there are fewer than {_LEAST_SLIDES} healthy slides: the "
+            "held-out loss and the calibration come from slides that were fitted on"
+        )
+
+
+def split_slides(
+    slides: Sequence[tuple[str, int]],
+    *,
+    seed: int,
+    stop: float = 0.1,
+    calibration: float = 0.2,
+) -> HealthySplit:
+    """Split by slide, or by tile where there are fewer than three slides.
+
+    Every part gets at least one slide. Among 64 random assignments that give the parts
+    their numbers of slides, the one is taken whose shares of the *tiles* come closest
+    to those wanted, so that a few unequal slides do not leave a part starved.
+
+    Parameters
+    ----------
+    slides : sequence of (str, int)
+        Names and numbers of tiles; slides without tiles are left out.
+    seed : int
+        Same seed and slides (in any order), same split.
+    stop, calibration : float
+        Shares to hold out.
+
+    Raises
+    ------
+    InputError
+        Names are not unique, or there are fewer than three tiles.
+    """
+    counted = sorted((name, count) for name, count in slides if count > 0)
+    if len({name for name, _ in counted}) != len(counted):
+        raise InputError("two healthy slides have the same name", remedy="Rename one of them.")
+    if sum(count for _, count in counted) < _LEAST_SLIDES:
+        raise InputError(
+            "there are fewer than three healthy tiles",
+            remedy="Add healthy slides, or lower the tissue coverage that a tile needs.",
+        )
+    rng = np.random.default_rng(seed)
+    shares = (1 - stop - calibration, stop, calibration)
+    if len(counted) < _LEAST_SLIDES:
+        return _by_tile(counted, shares, rng)
+    return _by_slide(counted, shares, rng)
+
+
+def _part_sizes(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Numbers for fit, stop and calibration: at least one each, ``total`` in all."""
+    stop = max(1, round(total * shares[1]))
+    calibration = max(1, round(total * shares[2]))
+    while stop + calibration >= total:
+        stop, calibration = max(1, stop - 1), max(1, calibration - 1)
+    return total - stop - calibration, stop, calibration
+
+
+def _by_slide(
+    slides: list[tuple[str, int]],
+    shares: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> HealthySplit:
+    counts = np.array([count for _, count in slides], dtype=np.float64)
+    borders = np.cumsum(_part_sizes(len(slides), shares))[:2]
+
+    def unfairness(order: npt.NDArray[np.int64]) -> float:
+        got = [counts[part].sum() / counts.sum() for part in np.split(order, borders)]
+        return float(np.abs(np.subtract(got, shares)).sum())
+
+    orders = [rng.permutation(len(slides)) for _ in range(_CANDIDATES)]
+    best = min(orders, key=unfairness)
+    fit, stop, calibration = (
+        tuple(
+            SlideTiles(slides[i][0], np.arange(slides[i][1], dtype=np.int64)) for i in sorted(part)
+        )
+        for part in np.split(best, borders)
+    )
+    return HealthySplit(fit, stop, calibration, by_slide=True)
+
+
+def _by_tile(
+    slides: list[tuple[str, int]],
+    shares: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> HealthySplit:
+    owner = np.repeat(np.arange(len(slides)), [count for _, count in slides])
+    index = np.concatenate([np.arange(count, dtype=np.int64) for _, count in slides])
+    order = rng.permutation(len(owner))
+    fit, stop, calibration = (
+        tuple(
+            SlideTiles(slides[i][0], np.sort(index[part][owner[part] == i]))
+            for i in np.unique(owner[part])
+        )
+        for part in np.split(order, np.cumsum(_part_sizes(len(owner), shares))[:2])
+    )
+    return HealthySplit(fit, stop, calibration, by_slide=False)
