@@ -1,0 +1,177 @@
+"""Non-maximum suppression against brute force and the published cases."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsiad.errors import ConfigError
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.heatmaps.peaks import DEFAULT_RADIUS, find_peaks
+from wsiad.units import Microns, Spacing
+
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "nms"
+MPP = 0.243
+SPACING = Spacing(MPP, MPP)
+
+
+def heatmap_of(scores, *, scale=64.0, spacing=SPACING, size=None, x=0.0, y=0.0):
+    scores = np.asarray(scores, np.float32)
+    size = size or Size(int(x + scores.shape[1] * scale), int(y + scores.shape[0] * scale))
+    return Heatmap(
+        slide="a",
+        scores=scores,
+        placement=PixelMap(x, y, scale, scale),
+        slide_size=size,
+        bounds=Box(0, 0, size.width, size.height),
+        spacing=spacing,
+    )
+
+
+def brute_force(scores, threshold, near):
+    """Take the largest (first in row-major order), clear what is near, repeat."""
+    left = np.where(np.isnan(scores), -np.inf, scores.astype(np.float64))
+    rows, columns = np.indices(scores.shape)
+    found = []
+    while left.max() > threshold:
+        row, column = np.unravel_index(left.argmax(), left.shape)
+        found.append((int(row), int(column)))
+        left[near(rows - row, columns - column)] = -np.inf
+    return found
+
+
+def positions(detections, scale=64.0):
+    return [(round(d.y / scale - 0.5), round(d.x / scale - 0.5)) for d in detections]
+
+
+@pytest.mark.parametrize("levels", [0, 6])
+@pytest.mark.parametrize("radius", [1, 2.5, 5])
+def test_disc_equals_brute_force(levels, radius):
+    rng = np.random.default_rng(7)
+    scores = rng.normal(size=(41, 57)).astype(np.float32)
+    if levels:  # many ties
+        scores = np.round(scores * levels / 4).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = np.nan
+    found = find_peaks(
+        heatmap_of(scores), threshold=-0.5, radius=Microns(radius * 64 * MPP), suppression="disc"
+    )
+    expected = brute_force(scores, -0.5, lambda y, x: y**2 + x**2 <= radius**2 + 1e-9)
+    assert positions(found) == expected
+    assert [d.score for d in found] == [scores[place] for place in expected]
+
+
+@pytest.mark.parametrize("radius", [1, 3, 6])
+def test_square_equals_brute_force(radius):
+    rng = np.random.default_rng(8)
+    scores = np.round(rng.normal(size=(37, 44)) * 2).astype(np.float32)
+    found = find_peaks(
+        heatmap_of(scores), threshold=0, radius=Microns(radius * 64 * MPP), suppression="square"
+    )
+
+    def near(y, x):
+        return (y >= -radius) & (y < radius) & (x >= -radius) & (x < radius)
+
+    assert positions(found) == brute_force(scores, 0, near)
+
+
+@pytest.mark.parametrize("level", [(6, 12, "ncrf_level6_radius12"), (7, 6, "ncrf_level7_radius6")])
+@pytest.mark.parametrize(
+    "name", ["single", "two_close", "plateau", "edge", "threshold_exact", "random"]
+)
+def test_square_gives_the_published_points(name, level):
+    if not CASES.exists():
+        pytest.skip("the reference cases are not at hand")
+    power, radius, key = level
+    scores = np.load(CASES / f"{name}.npy", allow_pickle=False)
+    expected = json.loads((CASES / "expected.json").read_text())["expected"][name][key]
+    scale = float(2**power)
+    found = find_peaks(
+        heatmap_of(scores, scale=scale),
+        threshold=0.5,
+        radius=Microns(radius * scale * MPP),
+        suppression="square",
+    )
+    points = {(d.x, d.y): d.score for d in found}
+    assert points == pytest.approx({(x, y): p for p, x, y in expected}, abs=1e-5)
+    assert len(found) == len(expected)
+    assert [d.score for d in found] == sorted((d.score for d in found), reverse=True)
+
+
+def test_threshold_is_strict():
+    scores = np.zeros((5, 5))
+    scores[2, 2] = 0.5
+    assert find_peaks(heatmap_of(scores), threshold=0.5) == []
+    assert len(find_peaks(heatmap_of(scores), threshold=0.4999)) == 1
+
+
+def test_the_default_radius_is_six_pixels_of_128():
+    scores = np.zeros((1, 20))
+    scores[0, 0], scores[0, 6], scores[0, 7] = 3, 2, 1
+    found = find_peaks(heatmap_of(scores, scale=128.0), threshold=0.5, radius=DEFAULT_RADIUS)
+    assert [d.score for d in found] == [3, 1]
+
+
+def test_oblong_pixels_are_suppressed_by_distance():
+    scores = np.zeros((1, 9))
+    scores[0, 0], scores[0, 4], scores[0, 5] = 3, 2, 1
+    wide = Spacing(MPP * 2, MPP)
+    found = find_peaks(
+        heatmap_of(scores, spacing=wide), threshold=0.5, radius=Microns(4.5 * 64 * MPP * 2)
+    )
+    assert [d.score for d in found] == [3, 1]
+
+
+def test_the_limit_keeps_the_strongest():
+    scores = np.random.default_rng(0).random((60, 60))
+    everything = find_peaks(heatmap_of(scores), threshold=0.2)
+    assert len(everything) > 7
+    assert find_peaks(heatmap_of(scores), threshold=0.2, limit=7) == everything[:7]
+
+
+def test_a_radius_beyond_the_map_leaves_one():
+    scores = np.random.default_rng(0).random((30, 30))
+    for name in ("disc", "square"):
+        found = find_peaks(heatmap_of(scores), threshold=0, radius=Microns(1e9), suppression=name)
+        assert len(found) == 1
+
+
+def test_detections_never_lie_off_the_slide():
+    """The last column sticks out by most of its width, the last row wholly."""
+    scores = np.zeros((4, 4))
+    scores[1, 3], scores[3, 0] = 2, 9
+    heatmap = heatmap_of(scores, size=Size(3 * 64 + 10, 3 * 64))
+    found = find_peaks(heatmap, threshold=1, radius=Microns(1))
+    assert [(d.x, d.y, d.score) for d in found] == [(197.0, 96.0, 2.0)]
+
+
+def test_no_candidates():
+    assert find_peaks(heatmap_of(np.full((4, 4), np.nan)), threshold=-1e9) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"threshold": np.nan},
+        {"threshold": 0, "radius": Microns(0)},
+        {"threshold": 0, "radius": Microns(np.inf)},
+        {"threshold": 0, "suppression": "ring"},
+        {"threshold": 0, "limit": 0},
+    ],
+)
+def test_senseless_settings_are_refused(bad):
+    with pytest.raises(ConfigError):
+        find_peaks(heatmap_of(np.zeros((2, 2))), **bad)
+
+
+@pytest.mark.slow
+def test_four_million_pixels_take_seconds():
+    scores = np.random.default_rng(0).random((2000, 2000), np.float32)
+    start = time.perf_counter()
+    found = find_peaks(heatmap_of(scores, scale=128.0), threshold=0)
+    assert len(found) > 10_000
+    assert time.perf_counter() - start < 10

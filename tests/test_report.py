@@ -1,0 +1,462 @@
+"""report.html: self-contained, escaped, ranked, and honest about what is undefined."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsiad.errors import ExportError
+from wsiad.export import report_text
+from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
+
+HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'&{{ 7*7 }}"""
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+POINTS = ("0.25", "0.5", "1", "2", "4", "8")
+
+
+class Page(HTMLParser):
+    """Elements and text of a page; fails on tags that are not balanced."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.words, self.raw = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            self.raw.setdefault(self.open[-1], []).append(data)
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def picture(path, *, seed=0, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def slide(name, score, **more):
+    return SlideEntry(name, "ok", score_max=score, score_top_k_mean=score, windows=1234, **more)
+
+
+def froc(score, **more):
+    return {
+        "score": score,
+        "low": score - 0.1,
+        "high": score + 0.1,
+        "sensitivity_at": {p: score + 0.01 * i for i, p in enumerate(POINTS)},
+        "sensitivity_interval_at": {p: [0.111, 0.999] for p in POINTS},
+        "lesions": 14,
+        "rules": {"hidden": "detail"},
+        **more,
+    }
+
+
+def write(folder, report, **options):
+    path = folder / "report.html"
+    write_report(path, report, **options)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def report(**more):
+    return Report("A run", "wsiad 0.1.0", **more)
+
+
+def test_slides_are_ranked_and_those_without_a_score_come_last(tmp_path):
+    slides = [
+        slide("low", 1.0),
+        SlideEntry("zz-failed", "failed", "damaged"),
+        slide("high", 12.5),
+        SlideEntry("empty", "no-tissue", "no tissue was found"),
+        slide("not-a-number", math.nan),
+        slide("middle", 3.0),
+    ]
+    page = write(tmp_path, report(slides=slides))
+    rows = [a["data-search"].split()[0] for a in page.all("tr") if "data-search" in a]
+    assert rows == ["high", "middle", "low", "empty", "not-a-number", "zz-failed"]
+    names = [a["id"] for a in page.all("article")]
+    assert names == [f"slide-{i}" for i in range(1, 7)]
+    links = [a["href"] for a in page.all("a") if a["href"].startswith("#slide-")]
+    assert links == [
+        "#slide-1",
+        *(f"#{name}" for name in names),
+    ]  # the strangest one at a glance, then the table
+    assert "not finite" in page.text
+    assert "nan" not in page.text.replace("not-a-number", "").lower()
+
+
+def test_the_mean_of_the_highest_scores_can_rank(tmp_path):
+    one = SlideEntry("one", "ok", score_max=9, score_top_k_mean=1)
+    two = SlideEntry("two", "ok", score_max=2, score_top_k_mean=1.5)
+    by_max, by_mean = report(slides=[two, one]), report(slides=[one, two], rank_by="top_k_mean")
+    assert [s.name for s in by_max.ranked()] == ["one", "two"]
+    assert [s.name for s in by_mean.ranked()] == ["two", "one"]
+    assert "the mean of a slide’s highest window scores" in write(tmp_path, by_mean).text
+
+
+def test_no_text_from_outside_becomes_markup(tmp_path):
+    bad = SlideEntry(
+        HOSTILE,
+        HOSTILE,
+        HOSTILE,
+        label=HOSTILE,
+        score_max=1,
+        images=[(HOSTILE, picture(tmp_path / "a.png"))],
+    )
+    hostile = Report(
+        HOSTILE,
+        HOSTILE,
+        run={HOSTILE: HOSTILE},
+        calibration={HOSTILE: {HOSTILE: [HOSTILE]}},
+        slides=[bad],
+        failures=[(HOSTILE, HOSTILE)],
+        evaluation={
+            HOSTILE: {"value": None, "undefined": HOSTILE},
+            "froc": {HOSTILE: froc(0.5, note=HOSTILE) | {"sensitivity_at": {HOSTILE: 0.5}}},
+            "counts": {HOSTILE: HOSTILE},
+        },
+        plots=[(HOSTILE, picture(tmp_path / "b.jpg"))],
+        timings={HOSTILE: 1.0},
+        config_yaml=HOSTILE,
+        notes=[HOSTILE],
+        warnings=[HOSTILE],
+        colour_scale=ColourScale(HOSTILE, ["#000000", "#ffffff"], [HOSTILE, HOSTILE]),
+    )
+    page = write(tmp_path, hostile)
+    assert len(page.all("script")) == len(page.raw["script"]) == 1
+    assert "alert" not in page.raw["script"][0]
+    assert {a["alt"] for a in page.all("img")} == {f"{HOSTILE}, {HOSTILE}", HOSTILE}
+    attributes = [name for _, attrs in page.elements for name in attrs]
+    assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    assert page.text.count(HOSTILE) >= 20
+    assert "49" not in page.text
+
+
+def test_the_page_loads_nothing_and_its_policy_lets_only_its_own_script_run(tmp_path):
+    slides = [slide("a", 1, images=[("shown", picture(tmp_path / "a.png"))])]
+    page = write(tmp_path, report(slides=slides, plots=[("ROC", tmp_path / "a.png")]))
+    assert not page.all("link")
+    for tag, attrs in page.elements:
+        for name in ("src", "href", "action", "data", "srcset"):
+            if name in attrs:
+                assert attrs[name].startswith(("data:image/png;base64,", "#")), (tag, attrs)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
+    for tag in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256("".join(page.raw[tag]).encode()).digest())
+        assert f"{tag}-src 'sha256-{digest.decode()}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_pictures_are_inlined_byte_for_byte_with_their_size(tmp_path):
+    png = picture(tmp_path / "pictures" / "a.png", seed=1, size=(31, 17))
+    jpeg = picture(tmp_path / "pictures" / "b.jpg", seed=2)
+    disguised = jpeg.rename(jpeg.with_name("c.png"))  # known by content, not by name
+    page = write(tmp_path, report(slides=[slide("a", 1, images=[("x", png), ("y", disguised)])]))
+    first, second = page.all("img")
+    assert (first["width"], first["height"]) == ("31", "17")
+    kinds = {"PNG": "image/png", "JPEG": "image/jpeg"}
+    for attrs, file in ((first, png), (second, disguised)):
+        head, data = attrs["src"].split(",", 1)
+        content = base64.b64decode(data, validate=True)
+        assert content == file.read_bytes()
+        assert head == f"data:{kinds[Image.open(io.BytesIO(content)).format]};base64"
+    assert "files beside it" not in page.text
+
+
+def test_many_pictures_are_linked_relative_to_the_page(tmp_path):
+    files = [picture(tmp_path / f"a #1 100%/{name}.png", seed=i) for i, name in enumerate("ab")]
+    entry = slide("a", 1, images=[("x", files[0]), ("y", files[1])])
+    size = sum(file.stat().st_size for file in files)
+    inlined = write(tmp_path, report(slides=[entry]), inline_limit=size)
+    assert all(a["src"].startswith("data:") for a in inlined.all("img"))
+    linked = write(tmp_path, report(slides=[entry]), inline_limit=size - 1)
+    assert [tmp_path / unquote(a["src"]) for a in linked.all("img")] == files
+    assert not any(c in a["src"] for a in linked.all("img") for c in "# :")
+    assert "files beside it" in linked.text
+
+
+@pytest.mark.parametrize("name", ["missing.png", "text.png", "drawing.svg", "moving.gif"])
+def test_a_picture_that_is_none_is_named_and_the_old_report_stays(tmp_path, name):
+    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "drawing.svg").write_text("<svg><script>alert(1)</script></svg>")
+    Image.new("RGB", (4, 4)).save(tmp_path / "moving.gif")
+    with pytest.raises(ExportError, match=re.escape(str(tmp_path / name))):
+        write(tmp_path, report(slides=[slide("a", 1, images=[("x", tmp_path / name)])]))
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_a_link_may_not_leave_the_folder_of_the_report(tmp_path):
+    outside = picture(tmp_path / "elsewhere" / "a.png")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "a.png").symlink_to(outside)
+    for file in (outside, folder / "a.png", folder / ".." / "elsewhere" / "a.png"):
+        with pytest.raises(ExportError, match="inline_limit"):
+            write(folder, report(plots=[("x", file)]), inline_limit=0)
+        write(folder, report(plots=[("x", file)]))
+
+
+def test_failures_and_warnings_stand_before_everything_else(tmp_path):
+    failed = [("bad_1", "no µm/px is known"), ("bad_2", "JPEG data is damaged")]
+    page = write(
+        tmp_path,
+        report(slides=[slide("good", 1)], failures=failed, random_weights=True, warnings=["Mind!"]),
+    )
+    expected = ["network weights are random", "Mind!", "2 slides failed", "bad_1", "no µm/px"]
+    expected += ["bad_2", "JPEG data is damaged", "Slides scored", "good"]
+    places = [page.text.index(words) for words in expected]
+    assert places == sorted(places)
+    calm = write(tmp_path, report(slides=[slide("good", 1)]))
+    assert "random" not in calm.text
+    assert "failed" not in calm.text
+    assert "Read this first" not in calm.text
+
+
+def test_figures_with_intervals_and_froc_by_protocol(tmp_path):
+    evaluation = {
+        "slide_auc": {"value": 0.96666, "low": 0.8741, "high": 1.0},
+        "tile_auroc": {"value": 0.5, "low": None, "high": None, "interval_undefined": "few slides"},
+        "froc": {"camelyon16-2016": froc(0.70512), "camelyon16-dataset": froc(0.4)},
+        "counts": {"slides": 129, "tumour": 49},
+        "exclusions": {"all": ["test_049"], "froc": []},
+        "notes": ["tumour slides on which no tumour is marked: test_114"],
+        "slides": [{"slide": "not-listed", "score": 1.0}],
+    }
+    evaluation["tile_auroc"]["by_share"] = {"value": 0.61, "low": 0.5, "high": 0.7}
+    page = write(tmp_path, report(evaluation=evaluation))
+    for words in (
+        "Slide AUC 0.967 95 % interval 0.874–1.000",
+        "Tile AUROC 0.500 95 % interval undefined: few slides",
+        "FROC score 0.705 95 % interval 0.605–0.805 · camelyon16-2016",
+        "camelyon16-2016 0.705 0.605–0.805 0.705 0.111–0.999 0.715",
+        "camelyon16-dataset 0.400",
+        "0.25 FP 0.5 FP 1 FP 2 FP 4 FP 8 FP",
+        "slides 129 tumour 49",
+        "lesions 14",
+        "Excluded: test_049",
+        "tumour slides on which no tumour is marked: test_114",
+        "Tile AUROC, by share 0.610 (0.500–0.700)",
+    ):
+        assert words in page.text
+    for words in ("hidden", "not-listed", "Excluded from FROC"):
+        assert words not in page.text
+
+
+def test_an_undefined_figure_says_why_and_shows_no_number(tmp_path):
+    nothing = dict.fromkeys(POINTS)
+    evaluation = {
+        "slide_auc": {"value": None, "low": None, "high": None, "undefined": "no healthy slide"},
+        "tile_auroc": {"value": math.nan, "low": 0, "high": 1},
+        "froc": {
+            "camelyon16-2016": {
+                "score": None,
+                "low": None,
+                "high": None,
+                "undefined": "no lesion to find",
+                "sensitivity_at": nothing,
+                "sensitivity_interval_at": nothing,
+            }
+        },
+    }
+    page = write(tmp_path, report(evaluation=evaluation))
+    assert "Slide AUC undefined: no healthy slide" in page.text
+    assert "Tile AUROC undefined: no reason is given" in page.text
+    assert page.text.count("undefined: no lesion to find") == 2  # at a glance, and in the table
+    assert "95 % interval " not in page.text
+    assert "None" not in page.text
+
+
+def test_without_slides_or_evaluation_the_page_still_holds(tmp_path):
+    page = write(tmp_path, report())
+    assert "There are no slides." in page.text
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a")} <= set(ids)
+    assert "evaluation" not in ids
+
+
+def test_structure_is_accessible(tmp_path):
+    scale = ColourScale("Percentile", ["#000004", "#fcffa4"], ["0", "50", "100"])
+    page = write(tmp_path, report(slides=[slide("a", 1), slide("b", 2)], colour_scale=scale))
+    assert page.all("html") == [{"lang": "en"}]
+    assert [len(page.all(tag)) for tag in ("h1", "main", "header", "footer", "nav")] == [1] * 5
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    assert {a["aria-labelledby"] for a in page.all("article")} <= ids
+    assert {a["href"][1:] for a in page.all("a")} <= ids
+    for region in page.elements:
+        if region[1].get("class") == "scroll":  # reachable by keyboard, and named
+            assert region[1]["tabindex"] == "0"
+            assert region[1]["aria-label"]
+    legend = next(a for a in page.all("svg") if a.get("role") == "img")
+    assert legend["aria-label"] == "Colour scale: Percentile, from 0 to 100"
+    assert [s["offset"] for s in page.all("stop")] == ["0.0%", "100.0%"]
+
+
+def test_a_colour_that_is_none_is_refused(tmp_path):
+    scale = ColourScale("x", ["#000000", 'red" onload="alert(1)'], [])
+    with pytest.raises(ExportError, match="#rrggbb"):
+        write(tmp_path, report(colour_scale=scale))
+
+
+def test_bars_reach_from_the_lowest_to_the_highest_score(tmp_path):
+    page = write(tmp_path, report(slides=[slide("a", 10), slide("b", 20), slide("c", 15)]))
+    widths = [float(a["width"]) for a in page.all("rect") if a.get("class") == "length"]
+    assert widths == [100, 52, 4]
+    alone = write(tmp_path, report(slides=[slide("a", 3.0)]))
+    assert [a["width"] for a in alone.all("rect") if a.get("class") == "length"] == ["4.0"]
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "words"),
+    [
+        (report_text.score, 10.2, "10.20"),
+        (report_text.score, 0.00012345, "0.0001234"),
+        (report_text.score, -1.5, "−1.500"),
+        (report_text.score, 1234.0, "1234"),
+        (report_text.score, 0.0, "0.000"),
+        (report_text.score, None, "–"),
+        (report_text.score, -math.inf, "not finite"),
+        (report_text.count, 1234567, "1 234 567"),
+        (report_text.count, 0, "0"),
+        (report_text.count, None, "–"),
+        (report_text.percentile, 99.999, "99.99"),
+        (report_text.percentile, 100.0, "100"),
+        (report_text.percentile, 0.0, "0.00"),
+        (report_text.percentile, None, "–"),
+        (report_text.percentile, math.nan, "not finite"),
+        (report_text.seconds, 0.04, "0.0 s"),
+        (report_text.seconds, 9.96, "10 s"),
+        (report_text.seconds, 59.6, "60 s"),
+        (report_text.seconds, 59.96, "1 min 00 s"),
+        (report_text.seconds, 3599.9, "1 h 00 min"),
+        (report_text.seconds, 5025, "1 h 23 min"),
+    ],
+)
+def test_numbers_read_well(function, value, words):
+    assert function(value).replace("\u202f", " ") == words
+
+
+def test_facts_are_laid_flat_and_worded():
+    values = {"ended_by": "fitted", "stride": {"px": 48, "whole": True}, "none": None, "k": (1, 2)}
+    assert report_text.facts(values | {"tiles": 31422, "seed": 0, "loss": 0.123456}) == [
+        ("ended by", "fitted"),
+        ("stride · px", "48"),
+        ("stride · whole", "yes"),
+        ("none", "–"),
+        ("k", "1, 2"),
+        ("tiles", "31\u202f422"),
+        ("seed", "0"),
+        ("loss", "0.1235"),
+    ]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+
+def browse(tmp_path, page, *arguments):
+    quiet = "--disable-quic --no-first-run --disable-background-networking"
+    quiet += " --disable-component-update --disable-sync"
+    profile = tmp_path / "profile"
+    return subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split()),
+            *(f"--user-data-dir={profile}", "--window-size=1280,1600", *arguments),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+@needs_browser
+def test_a_browser_draws_the_page(tmp_path):
+    shown = picture(tmp_path / "a.png", size=(400, 300))
+    entry = slide("a", 1, images=[("x", shown)])
+    write(tmp_path, report(slides=[entry], failures=[("bad", "damaged")]))
+    browse(tmp_path, tmp_path / "report.html", f"--screenshot={tmp_path / 'shot.png'}")
+    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+    assert pixels.shape[1] == 1280
+    assert (pixels.min(axis=2) < 80).mean() > 0.005  # words
+    red = (pixels[..., 0] - pixels[..., 1] > 5) & (pixels[..., 0] > 245)
+    assert red.mean() > 0.01  # the box of failures: the styles are let through
+    noisy = np.abs(np.diff(pixels[..., 1], axis=1)).mean(axis=1) > 10
+    assert noisy.sum() > 200  # rows of the picture
+
+
+@needs_browser
+def test_a_browser_sorts_and_filters(tmp_path):
+    slides = [slide(f"s{i}", float(i), detections=n) for i, n in enumerate([3, 20, 100])]
+    slides.append(SlideEntry("void", "no-tissue"))
+    write(tmp_path, report(slides=slides))
+    path = tmp_path / "report.html"
+    dom = browse(tmp_path, path, "--dump-dom")
+    assert dom.count("<th scope") == dom.count("<button") + 4  # buttons: the policy let it run
+
+    def order(script):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+        (tmp_path / "driven.html").write_text(
+            text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
+        )
+        page = Page(browse(tmp_path, tmp_path / "driven.html", "--dump-dom"))
+        rows = [a for a in page.all("tr") if "data-search" in a]
+        return [a["data-search"].split()[0] for a in rows if "hidden" not in a]
+
+    click = (
+        "const b = [...document.querySelectorAll('th button')]"
+        ".find(b => b.textContent.trim() === 'Detected');"
+    )
+    assert order(f"{click} b.click()") == ["s2", "s1", "s0", "void"]
+    assert order(f"{click} b.click(); b.click()") == ["s0", "s1", "s2", "void"]
+    fill = "const f = document.querySelector('#filter'); f.value = 'NO-tis';"
+    assert order(f"{fill} f.dispatchEvent(new Event('input'))") == ["void"]
+
+
+def test_reports_are_equal_for_equal_content(tmp_path):
+    one = report(slides=[slide("a", 1), slide("b", 2)])
+    write_report(tmp_path / "a.html", one)
+    write_report(tmp_path / "b.html", replace(one, slides=one.slides[::-1]))
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert not list(Path(tmp_path).glob(".*"))

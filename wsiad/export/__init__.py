@@ -1,0 +1,1 @@
+"""Export: what other programs read (QuPath, OME-TIFF, PNG) and what people look at."""

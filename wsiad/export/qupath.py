@@ -1,0 +1,396 @@
+"""QuPath: windows as tiles, regions as annotations, in GeoJSON that QuPath takes whole.
+
+QuPath's importer takes a file whole or not at all: one ring that is not closed, one
+class without a colour, and nothing appears. Everything is therefore checked before it
+is put in place. QuPath's origin is the corner of the slide's bounds; positions are
+moved there, and rounded to the 0.01 pixel that QuPath keeps.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from wsiad.errors import ExportError
+from wsiad.files import atomic_file
+from wsiad.geometry import Box
+from wsiad.heatmaps.heatmap import WindowScores
+from wsiad.heatmaps.regions import Region
+
+CLASS_NAME = "Anomaly"
+CLASS_COLOUR = (200, 0, 0)
+
+_NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
+_PER_PX = 100  # QuPath rounds positions to 0.01 px
+_CHUNK = 4096
+_ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
+_PROPERTIES = frozenset({"objectType", "name", "classification", "isLocked", "measurements"})
+
+
+def write_tiles(windows: WindowScores, path: Path, *, slide: str, bounds: Box) -> int:
+    """Write one tile object for each window, with its score and percentile.
+
+    Parameters
+    ----------
+    windows : WindowScores
+        Squares that do not overlap: QuPath draws tiles over each other, so where
+        windows overlap, give the square of the stride for each. They are cut off at
+        the bounds. A score or percentile that is NaN is left out of its tile.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide. It and the square make a tile's identifier, so that QuPath
+        knows a tile again that was imported before.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+
+    Returns
+    -------
+    int
+        Number of tiles written: all but those wholly outside of the bounds.
+
+    Raises
+    ------
+    ExportError
+        A box or score is not finite, a box is empty, or two are the same.
+
+    Notes
+    -----
+    Memory: a few thousand tiles at a time besides the windows. Equal windows give
+    equal files.
+    """
+    edges, inside = _edges(windows.boxes, bounds, subject=path.name)
+    scores, percentiles = windows.scores[inside], windows.percentiles[inside]
+    if np.isinf(scores).any() or np.isinf(percentiles).any():
+        raise ExportError("a score or percentile is infinite", subject=path.name)
+    _write(path, _tile_texts(slide, edges, scores=scores, percentiles=percentiles))
+    return len(edges)
+
+
+def write_lesions(
+    regions: Sequence[Region],
+    path: Path,
+    *,
+    slide: str,
+    bounds: Box,
+    percentiles: Sequence[float] | None = None,
+) -> None:
+    """Write regions as locked annotations of the class `CLASS_NAME`, strongest first.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+        In the order in which they are to be named.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide; with the outline it makes an annotation's identifier.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+    percentiles : sequence of float, optional
+        Of each region's maximum score among healthy windows, 0 to 100.
+
+    Raises
+    ------
+    ExportError
+        A region would not be imported, or the percentiles are not as many.
+    """
+    if percentiles is not None and len(percentiles) != len(regions):
+        raise ExportError(
+            f"{len(percentiles)} percentiles for {len(regions)} regions", subject=path.name
+        )
+    features = []
+    for rank, region in enumerate(regions):
+        extra = {} if percentiles is None else {"wsiad: percentile": percentiles[rank]}
+        features.append(_lesion(slide, region, rank=rank + 1, bounds=bounds, extra=extra))
+    check_collection({"type": "FeatureCollection", "features": features}, bounds=bounds)
+    _write(path, iter([[_dumps(feature) for feature in features]]))
+
+
+def check_collection(collection: Mapping[str, Any], *, bounds: Box) -> None:
+    """Refuse a feature collection that QuPath would not import whole and unchanged.
+
+    Raises
+    ------
+    ExportError
+        Naming the first feature that breaks a rule.
+    """
+    if set(collection) != {"type", "features"} or collection["type"] != "FeatureCollection":
+        raise ExportError("is not a GeoJSON feature collection")
+    seen: set[str] = set()
+    for number, feature in enumerate(collection["features"]):
+        try:
+            check_feature(feature, bounds=bounds)
+        except ExportError as error:
+            raise ExportError(error.problem, subject=f"feature {number}") from None
+        if feature["id"] in seen:
+            raise ExportError("has the identifier of another", subject=f"feature {number}")
+        seen.add(feature["id"])
+
+
+def check_feature(feature: Mapping[str, Any], *, bounds: Box) -> None:
+    """Refuse a feature that QuPath would not import, or not as it is meant.
+
+    The profile is narrower than what QuPath reads: polygons with an identifier, and no
+    key that it would pass over.
+
+    Raises
+    ------
+    ExportError
+        Saying which rule is broken.
+    """
+    _need(set(feature) == {"type", "id", "geometry", "properties"}, "has missing or unknown keys")
+    _need(feature["type"] == "Feature", "is not a feature")
+    _check_id(feature["id"])
+    _check_geometry(feature["geometry"], bounds)
+    _check_properties(feature["properties"])
+
+
+def import_script(results: Path) -> str:
+    """Return a Groovy script that imports a slide's results into the open image.
+
+    Parameters
+    ----------
+    results : Path
+        Folder that holds one folder for each slide, named as the slide is.
+
+    Returns
+    -------
+    str
+        To be run in QuPath's script editor, for one image or for a project. It replaces
+        what an earlier run of it imported, as QuPath's own import from scripts does not
+        look for duplicates. It was written from QuPath's documentation (0.5 to 0.7) and
+        has not been run in it.
+    """
+    folder = str(results).replace("\\", "\\\\").replace("'", "\\'")
+    if not folder.isprintable():
+        raise ExportError("the folder's name cannot be written into a script", subject=folder)
+    return _SCRIPT.replace("@RESULTS@", folder)
+
+
+_SCRIPT = """\
+// Imports the anomaly scores of the open image; see docs/qupath.md of wsiad.
+def results = '@RESULTS@'
+
+def names = [getCurrentImageNameWithoutExtension(), getCurrentImageName()]
+def folder = names.collect { new File(results, it) }.find { it.isDirectory() }
+if (folder == null) {
+    println "No results for ${names[1]} in ${results}"
+    return
+}
+
+// Scripts import without looking for duplicates: take out what was imported before.
+def before = getAllObjects(false).findAll { object ->
+    object.measurements.keySet().any { it.startsWith('wsiad: ') }
+}
+removeObjects(before, true)
+
+['tiles.geojson.gz', 'lesions.geojson'].each { name ->
+    def file = new File(folder, name)
+    if (file.exists()) {
+        importObjectsFromFile(file.getAbsolutePath())
+    }
+}
+fireHierarchyUpdate()
+println "Imported ${folder}"
+"""
+
+
+def _edges(
+    boxes: npt.NDArray[np.float64], bounds: Box, *, subject: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Left, top, right, bottom in hundredths of QuPath's pixels, and which boxes they are."""
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any():
+        raise ExportError("a window is empty or not finite", subject=subject)
+    corner = np.array([bounds.x, bounds.y, bounds.x, bounds.y])
+    edges = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]) - corner
+    ends = np.floor(np.array([bounds.width, bounds.height] * 2) * _PER_PX)
+    whole = np.clip(np.rint(edges * _PER_PX), 0, ends).astype(np.int64)
+    inside = (whole[:, 2] > whole[:, 0]) & (whole[:, 3] > whole[:, 1])
+    kept = whole[inside]
+    if len(np.unique(kept, axis=0)) != len(kept):
+        raise ExportError("two windows are the same", subject=subject)
+    return kept, inside
+
+
+def _tile_texts(
+    slide: str,
+    edges: npt.NDArray[np.int64],
+    *,
+    scores: npt.NDArray[np.float32],
+    percentiles: npt.NDArray[np.float32],
+) -> Iterator[list[str]]:
+    """Yield lists of features as JSON text; equal to what json.dumps would give, faster."""
+    for start in range(0, len(edges), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        # NumPy writes the shortest text that reads back as the same float32.
+        rows = zip(
+            edges[part].tolist(),
+            scores[part].astype(np.str_).tolist(),
+            percentiles[part].astype(np.str_).tolist(),
+            strict=True,
+        )
+        yield [
+            _tile_text(slide, edge, score=score, percentile=percentile)
+            for edge, score, percentile in rows
+        ]
+
+
+def _tile_text(slide: str, edge: list[int], *, score: str, percentile: str) -> str:
+    left, top, right, bottom = (_px(value) for value in edge)
+    identifier = uuid.uuid5(_NAMESPACE, f"{slide}/tile/{left},{top},{right},{bottom}")
+    named = (("wsiad: score", score), ("wsiad: percentile", percentile))
+    measurements = ",".join(f'"{name}":{value}' for name, value in named if value != "nan")
+    return (
+        f'{{"type":"Feature","id":"{identifier}","geometry":{{"type":"Polygon","coordinates":'
+        f"[[[{left},{top}],[{right},{top}],[{right},{bottom}],[{left},{bottom}],[{left},{top}]]]}},"
+        f'"properties":{{"objectType":"tile","measurements":{{{measurements}}}}}}}'
+    )
+
+
+def _px(hundredths: int) -> float:
+    """Pixels from hundredths; whole numbers stay whole, which keeps the file small."""
+    whole, rest = divmod(hundredths, _PER_PX)
+    return hundredths / _PER_PX if rest else whole
+
+
+def _lesion(
+    slide: str, region: Region, *, rank: int, bounds: Box, extra: Mapping[str, float]
+) -> dict[str, Any]:
+    ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
+    rings = []
+    for ring in (region.polygon.exterior, *region.polygon.interiors):
+        moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
+        whole = np.clip(np.rint(moved * _PER_PX), 0, ends).astype(np.int64)
+        rings.append([[_px(x), _px(y)] for x, y in whole.tolist()])
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, f"{slide}/lesion/{_dumps(rings)}")),
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": {
+            "objectType": "annotation",
+            "name": f"wsiad {rank}",
+            "classification": {"name": CLASS_NAME, "color": list(CLASS_COLOUR)},
+            "isLocked": True,
+            "measurements": {
+                "wsiad: max score": region.max_score,
+                "wsiad: mean score": region.mean_score,
+                **extra,
+                "wsiad: area µm^2": region.area,
+            },
+        },
+    }
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise ExportError("a number is not finite") from error
+
+
+def _write(path: Path, features: Iterator[list[str]]) -> None:
+    if not path.name.lower().endswith(_ENDINGS):
+        raise ExportError(
+            "QuPath imports nothing from a file of this name",
+            subject=path.name,
+            remedy=f"Use one of the endings {', '.join(_ENDINGS)}.",
+        )
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        if path.suffix.lower() != ".gz":
+            _write_collection(file, features)
+            return
+        # Neither name nor time in the header: equal results give equal files.
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            _write_collection(packed, features)
+
+
+def _write_collection(file: BinaryIO | gzip.GzipFile, features: Iterator[list[str]]) -> None:
+    file.write(b'{"type":"FeatureCollection","features":[')
+    separator = "\n"
+    for texts in features:
+        if texts:
+            file.write((separator + ",\n".join(texts)).encode())
+            separator = ",\n"
+    file.write(b"\n]}\n")
+
+
+def _need(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ExportError(problem)
+
+
+def _check_id(identifier: object) -> None:
+    try:
+        same = str(uuid.UUID(str(identifier))) == identifier
+    except ValueError:
+        same = False
+    _need(same, f"has the identifier {identifier!r}, which is no UUID")
+
+
+def _check_geometry(geometry: Mapping[str, Any], bounds: Box) -> None:
+    _need(set(geometry) == {"type", "coordinates"}, "has missing or unknown geometry keys")
+    _need(geometry["type"] == "Polygon", "is not a polygon")
+    rings = geometry["coordinates"]
+    _need(bool(rings), "has no outline")
+    for ring in rings:
+        _need(len(ring) >= 4 and ring[0] == ring[-1], "has a ring that is not closed")
+        _need(
+            all(len(point) == 2 and all(map(_is_finite, point)) for point in ring),
+            "has a position that is not two finite numbers",
+        )
+        points = np.asarray(ring, np.float64)
+        inside = (points >= 0) & (points <= (bounds.width, bounds.height))
+        _need(bool(inside.all()), "reaches beyond the slide")
+    polygon = shapely.Polygon(rings[0], rings[1:])
+    _need(polygon.is_valid and polygon.area > 0, "is not a valid polygon")
+
+
+def _check_properties(properties: Mapping[str, Any]) -> None:
+    _need(set(properties) <= _PROPERTIES, "has unknown properties")
+    _need(
+        properties.get("objectType") in ("annotation", "detection", "tile"),
+        "has no known object type",
+    )
+    if "name" in properties:
+        _need(_is_name(properties["name"]), "has a blank name")
+    if "isLocked" in properties:
+        _need(isinstance(properties["isLocked"], bool), "is neither locked nor not locked")
+    if "classification" in properties:
+        _check_class(properties["classification"])
+    for name, value in properties.get("measurements", {}).items():
+        _need(_is_name(name), "has a measurement with a blank name")
+        _need(_is_finite(value), f"has a measurement {name!r} that is not a finite number")
+
+
+def _check_class(classification: object) -> None:
+    _need(
+        isinstance(classification, Mapping) and set(classification) == {"name", "color"},
+        "has a class without name or colour",
+    )
+    assert isinstance(classification, Mapping)
+    colour = classification["color"]
+    _need(_is_name(classification["name"]), "has a class with a blank name")
+    _need(
+        isinstance(colour, list)
+        and len(colour) == 3
+        and all(type(part) is int and 0 <= part <= 255 for part in colour),
+        "has a class whose colour is not three numbers from 0 to 255",
+    )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -1,0 +1,213 @@
+"""How the report words its numbers: units, sensible digits, and why a figure is undefined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NONE = "–"
+"""Stands where there is nothing to say."""
+
+_THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
+# Parts of a protocol that stand in the table, and its rules, which stand in the manual.
+_SHOWN = {"score", "low", "high", "undefined", "interval_undefined", "rules"}
+_SHOWN |= {"sensitivity_at", "sensitivity_interval_at"}
+_NAMES = {"slide_auc": "Slide AUC", "tile_auroc": "Tile AUROC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of the evaluation in words: name, value and 95 % interval."""
+
+    name: str
+    value: str
+    interval: str
+    defined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrocRow:
+    """FROC of one protocol in words.
+
+    Parameters
+    ----------
+    figure : Figure
+        The score; its name is that of the protocol.
+    sensitivities : list of (str, str)
+        Sensitivity and its interval at each number of false positives.
+    facts : list of (str, str)
+        What else is known, label and value.
+    """
+
+    figure: Figure
+    sensitivities: list[tuple[str, str]]
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class FrocTable:
+    """FROC of all protocols; ``points`` are mean false positives per slide."""
+
+    points: list[str]
+    rows: list[FrocRow]
+
+
+def finite(value: float | None) -> float | None:
+    """Return a finite number, or ``None``."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def score(value: float | None) -> str:
+    """Anomaly score with four digits; what is not finite is called so."""
+    if value is None:
+        return NONE
+    return f"{value:#.4g}".rstrip(".").replace("-", "−") if math.isfinite(value) else "not finite"
+
+
+def count(value: float | None) -> str:
+    """Whole number with its thousands apart."""
+    return NONE if value is None else f"{value:,.0f}".replace(",", _THIN)
+
+
+def percentile(value: float | None) -> str:
+    """Percentile with as many digits as tell it from 100."""
+    if finite(value) is None:
+        return NONE if value is None else "not finite"
+    assert value is not None
+    # 99.97 must not read as 100: nothing healthy was as strange, or something was.
+    return "100" if value >= 100 else f"{math.floor(value * 100) / 100:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Duration in the units that one would say it in."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value < 59.95:
+        return f"{value:.1f}{_THIN}s" if value < 9.95 else f"{value:.0f}{_THIN}s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes}{_THIN}min {rest:02d}{_THIN}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{_THIN}h {minutes:02d}{_THIN}min"
+
+
+def durations(values: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Label and duration of each stage, in order."""
+    return [(str(name).replace("_", " "), seconds(value)) for name, value in values.items()]
+
+
+def sortable(value: float | None) -> str:
+    """Text of a number for the script that sorts; empty where there is none."""
+    return "" if finite(value) is None else f"{value:.9g}"
+
+
+def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of each fact, in order; nested mappings are laid flat."""
+    return list(_flat(values, ""))
+
+
+def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        label = f"{above}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{label} · ")
+        else:
+            yield label, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "":
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value) if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return score(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value) or NONE
+    return str(value)
+
+
+def figures(evaluation: Mapping[str, Any] | None) -> list[Figure]:
+    """Figures of ``evaluation.json`` that are a number with an interval, FROC apart."""
+    return [
+        _figure(_NAMES.get(key, key.replace("_", " ")), value, "value")
+        for key, value in (evaluation or {}).items()
+        if isinstance(value, Mapping) and "value" in value
+    ]
+
+
+def further(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Gather the counts of ``evaluation.json`` and the figures that stand within other figures."""
+    known = evaluation or {}
+    within = [
+        _figure(f"{_NAMES.get(key, key)}, {name.replace('_', ' ')}", item, "value")
+        for key, value in known.items()
+        if isinstance(value, Mapping) and "value" in value
+        for name, item in value.items()
+        if isinstance(item, Mapping) and "value" in item
+    ]
+    figures_within = [
+        (item.name, f"{item.value} ({item.interval})" if item.defined else item.value)
+        for item in within
+    ]
+    return facts(known.get("counts") or {}) + figures_within
+
+
+def remarks(evaluation: Mapping[str, Any] | None) -> list[str]:
+    """Say what a reader of the figures has to know: notes and exclusions."""
+    known = evaluation or {}
+    excluded = known.get("exclusions") or {}
+    texts = {"all": "Excluded", "froc": "Excluded from FROC and tile figures"}
+    said = [
+        f"{text}: {', '.join(map(str, excluded[key]))}"
+        for key, text in texts.items()
+        if excluded.get(key)
+    ]
+    return [*map(str, known.get("notes") or []), *said]
+
+
+def froc_table(evaluation: Mapping[str, Any] | None) -> FrocTable:
+    """FROC of ``evaluation.json`` by protocol; without rows if there is none."""
+    protocols = (evaluation or {}).get("froc") or {}
+    known = {name: value for name, value in protocols.items() if isinstance(value, Mapping)}
+    points = list(dict.fromkeys(p for v in known.values() for p in v.get("sensitivity_at", {})))
+    return FrocTable(points, [_froc_row(name, value, points) for name, value in known.items()])
+
+
+def _froc_row(name: str, value: Mapping[str, Any], points: list[str]) -> FrocRow:
+    at = value.get("sensitivity_at", {})
+    ends = value.get("sensitivity_interval_at", {})
+    rest = {key: item for key, item in value.items() if key not in _SHOWN}
+    return FrocRow(
+        _figure(name, value, "score"),
+        [
+            (_ratio(at.get(point)), _interval(*(ends.get(point) or (None, None))))
+            for point in points
+        ],
+        facts(rest),
+    )
+
+
+def _figure(name: str, known: Mapping[str, Any], key: str) -> Figure:
+    value = finite(known.get(key))
+    if value is None:
+        return Figure(name, f"undefined: {known.get('undefined', 'no reason is given')}", "", False)
+    interval = _interval(known.get("low"), known.get("high"))
+    if interval == NONE and known.get("interval_undefined"):
+        interval = f"undefined: {known['interval_undefined']}"
+    return Figure(name, _ratio(value), interval, True)
+
+
+def _ratio(value: float | None) -> str:
+    """Share or area, 0 to 1, with three decimals."""
+    return NONE if finite(value) is None else f"{value:.3f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if finite(low) is None or finite(high) is None:
+        return NONE
+    return f"{low:.3f}–{high:.3f}"

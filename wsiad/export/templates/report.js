@@ -1,0 +1,56 @@
+// Sorts and filters the table of slides. Without it the page is complete, ranked by score.
+(() => {
+  "use strict";
+  const table = document.getElementById("ranking");
+  if (!table) return;
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+
+  // Sort values stand in data-value; an empty one, "nothing known", goes last either way.
+  const sort = (column, descending) => {
+    const numeric = heads[column].classList.contains("number");
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, undefined, { numeric: true });
+      return descending ? -order : order;
+    };
+    body.append(...[...body.rows].sort(compare));
+    heads.forEach((head, index) => {
+      if (index !== column) head.removeAttribute("aria-sort");
+    });
+    heads[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
+  };
+
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const now = head.getAttribute("aria-sort");
+      const first = head.classList.contains("number") && column > 0;
+      sort(column, now ? now === "ascending" : first);
+    });
+  });
+
+  const form = document.createElement("div");
+  form.className = "filter";
+  form.innerHTML =
+    '<label for="filter">Filter slides</label><input id="filter" type="search" ' +
+    'placeholder="name, label or status"><span class="muted small" role="status"></span>';
+  table.closest(".scroll").before(form);
+  const shown = form.querySelector("[role=status]");
+  form.querySelector("input").addEventListener("input", (event) => {
+    const wanted = event.target.value.trim().toLowerCase();
+    let count = 0;
+    for (const row of body.rows) {
+      row.hidden = !row.dataset.search.toLowerCase().includes(wanted);
+      count += !row.hidden;
+      const section = document.getElementById(row.dataset.section);
+      if (section) section.hidden = row.hidden;
+    }
+    shown.textContent = wanted ? `${count} of ${body.rows.length} shown` : "";
+  });
+})();

@@ -1,0 +1,262 @@
+"""Stitching: the scores of overlapping windows become one heatmap.
+
+Windows lie on a lattice. A heatmap pixel is the whole fraction ``stride / p`` of a
+step of the lattice that comes nearest to the parts that a window's scores stand for,
+so that every window covers the same pattern of heatmap pixels, wherever it lies. A
+pixel's score is the mean of all parts over it, weighted by the area that they share
+with it. Nothing is smoothed and nothing is rounded to the pixels of the slide.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import DetectorError, InputError
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.units import Spacing, TilePx
+
+MAX_PIXELS = 100_000_000
+"""The most pixels of a heatmap: 1.2 GB while it is stitched, 0.4 GB when it is done."""
+
+_CHUNK_VALUES = 1 << 20
+_LARGER_STRIDE = "Choose a larger --stride."
+
+IntArray = npt.NDArray[np.int64]
+
+
+def pixels_per_stride(stride: int, window: int, *, places: int) -> int:
+    """Heatmap pixels per step of the lattice: those nearest in size to a window's parts."""
+    return max(1, round(stride * places / window))
+
+
+def overlap_lengths(stride: int, window: int, *, places: int) -> IntArray:
+    """Overlap of the heatmap pixels under a window with the window's parts, in 1-D.
+
+    Parameters
+    ----------
+    stride, window : int
+        Step of the lattice and edge of a window, target pixels.
+    places : int
+        Number of equal parts along the window's edge.
+
+    Returns
+    -------
+    ndarray of int64, (cells, places)
+        Length that pixel ``c`` (from the window's left edge) shares with part ``i``,
+        in the largest unit in which all are whole numbers. Whole numbers keep the
+        weighted sums exact.
+
+    Examples
+    --------
+    >>> overlap_lengths(64, 96, places=1).tolist()  # a pixel of 64 and a half of one
+    [[2], [1]]
+    """
+    per_stride = pixels_per_stride(stride, window, places=places)
+    cells = -(-window * per_stride // stride)
+    cell, part = stride * places, window * per_stride
+    lower, upper = np.arange(cells)[:, None], np.arange(places)[None, :]
+    lengths: IntArray = np.maximum(
+        0,
+        np.minimum((lower + 1) * cell, (upper + 1) * part) - np.maximum(lower * cell, upper * part),
+    )
+    return lengths // np.gcd.reduce(lengths, axis=None)
+
+
+class Stitcher:
+    """Collect the scores of windows, in any order, and average them into a heatmap.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Size of the lattice: window ``(r, c)`` covers the target pixels from
+        ``(c * stride, r * stride)`` to ``(c * stride + window, r * stride + window)``.
+    stride, window : TilePx
+        Step of the lattice and edge of the windows, target pixels.
+    grid : PixelMap
+        From target pixel edges to level-0 pixels; its origin is that of the lattice.
+    places : int
+        Each window brings ``places`` × ``places`` scores of equal parts of it.
+
+    Raises
+    ------
+    InputError
+        A number is not positive, or the heatmap would have more than `MAX_PIXELS`.
+
+    Notes
+    -----
+    **Memory bound.** The canvas holds one float64 sum for each heatmap pixel and one
+    byte for each place of the lattice: at most 0.9 GB at `MAX_PIXELS`, and 0.4 GB more
+    for the result while :meth:`finish` runs. Areas are not stored, they follow from
+    which windows were seen. A batch is worked off in chunks of about a million
+    contributions, so its size does not matter. What breaks the bound is a stride so
+    small that the lattice itself is too large, and that is refused at once.
+
+    **Order.** Contributions are float32 scores times whole numbers, summed in float64.
+    No batch boundary changes the result. The order of the windows changes nothing
+    either as long as those sums are exact, which they are while the scores around a
+    pixel lie within a factor of about 2**12 of each other; beyond that it changes the
+    last bit of a float32 at most.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        stride: TilePx,
+        window: TilePx,
+        grid: PixelMap,
+        places: int = 1,
+    ) -> None:
+        if min(rows, columns, stride, window, places) < 1:
+            raise InputError(
+                f"a lattice of {rows} × {columns} windows of {window} px with {places} places "
+                f"at a stride of {stride} px is empty"
+            )
+        self.rows, self.columns, self.places = rows, columns, places
+        self._per_stride = pixels_per_stride(stride, window, places=places)
+        self._lengths = overlap_lengths(stride, window, places=places)
+        self._cover: IntArray = self._lengths.sum(axis=1)
+        cells = len(self._cover)
+        self.size = Size(
+            (columns - 1) * self._per_stride + cells, (rows - 1) * self._per_stride + cells
+        )
+        if self.size.width * self.size.height > MAX_PIXELS:
+            raise InputError(
+                f"the heatmap would have {self.size.width} × {self.size.height} pixels, "
+                f"the most are {MAX_PIXELS:,}",
+                remedy=_LARGER_STRIDE,
+            )
+        self.placement = PixelMap(
+            x=grid.x,
+            y=grid.y,
+            scale_x=grid.scale_x * stride / self._per_stride,
+            scale_y=grid.scale_y * stride / self._per_stride,
+        )
+        self._sums = np.zeros(self.size.width * self.size.height, np.float64)
+        self._seen = np.zeros(rows * columns, np.bool_)
+
+    def add(
+        self,
+        rows: npt.NDArray[np.signedinteger],
+        columns: npt.NDArray[np.signedinteger],
+        maps: npt.NDArray[np.float32],
+    ) -> None:
+        """Add windows.
+
+        Parameters
+        ----------
+        rows, columns : ndarray of int, (N,)
+            Where on the lattice they lie.
+        maps : ndarray of float32, (N, places, places)
+            Scores of their parts, row by row.
+
+        Raises
+        ------
+        InputError
+            Shapes do not fit, a window lies outside the lattice or was added before.
+            Nothing has been added then.
+        DetectorError
+            A score is not a finite number. Nothing has been added then.
+        """
+        row, column = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
+        maps = np.asarray(maps, np.float32)
+        self._check(row, column, maps)
+        self._seen[row * self.columns + column] = True
+        cells = len(self._cover)
+        chunk = max(1, _CHUNK_VALUES // cells**2)
+        steps = np.arange(cells)
+        pattern = (steps[:, None] * self.size.width + steps).ravel()
+        for start in range(0, len(row), chunk):
+            part = slice(start, start + chunk)
+            corner = (row[part] * self.size.width + column[part]) * self._per_stride
+            places = corner[:, None] + pattern
+            np.add.at(self._sums, places.ravel(), self._contributions(maps[part]).ravel())
+
+    def finish(self, slide: str, *, slide_size: Size, bounds: Box, spacing: Spacing) -> Heatmap:
+        """Return the heatmap of the windows added so far.
+
+        Parameters
+        ----------
+        slide : str
+            Name of the slide.
+        slide_size : Size
+            Of level 0, pixels.
+        bounds : Box
+            Non-empty part of the slide, level-0 pixels.
+        spacing : Spacing
+            µm per level-0 pixel.
+
+        Returns
+        -------
+        Heatmap
+            Of the whole lattice: pixels that no window covers are NaN, and pixels at
+            the right and the bottom may reach beyond the slide, as windows do. Nothing
+            is cropped, so the placement stays exact.
+        """
+        scores = np.full((self.size.height, self.size.width), np.nan, np.float32)
+        sums = self._sums.reshape(scores.shape)
+        seen = self._seen.reshape(self.rows, self.columns)
+        for y, line in enumerate(scores):
+            areas = self._areas(y, seen)
+            covered = areas > 0
+            line[covered] = sums[y, covered] / areas[covered]
+        return Heatmap(
+            slide=slide,
+            scores=scores,
+            placement=self.placement,
+            slide_size=slide_size,
+            bounds=bounds,
+            spacing=spacing,
+        )
+
+    def _contributions(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Score times shared area, (N, cells, cells)."""
+        lengths = self._lengths.astype(np.float64)
+        if self.places == 1:  # many times faster than a product of 1 × 1 matrices
+            return maps.astype(np.float64) * (lengths @ lengths.T)
+        product: npt.NDArray[np.float64] = lengths @ maps.astype(np.float64) @ lengths.T
+        return product
+
+    def _areas(self, y: int, seen: npt.NDArray[np.bool_]) -> IntArray:
+        """Area of the seen windows over each pixel of line ``y``, (width,)."""
+        step, cells = self._per_stride, len(self._cover)
+        first = max(0, -(-(y - cells + 1) // step))
+        last = min(self.rows - 1, y // step)
+        areas = np.zeros(self.size.width, np.int64)
+        windows = np.arange(first, last + 1)
+        lengths = (self._cover[y - windows * step, None] * seen[windows]).sum(axis=0)
+        for cell, cover in enumerate(self._cover):
+            areas[cell : cell + (self.columns - 1) * step + 1 : step] += cover * lengths
+        return areas
+
+    def _check(self, rows: IntArray, columns: IntArray, maps: npt.NDArray[np.float32]) -> None:
+        expected = (len(rows), self.places, self.places)
+        if rows.ndim != 1 or rows.shape != columns.shape or maps.shape != expected:
+            raise InputError(
+                f"{rows.shape} rows, {columns.shape} columns and {maps.shape} scores "
+                f"do not fit together; the scores should be {expected}"
+            )
+        if not len(rows):
+            return
+        outside = (rows < 0) | (rows >= self.rows) | (columns < 0) | (columns >= self.columns)
+        if outside.any():
+            worst = int(outside.argmax())
+            raise InputError(
+                f"window ({rows[worst]}, {columns[worst]}) lies outside the lattice "
+                f"of {self.rows} × {self.columns}"
+            )
+        places, counts = np.unique(rows * self.columns + columns, return_counts=True)
+        again = (counts > 1) | self._seen[places]
+        if again.any():
+            row, column = divmod(int(places[again.argmax()]), self.columns)
+            raise InputError(f"window ({row}, {column}) was added twice")
+        if not math.isfinite(float(maps.sum(dtype=np.float64))):
+            raise DetectorError(
+                "a score is not a finite number",
+                remedy="Check the run's weights and the slide's normalised tiles.",
+            )
