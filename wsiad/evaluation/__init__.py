@@ -1,0 +1,1 @@
+"""Evaluation: slide AUC, FROC and tile AUROC against ground truth."""

@@ -1,0 +1,154 @@
+"""What each slide contributes to the figures: read once, slide by slide."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsiad.evaluation.cohort import Case
+from wsiad.evaluation.froc import PROTOCOLS, Detections, ProtocolName, SlideHits, match
+from wsiad.evaluation.lesions import SlideTruth
+from wsiad.evaluation.regions import EvaluationMask
+from wsiad.evaluation.results import read_windows
+from wsiad.evaluation.submission import read_detections
+from wsiad.evaluation.tiles import TileScores, sort_windows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProtocolEvidence:
+    """Hits on a slide by one protocol.
+
+    Parameters
+    ----------
+    hits, hits_with_itc : SlideHits
+        Isolated tumour cells left out, and taken as lesions.
+    spacing : str
+        Where the µm/px come from.
+    """
+
+    hits: SlideHits
+    hits_with_itc: SlideHits
+    spacing: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideEvidence:
+    """What one slide contributes.
+
+    Parameters
+    ----------
+    case : Case
+        The slide.
+    score : float
+        Its anomaly score; minus infinity where nothing was found or there is no tissue.
+    detections : int
+        How many there are on it.
+    bounded : bool
+        Whether the detections could be checked against the slide's size.
+    by_protocol : Mapping of str to ProtocolEvidence
+        Empty where the slide takes no part in FROC.
+    tiles : TileScores or None
+        Its windows, where there are outlines and windows.
+    unmarked : bool
+        Whether it holds tumour by the reference while its ground truth marks none.
+    ignored : Mapping of str to int
+        Annotations left aside, by reason.
+    """
+
+    case: Case
+    score: float
+    detections: int
+    bounded: bool
+    by_protocol: Mapping[ProtocolName, ProtocolEvidence]
+    tiles: TileScores | None
+    unmarked: bool
+    ignored: Mapping[str, int]
+
+
+def collect(
+    case: Case,
+    truth: SlideTruth | None,
+    *,
+    protocols: Sequence[ProtocolName],
+    given_mpp: float | None,
+    outlined: bool,
+) -> SlideEvidence:
+    """Read the detections and windows on a slide and match them to its ground truth.
+
+    Parameters
+    ----------
+    case : Case
+        The slide.
+    truth : SlideTruth or None
+        Where its tumour is; ``None`` if the slide takes no part in FROC.
+    protocols : sequence of str
+        FROC protocols.
+    given_mpp : float or None
+        µm per level-0 pixel that the user gives for all slides.
+    outlined : bool
+        Whether ground truth is outlines, by which windows can be told apart.
+
+    Raises
+    ------
+    EvaluationError
+        Detections or windows are missing or not valid.
+    """
+    limit = case.scored.size if truth is None else truth.limit
+    if case.scored.status == "no-tissue":
+        detections = Detections(np.zeros(0), np.zeros(0), np.zeros(0))
+    else:
+        detections = read_detections(case.scored.detections, case.slide, limit=limit)
+    unmarked = bool(truth and truth.mask is not None and not truth.mask.any())
+    if unmarked:
+        logger.warning("%s holds tumour by the reference, but none is marked on it", case.slide)
+    tiles = None
+    if truth is not None and outlined and case.scored.windows is not None:
+        tiles = sort_windows(read_windows(case.scored.windows, case.slide), truth.tumour)
+    return SlideEvidence(
+        case,
+        _score(case, detections),
+        len(detections),
+        limit is not None,
+        {} if truth is None else _by_protocol(truth, detections, protocols, given_mpp),
+        tiles,
+        unmarked,
+        {} if truth is None else truth.ignored,
+    )
+
+
+def _score(case: Case, detections: Detections) -> float:
+    if case.scored.score is not None:
+        return case.scored.score
+    return float(detections.confidence.max()) if len(detections) else -math.inf
+
+
+def _by_protocol(
+    truth: SlideTruth,
+    detections: Detections,
+    protocols: Sequence[ProtocolName],
+    given_mpp: float | None,
+) -> dict[ProtocolName, ProtocolEvidence]:
+    evidence = {}
+    made: dict[float, EvaluationMask | None] = {}
+    for protocol in protocols:
+        mpp, source = truth.protocol_mpp(protocol, given_mpp)
+        if mpp not in made:
+            made[mpp] = truth.regions(mpp)
+        hits, with_itc = (
+            match(
+                detections,
+                made[mpp],
+                PROTOCOLS[protocol],
+                downsample=truth.downsample,
+                include_itc=include_itc,
+            )
+            for include_itc in (False, True)
+        )
+        evidence[protocol] = ProtocolEvidence(hits, with_itc, source)
+    return evidence

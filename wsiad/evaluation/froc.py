@@ -1,0 +1,291 @@
+"""Free-response ROC under both official CAMELYON16 protocols, which differ.
+
+``camelyon16-2016`` is the script of the challenge (Ehteshami Bejnordi, January 2016),
+by which published numbers were made; ``camelyon16-dataset`` is the one that comes with
+the public data set. Each is followed to the letter, oddities included; what they make
+of the score is shown by two readings without them (:data:`ALL_THRESHOLDS` and
+:data:`CONSERVATIVE`). Pure arithmetic, no files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.evaluation.regions import EvaluationMask
+
+Floats = npt.NDArray[np.float64]
+
+OPERATING_POINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Mean false positives per slide at which sensitivity is read; the score is the mean."""
+
+ProtocolName = Literal["camelyon16-2016", "camelyon16-dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the protocols do differently.
+
+    Parameters
+    ----------
+    coordinate : str
+        How a level-0 coordinate becomes a mask pixel: ``"truncate"``, or ``"round"``
+        (halves to even).
+    single_precision : bool
+        Scores of hit lesions are float32 while those of false positives are float64,
+        so that equal scores may or may not tie.
+    drop_lowest : bool
+        The lowest score of all is no threshold. It is 0, and nothing is lost, as soon as
+        a lesion is missed or there are isolated tumour cells; else a hit may be lost.
+        Without it, every score above 0 is a threshold.
+    reading : str
+        Sensitivity at f false positives per slide: ``"linear"`` interpolates;
+        ``"step-up"`` takes the first point with at least f, which is optimistic where
+        the curve jumps; ``"step-down"`` the best point with at most f.
+    """
+
+    coordinate: Literal["truncate", "round"]
+    single_precision: bool
+    drop_lowest: bool
+    reading: Literal["linear", "step-up", "step-down"]
+
+
+PROTOCOLS: dict[ProtocolName, Rules] = {
+    "camelyon16-2016": Rules("truncate", True, True, "linear"),
+    "camelyon16-dataset": Rules("round", False, False, "step-up"),
+}
+"""Rules of the official protocols by name."""
+
+
+def all_thresholds(rules: Rules) -> Rules:
+    """Return the rules with every threshold kept, exact ties and linear interpolation."""
+    return dataclasses.replace(rules, single_precision=False, drop_lowest=False, reading="linear")
+
+
+def conservative(rules: Rules) -> Rules:
+    """Return the rules with every threshold, exact ties and no sensitivity not reached."""
+    return dataclasses.replace(all_thresholds(rules), reading="step-down")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """Detections on one slide.
+
+    Parameters
+    ----------
+    confidence : ndarray of float64, (N,)
+        At least 0; higher is surer.
+    x, y : ndarray of float64, (N,)
+        Level-0 pixels.
+    """
+
+    confidence: Floats
+    x: Floats
+    y: Floats
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideHits:
+    """What the detections on one slide hit.
+
+    Parameters
+    ----------
+    regions : ndarray of float64, (R,)
+        Highest confidence on each tumour region; 0 for a missed one, and for isolated
+        tumour cells.
+    false_positives : ndarray of float64, (F,)
+        Confidence of every detection outside all regions.
+    lesions : int
+        Regions that are to be found.
+    """
+
+    regions: Floats
+    false_positives: Floats
+    lesions: int
+
+
+def match(
+    detections: Detections,
+    truth: EvaluationMask | None,
+    rules: Rules,
+    *,
+    downsample: float,
+    include_itc: bool = False,
+) -> SlideHits:
+    """Match the detections on a slide to its tumour regions.
+
+    Several hits on a region count once, with the highest confidence. Hits on isolated
+    tumour cells count neither way, unless they are included. A detection beyond the mask
+    is outside all regions, save that one which rounding puts one pixel beyond it
+    belongs to the pixel that it lies in.
+
+    Parameters
+    ----------
+    detections : Detections
+        In level-0 pixels, none negative.
+    truth : EvaluationMask or None
+        Regions of the slide; ``None`` for a normal slide.
+    rules : Rules
+        Of the protocol.
+    downsample : float
+        Level-0 pixels per mask pixel.
+    include_itc : bool
+        Take isolated tumour cells as lesions.
+    """
+    if truth is None:
+        return SlideHits(np.zeros(0), detections.confidence, 0)
+    label = _labels_at(detections, truth.labels, rules, downsample)
+    regions = np.zeros(len(truth.axes_px) + 1)
+    np.maximum.at(regions, label, detections.confidence)
+    itc = np.array([] if include_itc else sorted(truth.itc), dtype=int)
+    regions[itc] = 0.0
+    lesions = len(truth.axes_px) if include_itc else truth.lesions
+    return SlideHits(regions[1:], detections.confidence[label == 0], lesions)
+
+
+def _labels_at(
+    detections: Detections, labels: npt.NDArray[np.int32], rules: Rules, downsample: float
+) -> npt.NDArray[np.int32]:
+    pixels, inside = [], np.ones(len(detections), dtype=bool)
+    for position, length in ((detections.y, labels.shape[0]), (detections.x, labels.shape[1])):
+        truncated = np.trunc(position / downsample)
+        index = np.rint(position / downsample) if rules.coordinate == "round" else truncated
+        inside &= truncated < length
+        pixels.append(index.astype(np.int64).clip(0, length - 1))
+    return np.where(inside, labels[pixels[0], pixels[1]], 0).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Points of an FROC curve, from the lowest threshold to none above.
+
+    Parameters
+    ----------
+    false_positives : ndarray of float64, (N,)
+        Mean number per slide, descending to 0.
+    sensitivity : ndarray of float64, (N,)
+        Share of the lesions that are hit, descending to 0.
+    """
+
+    false_positives: Floats
+    sensitivity: Floats
+
+
+class Pool:
+    """The hits of all slides, made ready for curves of weighted slides.
+
+    A bootstrap needs the curve of a thousand resamples: scores are sorted once here, and
+    a resample is a weight per slide.
+
+    Parameters
+    ----------
+    hits : sequence of SlideHits
+        One per slide.
+    rules : Rules
+        Of the protocol.
+    """
+
+    def __init__(self, hits: Sequence[SlideHits], rules: Rules) -> None:
+        self.rules = rules
+        self.slides = len(hits)
+        self._lesions = np.array([hit.lesions for hit in hits], dtype=np.int64)
+        self._fp, self._fp_slide = _sorted([hit.false_positives for hit in hits])
+        regions = [hit.regions for hit in hits]
+        if rules.single_precision:
+            regions = [r.astype(np.float32).astype(np.float64) for r in regions]
+        self._tp, self._tp_slide = _sorted(regions)
+        self._thresholds = np.unique(np.concatenate([self._fp, self._tp]))
+        # A float32 array is compared with a Python float in float32.
+        tp_thresholds = self._thresholds
+        if rules.single_precision:
+            tp_thresholds = tp_thresholds.astype(np.float32).astype(np.float64)
+        self._fp_below = np.searchsorted(self._fp, self._thresholds)
+        self._tp_below = np.searchsorted(self._tp, tp_thresholds)
+        self._fp_value = np.searchsorted(self._thresholds, self._fp)
+        self._tp_value = np.searchsorted(self._thresholds, self._tp)
+
+    @property
+    def lesions(self) -> int:
+        """Number of lesions on all slides."""
+        return int(self._lesions.sum())
+
+    @property
+    def ties(self) -> int:
+        """False positives whose score another false positive or a hit region has too.
+
+        Where there are none, and a lesion is missed or there are isolated tumour cells,
+        the protocols differ by their coordinates and readings alone.
+        """
+        size = len(self._thresholds)
+        fp = np.bincount(self._fp_value, minlength=size)
+        tp = np.bincount(self._tp_value[self._tp > 0], minlength=size)
+        return int(fp[fp + tp > 1].sum())
+
+    def curve(self, weights: npt.NDArray[np.int64] | None = None) -> Curve | None:
+        """Return the FROC curve, each slide taken as often as its weight says.
+
+        Parameters
+        ----------
+        weights : ndarray of int, (slides,), optional
+            How often each slide counts; once by default.
+
+        Returns
+        -------
+        Curve or None
+            ``None`` where there is no lesion, hence no sensitivity.
+        """
+        if weights is None:
+            weights = np.ones(self.slides, dtype=np.int64)
+        lesions = int(weights @ self._lesions)
+        if lesions == 0:
+            return None
+        fp_weight, tp_weight = weights[self._fp_slide], weights[self._tp_slide]
+        drawn = np.zeros(len(self._thresholds), dtype=bool)
+        drawn[self._fp_value[fp_weight > 0]] = drawn[self._tp_value[tp_weight > 0]] = True
+        chosen = np.flatnonzero(drawn)
+        chosen = chosen[1:] if self.rules.drop_lowest else chosen[self._thresholds[chosen] > 0]
+        fp = _weight_from(fp_weight)[self._fp_below[chosen]]
+        tp = _weight_from(tp_weight)[self._tp_below[chosen]]
+        return Curve(
+            np.append(fp, 0) / float(weights.sum()),
+            np.append(tp, 0) / float(lesions),
+        )
+
+    def sensitivities(self, weights: npt.NDArray[np.int64] | None = None) -> Floats | None:
+        """Sensitivity at each of :data:`OPERATING_POINTS`; ``None`` without lesions."""
+        curve = self.curve(weights)
+        return None if curve is None else read_curve(curve, self.rules)
+
+
+def _sorted(parts: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Scores of all slides ascending, with the slide of each."""
+    values = np.concatenate([np.zeros(0), *parts])
+    slide = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    order = np.argsort(values, kind="stable")
+    return values[order], slide[order]
+
+
+def _weight_from(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sum of the weights from each place to the end, (N + 1,)."""
+    return np.append(np.cumsum(weights[::-1])[::-1], 0)
+
+
+def read_curve(curve: Curve, rules: Rules) -> Floats:
+    """Read the sensitivity at each of :data:`OPERATING_POINTS` off a curve, (6,)."""
+    x, y = curve.false_positives[::-1], curve.sensitivity[::-1]
+    match rules.reading:
+        case "linear":
+            return np.interp(OPERATING_POINTS, x, y)
+        case "step-up":
+            index = np.searchsorted(x, OPERATING_POINTS, side="left")
+            return y[index.clip(max=len(x) - 1)]
+        case "step-down":
+            return y[np.searchsorted(x, OPERATING_POINTS, side="right") - 1]

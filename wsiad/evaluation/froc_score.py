@@ -1,0 +1,181 @@
+"""The FROC score of one protocol, with its interval and what qualifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from wsiad.evaluation.bootstrap import (
+    NO_RESAMPLES,
+    Estimate,
+    percentile_interval,
+    slide_weights,
+    undefined,
+)
+from wsiad.evaluation.froc import (
+    OPERATING_POINTS,
+    Curve,
+    Floats,
+    Pool,
+    Rules,
+    SlideHits,
+    all_thresholds,
+    conservative,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrocScore:
+    """Sensitivity over mean false positives per slide.
+
+    Parameters
+    ----------
+    rules : Rules
+        Of the protocol.
+    score : Estimate
+        Mean sensitivity at the six operating points, with an interval over slides.
+    curve : Curve or None
+        All points; ``None`` without lesions.
+    sensitivities : ndarray of float64, (6,), or None
+        At each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
+    interval : ndarray of float64, (2, 6), or None
+        Low and high ends of each of them.
+    score_all_thresholds, score_conservative, score_with_itc : float or None
+        The score with all thresholds and exact ties, without optimistic readings, and
+        with isolated tumour cells as lesions.
+    lesions, itc, slides, false_positives, ties : int or None
+        Counts; ``None`` where there is no ground truth to count in.
+    resamples_without_lesion : int
+        Resamples that could not be used.
+    """
+
+    rules: Rules
+    score: Estimate
+    curve: Curve | None
+    sensitivities: Floats | None
+    interval: Floats | None
+    score_all_thresholds: float | None
+    score_conservative: float | None
+    score_with_itc: float | None
+    lesions: int | None
+    itc: int | None
+    slides: int
+    false_positives: int | None
+    ties: int | None
+    resamples_without_lesion: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the curve as JSON values."""
+        names = [f"{point:g}" for point in OPERATING_POINTS]
+        values = [None] * len(names) if self.sensitivities is None else self.sensitivities.tolist()
+        ends = [None] * len(names) if self.interval is None else self.interval.T.tolist()
+        return {
+            **self.score.as_json("score"),
+            "sensitivity_at": dict(zip(names, values, strict=True)),
+            "sensitivity_interval_at": dict(zip(names, ends, strict=True)),
+            "score_all_thresholds": self.score_all_thresholds,
+            "score_conservative": self.score_conservative,
+            "score_with_itc": self.score_with_itc,
+            "slides": self.slides,
+            "lesions": self.lesions,
+            "itc": self.itc,
+            "false_positives": self.false_positives,
+            "n_ties": self.ties,
+            "resamples_without_lesion": self.resamples_without_lesion,
+            "rules": asdict(self.rules),
+        }
+
+
+def froc_score(
+    hits: Sequence[SlideHits],
+    hits_with_itc: Sequence[SlideHits],
+    rules: Rules,
+    *,
+    resamples: int,
+    seed: int,
+    no_truth: str | None = None,
+) -> FrocScore:
+    """Score the hits of all slides.
+
+    Parameters
+    ----------
+    hits, hits_with_itc : sequence of SlideHits
+        One per slide; isolated tumour cells left out, and taken as lesions.
+    rules : Rules
+        Of the protocol.
+    resamples, seed : int
+        Of the bootstrap over slides.
+    no_truth : str, optional
+        Why there are no hits to score.
+    """
+    if no_truth:
+        return FrocScore(
+            rules,
+            undefined(no_truth),
+            curve=None,
+            sensitivities=None,
+            interval=None,
+            score_all_thresholds=None,
+            score_conservative=None,
+            score_with_itc=None,
+            lesions=None,
+            itc=None,
+            slides=0,
+            false_positives=None,
+            ties=None,
+            resamples_without_lesion=0,
+        )
+    pool = Pool(hits, rules)
+    itc = sum(full.lesions - hit.lesions for hit, full in zip(hits, hits_with_itc, strict=True))
+    sensitivities = pool.sensitivities()
+    score, interval, unused = _estimate(pool, hits, sensitivities, itc, resamples, seed)
+    return FrocScore(
+        rules,
+        score,
+        curve=pool.curve(),
+        sensitivities=sensitivities,
+        interval=interval,
+        score_all_thresholds=_mean(Pool(hits, all_thresholds(rules))),
+        score_conservative=_mean(Pool(hits, conservative(rules))),
+        score_with_itc=_mean(Pool(hits_with_itc, rules)),
+        lesions=pool.lesions,
+        itc=itc,
+        slides=len(hits),
+        false_positives=sum(len(hit.false_positives) for hit in hits),
+        ties=pool.ties,
+        resamples_without_lesion=unused,
+    )
+
+
+def _estimate(
+    pool: Pool,
+    hits: Sequence[SlideHits],
+    sensitivities: Floats | None,
+    itc: int,
+    resamples: int,
+    seed: int,
+) -> tuple[Estimate, Floats | None, int]:
+    """Score with its interval, intervals of the sensitivities, resamples of no use."""
+    if sensitivities is None:
+        cells = f": all {itc} tumour regions are isolated tumour cells" if itc else ""
+        return undefined(f"there is no lesion to find{cells}"), None, 0
+    value = float(sensitivities.mean())
+    if sum(hit.lesions > 0 for hit in hits) < 2:
+        reason = "lesions lie on fewer than two slides"
+        return Estimate(value, interval_undefined=reason), None, 0
+    samples = [
+        pool.sensitivities(w) for w in slide_weights(len(hits), resamples=resamples, seed=seed)
+    ]
+    usable = np.array([sample for sample in samples if sample is not None])
+    if not len(usable):
+        return Estimate(value, interval_undefined=NO_RESAMPLES), None, len(samples)
+    low, high = percentile_interval(usable.mean(axis=1)).tolist()
+    return Estimate(value, low, high), percentile_interval(usable), len(samples) - len(usable)
+
+
+def _mean(pool: Pool) -> float | None:
+    sensitivities = pool.sensitivities()
+    return None if sensitivities is None else float(sensitivities.mean())

@@ -1,0 +1,196 @@
+"""The figures of an evaluation, and ``evaluation.json`` that tells them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsiad.evaluation.auc import Floats, slide_auc, tile_auroc
+from wsiad.evaluation.bootstrap import LEVEL, Estimate, undefined
+from wsiad.evaluation.evidence import SlideEvidence
+from wsiad.evaluation.froc import PROTOCOLS, ProtocolName
+from wsiad.evaluation.froc_score import FrocScore, froc_score
+
+_INTERVALS = (
+    "Slide AUC: DeLong on the logit scale. All others: percentiles of resamples of the slides, "
+    "each with all its lesions and tiles. They cover the choice of slides, not that of the "
+    "slides the detector was fitted on, nor another fit of it."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures:
+    """Figures of an evaluation.
+
+    Parameters
+    ----------
+    slide_auc : Estimate
+        Area under the ROC curve of slides.
+    tile_auroc, tile_auroc_by_share : Estimate
+        The same of tiles, which are tumour by their centre, or by their share of tumour.
+    froc : Mapping of str to FrocScore
+        By protocol.
+    counts : Mapping of str to int or None
+        Slides, lesions and the like; lesions are those of the first protocol.
+    """
+
+    slide_auc: Estimate
+    tile_auroc: Estimate
+    tile_auroc_by_share: Estimate
+    froc: Mapping[ProtocolName, FrocScore]
+    counts: Mapping[str, int | None]
+
+
+def compute(
+    slides: Sequence[SlideEvidence],
+    *,
+    protocols: Sequence[ProtocolName],
+    resamples: int,
+    seed: int,
+    no_truth: str | None,
+    no_tiles: str | None,
+) -> Figures:
+    """Compute all figures.
+
+    Parameters
+    ----------
+    slides : sequence of SlideEvidence
+        At least one.
+    protocols : sequence of str
+        FROC protocols.
+    resamples, seed : int
+        Of the bootstrap.
+    no_truth, no_tiles : str or None
+        Why there is no ground truth, and why there are no tile scores, if so.
+    """
+    located = [slide for slide in slides if slide.by_protocol]
+    froc = {
+        name: froc_score(
+            [slide.by_protocol[name].hits for slide in located],
+            [slide.by_protocol[name].hits_with_itc for slide in located],
+            PROTOCOLS[name],
+            resamples=resamples,
+            seed=seed,
+            no_truth=no_truth,
+        )
+        for name in protocols
+    }
+    tiles = [slide.tiles for slide in slides if slide.tiles is not None]
+    healthy = [tile.healthy for tile in tiles]
+    by_centre, by_share = (
+        undefined(no_tiles)
+        if no_tiles
+        else tile_auroc(tumour, healthy, resamples=resamples, seed=seed)
+        for tumour in ([tile.tumour for tile in tiles], [tile.mostly_tumour for tile in tiles])
+    )
+    return Figures(
+        slide_auc(*slide_scores(slides)), by_centre, by_share, froc, _counts(slides, froc)
+    )
+
+
+def slide_scores(slides: Sequence[SlideEvidence]) -> tuple[Floats, Floats]:
+    """Return the scores of tumour and of normal slides."""
+    scores = np.array([slide.score for slide in slides], dtype=np.float64)
+    tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
+    return scores[tumour], scores[~tumour]
+
+
+def _counts(
+    slides: Sequence[SlideEvidence], froc: Mapping[ProtocolName, FrocScore]
+) -> dict[str, int | None]:
+    first = next(iter(froc.values()))
+    tumour = sum(slide.case.tumour for slide in slides)
+    tiles = [slide.tiles for slide in slides if slide.tiles is not None]
+    windows = sum(tile.windows for tile in tiles)
+    tumour_tiles = sum(len(tile.tumour) for tile in tiles)
+    healthy_tiles = sum(len(tile.healthy) for tile in tiles)
+    return {
+        "slides": len(slides),
+        "tumour_slides": tumour,
+        "normal_slides": len(slides) - tumour,
+        "slides_without_tissue": sum(s.case.scored.status == "no-tissue" for s in slides),
+        "slides_in_froc": sum(bool(slide.by_protocol) for slide in slides),
+        "lesions": first.lesions,
+        "itc": first.itc,
+        "detections": sum(slide.detections for slide in slides),
+        "tiles": windows,
+        "tumour_tiles": tumour_tiles,
+        "healthy_tiles": healthy_tiles,
+        "ignored_tiles": windows - tumour_tiles - healthy_tiles,
+    }
+
+
+def as_json(
+    figures: Figures,
+    slides: Sequence[SlideEvidence],
+    *,
+    exclude: Sequence[str],
+    exclude_from_froc: Sequence[str],
+) -> dict[str, Any]:
+    """Return ``evaluation.json`` as JSON values; what is not defined is null with a reason."""
+    return {
+        "slide_auc": figures.slide_auc.as_json(),
+        "tile_auroc": {
+            **figures.tile_auroc.as_json(),
+            "by_share": figures.tile_auroc_by_share.as_json(),
+        },
+        "froc": {name: _froc(name, score, slides) for name, score in figures.froc.items()},
+        "counts": {
+            **figures.counts,
+            "excluded": len(exclude),
+            "excluded_from_froc": len(exclude_from_froc),
+        },
+        "exclusions": {"all": sorted(exclude), "froc": sorted(exclude_from_froc)},
+        "intervals": {"level": LEVEL, "note": _INTERVALS},
+        "notes": _notes(slides),
+        "annotations_ignored": {s.case.slide: dict(s.ignored) for s in slides if s.ignored},
+        "slides": [_slide(slide) for slide in slides],
+    }
+
+
+def _froc(name: ProtocolName, score: FrocScore, slides: Sequence[SlideEvidence]) -> dict[str, Any]:
+    spacing = Counter(s.by_protocol[name].spacing for s in slides if s.by_protocol)
+    return {**score.as_json(), "spacing": dict(spacing)}
+
+
+def _notes(slides: Sequence[SlideEvidence]) -> list[str]:
+    """Say what a reader of the figures has to know of the slides."""
+    groups = {
+        "tumour slides on which no tumour is marked": [s for s in slides if s.unmarked],
+        "slides without tissue, taken as the lowest score": [
+            s for s in slides if s.case.scored.status == "no-tissue"
+        ],
+        "slides of unknown size, on which coordinates that are too large were not noticed": [
+            s for s in slides if not s.bounded
+        ],
+    }
+    return [
+        f"{text}: {', '.join(slide.case.slide for slide in found)}"
+        for text, found in groups.items()
+        if found
+    ]
+
+
+def _slide(slide: SlideEvidence) -> dict[str, Any]:
+    protocols = {
+        name: {
+            "lesions": found.hits.lesions,
+            "itc": found.hits_with_itc.lesions - found.hits.lesions,
+            "lesions_hit": int(np.count_nonzero(found.hits.regions)),
+            "false_positives": len(found.hits.false_positives),
+        }
+        for name, found in slide.by_protocol.items()
+    }
+    return {
+        "slide": slide.case.slide,
+        "label": "tumour" if slide.case.tumour else "normal",
+        "status": slide.case.scored.status,
+        "score": slide.score if math.isfinite(slide.score) else None,
+        "detections": slide.detections,
+        "froc": protocols,
+    }

@@ -1,0 +1,147 @@
+"""The results folder of ``wsiad heatmap``, as far as evaluation reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import EvaluationError
+from wsiad.evaluation.submission import ScoredSlide, Status
+from wsiad.evaluation.table import number, read_rows, slide_name
+from wsiad.geometry import Size
+from wsiad.units import Mpp
+
+SlideScore = Literal["max", "top_k_mean"]
+
+_COLUMNS = ("slide", "status", "reason", "mpp_x", "mpp_y", "width", "height")
+_WINDOW_FIELDS = ("x", "y", "width", "height", "score")
+
+
+def read_results(
+    folder: Path, *, score: SlideScore, exclude: Collection[str] = ()
+) -> dict[str, ScoredSlide]:
+    """Read what ``wsiad heatmap`` says of each slide.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``slides.csv``.
+    score : str
+        Which score of a slide is its score.
+    exclude : collection of str
+        Slides of which nothing is read, so that nothing wrong with them is in the way.
+
+    Raises
+    ------
+    EvaluationError
+        ``slides.csv`` is missing or not valid, or lists a slide twice.
+    """
+    path = folder / "slides.csv"
+    rows = read_rows(path)
+    columns = rows[0].cells if rows else ()
+    missing = [name for name in (*_COLUMNS, f"score_{score}") if name not in columns]
+    if missing:
+        raise EvaluationError(
+            f"has no column {', '.join(missing)}",
+            subject=str(path),
+            remedy="Give the folder that `wsiad heatmap` wrote.",
+        )
+    found: dict[str, ScoredSlide] = {}
+    for row in rows[1:]:
+        where = f"{path}, row {row.number}"
+        if len(row.cells) != len(columns):
+            raise EvaluationError("does not have as many fields as the header", subject=where)
+        cells = dict(zip(columns, row.cells, strict=True))
+        slide = slide_name(cells["slide"], subject=where)
+        if slide in exclude:
+            found[slide] = ScoredSlide(slide, folder / slide, "failed", "excluded")
+            continue
+        if slide in found:
+            raise EvaluationError(
+                f"{slide} is listed twice", subject=where, remedy="Keep one of the rows."
+            )
+        found[slide] = _slide(slide, cells, folder, score, where)
+    return found
+
+
+def _slide(
+    slide: str, cells: dict[str, str], folder: Path, score: SlideScore, where: str
+) -> ScoredSlide:
+    status = cells["status"]
+    if status not in get_args(Status):
+        raise EvaluationError(
+            f"the status of {slide} is {status!r}",
+            subject=where,
+            remedy=f"It is one of: {', '.join(get_args(Status))}.",
+        )
+    detections = folder / slide / "detections.csv"
+    if status == "failed":
+        return ScoredSlide(slide, detections, "failed", cells["reason"])
+    mpp_x, mpp_y, width, height = (
+        _positive(cells, key, slide, where) for key in ("mpp_x", "mpp_y", "width", "height")
+    )
+    value = number(cells[f"score_{score}"])
+    if status == "ok" and value is None:
+        raise EvaluationError(
+            f"score_{score} of {slide} is {cells[f'score_{score}']!r}, not a number",
+            subject=where,
+            remedy="Run `wsiad heatmap` on the slide again, or exclude it.",
+        )
+    return ScoredSlide(
+        slide,
+        detections,
+        cast(Status, status),
+        cells["reason"],
+        # Nothing on it looks strange, since nothing is on it: the lowest score.
+        value if status == "ok" else -np.inf,
+        Size(int(width), int(height)),
+        Mpp((mpp_x + mpp_y) / 2),
+        folder / slide / "windows.npy" if status == "ok" else None,
+    )
+
+
+def _positive(cells: dict[str, str], key: str, slide: str, where: str) -> float:
+    value = number(cells[key])
+    if value is None or value <= 0:
+        raise EvaluationError(
+            f"{key} of {slide} is {cells[key]!r}, not above 0",
+            subject=where,
+            remedy="Run `wsiad heatmap` on the slide again, or exclude it.",
+        )
+    return value
+
+
+def read_windows(path: Path, slide: str) -> npt.NDArray[Any]:
+    """Open the scored windows of a slide, memory-mapped.
+
+    Returns
+    -------
+    structured ndarray, (N,)
+        Fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels) and ``score``.
+
+    Raises
+    ------
+    EvaluationError
+        The file is missing or not valid, or a score is not a number.
+    """
+    remedy = "Run `wsiad heatmap` on the slide again, or exclude it."
+    try:
+        windows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EvaluationError(
+            f"{path} cannot be read ({error})", subject=slide, remedy=remedy
+        ) from error
+    names = windows.dtype.names if isinstance(windows, np.ndarray) else None
+    if names is None or windows.ndim != 1 or not set(_WINDOW_FIELDS) <= set(names):
+        raise EvaluationError(f"{path} is no list of scored windows", subject=slide, remedy=remedy)
+    for name in _WINDOW_FIELDS:
+        wrong = np.flatnonzero(~np.isfinite(windows[name]))
+        if len(wrong):
+            raise EvaluationError(
+                f"window {wrong[0]} of {path} has no finite {name}", subject=slide, remedy=remedy
+            )
+    return windows

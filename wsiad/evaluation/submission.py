@@ -1,0 +1,171 @@
+"""Detections from files, in either of the formats that CAMELYON16 submissions have.
+
+One CSV a slide, named as the slide: rows of confidence, x and y in level-0 pixels,
+without a header (2016) or with one (``p,x,y``; ``confidence,x,y``). A file without
+rows is a slide without detections; a file that is missing is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wsiad.errors import EvaluationError
+from wsiad.evaluation.froc import Detections
+from wsiad.evaluation.table import Row, number, read_rows, slide_name
+from wsiad.geometry import Size
+from wsiad.units import Mpp
+
+_HEADERS = {
+    **dict.fromkeys(("confidence", "p", "probability", "prob", "score"), "confidence"),
+    **dict.fromkeys(("x", "x_coord", "x coordinate"), "x"),
+    **dict.fromkeys(("y", "y_coord", "y coordinate"), "y"),
+}
+_FIELDS = ("confidence", "x", "y")
+
+Status = Literal["ok", "no-tissue", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSlide:
+    """What somebody, or ``wsiad heatmap``, found on a slide.
+
+    Parameters
+    ----------
+    slide : str
+        Its name.
+    status : str
+        ``"ok"``; ``"no-tissue"`` for a slide with nothing to score; ``"failed"``.
+    reason : str
+        Why it failed.
+    detections : Path
+        CSV of its detections.
+    score : float or None
+        Anomaly score of the slide; ``None`` where it is the highest confidence.
+    size : Size or None
+        Level-0 pixels, if known.
+    mpp : Mpp or None
+        µm per level-0 pixel, if known.
+    windows : Path or None
+        Scored windows, if there are any.
+    """
+
+    slide: str
+    detections: Path
+    status: Status = "ok"
+    reason: str = ""
+    score: float | None = None
+    size: Size | None = None
+    mpp: Mpp | None = None
+    windows: Path | None = None
+
+
+def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, ScoredSlide]:
+    """List the detection files of a submission by slide.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``<slide>.csv`` files.
+    ignore : iterable of Path
+        Files in it that are no detections, such as the reference.
+
+    Raises
+    ------
+    EvaluationError
+        The folder does not exist or holds no CSV.
+    """
+    leave = {path.resolve() for path in ignore}
+    paths = sorted(path for path in folder.glob("*.csv") if path.resolve() not in leave)
+    if not paths:
+        raise EvaluationError(
+            "holds no detections",
+            subject=str(folder),
+            remedy="Give a folder of CSV files, each named as its slide.",
+        )
+    found: dict[str, ScoredSlide] = {}
+    for path in paths:
+        slide = slide_name(path.stem, subject=str(path))
+        if slide in found:
+            raise EvaluationError(
+                f"has several files: {found[slide].detections.name}, {path.name}",
+                subject=slide,
+                remedy="Keep one of them.",
+            )
+        found[slide] = ScoredSlide(slide, path)
+    return found
+
+
+def read_detections(path: Path, slide: str, *, limit: Size | None = None) -> Detections:
+    """Read the detections on a slide.
+
+    Parameters
+    ----------
+    path : Path
+        CSV file.
+    slide : str
+        Named in errors.
+    limit : Size, optional
+        Of the slide in level-0 pixels; without it, large coordinates cannot be known to
+        be wrong.
+
+    Raises
+    ------
+    EvaluationError
+        The file is missing, or a row has not three numbers, a negative one, or lies
+        beyond the slide.
+    """
+    rows = read_rows(path, subject=slide)
+    order = _header(rows[0]) if rows else None
+    if order is not None:
+        rows = rows[1:]
+    values = [_values(row, order or (0, 1, 2), path, slide, limit) for row in rows]
+    table = np.array(values, dtype=np.float64).reshape(-1, 3)
+    return Detections(table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy())
+
+
+def _header(row: Row) -> tuple[int, int, int] | None:
+    """Columns of confidence, x and y if the row names them."""
+    names = [_HEADERS.get(cell.lower()) for cell in row.cells]
+    if sorted(name or "" for name in names) != sorted(_FIELDS):
+        return None
+    return names.index("confidence"), names.index("x"), names.index("y")
+
+
+def _values(
+    row: Row, order: tuple[int, int, int], path: Path, slide: str, limit: Size | None
+) -> tuple[float, float, float]:
+    def refuse(problem: str, remedy: str) -> EvaluationError:
+        return EvaluationError(
+            f"row {row.number} of {path.name} {problem}", subject=slide, remedy=remedy
+        )
+
+    if len(row.cells) != len(_FIELDS):
+        raise refuse(f"has {len(row.cells)} fields, not 3", "A row is: confidence,x,y.")
+    cells = [row.cells[index] for index in order]
+    confidence, x, y = (number(cell) for cell in cells)
+    for name, value, cell in zip(_FIELDS, (confidence, x, y), cells, strict=True):
+        if value is None:
+            raise refuse(
+                f"has {cell!r} as {name}, which is no finite number",
+                "A row is: confidence,x,y. A header, if any, is `confidence,x,y` or `p,x,y`.",
+            )
+        if value < 0:
+            raise refuse(
+                f"has a negative {name} ({cell})",
+                "Positions are level-0 pixels; confidences start at 0, which both official "
+                "protocols take for a miss.",
+            )
+    assert confidence is not None
+    assert x is not None
+    assert y is not None
+    if limit is not None and (x >= limit.width or y >= limit.height):
+        raise refuse(
+            f"lies at ({x:g}, {y:g}), beyond the slide of {limit.width} × {limit.height} pixels",
+            "Give level-0 pixels, x before y, of the same slide.",
+        )
+    return confidence, x, y

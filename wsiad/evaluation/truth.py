@@ -1,0 +1,245 @@
+"""Ground truth from files: which slides hold tumour, and where.
+
+``reference.csv`` says which; an annotation file or a mask image of the slide says where.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import EvaluationError
+from wsiad.evaluation.table import read_rows, slide_name
+from wsiad.units import Mpp
+
+_SLIDE_COLUMNS = ("image", "slide")
+_LABEL_COLUMNS = ("type", "label")
+_LABELS = {"normal": False, "tumor": True, "tumour": True}
+
+_MASK_NAMES = ("{}", "{}_mask", "{}_evaluation_mask")
+_PNG = (".png",)
+_TIFF = (".tif", ".tiff")
+_PLAUSIBLE_MPP = (0.05, 5.0)
+
+MASK_SUFFIXES = _PNG + _TIFF
+"""Suffixes of files that :func:`read_mask` reads."""
+
+MAX_MASK_PX = 1 << 28
+"""Most pixels of a mask: level 5 of a slide of half a million pixels to a side."""
+
+
+def read_reference(path: Path) -> dict[str, bool]:
+    """Read which slides hold tumour.
+
+    Columns ``image`` (or ``slide``) and ``type`` (or ``label``), as CAMELYON16 has them;
+    others are not looked at.
+
+    Returns
+    -------
+    dict of str to bool
+        True for tumour, by slide, in the order of the file.
+
+    Raises
+    ------
+    EvaluationError
+        The file is missing or lists nothing, a column is missing, a label is not
+        normal, tumor or tumour, or a slide is listed twice.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise EvaluationError("lists no slides", subject=str(path))
+    header = [cell.lower() for cell in rows[0].cells]
+    slide_at = _column(header, _SLIDE_COLUMNS, path)
+    label_at = _column(header, _LABEL_COLUMNS, path)
+    labels: dict[str, bool] = {}
+    for row in rows[1:]:
+        where = f"{path}, row {row.number}"
+        if len(row.cells) <= max(slide_at, label_at):
+            raise EvaluationError("has fewer fields than the header", subject=where)
+        slide = slide_name(row.cells[slide_at], subject=where)
+        label = _LABELS.get(row.cells[label_at].lower())
+        if label is None:
+            raise EvaluationError(
+                f"the label of {slide} is {row.cells[label_at]!r}",
+                subject=where,
+                remedy="Write normal, or tumor (tumour).",
+            )
+        if slide in labels:
+            raise EvaluationError(
+                f"{slide} is listed twice", subject=where, remedy="Keep one of the rows."
+            )
+        labels[slide] = label
+    if not labels:
+        raise EvaluationError("lists no slides", subject=str(path))
+    return labels
+
+
+def _column(header: list[str], names: tuple[str, ...], path: Path) -> int:
+    for name in names:
+        if name in header:
+            return header.index(name)
+    raise EvaluationError(
+        f"has no column {names[0]!r} (its columns: {', '.join(header)})",
+        subject=str(path),
+        remedy="The first row names the columns: image,type.",
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TumourMask:
+    """A mask image of a slide.
+
+    Parameters
+    ----------
+    pixels : ndarray of bool, (H, W)
+        True where there is tumour.
+    mpp : Mpp or None
+        µm per level-0 pixel, if a pyramidal TIFF states it.
+    """
+
+    pixels: npt.NDArray[np.bool_]
+    mpp: Mpp | None = None
+
+
+def find_truth(folder: Path, slide: str, *, suffixes: tuple[str, ...]) -> Path | None:
+    """Find the one file of a slide, such as ``<slide>.xml``; ``None`` if there is none.
+
+    Masks may also be named as CAMELYON16 names them, ``<slide>_mask.tif`` and
+    ``<slide>_evaluation_mask.png``.
+
+    Raises
+    ------
+    EvaluationError
+        There are several, so that one would be ignored.
+    """
+    names = _MASK_NAMES if suffixes == MASK_SUFFIXES else ("{}",)
+    paths = [folder / f"{name.format(slide)}{suffix}" for name in names for suffix in suffixes]
+    found = [path for path in paths if path.is_file()]
+    if len(found) > 1:
+        raise EvaluationError(
+            f"has several files of ground truth: {', '.join(path.name for path in found)}",
+            subject=slide,
+            remedy="Keep one of them in the folder.",
+        )
+    return found[0] if found else None
+
+
+def read_mask(path: Path, *, downsample: int) -> TumourMask:
+    """Read a mask image.
+
+    Tumour is 255 in an image of 0 and 255 (the 2016 script), and 2 in a TIFF of 0, 1 and
+    2 (the data set's). A TIFF with a pyramid is read at the level of ``downsample``.
+
+    Parameters
+    ----------
+    path : Path
+        PNG or TIFF, 8 bits, one channel or equal ones.
+    downsample : int
+        Level-0 pixels per mask pixel.
+
+    Raises
+    ------
+    EvaluationError
+        The file cannot be read, is too large, has no such level, or has other values;
+        0 and 1 alone are refused too, since 1 is tumour to some and tissue to others.
+    """
+    tiff = path.suffix.lower() in _TIFF
+    try:
+        values, mpp = _read_tiff(path, downsample) if tiff else (_read_png(path), None)
+    except EvaluationError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        raise EvaluationError(f"cannot be read as a mask ({error})", subject=str(path)) from error
+    if values.ndim == 3 and values.shape[2] in (3, 4):
+        if (values[..., :3] != values[..., :1]).any():
+            raise EvaluationError(
+                "has colours", subject=str(path), remedy="Save the mask as 8-bit grey."
+            )
+        values = values[..., 0]
+    if values.dtype == np.bool_:
+        return TumourMask(values, mpp)
+    if values.dtype != np.uint8 or values.ndim != 2:
+        raise EvaluationError(
+            f"is no 8-bit mask ({values.dtype}, shape {values.shape})",
+            subject=str(path),
+            remedy="Save the mask as 8-bit grey, tumour 255.",
+        )
+    return TumourMask(values == _tumour_value(values, path, tiff=tiff), mpp)
+
+
+def _tumour_value(values: npt.NDArray[np.uint8], path: Path, *, tiff: bool) -> int:
+    counts = {value: int(np.count_nonzero(values == value)) for value in (0, 1, 2, 255)}
+    found = {value for value, count in counts.items() if count}
+    if sum(counts.values()) == values.size:
+        if found <= {0, 255}:
+            return 255
+        if tiff and found <= {0, 1, 2} and 2 in found:
+            return 2
+    listed = ", ".join(str(value) for value in np.unique(values)[:8])
+    raise EvaluationError(
+        f"has the values {listed}, which do not say what is tumour",
+        subject=str(path),
+        remedy="Save tumour as 255 and all else as 0 (in a TIFF also: tumour 2, tissue 1).",
+    )
+
+
+def _check_size(width: int, height: int, path: Path) -> None:
+    if width * height > MAX_MASK_PX or width < 1 or height < 1:
+        raise EvaluationError(
+            f"has {width} × {height} pixels, too many for a mask",
+            subject=str(path),
+            remedy="Save it at level 5, 32 level-0 pixels per pixel.",
+        )
+
+
+def _read_png(path: Path) -> npt.NDArray[Any]:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        # Sizes are checked below; Pillow's own warning would come first.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=["PNG"]) as image:
+            _check_size(*image.size, path)
+            if image.mode == "P":
+                raise EvaluationError(
+                    "has a palette", subject=str(path), remedy="Save the mask as 8-bit grey."
+                )
+            if image.mode in {"LA", "RGBA"}:
+                return np.asarray(image.convert("RGB"))
+            return np.asarray(image)
+
+
+def _read_tiff(path: Path, downsample: int) -> tuple[npt.NDArray[Any], Mpp | None]:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        levels = file.series[0].levels
+        level = levels[0]
+        if len(levels) > 1:
+            ratios = [levels[0].shape[1] / level.shape[1] for level in levels]
+            nearest = int(np.argmin([abs(ratio - downsample) for ratio in ratios]))
+            if abs(ratios[nearest] / downsample - 1) > 0.05:
+                raise EvaluationError(
+                    f"has no level of {downsample} level-0 pixels per pixel "
+                    f"(its levels: {', '.join(f'{ratio:.4g}' for ratio in ratios)})",
+                    subject=str(path),
+                    remedy="Give --mask-downsample, or a mask with that level.",
+                )
+            level = levels[nearest]
+        _check_size(level.shape[1], level.shape[0], path)
+        return level.asarray(), _stated_mpp(file) if len(levels) > 1 else None
+
+
+def _stated_mpp(file: Any) -> Mpp | None:
+    """Return the µm/px that a pyramid's first page states in pixels per centimetre."""
+    tags = file.pages[0].tags
+    unit, resolution = tags.get("ResolutionUnit"), tags.get("XResolution")
+    if unit is None or resolution is None or int(unit.value) != 3 or not resolution.value[0]:
+        return None
+    mpp = 1e4 * resolution.value[1] / resolution.value[0]
+    return Mpp(mpp) if _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1] else None
