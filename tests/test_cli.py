@@ -1,0 +1,151 @@
+"""The command line: help, exit codes, config files, and that it is quick."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from builders import stained, write_tiff
+
+from wsiad.cli import VERBS, main
+from wsiad.stages.tile import TileConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_every_option_and_an_example(verb, capsys):
+    from wsiad.config import config_class
+
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"wsiad {verb}" in text
+    assert "examples:" in text
+    module = __import__(f"wsiad.stages.{verb}", fromlist=[verb])
+    for field in config_class(getattr(module, verb)).model_fields:
+        if field not in ("tissue", "stain"):
+            shown = field.replace("_", "-").removesuffix("s" if field == "options" else "")
+            assert shown in text.replace("_", "-").lower(), field
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from wsiad.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'cv2', 'zarr', 'openslide', 'matplotlib', 'scipy', 'skimage', 'dask'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    for arguments in (["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "HEAVY []" in done.stdout, arguments
+
+
+def test_no_verb_and_unknown_verb(capsys):
+    code, out, _ = run(capsys)
+    assert code == 2
+    assert "verbs:" in out
+    with pytest.raises(SystemExit) as stop:
+        main(["tyle"])
+    assert stop.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_tile_by_flags_and_by_file(tmp_path, capsys):
+    write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    flags = ["--mpp", "0.5", "--tile", "32", "--stain-method", "none", "--tissue-min-area-um2", "0"]
+    code, _, _ = run(capsys, "tile", tmp_path / "s.tif", "--out", tmp_path / "a", *flags)
+    assert code == 0
+    config = {
+        "mpp": 0.5, "tile": 64, "stain": {"method": "none"}, "tissue": {"min_area_um2": 0},
+        "out": str(tmp_path / "b"), "slides": [str(tmp_path / "s.tif")],
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    code, _, _ = run(capsys, "tile", "--config", tmp_path / "c.yaml", "--tile", 32)
+    assert code == 0
+    resolved = [yaml.safe_load((tmp_path / n / "config.yaml").read_text()) for n in "ab"]
+    for values in resolved:
+        values.pop("out")
+    assert resolved[0] == resolved[1]
+    assert resolved[0]["tile"] == 32
+
+
+def test_exit_codes(tmp_path, capsys):
+    (tmp_path / "bad.svs").write_text("no slide")
+    tile = ["tile", tmp_path / "bad.svs", "--out", tmp_path / "o", "--tile", 32]
+    code, _, err = run(capsys, *tile, "--mpp", "0.5")
+    assert code == 1
+    assert re.search(r"1 failed:\n  bad: is not a slide", err)
+    code, _, err = run(capsys, *tile)
+    assert (code, "mpp: is required" in err) == (2, True)
+    code, _, err = run(capsys, *tile, "--mpp", "wide")
+    assert (code, "mpp: input should be a valid number" in err) == (2, True)
+    (tmp_path / "c.yaml").write_text("mpp: 0.5\ntyle: 3\n")
+    code, _, err = run(capsys, *tile, "--config", tmp_path / "c.yaml")
+    assert (code, "tyle: unknown key (did you mean 'tile'?)" in err) == (2, True)
+    code, _, err = run(capsys, "tile", tmp_path / "gone", "--out", "o", "--mpp", 1, "--tile", 9)
+    assert (code, "no such file or folder" in err) == (1, True)
+    with pytest.raises(SystemExit) as stop:
+        main(["tile", "--mqq", "1"])
+    assert stop.value.code == 2
+
+
+def test_unknown_detector_and_option(tmp_path, capsys):
+    write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    run(capsys, "tile", tmp_path / "s.tif", "--out", tmp_path / "s", "--mpp", 0.5, "--tile", 48,
+        "--tissue-min-area-um2", 0)  # fmt: skip
+    train = ["train", tmp_path / "s", "--out", tmp_path / "r"]
+    code, _, err = run(capsys, *train, "--detector", "gausian")
+    assert (code, "did you mean 'gaussian'" in err) == (1, True)
+    code, _, err = run(capsys, *train, "--detector", "gaussian", "--option", "plaeces=2")
+    assert (code, "did you mean 'places'" in err) == (2, True)
+    with pytest.raises(SystemExit):
+        main(["train", "--option", "places"])
+    assert "not KEY=VALUE" in capsys.readouterr().err
+
+
+def test_doctor(capsys, tmp_path):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    for name in ("packages", "slides", "device", "torchvision", "weights"):
+        assert re.search(rf"^(ok  |note)  {name} ", out, re.MULTILINE), name
+    code, out, _ = run(capsys, "doctor", "--format", "json")
+    checks = json.loads(out)
+    assert {"name", "state", "finding", "remedy"} == set(checks[0])
+    (tmp_path / "w.safetensors").write_text("no")
+    code, out, _ = run(capsys, "doctor", "--weights", tmp_path / "w.safetensors")
+    assert code == 1
+    assert "FAIL  w.safetensors" in out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_are_valid(path):
+    """Every file in configs/ is accepted by its verb, but for what only the user knows."""
+    from wsiad.config import build, read_yaml
+
+    values = read_yaml(path)
+    verb = path.stem.split("-")[0]
+    module = __import__(f"wsiad.stages.{verb}", fromlist=[verb])
+    from wsiad.config import config_class
+
+    cls = config_class(getattr(module, verb))
+    missing = {name: "x" for name, f in cls.model_fields.items() if f.is_required()}
+    build(cls, {**missing, **values}, source=str(path))
+
+
+def test_config_fields_have_descriptions():
+    for name, field in TileConfig.model_fields.items():
+        assert field.description, name

@@ -1,0 +1,146 @@
+"""`wsiad train` on small stores: what the run holds, resume, budgets, bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from builders import stained, write_tiff
+from safetensors.numpy import load_file
+
+import wsiad
+from wsiad.errors import DetectorError, InputError, RunError, StoreError, WeightsError
+from wsiad.training.run import RunFolder
+
+TINY = {
+    "input_px": 32,
+    "latent_px": 8,
+    "layers": {"relu1_2": 1.0},
+    "batch": 4,
+    "max_steps": 12,
+    "val_interval": 4,
+    "checkpoint_seconds": 1e-6,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    rows = ["slide,label,split"]
+    for number in range(5):
+        image = stained(160, 208, seed=number)
+        write_tiff(folder / f"s{number}.tif", image, mpp=0.5, levels=1)
+        rows.append(f"s{number}.tif,{'tumor' if number == 4 else 'normal'},a")
+    (folder / "m.csv").write_text("\n".join(rows) + "\n")
+    wsiad.tile(slides=folder / "m.csv", out=folder / "store", mpp=0.5, tile=48,
+               tissue={"min_area_um2": 0}, quiet=True)  # fmt: skip
+    return folder / "store"
+
+
+def train(store, out, **values):
+    return wsiad.train(**{"store": store, "out": out, "weights": "random", "quiet": True, **values})
+
+
+def test_run_of_a_baseline(store, tmp_path):
+    result = train(store, tmp_path / "run", detector="gaussian", options={"places": 2})
+    assert (result.ended_by, result.steps) == ("fitted", 0)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.yaml", "weights.safetensors", "detector.json", "calibration.json",
+                     "run.json", "preparation.json"}  # fmt: skip
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["notes"]["slides_not_used"] == {"s4": "label is 'tumor'"}
+    assert record["stores"]["store"].startswith("sha256:")
+    assert record["versions"]["wsiad"] == wsiad.__version__
+    assert record["split"].startswith("split by slide: ")
+    assert record["notes"]["weights"]["source"] == "random"
+    assert "WARNING" in result.summary
+
+
+def test_run_of_a_trained_method(store, tmp_path):
+    result = train(store, tmp_path / "run", options=TINY)
+    assert (result.ended_by, result.steps) == ("max-steps", 12)
+    folder = tmp_path / "run"
+    assert {"metrics.csv", "loss.png", "weights.safetensors"} <= {p.name for p in folder.iterdir()}
+    with (folder / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["4", "8", "12"]
+    assert train(store, tmp_path / "by-flag", options=TINY, max_steps=5).steps == 5
+
+
+def test_max_minutes_ends_a_run(store, tmp_path):
+    options = {**TINY, "max_steps": 100_000}
+    result = train(store, tmp_path / "run", options=options, max_minutes=0.01)
+    assert result.ended_by == "max-minutes"
+    assert 0 < result.steps < 100_000
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["ended_by"] == "max-minutes"
+
+
+def test_same_seed_same_run_and_other_seed_other_run(store, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(store, tmp_path / name, options=TINY, seed=seed)
+    a, b, c = (load_file(tmp_path / name / "weights.safetensors") for name in "abc")
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert not all(np.array_equal(a[key], c[key]) for key in a)
+
+
+def test_killed_run_goes_on_to_the_same_result(store, tmp_path):
+    train(store, tmp_path / "whole", options=TINY)
+    script = (
+        "import os, torch, wsiad\n"
+        "torch.set_num_threads(1)\n"
+        "from wsiad.training import loop\n"
+        "step = loop.Training._step\n"
+        "def dying(self, tiles):\n"
+        "    if self._at.step == 7: os.kill(os.getpid(), 9)\n"
+        "    step(self, tiles)\n"
+        "loop.Training._step = dying\n"
+        f"wsiad.train(store={str(store)!r}, out={str(tmp_path / 'cut')!r}, weights='random',\n"
+        f"            quiet=True, options={TINY!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -9
+    with pytest.raises(RunError, match="not complete"):
+        RunFolder.open(tmp_path / "cut")
+    assert train(store, tmp_path / "cut", options=TINY).steps == 12
+    one, two = (load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "cut"))
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_a_complete_run_is_kept(store, tmp_path):
+    train(store, tmp_path / "run", detector="gaussian", options={"places": 2})
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    again = train(store, tmp_path / "run", detector="gaussian", options={"places": 2})
+    assert "complete already" in again.summary
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with pytest.raises(RunError, match="complete run already"):
+        train(store, tmp_path / "run", detector="gaussian", options={"places": 3})
+
+
+def test_too_few_slides_are_split_by_tile_and_said_so(tmp_path):
+    write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    wsiad.tile(slides=tmp_path / "s.tif", out=tmp_path / "store", mpp=0.5, tile=32,
+               tissue={"min_area_um2": 0}, quiet=True)  # fmt: skip
+    train(tmp_path / "store", tmp_path / "run", detector="gaussian", options={"places": 2})
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "split by tile" in record["split"]
+
+
+def test_bad_input(store, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(StoreError, match="is not a tile store"):
+        train(tmp_path, out)
+    with pytest.raises(DetectorError, match=r"needs 64 px and the store's tiles have 48 px"):
+        train(store, out)
+    with pytest.raises(InputError, match="no healthy slide"):
+        train(store, out, split="b", detector="gaussian")
+    with pytest.raises(WeightsError, match="no such file"):
+        train(store, out, detector="gaussian", weights=str(tmp_path / "none.pth"),
+              options={"places": 2})  # fmt: skip
+    with pytest.raises(wsiad.errors.ConfigError, match="this machine has"):
+        train(store, out, device="cuda:9")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.docx").touch()
+    with pytest.raises(RunError, match="not a run"):
+        train(store, tmp_path / "mine", detector="gaussian")

@@ -1,0 +1,303 @@
+"""The command line: parses, calls one function, prints, exits. No logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiad._version import __version__
+from wsiad.errors import ConfigError, WsiadError
+
+if typing.TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from wsiad.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb of the command line.
+
+    Parameters
+    ----------
+    summary : str
+        One line for the list of verbs; stands here so that the list needs no imports.
+    positional : tuple of str
+        Fields of the config that are given without a flag.
+    examples : str
+        Shown at the end of its help.
+    """
+
+    summary: str
+    positional: tuple[str, ...]
+    examples: str
+
+
+VERBS = {
+    "tile": Verb(
+        "slides into a zarr store of stain-normalised tissue tiles",
+        ("slides",),
+        """\
+wsiad tile slides/ --out store/ --mpp 0.972 --tile 96
+wsiad tile manifest.csv --out store/ --mpp 0.5 --tile 256 --workers 8
+wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
+    ),
+    "train": Verb(
+        "fit a detector on the healthy tiles of a store",
+        ("store",),
+        """\
+wsiad train store/ --out runs/dpa --detector dpa
+wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --max-minutes 30
+wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8""",
+    ),
+    "heatmap": Verb(
+        "score slides: heatmaps, regions, detections, for QuPath and for evaluation",
+        ("run", "slides"),
+        """\
+wsiad heatmap runs/dpa test_slides/ --out results/
+wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
+wsiad heatmap runs/dpa test_store/ --out results/""",
+    ),
+    "evaluate": Verb(
+        "slide AUC, FROC and tile AUROC against ground truth",
+        ("results",),
+        """\
+wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
+wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out scored/""",
+    ),
+    "demo": Verb(
+        "the whole of it on slides that it makes itself; ends with a report",
+        (),
+        """\
+wsiad demo
+wsiad demo --out my_demo --detector knn""",
+    ),
+    "doctor": Verb(
+        "what is installed and at hand, and what to do about what is missing",
+        (),
+        """\
+wsiad doctor
+wsiad doctor --format json""",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns
+    -------
+    int
+        0 all went well; 1 something failed and was reported; 2 the command is wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name not in VERBS or (arguments and arguments[0] != name):
+        _top_parser().parse_args(arguments)
+        _top_parser().print_help()
+        return 2
+    try:
+        return _run(name, arguments[1:])
+    except ConfigError as error:
+        print(f"wsiad {name}: {error}", file=sys.stderr)
+        return 2
+    except WsiadError as error:
+        print(f"wsiad {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"wsiad {name}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from wsiad.config import config_class, resolve
+
+    stage = importlib.import_module(f"wsiad.stages.{name}")
+    function: Callable[..., Any] = getattr(stage, name)
+    cls = config_class(function)
+    values = vars(_verb_parser(name, cls).parse_args(arguments))
+    file = values.pop("config", None)
+    config = resolve(cls, file=file, flags=_nested(values))
+    result = function(config)
+    return _report(name, result)
+
+
+def _report(name: str, result: Any) -> int:
+    """Print what was made and what failed; the exit code says whether all went well."""
+    if summary := getattr(result, "summary", None):
+        print(summary)
+    failed = getattr(result, "failed", ())
+    if failed:
+        print(f"\nwsiad {name}: {len(failed)} failed:", file=sys.stderr)
+        for row in failed:
+            print(f"  {row.slide}: {row.reason}", file=sys.stderr)
+        return 1
+    return int(getattr(result, "exit_code", 0))
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="wsiad",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Whole-slide pathology anomaly detection: healthy slides in, heatmaps of "
+        f"what is abnormal out.\n\nverbs:\n{verbs}",
+        epilog="`wsiad VERB --help` tells more. Start with `wsiad demo`.\n\n"
+        f"examples:\n{_indent(VERBS['tile'].examples.splitlines()[0])}\n"
+        f"{_indent(VERBS['train'].examples.splitlines()[0])}\n"
+        f"{_indent(VERBS['heatmap'].examples.splitlines()[0])}\n"
+        f"{_indent(VERBS['evaluate'].examples.splitlines()[0])}",
+    )
+    parser.add_argument("--version", action="version", version=f"wsiad {__version__}")
+    parser.add_argument("verb", nargs="?", choices=VERBS, metavar="VERB", help="see above")
+    return parser
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _verb_parser(name: str, cls: type[Config]) -> argparse.ArgumentParser:
+    verb = VERBS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"wsiad {name}",
+        description=(cls.__doc__ or verb.summary).strip(),
+        epilog=f"examples:\n{_indent(verb.examples)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for field in verb.positional:
+        info = cls.model_fields[field]
+        many = _is_many(info.annotation)
+        parser.add_argument(
+            field, nargs="*" if many else "?", metavar=field.upper(), help=_help(info, many)
+        )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file of the options; flags win over it"
+    )
+    _add_flags(parser, cls, skip=verb.positional)
+    return parser
+
+
+def _add_flags(
+    parser: argparse.ArgumentParser,
+    cls: type[Config],
+    *,
+    prefix: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+) -> None:
+    from wsiad.config import Config
+
+    for field, info in cls.model_fields.items():
+        if not prefix and field in skip:
+            continue
+        path = (*prefix, field)
+        flag = "--" + "-".join(path).replace("_", "-")
+        dest = ".".join(path)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            _add_flags(parser, kind, prefix=path)
+        elif kind is bool:
+            parser.add_argument(
+                flag, dest=dest, action=argparse.BooleanOptionalAction, help=_help(info)
+            )
+        elif typing.get_origin(kind) is dict:
+            parser.add_argument(
+                "--" + field.removesuffix("s"),
+                dest=dest,
+                action="append",
+                type=_pair,
+                metavar="KEY=VALUE",
+                help=_help(info),
+            )
+        else:
+            many = _is_many(kind)
+            parser.add_argument(
+                flag,
+                dest=dest,
+                nargs="+" if many else None,
+                metavar=_metavar(kind),
+                help=_help(info, many),
+            )
+
+
+def _is_many(kind: Any) -> bool:
+    return typing.get_origin(kind) in (tuple, list)
+
+
+def _metavar(kind: Any) -> str:
+    choices = _choices(kind)
+    if choices:
+        return "{" + ",".join(map(str, choices)) + "}"
+    names = [getattr(part, "__name__", str(part)) for part in _parts(kind)]
+    return next((name.upper() for name in names if name != "NoneType"), "VALUE")
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return tuple(inner for part in typing.get_args(kind) for inner in _parts(part))
+    if _is_many(kind):
+        return _parts(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is typing.Annotated:
+        return _parts(typing.get_args(kind)[0])
+    return (kind,)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return tuple(
+        choice
+        for part in _parts(kind)
+        if typing.get_origin(part) is typing.Literal
+        for choice in typing.get_args(part)
+    )
+
+
+def _help(info: FieldInfo, many: bool = False) -> str:
+    text = " ".join((info.description or "").split())
+    default = info.default
+    shown = not info.is_required() and default not in (None, "", (), False) and not many
+    if shown and not isinstance(default, bool) and not callable(default):
+        text += f" [default: {default}]"
+    if info.is_required():
+        text += " [required]"
+    return text.replace("%", "%%")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``{"stain.method": v}`` into ``{"stain": {"method": v}}``."""
+    out: dict[str, Any] = {}
+    for dotted, value in values.items():
+        if value == [] or value is None:
+            continue  # an absent positional
+        if isinstance(value, list) and value and isinstance(value[0], tuple):
+            value = dict(value)
+        *parents, last = dotted.split(".")
+        inner = out
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stages: one function a verb; config in, artefact out."""

@@ -1,0 +1,362 @@
+"""``wsiad heatmap``: slides, scored by a run's detector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from wsiad.cluster import run_tasks
+from wsiad.config import Config, Paths, verb, write_config
+from wsiad.errors import InputError, RunError, StoreMismatchError, WsiadError
+from wsiad.files import fingerprint, write_json
+from wsiad.progress import Progress
+from wsiad.provenance import versions
+from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures, read_table
+from wsiad.stages.tile import TileRow
+from wsiad.stages.train import PREPARATION
+from wsiad.tiles.options import Preparation
+
+logger = logging.getLogger(__name__)
+
+FACTS = "heatmap.json"
+"""In a results folder: what its results were made with."""
+
+
+class HeatmapOptions(Config):
+    """What decides a slide's results, besides run and slide."""
+
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Step from window to window, pixels at the run's scale; by default the window's edge.
+    Smaller steps overlap, and scores are averaged."""
+    detail: Literal["window", "place"] = "window"
+    """What a heatmap pixel shows: the score of the windows over it, or of the places
+    within them where the method scores places."""
+    top_k: Annotated[int, Field(ge=1)] = 10
+    """How many of the highest heatmap pixels `score_top_k_mean` averages."""
+    region_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Healthy quantile of the score above which a region is outlined."""
+    region_min_um2: Annotated[float, Field(ge=0)] = 0.0
+    """Smaller regions are not outlined, µm²."""
+    region_limit: Annotated[int, Field(ge=1)] = 300
+    """The most regions of a slide; the strongest are kept."""
+    detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Healthy quantile of the score above which a peak is a detection: low, so that FROC
+    reaches its rate of eight false positives a slide."""
+    detection_limit: Annotated[int, Field(ge=1)] = 1000
+    """The most detections of a slide."""
+    suppression: Literal["disc", "square"] = "disc"
+    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window."""
+    suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
+    """Its radius, µm."""
+
+
+class HeatmapConfig(HeatmapOptions):
+    """Score slides with the detector of a run."""
+
+    run: Path
+    """Run folder that `wsiad train` made."""
+    slides: Annotated[Paths, Field(min_length=1)]
+    """Slide files, folders, manifest CSVs; or one tile store."""
+    out: Path
+    """Folder of the results; slides that are whole in it are not scored again."""
+    slide_mpp: Annotated[float, Field(gt=0)] | None = None
+    """µm/px of level 0 for slides that state none."""
+    allow_upsampling: bool | None = None
+    """Accept slides that are coarser than the run's scale; by default as the run's store."""
+    batch: Annotated[int, Field(ge=1)] = 256
+    """Windows scored at once."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Slides scored at once, each by a process of its own."""
+    quiet: bool = False
+    """No progress output."""
+
+    def options(self) -> HeatmapOptions:
+        """Return the part that decides the results."""
+        return HeatmapOptions(**{key: getattr(self, key) for key in HeatmapOptions.model_fields})
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapRow(SlideRow):
+    """A slide in a results folder's ``slides.csv``; level-0 pixels, µm/px."""
+
+    score_max: float | None = None
+    score_top_k_mean: float | None = None
+    windows: int = 0
+    regions: int | None = None
+    detections: int | None = None
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str = ""
+    split: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapResult:
+    """What scoring made.
+
+    Parameters
+    ----------
+    results : Path
+    rows : tuple of HeatmapRow
+        The slides of this call, in order of their names.
+    summary : str
+        For people.
+    """
+
+    results: Path
+    rows: tuple[HeatmapRow, ...]
+    summary: str
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides without results although they were asked for."""
+        return tuple(failures(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTask:
+    """One slide to score, as it travels to a worker.
+
+    Parameters
+    ----------
+    slide : SlideInput
+        Its path is that of the store where windows come from one.
+    from_store : bool
+    results, run : Path
+    options : HeatmapOptions
+    preparation : Preparation
+        Of the run.
+    target : dict
+        Stain profile that slides are given, as JSON values.
+    digest : str
+        Of run and options.
+    batch : int
+    device : str
+    """
+
+    slide: SlideInput
+    from_store: bool
+    results: Path
+    run: Path
+    options: HeatmapOptions
+    preparation: Preparation
+    target: dict[str, Any]
+    digest: str
+    batch: int
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the slide's results."""
+        return self.results / self.slide.name
+
+
+@verb(HeatmapConfig)
+def heatmap(config: HeatmapConfig) -> HeatmapResult:
+    """Score slides: heatmaps, regions, detections and the report.
+
+    A slide that fails is reported and does not stop the others. Slides that are whole
+    in the results are skipped, if slide, run and options are the same.
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    InputError
+        No slides were found, or the folder holds results of another run or options.
+    StoreError
+        Slides are given as a store that is damaged or was prepared otherwise.
+    """
+    from wsiad.stages.reporting import write_results_report
+    from wsiad.training.device import choose_device
+    from wsiad.training.run import RunFolder
+
+    start = time.monotonic()
+    choose_device(config.device)
+    record = RunFolder.open(config.run).record()
+    preparation, target = run_preparation(config.run)
+    digest = _digest(config)
+    _claim(config.out, digest)
+    tasks = _tasks(config, preparation, target, digest)
+    facts = {"digest": digest, "run": str(config.run), "detector": record.detector}
+    write_json(config.out / FACTS, facts | {"versions": versions()})
+    write_config(config.out / "config.yaml", config)
+    table = SlideTable(config.out / "slides.csv", HeatmapRow)
+    rows = []
+    with Progress("heatmap", total=len(tasks), unit="slide", quiet=config.quiet) as progress:
+        for row in _run(tasks, config.workers):
+            rows.append(row)
+            table.put(row)
+            if row.status == FAILED:
+                progress.message(f"FAILED {row.slide}")
+            progress.update(note=f"{row.slide}: {row.windows} windows")
+    rows.sort(key=lambda row: row.slide)
+    report = write_results_report(config.out, seconds={"heatmap": time.monotonic() - start})
+    summary = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored; see {report}"
+    return HeatmapResult(config.out, tuple(rows), summary)
+
+
+def _run(tasks: list[SlideTask], workers: int) -> Iterator[HeatmapRow]:
+    def lost(task: SlideTask, error: BaseException) -> HeatmapRow:
+        return failed_row(task, f"its worker was lost ({type(error).__name__}: {error})")
+
+    return run_tasks(_score_one, tasks, workers=workers, failed=lost)
+
+
+def _score_one(task: SlideTask) -> HeatmapRow:
+    if task.slide.problem:
+        return failed_row(task, task.slide.problem)
+    from wsiad.stages.heatmap_slide import score_slide, stored_row
+
+    start = time.monotonic()
+    try:
+        return stored_row(task) or score_slide(task)
+    except WsiadError as error:
+        return replace(failed_row(task, str(error)), seconds=time.monotonic() - start)
+    except Exception as error:
+        logger.exception("%s: unexpected error", task.slide.name)
+        reason = f"unexpected {type(error).__name__}: {error}"
+        return replace(failed_row(task, reason), seconds=time.monotonic() - start)
+
+
+def failed_row(task: SlideTask, reason: str) -> HeatmapRow:
+    """Row of a slide that could not be scored."""
+    slide = task.slide
+    return HeatmapRow(
+        slide.name,
+        FAILED,
+        reason.removeprefix(f"{slide.name}: "),
+        label=slide.label,
+        split=slide.split,
+        file=str(slide.path),
+    )
+
+
+def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
+    """Read how the tiles of a run were prepared, and the stains that they were given.
+
+    Raises
+    ------
+    RunError
+        The file is missing or damaged.
+    """
+    path = run / PREPARATION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Preparation.model_validate(values["preparation"]), dict(values["stain_target"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", subject=str(path), remedy="Train the detector again."
+        ) from error
+
+
+def _digest(config: HeatmapConfig) -> str:
+    from wsiad.training.run import CALIBRATION, DETECTOR, WEIGHTS
+
+    parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
+    text = json.dumps([*parts, config.options().model_dump(mode="json")])
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _claim(out: Path, digest: str) -> None:
+    """Refuse a folder that holds results of another run or other options."""
+    path = out / FACTS
+    if not path.exists():
+        if (out / "slides.csv").exists():
+            raise InputError(
+                "holds a slides.csv that is not of a heatmap",
+                subject=str(out),
+                remedy="Give another --out.",
+            )
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot be read: {error}", subject=str(path)) from error
+    if there != digest:
+        raise InputError(
+            "holds results of another run or of other options",
+            subject=str(out),
+            remedy="Give another --out, or delete this one.",
+        )
+
+
+def _tasks(
+    config: HeatmapConfig, preparation: Preparation, target: dict[str, Any], digest: str
+) -> list[SlideTask]:
+    from wsiad.tiles.store import is_store
+
+    from_store = any(is_store(path) for path in config.slides)
+    if from_store:
+        if len(config.slides) > 1:
+            raise InputError("give one store, or slides, not both")
+        slides = _store_slides(config.slides[0], preparation, target)
+    else:
+        slides = find_slides(config.slides)
+    changes: dict[str, Any] = {}
+    if config.slide_mpp is not None:
+        changes["slide_mpp"] = config.slide_mpp
+    if config.allow_upsampling is not None:
+        changes["allow_upsampling"] = config.allow_upsampling
+    return [
+        SlideTask(
+            slide,
+            from_store,
+            config.out,
+            config.run,
+            config.options(),
+            preparation.model_copy(update=changes),
+            target,
+            digest,
+            config.batch,
+            config.device,
+        )
+        for slide in slides
+    ]
+
+
+def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
+    from wsiad.tiles.store import TileStore
+
+    store = TileStore(path)
+    assert store.preparation is not None
+    # Size, step and coverage of tiles may differ; what a pixel means may not.
+    for key in ("mpp", "tissue", "stain"):
+        there, here = getattr(store.preparation, key), getattr(preparation, key)
+        if key == "stain":
+            there, here = (there.method, store.target), (here.method, target)
+        if there != here:
+            shown = "" if key == "stain" else f" ({there} in the store, {here} in the run)"
+            raise StoreMismatchError(
+                f"its tiles were prepared with another {key} than the run's{shown}",
+                subject=str(path),
+                remedy="Give the slides themselves, or tile them as for the run.",
+            )
+    rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
+    slides = []
+    for name in store.names():
+        row = rows.get(name)
+        label, split = (row.label, row.split) if row else ("", "")
+        slides.append(SlideInput(name, path, label=label, split=split))
+    slides += [
+        SlideInput(row.slide, path, problem=f"was not tiled: {row.reason}")
+        for row in rows.values()
+        if row.status == FAILED and row.slide not in store
+    ]
+    if not slides:
+        raise InputError("holds no slides", subject=str(path))
+    return slides

@@ -1,0 +1,322 @@
+"""One slide scored: from its windows to its folder of results."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.detectors.detector import Detector
+from wsiad.errors import InputError
+from wsiad.export.camelyon import write_detections
+from wsiad.export.ome_tiff import write_ome_tiff
+from wsiad.export.overlay import outline, overlay, write_picture
+from wsiad.export.png import write_png
+from wsiad.export.qupath import write_lesions, write_tiles
+from wsiad.files import atomic_folder, fingerprint, write_json
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.heatmaps.colours import ColourScale
+from wsiad.heatmaps.heatmap import Heatmap, WindowScores
+from wsiad.heatmaps.peaks import find_peaks
+from wsiad.heatmaps.regions import find_regions
+from wsiad.heatmaps.stitch import Stitcher
+from wsiad.heatmaps.windows import (
+    ScoredBatch,
+    WindowBatch,
+    from_plan,
+    from_store,
+    score_windows,
+    store_grid,
+)
+from wsiad.slides.slide import open_slide
+from wsiad.stages.heatmap import HeatmapRow, SlideTask
+from wsiad.stages.slide_table import NO_TISSUE, OK
+from wsiad.stain.profile import StainProfile
+from wsiad.tiles.plan import plan_slide
+from wsiad.tiles.store import TileStore
+from wsiad.tiling import Grid
+from wsiad.training.calibration import Calibration
+from wsiad.training.device import choose_device
+from wsiad.training.run import RunFolder
+from wsiad.units import Microns, Spacing, SquareMicrons
+
+SLIDE = "slide.json"
+"""In a slide's folder: what was scored, and the row of the table; written last."""
+
+WINDOW = np.dtype(
+    [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
+)
+"""A row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What both ways of reading a slide's windows have to say of it."""
+
+    batches: Iterator[WindowBatch]
+    grid: Grid
+    size: Size
+    bounds: Box
+    spacing: Spacing
+    thumbnail: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_]
+    placement: PixelMap
+    stain_fallback: str | None
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration]:
+    """Load a run's detector once a process; the digest tells runs of one path apart."""
+    folder = RunFolder.open(run)
+    return folder.load_detector(choose_device(device)), folder.calibration()
+
+
+def colour_scale(calibration: Calibration) -> ColourScale:
+    """Return the one colour scale of a run, fixed by its healthy scores."""
+    return ColourScale.from_healthy(
+        median=calibration.median, upper=_upper(calibration, level=0.999)
+    )
+
+
+def _upper(calibration: Calibration, *, level: float) -> float:
+    """Return a high healthy quantile that is above the median even of constant scores."""
+    upper, median = calibration.quantile(level), calibration.median
+    return upper if upper > median else median + max(abs(median), 1.0)
+
+
+def stored_row(task: SlideTask) -> HeatmapRow | None:
+    """Row of a slide whose results are whole and of the same slide, run and options."""
+    path = task.folder / SLIDE
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        same = facts["digest"] == task.digest and facts["fingerprint"] == _fingerprint(task)
+        row = HeatmapRow(**facts["row"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not whole: it is made again
+    if not same:
+        raise InputError(
+            "has results from another file of this name",
+            subject=task.slide.name,
+            remedy=f"Rename the slide, or delete {task.folder} to score it again.",
+        )
+    return replace(row, label=task.slide.label, split=task.slide.split)
+
+
+def _fingerprint(task: SlideTask) -> str:
+    if task.from_store:
+        return TileStore(task.slide.path).slide(task.slide.name).fingerprint
+    return fingerprint(task.slide.path)
+
+
+def score_slide(task: SlideTask) -> HeatmapRow:
+    """Score a slide and write its folder of results, whole or not at all.
+
+    Raises
+    ------
+    SlideError
+        The slide cannot be opened or decoded, or its µm/px does not fit the run.
+    StoreError
+        The stored slide is damaged, or its tiles do not fit the detector.
+    """
+    start = time.monotonic()
+    detector, calibration = _loaded(task.run, task.device, task.digest)
+    if task.from_store:
+        return _finish(task, detector, calibration, _stored_source(task, detector), start)
+    opened = open_slide(
+        task.slide.path,
+        name=task.slide.name,
+        manifest_mpp=task.slide.mpp,
+        fallback_mpp=task.preparation.slide_mpp,
+    )
+    with opened as slide:
+        plan = plan_slide(
+            slide,
+            task.preparation,
+            target=StainProfile.from_dict(task.target),
+            tile=detector.spec.size,
+            stride=task.options.stride or detector.spec.size,
+        )
+        source = _Source(
+            from_plan(plan),
+            plan.grid,
+            slide.size,
+            slide.bounds,
+            slide.spacing,
+            plan.tissue.thumbnail,
+            plan.tissue.mask,
+            plan.tissue.placement,
+            plan.stain.fallback,
+        )
+        return _finish(task, detector, calibration, source, start)
+
+
+def _stored_source(task: SlideTask, detector: Detector) -> _Source:
+    slide = TileStore(task.slide.path).slide(task.slide.name)
+    grid = store_grid(slide, detector.spec, task.options.stride)
+    mask = slide.column("mask")
+    # A store keeps no thumbnail: tissue is drawn in grey instead.
+    thumbnail = np.where(mask[..., None], np.uint8(200), np.uint8(244)).repeat(3, axis=2)
+    return _Source(
+        from_store(slide, grid),
+        grid,
+        slide.size,
+        slide.bounds,
+        slide.spacing,
+        thumbnail,
+        mask,
+        PixelMap(*slide.facts["tissue"]["placement"]),
+        slide.facts["stain"].get("fallback"),
+    )
+
+
+def _finish(
+    task: SlideTask, detector: Detector, calibration: Calibration, source: _Source, start: float
+) -> HeatmapRow:
+    scored = score_windows(detector, source.batches, batch=task.batch)
+    heatmap, windows, missing = _stitch(task, calibration, source, scored)
+    with atomic_folder(task.folder) as folder:
+        row = HeatmapRow(
+            task.slide.name,
+            OK if heatmap else NO_TISSUE,
+            "; ".join(_notes(source, missing)),
+            windows=len(windows.scores),
+            mpp_x=float(source.spacing.x),
+            mpp_y=float(source.spacing.y),
+            width=source.size.width,
+            height=source.size.height,
+            label=task.slide.label,
+            split=task.slide.split,
+            file=str(task.slide.path),
+        )
+        write_picture(folder / "tissue.png", outline(source.thumbnail, source.mask))
+        if heatmap:
+            counts = _write(folder, task, calibration, heatmap, windows)
+            scale = colour_scale(calibration)
+            picture = overlay(source.thumbnail, source.placement, heatmap, scale)
+            write_picture(folder / "overlay.png", picture)
+            highest, top_k = _slide_scores(heatmap, task.options.top_k)
+            row = replace(row, score_max=highest, score_top_k_mean=top_k, **counts)
+        row = replace(row, seconds=round(time.monotonic() - start, 3))
+        facts = {"digest": task.digest, "fingerprint": _fingerprint(task), "row": asdict(row)}
+        write_json(folder / SLIDE, facts)
+    return row
+
+
+def _notes(source: _Source, missing: int) -> Iterator[str]:
+    if source.stain_fallback:
+        yield f"stains of the reference were used: {source.stain_fallback}"
+    if missing:
+        yield f"{missing} windows left out: the slide has no pixels there"
+
+
+def _slide_scores(heatmap: Heatmap, top_k: int) -> tuple[float, float]:
+    """Return the highest score of a heatmap and the mean of its ``top_k`` highest."""
+    scores = np.sort(heatmap.scores[np.isfinite(heatmap.scores)])
+    return float(scores[-1]), float(scores[-top_k:].mean(dtype=np.float64))
+
+
+def _stitch(
+    task: SlideTask, calibration: Calibration, source: _Source, scored: Iterator[ScoredBatch]
+) -> tuple[Heatmap | None, WindowScores, int]:
+    """Stitch the scores of all windows; no heatmap where there is no window."""
+    stitcher: Stitcher | None = None
+    rows, columns, scores = [], [], []
+    missing = 0
+    for batch in scored:
+        missing += batch.missing
+        if not len(batch.scores):
+            continue
+        maps = batch.places if task.options.detail == "place" else batch.scores[:, None, None]
+        if stitcher is None:
+            stitcher = Stitcher(
+                source.grid.rows,
+                source.grid.columns,
+                stride=source.grid.stride,
+                window=source.grid.tile,
+                grid=source.grid.pixels,
+                places=maps.shape[1],
+            )
+        stitcher.add(batch.rows.astype(np.int64), batch.columns.astype(np.int64), maps)
+        rows.append(batch.rows)
+        columns.append(batch.columns)
+        scores.append(batch.scores)
+    if stitcher is None:
+        none = np.empty(0, np.float32)
+        return None, WindowScores(np.empty((0, 4)), none, none), missing
+    flat = np.concatenate(scores)
+    windows = WindowScores(
+        source.grid.boxes(np.concatenate(rows), np.concatenate(columns)),
+        flat,
+        calibration.percentile(flat),
+    )
+    heatmap = stitcher.finish(
+        task.slide.name, slide_size=source.size, bounds=source.bounds, spacing=source.spacing
+    )
+    return heatmap, windows, missing
+
+
+def _write(
+    folder: Path,
+    task: SlideTask,
+    calibration: Calibration,
+    heatmap: Heatmap,
+    windows: WindowScores,
+) -> dict[str, Any]:
+    """Write everything that is made of a heatmap; return what there is of each."""
+    options = task.options
+    write_ome_tiff(heatmap, folder / "heatmap.ome.tif")
+    write_png(heatmap, folder / "heatmap.png", scale=colour_scale(calibration))
+    pixels = heatmap_pixels(heatmap, calibration)
+    write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
+    regions = find_regions(
+        heatmap,
+        threshold=calibration.quantile(options.region_quantile),
+        min_area=SquareMicrons(options.region_min_um2),
+        limit=options.region_limit,
+    )
+    write_lesions(
+        regions.kept,
+        folder / "lesions.geojson",
+        slide=heatmap.slide,
+        bounds=heatmap.bounds,
+        percentiles=[float(calibration.percentile(r.max_score)) for r in regions.kept],
+    )
+    detections = find_peaks(
+        heatmap,
+        threshold=calibration.quantile(options.detection_quantile),
+        radius=Microns(options.suppression_radius_um),
+        suppression=options.suppression,
+        limit=options.detection_limit,
+    )
+    write_detections(
+        detections,
+        folder / "detections.csv",
+        median=calibration.median,
+        upper=_upper(calibration, level=0.99),
+    )
+    table = np.empty(len(windows.scores), WINDOW)
+    for name, column in zip(("x", "y", "width", "height"), windows.boxes.T, strict=True):
+        table[name] = column
+    table["score"], table["percentile"] = windows.scores, windows.percentiles
+    np.save(folder / "windows.npy", table, allow_pickle=False)
+    return {"regions": len(regions.kept) + regions.left_out, "detections": len(detections)}
+
+
+def heatmap_pixels(heatmap: Heatmap, calibration: Calibration) -> WindowScores:
+    """Return the scored pixels of a heatmap as squares that do not overlap."""
+    rows, columns = np.nonzero(np.isfinite(heatmap.scores))
+    x, y = heatmap.placement.to_level0(columns.astype(np.float64), rows.astype(np.float64))
+    boxes = np.empty((len(rows), 4))
+    boxes[:, 0], boxes[:, 1] = x, y
+    boxes[:, 2], boxes[:, 3] = heatmap.placement.scale_x, heatmap.placement.scale_y
+    scores = heatmap.scores[rows, columns]
+    return WindowScores(boxes, scores, calibration.percentile(scores))

@@ -1,0 +1,188 @@
+"""The report of a results folder, from what the verbs have left in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiad._version import __version__
+from wsiad.errors import InputError
+from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
+from wsiad.files import write_json
+from wsiad.stages.heatmap import FACTS, HeatmapRow
+from wsiad.stages.slide_table import FAILED, read_table
+
+if TYPE_CHECKING:
+    from wsiad.training.calibration import Calibration
+    from wsiad.training.run import RunRecord
+
+REPORT = "report.html"
+_TIMINGS = "timings.json"
+_PICTURES = (
+    ("tissue.png", "Slide, tissue outlined"),
+    ("overlay.png", "Heatmap over the tissue"),
+)
+_PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
+
+
+def write_results_report(
+    results: Path,
+    *,
+    evaluation: Path | None = None,
+    seconds: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+    to: Path | None = None,
+) -> Path:
+    """Write ``report.html`` into a results folder.
+
+    Parameters
+    ----------
+    results : Path
+        Folder that ``wsiad heatmap`` wrote.
+    evaluation : Path, optional
+        Folder with ``evaluation.json`` and its plots; by default that of the last
+        evaluation, if there was one.
+    seconds : mapping of str to float, optional
+        Stages that have just run, to add to those that the folder remembers.
+    warnings : sequence of str
+        What no reader may miss.
+    to : Path, optional
+        Where to write the report; by default ``report.html`` in the folder.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold results.
+    """
+    from wsiad.training.run import CONFIG, LOSS, RunFolder
+
+    facts = _read(results / FACTS)
+    if facts is None:
+        raise InputError(
+            "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."
+        )
+    memory = _read(results / _TIMINGS) or {}
+    memory = {
+        "seconds": {**memory.get("seconds", {}), **(seconds or {})},
+        "evaluation": str(evaluation.resolve()) if evaluation else memory.get("evaluation"),
+    }
+    write_json(results / _TIMINGS, memory)
+    folder = Path(memory["evaluation"]) if memory["evaluation"] else results
+    run = RunFolder(Path(facts["run"]))
+    record = run.record() if run.complete else None
+    rows = read_table(results / "slides.csv", HeatmapRow)
+    plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
+    if (run.path / LOSS).exists():
+        plots.append(("Loss of the training", run.path / LOSS))
+    config = run.path / CONFIG
+    report = Report(
+        title=f"Anomaly report: {facts['detector']} on {len(rows)} slides",
+        created_by=f"wsiad {__version__}",
+        run=_run_facts(record, facts),
+        calibration=_calibration_facts(run.calibration()) if record else {},
+        slides=[_entry(row, results) for row in rows if row.status != FAILED],
+        failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
+        evaluation=_read(folder / "evaluation.json"),
+        plots=plots,
+        timings=memory["seconds"],
+        config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
+        notes=_notes(rows, record),
+        warnings=warnings,
+        random_weights=bool(record and record.random_weights),
+        colour_scale=_legend(run.calibration()) if record else None,
+    )
+    path = to or results / REPORT
+    write_report(path, report)
+    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else None
+
+
+def _entry(row: HeatmapRow, results: Path) -> SlideEntry:
+    folder = results / row.slide
+    pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
+    return SlideEntry(
+        row.slide,
+        row.status,
+        row.reason,
+        label=row.label or None,
+        score_max=row.score_max,
+        score_top_k_mean=row.score_top_k_mean,
+        windows=row.windows,
+        seconds=row.seconds,
+        images=pictures,
+        detections=row.detections,
+    )
+
+
+def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:
+    if record is None:
+        return {"Detector": facts["detector"], "Run": "its folder is no longer there"}
+    found: dict[str, object] = {
+        "Detector": record.detector,
+        "Ended by": record.ended_by,
+        "Steps": record.steps,
+        "Seed": record.seed,
+        "Device": record.device,
+        "Healthy tiles": record.split,
+        "Finished": record.finished,
+    }
+    weights = record.notes.get("weights")
+    if isinstance(weights, dict):
+        # The name is enough to know it by; the whole path is in run.json.
+        found["Weights"] = Path(str(weights.get("source", "?"))).name
+    found["Stores"] = ", ".join(f"{name} ({mark[:19]}…)" for name, mark in record.stores.items())
+    return found
+
+
+def _calibration_facts(calibration: Calibration) -> dict[str, object]:
+    return {
+        "Healthy windows": calibration.n_windows,
+        "Healthy slides": calibration.n_slides,
+        "Median score": f"{calibration.median:.4g}",
+        "99 % below": f"{calibration.quantile(0.99):.4g}",
+        "99.9 % below": f"{calibration.quantile(0.999):.4g}",
+    }
+
+
+def _legend(calibration: Calibration) -> ColourScale:
+    from wsiad.stages.heatmap_slide import colour_scale
+
+    scale = colour_scale(calibration)
+    rgba = scale.rgba(np.linspace(scale.low, scale.high, 16))
+    ticks = np.linspace(scale.low, scale.high, 5)
+    return ColourScale(
+        "Anomaly score; the left end is the healthy median, the middle the score that one "
+        "healthy window in a thousand exceeds. The same for all slides.",
+        [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
+        [f"{tick:.3g}" for tick in ticks.tolist()],
+    )
+
+
+def _notes(rows: list[HeatmapRow], record: RunRecord | None) -> list[str]:
+    return list(_each_note(rows, record))
+
+
+def _each_note(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[str]:
+    yield (
+        "An anomaly score says how unlike the healthy training tissue a place is. It is not "
+        "a diagnosis, and not a probability."
+    )
+    if record and "split by tile" in record.split:
+        yield f"The calibration is optimistic: {record.split}."
+    if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:
+        yield f"{len(fallbacks)} slides were normalised with the reference's stains (see each)."

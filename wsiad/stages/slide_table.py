@@ -1,0 +1,122 @@
+"""``slides.csv``: one row per slide, whatever became of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from wsiad.errors import InputError
+from wsiad.files import write_text
+
+OK, NO_TISSUE, FAILED = "ok", "no-tissue", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """What every verb says of a slide.
+
+    Parameters
+    ----------
+    slide : str
+        Name.
+    status : str
+        ``"ok"``, ``"no-tissue"`` or ``"failed"``.
+    reason : str
+        Why it failed, or what its reader should know.
+    seconds : float
+        Time spent on it.
+    """
+
+    slide: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+    def with_reason(self, reason: str) -> SlideRow:
+        """Return a copy with another reason."""
+        return replace(self, reason=reason)
+
+
+R = TypeVar("R", bound=SlideRow)
+
+
+class SlideTable(Generic[R]):
+    """A ``slides.csv`` that is rewritten, whole, whenever a slide is done.
+
+    Parameters
+    ----------
+    path : Path
+        Of the CSV; rows of an earlier run are kept until they are replaced.
+    row : type
+        Dataclass of the rows; its fields are the columns.
+    """
+
+    def __init__(self, path: Path, row: type[R]) -> None:
+        self.path, self._row = path, row
+        self._rows: dict[str, R] = {item.slide: item for item in read_table(path, row)}
+
+    def get(self, slide: str) -> R | None:
+        """Row of a slide, if there is one."""
+        return self._rows.get(slide)
+
+    def put(self, *rows: R) -> None:
+        """Set rows and write the table."""
+        self._rows.update({row.slide: row for row in rows})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(self._row)])
+        writer.writeheader()
+        for _, row in sorted(self._rows.items()):
+            writer.writerow({key: _text(value) for key, value in asdict(row).items()})
+        write_text(self.path, text.getvalue())
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def read_table(path: Path, row: type[R]) -> list[R]:
+    """Read a ``slides.csv``; an absent file has no rows.
+
+    Raises
+    ------
+    InputError
+        The file is not such a table.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_parse(values, row) for values in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"is not a table of slides as wsiad writes it: {error}",
+            subject=str(path),
+            remedy="Delete it and run the command again.",
+        ) from error
+
+
+def _parse(values: dict[str, str], row: type[R]) -> R:
+    parsed: dict[str, object] = {}
+    for field in fields(row):
+        text = values[field.name]
+        kind = str(field.type)
+        if "None" in kind and text == "":
+            parsed[field.name] = None
+        elif kind.startswith("float"):
+            parsed[field.name] = float(text)
+        elif kind.startswith("int"):
+            parsed[field.name] = int(text)
+        else:
+            parsed[field.name] = text
+    return row(**parsed)  # type: ignore[arg-type]
+
+
+def failures(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides that failed."""
+    return [row for row in rows if row.status == FAILED]

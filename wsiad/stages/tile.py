@@ -1,0 +1,243 @@
+"""``wsiad tile``: slides into a tile store."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from wsiad.cluster import run_tasks
+from wsiad.config import Paths, verb, write_config
+from wsiad.errors import WsiadError
+from wsiad.files import fingerprint, write_json
+from wsiad.progress import Progress
+from wsiad.provenance import versions
+from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
+from wsiad.tiles.options import Preparation
+
+if TYPE_CHECKING:
+    from wsiad.tiles.store import TileStore
+
+logger = logging.getLogger(__name__)
+
+
+class TileConfig(Preparation):
+    """Slides into a zarr store of stain-normalised tissue tiles."""
+
+    slides: Annotated[Paths, Field(min_length=1)]
+    """Slide files, folders of slides, or manifest CSVs (`slide`, `mpp`, `label`, `split`)."""
+    out: Path
+    """Folder of the store; slides that are whole in it are not tiled again."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Slides tiled at once, each by a process of its own."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileRow(SlideRow):
+    """A slide in a store's ``slides.csv``; lengths in level-0 pixels, scale in µm/px."""
+
+    tiles: int = 0
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    tissue_share: float | None = None
+    label: str = ""
+    split: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """What tiling made.
+
+    Parameters
+    ----------
+    store : Path
+    rows : tuple of TileRow
+        The slides of this call, in order of their names.
+    """
+
+    store: Path
+    rows: tuple[TileRow, ...]
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides that are not in the store although they were asked for."""
+        return tuple(failures(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    slide: SlideInput
+    store: Path
+    preparation: Preparation
+    target: dict[str, Any]
+    earlier: TileRow | None
+
+
+@verb(TileConfig)
+def tile(config: TileConfig) -> TileResult:
+    """Tile slides into a store.
+
+    A slide that fails is reported and does not stop the others. Slides that are whole
+    in the store are skipped, if slide and configuration are the same.
+
+    Raises
+    ------
+    InputError
+        No slides were found, or a manifest is not valid.
+    StoreMismatchError
+        The store was made with another configuration.
+    StainError
+        The stain target cannot be used.
+    """
+    # Heavy, and of no use to `--help`.
+    from wsiad.tiles.stain_target import stain_target
+    from wsiad.tiles.store import TileStore
+
+    start = time.monotonic()
+    inputs = find_slides(config.slides)
+    target = stain_target(config).to_dict()
+    TileStore.create(config.out, config, target)
+    write_config(config.out / "config.yaml", config)
+    table = SlideTable(config.out / "slides.csv", TileRow)
+    tasks = [
+        _Task(slide, config.out, config.preparation(), target, table.get(slide.name))
+        for slide in inputs
+    ]
+    rows = []
+    with Progress("tile", total=len(tasks), unit="slide", quiet=config.quiet) as progress:
+        for row in _run(tasks, config.workers):
+            rows.append(row)
+            table.put(row)
+            if row.status == FAILED:
+                progress.message(f"FAILED {row.slide}")
+            progress.update(note=f"{row.slide}: {row.tiles} tiles")
+    rows.sort(key=lambda row: row.slide)
+    seconds = time.monotonic() - start
+    write_json(config.out / "run.json", _summary(rows, seconds))
+    return TileResult(config.out, tuple(rows))
+
+
+def _run(tasks: list[_Task], workers: int) -> Iterator[TileRow]:
+    def lost(task: _Task, error: BaseException) -> TileRow:
+        return _failed(task, f"its worker was lost ({type(error).__name__}: {error})")
+
+    # Two slides of one name must not race for one row: their problem is known already.
+    return run_tasks(_tile_one, tasks, workers=workers, failed=lost)
+
+
+def _summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+    tiles = sum(row.tiles for row in rows)
+    return {
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "tiles": tiles,
+        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+    }
+
+
+def _failed(task: _Task, reason: str) -> TileRow:
+    slide = task.slide
+    return TileRow(
+        slide.name,
+        FAILED,
+        reason.removeprefix(f"{slide.name}: "),
+        label=slide.label,
+        split=slide.split,
+        file=str(slide.path),
+    )
+
+
+def _tile_one(task: _Task) -> TileRow:
+    if task.slide.problem:
+        return _failed(task, task.slide.problem)
+    start = time.monotonic()
+    try:
+        row = _stored(task) or _tiled(task)
+    except WsiadError as error:
+        return replace(_failed(task, str(error)), seconds=time.monotonic() - start)
+    except Exception as error:
+        logger.exception("%s: unexpected error", task.slide.name)
+        reason = f"unexpected {type(error).__name__}: {error}"
+        return replace(_failed(task, reason), seconds=time.monotonic() - start)
+    return row
+
+
+def _stored(task: _Task) -> TileRow | None:
+    """Row of a slide that is whole in the store already."""
+    from wsiad.errors import StoreMismatchError
+    from wsiad.tiles.store import TileStore
+
+    store = TileStore(task.store)
+    name = task.slide.name
+    if name not in store:
+        return None
+    stored = store.slide(name)
+    if not task.slide.path.exists() or fingerprint(task.slide.path) != stored.fingerprint:
+        raise StoreMismatchError(
+            "is in the store, made from another file of this name",
+            subject=name,
+            remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
+        )
+    seconds = task.earlier.seconds if task.earlier else 0.0
+    return _row(task, store, seconds)
+
+
+def _tiled(task: _Task) -> TileRow:
+    from wsiad.slides.slide import open_slide
+    from wsiad.stain.profile import StainProfile
+    from wsiad.tiles.plan import plan_slide
+    from wsiad.tiles.store import TileStore
+    from wsiad.tiles.writer import write_slide
+
+    start = time.monotonic()
+    store = TileStore(task.store)
+    opened = functools.partial(
+        open_slide,
+        name=task.slide.name,
+        manifest_mpp=task.slide.mpp,
+        fallback_mpp=task.preparation.slide_mpp,
+    )
+    with opened(task.slide.path) as slide:
+        target = StainProfile.from_dict(task.target)
+        plan = plan_slide(slide, task.preparation, target=target)
+        write_slide(store, plan, fingerprint=fingerprint(task.slide.path))
+    return _row(task, store, time.monotonic() - start)
+
+
+def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
+    stored = store.slide(task.slide.name)
+    fallback = stored.facts["stain"].get("fallback")
+    missing = stored.facts["tiles_missing"]
+    notes = [
+        f"stains of the reference were used: {fallback}" if fallback else "",
+        f"{missing} tiles left out: the slide has no pixels there" if missing else "",
+    ]
+    return TileRow(
+        task.slide.name,
+        stored.status,
+        "; ".join(note for note in notes if note),
+        seconds,
+        tiles=len(stored),
+        mpp_x=float(stored.spacing.x),
+        mpp_y=float(stored.spacing.y),
+        width=stored.size.width,
+        height=stored.size.height,
+        tissue_share=float(stored.facts["tissue"]["share"]),
+        label=task.slide.label,
+        split=task.slide.split,
+        file=str(task.slide.path),
+    )

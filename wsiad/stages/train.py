@@ -1,0 +1,272 @@
+"""``wsiad train``: a detector, fitted on the healthy tiles of a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from wsiad.config import Config, build, dump_yaml, verb
+from wsiad.detectors import registry
+from wsiad.errors import DetectorError, InputError, RunError
+from wsiad.files import write_json
+from wsiad.stages.slide_table import read_table
+from wsiad.stages.tile import TileRow
+
+if TYPE_CHECKING:
+    from wsiad.detectors.detector import Detector, FitReport
+    from wsiad.tiles.arrays import ArrayTiles
+    from wsiad.tiles.dataset import ChunkedTiles
+    from wsiad.tiles.store import StoredSlide, TileStore
+    from wsiad.training.calibration import Calibration
+    from wsiad.training.run import RunFolder
+    from wsiad.training.split import SlideTiles
+
+logger = logging.getLogger(__name__)
+
+HEALTHY_LABELS = frozenset({"", "normal", "healthy", "negative", "benign", "0"})
+"""Labels of a manifest that mean healthy; a slide without a label is taken as healthy."""
+
+PREPARATION = "preparation.json"
+"""In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
+
+
+class TrainConfig(Config):
+    """Fit a detector on the healthy tiles of a store."""
+
+    store: Path
+    """Tile store that `wsiad tile` made."""
+    out: Path
+    """Folder of the run; an interrupted run in it goes on."""
+    detector: str = "dpa"
+    """Method; `wsiad train --detector list` lists them."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the method, see docs/detectors.md; may be given several times."""
+    weights: str | None = None
+    """Pretrained weights: a file (safetensors or a plain state dict), `random`, or by
+    default those that torchvision downloads."""
+    split: str | None = None
+    """Use only slides with this value in the manifest's `split` column."""
+    seed: int = 0
+    """Same seed, same result."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimiser steps."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so many minutes of fitting."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What training made.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    ended_by : str
+        What ended the fit.
+    steps : int
+        Optimiser steps taken.
+    summary : str
+        For people.
+    """
+
+    run: Path
+    ended_by: str
+    steps: int
+    summary: str
+
+
+@verb(TrainConfig)
+def train(config: TrainConfig) -> TrainResult:
+    """Fit a detector and calibrate it on healthy tiles held out by slide.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or it is damaged.
+    InputError
+        The store has no healthy tiles to use.
+    DetectorError
+        The method is unknown, or cannot be fitted on these tiles.
+    WeightsError
+        Pretrained weights are not at hand.
+    RunError
+        The folder holds a complete run, or one of another configuration.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.detectors.detector import Budget, FitContext, HealthyTiles, InputSpec
+    from wsiad.tiles.store import TileStore
+    from wsiad.training.calibration import calibrate
+    from wsiad.training.device import choose_device
+    from wsiad.training.run import RunRecord
+    from wsiad.training.split import split_slides
+    from wsiad.units import Mpp, TilePx
+
+    start = time.monotonic()
+    cls = registry.load(config.detector)
+    options = build(cls.Options, config.options, source=f"options of {config.detector}")
+    device = choose_device(config.device)
+    store = TileStore(config.store)
+    assert store.preparation is not None
+    slides, skipped = _healthy_slides(store, config.split)
+    tile = store.preparation.tile
+    size = options.input_px or cls.default_input_px or tile
+    if size > tile:
+        raise DetectorError(
+            f"needs {size} px and the store's tiles have {tile} px",
+            subject=config.detector,
+            remedy=f"Tile with --tile {size} or larger, or give --option input_px={tile}.",
+        )
+    folder = _run_folder(config)
+    if folder is None:
+        return _already_done(config)
+    write_json(folder.path / PREPARATION, preparation_of(store))
+    parts = split_slides([(slide.name, len(slide)) for slide in slides], seed=config.seed)
+    if not parts.by_slide:
+        logger.warning("%s", parts.note)
+    by_name = {slide.name: slide for slide in slides}
+    detector = cls(options, InputSpec(TilePx(size), Mpp(store.preparation.mpp)))
+    report = detector.fit(
+        HealthyTiles(_tiles(parts.fit, by_name), _tiles(parts.stop, by_name)),
+        FitContext(
+            seed=config.seed,
+            device=device,
+            folder=folder.path,
+            budget=Budget(config.max_steps, config.max_minutes),
+            weights=config.weights,
+            quiet=config.quiet,
+        ),
+    )
+    calibration = calibrate(
+        detector,
+        _tiles(parts.calibration, by_name),
+        n_slides=len(parts.calibration),
+        seed=config.seed,
+        quiet=config.quiet,
+    )
+    folder.save_detector(detector, name=config.detector)
+    folder.write_calibration(calibration)
+    notes = report.notes | ({"slides_not_used": skipped} if skipped else {})
+    folder.finish(
+        RunRecord(
+            detector=config.detector,
+            seed=config.seed,
+            device=str(device),
+            ended_by=report.ended_by,
+            steps=report.steps,
+            seconds=round(time.monotonic() - start, 3),
+            stores={config.store.name: store_fingerprint(store, slides)},
+            split=parts.note,
+            notes=notes,
+        )
+    )
+    summary = _summary(config, detector, report, calibration)
+    return TrainResult(config.out, report.ended_by, report.steps, summary)
+
+
+def _healthy_slides(
+    store: TileStore, split: str | None
+) -> tuple[list[StoredSlide], dict[str, str]]:
+    """Slides to train on, and why each of the others is not."""
+    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
+    used, skipped = [], {}
+    for slide in store:
+        row = rows.get(slide.name)
+        label = row.label if row else ""
+        if not len(slide):
+            skipped[slide.name] = "no tissue"
+        elif label not in HEALTHY_LABELS:
+            skipped[slide.name] = f"label is {label!r}"
+        elif split is not None and (row.split if row else "") != split:
+            skipped[slide.name] = f"split is not {split!r}"
+        else:
+            used.append(slide)
+    if not used:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        raise InputError(
+            f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
+            subject=str(store.path),
+            remedy="Tile healthy slides; a manifest's `label` is normal or healthy for them.",
+        )
+    return used, skipped
+
+
+def _run_folder(config: TrainConfig) -> RunFolder | None:
+    """Return the folder to train into, ``None`` if the very same run is complete in it."""
+    from wsiad.training.run import CONFIG, RunFolder
+
+    text = dump_yaml(config)
+    path = config.out / CONFIG
+    same = path.exists() and path.read_text(encoding="utf-8") == text
+    if same and RunFolder(config.out).complete:
+        return None
+    folder = RunFolder.create(config.out)
+    if not path.exists() and any(config.out.iterdir()):
+        raise RunError(
+            "holds something that is not a run",
+            subject=str(config.out),
+            remedy="Give an empty or a new folder as --out.",
+        )
+    folder.write_config(config)
+    return folder
+
+
+def _already_done(config: TrainConfig) -> TrainResult:
+    from wsiad.training.run import RunFolder
+
+    record = RunFolder.open(config.out).record()
+    summary = f"{config.out}: this run is complete already ({record.ended_by})"
+    return TrainResult(config.out, record.ended_by, record.steps, summary)
+
+
+def _tiles(
+    part: Sequence[SlideTiles], by_name: dict[str, StoredSlide]
+) -> ArrayTiles | ChunkedTiles:
+    from wsiad.tiles.dataset import store_tiles
+
+    return store_tiles([(by_name[item.slide], item.indices) for item in part])
+
+
+def preparation_of(store: TileStore) -> dict[str, Any]:
+    """How a store's tiles were prepared, as JSON values."""
+    assert store.preparation is not None
+    return {
+        "preparation": store.preparation.model_dump(mode="json"),
+        "stain_target": store.target,
+        "digest": store.digest,
+    }
+
+
+def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
+    """Identify what was trained on: preparation, slides and their tile counts."""
+    content = [store.digest, *((s.name, s.fingerprint, len(s)) for s in slides)]
+    return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
+
+
+def _summary(
+    config: TrainConfig, detector: Detector, report: FitReport, calibration: Calibration
+) -> str:
+    steps = f" after {report.steps} steps" if report.steps else ""
+    what = f"{config.detector} on {detector.spec.size} px at {detector.spec.mpp:g} µm/px"
+    usual = f"median {calibration.median:.4g}, 99 % below {calibration.quantile(0.99):.4g}"
+    source = f"{calibration.n_windows} windows of {calibration.n_slides} slides"
+    lines = [
+        f"{config.out}: {what}, ended by {report.ended_by}{steps}",
+        f"healthy score: {usual} ({source})",
+    ]
+    weights = report.notes.get("weights")
+    if isinstance(weights, dict) and weights.get("warning"):
+        lines.append(f"WARNING: {weights['warning']}")
+    return "\n".join(lines)
