@@ -28,8 +28,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wsiad.config import build
+from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.detectors import registry
-from wsiad.detectors.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.tiles.arrays import ArrayTiles
 from wsiad.training.crops import centre_crops
 from wsiad.units import Mpp, TilePx

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsiad.detector import Detector, DetectorOptions, FitReport, InputSpec, State
 from wsiad.detectors import registry
-from wsiad.detectors.detector import Detector, DetectorOptions, FitReport, InputSpec, State
 from wsiad.files import write_json
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.stages.train import PREPARATION
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
-from wsiad.training.calibration import Calibration
-from wsiad.training.run import RunFolder, RunRecord
 
 
 class Channel(Detector):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import percentileofscore
 
-from wsiad.detectors.detector import Detector, DetectorOptions, InputSpec, State
+from wsiad.detector import Detector, DetectorOptions, InputSpec, State
 from wsiad.errors import DetectorError, RunError
+from wsiad.runs.calibration import Calibration, calibrate
 from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.calibration import Calibration, calibrate
 from wsiad.units import Mpp, TilePx
 
 RNG = np.random.default_rng(0)

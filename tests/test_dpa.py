@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from wsiad.config import build
-from wsiad.detectors.detector import Budget, FitContext, HealthyTiles, InputSpec, State
+from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec, State
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.options import DpaOptions
 from wsiad.errors import ConfigError, DetectorError, RunError, WeightsError

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from wsiad.detectors.detector import FitContext, HealthyTiles, InputSpec, State
+from wsiad.detector import FitContext, HealthyTiles, InputSpec, State
 from wsiad.detectors.gaussian import Gaussian, GaussianOptions
 from wsiad.errors import DetectorError
 from wsiad.tiles.arrays import ArrayTiles

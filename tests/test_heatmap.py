@@ -216,7 +216,7 @@ def test_windows_of_a_store_are_its_pixels_each_once(tmp_path, tile, step, size,
 
 
 def make_spec(size):
-    from wsiad.detectors.detector import InputSpec
+    from wsiad.detector import InputSpec
 
     return InputSpec(size, 0.5)
 

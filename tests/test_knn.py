@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
+from wsiad.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.detectors import knn
-from wsiad.detectors.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.errors import DetectorError
 from wsiad.tiles.arrays import ArrayTiles

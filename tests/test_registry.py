@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from wsiad.detector import Detector, DetectorOptions
 from wsiad.detectors import registry
-from wsiad.detectors.detector import Detector, DetectorOptions
 from wsiad.errors import DetectorError
 
 

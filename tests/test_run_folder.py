@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 
 from wsiad.config import read_yaml
-from wsiad.detectors.detector import FitContext, HealthyTiles, InputSpec
+from wsiad.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.errors import RunError
+from wsiad.runs.calibration import calibrate
+from wsiad.runs.run import RunFolder, RunRecord, load_detector
 from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.calibration import calibrate
 from wsiad.training.metrics import MetricsLog, MetricsRow
-from wsiad.training.run import RunFolder, RunRecord, load_detector
 from wsiad.units import Mpp, TilePx
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import pytest
 from builders import noise, write_tiff
 
 from wsiad.errors import ScaleError
+from wsiad.slides.opening import open_slide
 from wsiad.slides.scale import find_scale
-from wsiad.slides.slide import open_slide
 
 
 @pytest.mark.parametrize(

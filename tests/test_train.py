@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import wsiad
 from wsiad.errors import DetectorError, InputError, RunError, StoreError, WeightsError
-from wsiad.training.run import RunFolder
+from wsiad.runs.run import RunFolder
 
 TINY = {
     "input_px": 32,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsiad.detectors.detector import Budget, FitContext, HealthyTiles
+from wsiad.detector import Budget, FitContext, HealthyTiles
 from wsiad.errors import DetectorError, InputError, RunError
+from wsiad.runs.split import split_slides
 from wsiad.tiles.arrays import ArrayTiles
 from wsiad.training.batches import endless
 from wsiad.training.checkpoint import CHECKPOINT
@@ -17,7 +18,6 @@ from wsiad.training.loop import Training
 from wsiad.training.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
 from wsiad.training.options import LoopOptions
 from wsiad.training.sampling import sample
-from wsiad.training.split import split_slides
 from wsiad.training.stopping import EarlyStopping
 
 CPU = torch.device("cpu")

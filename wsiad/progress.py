@@ -39,7 +39,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._log_seconds = log_seconds
         self._start = self._last = time.monotonic()
-        self._done = 0
+        self._done = self._shown = 0
         self._note = ""
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
@@ -59,7 +59,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif not self._quiet and self._done:
+        elif not self._quiet and self._done > self._shown:
             self._line()
 
     def update(self, count: int = 1, *, note: str = "") -> None:
@@ -81,7 +81,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._shown = time.monotonic(), self._done
         text = tqdm.format_meter(
             self._done,
             self.total or 0,

@@ -1,1 +1,1 @@
-"""Detectors: one file or folder a method; see :mod:`wsiad.detectors.detector`."""
+"""Detectors: one file or folder a method; the interface is :mod:`wsiad.detector`."""

@@ -11,8 +11,8 @@ from scipy.linalg import solve_triangular
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
+from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.detectors.detector import DetectorOptions
 from wsiad.errors import DetectorError
 
 

@@ -8,8 +8,8 @@ import pydantic
 import torch
 from torch import Tensor
 
+from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.detectors.detector import DetectorOptions
 from wsiad.errors import DetectorError
 
 _BLOCK_VALUES = 1 << 24  # distances held at once: 64 MiB

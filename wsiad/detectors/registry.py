@@ -1,7 +1,7 @@
 """Detectors by name: the names are those of the files and folders beside this one.
 
 A new detector is one new file or folder here that defines one class derived from
-:class:`~wsiad.detectors.detector.Detector`; nothing else has to know of it. Modules
+:class:`~wsiad.detector.Detector`; nothing else has to know of it. Modules
 whose names begin with an underscore are shared code.
 """
 
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from wsiad.errors import DetectorError
 
 if TYPE_CHECKING:
-    from wsiad.detectors.detector import Detector
+    from wsiad.detector import Detector
 
-_NOT_METHODS = frozenset({"detector", "registry"})
+_NOT_METHODS = frozenset({"registry"})
 
 
 def names() -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def load(name: str) -> type[Detector]:
             f"there is no detector {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
             remedy=f"Choose one of {', '.join(known)}.",
         )
-    from wsiad.detectors.detector import Detector
+    from wsiad.detector import Detector
 
     module = importlib.import_module(f"wsiad.detectors.{name}")
     found = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.detectors.detector import Detector, InputSpec
+from wsiad.detector import Detector, InputSpec
 from wsiad.errors import StoreMismatchError
 from wsiad.geometry import PixelMap
 from wsiad.tiles.plan import SlidePlan

@@ -20,7 +20,7 @@ _OPAQUE = 128
 
 
 class OpenSlideBackend(Slide):
-    """A slide opened by OpenSlide; see :func:`wsiad.slides.slide.open_slide`."""
+    """A slide opened by OpenSlide; see :func:`wsiad.slides.opening.open_slide`."""
 
     def __init__(
         self, path: Path, *, name: str, manifest_mpp: float | None, fallback_mpp: float | None

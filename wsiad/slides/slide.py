@@ -1,4 +1,4 @@
-"""What a slide is to the rest of the package, and how one is opened.
+"""What a slide is to the rest of the package.
 
 A backend reads integer pixels of a level; everything about µm/px is
 :mod:`wsiad.slides.scaled`. Coordinates of levels are true to level 0: pyramids halve
@@ -143,35 +143,3 @@ def true_downsample(level0: int, level: int) -> float:
     if near >= 1 and abs(level0 / near - level) < 1:
         return float(near)
     return ratio
-
-
-def open_slide(
-    path: Path,
-    *,
-    name: str | None = None,
-    manifest_mpp: float | None = None,
-    fallback_mpp: float | None = None,
-) -> Slide:
-    """Open a slide of any format that OpenSlide reads.
-
-    Parameters
-    ----------
-    path : Path
-        The slide's file.
-    name : str, optional
-        Name in outputs; by default the file's stem.
-    manifest_mpp, fallback_mpp : float, optional
-        µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
-
-    Raises
-    ------
-    SlideOpenError
-        No such file, not a slide, or damaged.
-    ScaleError
-        Its µm/px is stated nowhere.
-    """
-    from wsiad.slides.openslide_backend import OpenSlideBackend
-
-    return OpenSlideBackend(
-        path, name=name or path.stem, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
-    )

@@ -152,7 +152,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
     """Add the figures to the report that ``wsiad heatmap`` wrote, where it did."""
-    from wsiad.stages.heatmap import FACTS
+    from wsiad.stages.heatmap_task import FACTS
     from wsiad.stages.reporting import write_results_report
 
     if (results / FACTS).exists():

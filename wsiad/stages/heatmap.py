@@ -9,54 +9,30 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from wsiad.cluster import run_tasks
-from wsiad.config import Config, Paths, verb, write_config
+from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError, RunError, StoreMismatchError, WsiadError
 from wsiad.files import fingerprint, write_json
 from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.stages.heatmap_task import (
+    FACTS,
+    HeatmapOptions,
+    HeatmapRow,
+    SlideTask,
+    failed_row,
+)
 from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures, read_table
 from wsiad.stages.tile import TileRow
 from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
 
 logger = logging.getLogger(__name__)
-
-FACTS = "heatmap.json"
-"""In a results folder: what its results were made with."""
-
-
-class HeatmapOptions(Config):
-    """What decides a slide's results, besides run and slide."""
-
-    stride: Annotated[int, Field(ge=1)] | None = None
-    """Step from window to window, pixels at the run's scale; by default the window's edge.
-    Smaller steps overlap, and scores are averaged."""
-    detail: Literal["window", "place"] = "window"
-    """What a heatmap pixel shows: the score of the windows over it, or of the places
-    within them where the method scores places."""
-    top_k: Annotated[int, Field(ge=1)] = 10
-    """How many of the highest heatmap pixels `score_top_k_mean` averages."""
-    region_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Healthy quantile of the score above which a region is outlined."""
-    region_min_um2: Annotated[float, Field(ge=0)] = 0.0
-    """Smaller regions are not outlined, µm²."""
-    region_limit: Annotated[int, Field(ge=1)] = 300
-    """The most regions of a slide; the strongest are kept."""
-    detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Healthy quantile of the score above which a peak is a detection: low, so that FROC
-    reaches its rate of eight false positives a slide."""
-    detection_limit: Annotated[int, Field(ge=1)] = 1000
-    """The most detections of a slide."""
-    suppression: Literal["disc", "square"] = "disc"
-    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window."""
-    suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
-    """Its radius, µm."""
 
 
 class HeatmapConfig(HeatmapOptions):
@@ -87,24 +63,6 @@ class HeatmapConfig(HeatmapOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class HeatmapRow(SlideRow):
-    """A slide in a results folder's ``slides.csv``; level-0 pixels, µm/px."""
-
-    score_max: float | None = None
-    score_top_k_mean: float | None = None
-    windows: int = 0
-    regions: int | None = None
-    detections: int | None = None
-    mpp_x: float | None = None
-    mpp_y: float | None = None
-    width: int | None = None
-    height: int | None = None
-    label: str = ""
-    split: str = ""
-    file: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class HeatmapResult:
     """What scoring made.
 
@@ -127,44 +85,6 @@ class HeatmapResult:
         return tuple(failures(self.rows))
 
 
-@dataclass(frozen=True, slots=True)
-class SlideTask:
-    """One slide to score, as it travels to a worker.
-
-    Parameters
-    ----------
-    slide : SlideInput
-        Its path is that of the store where windows come from one.
-    from_store : bool
-    results, run : Path
-    options : HeatmapOptions
-    preparation : Preparation
-        Of the run.
-    target : dict
-        Stain profile that slides are given, as JSON values.
-    digest : str
-        Of run and options.
-    batch : int
-    device : str
-    """
-
-    slide: SlideInput
-    from_store: bool
-    results: Path
-    run: Path
-    options: HeatmapOptions
-    preparation: Preparation
-    target: dict[str, Any]
-    digest: str
-    batch: int
-    device: str
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the slide's results."""
-        return self.results / self.slide.name
-
-
 @verb(HeatmapConfig)
 def heatmap(config: HeatmapConfig) -> HeatmapResult:
     """Score slides: heatmaps, regions, detections and the report.
@@ -181,9 +101,9 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     StoreError
         Slides are given as a store that is damaged or was prepared otherwise.
     """
+    from wsiad.runs.run import RunFolder
     from wsiad.stages.reporting import write_results_report
     from wsiad.training.device import choose_device
-    from wsiad.training.run import RunFolder
 
     start = time.monotonic()
     choose_device(config.device)
@@ -233,19 +153,6 @@ def _score_one(task: SlideTask) -> HeatmapRow:
         return replace(failed_row(task, reason), seconds=time.monotonic() - start)
 
 
-def failed_row(task: SlideTask, reason: str) -> HeatmapRow:
-    """Row of a slide that could not be scored."""
-    slide = task.slide
-    return HeatmapRow(
-        slide.name,
-        FAILED,
-        reason.removeprefix(f"{slide.name}: "),
-        label=slide.label,
-        split=slide.split,
-        file=str(slide.path),
-    )
-
-
 def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
     """Read how the tiles of a run were prepared, and the stains that they were given.
 
@@ -265,7 +172,7 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
 
 
 def _digest(config: HeatmapConfig) -> str:
-    from wsiad.training.run import CALIBRATION, DETECTOR, WEIGHTS
+    from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
     text = json.dumps([*parts, config.options().model_dump(mode="json")])

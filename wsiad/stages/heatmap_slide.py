@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.detectors.detector import Detector
+from wsiad.detector import Detector
 from wsiad.errors import InputError
 from wsiad.export.camelyon import write_detections
 from wsiad.export.ome_tiff import write_ome_tiff
@@ -35,16 +35,16 @@ from wsiad.heatmaps.windows import (
     score_windows,
     store_grid,
 )
-from wsiad.slides.slide import open_slide
-from wsiad.stages.heatmap import HeatmapRow, SlideTask
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.run import RunFolder
+from wsiad.slides.opening import open_slide
+from wsiad.stages.heatmap_task import HeatmapRow, SlideTask
 from wsiad.stages.slide_table import NO_TISSUE, OK
 from wsiad.stain.profile import StainProfile
 from wsiad.tiles.plan import plan_slide
 from wsiad.tiles.store import TileStore
 from wsiad.tiling import Grid
-from wsiad.training.calibration import Calibration
 from wsiad.training.device import choose_device
-from wsiad.training.run import RunFolder
 from wsiad.units import Microns, Spacing, SquareMicrons
 
 SLIDE = "slide.json"

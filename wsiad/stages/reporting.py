@@ -13,12 +13,12 @@ from wsiad._version import __version__
 from wsiad.errors import InputError
 from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
 from wsiad.files import write_json
-from wsiad.stages.heatmap import FACTS, HeatmapRow
+from wsiad.stages.heatmap_task import FACTS, HeatmapRow
 from wsiad.stages.slide_table import FAILED, read_table
 
 if TYPE_CHECKING:
-    from wsiad.training.calibration import Calibration
-    from wsiad.training.run import RunRecord
+    from wsiad.runs.calibration import Calibration
+    from wsiad.runs.run import RunRecord
 
 REPORT = "report.html"
 _TIMINGS = "timings.json"
@@ -63,7 +63,7 @@ def write_results_report(
     InputError
         The folder does not hold results.
     """
-    from wsiad.training.run import CONFIG, LOSS, RunFolder
+    from wsiad.runs.run import CONFIG, LOSS, RunFolder
 
     facts = _read(results / FACTS)
     if facts is None:

@@ -197,7 +197,7 @@ def _stored(task: _Task) -> TileRow | None:
 
 
 def _tiled(task: _Task) -> TileRow:
-    from wsiad.slides.slide import open_slide
+    from wsiad.slides.opening import open_slide
     from wsiad.stain.profile import StainProfile
     from wsiad.tiles.plan import plan_slide
     from wsiad.tiles.store import TileStore

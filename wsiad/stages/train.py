@@ -21,13 +21,13 @@ from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
 
 if TYPE_CHECKING:
-    from wsiad.detectors.detector import Detector, FitReport
+    from wsiad.detector import Detector, FitReport
+    from wsiad.runs.calibration import Calibration
+    from wsiad.runs.run import RunFolder
+    from wsiad.runs.split import SlideTiles
     from wsiad.tiles.arrays import ArrayTiles
     from wsiad.tiles.dataset import ChunkedTiles
     from wsiad.tiles.store import StoredSlide, TileStore
-    from wsiad.training.calibration import Calibration
-    from wsiad.training.run import RunFolder
-    from wsiad.training.split import SlideTiles
 
 logger = logging.getLogger(__name__)
 
@@ -106,12 +106,12 @@ def train(config: TrainConfig) -> TrainResult:
         The folder holds a complete run, or one of another configuration.
     """
     # torch takes seconds to import, which `--help` must not.
-    from wsiad.detectors.detector import Budget, FitContext, HealthyTiles, InputSpec
+    from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+    from wsiad.runs.calibration import calibrate
+    from wsiad.runs.run import RunRecord
+    from wsiad.runs.split import split_slides
     from wsiad.tiles.store import TileStore
-    from wsiad.training.calibration import calibrate
     from wsiad.training.device import choose_device
-    from wsiad.training.run import RunRecord
-    from wsiad.training.split import split_slides
     from wsiad.units import Mpp, TilePx
 
     start = time.monotonic()
@@ -205,7 +205,7 @@ def _healthy_slides(
 
 def _run_folder(config: TrainConfig) -> RunFolder | None:
     """Return the folder to train into, ``None`` if the very same run is complete in it."""
-    from wsiad.training.run import CONFIG, RunFolder
+    from wsiad.runs.run import CONFIG, RunFolder
 
     text = dump_yaml(config)
     path = config.out / CONFIG
@@ -224,7 +224,7 @@ def _run_folder(config: TrainConfig) -> RunFolder | None:
 
 
 def _already_done(config: TrainConfig) -> TrainResult:
-    from wsiad.training.run import RunFolder
+    from wsiad.runs.run import RunFolder
 
     record = RunFolder.open(config.out).record()
     summary = f"{config.out}: this run is complete already ({record.ended_by})"

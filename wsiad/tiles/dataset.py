@@ -1,4 +1,4 @@
-"""Tiles of a store as what a detector draws from (:class:`wsiad.detectors.detector.TileSource`).
+"""Tiles of a store as what a detector draws from (:class:`wsiad.detector.TileSource`).
 
 Reading single tiles of a chunked, compressed store at random decodes a whole chunk for
 each. Here whole chunks are read: all of them once, where the tiles fit in memory, else in

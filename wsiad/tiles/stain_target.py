@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsiad.errors import SlideOpenError, StainError
+from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.slides.slide import open_slide
 from wsiad.stain.fit import fit_stains
 from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.profile import StainProfile

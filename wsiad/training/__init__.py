@@ -1,1 +1,1 @@
-"""Training: the loop, the run folder, calibration on healthy tiles."""
+"""Training: the loop and what makes it bounded, stopped early and resumable."""

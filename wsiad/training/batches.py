@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from wsiad.detectors.detector import Tiles, TileSource
+from wsiad.detector import Tiles, TileSource
 from wsiad.errors import DetectorError
 
 

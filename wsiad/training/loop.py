@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wsiad.detectors.detector import FitContext, HealthyTiles, Tiles
+from wsiad.detector import FitContext, HealthyTiles, Tiles
 from wsiad.errors import DetectorError
 from wsiad.progress import Progress
 from wsiad.training.batches import endless

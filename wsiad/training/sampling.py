@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wsiad.detectors.detector import Tiles, TileSource
+from wsiad.detector import Tiles, TileSource
 
 
 def sample(

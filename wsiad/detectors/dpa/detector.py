@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsiad.detectors.detector import (
+from wsiad.detector import (
     Detector,
     DetectorOptions,
     FitContext,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from wsiad.detectors.detector import DetectorOptions
+from wsiad.detector import DetectorOptions
 from wsiad.networks.autoencoder import AutoencoderShape
 from wsiad.networks.vgg import LAYERS
 from wsiad.training.options import LoopOptions

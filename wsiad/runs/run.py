@@ -28,12 +28,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wsiad.config import Config, build, write_config
+from wsiad.detector import Detector, InputSpec, State
 from wsiad.detectors import registry
-from wsiad.detectors.detector import Detector, InputSpec, State
 from wsiad.errors import RunError, WsiadError
 from wsiad.files import atomic_file, write_json
 from wsiad.provenance import versions
-from wsiad.training.calibration import Calibration
+from wsiad.runs.calibration import Calibration
 from wsiad.training.metrics import METRICS, plot_loss, read_metrics
 from wsiad.units import Mpp, TilePx
 

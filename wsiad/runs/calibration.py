@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pydantic
 
 from wsiad.config import Config
-from wsiad.detectors.detector import Detector, Scores, TileSource
+from wsiad.detector import Detector, Scores, TileSource
 from wsiad.errors import DetectorError, RunError
 from wsiad.progress import Progress
 from wsiad.training.crops import windows

@@ -1,0 +1,1 @@
+"""Runs: the folder of a fitted detector, its calibration, the split of healthy slides."""

@@ -1,0 +1,114 @@
+"""What is scored: the options, one slide's task, and its row in the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from wsiad.config import Config
+from wsiad.slides.inputs import SlideInput
+from wsiad.stages.slide_table import FAILED, SlideRow
+from wsiad.tiles.options import Preparation
+
+FACTS = "heatmap.json"
+"""In a results folder: what its results were made with."""
+
+
+class HeatmapOptions(Config):
+    """What decides a slide's results, besides run and slide."""
+
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Step from window to window, pixels at the run's scale; by default the window's edge.
+    Smaller steps overlap, and scores are averaged."""
+    detail: Literal["window", "place"] = "window"
+    """What a heatmap pixel shows: the score of the windows over it, or of the places
+    within them where the method scores places."""
+    top_k: Annotated[int, Field(ge=1)] = 10
+    """How many of the highest heatmap pixels `score_top_k_mean` averages."""
+    region_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Healthy quantile of the score above which a region is outlined."""
+    region_min_um2: Annotated[float, Field(ge=0)] = 0.0
+    """Smaller regions are not outlined, µm²."""
+    region_limit: Annotated[int, Field(ge=1)] = 300
+    """The most regions of a slide; the strongest are kept."""
+    detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Healthy quantile of the score above which a peak is a detection: low, so that FROC
+    reaches its rate of eight false positives a slide."""
+    detection_limit: Annotated[int, Field(ge=1)] = 1000
+    """The most detections of a slide."""
+    suppression: Literal["disc", "square"] = "disc"
+    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window."""
+    suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
+    """Its radius, µm."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapRow(SlideRow):
+    """A slide in a results folder's ``slides.csv``; level-0 pixels, µm/px."""
+
+    score_max: float | None = None
+    score_top_k_mean: float | None = None
+    windows: int = 0
+    regions: int | None = None
+    detections: int | None = None
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str = ""
+    split: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTask:
+    """One slide to score, as it travels to a worker.
+
+    Parameters
+    ----------
+    slide : SlideInput
+        Its path is that of the store where windows come from one.
+    from_store : bool
+    results, run : Path
+    options : HeatmapOptions
+    preparation : Preparation
+        Of the run.
+    target : dict
+        Stain profile that slides are given, as JSON values.
+    digest : str
+        Of run and options.
+    batch : int
+    device : str
+    """
+
+    slide: SlideInput
+    from_store: bool
+    results: Path
+    run: Path
+    options: HeatmapOptions
+    preparation: Preparation
+    target: dict[str, Any]
+    digest: str
+    batch: int
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the slide's results."""
+        return self.results / self.slide.name
+
+
+def failed_row(task: SlideTask, reason: str) -> HeatmapRow:
+    """Row of a slide that could not be scored."""
+    slide = task.slide
+    return HeatmapRow(
+        slide.name,
+        FAILED,
+        reason.removeprefix(f"{slide.name}: "),
+        label=slide.label,
+        split=slide.split,
+        file=str(slide.path),
+    )
