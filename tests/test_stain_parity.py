@@ -105,9 +105,8 @@ def test_normalised_image_is_that_of_staintools_with_the_same_matrices(image):
     assert difference.max() <= 1
 
 
-def test_dictionary_is_that_of_spams_given_time_to_converge(image):
-    density = tissue_density(image)
-    theirs = spams.trainDL(
+def learn_with_spams(density, **options):
+    learned = spams.trainDL(
         np.asfortranarray(density.T),
         K=2,
         lambda1=0.1,
@@ -115,24 +114,47 @@ def test_dictionary_is_that_of_spams_given_time_to_converge(image):
         modeD=0,
         posAlpha=True,
         posD=True,
-        iter=2000,
         verbose=False,
-    ).T
+        **options,
+    )
+    return haematoxylin_first(unit(learned.T))
+
+
+def test_spams_finds_no_better_dictionary_from_there(image):
+    density = tissue_density(image)
+    ones = np.ones(len(density))
+    mine = haematoxylin_first(learn_stains(density, ones))
+    theirs = learn_with_spams(density, D=np.asfortranarray(mine.T), iter=200)
+    assert objective(density, ones, mine) <= objective(density, ones, theirs) + 1e-9
+    assert angles_deg(mine, theirs).max() < 0.5
+
+
+def test_dictionary_of_spams_comes_near_from_its_own_start(image, request):
+    """SPAMS is far from converged in 200 steps, as in the one second StainTools gives it."""
+    density = tissue_density(image)
+    ones = np.ones(len(density))
+    mine = haematoxylin_first(learn_stains(density, ones))
+    theirs = learn_with_spams(density, iter=200)
+    assert objective(density, ones, mine) <= objective(density, ones, theirs)
+    limit_deg = {"skin": 6.0, "lymph_node": 1.5, "synthetic": 0.1}
+    assert angles_deg(mine, theirs).max() < limit_deg[request.node.callspec.id]
+
+
+def test_dictionary_of_the_histogram_is_that_of_all_pixels(image):
+    histogram = ColourHistogram()
+    histogram.add(image, tissue_mask(image))
+    sample = histogram.tissue()
+    binned = learn_stains(optical_density(sample.rgb), sample.weights)
+    density = tissue_density(image)
+    assert angles_deg(binned, learn_stains(density, np.ones(len(density)))).max() < 0.6
+
+
+def test_staintools_in_its_one_second_is_no_better(image):
+    theirs = extractor("vahadane").get_stain_matrix(image.copy())
+    density = tissue_density(image)
     ones = np.ones(len(density))
     mine = learn_stains(density, ones)
-    assert objective(density, ones, mine) <= objective(density, ones, unit(theirs)) + 1e-9
-    angles = angles_deg(haematoxylin_first(mine), haematoxylin_first(unit(theirs)))
-    assert angles.max() < 1.0
-
-
-def test_dictionary_of_the_histogram_is_near_that_of_staintools_in_its_one_second(image):
-    histogram = ColourHistogram()
-    mask = tissue_mask(image)
-    histogram.add(image, mask)
-    sample = histogram.tissue()
-    mine = haematoxylin_first(learn_stains(optical_density(sample.rgb), sample.weights))
-    theirs = extractor("vahadane").get_stain_matrix(image.copy())
-    assert angles_deg(mine, theirs).max() < 2.0
+    assert objective(density, ones, mine) <= objective(density, ones, theirs) + 1e-9
 
 
 def test_macenko_is_that_of_staintools(image):

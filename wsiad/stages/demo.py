@@ -140,6 +140,7 @@ def demo(config: DemoConfig) -> DemoResult:
         annotations=out / "slides/test",
         out=out / "results",
         seed=config.seed,
+        quiet=quiet,
     )
     timed("evaluate", mark)
     report = write_results_report(

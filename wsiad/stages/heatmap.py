@@ -16,7 +16,7 @@ from pydantic import Field
 from wsiad.cluster import run_tasks
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError, RunError, StoreMismatchError, WsiadError
-from wsiad.files import fingerprint, write_json
+from wsiad.files import fingerprint, write_json, write_text
 from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
@@ -101,6 +101,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     StoreError
         Slides are given as a store that is damaged or was prepared otherwise.
     """
+    from wsiad.export.qupath import import_script
     from wsiad.runs.run import RunFolder
     from wsiad.stages.reporting import write_results_report
     from wsiad.training.device import choose_device
@@ -115,6 +116,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     facts = {"digest": digest, "run": str(config.run), "detector": record.detector}
     write_json(config.out / FACTS, facts | {"versions": versions()})
     write_config(config.out / "config.yaml", config)
+    write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
     rows = []
     with Progress("heatmap", total=len(tasks), unit="slide", quiet=config.quiet) as progress:

@@ -13,7 +13,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.stages.slide_table import FAILED, SlideRow
 from wsiad.tiles.options import Preparation
 
-FACTS = "heatmap.json"
+FACTS = "run.json"
 """In a results folder: what its results were made with."""
 
 

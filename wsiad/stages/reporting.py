@@ -79,6 +79,7 @@ def write_results_report(
     folder = Path(memory["evaluation"]) if memory["evaluation"] else results
     run = RunFolder(Path(facts["run"]))
     record = run.record() if run.complete else None
+    calibration = run.calibration() if record else None
     rows = read_table(results / "slides.csv", HeatmapRow)
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
@@ -88,8 +89,8 @@ def write_results_report(
         title=f"Anomaly report: {facts['detector']} on {len(rows)} slides",
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
-        calibration=_calibration_facts(run.calibration()) if record else {},
-        slides=[_entry(row, results) for row in rows if row.status != FAILED],
+        calibration=_calibration_facts(calibration) if calibration else {},
+        slides=[_entry(row, results, calibration) for row in rows if row.status != FAILED],
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=_read(folder / "evaluation.json"),
         plots=plots,
@@ -98,7 +99,7 @@ def write_results_report(
         notes=_notes(rows, record),
         warnings=warnings,
         random_weights=bool(record and record.random_weights),
-        colour_scale=_legend(run.calibration()) if record else None,
+        colour_scale=_legend(calibration) if calibration else None,
     )
     path = to or results / REPORT
     write_report(path, report)
@@ -112,7 +113,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _entry(row: HeatmapRow, results: Path) -> SlideEntry:
+def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> SlideEntry:
     folder = results / row.slide
     pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
     return SlideEntry(
@@ -122,11 +123,18 @@ def _entry(row: HeatmapRow, results: Path) -> SlideEntry:
         label=row.label or None,
         score_max=row.score_max,
         score_top_k_mean=row.score_top_k_mean,
+        percentile=_percentile(row.score_max, calibration),
         windows=row.windows,
         seconds=row.seconds,
         images=pictures,
         detections=row.detections,
     )
+
+
+def _percentile(score: float | None, calibration: Calibration | None) -> float | None:
+    if score is None or calibration is None:
+        return None
+    return float(calibration.percentile(score))
 
 
 def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:

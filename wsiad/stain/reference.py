@@ -21,7 +21,7 @@ _VAHADANE: Final = TwoStains(
 _MACENKO: Final = TwoStains(
     haematoxylin=(0.578, 0.720, 0.385), eosin=(0.058, 0.898, 0.435), strength=(2.54, 1.19)
 )
-_LAB: Final = LabStatistics(mean=(50.0, 32.2, -20.2), std=(16.9, 8.4, 8.3))
+_LAB: Final = LabStatistics(mean=(50.1, 32.2, -20.3), std=(16.9, 8.4, 8.3))
 
 
 def reference_profile(method: StainMethod = "vahadane") -> StainProfile:

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Tile once, then train, score and evaluate each of several detectors; ends with a table.
+#
+#   pipelines/compare_detectors.sh TRAIN_SLIDES TEST_SLIDES REFERENCE_CSV ANNOTATIONS OUT \
+#       gaussian=squeezenet1_1.safetensors knn=squeezenet1_1.safetensors dpa=vgg19.safetensors
+#
+# Each detector is given with the weights file that it uses (or "imagenet" for torchvision's).
+# MPP, TILE, WORKERS and MAX_MINUTES may be set in the environment; TRAIN_OPTIONS is passed to
+# `wsiad train`. Run it again after an interruption: what is whole is not made again.
+set -euo pipefail
+if [ $# -lt 6 ]; then sed -n '2,10p' "$0" | cut -c3-; exit 2; fi
+train=$1 test=$2 reference=$3 annotations=$4 out=$5
+shift 5
+
+wsiad tile "$train" --out "$out/store" --mpp "${MPP:-0.972}" --tile "${TILE:-96}" \
+  --workers "${WORKERS:-1}"
+for pair in "$@"; do
+  detector=${pair%%=*} weights=${pair#*=}
+  arguments=()
+  [ "$weights" = imagenet ] || arguments+=(--weights "$weights")
+  [ -z "${MAX_MINUTES:-}" ] || arguments+=(--max-minutes "$MAX_MINUTES")
+  # shellcheck disable=SC2086  # several options in one variable
+  wsiad train "$out/store" --out "$out/run_$detector" --detector "$detector" \
+    "${arguments[@]}" ${TRAIN_OPTIONS:-}
+  wsiad heatmap "$out/run_$detector" "$test" --out "$out/results_$detector" \
+    --workers "${WORKERS:-1}"
+  wsiad evaluate "$out/results_$detector" --reference "$reference" --annotations "$annotations"
+done
+
+python3 - "$out" "$@" <<'TABLE'
+import json, pathlib, sys
+
+out, *pairs = sys.argv[1:]
+print("\n| detector | slide AUC | FROC 2016 | FROC dataset | tile AUROC |\n|---|---|---|---|---|")
+for pair in pairs:
+    name = pair.split("=")[0]
+    values = json.loads(pathlib.Path(out, f"results_{name}", "evaluation.json").read_text())
+
+    def shown(figure, key):
+        if figure.get(key) is None:
+            return f"undefined ({figure.get('undefined', 'no reason given')})"
+        low, high = figure.get("low"), figure.get("high")
+        interval = "" if low is None else f" ({low:.3f}–{high:.3f})"
+        return f"{figure[key]:.3f}{interval}"
+
+    froc = values["froc"]
+    print("|", name, "|", shown(values["slide_auc"], "value"), "|",
+          shown(froc["camelyon16-2016"], "score"), "|",
+          shown(froc["camelyon16-dataset"], "score"), "|",
+          shown(values["tile_auroc"], "value"), "|")
+TABLE
