@@ -5,8 +5,8 @@
     python benchmarks/stain.py reference --tiles TAR --slide SVS
 
 ``TAR`` holds H&E tiles as images of one size (without it, synthetic ones are made);
-for ``centres`` and ``reference``, PatchCamelyon's normal training tiles. Times are the least of several
-runs in one thread; ratios compare what ran in turn on the same pixels.
+for ``centres`` and ``reference``, PatchCamelyon's normal training tiles. Times are the
+least of several runs in one thread; ratios compare what ran in turn on the same pixels.
 """
 
 from __future__ import annotations

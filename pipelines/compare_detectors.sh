@@ -5,10 +5,11 @@
 #       gaussian=squeezenet1_1.safetensors knn=squeezenet1_1.safetensors dpa=vgg19.safetensors
 #
 # Each detector is given with the weights file that it uses (or "imagenet" for torchvision's).
-# MPP, TILE, WORKERS and MAX_MINUTES may be set in the environment; TRAIN_OPTIONS is passed to
-# `wsiad train`. Run it again after an interruption: what is whole is not made again.
+# MPP, TILE and WORKERS may be set in the environment, and OPTIONS_dpa="--max-minutes 30" and the
+# like for what `wsiad train` is to be given with one detector. Run it again after an
+# interruption: what is whole is not made again.
 set -euo pipefail
-if [ $# -lt 6 ]; then sed -n '2,10p' "$0" | cut -c3-; exit 2; fi
+if [ $# -lt 6 ]; then sed -n '2,11p' "$0" | cut -c3-; exit 2; fi
 train=$1 test=$2 reference=$3 annotations=$4 out=$5
 shift 5
 
@@ -18,10 +19,10 @@ for pair in "$@"; do
   detector=${pair%%=*} weights=${pair#*=}
   arguments=()
   [ "$weights" = imagenet ] || arguments+=(--weights "$weights")
-  [ -z "${MAX_MINUTES:-}" ] || arguments+=(--max-minutes "$MAX_MINUTES")
-  # shellcheck disable=SC2086  # several options in one variable
-  wsiad train "$out/store" --out "$out/run_$detector" --detector "$detector" \
-    "${arguments[@]}" ${TRAIN_OPTIONS:-}
+  options=OPTIONS_$detector
+  # shellcheck disable=SC2206  # several words in one variable
+  arguments+=(${!options:-})
+  wsiad train "$out/store" --out "$out/run_$detector" --detector "$detector" "${arguments[@]}"
   wsiad heatmap "$out/run_$detector" "$test" --out "$out/results_$detector" \
     --workers "${WORKERS:-1}"
   wsiad evaluate "$out/results_$detector" --reference "$reference" --annotations "$annotations"

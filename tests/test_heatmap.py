@@ -1,6 +1,7 @@
 """`wsiad heatmap` end to end: geometry, both sources, resume, bad input."""
 
 import csv
+import errno
 import gzip
 import json
 
@@ -250,6 +251,21 @@ def test_bad_slides_are_reported_and_the_others_go_on(tmp_path):
     assert not (tmp_path / "out" / "corrupt").exists()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "cannot be decoded" in page
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("wsiad.stages.heatmap_slide.write_tiles", full)
+    result = score(run, path, tmp_path / "out")
+    assert "the disk is full" in result.failed[0].reason
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
+    monkeypatch.undo()
+    use_channel(monkeypatch)
+    assert not score(run, path, tmp_path / "out").failed
 
 
 def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):

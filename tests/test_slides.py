@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from wsiad.errors import ScaleError, SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
 from wsiad.slides.opening import open_slide
-from wsiad.slides.slide import true_downsample
 from wsiad.slides.resample import area_resample, area_weights
 from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.slide import true_downsample
 
 
 def brute_area(image, first, step, count):

@@ -15,6 +15,7 @@ from typing import Any
 
 from wsiad._version import __version__
 from wsiad.errors import ConfigError, WsiadError
+from wsiad.files import DISK_FULL
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -112,6 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except WsiadError as error:
         print(f"wsiad {name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        full = error.errno in DISK_FULL
+        remedy = " Make room and run the same command again." if full else ""
+        print(f"wsiad {name}: {error}.{remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"wsiad {name}: interrupted; run it again to go on", file=sys.stderr)

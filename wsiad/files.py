@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from typing import Any
 from wsiad.errors import InputError
 
 _PROBE_BYTES = 256 * 1024
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Numbers of the errors of a full disk or quota."""
 
 
 @contextlib.contextmanager

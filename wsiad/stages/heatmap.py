@@ -6,26 +6,23 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from wsiad.cluster import run_tasks
 from wsiad.config import Paths, verb, write_config
-from wsiad.errors import InputError, RunError, StoreMismatchError, WsiadError
+from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.files import fingerprint, write_json, write_text
-from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.stages.batch import run_batch
 from wsiad.stages.heatmap_task import (
     FACTS,
     HeatmapOptions,
     HeatmapRow,
     SlideTask,
-    failed_row,
 )
 from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures, read_table
 from wsiad.stages.tile import TileRow
@@ -118,41 +115,24 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     write_config(config.out / "config.yaml", config)
     write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
-    rows = []
-    with Progress("heatmap", total=len(tasks), unit="slide", quiet=config.quiet) as progress:
-        for row in _run(tasks, config.workers):
-            rows.append(row)
-            table.put(row)
-            if row.status == FAILED:
-                progress.message(f"FAILED {row.slide}")
-            progress.update(note=f"{row.slide}: {row.windows} windows")
-    rows.sort(key=lambda row: row.slide)
+    rows = run_batch(
+        _score_one,
+        tasks,
+        row=HeatmapRow,
+        table=table,
+        workers=config.workers,
+        label="heatmap",
+        quiet=config.quiet,
+    )
     report = write_results_report(config.out, seconds={"heatmap": time.monotonic() - start})
     summary = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored; see {report}"
     return HeatmapResult(config.out, tuple(rows), summary)
 
 
-def _run(tasks: list[SlideTask], workers: int) -> Iterator[HeatmapRow]:
-    def lost(task: SlideTask, error: BaseException) -> HeatmapRow:
-        return failed_row(task, f"its worker was lost ({type(error).__name__}: {error})")
-
-    return run_tasks(_score_one, tasks, workers=workers, failed=lost)
-
-
 def _score_one(task: SlideTask) -> HeatmapRow:
-    if task.slide.problem:
-        return failed_row(task, task.slide.problem)
     from wsiad.stages.heatmap_slide import score_slide, stored_row
 
-    start = time.monotonic()
-    try:
-        return stored_row(task) or score_slide(task)
-    except WsiadError as error:
-        return replace(failed_row(task, str(error)), seconds=time.monotonic() - start)
-    except Exception as error:
-        logger.exception("%s: unexpected error", task.slide.name)
-        reason = f"unexpected {type(error).__name__}: {error}"
-        return replace(failed_row(task, reason), seconds=time.monotonic() - start)
+    return stored_row(task) or score_slide(task)
 
 
 def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from wsiad.config import Config
 from wsiad.slides.inputs import SlideInput
-from wsiad.stages.slide_table import FAILED, SlideRow
+from wsiad.stages.slide_table import SlideRow
 from wsiad.tiles.options import Preparation
 
 FACTS = "run.json"
@@ -47,20 +47,23 @@ class HeatmapOptions(Config):
 
 @dataclass(frozen=True, slots=True)
 class HeatmapRow(SlideRow):
-    """A slide in a results folder's ``slides.csv``; level-0 pixels, µm/px."""
+    """A slide in a results folder's ``slides.csv``.
+
+    Parameters
+    ----------
+    score_max, score_top_k_mean : float or None
+        Highest heatmap pixel, and mean of the highest ones; ``None`` without tissue.
+    windows : int
+        Scored.
+    regions, detections : int or None
+        Regions above the healthy quantile, those left out counted in; peaks.
+    """
 
     score_max: float | None = None
     score_top_k_mean: float | None = None
     windows: int = 0
     regions: int | None = None
     detections: int | None = None
-    mpp_x: float | None = None
-    mpp_y: float | None = None
-    width: int | None = None
-    height: int | None = None
-    label: str = ""
-    split: str = ""
-    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +102,3 @@ class SlideTask:
     def folder(self) -> Path:
         """Folder of the slide's results."""
         return self.results / self.slide.name
-
-
-def failed_row(task: SlideTask, reason: str) -> HeatmapRow:
-    """Row of a slide that could not be scored."""
-    slide = task.slide
-    return HeatmapRow(
-        slide.name,
-        FAILED,
-        reason.removeprefix(f"{slide.name}: "),
-        label=slide.label,
-        split=slide.split,
-        file=str(slide.path),
-    )

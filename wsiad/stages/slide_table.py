@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -29,16 +29,27 @@ class SlideRow:
         Why it failed, or what its reader should know.
     seconds : float
         Time spent on it.
+    mpp_x, mpp_y : float or None
+        µm per level-0 pixel.
+    width, height : int or None
+        Of level 0, pixels.
+    label, split : str
+        From the manifest.
+    file : str
+        Where it was read from.
     """
 
     slide: str
     status: str
     reason: str = ""
     seconds: float = 0.0
-
-    def with_reason(self, reason: str) -> SlideRow:
-        """Return a copy with another reason."""
-        return replace(self, reason=reason)
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str = ""
+    split: str = ""
+    file: str = ""
 
 
 R = TypeVar("R", bound=SlideRow)

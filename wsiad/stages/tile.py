@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from wsiad.cluster import run_tasks
 from wsiad.config import Paths, verb, write_config
-from wsiad.errors import WsiadError
+from wsiad.errors import StoreMismatchError
 from wsiad.files import fingerprint, write_json
-from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
+from wsiad.stages.batch import run_batch
+from wsiad.stages.slide_table import SlideRow, SlideTable, failures
 from wsiad.tiles.options import Preparation
 
 if TYPE_CHECKING:
     from wsiad.tiles.store import TileStore
-
-logger = logging.getLogger(__name__)
 
 
 class TileConfig(Preparation):
@@ -43,17 +38,18 @@ class TileConfig(Preparation):
 
 @dataclass(frozen=True, slots=True)
 class TileRow(SlideRow):
-    """A slide in a store's ``slides.csv``; lengths in level-0 pixels, scale in µm/px."""
+    """A slide in a store's ``slides.csv``.
+
+    Parameters
+    ----------
+    tiles : int
+        In the store.
+    tissue_share : float or None
+        Share of the slide that is tissue, 0 to 1.
+    """
 
     tiles: int = 0
-    mpp_x: float | None = None
-    mpp_y: float | None = None
-    width: int | None = None
-    height: int | None = None
     tissue_share: float | None = None
-    label: str = ""
-    split: str = ""
-    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +111,18 @@ def tile(config: TileConfig) -> TileResult:
         _Task(slide, config.out, config.preparation(), target, table.get(slide.name))
         for slide in inputs
     ]
-    rows = []
-    with Progress("tile", total=len(tasks), unit="slide", quiet=config.quiet) as progress:
-        for row in _run(tasks, config.workers):
-            rows.append(row)
-            table.put(row)
-            if row.status == FAILED:
-                progress.message(f"FAILED {row.slide}")
-            progress.update(note=f"{row.slide}: {row.tiles} tiles")
-    rows.sort(key=lambda row: row.slide)
+    rows = run_batch(
+        _tile_one,
+        tasks,
+        row=TileRow,
+        table=table,
+        workers=config.workers,
+        label="tile",
+        quiet=config.quiet,
+    )
     seconds = time.monotonic() - start
     write_json(config.out / "run.json", _summary(rows, seconds))
     return TileResult(config.out, tuple(rows))
-
-
-def _run(tasks: list[_Task], workers: int) -> Iterator[TileRow]:
-    def lost(task: _Task, error: BaseException) -> TileRow:
-        return _failed(task, f"its worker was lost ({type(error).__name__}: {error})")
-
-    # Two slides of one name must not race for one row: their problem is known already.
-    return run_tasks(_tile_one, tasks, workers=workers, failed=lost)
 
 
 def _summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
@@ -149,36 +137,12 @@ def _summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     }
 
 
-def _failed(task: _Task, reason: str) -> TileRow:
-    slide = task.slide
-    return TileRow(
-        slide.name,
-        FAILED,
-        reason.removeprefix(f"{slide.name}: "),
-        label=slide.label,
-        split=slide.split,
-        file=str(slide.path),
-    )
-
-
 def _tile_one(task: _Task) -> TileRow:
-    if task.slide.problem:
-        return _failed(task, task.slide.problem)
-    start = time.monotonic()
-    try:
-        row = _stored(task) or _tiled(task)
-    except WsiadError as error:
-        return replace(_failed(task, str(error)), seconds=time.monotonic() - start)
-    except Exception as error:
-        logger.exception("%s: unexpected error", task.slide.name)
-        reason = f"unexpected {type(error).__name__}: {error}"
-        return replace(_failed(task, reason), seconds=time.monotonic() - start)
-    return row
+    return _stored(task) or _tiled(task)
 
 
 def _stored(task: _Task) -> TileRow | None:
     """Row of a slide that is whole in the store already."""
-    from wsiad.errors import StoreMismatchError
     from wsiad.tiles.store import TileStore
 
     store = TileStore(task.store)

@@ -46,7 +46,7 @@ class TrainConfig(Config):
     out: Path
     """Folder of the run; an interrupted run in it goes on."""
     detector: str = "dpa"
-    """Method; `wsiad train --detector list` lists them."""
+    """Method; an unknown name is answered with the list of those there are."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the method, see docs/detectors.md; may be given several times."""
     weights: str | None = None

@@ -16,7 +16,7 @@ from wsiad.stain.profile import StainProfile
 from wsiad.stain.table import ColourTable
 from wsiad.tiles.options import Preparation, StainOptions
 from wsiad.tiling import Grid, IntArray
-from wsiad.tissue.artefacts import is_black, is_pen
+from wsiad.tissue.artefacts import is_pen
 from wsiad.tissue.coverage import coverage
 from wsiad.tissue.mask import TissueMask, find_tissue
 from wsiad.units import Mpp
@@ -150,6 +150,9 @@ def estimate_stains(scaled: ScaledSlide, tissue: TissueMask, options: StainOptio
     if options.method != "none":
         edge = min(_SAMPLE_PX, scaled.size.width, scaled.size.height)
         if edge > 0:
+            # Outside of the mask, colours only tell the colour of the slide's glass.
+            overview = tissue.thumbnail[::4, ::4]
+            histogram.add(overview, np.zeros(overview.shape[:2], bool))
             _sample(histogram, scaled, tissue, edge, max(1, options.sample_px // edge**2))
     return fit_stains(histogram, method=options.method)
 
@@ -164,5 +167,6 @@ def _sample(
     for index in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round()):
         at = int(index)
         region = scaled.read(int(columns[at]) * edge, int(rows[at]) * edge, Size(edge, edge))
-        usable = ~(is_pen(region.rgb) | is_black(region.rgb))
+        # Red and violet ink have the colours of stains: only here can they be told apart.
+        usable = ~is_pen(region.rgb)
         histogram.add(region.rgb, usable if region.valid is None else usable & region.valid)

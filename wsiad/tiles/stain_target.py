@@ -16,7 +16,6 @@ from wsiad.stain.profile import StainProfile
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
 from wsiad.tiles.plan import estimate_stains
-from wsiad.tissue.artefacts import is_black, is_pen
 from wsiad.tissue.mask import find_tissue
 from wsiad.units import Mpp
 
@@ -54,7 +53,7 @@ def stain_target(options: Preparation) -> StainProfile:
 def _image_histogram(path: Path) -> ColourHistogram:
     try:
         with Image.open(path) as image:
-            rgb = np.asarray(image.convert("RGB"))
+            rgba = np.asarray(image.convert("RGBA"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise StainError(
             f"cannot be read as a slide or an image: {error}",
@@ -62,5 +61,5 @@ def _image_histogram(path: Path) -> ColourHistogram:
             remedy="Give --stain-target a slide, PNG, JPEG or TIFF.",
         ) from error
     histogram = ColourHistogram()
-    histogram.add(rgb, ~(is_pen(rgb) | is_black(rgb)))
+    histogram.add(np.ascontiguousarray(rgba[..., :3]), rgba[..., 3] == 255)
     return histogram

@@ -18,7 +18,6 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from wsiad._version import __version__
-from wsiad.errors import StoreError
 from wsiad.slides.slide import Slide
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiles.store import GROUPS, TileStore
@@ -53,27 +52,18 @@ def write_slide(store: TileStore, plan: SlidePlan, *, fingerprint: str) -> int:
     ------
     SlideReadError
         The slide cannot be decoded; nothing is left in the store.
-    StoreError
+    OSError
         The disk is full; nothing is left in the store.
     """
     slide = plan.scaled.slide
     with _beside(store, slide.name) as folder:
-        try:
-            group = zarr.create_group(folder)
-            tiles = _TileArray(group, len(plan), plan.grid.tile)
-            columns, missing = _write_tiles(tiles, plan)
-            for name, values in columns.items():
-                _write_array(group, name, values)
-            _write_array(group, "mask", plan.tissue.mask)
-            group.attrs.put({"wsiad": _facts(plan, store, fingerprint, tiles.count, missing)})
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(
-                    "the disk is full; the slide was not stored",
-                    subject=slide.name,
-                    remedy=f"Make room where {store.path} lies and run the same command again.",
-                ) from error
-            raise
+        group = zarr.create_group(folder)
+        tiles = _TileArray(group, len(plan), plan.grid.tile)
+        columns, missing = _write_tiles(tiles, plan)
+        for name, values in columns.items():
+            _write_array(group, name, values)
+        _write_array(group, "mask", plan.tissue.mask)
+        group.attrs.put({"wsiad": _facts(plan, store, fingerprint, tiles.count, missing)})
         return tiles.count
 
 

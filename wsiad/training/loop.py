@@ -144,7 +144,7 @@ class Training:
         )
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-            Progress("train", total=self._limit, unit="step", quiet=quiet) as progress,
+            Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
             closing(batches),
         ):
             progress.update(at.step)
@@ -158,6 +158,12 @@ class Training:
         return TrainingResult(
             ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
         )
+
+    def _expected(self) -> int | None:
+        """Return the number of steps, if it is not a time that will end them."""
+        if self._context.budget.max_minutes and not self._context.budget.max_steps:
+            return None
+        return self._limit
 
     def _step(self, tiles: Tiles) -> None:
         options, at = self._options, self._at
