@@ -9,7 +9,7 @@
 # like for what `wsiad train` is to be given with one detector. Run it again after an
 # interruption: what is whole is not made again.
 set -euo pipefail
-if [ $# -lt 6 ]; then sed -n '2,11p' "$0" | cut -c3-; exit 2; fi
+if [ $# -lt 6 ]; then sed -n '2,10p' "$0" | cut -c3-; exit 2; fi
 train=$1 test=$2 reference=$3 annotations=$4 out=$5
 shift 5
 
