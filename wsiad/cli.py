@@ -187,7 +187,7 @@ def _verb_parser(name: str, cls: type[Config]) -> argparse.ArgumentParser:
         info = cls.model_fields[field]
         many = _is_many(info.annotation)
         parser.add_argument(
-            field, nargs="*" if many else "?", metavar=field.upper(), help=_help(info, many)
+            field, nargs="*" if many else "?", metavar=field.upper(), help=_help(info)
         )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file of the options; flags win over it"
@@ -234,7 +234,7 @@ def _add_flags(
                 dest=dest,
                 nargs="+" if many else None,
                 metavar=_metavar(kind),
-                help=_help(info, many),
+                help=_help(info),
             )
 
 
@@ -269,11 +269,12 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     )
 
 
-def _help(info: FieldInfo, many: bool = False) -> str:
+def _help(info: FieldInfo) -> str:
     text = " ".join((info.description or "").split())
     default = info.default
-    shown = not info.is_required() and default not in (None, "", (), False) and not many
-    if shown and not isinstance(default, bool) and not callable(default):
+    # Switches show theirs by their name; a default that is made anew has none to show.
+    plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
+    if plain and default != "":
         text += f" [default: {default}]"
     if info.is_required():
         text += " [required]"
