@@ -62,7 +62,8 @@ class ScaledSlide:
             raise ScaleError(
                 f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px asked for",
                 subject=slide.name,
-                remedy="Tile (and train) at a coarser --mpp, or accept invented detail by --allow-upsampling.",
+                remedy="Tile (and train) at a coarser --mpp, or accept invented detail by "
+                "--allow-upsampling.",
             )
         self.level = max(
             (
