@@ -35,6 +35,7 @@ $(VENV)/.dev: $(VENV)/.run
 setup: $(VENV)/.dev
 
 demo: $(VENV)/.run
+	rm -rf demo
 	$(BIN)/wsiad demo --out demo
 	@echo "Open demo/report.html in a browser."
 

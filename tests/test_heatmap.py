@@ -155,7 +155,7 @@ def test_everything_is_written_and_fits_together(tmp_path):
         first = next(csv.DictReader(file))
     assert 256 <= float(first["x"]) <= 320
     assert 160 <= float(first["y"]) <= 224
-    assert row.windows == len(np.load(folder / "windows.npy"))
+    assert row.tiles == len(np.load(folder / "windows.npy"))
     lesions = json.loads((folder / "lesions.geojson").read_text())["features"]
     assert len(lesions) == row.regions > 0
     with (tmp_path / "out" / "slides.csv").open() as file:

@@ -188,7 +188,7 @@ def _finish(
             task.slide.name,
             OK if heatmap else NO_TISSUE,
             "; ".join(_notes(source, missing)),
-            windows=len(windows.scores),
+            tiles=len(windows.scores),
             mpp_x=float(source.spacing.x),
             mpp_y=float(source.spacing.y),
             width=source.size.width,

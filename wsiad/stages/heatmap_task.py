@@ -53,7 +53,7 @@ class HeatmapRow(SlideRow):
     ----------
     score_max, score_top_k_mean : float or None
         Highest heatmap pixel, and mean of the highest ones; ``None`` without tissue.
-    windows : int
+    tiles : int
         Scored.
     regions, detections : int or None
         Regions above the healthy quantile, those left out counted in; peaks.
@@ -61,7 +61,7 @@ class HeatmapRow(SlideRow):
 
     score_max: float | None = None
     score_top_k_mean: float | None = None
-    windows: int = 0
+    tiles: int = 0
     regions: int | None = None
     detections: int | None = None
 

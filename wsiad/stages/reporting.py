@@ -124,7 +124,7 @@ def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> S
         score_max=row.score_max,
         score_top_k_mean=row.score_top_k_mean,
         percentile=_percentile(row.score_max, calibration),
-        windows=row.windows,
+        windows=row.tiles,
         seconds=row.seconds,
         images=pictures,
         detections=row.detections,
