@@ -127,6 +127,16 @@ def test_slide_that_changed_is_refused_and_others_stay(slides, tmp_path):
     assert "made from another file of this name" in result.failed[0].reason
 
 
+def test_manifest_that_changed_its_scale_is_noticed(tmp_path):
+    write_tiff(tmp_path / "s.tif", stained(200, 260), mpp=None, levels=1)
+    manifest = tmp_path / "m.csv"
+    for mpp, failed in ((0.5, 0), (0.5, 0), (0.25, 1)):
+        manifest.write_text(f"slide,mpp\ns.tif,{mpp}\n")
+        result = wsiad.tile(slides=manifest, out=tmp_path / "store", **PLAIN)
+        assert len(result.failed) == failed
+    assert "at 0.5 µm/px, and the manifest now states 0.25" in result.failed[0].reason
+
+
 def test_bad_slides_are_reported_and_the_others_go_on(slides, tmp_path):
     (slides / "text.svs").write_text("not a slide")
     corrupt_tiff(slides, stained(400, 400))

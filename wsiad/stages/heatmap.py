@@ -157,7 +157,8 @@ def _digest(config: HeatmapConfig) -> str:
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
-    text = json.dumps([*parts, config.options().model_dump(mode="json")])
+    reading = [config.slide_mpp, config.allow_upsampling]
+    text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

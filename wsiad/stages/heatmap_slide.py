@@ -98,17 +98,26 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        same = facts["digest"] == task.digest and facts["fingerprint"] == _fingerprint(task)
+        same = {key: facts[key] for key in _identity(task)} == _identity(task)
         row = HeatmapRow(**facts["row"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not whole: it is made again
     if not same:
         raise InputError(
-            "has results from another file of this name",
+            "has results from another file of this name, or at another µm/px",
             subject=task.slide.name,
             remedy=f"Rename the slide, or delete {task.folder} to score it again.",
         )
     return replace(row, label=task.slide.label, split=task.slide.split)
+
+
+def _identity(task: SlideTask) -> dict[str, Any]:
+    """Return what results depend on, as JSON values."""
+    return {
+        "digest": task.digest,
+        "fingerprint": _fingerprint(task),
+        "manifest_mpp": task.slide.mpp,
+    }
 
 
 def _fingerprint(task: SlideTask) -> str:
@@ -206,8 +215,7 @@ def _finish(
             highest, top_k = _slide_scores(heatmap, task.options.top_k)
             row = replace(row, score_max=highest, score_top_k_mean=top_k, **counts)
         row = replace(row, seconds=round(time.monotonic() - start, 3))
-        facts = {"digest": task.digest, "fingerprint": _fingerprint(task), "row": asdict(row)}
-        write_json(folder / SLIDE, facts)
+        write_json(folder / SLIDE, _identity(task) | {"row": asdict(row)})
     return row
 
 

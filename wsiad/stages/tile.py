@@ -156,6 +156,13 @@ def _stored(task: _Task) -> TileRow | None:
             subject=name,
             remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
         )
+    if stored.facts["slide"]["spacing_source"] == "manifest" and task.slide.mpp != stored.spacing.x:
+        raise StoreMismatchError(
+            f"is in the store at {stored.spacing.x:g} µm/px, and the manifest now states "
+            f"{task.slide.mpp or 'none'}",
+            subject=name,
+            remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
+        )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
 
