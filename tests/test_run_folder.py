@@ -56,7 +56,7 @@ def test_round_trip(folder):
     assert opened.calibration().quantile(1) == pytest.approx(scores.max())
     assert opened.record() == record(finished=opened.record().finished)
     assert opened.record().random_weights
-    assert opened.record().versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(opened.record().versions["torch"])
     assert read_yaml(folder.path / "config.yaml")["places"] == 2
     assert not any(".partial" in path.name for path in folder.path.iterdir())
 
