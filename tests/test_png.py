@@ -14,7 +14,7 @@ from wsiad.heatmaps.colours import ColourScale
 from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.units import Spacing
 
-SCALE = ColourScale(-1.0, 2.0)
+SCALE = ColourScale((-1.0, 2.0))
 
 
 def heatmap_of(shape, *, bounds=None):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -15,8 +17,11 @@ from wsiad.errors import ConfigError
 ColourMap = Literal["inferno", "viridis", "magma", "plasma", "cividis"]
 """Maps in which equal steps look equal, with and without colour vision."""
 
+HEALTHY_LEVELS = (0.5, 0.9, 0.99, 0.999)
+"""Quantiles of healthy scores that stand at equal distances on the scale."""
+
 _ALPHA_LOW, _ALPHA_HIGH = 24, 216
-_LEGEND_STEPS = 5
+_ALPHA_POWER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +29,30 @@ class ColourScale:
     """A fixed map from anomaly scores to colours, the same for all slides of a run.
 
     A scale fitted to each picture would paint the strangest spot of a healthy slide as
-    a tumour. This one hangs on the scores of healthy windows, and opacity grows with
-    the square of strangeness, so that what healthy slides hold stays faint.
+    a tumour. This one hangs on the scores of healthy windows: equal steps of colour are
+    equally rarer among them, whatever the unit of the detector. Opacity grows faster
+    than strangeness, so that what healthy slides hold stays faint.
 
     Parameters
     ----------
-    low, high : float
-        Scores at the two ends; beyond them colours stay what they are.
+    knots : tuple of float
+        Rising scores at equal distances on the scale; beyond the ends colours stay what
+        they are, between knots they go linearly.
     name : ColourMap
         Of the colour map, as in matplotlib.
 
     Raises
     ------
     ConfigError
-        ``low`` is not below ``high``, or the name is unknown.
+        The knots do not rise, or the name is unknown.
 
     Examples
     --------
-    >>> scale = ColourScale.from_healthy(median=1.0, upper=3.0)
-    >>> scale.low, scale.high
-    (1.0, 5.0)
+    >>> ColourScale.from_healthy([1.0, 2.0, 3.0, 5.0]).knots
+    (1.0, 2.0, 3.0, 5.0, 7.0)
     """
 
-    low: float
-    high: float
+    knots: tuple[float, ...]
     name: ColourMap = "inferno"
 
     def __post_init__(self) -> None:
@@ -56,39 +61,56 @@ class ColourScale:
                 f"no colour map is named {self.name!r}",
                 remedy=f"Known: {', '.join(get_args(ColourMap))}.",
             )
-        span = self.high - self.low
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and span > 0):
-            raise ConfigError(f"a colour scale from {self.low} to {self.high} has no extent")
+        if len(self.knots) < 2 or not all(
+            math.isfinite(low) and math.isfinite(high) and low < high
+            for low, high in itertools.pairwise(self.knots)
+        ):
+            raise ConfigError(f"a colour scale through {self.knots} has no extent")
 
     @classmethod
-    def from_healthy(cls, *, median: float, upper: float, name: ColourMap = "inferno") -> Self:
-        """Return a scale whose middle is what hardly any healthy window exceeds.
+    def from_healthy(cls, quantiles: Sequence[float], *, name: ColourMap = "inferno") -> Self:
+        """Return the scale that healthy windows fix.
 
         Parameters
         ----------
-        median : float
-            Median score of healthy windows: the scale's lower end.
-        upper : float
-            A high quantile of them (99.9 %): the scale's middle.
+        quantiles : sequence of float
+            Scores at `HEALTHY_LEVELS`, not falling. Equal ones are held apart by the
+            smallest step that floats of their size allow to be drawn.
         name : ColourMap
             Of the colour map.
+
+        Notes
+        -----
+        The last knot lies as far beyond the last quantile as that is from the one before.
 
         Raises
         ------
         ConfigError
-            ``upper`` is not above ``median``.
+            There are not as many as levels, or they fall.
         """
-        if not upper > median:
-            raise ConfigError(
-                f"the upper healthy quantile ({upper}) is not above the healthy median ({median})",
-                remedy="Calibrate on more healthy slides.",
-            )
-        return cls(low=median, high=2 * upper - median, name=name)
+        if len(quantiles) != len(HEALTHY_LEVELS) or sorted(quantiles) != list(quantiles):
+            raise ConfigError(f"healthy quantiles {quantiles} are not {HEALTHY_LEVELS}, rising")
+        least = 1e-6 * max(1.0, abs(quantiles[0]))
+        knots = [quantiles[0]]
+        for score in quantiles[1:]:
+            knots.append(max(score, knots[-1] + least))
+        knots.append(2 * knots[-1] - knots[-2])
+        return cls(tuple(knots), name)
+
+    @property
+    def low(self) -> float:
+        """Score at the lower end."""
+        return self.knots[0]
+
+    @property
+    def high(self) -> float:
+        """Score at the upper end."""
+        return self.knots[-1]
 
     def unit(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Map scores to 0…1, clipped; NaN stays NaN."""
-        unit = (np.asarray(scores, np.float64) - self.low) / (self.high - self.low)
-        return np.clip(unit, 0, 1).astype(np.float32)
+        places = np.linspace(0, 1, len(self.knots))
+        return np.interp(np.asarray(scores, np.float64), self.knots, places).astype(np.float32)
 
     def rgba(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """Colour scores.
@@ -112,20 +134,20 @@ class ColourScale:
         return colours
 
     def legend(self) -> dict[str, Any]:
-        """Describe the scale as JSON values: ends, map and the colour of some scores."""
-        scores = np.linspace(self.low, self.high, _LEGEND_STEPS)
+        """Describe the scale as JSON values: ends, map, and the colour of each knot."""
+        colours = self.rgba(np.array(self.knots))
         return {
             "map": self.name,
             "low": self.low,
             "high": self.high,
             "steps": [
-                {"score": float(score), "rgba": colour.tolist()}
-                for score, colour in zip(scores, self.rgba(scores), strict=True)
+                {"score": score, "rgba": colour.tolist()}
+                for score, colour in zip(self.knots, colours, strict=True)
             ],
         }
 
     def _table(self) -> npt.NDArray[np.uint8]:
         unit = np.arange(256) / 255
         table = np.asarray(matplotlib.colormaps[self.name](unit, bytes=True), np.uint8).copy()
-        table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**2)
+        table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**_ALPHA_POWER)
         return table

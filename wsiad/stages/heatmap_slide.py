@@ -22,7 +22,7 @@ from wsiad.export.png import write_png
 from wsiad.export.qupath import write_lesions, write_tiles
 from wsiad.files import atomic_folder, fingerprint, write_json
 from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.colours import ColourScale
+from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
 from wsiad.heatmaps.peaks import find_peaks
 from wsiad.heatmaps.regions import find_regions
@@ -80,14 +80,12 @@ def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration]
 
 def colour_scale(calibration: Calibration) -> ColourScale:
     """Return the one colour scale of a run, fixed by its healthy scores."""
-    return ColourScale.from_healthy(
-        median=calibration.median, upper=_upper(calibration, level=0.999)
-    )
+    return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
 
 
-def _upper(calibration: Calibration, *, level: float) -> float:
-    """Return a high healthy quantile that is above the median even of constant scores."""
-    upper, median = calibration.quantile(level), calibration.median
+def _upper(calibration: Calibration) -> float:
+    """Return the healthy 99 % quantile, or what is above the median of constant scores."""
+    upper, median = calibration.quantile(0.99), calibration.median
     return upper if upper > median else median + max(abs(median), 1.0)
 
 
@@ -309,7 +307,7 @@ def _write(
         detections,
         folder / "detections.csv",
         median=calibration.median,
-        upper=_upper(calibration, level=0.99),
+        upper=_upper(calibration),
     )
     table = np.empty(len(windows.scores), WINDOW)
     for name, column in zip(("x", "y", "width", "height"), windows.boxes.T, strict=True):

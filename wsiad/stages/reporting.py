@@ -13,6 +13,7 @@ from wsiad._version import __version__
 from wsiad.errors import InputError
 from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
 from wsiad.files import write_json
+from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
 from wsiad.stages.slide_table import FAILED, read_table
 
@@ -171,13 +172,13 @@ def _legend(calibration: Calibration) -> ColourScale:
     from wsiad.stages.heatmap_slide import colour_scale
 
     scale = colour_scale(calibration)
-    rgba = scale.rgba(np.linspace(scale.low, scale.high, 16))
-    ticks = np.linspace(scale.low, scale.high, 5)
+    fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)
+    rgba = scale.rgba(fine)
+    names = [*(f"{100 * level:g} %" for level in HEALTHY_LEVELS), "beyond"]
     return ColourScale(
-        "Anomaly score; the left end is the healthy median, the middle the score that one "
-        "healthy window in a thousand exceeds. The same for all slides.",
+        "Share of healthy windows with a lower score, and the score. The same for all slides.",
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
-        [f"{tick:.3g}" for tick in ticks.tolist()],
+        [f"{name} ({score:.3g})" for name, score in zip(names, scale.knots, strict=True)],
     )
 
 
