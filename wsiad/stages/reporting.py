@@ -174,11 +174,11 @@ def _legend(calibration: Calibration) -> ColourScale:
     scale = colour_scale(calibration)
     fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)
     rgba = scale.rgba(fine)
-    names = [*(f"{100 * level:g} %" for level in HEALTHY_LEVELS), "beyond"]
+    shares = [f"{100 * level:g} %: " for level in HEALTHY_LEVELS]
     return ColourScale(
         "Share of healthy windows with a lower score, and the score. The same for all slides.",
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
-        [f"{name} ({score:.3g})" for name, score in zip(names, scale.knots, strict=True)],
+        [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
     )
 
 
