@@ -105,7 +105,8 @@ def test_killed_run_goes_on_to_the_same_result(store, tmp_path):
         RunFolder.open(tmp_path / "cut")
     assert train(store, tmp_path / "cut", options=TINY).steps == 12
     one, two = (load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "cut"))
-    assert all(np.array_equal(one[key], two[key]) for key in one)
+    for key in one:
+        np.testing.assert_array_equal(one[key], two[key], err_msg=key)
 
 
 def test_a_complete_run_is_kept(store, tmp_path):
