@@ -2,11 +2,12 @@
 
 import os
 
+# One process, two cores: threads of BLAS, OpenMP and torch would fight each other. Read when
+# the libraries are loaded, so before them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
-
-# One process, two cores: threads of BLAS, OpenMP and torch would fight each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

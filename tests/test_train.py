@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -85,25 +86,37 @@ def test_same_seed_same_run_and_other_seed_other_run(store, tmp_path):
     assert not all(np.array_equal(a[key], c[key]) for key in a)
 
 
+CHILD = """
+import os, sys, wsiad
+from wsiad.training import loop
+
+store, out, die_at, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])
+step = loop.Training._step
+
+def dying(self, tiles):
+    if self._at.step == die_at:
+        os.kill(os.getpid(), 9)
+    step(self, tiles)
+
+loop.Training._step = dying
+wsiad.train(store=store, out=out, weights="random", quiet=True, options=options)
+"""
+
+
+def train_in_child(store, out, *, die_at=-1):
+    """Train in a process of its own, as users do; equal bits need equal threads."""
+    arguments = [sys.executable, "-c", CHILD, str(store), str(out), str(die_at), repr(TINY)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, capture_output=True, check=False, env=environment).returncode
+
+
 def test_killed_run_goes_on_to_the_same_result(store, tmp_path):
-    train(store, tmp_path / "whole", options=TINY)
-    script = (
-        "import os, torch, wsiad\n"
-        "torch.set_num_threads(1)\n"
-        "from wsiad.training import loop\n"
-        "step = loop.Training._step\n"
-        "def dying(self, tiles):\n"
-        "    if self._at.step == 7: os.kill(os.getpid(), 9)\n"
-        "    step(self, tiles)\n"
-        "loop.Training._step = dying\n"
-        f"wsiad.train(store={str(store)!r}, out={str(tmp_path / 'cut')!r}, weights='random',\n"
-        f"            quiet=True, options={TINY!r})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.returncode == -9
+    assert train_in_child(store, tmp_path / "whole") == 0
+    assert train_in_child(store, tmp_path / "cut", die_at=7) == -9
     with pytest.raises(RunError, match="not complete"):
         RunFolder.open(tmp_path / "cut")
-    assert train(store, tmp_path / "cut", options=TINY).steps == 12
+    assert train_in_child(store, tmp_path / "cut") == 0
+    assert RunFolder.open(tmp_path / "cut").record().steps == 12
     one, two = (load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "cut"))
     for key in one:
         np.testing.assert_array_equal(one[key], two[key], err_msg=key)

@@ -42,7 +42,14 @@ def run_tasks(
     # loggers on import and narrates every connection unless told otherwise.
     import dask
 
-    dask.config.set({"logging.distributed": "error"})
+    dask.config.set(
+        {
+            "logging.distributed": "error",
+            # One slide at a time to a worker: a slide that kills its worker would
+            # otherwise take those that wait behind it along.
+            "distributed.scheduler.worker-saturation": 1.0,
+        }
+    )
     from distributed import Client, LocalCluster, as_completed
 
     with (
