@@ -186,12 +186,12 @@ def test_folder_of_something_else_is_not_taken_over(slides, tmp_path):
 
 
 def test_full_disk_leaves_nothing_behind(slides, tmp_path, monkeypatch):
-    from wsiad.tiles import writer
+    from wsiad.tiles import group
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer._TileArray, "append", full)
+    monkeypatch.setattr(group.TileArray, "append", full)
     result = tile(slides, tmp_path / "store")
     assert len(result.failed) == 2
     assert "the disk is full" in result.failed[0].reason
@@ -205,12 +205,12 @@ def test_killed_run_resumes_to_the_same_store(slides, tmp_path):
     tile(slides, tmp_path / "whole")
     script = (
         "import os, wsiad\n"
-        "from wsiad.tiles import writer\n"
-        "flush, count = writer._TileArray.finish, []\n"
+        "from wsiad.tiles import group\n"
+        "flush, count = group.TileArray.finish, []\n"
         "def dying(self):\n"
         "    flush(self); count.append(1)\n"
         "    if len(count) == 2: os.kill(os.getpid(), 9)\n"
-        "writer._TileArray.finish = dying\n"
+        "group.TileArray.finish = dying\n"
         f"wsiad.tile(slides={str(slides)!r}, out={str(tmp_path / 'cut')!r}, **{PLAIN!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)

@@ -70,7 +70,7 @@ class ChunkedTiles:
     ) -> None:
         if not parts:
             raise ValueError("a source needs at least one slide")
-        self._tile = parts[0][0].grid.tile
+        self._tile = parts[0][0].tile
         self.tile_bytes = self._tile**2 * 3
         self._chunks = [chunk for slide, wanted in parts for chunk in _chunks(slide, wanted)]
         self._count = sum(len(chunk.tiles) for chunk in self._chunks)

@@ -55,6 +55,19 @@ class StoredSlide:
         return str(self.facts["slide"]["fingerprint"])
 
     @property
+    def has_geometry(self) -> bool:
+        """Whether the tiles' places on a slide are known; imported tiles have none.
+
+        Without, there is no size, bounds, spacing, grid, nor the columns of places.
+        """
+        return bool(self.facts["slide"].get("geometry", True))
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the square tiles, pixels at the store's µm/px."""
+        return TilePx(self.facts["grid"]["tile_px"])
+
+    @property
     def size(self) -> Size:
         """Width and height of the slide, level-0 pixels."""
         return Size(*self.facts["slide"]["size_px"])
@@ -87,8 +100,24 @@ class StoredSlide:
         return np.asarray(self.group["tiles"][start:stop])
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column."""
+        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column.
+
+        Raises
+        ------
+        KeyError
+            The slide has no such column.
+        """
         return np.asarray(self.group[name][:])
+
+    def source_names(self) -> list[str]:
+        """Names that imported tiles had at their source, in the tiles' order.
+
+        Empty for tiles of a slide, and for sources whose tiles have no names.
+        """
+        if "source_name" not in self.group:
+            return []
+        rows = self.column("source_name")
+        return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
 
     @property
     def chunk(self) -> int:
