@@ -32,8 +32,9 @@ def test_help_has_every_option_and_an_example(verb, capsys):
     text = capsys.readouterr().out
     assert f"wsiad {verb}" in text
     assert "examples:" in text
-    module = __import__(f"wsiad.stages.{verb}", fromlist=[verb])
-    for field in config_class(getattr(module, verb)).model_fields:
+    name = verb.replace("-", "_")
+    module = __import__(f"wsiad.stages.{name}", fromlist=[name])
+    for field in config_class(getattr(module, name)).model_fields:
         if field not in ("tissue", "stain"):
             shown = field.replace("_", "-").removesuffix("s" if field == "options" else "")
             assert shown in text.replace("_", "-").lower(), field

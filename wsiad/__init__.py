@@ -22,11 +22,25 @@ if TYPE_CHECKING:
     from wsiad.stages.demo import demo
     from wsiad.stages.doctor import doctor
     from wsiad.stages.evaluate import evaluate
+    from wsiad.stages.export_tiles import export_tiles
     from wsiad.stages.heatmap import heatmap
+    from wsiad.stages.import_tiles import import_tiles
+    from wsiad.stages.score_tiles import score_tiles
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
 
-__all__ = ["__version__", "demo", "doctor", "evaluate", "heatmap", "tile", "train"]
+__all__ = [
+    "__version__",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export_tiles",
+    "heatmap",
+    "import_tiles",
+    "score_tiles",
+    "tile",
+    "train",
+]
 
 _VERBS = frozenset(__all__) - {"__version__"}
 

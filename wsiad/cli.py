@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb of the command line.
+    """A verb of the command line; its module and function have ``_`` for each ``-``.
 
     Parameters
     ----------
@@ -73,6 +73,29 @@ wsiad heatmap runs/dpa test_store/ --out results/""",
         """\
 wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
 wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out scored/""",
+    ),
+    "import-tiles": Verb(
+        "tiles from folders, tars or PCam's HDF5 into a store without slide geometry",
+        ("sources",),
+        """\
+wsiad import-tiles normal.tar --out store/ --mpp 0.972 --label normal
+wsiad import-tiles folder_of_png/ more_of_them/ --out store/ --mpp 0.5
+wsiad import-tiles pcam_valid_x.h5 --labels pcam_valid_y.h5 --out store/ --mpp 0.972""",
+    ),
+    "score-tiles": Verb(
+        "score each tile of a store; tile AUROC where its groups are labelled",
+        ("run", "store"),
+        """\
+wsiad score-tiles runs/gaussian test_store/ --out scores/
+wsiad score-tiles runs/gaussian test_store/ --out scores/ --normal healthy ndbe""",
+    ),
+    "export-tiles": Verb(
+        "tiles as PNG or JPEG files, or their coordinates as CLAM's or TRIDENT's HDF5",
+        ("store",),
+        """\
+wsiad export-tiles store/ --out tiles/
+wsiad export-tiles store/ --out patches/ --format clam
+wsiad export-tiles store/ --out patches/ --format trident""",
     ),
     "demo": Verb(
         "the whole of it on slides that it makes itself; ends with a report",
@@ -127,8 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     from wsiad.config import config_class, resolve
 
-    stage = importlib.import_module(f"wsiad.stages.{name}")
-    function: Callable[..., Any] = getattr(stage, name)
+    module = name.replace("-", "_")
+    stage = importlib.import_module(f"wsiad.stages.{module}")
+    function: Callable[..., Any] = getattr(stage, module)
     cls = config_class(function)
     values = vars(_verb_parser(name, cls).parse_args(arguments))
     file = values.pop("config", None)

@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -29,7 +30,15 @@ from wsiad.stages.tile import TileRow
 from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
 
+if TYPE_CHECKING:
+    from wsiad.tiles.store import TileStore
+
 logger = logging.getLogger(__name__)
+
+NO_GEOMETRY = (
+    "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
+)
+"""Why there is no heatmap of a group without geometry."""
 
 
 class HeatmapConfig(HeatmapOptions):
@@ -219,13 +228,28 @@ def _tasks(
     ]
 
 
-def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
-    from wsiad.tiles.store import TileStore
+def check_prepared_alike(
+    store: TileStore, preparation: Preparation, target: dict[str, Any], *, keys: Sequence[str]
+) -> None:
+    """Check that a pixel of a store means what it means to a run.
 
-    store = TileStore(path)
+    Size, step and coverage of tiles may differ.
+
+    Parameters
+    ----------
+    store : TileStore
+    preparation, target : Preparation, dict
+        Of the run; see :func:`run_preparation`.
+    keys : sequence of str
+        What must be equal: of ``"mpp"``, ``"tissue"`` and ``"stain"``.
+
+    Raises
+    ------
+    StoreMismatchError
+        It does not; names the first difference.
+    """
     assert store.preparation is not None
-    # Size, step and coverage of tiles may differ; what a pixel means may not.
-    for key in ("mpp", "tissue", "stain"):
+    for key in keys:
         there, here = getattr(store.preparation, key), getattr(preparation, key)
         if key == "stain":
             there, here = (there.method, store.target), (here.method, target)
@@ -233,15 +257,23 @@ def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) 
             shown = "" if key == "stain" else f" ({there} in the store, {here} in the run)"
             raise StoreMismatchError(
                 f"its tiles were prepared with another {key} than the run's{shown}",
-                subject=str(path),
+                subject=str(store.path),
                 remedy="Give the slides themselves, or tile them as for the run.",
             )
+
+
+def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
+    from wsiad.tiles.store import TileStore
+
+    store = TileStore(path)
+    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
     rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
     slides = []
     for name in store.names():
         row = rows.get(name)
         label, split = (row.label, row.split) if row else ("", "")
-        slides.append(SlideInput(name, path, label=label, split=split))
+        problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
+        slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
     slides += [
         SlideInput(row.slide, path, problem=f"was not tiled: {row.reason}")
         for row in rows.values()
@@ -249,4 +281,10 @@ def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) 
     ]
     if not slides:
         raise InputError("holds no slides", subject=str(path))
+    if all(slide.problem == NO_GEOMETRY for slide in slides):
+        raise InputError(
+            "holds imported tiles only, whose places on a slide are not known",
+            subject=str(path),
+            remedy="Score them by `wsiad score-tiles`, or give the slides themselves.",
+        )
     return slides

@@ -121,11 +121,12 @@ def tile(config: TileConfig) -> TileResult:
         quiet=config.quiet,
     )
     seconds = time.monotonic() - start
-    write_json(config.out / "run.json", _summary(rows, seconds))
+    write_json(config.out / "run.json", summary(rows, seconds))
     return TileResult(config.out, tuple(rows))
 
 
-def _summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+    """Return what a store's ``run.json`` says of the call that filled it."""
     tiles = sum(row.tiles for row in rows)
     return {
         "versions": versions(),

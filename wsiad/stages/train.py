@@ -42,7 +42,7 @@ class TrainConfig(Config):
     """Fit a detector on the healthy tiles of a store."""
 
     store: Path
-    """Tile store that `wsiad tile` made."""
+    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
     out: Path
     """Folder of the run; an interrupted run in it goes on."""
     detector: str = "dpa"

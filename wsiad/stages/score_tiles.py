@@ -1,0 +1,268 @@
+"""``wsiad score-tiles``: each tile of a store scored, and tile AUROC where tiles are labelled."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from wsiad.config import Config, verb, write_config
+from wsiad.errors import InputError, StoreMismatchError
+from wsiad.files import write_json, write_text
+from wsiad.progress import Progress
+from wsiad.provenance import versions
+from wsiad.stages.heatmap import check_prepared_alike, run_preparation
+from wsiad.stages.slide_table import read_table
+from wsiad.stages.tile import TileRow
+from wsiad.stages.train import HEALTHY_LABELS, store_fingerprint
+
+if TYPE_CHECKING:
+    from wsiad.detector import Detector
+    from wsiad.evaluation.bootstrap import Estimate
+    from wsiad.runs.calibration import Calibration
+    from wsiad.tiles.store import StoredSlide, TileStore
+
+SCORES, EVALUATION = "scores.csv", "evaluation.json"
+
+NORMAL, TUMOUR = "normal", "tumour"
+
+
+class ScoreTilesConfig(Config):
+    """Score each tile of a store with the detector of a run."""
+
+    run: Path
+    """Run folder that `wsiad train` made."""
+    store: Path
+    """Tile store that `wsiad import-tiles` or `wsiad tile` made."""
+    out: Path
+    """Folder of the scores; those of an earlier call in it are replaced."""
+    normal: tuple[str, ...] = ()
+    """Labels that mean normal; by default those that `wsiad train` takes as healthy. Any
+    other label means tumour, and groups without one are scored but not evaluated."""
+    batch: Annotated[int, Field(ge=1)] = 256
+    """Tiles scored at once."""
+    bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Resamples of the groups for the interval."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the resamples."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupScores:
+    """Scores of one group of a store.
+
+    Parameters
+    ----------
+    name, label : str
+        Of the group; the label is empty where none was given.
+    truth : str
+        ``"normal"``, ``"tumour"``, or empty where its tiles are not evaluated.
+    scores : ndarray of float32, (N,)
+        In the tiles' order.
+    """
+
+    name: str
+    label: str
+    truth: str
+    scores: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTilesResult:
+    """What scoring made.
+
+    Parameters
+    ----------
+    scores, evaluation : Path
+        ``scores.csv`` and ``evaluation.json``.
+    groups : tuple of GroupScores
+        In order of their names.
+    tile_auroc : Estimate
+        With its interval over groups.
+    summary : str
+        For people.
+    """
+
+    scores: Path
+    evaluation: Path
+    groups: tuple[GroupScores, ...]
+    tile_auroc: Estimate
+    summary: str
+
+
+@verb(ScoreTilesConfig)
+def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
+    """Score the tiles of a store; where a tile is larger than the input, its centre.
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    StoreError
+        The store is missing, damaged, or was prepared otherwise than the run's.
+    InputError
+        The store is empty, or the output folder holds something else.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.evaluation.auc import slide_auc, tile_auroc
+    from wsiad.runs.run import RunFolder
+    from wsiad.tiles.store import TileStore
+    from wsiad.training.device import choose_device
+
+    start = time.monotonic()
+    device = choose_device(config.device)
+    folder = RunFolder.open(config.run)
+    store = TileStore(config.store)
+    # The tissue mask chooses tiles; it does not change what a pixel means.
+    check_prepared_alike(store, *run_preparation(config.run), keys=("mpp", "stain"))
+    _claim(config.out)
+    detector, calibration = folder.load_detector(device), folder.calibration()
+    slides = [slide for slide in store if len(slide)]
+    if not slides:
+        raise InputError("holds no tiles", subject=str(config.store))
+    groups = _scored(config, store, slides, detector)
+    write_text(config.out / SCORES, _table(store, groups, calibration))
+    positive, negative = (
+        [g.scores.astype(np.float64) if g.truth == truth else np.zeros(0) for g in groups]
+        for truth in (TUMOUR, NORMAL)
+    )
+    area = tile_auroc(positive, negative, resamples=config.bootstrap, seed=config.seed)
+    independent = slide_auc(np.concatenate(positive), np.concatenate(negative))
+    facts = {
+        "run": str(config.run),
+        "detector": folder.record().detector,
+        "store": store_fingerprint(store, slides),
+        "tile_auroc": area.as_json(),
+        "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
+        "groups": [_group_facts(group, calibration) for group in groups],
+        "seconds": round(time.monotonic() - start, 3),
+        "versions": versions(),
+    }
+    write_json(config.out / EVALUATION, facts)
+    write_config(config.out / "config.yaml", config)
+    summary = _summary(config, groups, area, independent)
+    return ScoreTilesResult(
+        config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
+    )
+
+
+def _claim(out: Path) -> None:
+    """Refuse a folder that holds anything but the scores of an earlier call."""
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file", subject=str(out), remedy="Give a folder as --out.")
+    if out.exists() and any(out.iterdir()) and not (out / SCORES).exists():
+        raise InputError(
+            "holds something that is not scores of tiles",
+            subject=str(out),
+            remedy="Give an empty or a new folder as --out.",
+        )
+
+
+def _scored(
+    config: ScoreTilesConfig, store: TileStore, slides: list[StoredSlide], detector: Detector
+) -> list[GroupScores]:
+    labels = {row.slide: row.label for row in read_table(store.path / "slides.csv", TileRow)}
+    groups = []
+    total = sum(len(slide) for slide in slides)
+    with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:
+        for slide in slides:
+            parts = []
+            for windows in centre_windows(slide, detector.spec.size, batch=config.batch):
+                parts.append(detector.score(windows))
+                progress.update(len(windows), note=slide.name)
+            label = labels.get(slide.name, "")
+            truth = _truth(slide, label, config.normal)
+            groups.append(GroupScores(slide.name, label, truth, np.concatenate(parts)))
+    return groups
+
+
+def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in batches.
+
+    Raises
+    ------
+    StoreMismatchError
+        The tiles are smaller.
+    """
+    if size > slide.tile:
+        raise StoreMismatchError(
+            f"its tiles of {slide.tile} px are smaller than the detector's {size} px",
+            subject=slide.name,
+            remedy="Train with --option input_px, or give a store with larger tiles.",
+        )
+    first = (slide.tile - size) // 2
+    centre = slice(first, first + size)
+    # Whole chunks: a part of one costs as much to read as all of it.
+    block = -(-batch // slide.chunk) * slide.chunk
+    for start in range(0, len(slide), block):
+        tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
+        for at in range(0, len(tiles), batch):
+            yield np.ascontiguousarray(tiles[at : at + batch])
+
+
+def _truth(slide: StoredSlide, label: str, normal: tuple[str, ...]) -> str:
+    """Tell what the tiles of a group show, by its label.
+
+    A slide with tumour holds healthy tiles too: its label says nothing of a tile.
+    """
+    if not label:
+        return ""
+    if label in {name.lower() for name in normal} if normal else label in HEALTHY_LABELS:
+        return NORMAL
+    return "" if slide.has_geometry else TUMOUR
+
+
+def _table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "index", "tile", "score", "percentile"])
+    for group in groups:
+        names = store.slide(group.name).source_names() or [""] * len(group.scores)
+        percentiles = calibration.percentile(group.scores)
+        rows = zip(names, group.scores, percentiles, strict=True)
+        writer.writerows(
+            [group.name, index, name, f"{score:.9g}", f"{percentile:.6g}"]
+            for index, (name, score, percentile) in enumerate(rows)
+        )
+    return text.getvalue()
+
+
+def _group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:
+    above = group.scores > calibration.quantile(0.99)
+    return {
+        "group": group.name,
+        "label": group.label,
+        "taken_as": group.truth or None,
+        "tiles": len(group.scores),
+        "median_score": float(np.median(group.scores)),
+        "share_above_healthy_99": float(above.mean()),
+    }
+
+
+def _summary(
+    config: ScoreTilesConfig, groups: list[GroupScores], area: Estimate, independent: Estimate
+) -> str:
+    counts = {
+        truth: sum(len(g.scores) for g in groups if g.truth == truth) for truth in (NORMAL, TUMOUR)
+    }
+    total = sum(len(group.scores) for group in groups)
+    lines = [f"{config.out}: {total} tiles of {len(groups)} groups scored"]
+    if area.value is None:
+        return "\n".join([*lines, f"tile AUROC {area}"])
+    lines.append(f"tile AUROC {area}: {counts[TUMOUR]} tumour and {counts[NORMAL]} normal tiles")
+    if area.low is None:
+        lines.append(f"  {area.interval_undefined}")
+        lines.append(f"  as if tiles were independent, which they are not: {independent}")
+    return "\n".join(lines)

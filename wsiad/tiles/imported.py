@@ -1,0 +1,146 @@
+"""Tiles without a slide, written into a store: a group without geometry."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import PIL
+import zarr
+
+from wsiad._version import __version__
+from wsiad.errors import InputError
+from wsiad.stain.fit import fit_stains
+from wsiad.stain.histogram import ColourHistogram
+from wsiad.stain.profile import StainProfile
+from wsiad.stain.table import ColourTable
+from wsiad.tiles.group import TileArray, beside, write_array
+from wsiad.tiles.options import StainOptions
+from wsiad.tiles.sources import Tile, TileImages
+from wsiad.tiles.store import TileStore
+from wsiad.tissue.artefacts import is_pen
+from wsiad.tissue.quality import COLUMNS, measure
+
+_BLOCK_BYTES = 8 * 2**20
+
+
+def write_tiles(
+    store: TileStore, name: str, source: TileImages, *, tile: int, fingerprint: str
+) -> int:
+    """Write the tiles of a source as a group of a store.
+
+    Memory bound: one shard of the store (about 50 MB) and a block of 8 MB.
+
+    Parameters
+    ----------
+    store : TileStore
+        Its preparation says how stains are made alike.
+    name : str
+        Of the group.
+    source : TileImages
+    tile : int
+        Edge of the tiles, pixels.
+    fingerprint : str
+        Of the source.
+
+    Returns
+    -------
+    int
+        Tiles written.
+
+    Raises
+    ------
+    InputError
+        The source holds no tile, or something that is not one; nothing is left in the
+        store.
+    OSError
+        The disk is full; nothing is left in the store.
+    """
+    assert store.preparation is not None
+    stain = estimate(source, store.preparation.stain, tile=tile)
+    table = ColourTable.between(stain, StainProfile.from_dict(store.target))
+    with beside(store, name) as folder:
+        group = zarr.create_group(folder)
+        tiles = TileArray(group, 0, tile)
+        names: list[bytes] = []
+        quality: list[dict[str, npt.NDArray[np.float32]]] = []
+        for block in _blocks(source.tiles(tile=tile), tile):
+            pixels = np.stack([each for _, each in block])
+            quality.append(measure(pixels))
+            tiles.append(table.apply(pixels))
+            names.extend(each.encode() for each, _ in block)
+        tiles.finish()
+        if not tiles.count:
+            raise InputError("holds no tiles", subject=str(source.path))
+        for column in COLUMNS:
+            write_array(group, column, np.concatenate([part[column] for part in quality]))
+        if any(names):
+            write_array(group, "source_name", _padded(names))
+        group.attrs.put({"wsiad": _facts(store, source, tile, tiles.count, stain, fingerprint)})
+        return tiles.count
+
+
+def estimate(source: TileImages, options: StainOptions, *, tile: int) -> StainProfile:
+    """Estimate the stains of a source from tiles spread over it, as a slide's are.
+
+    Raises
+    ------
+    InputError
+        Something in the source is not a tile.
+    """
+    histogram = ColourHistogram()
+    if options.method != "none":
+        wanted = max(1, options.sample_px // tile**2)
+        every = max(1, math.ceil(source.count() / wanted))
+        for _, pixels in source.tiles(tile=tile, every=every):
+            histogram.add(pixels, ~is_pen(pixels))
+    return fit_stains(histogram, method=options.method)
+
+
+def _blocks(tiles: Iterator[tuple[str, Tile]], tile: int) -> Iterator[list[tuple[str, Tile]]]:
+    size = max(1, _BLOCK_BYTES // (tile * tile * 3))
+    while block := list(itertools.islice(tiles, size)):
+        yield block
+
+
+def _padded(names: list[bytes]) -> npt.NDArray[np.uint8]:
+    """Names as rows of UTF-8, filled up with zeros: any zarr v3 reader has uint8."""
+    rows = np.zeros((len(names), max(map(len, names))), np.uint8)
+    for row, name in zip(rows, names, strict=True):
+        row[: len(name)] = np.frombuffer(name, np.uint8)
+    return rows
+
+
+def _facts(
+    store: TileStore,
+    source: TileImages,
+    tile: int,
+    count: int,
+    stain: StainProfile,
+    fingerprint: str,
+) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "tiles": count,
+        "tiles_missing": 0,
+        "digest": store.digest,
+        "slide": {
+            "geometry": False,
+            "file": source.path.resolve().name,
+            "format": source.format,
+            "fingerprint": fingerprint,
+        },
+        "grid": {"tile_px": tile},
+        "stain": stain.to_dict(),
+        "versions": {
+            "wsiad": __version__,
+            "h5py": h5py.__version__,
+            "pillow": PIL.__version__,
+            "zarr": zarr.__version__,
+        },
+    }
