@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import tarfile
 import tracemalloc
 import zlib
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 from builders import stained, write_tiff
 from PIL import Image
-from runs import make_run, use_channel
 from test_store import content
 
 import wsiad
@@ -176,24 +176,26 @@ def test_resume_leaves_the_same_bytes(tmp_path, monkeypatch):
     assert content(tmp_path / "whole" / GROUPS) == before
     (first / "t004.png").unlink()
     assert "made from another source" in reason(load(first, tmp_path / "whole"))
-    with pytest.raises(StoreMismatchError, match="mpp is 0.5 in the store"):
+    with pytest.raises(StoreMismatchError, match=r"mpp is 0\.5 in the store"):
         load(second, tmp_path / "whole", mpp=0.25)
 
 
-def test_many_tiles_are_streamed(tmp_path):
+def test_many_tiles_are_streamed(tmp_path, monkeypatch):
     """Peak memory is that of a shard and a block, not of the source."""
+    monkeypatch.setattr(group, "_CHUNKS_PER_SHARD", 2)
     pixels = stained(256, 256, seed=1)
     data = encoded(pixels, "JPEG", quality=50)
-    source = write_tar(tmp_path / "m.tar", ((f"{n}.jpg", data) for n in range(1000)))
+    source = write_tar(tmp_path / "m.tar", ((f"{n}.jpg", data) for n in range(240)))
+    load(source, tmp_path / "warm")  # what libraries keep from their first use
     tracemalloc.start()
     load(source, tmp_path / "store")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert peak < 0.75 * 240 * pixels.nbytes
     slide = TileStore(tmp_path / "store").slide("m")
-    assert len(slide) == 1000
-    assert peak < 150e6 < 1000 * pixels.nbytes
+    assert len(slide) == 240
     expected = decode(data, subject="")
-    for at in (0, 255, 256, 999):
+    for at in (0, 31, 32, 239):
         np.testing.assert_array_equal(slide.tiles(at, at + 1)[0], expected)
 
 
@@ -216,7 +218,7 @@ BAD_MEMBERS = {
     "upwards": (("../t.png", encoded(tiles(1)[0])), "leads out of the archive"),
     "absolute": (("/tmp/t.png", encoded(tiles(1)[0])), "leads out of the archive"),
     "inner upwards": (("a/../../t.png", encoded(tiles(1)[0])), "leads out of the archive"),
-    "backslash": (("..\\t.png", encoded(tiles(1)[0])), "leads out of the archive"),
+    "backslash": (("a\\..\\t.png", encoded(tiles(1)[0])), "leads out of the archive"),
     "symlink": (link("t.png", tarfile.SYMTYPE, "/etc/passwd"), "is a link"),
     "hard link": (link("t.png", tarfile.LNKTYPE, "0.png"), "is a link"),
     "device": (link("t.png", tarfile.CHRTYPE, ""), "is a link or another special file"),
@@ -234,8 +236,6 @@ def test_bad_members_of_a_tar_are_named_and_leave_nothing(tmp_path, case):
     before = sorted(path.name for path in tmp_path.iterdir())
     result = load([bad, fine], tmp_path / "store")
     assert [row.status for row in result.rows] == ["failed", "ok"]
-    import re
-
     assert re.search(message, reason(result))
     assert TileStore(tmp_path / "store").names() == ["fine"]
     assert sorted(p.name for p in (tmp_path / "store" / GROUPS).iterdir()) == ["fine", "zarr.json"]
@@ -253,7 +253,8 @@ def huge_png(edge):
         )
 
     header = edge.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")  # fmt: skip
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 @pytest.mark.parametrize("edge", [5000, 12_000, 60_000])
@@ -283,7 +284,7 @@ def test_a_tar_that_breaks_off_is_not_taken_for_a_short_one(tmp_path, packed):
     damaged[last.offset : last.offset + 300] = os.urandom(300)
     (tmp_path / "d.tar").write_bytes(damaged)
     assert "cannot be read as a tar" in reason(load(tmp_path / "d.tar", tmp_path / "sd"))
-    (tmp_path / "g.tar.gz").write_bytes(gzip.compress(data)[:-40])
+    (tmp_path / "g.tar.gz").write_bytes(gzip.compress(data)[: len(data) // 2])
     assert "cannot be read as a tar" in reason(load(tmp_path / "g.tar.gz", tmp_path / "sg"))
 
 
@@ -384,16 +385,13 @@ def test_stains_of_a_source_are_fitted_as_a_slides(tmp_path):
     assert not sparse.failed
 
 
-def test_train_works_and_heatmap_refuses(tmp_path, monkeypatch):
+def test_train_works_and_heatmap_refuses(tmp_path):
     sources = [write_folder(tmp_path / f"s{n}", tiles(8, seed=10 * n)) for n in range(3)]
     load(sources, tmp_path / "store", label="normal")
     result = wsiad.train(store=tmp_path / "store", out=tmp_path / "run", detector="gaussian",
                          weights="random", quiet=True, options={"places": 2})  # fmt: skip
     assert result.ended_by == "fitted"
-    use_channel(monkeypatch)
-    run = make_run(tmp_path / "channel", size=PX)
-    plain = {"tissue": {"min_area_um2": 0, "smooth_um": 0, "remove_pen": False}, "quiet": True}
-    with pytest.raises(InputError, match="imported tiles only.*score-tiles"):
+    with pytest.raises(InputError, match=r"imported tiles only.*score-tiles"):
         wsiad.heatmap(
             run=tmp_path / "run", slides=tmp_path / "store", out=tmp_path / "h", quiet=True
         )
@@ -403,7 +401,6 @@ def test_train_works_and_heatmap_refuses(tmp_path, monkeypatch):
     wsiad.tile(slides=tmp_path / "w.tif", out=tmp_path / "mixed", mpp=0.5, tile=PX,
                stain={"method": "none"}, min_coverage=0.5, quiet=True)  # fmt: skip
     load(sources[0], tmp_path / "mixed")
-    del run, plain
     result = wsiad.heatmap(
         run=tmp_path / "run", slides=tmp_path / "mixed", out=tmp_path / "h", quiet=True
     )
