@@ -34,7 +34,7 @@ def write_tiles(
 ) -> int:
     """Write the tiles of a source as a group of a store.
 
-    Memory bound: one shard of the store (about 50 MB) and a block of 8 MB.
+    Memory bound: a shard of the store twice (about 100 MB) and some blocks of 8 MB.
 
     Parameters
     ----------
@@ -93,12 +93,13 @@ def estimate(source: TileImages, options: StainOptions, *, tile: int) -> StainPr
     InputError
         Something in the source is not a tile.
     """
+    if options.method == "none":
+        return StainProfile("none")
     histogram = ColourHistogram()
-    if options.method != "none":
-        wanted = max(1, options.sample_px // tile**2)
-        every = max(1, math.ceil(source.count() / wanted))
-        for _, pixels in source.tiles(tile=tile, every=every):
-            histogram.add(pixels, ~is_pen(pixels))
+    wanted = max(1, options.sample_px // tile**2)
+    every = max(1, math.ceil(source.count() / wanted))
+    for _, pixels in source.tiles(tile=tile, every=every):
+        histogram.add(pixels, ~is_pen(pixels))
     return fit_stains(histogram, method=options.method)
 
 
