@@ -99,6 +99,8 @@ def attributes(slide: StoredSlide, *, layout: Layout) -> dict[str, Any]:
         "level0_width": slide.size.width,
         "level0_height": slide.size.height,
     }
+    if "coordinates" in slide.facts:
+        del values["overlap"]  # not on a lattice: nobody knows
     if layout == "clam" or not read["resampled"]:
         level = (round(slide.size.width / down_x), round(slide.size.height / down_y))
         values |= {

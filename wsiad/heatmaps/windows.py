@@ -78,6 +78,12 @@ def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
         Tiles are smaller than the windows, or the stride does not divide their step.
     """
     grid = slide.grid
+    if "coordinates" in slide.facts:
+        raise StoreMismatchError(
+            "its tiles lie where coordinates were given, not on a lattice",
+            subject=slide.name,
+            remedy="Give the slides themselves, or score the tiles by `wsiad score-tiles`.",
+        )
     if spec.size > grid.tile:
         raise StoreMismatchError(
             f"its tiles of {grid.tile} px are smaller than the detector's {spec.size} px",

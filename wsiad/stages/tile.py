@@ -6,9 +6,9 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import StoreMismatchError
@@ -30,10 +30,19 @@ class TileConfig(Preparation):
     """Slide files, folders of slides, or manifest CSVs (`slide`, `mpp`, `label`, `split`)."""
     out: Path
     """Folder of the store; slides that are whole in it are not tiled again."""
+    coords: Path | None = None
+    """Folder of HDF5 files as CLAM's or TRIDENT's that say where tiles lie, one a slide; in
+    place of the grid and of `min_coverage`."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Slides tiled at once, each by a process of its own."""
     quiet: bool = False
     """No progress output."""
+
+    @model_validator(mode="after")
+    def _coordinates_need_no_stride(self) -> Self:
+        if self.coords is not None and self.stride is not None:
+            raise ValueError("`coords` say where tiles lie: give no `stride`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ class _Task:
     preparation: Preparation
     target: dict[str, Any]
     earlier: TileRow | None
+    coords: Path | None = None
 
 
 @verb(TileConfig)
@@ -108,7 +118,7 @@ def tile(config: TileConfig) -> TileResult:
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [
-        _Task(slide, config.out, config.preparation(), target, table.get(slide.name))
+        _Task(slide, config.out, config.preparation(), target, table.get(slide.name), config.coords)
         for slide in inputs
     ]
     rows = run_batch(
@@ -164,8 +174,24 @@ def _stored(task: _Task) -> TileRow | None:
             subject=name,
             remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
         )
+    if (stored.facts.get("coordinates") or {}).get("fingerprint") != _coordinates(task)[1]:
+        raise StoreMismatchError(
+            "is in the store, tiled by other coordinates or by none",
+            subject=name,
+            remedy=f"Give the same --coords, or delete {store.folder(name)} to tile it again.",
+        )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
+
+
+def _coordinates(task: _Task) -> tuple[Path | None, str | None]:
+    """File that says where the slide's tiles lie, and its fingerprint."""
+    from wsiad.tiles.coordinates import find_coordinates
+
+    if task.coords is None:
+        return None, None
+    path = find_coordinates(task.coords, task.slide.name)
+    return path, fingerprint(path)
 
 
 def _tiled(task: _Task) -> TileRow:
@@ -183,10 +209,11 @@ def _tiled(task: _Task) -> TileRow:
         manifest_mpp=task.slide.mpp,
         fallback_mpp=task.preparation.slide_mpp,
     )
+    path, coordinates = _coordinates(task)
     with opened(task.slide.path) as slide:
         target = StainProfile.from_dict(task.target)
-        plan = plan_slide(slide, task.preparation, target=target)
-        write_slide(store, plan, fingerprint=fingerprint(task.slide.path))
+        plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
+        write_slide(store, plan, fingerprint=fingerprint(task.slide.path), coordinates=coordinates)
     return _row(task, store, time.monotonic() - start)
 
 

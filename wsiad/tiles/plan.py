@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.errors import InputError
 from wsiad.geometry import Size
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
@@ -14,6 +16,7 @@ from wsiad.stain.fit import fit_stains
 from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.profile import StainProfile
 from wsiad.stain.table import ColourTable
+from wsiad.tiles.coordinates import read_corners
 from wsiad.tiles.options import Preparation, StainOptions
 from wsiad.tiling import Grid, IntArray
 from wsiad.tissue.artefacts import is_pen
@@ -44,6 +47,8 @@ class SlidePlan:
         The slide's own stains, or the fallback with its reason.
     table : ColourTable
         From the slide's colours to the target's.
+    outside : int
+        Tiles that were asked for and do not lie wholly within the slide.
     """
 
     scaled: ScaledSlide
@@ -54,6 +59,7 @@ class SlidePlan:
     coverage: npt.NDArray[np.float32]
     stain: StainProfile
     table: ColourTable
+    outside: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +72,7 @@ def plan_slide(
     target: StainProfile,
     tile: int | None = None,
     stride: int | None = None,
+    coordinates: Path | None = None,
 ) -> SlidePlan:
     """Plan the tiles of a slide.
 
@@ -77,6 +84,9 @@ def plan_slide(
         Stains that the tiles are given.
     tile, stride : int, optional
         In place of those of the options, for a detector's own windows.
+    coordinates : Path, optional
+        HDF5 that says where tiles lie, whatever their coverage. Their lattice then has a
+        step of one pixel; a tile lies at most half of one from where it was asked for.
 
     Raises
     ------
@@ -84,16 +94,25 @@ def plan_slide(
         The slide is coarser than the tiles.
     SlideReadError
         The slide cannot be decoded.
+    InputError
+        The coordinates cannot be read, or are not of such tiles on this slide.
     """
     scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
     tissue = find_tissue(slide, options.tissue)
     grid = Grid.cover(
         scaled.size,
         tile=tile or options.tile,
-        stride=stride or options.step,
+        stride=1 if coordinates else stride or options.step,
         pixels=scaled.pixels,
     )
-    rows, columns, share = select(grid, tissue, min_coverage=options.min_coverage)
+    outside = 0
+    if coordinates is None:
+        rows, columns, share = select(grid, tissue, min_coverage=options.min_coverage)
+    else:
+        rows, columns, outside = _placed(grid, read_corners(coordinates, scaled, tile=grid.tile))
+        if outside and not len(rows):
+            raise InputError("lies wholly outside of the slide", subject=str(coordinates))
+        share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
     stain = estimate_stains(scaled, tissue, options.stain)
     return SlidePlan(
         scaled,
@@ -104,7 +123,17 @@ def plan_slide(
         share,
         stain,
         ColourTable.between(stain, target),
+        outside,
     )
+
+
+def _placed(grid: Grid, corners: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray, int]:
+    """Place corners, level-0 (N, 2), on a grid of single pixels; count those outside."""
+    x, y = grid.pixels.from_level0(corners[:, 0], corners[:, 1])
+    places = np.unique(np.rint(np.stack([y, x], axis=1)), axis=0)
+    inside = ((places >= 0) & (places < (grid.rows, grid.columns))).all(axis=1)
+    rows, columns = places[inside].astype(np.int32).T
+    return np.ascontiguousarray(rows), np.ascontiguousarray(columns), int((~inside).sum())
 
 
 def select(

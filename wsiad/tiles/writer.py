@@ -18,7 +18,9 @@ from wsiad.tiles.stream import TileBlock, stream
 from wsiad.tissue.quality import COLUMNS
 
 
-def write_slide(store: TileStore, plan: SlidePlan, *, fingerprint: str) -> int:
+def write_slide(
+    store: TileStore, plan: SlidePlan, *, fingerprint: str, coordinates: str | None = None
+) -> int:
     """Write the tiles of a plan as a slide's group.
 
     The bytes are a function of slide, preparation and library versions: no times, no
@@ -30,6 +32,8 @@ def write_slide(store: TileStore, plan: SlidePlan, *, fingerprint: str) -> int:
     plan : SlidePlan
     fingerprint : str
         Of the slide's file; see :func:`wsiad.files.fingerprint`.
+    coordinates : str, optional
+        Fingerprint of the coordinates that the plan was made by.
 
     Returns
     -------
@@ -51,7 +55,10 @@ def write_slide(store: TileStore, plan: SlidePlan, *, fingerprint: str) -> int:
         for name, values in columns.items():
             write_array(group, name, values)
         write_array(group, "mask", plan.tissue.mask)
-        group.attrs.put({"wsiad": _facts(plan, store, fingerprint, tiles.count, missing)})
+        facts = _facts(plan, store, fingerprint, tiles.count, missing + plan.outside)
+        if coordinates is not None:
+            facts["coordinates"] = {"fingerprint": coordinates}
+        group.attrs.put({"wsiad": facts})
         return tiles.count
 
 
