@@ -99,6 +99,8 @@ def write_scn(
 class ArraySlide(Slide):
     """A slide in memory, with whatever bounds, spacing and holes a test needs."""
 
+    backend = "array"
+
     def __init__(
         self, image, *, mpp=0.5, mpp_y=None, bounds=None, levels=1, valid=None, name="array"
     ):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from wsiad.errors import InputError
+from wsiad.slides.jpeg_tiff_backend import open_jpeg_tiff
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Slide
 
@@ -14,6 +17,7 @@ def open_slide(
     name: str | None = None,
     manifest_mpp: float | None = None,
     fallback_mpp: float | None = None,
+    backend: Literal["auto", "openslide", "jpeg-tiff"] = "auto",
 ) -> Slide:
     """Open a slide of any format that OpenSlide reads.
 
@@ -25,14 +29,34 @@ def open_slide(
         Name in outputs; by default the file's stem.
     manifest_mpp, fallback_mpp : float, optional
         µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
+    backend : {"auto", "openslide", "jpeg-tiff"}
+        ``"jpeg-tiff"`` decodes the JPEG tiles of TIFF and SVS directly, several times as
+        fast as OpenSlide and to the same pixels; ``"auto"`` does so wherever it can.
 
     Raises
     ------
+    InputError
+        The slide is not one that ``"jpeg-tiff"`` reads, and it was asked for by name.
     SlideOpenError
         No such file, not a slide, or damaged.
     ScaleError
         Its µm/px is stated nowhere.
     """
-    return OpenSlideBackend(
+    slide = OpenSlideBackend(
         path, name=name or path.stem, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
     )
+    if backend == "openslide":
+        return slide
+    try:
+        direct = open_jpeg_tiff(slide)
+    except BaseException:
+        slide.close()
+        raise
+    if direct is None and backend == "jpeg-tiff":
+        slide.close()
+        raise InputError(
+            f"its tiles cannot be decoded directly ({slide.format})",
+            subject=slide.name,
+            remedy="Leave the choice of the backend to `auto`.",
+        )
+    return direct or slide

@@ -22,6 +22,8 @@ _OPAQUE = 128
 class OpenSlideBackend(Slide):
     """A slide opened by OpenSlide; see :func:`wsiad.slides.opening.open_slide`."""
 
+    backend = "openslide"
+
     def __init__(
         self, path: Path, *, name: str, manifest_mpp: float | None, fallback_mpp: float | None
     ) -> None:
@@ -77,6 +79,10 @@ class OpenSlideBackend(Slide):
                 ) from again
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def exact(self, level: int) -> bool:
+        """Whether pixels come as the level holds them, not interpolated between them."""
+        return float(self._reported[level]).is_integer()
 
     def _read(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
         return np.asarray(self._handle.read_region(at, level, (size.width, size.height)))

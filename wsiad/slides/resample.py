@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+
+_STRIP_ROWS = 32
 
 
 def area_weights(first: float, step: float, count: int, length: int) -> sparse.csr_array:
@@ -61,8 +64,22 @@ def area_resample(
     -------
     ndarray of float32, (h, w, C)
     """
-    height, width, channels = image.shape
-    tall = rows @ image.reshape(height, width * channels).astype(np.float32)
-    across = tall.reshape(-1, width, channels).transpose(1, 0, 2).reshape(width, -1)
-    out = (columns @ across).reshape(columns.shape[0], -1, channels)
-    return np.ascontiguousarray(out.transpose(1, 0, 2))
+    width, channels = image.shape[1:]
+    out = np.empty((rows.shape[0], columns.shape[0], channels), np.float32)
+    # In strips that stay in a core's own cache: the weights are cheap, moving pixels is not.
+    for first in range(0, rows.shape[0], _STRIP_ROWS):
+        strip = rows[first : first + _STRIP_ROWS]
+        begin, end = (
+            (int(strip.indices.min()), int(strip.indices.max()) + 1) if strip.nnz else (0, 0)
+        )
+        source = image[begin:end].reshape(end - begin, width * channels).astype(np.float32)
+        tall = (strip[:, begin:end] @ source).reshape(-1, width, channels)
+        across = _transposed(tall).reshape(width, -1)
+        wide = (columns @ across).reshape(columns.shape[0], -1, channels)
+        out[first : first + _STRIP_ROWS] = _transposed(wide)
+    return out
+
+
+def _transposed(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Swap height and width, by tiles of memory as NumPy does not."""
+    return np.asarray(cv2.transpose(image)).reshape(image.shape[1], image.shape[0], -1)

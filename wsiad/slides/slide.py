@@ -66,6 +66,8 @@ class Slide(ABC):
         File it was opened from.
     format : str
         The vendor's format, as OpenSlide names it.
+    backend : str
+        Which path its pixels take: ``"openslide"`` or ``"jpeg-tiff"``.
     levels : tuple of Level
         Level 0 first.
     spacing : Spacing
@@ -79,6 +81,7 @@ class Slide(ABC):
     name: str
     path: Path
     format: str
+    backend: str
     levels: tuple[Level, ...]
     spacing: Spacing
     spacing_source: str

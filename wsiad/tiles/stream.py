@@ -103,11 +103,12 @@ def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], quality: bool) -
     region = plan.scaled.read(left * grid.stride, top * grid.stride, size)
     y, x = (rows - top) * grid.stride, (columns - left) * grid.stride
     whole = _whole(region, y, x, grid.tile)
-    windows = np.lib.stride_tricks.sliding_window_view(region.rgb, (grid.tile, grid.tile), (0, 1))
-    pixels = np.ascontiguousarray(windows[y[whole], x[whole]].transpose(0, 2, 3, 1))
+    pixels = np.empty((int(whole.sum()), grid.tile, grid.tile, 3), np.uint8)
+    for tile, r, c in zip(pixels, y[whole], x[whole], strict=True):
+        tile[:] = region.rgb[r : r + grid.tile, c : c + grid.tile]
     measured = measure(pixels) if quality else {}
     return TileBlock(
-        plan.table.apply(pixels),
+        pixels if plan.table.is_identity else plan.table.apply(pixels, out=pixels),
         rows[whole],
         columns[whole],
         plan.coverage[chosen][whole],

@@ -116,6 +116,7 @@ def _facts(
             ],
         },
         "read": {
+            "backend": slide.backend,
             "level": plan.scaled.level,
             "level_downsample": [level.downsample_x, level.downsample_y],
             "resampled": plan.scaled.resampled,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -14,13 +15,14 @@ BLACK_MAX = 20
 
 def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
     """HSV saturation, 0 to 1, float32; 0 for black."""
-    high = rgb.max(axis=-1).astype(np.float32)
-    return (high - rgb.min(axis=-1)) / np.maximum(high, 1)
+    *_, high, low = _planes(rgb)
+    return np.divide(high - low, np.maximum(high, 1), dtype=np.float32)
 
 
 def is_black(rgb: RGB) -> Mask:
     """Pixels too dark to be tissue in transmitted light."""
-    return rgb.max(axis=-1) <= BLACK_MAX
+    *_, high, _ = _planes(rgb)
+    return high <= BLACK_MAX
 
 
 def is_pen(rgb: RGB) -> Mask:
@@ -40,8 +42,24 @@ def is_pen(rgb: RGB) -> Mask:
     -------
     ndarray of bool, (...)
     """
+    red, green, blue, high, low = _planes(rgb)
+    spread = high - low
+    # In 8 bits, several times as fast: a little more than the rules let through, which
+    # in stained tissue is next to nothing.
+    lead = (green == high) | ((blue == high) & (red == low))
+    maybe = lead & (spread > high >> 2)
+    maybe |= (red == high) & (spread > (high >> 1) + (high >> 3)) & (high > 130)
+    maybe |= (high < 70) & (spread < 18)
+    found = np.array(maybe)
+    if found.any():
+        found[found] = _has_pen_colour(rgb[found])
+    return found
+
+
+def _has_pen_colour(rgb: RGB) -> Mask:
+    """Apply the rules of :func:`is_pen` to pixels, uint8 (N, 3)."""
     channels = rgb.astype(np.int16)
-    red, green, blue = channels[..., 0], channels[..., 1], channels[..., 2]
+    red, green, blue = channels[:, 0], channels[:, 1], channels[:, 2]
     high, low = channels.max(axis=-1), channels.min(axis=-1)
     spread = high - low
     strong = spread * 100 > 25 * high
@@ -52,3 +70,14 @@ def is_pen(rgb: RGB) -> Mask:
     pure_red = (red == high) & (spread * 100 > 72 * high) & (high > 130) & (abs(green - blue) < 40)
     grey_ink = (high < 70) & (spread < 18)
     return (strong & (greenish | azure)) | pure_red | grey_ink
+
+
+def _planes(rgb: RGB) -> tuple[RGB, RGB, RGB, RGB, RGB]:
+    """Return red, green, blue, the highest and the lowest of them, uint8 (...)."""
+    planes = (
+        cv2.split(np.ascontiguousarray(rgb).reshape(-1, 1, 3)) if rgb.size else [rgb[..., 0]] * 3
+    )
+    red, green, blue = (np.asarray(plane).reshape(rgb.shape[:-1]) for plane in planes)
+    high = np.maximum(np.maximum(red, green), blue)
+    low = np.minimum(np.minimum(red, green), blue)
+    return red, green, blue, high, low

@@ -29,7 +29,8 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     out = {name: np.empty(len(tiles), np.float32) for name in COLUMNS}
     for index, tile in enumerate(tiles):
         luma = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
-        out["sharpness"][index] = cv2.Laplacian(luma, cv2.CV_32F).var()
+        _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
+        out["sharpness"][index] = deviation.item() ** 2
         out["saturation"][index] = saturation(tile).mean()
         out["pen"][index] = is_pen(tile).mean()
         out["black"][index] = is_black(tile).mean()

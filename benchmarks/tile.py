@@ -1,0 +1,197 @@
+"""How fast tiles are made of a slide, as shares of what the JPEG decoder alone takes.
+
+    python benchmarks/tile.py [slide.tif] [--mpp 0.243] [--tile 256] [--runs 5]
+
+All figures are of one core. The limit, ``raw decode``, decodes those tiles of the file
+that the tiles with tissue touch, each once, and does nothing else. Each run measures all
+steps one after the other and relates them to the raw decoding of the same run, so that a
+busy machine slows both; the table shows medians. Without a slide, one is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import tifffile
+
+from wsiad.geometry import Size
+from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
+from wsiad.slides.opening import open_slide
+from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.slide import Slide
+from wsiad.stain.reference import reference_profile
+from wsiad.tiles.options import Preparation
+from wsiad.tiles.plan import SlidePlan, plan_slide
+from wsiad.tiles.store import TileStore
+from wsiad.tiles.stream import blocks, stream
+from wsiad.tiles.writer import write_slide
+from wsiad.units import Mpp
+
+
+def drawn_slide(folder: Path, *, edge: int = 8192, mpp: float = 0.25) -> Path:
+    """Write a pyramid of smooth, stained structure without sensor noise."""
+    rng = np.random.default_rng(0)
+    amounts = np.zeros((edge, edge, 2), np.float32)
+    for size in (8, 64, 512):
+        part = rng.gamma(1.5, 0.25, (edge // size, edge // size, 2)).astype(np.float32)
+        amounts += cv2.resize(part, (edge, edge), interpolation=cv2.INTER_CUBIC)
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)
+    image = np.rint(255 * np.exp(-amounts.clip(0) @ stains)).astype(np.uint8)
+    path = folder / "drawn.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in range(5):
+            tiff.write(
+                image,
+                tile=(512, 512),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                compressionargs={"level": 80},
+                subfiletype=int(level > 0),
+                resolution=(1e4 / mpp / 2**level,) * 2,
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+            image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return path
+
+
+def touched(level: TiledLevel, plan: SlidePlan, downsample: float) -> list[int]:
+    """Tiles of the file that the plan's tiles touch, in the file's order."""
+    chosen = set()
+    for x, y, w, h in plan.grid.boxes(plan.rows, plan.columns) / downsample:
+        rows = range(int(y // level.tile.height), int(np.ceil((y + h) / level.tile.height)))
+        columns = range(int(x // level.tile.width), int(np.ceil((x + w) / level.tile.width)))
+        chosen |= {
+            row * level.columns + column
+            for row in rows
+            for column in columns
+            if row < level.rows and column < level.columns
+        }
+    return sorted(index for index in chosen if level.counts[index])
+
+
+def raw_decode(path: Path, level: TiledLevel, tiles: list[int]) -> None:
+    """Read and decode tiles, and do nothing with them."""
+    with path.open("rb", buffering=0) as file:
+        for index in tiles:
+            data = os.pread(file.fileno(), int(level.counts[index]), int(level.offsets[index]))
+            imagecodecs.jpeg8_decode(
+                data, tables=level.tables, colorspace=level.colour_space, outcolorspace="RGB"
+            )
+
+
+def read_tiles(slide: Slide, plan: SlidePlan) -> None:
+    """Read the plan's blocks at its scale, and do nothing with them."""
+    scaled = ScaledSlide(slide, Mpp(plan.scaled.mpp))
+    grid = plan.grid
+    for chosen in blocks(plan):
+        rows, columns = plan.rows[chosen], plan.columns[chosen]
+        top, left = int(rows.min()), int(columns.min())
+        size = Size(
+            int(columns.max() - left) * grid.stride + grid.tile,
+            int(rows.max() - top) * grid.stride + grid.tile,
+        )
+        scaled.read(left * grid.stride, top * grid.stride, size)
+
+
+def whole_stream(slide: Slide, options: Preparation) -> None:
+    """Mask, stains, reading and normalising: all but the writing."""
+    for block in stream(plan_slide(slide, options, target=reference_profile(options.stain.method))):
+        assert len(block) >= 0
+
+
+def whole_stage(path: Path, options: Preparation, folder: Path) -> None:
+    """Open, plan, stream, measure and write a store."""
+    target = reference_profile(options.stain.method)
+    store = TileStore.create(folder, options, target.to_dict())
+    with open_slide(path) as slide:
+        plan = plan_slide(slide, options, target=target)
+        write_slide(store, plan, fingerprint="none")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) -> dict[str, float]:
+    """Seconds of each step, in one run."""
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
+        layout = read_layout(path, [level.size for level in slide.levels])
+        level = layout[plan.scaled.level]
+        tiles = touched(level, plan, slide.levels[plan.scaled.level].downsample_x)
+        pixels = np.concatenate([block.pixels for block in itertools.islice(stream(plan), 4)])
+        repeats = len(plan) / len(pixels)
+        seconds = {"raw decode": timed(lambda: raw_decode(path, level, tiles))}
+        seconds["stain table"] = timed(lambda: plan.table.apply(pixels)) * repeats
+    # Freshly opened each time: none may find the tiles that another decoded.
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        seconds["read, direct"] = timed(lambda: read_tiles(slide, plan))
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        seconds["mask, stains"] = timed(
+            lambda: plan_slide(slide, options, target=reference_profile(options.stain.method))
+        )
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        seconds["whole stream"] = timed(lambda: whole_stream(slide, options))
+    seconds["whole stage"] = timed(lambda: whole_stage(path, options, folder))
+    shutil.rmtree(folder)
+    if openslide:
+        with open_slide(path, backend="openslide") as slide:
+            seconds["read, OpenSlide"] = timed(lambda: read_tiles(slide, plan))
+    seconds["tiles"] = len(plan)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", type=Path, nargs="?")
+    parser.add_argument("--mpp", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--stride", type=int)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--no-openslide", action="store_true", help="leave out the slow path")
+    asked = parser.parse_args()
+    cv2.setNumThreads(1)
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        path = asked.slide or drawn_slide(folder)
+        for mpp in asked.mpp:
+            options = Preparation(mpp=mpp, tile=asked.tile, stride=asked.stride)
+            runs = [
+                measure(path, options, folder / "store", openslide=not asked.no_openslide)
+                for _ in range(asked.runs)
+            ]
+            report(runs, f"{path.name}, {asked.tile} px at {mpp:g} µm/px")
+
+
+def report(runs: list[dict[str, float]], title: str) -> None:
+    """Print each step's tiles/s and its share of raw decoding."""
+    tiles = runs[0].pop("tiles")
+    print(f"\n{title}: {tiles:.0f} tiles, median of {len(runs)} runs")
+    print(f"{'':18}{'tiles/s':>9}{'of raw':>9}{'range':>15}")
+    for step in runs[0]:
+        rate = tiles / statistics.median(run[step] for run in runs)
+        shares = [run["raw decode"] / run[step] for run in runs]
+        low, high = min(shares), max(shares)
+        print(f"{step:18}{rate:9.0f}{statistics.median(shares):9.0%}{low:8.0%} –{high:5.0%}")
+
+
+if __name__ == "__main__":
+    main()

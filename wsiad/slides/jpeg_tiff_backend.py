@@ -1,0 +1,270 @@
+"""Reading JPEG-tiled TIFF and SVS directly: the file's own tiles, decoded once each.
+
+OpenSlide spends most of its time outside of the JPEG decoder (blending, converting to
+RGBA and back). Here the tiles that the file consists of are read and decoded, and their
+pixels copied to where they are asked for. Everything else about the slide is what
+OpenSlide says, whose pixels remain the reference: a slide is read in this way only if a
+tile of each level was compared with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import SlideReadError
+from wsiad.geometry import Size
+from wsiad.slides.jpeg_tiff_layout import TiledLevel, is_whole_stream, read_layout
+from wsiad.slides.openslide_backend import OpenSlideBackend
+from wsiad.slides.slide import Region, Slide
+
+logger = logging.getLogger(__name__)
+
+FORMATS = frozenset({"aperio", "generic-tiff"})
+"""Formats whose levels are TIFF directories of the same size, and nothing more."""
+
+CACHE_BYTES = 64 * 2**20
+"""Of decoded tiles: blocks that share a tile do not decode it twice."""
+
+_END_PX = 8
+
+_RGB = npt.NDArray[np.uint8]
+
+
+class JpegTiffBackend(Slide):
+    """A slide whose JPEG tiles are decoded directly; see :func:`open_jpeg_tiff`.
+
+    Pixels are those of :class:`OpenSlideBackend`, bit by bit, wherever OpenSlide's
+    ratio of sizes is an integer. Where a pyramid dropped an odd edge it is not, and
+    OpenSlide interpolates between pixels, shifted by up to half a pixel of level 0
+    against the level's raster (and it asks for all of its positions as integers of
+    level 0); here the level's own pixels are returned.
+
+    Parameters
+    ----------
+    reference : OpenSlideBackend
+        The same slide; closed with this one.
+    layout : tuple of TiledLevel
+        Of each level.
+    cache_bytes : int
+        Bound on the decoded tiles that are kept.
+    """
+
+    backend = "jpeg-tiff"
+
+    def __init__(
+        self,
+        reference: OpenSlideBackend,
+        layout: tuple[TiledLevel, ...],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.name, self.path, self.format = reference.name, reference.path, reference.format
+        self.levels, self.bounds = reference.levels, reference.bounds
+        self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
+        self._reference, self._layout = reference, layout
+        self._cache = _TileCache(cache_bytes)
+        self._file = self.path.open("rb", buffering=0)
+        self._bytes = os.fstat(self._file.fileno()).st_size
+
+    def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read a rectangle of a level; see :meth:`Slide.read_level`."""
+        tiles = self._layout[level]
+        rgb = np.empty((size.height, size.width, 3), np.uint8)
+        valid = None
+        columns = _pieces(x, size.width, tiles.tile.width, tiles.size.width)
+        rows = _pieces(y, size.height, tiles.tile.height, tiles.size.height)
+        if not (_covers(columns, size.width) and _covers(rows, size.height)):
+            rgb[:] = 0
+            valid = np.zeros(rgb.shape[:2], bool)
+            for _, _, down in rows:
+                for _, _, across in columns:
+                    valid[down, across] = True
+        for row, from_y, down in rows:
+            for column, from_x, across in columns:
+                tile = self._tile(level, row, column)
+                if tile is not None:
+                    rgb[down, across] = tile[from_y, from_x]
+                    continue
+                if valid is None:
+                    valid = np.ones(rgb.shape[:2], bool)
+                rgb[down, across], valid[down, across] = 0, False
+        return Region(rgb, valid)
+
+    def _tile(self, level: int, row: int, column: int) -> _RGB | None:
+        tiles = self._layout[level]
+        index = row * tiles.columns + column
+        if not tiles.counts[index]:
+            return None
+        tile = self._cache.get((level, index))
+        if tile is None:
+            tile = self._decode(tiles, index, self._cache.room(tiles.tile))
+            if tile is None:
+                tile = self._by_reference(level, row, column)
+            elif _ends_flat(tile):
+                self._by_reference(level, row, column)
+            self._cache.put((level, index), tile)
+        return tile
+
+    def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None) -> _RGB | None:
+        """Decode a tile, into ``out`` if given; ``None`` if its stream is not sound."""
+        offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
+        if not 0 < offset <= self._bytes - count:
+            return None
+        data = os.pread(self._file.fileno(), count, offset)
+        if len(data) != count or not is_whole_stream(data):
+            return None
+        try:
+            tile: _RGB = imagecodecs.jpeg8_decode(
+                data,
+                tables=tiles.tables,
+                colorspace=tiles.colour_space,
+                outcolorspace="RGB",
+                out=out,
+            )
+        except (imagecodecs.Jpeg8Error, ValueError) as error:
+            logger.debug("%s: tile %d is not decoded: %s", self.name, index, error)
+            return None
+        if tile.dtype != np.uint8 or tile.shape != (tiles.tile.height, tiles.tile.width, 3):
+            return None
+        return tile
+
+    def _by_reference(self, level: int, row: int, column: int) -> _RGB:
+        """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged."""
+        tiles = self._layout[level]
+        x, y = column * tiles.tile.width, row * tiles.tile.height
+        size = Size(
+            min(tiles.tile.width, tiles.size.width - x),
+            min(tiles.tile.height, tiles.size.height - y),
+        )
+        region = self._reference.read_level(level, x, y, size)
+        if region.valid is not None:
+            raise SlideReadError(
+                f"level {level} cannot be decoded at {(x, y)} of that level",
+                subject=self.name,
+                remedy="Copy the slide again from its source; it is damaged or truncated.",
+            )
+        return region.rgb
+
+    def agrees(self) -> bool:
+        """Whether a tile of each level, the one of the most bytes, is as OpenSlide reads it."""
+        for level, tiles in enumerate(self._layout):
+            index = int(tiles.counts.argmax())
+            if not tiles.counts[index]:
+                continue
+            row, column = divmod(index, tiles.columns)
+            own = self._decode(tiles, index, None)
+            if own is None:
+                return False
+            if not self._reference.exact(level):
+                continue
+            try:
+                seen = self._by_reference(level, row, column)
+            except SlideReadError:
+                return False
+            if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
+                return False
+        return True
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+        self._reference.close()
+
+
+def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend | None:
+    """Read a slide directly, if its layout is understood.
+
+    Parameters
+    ----------
+    reference : OpenSlideBackend
+        The slide; it belongs to the result, if there is one.
+
+    Returns
+    -------
+    JpegTiffBackend or None
+        ``None`` where the format, a directory or the pixels are not what is known here.
+    """
+    layout = None
+    if reference.format in FORMATS:
+        layout = read_layout(reference.path, [level.size for level in reference.levels])
+    if layout is None:
+        logger.debug("%s (%s): read by OpenSlide", reference.name, reference.format)
+        return None
+    if reference.format == "aperio" and any((tiles.counts == 0).any() for tiles in layout):
+        # OpenSlide fills such tiles from the level above.
+        logger.debug("%s: an Aperio slide with missing tiles, read by OpenSlide", reference.name)
+        return None
+    slide = JpegTiffBackend(reference, layout)
+    if not slide.agrees():
+        logger.debug("%s: its tiles are decoded differently, read by OpenSlide", reference.name)
+        slide._file.close()
+        return None
+    return slide
+
+
+def _pieces(first: int, length: int, tile: int, end: int) -> list[tuple[int, slice, slice]]:
+    """Cut ``length`` pixels from ``first`` at the edges of tiles, along one axis.
+
+    Returns
+    -------
+    list of (int, slice, slice)
+        A tile's index, its pixels, and where they belong among those asked for; nothing
+        below 0 or from ``end`` on.
+    """
+    low, high = max(first, 0), min(first + length, end)
+    pieces = []
+    for index in range(low // tile, -(-high // tile) if high > low else 0):
+        start, stop = max(low, index * tile), min(high, (index + 1) * tile)
+        own = slice(start - index * tile, stop - index * tile)
+        pieces.append((index, own, slice(start - first, stop - first)))
+    return pieces
+
+
+def _ends_flat(tile: _RGB) -> bool:
+    """Whether a tile ends in one colour, as it also does where its data ran out.
+
+    The decoder then only warns, and its warnings are not passed on.
+    """
+    end = tile[-_END_PX:, -2 * _END_PX :]
+    return bool((end == end[-1, -1]).all())
+
+
+def _covers(pieces: list[tuple[int, slice, slice]], length: int) -> bool:
+    return sum(asked.stop - asked.start for _, _, asked in pieces) == length
+
+
+class _TileCache:
+    """Decoded tiles, the least recently used of which go; their memory is used again."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._tiles: OrderedDict[tuple[int, int], _RGB] = OrderedDict()
+
+    def get(self, key: tuple[int, int]) -> _RGB | None:
+        tile = self._tiles.get(key)
+        if tile is not None:
+            self._tiles.move_to_end(key)
+        return tile
+
+    def room(self, tile: Size) -> _RGB | None:
+        """Drop tiles until one more fits; memory of that shape, if there was some.
+
+        Fresh memory costs a page fault every 4 KiB, a tenth of a tile's decoding.
+        """
+        shape, spare = (tile.height, tile.width, 3), None
+        while self._tiles and self._bytes + 3 * tile.width * tile.height > self._max_bytes:
+            _, dropped = self._tiles.popitem(last=False)
+            self._bytes -= dropped.nbytes
+            if dropped.shape == shape and dropped.flags.c_contiguous:
+                spare = dropped
+        return spare
+
+    def put(self, key: tuple[int, int], tile: _RGB) -> None:
+        self._tiles[key] = tile
+        self._bytes += tile.nbytes
