@@ -10,7 +10,7 @@ from shapely import box
 from shapely.ops import unary_union
 
 from wsiad.geometry import PixelMap
-from wsiad.tissue.artefacts import is_black, is_pen
+from wsiad.tissue.artefacts import is_black, is_pen, saturation
 from wsiad.tissue.coverage import coverage
 from wsiad.tissue.mask import find_tissue, segment
 from wsiad.tissue.options import TissueOptions
@@ -183,3 +183,22 @@ def test_quality_columns():
 
 def test_black():
     assert is_black(np.array([[20, 20, 20], [21, 0, 0]], np.uint8)).tolist() == [True, False]
+
+
+def test_pen_black_and_saturation_of_every_colour_follow_their_definitions():
+    # Every third level of each channel, and the ends: 86³ colours.
+    levels = np.append(np.arange(0, 255, 3), 255).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
+    r, g, b = (colours[..., channel].astype(int) for channel in range(3))
+    high, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
+    spread = high - low
+    cold = (g == high) & (6 * (r - b) <= 5 * spread)
+    cold |= (b == high) & (r == low) & (4 * (g - r) >= spread)
+    pen = cold & (4 * spread > high)
+    pen |= (r == high) & (100 * spread > 72 * high) & (high > 130) & (abs(g - b) < 40)
+    pen |= (high < 70) & (spread < 18)
+    np.testing.assert_array_equal(is_pen(colours), pen)
+    np.testing.assert_array_equal(is_pen(colours[:, ::2]), pen[:, ::2])
+    np.testing.assert_array_equal(is_black(colours), high <= 20)
+    np.testing.assert_allclose(saturation(colours), spread / np.maximum(high, 1), rtol=1e-6)
+    assert is_pen(np.empty((0, 5, 3), np.uint8)).shape == (0, 5)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-_STRIP_ROWS = 32
+_STRIP_VALUES = 1 << 20
 
 
 def area_weights(first: float, step: float, count: int, length: int) -> sparse.csr_array:
@@ -64,11 +64,12 @@ def area_resample(
     -------
     ndarray of float32, (h, w, C)
     """
-    width, channels = image.shape[1:]
+    height, width, channels = image.shape
     out = np.empty((rows.shape[0], columns.shape[0], channels), np.float32)
-    # In strips that stay in a core's own cache: the weights are cheap, moving pixels is not.
-    for first in range(0, rows.shape[0], _STRIP_ROWS):
-        strip = rows[first : first + _STRIP_ROWS]
+    # In strips that stay in a core's own cache: weighting is cheap, moving pixels is not.
+    count = max(1, rows.shape[0] * _STRIP_VALUES // max(1, height * width * channels))
+    for first in range(0, rows.shape[0], count):
+        strip = rows[first : first + count]
         begin, end = (
             (int(strip.indices.min()), int(strip.indices.max()) + 1) if strip.nnz else (0, 0)
         )
@@ -76,7 +77,7 @@ def area_resample(
         tall = (strip[:, begin:end] @ source).reshape(-1, width, channels)
         across = _transposed(tall).reshape(width, -1)
         wide = (columns @ across).reshape(columns.shape[0], -1, channels)
-        out[first : first + _STRIP_ROWS] = _transposed(wide)
+        out[first : first + count] = _transposed(wide)
     return out
 
 

@@ -135,7 +135,8 @@ class ScaledSlide:
         region = self.slide.read_level(self.level, left, top, source)
         rows = area_weights(first_y - top, step_y, size.height, source.height)
         columns = area_weights(first_x - left, step_x, size.width, source.width)
-        rgb = np.rint(area_resample(region.rgb, rows, columns)).astype(np.uint8)
+        mean = area_resample(region.rgb, rows, columns)
+        rgb = np.rint(mean, out=mean).astype(np.uint8)
         if region.valid is None:
             return Region(rgb)
         share = area_resample(region.valid[..., None].view(np.uint8), rows, columns)[..., 0]

@@ -51,8 +51,9 @@ def is_pen(rgb: RGB) -> Mask:
     maybe |= (red == high) & (spread > (high >> 1) + (high >> 3)) & (high > 130)
     maybe |= (high < 70) & (spread < 18)
     found = np.array(maybe)
-    if found.any():
-        found[found] = _has_pen_colour(rgb[found])
+    candidates = np.flatnonzero(found)
+    if len(candidates):
+        found.flat[candidates] = _has_pen_colour(rgb.reshape(-1, 3)[candidates])
     return found
 
 
@@ -74,10 +75,10 @@ def _has_pen_colour(rgb: RGB) -> Mask:
 
 def _planes(rgb: RGB) -> tuple[RGB, RGB, RGB, RGB, RGB]:
     """Return red, green, blue, the highest and the lowest of them, uint8 (...)."""
-    planes = (
-        cv2.split(np.ascontiguousarray(rgb).reshape(-1, 1, 3)) if rgb.size else [rgb[..., 0]] * 3
-    )
-    red, green, blue = (np.asarray(plane).reshape(rgb.shape[:-1]) for plane in planes)
+    planes = [rgb[..., channel] for channel in range(3)]
+    if rgb.size:
+        planes = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
+    red, green, blue = (plane.reshape(rgb.shape[:-1]) for plane in planes)
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
     return red, green, blue, high, low
