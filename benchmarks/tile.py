@@ -11,6 +11,7 @@ busy machine slows both; the table shows medians. Without a slide, one is drawn.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import logging
 import os
@@ -18,7 +19,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,7 @@ from wsiad.tiles.plan import SlidePlan, plan_slide
 from wsiad.tiles.store import TileStore
 from wsiad.tiles.stream import blocks, stream
 from wsiad.tiles.writer import write_slide
+from wsiad.tissue import quality
 from wsiad.units import Mpp
 
 
@@ -109,8 +111,7 @@ def read_tiles(slide: Slide, plan: SlidePlan) -> None:
 
 def whole_stream(slide: Slide, options: Preparation) -> None:
     """Mask, stains, reading and normalising: all but the writing."""
-    for block in stream(plan_slide(slide, options, target=reference_profile(options.stain.method))):
-        assert len(block) >= 0
+    exhaust(stream(plan_slide(slide, options, target=reference_profile(options.stain.method))))
 
 
 def whole_stage(path: Path, options: Preparation, folder: Path) -> None:
@@ -120,6 +121,12 @@ def whole_stage(path: Path, options: Preparation, folder: Path) -> None:
     with open_slide(path) as slide:
         plan = plan_slide(slide, options, target=target)
         write_slide(store, plan, fingerprint="none")
+
+
+def exhaust(blocks: Iterable[object]) -> None:
+    """Take all blocks, and keep none."""
+    for _ in blocks:
+        pass
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -140,6 +147,8 @@ def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) 
         repeats = len(plan) / len(pixels)
         seconds = {"raw decode": timed(lambda: raw_decode(path, level, tiles))}
         seconds["stain table"] = timed(lambda: plan.table.apply(pixels)) * repeats
+        seconds["measures"] = timed(lambda: quality.measure(pixels)) * repeats
+        seconds["zstd, level 1"] = repeats * timed(lambda: imagecodecs.zstd_encode(pixels, level=1))
     # Freshly opened each time: none may find the tiles that another decoded.
     with open_slide(path, backend="jpeg-tiff") as slide:
         seconds["read, direct"] = timed(lambda: read_tiles(slide, plan))
@@ -147,6 +156,9 @@ def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) 
         seconds["mask, stains"] = timed(
             lambda: plan_slide(slide, options, target=reference_profile(options.stain.method))
         )
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        fresh = dataclasses.replace(plan, scaled=ScaledSlide(slide, Mpp(options.mpp)))
+        seconds["read, normalise"] = timed(lambda: exhaust(stream(fresh)))
     with open_slide(path, backend="jpeg-tiff") as slide:
         seconds["whole stream"] = timed(lambda: whole_stream(slide, options))
     seconds["whole stage"] = timed(lambda: whole_stage(path, options, folder))
@@ -168,6 +180,9 @@ def main() -> None:
     parser.add_argument("--no-openslide", action="store_true", help="leave out the slow path")
     asked = parser.parse_args()
     cv2.setNumThreads(1)
+    if hasattr(os, "sched_setaffinity"):
+        # The store's compressor has threads of its own.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +15,38 @@ BLACK_MAX = 20
 """Brightest channel up to which a pixel is scanner padding or coverslip edge."""
 
 
-def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
+class Planes(NamedTuple):
+    """The channels of pixels, the highest and the lowest of them; each uint8 (...)."""
+
+    red: RGB
+    green: RGB
+    blue: RGB
+    high: RGB
+    low: RGB
+
+
+def planes_of(rgb: RGB) -> Planes:
+    """Part pixels, uint8 (..., 3), into planes: reductions over three values are slow."""
+    parts = [rgb[..., channel] for channel in range(3)]
+    if rgb.size:
+        parts = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
+    red, green, blue = (part.reshape(rgb.shape[:-1]) for part in parts)
+    high = np.maximum(np.maximum(red, green), blue)
+    return Planes(red, green, blue, high, np.minimum(np.minimum(red, green), blue))
+
+
+def saturation(rgb: RGB, planes: Planes | None = None) -> npt.NDArray[np.float32]:
     """HSV saturation, 0 to 1, float32; 0 for black."""
-    *_, high, low = _planes(rgb)
+    *_, high, low = planes or planes_of(rgb)
     return np.divide(high - low, np.maximum(high, 1), dtype=np.float32)
 
 
-def is_black(rgb: RGB) -> Mask:
+def is_black(rgb: RGB, planes: Planes | None = None) -> Mask:
     """Pixels too dark to be tissue in transmitted light."""
-    *_, high, _ = _planes(rgb)
-    return high <= BLACK_MAX
+    return (planes or planes_of(rgb)).high <= BLACK_MAX
 
 
-def is_pen(rgb: RGB) -> Mask:
+def is_pen(rgb: RGB, planes: Planes | None = None) -> Mask:
     """Pixels with the colour of a marker pen.
 
     Haematoxylin is blue-violet (hue 230° to 300°), eosin and blood are pink to red
@@ -37,12 +58,14 @@ def is_pen(rgb: RGB) -> Mask:
     Parameters
     ----------
     rgb : ndarray of uint8, (..., 3)
+    planes : Planes, optional
+        Of these pixels, where several measures share them.
 
     Returns
     -------
     ndarray of bool, (...)
     """
-    red, green, blue, high, low = _planes(rgb)
+    red, green, blue, high, low = planes or planes_of(rgb)
     spread = high - low
     # In 8 bits, several times as fast: a little more than the rules let through, which
     # in stained tissue is next to nothing.
@@ -71,14 +94,3 @@ def _has_pen_colour(rgb: RGB) -> Mask:
     pure_red = (red == high) & (spread * 100 > 72 * high) & (high > 130) & (abs(green - blue) < 40)
     grey_ink = (high < 70) & (spread < 18)
     return (strong & (greenish | azure)) | pure_red | grey_ink
-
-
-def _planes(rgb: RGB) -> tuple[RGB, RGB, RGB, RGB, RGB]:
-    """Return red, green, blue, the highest and the lowest of them, uint8 (...)."""
-    planes = [rgb[..., channel] for channel in range(3)]
-    if rgb.size:
-        planes = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
-    red, green, blue = (plane.reshape(rgb.shape[:-1]) for plane in planes)
-    high = np.maximum(np.maximum(red, green), blue)
-    low = np.minimum(np.minimum(red, green), blue)
-    return red, green, blue, high, low

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.artefacts import is_black, is_pen, saturation
+from wsiad.tissue.artefacts import is_black, is_pen, planes_of, saturation
 
 COLUMNS = ("sharpness", "saturation", "pen", "black")
 """Names of the quality columns of a store."""
@@ -29,9 +29,11 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     out = {name: np.empty(len(tiles), np.float32) for name in COLUMNS}
     for index, tile in enumerate(tiles):
         luma = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
-        _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
-        out["sharpness"][index] = deviation.item() ** 2
-        out["saturation"][index] = saturation(tile).mean()
-        out["pen"][index] = is_pen(tile).mean()
-        out["black"][index] = is_black(tile).mean()
+        edges = cv2.Laplacian(luma, cv2.CV_16S)
+        mean = cv2.sumElems(edges)[0] / edges.size
+        out["sharpness"][index] = cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - mean**2
+        planes = planes_of(tile)
+        out["saturation"][index] = saturation(tile, planes).mean()
+        for name, found in (("pen", is_pen(tile, planes)), ("black", is_black(tile, planes))):
+            out[name][index] = np.count_nonzero(found) / found.size
     return out
