@@ -40,10 +40,9 @@ class JpegTiffBackend(Slide):
     """A slide whose JPEG tiles are decoded directly; see :func:`open_jpeg_tiff`.
 
     Pixels are those of :class:`OpenSlideBackend`, bit by bit, wherever OpenSlide's
-    ratio of sizes is an integer. Where a pyramid dropped an odd edge it is not, and
-    OpenSlide interpolates between pixels, shifted by up to half a pixel of level 0
-    against the level's raster (and it asks for all of its positions as integers of
-    level 0); here the level's own pixels are returned.
+    ratio of sizes is an integer. Where a pyramid dropped an odd edge it is not:
+    OpenSlide, asked in whole pixels of level 0, then interpolates up to half of one
+    beside the level's pixels. Here the level's own pixels are returned.
 
     Parameters
     ----------

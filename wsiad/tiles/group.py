@@ -49,6 +49,8 @@ class TileArray:
             dtype="uint8",
             compressors=ZstdCodec(level=1),
             dimension_names=("tile", "y", "x", "channel"),
+            # Else zarr compares each chunk with its fill value, at the price of compressing it.
+            config={"write_empty_chunks": True},
         )
         self._buffer = np.empty((self._shard, tile, tile, 3), np.uint8)
         self._filled = 0
