@@ -59,7 +59,8 @@ wheel-test: $(VENV)/.dev
 	cd build/wheel-test && venv/bin/wsiad doctor && venv/bin/wsiad demo --out demo --fast
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/stain.py
+	$(BIN)/python benchmarks/stain.py speed
+	$(BIN)/python benchmarks/tile.py
 
 clean:
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
