@@ -17,9 +17,8 @@ import pytest
 import shapely
 
 from wsiad.errors import ExportError
+from wsiad.export.geojson import check_collection, check_feature
 from wsiad.export.qupath import (
-    check_collection,
-    check_feature,
     import_script,
     write_lesions,
     write_tiles,
