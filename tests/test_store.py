@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,27 @@ def test_store_is_plain_zarr_v3(slides, tmp_path):
     assert slide["slide"]["size_px"] == [260, 200]
     assert slide["slide"]["fingerprint"].startswith("sha256:")
     assert slide["versions"]["wsiad"] == wsiad.__version__
+
+
+def test_pixels_are_let_go_as_they_are_written(tmp_path, monkeypatch):
+    """A store of any size is written in the memory of a few blocks."""
+    from wsiad.tiles import writer
+
+    whole, seen, alive = writer.stream, [], []
+
+    def watched(*args, **kwargs):
+        for block in whole(*args, **kwargs):
+            seen.append(weakref.ref(block.pixels))
+            yield block
+            del block
+            alive.append(sum(ref() is not None for ref in seen))
+
+    monkeypatch.setattr(writer, "stream", watched)
+    monkeypatch.setattr("wsiad.tiles.stream._BLOCK_PX", 64)
+    path = write_tiff(tmp_path / "s.tif", stained(400, 400), mpp=0.5, levels=1)
+    assert not tile(path, tmp_path / "store").failed
+    assert len(seen) > 20
+    assert max(alive) <= 2
 
 
 def test_same_input_gives_the_same_bytes(slides, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,17 +67,9 @@ def _write_tiles(tiles: TileArray, plan: SlidePlan) -> tuple[dict[str, npt.NDArr
     parts: list[TileBlock] = []
     for block in stream(plan, quality=True):
         tiles.append(block.pixels)
-        # Only the columns are kept: the pixels of a whole slide do not fit in memory.
-        parts.append(
-            TileBlock(
-                block.pixels[:0],
-                block.rows,
-                block.columns,
-                block.coverage,
-                block.quality,
-                block.missing,
-            )
-        )
+        # The pixels of a whole slide do not fit in memory; a view of none of them would
+        # keep them all.
+        parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
     tiles.finish()
     rows = np.concatenate([part.rows for part in parts] or [np.empty(0, np.int32)])
     columns = np.concatenate([part.columns for part in parts] or [np.empty(0, np.int32)])
