@@ -128,8 +128,3 @@ def checked_name(name: str) -> str:
             remedy="Rename the slide: no separators, no leading dot, at most 200 bytes.",
         )
     return name
-
-
-def folder_bytes(path: Path) -> int:
-    """Size of all files below a folder, in bytes."""
-    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())

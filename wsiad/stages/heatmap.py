@@ -248,7 +248,6 @@ def check_prepared_alike(
     StoreMismatchError
         It does not; names the first difference.
     """
-    assert store.preparation is not None
     for key in keys:
         there, here = getattr(store.preparation, key), getattr(preparation, key)
         if key == "stain":

@@ -16,8 +16,8 @@ from wsiad.errors import InputError, StoreMismatchError
 from wsiad.files import checked_name, fingerprint, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.batch import run_batch
-from wsiad.stages.slide_table import SlideRow, SlideTable, failures
-from wsiad.stages.tile import TileRow, summary
+from wsiad.stages.slide_table import SlideTable
+from wsiad.stages.tile import TileResult, TileRow, summary
 from wsiad.tiles.options import Preparation, StainOptions
 
 if TYPE_CHECKING:
@@ -75,26 +75,6 @@ class ImportTilesConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class ImportTilesResult:
-    """What importing made.
-
-    Parameters
-    ----------
-    store : Path
-    rows : tuple of TileRow
-        The groups of this call, in order of their names.
-    """
-
-    store: Path
-    rows: tuple[TileRow, ...]
-
-    @property
-    def failed(self) -> tuple[SlideRow, ...]:
-        """Sources that are not in the store although they were asked for."""
-        return tuple(failures(self.rows))
-
-
-@dataclass(frozen=True, slots=True)
 class _Task:
     slide: SlideInput
     store: Path
@@ -105,7 +85,7 @@ class _Task:
 
 
 @verb(ImportTilesConfig)
-def import_tiles(config: ImportTilesConfig) -> ImportTilesResult:
+def import_tiles(config: ImportTilesConfig) -> TileResult:
     """Import tiles into a store.
 
     A source that holds anything but tiles of one size is reported, leaves nothing in the
@@ -146,7 +126,7 @@ def import_tiles(config: ImportTilesConfig) -> ImportTilesResult:
         quiet=config.quiet,
     )
     write_json(config.out / "run.json", summary(rows, time.monotonic() - start))
-    return ImportTilesResult(config.out, tuple(rows))
+    return TileResult(config.out, tuple(rows))
 
 
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
@@ -194,7 +174,6 @@ def _tile_of(config: ImportTilesConfig) -> int:
 
     if is_store(config.out):
         store = TileStore(config.out)
-        assert store.preparation is not None
         return store.preparation.tile
     problems = []
     for path in config.sources:

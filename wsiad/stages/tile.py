@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class TileResult:
     ----------
     store : Path
     rows : tuple of TileRow
-        The slides of this call, in order of their names.
+        The slides (or imported sources) of this call, in order of their names.
     """
 
     store: Path
@@ -203,14 +202,14 @@ def _tiled(task: _Task) -> TileRow:
 
     start = time.monotonic()
     store = TileStore(task.store)
-    opened = functools.partial(
-        open_slide,
+    path, coordinates = _coordinates(task)
+    opened = open_slide(
+        task.slide.path,
         name=task.slide.name,
         manifest_mpp=task.slide.mpp,
         fallback_mpp=task.preparation.slide_mpp,
     )
-    path, coordinates = _coordinates(task)
-    with opened(task.slide.path) as slide:
+    with opened as slide:
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
         write_slide(store, plan, fingerprint=fingerprint(task.slide.path), coordinates=coordinates)

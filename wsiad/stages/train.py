@@ -119,7 +119,6 @@ def train(config: TrainConfig) -> TrainResult:
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
     device = choose_device(config.device)
     store = TileStore(config.store)
-    assert store.preparation is not None
     slides, skipped = _healthy_slides(store, config.split)
     tile = store.preparation.tile
     size = options.input_px or cls.default_input_px or tile
@@ -241,7 +240,6 @@ def _tiles(
 
 def preparation_of(store: TileStore) -> dict[str, Any]:
     """How a store's tiles were prepared, as JSON values."""
-    assert store.preparation is not None
     return {
         "preparation": store.preparation.model_dump(mode="json"),
         "stain_target": store.target,

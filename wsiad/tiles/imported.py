@@ -61,7 +61,6 @@ def write_tiles(
     OSError
         The disk is full; nothing is left in the store.
     """
-    assert store.preparation is not None
     stain = estimate(source, store.preparation.stain, tile=tile)
     table = ColourTable.between(stain, StainProfile.from_dict(store.target))
     with beside(store, name) as folder:

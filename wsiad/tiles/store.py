@@ -147,19 +147,20 @@ class TileStore:
             )
         try:
             facts = dict(zarr.open_group(path / GROUPS, mode="r").attrs)["wsiad"]
-            known = facts["format"] == FORMAT and facts["version"] == FORMAT_VERSION
-            self.preparation = Preparation.model_validate(facts["preparation"]) if known else None
-            self.target: dict[str, Any] = facts["stain_target"]
-            self.digest = str(facts["digest"])
+            made_by = (facts["format"], facts["version"])
+            if made_by == (FORMAT, FORMAT_VERSION):
+                self.preparation = Preparation.model_validate(facts["preparation"])
+                self.target: dict[str, Any] = facts["stain_target"]
+                self.digest = str(facts["digest"])
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise StoreError(
                 f"is damaged: its root group cannot be read ({error})",
                 subject=str(path),
                 remedy="Tile the slides again into an empty folder.",
             ) from error
-        if self.preparation is None:
+        if made_by != (FORMAT, FORMAT_VERSION):
             raise StoreError(
-                f"has format {facts['format']} version {facts['version']}; this version of "
+                f"has format {made_by[0]} version {made_by[1]}; this version of "
                 f"wsiad reads {FORMAT} version {FORMAT_VERSION}",
                 subject=str(path),
                 remedy="Tile the slides again, or use the version of wsiad that made it.",
@@ -273,7 +274,6 @@ def _differences(store: TileStore, preparation: Preparation, target: dict[str, A
                 out[prefix + key] = value
         return out
 
-    assert store.preparation is not None
     there, here = (
         flat(p.model_dump(mode="json", exclude={"stain": {"target"}}))
         for p in (store.preparation, preparation)
