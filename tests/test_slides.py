@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wsiad.errors import ScaleError, SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
 from wsiad.slides.opening import open_slide
-from wsiad.slides.resample import area_resample, area_weights
+from wsiad.slides.resample import all_valid, area_mean, area_weights
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import true_downsample
 
@@ -27,6 +27,16 @@ def brute_area(image, first, step, count):
     )
 
 
+def dense(axis, length):
+    """Weights as a matrix, and none of them beyond the source."""
+    first, weights = axis
+    matrix = np.zeros((len(first), length + weights.shape[1]), np.float32)
+    for row, begin, own in zip(matrix, first, weights, strict=True):
+        row[begin : begin + len(own)] = own
+    assert not matrix[:, length:].any()
+    return matrix[:, :length]
+
+
 @given(
     first=st.integers(0, 3000).map(lambda v: v / 1000),
     step=st.integers(700, 5000).map(lambda v: v / 1000),
@@ -36,19 +46,38 @@ def brute_area(image, first, step, count):
 def test_area_weights_equal_fine_subdivision(first, step, count):
     length = int(np.ceil(first + step * count))
     image = np.random.default_rng(0).integers(0, 256, (length, 4)).astype(np.uint8)
-    got = area_weights(first, step, count, length) @ image.astype(np.float32)
+    got = dense(area_weights(first, step, count, length), length) @ image.astype(np.float32)
     np.testing.assert_allclose(got, brute_area(image, first, step, count), atol=1e-2)
 
 
-def test_area_resample_is_separable_mean_of_blocks():
+@given(
+    first=st.tuples(*[st.integers(0, 2000).map(lambda v: v / 1000)] * 2),
+    step=st.tuples(*[st.integers(700, 9000).map(lambda v: v / 1000)] * 2),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+@settings(max_examples=60, deadline=None)
+def test_area_mean_is_the_rounded_mean_of_areas(first, step, size):
+    lengths = [int(np.ceil(f + s * n)) for f, s, n in zip(first, step, size, strict=True)]
+    image = np.random.default_rng(0).integers(0, 256, (*lengths, 3)).astype(np.uint8)
+    axes = [area_weights(f, s, n, m) for f, s, n, m in zip(first, step, size, lengths, strict=True)]
+    rows, columns = (dense(a, n).astype(float) for a, n in zip(axes, lengths, strict=True))
+    expected = np.einsum("yh,xw,hwc->yxc", rows, columns, image)
+    assert np.abs(area_mean(image, *axes) - expected).max() < 0.5 + 1e-3
+    valid = np.random.default_rng(1).random(lengths) > 0.05
+    touched = np.einsum("yh,xw,hw->yx", rows > 1e-4, columns > 1e-4, ~valid)
+    np.testing.assert_array_equal(all_valid(valid, *axes), touched == 0)
+
+
+def test_area_mean_of_whole_blocks_rounds_halves_to_even():
     image = noise(12, 20)
-    rows, columns = area_weights(0, 3, 4, 12), area_weights(0, 4, 5, 20)
-    expected = image.reshape(4, 3, 5, 4, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(area_resample(image, rows, columns), expected, atol=1e-3)
+    rows, columns = area_weights(0, 2, 6, 12), area_weights(0, 4, 5, 20)
+    expected = np.rint(image.reshape(6, 2, 5, 4, 3).mean(axis=(1, 3)))
+    np.testing.assert_array_equal(area_mean(image, rows, columns), expected)
+    np.testing.assert_array_equal(area_mean(image[:, ::-1], rows, columns), expected[:, ::-1])
 
 
 def test_area_weights_sum_to_one_at_the_last_pixel():
-    weights = area_weights(0.1 + 0.2, 3.3, 3, 11).toarray()
+    weights = dense(area_weights(0.1 + 0.2, 3.3, 3, 11), 11)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert (weights >= 0).all()
 

@@ -174,11 +174,21 @@ def test_quality_columns():
     assert got["black"].tolist() == [0, 0, 0.5, 0]
     assert got["pen"][3] == pytest.approx(0.25, abs=0.02)
     luma = cv2.cvtColor(sharp[0], cv2.COLOR_RGB2GRAY).astype(float)
-    padded = np.pad(luma, 1, mode="reflect")
-    laplacian = (
-        padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2] - 4 * luma
-    )
+    laplacian = luma[2:, 1:-1] + luma[:-2, 1:-1] + luma[1:-1, 2:] + luma[1:-1, :-2]
+    laplacian -= 4 * luma[1:-1, 1:-1]
     assert got["sharpness"][0] == pytest.approx(laplacian.var(), rel=1e-4)
+
+
+def test_colours_of_tiles_are_those_of_every_fourth_row():
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 30, 21, 3), dtype=np.uint8)
+    tiles[1] //= 16
+    got, rows = measure(tiles), tiles[:, ::4]
+    axes = (1, 2)
+    np.testing.assert_allclose(got["saturation"], saturation(rows).mean(axis=axes), atol=1e-5)
+    np.testing.assert_allclose(got["pen"], is_pen(rows).mean(axis=axes), rtol=1e-6)
+    np.testing.assert_allclose(got["black"], is_black(rows).mean(axis=axes), rtol=1e-6)
+    assert got["pen"].min() > 0
+    assert got["black"].max() > 0
 
 
 def test_black():

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-import cv2
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
-_STRIP_VALUES = 1 << 20
+from wsiad.compiled import compiled
+
+_1, _2, _3 = np.uintp(1), np.uintp(2), np.uintp(3)
+_TOUCHED = 1e-4
+"""Weights below it are rounding errors of an interval's edge."""
 
 
-def area_weights(first: float, step: float, count: int, length: int) -> sparse.csr_array:
+class AreaWeights(NamedTuple):
+    """Which source pixels each output pixel averages along an axis, and how much of each.
+
+    Parameters
+    ----------
+    first : ndarray of int64, (count,)
+        The first of them.
+    weights : ndarray of float32, (count, taps)
+        Of that one and those that follow; each row sums to one. A weight of 0 may belong
+        to a pixel beyond the source.
+    """
+
+    first: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
+def area_weights(first: float, step: float, count: int, length: int) -> AreaWeights:
     """Weights that average source pixels over ``count`` equal intervals.
 
     Output pixel ``i`` covers ``[first + i·step, first + (i + 1)·step)`` in source pixels
@@ -22,11 +42,6 @@ def area_weights(first: float, step: float, count: int, length: int) -> sparse.c
         In source pixels; all intervals lie within ``[0, length]``.
     count, length : int
         Number of output and of source pixels.
-
-    Returns
-    -------
-    scipy.sparse.csr_array of float32, (count, length)
-        Rows sum to one.
     """
     starts = first + step * np.arange(count, dtype=np.float64)
     ends = starts + step
@@ -36,51 +51,99 @@ def area_weights(first: float, step: float, count: int, length: int) -> sparse.c
     overlap = np.minimum(ends[:, None], index + 1) - np.maximum(starts[:, None], index)
     overlap = np.where(index < length, overlap.clip(0), 0)
     overlap /= overlap.sum(axis=1, keepdims=True)
-    rows = np.arange(count + 1) * taps
-    matrix = sparse.csr_array(
-        (
-            overlap.astype(np.float32).ravel(),
-            np.minimum(index, length - 1).astype(np.int32).ravel(),
-            rows.astype(np.int32),
-        ),
-        shape=(count, length),
-    )
-    matrix.eliminate_zeros()
-    return matrix
+    return AreaWeights(index[:, 0].copy(), overlap.astype(np.float32))
 
 
-def area_resample(
-    image: npt.NDArray[np.uint8], rows: sparse.csr_array, columns: sparse.csr_array
-) -> npt.NDArray[np.float32]:
-    """Apply separable area weights.
+def area_mean(
+    image: npt.NDArray[np.uint8], rows: AreaWeights, columns: AreaWeights
+) -> npt.NDArray[np.uint8]:
+    """Average along both axes, in float32, and round to the nearest integer.
 
     Parameters
     ----------
-    image : ndarray of uint8, (H, W, C)
-    rows : sparse array, (h, H)
-    columns : sparse array, (w, W)
+    image : ndarray of uint8, (H, W, 3)
+    rows, columns : AreaWeights
+        Of h and w output pixels.
 
     Returns
     -------
-    ndarray of float32, (h, w, C)
+    ndarray of uint8, (h, w, 3)
     """
-    height, width, channels = image.shape
-    out = np.empty((rows.shape[0], columns.shape[0], channels), np.float32)
-    # In strips that stay in a core's own cache: weighting is cheap, moving pixels is not.
-    count = max(1, rows.shape[0] * _STRIP_VALUES // max(1, height * width * channels))
-    for first in range(0, rows.shape[0], count):
-        strip = rows[first : first + count]
-        begin, end = (
-            (int(strip.indices.min()), int(strip.indices.max()) + 1) if strip.nnz else (0, 0)
-        )
-        source = image[begin:end].reshape(end - begin, width * channels).astype(np.float32)
-        tall = (strip[:, begin:end] @ source).reshape(-1, width, channels)
-        across = _transposed(tall).reshape(width, -1)
-        wide = (columns @ across).reshape(columns.shape[0], -1, channels)
-        out[first : first + count] = _transposed(wide)
+    out = np.empty((len(rows.first), len(columns.first), 3), np.uint8)
+    flat = np.ascontiguousarray(image).reshape(image.shape[0], -1)
+    _mean(flat, *rows, *columns, out)
     return out
 
 
-def _transposed(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Swap height and width, by tiles of memory as NumPy does not."""
-    return np.asarray(cv2.transpose(image)).reshape(image.shape[1], image.shape[0], -1)
+def all_valid(
+    valid: npt.NDArray[np.bool_], rows: AreaWeights, columns: AreaWeights
+) -> npt.NDArray[np.bool_]:
+    """Tell which output pixels average valid pixels only.
+
+    Parameters
+    ----------
+    valid : ndarray of bool, (H, W)
+    rows, columns : AreaWeights
+        Of h and w output pixels.
+
+    Returns
+    -------
+    ndarray of bool, (h, w)
+    """
+    # Each column's and each row's count of what is missing, as differences of sums.
+    missing = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(~valid, axis=0), axis=1, out=missing[1:, 1:])
+    (top, bottom), (left, right) = _spans(rows), _spans(columns)
+    found = missing[bottom][:, right] - missing[top][:, right]
+    found -= missing[bottom][:, left] - missing[top][:, left]
+    nothing: npt.NDArray[np.bool_] = found == 0
+    return nothing
+
+
+def _spans(axis: AreaWeights) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First and one past the last pixel that each output pixel touches."""
+    touched = axis.weights > _TOUCHED
+    taps = touched.shape[1]
+    begin = axis.first + touched.argmax(axis=1)
+    return begin, axis.first + taps - touched[:, ::-1].argmax(axis=1)
+
+
+@compiled
+def _mean(
+    image: npt.NDArray[np.uint8],
+    first_row: npt.NDArray[np.int64],
+    row_weights: npt.NDArray[np.float32],
+    first_column: npt.NDArray[np.int64],
+    column_weights: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Average (H, 3 W) row by row: one row's sums stay in a core's own cache."""
+    height, width, _ = out.shape
+    values, taps = image.shape[1], column_weights.shape[1]
+    # What lies beyond the image has no weight, but is multiplied by it.
+    sums = np.zeros(values + 3 * taps, np.float32)
+    means = np.empty(3 * width, np.float32)
+    for y in range(height):
+        source, weight = image[first_row[y]], row_weights[y, 0]
+        for value in range(values):
+            sums[value] = weight * np.float32(source[value])
+        for tap in range(1, row_weights.shape[1]):
+            weight = row_weights[y, tap]
+            if weight > 0:
+                source = image[first_row[y] + tap]
+                for value in range(values):
+                    sums[value] += weight * np.float32(source[value])
+        for x in range(width):
+            red = green = blue = np.float32(0)
+            # Unsigned: a signed index could count from the end, which costs a test.
+            i: np.uintp = np.uintp(first_column[x]) * _3
+            for tap in range(taps):
+                weight = column_weights[x, tap]
+                red += weight * sums[i]
+                green += weight * sums[i + _1]
+                blue += weight * sums[i + _2]
+                i += _3
+            means[3 * x], means[3 * x + 1], means[3 * x + 2] = red, green, blue
+        row = out[y].reshape(-1)
+        for value in range(3 * width):
+            row[value] = np.uint8(np.rint(means[value]))

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from wsiad.errors import ScaleError
 from wsiad.geometry import PixelMap, Size
-from wsiad.slides.resample import area_resample, area_weights
+from wsiad.slides.resample import all_valid, area_mean, area_weights
 from wsiad.slides.slide import Region, Slide
 from wsiad.units import Mpp
 
@@ -135,9 +133,7 @@ class ScaledSlide:
         region = self.slide.read_level(self.level, left, top, source)
         rows = area_weights(first_y - top, step_y, size.height, source.height)
         columns = area_weights(first_x - left, step_x, size.width, source.width)
-        mean = area_resample(region.rgb, rows, columns)
-        rgb = np.rint(mean, out=mean).astype(np.uint8)
+        rgb = area_mean(region.rgb, rows, columns)
         if region.valid is None:
             return Region(rgb)
-        share = area_resample(region.valid[..., None].view(np.uint8), rows, columns)[..., 0]
-        return Region(rgb, share > 1 - 1e-4)
+        return Region(rgb, all_valid(region.valid, rows, columns))

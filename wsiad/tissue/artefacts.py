@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from wsiad.compiled import compiled
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -15,38 +15,21 @@ BLACK_MAX = 20
 """Brightest channel up to which a pixel is scanner padding or coverslip edge."""
 
 
-class Planes(NamedTuple):
-    """The channels of pixels, the highest and the lowest of them; each uint8 (...)."""
-
-    red: RGB
-    green: RGB
-    blue: RGB
-    high: RGB
-    low: RGB
-
-
-def planes_of(rgb: RGB) -> Planes:
-    """Part pixels, uint8 (..., 3), into planes: reductions over three values are slow."""
-    parts = [rgb[..., channel] for channel in range(3)]
-    if rgb.size:
-        parts = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
-    red, green, blue = (part.reshape(rgb.shape[:-1]) for part in parts)
-    high = np.maximum(np.maximum(red, green), blue)
-    return Planes(red, green, blue, high, np.minimum(np.minimum(red, green), blue))
-
-
-def saturation(rgb: RGB, planes: Planes | None = None) -> npt.NDArray[np.float32]:
+def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
     """HSV saturation, 0 to 1, float32; 0 for black."""
-    *_, high, low = planes or planes_of(rgb)
+    red, green, blue = _planes(rgb)
+    high = np.maximum(np.maximum(red, green), blue)
+    low = np.minimum(np.minimum(red, green), blue)
     return np.divide(high - low, np.maximum(high, 1), dtype=np.float32)
 
 
-def is_black(rgb: RGB, planes: Planes | None = None) -> Mask:
+def is_black(rgb: RGB) -> Mask:
     """Pixels too dark to be tissue in transmitted light."""
-    return (planes or planes_of(rgb)).high <= BLACK_MAX
+    red, green, blue = _planes(rgb)
+    return np.maximum(np.maximum(red, green), blue) <= BLACK_MAX
 
 
-def is_pen(rgb: RGB, planes: Planes | None = None) -> Mask:
+def is_pen(rgb: RGB) -> Mask:
     """Pixels with the colour of a marker pen.
 
     Haematoxylin is blue-violet (hue 230° to 300°), eosin and blood are pink to red
@@ -58,39 +41,41 @@ def is_pen(rgb: RGB, planes: Planes | None = None) -> Mask:
     Parameters
     ----------
     rgb : ndarray of uint8, (..., 3)
-    planes : Planes, optional
-        Of these pixels, where several measures share them.
 
     Returns
     -------
     ndarray of bool, (...)
     """
-    red, green, blue, high, low = planes or planes_of(rgb)
-    spread = high - low
-    # In 8 bits, several times as fast: a little more than the rules let through, which
-    # in stained tissue is next to nothing.
-    lead = (green == high) | ((blue == high) & (red == low))
-    maybe = lead & (spread > high >> 2)
-    maybe |= (red == high) & (spread > (high >> 1) + (high >> 3)) & (high > 130)
-    maybe |= (high < 70) & (spread < 18)
-    found = np.array(maybe)
-    candidates = np.flatnonzero(found)
-    if len(candidates):
-        found.flat[candidates] = _has_pen_colour(rgb.reshape(-1, 3)[candidates])
+    found = np.empty(rgb.shape[:-1], np.bool_)
+    _mark_pen(np.ascontiguousarray(rgb).reshape(-1), found.reshape(-1))
     return found
 
 
-def _has_pen_colour(rgb: RGB) -> Mask:
-    """Apply the rules of :func:`is_pen` to pixels, uint8 (N, 3)."""
-    channels = rgb.astype(np.int16)
-    red, green, blue = channels[:, 0], channels[:, 1], channels[:, 2]
-    high, low = channels.max(axis=-1), channels.min(axis=-1)
+def _planes(rgb: RGB) -> list[RGB]:
+    """Part pixels into channels: reductions over three values are slow."""
+    parts = [rgb[..., channel] for channel in range(3)]
+    if rgb.size:
+        parts = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
+    return [part.reshape(rgb.shape[:-1]) for part in parts]
+
+
+@compiled
+def has_pen_colour(red: np.int32, green: np.int32, blue: np.int32) -> np.bool_:
+    """Apply the rules of :func:`is_pen` to a pixel."""
+    high, low = max(max(red, green), blue), min(min(red, green), blue)
     spread = high - low
-    strong = spread * 100 > 25 * high
+    strong = 4 * spread > high
     # Hue 70° to 150°: green leads and red is not far above blue. Hue up to 225°: blue
     # leads, and green stands at least a quarter of the way from red to blue.
     greenish = (green == high) & ((red - blue) * 6 <= spread * 5)
     azure = (blue == high) & (red == low) & ((green - red) * 4 >= spread)
-    pure_red = (red == high) & (spread * 100 > 72 * high) & (high > 130) & (abs(green - blue) < 40)
+    pure_red = (red == high) & (spread * 25 > 18 * high) & (high > 130) & (abs(green - blue) < 40)
     grey_ink = (high < 70) & (spread < 18)
-    return (strong & (greenish | azure)) | pure_red | grey_ink
+    return np.bool_((strong & (greenish | azure)) | pure_red | grey_ink)
+
+
+@compiled
+def _mark_pen(values: RGB, found: Mask) -> None:
+    for pixel in range(len(found)):
+        red, green, blue = values[3 * pixel], values[3 * pixel + 1], values[3 * pixel + 2]
+        found[pixel] = has_pen_colour(np.int32(red), np.int32(green), np.int32(blue))
