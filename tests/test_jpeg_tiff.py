@@ -8,112 +8,29 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from builders import halve, stained, write_tiff
-from scipy.ndimage import gaussian_filter
+from builders import halve, stained, write_scn, write_tiff
+from tiff_slides import (
+    TILE,
+    assert_same,
+    both,
+    empty_tiles,
+    encode,
+    smooth,
+    split_tables,
+    write_jpeg,
+)
 
 import wsiad
-from wsiad.errors import InputError, SlideReadError
+from wsiad.errors import DirectReadError, InputError, SlideReadError
 from wsiad.geometry import Size
-from wsiad.slides.jpeg_tiff_backend import JpegTiffBackend, open_jpeg_tiff
-from wsiad.slides.jpeg_tiff_layout import is_whole_stream, read_layout
+from wsiad.slides.jpeg_tiff_backend import FORMATS, JpegTiffBackend, open_jpeg_tiff
+from wsiad.slides.jpeg_tiff_layout import read_layout
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.tile_decoder import jpeg_problem
 from wsiad.units import Mpp
 
 SHARED = Path(__file__).parents[2] / "shared"
-TILE = 64
-
-
-def smooth(height, width, seed=0):
-    """Stained noise that JPEG keeps some of."""
-    return gaussian_filter(stained(height, width, seed=seed), (1.0, 1.0, 0.0))
-
-
-def encode(image, *, space, subsampling="444"):
-    """JPEG streams of an image's tiles, row by row, edges padded as scanners do."""
-    image = np.pad(
-        image, ((0, -image.shape[0] % TILE), (0, -image.shape[1] % TILE), (0, 0)), "edge"
-    )
-    for top in range(0, image.shape[0], TILE):
-        for left in range(0, image.shape[1], TILE):
-            yield imagecodecs.jpeg8_encode(
-                np.ascontiguousarray(image[top : top + TILE, left : left + TILE]),
-                level=85,
-                colorspace="RGB",
-                outcolorspace=space,
-                subsampling=subsampling,
-            )
-
-
-def split_tables(stream):
-    """Tables of a stream as a stream of their own, and the stream without them."""
-    tables, rest, at = b"", b"", 2
-    while stream[at + 1] != 0xDA:
-        length = 2 + int.from_bytes(stream[at + 2 : at + 4])
-        segment = stream[at : at + length]
-        if stream[at + 1] in (0xDB, 0xC4):
-            tables += segment
-        elif not 0xE0 <= stream[at + 1] <= 0xEF:
-            rest += segment
-        at += length
-    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + stream[at:]
-
-
-def write_jpeg(
-    path, image, *, space="YCBCR", subsampling="444", shared=False, big=True, levels=3, aperio=False
-):
-    """Write a JPEG-tiled pyramid as OpenSlide's generic TIFF, or as Aperio SVS."""
-    with tifffile.TiffWriter(path, bigtiff=big) as tiff:
-        for number in range(levels):
-            streams = list(encode(image, space=space, subsampling=subsampling))
-            extra = []
-            if shared:
-                tables, _ = split_tables(streams[0])
-                extra = [(347, 7, len(tables), tables, True)]
-                streams = [split_tables(stream)[1] for stream in streams]
-            ycbcr = space == "YCBCR"
-            tiff.write(
-                iter(streams),
-                shape=image.shape,
-                dtype=np.uint8,
-                tile=(TILE, TILE),
-                photometric="ycbcr" if ycbcr else "rgb",
-                subsampling=(int(subsampling[1] != "4") + 1, int(subsampling[2] == "0") + 1)
-                if ycbcr
-                else None,
-                compression="jpeg",
-                subfiletype=int(number > 0 and not aperio),
-                resolution=(2e4, 2e4),
-                resolutionunit="CENTIMETER",
-                description="Aperio Image Library v1\nx|AppMag = 20|MPP = 0.5" if aperio else None,
-                metadata=None,
-                extratags=extra,
-            )
-            image = halve(image)
-    return path
-
-
-def both(path):
-    return open_slide(path, backend="jpeg-tiff"), open_slide(path, backend="openslide")
-
-
-def assert_same(path, *, rectangles=()):
-    """Compare whole levels, beyond their edges too, and rectangles of level 0."""
-    direct, reference = both(path)
-    with direct, reference:
-        assert (direct.levels, direct.spacing) == (reference.levels, reference.spacing)
-        assert (direct.bounds, direct.format) == (reference.bounds, reference.format)
-        reads = [
-            (number, -5, -7, Size(level.size.width + 20, level.size.height + 30))
-            for number, level in enumerate(direct.levels)
-        ]
-        for read in [*reads, *((0, x, y, Size(w, h)) for x, y, w, h in rectangles)]:
-            own, seen = direct.read_level(*read), reference.read_level(*read)
-            np.testing.assert_array_equal(own.rgb, seen.rgb, err_msg=str(read))
-            if seen.valid is None:
-                assert own.valid is None
-            else:
-                np.testing.assert_array_equal(own.valid, seen.valid, err_msg=str(read))
 
 
 @pytest.mark.parametrize("big", [True, False], ids=["bigtiff", "classic"])
@@ -190,17 +107,6 @@ def test_odd_edges_are_exact_at_level_0_and_shifted_by_less_than_half_a_pixel_be
             assert np.abs(seen - near)[1:-1, 1:-1].max() <= 0.5 * reach + 2
 
 
-def empty_tiles(path, level, tiles):
-    """Give tiles a length of zero, as sparse writers do."""
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
-        page = tiff.pages[level]
-        counts, offsets = list(page.databytecounts), list(page.dataoffsets)
-        for tile in tiles:
-            counts[tile] = offsets[tile] = 0
-        page.tags["TileByteCounts"].overwrite(counts)
-        page.tags["TileOffsets"].overwrite(offsets)
-
-
 def test_missing_tiles_are_missing(tmp_path):
     path = write_jpeg(tmp_path / "a.tif", smooth(256, 320), levels=2)
     empty_tiles(path, 0, [0, 7, 19])
@@ -215,13 +121,11 @@ def test_aperio_with_missing_tiles_is_left_to_openslide(tmp_path):
     path = write_jpeg(tmp_path / "a.svs", smooth(256, 320), space="RGB", aperio=True, levels=1)
     empty_tiles(path, 0, [3])
     with open_slide(path) as slide:
-        assert slide.backend == "openslide"
+        assert slide.read_by == "openslide: Aperio with missing tiles"
 
 
-def test_what_is_not_understood_falls_back(tmp_path, caplog):
-    lossless = write_tiff(tmp_path / "deflate.tif", stained(200, 200))
-    grey = tmp_path / "grey.tif"
-    with tifffile.TiffWriter(grey) as tiff:
+def write_grey(path):
+    with tifffile.TiffWriter(path) as tiff:
         tiff.write(
             smooth(128, 128)[..., 0],
             tile=(64, 64),
@@ -230,21 +134,48 @@ def test_what_is_not_understood_falls_back(tmp_path, caplog):
             resolution=(2e4, 2e4),
             resolutionunit="CENTIMETER",
         )
-    for path in (lossless, grey):
-        with caplog.at_level("DEBUG", "wsiad.slides"), open_slide(path) as slide:
-            assert slide.backend == "openslide"
-        assert "read by OpenSlide" in caplog.text
-        caplog.clear()
-        with pytest.raises(InputError, match="cannot be decoded directly"):
-            open_slide(path, backend="jpeg-tiff")
-    assert read_layout(Path(__file__), [Size(1, 1)]) is None
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (
+            lambda path: write_tiff(path, stained(200, 200), compression="lzw"),
+            "compression LZW",
+        ),
+        (write_grey, "JPEG of photometric interpretation MINISBLACK"),
+        (lambda path: write_jpeg(path, smooth(128, 128), progressive=True), "progressive JPEG"),
+        (
+            lambda path: write_scn(
+                path, smooth(128, 128), mpp=0.5, offset_px=(9, 9), collection_px=(200, 200)
+            ),
+            "format leica",
+        ),
+    ],
+    ids=["lossless", "grey", "progressive", "leica"],
+)
+def test_what_is_not_understood_falls_back_and_says_why(tmp_path, write, reason):
+    path = write(tmp_path / "a.tif")
+    with open_slide(path) as slide:
+        assert slide.backend == "openslide"
+        assert (slide.fallback, slide.read_by) == (reason, f"openslide: {reason}")
+    with pytest.raises(InputError, match=f"cannot be decoded directly: {reason}"):
+        open_slide(path, backend="jpeg-tiff")
+    with open_slide(path, backend="openslide") as slide:
+        assert slide.read_by == "openslide"
+
+
+def test_what_is_no_tiff_has_no_layout():
+    with pytest.raises(DirectReadError, match="cannot be read"):
+        read_layout(Path(__file__), [Size(1, 1)])
 
 
 def test_a_wrong_colour_space_is_found_by_comparing_with_openslide(tmp_path, monkeypatch):
     path = write_jpeg(tmp_path / "a.tif", smooth(128, 128), levels=1)
     monkeypatch.setattr("wsiad.slides.jpeg_tiff_layout._COLOUR_SPACES", {2: "YCBCR", 6: "RGB"})
     with open_slide(path) as slide:
-        assert slide.backend == "openslide"
+        assert slide.read_by == "openslide: OpenSlide decodes its tiles differently"
         assert slide.read_level(0, 0, 0, Size(9, 9)).rgb.shape == (9, 9, 3)
 
 
@@ -348,10 +279,8 @@ def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch):
     path = write_jpeg(tmp_path / "a.tif", smooth(768, 832, seed=2))
     held = {}
     for backend in ("jpeg-tiff", "openslide"):
-        monkeypatch.setattr(
-            "wsiad.slides.opening.open_jpeg_tiff",
-            open_jpeg_tiff if backend == "jpeg-tiff" else lambda slide: None,
-        )
+        formats = FORMATS if backend == "jpeg-tiff" else frozenset()
+        monkeypatch.setattr("wsiad.slides.jpeg_tiff_backend.FORMATS", formats)
         wsiad.tile(slides=[path], out=tmp_path / backend, mpp=0.5, tile=128, quiet=True)
         held[backend] = zarr.open_group(tmp_path / backend / "slides.zarr", mode="r")["a"]
         assert held[backend].attrs["wsiad"]["read"]["backend"] == backend
@@ -362,16 +291,16 @@ def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch):
 
 def test_whole_streams_are_told_from_cut_ones():
     stream = imagecodecs.jpeg8_encode(smooth(64, 64), level=90)
-    assert is_whole_stream(stream)
-    assert is_whole_stream(split_tables(stream)[1])
+    assert not jpeg_problem(stream)
+    assert not jpeg_problem(split_tables(stream)[1])
     for cut in (1, 2, 3, 20, len(stream) // 2, len(stream) - 3):
-        assert not is_whole_stream(stream[:-cut])
-    assert not is_whole_stream(b"")
-    assert not is_whole_stream(b"\xff\xd8" * 10)
-    assert is_whole_stream(stream + bytes(3))
-    assert not is_whole_stream(stream + stream)
+        assert jpeg_problem(stream[:-cut])
+    assert jpeg_problem(b"")
+    assert jpeg_problem(b"\xff\xd8" * 10)
+    assert not jpeg_problem(stream + bytes(3))
+    assert jpeg_problem(stream + stream)
     middle = len(stream) - 200
-    assert not is_whole_stream(stream[:middle] + b"\xff\xd9" + stream[middle:])
+    assert jpeg_problem(stream[:middle] + b"\xff\xd9" + stream[middle:])
 
 
 def test_the_file_is_released(tmp_path):

@@ -67,6 +67,10 @@ class SlideReadError(SlideError, OSError):
     """A region of a slide cannot be decoded."""
 
 
+class DirectReadError(SlideError):
+    """A slide or tile is not of a kind that is decoded directly; OpenSlide then reads it."""
+
+
 class ScaleError(SlideError, ValueError):
     """The µm/px of a slide is unknown, or does not allow what was asked."""
 

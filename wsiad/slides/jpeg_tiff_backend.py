@@ -1,4 +1,4 @@
-"""Reading JPEG-tiled TIFF and SVS directly: the file's own tiles, decoded once each.
+"""Reading TIFF and SVS with JPEG or JPEG 2000 tiles directly: each tile is decoded once.
 
 OpenSlide spends most of its time outside of the JPEG decoder (blending, converting to
 RGBA and back). Here the tiles that the file consists of are read and decoded, and their
@@ -13,20 +13,20 @@ import logging
 import os
 from collections import OrderedDict
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import SlideReadError
+from wsiad.errors import DirectReadError, SlideReadError
 from wsiad.geometry import Size
-from wsiad.slides.jpeg_tiff_layout import TiledLevel, is_whole_stream, read_layout
+from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Region, Slide
+from wsiad.slides.tile_decoder import decode_tile
 
 logger = logging.getLogger(__name__)
 
-FORMATS = frozenset({"aperio", "generic-tiff"})
-"""Formats whose levels are TIFF directories of the same size, and nothing more."""
+FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
+"""Formats whose levels are TIFF directories, and nothing more."""
 
 CACHE_BYTES = 64 * 2**20
 """Of decoded tiles: blocks that share a tile do not decode it twice."""
@@ -102,36 +102,26 @@ class JpegTiffBackend(Slide):
             return None
         tile = self._cache.get((level, index))
         if tile is None:
-            tile = self._decode(tiles, index, self._cache.room(tiles.tile))
-            if tile is None:
+            try:
+                tile = self._decode(tiles, index, self._cache.room(tiles.tile))
+            except DirectReadError as error:
+                logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
                 tile = self._by_reference(level, row, column)
-            elif _ends_flat(tile):
-                self._by_reference(level, row, column)
+            else:
+                if tiles.codec == "jpeg" and _ends_flat(tile):
+                    self._by_reference(level, row, column)
             self._cache.put((level, index), tile)
         return tile
 
-    def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None) -> _RGB | None:
-        """Decode a tile, into ``out`` if given; ``None`` if its stream is not sound."""
+    def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
+        """Read and decode a tile, into ``out`` if given."""
         offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
         if not 0 < offset <= self._bytes - count:
-            return None
+            raise DirectReadError("a tile lies outside of the file")
         data = os.pread(self._file.fileno(), count, offset)
-        if len(data) != count or not is_whole_stream(data):
-            return None
-        try:
-            tile: _RGB = imagecodecs.jpeg8_decode(
-                data,
-                tables=tiles.tables,
-                colorspace=tiles.colour_space,
-                outcolorspace="RGB",
-                out=out,
-            )
-        except (imagecodecs.Jpeg8Error, ValueError) as error:
-            logger.debug("%s: tile %d is not decoded: %s", self.name, index, error)
-            return None
-        if tile.dtype != np.uint8 or tile.shape != (tiles.tile.height, tiles.tile.width, 3):
-            return None
-        return tile
+        if len(data) != count:
+            raise DirectReadError("a tile cannot be read whole")
+        return decode_tile(data, tiles, out=out)
 
     def _by_reference(self, level: int, row: int, column: int) -> _RGB:
         """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged."""
@@ -150,60 +140,64 @@ class JpegTiffBackend(Slide):
             )
         return region.rgb
 
-    def agrees(self) -> bool:
-        """Whether a tile of each level, the one of the most bytes, is as OpenSlide reads it."""
+    def compare(self) -> None:
+        """Compare a tile of each level, the one of the most bytes, with OpenSlide's.
+
+        Raises
+        ------
+        DirectReadError
+            One of them differs, or cannot be decoded.
+        """
         for level, tiles in enumerate(self._layout):
-            index = int(tiles.counts.argmax())
-            if not tiles.counts[index]:
+            index = tiles.largest()
+            if index is None:
                 continue
-            row, column = divmod(index, tiles.columns)
-            own = self._decode(tiles, index, None)
-            if own is None:
-                return False
+            own = self._decode(tiles, index)
             if not self._reference.exact(level):
                 continue
             try:
-                seen = self._by_reference(level, row, column)
-            except SlideReadError:
-                return False
+                seen = self._by_reference(level, *divmod(index, tiles.columns))
+            except SlideReadError as error:
+                raise DirectReadError(f"OpenSlide cannot decode its level {level}") from error
             if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
-                return False
-        return True
+                raise DirectReadError("OpenSlide decodes its tiles differently")
 
     def close(self) -> None:
         """Release the file."""
-        self._file.close()
+        self.release()
         self._reference.close()
 
+    def release(self) -> None:
+        """Release the file, but leave OpenSlide's open."""
+        self._file.close()
 
-def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend | None:
-    """Read a slide directly, if its layout is understood.
+
+def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
+    """Read a slide directly.
 
     Parameters
     ----------
     reference : OpenSlideBackend
         The slide; it belongs to the result, if there is one.
 
-    Returns
-    -------
-    JpegTiffBackend or None
-        ``None`` where the format, a directory or the pixels are not what is known here.
+    Raises
+    ------
+    DirectReadError
+        The format, a directory or the pixels are not what is known here; says which.
     """
-    layout = None
-    if reference.format in FORMATS:
-        layout = read_layout(reference.path, [level.size for level in reference.levels])
-    if layout is None:
-        logger.debug("%s (%s): read by OpenSlide", reference.name, reference.format)
-        return None
+    if reference.format not in FORMATS:
+        raise DirectReadError(f"format {reference.format}")
+    sizes = [level.size for level in reference.levels]
+    layout = read_layout(reference.path, sizes, padded=reference.format == "philips")
     if reference.format == "aperio" and any((tiles.counts == 0).any() for tiles in layout):
         # OpenSlide fills such tiles from the level above.
-        logger.debug("%s: an Aperio slide with missing tiles, read by OpenSlide", reference.name)
-        return None
+        raise DirectReadError("Aperio with missing tiles")
     slide = JpegTiffBackend(reference, layout)
-    if not slide.agrees():
-        logger.debug("%s: its tiles are decoded differently, read by OpenSlide", reference.name)
-        slide._file.close()
-        return None
+    try:
+        slide.compare()
+    except BaseException:
+        slide.release()
+        raise
     return slide
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from wsiad.errors import DirectReadError
 from wsiad.geometry import Size
 
-logger = logging.getLogger(__name__)
-
 _JPEG = 7
+_JPEG2000_RGB = 33005
+"""Aperio's; its YCbCr (33003) is subsampled, and enlarged by each decoder in its own way."""
 _COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
 """Of TIFF's photometric interpretation; it, not the stream's own markers, is believed."""
 _MAX_TILE_PX = 4096 * 4096
@@ -31,8 +30,6 @@ _NOT_A_TIFF = (
     ValueError,
     struct.error,
 )
-_PADDING_BYTES = 8
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,8 @@ class TiledLevel:
     size, tile : Size
         Of the level and of a tile, pixels; edge tiles are whole and padded.
     columns, rows : int
-        Number of tiles.
+        Number of tiles that the directory lists; more than the level needs where its size
+        is rounded up.
     offsets, counts : ndarray of int64, (rows · columns,)
         Position and length of each tile in the file, bytes; a length of 0 means that
         the slide has no pixels there.
@@ -52,6 +50,8 @@ class TiledLevel:
         Quantisation and Huffman tables that the tiles share (``JPEGTables``).
     colour_space : str
         ``"RGB"`` or ``"YCBCR"``: what the JPEG streams are coded in.
+    codec : str
+        ``"jpeg"`` or ``"jpeg2000"``.
     """
 
     size: Size
@@ -62,9 +62,20 @@ class TiledLevel:
     counts: npt.NDArray[np.int64] = field(repr=False)
     tables: bytes | None = field(repr=False)
     colour_space: str
+    codec: str = "jpeg"
+
+    def largest(self) -> int | None:
+        """Return the tile within the level that has the most bytes; ``None`` if all are missing."""
+        inside = self.counts.reshape(self.rows, self.columns)
+        inside = inside[: -(-self.size.height // self.tile.height)]
+        inside = inside[:, : -(-self.size.width // self.tile.width)]
+        row, column = divmod(int(inside.argmax()), inside.shape[1])
+        return row * self.columns + column if inside[row, column] else None
 
 
-def read_layout(path: Path, sizes: Sequence[Size]) -> tuple[TiledLevel, ...] | None:
+def read_layout(
+    path: Path, sizes: Sequence[Size], *, padded: bool = False
+) -> tuple[TiledLevel, ...]:
     """Find the directory of each level.
 
     Parameters
@@ -73,42 +84,52 @@ def read_layout(path: Path, sizes: Sequence[Size]) -> tuple[TiledLevel, ...] | N
         A TIFF or BigTIFF.
     sizes : sequence of Size
         Of all levels, pixels.
+    padded : bool
+        Whether directories state their levels' sizes rounded up, as Philips' do: each
+        tiled one is then a level, in the file's order.
 
     Returns
     -------
-    tuple of TiledLevel, or None
-        ``None`` where a level is not held by exactly one tiled directory with baseline
-        8-bit RGB or YCbCr JPEG tiles, or where the file cannot be read as TIFF.
+    tuple of TiledLevel
+
+    Raises
+    ------
+    DirectReadError
+        A level is not held by exactly one tiled directory with 8-bit RGB or YCbCr JPEG,
+        or RGB JPEG 2000 tiles; or the file cannot be read as TIFF.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
-            return _levels(tiff, sizes)
+            tiled = [page for page in tiff.pages if page.is_tiled]
+            pages = _in_order(tiled, sizes) if padded else _by_size(tiled, sizes)
+            return tuple(_level(page, size) for page, size in zip(pages, sizes, strict=True))
     except _NOT_A_TIFF as error:
-        logger.debug("%s: its TIFF directories cannot be read: %s", path, error)
-        return None
+        raise DirectReadError(f"its TIFF directories cannot be read ({error})") from error
 
 
-def _levels(tiff: tifffile.TiffFile, sizes: Sequence[Size]) -> tuple[TiledLevel, ...] | None:
-    tiled = [page for page in tiff.pages if page.is_tiled]
-    levels = []
+def _by_size(tiled: list[tifffile.TiffPage], sizes: Sequence[Size]) -> list[tifffile.TiffPage]:
+    chosen = []
     for size in sizes:
         pages = [page for page in tiled if Size(page.imagewidth, page.imagelength) == size]
         if len(pages) != 1:
-            logger.debug("%d tiled directories have a level's size, %s", len(pages), size)
-            return None
-        level = _level(pages[0], size)
-        if level is None:
-            logger.debug("the directory of %s is of a kind that is not known here", size)
-            return None
-        levels.append(level)
-    return tuple(levels)
+            raise DirectReadError(f"{len(pages)} tiled directories have a level's size, {size}")
+        chosen += pages
+    return chosen
 
 
-def _level(page: tifffile.TiffPage, size: Size) -> TiledLevel | None:
-    known = (
-        page.compression == _JPEG
-        and page.photometric in _COLOUR_SPACES
-        and page.samplesperpixel == 3
+def _in_order(tiled: list[tifffile.TiffPage], sizes: Sequence[Size]) -> list[tifffile.TiffPage]:
+    if len(tiled) != len(sizes):
+        raise DirectReadError(f"{len(tiled)} tiled directories for {len(sizes)} levels")
+    for page, size in zip(tiled, sizes, strict=True):
+        if page.imagewidth < size.width or page.imagelength < size.height:
+            raise DirectReadError(f"a directory is smaller than its level, {size}")
+    return tiled
+
+
+def _level(page: tifffile.TiffPage, size: Size) -> TiledLevel:
+    codec, colour_space = _coding(page)
+    plain = (
+        page.samplesperpixel == 3
         and page.bitspersample == 8
         and page.planarconfig == 1
         and not page.extrasamples
@@ -116,44 +137,30 @@ def _level(page: tifffile.TiffPage, size: Size) -> TiledLevel | None:
         and 0 < page.tilewidth * page.tilelength <= _MAX_TILE_PX
         and page.fillorder == 1
     )
-    if not known:
-        return None
-    columns, rows = -(-size.width // page.tilewidth), -(-size.height // page.tilelength)
+    if not plain:
+        raise DirectReadError("a directory is not of plain 8-bit RGB tiles")
+    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     offsets = np.asarray(page.dataoffsets, np.int64)
     counts = np.asarray(page.databytecounts, np.int64)
     if not len(offsets) == len(counts) == columns * rows or (counts < 0).any():
-        return None
+        raise DirectReadError("a directory does not list each of its tiles")
+    tile = Size(page.tilewidth, page.tilelength)
     return TiledLevel(
-        size,
-        Size(page.tilewidth, page.tilelength),
-        columns,
-        rows,
-        offsets,
-        counts,
-        page.jpegtables,
-        _COLOUR_SPACES[page.photometric],
+        size, tile, columns, rows, offsets, counts, page.jpegtables, colour_space, codec
     )
 
 
-def is_whole_stream(data: bytes) -> bool:
-    """Whether a JPEG stream is one scan that ends in an end marker and has no other in it.
+def _coding(page: tifffile.TiffPage) -> tuple[str, str]:
+    """Codec and colour space of a directory's tiles."""
+    if page.compression == _JPEG2000_RGB:
+        return "jpeg2000", "RGB"
+    if page.compression != _JPEG:
+        raise DirectReadError(f"compression {_named(page.compression)}")
+    if page.photometric not in _COLOUR_SPACES:
+        raise DirectReadError(f"JPEG of photometric interpretation {_named(page.photometric)}")
+    return "jpeg", _COLOUR_SPACES[page.photometric]
 
-    Decoders fill up what a cut or overwritten stream lacks with grey, and only warn.
 
-    Parameters
-    ----------
-    data : bytes
-        A JPEG stream, with or without its tables.
-    """
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        at += 2 + length
-        if kind == 0xDA:
-            end = _MARKER.search(data, at)
-            return (
-                end is not None
-                and data[end.start() + 1] == 0xD9
-                and len(data) - end.end() <= _PADDING_BYTES
-            )
-    return False
+def _named(value: int) -> str:
+    """Name of a TIFF tag's value, where it has one."""
+    return str(getattr(value, "name", value))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
-from wsiad.errors import InputError
+from wsiad.errors import DirectReadError, InputError
 from wsiad.slides.jpeg_tiff_backend import open_jpeg_tiff
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Slide
+
+logger = logging.getLogger(__name__)
 
 
 def open_slide(
@@ -30,8 +33,9 @@ def open_slide(
     manifest_mpp, fallback_mpp : float, optional
         µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
     backend : {"auto", "openslide", "jpeg-tiff"}
-        ``"jpeg-tiff"`` decodes the JPEG tiles of TIFF and SVS directly, several times as
-        fast as OpenSlide and to the same pixels; ``"auto"`` does so wherever it can.
+        ``"jpeg-tiff"`` decodes the tiles of JPEG- (or JPEG 2000-) coded TIFF and SVS
+        directly, faster than OpenSlide and to the same pixels; ``"auto"`` does so
+        wherever it can, and states in :attr:`Slide.fallback` why where it cannot.
 
     Raises
     ------
@@ -48,15 +52,18 @@ def open_slide(
     if backend == "openslide":
         return slide
     try:
-        direct = open_jpeg_tiff(slide)
+        return open_jpeg_tiff(slide)
+    except DirectReadError as error:
+        if backend == "auto":
+            slide.fallback = error.problem
+            logger.debug("%s: read by OpenSlide: %s", slide.name, slide.fallback)
+            return slide
+        slide.close()
+        raise InputError(
+            f"its tiles cannot be decoded directly: {error.problem}",
+            subject=slide.name,
+            remedy="Leave the choice of the backend to `auto`.",
+        ) from error
     except BaseException:
         slide.close()
         raise
-    if direct is None and backend == "jpeg-tiff":
-        slide.close()
-        raise InputError(
-            f"its tiles cannot be decoded directly ({slide.format})",
-            subject=slide.name,
-            remedy="Leave the choice of the backend to `auto`.",
-        )
-    return direct or slide

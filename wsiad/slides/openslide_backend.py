@@ -39,11 +39,11 @@ class OpenSlideBackend(Slide):
         properties = dict(self._handle.properties)
         self.format = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         width, height = self._handle.dimensions
-        self.levels = tuple(
-            Level(Size(w, h), true_downsample(width, w), true_downsample(height, h))
-            for w, h in self._handle.level_dimensions
-        )
         self._reported = self._handle.level_downsamples
+        self.levels = tuple(
+            Level(Size(w, h), _downsample(width, w, ratio), _downsample(height, h, ratio))
+            for (w, h), ratio in zip(self._handle.level_dimensions, self._reported, strict=True)
+        )
         self.bounds = _bounds(properties, Size(width, height))
         scale = find_scale(
             properties, slide=self.name, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
@@ -90,6 +90,13 @@ class OpenSlideBackend(Slide):
     def close(self) -> None:
         """Release the file."""
         self._handle.close()
+
+
+def _downsample(level0: int, level: int, reported: float) -> float:
+    """Level-0 pixels per level pixel: the reported integer if it explains the lengths."""
+    if reported.is_integer() and abs(level0 / reported - level) < 1:
+        return reported
+    return true_downsample(level0, level)
 
 
 def _open(path: Path, name: str) -> openslide.OpenSlide:

@@ -68,6 +68,8 @@ class Slide(ABC):
         The vendor's format, as OpenSlide names it.
     backend : str
         Which path its pixels take: ``"openslide"`` or ``"jpeg-tiff"``.
+    fallback : str
+        Why they do not take the direct path; empty where they do, or were not to.
     levels : tuple of Level
         Level 0 first.
     spacing : Spacing
@@ -82,6 +84,7 @@ class Slide(ABC):
     path: Path
     format: str
     backend: str
+    fallback: str = ""
     levels: tuple[Level, ...]
     spacing: Spacing
     spacing_source: str
@@ -91,6 +94,11 @@ class Slide(ABC):
     def size(self) -> Size:
         """Width and height of level 0, pixels."""
         return self.levels[0].size
+
+    @property
+    def read_by(self) -> str:
+        """The path its pixels take and, after a fallback, why: ``"openslide: grey JPEG"``."""
+        return f"{self.backend}: {self.fallback}" if self.fallback else self.backend
 
     @abstractmethod
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
