@@ -8,6 +8,7 @@ import platform
 from wsiad._version import __version__
 
 _PACKAGES = (
+    "imagecodecs",
     "numpy",
     "opencv-python-headless",
     "openslide-bin",

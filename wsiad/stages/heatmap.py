@@ -25,7 +25,14 @@ from wsiad.stages.heatmap_task import (
     HeatmapRow,
     SlideTask,
 )
-from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures, read_table
+from wsiad.stages.slide_table import (
+    FAILED,
+    SlideRow,
+    SlideTable,
+    backends,
+    failures,
+    read_table,
+)
 from wsiad.stages.tile import TileRow
 from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
@@ -119,8 +126,9 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     digest = _digest(config)
     _claim(config.out, digest)
     tasks = _tasks(config, preparation, target, digest)
-    facts = {"digest": digest, "run": str(config.run), "detector": record.detector}
-    write_json(config.out / FACTS, facts | {"versions": versions()})
+    facts: dict[str, Any] = {"digest": digest, "run": str(config.run), "detector": record.detector}
+    facts["versions"] = versions()
+    write_json(config.out / FACTS, facts)
     write_config(config.out / "config.yaml", config)
     write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
@@ -133,6 +141,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         label="heatmap",
         quiet=config.quiet,
     )
+    paths = backends(read_table(table.path, HeatmapRow))
+    write_json(config.out / FACTS, facts | {"backends": paths})
     report = write_results_report(config.out, seconds={"heatmap": time.monotonic() - start})
     summary = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored; see {report}"
     return HeatmapResult(config.out, tuple(rows), summary)

@@ -69,6 +69,7 @@ class _Source:
     mask: npt.NDArray[np.bool_]
     placement: PixelMap
     stain_fallback: str | None
+    backend: str
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,6 +163,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             plan.tissue.mask,
             plan.tissue.placement,
             plan.stain.fallback,
+            slide.read_by,
         )
         return _finish(task, detector, calibration, source, start)
 
@@ -182,6 +184,7 @@ def _stored_source(task: SlideTask, detector: Detector) -> _Source:
         mask,
         PixelMap(*slide.facts["tissue"]["placement"]),
         slide.facts["stain"].get("fallback"),
+        "store",
     )
 
 
@@ -203,6 +206,7 @@ def _finish(
             label=task.slide.label,
             split=task.slide.split,
             file=str(task.slide.path),
+            backend=source.backend,
         )
         write_picture(folder / "tissue.png", outline(source.thumbnail, source.mask))
         if heatmap:

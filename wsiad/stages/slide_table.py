@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -37,6 +37,9 @@ class SlideRow:
         From the manifest.
     file : str
         Where it was read from.
+    backend : str
+        What read its pixels, and why not directly: ``"jpeg-tiff"``, ``"openslide"``,
+        ``"openslide: format leica"``, ``"store"``; empty where nothing was read.
     """
 
     slide: str
@@ -50,6 +53,7 @@ class SlideRow:
     label: str = ""
     split: str = ""
     file: str = ""
+    backend: str = ""
 
 
 R = TypeVar("R", bound=SlideRow)
@@ -115,6 +119,8 @@ def read_table(path: Path, row: type[R]) -> list[R]:
 def _parse(values: dict[str, str], row: type[R]) -> R:
     parsed: dict[str, object] = {}
     for field in fields(row):
+        if field.name not in values and field.default is not MISSING:
+            continue  # a column that this version of the table did not have yet
         text = values[field.name]
         kind = str(field.type)
         if "None" in kind and text == "":
@@ -126,6 +132,16 @@ def _parse(values: dict[str, str], row: type[R]) -> R:
         else:
             parsed[field.name] = text
     return row(**parsed)  # type: ignore[arg-type]
+
+
+def backends(rows: Iterable[SlideRow]) -> dict[str, str]:
+    """Map slides to what read them; without those that nothing read."""
+    return {row.slide: row.backend for row in rows if row.backend}
+
+
+def backend_text(read: Mapping[str, object]) -> str:
+    """Say what read a stored slide, as :attr:`wsiad.slides.slide.Slide.read_by` does."""
+    return ": ".join(str(read[key]) for key in ("backend", "fallback") if read.get(key))
 
 
 def failures(rows: Iterable[SlideRow]) -> list[SlideRow]:

@@ -15,7 +15,13 @@ from wsiad.files import fingerprint, write_json
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.stages.batch import run_batch
-from wsiad.stages.slide_table import SlideRow, SlideTable, failures
+from wsiad.stages.slide_table import (
+    SlideRow,
+    SlideTable,
+    backend_text,
+    backends,
+    failures,
+)
 from wsiad.tiles.options import Preparation
 
 if TYPE_CHECKING:
@@ -144,6 +150,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         "failed": len(failures(rows)),
         "tiles": tiles,
         "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+        "backends": backends(rows),
     }
 
 
@@ -238,4 +245,5 @@ def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
         label=task.slide.label,
         split=task.slide.split,
         file=str(task.slide.path),
+        backend=backend_text(stored.facts["read"]),
     )

@@ -110,6 +110,7 @@ def _facts(
         },
         "read": {
             "backend": slide.backend,
+            "fallback": slide.fallback,
             "level": plan.scaled.level,
             "level_downsample": [level.downsample_x, level.downsample_y],
             "resampled": plan.scaled.resampled,
