@@ -17,6 +17,7 @@ from wsiad.heatmaps.heatmap import Heatmap
 RGB = npt.NDArray[np.uint8]
 
 _LONGEST_PX = 1600
+_BAND_ROWS = 128
 _OUTLINE = (0, 110, 60)
 
 
@@ -61,13 +62,19 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
     inside_x = (column >= 0) & (column < heatmap.size.width)
     inside_y = (row >= 0) & (row < heatmap.size.height)
     # Grey first: the colours of the stain and of the heatmap must not be confused.
-    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    picture = np.repeat((128 + grey / 2)[..., None], 3, axis=2)
-    rgba = scale.rgba(heatmap.scores[np.ix_(row[inside_y], column[inside_x])]).astype(np.float32)
-    alpha = rgba[..., 3:] / 255
-    where = np.ix_(np.flatnonzero(inside_y), np.flatnonzero(inside_x))
-    picture[where] = picture[where] * (1 - alpha) + rgba[..., :3] * alpha
-    return np.rint(picture).astype(np.uint8)
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)
+    picture = np.empty_like(thumbnail)
+    # In bands of rows: as floats, a large slide takes hundreds of megabytes.
+    for top in range(0, height, _BAND_ROWS):
+        band = slice(top, top + _BAND_ROWS)
+        shown = np.repeat((128 + grey[band].astype(np.float32) / 2)[..., None], 3, axis=2)
+        there = np.ix_(row[band][inside_y[band]], column[inside_x])
+        rgba = scale.rgba(heatmap.scores[there]).astype(np.float32)
+        alpha = rgba[..., 3:] / 255
+        where = np.ix_(np.flatnonzero(inside_y[band]), np.flatnonzero(inside_x))
+        shown[where] = shown[where] * (1 - alpha) + rgba[..., :3] * alpha
+        picture[band] = np.rint(shown)
+    return picture
 
 
 def write_picture(path: Path, picture: RGB) -> None:

@@ -62,7 +62,7 @@ class HeatmapConfig(HeatmapOptions):
     allow_upsampling: bool | None = None
     """Accept slides that are coarser than the run's scale; by default as the run's store."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """Windows scored at once."""
+    """The most windows scored at once; a CPU takes fewer, to the same scores."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     workers: Annotated[int, Field(ge=1)] = 1

@@ -44,7 +44,7 @@ from wsiad.stain.profile import StainProfile
 from wsiad.tiles.plan import plan_slide
 from wsiad.tiles.store import TileStore
 from wsiad.tiling import Grid
-from wsiad.training.device import choose_device
+from wsiad.training.device import choose_device, windows_at_once
 from wsiad.units import Microns, Spacing, SquareMicrons
 
 SLIDE = "slide.json"
@@ -191,7 +191,8 @@ def _stored_source(task: SlideTask, detector: Detector) -> _Source:
 def _finish(
     task: SlideTask, detector: Detector, calibration: Calibration, source: _Source, start: float
 ) -> HeatmapRow:
-    scored = score_windows(detector, source.batches, batch=task.batch)
+    batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
+    scored = score_windows(detector, source.batches, batch=batch)
     heatmap, windows, missing = _stitch(task, calibration, source, scored)
     with atomic_folder(task.folder) as folder:
         row = HeatmapRow(

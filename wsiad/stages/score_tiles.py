@@ -48,7 +48,7 @@ class ScoreTilesConfig(Config):
     """Labels that mean normal; by default those that `wsiad train` takes as healthy. Any
     other label means tumour, and groups without one are scored but not evaluated."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """Tiles scored at once."""
+    """The most tiles scored at once; a CPU takes fewer, to the same scores."""
     bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Resamples of the groups for the interval."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -119,7 +119,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     from wsiad.evaluation.auc import slide_auc, tile_auroc
     from wsiad.runs.run import RunFolder
     from wsiad.tiles.store import TileStore
-    from wsiad.training.device import choose_device
+    from wsiad.training.device import choose_device, windows_at_once
 
     start = time.monotonic()
     device = choose_device(config.device)
@@ -129,10 +129,11 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     check_prepared_alike(store, *run_preparation(config.run), keys=("mpp", "stain"))
     _claim(config.out)
     detector, calibration = folder.load_detector(device), folder.calibration()
+    batch = windows_at_once(config.batch, device, edge=detector.spec.size)
     slides = [slide for slide in store if len(slide)]
     if not slides:
         raise InputError("holds no tiles", subject=str(config.store))
-    groups = _scored(config, store, slides, detector)
+    groups = _scored(config, store, slides, detector, batch=batch)
     write_text(config.out / SCORES, _table(store, groups, calibration))
     positive, negative = (
         [g.scores.astype(np.float64) if g.truth == truth else np.zeros(0) for g in groups]
@@ -171,7 +172,12 @@ def _claim(out: Path) -> None:
 
 
 def _scored(
-    config: ScoreTilesConfig, store: TileStore, slides: list[StoredSlide], detector: Detector
+    config: ScoreTilesConfig,
+    store: TileStore,
+    slides: list[StoredSlide],
+    detector: Detector,
+    *,
+    batch: int,
 ) -> list[GroupScores]:
     labels = {row.slide: row.label for row in read_table(store.path / "slides.csv", TileRow)}
     groups = []
@@ -179,7 +185,7 @@ def _scored(
     with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:
         for slide in slides:
             parts = []
-            for windows in centre_windows(slide, detector.spec.size, batch=config.batch):
+            for windows in centre_windows(slide, detector.spec.size, batch=batch):
                 parts.append(detector.score(windows))
                 progress.update(len(windows), note=slide.name)
             label = labels.get(slide.name, "")

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.morphology import remove_small_objects
 
 from wsiad.geometry import PixelMap, Size
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.tissue.artefacts import is_black, is_pen, saturation
 from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
 from wsiad.units import Mpp
 
 _BAND_PX = 1024 * 4096
@@ -119,34 +118,50 @@ def segment(
     if pen.any():
         # The rim of a mark mixes with glass to pale tints that look like faint tissue.
         pen = cv2.dilate(pen.astype(np.uint8), _disc(48 / mpp)).astype(bool)
-    usable = valid & ~pen & ~is_black(smooth)
-    stained = saturation(smooth)
-    threshold = options.saturation_min
-    if usable.any():
-        counts, edges = np.histogram(stained[usable], bins=256, range=(0, 1))
-        if np.count_nonzero(counts) > 1:
-            otsu = threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2))
-            glass = _glass_saturation(smooth[usable], stained[usable])
-            highest = min(options.saturation_max, glass + options.glass_margin)
-            threshold = max(min(float(otsu), highest), options.saturation_min)
+    usable = valid & ~pen
+    stained = np.empty(usable.shape, np.float32)
+    for rows in bands(*usable.shape):
+        usable[rows] &= ~is_black(smooth[rows])
+        stained[rows] = saturation(smooth[rows])
+    threshold = _threshold(smooth, stained, usable, options)
     mask = usable & (stained > threshold)
+    del smooth, stained, pen  # a whole slide at once: what follows needs as much again
+    return _cleaned(mask, mpp=mpp, options=options) & usable, threshold, pen_share
+
+
+def _threshold(
+    rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask, options: TissueOptions
+) -> float:
+    """Saturation from which a usable pixel is tissue: Otsu's, within the options' range."""
+    counts, edges = np.zeros(256, np.int64), np.linspace(0, 1, 257)
+    for rows in bands(*usable.shape):
+        counts += np.histogram(stained[rows][usable[rows]], bins=256, range=(0, 1))[0]
+    if np.count_nonzero(counts) <= 1:
+        return options.saturation_min
+    otsu = threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2))
+    highest = min(
+        options.saturation_max, _glass_saturation(rgb, stained, usable) + options.glass_margin
+    )
+    return max(min(float(otsu), highest), options.saturation_min)
+
+
+def _cleaned(mask: Mask, *, mpp: float, options: TissueOptions) -> Mask:
+    """Smooth a mask; leave out small pieces and fill small holes."""
     kernel = _disc(options.smooth_um / mpp)
-    clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    clean = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, kernel)
     clean = cv2.morphologyEx(clean, cv2.MORPH_CLOSE, kernel)
-    result = clean.astype(bool)
-    # max_size counts pieces up to and including it; the options say "smaller than".
-    area = mpp**2
-    result = remove_small_objects(result, max_size=math.ceil(options.min_area_um2 / area) - 1)
+    pieces = without_small_pieces(clean.view(np.bool_), min_px=options.min_area_um2 / mpp**2)
     # Only what tissue encloses is a hole: the glass of a small slide is not.
-    holes = ndimage.binary_fill_holes(result) & ~result
-    large = remove_small_objects(holes, max_size=math.ceil(options.max_hole_um2 / area) - 1)
-    return (result | (holes & ~large)) & usable, threshold, pen_share
+    return without_small_holes(pieces, min_px=options.max_hole_um2 / mpp**2)
 
 
-def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32]) -> float:
-    """Median saturation of the lightest pixels, (N, 3), which are glass if any is."""
-    darkest = rgb.min(axis=-1)
-    return float(np.median(stained[darkest >= 0.95 * np.percentile(darkest, 99)]))
+def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask) -> float:
+    """Median saturation of the lightest usable pixels, which are glass if any is."""
+    darkest = np.empty(usable.shape, np.uint8)
+    for rows in bands(*usable.shape):
+        darkest[rows] = rgb[rows].min(axis=-1)
+    light = usable & (darkest >= 0.95 * np.percentile(darkest[usable], 99))
+    return float(np.median(stained[light]))
 
 
 def _disc(diameter_px: float) -> npt.NDArray[np.uint8]:
