@@ -26,6 +26,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import tifffile
+from peers import STAINTOOLS_TILES, peer_seconds
 
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
@@ -177,6 +178,9 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--stride", type=int)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--peers", action="store_true", help="also cuCIM, and OpenSlide with StainTools"
+    )
     parser.add_argument("--no-openslide", action="store_true", help="leave out the slow path")
     asked = parser.parse_args()
     cv2.setNumThreads(1)
@@ -193,7 +197,22 @@ def main() -> None:
                 measure(path, options, folder / "store", openslide=not asked.no_openslide)
                 for _ in range(asked.runs)
             ]
+            if asked.peers:
+                add_peers(runs, path, options)
             report(runs, f"{path.name}, {asked.tile} px at {mpp:g} µm/px")
+
+
+def add_peers(runs: list[dict[str, float]], path: Path, options: Preparation) -> None:
+    """Measure what is installed of other software, once, and relate it to each run."""
+    with open_slide(path) as slide:
+        plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
+        seconds = peer_seconds(path, plan)
+    for row in seconds:
+        if row.endswith("*"):
+            rate = f"{len(plan) / seconds[row]:.2g} tiles/s"
+            print(f"* {rate}, extrapolated from {STAINTOOLS_TILES} of {len(plan)} tiles")
+    for run in runs:
+        run.update(seconds)
 
 
 def report(runs: list[dict[str, float]], title: str) -> None:
