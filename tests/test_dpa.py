@@ -100,10 +100,10 @@ def test_killed_fit_ends_like_one_that_was_not(tmp_path, weights):
     first = whole.fit(HEALTHY, context(tmp_path / "whole", weights, steps=11))
 
     class Dying(ArrayTiles):
-        def shuffled(self, batch, *, seed, epoch):
-            if epoch == 2:  # three batches an epoch: after step 6
+        def shuffled(self, batch, **order):
+            if order["epoch"] == 2:  # three batches an epoch: after step 6
                 raise KeyboardInterrupt
-            return super().shuffled(batch, seed=seed, epoch=epoch)
+            return super().shuffled(batch, **order)
 
     dying = HealthyTiles(Dying(SMOOTH[:22]), HEALTHY.stop)
     with pytest.raises(KeyboardInterrupt):

@@ -50,8 +50,8 @@ class Dying(ArrayTiles):
         super().__init__(tiles)
         self.left = batches
 
-    def shuffled(self, batch, *, seed, epoch):
-        for tiles in super().shuffled(batch, seed=seed, epoch=epoch):
+    def shuffled(self, batch, **order):
+        for tiles in super().shuffled(batch, **order):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1

@@ -8,6 +8,12 @@ Each verb of the command line is one function here, with the same typed config::
     wsiad.heatmap(run="runs/dpa", slides=["test_slides/"], out="results/")
     wsiad.evaluate(results="results/", reference="reference.csv", annotations="xml/")
 
+Its tiles, in shuffled batches for a training of your own::
+
+    dataset = wsiad.TileDataset("store/", batch=256)
+    for tiles in dataset.loader(workers=4):  # uint8 (256, S, S, 3)
+        ...
+
 Names are imported on first use, so that ``import wsiad`` and ``wsiad --help`` stay quick.
 """
 
@@ -28,8 +34,13 @@ if TYPE_CHECKING:
     from wsiad.stages.score_tiles import score_tiles
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
+    from wsiad.tiles.store import TileStore
+    from wsiad.tiles.torch_dataset import TileBatch, TileDataset
 
 __all__ = [
+    "TileBatch",
+    "TileDataset",
+    "TileStore",
     "__version__",
     "demo",
     "doctor",
@@ -42,14 +53,21 @@ __all__ = [
     "train",
 ]
 
-_VERBS = frozenset(__all__) - {"__version__"}
+_CLASSES = {
+    "TileBatch": "wsiad.tiles.torch_dataset",
+    "TileDataset": "wsiad.tiles.torch_dataset",
+    "TileStore": "wsiad.tiles.store",
+}
+_VERBS = frozenset(__all__) - {"__version__"} - _CLASSES.keys()
 
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return getattr(importlib.import_module(f"wsiad.stages.{name}"), name)
+    if name in _CLASSES:
+        return getattr(importlib.import_module(_CLASSES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | _VERBS)
+    return sorted(set(globals()) | set(__all__))

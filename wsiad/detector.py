@@ -60,8 +60,8 @@ class TileSource(Protocol):
         """Yield every tile once in a fixed order, in batches of at most ``batch``."""
         ...
 
-    def shuffled(self, batch: int, *, seed: int, epoch: int) -> Iterator[Tiles]:
-        """Yield full batches in an order that is a pure function of seed and epoch."""
+    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide."""
         ...
 
 

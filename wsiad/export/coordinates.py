@@ -20,7 +20,7 @@ import numpy as np
 
 from wsiad.errors import ExportError
 from wsiad.files import atomic_file
-from wsiad.tiles.store import StoredSlide
+from wsiad.tiles.stored_slide import StoredSlide
 
 Layout: TypeAlias = Literal["clam", "trident"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wsiad.files import atomic_folder
-from wsiad.tiles.store import StoredSlide
+from wsiad.tiles.stored_slide import StoredSlide
 
 ImageFormat: TypeAlias = Literal["png", "jpeg"]
 

@@ -13,7 +13,7 @@ from wsiad.detector import Detector, InputSpec
 from wsiad.errors import StoreMismatchError
 from wsiad.geometry import PixelMap
 from wsiad.tiles.plan import SlidePlan
-from wsiad.tiles.store import StoredSlide
+from wsiad.tiles.stored_slide import StoredSlide
 from wsiad.tiles.stream import stream
 from wsiad.tiling import Grid
 from wsiad.units import TilePx

@@ -21,7 +21,7 @@ from wsiad.stages.tile import TileRow
 
 if TYPE_CHECKING:
     from wsiad.export.tile_images import TileFile
-    from wsiad.tiles.store import StoredSlide
+    from wsiad.tiles.stored_slide import StoredSlide
 
 EXPORT, TABLE = "export.json", "tiles.csv"
 

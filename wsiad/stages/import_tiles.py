@@ -18,7 +18,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.stages.batch import run_batch
 from wsiad.stages.slide_table import SlideTable
 from wsiad.stages.tile import TileResult, TileRow, summary
-from wsiad.tiles.options import Preparation, StainOptions
+from wsiad.tiles.options import CompressionOptions, Preparation, StainOptions
 
 if TYPE_CHECKING:
     from wsiad.tiles.sources import TileImages
@@ -57,6 +57,8 @@ class ImportTilesConfig(Config):
     """How stains are made alike."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Sources imported at once, each by a process of its own."""
+    compression: CompressionOptions = CompressionOptions()
+    """How the store keeps its pixels."""
     quiet: bool = False
     """No progress output."""
 
@@ -109,7 +111,8 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     groups = _groups(config)
     tile = config.tile or _tile_of(config)
     preparation = config.preparation(tile)
-    TileStore.create(config.out, preparation, stain_target(preparation).to_dict())
+    target = stain_target(preparation).to_dict()
+    TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [

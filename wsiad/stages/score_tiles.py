@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from wsiad.detector import Detector
     from wsiad.evaluation.bootstrap import Estimate
     from wsiad.runs.calibration import Calibration
-    from wsiad.tiles.store import StoredSlide, TileStore
+    from wsiad.tiles.store import TileStore
+    from wsiad.tiles.stored_slide import StoredSlide
 
 SCORES, EVALUATION = "scores.csv", "evaluation.json"
 

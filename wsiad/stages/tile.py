@@ -22,7 +22,7 @@ from wsiad.stages.slide_table import (
     backends,
     failures,
 )
-from wsiad.tiles.options import Preparation
+from wsiad.tiles.options import CompressionOptions, Preparation
 
 if TYPE_CHECKING:
     from wsiad.tiles.store import TileStore
@@ -38,6 +38,8 @@ class TileConfig(Preparation):
     coords: Path | None = None
     """Folder of HDF5 files as CLAM's or TRIDENT's that say where tiles lie, one a slide; in
     place of the grid and of `min_coverage`."""
+    compression: CompressionOptions = CompressionOptions()
+    """How the store keeps its pixels."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Slides tiled at once, each by a process of its own."""
     quiet: bool = False
@@ -119,7 +121,7 @@ def tile(config: TileConfig) -> TileResult:
     start = time.monotonic()
     inputs = find_slides(config.slides)
     target = stain_target(config).to_dict()
-    TileStore.create(config.out, config, target)
+    TileStore.create(config.out, config, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [

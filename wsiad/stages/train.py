@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from wsiad.runs.split import SlideTiles
     from wsiad.tiles.arrays import ArrayTiles
     from wsiad.tiles.dataset import ChunkedTiles
-    from wsiad.tiles.store import StoredSlide, TileStore
+    from wsiad.tiles.store import TileStore
+    from wsiad.tiles.stored_slide import StoredSlide
 
 logger = logging.getLogger(__name__)
 

@@ -52,8 +52,10 @@ class ArrayTiles:
         for start in range(0, len(self._tiles), batch):
             yield self._tiles[start : start + batch]
 
-    def shuffled(self, batch: int, *, seed: int, epoch: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield full batches in an order that is a pure function of seed and epoch.
+    def shuffled(
+        self, batch: int, *, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
 
         The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
         one by coming round again.
@@ -61,5 +63,5 @@ class ArrayTiles:
         order = np.random.default_rng([seed, epoch]).permutation(len(self._tiles))
         if len(order) < batch:
             order = np.resize(order, batch)
-        for start in range(0, len(order) - batch + 1, batch):
-            yield self._tiles[order[start : start + batch]]
+        for first in range(start * batch, len(order) - batch + 1, batch):
+            yield self._tiles[order[first : first + batch]]

@@ -1,8 +1,8 @@
 """Tiles of a store as what a detector draws from (:class:`wsiad.detector.TileSource`).
 
 Reading single tiles of a chunked, compressed store at random decodes a whole chunk for
-each. Here whole chunks are read: all of them once, where the tiles fit in memory, else in
-shuffled groups of chunks, whose tiles are shuffled in turn.
+each. Here whole chunks are read: all of them once, where the tiles fit in memory, else
+through a shuffling buffer (:mod:`wsiad.tiles.buffer`).
 
 Memory bound: ``buffer_bytes`` and one batch.
 """
@@ -10,30 +10,18 @@ Memory bound: ``buffer_bytes`` and one batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.tiles import buffer, order
 from wsiad.tiles.arrays import ArrayTiles
-from wsiad.tiles.store import StoredSlide
+from wsiad.tiles.stored_slide import StoredSlide
 from wsiad.units import TilePx
 
 BUFFER_BYTES = 2**31
 
 Tiles = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    slide: StoredSlide
-    start: int
-    tiles: npt.NDArray[np.int64]
-    """Wanted tiles, counted from ``start``."""
-
-    def read(self) -> Tiles:
-        stop = self.start + int(self.tiles.max()) + 1
-        return self.slide.tiles(self.start, stop)[self.tiles]
 
 
 def store_tiles(
@@ -49,14 +37,21 @@ def store_tiles(
         Slides and the indices of their tiles that are wanted.
     buffer_bytes : int
         Up to this many bytes of tiles are held in memory.
+
+    Raises
+    ------
+    StoreError
+        A chunk is damaged or missing.
     """
     chunked = ChunkedTiles(parts, buffer_bytes=buffer_bytes)
     if len(chunked) * chunked.tile_bytes > buffer_bytes:
         return chunked
-    tile = chunked.tile
-    everything = list(chunked.ordered(4096))
-    empty = np.empty((0, tile, tile, 3), np.uint8)
-    return ArrayTiles(np.concatenate(everything or [empty]))
+    tiles = np.empty((len(chunked), chunked.tile, chunked.tile, 3), np.uint8)
+    filled = 0
+    for batch in chunked.ordered(4096):
+        tiles[filled : filled + len(batch)] = batch
+        filled += len(batch)
+    return ArrayTiles(tiles)
 
 
 class ChunkedTiles:
@@ -70,11 +65,13 @@ class ChunkedTiles:
     ) -> None:
         if not parts:
             raise ValueError("a source needs at least one slide")
-        self._tile = parts[0][0].tile
+        self._slides = [slide for slide, _ in parts]
+        self._tile = self._slides[0].tile
         self.tile_bytes = self._tile**2 * 3
-        self._chunks = [chunk for slide, wanted in parts for chunk in _chunks(slide, wanted)]
-        self._count = sum(len(chunk.tiles) for chunk in self._chunks)
-        self._buffer_tiles = max(1, buffer_bytes // self.tile_bytes)
+        sizes = [slide.chunk for slide in self._slides]
+        self._chunks = order.Chunks.of([wanted for _, wanted in parts], sizes=sizes)
+        self._shape = (max(sizes), self._tile, self._tile, 3)
+        self._window = buffer.window_of(buffer_bytes, max(sizes) * self.tile_bytes)
 
     @property
     def tile(self) -> TilePx:
@@ -82,48 +79,37 @@ class ChunkedTiles:
         return self._tile
 
     def __len__(self) -> int:
-        return self._count
+        return self._chunks.tiles
+
+    def _read(self, chunk: int, out: Tiles) -> None:
+        slide = self._slides[self._chunks.slide[chunk]]
+        slide.read_chunk(int(self._chunks.number[chunk]), out[: slide.chunk])
 
     def ordered(self, batch: int) -> Iterator[Tiles]:
         """Yield every tile once, slide by slide, in batches of at most ``batch``."""
-        for chunk in self._chunks:
-            tiles = chunk.read()
+        for chunk in range(len(self._chunks)):
+            tiles = np.empty(self._shape, np.uint8)
+            self._read(chunk, tiles)
+            wanted = self._chunks.tiles_of(chunk)
+            tiles = tiles[wanted] if len(wanted) < len(tiles) else tiles
             for start in range(0, len(tiles), batch):
                 yield tiles[start : start + batch]
 
-    def shuffled(self, batch: int, *, seed: int, epoch: int) -> Iterator[Tiles]:
-        """Yield full batches in an order that is a pure function of seed and epoch."""
-        rng = np.random.default_rng([seed, epoch])
-        rest = np.empty((0, self._tile, self._tile, 3), np.uint8)
-        yielded = False
-        for group in self._groups(rng):
-            tiles = np.concatenate([rest, *(chunk.read() for chunk in group)])
-            rng.shuffle(tiles)
-            full = len(tiles) // batch * batch
-            for start in range(0, full, batch):
-                yielded = True
-                yield tiles[start : start + batch]
-            rest = tiles[full:]
-        if not yielded and len(rest):
-            yield np.resize(rest, (batch, *rest.shape[1:]))
+    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
 
-    def _groups(self, rng: np.random.Generator) -> Iterator[list[_Chunk]]:
-        group: list[_Chunk] = []
-        held = 0
-        for index in rng.permutation(len(self._chunks)):
-            chunk = self._chunks[int(index)]
-            if group and held + len(chunk.tiles) > self._buffer_tiles:
-                yield group
-                group, held = [], 0
-            group.append(chunk)
-            held += len(chunk.tiles)
-        if group:
-            yield group
-
-
-def _chunks(slide: StoredSlide, wanted: npt.NDArray[np.int64]) -> Iterator[_Chunk]:
-    wanted = np.sort(wanted)
-    size = slide.chunk
-    for number in np.unique(wanted // size):
-        inside = wanted[wanted // size == number]
-        yield _Chunk(slide, int(number) * size, inside - int(number) * size)
+        The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
+        one by coming round again.
+        """
+        visits = order.every_tile(self._chunks)
+        chosen = order.shuffled(visits, window=self._window, seed=seed, epoch=epoch)
+        full = len(chosen) // batch * batch
+        for tiles, _ in buffer.batches(
+            chosen,
+            self._read,
+            chunk_shape=self._shape,
+            batch=batch,
+            start=start * batch,
+            stop=full or None,
+        ):
+            yield tiles if full else np.resize(tiles, (batch, *tiles.shape[1:]))

@@ -16,43 +16,41 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
+from wsiad.tiles.codecs import array_codecs, decoded, encode
+from wsiad.tiles.options import CompressionOptions
+from wsiad.tiles.pixel_error import PixelError
+from wsiad.tiles.shards import ShardWriter
 from wsiad.tiles.store import GROUPS, TileStore
 
 _CHUNK_BYTES = 3 * 2**20
-"""About 16 tiles of 256 px: measured, reads of whole chunks are several times faster
-than of single tiles, and larger chunks only cost memory."""
+"""About 16 tiles of 256 px: measured, larger chunks are not faster, and smaller ones cost
+more of what a chunk costs whatever its size (docs/performance.md)."""
 _CHUNKS_PER_SHARD = 16
 
 
 class TileArray:
-    """The array of tiles of a group, written one whole shard at a time.
+    """The array of tiles of a group, written chunk by chunk.
+
+    Memory bound: one chunk, about 3 MB, and what its coding takes.
 
     Parameters
     ----------
     group : zarr.Group
-        New, without an array of that name.
-    expected : int
-        Tiles that will come; fewer or more may.
+        New, in a folder, without an array of that name.
     tile : int
         Edge of the tiles, pixels.
+    compression : CompressionOptions
     """
 
-    def __init__(self, group: zarr.Group, expected: int, tile: int) -> None:
+    def __init__(self, group: zarr.Group, tile: int, compression: CompressionOptions) -> None:
         tile_bytes = tile * tile * 3
         chunk = max(1, min(1024, 2 ** round(np.log2(max(1.0, _CHUNK_BYTES / tile_bytes)))))
-        self._shard = chunk * _CHUNKS_PER_SHARD
-        self._array = group.create_array(
-            "tiles",
-            shape=(expected, tile, tile, 3),
-            chunks=(chunk, tile, tile, 3),
-            shards=(self._shard, tile, tile, 3),
-            dtype="uint8",
-            compressors=ZstdCodec(level=1),
-            dimension_names=("tile", "y", "x", "channel"),
-            # Else zarr compares each chunk with its fill value, at the price of compressing it.
-            config={"write_empty_chunks": True},
+        self._group, self._compression = group, compression
+        self._error = PixelError() if compression.lossy else None
+        self._writer = ShardWriter(
+            Path(group.store.root) / group.path / "tiles", chunks=_CHUNKS_PER_SHARD, axes=4
         )
-        self._buffer = np.empty((self._shard, tile, tile, 3), np.uint8)
+        self._buffer = np.zeros((chunk, tile, tile, 3), np.uint8)
         self._filled = 0
         self._written = 0
 
@@ -63,27 +61,51 @@ class TileArray:
 
     def append(self, tiles: npt.NDArray[np.uint8]) -> None:
         """Add tiles, uint8 (N, tile, tile, 3)."""
+        chunk = len(self._buffer)
         while len(tiles):
-            room = min(len(tiles), self._shard - self._filled)
+            if not self._filled and len(tiles) >= chunk:
+                self._write(tiles[:chunk], chunk)
+                tiles = tiles[chunk:]
+                continue
+            room = min(len(tiles), chunk - self._filled)
             self._buffer[self._filled : self._filled + room] = tiles[:room]
             self._filled += room
             tiles = tiles[room:]
-            if self._filled == self._shard:
+            if self._filled == chunk:
                 self._flush()
 
     def _flush(self) -> None:
-        end = self._written + self._filled
-        if self._filled:
-            if end > self._array.shape[0]:
-                self._array.resize((end, *self._array.shape[1:]))
-            self._array[self._written : end] = self._buffer[: self._filled]
-        self._written, self._filled = end, 0
+        self._buffer[self._filled :] = 0  # zarr's fill value: chunks are coded whole
+        count, self._filled = self._filled, 0
+        self._write(self._buffer, count)
+
+    def _write(self, tiles: npt.NDArray[np.uint8], count: int) -> None:
+        data = encode(tiles, self._compression)
+        self._writer.append(data)
+        if self._error is not None:
+            self._error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
+        self._written += count
 
     def finish(self) -> None:
-        """Write what is left, and let the array be as long as there are tiles."""
-        self._flush()
-        if self._written != self._array.shape[0]:
-            self._array.resize((self._written, *self._array.shape[1:]))
+        """Write what is left, and the array's metadata."""
+        if self._filled:
+            self._flush()
+        self._writer.close()
+        chunk, *tile = self._buffer.shape
+        self._group.create_array(
+            "tiles",
+            shape=(self._written, *tile),
+            chunks=(chunk, *tile),
+            shards=(chunk * _CHUNKS_PER_SHARD, *tile),
+            dtype="uint8",
+            dimension_names=("tile", "y", "x", "channel"),
+            **array_codecs(self._compression),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """How the tiles are kept, and the error of it if there is one, as JSON values."""
+        facts = self._compression.facts()
+        return facts if self._error is None else facts | {"error": self._error.values()}
 
 
 def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:

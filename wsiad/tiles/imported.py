@@ -34,7 +34,7 @@ def write_tiles(
 ) -> int:
     """Write the tiles of a source as a group of a store.
 
-    Memory bound: a shard of the store twice (about 100 MB) and some blocks of 8 MB.
+    Memory bound: a chunk of the store (about 3 MB) and some blocks of 8 MB.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def write_tiles(
     table = ColourTable.between(stain, StainProfile.from_dict(store.target))
     with beside(store, name) as folder:
         group = zarr.create_group(folder)
-        tiles = TileArray(group, 0, tile)
+        tiles = TileArray(group, tile, store.compression)
         names: list[bytes] = []
         quality: list[dict[str, npt.NDArray[np.float32]]] = []
         for block in _blocks(source.tiles(tile=tile), tile):
@@ -80,7 +80,8 @@ def write_tiles(
             write_array(group, column, np.concatenate([part[column] for part in quality]))
         if any(names):
             write_array(group, "source_name", _padded(names))
-        group.attrs.put({"wsiad": _facts(store, source, tile, tiles.count, stain, fingerprint)})
+        facts = _facts(store, source, tile, tiles.count, stain, fingerprint)
+        group.attrs.put({"wsiad": facts | {"compression": tiles.facts()}})
         return tiles.count
 
 

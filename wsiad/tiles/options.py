@@ -24,6 +24,32 @@ class StainOptions(Config):
     """Tissue pixels, at the tiles' scale, that the stains are estimated from."""
 
 
+class CompressionOptions(Config):
+    """How a store keeps its pixels; see docs/store-format.md."""
+
+    codec: Literal["zstd", "none", "jpeg", "jpeg-xl"] = "zstd"
+    """`zstd` and `none` keep every pixel; `jpeg` and `jpeg-xl` do not, and state their error."""
+    level: Annotated[int, Field(ge=-50, le=19)] = -10
+    """Of zstd: higher is smaller and slower."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Of `jpeg` (4:4:4) and `jpeg-xl`."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether pixels are not what they were."""
+        return self.codec in ("jpeg", "jpeg-xl")
+
+    def of_pixels(self) -> dict[str, object]:
+        """Return what decides the pixels, as JSON values: nothing if they are kept."""
+        return {"codec": self.codec, "quality": self.quality} if self.lossy else {}
+
+    def facts(self) -> dict[str, object]:
+        """Return what was done, without the options of other codecs, as JSON values."""
+        if self.lossy:
+            return self.of_pixels()
+        return {"codec": self.codec} | ({"level": self.level} if self.codec == "zstd" else {})
+
+
 class Preparation(Config):
     """From slide to normalised tiles."""
 
@@ -61,15 +87,21 @@ class Preparation(Config):
         """Return the part that decides what the pixels are, without a verb's own fields."""
         return Preparation(**{key: getattr(self, key) for key in Preparation.model_fields})
 
-    def digest(self, target: dict[str, object]) -> str:
+    def digest(
+        self, target: dict[str, object], *, compression: CompressionOptions | None = None
+    ) -> str:
         """Identify the preparation together with the stain target's content.
 
         Parameters
         ----------
         target : dict
             The target's stain profile as JSON values: its file may move or change.
+        compression : CompressionOptions, optional
+            Counts only where it changes pixels.
         """
         values = self.preparation().model_dump(mode="json")
         values["stain"]["target"] = target
+        if compression is not None and compression.lossy:
+            values["compression"] = compression.of_pixels()
         text = json.dumps(values, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

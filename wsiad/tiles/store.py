@@ -3,126 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import zarr
 
 from wsiad.errors import StoreError, StoreMismatchError
 from wsiad.files import write_json
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.tiles.options import Preparation
-from wsiad.tiling import Grid
-from wsiad.units import Mpp, Spacing, TilePx
+from wsiad.tiles.options import CompressionOptions, Preparation
+from wsiad.tiles.shards import ShardReader
+from wsiad.tiles.stored_slide import StoredSlide
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "wsiad-tile-store"
 FORMAT_VERSION = 1
 GROUPS = "slides.zarr"
 """Folder of the zarr hierarchy within a store."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSlide:
-    """A slide's group in a store, open for reading.
-
-    Parameters
-    ----------
-    name : str
-    group : zarr.Group
-    facts : dict
-        The group's ``wsiad`` attributes; see docs/store-format.md.
-    """
-
-    name: str
-    group: zarr.Group
-    facts: dict[str, Any]
-
-    def __len__(self) -> int:
-        return int(self.facts["tiles"])
-
-    @property
-    def status(self) -> str:
-        """``"ok"`` or ``"no-tissue"``."""
-        return str(self.facts["status"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the slide's file when it was tiled."""
-        return str(self.facts["slide"]["fingerprint"])
-
-    @property
-    def has_geometry(self) -> bool:
-        """Whether the tiles' places on a slide are known; imported tiles have none.
-
-        Without, there is no size, bounds, spacing, grid, nor the columns of places.
-        """
-        return bool(self.facts["slide"].get("geometry", True))
-
-    @property
-    def tile(self) -> TilePx:
-        """Edge of the square tiles, pixels at the store's µm/px."""
-        return TilePx(self.facts["grid"]["tile_px"])
-
-    @property
-    def size(self) -> Size:
-        """Width and height of the slide, level-0 pixels."""
-        return Size(*self.facts["slide"]["size_px"])
-
-    @property
-    def bounds(self) -> Box:
-        """Non-empty part of the slide, level-0 pixels."""
-        return Box(*self.facts["slide"]["bounds_px"])
-
-    @property
-    def spacing(self) -> Spacing:
-        """µm per level-0 pixel."""
-        x, y = self.facts["slide"]["spacing_um"]
-        return Spacing(Mpp(x), Mpp(y))
-
-    @property
-    def grid(self) -> Grid:
-        """Grid of the tiles."""
-        grid = self.facts["grid"]
-        return Grid(
-            TilePx(grid["tile_px"]),
-            TilePx(grid["stride_px"]),
-            grid["columns"],
-            grid["rows"],
-            PixelMap(*grid["pixels"]),
-        )
-
-    def tiles(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Read tiles ``start`` to ``stop``, uint8 (N, tile, tile, 3)."""
-        return np.asarray(self.group["tiles"][start:stop])
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column.
-
-        Raises
-        ------
-        KeyError
-            The slide has no such column.
-        """
-        return np.asarray(self.group[name][:])
-
-    def source_names(self) -> list[str]:
-        """Names that imported tiles had at their source, in the tiles' order.
-
-        Empty for tiles of a slide, and for sources whose tiles have no names.
-        """
-        if "source_name" not in self.group:
-            return []
-        rows = self.column("source_name")
-        return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
-
-    @property
-    def chunk(self) -> int:
-        """Tiles per chunk: what is read from disk at once."""
-        return int(self.group["tiles"].chunks[0])
 
 
 class TileStore:
@@ -152,6 +51,7 @@ class TileStore:
                 self.preparation = Preparation.model_validate(facts["preparation"])
                 self.target: dict[str, Any] = facts["stain_target"]
                 self.digest = str(facts["digest"])
+                self.compression = CompressionOptions.model_validate(facts.get("compression", {}))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise StoreError(
                 f"is damaged: its root group cannot be read ({error})",
@@ -167,7 +67,14 @@ class TileStore:
             )
 
     @classmethod
-    def create(cls, path: Path, preparation: Preparation, target: dict[str, Any]) -> TileStore:
+    def create(
+        cls,
+        path: Path,
+        preparation: Preparation,
+        target: dict[str, Any],
+        *,
+        compression: CompressionOptions | None = None,
+    ) -> TileStore:
         """Create a store, or open it if it was made with the same preparation.
 
         Parameters
@@ -177,6 +84,9 @@ class TileStore:
             What decides the pixels; one for all slides of a store.
         target : dict
             The stain target's profile as JSON values.
+        compression : CompressionOptions, optional
+            A store keeps that which it was made with; another one is refused if it
+            changes pixels.
 
         Raises
         ------
@@ -187,15 +97,22 @@ class TileStore:
         """
         preparation = preparation.preparation()
         target = json.loads(json.dumps(target))  # tuples become lists, as when read back
-        digest = preparation.digest(target)
+        compression = compression or CompressionOptions()
+        digest = preparation.digest(target, compression=compression)
         if (path / GROUPS / "zarr.json").exists():
             store = cls(path)
             if store.digest != digest:
                 raise StoreMismatchError(
                     f"was made with another configuration: "
-                    f"{_differences(store, preparation, target)}",
+                    f"{_differences(store, preparation, target, compression)}",
                     subject=str(path),
                     remedy="Use the same configuration, or another --out.",
+                )
+            if store.compression.facts() != compression.facts():
+                logger.warning(
+                    "%s: keeps the compression that it was made with, %s",
+                    path,
+                    store.compression.facts(),
                 )
             return store
         if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
@@ -210,6 +127,7 @@ class TileStore:
             "digest": digest,
             "preparation": preparation.model_dump(mode="json"),
             "stain_target": target,
+            "compression": compression.facts(),
         }
         # zarr's own writer is not atomic; a root group is one small JSON file.
         write_json(
@@ -247,7 +165,9 @@ class TileStore:
             )
         try:
             group = zarr.open_group(self.folder(name), mode="r")
-            return StoredSlide(name, group, dict(group.attrs)["wsiad"])
+            facts = dict(group.attrs)["wsiad"]
+            reader = ShardReader.of(self.folder(name) / "tiles")
+            return StoredSlide(name, group, facts, self.folder(name), reader)
         except (KeyError, ValueError, OSError) as error:
             raise StoreError(
                 f"the group of slide {name!r} is damaged: {error}",
@@ -264,7 +184,12 @@ def is_store(path: Path) -> bool:
     return (path / GROUPS / "zarr.json").exists()
 
 
-def _differences(store: TileStore, preparation: Preparation, target: dict[str, Any]) -> str:
+def _differences(
+    store: TileStore,
+    preparation: Preparation,
+    target: dict[str, Any],
+    compression: CompressionOptions,
+) -> str:
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key, value in values.items():
@@ -275,8 +200,8 @@ def _differences(store: TileStore, preparation: Preparation, target: dict[str, A
         return out
 
     there, here = (
-        flat(p.model_dump(mode="json", exclude={"stain": {"target"}}))
-        for p in (store.preparation, preparation)
+        flat(p.model_dump(mode="json", exclude={"stain": {"target"}}) | {"compression": c.facts()})
+        for p, c in ((store.preparation, store.compression), (preparation, compression))
     )
     found = [
         f"{key} is {there.get(key)!r} in the store and {here.get(key)!r} here"

@@ -51,12 +51,13 @@ def write_slide(
     slide = plan.scaled.slide
     with beside(store, slide.name) as folder:
         group = zarr.create_group(folder)
-        tiles = TileArray(group, len(plan), plan.grid.tile)
+        tiles = TileArray(group, plan.grid.tile, store.compression)
         columns, missing = _write_tiles(tiles, plan)
         for name, values in columns.items():
             write_array(group, name, values)
         write_array(group, "mask", plan.tissue.mask)
         facts = _facts(plan, store, fingerprint, tiles.count, missing + plan.outside)
+        facts["compression"] = tiles.facts()
         if coordinates is not None:
             facts["coordinates"] = {"fingerprint": coordinates}
         group.attrs.put({"wsiad": facts})

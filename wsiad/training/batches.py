@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple
 
 from wsiad.detector import Tiles, TileSource
@@ -44,8 +43,7 @@ def _forever(
     source: TileSource, batch: int, seed: int, epoch: int, position: int
 ) -> Iterator[Batch]:
     while True:
-        start = position
-        for tiles in islice(source.shuffled(batch, seed=seed, epoch=epoch), start, None):
+        for tiles in source.shuffled(batch, seed=seed, epoch=epoch, start=position):
             position += 1
             yield Batch(tiles, epoch, position)
         if position == 0:

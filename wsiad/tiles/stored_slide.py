@@ -1,0 +1,173 @@
+"""A slide's group in a tile store, open for reading (docs/store-format.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiad.errors import StoreError
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.tiles.shards import ShardReader
+from wsiad.tiling import Grid
+from wsiad.units import Mpp, Spacing, TilePx
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """A slide's group in a store, open for reading.
+
+    Parameters
+    ----------
+    name : str
+    group : zarr.Group
+    facts : dict
+        The group's ``wsiad`` attributes; see docs/store-format.md.
+    folder : Path
+        Of the group.
+    reader : ShardReader or None
+        Of the tiles; ``None`` where only zarr can read them.
+    """
+
+    name: str
+    group: zarr.Group
+    facts: dict[str, Any]
+    folder: Path
+    reader: ShardReader | None
+
+    def __len__(self) -> int:
+        return int(self.facts["tiles"])
+
+    @property
+    def status(self) -> str:
+        """``"ok"`` or ``"no-tissue"``."""
+        return str(self.facts["status"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the slide's file when it was tiled."""
+        return str(self.facts["slide"]["fingerprint"])
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether the tiles' places on a slide are known; imported tiles have none.
+
+        Without, there is no size, bounds, spacing, grid, nor the columns of places.
+        """
+        return bool(self.facts["slide"].get("geometry", True))
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the square tiles, pixels at the store's µm/px."""
+        return TilePx(self.facts["grid"]["tile_px"])
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the slide, level-0 pixels."""
+        return Size(*self.facts["slide"]["size_px"])
+
+    @property
+    def bounds(self) -> Box:
+        """Non-empty part of the slide, level-0 pixels."""
+        return Box(*self.facts["slide"]["bounds_px"])
+
+    @property
+    def spacing(self) -> Spacing:
+        """µm per level-0 pixel."""
+        x, y = self.facts["slide"]["spacing_um"]
+        return Spacing(Mpp(x), Mpp(y))
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the tiles."""
+        grid = self.facts["grid"]
+        return Grid(
+            TilePx(grid["tile_px"]),
+            TilePx(grid["stride_px"]),
+            grid["columns"],
+            grid["rows"],
+            PixelMap(*grid["pixels"]),
+        )
+
+    def tiles(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Read tiles ``start`` to ``stop``, uint8 (N, tile, tile, 3).
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self))
+        size = self.chunk
+        out = np.empty((max(0, stop - start), self.tile, self.tile, 3), np.uint8)
+        scratch = np.empty((size, *out.shape[1:]), np.uint8)
+        for number in range(start // size, -(-stop // size) if stop > start else 0):
+            first = number * size
+            if start <= first and first + size <= stop:
+                self.read_chunk(number, out[first - start : first - start + size])
+                continue
+            self.read_chunk(number, scratch)
+            low, high = max(start, first), min(stop, first + size)
+            out[low - start : high - start] = scratch[low - first : high - first]
+        return out
+
+    def read_chunk(self, number: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read a chunk of :attr:`chunk` tiles, what is beyond the last tile is undefined.
+
+        Parameters
+        ----------
+        number : int
+            Tiles ``number * chunk`` and on.
+        out : ndarray of uint8, (chunk, tile, tile, 3)
+            Where to; C-contiguous.
+
+        Raises
+        ------
+        StoreError
+            It is damaged or missing.
+        """
+        first = number * self.chunk
+        try:
+            if self.reader is not None:
+                self.reader.read(number, out)
+            else:
+                found = np.asarray(self.group["tiles"][first : first + self.chunk])
+                out[: len(found)] = found
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            last = min(first + self.chunk, len(self)) - 1
+            raise StoreError(
+                f"tiles {first} to {last} are damaged or missing: {error}",
+                subject=self.name,
+                remedy=f"Delete {self.folder} and tile the slide again.",
+            ) from error
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column.
+
+        Raises
+        ------
+        KeyError
+            The slide has no such column.
+        """
+        return np.asarray(self.group[name][:])
+
+    def source_names(self) -> list[str]:
+        """Names that imported tiles had at their source, in the tiles' order.
+
+        Empty for tiles of a slide, and for sources whose tiles have no names.
+        """
+        if "source_name" not in self.group:
+            return []
+        rows = self.column("source_name")
+        return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
+
+    @property
+    def chunk(self) -> int:
+        """Tiles per chunk: what is read from disk at once."""
+        if self.reader is not None:
+            return self.reader.shape[0]
+        return int(self.group["tiles"].chunks[0])
