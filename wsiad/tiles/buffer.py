@@ -1,6 +1,6 @@
-"""Tiles given in a shuffled order, while a thread reads the chunks that come next.
+"""Tiles given in a shuffled order, while threads read the chunks that come next.
 
-Memory bound: the chunks of :func:`chunk_budget`, and one batch.
+Memory bound: the buffer that :func:`window_of` was asked for, and one batch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Read = Callable[[int, Tiles], None]
 AHEAD = 4
 """Chunks that are read before they are needed."""
 
+_THREADS = 2
+"""Decoding a tile takes about three times as long as copying it into a batch."""
+
 
 def window_of(buffer_bytes: int, chunk_bytes: int) -> int:
     """How many visits a tile may wait, for the chunks held to fit in a buffer; at least 1."""
@@ -44,7 +47,7 @@ def batches(
     ----------
     order : Order
     read : callable
-        Reads a chunk; called by one other thread, in the order of reading.
+        Reads a chunk; called by other threads.
     chunk_shape : tuple of int
         Tiles a chunk, and the shape of a tile.
     batch : int
@@ -82,7 +85,7 @@ class _Held:
     ) -> None:
         self._order, self._read, self._left, self._shape = order, read, left, shape
         self._to_read = iter(np.flatnonzero(left).tolist())
-        self._pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        self._pool = stack.enter_context(ThreadPoolExecutor(max_workers=_THREADS))
         self._coming: deque[tuple[int, Future[Tiles]]] = deque()
         stack.callback(self._cancel)
         self._chunks: dict[int, Tiles] = {}

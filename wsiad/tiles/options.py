@@ -29,7 +29,7 @@ class CompressionOptions(Config):
 
     codec: Literal["zstd", "none", "jpeg", "jpeg-xl"] = "zstd"
     """`zstd` and `none` keep every pixel; `jpeg` and `jpeg-xl` do not, and state their error."""
-    level: Annotated[int, Field(ge=-50, le=19)] = -10
+    level: Annotated[int, Field(ge=-50, le=19)] = -20
     """Of zstd: higher is smaller and slower."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Of `jpeg` (4:4:4) and `jpeg-xl`."""
