@@ -111,7 +111,9 @@ def test_lossless_shards_are_zarrs_own_bytes(written, tmp_path, tiles):
     array[:] = tiles
     for path in sorted((tmp_path / "z/tiles").rglob("*")):
         if path.is_file():
-            assert path.read_bytes() == (folder / path.relative_to(tmp_path / "z/tiles")).read_bytes()
+            assert (
+                path.read_bytes() == (folder / path.relative_to(tmp_path / "z/tiles")).read_bytes()
+            )
 
 
 def test_default_needs_nothing_but_zarr(written, tiles):

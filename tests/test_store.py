@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,13 +306,30 @@ def test_stain_target_that_is_none(slides, tmp_path):
 
 
 @pytest.fixture
-def stored(slides, tmp_path):
+def small_chunks(monkeypatch):
+    """Stores of chunks of 16 tiles of 32 px."""
+    monkeypatch.setattr("wsiad.tiles.group._CHUNK_BYTES", 16 * 32 * 32 * 3)
+
+
+@pytest.fixture
+def stored(small_chunks, slides, tmp_path):
     tile(slides, tmp_path / "store", stride=8)
     return list(TileStore(tmp_path / "store"))
 
 
 def rows_of(batches):
     return {tile.tobytes() for batch in batches for tile in batch}
+
+
+def test_any_range_of_tiles(stored):
+    slide = stored[0]
+    everything = np.asarray(slide.group["tiles"][:])
+    assert slide.chunk == 16
+    for start, stop in ((0, 5), (3, 16), (16, 48), (7, 77), (0, len(slide)), (40, 10**6), (9, 9)):
+        np.testing.assert_array_equal(slide.tiles(start, stop), everything[start:stop])
+    unknown = replace(slide, reader=None)  # as of a layout that only zarr reads
+    np.testing.assert_array_equal(unknown.tiles(7, 77), everything[7:77])
+    assert unknown.chunk == 16
 
 
 def test_dataset_gives_every_wanted_tile(stored):
@@ -324,10 +342,10 @@ def test_dataset_gives_every_wanted_tile(stored):
         assert rows_of(source.ordered(7)) == expected
 
 
-def test_chunked_shuffle_is_a_pure_function_of_seed_and_epoch(stored, monkeypatch):
-    monkeypatch.setattr(type(stored[0]), "chunk", property(lambda self: 16))
+def test_chunked_shuffle_is_a_pure_function_of_seed_and_epoch(stored):
     parts = [(slide, np.arange(len(slide))) for slide in stored]
-    source = ChunkedTiles(parts, buffer_bytes=64 * 32 * 32 * 3)
+    source = ChunkedTiles(parts, buffer_bytes=12 * 16 * 32 * 32 * 3)
+    assert len(source) > 1000
 
     def order(**key):
         return [batch.tobytes() for batch in source.shuffled(10, **key)]
@@ -338,6 +356,8 @@ def test_chunked_shuffle_is_a_pure_function_of_seed_and_epoch(stored, monkeypatc
     assert first != order(seed=2, epoch=0)
     assert len(first) == len(source) // 10
     assert len(rows_of(source.shuffled(10, seed=1, epoch=0))) > 0.95 * len(first) * 10
+    for start in (1, 50, len(first) - 1, len(first)):
+        assert order(seed=1, epoch=0, start=start) == first[start:]
 
 
 def test_chunked_source_smaller_than_a_batch(stored):
@@ -345,6 +365,69 @@ def test_chunked_source_smaller_than_a_batch(stored):
     (batch,) = source.shuffled(8, seed=0, epoch=0)
     assert batch.shape == (8, 32, 32, 3)
     assert len(rows_of([batch])) == 3
+    assert list(source.shuffled(8, seed=0, epoch=0, start=1)) == []
+
+
+def test_damaged_chunk_is_named(stored):
+    slide = stored[0]
+    path = slide.folder / "tiles/c/0/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+    source = ChunkedTiles([(slide, np.arange(len(slide)))])
+    remedy = rf"Delete {slide.folder} and tile the slide again\."
+    for read in (
+        lambda: slide.tiles(3, 5),
+        lambda: list(source.shuffled(8, seed=0, epoch=0)),
+        lambda: store_tiles([(slide, np.arange(40))]),
+        lambda: replace(slide, reader=None).tiles(3, 5),
+    ):
+        with pytest.raises(StoreError, match=r"s0: tiles 0 to 15 are damaged .*" + remedy):
+            read()
+    assert slide.tiles(16, 20).shape == (4, 32, 32, 3)
+
+
+def test_lossy_store_states_its_error(slides, tmp_path):
+    whole = tile(slides, tmp_path / "whole")
+    lossy = tile(slides, tmp_path / "lossy", compression={"codec": "jpeg", "quality": 80})
+    assert not whole.failed + lossy.failed
+    for before, after in zip(TileStore(whole.store), TileStore(lossy.store), strict=True):
+        assert before.facts["compression"] == {"codec": "zstd", "level": -20}
+        facts = after.facts["compression"]
+        a, b = before.tiles(0, len(before)).astype(int), after.tiles(0, len(after))
+        assert (facts["codec"], facts["quality"]) == ("jpeg", 80)
+        assert facts["error"]["max_abs"] == np.abs(a - b).max() > 3
+        assert facts["error"]["mean_abs"] == pytest.approx(np.abs(a - b).mean(), abs=1e-4)
+    again = tile(slides, tmp_path / "again", compression={"codec": "jpeg", "quality": 80})
+    assert content(lossy.store / GROUPS) == content(again.store / GROUPS)
+    assert TileStore(whole.store).digest != TileStore(lossy.store).digest
+
+
+def test_other_compression_is_refused_where_it_changes_pixels(slides, tmp_path, caplog):
+    tile(slides / "s0.tif", tmp_path / "zstd")
+    with pytest.raises(StoreMismatchError, match=r"compression\.codec is 'zstd' in the store"):
+        tile(slides, tmp_path / "zstd", compression={"codec": "jpeg"})
+    assert not caplog.records
+    tile(slides, tmp_path / "zstd", compression={"codec": "none"})
+    assert "keeps the compression that it was made with" in caplog.text
+    kept = [slide.facts["compression"]["codec"] for slide in TileStore(tmp_path / "zstd")]
+    assert kept == ["zstd", "zstd"]
+    tile(slides, tmp_path / "jpeg", compression={"codec": "jpeg"})
+    for values in ({"codec": "jpeg", "quality": 90}, {"codec": "jpeg-xl"}, {}):
+        with pytest.raises(StoreMismatchError, match="compression"):
+            tile(slides, tmp_path / "jpeg", compression=values)
+
+
+def test_store_of_an_earlier_version_is_read(slides, tmp_path):
+    """Without `compression` in its attributes, and of another level of zstd."""
+    tile(slides, tmp_path / "store", compression={"level": 1})
+    before = TileStore(tmp_path / "store").slide("s0").tiles(0, 9)
+    for path in (tmp_path / "store" / GROUPS).glob("**/zarr.json"):
+        values = json.loads(path.read_text())
+        values.get("attributes", {}).get("wsiad", {}).pop("compression", None)
+        path.write_text(json.dumps(values))
+    np.testing.assert_array_equal(TileStore(tmp_path / "store").slide("s0").tiles(0, 9), before)
+    assert not tile(slides, tmp_path / "store").failed
 
 
 def test_shared_slide_if_present(tmp_path):
