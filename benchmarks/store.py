@@ -234,7 +234,14 @@ def read_shuffled(dataset: wsiad.TileDataset, loader: Any) -> tuple[int, float]:
 
 
 def measure_reads(
-    store: Path, folder: Path, *, runs: int, workers: list[int], batch: int, buffer_mb: int
+    store: Path,
+    folder: Path,
+    *,
+    runs: int,
+    workers: list[int],
+    threads: int,
+    batch: int,
+    buffer_mb: int,
 ) -> None:
     """Print the speed of shuffled training reads, as a share of sequential HDF5."""
     path = folder / "tiles.h5"
@@ -249,7 +256,12 @@ def measure_reads(
                 tiles[filled : filled + len(part)] = part
                 filled += len(part)
     dataset = wsiad.TileDataset(
-        store, batch=batch, balance="tiles", buffer_bytes=buffer_mb * 2**20, drop_last=False
+        store,
+        batch=batch,
+        balance="tiles",
+        buffer_bytes=buffer_mb * 2**20,
+        drop_last=False,
+        threads=threads,
     )
     loaders = {number: dataset.loader(workers=number) for number in workers}
     found: dict[str, list[tuple[float, float]]] = {}
@@ -287,6 +299,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--buffer-mb", type=int, default=256)
     asked = parser.parse_args()
@@ -306,6 +319,7 @@ def main() -> None:
                 folder,
                 runs=asked.runs,
                 workers=asked.workers,
+                threads=asked.threads,
                 batch=asked.batch,
                 buffer_mb=asked.buffer_mb,
             )

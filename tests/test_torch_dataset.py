@@ -100,7 +100,7 @@ def test_slides_are_given_fairly(store):
 def test_order_is_a_function_of_seed_and_epoch(store):
     data = dataset(store)
     first = places(data)
-    assert first == places(data) == places(dataset(store))
+    assert first == places(data) == places(dataset(store)) == places(dataset(store, threads=1))
     data.set_epoch(1)
     assert places(data) != first
     data.set_epoch(0)
@@ -253,6 +253,7 @@ def test_several_stores_and_some_slides(store):
         ({"slides": ["s1", "s9"]}, "no slide 's9'"),
         ({"slides": []}, "no tiles to draw from"),
         ({"batch": 0}, "at least 1"),
+        ({"threads": 0}, "at least 1"),
         ({"tiles_per_slide": 0}, "at least 1"),
         ({"balance": "stains"}, "not 'stains'"),
         ({"rank": 2, "world_size": 2}, "0 to 1, not 2"),

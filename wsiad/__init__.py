@@ -11,7 +11,7 @@ Each verb of the command line is one function here, with the same typed config::
 Its tiles, in shuffled batches for a training of your own::
 
     dataset = wsiad.TileDataset("store/", batch=256)
-    for tiles in dataset.loader(workers=4):  # uint8 (256, S, S, 3)
+    for tiles in dataset.loader():  # uint8 (256, S, S, 3)
         ...
 
 Names are imported on first use, so that ``import wsiad`` and ``wsiad --help`` stay quick.

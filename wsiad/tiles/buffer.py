@@ -23,7 +23,7 @@ Read = Callable[[int, Tiles], None]
 AHEAD = 4
 """Chunks that are read before they are needed."""
 
-_THREADS = 2
+THREADS = 2
 """Decoding a tile takes about three times as long as copying it into a batch."""
 
 
@@ -40,6 +40,7 @@ def batches(
     batch: int,
     start: int = 0,
     stop: int | None = None,
+    threads: int = THREADS,
 ) -> Iterator[tuple[Tiles, slice]]:
     """Yield tiles in their order, in batches of ``batch`` and a last one of what is left.
 
@@ -55,6 +56,8 @@ def batches(
     start, stop : int
         First tile to give, and the one before which to end; chunks of which nothing is
         given are not read.
+    threads : int
+        That read chunks; decoding does not hold Python's lock.
 
     Yields
     ------
@@ -66,7 +69,9 @@ def batches(
     stop = len(order) if stop is None else min(stop, len(order))
     left = np.bincount(order.visit[start:stop], minlength=len(order.chunk))
     with ExitStack() as stack:
-        held = _Held(order, read, left, chunk_shape, stack)
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=threads))
+        held = _Held(order, read, left, shape=chunk_shape, pool=pool)
+        stack.callback(held.cancel)
         for first in range(start, stop, batch):
             given = slice(first, min(first + batch, stop))
             yield held.take(given), given
@@ -80,20 +85,21 @@ class _Held:
         order: Order,
         read: Read,
         left: npt.NDArray[np.int64],
+        *,
         shape: tuple[int, ...],
-        stack: ExitStack,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self._order, self._read, self._left, self._shape = order, read, left, shape
+        self._order, self._read, self._left = order, read, left
+        self._shape, self._pool = shape, pool
         self._to_read = iter(np.flatnonzero(left).tolist())
-        self._pool = stack.enter_context(ThreadPoolExecutor(max_workers=_THREADS))
         self._coming: deque[tuple[int, Future[Tiles]]] = deque()
-        stack.callback(self._cancel)
         self._chunks: dict[int, Tiles] = {}
         self._free: list[Tiles] = []
         for _ in range(AHEAD):
             self._request()
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Read no more."""
         for _, future in self._coming:
             future.cancel()
 

@@ -76,6 +76,9 @@ class TileDataset(IterableDataset[Any]):
         tiles an epoch are left out, others in each. Else every tile is given.
     places : bool
         Give :class:`TileBatch` with the tiles' places instead of the pixels alone.
+    threads : int
+        That read and decode, of each worker; the order does not depend on them. They need
+        no worker processes, which pay for handing each batch over (docs/performance.md).
     rank, world_size : int, optional
         Which of how many processes this is; by default ``torch.distributed`` is asked.
 
@@ -96,7 +99,7 @@ class TileDataset(IterableDataset[Any]):
     >>> dataset = TileDataset("store/", batch=256)                    # doctest: +SKIP
     >>> for epoch in range(10):                                       # doctest: +SKIP
     ...     dataset.set_epoch(epoch)
-    ...     for tiles in dataset.loader(workers=4):  # uint8 (256, S, S, 3)
+    ...     for tiles in dataset.loader():  # uint8 (256, S, S, 3)
     ...         ...
     """
 
@@ -112,17 +115,19 @@ class TileDataset(IterableDataset[Any]):
         buffer_bytes: int = 2**30,
         drop_last: bool = True,
         places: bool = False,
+        threads: int = buffer.THREADS,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         super().__init__()
-        if batch < 1 or (tiles_per_slide is not None and tiles_per_slide < 1):
-            raise InputError("`batch` and `tiles_per_slide` must be at least 1")
+        if min(batch, threads, tiles_per_slide or 1) < 1 or tiles_per_slide == 0:
+            raise InputError("`batch`, `threads` and `tiles_per_slide` must be at least 1")
         if balance not in ("slides", "tiles"):
             raise InputError(f"`balance` is 'slides' or 'tiles', not {balance!r}")
         self.slides = _slides(stores, slides)
         self.batch, self._seed, self._balance = batch, seed, balance
-        self._buffer_bytes, self._drop_last, self._places = buffer_bytes, drop_last, places
+        self._buffer_bytes, self._drop_last = buffer_bytes, drop_last
+        self._places, self._threads = places, threads
         self._rank, self._world = _ranks(rank, world_size)
         sizes = [slide.chunk for slide in self.slides]
         lengths = [len(slide) for slide in self.slides]
@@ -153,7 +158,7 @@ class TileDataset(IterableDataset[Any]):
         ----------
         workers : int
             Processes that read, started by ``forkserver``; 0 to read in this process, by
-            a thread.
+            the dataset's threads.
         **options
             Of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
         """
@@ -179,6 +184,7 @@ class TileDataset(IterableDataset[Any]):
             batch=self.batch,
             start=len(range(turn, done, workers)) * self.batch,
             stop=chosen.least // self.batch * self.batch if self._drop_last else None,
+            threads=self._threads,
         )
         positions: dict[int, npt.NDArray[np.float64]] = {}
         for pixels, which in given:
