@@ -55,6 +55,10 @@ class InputError(WsiadError, ValueError):
     """What was given to work on is not usable: empty folder, bad manifest, name clash."""
 
 
+class ClusterError(WsiadError, RuntimeError):
+    """Machines to work on cannot be had: no batch system, a refused job, no scheduler."""
+
+
 class SlideError(WsiadError):
     """A slide cannot be used."""
 

@@ -43,21 +43,33 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside ``path`` to fill; rename it to ``path`` when whole.
 
-    An existing ``path`` is replaced. On any error the partial folder is removed.
+    An existing ``path`` is replaced, also one that another process has put there
+    meanwhile. On any error the partial folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        while not _put(partial, path):
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
         _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> bool:
+    """Rename a folder; False if there is another one of that name."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -7,16 +7,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, TypeVar
 
-from wsiad.cluster import run_tasks
+from wsiad.cluster.options import ComputeOptions, take_shard
+from wsiad.cluster.tasks import run_tasks
 from wsiad.errors import WsiadError
 from wsiad.files import DISK_FULL
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
-from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable
+from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
 
 logger = logging.getLogger(__name__)
+
+_TABLE_SECONDS = 1.0
+"""The least time between two writings of the table: on resumption slides take no time."""
 
 
 class SlideTaskLike(Protocol):
@@ -38,7 +43,7 @@ def run_batch(
     *,
     row: type[R],
     table: SlideTable[R],
-    workers: int,
+    options: ComputeOptions,
     label: str,
     quiet: bool,
 ) -> list[R]:
@@ -53,9 +58,9 @@ def run_batch(
     row : type
         Class of the rows.
     table : SlideTable
-        Gets every row as soon as it is there.
-    workers : int
-        Slides worked on at once.
+        Gets every row within a second or so.
+    options : ComputeOptions
+        How many slides are worked on at once, and where.
     label : str
         For the progress.
     quiet : bool
@@ -65,21 +70,65 @@ def run_batch(
     -------
     list
         Rows in order of the slides' names.
+
+    Raises
+    ------
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
     """
 
-    def lost(task: T, error: BaseException) -> R:
-        return failed_row(row, task.slide, f"its worker was lost ({type(error).__name__}: {error})")
+    def lost(task: T, reason: str) -> R:
+        return failed_row(row, task.slide, reason)
 
     guarded = functools.partial(_guarded, work, row)
-    rows = []
+    rows: list[R] = []
+    kept, start, tiles = 0, time.monotonic(), 0
+    last = start
     with Progress(label, total=len(tasks), unit="slide", quiet=quiet) as progress:
-        for done in run_tasks(guarded, tasks, workers=workers, failed=lost):
-            rows.append(done)
-            table.put(done)
-            if done.status == FAILED:
-                progress.message(f"FAILED {done.slide}")
-            progress.update(note=done.slide)
+        try:
+            for done in run_tasks(
+                guarded, tasks, options=options, failed=lost, notice=progress.message
+            ):
+                rows.append(done)
+                now = time.monotonic()
+                if now - last >= _TABLE_SECONDS:
+                    table.put(*rows[kept:])
+                    kept, last = len(rows), now
+                if done.status == FAILED:
+                    progress.message(f"FAILED {done.slide}")
+                tiles += getattr(done, "tiles", 0)
+                progress.update(note=_note(rows, tiles, now - start))
+        finally:
+            table.put(*rows[kept:])
     return sorted(rows, key=lambda done: done.slide)
+
+
+def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
+    """Say how the batch does, and which slide was the last."""
+    parts = [rows[-1].slide]
+    if tiles:
+        parts.insert(0, f"{tiles / seconds:.0f} tiles/s")
+    if failed := len(failures(rows)):
+        parts.insert(0, f"{failed} failed")
+    return ", ".join(parts)
+
+
+def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[SlideInput]:
+    """Return the slides of a shard ``"i/n"``, or all.
+
+    They are sorted by name first: shards that find them in another order are no less apart.
+    """
+    if shard is None:
+        return list(slides)
+    return take_shard(sorted(slides, key=lambda slide: (slide.name, str(slide.path))), shard)
+
+
+def record_path(out: Path, shard: str | None) -> Path:
+    """Where a call says what it did: ``run.json``, or a shard its own ``runs/shard-2-of-8.json``.
+
+    Shards share a folder; one that wrote its counts as those of all would be wrong.
+    """
+    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else "run.json")
 
 
 def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.files import fingerprint, write_json, write_text
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.stages.batch import run_batch
+from wsiad.stages.batch import record_path, run_batch, slides_of_shard
 from wsiad.stages.heatmap_task import (
     FACTS,
     HeatmapOptions,
@@ -48,7 +50,7 @@ NO_GEOMETRY = (
 """Why there is no heatmap of a group without geometry."""
 
 
-class HeatmapConfig(HeatmapOptions):
+class HeatmapConfig(ComputeOptions, HeatmapOptions):
     """Score slides with the detector of a run."""
 
     run: Path
@@ -65,8 +67,6 @@ class HeatmapConfig(HeatmapOptions):
     """The most windows scored at once; a CPU takes fewer, to the same scores."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Slides scored at once, each by a process of its own."""
     quiet: bool = False
     """No progress output."""
 
@@ -113,10 +113,11 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         No slides were found, or the folder holds results of another run or options.
     StoreError
         Slides are given as a store that is damaged or was prepared otherwise.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
     """
     from wsiad.export.qupath import import_script
     from wsiad.runs.run import RunFolder
-    from wsiad.stages.reporting import write_results_report
     from wsiad.training.device import choose_device
 
     start = time.monotonic()
@@ -125,7 +126,9 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     preparation, target = run_preparation(config.run)
     digest = _digest(config)
     _claim(config.out, digest)
-    tasks = _tasks(config, preparation, target, digest)
+    slides, from_store = _slides(config, preparation, target)
+    one = functools.partial(_task, config, from_store, preparation, target, digest)
+    tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
     facts: dict[str, Any] = {"digest": digest, "run": str(config.run), "detector": record.detector}
     facts["versions"] = versions()
     write_json(config.out / FACTS, facts)
@@ -137,15 +140,44 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         tasks,
         row=HeatmapRow,
         table=table,
-        workers=config.workers,
+        options=config,
         label="heatmap",
         quiet=config.quiet,
     )
-    paths = backends(read_table(table.path, HeatmapRow))
-    write_json(config.out / FACTS, facts | {"backends": paths})
-    report = write_results_report(config.out, seconds={"heatmap": time.monotonic() - start})
-    summary = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored; see {report}"
+    summary = _finish(config, facts, slides, rows, time.monotonic() - start)
     return HeatmapResult(config.out, tuple(rows), summary)
+
+
+def _finish(
+    config: HeatmapConfig,
+    facts: dict[str, Any],
+    slides: list[SlideInput],
+    rows: list[HeatmapRow],
+    seconds: float,
+) -> str:
+    """Write the report, as soon as every slide of all shards has its row; say what was done."""
+    from wsiad.stages.reporting import write_results_report
+
+    scored = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored"
+    there = read_table(config.out / "slides.csv", HeatmapRow)
+    waiting = {slide.name for slide in slides} - {row.slide for row in there}
+    if not waiting:
+        write_json(config.out / FACTS, facts | {"backends": backends(there)})
+    if config.shard is None:
+        report = write_results_report(config.out, seconds={"heatmap": seconds})
+        return f"{scored}; see {report}"
+    record = {
+        "versions": versions(),
+        "shard": config.shard,
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "backends": backends(rows),
+    }
+    write_json(record_path(config.out, config.shard), record)
+    if waiting:
+        return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
+    return f"{scored} in shard {config.shard}, the last; see {write_results_report(config.out)}"
 
 
 def _score_one(task: SlideTask) -> HeatmapRow:
@@ -184,8 +216,10 @@ def _digest(config: HeatmapConfig) -> str:
 def _claim(out: Path, digest: str) -> None:
     """Refuse a folder that holds results of another run or other options."""
     path = out / FACTS
+    # Looked for first: other shards, which may be starting now, write it second.
+    table = (out / "slides.csv").exists()
     if not path.exists():
-        if (out / "slides.csv").exists():
+        if table:
             raise InputError(
                 "holds a slides.csv that is not of a heatmap",
                 subject=str(out),
@@ -204,38 +238,51 @@ def _claim(out: Path, digest: str) -> None:
         )
 
 
-def _tasks(
-    config: HeatmapConfig, preparation: Preparation, target: dict[str, Any], digest: str
-) -> list[SlideTask]:
+def _slides(
+    config: HeatmapConfig, preparation: Preparation, target: dict[str, Any]
+) -> tuple[list[SlideInput], bool]:
+    """List what is to be scored, and whether it comes from a store."""
     from wsiad.tiles.store import is_store
 
-    from_store = any(is_store(path) for path in config.slides)
-    if from_store:
-        if len(config.slides) > 1:
-            raise InputError("give one store, or slides, not both")
-        slides = _store_slides(config.slides[0], preparation, target)
-    else:
-        slides = find_slides(config.slides)
+    if not any(is_store(path) for path in config.slides):
+        return find_slides(config.slides), False
+    if len(config.slides) > 1:
+        raise InputError("give one store, or slides, not both")
+    if config.stage_dir is not None:
+        raise InputError(
+            "is a store, which is not copied to a local disk",
+            subject=str(config.slides[0]),
+            remedy="Leave out --stage-dir, or give the slides themselves.",
+        )
+    return _store_slides(config.slides[0], preparation, target), True
+
+
+def _task(
+    config: HeatmapConfig,
+    from_store: bool,
+    preparation: Preparation,
+    target: dict[str, Any],
+    digest: str,
+    slide: SlideInput,
+) -> SlideTask:
     changes: dict[str, Any] = {}
     if config.slide_mpp is not None:
         changes["slide_mpp"] = config.slide_mpp
     if config.allow_upsampling is not None:
         changes["allow_upsampling"] = config.allow_upsampling
-    return [
-        SlideTask(
-            slide,
-            from_store,
-            config.out,
-            config.run,
-            config.options(),
-            preparation.model_copy(update=changes),
-            target,
-            digest,
-            config.batch,
-            config.device,
-        )
-        for slide in slides
-    ]
+    return SlideTask(
+        slide,
+        from_store,
+        config.out,
+        config.run,
+        config.options(),
+        preparation.model_copy(update=changes),
+        target,
+        digest,
+        config.batch,
+        config.device,
+        config.stage_dir,
+    )
 
 
 def check_prepared_alike(

@@ -38,6 +38,7 @@ from wsiad.heatmaps.windows import (
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
+from wsiad.slides.staging import staged
 from wsiad.stages.heatmap_task import HeatmapRow, SlideTask
 from wsiad.stages.slide_table import NO_TISSUE, OK
 from wsiad.stain.profile import StainProfile
@@ -139,13 +140,15 @@ def score_slide(task: SlideTask) -> HeatmapRow:
     detector, calibration = _loaded(task.run, task.device, task.digest)
     if task.from_store:
         return _finish(task, detector, calibration, _stored_source(task, detector), start)
-    opened = open_slide(
-        task.slide.path,
-        name=task.slide.name,
-        manifest_mpp=task.slide.mpp,
-        fallback_mpp=task.preparation.slide_mpp,
-    )
-    with opened as slide:
+    with (
+        staged(task.slide.path, task.stage_dir, name=task.slide.name) as local,
+        open_slide(
+            local,
+            name=task.slide.name,
+            manifest_mpp=task.slide.mpp,
+            fallback_mpp=task.preparation.slide_mpp,
+        ) as slide,
+    ):
         plan = plan_slide(
             slide,
             task.preparation,

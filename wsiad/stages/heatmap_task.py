@@ -85,6 +85,8 @@ class SlideTask:
         Of run and options.
     batch : int
     device : str
+    stage_dir : Path, optional
+        Where the slide is copied to before it is read.
     """
 
     slide: SlideInput
@@ -97,6 +99,7 @@ class SlideTask:
     digest: str
     batch: int
     device: str
+    stage_dir: Path | None = None
 
     @property
     def folder(self) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Config, Paths, verb, write_config
 from wsiad.errors import InputError, StoreMismatchError
 from wsiad.files import checked_name, fingerprint, write_json
@@ -124,7 +125,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
         tasks,
         row=TileRow,
         table=table,
-        workers=config.workers,
+        options=ComputeOptions(workers=config.workers),
         label="import",
         quiet=config.quiet,
     )

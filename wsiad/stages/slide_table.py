@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from wsiad.errors import InputError
 from wsiad.files import write_text
+from wsiad.locks import locked
 
 OK, NO_TISSUE, FAILED = "ok", "no-tissue", "failed"
 
@@ -60,7 +61,9 @@ R = TypeVar("R", bound=SlideRow)
 
 
 class SlideTable(Generic[R]):
-    """A ``slides.csv`` that is rewritten, whole, whenever a slide is done.
+    """A ``slides.csv`` that is rewritten, whole, whenever slides are done.
+
+    Several processes, also of several machines, may put rows into one table at once.
 
     Parameters
     ----------
@@ -72,19 +75,33 @@ class SlideTable(Generic[R]):
 
     def __init__(self, path: Path, row: type[R]) -> None:
         self.path, self._row = path, row
-        self._rows: dict[str, R] = {item.slide: item for item in read_table(path, row)}
+        self._earlier: dict[str, R] = {item.slide: item for item in read_table(path, row)}
+        self._put: dict[str, R] = {}
 
     def get(self, slide: str) -> R | None:
-        """Row of a slide, if there is one."""
-        return self._rows.get(slide)
+        """Row of a slide when the table was opened, or as it was put since."""
+        return self._put.get(slide) or self._earlier.get(slide)
 
     def put(self, *rows: R) -> None:
-        """Set rows and write the table."""
-        self._rows.update({row.slide: row for row in rows})
+        """Set rows and write the table, with what others have put into it meanwhile.
+
+        Raises
+        ------
+        InputError
+            The table was damaged, or others kept it busy for minutes.
+        """
+        given = {row.slide: row for row in rows}
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            there = {row.slide: row for row in read_table(self.path, self._row)}
+            # Rows of ours come back, should one whose lock was taken over have dropped them.
+            self._write({**self._put, **there, **given})
+        self._put.update(given)
+
+    def _write(self, rows: dict[str, R]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in fields(self._row)])
         writer.writeheader()
-        for _, row in sorted(self._rows.items()):
+        for _, row in sorted(rows.items()):
             writer.writerow({key: _text(value) for key, value in asdict(row).items()})
         write_text(self.path, text.getvalue())
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import StoreMismatchError
 from wsiad.files import fingerprint, write_json
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.stages.batch import run_batch
+from wsiad.stages.batch import record_path, run_batch, slides_of_shard
 from wsiad.stages.slide_table import (
     SlideRow,
     SlideTable,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from wsiad.tiles.store import TileStore
 
 
-class TileConfig(Preparation):
+class TileConfig(ComputeOptions, Preparation):
     """Slides into a zarr store of stain-normalised tissue tiles."""
 
     slides: Annotated[Paths, Field(min_length=1)]
@@ -40,8 +41,6 @@ class TileConfig(Preparation):
     place of the grid and of `min_coverage`."""
     compression: CompressionOptions = CompressionOptions()
     """How the store keeps its pixels."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Slides tiled at once, each by a process of its own."""
     quiet: bool = False
     """No progress output."""
 
@@ -96,6 +95,7 @@ class _Task:
     target: dict[str, Any]
     earlier: TileRow | None
     coords: Path | None = None
+    stage_dir: Path | None = None
 
 
 @verb(TileConfig)
@@ -113,19 +113,29 @@ def tile(config: TileConfig) -> TileResult:
         The store was made with another configuration.
     StainError
         The stain target cannot be used.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
     """
     # Heavy, and of no use to `--help`.
     from wsiad.tiles.stain_target import stain_target
     from wsiad.tiles.store import TileStore
 
     start = time.monotonic()
-    inputs = find_slides(config.slides)
+    inputs = slides_of_shard(find_slides(config.slides), config.shard)
     target = stain_target(config).to_dict()
     TileStore.create(config.out, config, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [
-        _Task(slide, config.out, config.preparation(), target, table.get(slide.name), config.coords)
+        _Task(
+            slide,
+            config.out,
+            config.preparation(),
+            target,
+            table.get(slide.name),
+            config.coords,
+            config.stage_dir,
+        )
         for slide in inputs
     ]
     rows = run_batch(
@@ -133,12 +143,13 @@ def tile(config: TileConfig) -> TileResult:
         tasks,
         row=TileRow,
         table=table,
-        workers=config.workers,
+        options=config,
         label="tile",
         quiet=config.quiet,
     )
     seconds = time.monotonic() - start
-    write_json(config.out / "run.json", summary(rows, seconds))
+    record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})
+    write_json(record_path(config.out, config.shard), record)
     return TileResult(config.out, tuple(rows))
 
 
@@ -204,6 +215,7 @@ def _coordinates(task: _Task) -> tuple[Path | None, str | None]:
 
 def _tiled(task: _Task) -> TileRow:
     from wsiad.slides.opening import open_slide
+    from wsiad.slides.staging import staged
     from wsiad.stain.profile import StainProfile
     from wsiad.tiles.plan import plan_slide
     from wsiad.tiles.store import TileStore
@@ -212,13 +224,15 @@ def _tiled(task: _Task) -> TileRow:
     start = time.monotonic()
     store = TileStore(task.store)
     path, coordinates = _coordinates(task)
-    opened = open_slide(
-        task.slide.path,
-        name=task.slide.name,
-        manifest_mpp=task.slide.mpp,
-        fallback_mpp=task.preparation.slide_mpp,
-    )
-    with opened as slide:
+    with (
+        staged(task.slide.path, task.stage_dir, name=task.slide.name) as local,
+        open_slide(
+            local,
+            name=task.slide.name,
+            manifest_mpp=task.slide.mpp,
+            fallback_mpp=task.preparation.slide_mpp,
+        ) as slide,
+    ):
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
         write_slide(store, plan, fingerprint=fingerprint(task.slide.path), coordinates=coordinates)

@@ -98,24 +98,11 @@ class TileStore:
         preparation = preparation.preparation()
         target = json.loads(json.dumps(target))  # tuples become lists, as when read back
         compression = compression or CompressionOptions()
-        digest = preparation.digest(target, compression=compression)
+        # Looked at first: another shard may be creating the store now.
+        foreign = _holds_something(path)
         if (path / GROUPS / "zarr.json").exists():
-            store = cls(path)
-            if store.digest != digest:
-                raise StoreMismatchError(
-                    f"was made with another configuration: "
-                    f"{_differences(store, preparation, target, compression)}",
-                    subject=str(path),
-                    remedy="Use the same configuration, or another --out.",
-                )
-            if store.compression.facts() != compression.facts():
-                logger.warning(
-                    "%s: keeps the compression that it was made with, %s",
-                    path,
-                    store.compression.facts(),
-                )
-            return store
-        if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+            return cls._made_alike(path, preparation, target, compression)
+        if foreign:
             raise StoreError(
                 "holds something that is not a tile store",
                 subject=str(path),
@@ -124,7 +111,7 @@ class TileStore:
         facts = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "digest": digest,
+            "digest": preparation.digest(target, compression=compression),
             "preparation": preparation.model_dump(mode="json"),
             "stain_target": target,
             "compression": compression.facts(),
@@ -134,7 +121,31 @@ class TileStore:
             path / GROUPS / "zarr.json",
             {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}},
         )
-        return cls(path)
+        return cls._made_alike(path, preparation, target, compression)
+
+    @classmethod
+    def _made_alike(
+        cls,
+        path: Path,
+        preparation: Preparation,
+        target: dict[str, Any],
+        compression: CompressionOptions,
+    ) -> TileStore:
+        store = cls(path)
+        if store.digest != preparation.digest(target, compression=compression):
+            raise StoreMismatchError(
+                f"was made with another configuration: "
+                f"{_differences(store, preparation, target, compression)}",
+                subject=str(path),
+                remedy="Use the same configuration, or another --out.",
+            )
+        if store.compression.facts() != compression.facts():
+            logger.warning(
+                "%s: keeps the compression that it was made with, %s",
+                path,
+                store.compression.facts(),
+            )
+        return store
 
     def folder(self, name: str) -> Path:
         """Folder of a slide's group."""
@@ -177,6 +188,13 @@ class TileStore:
 
     def __iter__(self) -> Iterator[StoredSlide]:
         return (self.slide(name) for name in self.names())
+
+
+def _holds_something(path: Path) -> bool:
+    """Tell whether a folder holds more than the beginnings of a store."""
+    folders = [folder for folder in (path, path / GROUPS) if folder.is_dir()]
+    names = {entry.name for folder in folders for entry in folder.iterdir()}
+    return any(not name.startswith(".") for name in names - {GROUPS})
 
 
 def is_store(path: Path) -> bool:

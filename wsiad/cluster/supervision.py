@@ -1,0 +1,177 @@
+"""Jobs of a batch cluster while they run: started, counted, replaced when they end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from wsiad.cluster.jobs import JobsConfig, cluster_class, job_options
+from wsiad.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+GONE_SECONDS = 20.0
+"""A job whose workers have all been away for so long has ended: a worker that was killed for
+memory is started anew by its job within seconds."""
+
+_LOOK_SECONDS = 2.0
+
+
+class Jobs:
+    """Jobs that work for one dask scheduler, in this process.
+
+    Parameters
+    ----------
+    config : JobsConfig
+    tasks : int
+        Slides to work on: never more jobs than they need are asked for.
+
+    Raises
+    ------
+    ClusterError
+        dask-jobqueue or the command that submits jobs is not at hand.
+    """
+
+    def __init__(self, config: JobsConfig, tasks: int) -> None:
+        self._refused: list[str] = []
+        cluster = cluster_class(config.scheduler)
+        command = cluster.job_cls.submit_command
+        if shutil.which(command) is None:
+            raise ClusterError(
+                f"its command {command!r} is not on this machine",
+                subject=config.scheduler,
+                remedy="Run this where jobs are submitted from, or use --workers.",
+            )
+        scheduler: dict[str, Any] = {"dashboard": False, "port": config.scheduler_port}
+        if config.scheduler_interface:
+            scheduler["interface"] = config.scheduler_interface
+        self.cluster = cluster(
+            job_cls=_reporting(cluster.job_cls, self._refused),
+            scheduler_options=scheduler,
+            **job_options(config),
+        )
+        self._config = config
+        self._looked = time.monotonic()
+        self._seen: set[Any] = set()
+        self._gone: dict[Any, float] = {}
+        self.cluster.scale(jobs=self._wanted(tasks))
+
+    def close(self) -> None:
+        """End all jobs."""
+        self.cluster.close()
+
+    def _wanted(self, tasks: int) -> int:
+        return min(self._config.jobs, math.ceil(tasks / self._config.cores))
+
+    def watch(self, waiting: int) -> int:
+        """Replace jobs that have ended, and end those that have nothing left to do.
+
+        Parameters
+        ----------
+        waiting : int
+            Slides that are not done.
+
+        Returns
+        -------
+        int
+            Workers that take slides.
+
+        Raises
+        ------
+        ClusterError
+            The batch system refused a job, and no other is at work.
+        """
+        workers = self.cluster.sync(_workers, self.cluster)
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._keep(workers, waiting)
+        return sum(worker.takes for worker in workers)
+
+    def _keep(self, workers: list[_WorkerState], waiting: int) -> None:
+        # Workers of a job with several are named after it.
+        several = self._config.cores > 1
+        busy: dict[str, int] = {}
+        for worker in workers:
+            job = worker.name.rpartition("-")[0] if several else worker.name
+            busy[job] = busy.get(job, 0) + worker.tasks
+        if self._refused and not busy:
+            raise ClusterError(
+                f"a job was refused: {self._refused[0]}",
+                subject="--cluster",
+                remedy="Mend the file of the cluster.",
+            )
+        if ended := self._ended(set(busy)):
+            logger.info("%d jobs have ended", len(ended))
+            self.cluster.sync(_forget, self.cluster, ended)
+        wanted, there = self._wanted(waiting), list(self.cluster.worker_spec)
+        if len(there) < wanted:
+            self.cluster.scale(jobs=wanted)
+        idle = [job for job in there if not busy.get(job)]
+        if excess := idle[: max(0, len(there) - wanted)]:
+            self.cluster.sync(self.cluster.scale_down, excess)
+
+    def _ended(self, alive: set[Any]) -> list[Any]:
+        """Jobs whose workers have been away for long."""
+        now = time.monotonic()
+        self._seen |= alive
+        for job in alive:
+            self._gone.pop(job, None)
+        away = self._seen.intersection(self.cluster.worker_spec) - alive
+        ended = [job for job in away if now - self._gone.setdefault(job, now) > GONE_SECONDS]
+        for job in ended:
+            del self._gone[job]
+            self._seen.remove(job)
+        return ended
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkerState:
+    name: str
+    tasks: int
+    takes: bool
+
+
+async def _workers(cluster: Any) -> list[_WorkerState]:
+    """Read the scheduler's books, on its own thread."""
+    return [
+        _WorkerState(str(state.name), len(state.processing), state.status.name == "running")
+        for state in cluster.scheduler.workers.values()
+    ]
+
+
+async def _forget(cluster: Any, names: list[Any]) -> None:
+    """Take jobs out of dask's books; it replaces none that has ended by itself."""
+    for name in names:
+        cluster.worker_spec.pop(name, None)
+        if (job := cluster.workers.pop(name, None)) is not None:
+            await job.close()
+
+
+def _reporting(job: type[Any], refused: list[str]) -> type[Any]:
+    """Derive a job class that notes why the batch system refused a job; dask only logs it."""
+
+    class Reporting(job):  # type: ignore[misc]
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (RuntimeError, OSError, ValueError) as error:
+                refused.append(" ".join(str(error).split()))
+                raise
+
+    return Reporting
+
+
+@contextmanager
+def running_jobs(config: JobsConfig, tasks: int) -> Iterator[Jobs]:
+    """Start jobs, and end them whatever happens."""
+    jobs = Jobs(config, tasks)
+    try:
+        yield jobs
+    finally:
+        jobs.close()

@@ -1,0 +1,221 @@
+"""One task a slide: in this process, in local workers, or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from wsiad.cluster.jobs import THREADS, JobsConfig, read_jobs
+from wsiad.cluster.options import ComputeOptions
+from wsiad.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WATCH_SECONDS = 2.0
+_PATIENCE_SECONDS = 10.0
+"""After so long without a worker it is said that they are waited for."""
+
+
+def _no_notice(text: str) -> None:
+    logger.info("%s", text)
+
+
+def run_tasks(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    options: ComputeOptions,
+    failed: Callable[[Item, str], Result],
+    notice: Callable[[str], None] = _no_notice,
+) -> Iterator[Result]:
+    """Apply a function to items and yield results as they are ready.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable; catches what can go wrong with an item itself.
+    items : sequence
+        Picklable; one task each.
+    options : ComputeOptions
+        Where they are worked on. One worker is this process, in order.
+    failed : callable
+        Makes a result for an item whose task was lost more often than `options.retries`
+        allows, such as by workers that ran out of memory and were killed, with the reason.
+    notice : callable
+        Told in words when workers are waited for.
+
+    Raises
+    ------
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
+    ConfigError
+        The cluster's file is not valid.
+    """
+    jobs = read_jobs(options.cluster) if options.cluster is not None else None
+    here = jobs is None and options.scheduler is None
+    if not items or (here and (options.workers == 1 or len(items) == 1)):
+        yield from map(function, items)
+        return
+    # Imported here: starting the scheduler's machinery costs a second. It sets up its own
+    # loggers on import and narrates every connection unless told otherwise.
+    import dask
+
+    dask.config.set({"logging.distributed": "error"})
+    import distributed  # noqa: F401 - adds its defaults to dask's configuration
+
+    settings = {
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.scheduler.allowed-failures": options.retries,
+    }
+    with dask.config.set(settings), _place(options, jobs, len(items)) as (client, count):
+        yield from _results(client, function, items, failed, _Room(count, notice))
+
+
+def _results(
+    client: Any,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    failed: Callable[[Item, str], Result],
+    room: _Room,
+) -> Iterator[Result]:
+    """Hand out as many items as there are workers.
+
+    An item that waits at a worker for another, which kills it, would be lost with that one.
+    """
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    unsent = deque(items)
+    sent: dict[str, tuple[Any, Item]] = {}
+    while unsent or sent:
+        free = room.slides(len(unsent) + len(sent)) - len(sent)
+        for _ in range(min(free, len(unsent))):
+            item = unsent.popleft()
+            future = client.submit(function, item, pure=False)
+            sent[future.key] = (future, item)
+            future.add_done_callback(done.put)
+        try:
+            future = done.get(timeout=_WATCH_SECONDS)
+        except queue.Empty:
+            continue
+        _, item = sent.pop(future.key)
+        try:
+            result = future.result()
+        except (Exception, CancelledError) as error:
+            # The function has caught all that is the item's own fault.
+            result = failed(item, _reason(error))
+        yield result
+        future.release()
+
+
+def _reason(error: BaseException) -> str:
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        tries = error.allowed_failures + 1
+        return (
+            f"its worker was lost {tries} {'time' if tries == 1 else 'times'}, the last on "
+            f"{error.last_worker.address}: out of memory, at the end of its walltime, or with "
+            "its machine. See the log of the job"
+        )
+    return f"its task was lost ({type(error).__name__}: {error})"
+
+
+class _Room:
+    """How many slides can be worked on at once; says when it is none for long."""
+
+    def __init__(self, count: Callable[[int], int], notice: Callable[[str], None]) -> None:
+        self._count, self._notice = count, notice
+        self._served = time.monotonic()
+        self._missed = False
+
+    def slides(self, waiting: int) -> int:
+        workers, now = self._count(waiting), time.monotonic()
+        if workers:
+            self._served = now
+            if self._missed:
+                self._notice(f"{workers} workers are there")
+            self._missed = False
+        elif not self._missed and now - self._served > _PATIENCE_SECONDS:
+            self._notice(f"no workers yet: {waiting} slides wait for them")
+            self._missed = True
+        return workers
+
+
+@contextlib.contextmanager
+def _place(
+    options: ComputeOptions, jobs: JobsConfig | None, tasks: int
+) -> Iterator[tuple[Any, Callable[[int], int]]]:
+    """Yield a dask client, and what counts its threads, given how many slides still wait."""
+    from distributed import Client
+
+    if jobs is not None and jobs.scheduler != "local":
+        from wsiad.cluster.supervision import running_jobs
+
+        with running_jobs(jobs, tasks) as running, Client(running.cluster) as client:
+            yield client, running.watch
+        return
+    # Workers of this machine are restarted by dask, those of a running scheduler are not ours.
+    if options.scheduler is not None:
+        place = _running(options.scheduler)
+    else:
+        place = _local(min(jobs.jobs * jobs.cores if jobs else options.workers, tasks))
+    with place as client:
+        yield client, lambda _: sum(client.nthreads().values())
+
+
+@contextlib.contextmanager
+def _running(address: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no dask scheduler can be reached ({error})",
+            subject=address,
+            remedy="Give the address that it printed when it started, as tcp://10.0.0.1:8786.",
+        ) from error
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def _local(workers: int) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    with (
+        _one_thread_each(),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let worker processes start with one thread each."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
