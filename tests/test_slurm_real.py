@@ -1,11 +1,8 @@
 """The same command on a real SLURM of two nodes makes the same store, and loses no slide."""
 
-import filecmp
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,9 +94,8 @@ def squeue(environment):
 
 def test_a_job_array_of_shards_makes_the_same_store(cluster, slides, plain, tmp_path):
     out = tmp_path / "store"
-    shell = " ".join(
-        command(slides, out, "--shard", "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
-    )
+    shard = "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    shell = " ".join(command(slides, out, "--shard", shard))
     script = tmp_path / "array.sbatch"
     script.write_text(f"#!/bin/bash\n#SBATCH --array=1-3\n#SBATCH -o {tmp_path}/%a.log\n{shell}\n")
     done = run(["sbatch", "--wait", str(script)], cluster, cwd=tmp_path)
@@ -133,3 +129,4 @@ def test_a_job_that_is_killed_loses_no_slide(cluster, slides, plain, tmp_path):
     done = run(command(slides, out, "--cluster", file, "--quiet"), cluster, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert files_of(out) == files_of(plain)
+    assert len(list((tmp_path / "logs").glob("*.err"))) == 2

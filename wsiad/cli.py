@@ -49,6 +49,7 @@ VERBS = {
         """\
 wsiad tile slides/ --out store/ --mpp 0.972 --tile 96
 wsiad tile manifest.csv --out store/ --mpp 0.5 --tile 256 --workers 8
+wsiad tile slides/ --out store/ --mpp 0.5 --tile 256 --cluster configs/slurm.yaml
 wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
     ),
     "train": Verb(
@@ -168,8 +169,9 @@ def _report(name: str, result: Any) -> int:
     failed = getattr(result, "failed", ())
     if failed:
         print(f"\nwsiad {name}: {len(failed)} failed:", file=sys.stderr)
+        width = max(len(row.slide) for row in failed) + 1
         for row in failed:
-            print(f"  {row.slide}: {row.reason}", file=sys.stderr)
+            print(f"  {row.slide + ':':<{width}} {row.reason}", file=sys.stderr)
         return 1
     return int(getattr(result, "exit_code", 0))
 

@@ -48,7 +48,11 @@ class Jobs:
                 subject=config.scheduler,
                 remedy="Run this where jobs are submitted from, or use --workers.",
             )
-        scheduler: dict[str, Any] = {"dashboard": False, "port": config.scheduler_port}
+        scheduler: dict[str, Any] = {
+            "dashboard": False,
+            "dashboard_address": ":0",
+            "port": config.scheduler_port,
+        }
         if config.scheduler_interface:
             scheduler["interface"] = config.scheduler_interface
         self.cluster = cluster(

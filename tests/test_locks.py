@@ -1,0 +1,89 @@
+"""A lock between processes: exclusive, and never left for ever."""
+
+import multiprocessing
+import threading
+import time
+
+import pytest
+
+from wsiad.errors import InputError
+from wsiad.locks import locked
+
+
+def add(folder, times):
+    for _ in range(times):
+        with locked(folder / ".lock"):
+            number = int((folder / "count").read_text())
+            time.sleep(0.001)
+            (folder / "count").write_text(str(number + 1))
+
+
+def test_what_is_done_under_it_is_done_one_at_a_time(tmp_path):
+    (tmp_path / "count").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=add, args=(tmp_path, 20)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert (tmp_path / "count").read_text() == "60"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_a_dead_owner_is_replaced_by_one_of_those_who_wait(tmp_path):
+    lock = tmp_path / "new" / ".lock"
+    lock.parent.mkdir()
+    lock.write_text("of a process that died")
+    inside, most = [], []
+
+    def work():
+        with locked(lock, stale_seconds=0.3):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert time.monotonic() - start >= 0.3
+    assert most == [1, 1, 1, 1]
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_a_living_owner_is_waited_for_however_long_the_queue(tmp_path):
+    """Each holds it for less than the limit; together they take longer."""
+    order = []
+
+    def work():
+        with locked(tmp_path / ".lock", stale_seconds=0.5):
+            order.append("in")
+            time.sleep(0.2)
+            order.append("out")
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["in", "out"] * 5
+
+
+def test_an_error_lets_go(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / ".lock"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_gives_up_at_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsiad.locks._GIVE_UP_SECONDS", 0.2)
+    (tmp_path / ".lock").write_text("someone")
+    monkeypatch.setattr("wsiad.locks._break", lambda path, owner: None)
+    with (
+        pytest.raises(InputError, match="is kept busy by other processes"),
+        locked(tmp_path / ".lock", stale_seconds=0.1),
+    ):
+        pass
