@@ -42,6 +42,17 @@ def test_workers_are_other_processes_with_one_thread_each():
     assert {threads for _, threads in found} == {"1"}
 
 
+def test_a_worker_is_never_paused_for_its_memory():
+    """It would wait for ever: what a slide has left in memory is not dask's to free."""
+
+    def fractions(item):
+        from distributed import get_worker
+
+        return str(get_worker().memory_manager.memory_pause_fraction)
+
+    assert set(run(fractions, [1, 2, 3], workers=2)) == {"False"}
+
+
 def fragile(folder, deaths):
     """Make a task that dies, as a process that ran out of memory is killed, some times."""
 

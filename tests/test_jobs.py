@@ -60,6 +60,7 @@ def test_shipped_files_make_the_job_that_they_describe(scheduler, tmp_path, monk
     assert [line for line in DIRECTIVES[scheduler] if line not in lines] == []
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         assert f"export {name}=1" in lines
+    assert "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False" in lines
     worker = lines[-1]
     assert worker.startswith(f"{sys.executable} -m distributed.cli.dask_worker ")
     for flags in (

@@ -17,7 +17,7 @@ from wsiad.stages.tile import TileRow
 reason = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=reason)]
 
-OPTIONS = {"mpp": 0.5, "tile": 32, "stain": {"method": "none"}, "tissue": {"min_area_um2": 0.0}}
+OPTIONS = {"mpp": 0.5, "tile": 64, "stain": {"method": "none"}, "tissue": {"min_area_um2": 0.0}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory):
 def slides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
     for number in range(5):
-        write_tiff(folder / f"s{number}.tif", stained(160, 160, seed=number), levels=1)
+        write_tiff(folder / f"s{number}.tif", stained(256, 256, seed=number), levels=1)
     (folder / "bad.svs").write_text("no slide")
     return folder
 
@@ -90,6 +90,27 @@ def test_dask_on_slurm_makes_the_same_store(cluster, slides, plain, tmp_path):
 def squeue(environment):
     listed = ["squeue", "--noheader", "--states=PENDING,RUNNING"]
     return subprocess.run(listed, env=environment, capture_output=True, text=True).stdout.strip()
+
+
+def test_heatmaps_by_jobs_of_several_workers_are_the_same(cluster, slides, plain, tmp_path):
+    run_folder = tmp_path / "run"
+    options = {"weights": "random", "options": {"backbone": "squeezenet1_1"}}
+    wsiad.train(store=plain, out=run_folder, detector="gaussian", quiet=True, **options)
+    wsiad.heatmap(run=run_folder, slides=slides, out=tmp_path / "here", quiet=True)
+    file = cluster_file(tmp_path, cores=2, memory="3GB")
+    arguments = [
+        sys.executable, "-P", "-m", "wsiad", "heatmap", str(run_folder), str(slides), "--out",
+        str(tmp_path / "there"), "--cluster", str(file), "--stage-dir", str(tmp_path / "fast"),
+    ]  # fmt: skip
+    done = run(arguments, cluster, cwd=tmp_path)
+    assert "\nwsiad heatmap: 1 failed:\n  bad: is not a slide" in done.stderr
+    names = [f"s{number}" for number in range(5)]
+    for name in names:
+        for file_name in ("windows.npy", "heatmap.ome.tif", "detections.csv"):
+            here, there = (tmp_path / out / name / file_name for out in ("here", "there"))
+            assert here.read_bytes() == there.read_bytes(), (name, file_name)
+    assert (tmp_path / "there" / "report.html").exists()
+    assert list((tmp_path / "fast").iterdir()) == []
 
 
 def test_a_job_array_of_shards_makes_the_same_store(cluster, slides, plain, tmp_path):

@@ -3,6 +3,8 @@
 import os
 import shutil
 import socket
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +12,21 @@ import pytest
 from builders import stained, write_tiff
 
 import wsiad
+from wsiad.cluster.options import ComputeOptions
 from wsiad.errors import SlideOpenError
 from wsiad.files import fingerprint
-from wsiad.slides.staging import parts, staged
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.staging import Staging, discard_staged, parts, staged
+from wsiad.stages.batch import with_staging
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
+
+
+@dataclass(frozen=True)
+class FakeTask:
+    slide: SlideInput
+    staging: Staging | None = None
+
 
 OPTIONS = {"mpp": 0.5, "tile": 32, "stain": {"method": "none"}, "tissue": {"min_area_um2": 0.0}}
 
@@ -32,12 +44,10 @@ def test_no_folder_is_the_slide_itself(tmp_path):
 
 def test_a_copy_has_the_name_and_the_bytes_and_is_deleted(tmp_path):
     slide = make(tmp_path / "slow" / "a.svs", "pixels")
-    with staged(slide, tmp_path / "fast", name="a") as path:
+    with staged(slide, Staging(tmp_path / "fast"), name="a") as path:
         assert path.name == "a.svs"
         assert path.parent.parent == tmp_path / "fast"
         assert fingerprint(path) == fingerprint(slide)
-        with staged(slide, tmp_path / "fast", name="a") as second:
-            assert second != path
     assert list((tmp_path / "fast").iterdir()) == []
     assert slide.read_text() == "pixels"
 
@@ -46,7 +56,7 @@ def test_a_copy_is_deleted_when_the_work_fails(tmp_path):
     slide = make(tmp_path / "a.svs")
     with (
         pytest.raises(ZeroDivisionError),
-        staged(slide, tmp_path / "fast", name="a"),
+        staged(slide, Staging(tmp_path / "fast"), name="a"),
     ):
         raise ZeroDivisionError
     assert list((tmp_path / "fast").iterdir()) == []
@@ -57,7 +67,7 @@ def test_what_belongs_to_a_slide_is_copied_with_it(tmp_path):
     make(tmp_path / "m" / "Slidedat.ini")
     make(tmp_path / "m" / "deep" / "Data0000.dat")
     make(tmp_path / "other.mrxs")
-    with staged(mirax, tmp_path / "fast", name="m") as path:
+    with staged(mirax, Staging(tmp_path / "fast"), name="m") as path:
         found = {str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file()}
     assert found == {"m.mrxs", "m/Slidedat.ini", "m/deep/Data0000.dat"}
 
@@ -80,7 +90,7 @@ def test_no_room_names_slide_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with (
         pytest.raises(SlideOpenError, match=r"^a: .* GiB.*Make room in .*--stage-dir"),
-        staged(slide, tmp_path / "fast", name="a"),
+        staged(slide, Staging(tmp_path / "fast"), name="a"),
     ):
         pass
     assert list((tmp_path / "fast").iterdir()) == []
@@ -96,7 +106,7 @@ def test_a_copy_that_differs_is_not_used(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(shutil, "copyfile", copy)
     with (
         pytest.raises(SlideOpenError, match="a: cannot be copied"),
-        staged(slide, tmp_path / "fast", name="a"),
+        staged(slide, Staging(tmp_path / "fast"), name="a"),
     ):
         pass
     assert list((tmp_path / "fast").iterdir()) == []
@@ -105,9 +115,61 @@ def test_a_copy_that_differs_is_not_used(tmp_path, monkeypatch, damage):
 def test_a_missing_slide_is_an_error(tmp_path):
     with (
         pytest.raises(SlideOpenError, match=r"a: cannot be copied.*No such file"),
-        staged(tmp_path / "gone.svs", tmp_path / "fast", name="a"),
+        staged(tmp_path / "gone.svs", Staging(tmp_path / "fast"), name="a"),
     ):
         pass
+
+
+def test_the_next_slide_is_copied_while_this_one_is_worked_on(tmp_path):
+    fast = tmp_path / "fast"
+    slide, following = make(tmp_path / "a.svs", "a"), make(tmp_path / "b.svs", "b")
+    with staged(slide, Staging(fast, following), name="a"):
+        end = time.monotonic() + 10
+        while not (ahead := list(fast.glob("*/b.svs"))) and time.monotonic() < end:
+            time.sleep(0.01)
+    assert ahead
+    (copy,) = fast.glob("*/b.svs")
+    inode = copy.stat().st_ino
+    with staged(following, Staging(fast), name="b") as path:
+        assert path.stat().st_ino == inode  # not copied again
+        assert path.read_text() == "b"
+    assert list(fast.iterdir()) == []
+
+
+def test_a_slide_that_cannot_be_copied_ahead_does_not_disturb(tmp_path):
+    fast, slide = tmp_path / "fast", make(tmp_path / "a.svs", "a")
+    with staged(slide, Staging(fast, tmp_path / "gone.svs"), name="a") as path:
+        assert path.read_text() == "a"
+    assert list(fast.iterdir()) == []
+
+
+def test_what_was_copied_ahead_and_not_read_is_discarded(tmp_path):
+    fast = tmp_path / "fast"
+    slide, following = make(tmp_path / "a.svs", "a"), make(tmp_path / "b.svs", "b")
+    with staged(slide, Staging(fast, following), name="a"):
+        pass
+    assert len(list(fast.iterdir())) == 1
+    discard_staged(fast)
+    assert list(fast.iterdir()) == []
+
+
+def test_only_slides_that_one_process_reads_in_turn_are_copied_ahead(tmp_path):
+    inputs = [
+        SlideInput(name, tmp_path / name, problem="bad" if name == "d" else "") for name in "abcde"
+    ]
+    tasks = [FakeTask(slide) for slide in inputs]
+
+    def following(**options):
+        chosen = ComputeOptions(stage_dir=tmp_path, **options)
+        return [
+            task.staging.following and task.staging.following.name
+            for task in with_staging(tasks, chosen, done=lambda task: task.slide.name == "b")
+        ]
+
+    assert following() == ["c", "c", "e", "e", None]
+    assert following(shard="1/2") == ["c", "c", "e", "e", None]
+    assert following(workers=2) == [None] * 5
+    assert [task.staging for task in with_staging(tasks, ComputeOptions(), done=bool)] == [None] * 5
 
 
 def test_what_a_dead_process_left_is_cleared_and_a_living_one_keeps_its_own(tmp_path):
@@ -116,7 +178,7 @@ def test_what_a_dead_process_left_is_cleared_and_a_living_one_keeps_its_own(tmp_
     living = make(fast / f"wsiad-stage.{host}.{os.getppid()}.abcd" / "a.svs")
     elsewhere = make(fast / f"wsiad-stage.other-{host}.{2**22 + 1}.abcd" / "a.svs")
     foreign = make(fast / "mine.txt")
-    with staged(make(tmp_path / "b.svs"), fast, name="b"):
+    with staged(make(tmp_path / "b.svs"), Staging(fast), name="b"):
         pass
     assert not dead.parent.exists()
     assert living.exists()

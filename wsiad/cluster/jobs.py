@@ -16,6 +16,10 @@ WORKER_CLASS = "wsiad.cluster.worker.SlideWorker"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which libraries choose their threads: N workers of N threads fight."""
 
+MEMORY = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
+"""Settings of dask. A worker has no data of dask's to move to disk, and one that waits at 80 % of
+its memory for some to be freed would wait for ever; at 95 % it is ended and started anew."""
+
 _DAYS = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")
 
 
@@ -170,6 +174,7 @@ def job_options(config: JobsConfig) -> dict[str, Any]:
         "log_directory": config.log_directory,
         "job_script_prologue": [
             *(f"export {name}=1" for name in THREADS),
+            *(f"export DASK_{key.replace('.', '__').upper()}=False" for key in MEMORY),
             *config.job_script_prologue,
         ],
         "job_extra_directives": list(config.job_extra_directives),

@@ -40,7 +40,8 @@ class ComputeOptions(Config):
     every eighth slide of the sorted list. For job arrays; shards may run at once, overlap or
     run twice."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """How often a slide is tried again whose worker was lost; a slide's own error is not."""
+    """How often a slide is tried again whose worker was lost; a slide's own error is not. With
+    `scheduler`, that one decides."""
     stage_dir: Path | None = None
     """Folder on a local disk to which each slide is copied before it is read, and from which
     it is deleted afterwards."""
@@ -61,6 +62,11 @@ class ComputeOptions(Config):
                     "job arrays"
                 )
         return self
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether this process works on all slides, one after the other."""
+        return self.workers == 1 and self.cluster is None and self.scheduler is None
 
 
 def take_shard(items: Iterable[T], shard: str | None) -> list[T]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from wsiad.cluster.jobs import THREADS, JobsConfig, read_jobs
+from wsiad.cluster.jobs import MEMORY, THREADS, JobsConfig, read_jobs
 from wsiad.cluster.options import ComputeOptions
 from wsiad.errors import ClusterError
 
@@ -73,7 +73,7 @@ def run_tasks(
     dask.config.set({"logging.distributed": "error"})
     import distributed  # noqa: F401 - adds its defaults to dask's configuration
 
-    settings = {
+    settings = MEMORY | {
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.scheduler.allowed-failures": options.retries,
     }

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import logging
 import os
 import shutil
 import socket
-import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsiad.errors import SlideOpenError
 from wsiad.files import DISK_FULL, fingerprint
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "wsiad-stage"
 _SPARE_BYTES = 64 * 2**20
@@ -20,16 +25,32 @@ _INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
 _INDEX_BYTES = 2**20
 
 
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Where a slide is copied to.
+
+    Parameters
+    ----------
+    folder : Path
+        On a local disk.
+    following : Path, optional
+        Slide that this process will read next: it is copied while this one is worked on.
+    """
+
+    folder: Path
+    following: Path | None = None
+
+
 @contextlib.contextmanager
-def staged(path: Path, folder: Path | None, *, name: str) -> Iterator[Path]:
+def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
     """Yield a copy of a slide on a local disk, deleted afterwards whatever happens.
 
     Parameters
     ----------
     path : Path
         The slide's file; what belongs to it is copied too, see :func:`parts`.
-    folder : Path or None
-        Folder on a local disk; ``None`` yields the path itself.
+    staging : Staging or None
+        ``None`` yields the path itself.
     name : str
         Of the slide, for messages.
 
@@ -38,15 +59,35 @@ def staged(path: Path, folder: Path | None, *, name: str) -> Iterator[Path]:
     SlideOpenError
         There is no such slide, no room for it, or the copy differs from it.
     """
-    if folder is None:
+    if staging is None:
         yield path
         return
+    folder = staging.folder
     folder.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(folder)
-    private = folder / f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    private = _private(folder, path)
     try:
-        yield _copied(path, folder, private, name)
+        try:
+            _copy(path, private)
+        except OSError as error:
+            full = error.errno in DISK_FULL
+            first = f"Make room in {folder}, give" if full else "Check both disks, give"
+            raise SlideOpenError(
+                f"cannot be copied to {folder}: {error.strerror or error}",
+                subject=name,
+                remedy=f"{first} another --stage-dir, or leave it out.",
+            ) from error
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            if staging.following is not None:
+                ahead.submit(_copy_ahead, staging.following, folder)
+            yield private / path.name
     finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def discard_staged(folder: Path) -> None:
+    """Delete what this process has copied ahead and not read."""
+    for private in folder.glob(f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.*"):
         shutil.rmtree(private, ignore_errors=True)
 
 
@@ -70,26 +111,37 @@ def parts(path: Path) -> list[Path]:
     return [path, *(part for part in others if part != path)]
 
 
-def _copied(path: Path, folder: Path, private: Path, name: str) -> Path:
+def _private(folder: Path, path: Path) -> Path:
+    """Folder of this process for a slide's copy; whole if it is there."""
+    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
+    return folder / f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.{key}"
+
+
+def _copy_ahead(path: Path, folder: Path) -> None:
+    try:
+        _copy(path, _private(folder, path))
+    except OSError as error:
+        # It is tried again, and told of, when it is the slide's turn.
+        logger.debug("%s: cannot be copied ahead: %s", path, error)
+
+
+def _copy(path: Path, private: Path) -> None:
+    if private.exists():
+        return
+    partial = private.with_name(f"{private.name}-partial")
     try:
         sizes = {part: part.stat().st_size for part in parts(path)}
-        _check_room(sum(sizes.values()) + _SPARE_BYTES, folder)
-        private.mkdir(mode=0o700)
+        _check_room(sum(sizes.values()) + _SPARE_BYTES, private.parent)
+        partial.mkdir(mode=0o700)
         for part, size in sizes.items():
-            copy = private / part.relative_to(path.parent)
+            copy = partial / part.relative_to(path.parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part, copy)
             _check(copy.stat().st_size == size, f"{part.name} was copied in part")
-        _check(fingerprint(private / path.name) == fingerprint(path), "the copy differs")
-    except OSError as error:
-        full = error.errno in DISK_FULL
-        first = f"Make room in {folder}, give" if full else "Check both disks, give"
-        raise SlideOpenError(
-            f"cannot be copied to {folder}: {error.strerror or error}",
-            subject=name,
-            remedy=f"{first} another --stage-dir, or leave it out.",
-        ) from error
-    return private / path.name
+        _check(fingerprint(partial / path.name) == fingerprint(path), "the copy differs")
+        partial.rename(private)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_room(needed: int, folder: Path) -> None:

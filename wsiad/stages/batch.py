@@ -16,6 +16,7 @@ from wsiad.errors import WsiadError
 from wsiad.files import DISK_FULL
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.staging import Staging, discard_staged
 from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def run_batch(
                 progress.update(note=_note(rows, tiles, now - start))
         finally:
             table.put(*rows[kept:])
+            if options.stage_dir is not None:
+                discard_staged(options.stage_dir)
     return sorted(rows, key=lambda done: done.slide)
 
 
@@ -111,6 +114,37 @@ def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
     if failed := len(failures(rows)):
         parts.insert(0, f"{failed} failed")
     return ", ".join(parts)
+
+
+class StagedTaskLike(SlideTaskLike, Protocol):
+    """A task whose slide can be copied to a local disk first."""
+
+    @property
+    def staging(self) -> Staging | None:
+        """Where to, and which slide is the next."""
+        ...
+
+
+S = TypeVar("S", bound=StagedTaskLike)
+
+
+def with_staging(
+    tasks: Sequence[S], options: ComputeOptions, *, done: Callable[[S], bool]
+) -> list[S]:
+    """Tell each task where to copy its slide to, and which slide to copy ahead meanwhile.
+
+    Only where one process works on all in turn is it known which slide it reads next; it
+    is not one that is ``done``.
+    """
+    if options.stage_dir is None:
+        return list(tasks)
+    following: Path | None = None
+    staged = []
+    for task in reversed(tasks):
+        staged.append(replace(task, staging=Staging(options.stage_dir, following)))  # type: ignore[type-var]
+        if options.in_turn and not task.slide.problem and not done(task):
+            following = task.slide.path
+    return staged[::-1]
 
 
 def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[SlideInput]:

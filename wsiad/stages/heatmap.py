@@ -20,9 +20,10 @@ from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.files import fingerprint, write_json, write_text
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.stages.batch import record_path, run_batch, slides_of_shard
+from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.stages.heatmap_task import (
     FACTS,
+    SLIDE,
     HeatmapOptions,
     HeatmapRow,
     SlideTask,
@@ -137,7 +138,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
     rows = run_batch(
         _score_one,
-        tasks,
+        with_staging(tasks, config, done=lambda task: (task.folder / SLIDE).exists()),
         row=HeatmapRow,
         table=table,
         options=config,
@@ -281,7 +282,6 @@ def _task(
         digest,
         config.batch,
         config.device,
-        config.stage_dir,
     )
 
 

@@ -39,7 +39,7 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.staging import staged
-from wsiad.stages.heatmap_task import HeatmapRow, SlideTask
+from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
 from wsiad.stages.slide_table import NO_TISSUE, OK
 from wsiad.stain.profile import StainProfile
 from wsiad.tiles.plan import plan_slide
@@ -47,9 +47,6 @@ from wsiad.tiles.store import TileStore
 from wsiad.tiling import Grid
 from wsiad.training.device import choose_device, windows_at_once
 from wsiad.units import Microns, Spacing, SquareMicrons
-
-SLIDE = "slide.json"
-"""In a slide's folder: what was scored, and the row of the table; written last."""
 
 WINDOW = np.dtype(
     [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
@@ -141,7 +138,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
     if task.from_store:
         return _finish(task, detector, calibration, _stored_source(task, detector), start)
     with (
-        staged(task.slide.path, task.stage_dir, name=task.slide.name) as local,
+        staged(task.slide.path, task.staging, name=task.slide.name) as local,
         open_slide(
             local,
             name=task.slide.name,

@@ -10,8 +10,12 @@ from pydantic import Field
 
 from wsiad.config import Config
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.staging import Staging
 from wsiad.stages.slide_table import SlideRow
 from wsiad.tiles.options import Preparation
+
+SLIDE = "slide.json"
+"""In a slide's folder: what was scored, and the row of the table; written last."""
 
 FACTS = "run.json"
 """In a results folder: what its results were made with."""
@@ -85,7 +89,7 @@ class SlideTask:
         Of run and options.
     batch : int
     device : str
-    stage_dir : Path, optional
+    staging : Staging, optional
         Where the slide is copied to before it is read.
     """
 
@@ -99,7 +103,7 @@ class SlideTask:
     digest: str
     batch: int
     device: str
-    stage_dir: Path | None = None
+    staging: Staging | None = None
 
     @property
     def folder(self) -> Path:

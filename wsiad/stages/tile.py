@@ -15,7 +15,8 @@ from wsiad.errors import StoreMismatchError
 from wsiad.files import fingerprint, write_json
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.stages.batch import record_path, run_batch, slides_of_shard
+from wsiad.slides.staging import Staging
+from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.stages.slide_table import (
     SlideRow,
     SlideTable,
@@ -95,7 +96,7 @@ class _Task:
     target: dict[str, Any]
     earlier: TileRow | None
     coords: Path | None = None
-    stage_dir: Path | None = None
+    staging: Staging | None = None
 
 
 @verb(TileConfig)
@@ -123,7 +124,7 @@ def tile(config: TileConfig) -> TileResult:
     start = time.monotonic()
     inputs = slides_of_shard(find_slides(config.slides), config.shard)
     target = stain_target(config).to_dict()
-    TileStore.create(config.out, config, target, compression=config.compression)
+    store = TileStore.create(config.out, config, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [
@@ -134,13 +135,12 @@ def tile(config: TileConfig) -> TileResult:
             target,
             table.get(slide.name),
             config.coords,
-            config.stage_dir,
         )
         for slide in inputs
     ]
     rows = run_batch(
         _tile_one,
-        tasks,
+        with_staging(tasks, config, done=lambda task: task.slide.name in store),
         row=TileRow,
         table=table,
         options=config,
@@ -225,7 +225,7 @@ def _tiled(task: _Task) -> TileRow:
     store = TileStore(task.store)
     path, coordinates = _coordinates(task)
     with (
-        staged(task.slide.path, task.stage_dir, name=task.slide.name) as local,
+        staged(task.slide.path, task.staging, name=task.slide.name) as local,
         open_slide(
             local,
             name=task.slide.name,
