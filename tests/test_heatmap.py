@@ -17,6 +17,7 @@ from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.geometry import PixelMap
 from wsiad.heatmaps.windows import from_store, store_grid
 from wsiad.tiles.store import TileStore
+from wsiad.tissue.options import QualityThresholds
 
 
 @pytest.fixture(autouse=True)
@@ -144,8 +145,9 @@ def test_everything_is_written_and_fits_together(tmp_path):
     (row,) = result.rows
     folder = tmp_path / "out" / "s"
     assert {p.name for p in folder.iterdir()} == {
-        "detections.csv", "heatmap.json", "heatmap.ome.tif", "heatmap.png", "lesions.geojson",
-        "overlay.png", "slide.json", "tiles.geojson.gz", "tissue.png", "windows.npy",
+        "detections.csv", "heatmap.json", "heatmap.ome.tif", "heatmap.png", "left_out.npy",
+        "lesions.geojson", "not_assessed.geojson", "overlay.png", "overview.jpg", "slide.json", "tiles.geojson.gz", "tissue.png",
+        "windows.npy",
     }  # fmt: skip
     scores, place = read_heatmap(folder)
     assert row.score_max == pytest.approx(np.nanmax(scores))
@@ -197,7 +199,7 @@ def test_windows_of_a_store_are_its_pixels_each_once(tmp_path, tile, step, size,
     spec = make_spec(size)
     grid = store_grid(slide, spec, stride)
     seen = set()
-    for batch in from_store(slide, grid):
+    for batch in from_store(slide, grid, thresholds=QualityThresholds()):
         boxes = grid.boxes(batch.rows, batch.columns).astype(int)
         for (x, y, w, h), pixels in zip(boxes, batch.pixels, strict=True):
             np.testing.assert_array_equal(pixels, image[y : y + h, x : x + w])

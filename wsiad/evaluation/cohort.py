@@ -81,6 +81,12 @@ def gather(
                 subject=slide,
                 remedy="Run `wsiad heatmap` on it again, or exclude it.",
             )
+        if scored[slide].status == "unusable":
+            raise EvaluationError(
+                "was not assessed: nothing of it passed the quality thresholds",
+                subject=slide,
+                remedy="It is neither positive nor negative: exclude it, or change the thresholds.",
+            )
     if not wanted:
         raise EvaluationError("all slides are excluded")
     return [

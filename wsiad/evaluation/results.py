@@ -79,8 +79,8 @@ def _slide(
             remedy=f"It is one of: {', '.join(get_args(Status))}.",
         )
     detections = folder / slide / "detections.csv"
-    if status == "failed":
-        return ScoredSlide(slide, detections, "failed", cells["reason"])
+    if status in ("failed", "unusable"):
+        return ScoredSlide(slide, detections, cast(Status, status), cells["reason"])
     mpp_x, mpp_y, width, height = (
         _positive(cells, key, slide, where) for key in ("mpp_x", "mpp_y", "width", "height")
     )

@@ -27,7 +27,7 @@ _HEADERS = {
 }
 _FIELDS = ("confidence", "x", "y")
 
-Status = Literal["ok", "no-tissue", "failed"]
+Status = Literal["ok", "no-tissue", "unusable", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class ScoredSlide:
     slide : str
         Its name.
     status : str
-        ``"ok"``; ``"no-tissue"`` for a slide with nothing to score; ``"failed"``.
+        ``"ok"``; ``"no-tissue"`` for a slide with nothing to score; ``"unusable"`` for
+        one with tissue of which nothing was good enough to be scored; ``"failed"``.
     reason : str
         Why it failed.
     detections : Path

@@ -13,6 +13,7 @@ from wsiad.files import atomic_file
 from wsiad.geometry import PixelMap
 from wsiad.heatmaps.colours import ColourScale
 from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.tiles.overview import Overview, hatch_left_out
 
 RGB = npt.NDArray[np.uint8]
 
@@ -75,6 +76,18 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
         shown[where] = shown[where] * (1 - alpha) + rgba[..., :3] * alpha
         picture[band] = np.rint(shown)
     return picture
+
+
+def hatch_unscored(picture: RGB, overview: Overview) -> None:
+    """Hatch what of a slide was left out, by its reason, onto an overlay of the same slide.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Of the size of the overview's thumbnail; changed in place.
+    overview : Overview
+    """
+    hatch_left_out(picture, overview, overview.placement, overview.pen)
 
 
 def write_picture(path: Path, picture: RGB) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,8 @@ from wsiad.heatmaps.regions import Region
 
 CLASS_NAME = "Anomaly"
 CLASS_COLOUR = (200, 0, 0)
+UNASSESSED_NAME = "Not assessed"
+UNASSESSED_COLOUR = (128, 128, 128)
 
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
 _PER_PX = 100  # QuPath rounds positions to 0.01 px
@@ -115,6 +117,48 @@ def write_lesions(
     _write(path, iter([[_dumps(feature) for feature in features]]))
 
 
+def write_unassessed(
+    regions: Iterable[tuple[str, Region]], path: Path, *, slide: str, bounds: Box
+) -> None:
+    """Write what was not assessed as locked annotations of the class `UNASSESSED_NAME`.
+
+    Parameters
+    ----------
+    regions : iterable of (str, Region)
+        Why, and the outline.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide; with reason and outline it makes an annotation's identifier.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+
+    Raises
+    ------
+    ExportError
+        A region would not be imported.
+    """
+    features = []
+    for reason, region in regions:
+        rings = _rings(region, bounds)
+        features.append(
+            {
+                "type": "Feature",
+                "id": str(uuid.uuid5(_NAMESPACE, f"{slide}/unassessed/{reason}/{_dumps(rings)}")),
+                "geometry": {"type": "Polygon", "coordinates": rings},
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"not assessed: {reason}",
+                    "classification": {"name": UNASSESSED_NAME, "color": list(UNASSESSED_COLOUR)},
+                    "isLocked": True,
+                    "measurements": {"wsiad: area µm^2": region.area},
+                },
+            }
+        )
+    check_collection({"type": "FeatureCollection", "features": features}, bounds=bounds)
+    _write(path, iter([[_dumps(feature) for feature in features]]))
+
+
 def import_script(results: Path) -> str:
     """Return a Groovy script that imports a slide's results into the open image.
 
@@ -154,7 +198,7 @@ def before = getAllObjects(false).findAll { object ->
 }
 removeObjects(before, true)
 
-['tiles.geojson.gz', 'lesions.geojson'].each { name ->
+['tiles.geojson.gz', 'lesions.geojson', 'not_assessed.geojson'].each { name ->
     def file = new File(folder, name)
     if (file.exists()) {
         importObjectsFromFile(file.getAbsolutePath())
@@ -226,12 +270,7 @@ def _px(hundredths: int) -> float:
 def _lesion(
     slide: str, region: Region, *, rank: int, bounds: Box, extra: Mapping[str, float]
 ) -> dict[str, Any]:
-    ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
-    rings = []
-    for ring in (region.polygon.exterior, *region.polygon.interiors):
-        moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
-        whole = np.clip(np.rint(moved * _PER_PX), 0, ends).astype(np.int64)
-        rings.append([[_px(x), _px(y)] for x, y in whole.tolist()])
+    rings = _rings(region, bounds)
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, f"{slide}/lesion/{_dumps(rings)}")),
@@ -249,6 +288,17 @@ def _lesion(
             },
         },
     }
+
+
+def _rings(region: Region, bounds: Box) -> list[list[list[float]]]:
+    """Outline and holes of a region in QuPath's pixels."""
+    ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
+    rings = []
+    for ring in (region.polygon.exterior, *region.polygon.interiors):
+        moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
+        whole = np.clip(np.rint(moved * _PER_PX), 0, ends).astype(np.int64)
+        rings.append([[_px(x), _px(y)] for x, y in whole.tolist()])
+    return rings
 
 
 def _dumps(value: Any) -> str:

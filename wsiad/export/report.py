@@ -204,7 +204,7 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
     linked = sum(map(_size, files)) > inline_limit
     folder = path.parent if linked else None
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -213,16 +213,17 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
             shares=_shares(report),
             scale=_legend(report.colour_scale),
             linked=linked,
-            style=_template("report.css"),
-            script=_template("report.js"),
-            policy=_policy(),
+            style=template("report.css"),
+            script=template("report.js"),
+            policy=policy(),
             text=report_text,
         )
     )
     write_text(path, page)
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of the reports: all text is escaped, and a name that is not there is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -232,15 +233,16 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _template(name: str) -> Markup:
+def template(name: str) -> Markup:
+    """Style or script of the reports, to stand in a page as it is."""
     # Our own file, which holds no text from outside: the one thing not to be escaped.
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def _policy() -> str:
+def policy() -> str:
     """Content security policy under which nothing runs or loads but what we wrote."""
     style, script = (
-        base64.b64encode(hashlib.sha256(_template(name).encode()).digest()).decode()
+        base64.b64encode(hashlib.sha256(template(name).encode()).digest()).decode()
         for name in ("report.css", "report.js")
     )
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,14 @@ import numpy.typing as npt
 from wsiad.detector import Detector, InputSpec
 from wsiad.errors import StoreMismatchError
 from wsiad.geometry import PixelMap
+from wsiad.tiles.left_out import LeftOut
+from wsiad.tiles.overview import EXAMPLES
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiles.stored_slide import StoredSlide
-from wsiad.tiles.stream import stream
+from wsiad.tiles.stream import Example, choose_examples, stream
 from wsiad.tiling import Grid
+from wsiad.tissue.guards import Reason, judge
+from wsiad.tissue.options import QualityThresholds
 from wsiad.units import TilePx
 
 IntArray = npt.NDArray[np.int32]
@@ -33,14 +37,18 @@ class WindowBatch:
         RGB, stain-normalised.
     rows, columns : ndarray of int32, (N,)
         On the grid of the windows.
-    missing : int
-        Windows left out because the slide has no pixels for a part of them.
+    left_out : LeftOut
+        Windows that are not scored: the slide has no pixels for a part of them, or they
+        fail a quality threshold.
+    examples : tuple of Example
+        Some windows to look at.
     """
 
     pixels: npt.NDArray[np.uint8]
     rows: IntArray
     columns: IntArray
-    missing: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +59,21 @@ class ScoredBatch:
     columns: IntArray
     scores: npt.NDArray[np.float32]
     places: npt.NDArray[np.float32]
-    missing: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    examples: tuple[Example, ...] = ()
 
 
 def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
-    """Yield the windows of a planned slide.
+    """Yield the windows of a planned slide that pass its quality thresholds.
 
     Raises
     ------
     SlideReadError
         The slide cannot be decoded.
     """
-    for block in stream(plan):
-        yield WindowBatch(block.pixels, block.rows, block.columns, block.missing)
+    examples = choose_examples(plan, count=EXAMPLES)
+    for block in stream(plan, guard=plan.quality, examples=examples):
+        yield WindowBatch(block.pixels, block.rows, block.columns, block.left_out, block.examples)
 
 
 def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
@@ -108,28 +118,56 @@ def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
     )
 
 
-def from_store(slide: StoredSlide, windows: Grid) -> Iterator[WindowBatch]:
-    """Yield the windows within the stored tiles of a slide.
+def from_store(
+    slide: StoredSlide, windows: Grid, *, thresholds: QualityThresholds
+) -> Iterator[WindowBatch]:
+    """Yield the windows within the stored tiles of a slide that pass the thresholds.
 
-    A window that lies within two overlapping tiles comes once.
+    A window that lies within two overlapping tiles comes once. A store knows the
+    quality of its tiles only: a window is left out if all tiles around it are not in
+    the store or fail.
     """
-    step = windows.stride
-    per_tile = slide.grid.stride // step
-    offsets = range((slide.grid.tile - windows.tile) // step + 1)
+    reasons = judge(slide.quality(), thresholds)
+    usable = np.flatnonzero(reasons == Reason.USABLE)
     lattice = slide.column("lattice")
     seen = np.zeros((windows.rows, windows.columns), bool)
     for start in range(0, len(slide), _READ_TILES):
-        tiles = slide.tiles(start, min(start + _READ_TILES, len(slide)))
-        corner = lattice[start : start + len(tiles)] * per_tile
-        for down in offsets:
-            for right in offsets:
-                rows, columns = corner[:, 0] + down, corner[:, 1] + right
-                new = ~seen[rows, columns]
-                seen[rows, columns] = True
-                y, x = down * step, right * step
-                pixels = tiles[new, y : y + windows.tile, x : x + windows.tile]
-                if new.any():
-                    yield WindowBatch(np.ascontiguousarray(pixels), rows[new], columns[new])
+        stop = min(start + _READ_TILES, len(slide))
+        chosen = usable[(usable >= start) & (usable < stop)]
+        if not len(chosen):
+            continue
+        tiles = slide.tiles(start, stop)
+        for y, x, rows, columns in _windows_within(slide, windows, lattice[chosen]):
+            new = ~seen[rows, columns]
+            seen[rows, columns] = True
+            if new.any():
+                inside = tiles[:, y : y + windows.tile, x : x + windows.tile]
+                yield WindowBatch(inside[chosen[new] - start], rows[new], columns[new])
+    bad = reasons != Reason.USABLE
+    gone = slide.left_out
+    places = np.concatenate([lattice[bad], np.stack([gone.rows, gone.columns], axis=1)])
+    why = np.concatenate([reasons[bad], gone.reasons])
+    parts = []
+    for _, _, rows, columns in _windows_within(slide, windows, places):
+        new = ~seen[rows, columns]
+        seen[rows, columns] = True
+        parts.append(LeftOut(rows[new], columns[new], why[new]))
+    none = np.empty((0, windows.tile, windows.tile, 3), np.uint8)
+    empty = np.empty(0, np.int32)
+    yield WindowBatch(none, empty, empty, LeftOut.join(parts))
+
+
+def _windows_within(
+    slide: StoredSlide, windows: Grid, lattice: IntArray
+) -> Iterator[tuple[int, int, IntArray, IntArray]]:
+    """Yield each place within a tile (y, x, pixels), and the windows there, by tile."""
+    per_tile = slide.grid.stride // windows.stride
+    corner = lattice * per_tile
+    offsets = range((slide.grid.tile - windows.tile) // windows.stride + 1)
+    for down in offsets:
+        for right in offsets:
+            y, x = down * windows.stride, right * windows.stride
+            yield y, x, corner[:, 0] + down, corner[:, 1] + right
 
 
 def score_windows(
@@ -137,13 +175,13 @@ def score_windows(
 ) -> Iterator[ScoredBatch]:
     """Score windows in batches of at most ``batch``."""
     for windows in batches:
-        # A block without a whole window still counts what is missing.
+        # A block without a whole window still says what is left out.
         for start in range(0, max(1, len(windows.pixels)), batch):
             part = slice(start, start + batch)
             if not len(windows.pixels):
                 empty = np.empty(0, np.float32)
                 places = empty.reshape(0, 1, 1)
-                yield ScoredBatch(windows.rows, windows.columns, empty, places, windows.missing)
+                yield ScoredBatch(windows.rows, windows.columns, empty, places, windows.left_out)
                 continue
             places = detector.score_places(windows.pixels[part])
             yield ScoredBatch(
@@ -151,5 +189,6 @@ def score_windows(
                 windows.columns[part],
                 detector.pool(places),
                 places,
-                windows.missing if start == 0 else 0,
+                windows.left_out if start == 0 else LeftOut(),
+                windows.examples if start == 0 else (),
             )

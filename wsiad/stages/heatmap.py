@@ -39,6 +39,7 @@ from wsiad.stages.slide_table import (
 from wsiad.stages.tile import TileRow
 from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
+from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
     from wsiad.tiles.store import TileStore
@@ -64,6 +65,9 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     """µm/px of level 0 for slides that state none."""
     allow_upsampling: bool | None = None
     """Accept slides that are coarser than the run's scale; by default as the run's store."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which windows are too bad to be scored, in place of the thresholds of the run: they are
+    shown as not assessed, and counted."""
     batch: Annotated[int, Field(ge=1)] = 256
     """The most windows scored at once; a CPU takes fewer, to the same scores."""
     device: str = "auto"
@@ -125,7 +129,9 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     choose_device(config.device)
     record = RunFolder.open(config.run).record()
     preparation, target = run_preparation(config.run)
-    digest = _digest(config)
+    quality = preparation.quality.changed_by(config.quality)
+    preparation = preparation.model_copy(update={"quality": quality})
+    digest = _digest(config, quality)
     _claim(config.out, digest)
     slides, from_store = _slides(config, preparation, target)
     one = functools.partial(_task, config, from_store, preparation, target, digest)
@@ -205,11 +211,13 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
         ) from error
 
 
-def _digest(config: HeatmapConfig) -> str:
+def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
-    reading = [config.slide_mpp, config.allow_upsampling]
+    reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
+    if quality.given:
+        reading.append(quality.given)
     text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 

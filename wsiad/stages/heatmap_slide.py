@@ -17,9 +17,9 @@ from wsiad.detector import Detector
 from wsiad.errors import InputError
 from wsiad.export.camelyon import write_detections
 from wsiad.export.ome_tiff import write_ome_tiff
-from wsiad.export.overlay import outline, overlay, write_picture
+from wsiad.export.overlay import hatch_unscored, outline, overlay, write_picture
 from wsiad.export.png import write_png
-from wsiad.export.qupath import write_lesions, write_tiles
+from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
 from wsiad.files import atomic_folder, fingerprint, write_json
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
@@ -27,6 +27,7 @@ from wsiad.heatmaps.heatmap import Heatmap, WindowScores
 from wsiad.heatmaps.peaks import find_peaks
 from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.stitch import Stitcher
+from wsiad.heatmaps.unassessed import unassessed_regions
 from wsiad.heatmaps.windows import (
     ScoredBatch,
     WindowBatch,
@@ -40,18 +41,27 @@ from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.staging import staged
 from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
-from wsiad.stages.slide_table import NO_TISSUE, OK
+from wsiad.stages.slide_table import NO_TISSUE, OK, UNUSABLE
 from wsiad.stain.profile import StainProfile
+from wsiad.tiles.left_out import LeftOut
+from wsiad.tiles.overview import Overview, overview_jpeg
 from wsiad.tiles.plan import plan_slide
 from wsiad.tiles.store import TileStore
+from wsiad.tiles.stream import Example
 from wsiad.tiling import Grid
+from wsiad.tissue.guards import Reason, in_words
 from wsiad.training.device import choose_device, windows_at_once
-from wsiad.units import Microns, Spacing, SquareMicrons
+from wsiad.units import Microns, Mpp, Spacing, SquareMicrons
 
 WINDOW = np.dtype(
     [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
 )
 """A row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
+
+LEFT_OUT = np.dtype(
+    [*((name, np.float64) for name in ("x", "y", "width", "height")), ("reason", "U10")]
+)
+"""A row of ``left_out.npy``: level-0 rectangle of a window that was not scored, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,10 @@ class _Source:
     spacing: Spacing
     thumbnail: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.bool_]
+    pen: npt.NDArray[np.bool_] | None
     placement: PixelMap
+    mpp: Mpp
+    stain: str
     stain_fallback: str | None
     backend: str
 
@@ -161,7 +174,10 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             slide.spacing,
             plan.tissue.thumbnail,
             plan.tissue.mask,
+            plan.tissue.pen,
             plan.tissue.placement,
+            plan.scaled.mpp,
+            plan.stain.method,
             plan.stain.fallback,
             slide.read_by,
         )
@@ -175,31 +191,53 @@ def _stored_source(task: SlideTask, detector: Detector) -> _Source:
     # A store keeps no thumbnail: tissue is drawn in grey instead.
     thumbnail = np.where(mask[..., None], np.uint8(200), np.uint8(244)).repeat(3, axis=2)
     return _Source(
-        from_store(slide, grid),
+        from_store(slide, grid, thresholds=task.preparation.quality),
         grid,
         slide.size,
         slide.bounds,
         slide.spacing,
         thumbnail,
         mask,
+        slide.column("pen_mask") if "pen_mask" in slide.group else None,
         PixelMap(*slide.facts["tissue"]["placement"]),
+        detector.spec.mpp,
+        slide.facts["stain"]["method"],
         slide.facts["stain"].get("fallback"),
         "store",
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """What scoring a slide's windows made; no heatmap where there is no window."""
+
+    heatmap: Heatmap | None
+    windows: WindowScores
+    left_out: LeftOut
+    examples: tuple[Example, ...]
+
+    @property
+    def status(self) -> str:
+        if self.heatmap:
+            return OK
+        # Not to be taken for a slide without tissue, of which there is nothing to fear.
+        return UNUSABLE if any(self.left_out.by_quality().values()) else NO_TISSUE
 
 
 def _finish(
     task: SlideTask, detector: Detector, calibration: Calibration, source: _Source, start: float
 ) -> HeatmapRow:
     batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
-    scored = score_windows(detector, source.batches, batch=batch)
-    heatmap, windows, missing = _stitch(task, calibration, source, scored)
+    scored = _stitch(
+        task, calibration, source, score_windows(detector, source.batches, batch=batch)
+    )
     with atomic_folder(task.folder) as folder:
         row = HeatmapRow(
             task.slide.name,
-            OK if heatmap else NO_TISSUE,
-            "; ".join(_notes(source, missing)),
-            tiles=len(windows.scores),
+            scored.status,
+            "; ".join(_notes(source, scored)),
+            tiles=len(scored.windows.scores),
+            unusable=sum(scored.left_out.by_quality().values()),
             mpp_x=float(source.spacing.x),
             mpp_y=float(source.spacing.y),
             width=source.size.width,
@@ -209,24 +247,73 @@ def _finish(
             file=str(task.slide.path),
             backend=source.backend,
         )
+        left_out = _write_left_out(folder, source, scored.left_out)
         write_picture(folder / "tissue.png", outline(source.thumbnail, source.mask))
-        if heatmap:
-            counts = _write(folder, task, calibration, heatmap, windows)
+        overview = _overview(task, source, scored, left_out)
+        (folder / "overview.jpg").write_bytes(overview_jpeg(overview))
+        write_unassessed(
+            unassessed_regions(overview, slide_size=source.size, bounds=source.bounds),
+            folder / "not_assessed.geojson",
+            slide=task.slide.name,
+            bounds=source.bounds,
+        )
+        if scored.heatmap:
+            counts = _write(folder, task, calibration, scored.heatmap, scored.windows)
             scale = colour_scale(calibration)
-            picture = overlay(source.thumbnail, source.placement, heatmap, scale)
+            picture = overlay(source.thumbnail, source.placement, scored.heatmap, scale)
+            hatch_unscored(picture, overview)
             write_picture(folder / "overlay.png", picture)
-            highest, top_k = _slide_scores(heatmap, task.options.top_k)
+            highest, top_k = _slide_scores(scored.heatmap, task.options.top_k)
             row = replace(row, score_max=highest, score_top_k_mean=top_k, **counts)
         row = replace(row, seconds=round(time.monotonic() - start, 3))
         write_json(folder / SLIDE, _identity(task) | {"row": asdict(row)})
     return row
 
 
-def _notes(source: _Source, missing: int) -> Iterator[str]:
+def _write_left_out(folder: Path, source: _Source, left_out: LeftOut) -> npt.NDArray[np.float64]:
+    """Write the windows that were not scored, and return their boxes."""
+    table = np.empty(len(left_out), LEFT_OUT)
+    boxes = source.grid.boxes(left_out.rows, left_out.columns)
+    for name, column in zip(("x", "y", "width", "height"), boxes.T, strict=True):
+        table[name] = column
+    words = np.array([reason.word for reason in Reason])
+    table["reason"] = words[left_out.reasons]
+    np.save(folder / "left_out.npy", table, allow_pickle=False)
+    return boxes
+
+
+def _overview(
+    task: SlideTask, source: _Source, scored: _Scored, left_out: npt.NDArray[np.float64]
+) -> Overview:
+    return Overview(
+        task.slide.name,
+        source.thumbnail,
+        source.mask,
+        source.pen,
+        source.placement,
+        source.spacing,
+        source.mpp,
+        scored.windows.boxes,
+        left_out,
+        scored.left_out.reasons,
+        scored.examples,
+        source.stain,
+        source.stain_fallback,
+        noun="window",
+    )
+
+
+def _notes(source: _Source, scored: _Scored) -> Iterator[str]:
     if source.stain_fallback:
         yield f"stains of the reference were used: {source.stain_fallback}"
-    if missing:
+    if missing := scored.left_out.count(Reason.MISSING):
         yield f"{missing} windows left out: the slide has no pixels there"
+    if why := in_words(scored.left_out.by_quality()):
+        yield f"windows not assessed, as they fail the quality thresholds: {why}"
+    if source.pen is not None:
+        pixel = source.placement.scale_x * source.spacing.x
+        area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
+        yield f"pen marks hide {area:.2g} mm², which is not assessed"
 
 
 def _slide_scores(heatmap: Heatmap, top_k: int) -> tuple[float, float]:
@@ -237,13 +324,15 @@ def _slide_scores(heatmap: Heatmap, top_k: int) -> tuple[float, float]:
 
 def _stitch(
     task: SlideTask, calibration: Calibration, source: _Source, scored: Iterator[ScoredBatch]
-) -> tuple[Heatmap | None, WindowScores, int]:
-    """Stitch the scores of all windows; no heatmap where there is no window."""
+) -> _Scored:
+    """Stitch the scores of all windows."""
     stitcher: Stitcher | None = None
     rows, columns, scores = [], [], []
-    missing = 0
+    parts: list[LeftOut] = []
+    examples: tuple[Example, ...] = ()
     for batch in scored:
-        missing += batch.missing
+        parts.append(batch.left_out)
+        examples += batch.examples
         if not len(batch.scores):
             continue
         maps = batch.places if task.options.detail == "place" else batch.scores[:, None, None]
@@ -260,9 +349,10 @@ def _stitch(
         rows.append(batch.rows)
         columns.append(batch.columns)
         scores.append(batch.scores)
+    left_out = LeftOut.join(parts)
     if stitcher is None:
         none = np.empty(0, np.float32)
-        return None, WindowScores(np.empty((0, 4)), none, none), missing
+        return _Scored(None, WindowScores(np.empty((0, 4)), none, none), left_out, examples)
     flat = np.concatenate(scores)
     windows = WindowScores(
         source.grid.boxes(np.concatenate(rows), np.concatenate(columns)),
@@ -272,7 +362,7 @@ def _stitch(
     heatmap = stitcher.finish(
         task.slide.name, slide_size=source.size, bounds=source.bounds, spacing=source.spacing
     )
-    return heatmap, windows, missing
+    return _Scored(heatmap, windows, left_out, examples)
 
 
 def _write(

@@ -59,6 +59,8 @@ class HeatmapRow(SlideRow):
         Highest heatmap pixel, and mean of the highest ones; ``None`` without tissue.
     tiles : int
         Scored.
+    unusable : int
+        Windows that were not scored as they fail a quality threshold.
     regions, detections : int or None
         Regions above the healthy quantile, those left out counted in; peaks.
     """
@@ -68,6 +70,7 @@ class HeatmapRow(SlideRow):
     tiles: int = 0
     regions: int | None = None
     detections: int | None = None
+    unusable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
 from wsiad.files import write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
-from wsiad.stages.slide_table import FAILED, read_table
+from wsiad.stages.slide_table import FAILED, UNUSABLE, read_table
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 _TIMINGS = "timings.json"
 _PICTURES = (
-    ("tissue.png", "Slide, tissue outlined"),
-    ("overlay.png", "Heatmap over the tissue"),
+    ("overview.jpg", "Slide: what was scored, what was left out and why"),
+    ("overlay.png", "Heatmap over the tissue; what was left out is hatched"),
 )
+_OLD_PICTURE = ("tissue.png", "Slide, tissue outlined")
+"""Stands in where results were made before there was an overview."""
 _PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
 
 
@@ -98,7 +100,7 @@ def write_results_report(
         timings=memory["seconds"],
         config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
         notes=_notes(rows, record),
-        warnings=warnings,
+        warnings=[*warnings, *_not_assessed(rows)],
         random_weights=bool(record and record.random_weights),
         colour_scale=_legend(calibration) if calibration else None,
     )
@@ -117,6 +119,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> SlideEntry:
     folder = results / row.slide
     pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
+    if not (folder / _PICTURES[0][0]).exists() and (folder / _OLD_PICTURE[0]).exists():
+        pictures.insert(0, (_OLD_PICTURE[1], folder / _OLD_PICTURE[0]))
     return SlideEntry(
         row.slide,
         row.status,
@@ -180,6 +184,21 @@ def _legend(calibration: Calibration) -> ColourScale:
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
         [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
     )
+
+
+def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say what was not scored: no finding there means nothing."""
+    if names := [row.slide for row in rows if row.status == UNUSABLE]:
+        yield (
+            f"{len(names)} slides were not assessed at all, as nothing of them passed the quality "
+            f"thresholds: {', '.join(names)}."
+        )
+    if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
+        windows = sum(row.unusable for row in some)
+        yield (
+            f"{windows:,} windows of {len(some)} slides were not assessed, as they fail the "
+            "quality thresholds. They are hatched in the pictures."
+        )
 
 
 def _notes(rows: list[HeatmapRow], record: RunRecord | None) -> list[str]:

@@ -13,7 +13,7 @@ from wsiad.errors import InputError
 from wsiad.files import write_text
 from wsiad.locks import locked
 
-OK, NO_TISSUE, FAILED = "ok", "no-tissue", "failed"
+OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class SlideRow:
     slide : str
         Name.
     status : str
-        ``"ok"``, ``"no-tissue"`` or ``"failed"``.
+        ``"ok"``, ``"no-tissue"``, ``"unusable"`` (tissue, but no tile that passes the
+        quality thresholds) or ``"failed"``.
     reason : str
         Why it failed, or what its reader should know.
     seconds : float

@@ -62,10 +62,22 @@ class TileRow(SlideRow):
         In the store.
     tissue_share : float or None
         Share of the slide that is tissue, 0 to 1.
+    missing : int
+        Tiles left out because the slide has no pixels there.
+    unusable : int
+        Tiles that fail a quality threshold: not in the store, or marked in it.
+    unusable_black, unusable_pen, unusable_saturation, unusable_sharpness : int
+        Those by the first threshold that they fail.
     """
 
     tiles: int = 0
     tissue_share: float | None = None
+    missing: int = 0
+    unusable: int = 0
+    unusable_black: int = 0
+    unusable_pen: int = 0
+    unusable_saturation: int = 0
+    unusable_sharpness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,7 @@ def tile(config: TileConfig) -> TileResult:
         There is no such cluster or scheduler, or it takes no jobs.
     """
     # Heavy, and of no use to `--help`.
+    from wsiad.stages.store_reporting import write_store_report
     from wsiad.tiles.stain_target import stain_target
     from wsiad.tiles.store import TileStore
 
@@ -150,18 +163,27 @@ def tile(config: TileConfig) -> TileResult:
     seconds = time.monotonic() - start
     record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})
     write_json(record_path(config.out, config.shard), record)
+    write_store_report(config.out)
     return TileResult(config.out, tuple(rows))
 
 
 def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     """Return what a store's ``run.json`` says of the call that filled it."""
+    from wsiad.tissue.guards import QUALITY_REASONS
+
     tiles = sum(row.tiles for row in rows)
+    unusable = {
+        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
+        for reason in QUALITY_REASONS
+    }
     return {
         "versions": versions(),
         "seconds": round(seconds, 3),
         "slides": len(rows),
         "failed": len(failures(rows)),
         "tiles": tiles,
+        "missing": sum(row.missing for row in rows),
+        "unusable": unusable,
         "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
         "backends": backends(rows),
     }
@@ -240,12 +262,17 @@ def _tiled(task: _Task) -> TileRow:
 
 
 def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
+    from wsiad.tissue.guards import in_words
+
     stored = store.slide(task.slide.name)
     fallback = stored.facts["stain"].get("fallback")
     missing = stored.facts["tiles_missing"]
+    unusable = stored.facts.get("unusable", {})
+    kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
     notes = [
         f"stains of the reference were used: {fallback}" if fallback else "",
         f"{missing} tiles left out: the slide has no pixels there" if missing else "",
+        f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]
     return TileRow(
         task.slide.name,
@@ -258,6 +285,9 @@ def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
         width=stored.size.width,
         height=stored.size.height,
         tissue_share=float(stored.facts["tissue"]["share"]),
+        missing=missing,
+        unusable=sum(unusable.values()),
+        **{f"unusable_{reason}": count for reason, count in unusable.items()},
         label=task.slide.label,
         split=task.slide.split,
         file=str(task.slide.path),

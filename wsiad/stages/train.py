@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from wsiad.config import Config, build, dump_yaml, verb
+from wsiad.config import Config, build, resolve, verb
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError, InputError, RunError
+from wsiad.errors import ConfigError, DetectorError, InputError, RunError
 from wsiad.files import write_json
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
+from wsiad.tissue.options import QualityOptions, QualityThresholds
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from wsiad.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunFolder
@@ -55,6 +59,9 @@ class TrainConfig(Config):
     default those that torchvision downloads."""
     split: str | None = None
     """Use only slides with this value in the manifest's `split` column."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used; in place of the thresholds that the store has, and
+    for the heatmaps of the run too. Tiles that the store dropped are gone."""
     seed: int = 0
     """Same seed, same result."""
     device: str = "auto"
@@ -120,7 +127,9 @@ def train(config: TrainConfig) -> TrainResult:
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
     device = choose_device(config.device)
     store = TileStore(config.store)
+    thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = _healthy_slides(store, config.split)
+    usable, unusable = _usable(slides, thresholds)
     tile = store.preparation.tile
     size = options.input_px or cls.default_input_px or tile
     if size > tile:
@@ -132,11 +141,11 @@ def train(config: TrainConfig) -> TrainResult:
     folder = _run_folder(config)
     if folder is None:
         return _already_done(config)
-    write_json(folder.path / PREPARATION, preparation_of(store))
-    parts = split_slides([(slide.name, len(slide)) for slide in slides], seed=config.seed)
+    write_json(folder.path / PREPARATION, preparation_of(store, thresholds))
+    parts = split_slides([(name, len(tiles)) for name, tiles in usable.items()], seed=config.seed)
     if not parts.by_slide:
         logger.warning("%s", parts.note)
-    by_name = {slide.name: slide for slide in slides}
+    by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
     detector = cls(options, InputSpec(TilePx(size), Mpp(store.preparation.mpp)))
     report = detector.fit(
         HealthyTiles(_tiles(parts.fit, by_name), _tiles(parts.stop, by_name)),
@@ -159,6 +168,8 @@ def train(config: TrainConfig) -> TrainResult:
     folder.save_detector(detector, name=config.detector)
     folder.write_calibration(calibration)
     notes = report.notes | ({"slides_not_used": skipped} if skipped else {})
+    if thresholds.given:
+        notes |= {"thresholds": thresholds.given, "tiles_not_used": unusable}
     folder.finish(
         RunRecord(
             detector=config.detector,
@@ -203,14 +214,37 @@ def _healthy_slides(
     return used, skipped
 
 
+def _usable(
+    slides: list[StoredSlide], thresholds: QualityThresholds
+) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
+    """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
+    import numpy as np
+
+    from wsiad.tissue.guards import Reason, count_reasons, in_words, judge
+
+    usable, failed = {}, [np.empty(0, np.uint8)]
+    for slide in slides:
+        if not thresholds.given:
+            usable[slide.name] = np.arange(len(slide), dtype=np.int64)
+            continue
+        reasons = judge(slide.quality(), thresholds)
+        usable[slide.name] = np.flatnonzero(reasons == Reason.USABLE).astype(np.int64)
+        failed.append(reasons)
+    counts = count_reasons(np.concatenate(failed))
+    if slides and not any(map(len, usable.values())):
+        raise InputError(
+            f"no tile of its healthy slides passes the thresholds ({in_words(counts)})",
+            remedy="Choose other thresholds; see docs/quality.md.",
+        )
+    return usable, counts
+
+
 def _run_folder(config: TrainConfig) -> RunFolder | None:
     """Return the folder to train into, ``None`` if the very same run is complete in it."""
     from wsiad.runs.run import CONFIG, RunFolder
 
-    text = dump_yaml(config)
     path = config.out / CONFIG
-    same = path.exists() and path.read_text(encoding="utf-8") == text
-    if same and RunFolder(config.out).complete:
+    if path.exists() and _same(path, config) and RunFolder(config.out).complete:
         return None
     folder = RunFolder.create(config.out)
     if not path.exists() and any(config.out.iterdir()):
@@ -223,6 +257,14 @@ def _run_folder(config: TrainConfig) -> RunFolder | None:
     return folder
 
 
+def _same(path: Path, config: TrainConfig) -> bool:
+    """Whether a stored config is this one, be it of before an option with a default."""
+    try:
+        return resolve(TrainConfig, file=path, flags={}) == config
+    except ConfigError:
+        return False
+
+
 def _already_done(config: TrainConfig) -> TrainResult:
     from wsiad.runs.run import RunFolder
 
@@ -232,17 +274,20 @@ def _already_done(config: TrainConfig) -> TrainResult:
 
 
 def _tiles(
-    part: Sequence[SlideTiles], by_name: dict[str, StoredSlide]
+    part: Sequence[SlideTiles],
+    by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
 ) -> ArrayTiles | ChunkedTiles:
     from wsiad.tiles.dataset import store_tiles
 
-    return store_tiles([(by_name[item.slide], item.indices) for item in part])
+    chosen = [(*by_name[item.slide], item.indices) for item in part]
+    return store_tiles([(slide, usable[indices]) for slide, usable, indices in chosen])
 
 
-def preparation_of(store: TileStore) -> dict[str, Any]:
-    """How a store's tiles were prepared, as JSON values."""
+def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:
+    """How a store's tiles were prepared and chosen, as JSON values."""
+    preparation = store.preparation.model_copy(update={"quality": thresholds})
     return {
-        "preparation": store.preparation.model_dump(mode="json"),
+        "preparation": preparation.as_json(),
         "stain_target": store.target,
         "digest": store.digest,
     }

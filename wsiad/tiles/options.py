@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from wsiad.config import Config
-from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.options import QualityOptions, TissueOptions
 
 
 class StainOptions(Config):
@@ -69,6 +69,8 @@ class Preparation(Config):
     """How tissue is told from glass."""
     stain: StainOptions = StainOptions()
     """How stains are made alike."""
+    quality: QualityOptions = QualityOptions()
+    """Which tiles are too bad to be used; see docs/quality.md."""
 
     @model_validator(mode="after")
     def _stride_leaves_no_gaps(self) -> Self:
@@ -87,6 +89,17 @@ class Preparation(Config):
         """Return the part that decides what the pixels are, without a verb's own fields."""
         return Preparation(**{key: getattr(self, key) for key in Preparation.model_fields})
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the preparation as JSON values, as a store and a run keep it.
+
+        Without `quality` where no threshold is set: what was made before there were
+        thresholds then stays what it is, to the byte.
+        """
+        values = self.preparation().model_dump(mode="json")
+        if not self.quality.given:
+            del values["quality"]
+        return values
+
     def digest(
         self, target: dict[str, object], *, compression: CompressionOptions | None = None
     ) -> str:
@@ -99,7 +112,7 @@ class Preparation(Config):
         compression : CompressionOptions, optional
             Counts only where it changes pixels.
         """
-        values = self.preparation().model_dump(mode="json")
+        values = self.as_json()
         values["stain"]["target"] = target
         if compression is not None and compression.lossy:
             values["compression"] = compression.of_pixels()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from wsiad.tiling import Grid, IntArray
 from wsiad.tissue.artefacts import is_pen
 from wsiad.tissue.coverage import coverage
 from wsiad.tissue.mask import TissueMask, find_tissue
+from wsiad.tissue.options import QualityOptions
 from wsiad.units import Mpp
 
 _SAMPLE_PX = 128
@@ -49,6 +50,8 @@ class SlidePlan:
         From the slide's colours to the target's.
     outside : int
         Tiles that were asked for and do not lie wholly within the slide.
+    quality : QualityOptions
+        Which of the tiles will be too bad to be used.
     """
 
     scaled: ScaledSlide
@@ -60,6 +63,7 @@ class SlidePlan:
     stain: StainProfile
     table: ColourTable
     outside: int = 0
+    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,6 +128,7 @@ def plan_slide(
         stain,
         ColourTable.between(stain, target),
         outside,
+        options.quality,
     )
 
 

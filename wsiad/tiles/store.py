@@ -22,6 +22,8 @@ FORMAT = "wsiad-tile-store"
 FORMAT_VERSION = 1
 GROUPS = "slides.zarr"
 """Folder of the zarr hierarchy within a store."""
+OVERVIEWS = "overviews"
+"""Folder of the overviews: within the groups, zarr warns of files that it does not know."""
 
 
 class TileStore:
@@ -112,7 +114,7 @@ class TileStore:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "digest": preparation.digest(target, compression=compression),
-            "preparation": preparation.model_dump(mode="json"),
+            "preparation": preparation.as_json(),
             "stain_target": target,
             "compression": compression.facts(),
         }
@@ -150,6 +152,10 @@ class TileStore:
     def folder(self, name: str) -> Path:
         """Folder of a slide's group."""
         return self.path / GROUPS / name
+
+    def overview(self, name: str) -> Path:
+        """File of a slide's overview; stores made before there were any have none."""
+        return self.path / OVERVIEWS / f"{name}.jpg"
 
     def __contains__(self, name: str) -> bool:
         return (self.folder(name) / "zarr.json").exists()

@@ -12,8 +12,10 @@ import zarr
 
 from wsiad.errors import StoreError
 from wsiad.geometry import Box, PixelMap, Size
+from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.shards import ShardReader
 from wsiad.tiling import Grid
+from wsiad.tissue.quality import COLUMNS
 from wsiad.units import Mpp, Spacing, TilePx
 
 
@@ -44,7 +46,7 @@ class StoredSlide:
 
     @property
     def status(self) -> str:
-        """``"ok"`` or ``"no-tissue"``."""
+        """``"ok"``, ``"no-tissue"``, or ``"unusable"``: no tile passed the thresholds."""
         return str(self.facts["status"])
 
     @property
@@ -154,6 +156,18 @@ class StoredSlide:
             The slide has no such column.
         """
         return np.asarray(self.group[name][:])
+
+    def quality(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Read the quality columns; see :func:`wsiad.tissue.quality.measure`."""
+        return {name: self.column(name) for name in COLUMNS}
+
+    @property
+    def left_out(self) -> LeftOut:
+        """Tiles of the plan that are not stored; none are known of before there were any."""
+        if "left_out_reason" not in self.group:
+            return LeftOut()
+        lattice = self.column("left_out_lattice")
+        return LeftOut(lattice[:, 0], lattice[:, 1], self.column("left_out_reason"))
 
     def source_names(self) -> list[str]:
         """Names that imported tiles had at their source, in the tiles' order.

@@ -13,17 +13,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.geometry import Size
 from wsiad.slides.slide import Region
+from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiling import IntArray
+from wsiad.tissue.guards import Reason, judge
+from wsiad.tissue.options import QualityThresholds
 from wsiad.tissue.quality import measure
 
 _BLOCK_PX = 1024
 _SOURCE_PX = 2048
+
+EXAMPLE_PX = 144
+"""Largest edge of the tiles that are kept to be looked at."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A tile to look at, before and after stain normalisation.
+
+    Parameters
+    ----------
+    index : int
+        Of the tile in the plan.
+    before, after : ndarray of uint8, (E, E, 3)
+        At most `EXAMPLE_PX` wide, larger tiles are averaged down.
+    """
+
+    index: int
+    before: npt.NDArray[np.uint8]
+    after: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +65,11 @@ class TileBlock:
     quality : dict of str to ndarray of float32, (N,)
         Columns of :func:`wsiad.tissue.quality.measure`, of the scanned pixels; empty
         if not asked for.
-    missing : int
-        Tiles left out because the slide has no pixels for a part of them.
+    left_out : LeftOut
+        Tiles that are not among these: the slide has no pixels for a part of them, or
+        they fail the guard.
+    examples : tuple of Example
+        Those of these tiles that were asked for.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -50,31 +77,62 @@ class TileBlock:
     columns: IntArray
     coverage: npt.NDArray[np.float32]
     quality: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    missing: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    examples: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def missing(self) -> int:
+        """Tiles left out because the slide has no pixels for a part of them."""
+        return self.left_out.count(Reason.MISSING)
 
-def stream(plan: SlidePlan, *, quality: bool = False) -> Iterator[TileBlock]:
+
+def stream(
+    plan: SlidePlan,
+    *,
+    quality: bool = False,
+    guard: QualityThresholds | None = None,
+    examples: npt.NDArray[np.int64] | None = None,
+) -> Iterator[TileBlock]:
     """Read the tiles of a plan.
 
-    The order is a function of the plan alone. Tiles with a missing pixel are left out
-    and counted.
+    The order is a function of the plan alone. Tiles with a missing pixel, and those
+    that fail the guard, are left out and noted.
 
     Parameters
     ----------
     plan : SlidePlan
     quality : bool
         Measure the quality columns too.
+    guard : QualityThresholds, optional
+        What tiles must be; by default anything.
+    examples : ndarray of int64, optional
+        Tiles to keep for looking at, as indices into the plan; see
+        :func:`choose_examples`.
 
     Raises
     ------
     SlideReadError
         The slide cannot be decoded.
     """
+    guard = guard if guard is not None and guard.given else None
+    wanted = np.empty(0, np.int64) if examples is None else examples
     for chosen in blocks(plan):
-        yield _read_block(plan, chosen, quality)
+        yield _read_block(plan, chosen, quality, guard, wanted)
+
+
+def choose_examples(plan: SlidePlan, *, count: int) -> npt.NDArray[np.int64]:
+    """Choose tiles to look at: spread over the slide, of its better covered half.
+
+    A function of the plan alone, whatever reads it and in how many parts.
+    """
+    if not len(plan):
+        return np.empty(0, np.int64)
+    better = np.flatnonzero(plan.coverage >= np.median(plan.coverage))
+    spread = np.linspace(0, len(better) - 1, min(count, len(better)) + 2)[1:-1]
+    return np.unique(better[spread.round().astype(np.int64)])
 
 
 def blocks(plan: SlidePlan) -> list[npt.NDArray[np.int64]]:
@@ -92,7 +150,13 @@ def blocks(plan: SlidePlan) -> list[npt.NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(key)) + 1)
 
 
-def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], quality: bool) -> TileBlock:
+def _read_block(
+    plan: SlidePlan,
+    chosen: npt.NDArray[np.int64],
+    quality: bool,
+    guard: QualityThresholds | None,
+    wanted: npt.NDArray[np.int64],
+) -> TileBlock:
     grid = plan.grid
     rows, columns = plan.rows[chosen], plan.columns[chosen]
     top, left = int(rows.min()), int(columns.min())
@@ -106,15 +170,39 @@ def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], quality: bool) -
     pixels = np.empty((int(whole.sum()), grid.tile, grid.tile, 3), np.uint8)
     for tile, r, c in zip(pixels, y[whole], x[whole], strict=True):
         tile[:] = region.rgb[r : r + grid.tile, c : c + grid.tile]
-    measured = measure(pixels) if quality else {}
+    measured = measure(pixels) if quality or guard else {}
+    left_out = LeftOut.missing(rows[~whole], columns[~whole])
+    chosen = chosen[whole]
+    if guard and (reasons := judge(measured, guard)).any():
+        good, bad = reasons == Reason.USABLE, chosen[reasons != Reason.USABLE]
+        unusable = LeftOut(plan.rows[bad], plan.columns[bad], reasons[~good])
+        left_out = LeftOut.join([left_out, unusable])
+        pixels, chosen = pixels[good], chosen[good]
+        measured = {name: values[good] for name, values in measured.items()}
+    shown = np.flatnonzero(np.isin(chosen, wanted))
+    before = [_reduced(pixels[at]) for at in shown]
+    pixels = pixels if plan.table.is_identity else plan.table.apply(pixels, out=pixels)
+    examples = [
+        Example(int(chosen[at]), raw, _reduced(pixels[at]))
+        for at, raw in zip(shown, before, strict=True)
+    ]
     return TileBlock(
-        pixels if plan.table.is_identity else plan.table.apply(pixels, out=pixels),
-        rows[whole],
-        columns[whole],
-        plan.coverage[chosen][whole],
-        measured,
-        missing=int((~whole).sum()),
+        pixels,
+        plan.rows[chosen],
+        plan.columns[chosen],
+        plan.coverage[chosen],
+        measured if quality else {},
+        left_out,
+        tuple(examples),
     )
+
+
+def _reduced(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Copy a tile, at most `EXAMPLE_PX` wide."""
+    if len(tile) <= EXAMPLE_PX:
+        return tile.copy()
+    size = (EXAMPLE_PX, EXAMPLE_PX)
+    return np.asarray(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _whole(region: Region, y: IntArray, x: IntArray, tile: int) -> npt.NDArray[np.bool_]:

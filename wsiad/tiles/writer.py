@@ -11,11 +11,15 @@ import openslide
 import zarr
 
 from wsiad._version import __version__
+from wsiad.files import atomic_file
 from wsiad.slides.slide import Slide
 from wsiad.tiles.group import TileArray, beside, write_array
+from wsiad.tiles.left_out import LeftOut
+from wsiad.tiles.overview import EXAMPLES, Overview, overview_jpeg
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiles.store import TileStore
-from wsiad.tiles.stream import TileBlock, stream
+from wsiad.tiles.stream import TileBlock, choose_examples, stream
+from wsiad.tissue.guards import Reason, count_reasons, judge
 from wsiad.tissue.quality import COLUMNS
 
 
@@ -52,26 +56,82 @@ def write_slide(
     with beside(store, slide.name) as folder:
         group = zarr.create_group(folder)
         tiles = TileArray(group, plan.grid.tile, store.compression)
-        columns, missing = _write_tiles(tiles, plan)
+        parts = _write_tiles(tiles, plan)
+        columns = _columns(plan, parts)
+        left_out = LeftOut.join(part.left_out for part in parts)
+        reasons = judge(columns, plan.quality)
         for name, values in columns.items():
             write_array(group, name, values)
+        if plan.quality.given and plan.quality.action == "keep":
+            write_array(group, "usable", reasons == Reason.USABLE)
+        _write_left_out(group, left_out)
         write_array(group, "mask", plan.tissue.mask)
-        facts = _facts(plan, store, fingerprint, tiles.count, missing + plan.outside)
+        if plan.tissue.pen is not None:
+            write_array(group, "pen_mask", plan.tissue.pen)
+        missing = left_out.count(Reason.MISSING) + plan.outside
+        facts = _facts(plan, store, fingerprint, tiles.count, missing)
         facts["compression"] = tiles.facts()
+        if plan.quality.given:
+            facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
+            if not tiles.count and any(facts["unusable"].values()):
+                facts["status"] = "unusable"
         if coordinates is not None:
             facts["coordinates"] = {"fingerprint": coordinates}
         group.attrs.put({"wsiad": facts})
+        # Before the group is there: a slide that is whole has its overview.
+        with atomic_file(store.overview(slide.name)) as partial:
+            partial.write_bytes(overview_jpeg(_overview(plan, columns, reasons, left_out, parts)))
         return tiles.count
 
 
-def _write_tiles(tiles: TileArray, plan: SlidePlan) -> tuple[dict[str, npt.NDArray[Any]], int]:
+def _write_left_out(group: zarr.Group, left_out: LeftOut) -> None:
+    if len(left_out):
+        lattice = np.stack([left_out.rows, left_out.columns], axis=1).astype(np.int32)
+        write_array(group, "left_out_lattice", lattice)
+        write_array(group, "left_out_reason", left_out.reasons)
+
+
+def _overview(
+    plan: SlidePlan,
+    columns: dict[str, npt.NDArray[Any]],
+    reasons: npt.NDArray[np.uint8],
+    left_out: LeftOut,
+    parts: list[TileBlock],
+) -> Overview:
+    lattice, failed = columns["lattice"], reasons != Reason.USABLE
+    boxes = plan.grid.boxes(lattice[:, 0], lattice[:, 1])
+    return Overview(
+        plan.scaled.slide.name,
+        plan.tissue.thumbnail,
+        plan.tissue.mask,
+        plan.tissue.pen,
+        plan.tissue.placement,
+        plan.scaled.slide.spacing,
+        plan.scaled.mpp,
+        boxes[~failed],
+        np.concatenate([boxes[failed], plan.grid.boxes(left_out.rows, left_out.columns)]),
+        np.concatenate([reasons[failed], left_out.reasons]),
+        [example for part in parts for example in part.examples],
+        plan.stain.method,
+        plan.stain.fallback,
+    )
+
+
+def _write_tiles(tiles: TileArray, plan: SlidePlan) -> list[TileBlock]:
+    """Write the tiles, and return the blocks without their pixels."""
     parts: list[TileBlock] = []
-    for block in stream(plan, quality=True):
+    guard = plan.quality if plan.quality.action == "drop" else None
+    examples = choose_examples(plan, count=EXAMPLES)
+    for block in stream(plan, quality=True, guard=guard, examples=examples):
         tiles.append(block.pixels)
         # The pixels of a whole slide do not fit in memory; a view of none of them would
         # keep them all.
         parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
     tiles.finish()
+    return parts
+
+
+def _columns(plan: SlidePlan, parts: list[TileBlock]) -> dict[str, npt.NDArray[Any]]:
     rows = np.concatenate([part.rows for part in parts] or [np.empty(0, np.int32)])
     columns = np.concatenate([part.columns for part in parts] or [np.empty(0, np.int32)])
     share = np.concatenate([part.coverage for part in parts] or [np.empty(0, np.float32)])
@@ -83,7 +143,7 @@ def _write_tiles(tiles: TileArray, plan: SlidePlan) -> tuple[dict[str, npt.NDArr
     for name in COLUMNS:
         values = [part.quality[name] for part in parts if part.quality]
         table[name] = np.concatenate(values or [np.empty(0, np.float32)])
-    return table, sum(part.missing for part in parts)
+    return table
 
 
 def _facts(

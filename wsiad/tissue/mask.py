@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +41,9 @@ class TissueMask:
         Saturation from which a pixel counts as tissue.
     pen_share : float
         Share of the slide's pixels with the colour of a pen.
+    pen : ndarray of bool, (H, W), or None
+        Pen marks and their rims, which are left out of the mask whatever lies under
+        them; ``None`` where there are none.
     """
 
     mask: Mask
@@ -47,6 +51,7 @@ class TissueMask:
     placement: PixelMap
     threshold: float
     pen_share: float
+    pen: Mask | None = None
 
     @property
     def tissue_share(self) -> float:
@@ -79,13 +84,21 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
             window = np.s_[top : top + part.height, left : left + part.width]
             valid[window] = True if region.valid is None else region.valid
             rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
-    mask, threshold, pen_share = segment(rgb, valid, mpp=mpp, options=options)
-    return TissueMask(mask, rgb, scaled.pixels, threshold, pen_share)
+    found = segment(rgb, valid, mpp=mpp, options=options)
+    pen = found.pen if found.pen.any() else None
+    return TissueMask(found.mask, rgb, scaled.pixels, found.threshold, found.pen_share, pen)
 
 
-def segment(
-    rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions
-) -> tuple[Mask, float, float]:
+class Segments(NamedTuple):
+    """What :func:`segment` tells apart."""
+
+    mask: Mask
+    threshold: float
+    pen_share: float
+    pen: Mask
+
+
+def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Segments:
     """Tell tissue from glass.
 
     Otsu's threshold (Otsu 1979) on the saturation of HSV, clipped to the range of the
@@ -109,24 +122,33 @@ def segment(
         On saturation, 0 to 1.
     pen_share : float
         Share of valid pixels with the colour of a pen.
+    pen : ndarray of bool, (H, W)
+        Those pixels and the rims of the marks; without the border of the scan, whose
+        black and grey is also that of ink.
     """
     if rgb.size == 0:
-        return np.zeros(rgb.shape[:2], bool), options.saturation_min, 0.0
+        none = np.zeros(rgb.shape[:2], bool)
+        return Segments(none, options.saturation_min, 0.0, none)
     smooth = cv2.medianBlur(np.ascontiguousarray(rgb), 3) if min(rgb.shape[:2]) >= 3 else rgb
     pen = is_pen(smooth) & valid if options.remove_pen else np.zeros_like(valid)
     pen_share = float(pen.sum() / max(1, valid.sum()))
+    black = np.empty(valid.shape, bool)
+    for rows in bands(*valid.shape[:2]):
+        black[rows] = is_black(smooth[rows])
+    marks = _without_border(pen, black)
     if pen.any():
         # The rim of a mark mixes with glass to pale tints that look like faint tissue.
-        pen = cv2.dilate(pen.astype(np.uint8), _disc(48 / mpp)).astype(bool)
-    usable = valid & ~pen
+        pen, marks = _with_rim(pen, mpp), _with_rim(marks, mpp)
+    usable = valid & ~pen & ~black
+    del pen, black  # a whole slide at once: what follows needs as much again
     stained = np.empty(usable.shape, np.float32)
     for rows in bands(*usable.shape):
-        usable[rows] &= ~is_black(smooth[rows])
         stained[rows] = saturation(smooth[rows])
     threshold = _threshold(smooth, stained, usable, options)
     mask = usable & (stained > threshold)
-    del smooth, stained, pen  # a whole slide at once: what follows needs as much again
-    return _cleaned(mask, mpp=mpp, options=options) & usable, threshold, pen_share
+    del smooth, stained
+    clean = _cleaned(mask, mpp=mpp, options=options) & usable
+    return Segments(clean, threshold, pen_share, marks)
 
 
 def _threshold(
@@ -153,6 +175,16 @@ def _cleaned(mask: Mask, *, mpp: float, options: TissueOptions) -> Mask:
     pieces = without_small_pieces(clean.view(np.bool_), min_px=options.min_area_um2 / mpp**2)
     # Only what tissue encloses is a hole: the glass of a small slide is not.
     return without_small_holes(pieces, min_px=options.max_hole_um2 / mpp**2)
+
+
+def _without_border(pen: Mask, black: Mask) -> Mask:
+    """Pen marks without those that lie at black: a scan's border has the colour of ink."""
+    near = cv2.dilate(black.view(np.uint8), _disc(5)).view(np.bool_)
+    return pen & ~near
+
+
+def _with_rim(marks: Mask, mpp: float) -> Mask:
+    return cv2.dilate(marks.view(np.uint8), _disc(48 / mpp)).astype(bool)
 
 
 def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask) -> float:

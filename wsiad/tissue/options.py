@@ -1,8 +1,8 @@
-"""What counts as tissue: the options, in µm."""
+"""What counts as tissue, and which tiles of it are good enough: the options."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -30,3 +30,39 @@ class TissueOptions(Config):
     """Smaller holes in tissue are filled, µm²."""
     remove_pen: bool = True
     """Leave out pen marks (green, blue, red, black) by their hue."""
+
+
+class QualityThresholds(Config):
+    """What a tile must be to be used; by default anything, its quality is only recorded."""
+
+    min_sharpness: Annotated[float, Field(ge=0)] | None = None
+    """Least variance of the Laplacian, (grey levels)²: below it, tiles are out of focus."""
+    min_saturation: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least mean saturation, 0 to 1: below it, tiles are pale or glass."""
+    max_pen: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of pixels with the colour of a pen."""
+    max_black: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of black pixels: the border of a scan."""
+
+    def thresholds(self) -> QualityThresholds:
+        """Return the thresholds alone."""
+        return QualityThresholds(
+            **{key: getattr(self, key) for key in QualityThresholds.model_fields}
+        )
+
+    @property
+    def given(self) -> dict[str, float]:
+        """Thresholds that are set, by name."""
+        return {k: v for k, v in self.thresholds().model_dump().items() if v is not None}
+
+    def changed_by(self, other: QualityThresholds) -> Self:
+        """Return these with the thresholds that are set in ``other`` in their place."""
+        return self.model_copy(update=other.given)
+
+
+class QualityOptions(QualityThresholds):
+    """What a tile must be to be used, and what becomes of those that are not."""
+
+    action: Literal["drop", "keep"] = "drop"
+    """What `wsiad tile` does with tiles that fail: `drop` counts them and notes their places;
+    `keep` stores them too, marked in the column `usable`, which `wsiad train` honours."""
