@@ -13,10 +13,10 @@ def test_demo_ends_with_a_report(tmp_path):
     result = wsiad.demo(out=tmp_path / "demo", fast=True, quiet=True)
     page = result.report.read_text()
     assert result.report == tmp_path / "demo" / "report.html"
-    for text in ("ROC of the slides", "FROC", "Heatmap over the tissue", "what was scored",
-                 "random", "not real tissue", "tumor_003"):  # fmt: skip
+    for text in ("ROC of the slides", "FROC", "Heatmap over the tissue", "tissue outlined",
+                 "What was scored", "random", "not real tissue", "tumor_003"):  # fmt: skip
         assert text in page, text
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 12
     assert page.count("data:image/jpeg;base64,") == 5
     values = json.loads((tmp_path / "demo" / "results" / "evaluation.json").read_text())
     assert values["counts"]["tumour_slides"] == 3

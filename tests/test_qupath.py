@@ -22,6 +22,7 @@ from wsiad.export.qupath import (
     import_script,
     write_lesions,
     write_tiles,
+    write_unassessed,
 )
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
@@ -358,3 +359,23 @@ def test_the_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     tracemalloc.stop()
     text = len(gzip.decompress((tmp_path / "tiles.geojson.gz").read_bytes()))
     assert peak < 0.8 * text
+
+
+def test_what_was_not_assessed_is_an_annotation_of_its_own_class(tmp_path):
+    regions = [("pen", region) for region in regions_of()]
+    path = tmp_path / "not_assessed.geojson"
+    write_unassessed(regions, path, slide="a", bounds=BOUNDS)
+    collection = read(path)
+    check_schema(collection)
+    check_collection(collection, bounds=BOUNDS)
+    lesions = tmp_path / "lesions.geojson"
+    write_lesions(regions_of(), lesions, slide="a", bounds=BOUNDS)
+    for feature, lesion in zip(collection["features"], read(lesions)["features"], strict=True):
+        assert feature["geometry"] == lesion["geometry"]
+        assert feature["id"] != lesion["id"]
+        properties = feature["properties"]
+        assert properties["name"] == "not assessed: pen"
+        assert properties["classification"]["name"] == "Not assessed"
+        # By this prefix the import script knows what it imported before.
+        assert all(name.startswith("wsiad: ") for name in properties["measurements"])
+    assert "not_assessed.geojson" in import_script(tmp_path)

@@ -35,6 +35,7 @@ INLINE_LIMIT = 64 * 2**20
 """Bytes of pictures up to which the page holds them itself."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_OVERVIEW = "What of the slide was scored, and tiles before and after stain normalisation"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 
@@ -79,6 +80,10 @@ class SlideEntry:
         Time spent on it.
     images : sequence of (str, Path)
         Caption and PNG or JPEG file.
+    overview : Path or None
+        PNG or JPEG file that shows what of the slide was scored.
+    not_assessed : bool
+        Whether something was left out: its overview is then shown at once.
     lesions : int or None
         Annotated lesions, where annotations are at hand.
     detections : int or None
@@ -95,6 +100,8 @@ class SlideEntry:
     windows: int = 0
     seconds: float = 0.0
     images: Pictures = ()
+    overview: Path | None = None
+    not_assessed: bool = False
     lesions: int | None = None
     detections: int | None = None
 
@@ -167,7 +174,9 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class Picture:
+    """A picture as a page shows it: within the page, or linked."""
+
     caption: str
     source: str
     width: int
@@ -177,7 +186,8 @@ class _Picture:
 @dataclass(frozen=True, slots=True)
 class _Section:
     slide: SlideEntry
-    pictures: list[_Picture]
+    pictures: list[Picture]
+    overview: Picture | None
 
 
 def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT) -> None:
@@ -201,6 +211,7 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
     """
     files = [file for _, file in report.plots]
     files += [file for slide in report.slides for _, file in slide.images]
+    files += [slide.overview for slide in report.slides if slide.overview]
     linked = sum(map(_size, files)) > inline_limit
     folder = path.parent if linked else None
     page = (
@@ -208,8 +219,8 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
         .get_template("report.html.j2")
         .render(
             report=report,
-            slides=[_Section(s, [_picture(*i, folder) for i in s.images]) for s in report.ranked()],
-            plots=[_picture(*plot, folder) for plot in report.plots],
+            slides=[_section(slide, folder) for slide in report.ranked()],
+            plots=[picture(*plot, folder) for plot in report.plots],
             shares=_shares(report),
             scale=_legend(report.colour_scale),
             linked=linked,
@@ -262,14 +273,14 @@ def _size(file: Path) -> int:
         ) from error
 
 
-def _picture(caption: str, file: Path, folder: Path | None) -> _Picture:
+def picture(caption: str, file: Path, folder: Path | None) -> Picture:
     """Inline a picture, or link it relative to ``folder`` where one is given."""
     try:
         with Image.open(file, formats=tuple(_TYPES)) as image:
             (width, height), kind = image.size, _TYPES[str(image.format)]
         if folder is None:
             data = base64.b64encode(file.read_bytes()).decode()
-            return _Picture(caption, f"data:{kind};base64,{data}", width, height)
+            return Picture(caption, f"data:{kind};base64,{data}", width, height)
         inside = file.resolve().relative_to(folder.resolve())
     except OSError as error:
         raise ExportError(
@@ -283,7 +294,12 @@ def _picture(caption: str, file: Path, folder: Path | None) -> _Picture:
             subject=str(file),
             remedy="Write the report beside its pictures, or raise inline_limit.",
         ) from error
-    return _Picture(caption, quote(inside.as_posix()), width, height)
+    return Picture(caption, quote(inside.as_posix()), width, height)
+
+
+def _section(slide: SlideEntry, folder: Path | None) -> _Section:
+    shown = slide.overview and picture(_OVERVIEW, slide.overview, folder)
+    return _Section(slide, [picture(*image, folder) for image in slide.images], shown or None)
 
 
 def _shares(report: Report) -> dict[str, float]:

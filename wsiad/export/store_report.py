@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from wsiad.export import report_text
-from wsiad.export.report import environment, policy, template
+from wsiad.export.report import environment, picture, policy, template
 from wsiad.files import write_text
+
+_CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,13 @@ class StoreReport:
 
 
 def write_store_report(path: Path, report: StoreReport) -> None:
-    """Write the report as one HTML file, atomically; pictures are linked relative to it."""
+    """Write the report as one HTML file, atomically; pictures are linked relative to it.
+
+    Raises
+    ------
+    ExportError
+        A picture is damaged, or lies outside the folder of the report.
+    """
     failed = [slide for slide in report.slides if slide.status == "failed"]
     done = [slide for slide in report.slides if slide.status != "failed"]
     totals = [(why, sum(s.unusable.get(why, 0) for s in done)) for why in report.reasons]
@@ -90,8 +97,8 @@ def write_store_report(path: Path, report: StoreReport) -> None:
             slides=done,
             totals=[(reason, count) for reason, count in totals if count],
             planned=sum(slide.tiles for slide in done) + not_stored,
-            sources={
-                slide.name: quote(slide.overview.relative_to(path.parent).as_posix())
+            pictures={
+                slide.name: picture(_CAPTION, slide.overview, path.parent)
                 for slide in done
                 if slide.overview is not None
             },

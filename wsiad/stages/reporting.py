@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 _TIMINGS = "timings.json"
 _PICTURES = (
-    ("overview.jpg", "Slide: what was scored, what was left out and why"),
+    ("tissue.png", "Slide, tissue outlined"),
     ("overlay.png", "Heatmap over the tissue; what was left out is hatched"),
 )
-_OLD_PICTURE = ("tissue.png", "Slide, tissue outlined")
-"""Stands in where results were made before there was an overview."""
+_OVERVIEW = "overview.jpg"
 _PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
 
 
@@ -119,8 +118,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> SlideEntry:
     folder = results / row.slide
     pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
-    if not (folder / _PICTURES[0][0]).exists() and (folder / _OLD_PICTURE[0]).exists():
-        pictures.insert(0, (_OLD_PICTURE[1], folder / _OLD_PICTURE[0]))
+    overview = folder / _OVERVIEW
     return SlideEntry(
         row.slide,
         row.status,
@@ -132,6 +130,9 @@ def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> S
         windows=row.tiles,
         seconds=row.seconds,
         images=pictures,
+        # Results of before there were overviews have none.
+        overview=overview if overview.exists() else None,
+        not_assessed=row.unusable > 0 or "not assessed" in row.reason,
         detections=row.detections,
     )
 

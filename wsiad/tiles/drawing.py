@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -217,11 +216,16 @@ def wrapped(text: str, size: int, width: int, *, lines: int) -> Sequence[str]:
 
 def as_jpeg(picture: RGB, *, limit: int) -> bytes:
     """Encode a picture as JPEG of at most so many bytes, as good as that allows."""
-    image = Image.fromarray(picture)
+    bgr = picture[..., ::-1]
     while True:
         for quality in _JPEG_QUALITIES:
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
-            if file.tell() <= limit:
-                return file.getvalue()
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+            flags = [
+                *(cv2.IMWRITE_JPEG_QUALITY, quality),
+                *(cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+                *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+            ]
+            _, data = cv2.imencode(".jpg", bgr, flags)
+            if len(data) <= limit:
+                return data.tobytes()
+        half = (max(1, bgr.shape[1] // 2), max(1, bgr.shape[0] // 2))
+        bgr = np.asarray(cv2.resize(bgr, half, interpolation=cv2.INTER_AREA), np.uint8)

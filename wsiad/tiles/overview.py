@@ -43,7 +43,7 @@ MAX_BYTES = 300_000
 _SLIDE_PX = (880, 760)
 _LARGEST_SCALE = 8
 _PANEL_PX, _MARGIN, _HEAD_PX, _LINE_PX = 316, 16, 58, 22
-_TILE_PX, _SHOWN = 140, 4
+_TILE_PX = 140
 _SMALLEST_GRID_PX = 5
 _MEANING = {
     Reason.MISSING: "no pixels in the file",
@@ -116,7 +116,7 @@ def overview_jpeg(overview: Overview) -> bytes:
 def draw(overview: Overview) -> RGB:
     """Draw an overview, uint8 (H, W, 3): the slide on the left, the legend beside it."""
     slide, _ = slide_picture(overview)
-    panel = _panel(overview)
+    panel = _panel(overview, height=len(slide))
     width = max(slide.shape[1], 300) + _PANEL_PX + 3 * _MARGIN
     height = _HEAD_PX + max(slide.shape[0], len(panel)) + _MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -236,13 +236,13 @@ def _headline(overview: Overview) -> str:
     return "  ·  ".join(parts)
 
 
-def _panel(overview: Overview) -> RGB:
-    """Legend, notes on the stain, and tiles before and after normalisation."""
+def _panel(overview: Overview, *, height: int) -> RGB:
+    """Legend, notes on the stain, and as many tiles as fit beside the slide, two at least."""
     notes = _stain_notes(overview)
     entries = _legend(overview)
-    shown = _spread(overview.examples)
     top = len(entries) * _LINE_PX + 14
     tiles_top = top + len(notes) * 18 + 28
+    shown = _spread(overview.examples, min(4, max(2, (height - tiles_top) // (_TILE_PX + 6))))
     height = tiles_top + len(shown) * (_TILE_PX + 6) if shown else tiles_top
     panel = np.full((height, _PANEL_PX, 3), 255, np.uint8)
     for number, (swatch, _) in enumerate(entries):
@@ -300,12 +300,12 @@ def _stain_notes(overview: Overview) -> Sequence[str]:
     return wrapped(text, 14, _PANEL_PX, lines=4)
 
 
-def _spread(examples: Sequence[Example]) -> list[Example]:
+def _spread(examples: Sequence[Example], count: int) -> list[Example]:
     """Choose those to show, spread over all there are."""
     ordered = sorted(examples, key=lambda example: example.index)
-    if len(ordered) <= _SHOWN:
+    if len(ordered) <= count:
         return ordered
-    return [ordered[at] for at in np.linspace(0, len(ordered) - 1, _SHOWN).round().astype(int)]
+    return [ordered[at] for at in np.linspace(0, len(ordered) - 1, count).round().astype(int)]
 
 
 def _sized(tile: RGB) -> RGB:
