@@ -158,7 +158,7 @@ def _us(seconds: list[float], tiles: int) -> float:
 
 
 def measure_layouts(tiles: np.ndarray, folder: Path, *, runs: int) -> None:
-    """Print what chunks of several sizes take, with zstd at level -10."""
+    """Print what chunks of several sizes take, with the default codec."""
     options = CompressionOptions()
     zstd = ZstdCodec(level=options.level, checksum=True)
     print(f"{'us a tile':14}{'write':>14}{'read':>14}{'zarr, by':>12}{'zarr, by':>12}{'bytes':>8}")
