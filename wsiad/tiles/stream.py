@@ -11,7 +11,7 @@ whatever the slide's size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -170,31 +170,42 @@ def _read_block(
     pixels = np.empty((int(whole.sum()), grid.tile, grid.tile, 3), np.uint8)
     for tile, r, c in zip(pixels, y[whole], x[whole], strict=True):
         tile[:] = region.rgb[r : r + grid.tile, c : c + grid.tile]
-    measured = measure(pixels) if quality or guard else {}
+    measured = measure(pixels) if quality or guard is not None else {}
     left_out = LeftOut.missing(rows[~whole], columns[~whole])
     chosen = chosen[whole]
-    if guard and (reasons := judge(measured, guard)).any():
+    if guard is not None and (reasons := judge(measured, guard)).any():
         good, bad = reasons == Reason.USABLE, chosen[reasons != Reason.USABLE]
         unusable = LeftOut(plan.rows[bad], plan.columns[bad], reasons[~good])
         left_out = LeftOut.join([left_out, unusable])
         pixels, chosen = pixels[good], chosen[good]
         measured = {name: values[good] for name, values in measured.items()}
-    shown = np.flatnonzero(np.isin(chosen, wanted))
-    before = [_reduced(pixels[at]) for at in shown]
-    pixels = pixels if plan.table.is_identity else plan.table.apply(pixels, out=pixels)
-    examples = [
-        Example(int(chosen[at]), raw, _reduced(pixels[at]))
-        for at, raw in zip(shown, before, strict=True)
-    ]
-    return TileBlock(
+    block = TileBlock(
         pixels,
         plan.rows[chosen],
         plan.columns[chosen],
         plan.coverage[chosen],
         measured if quality else {},
         left_out,
-        tuple(examples),
     )
+    return _normalised(plan, block, chosen, wanted)
+
+
+def _normalised(
+    plan: SlidePlan,
+    block: TileBlock,
+    chosen: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.int64],
+) -> TileBlock:
+    """Give a block's tiles, in place, the target's stains; keep those that are wanted."""
+    shown = np.flatnonzero(np.isin(chosen, wanted))
+    before = [_reduced(block.pixels[at]) for at in shown]
+    if not plan.table.is_identity:
+        plan.table.apply(block.pixels, out=block.pixels)
+    examples = [
+        Example(int(chosen[at]), raw, _reduced(block.pixels[at]))
+        for at, raw in zip(shown, before, strict=True)
+    ]
+    return replace(block, examples=tuple(examples))
 
 
 def _reduced(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
