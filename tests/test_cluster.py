@@ -89,7 +89,7 @@ def test_a_running_scheduler_does_the_work():
         return os.getpid()
 
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
     ) as cluster:
         found = run(process, [1, 2], scheduler=cluster.scheduler_address)
         assert set(found) == {cluster.workers[0].process.pid}
@@ -109,35 +109,41 @@ def test_no_scheduler_at_an_address_is_an_error(monkeypatch):
 
 
 def test_a_worker_at_the_end_of_its_life_finishes_its_task(tmp_path):
-    """And takes no other: the next worker does."""
+    """And takes no other: it is gone then."""
     from distributed import Client, LocalCluster
 
     from wsiad.cluster.worker import SlideWorker
 
     def slow(item):
         (tmp_path / f"{item}-{time.monotonic_ns()}").touch()
-        time.sleep(2.5)
+        time.sleep(2)
         return item
+
+    def end(dask_worker):  # as dask does after --lifetime
+        dask_worker.loop.add_callback(dask_worker.close_gracefully)
+
+    def until(holds):
+        limit = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < limit
+            time.sleep(0.1)
 
     with (
         LocalCluster(
             n_workers=1,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             worker_class=SlideWorker,
-            lifetime="1s",
-            lifetime_stagger="0s",
         ) as cluster,
         Client(cluster) as client,
     ):
         future = client.submit(slow, "a", pure=False)
-        assert future.result(timeout=20) == "a"
+        until(lambda: list(tmp_path.iterdir()))
+        client.run(end)
+        assert future.result(timeout=60) == "a"
         future.release()
-        end = time.monotonic() + 15
-        while client.nthreads() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not client.nthreads()
+        until(lambda: not client.nthreads())
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -70,7 +70,7 @@ def cluster_file(folder, **changes):
 
 def run(arguments, environment, *, cwd):
     return subprocess.run(
-        arguments, env=environment, cwd=cwd, capture_output=True, text=True, timeout=240
+        arguments, env=environment, cwd=cwd, capture_output=True, text=True, timeout=600
     )
 
 
@@ -136,6 +136,15 @@ def test_a_job_that_is_refused_says_why(cluster, slides, tmp_path):
     assert done.returncode == 1
     assert "a job was refused" in done.stderr
     assert "nvalid partition" in done.stderr
+
+
+def test_jobs_that_end_before_they_have_a_worker_are_not_waited_for(cluster, slides, tmp_path):
+    file = cluster_file(tmp_path, job_script_prologue=["echo no such module; exit 1"])
+    done = run(command(slides, tmp_path / "store", "--cluster", file), cluster, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "jobs ended before they had a worker. Their logs in" in done.stderr
+    logs = (tmp_path / "logs").glob("*.out")
+    assert {log.read_text() for log in logs} == {"no such module\n"}
 
 
 def test_a_job_that_is_killed_loses_no_slide(cluster, slides, plain, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import math
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,12 @@ GONE_SECONDS = 20.0
 """A job whose workers have all been away for so long has ended: a worker that was killed for
 memory is started anew by its job within seconds."""
 
+EARLY_ENDS = 3
+"""After so many jobs that ended before they had a worker, and none that has one, it is given up:
+the next would end so too."""
+
 _LOOK_SECONDS = 2.0
+_QUEUE_SECONDS = 10.0
 
 
 class Jobs:
@@ -64,6 +71,8 @@ class Jobs:
         self._looked = time.monotonic()
         self._seen: set[Any] = set()
         self._gone: dict[Any, float] = {}
+        self._queue_read = self._looked
+        self._early = 0
         self.cluster.scale(jobs=self._wanted(tasks))
 
     def close(self) -> None:
@@ -89,7 +98,8 @@ class Jobs:
         Raises
         ------
         ClusterError
-            The batch system refused a job, and no other is at work.
+            The batch system refused a job, or jobs end before they have a worker, and no
+            other is at work.
         """
         workers = self.cluster.sync(_workers, self.cluster)
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
@@ -110,7 +120,15 @@ class Jobs:
                 subject="--cluster",
                 remedy="Mend the file of the cluster.",
             )
-        if ended := self._ended(set(busy)):
+        early = self._ended_early()
+        self._early = 0 if busy else self._early + len(early)
+        if self._early >= EARLY_ENDS:
+            raise ClusterError(
+                f"{self._early} jobs ended before they had a worker",
+                subject="--cluster",
+                remedy=f"Their logs in {self._config.log_directory or 'this folder'} say why.",
+            )
+        if ended := [*self._ended(set(busy)), *early]:
             logger.info("%d jobs have ended", len(ended))
             self.cluster.sync(_forget, self.cluster, ended)
         wanted, there = self._wanted(waiting), list(self.cluster.worker_spec)
@@ -119,6 +137,20 @@ class Jobs:
         idle = [job for job in there if not busy.get(job)]
         if excess := idle[: max(0, len(there) - wanted)]:
             self.cluster.sync(self.cluster.scale_down, excess)
+
+    def _ended_early(self) -> list[Any]:
+        """Jobs that never had a worker, and that the batch system no longer has."""
+        now = time.monotonic()
+        if self._config.scheduler != "slurm" or now - self._queue_read < _QUEUE_SECONDS:
+            return []
+        self._queue_read = now
+        pending = {
+            name: job.job_id
+            for name, job in list(self.cluster.workers.items())
+            if name not in self._seen and name in self.cluster.worker_spec and job.job_id
+        }
+        queue = _slurm_queue() if pending else None
+        return [] if queue is None else [name for name, job in pending.items() if job not in queue]
 
     def _ended(self, alive: set[Any]) -> list[Any]:
         """Jobs whose workers have been away for long."""
@@ -132,6 +164,17 @@ class Jobs:
             del self._gone[job]
             self._seen.remove(job)
         return ended
+
+
+def _slurm_queue() -> set[str] | None:
+    """Numbers of the user's jobs that wait or run; ``None`` where it is not known now."""
+    command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("the queue cannot be read: %s", error)
+        return None
+    return set(done.stdout.split())
 
 
 @dataclass(frozen=True, slots=True)
