@@ -16,6 +16,7 @@ from typing import Any
 from wsiad._version import __version__
 from wsiad.errors import ConfigError, WsiadError
 from wsiad.files import DISK_FULL
+from wsiad.interrupts import Terminated, terminated
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -121,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all went well; 1 something failed and was reported; 2 the command is wrong.
+        0 all went well; 1 something failed and was reported; 2 the command is wrong; 130
+        and 143 it was ended by SIGINT or SIGTERM, and what is whole was kept.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -131,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _top_parser().print_help()
         return 2
     try:
-        return _run(name, arguments[1:])
+        with terminated():
+            return _run(name, arguments[1:])
     except ConfigError as error:
         print(f"wsiad {name}: {error}", file=sys.stderr)
         return 2
@@ -143,9 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = " Make room and run the same command again." if full else ""
         print(f"wsiad {name}: {error}.{remedy}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"wsiad {name}: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        print(
+            f"wsiad {name}: {'ended by SIGTERM' if ended else 'interrupted'}; what is whole was "
+            "kept. Run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return 143 if ended else 130
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wsiad.errors import InputError
+from wsiad.interrupts import postponed
+from wsiad.leftovers import discard, owner
 
 _PROBE_BYTES = 256 * 1024
 
@@ -29,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     error the temporary file is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    partial = path.with_name(f".{owner()}.partial.{path.name}")
     try:
         yield partial
         _sync(partial)
@@ -40,25 +41,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a folder beside ``path`` to fill; rename it to ``path`` when whole.
 
-    An existing ``path`` is replaced, also one that another process has put there
-    meanwhile. On any error the partial folder is removed.
+    On any error the partial folder is removed.
+
+    Parameters
+    ----------
+    path : Path
+    replace : bool
+        Replace an existing ``path``, also one that another process has put there
+        meanwhile; else it is an error.
+
+    Raises
+    ------
+    FileExistsError
+        ``path`` exists and is not to be replaced.
+    FileNotFoundError
+        The partial folder was taken away by someone else; what was written since is
+        not whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
+    partial = path.with_name(f".{path.name}.{owner()}.partial")
+    handle = None
     try:
+        partial.mkdir()
+        handle = os.open(partial, os.O_RDONLY)
         yield partial
+        # A writer that makes parent folders as it goes would not notice the loss of them.
+        if not os.path.samestat(os.fstat(handle), partial.stat()):
+            raise FileNotFoundError(errno.ENOENT, "was taken away while it was written", partial)
         while not _put(partial, path):
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
+            if not replace:
+                raise FileExistsError(errno.EEXIST, "exists", path)
+            discard(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with postponed():
+            if handle is not None:
+                os.close(handle)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put(folder: Path, path: Path) -> bool:
@@ -117,6 +139,18 @@ def fingerprint(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(_PROBE_BYTES))
     return f"sha256:{digest.hexdigest()}"
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Size and time of the last change of a file, bytes and ns: a cheap first look.
+
+    Raises
+    ------
+    OSError
+        There is no such file.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def checked_name(name: str) -> str:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsiad import leftovers
 from wsiad.errors import InputError
 
 STALE_SECONDS = 30.0
@@ -26,7 +27,7 @@ def locked(path: Path, *, stale_seconds: float = STALE_SECONDS) -> Iterator[None
     The file is created exclusively, which every network file system does atomically (record
     locks are switched off on many clusters), and removed at the end. A waiter takes over
     when it has seen one and the same owner for `stale_seconds` by its own clock, so clocks
-    of machines need not agree.
+    of machines need not agree; at once, if the owner was a process of this machine that is dead.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def locked(path: Path, *, stale_seconds: float = STALE_SECONDS) -> Iterator[None
         Others kept the lock busy for ten minutes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex
+    token = leftovers.owner()
     _acquire(path, token, stale_seconds)
     try:
         yield
@@ -64,7 +65,7 @@ def _acquire(path: Path, token: str, stale_seconds: float) -> None:
         now, owner = time.monotonic(), _owner(path)
         if owner != seen:
             seen, since = owner, now
-        elif owner is not None and now - since > stale_seconds:
+        elif owner is not None and (now - since > stale_seconds or leftovers.is_dead(owner)):
             _break(path, owner)
             seen = None
         if now - begun > max(_GIVE_UP_SECONDS, 2 * stale_seconds):

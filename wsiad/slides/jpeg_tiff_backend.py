@@ -118,10 +118,28 @@ class JpegTiffBackend(Slide):
         offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
         if not 0 < offset <= self._bytes - count:
             raise DirectReadError("a tile lies outside of the file")
-        data = os.pread(self._file.fileno(), count, offset)
+        data = self._read(count, offset)
         if len(data) != count:
             raise DirectReadError("a tile cannot be read whole")
         return decode_tile(data, tiles, out=out)
+
+    def _read(self, count: int, offset: int) -> bytes:
+        """Read bytes of the file; an error may be the network's, so once more by a new handle."""
+        try:
+            return os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            logger.warning("%s: read error at byte %d (%s); reopening", self.name, offset, error)
+        self.check_unchanged()
+        try:
+            self._file.close()
+            self._file = self.path.open("rb", buffering=0)
+            return os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            raise DirectReadError(f"a tile cannot be read ({error})") from error
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one that was opened; see :meth:`Slide.check_unchanged`."""
+        self._reference.check_unchanged()
 
     def _by_reference(self, level: int, row: int, column: int) -> _RGB:
         """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged."""
@@ -133,8 +151,11 @@ class JpegTiffBackend(Slide):
         )
         region = self._reference.read_level(level, x, y, size)
         if region.valid is not None:
+            scale = self.levels[level]
+            at = (round(x * scale.downsample_x), round(y * scale.downsample_y))
             raise SlideReadError(
-                f"level {level} cannot be decoded at {(x, y)} of that level",
+                f"level {level} cannot be decoded at level-0 position {at} "
+                f"({size.width} × {size.height} px)",
                 subject=self.name,
                 remedy="Copy the slide again from its source; it is damaged or truncated.",
             )

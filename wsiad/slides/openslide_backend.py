@@ -9,6 +9,7 @@ import numpy as np
 import openslide
 
 from wsiad.errors import SlideOpenError, SlideReadError
+from wsiad.files import state
 from wsiad.geometry import Box, Size
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Level, Region, Slide, true_downsample
@@ -29,6 +30,7 @@ class OpenSlideBackend(Slide):
     ) -> None:
         self.path, self.name = path, name
         self._handle = _open(path, name)
+        self._state = state(path)
         try:
             self._describe(manifest_mpp, fallback_mpp)
         except BaseException:
@@ -62,23 +64,43 @@ class OpenSlideBackend(Slide):
         try:
             rgba = self._read(at, level, size)
         except openslide.OpenSlideError as error:
-            # The first error latches: every later read through this handle fails too.
             logger.warning("%s: read error at %s (%s); reopening", self.name, at, error)
-            self._handle.close()
-            self._handle = _open(self.path, self.name)
-            try:
-                rgba = self._read(at, level, size)
-            except openslide.OpenSlideError as again:
-                self._handle.close()
-                self._handle = _open(self.path, self.name)
-                raise SlideReadError(
-                    f"level {level} cannot be decoded at level-0 position {at} "
-                    f"({size.width} × {size.height} px): {again}",
-                    subject=self.name,
-                    remedy="Copy the slide again from its source; it is damaged or truncated.",
-                ) from again
+            rgba = self._read_again(at, level, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def _read_again(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
+        """Read through a new handle: the first error latches, and fails all later reads."""
+        self.check_unchanged()
+        self._reopen()
+        try:
+            return self._read(at, level, size)
+        except openslide.OpenSlideError as error:
+            self.check_unchanged()
+            self._reopen()
+            raise SlideReadError(
+                f"level {level} cannot be decoded at level-0 position {at} "
+                f"({size.width} × {size.height} px): {error}",
+                subject=self.name,
+                remedy="Copy the slide again from its source; it is damaged or truncated.",
+            ) from error
+
+    def _reopen(self) -> None:
+        self._handle.close()
+        self._handle = _open(self.path, self.name)
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one that was opened; see :meth:`Slide.check_unchanged`."""
+        try:
+            problem = "" if state(self.path) == self._state else "changed while it was read"
+        except OSError as error:
+            problem = f"cannot be read any more: {error.strerror}"
+        if problem:
+            raise SlideReadError(
+                problem,
+                subject=self.name,
+                remedy="Let what writes, moves or deletes it finish, and run again.",
+            )
 
     def exact(self, level: int) -> bool:
         """Whether pixels come as the level holds them, not interpolated between them."""

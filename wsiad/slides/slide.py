@@ -119,6 +119,16 @@ class Slide(ABC):
             The pixels cannot be decoded, also not by a freshly opened handle.
         """
 
+    def check_unchanged(self) -> None:  # noqa: B027 -- a slide in memory does not change
+        """Check that the file is the one that was opened.
+
+        Raises
+        ------
+        SlideReadError
+            It was written to, replaced, moved or deleted: what was read of it may be of
+            two slides.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Release the file."""
