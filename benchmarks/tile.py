@@ -28,6 +28,7 @@ import numpy as np
 import tifffile
 from peers import STAINTOOLS_TILES, peer_seconds
 
+from wsiad.files import fingerprint
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.opening import open_slide
@@ -124,7 +125,7 @@ def whole_stage(path: Path, options: Preparation, folder: Path) -> None:
     store = TileStore.create(folder, options, target.to_dict())
     with open_slide(path) as slide:
         plan = plan_slide(slide, options, target=target)
-        write_slide(store, plan, fingerprint="none")
+        write_slide(store, plan, fingerprint=fingerprint(plan.scaled.slide.path))
 
 
 def exhaust(blocks: Iterable[object]) -> None:

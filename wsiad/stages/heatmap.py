@@ -18,6 +18,7 @@ from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.files import fingerprint, write_json, write_text
+from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
@@ -142,15 +143,19 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     write_config(config.out / "config.yaml", config)
     write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
-    rows = run_batch(
-        _score_one,
-        with_staging(tasks, config, done=lambda task: (task.folder / SLIDE).exists()),
-        row=HeatmapRow,
-        table=table,
-        options=config,
-        label="heatmap",
-        quiet=config.quiet,
-    )
+    clear_leftovers(config.out)
+    try:
+        rows = run_batch(
+            _score_one,
+            with_staging(tasks, config, done=lambda task: (task.folder / SLIDE).exists()),
+            row=HeatmapRow,
+            table=table,
+            options=config,
+            label="heatmap",
+            quiet=config.quiet,
+        )
+    finally:
+        clear_leftovers(config.out)  # of workers that were lost
     summary = _finish(config, facts, slides, rows, time.monotonic() - start)
     return HeatmapResult(config.out, tuple(rows), summary)
 

@@ -39,6 +39,7 @@ from wsiad.heatmaps.windows import (
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
+from wsiad.slides.slide import Slide
 from wsiad.slides.staging import staged
 from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
 from wsiad.stages.slide_table import NO_TISSUE, OK, UNUSABLE
@@ -48,6 +49,7 @@ from wsiad.tiles.overview import Overview, overview_jpeg
 from wsiad.tiles.plan import plan_slide
 from wsiad.tiles.store import TileStore
 from wsiad.tiles.stream import Example
+from wsiad.tiles.writer import check_unchanged
 from wsiad.tiling import Grid
 from wsiad.tissue.guards import Reason, in_words
 from wsiad.training.device import choose_device, windows_at_once
@@ -66,7 +68,11 @@ LEFT_OUT = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What both ways of reading a slide's windows have to say of it."""
+    """What both ways of reading a slide's windows have to say of it.
+
+    The identity is what the results depend on, as it was before anything was read; the
+    slide is ``None`` where windows come from a store, which does not change.
+    """
 
     batches: Iterator[WindowBatch]
     grid: Grid
@@ -81,6 +87,8 @@ class _Source:
     stain: str
     stain_fallback: str | None
     backend: str
+    identity: dict[str, Any]
+    slide: Slide | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -159,6 +167,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             fallback_mpp=task.preparation.slide_mpp,
         ) as slide,
     ):
+        identity = _identity(task)
         plan = plan_slide(
             slide,
             task.preparation,
@@ -180,6 +189,8 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             plan.stain.method,
             plan.stain.fallback,
             slide.read_by,
+            identity,
+            slide,
         )
         return _finish(task, detector, calibration, source, start)
 
@@ -204,6 +215,7 @@ def _stored_source(task: SlideTask, detector: Detector) -> _Source:
         slide.facts["stain"]["method"],
         slide.facts["stain"].get("fallback"),
         "store",
+        _identity(task),
     )
 
 
@@ -266,7 +278,9 @@ def _finish(
             highest, top_k = _slide_scores(scored.heatmap, task.options.top_k)
             row = replace(row, score_max=highest, score_top_k_mean=top_k, **counts)
         row = replace(row, seconds=round(time.monotonic() - start, 3))
-        write_json(folder / SLIDE, _identity(task) | {"row": asdict(row)})
+        if source.slide:
+            check_unchanged(source.slide, source.identity["fingerprint"])
+        write_json(folder / SLIDE, source.identity | {"row": asdict(row)})
     return row
 
 

@@ -42,6 +42,8 @@ class TileConfig(ComputeOptions, Preparation):
     place of the grid and of `min_coverage`."""
     compression: CompressionOptions = CompressionOptions()
     """How the store keeps its pixels."""
+    split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
+    """Slides of more tiles are tiled in parts of about so many, each kept when it is whole."""
     quiet: bool = False
     """No progress output."""
 
@@ -108,6 +110,7 @@ class _Task:
     target: dict[str, Any]
     earlier: TileRow | None
     coords: Path | None = None
+    split_tiles: int | None = None
     staging: Staging | None = None
 
 
@@ -133,6 +136,7 @@ def tile(config: TileConfig) -> TileResult:
     from wsiad.stages.store_reporting import write_store_report
     from wsiad.tiles.stain_target import stain_target
     from wsiad.tiles.store import TileStore
+    from wsiad.tiles.tidying import tidied
 
     start = time.monotonic()
     inputs = slides_of_shard(find_slides(config.slides), config.shard)
@@ -148,18 +152,20 @@ def tile(config: TileConfig) -> TileResult:
             target,
             table.get(slide.name),
             config.coords,
+            config.split_tiles,
         )
         for slide in inputs
     ]
-    rows = run_batch(
-        _tile_one,
-        with_staging(tasks, config, done=lambda task: task.slide.name in store),
-        row=TileRow,
-        table=table,
-        options=config,
-        label="tile",
-        quiet=config.quiet,
-    )
+    with tidied(config.out):
+        rows = run_batch(
+            _tile_one,
+            with_staging(tasks, config, done=lambda task: task.slide.name in store),
+            row=TileRow,
+            table=table,
+            options=config,
+            label="tile",
+            quiet=config.quiet,
+        )
     seconds = time.monotonic() - start
     record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})
     write_json(record_path(config.out, config.shard), record)
@@ -239,6 +245,7 @@ def _tiled(task: _Task) -> TileRow:
     from wsiad.slides.opening import open_slide
     from wsiad.slides.staging import staged
     from wsiad.stain.profile import StainProfile
+    from wsiad.tiles.parts import SlideParts, split
     from wsiad.tiles.plan import plan_slide
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.writer import write_slide
@@ -255,9 +262,17 @@ def _tiled(task: _Task) -> TileRow:
             fallback_mpp=task.preparation.slide_mpp,
         ) as slide,
     ):
+        whole = fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
-        write_slide(store, plan, fingerprint=fingerprint(task.slide.path), coordinates=coordinates)
+        pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
+        if len(pieces) == 1:
+            write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
+        else:
+            parts = SlideParts(store, plan, pieces, whole, coordinates)
+            for part in parts.missing():
+                parts.write(part)
+            parts.join()
     return _row(task, store, time.monotonic() - start)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +12,9 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
+from wsiad.files import atomic_folder
+from wsiad.interrupts import postponed
+from wsiad.leftovers import clear_leftovers
 from wsiad.tiles.codecs import array_codecs, decoded, encode
 from wsiad.tiles.options import CompressionOptions
 from wsiad.tiles.pixel_error import PixelError
@@ -40,24 +39,54 @@ class TileArray:
     tile : int
         Edge of the tiles, pixels.
     compression : CompressionOptions
+    first : int
+        Place of the first tile that will come: that of a shard. Those before are written
+        elsewhere.
+
+    Attributes
+    ----------
+    shard : int
+        Tiles of a shard.
     """
 
-    def __init__(self, group: zarr.Group, tile: int, compression: CompressionOptions) -> None:
-        tile_bytes = tile * tile * 3
-        chunk = max(1, min(1024, 2 ** round(np.log2(max(1.0, _CHUNK_BYTES / tile_bytes)))))
+    def __init__(
+        self,
+        group: zarr.Group,
+        tile: int,
+        compression: CompressionOptions,
+        *,
+        first: int = 0,
+    ) -> None:
+        chunk, self.shard = chunk_tiles(tile), shard_tiles(tile)
         self._group, self._compression = group, compression
         self._error = PixelError() if compression.lossy else None
         self._writer = ShardWriter(
-            Path(group.store.root) / group.path / "tiles", chunks=_CHUNKS_PER_SHARD, axes=4
+            Path(group.store.root) / group.path / "tiles",
+            chunks=_CHUNKS_PER_SHARD,
+            axes=4,
+            first=first // self.shard,
         )
         self._buffer = np.zeros((chunk, tile, tile, 3), np.uint8)
         self._filled = 0
-        self._written = 0
+        self._written = first
 
     @property
     def count(self) -> int:
-        """Tiles given so far."""
+        """Tiles given so far, and those before the first."""
         return self._written + self._filled
+
+    def link(self, source: Path, tiles: int) -> None:
+        """Take the next tiles from the shards of another array, as they are.
+
+        Parameters
+        ----------
+        source : Path
+            Folder of an array that has these tiles at these places, coded alike.
+        tiles : int
+            As many as fill shards, or up to the array's end.
+        """
+        self._writer.link(source, -(-tiles // self.shard))
+        self._written += tiles
 
     def append(self, tiles: npt.NDArray[np.uint8]) -> None:
         """Add tiles, uint8 (N, tile, tile, 3)."""
@@ -86,6 +115,7 @@ class TileArray:
             self._error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
         self._written += count
 
+    @postponed()
     def finish(self) -> None:
         """Write what is left, and the array's metadata."""
         if self._filled:
@@ -108,6 +138,30 @@ class TileArray:
         return facts if self._error is None else facts | {"error": self._error.values()}
 
 
+def chunk_tiles(tile: int) -> int:
+    """Tiles of so many pixels' edge in a chunk."""
+    chunk = 2 ** round(np.log2(max(1.0, _CHUNK_BYTES / (tile * tile * 3))))
+    return int(max(1, min(1024, chunk)))
+
+
+def shard_tiles(tile: int) -> int:
+    """Tiles in a shard, a file of the store."""
+    return chunk_tiles(tile) * _CHUNKS_PER_SHARD
+
+
+@postponed()
+def create_group(folder: Path) -> zarr.Group:
+    """Create a group in an empty folder."""
+    return zarr.create_group(folder)
+
+
+@postponed()
+def write_attributes(group: zarr.Group, facts: dict[str, Any]) -> None:
+    """Write a group's attributes: JSON values under the key ``wsiad``."""
+    group.attrs.put({"wsiad": facts})
+
+
+@postponed()
 def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     """Write a column of a group whole."""
     array = group.create_array(
@@ -125,36 +179,15 @@ def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
 def beside(store: TileStore, name: str) -> Iterator[Path]:
     """Yield a folder that becomes the slide's group when whole.
 
-    Its name holds host and process: what a dead process of this host left is cleared
-    away, what another live one is writing is not touched.
+    What a dead process left of the same slide is cleared away, what another live one is
+    writing is not touched; of two that are whole the first stays.
     """
     groups = store.path / GROUPS
-    host = socket.gethostname()
-    for stale in groups.glob(f".{name}.{host}.*.partial"):
-        process = stale.name.removesuffix(".partial").rsplit(".", 1)[1]
-        if not process.isdigit() or not _alive(int(process)):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = groups / f".{name}.{host}.{os.getpid()}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
+    clear_leftovers(groups, of=name)
     try:
-        yield folder
-        try:
-            folder.rename(store.folder(name))
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or name not in store:
-                raise
-            # Another run finished the same slide with the same preparation first.
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with atomic_folder(store.folder(name), replace=False) as folder:
+            yield folder
+    except FileExistsError:
+        if name not in store:
+            raise
+        # Another run finished the same slide with the same preparation first.

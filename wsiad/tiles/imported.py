@@ -19,7 +19,7 @@ from wsiad.stain.fit import fit_stains
 from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.profile import StainProfile
 from wsiad.stain.table import ColourTable
-from wsiad.tiles.group import TileArray, beside, write_array
+from wsiad.tiles.group import TileArray, beside, create_group, write_array
 from wsiad.tiles.options import StainOptions
 from wsiad.tiles.sources import Tile, TileImages
 from wsiad.tiles.store import TileStore
@@ -64,7 +64,7 @@ def write_tiles(
     stain = estimate(source, store.preparation.stain, tile=tile)
     table = ColourTable.between(stain, StainProfile.from_dict(store.target))
     with beside(store, name) as folder:
-        group = zarr.create_group(folder)
+        group = create_group(folder)
         tiles = TileArray(group, tile, store.compression)
         names: list[bytes] = []
         quality: list[dict[str, npt.NDArray[np.float32]]] = []

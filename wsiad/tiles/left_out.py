@@ -55,6 +55,11 @@ class LeftOut:
             np.concatenate([part.reasons for part in some]),
         )
 
+    def in_order(self) -> LeftOut:
+        """Return the tiles sorted by row and column: however they were read."""
+        order = np.lexsort((self.columns, self.rows))
+        return LeftOut(self.rows[order], self.columns[order], self.reasons[order])
+
     def count(self, reason: Reason) -> int:
         """Count the tiles with this reason."""
         return int(np.count_nonzero(self.reasons == reason))

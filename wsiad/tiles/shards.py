@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,11 +35,13 @@ class ShardWriter:
         Chunks a shard.
     axes : int
         Of the array; all but the first have one chunk.
+    first : int
+        Number of the first shard.
     """
 
-    def __init__(self, folder: Path, *, chunks: int, axes: int) -> None:
+    def __init__(self, folder: Path, *, chunks: int, axes: int, first: int = 0) -> None:
         self._folder, self._chunks, self._axes = folder, chunks, axes
-        self._shards = 0
+        self._shards = first
         self._index: list[tuple[int, int]] = []
         self._file: Any = None
 
@@ -60,6 +63,28 @@ class ShardWriter:
         self._file.close()
         self._file, self._index = None, []
         self._shards += 1
+
+    def link(self, source: Path, shards: int) -> None:
+        """Take the next shards from another array's folder, where they stay as well.
+
+        Raises
+        ------
+        FileNotFoundError
+            One of them is not there.
+        """
+        if self._file is not None:
+            raise ValueError("a shard has been begun")
+        for number in range(self._shards, self._shards + shards):
+            path = shard_path(self._folder, number, axes=self._axes)
+            path.parent.mkdir(parents=True)
+            original = shard_path(source, number, axes=self._axes)
+            try:
+                os.link(original, path)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without hard links, or not between folders
+                shutil.copyfile(original, path)
+        self._shards += shards
 
     def close(self) -> None:
         """Write the index of a shard that is not full."""

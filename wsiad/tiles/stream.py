@@ -95,8 +95,10 @@ def stream(
     quality: bool = False,
     guard: QualityThresholds | None = None,
     examples: npt.NDArray[np.int64] | None = None,
+    first: int = 0,
+    stop: int | None = None,
 ) -> Iterator[TileBlock]:
-    """Read the tiles of a plan.
+    """Read the tiles of a plan, or a part of them.
 
     The order is a function of the plan alone. Tiles with a missing pixel, and those
     that fail the guard, are left out and noted.
@@ -111,6 +113,8 @@ def stream(
     examples : ndarray of int64, optional
         Tiles to keep for looking at, as indices into the plan; see
         :func:`choose_examples`.
+    first, stop : int, optional
+        Only the tiles from ``first`` to before ``stop`` in that order.
 
     Raises
     ------
@@ -119,8 +123,13 @@ def stream(
     """
     guard = guard if guard is not None and guard.given else None
     wanted = np.empty(0, np.int64) if examples is None else examples
+    stop = len(plan) if stop is None else stop
+    at = 0
     for chosen in blocks(plan):
-        yield _read_block(plan, chosen, quality, guard, wanted)
+        part = slice(max(0, first - at), max(0, stop - at))
+        if len(chosen[part]):
+            yield _read_block(plan, chosen, part, quality, guard, wanted)
+        at += len(chosen)
 
 
 def choose_examples(plan: SlidePlan, *, count: int) -> npt.NDArray[np.int64]:
@@ -153,10 +162,12 @@ def blocks(plan: SlidePlan) -> list[npt.NDArray[np.int64]]:
 def _read_block(
     plan: SlidePlan,
     chosen: npt.NDArray[np.int64],
+    part: slice,
     quality: bool,
     guard: QualityThresholds | None,
     wanted: npt.NDArray[np.int64],
 ) -> TileBlock:
+    """Read a block whole, so that its pixels do not depend on how many of it are given."""
     grid = plan.grid
     rows, columns = plan.rows[chosen], plan.columns[chosen]
     top, left = int(rows.min()), int(columns.min())
@@ -165,6 +176,7 @@ def _read_block(
         int(rows.max() - top) * grid.stride + grid.tile,
     )
     region = plan.scaled.read(left * grid.stride, top * grid.stride, size)
+    rows, columns, chosen = rows[part], columns[part], chosen[part]
     y, x = (rows - top) * grid.stride, (columns - left) * grid.stride
     whole = _whole(region, y, x, grid.tile)
     pixels = np.empty((int(whole.sum()), grid.tile, grid.tile, 3), np.uint8)

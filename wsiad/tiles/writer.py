@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy.typing as npt
 import openslide
 import zarr
 
+from wsiad import files
 from wsiad._version import __version__
+from wsiad.errors import SlideReadError
 from wsiad.files import atomic_file
 from wsiad.slides.slide import Slide
-from wsiad.tiles.group import TileArray, beside, write_array
+from wsiad.tiles.group import TileArray, beside, create_group, write_array, write_attributes
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.overview import EXAMPLES, Overview, overview_jpeg
 from wsiad.tiles.plan import SlidePlan
@@ -48,40 +51,110 @@ def write_slide(
     Raises
     ------
     SlideReadError
-        The slide cannot be decoded; nothing is left in the store.
+        The slide cannot be decoded, or changed meanwhile; nothing is left in the store.
     OSError
         The disk is full; nothing is left in the store.
     """
     slide = plan.scaled.slide
     with beside(store, slide.name) as folder:
-        group = zarr.create_group(folder)
+        group = create_group(folder)
         tiles = TileArray(group, plan.grid.tile, store.compression)
-        parts = _write_tiles(tiles, plan)
-        columns = _columns(plan, parts)
-        left_out = LeftOut.join(part.left_out for part in parts)
-        reasons = judge(columns, plan.quality)
-        for name, values in columns.items():
-            write_array(group, name, values)
-        if plan.quality.given and plan.quality.action == "keep":
-            write_array(group, "usable", reasons == Reason.USABLE)
-        _write_left_out(group, left_out)
-        write_array(group, "mask", plan.tissue.mask)
-        if plan.tissue.pen is not None:
-            write_array(group, "pen_mask", plan.tissue.pen)
-        missing = left_out.count(Reason.MISSING) + plan.outside
-        facts = _facts(plan, store, fingerprint, tiles.count, missing)
-        facts["compression"] = tiles.facts()
-        if plan.quality.given:
-            facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
-            if not tiles.count and any(facts["unusable"].values()):
-                facts["status"] = "unusable"
-        if coordinates is not None:
-            facts["coordinates"] = {"fingerprint": coordinates}
-        group.attrs.put({"wsiad": facts})
-        # Before the group is there: a slide that is whole has its overview.
-        with atomic_file(store.overview(slide.name)) as partial:
-            partial.write_bytes(overview_jpeg(_overview(plan, columns, reasons, left_out, parts)))
+        blocks = write_tiles(tiles, plan)
+        tiles.finish()
+        write_rest(
+            group, store, plan, blocks, compression=tiles.facts(), fingerprint=fingerprint,
+            coordinates=coordinates,
+        )  # fmt: skip
         return tiles.count
+
+
+def write_tiles(
+    tiles: TileArray, plan: SlidePlan, *, first: int = 0, stop: int | None = None
+) -> list[TileBlock]:
+    """Write tiles, all or some, and return their blocks without pixels."""
+    guard = plan.quality if plan.quality.action == "drop" else None
+    examples = choose_examples(plan, count=EXAMPLES)
+    parts: list[TileBlock] = []
+    for block in stream(plan, quality=True, guard=guard, examples=examples, first=first, stop=stop):
+        tiles.append(block.pixels)
+        # The pixels of a whole slide do not fit in memory; a view of none of them would
+        # keep them all.
+        parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
+    return parts
+
+
+def write_rest(
+    group: zarr.Group,
+    store: TileStore,
+    plan: SlidePlan,
+    blocks: Sequence[TileBlock],
+    *,
+    compression: dict[str, Any],
+    fingerprint: str,
+    coordinates: str | None,
+) -> None:
+    """Write what a slide has once, when all of its tiles are written.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    store : TileStore
+    plan : SlidePlan
+    blocks : sequence of TileBlock
+        What was written, in order, without pixels: of one task, or of all parts of a slide.
+    compression : dict
+        How the tiles are kept; see :meth:`TileArray.facts`.
+    fingerprint, coordinates : str
+        See :func:`write_slide`.
+
+    Raises
+    ------
+    SlideReadError
+        The slide changed since its fingerprint was taken.
+    """
+    slide = plan.scaled.slide
+    columns = _columns(plan, blocks)
+    left_out = LeftOut.join(block.left_out for block in blocks).in_order()
+    reasons = judge(columns, plan.quality)
+    for name, values in columns.items():
+        write_array(group, name, values)
+    if plan.quality.given and plan.quality.action == "keep":
+        write_array(group, "usable", reasons == Reason.USABLE)
+    _write_left_out(group, left_out)
+    write_array(group, "mask", plan.tissue.mask)
+    if plan.tissue.pen is not None:
+        write_array(group, "pen_mask", plan.tissue.pen)
+    count, missing = len(reasons), left_out.count(Reason.MISSING) + plan.outside
+    facts = _facts(plan, store, fingerprint, count, missing)
+    facts["compression"] = compression
+    if plan.quality.given:
+        facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
+        if not count and any(facts["unusable"].values()):
+            facts["status"] = "unusable"
+    if coordinates is not None:
+        facts["coordinates"] = {"fingerprint": coordinates}
+    write_attributes(group, facts)
+    check_unchanged(slide, fingerprint)
+    # Before the group is there: a slide that is whole has its overview.
+    with atomic_file(store.overview(slide.name)) as partial:
+        partial.write_bytes(overview_jpeg(_overview(plan, columns, reasons, left_out, blocks)))
+
+
+def check_unchanged(slide: Slide, fingerprint: str) -> None:
+    """Check that a slide's file is what it was before it was read.
+
+    Raises
+    ------
+    SlideReadError
+        It is not, or it is gone: what was read of it may be of two slides.
+    """
+    slide.check_unchanged()
+    if files.fingerprint(slide.path) != fingerprint:
+        raise SlideReadError(
+            "changed while it was read; nothing of it was kept",
+            subject=slide.name,
+            remedy="Let what writes to it finish, and run again.",
+        )
 
 
 def _write_left_out(group: zarr.Group, left_out: LeftOut) -> None:
@@ -96,7 +169,7 @@ def _overview(
     columns: dict[str, npt.NDArray[Any]],
     reasons: npt.NDArray[np.uint8],
     left_out: LeftOut,
-    parts: list[TileBlock],
+    parts: Sequence[TileBlock],
 ) -> Overview:
     lattice, failed = columns["lattice"], reasons != Reason.USABLE
     boxes = plan.grid.boxes(lattice[:, 0], lattice[:, 1])
@@ -117,21 +190,7 @@ def _overview(
     )
 
 
-def _write_tiles(tiles: TileArray, plan: SlidePlan) -> list[TileBlock]:
-    """Write the tiles, and return the blocks without their pixels."""
-    parts: list[TileBlock] = []
-    guard = plan.quality if plan.quality.action == "drop" else None
-    examples = choose_examples(plan, count=EXAMPLES)
-    for block in stream(plan, quality=True, guard=guard, examples=examples):
-        tiles.append(block.pixels)
-        # The pixels of a whole slide do not fit in memory; a view of none of them would
-        # keep them all.
-        parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
-    tiles.finish()
-    return parts
-
-
-def _columns(plan: SlidePlan, parts: list[TileBlock]) -> dict[str, npt.NDArray[Any]]:
+def _columns(plan: SlidePlan, parts: Sequence[TileBlock]) -> dict[str, npt.NDArray[Any]]:
     rows = np.concatenate([part.rows for part in parts] or [np.empty(0, np.int32)])
     columns = np.concatenate([part.columns for part in parts] or [np.empty(0, np.int32)])
     share = np.concatenate([part.coverage for part in parts] or [np.empty(0, np.float32)])
@@ -188,11 +247,16 @@ def _facts(
             ],
         },
         "stain": plan.stain.to_dict(),
-        "versions": {
-            "wsiad": __version__,
-            "openslide": openslide.__library_version__,
-            "zarr": zarr.__version__,
-        },
+        "versions": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that the bytes of a group may depend on."""
+    return {
+        "wsiad": __version__,
+        "openslide": openslide.__library_version__,
+        "zarr": zarr.__version__,
     }
 
 
