@@ -4,6 +4,8 @@ import errno
 import itertools
 import os
 import shutil
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_store import content
 
+import wsiad
 from wsiad.errors import SlideReadError, StoreError
 from wsiad.files import fingerprint
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Region
+from wsiad.stages.division import Divided, Divisions, PartDone
+from wsiad.stages.slide_table import SlideRow
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles import group
 from wsiad.tiles.options import CompressionOptions, Preparation, StainOptions
@@ -236,3 +241,98 @@ def test_parts_that_a_dead_run_left_beside_the_whole_are_cleared(slide, tmp_path
     assert kept == expected
     names = sorted(p.name for p in (tmp_path / "one" / GROUPS).iterdir())
     assert names == [".other.parts", "s", "zarr.json"]  # parts of what is not whole are kept
+
+
+def tiled(slides, out, **values):
+    options = OPTIONS.model_dump(exclude={"quality"}) | {"quiet": True} | values
+    return wsiad.tile(slides=slides, out=out, **options)
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Slides of more than a shard as it is: workers do not know of small ones."""
+    monkeypatch.undo()
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(2):
+        image = stained(320 - 220 * number, 400, seed=number, glass=10)
+        write_tiff(folder / f"s{number}.tif", image, mpp=0.5, levels=2)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tile_divides_what_is_too_large(large, tmp_path, workers):
+    # A shard of tiles of 16 px holds 16 384 of them; at a stride of 2 px there are more.
+    values = {"tile": 16, "stride": 2, "min_coverage": 0}
+    whole = tiled(large, tmp_path / "one", split_tiles=None, **values)
+    assert whole.rows[0].tiles > 16_384 > whole.rows[1].tiles
+    divided = tiled(large, tmp_path / "parts", split_tiles=16_384, workers=workers, **values)
+    assert [(r.slide, r.status, r.tiles) for r in divided.rows] == [
+        (r.slide, r.status, r.tiles) for r in whole.rows
+    ]
+    assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+def test_a_part_that_fails_fails_the_slide_once_and_others_are_kept(slide, tmp_path, monkeypatch):
+    wrong = []
+
+    def write(self, part):
+        if part.first in wrong:
+            raise SlideReadError("cannot be read there", subject="s")
+        whole(self, part)
+
+    whole = SlideParts.write
+    monkeypatch.setattr(SlideParts, "write", write)
+    wrong += [96, 192]
+    result = tiled(slide.path, tmp_path / "store", split_tiles=96)
+    assert [(row.slide, row.status, row.reason) for row in result.rows] == [
+        ("s", "failed", "cannot be read there")
+    ]
+    store = TileStore(tmp_path / "store")
+    kept = {path.name for path in parts_folder(store, "s").iterdir()}
+    assert "0-96" in kept
+    assert not kept & {"96-192", "192-288"}
+    # The next run makes what is missing, and no more.
+    wrong.clear()
+
+    def noted(self, part):
+        wrong.append(part.first)
+        whole(self, part)
+
+    monkeypatch.setattr(SlideParts, "write", noted)
+    assert not tiled(slide.path, tmp_path / "store", split_tiles=96).failed
+    assert wrong == [96, 192]
+    assert not tiled(slide.path, tmp_path / "one", split_tiles=None).failed
+    assert content(tmp_path / "store" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+@dataclass(frozen=True)
+class Task:
+    slide: SimpleNamespace
+    seconds: float = 0.0
+
+    def after(self, seconds):
+        return replace(self, seconds=seconds)
+
+
+def test_the_last_task_follows_when_all_parts_are_done():
+    a, b = (Task(SimpleNamespace(name=name)) for name in "ab")
+    divisions = Divisions()
+    assert divisions.more(a, Divided(("p", "q"), a, 1.0)) == ("p", "q")
+    assert divisions.more(b, Divided((), b, 0.5)) == [b.after(0.5)]
+    assert divisions.more(b, SlideRow("b", "ok")) == []
+    assert divisions.more(a, PartDone("a", 2.0)) == []
+    assert divisions.more(a, PartDone("a", 4.0)) == [a.after(7.0)]
+    assert divisions.more(a, SlideRow("a", "ok")) == []
+
+
+def test_failures_of_parts_are_one_of_the_slide():
+    task, failed = Task(SimpleNamespace(name="a")), SlideRow("a", "failed")
+    divisions = Divisions()
+    assert divisions.is_news(failed)
+    assert divisions.is_news(failed)  # two slides of one name
+    divisions.more(task, Divided(("p", "q", "r"), task, 1.0))
+    for number, result in enumerate([failed, failed, PartDone("a", 1.0)]):
+        assert divisions.more(task, result) == []
+        if result is failed:
+            assert divisions.is_news(result) == (number == 0)

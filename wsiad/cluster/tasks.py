@@ -30,6 +30,10 @@ def _no_notice(text: str) -> None:
     logger.info("%s", text)
 
 
+def _nothing_more(item: object, result: object) -> Sequence[Any]:
+    return ()
+
+
 def run_tasks(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -37,6 +41,7 @@ def run_tasks(
     options: ComputeOptions,
     failed: Callable[[Item, str], Result],
     notice: Callable[[str], None] = _no_notice,
+    more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
 ) -> Iterator[Result]:
     """Apply a function to items and yield results as they are ready.
 
@@ -53,6 +58,8 @@ def run_tasks(
         allows, such as by workers that ran out of memory and were killed, with the reason.
     notice : callable
         Told in words when workers are waited for.
+    more : callable
+        Returns the items that follow from the result of one.
 
     Raises
     ------
@@ -63,8 +70,17 @@ def run_tasks(
     """
     jobs = read_jobs(options.cluster) if options.cluster is not None else None
     here = jobs is None and options.scheduler is None
-    if not items or (here and (options.workers == 1 or len(items) == 1)):
-        yield from map(function, items)
+    if here and len(items) == 1 and options.workers > 1:
+        # No workers for one item, unless others follow from it.
+        first = function(items[0])
+        items = more(items[0], first)
+        yield first
+    if not items or (here and options.workers == 1):
+        unsent = deque(items)
+        while unsent:
+            result = function(unsent[0])
+            unsent.extend(more(unsent.popleft(), result))
+            yield result
         return
     # Imported here: starting the scheduler's machinery costs a second. It sets up its own
     # loggers on import and narrates every connection unless told otherwise.
@@ -78,7 +94,7 @@ def run_tasks(
         "distributed.scheduler.allowed-failures": options.retries,
     }
     with dask.config.set(settings), _place(options, jobs, len(items)) as (client, count):
-        yield from _results(client, function, items, failed, _Room(count, notice))
+        yield from _results(client, function, items, failed, more, _Room(count, notice))
 
 
 def _results(
@@ -86,6 +102,7 @@ def _results(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     failed: Callable[[Item, str], Result],
+    more: Callable[[Item, Result], Sequence[Item]],
     room: _Room,
 ) -> Iterator[Result]:
     """Hand out as many items as there are workers.
@@ -112,6 +129,7 @@ def _results(
         except (Exception, CancelledError) as error:
             # The function has caught all that is the item's own fault.
             result = failed(item, _reason(error))
+        unsent.extend(more(item, result))
         yield result
         future.release()
 
@@ -165,11 +183,11 @@ def _place(
         return
     # Workers of this machine are restarted by dask, those of a running scheduler are not ours.
     if options.scheduler is not None:
-        place = _running(options.scheduler)
-    else:
-        place = _local(min(jobs.jobs * jobs.cores if jobs else options.workers, tasks))
-    with place as client:
-        yield client, lambda _: sum(client.nthreads().values())
+        with _running(options.scheduler) as client:
+            yield client, lambda _: sum(client.nthreads().values())
+        return
+    with _local(jobs.jobs * jobs.cores if jobs else options.workers, tasks) as place:
+        yield place
 
 
 @contextlib.contextmanager
@@ -189,13 +207,14 @@ def _running(address: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _local(workers: int) -> Iterator[Any]:
+def _local(most: int, tasks: int) -> Iterator[tuple[Any, Callable[[int], int]]]:
+    """Yield a client of local workers, and what starts more of them for more tasks."""
     from distributed import Client, LocalCluster
 
     with (
         _one_thread_each(),
         LocalCluster(
-            n_workers=workers,
+            n_workers=min(most, tasks),
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
@@ -203,7 +222,16 @@ def _local(workers: int) -> Iterator[Any]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        yield client
+        started = min(most, tasks)
+
+        def count(waiting: int) -> int:
+            nonlocal started
+            if min(most, waiting) > started:
+                started = min(most, waiting)
+                cluster.scale(started)
+            return sum(client.nthreads().values())
+
+        yield client, count
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from wsiad.cluster.options import ComputeOptions, take_shard
 from wsiad.cluster.tasks import run_tasks
@@ -17,6 +17,7 @@ from wsiad.files import DISK_FULL
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.staging import Staging, discard_staged
+from wsiad.stages.division import Divided, Divisions, PartDone
 from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ R = TypeVar("R", bound=SlideRow)
 
 
 def run_batch(
-    work: Callable[[T], R],
+    work: Callable[[T], R | Divided[Any] | PartDone],
     tasks: Sequence[T],
     *,
     row: type[R],
@@ -53,7 +54,8 @@ def run_batch(
     Parameters
     ----------
     work : callable
-        Module-level function that returns a slide's row or raises.
+        Module-level function that returns a slide's row or raises; or, in the place of the
+        row, tasks that the slide is divided into.
     tasks : sequence
         One per slide; picklable.
     row : type
@@ -78,18 +80,26 @@ def run_batch(
         There is no such cluster or scheduler, or it takes no jobs.
     """
 
-    def lost(task: T, reason: str) -> R:
+    def lost(task: T, reason: str) -> R | Divided[Any] | PartDone:
         return failed_row(row, task.slide, reason)
 
     guarded = functools.partial(_guarded, work, row)
     rows: list[R] = []
+    divisions = Divisions()
     kept, start, tiles = 0, time.monotonic(), 0
     last = start
     with Progress(label, total=len(tasks), unit="slide", quiet=quiet) as progress:
         try:
             for done in run_tasks(
-                guarded, tasks, options=options, failed=lost, notice=progress.message
+                guarded,
+                tasks,
+                options=options,
+                failed=lost,
+                notice=progress.message,
+                more=divisions.more,
             ):
+                if isinstance(done, Divided | PartDone) or not divisions.is_news(done):
+                    continue
                 rows.append(done)
                 now = time.monotonic()
                 if now - last >= _TABLE_SECONDS:
@@ -178,7 +188,9 @@ def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:
     )
 
 
-def _guarded(work: Callable[[T], R], row: type[R], task: T) -> R:
+def _guarded(
+    work: Callable[[T], R | Divided[Any] | PartDone], row: type[R], task: T
+) -> R | Divided[Any] | PartDone:
     if task.slide.problem:
         return failed_row(row, task.slide, task.slide.problem)
     start = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -17,6 +17,7 @@ from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.slides.staging import Staging
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.stages.division import Divided, PartDone
 from wsiad.stages.slide_table import (
     SlideRow,
     SlideTable,
@@ -27,6 +28,7 @@ from wsiad.stages.slide_table import (
 from wsiad.tiles.options import CompressionOptions, Preparation
 
 if TYPE_CHECKING:
+    from wsiad.tiles.parts import Part
     from wsiad.tiles.store import TileStore
 
 
@@ -43,7 +45,8 @@ class TileConfig(ComputeOptions, Preparation):
     compression: CompressionOptions = CompressionOptions()
     """How the store keeps its pixels."""
     split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
-    """Slides of more tiles are tiled in parts of about so many, each kept when it is whole."""
+    """Slides of more tiles are tiled in parts of about so many, by as many workers as are free;
+    each is kept when it is whole."""
     quiet: bool = False
     """No progress output."""
 
@@ -112,6 +115,12 @@ class _Task:
     coords: Path | None = None
     split_tiles: int | None = None
     staging: Staging | None = None
+    part: Part | None = None
+    join: bool = False
+    spent: float = 0.0
+
+    def after(self, seconds: float) -> Self:
+        return replace(self, spent=seconds)
 
 
 @verb(TileConfig)
@@ -195,7 +204,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     }
 
 
-def _tile_one(task: _Task) -> TileRow:
+def _tile_one(task: _Task) -> TileRow | Divided[_Task] | PartDone:
     return _stored(task) or _tiled(task)
 
 
@@ -241,7 +250,7 @@ def _coordinates(task: _Task) -> tuple[Path | None, str | None]:
     return path, fingerprint(path)
 
 
-def _tiled(task: _Task) -> TileRow:
+def _tiled(task: _Task) -> TileRow | Divided[_Task] | PartDone:
     from wsiad.slides.opening import open_slide
     from wsiad.slides.staging import staged
     from wsiad.stain.profile import StainProfile
@@ -266,14 +275,18 @@ def _tiled(task: _Task) -> TileRow:
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
         pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
+        parts = SlideParts(store, plan, pieces, whole, coordinates)
         if len(pieces) == 1:
             write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
-        else:
-            parts = SlideParts(store, plan, pieces, whole, coordinates)
-            for part in parts.missing():
-                parts.write(part)
+        elif task.part is not None:
+            parts.write(task.part)
+            return PartDone(task.slide.name, time.monotonic() - start)
+        elif task.join:
             parts.join()
-    return _row(task, store, time.monotonic() - start)
+        else:
+            missing = tuple(replace(task, part=part) for part in parts.missing())
+            return Divided(missing, replace(task, join=True), time.monotonic() - start)
+    return _row(task, store, task.spent + time.monotonic() - start)
 
 
 def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
