@@ -10,7 +10,7 @@ from wsiad.geometry import Box, PixelMap, Size
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
 from wsiad.tiles.plan import plan_slide, select
-from wsiad.tiles.stream import blocks, stream
+from wsiad.tiles.stream import blocks, choose_examples, stream
 from wsiad.tiling import Grid
 from wsiad.tissue.mask import TissueMask
 
@@ -127,6 +127,30 @@ def test_the_same_slide_gives_the_same_stream():
     a, b = (list(stream(prepared(slide, stain={"method": "vahadane"}))) for _ in range(2))
     for left, right in zip(a, b, strict=True):
         np.testing.assert_array_equal(left.pixels, right.pixels)
+
+
+@pytest.mark.parametrize("stride", [64, 48, 8])
+def test_every_tile_is_what_was_read_in_the_targets_stains(stride):
+    """Whether tiles overlap or not, and however they are then coloured."""
+    image, valid = stained(420, 500, glass=60), np.ones((420, 500), bool)
+    valid[200:210, 300] = False
+    slide = ArraySlide(image, valid=valid)
+    plan = prepared(slide, tile=64, stride=stride, stain={"method": "vahadane"}, min_coverage=0)
+    assert not plan.table.is_identity
+    before, chosen = image.copy(), choose_examples(plan, count=3)
+    count = 0
+    for block in stream(plan, quality=True, examples=chosen):
+        for tile, row, column in zip(block.pixels, block.rows, block.columns, strict=True):
+            y, x = row * stride, column * stride
+            expected = plan.table.apply(image[y : y + 64, x : x + 64])
+            np.testing.assert_array_equal(tile, expected)
+        for example in block.examples:
+            y, x = plan.rows[example.index] * stride, plan.columns[example.index] * stride
+            np.testing.assert_array_equal(example.before, image[y : y + 64, x : x + 64])
+            np.testing.assert_array_equal(example.after, plan.table.apply(example.before))
+        count += len(block)
+    assert 0 < count < len(plan)
+    np.testing.assert_array_equal(image, before)
 
 
 def test_stains_do_not_depend_on_the_tiles():
