@@ -9,6 +9,8 @@ from wsiad._version import __version__
 
 _PACKAGES = (
     "imagecodecs",
+    "numba",
+    "numcodecs",
     "numpy",
     "opencv-python-headless",
     "openslide-bin",
