@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -91,8 +92,7 @@ def all_valid(
     ndarray of bool, (h, w)
     """
     # Each column's and each row's count of what is missing, as differences of sums.
-    missing = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int64)
-    np.cumsum(np.cumsum(~valid, axis=0), axis=1, out=missing[1:, 1:])
+    missing = np.asarray(cv2.integral((~valid).view(np.uint8), sdepth=cv2.CV_32S))
     (top, bottom), (left, right) = _spans(rows), _spans(columns)
     found = missing[bottom][:, right] - missing[top][:, right]
     found -= missing[bottom][:, left] - missing[top][:, left]
