@@ -261,7 +261,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr("wsiad.stages.heatmap_slide.write_tiles", full)
+    monkeypatch.setattr("wsiad.stages.heatmap_results.write_tiles", full)
     result = score(run, path, tmp_path / "out")
     assert "the disk is full" in result.failed[0].reason
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
-from wsiad.errors import InputError, RunError, StoreMismatchError
+from wsiad.errors import InputError
 from wsiad.files import fingerprint, write_json, write_text
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
@@ -29,28 +28,21 @@ from wsiad.stages.heatmap_task import (
     HeatmapRow,
     SlideTask,
 )
+from wsiad.stages.prepared import run_preparation, store_slides
 from wsiad.stages.slide_table import (
-    FAILED,
     SlideRow,
     SlideTable,
     backends,
     failures,
     read_table,
 )
-from wsiad.stages.tile import TileRow
-from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
-    from wsiad.tiles.store import TileStore
+    pass
 
 logger = logging.getLogger(__name__)
-
-NO_GEOMETRY = (
-    "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
-)
-"""Why there is no heatmap of a group without geometry."""
 
 
 class HeatmapConfig(ComputeOptions, HeatmapOptions):
@@ -198,24 +190,6 @@ def _score_one(task: SlideTask) -> HeatmapRow:
     return stored_row(task) or score_slide(task)
 
 
-def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
-    """Read how the tiles of a run were prepared, and the stains that they were given.
-
-    Raises
-    ------
-    RunError
-        The file is missing or damaged.
-    """
-    path = run / PREPARATION
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Preparation.model_validate(values["preparation"]), dict(values["stain_target"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"cannot be read: {error}", subject=str(path), remedy="Train the detector again."
-        ) from error
-
-
 def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
@@ -268,7 +242,7 @@ def _slides(
             subject=str(config.slides[0]),
             remedy="Leave out --stage-dir, or give the slides themselves.",
         )
-    return _store_slides(config.slides[0], preparation, target), True
+    return store_slides(config.slides[0], preparation, target), True
 
 
 def _task(
@@ -296,64 +270,3 @@ def _task(
         config.batch,
         config.device,
     )
-
-
-def check_prepared_alike(
-    store: TileStore, preparation: Preparation, target: dict[str, Any], *, keys: Sequence[str]
-) -> None:
-    """Check that a pixel of a store means what it means to a run.
-
-    Size, step and coverage of tiles may differ.
-
-    Parameters
-    ----------
-    store : TileStore
-    preparation, target : Preparation, dict
-        Of the run; see :func:`run_preparation`.
-    keys : sequence of str
-        What must be equal: of ``"mpp"``, ``"tissue"`` and ``"stain"``.
-
-    Raises
-    ------
-    StoreMismatchError
-        It does not; names the first difference.
-    """
-    for key in keys:
-        there, here = getattr(store.preparation, key), getattr(preparation, key)
-        if key == "stain":
-            there, here = (there.method, store.target), (here.method, target)
-        if there != here:
-            shown = "" if key == "stain" else f" ({there} in the store, {here} in the run)"
-            raise StoreMismatchError(
-                f"its tiles were prepared with another {key} than the run's{shown}",
-                subject=str(store.path),
-                remedy="Give the slides themselves, or tile them as for the run.",
-            )
-
-
-def _store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
-    from wsiad.tiles.store import TileStore
-
-    store = TileStore(path)
-    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
-    rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
-    slides = []
-    for name in store.names():
-        row = rows.get(name)
-        label, split = (row.label, row.split) if row else ("", "")
-        problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
-        slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
-    slides += [
-        SlideInput(row.slide, path, problem=f"was not tiled: {row.reason}")
-        for row in rows.values()
-        if row.status == FAILED and row.slide not in store
-    ]
-    if not slides:
-        raise InputError("holds no slides", subject=str(path))
-    if all(slide.problem == NO_GEOMETRY for slide in slides):
-        raise InputError(
-            "holds imported tiles only, whose places on a slide are not known",
-            subject=str(path),
-            remedy="Score them by `wsiad score-tiles`, or give the slides themselves.",
-        )
-    return slides

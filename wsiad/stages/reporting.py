@@ -174,7 +174,7 @@ def _calibration_facts(calibration: Calibration) -> dict[str, object]:
 
 
 def _legend(calibration: Calibration) -> ColourScale:
-    from wsiad.stages.heatmap_slide import colour_scale
+    from wsiad.stages.heatmap_results import colour_scale
 
     scale = colour_scale(calibration)
     fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)

@@ -19,7 +19,7 @@ from wsiad.errors import InputError, StoreMismatchError
 from wsiad.files import write_json, write_text
 from wsiad.progress import Progress
 from wsiad.provenance import versions
-from wsiad.stages.heatmap import check_prepared_alike, run_preparation
+from wsiad.stages.prepared import check_prepared_alike, run_preparation
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
 from wsiad.stages.train import HEALTHY_LABELS, store_fingerprint

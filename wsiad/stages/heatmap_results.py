@@ -1,0 +1,180 @@
+"""A scored slide as files: everything in its folder of results but the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.export.camelyon import write_detections
+from wsiad.export.ome_tiff import write_ome_tiff
+from wsiad.export.overlay import hatch_unscored, outline, overlay, write_picture
+from wsiad.export.png import write_png
+from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
+from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.heatmaps.heatmap import Heatmap, WindowScores
+from wsiad.heatmaps.peaks import find_peaks
+from wsiad.heatmaps.regions import find_regions
+from wsiad.heatmaps.unassessed import unassessed_regions
+from wsiad.runs.calibration import Calibration
+from wsiad.stages.heatmap_scored import Scored
+from wsiad.stages.heatmap_source import WindowSource
+from wsiad.stages.heatmap_task import SlideTask
+from wsiad.tiles.left_out import LeftOut
+from wsiad.tiles.overview import Overview, overview_jpeg
+from wsiad.tissue.guards import Reason
+from wsiad.units import Microns, SquareMicrons
+
+WINDOW = np.dtype(
+    [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
+)
+"""A row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
+
+LEFT_OUT = np.dtype(
+    [*((name, np.float64) for name in ("x", "y", "width", "height")), ("reason", "U10")]
+)
+"""A row of ``left_out.npy``: level-0 rectangle of a window that was not scored, and why."""
+
+
+def colour_scale(calibration: Calibration) -> ColourScale:
+    """Return the one colour scale of a run, fixed by its healthy scores."""
+    return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
+
+
+def _upper(calibration: Calibration) -> float:
+    """Return the healthy 99 % quantile, or what is above the median of constant scores."""
+    upper, median = calibration.quantile(0.99), calibration.median
+    return upper if upper > median else median + max(abs(median), 1.0)
+
+
+def write_results(
+    folder: Path, task: SlideTask, calibration: Calibration, source: WindowSource, scored: Scored
+) -> dict[str, Any]:
+    """Write pictures, heatmap, regions and detections of a slide.
+
+    Returns
+    -------
+    dict
+        Of the slide's row: how many regions and detections there are, and its scores;
+        empty where no window was scored.
+    """
+    left_out = _write_left_out(folder, source, scored.left_out)
+    write_picture(folder / "tissue.png", outline(source.thumbnail, source.mask))
+    overview = _overview(task, source, scored, left_out)
+    (folder / "overview.jpg").write_bytes(overview_jpeg(overview))
+    write_unassessed(
+        unassessed_regions(overview, slide_size=source.size, bounds=source.bounds),
+        folder / "not_assessed.geojson",
+        slide=task.slide.name,
+        bounds=source.bounds,
+    )
+    if not scored.heatmap:
+        return {}
+    counts = _write(folder, task, calibration, scored.heatmap, scored.windows)
+    scale = colour_scale(calibration)
+    picture = overlay(source.thumbnail, source.placement, scored.heatmap, scale)
+    hatch_unscored(picture, overview)
+    write_picture(folder / "overlay.png", picture)
+    highest, top_k = _slide_scores(scored.heatmap, task.options.top_k)
+    return {"score_max": highest, "score_top_k_mean": top_k, **counts}
+
+
+def _write_left_out(
+    folder: Path, source: WindowSource, left_out: LeftOut
+) -> npt.NDArray[np.float64]:
+    """Write the windows that were not scored, and return their boxes."""
+    table = np.empty(len(left_out), LEFT_OUT)
+    boxes = source.grid.boxes(left_out.rows, left_out.columns)
+    for name, column in zip(("x", "y", "width", "height"), boxes.T, strict=True):
+        table[name] = column
+    words = np.array([reason.word for reason in Reason])
+    table["reason"] = words[left_out.reasons]
+    np.save(folder / "left_out.npy", table, allow_pickle=False)
+    return boxes
+
+
+def _overview(
+    task: SlideTask, source: WindowSource, scored: Scored, left_out: npt.NDArray[np.float64]
+) -> Overview:
+    return Overview(
+        task.slide.name,
+        source.thumbnail,
+        source.mask,
+        source.pen,
+        source.placement,
+        source.spacing,
+        source.mpp,
+        scored.windows.boxes,
+        left_out,
+        scored.left_out.reasons,
+        scored.examples,
+        source.stain,
+        source.stain_fallback,
+        noun="window",
+    )
+
+
+def _slide_scores(heatmap: Heatmap, top_k: int) -> tuple[float, float]:
+    """Return the highest score of a heatmap and the mean of its ``top_k`` highest."""
+    scores = np.sort(heatmap.scores[np.isfinite(heatmap.scores)])
+    return float(scores[-1]), float(scores[-top_k:].mean(dtype=np.float64))
+
+
+def _write(
+    folder: Path,
+    task: SlideTask,
+    calibration: Calibration,
+    heatmap: Heatmap,
+    windows: WindowScores,
+) -> dict[str, Any]:
+    """Write everything that is made of a heatmap; return what there is of each."""
+    options = task.options
+    write_ome_tiff(heatmap, folder / "heatmap.ome.tif")
+    write_png(heatmap, folder / "heatmap.png", scale=colour_scale(calibration))
+    pixels = heatmap_pixels(heatmap, calibration)
+    write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
+    regions = find_regions(
+        heatmap,
+        threshold=calibration.quantile(options.region_quantile),
+        min_area=SquareMicrons(options.region_min_um2),
+        limit=options.region_limit,
+    )
+    write_lesions(
+        regions.kept,
+        folder / "lesions.geojson",
+        slide=heatmap.slide,
+        bounds=heatmap.bounds,
+        percentiles=[float(calibration.percentile(r.max_score)) for r in regions.kept],
+    )
+    detections = find_peaks(
+        heatmap,
+        threshold=calibration.quantile(options.detection_quantile),
+        radius=Microns(options.suppression_radius_um),
+        suppression=options.suppression,
+        limit=options.detection_limit,
+    )
+    write_detections(
+        detections,
+        folder / "detections.csv",
+        median=calibration.median,
+        upper=_upper(calibration),
+    )
+    table = np.empty(len(windows.scores), WINDOW)
+    for name, column in zip(("x", "y", "width", "height"), windows.boxes.T, strict=True):
+        table[name] = column
+    table["score"], table["percentile"] = windows.scores, windows.percentiles
+    np.save(folder / "windows.npy", table, allow_pickle=False)
+    return {"regions": len(regions.kept) + regions.left_out, "detections": len(detections)}
+
+
+def heatmap_pixels(heatmap: Heatmap, calibration: Calibration) -> WindowScores:
+    """Return the scored pixels of a heatmap as squares that do not overlap."""
+    rows, columns = np.nonzero(np.isfinite(heatmap.scores))
+    x, y = heatmap.placement.to_level0(columns.astype(np.float64), rows.astype(np.float64))
+    boxes = np.empty((len(rows), 4))
+    boxes[:, 0], boxes[:, 1] = x, y
+    boxes[:, 2], boxes[:, 3] = heatmap.placement.scale_x, heatmap.placement.scale_y
+    scores = heatmap.scores[rows, columns]
+    return WindowScores(boxes, scores, calibration.percentile(scores))

@@ -1,0 +1,94 @@
+"""The windows of a slide scored, and stitched to a heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsiad.heatmaps.heatmap import Heatmap, WindowScores
+from wsiad.heatmaps.stitch import Stitcher
+from wsiad.heatmaps.windows import ScoredBatch
+from wsiad.runs.calibration import Calibration
+from wsiad.stages.heatmap_source import WindowSource
+from wsiad.stages.heatmap_task import SlideTask
+from wsiad.stages.slide_table import NO_TISSUE, OK, UNUSABLE
+from wsiad.tiles.left_out import LeftOut
+from wsiad.tiles.stream import Example
+from wsiad.tissue.guards import Reason, in_words
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """What scoring a slide's windows made; no heatmap where there is no window."""
+
+    heatmap: Heatmap | None
+    windows: WindowScores
+    left_out: LeftOut
+    examples: tuple[Example, ...]
+
+    @property
+    def status(self) -> str:
+        """Status of the slide's row."""
+        if self.heatmap:
+            return OK
+        # Not to be taken for a slide without tissue, of which there is nothing to fear.
+        return UNUSABLE if any(self.left_out.by_quality().values()) else NO_TISSUE
+
+
+def stitch(
+    task: SlideTask, calibration: Calibration, source: WindowSource, scored: Iterator[ScoredBatch]
+) -> Scored:
+    """Stitch the scores of all windows."""
+    stitcher: Stitcher | None = None
+    rows, columns, scores = [], [], []
+    parts: list[LeftOut] = []
+    examples: tuple[Example, ...] = ()
+    for batch in scored:
+        parts.append(batch.left_out)
+        examples += batch.examples
+        if not len(batch.scores):
+            continue
+        maps = batch.places if task.options.detail == "place" else batch.scores[:, None, None]
+        if stitcher is None:
+            stitcher = Stitcher(
+                source.grid.rows,
+                source.grid.columns,
+                stride=source.grid.stride,
+                window=source.grid.tile,
+                grid=source.grid.pixels,
+                places=maps.shape[1],
+            )
+        stitcher.add(batch.rows.astype(np.int64), batch.columns.astype(np.int64), maps)
+        rows.append(batch.rows)
+        columns.append(batch.columns)
+        scores.append(batch.scores)
+    left_out = LeftOut.join(parts)
+    if stitcher is None:
+        none = np.empty(0, np.float32)
+        return Scored(None, WindowScores(np.empty((0, 4)), none, none), left_out, examples)
+    flat = np.concatenate(scores)
+    windows = WindowScores(
+        source.grid.boxes(np.concatenate(rows), np.concatenate(columns)),
+        flat,
+        calibration.percentile(flat),
+    )
+    heatmap = stitcher.finish(
+        task.slide.name, slide_size=source.size, bounds=source.bounds, spacing=source.spacing
+    )
+    return Scored(heatmap, windows, left_out, examples)
+
+
+def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
+    """Yield what the reader of a slide's row has to know of how it was scored."""
+    if source.stain_fallback:
+        yield f"stains of the reference were used: {source.stain_fallback}"
+    if missing := scored.left_out.count(Reason.MISSING):
+        yield f"{missing} windows left out: the slide has no pixels there"
+    if why := in_words(scored.left_out.by_quality()):
+        yield f"windows not assessed, as they fail the quality thresholds: {why}"
+    if source.pen is not None:
+        pixel = source.placement.scale_x * source.spacing.x
+        area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
+        yield f"pen marks hide {area:.2g} mm², which is not assessed"

@@ -1,0 +1,128 @@
+"""Where a slide's windows come from: the slide itself, or a store of its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.detector import InputSpec
+from wsiad.files import fingerprint
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.heatmaps.windows import WindowBatch, from_plan, from_store, store_grid
+from wsiad.slides.slide import Slide
+from wsiad.stages.heatmap_task import SlideTask
+from wsiad.stain.profile import StainProfile
+from wsiad.tiles.plan import plan_slide
+from wsiad.tiles.store import TileStore
+from wsiad.tiling import Grid
+from wsiad.units import Mpp, Spacing
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSource:
+    """What both ways of reading a slide's windows have to say of it.
+
+    The identity is what the results depend on, as it was before anything was read; the
+    slide is ``None`` where windows come from a store, which does not change.
+    """
+
+    batches: Iterator[WindowBatch]
+    grid: Grid
+    size: Size
+    bounds: Box
+    spacing: Spacing
+    thumbnail: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_]
+    pen: npt.NDArray[np.bool_] | None
+    placement: PixelMap
+    mpp: Mpp
+    stain: str
+    stain_fallback: str | None
+    backend: str
+    identity: dict[str, Any]
+    slide: Slide | None = None
+
+
+def identity_of(task: SlideTask) -> dict[str, Any]:
+    """Return what a slide's results depend on, as JSON values."""
+    return {
+        "digest": task.digest,
+        "fingerprint": _fingerprint(task),
+        "manifest_mpp": task.slide.mpp,
+    }
+
+
+def _fingerprint(task: SlideTask) -> str:
+    if task.from_store:
+        return TileStore(task.slide.path).slide(task.slide.name).fingerprint
+    return fingerprint(task.slide.path)
+
+
+def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSource:
+    """Plan the windows of an open slide.
+
+    Raises
+    ------
+    SlideError
+        It cannot be decoded, or its µm/px does not fit the run.
+    """
+    identity = identity_of(task)
+    plan = plan_slide(
+        slide,
+        task.preparation,
+        target=StainProfile.from_dict(task.target),
+        tile=spec.size,
+        stride=task.options.stride or spec.size,
+    )
+    return WindowSource(
+        from_plan(plan),
+        plan.grid,
+        slide.size,
+        slide.bounds,
+        slide.spacing,
+        plan.tissue.thumbnail,
+        plan.tissue.mask,
+        plan.tissue.pen,
+        plan.tissue.placement,
+        plan.scaled.mpp,
+        plan.stain.method,
+        plan.stain.fallback,
+        slide.read_by,
+        identity,
+        slide,
+    )
+
+
+def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
+    """Take the windows of a slide out of a store.
+
+    Raises
+    ------
+    StoreError
+        The stored slide is damaged, or its tiles do not fit the detector.
+    """
+    slide = TileStore(task.slide.path).slide(task.slide.name)
+    grid = store_grid(slide, spec, task.options.stride)
+    mask = slide.column("mask")
+    # A store keeps no thumbnail: tissue is drawn in grey instead.
+    thumbnail = np.where(mask[..., None], np.uint8(200), np.uint8(244)).repeat(3, axis=2)
+    return WindowSource(
+        from_store(slide, grid, thresholds=task.preparation.quality),
+        grid,
+        slide.size,
+        slide.bounds,
+        slide.spacing,
+        thumbnail,
+        mask,
+        slide.column("pen_mask") if "pen_mask" in slide.group else None,
+        PixelMap(*slide.facts["tissue"]["placement"]),
+        spec.mpp,
+        slide.facts["stain"]["method"],
+        slide.facts["stain"].get("fallback"),
+        "store",
+        identity_of(task),
+    )

@@ -1,0 +1,111 @@
+"""A run and a store that it is used on: whether their tiles mean the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad.errors import InputError, RunError, StoreMismatchError
+from wsiad.slides.inputs import SlideInput
+from wsiad.stages.slide_table import FAILED, read_table
+from wsiad.stages.tile import TileRow
+from wsiad.stages.train import PREPARATION
+from wsiad.tiles.options import Preparation
+
+if TYPE_CHECKING:
+    from wsiad.tiles.store import TileStore
+
+NO_GEOMETRY = (
+    "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
+)
+"""Why there is no heatmap of a group without geometry."""
+
+
+def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
+    """Read how the tiles of a run were prepared, and the stains that they were given.
+
+    Raises
+    ------
+    RunError
+        The file is missing or damaged.
+    """
+    path = run / PREPARATION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Preparation.model_validate(values["preparation"]), dict(values["stain_target"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"cannot be read: {error}", subject=str(path), remedy="Train the detector again."
+        ) from error
+
+
+def check_prepared_alike(
+    store: TileStore, preparation: Preparation, target: dict[str, Any], *, keys: Sequence[str]
+) -> None:
+    """Check that a pixel of a store means what it means to a run.
+
+    Size, step and coverage of tiles may differ.
+
+    Parameters
+    ----------
+    store : TileStore
+    preparation, target : Preparation, dict
+        Of the run; see :func:`run_preparation`.
+    keys : sequence of str
+        What must be equal: of ``"mpp"``, ``"tissue"`` and ``"stain"``.
+
+    Raises
+    ------
+    StoreMismatchError
+        It does not; names the first difference.
+    """
+    for key in keys:
+        there, here = getattr(store.preparation, key), getattr(preparation, key)
+        if key == "stain":
+            there, here = (there.method, store.target), (here.method, target)
+        if there != here:
+            shown = "" if key == "stain" else f" ({there} in the store, {here} in the run)"
+            raise StoreMismatchError(
+                f"its tiles were prepared with another {key} than the run's{shown}",
+                subject=str(store.path),
+                remedy="Give the slides themselves, or tile them as for the run.",
+            )
+
+
+def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
+    """List the slides of a store, those that cannot be scored with their problem.
+
+    Raises
+    ------
+    StoreMismatchError
+        Its tiles were prepared otherwise than the run's.
+    InputError
+        It holds no slides, or none of known geometry.
+    """
+    from wsiad.tiles.store import TileStore
+
+    store = TileStore(path)
+    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
+    rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
+    slides = []
+    for name in store.names():
+        row = rows.get(name)
+        label, split = (row.label, row.split) if row else ("", "")
+        problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
+        slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
+    slides += [
+        SlideInput(row.slide, path, problem=f"was not tiled: {row.reason}")
+        for row in rows.values()
+        if row.status == FAILED and row.slide not in store
+    ]
+    if not slides:
+        raise InputError("holds no slides", subject=str(path))
+    if all(slide.problem == NO_GEOMETRY for slide in slides):
+        raise InputError(
+            "holds imported tiles only, whose places on a slide are not known",
+            subject=str(path),
+            remedy="Score them by `wsiad score-tiles`, or give the slides themselves.",
+        )
+    return slides
