@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,18 +20,22 @@ from torch import Tensor, nn
 from wsiad.detector import FitContext, HealthyTiles, Tiles
 from wsiad.errors import DetectorError
 from wsiad.progress import Progress
-from wsiad.training.batches import endless
+from wsiad.training.batches import Batch, endless
 from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from wsiad.training.crops import centre_crops, check_size, on_device, random_crops
 from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow
 from wsiad.training.options import LoopOptions
 from wsiad.training.sampling import sample
+from wsiad.training.stages import Stages
 from wsiad.training.stopping import EarlyStopping
 
 EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
 
-Loss = Callable[[Tensor], Tensor]
-"""Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,)."""
+Loss = Callable[..., Tensor]
+"""Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
+
+Where the training has stages, the :class:`~wsiad.training.stages.Stage` comes second.
+"""
 
 _MOST_LOSS = 1e6
 _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
@@ -39,7 +43,11 @@ _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a training ended; the module holds the weights of ``best_step``."""
+    """How a training ended; the module holds the weights of ``best_step``.
+
+    If the last stage was not reached, ``best_step`` is 0, ``best_loss`` infinite, and the
+    module holds the weights as they are.
+    """
 
     ended_by: EndedBy
     steps: int
@@ -82,6 +90,9 @@ class Training:
     started : float, optional
         ``time.monotonic()`` when the fit began: ``max_minutes`` counts from there, the
         time before an interruption included.
+    stages : Stages, optional
+        Stages to go through, each with an optimiser of its own and the batch size that
+        it names. Only in the last one is the best kept and the training stopped early.
 
     Raises
     ------
@@ -102,15 +113,16 @@ class Training:
         context: FitContext,
         identity: dict[str, Any],
         started: float | None = None,
+        stages: Stages | None = None,
     ) -> None:
         for source in (tiles.fit, tiles.stop):
             check_size(source.tile, size)
         self._module, self._loss, self._tiles, self._size = module, loss, tiles, size
-        self._options, self._context = options, context
+        self._options, self._context, self._stages = options, context, stages
         self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
         self._started = time.monotonic() if started is None else started
         self._parameters = dict(module.named_parameters())
-        self._optimiser = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate)
+        self._optimiser = self._new_optimiser()
         self._average = self._copy() if options.ema_decay else {}
         self._best = self._copy()
         self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
@@ -135,13 +147,7 @@ class Training:
             The loss is not finite or exceeds 1e6.
         """
         at, quiet = self._at, self._context.quiet
-        batches = endless(
-            self._tiles.fit,
-            self._options.batch,
-            seed=self._context.seed,
-            epoch=at.epoch,
-            position=at.position,
-        )
+        batches = self._batches()
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
             Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
@@ -159,6 +165,36 @@ class Training:
             ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
         )
 
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Yield batches from where the training stands, of the size that its stage asks for."""
+        at, stages = self._at, self._stages
+        while True:
+            size = stages.span(at.step).batch if stages else self._options.batch
+            epoch, position = at.epoch, at.position
+            if self._begins_stage() and stages and size != stages.span(at.step - 1).batch:
+                epoch, position = epoch + 1, 0  # positions count batches of one size
+            source, seed = self._tiles.fit, self._context.seed
+            with closing(
+                endless(source, size, seed=seed, epoch=epoch, position=position)
+            ) as batches:
+                for batch in batches:
+                    yield batch
+                    if self._begins_stage():
+                        break
+
+    def _begins_stage(self) -> bool:
+        return self._stages is not None and self._stages.begins(self._at.step)
+
+    def _in_last_stage(self) -> bool:
+        """Whether the step before was of the last stage."""
+        return self._stages is None or self._at.step > self._stages.last_start
+
+    def _new_optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self._parameters.values(), lr=self._options.learning_rate)
+
+    def _losses(self, windows: Tensor, step: int) -> Tensor:
+        return self._loss(windows, self._stages.at(step)) if self._stages else self._loss(windows)
+
     def _expected(self) -> int | None:
         """Return the number of steps, if it is not a time that will end them."""
         if self._context.budget.max_minutes and not self._context.budget.max_steps:
@@ -173,10 +209,12 @@ class Training:
             seed=self._context.seed,
             step=at.step,
         )
+        if self._begins_stage():
+            self._optimiser = self._new_optimiser()
         for group in self._optimiser.param_groups:
             group["lr"] = options.rate(at.step, limit=self._limit)
         self._optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(windows).mean()
+        loss = self._losses(windows, at.step).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         if options.grad_clip:
             nn.utils.clip_grad_norm_(self._parameters.values(), options.grad_clip)
@@ -218,7 +256,8 @@ class Training:
             # which a longer training would not have had.
             self._save()
             self._validate()
-        self._set(self._best)
+        if self._in_last_stage():
+            self._set(self._best)
 
     def _validate(self) -> str:
         with self._averaged(), torch.no_grad():
@@ -231,10 +270,11 @@ class Training:
             total = 0.0
             for tiles in batches:
                 windows = centre_crops(on_device(tiles, self._context.device), self._size)
-                total += float(self._loss(windows).double().sum())
+                losses = self._losses(windows, max(self._at.step - 1, 0))
+                total += float(losses.double().sum())
             loss = total / count
         self._check(loss)
-        if self._stopping.update(self._at.step, loss):
+        if self._in_last_stage() and self._stopping.update(self._at.step, loss):
             self._best = {name: t.clone() for name, t in self._weights().items()}
         return self._log(loss)
 
