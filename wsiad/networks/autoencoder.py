@@ -58,6 +58,11 @@ class AutoencoderShape:
                 remedy="Give one width for all, or one for each from the image to the latent.",
             )
 
+    @property
+    def blocks_per_edge(self) -> int:
+        """Residual blocks a resolution."""
+        return 2 if self.blocks == "residual18" else 1
+
     @staticmethod
     def edges(image_px: int, latent_px: int) -> tuple[int, ...]:
         """Resolutions from the image down, pixels.
@@ -133,11 +138,7 @@ class Autoencoder(nn.Module):
         self.shape = shape
         self.encoder = nn.Sequential(*_encoder(shape))
         self.decoder = nn.Sequential(*_decoder(shape))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, a=_SLOPE, mode="fan_out", nonlinearity="leaky_relu"
-                )
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct images, float (N, C, S, S) in [−1, 1]; the result is unbounded."""
@@ -145,16 +146,34 @@ class Autoencoder(nn.Module):
         return reconstruction
 
 
+def initialise(network: nn.Module) -> None:
+    """Draw the weights of every convolution by Kaiming's normal law; biases stay as they are."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                module.weight, a=_SLOPE, mode="fan_out", nonlinearity="leaky_relu"
+            )
+
+
+def from_image(shape: AutoencoderShape, width: int) -> Iterator[nn.Module]:
+    """Yield the modules that turn an image into features of a width."""
+    yield nn.Conv2d(shape.image_channels, width, 3, padding=1)
+    for _ in range(shape.blocks_per_edge):
+        yield ResidualBlock(width, width)
+
+
+def to_image(shape: AutoencoderShape, width: int) -> Iterator[nn.Module]:
+    """Yield the modules that turn features of a width into an image."""
+    yield nn.LeakyReLU(_SLOPE)
+    yield nn.Conv2d(width, shape.image_channels, 3, padding=1)
+
+
 def _encoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
-    wide, deep = shape.channels[0], shape.channels[-1]
-    thorough = shape.blocks == "residual18"
-    yield nn.Conv2d(shape.image_channels, wide, 3, padding=1)
-    yield ResidualBlock(wide, wide)
-    if thorough:
-        yield ResidualBlock(wide, wide)
+    deep = shape.channels[-1]
+    yield from from_image(shape, shape.channels[0])
     for above, below in pairwise(shape.channels):
         yield ResidualBlock(above, below, nn.AvgPool2d(2))
-        if thorough:
+        if shape.blocks_per_edge > 1:
             yield ResidualBlock(below, below)
     if shape.latent_px == 1:
         yield nn.LeakyReLU(_SLOPE)
@@ -164,7 +183,7 @@ def _encoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
 
 
 def _decoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
-    wide, deep = shape.channels[0], shape.channels[-1]
+    deep = shape.channels[-1]
     if shape.latent_px == 1:
         yield nn.LeakyReLU(_SLOPE)
         yield nn.Conv2d(shape.latent_channels, deep, _VECTOR_PX, padding=_VECTOR_PX - 1)
@@ -172,10 +191,9 @@ def _decoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
         yield ResidualBlock(shape.latent_channels, deep)
     for below, above in pairwise(reversed(shape.channels)):
         yield ResidualBlock(below, above, nn.Upsample(scale_factor=2, mode="nearest"))
-        if shape.blocks == "residual18":
+        if shape.blocks_per_edge > 1:
             yield ResidualBlock(above, above)
-    yield nn.LeakyReLU(_SLOPE)
-    yield nn.Conv2d(wide, shape.image_channels, 3, padding=1)
+    yield from to_image(shape, shape.channels[0])
 
 
 def seeded_autoencoder(shape: AutoencoderShape, seed: int) -> Autoencoder:

@@ -34,7 +34,8 @@ class RelativePerceptualL1(nn.Module):
                              {\mathrm{mean}\,|\hat f(x)|},
 
     where the denominator belongs to the original *x* and carries no gradient. Several
-    layers are averaged by their weights.
+    layers are averaged by their weights. To that, ``image_weight`` times the mean absolute
+    difference of the pixels may be added.
 
     Parameters
     ----------
@@ -47,6 +48,8 @@ class RelativePerceptualL1(nn.Module):
     relative : {"tile", "place"}
         ``"tile"`` divides by the mean over the tile, as published; ``"place"`` divides
         at each place by the mean over channels there, and averages the ratios.
+    image_weight : float
+        Of the difference of pixels; 0 leaves it out.
     bf16 : bool
         Compute the features of CUDA tensors in bfloat16.
 
@@ -64,14 +67,16 @@ class RelativePerceptualL1(nn.Module):
         layer_weights: Mapping[str, float],
         *,
         relative: Relative = "tile",
+        image_weight: float = 0.0,
         bf16: bool = False,
     ) -> None:
         super().__init__()
         total = sum(layer_weights.values())
-        if total <= 0 or min(layer_weights.values()) < 0:
+        if total <= 0 or min(layer_weights.values()) < 0 or image_weight < 0:
             raise DetectorError("the weights of the perceptual layers must be positive")
         self.network = network
         self.relative = relative
+        self.image_weight = image_weight
         self.bf16 = bf16
         self.statistics = dict(statistics)
         self._shares = {layer: weight / total for layer, weight in layer_weights.items()}
@@ -94,10 +99,13 @@ class RelativePerceptualL1(nn.Module):
         Tensor, float32 (N,)
         """
         maps = self._maps(original, reconstruction)
-        return sum(
-            (share * maps[layer].mean(dim=(1, 2)) for layer, share in self._shares.items()),
-            start=torch.zeros((), device=original.device),
-        )
+        total = torch.zeros((), device=original.device)
+        for layer, share in self._shares.items():
+            total = total + share * maps[layer].mean(dim=(1, 2))
+        if self.image_weight:
+            difference = (original - reconstruction).abs()
+            total = total + self.image_weight * difference.mean(dim=(1, 2, 3))
+        return total
 
     def places(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the distance by place; its mean over places is :meth:`forward`.
@@ -114,6 +122,10 @@ class RelativePerceptualL1(nn.Module):
         for layer, share in self._shares.items():
             pooled = nn.functional.adaptive_avg_pool2d(maps[layer][:, None], coarsest)
             total = total + share * pooled[:, 0]
+        if self.image_weight:
+            difference = (original - reconstruction).abs().mean(dim=1, keepdim=True)
+            pooled = nn.functional.adaptive_avg_pool2d(difference, coarsest)
+            total = total + self.image_weight * pooled[:, 0]
         return total
 
     def _maps(self, original: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

@@ -147,6 +147,16 @@ def needed_keys(layers: Sequence[str]) -> list[str]:
     ]
 
 
+def least_px(layers: Sequence[str], *, padding: Padding = "zeros") -> int:
+    """Return the smallest edge of an image that has features at all of the layers, pixels."""
+    deepest = max(LAYERS[layer] for layer in layers)
+    pools = sum(name.startswith("pool") and index <= deepest for name, index in LAYERS.items())
+    # Reflection takes two pixels; after a pooling that comes last, one is enough.
+    last_is_pool = any(layer.startswith("pool") and LAYERS[layer] == deepest for layer in layers)
+    reflects = padding == "reflect" and not last_is_pool
+    return int(2 ** (pools + reflects))
+
+
 def random_tensors(seed: int) -> dict[str, Tensor]:
     """Return weights of a VGG19 with a quarter of the channels, drawn from a seed.
 
