@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ MAX_TILE_PX = 4096
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = frozenset({"RGB", "RGBA", "P"})
+# What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError)
 
 
 def is_picture(name: str) -> bool:
@@ -67,20 +70,8 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
             pixels = np.asarray(image if opaque else image.convert("RGBA"))
     except InputError:
         raise
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,  # Pillow's of a broken PNG
-        TypeError,
-        EOFError,
-    ) as error:
-        raise InputError(
-            f"cannot be read as a JPEG, PNG or TIFF ({' '.join(str(error).split())})",
-            subject=subject,
-            remedy="Replace or remove the file.",
-        ) from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_BROKEN) as error:
+        raise _unreadable(subject, error) from error
     if not opaque and pixels[..., 3].min() < 255:
         raise InputError(
             "has transparent pixels", subject=subject, remedy="Save the tile without alpha."
@@ -107,3 +98,65 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         )
     if getattr(image, "n_frames", 1) != 1:
         raise InputError("holds more than one image", subject=subject)
+
+
+def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Cut a window at random out of a picture of any shape, grey ones included.
+
+    Parameters
+    ----------
+    path : Path
+        A JPEG, PNG or TIFF.
+    size : int
+        Edge of the window, pixels.
+    seed : sequence of int
+        Decides where.
+
+    Returns
+    -------
+    ndarray of uint8, (size, size, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError
+        It is no such picture, is damaged, too large to decode, or smaller than the window.
+    """
+    subject = str(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                _check_holds(width, height, size, subject)
+                rng = np.random.default_rng(list(seed))
+                left = int(rng.integers(0, width - size + 1))
+                top = int(rng.integers(0, height - size + 1))
+                window = image.convert("RGB").crop((left, top, left + size, top + size))
+                return np.array(window)
+    except InputError:
+        raise
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        *_BROKEN,
+    ) as error:
+        raise _unreadable(subject, error) from error
+
+
+def _check_holds(width: int, height: int, size: int, subject: str) -> None:
+    if min(width, height) < size:
+        raise InputError(
+            f"has {width} × {height} px; a window takes {size} × {size}",
+            subject=subject,
+            remedy="Remove it from the folder.",
+        )
+
+
+def _unreadable(subject: str, error: BaseException) -> InputError:
+    return InputError(
+        f"cannot be read as a JPEG, PNG or TIFF ({' '.join(str(error).split())})",
+        subject=subject,
+        remedy="Replace or remove the file.",
+    )

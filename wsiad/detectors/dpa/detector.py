@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsiad.detector import (
     Detector,
@@ -21,20 +20,21 @@ from wsiad.detector import (
     Scores,
     State,
     Tiles,
-    TileSource,
 )
 from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import vgg, weights
 from wsiad.networks.autoencoder import Autoencoder, seeded_autoencoder
-from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
-from wsiad.training.crops import check_size, on_device, random_crops
-from wsiad.training.loop import Training
-from wsiad.training.sampling import sample
+from wsiad.networks.growing import GrowingDistance, faded, seeded_growing
+from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
+from wsiad.training.crops import check_size, on_device
+from wsiad.training.loop import Loss, Training
+from wsiad.training.stages import Stage, Stages
 
 _SCORE_BATCH = 256
-_STATISTICS_BATCH = 128
-_STATISTICS_STREAM = 1 << 32  # keeps its draws apart from those of the training
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class DeepPerceptualAutoencoder(Detector):
@@ -43,12 +43,13 @@ class DeepPerceptualAutoencoder(Detector):
     Trained to reconstruct healthy windows; the anomaly score of a tile is the distance
     between it and its reconstruction. Its places are those of the coarsest perceptual
     layer (8 × 8 at 64 px and ``relu4_2``); with ``pooling: mean`` the score of the tile
-    is the published one.
+    is the published one. With ``growing`` the training begins at a low resolution and
+    fades in the higher ones; what is kept and scores is the autoencoder of the last.
 
     Notes
     -----
     Shvetsova et al., "Anomaly Detection in Medical Imaging with Deep Perceptual
-    Autoencoders", IEEE Access 2021 (arXiv 2006.13265), without progressive growing.
+    Autoencoders", IEEE Access 2021 (arXiv 2006.13265).
     """
 
     Options: ClassVar[type[DetectorOptions]] = DpaOptions
@@ -58,6 +59,7 @@ class DeepPerceptualAutoencoder(Detector):
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         super().__init__(options, spec)
         self._shape = self.options.shape(spec.size)
+        self._stages = self.options.stages(spec.size)
         self._autoencoder: Autoencoder | None = None
         self._distance: RelativePerceptualL1 | None = None
         self._device = torch.device("cpu")
@@ -69,7 +71,8 @@ class DeepPerceptualAutoencoder(Detector):
         Raises
         ------
         DetectorError
-            The tiles are too small, or the training diverged.
+            The tiles are too small, the training diverged, or the bounds on a growing
+            training end it before its last stage.
         WeightsError
             The perceptual network's weights are not at hand.
         RunError
@@ -78,35 +81,47 @@ class DeepPerceptualAutoencoder(Detector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         options, self._device = self.options, context.device
+        _check_steps(self._stages, options, context)
         found = weights.resolve(
             context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
         )
         padding = _padding(options, found)
-        network = vgg.Vgg19(found.tensors, list(options.layers), padding=padding)
-        network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        statistics, source = self._statistics(network, tiles.fit, context.seed)
+        networks = self._networks(found, padding)
+        statistics, source = statistics_by_px(
+            options,
+            networks,
+            tiles.fit,
+            size=self.spec.size,
+            seed=context.seed,
+            device=self._device,
+        )
         self._about = {"weights": found.note(), "padding": padding, "statistics": source}
-        self._build(seeded_autoencoder(self._shape, context.seed), network, statistics)
+        distances = {px: self._distance_of(n, statistics[px], px) for px, n in networks.items()}
+        module, loss = self._start(distances, context.seed)
         training = Training(
-            self._module(),
-            self._loss,
+            module,
+            loss,
             tiles=tiles,
             size=self.spec.size,
             options=options,
             context=context,
             identity={"weights": found.sha256, "padding": padding, "statistics": source},
             started=started,
+            stages=self._stages,
         )
-        distance = self._fitted_distance()
-        distance.bf16 = options.precision != "fp32"
+        for distance in distances.values():
+            distance.bf16 = options.precision != "fp32"
         result = training.run()
-        distance.bf16 = False  # scores should depend on the device as little as can be
+        # Scores should depend on the device as little as can be.
+        self._fitted_distance().bf16 = False
+        _check_grown(self._stages, result.steps)
         notes = {
             **self._about,
             "parameters": sum(p.numel() for p in self._module().parameters()),
             "best_step": result.best_step,
             "best_stop_loss": result.best_loss,
             "training_seconds": round(result.seconds, 1),
+            **({"stages": self._stages.notes()} if self._stages else {}),
         }
         return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
 
@@ -154,46 +169,65 @@ class DeepPerceptualAutoencoder(Detector):
         except (KeyError, TypeError, RuntimeError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         self._about = dict(state.values)
-        self._build(autoencoder, network, statistics)
+        self._use(autoencoder, self._distance_of(network, statistics, self.spec.size))
 
-    def _build(
-        self,
-        autoencoder: Autoencoder,
-        network: vgg.Vgg19,
-        statistics: dict[str, ChannelStatistics],
-    ) -> None:
-        distance = RelativePerceptualL1(
-            network, statistics, self.options.layers, relative=self.options.relative
+    def _networks(self, found: weights.Weights, padding: vgg.Padding) -> dict[int, vgg.Vgg19]:
+        """Return the perceptual network by resolution, no deeper than is needed there."""
+        networks = {}
+        for px, layers in self.options.layers_by_px(self.spec.size).items():
+            if px < (least := vgg.least_px(list(layers), padding=padding)):
+                raise DetectorError(
+                    f"images of {px} px have no features at {', '.join(layers)}",
+                    remedy=f"They need {least} px: choose shallower layers there.",
+                )
+            network = vgg.Vgg19(found.tensors, list(layers), padding=padding)
+            networks[px] = self._placed(network)
+        return networks
+
+    def _distance_of(
+        self, network: vgg.Vgg19, statistics: Mapping[str, ChannelStatistics], px: int
+    ) -> RelativePerceptualL1:
+        options = self.options
+        return RelativePerceptualL1(
+            network,
+            statistics,
+            options.layers_by_px(self.spec.size)[px],
+            relative=options.relative,
+            image_weight=options.image_weight,
         )
-        for module in (autoencoder, distance):
-            module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._autoencoder, self._distance = autoencoder, distance
+
+    def _start(
+        self, distances: dict[int, RelativePerceptualL1], seed: int
+    ) -> tuple[nn.Module, Loss]:
+        """Return what is to be trained, and its loss."""
+        distance = distances[self.spec.size]
+        if self._stages is None:
+            autoencoder = seeded_autoencoder(self._shape, seed)
+            self._use(autoencoder, distance)
+            return autoencoder, self._loss
+        grown = self._placed(seeded_growing(self._shape, self._stages.spans[0].px, seed))
+        growing_distance = self._placed(GrowingDistance(distances))
+        self._use(grown.final, distance)
+
+        def loss(windows: Tensor, stage: Stage) -> Tensor:
+            at = {"px": stage.px, "alpha": stage.alpha}
+            x = faded(_images(windows), px=stage.px, alpha=stage.alpha)
+            distance: Tensor = growing_distance(x, grown(x, **at), **at)
+            return distance
+
+        return grown, loss
+
+    def _use(self, autoencoder: Autoencoder, distance: RelativePerceptualL1) -> None:
+        self._autoencoder, self._distance = self._placed(autoencoder), self._placed(distance)
+
+    def _placed(self, module: M) -> M:
+        module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
 
     def _loss(self, windows: Tensor) -> Tensor:
         x = _images(windows)
         distance: Tensor = self._fitted_distance()(x, self._module()(x))
         return distance
-
-    def _statistics(
-        self, network: vgg.Vgg19, tiles: TileSource, seed: int
-    ) -> tuple[dict[str, ChannelStatistics], str]:
-        if path := self.options.statistics_file:
-            return _read_statistics(path.read_text(encoding="utf-8"), self.options), str(path)
-        count, batches = sample(
-            tiles, self.options.statistics_tiles, batch=_STATISTICS_BATCH, seed=seed
-        )
-
-        def images() -> Iterator[Tensor]:
-            for index, part in enumerate(batches):
-                windows = random_crops(
-                    on_device(part, self._device),
-                    self.spec.size,
-                    seed=seed,
-                    step=_STATISTICS_STREAM + index,
-                )
-                yield windows.permute(0, 3, 1, 2).float() / 255
-
-        return channel_statistics(network, images()), f"{count} healthy tiles"
 
     def _module(self) -> Autoencoder:
         if self._autoencoder is None:
@@ -227,19 +261,23 @@ def _group(state: State, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
 
 
-def _read_statistics(text: str, options: DpaOptions) -> dict[str, ChannelStatistics]:
-    try:
-        values = json.loads(text)
-        return {
-            layer: ChannelStatistics(
-                torch.tensor(values[layer]["mean"], dtype=torch.float32),
-                torch.tensor(values[layer]["std"], dtype=torch.float32),
-            )
-            for layer in options.layers
-        }
-    except (KeyError, TypeError, ValueError) as error:
+def _check_steps(stages: Stages | None, options: DpaOptions, context: FitContext) -> None:
+    most = min(options.max_steps, context.budget.max_steps or options.max_steps)
+    if stages and most <= stages.last_start:
         raise DetectorError(
-            f"no statistics of the layers {', '.join(options.layers)} ({error!r})",
-            subject=str(options.statistics_file),
-            remedy='Give JSON: {"relu4_2": {"mean": [...], "std": [...]}}.',
-        ) from error
+            f"growing takes {stages.last_start} steps before its last stage, and max_steps is "
+            f"{most}",
+            subject="dpa",
+            remedy="Set a larger max_steps, or fewer growing.stabilise_steps and "
+            "growing.transition_steps.",
+        )
+
+
+def _check_grown(stages: Stages | None, steps: int) -> None:
+    if stages and steps <= stages.last_start:
+        raise DetectorError(
+            f"its time was up after {steps} steps ({stages.span(max(steps - 1, 0)).name}), "
+            f"before the last stage, which begins after {stages.last_start}",
+            subject="dpa",
+            remedy="Train again with larger max_minutes: it goes on from here.",
+        )

@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from wsiad.config import Config
 from wsiad.detector import DetectorOptions
+from wsiad.errors import DetectorError
 from wsiad.networks.autoencoder import AutoencoderShape
+from wsiad.networks.growing import growing_edges
 from wsiad.networks.vgg import LAYERS
 from wsiad.training.options import LoopOptions
+from wsiad.training.stages import Stages
+
+_STAGE_STEPS = 20_000
+_SHALLOW_PX = 32  # published: relu3_2 up to here, the final layers above
+_SHALLOW_LAYERS = {"relu3_2": 1.0}
+
+
+def _known_layers(layers: dict[str, float]) -> dict[str, float]:
+    if unknown := [layer for layer in layers if layer not in LAYERS]:
+        raise ValueError(f"VGG19 has no layer {unknown[0]!r}; names are such as relu4_2")
+    return layers
+
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
+_ByPx = dict[_Count, _Count]
+_Layers = Annotated[
+    dict[str, Annotated[float, pydantic.Field(gt=0)]],
+    pydantic.Field(min_length=1),
+    pydantic.AfterValidator(_known_layers),
+]
+
+
+class GrowingOptions(Config):
+    """Progressive growing. What is not named for a resolution has its default there."""
+
+    start_px: _Count = 16
+    """First resolution, pixels: the input's, halved one or more times."""
+    stabilise_steps: _Count | _ByPx = _STAGE_STEPS
+    """Steps at each resolution before the next one is faded in: one number, or by pixels."""
+    transition_steps: _Count | _ByPx = _STAGE_STEPS
+    """Steps in which a resolution is faded in: one number, or by pixels."""
+    layers: dict[_Count, _Layers] = pydantic.Field(default={})
+    """Perceptual layers by resolution below the input's, whose are ``layers`` of the
+    detector; by default ``relu3_2`` up to 32 px, and those of the detector above."""
+    batch: _ByPx = pydantic.Field(default={})
+    """Tiles a step by resolution below the input's; by default ``batch`` of the detector."""
+
+    def stages(self, edges: tuple[int, ...], *, batch: int) -> Stages:
+        """Return the stages over resolutions from the first to the input's, pixels.
+
+        Parameters
+        ----------
+        edges : tuple of int
+        batch : int
+            Tiles a step where no other number is given.
+
+        Raises
+        ------
+        DetectorError
+            Something is set for a resolution that it cannot be set for.
+        """
+        below, above = edges[:-1], edges[1:]
+        _check_keys("layers", self.layers, below)
+        return Stages(
+            edges,
+            stabilise=_by_px("stabilise_steps", self.stabilise_steps, below),
+            transition=_by_px("transition_steps", self.transition_steps, above),
+            batch={edges[-1]: batch, **_by_px("batch", self.batch, below, default=batch)},
+        )
 
 
 class DpaOptions(DetectorOptions, LoopOptions):
@@ -26,10 +87,12 @@ class DpaOptions(DetectorOptions, LoopOptions):
     """Width of the autoencoder: one for all, or one a resolution from the input down."""
     latent_channels: _Count | None = None
     """Channels of the latent; by default those of the smallest resolution."""
-    layers: dict[str, Annotated[float, pydantic.Field(gt=0)]] = pydantic.Field(
-        default={"relu4_2": 1.0}, min_length=1
-    )
+    layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
     """Layers of the perceptual network and their weights in the loss."""
+    image_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """Weight of the mean absolute difference of pixels (of −1 to 1), added to loss and score."""
+    growing: GrowingOptions | None = None
+    """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
     padding: Literal["zeros", "reflect"] | None = None
     """Padding of the perceptual network; by default what its weights file states, else zeros."""
     relative: Literal["tile", "place"] = "tile"
@@ -38,15 +101,17 @@ class DpaOptions(DetectorOptions, LoopOptions):
     """The most healthy tiles to take the mean and deviation of each feature channel from."""
     statistics_file: Path | None = None
     """JSON of such statistics instead: by layer, ``mean`` and ``std``, a number a channel."""
+    statistics_images: Path | None = None
+    """Folder of pictures to take them from instead: one random window of each, at most
+    ``statistics_tiles``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the perceptual network in training: ``auto`` is bfloat16 on CUDA, else float32."""
 
-    @pydantic.field_validator("layers")
-    @classmethod
-    def _known_layers(cls, layers: dict[str, float]) -> dict[str, float]:
-        if unknown := [layer for layer in layers if layer not in LAYERS]:
-            raise ValueError(f"VGG19 has no layer {unknown[0]!r}; names are such as relu4_2")
-        return layers
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> DpaOptions:
+        if self.statistics_file and self.statistics_images:
+            raise ValueError("give statistics_file or statistics_images, not both")
+        return self
 
     def shape(self, input_px: int) -> AutoencoderShape:
         """Sizes of the autoencoder at an input size.
@@ -68,11 +133,61 @@ class DpaOptions(DetectorOptions, LoopOptions):
             blocks=self.blocks,
         )
 
+    def stages(self, input_px: int) -> Stages | None:
+        """Stages of the training at an input size; ``None`` if it does not grow.
+
+        Raises
+        ------
+        DetectorError
+            They do not fit the autoencoder.
+        """
+        if self.growing is None:
+            return None
+        edges = growing_edges(self.shape(input_px), self.growing.start_px)
+        return self.growing.stages(edges, batch=self.batch)
+
+    def layers_by_px(self, input_px: int) -> dict[int, dict[str, float]]:
+        """Perceptual layers and their weights at every resolution that is trained at, pixels.
+
+        Raises
+        ------
+        DetectorError
+            The resolutions do not fit the autoencoder.
+        """
+        if self.growing is None:
+            return {input_px: self.layers}
+        edges = growing_edges(self.shape(input_px), self.growing.start_px)
+        usual = {px: _SHALLOW_LAYERS if px <= _SHALLOW_PX else self.layers for px in edges}
+        return {**usual, **self.growing.layers, input_px: self.layers}
+
     def identity(self, *, limit: int) -> dict[str, Any]:
         """Return the values on which the weights after a given step depend, as JSON."""
         own = DpaOptions.model_fields.keys() - LoopOptions.model_fields.keys()
         scoring_only = {"pooling", "pooling_quantile", "input_px"}
-        return {
-            **super().identity(limit=limit),
-            **self.model_dump(mode="json", include=set(own) - scoring_only),
-        }
+        values = self.model_dump(mode="json", include=set(own) - scoring_only)
+        # Checkpoints of before these options, or without them, do not state them.
+        for name in ("growing", "image_weight", "statistics_images"):
+            if not values[name]:
+                del values[name]
+        return {**super().identity(limit=limit), **values}
+
+
+def _by_px(
+    name: str,
+    given: int | Mapping[int, int],
+    edges: tuple[int, ...],
+    *,
+    default: int = _STAGE_STEPS,
+) -> dict[int, int]:
+    if isinstance(given, int):
+        return dict.fromkeys(edges, given)
+    _check_keys(name, given, edges)
+    return {px: given.get(px, default) for px in edges}
+
+
+def _check_keys(name: str, given: Mapping[int, object], edges: tuple[int, ...]) -> None:
+    if unknown := [px for px in given if px not in edges]:
+        raise DetectorError(
+            f"growing.{name} cannot be set for {unknown[0]} px",
+            remedy=f"It may be set for {', '.join(map(str, edges)) or 'no resolution'} px.",
+        )
