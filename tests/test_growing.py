@@ -234,6 +234,13 @@ def test_fit_keeps_the_autoencoder_of_the_last_stage(tmp_path, weights):
     np.testing.assert_array_equal(ungrown.score_places(tiles), found.score_places(tiles))
 
 
+def test_growing_from_the_input_size_is_not_growing(tmp_path, weights):
+    ungrown, alone = detector(), detector(growing={"start_px": 32})
+    for name, each in (("ungrown", ungrown), ("alone", alone)):
+        each.fit(HEALTHY, context(tmp_path / name, weights, steps=9))
+    assert equal(ungrown.state().tensors, alone.state().tensors)
+
+
 def test_growing_learns(tmp_path, weights):
     growing = {**GROWING, "stabilise_steps": 10, "transition_steps": 10}
     found = grown(learning_rate=3e-3, val_interval=50, log_interval=50, growing=growing)

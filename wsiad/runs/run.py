@@ -173,7 +173,13 @@ class RunFolder:
         """Draw the loss, if there is one, and declare the run complete."""
         if rows := read_metrics(self.path / METRICS):
             best = record.notes.get("best_step")
-            plot_loss(rows, self.path / LOSS, best_step=best if isinstance(best, int) else None)
+            stages = record.notes.get("stages") or []
+            plot_loss(
+                rows,
+                self.path / LOSS,
+                best_step=best if isinstance(best, int) else None,
+                stage_starts=[stage["first_step"] for stage in stages[1:]],
+            )
         write_json(self.path / RUN, record.model_dump(mode="json"))
 
     def record(self) -> RunRecord:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple
 
 from wsiad.detector import Tiles, TileSource
 from wsiad.errors import DetectorError
+from wsiad.training.stages import Stages
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,31 @@ def endless(
             current = ahead.result()
             ahead = pool.submit(next, batches)
             yield current
+
+
+def staged(
+    source: TileSource,
+    stages: Stages,
+    *,
+    seed: int,
+    step: int = 0,
+    epoch: int = 0,
+    position: int = 0,
+) -> Generator[Batch, None, None]:
+    """Yield batches as :func:`endless` does, from ``step`` on, as large as its stage wants.
+
+    Another size begins another epoch, as positions count batches of one size.
+    """
+    while True:
+        size = stages.span(step).batch
+        if step and size != stages.span(step - 1).batch:
+            epoch, position = epoch + 1, 0
+        with closing(endless(source, size, seed=seed, epoch=epoch, position=position)) as batches:
+            for batch in batches:
+                yield batch
+                step, epoch, position = step + 1, batch.epoch, batch.position
+                if stages.span(step).batch != size:
+                    break
 
 
 def _forever(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wsiad.detector import FitContext, HealthyTiles, Tiles
 from wsiad.errors import DetectorError
 from wsiad.progress import Progress
-from wsiad.training.batches import Batch, endless
+from wsiad.training.batches import endless, staged
 from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from wsiad.training.crops import centre_crops, check_size, on_device, random_crops
 from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow
@@ -147,7 +147,13 @@ class Training:
             The loss is not finite or exceeds 1e6.
         """
         at, quiet = self._at, self._context.quiet
-        batches = self._batches()
+        source, seed = self._tiles.fit, self._context.seed
+        where = {"epoch": at.epoch, "position": at.position}
+        batches = (
+            staged(source, self._stages, seed=seed, step=at.step, **where)
+            if self._stages
+            else endless(source, self._options.batch, seed=seed, **where)
+        )
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
             Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
@@ -164,23 +170,6 @@ class Training:
         return TrainingResult(
             ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
         )
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Yield batches from where the training stands, of the size that its stage asks for."""
-        at, stages = self._at, self._stages
-        while True:
-            size = stages.span(at.step).batch if stages else self._options.batch
-            epoch, position = at.epoch, at.position
-            if self._begins_stage() and stages and size != stages.span(at.step - 1).batch:
-                epoch, position = epoch + 1, 0  # positions count batches of one size
-            source, seed = self._tiles.fit, self._context.seed
-            with closing(
-                endless(source, size, seed=seed, epoch=epoch, position=position)
-            ) as batches:
-                for batch in batches:
-                    yield batch
-                    if self._begins_stage():
-                        break
 
     def _begins_stage(self) -> bool:
         return self._stages is not None and self._stages.begins(self._at.step)
@@ -288,7 +277,9 @@ class Training:
             MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
         )
         shown = (("loss", train_loss), ("held out", stop_loss))
-        return ", ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
+        notes = [f"{label} {value:.4f}" for label, value in shown if value is not None]
+        stage = [self._stages.span(max(at.step - 1, 0)).name] if self._stages else []
+        return ", ".join(stage + notes)
 
     def _read_losses(self) -> None:
         if self._unread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -93,8 +94,17 @@ def _parse(line: dict[str, str]) -> MetricsRow:
     )
 
 
-def plot_loss(rows: list[MetricsRow], path: Path, *, best_step: int | None = None) -> None:
-    """Draw the loss on the tiles fitted on and on those held out, as PNG."""
+def plot_loss(
+    rows: list[MetricsRow],
+    path: Path,
+    *,
+    best_step: int | None = None,
+    stage_starts: Sequence[int] = (),
+) -> None:
+    """Draw the loss on the tiles fitted on and on those held out, as PNG.
+
+    Losses of different stages cannot be compared: a line marks where each begins.
+    """
     # Figure and canvas by hand: pyplot would hold global state, and is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,6 +118,8 @@ def plot_loss(rows: list[MetricsRow], path: Path, *, best_step: int | None = Non
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, style, label=label, markersize=4, linewidth=1.2)
+    for start in stage_starts:
+        axes.axvline(start, color="lightgrey", linewidth=0.8)
     if best_step:
         axes.axvline(best_step, color="grey", linestyle=":", label=f"kept: step {best_step}")
     axes.set(xlabel="step", ylabel="loss", title="Loss on healthy tiles")
