@@ -4,7 +4,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from wsiad.detector import FitContext, HealthyTiles, InputSpec
-from wsiad.detectors import knn
+from wsiad.detectors import _vectors
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.errors import DetectorError
 from wsiad.tiles.arrays import ArrayTiles
@@ -22,7 +22,7 @@ def detector(**options):
 @pytest.mark.parametrize("neighbours", [1, 4])
 @pytest.mark.parametrize("block", [1 << 24, 1 << 12])
 def test_distance_is_that_of_a_tree(neighbours, block, monkeypatch):
-    monkeypatch.setattr(knn, "_BLOCK_VALUES", block)
+    monkeypatch.setattr(_vectors, "_BLOCK_VALUES", block)
     healthy = RNG.normal(size=(500, 6)).astype(np.float32)
     asked = RNG.normal(size=(77, 6)).astype(np.float32)
     found = detector(neighbours=neighbours)

@@ -54,3 +54,10 @@ def test_new_file_is_a_new_detector(tmp_path, monkeypatch):
     assert registry.load("brightness").__name__ == "Brightness"
     with pytest.raises(DetectorError, match="must define one detector class, not 0"):
         registry.load("empty")
+
+
+def test_dash_in_a_name_is_an_underscore_in_the_files():
+    assert "deep-if" in registry.names()
+    assert registry.load("deep-if").__module__ == "wsiad.detectors.deep_if"
+    with pytest.raises(DetectorError, match="did you mean 'deep-if'"):
+        registry.load("deep_if")

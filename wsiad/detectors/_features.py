@@ -80,10 +80,14 @@ class FeatureDetector(Detector):
         self._fitted: dict[str, Tensor] = {}
         self._device = torch.device("cpu")
         self._about: dict[str, Any] = {}
+        self._seed = 0
 
     @abstractmethod
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return what is kept of healthy vectors, float32 tensors on the CPU."""
+        """Return what is kept of healthy vectors, tensors on the CPU.
+
+        What is drawn at random follows ``self._seed``, that of the fit.
+        """
 
     @abstractmethod
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
@@ -99,7 +103,7 @@ class FeatureDetector(Detector):
         WeightsError
             The backbone's weights are not at hand.
         """
-        options, self._device = self.options, context.device
+        options, self._device, self._seed = self.options, context.device, context.seed
         found = weights.resolve(
             context.weights,
             model=options.backbone,

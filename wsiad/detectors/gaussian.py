@@ -6,14 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
-import torch
-from scipy.linalg import solve_triangular
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.errors import DetectorError
+from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
 
 
 class GaussianOptions(FeatureOptions):
@@ -45,18 +43,10 @@ class Gaussian(FeatureDetector):
         values = vectors.astype(np.float64)
         mean = values.mean(axis=0)
         covariance = _covariance(values - mean, self.options.shrinkage)
-        try:
-            lower = np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError as error:
-            raise DetectorError(
-                f"the covariance of {len(values)} healthy vectors of {values.shape[1]} channels is "
-                "singular",
-                remedy="Fit on more (and different) tiles, or set shrinkage to ledoit-wolf.",
-            ) from error
-        whitening = solve_triangular(lower, np.eye(len(mean)), lower=True)
+        found = whitening(covariance, len(values))
         return {
-            "mean": torch.from_numpy(mean.astype(np.float32)),
-            "whitening": torch.from_numpy(whitening.astype(np.float32)),
+            "mean": float32(mean),
+            "whitening": float32(found),
         }
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
@@ -64,15 +54,8 @@ class Gaussian(FeatureDetector):
         return ((vectors - fitted["mean"]) @ fitted["whitening"].T).norm(dim=1)
 
 
-def _covariance(
-    centred: np.ndarray[tuple[int, int], np.dtype[np.float64]], shrinkage: str | float
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _covariance(centred: Matrix, shrinkage: str | float) -> Matrix:
     if isinstance(shrinkage, str):
-        found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = ledoit_wolf(
-            centred, assume_centered=True
-        )[0]
+        found: Matrix = ledoit_wolf(centred, assume_centered=True)[0]
         return found
-    sample = centred.T @ centred / len(centred)
-    sample *= 1 - shrinkage
-    np.fill_diagonal(sample, sample.diagonal() + shrinkage * np.square(centred).mean(axis=0).mean())
-    return sample
+    return shrink(centred.T @ centred / len(centred), shrinkage)

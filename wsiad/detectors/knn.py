@@ -10,9 +10,7 @@ from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.errors import DetectorError
-
-_BLOCK_VALUES = 1 << 24  # distances held at once: 64 MiB
+from wsiad.detectors._vectors import check_count, nearest
 
 
 class KnnOptions(FeatureOptions):
@@ -36,26 +34,10 @@ class NearestNeighbours(FeatureDetector):
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return the bank of healthy vectors, (B, C)."""
-        if len(vectors) < self.options.neighbours:
-            raise DetectorError(
-                f"{len(vectors)} healthy vectors are too few for {self.options.neighbours} "
-                "neighbours",
-                remedy="Fit on more tiles, or set fewer neighbours.",
-            )
+        neighbours = self.options.neighbours
+        check_count(vectors, neighbours, f"{neighbours} neighbours")
         return {"bank": torch.from_numpy(vectors)}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the mean distance of each vector to its nearest ones in the bank."""
-        bank = fitted["bank"]
-        squares = bank.square().sum(dim=1)
-        rows = max(1, _BLOCK_VALUES // len(bank))
-        return torch.cat(
-            [self._nearest(part, bank, squares) for part in torch.split(vectors, rows)]
-        )
-
-    def _nearest(self, vectors: Tensor, bank: Tensor, squares: Tensor) -> Tensor:
-        # |v − b|² up to the constant |v|²: one matrix product finds who is nearest, but
-        # cancels digits when it is close; its distance is then taken directly.
-        ranks = torch.addmm(squares, vectors, bank.T, beta=1, alpha=-2)
-        nearest = ranks.topk(self.options.neighbours, dim=1, largest=False).indices
-        return (vectors[:, None] - bank[nearest]).norm(dim=2).mean(dim=1)
+        return nearest(vectors, fitted["bank"], self.options.neighbours)[0].mean(dim=1)

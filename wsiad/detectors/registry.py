@@ -1,5 +1,7 @@
 """Detectors by name: the names are those of the files and folders beside this one.
 
+A dash in a name is an underscore in the file's: ``deep-if`` is ``deep_if.py``.
+
 A new detector is one new file or folder here that defines one class derived from
 :class:`~wsiad.detector.Detector`; nothing else has to know of it. Modules
 whose names begin with an underscore are shared code.
@@ -25,7 +27,8 @@ _NOT_METHODS = frozenset({"registry"})
 def names() -> tuple[str, ...]:
     """Names of all detectors, sorted; nothing is imported for it."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(n for n in found if n not in _NOT_METHODS and not n.startswith("_")))
+    methods = (n for n in found if n not in _NOT_METHODS and not n.startswith("_"))
+    return tuple(sorted(n.replace("_", "-") for n in methods))
 
 
 def load(name: str) -> type[Detector]:
@@ -45,7 +48,7 @@ def load(name: str) -> type[Detector]:
         )
     from wsiad.detector import Detector
 
-    module = importlib.import_module(f"wsiad.detectors.{name}")
+    module = importlib.import_module(f"wsiad.detectors.{name.replace('-', '_')}")
     found = {
         value
         for value in vars(module).values()
@@ -55,7 +58,5 @@ def load(name: str) -> type[Detector]:
         and f"{value.__module__}.".startswith(f"{module.__name__}.")
     }
     if len(found) != 1:
-        raise DetectorError(
-            f"wsiad.detectors.{name} must define one detector class, not {len(found)}"
-        )
+        raise DetectorError(f"{module.__name__} must define one detector class, not {len(found)}")
     return found.pop()

@@ -1,0 +1,193 @@
+"""What baselines do with vectors: count, project, whiten, find neighbours, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+from scipy.linalg import solve_triangular
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from wsiad.detectors._features import Vectors
+from wsiad.errors import DetectorError
+
+PcaComponents = (
+    Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, lt=1)] | None
+)
+"""How many principal components: a number, the share of variance to explain, or all."""
+
+Matrix = npt.NDArray[np.float64]
+
+_BLOCK_VALUES = 1 << 24  # values held at once: 64 MiB
+_NO_VARIANCE = 1e-10  # of the largest: what is below is rounding
+
+
+def check_count(vectors: Vectors, least: int, purpose: str) -> None:
+    """Check that there are vectors enough.
+
+    Raises
+    ------
+    DetectorError
+        There are fewer than ``least``.
+    """
+    if len(vectors) < least:
+        raise DetectorError(
+            f"{len(vectors)} healthy vectors are too few for {purpose}",
+            remedy="Fit on more tiles, or set fewer.",
+        )
+
+
+def random_state(seed: int) -> int:
+    """Return a seed that scikit-learn takes (32 bits), of any seed."""
+    return int(np.random.default_rng(seed).integers(1 << 31))
+
+
+def float32(values: npt.NDArray[np.floating]) -> Tensor:
+    """Return an array as a float32 tensor on the CPU."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
+    """Apply a function to vectors in blocks, where it holds ``width`` values a vector."""
+    rows = max(1, _BLOCK_VALUES // max(width, 1))
+    return torch.cat([function(part) for part in torch.split(vectors, rows)])
+
+
+def fit_projection(
+    vectors: Vectors, components: PcaComponents, *, standardise: bool = False, whiten: bool = False
+) -> dict[str, Tensor]:
+    """Return a projection on principal components, for :func:`project`.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32, (N, C)
+        Healthy vectors.
+    components : int, float or None
+        How many components, the share of variance that they explain at least, or all.
+    standardise : bool
+        Divide channels by their standard deviation first; constant ones are left as they are.
+    whiten : bool
+        Give every component the variance 1.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``centre`` (C,), ``scale`` (C,) and ``matrix`` (C, K), float32: the components of the
+        scaled channels are ``matrix`` times ``scale``.
+
+    Raises
+    ------
+    DetectorError
+        The vectors are all alike, or do not span so many components.
+    """
+    check_count(vectors, 2, "principal components")
+    values = vectors.astype(np.float64)
+    centre = values.mean(axis=0)
+    values -= centre
+    scale = _deviations(values) if standardise else np.ones_like(centre)
+    values /= scale
+    if not values.any():
+        raise DetectorError("healthy vectors are all alike", remedy="Fit on other tiles.")
+    count = min(components, *values.shape) if isinstance(components, int) else components
+    solver = "covariance_eigh" if len(values) > values.shape[1] else "full"
+    pca = PCA(count, svd_solver=solver).fit(values)
+    variance = pca.explained_variance_
+    used = variance > _NO_VARIANCE * variance[0]
+    if isinstance(components, int) and used.sum() < components:
+        raise DetectorError(
+            f"{len(values)} healthy vectors of {values.shape[1]} channels span "
+            f"{used.sum()} dimensions, fewer than the {components} principal components asked for",
+            remedy="Fit on more (and different) tiles, or set fewer components.",
+        )
+    axes = pca.components_[used]
+    if whiten:
+        axes = axes / np.sqrt(variance[used])[:, None]
+    matrix = float32((axes / scale).T)
+    return {"centre": float32(centre), "scale": float32(scale), "matrix": matrix}
+
+
+def project(vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+    """Return the principal components, (N, C) to (N, K), by a fitted projection."""
+    return (vectors - fitted["centre"]) @ fitted["matrix"]
+
+
+def _deviations(centred: Matrix) -> Matrix:
+    found = np.sqrt(np.square(centred).mean(axis=0))
+    return np.where(found > np.sqrt(_NO_VARIANCE) * found.max(), found, 1.0)
+
+
+def shrink(covariance: Matrix, share: float) -> Matrix:
+    """Return a covariance (C, C) with a share of it replaced by the mean variance times I."""
+    found = (1 - share) * covariance
+    np.fill_diagonal(found, found.diagonal() + share * covariance.diagonal().mean())
+    return found
+
+
+def whitening(covariance: Matrix, count: int) -> Matrix:
+    """Return W (C, C), lower triangular, with Wᵀ W the inverse of a covariance.
+
+    Parameters
+    ----------
+    covariance : ndarray of float64, (C, C)
+        Symmetric.
+    count : int
+        Of how many vectors it is, for the error.
+
+    Raises
+    ------
+    DetectorError
+        The covariance is singular.
+    """
+    try:
+        lower = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError as error:
+        raise DetectorError(
+            f"the covariance of {count} healthy vectors of {len(covariance)} channels is singular",
+            remedy="Fit on more (and different) tiles, or set a larger shrinkage.",
+        ) from error
+    found: Matrix = solve_triangular(lower, np.eye(len(covariance)), lower=True)
+    return found
+
+
+def square_distances(vectors: Tensor, bank: Tensor) -> Tensor:
+    """Return squared Euclidean distances, (N, C) and (B, C) to (N, B).
+
+    By one matrix product; its rounding is that of |v|², which suits centred vectors.
+    """
+    squares = torch.addmm(bank.square().sum(dim=1), vectors, bank.T, beta=1, alpha=-2)
+    return (squares + vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+
+
+def nearest(vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the nearest vectors of a bank.
+
+    Parameters
+    ----------
+    vectors, bank : Tensor of float32, (N, C) and (B, C)
+        On one device.
+    count : int
+        How many neighbours, at most B.
+
+    Returns
+    -------
+    distances : Tensor of float32, (N, count)
+        Euclidean, increasing.
+    indices : Tensor of int64, (N, count)
+        In the bank.
+    """
+    squares = bank.square().sum(dim=1)
+
+    def ranked(part: Tensor) -> Tensor:
+        # |v − b|² up to the constant |v|²: one matrix product finds who is nearest, but
+        # cancels digits when it is close; its distance is then taken directly.
+        ranks = torch.addmm(squares, part, bank.T, beta=1, alpha=-2)
+        return ranks.topk(count, dim=1, largest=False).indices
+
+    indices = in_blocks(ranked, vectors, len(bank))
+    distances = torch.stack([(vectors - bank[column]).norm(dim=1) for column in indices.T], dim=1)
+    return distances, indices

@@ -1,0 +1,87 @@
+"""A one-class support vector machine on healthy features: the score is the side and distance."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from sklearn.svm import OneClassSVM
+from torch import Tensor
+
+from wsiad.detector import DetectorOptions
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._vectors import (
+    PcaComponents,
+    check_count,
+    fit_projection,
+    float32,
+    in_blocks,
+    project,
+    square_distances,
+)
+
+_TOLERANCE = 1e-6  # of libsvm; its default leaves scores uncertain in the fifth digit
+
+
+class OcsvmOptions(FeatureOptions):
+    """Options of ``ocsvm``."""
+
+    nu: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
+    """Share of healthy vectors that may lie outside, and the least share that is kept."""
+    gamma: Literal["scale"] | Annotated[float, pydantic.Field(gt=0)] = "scale"
+    """Of the kernel exp(−γ |u − v|²); ``scale`` is 1 / (components × their mean variance)."""
+    pca_components: PcaComponents = 0.95
+    """Principal components of the standardised features: a number, a share of variance, or all."""
+    fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
+    """The most feature vectors to fit on; the time of a fit grows with their square."""
+    pooling: Literal["mean", "max", "quantile"] = "quantile"
+    """How the scores of the places within a tile become the tile's score."""
+
+
+class OneClassSvm(FeatureDetector):
+    """One-class SVM with a Gaussian kernel on frozen features.
+
+    Schölkopf et al., Neural Computation 13 (2001), fitted with scikit-learn (libsvm) on
+    standardised principal components; ν = 0.1 as in the comparison of Deep SAD (Ruff et
+    al., ICLR 2020), but γ from the healthy vectors alone, not chosen on a test.
+
+    The score is ρ − Σ α k(v, s) over support vectors s, with Σ α = 1: scikit-learn's
+    ``decision_function`` with its sign changed, divided by ν times the number of vectors.
+    It is positive outside of the healthy region and levels off far away from it, where the
+    kernel vanishes.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = OcsvmOptions
+    options: OcsvmOptions
+
+    def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
+        """Return the projection, support vectors (S, D), ``alpha`` (S,), ``rho`` and ``gamma``."""
+        options = self.options
+        least = int(np.ceil(2 / options.nu))
+        check_count(vectors, least, f"a one-class SVM of nu {options.nu}: it needs {least}")
+        projection = fit_projection(vectors, options.pca_components, standardise=True)
+        values = project(torch.from_numpy(vectors), projection).double().numpy()
+        gamma = options.gamma
+        if not isinstance(gamma, float):
+            gamma = 1 / (values.shape[1] * float(values.var()))
+        machine = OneClassSVM(kernel="rbf", nu=options.nu, gamma=gamma, tol=_TOLERANCE).fit(values)
+        alpha = machine.dual_coef_[0]
+        return {
+            **projection,
+            "support": float32(machine.support_vectors_),
+            "alpha": float32(alpha / alpha.sum()),
+            "rho": float32(machine.offset_ / alpha.sum()),
+            "gamma": torch.tensor([gamma], dtype=torch.float32),
+        }
+
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return how far outside of the healthy region each vector is."""
+        support = fitted["support"]
+
+        def outside(part: Tensor) -> Tensor:
+            kernel = torch.exp(-fitted["gamma"] * square_distances(part, support))
+            return fitted["rho"] - kernel @ fitted["alpha"]
+
+        return in_blocks(outside, project(vectors, fitted), len(support))
