@@ -43,6 +43,22 @@ def test_resnet():
     assert not any(key.startswith("network.layer3") for key in network.state_dict())
 
 
+def test_neighbourhood_averages_what_is_inside():
+    x = images(1)
+    plain, smooth = (
+        BackboneFeatures("squeezenet1_1", ["features.4"], 15, SQUEEZENET, neighbourhood=edge)(x)[0]
+        for edge in (1, 3)
+    )
+    expected = torch.stack(
+        [
+            plain[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean(dim=(0, 1))
+            for row in range(15)
+            for column in range(15)
+        ]
+    )
+    torch.testing.assert_close(smooth.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_deeper_than_needed_may_be_absent():
     needed = BackboneFeatures("squeezenet1_1", ["features.3"], 1, SQUEEZENET).network.state_dict()
     assert 0 < len(needed) < len(SQUEEZENET)

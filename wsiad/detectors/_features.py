@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ class FeatureOptions(DetectorOptions):
     ``layer2`` of a ResNet."""
     places: _Count = 8
     """Edge of the grid of places in a tile; 1 averages the features over the whole tile."""
+    neighbourhood: Literal[1, 3, 5, 7] = 1
+    """Edge of the square over which features are averaged before they become places."""
     l2_normalise: bool = False
     """Scale every feature vector to length 1."""
     fit_tiles: _Count = 20_000
@@ -156,7 +158,7 @@ class FeatureDetector(Detector):
                 groups[group][name] = tensor
             self._set_backbone(groups["backbone"])
             self._check_fitted(groups["fitted"])
-        except (KeyError, RuntimeError, WsiadError) as error:
+        except (LookupError, RuntimeError, ValueError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         self._fitted = _moved(groups["fitted"], device)
         self._about = dict(state.values)
@@ -173,7 +175,11 @@ class FeatureDetector(Detector):
     def _set_backbone(self, tensors: dict[str, Tensor]) -> None:
         options = self.options
         backbone = BackboneFeatures(
-            options.backbone, options.chosen_layers(), options.places, tensors
+            options.backbone,
+            options.chosen_layers(),
+            options.places,
+            tensors,
+            neighbourhood=options.neighbourhood,
         )
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -29,6 +29,9 @@ class BackboneFeatures(nn.Module):
         Edge m of the grid; 1 averages over the whole tile.
     tensors : mapping of str to Tensor
         State dict with torchvision's keys; what lies deeper is not needed.
+    neighbourhood : int
+        Odd edge of the square over which features are averaged first, within the tile;
+        1 leaves them as they are.
 
     Raises
     ------
@@ -42,10 +45,16 @@ class BackboneFeatures(nn.Module):
     std: Tensor
 
     def __init__(
-        self, backbone: str, layers: Sequence[str], places: int, tensors: Mapping[str, Tensor]
+        self,
+        backbone: str,
+        layers: Sequence[str],
+        places: int,
+        tensors: Mapping[str, Tensor],
+        *,
+        neighbourhood: int = 1,
     ) -> None:
         super().__init__()
-        self.layers, self.places = tuple(layers), places
+        self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
         self.network = _cut(backbone, self.layers)
         _load(self.network, tensors, backbone)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -69,9 +78,17 @@ class BackboneFeatures(nn.Module):
                 remedy="Choose fewer places, larger tiles or a shallower layer.",
             )
         pooled = [
-            nn.functional.adaptive_avg_pool2d(found[layer], self.places) for layer in self.layers
+            nn.functional.adaptive_avg_pool2d(self._smoothed(found[layer]), self.places)
+            for layer in self.layers
         ]
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
+
+    def _smoothed(self, features: Tensor) -> Tensor:
+        edge = self.neighbourhood
+        if edge == 1:
+            return features
+        # What lies outside of the tile is left out, not taken as zero.
+        return nn.functional.avg_pool2d(features, edge, 1, edge // 2, count_include_pad=False)
 
 
 def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:

@@ -1,0 +1,129 @@
+"""PatchCore: the distance to the nearest of a coreset of healthy features."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+
+from wsiad.detector import DetectorOptions
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._vectors import check_count, nearest
+
+_NEIGHBOURS = 9
+
+STAGES = {
+    "squeezenet1_0": ("features.5", "features.10"),
+    "squeezenet1_1": ("features.4", "features.7"),
+}
+"""Two depths by backbone; else the second and third residual stages."""
+
+
+class PatchCoreOptions(FeatureOptions):
+    """Options of ``patchcore``."""
+
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules whose output is used; by default the ends of SqueezeNet's first two resolutions, or
+    ``layer2`` and ``layer3`` of a ResNet."""
+    neighbourhood: Literal[1, 3, 5, 7] = 3
+    """Edge of the square over which features are averaged before they become places."""
+    coreset: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
+    """Share of the healthy vectors that is kept; 1 keeps all."""
+    projection: Annotated[int, pydantic.Field(ge=1)] | None = 128
+    """Dimensions of the random projection in which the coreset is chosen; none for exact."""
+    reweight: bool = False
+    """Weigh a place's distance by how strange its nearest healthy vector is among its own nine
+    nearest."""
+    pooling: Literal["mean", "max", "quantile"] = "quantile"
+    """How the scores of the places within a tile become the tile's score."""
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the layers given, or two depths of the backbone."""
+        if self.layers is not None:
+            return self.layers
+        return STAGES.get(self.backbone, ("layer2", "layer3"))
+
+
+class PatchCore(FeatureDetector):
+    """Distance of frozen features to the nearest of a coreset of healthy ones.
+
+    PatchCore (Roth et al. 2022): features of two layers, averaged over 3 × 3 neighbours,
+    are concatenated; a tenth of the healthy ones is kept, chosen greedily so that none is
+    far from what is kept. Features are brought to the grid of ``places``, not to that of
+    the finer layer.
+
+    PatchCore scores an image by its strangest place (``pooling: max``), times
+    1 − exp(d) / Σ exp(dᵢ): d is the distance to the nearest healthy vector and dᵢ those to
+    that one's nine nearest, itself among them. With ``reweight`` all places are weighed so, and
+    pooled then. The coreset is chosen from at most ``fit_vectors`` vectors.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = PatchCoreOptions
+    options: PatchCoreOptions
+
+    def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
+        """Return the coreset, ``bank`` (B, C), and ``around`` (B, 9), who is near whom in it."""
+        options = self.options
+        count = max(1, round(options.coreset * len(vectors)))
+        check_count(vectors, 2, "a coreset")
+        every = torch.from_numpy(vectors)
+        bank = every[greedy_coreset(every, count, seed=self._seed, projection=options.projection)]
+        if not options.reweight:
+            return {"bank": bank}
+        if len(bank) < _NEIGHBOURS:
+            check_count(bank.numpy(), _NEIGHBOURS, f"the weights of {_NEIGHBOURS} neighbours")
+        return {"bank": bank, "around": nearest(bank, bank, _NEIGHBOURS)[1]}
+
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return the distance of each vector to its nearest one in the coreset."""
+        bank = fitted["bank"]
+        distances, indices = (found[:, 0] for found in nearest(vectors, bank, 1))
+        if not self.options.reweight:
+            return distances
+        around = fitted["around"][indices].T
+        others = torch.stack([(vectors - bank[column]).norm(dim=1) for column in around])
+        return distances * (1 - torch.exp(distances - others.logsumexp(dim=0)))
+
+
+def greedy_coreset(
+    vectors: Tensor, count: int, *, seed: int, projection: int | None = None
+) -> Tensor:
+    """Choose vectors of which none is far: each the farthest from those chosen before.
+
+    No choice of so many has a largest distance of less than half of this one's (k-centre;
+    Gonzalez, Theoretical Computer Science 38, 1985).
+
+    Parameters
+    ----------
+    vectors : Tensor of float32, (N, C)
+        To choose from.
+    count : int
+        How many; fewer are returned where the rest are copies.
+    seed : int
+        Of the first vector and the projection.
+    projection : int or None
+        Compare in so many random directions instead of all C channels.
+
+    Returns
+    -------
+    Tensor of int64, (count,)
+        Indices, in the order of their choice.
+    """
+    rng = np.random.default_rng([seed, len(vectors)])
+    points = vectors
+    if projection is not None and projection < vectors.shape[1]:
+        directions = rng.normal(size=(vectors.shape[1], projection)) / np.sqrt(projection)
+        points = vectors @ torch.from_numpy(directions.astype(np.float32))
+    chosen = [int(rng.integers(len(points)))]
+    distances = torch.full((len(points),), torch.inf)
+    while len(chosen) < count:
+        away = (points - points[chosen[-1]]).square().sum(dim=1)
+        distances = torch.minimum(distances, away)
+        farthest = int(distances.argmax())
+        if distances[farthest] == 0:
+            break
+        chosen.append(farthest)
+    return torch.tensor(chosen)
