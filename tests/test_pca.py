@@ -2,22 +2,17 @@ import numpy as np
 import pytest
 from feature_detectors import detector, distances, mixed
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
 
 from wsiad.errors import DetectorError
 
 
-@pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("components", [3, 0.9])
-def test_error_is_that_of_scikit_learns_reconstruction(components, standardise):
+def test_error_is_that_of_scikit_learns_reconstruction(components):
     healthy, asked = mixed(300, 8), mixed(40, 8, seed=1)
-    found = distances(
-        detector("pca", components=components, standardise=standardise), healthy, asked
-    )
-    scaler = StandardScaler(with_std=standardise).fit(healthy.astype(np.float64))
-    pca = PCA(components, svd_solver="full").fit(scaler.transform(healthy.astype(np.float64)))
-    values = scaler.transform(asked.astype(np.float64))
-    expected = np.square(values - pca.inverse_transform(pca.transform(values))).sum(axis=1)
+    found = distances(detector("pca", components=components), healthy, asked)
+    pca = PCA(components, svd_solver="full").fit(healthy.astype(np.float64))
+    reconstructed = pca.inverse_transform(pca.transform(asked.astype(np.float64)))
+    expected = np.square(asked - reconstructed).sum(axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

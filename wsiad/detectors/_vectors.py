@@ -77,8 +77,7 @@ def fit_projection(
     Returns
     -------
     dict of str to Tensor
-        ``centre`` (C,), ``scale`` (C,) and ``matrix`` (C, K), float32: the components of the
-        scaled channels are ``matrix`` times ``scale``.
+        ``centre`` (C,) and ``matrix`` (C, K), float32.
 
     Raises
     ------
@@ -107,8 +106,7 @@ def fit_projection(
     axes = pca.components_[used]
     if whiten:
         axes = axes / np.sqrt(variance[used])[:, None]
-    matrix = float32((axes / scale).T)
-    return {"centre": float32(centre), "scale": float32(scale), "matrix": matrix}
+    return {"centre": float32(centre), "matrix": float32((axes / scale).T)}
 
 
 def project(vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:

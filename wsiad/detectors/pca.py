@@ -17,8 +17,6 @@ class PcaOptions(FeatureOptions):
 
     components: PcaComponents = 0.9
     """How many principal components, or the share of variance that they explain at least."""
-    standardise: bool = False
-    """Divide channels by their standard deviation on healthy tiles first."""
     pooling: Literal["mean", "max", "quantile"] = "quantile"
     """How the scores of the places within a tile become the tile's score."""
 
@@ -35,9 +33,8 @@ class PrincipalComponents(FeatureDetector):
     options: PcaOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return the centre (C,), scale (C,) and components (C, K) of healthy vectors."""
-        options = self.options
-        fitted = fit_projection(vectors, options.components, standardise=options.standardise)
+        """Return the ``centre`` (C,) and the components, ``matrix`` (C, K), of length 1."""
+        fitted = fit_projection(vectors, self.options.components)
         channels, components = fitted["matrix"].shape
         if components == channels:
             raise DetectorError(
@@ -48,6 +45,6 @@ class PrincipalComponents(FeatureDetector):
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the squared reconstruction error of each vector."""
-        values = (vectors - fitted["centre"]) / fitted["scale"]
-        axes = fitted["matrix"] * fitted["scale"][:, None]
-        return (values - values @ axes @ axes.T).square().sum(dim=1)
+        away = vectors - fitted["centre"]
+        axes = fitted["matrix"]
+        return (away - away @ axes @ axes.T).square().sum(dim=1)
