@@ -82,6 +82,41 @@ class HealthyTiles:
 
 
 @dataclass(frozen=True, slots=True)
+class AnomalyType:
+    """Labelled anomalous tiles of one type.
+
+    Parameters
+    ----------
+    name : str
+        What they show, such as ``"tumor"``.
+    tiles : TileSource
+        The tiles.
+    slides : tuple of str
+        Slide of each tile, in the order of ``tiles.ordered``.
+    """
+
+    name: str
+    tiles: TileSource
+    slides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnomalousTiles:
+    """A few labelled anomalous tiles; no slide of theirs is held out among the healthy ones.
+
+    Parameters
+    ----------
+    types : tuple of AnomalyType
+        By name; at least one.
+    """
+
+    types: tuple[AnomalyType, ...]
+
+    def __len__(self) -> int:
+        return sum(len(kind.tiles) for kind in self.types)
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """The most that a fit may take; what is reached first ends it."""
 
@@ -108,6 +143,8 @@ class FitContext:
         Pretrained weights: a file, ``"random"`` or ``None`` for the method's default.
     quiet : bool
         No progress output.
+    anomalies : AnomalousTiles or None
+        Labelled anomalous tiles; only for methods that declare that they use them.
     """
 
     seed: int
@@ -116,6 +153,7 @@ class FitContext:
     budget: Budget = field(default_factory=Budget)
     weights: str | None = None
     quiet: bool = False
+    anomalies: AnomalousTiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +209,8 @@ class Detector(ABC):
     Options: ClassVar[type[DetectorOptions]] = DetectorOptions
     default_input_px: ClassVar[int | None] = None
     """Input size where the options give none; ``None`` for that of the stored tiles."""
+    uses_anomalies: ClassVar[bool | Literal["needed"]] = False
+    """Whether :attr:`FitContext.anomalies` is used, or even needed."""
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         self.options = options

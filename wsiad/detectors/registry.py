@@ -60,3 +60,8 @@ def load(name: str) -> type[Detector]:
     if len(found) != 1:
         raise DetectorError(f"{module.__name__} must define one detector class, not {len(found)}")
     return found.pop()
+
+
+def names_using_anomalies() -> tuple[str, ...]:
+    """Names of the detectors that learn from labelled anomalous tiles; imports them all."""
+    return tuple(name for name in names() if load(name).uses_anomalies)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,7 @@ def split_slides(
     seed: int,
     stop: float = 0.1,
     calibration: float = 0.2,
+    only_fit: Collection[str] = (),
 ) -> HealthySplit:
     """Split by slide, or by tile where there are fewer than three slides.
 
@@ -75,11 +76,14 @@ def split_slides(
         Same seed and slides (in any order), same split.
     stop, calibration : float
         Shares to hold out.
+    only_fit : collection of str
+        Slides that must not be held out, as something else of them is learnt from: all
+        their tiles are fitted on, and the others are split as if they were not there.
 
     Raises
     ------
     InputError
-        Names are not unique, or there are fewer than three tiles.
+        Names are not unique, or there are fewer than three tiles that may be held out.
     """
     counted = sorted((name, count) for name, count in slides if count > 0)
     if len({name for name, _ in counted}) != len(counted):
@@ -89,11 +93,20 @@ def split_slides(
             "there are fewer than three healthy tiles",
             remedy="Add healthy slides, or lower the tissue coverage that a tile needs.",
         )
+    tied = [(name, count) for name, count in counted if name in only_fit]
+    free = [(name, count) for name, count in counted if name not in only_fit]
+    if sum(count for _, count in free) < _LEAST_SLIDES:
+        raise InputError(
+            f"of {len(counted)} healthy slides {len(tied)} hold the anomalous tiles too, which "
+            "leaves fewer than three healthy tiles to hold out",
+            remedy="Add healthy slides without anomalous tiles.",
+        )
     rng = np.random.default_rng(seed)
     shares = (1 - stop - calibration, stop, calibration)
-    if len(counted) < _LEAST_SLIDES:
-        return _by_tile(counted, shares, rng)
-    return _by_slide(counted, shares, rng)
+    split = _by_tile if len(free) < _LEAST_SLIDES else _by_slide
+    found = split(free, shares, rng)
+    whole = tuple(SlideTiles(name, np.arange(count, dtype=np.int64)) for name, count in tied)
+    return replace(found, fit=tuple(sorted((*found.fit, *whole), key=lambda part: part.slide)))
 
 
 def _part_sizes(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:

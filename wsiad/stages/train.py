@@ -9,15 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from wsiad.config import Config, build, resolve, verb
 from wsiad.detectors import registry
 from wsiad.errors import ConfigError, DetectorError, InputError, RunError
 from wsiad.files import write_json
-from wsiad.stages.slide_table import read_table
+from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
+from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
 from wsiad.stages.tile import TileRow
 from wsiad.tissue.options import QualityOptions, QualityThresholds
 
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEALTHY_LABELS = frozenset({"", "normal", "healthy", "negative", "benign", "0"})
-"""Labels of a manifest that mean healthy; a slide without a label is taken as healthy."""
-
 PREPARATION = "preparation.json"
 """In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
+
+
+def _by_comma(value: object) -> object:
+    parts = (value,) if isinstance(value, str) else value
+    if isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts):
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+    return value
 
 
 class TrainConfig(Config):
@@ -57,6 +62,13 @@ class TrainConfig(Config):
     weights: str | None = None
     """Pretrained weights: a file (safetensors or a plain state dict), `random`, or by
     default those that torchvision downloads."""
+    anomalies: Path | None = None
+    """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
+    a slide is its anomaly type."""
+    anomaly_types: Annotated[tuple[str, ...], BeforeValidator(_by_comma)] = ()
+    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
+    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
     split: str | None = None
     """Use only slides with this value in the manifest's `split` column."""
     quality: QualityThresholds = QualityThresholds()
@@ -72,6 +84,12 @@ class TrainConfig(Config):
     """Stop after so many minutes of fitting."""
     quiet: bool = False
     """No progress output."""
+
+    @model_validator(mode="after")
+    def _choices_need_anomalies(self) -> Self:
+        if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
+            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: give it")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +123,12 @@ def train(config: TrainConfig) -> TrainResult:
     StoreError
         There is no store, or it is damaged.
     InputError
-        The store has no healthy tiles to use.
+        The store has no healthy tiles to use, or that of anomalies no anomalous ones.
+    StoreMismatchError
+        The anomalous tiles were prepared otherwise than the healthy ones.
     DetectorError
-        The method is unknown, or cannot be fitted on these tiles.
+        The method is unknown, cannot be fitted on these tiles, or was given anomalous tiles
+        that it cannot use, or none although it needs them.
     WeightsError
         Pretrained weights are not at hand.
     RunError
@@ -124,6 +145,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     start = time.monotonic()
     cls = registry.load(config.detector)
+    check_use(config.detector, cls, config.anomalies)
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
     device = choose_device(config.device)
     store = TileStore(config.store)
@@ -138,11 +160,16 @@ def train(config: TrainConfig) -> TrainResult:
             subject=config.detector,
             remedy=f"Tile with --tile {size} or larger, or give --option input_px={tile}.",
         )
+    anomalies = _anomalies(config, store, size=size)
     folder = _run_folder(config)
     if folder is None:
         return _already_done(config)
     write_json(folder.path / PREPARATION, preparation_of(store, thresholds))
-    parts = split_slides([(name, len(tiles)) for name, tiles in usable.items()], seed=config.seed)
+    parts = split_slides(
+        [(name, len(tiles)) for name, tiles in usable.items()],
+        seed=config.seed,
+        only_fit=[slide.name for slide in anomalies.slides] if anomalies else (),
+    )
     if not parts.by_slide:
         logger.warning("%s", parts.note)
     by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
@@ -156,6 +183,7 @@ def train(config: TrainConfig) -> TrainResult:
             budget=Budget(config.max_steps, config.max_minutes),
             weights=config.weights,
             quiet=config.quiet,
+            anomalies=anomalies.tiles() if anomalies else None,
         ),
     )
     calibration = calibrate(
@@ -170,6 +198,10 @@ def train(config: TrainConfig) -> TrainResult:
     notes = report.notes | ({"slides_not_used": skipped} if skipped else {})
     if thresholds.given:
         notes |= {"thresholds": thresholds.given, "tiles_not_used": unusable}
+    if anomalies:
+        shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
+        tied = {"slides_fitted_on_whole": shared} if shared else {}
+        notes |= {"anomalies": anomalies.note() | tied}
     folder.finish(
         RunRecord(
             detector=config.detector,
@@ -183,7 +215,7 @@ def train(config: TrainConfig) -> TrainResult:
             notes=notes,
         )
     )
-    summary = _summary(config, detector, report, calibration)
+    summary = _summary(config, detector, report, calibration, notes.get("anomalies"))
     return TrainResult(config.out, report.ended_by, report.steps, summary)
 
 
@@ -214,8 +246,34 @@ def _healthy_slides(
     return used, skipped
 
 
+def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:
+    """Labelled anomalous tiles, if there are any; prepared as the healthy ones."""
+    from wsiad.stages.heatmap import check_prepared_alike
+    from wsiad.tiles.store import TileStore
+
+    if config.anomalies is None:
+        return None
+    store = TileStore(config.anomalies)
+    check_prepared_alike(store, healthy.preparation, healthy.target, keys=("mpp", "stain"))
+    if store.preparation.tile < size:
+        raise DetectorError(
+            f"needs {size} px and the anomalous tiles have {store.preparation.tile} px",
+            subject=config.detector,
+            remedy="Give larger ones, or a smaller input by --option input_px.",
+        )
+    thresholds = store.preparation.quality.changed_by(config.quality)
+    return anomaly_slides(
+        store,
+        types=config.anomaly_types,
+        split=config.split,
+        most=config.anomaly_tiles,
+        seed=config.seed,
+        usable=lambda slides: _usable(slides, thresholds, kind="anomalous")[0],
+    )
+
+
 def _usable(
-    slides: list[StoredSlide], thresholds: QualityThresholds
+    slides: list[StoredSlide], thresholds: QualityThresholds, *, kind: str = "healthy"
 ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
     """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
     import numpy as np
@@ -233,7 +291,7 @@ def _usable(
     counts = count_reasons(np.concatenate(failed))
     if slides and not any(map(len, usable.values())):
         raise InputError(
-            f"no tile of its healthy slides passes the thresholds ({in_words(counts)})",
+            f"no tile of its {kind} slides passes the thresholds ({in_words(counts)})",
             remedy="Choose other thresholds; see docs/quality.md.",
         )
     return usable, counts
@@ -300,7 +358,11 @@ def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
 
 
 def _summary(
-    config: TrainConfig, detector: Detector, report: FitReport, calibration: Calibration
+    config: TrainConfig,
+    detector: Detector,
+    report: FitReport,
+    calibration: Calibration,
+    anomalies: dict[str, Any] | None,
 ) -> str:
     steps = f" after {report.steps} steps" if report.steps else ""
     what = f"{config.detector} on {detector.spec.size} px at {detector.spec.mpp:g} µm/px"
@@ -310,6 +372,11 @@ def _summary(
         f"{config.out}: {what}, ended by {report.ended_by}{steps}",
         f"healthy score: {usual} ({source})",
     ]
+    if anomalies:
+        lines.append(
+            f"learnt from {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
+            f"slides: {', '.join(anomalies['types'])}; other types of anomaly were not seen"
+        )
     weights = report.notes.get("weights")
     if isinstance(weights, dict) and weights.get("warning"):
         lines.append(f"WARNING: {weights['warning']}")

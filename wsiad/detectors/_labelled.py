@@ -1,0 +1,265 @@
+"""What the detectors that learn from labelled anomalous tiles share: features and folds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from wsiad.detector import (
+    AnomalousTiles,
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    Scores,
+    Tiles,
+    TileSource,
+)
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.errors import DetectorError
+from wsiad.networks import features, weights
+from wsiad.progress import Progress
+from wsiad.training.crops import centre_crops, on_device, random_crops
+from wsiad.training.sampling import sample
+
+_BATCH = 64
+_ORIENTATIONS = 8
+_LEAST_DEVIATION = 0.01  # of the median channel's
+_DEFAULT_LAYERS = dict.fromkeys(("squeezenet1_0", "squeezenet1_1"), ("features.7", "features.10"))
+
+Bools = npt.NDArray[np.bool_]
+
+
+class LabelledOptions(FeatureOptions):
+    """Options of every detector that learns from labelled tiles on frozen features."""
+
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules whose output is used, concatenated; by default ``features.7`` and ``features.10``
+    of SqueezeNet, or ``layer2`` and ``layer3`` of a ResNet."""
+    magnify: Annotated[int, pydantic.Field(ge=1, le=8)] = 2
+    """Enlarge tiles so many times before the network, which knows larger things than nuclei."""
+    statistics: Literal["mean", "mean-std"] = "mean-std"
+    """What is kept of a tile's features: their mean over its places, or also their deviation.
+    With ``mean`` a linear method scores every place."""
+    fit_tiles: Annotated[int, pydantic.Field(ge=2)] = 4_000
+    """The most healthy tiles to fit on."""
+    augment: bool = True
+    """Show every anomalous tile in its eight orientations."""
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the layers given, or the backbone's defaults."""
+        if self.layers is not None:
+            return self.layers
+        return _DEFAULT_LAYERS.get(self.backbone, ("layer2", "layer3"))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledVectors:
+    """Feature vectors to learn from.
+
+    Parameters
+    ----------
+    healthy, held_out : ndarray of float32, (N, D) and (M, D)
+        Healthy tiles to fit on, and others (of other slides where there are slides enough).
+    anomalous : ndarray of float32, (A, D)
+        Anomalous tiles in all their orientations; those of a tile follow each other.
+    groups : ndarray of int64, (A,)
+        What must not be parted by a fold: the slides, or where all tiles are of one slide
+        the tiles.
+    upright : ndarray of bool, (A,)
+        Tiles as they are stored.
+    """
+
+    healthy: Vectors
+    held_out: Vectors
+    anomalous: Vectors
+    groups: npt.NDArray[np.int64]
+    upright: Bools
+
+    def folds(self, most: int, *, seed: int) -> Iterator[tuple[Bools, Bools]]:
+        """Yield (fit on, test on) over the anomalous vectors; no group is in both.
+
+        There are as many folds as groups, at most ``most``; groups are dealt to them in
+        the order of a seed. With a single group there is none.
+        """
+        names = np.unique(self.groups)
+        count = min(most, len(names))
+        if count < 2:
+            return
+        order = np.random.default_rng([seed, len(names)]).permutation(names)
+        for fold in range(count):
+            test = np.isin(self.groups, order[fold::count])
+            yield ~test, test & self.upright
+
+
+class LabelledDetector(FeatureDetector):
+    """A detector that tells anomalous tiles from healthy ones by frozen features.
+
+    A subclass learns from feature vectors of whole tiles (:meth:`fit_labelled`) and scores
+    them (:meth:`distance`).
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = LabelledOptions
+    options: LabelledOptions
+    uses_anomalies: ClassVar[bool | Literal["needed"]] = "needed"
+    linear: ClassVar[bool] = False
+    """Whether the mean of the scores of places is the score of the mean of the places."""
+
+    @abstractmethod
+    def fit_labelled(
+        self, vectors: LabelledVectors, context: FitContext
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what is kept, float32 tensors on the CPU, and notes for the run."""
+
+    def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
+        """Refuse: these methods learn from labels."""
+        raise DetectorError("healthy vectors alone are nothing to learn from here")
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Learn from healthy and anomalous tiles; of larger ones from a window.
+
+        Of an anomalous tile it is the centre, of a healthy one any.
+
+        Raises
+        ------
+        DetectorError
+            There are no anomalous tiles, or tiles, backbone or layer do not fit.
+        WeightsError
+            The backbone's weights are not at hand.
+        """
+        if context.anomalies is None:
+            raise DetectorError("it learns from labelled anomalous tiles, and there are none")
+        options, self._device = self.options, context.device
+        found = weights.resolve(
+            context.weights,
+            model=options.backbone,
+            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
+        )
+        self._set_backbone(found.tensors)
+        vectors = self._labelled(tiles, context.anomalies, context)
+        fitted, notes = self.fit_labelled(vectors, context)
+        self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
+        self._about = {
+            "weights": found.note(),
+            "layers": list(options.chosen_layers()),
+            "tiles": len(vectors.healthy),
+            "anomalous_tiles": int(vectors.upright.sum()),
+            "channels": vectors.healthy.shape[1],
+            **notes,
+        }
+        return FitReport(ended_by="fitted", notes=dict(self._about))
+
+    def score_places(self, tiles: Tiles) -> Scores:
+        """Score tiles; the places within them where the method is linear in their means."""
+        if not self._fitted:
+            raise DetectorError("the detector is not fitted yet")
+        by_place = self.linear and self.options.statistics == "mean"
+        edge = self.options.places if by_place else 1
+        scores = [np.zeros(0, np.float32)]
+        for start in range(0, len(tiles), _BATCH):
+            part = on_device(tiles[start : start + _BATCH], self._device)
+            vectors = self._features(part) if by_place else self.embed(part)
+            scores.append(self.distance(vectors, self._fitted).cpu().numpy())
+        return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
+
+    def _features(self, tiles: Tensor) -> Tensor:
+        magnify = self.options.magnify
+        if magnify > 1:
+            images = tiles.permute(0, 3, 1, 2).float()
+            larger = nn.functional.interpolate(images, scale_factor=magnify, mode="bilinear")
+            tiles = larger.round().to(torch.uint8).permute(0, 2, 3, 1)
+        return super()._features(tiles)
+
+    def embed(self, tiles: Tensor) -> Tensor:
+        """Return feature vectors, float32 (N, D), of whole tiles, uint8 (N, S, S, 3)."""
+        found = self._features(tiles)
+        places = found.reshape(len(tiles), -1, found.shape[1])
+        mean = places.mean(dim=1)
+        if self.options.statistics == "mean":
+            return mean
+        return torch.cat([mean, places.std(dim=1, correction=0)], dim=1)
+
+    def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
+        shape = (1, self.spec.size, self.spec.size, 3)
+        vectors = self.embed(torch.zeros(shape, dtype=torch.uint8, device=self._device))
+        self.distance(vectors, {name: tensor.to(self._device) for name, tensor in fitted.items()})
+
+    def _labelled(
+        self, tiles: HealthyTiles, anomalies: AnomalousTiles, context: FitContext
+    ) -> LabelledVectors:
+        healthy = self._healthy(tiles.fit, context, self.options.fit_tiles)
+        held_out = self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4))
+        turns = range(_ORIENTATIONS if self.options.augment else 1)
+        found = []
+        for kind in anomalies.types:
+            for part in kind.tiles.ordered(_BATCH):
+                windows = centre_crops(on_device(part, self._device), self.spec.size)
+                turned = [self.embed(_oriented(windows, turn)) for turn in turns]
+                found.append(torch.stack(turned, dim=1).flatten(0, 1).cpu().numpy())
+        anomalous = np.concatenate(found)
+        slides = [slide for kind in anomalies.types for slide in kind.slides]
+        result = LabelledVectors(
+            healthy,
+            held_out,
+            anomalous,
+            np.repeat(_groups(slides), len(turns)),
+            np.arange(len(anomalous)) % len(turns) == 0,
+        )
+        for name in ("healthy", "held_out", "anomalous"):
+            if not np.isfinite(getattr(result, name)).all():
+                raise DetectorError("features are not finite; the weights are damaged")
+        return result
+
+    def _healthy(self, tiles: TileSource, context: FitContext, most: int) -> Vectors:
+        count, batches = sample(tiles, most, batch=_BATCH, seed=context.seed)
+        found = []
+        with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
+            for step, part in enumerate(batches):
+                windows = random_crops(
+                    on_device(part, self._device), self.spec.size, seed=context.seed, step=step
+                )
+                found.append(self.embed(windows).cpu().numpy())
+                progress.update(len(part))
+        return np.concatenate(found)
+
+
+def standardisation(vectors: Vectors) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of healthy vectors, (D,) each.
+
+    A channel that hardly varies on healthy tiles is not blown up by it: no deviation is
+    smaller than a hundredth of their median.
+
+    Raises
+    ------
+    DetectorError
+        All healthy tiles are alike.
+    """
+    exact = vectors.astype(np.float64)
+    deviation = exact.std(axis=0)
+    usual = float(np.median(deviation[deviation > 0])) if deviation.any() else 0.0
+    if usual <= 1e-9 * np.abs(exact).max():
+        raise DetectorError("the features of all healthy tiles are alike")
+    return (
+        torch.from_numpy(exact.mean(axis=0).astype(np.float32)),
+        torch.from_numpy(deviation.clip(_LEAST_DEVIATION * usual).astype(np.float32)),
+    )
+
+
+def _oriented(tiles: Tensor, turn: int) -> Tensor:
+    """Turn tiles (N, S, S, 3) by quarters, mirrored from the fifth orientation on."""
+    turned = torch.rot90(tiles, turn % 4, dims=(1, 2))
+    return turned.transpose(1, 2) if turn >= 4 else turned
+
+
+def _groups(slides: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return a number for each tile: of its slide, or its own where all are of one slide."""
+    groups = np.unique(np.asarray(slides), return_inverse=True)[1].astype(np.int64)
+    return groups if len(set(slides)) > 1 else np.arange(len(slides), dtype=np.int64)

@@ -1,0 +1,161 @@
+"""A linear probe: a plane between healthy and a few labelled anomalous tiles' features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from wsiad.detector import DetectorOptions, FitContext
+from wsiad.detectors._labelled import (
+    LabelledDetector,
+    LabelledOptions,
+    LabelledVectors,
+    standardisation,
+)
+from wsiad.errors import DetectorError
+
+Exact = npt.NDArray[np.float64]
+
+_ITERATIONS = 1_000
+_STRENGTHS = {"logistic": (1e-5, 1e-4, 1e-3, 1e-2), "lda": (0.9, 0.5, 0.1)}
+"""Candidates by head, the most regularised first."""
+
+
+class LinearProbeOptions(LabelledOptions):
+    """Options of ``linear-probe``."""
+
+    head: Literal["logistic", "lda"] = "logistic"
+    """``logistic`` regression, or ``lda``: Fisher's discriminant with the covariance of the
+    healthy tiles, closed form."""
+    strength: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """C of ``logistic`` (the smaller, the more regularised), or share of the identity in the
+    covariance of ``lda``, at most 1; by default what cross-validation chooses."""
+    folds: Annotated[int, pydantic.Field(ge=2)] = 5
+    """Folds of that cross-validation, by slide where there are several."""
+
+    @pydantic.model_validator(mode="after")
+    def _share_is_at_most_all(self) -> LinearProbeOptions:
+        if self.head == "lda" and self.strength is not None and self.strength > 1:
+            raise ValueError("`strength` of `lda` is a share: at most 1")
+        return self
+
+
+class LinearProbe(LabelledDetector):
+    """Logit of a linear classifier on frozen features, fitted on few labelled tiles.
+
+    Features are standardised by the healthy tiles, and both classes weigh the same. How
+    strong the regularisation is, is what gives the best mean AUROC of held-out anomalous
+    slides (or tiles, where they are all of one slide) against held-out healthy tiles.
+
+    Notes
+    -----
+    Linear probes: Alain & Bengio, *Understanding intermediate layers using linear
+    classifier probes*, 2016 (arXiv 1610.01644). Regularised discriminant: Friedman,
+    *Regularized Discriminant Analysis*, JASA 84 (1989), with one class's covariance.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = LinearProbeOptions
+    options: LinearProbeOptions
+    linear: ClassVar[bool] = True
+
+    def fit_labelled(
+        self, vectors: LabelledVectors, context: FitContext
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return mean, deviation, weight (D,) and bias (1,), and how they were chosen."""
+        options = self.options
+        mean, deviation = standardisation(vectors.healthy)
+        healthy, held_out, anomalous = (
+            (part.astype(np.float64) - mean.numpy()) / deviation.numpy()
+            for part in (vectors.healthy, vectors.held_out, vectors.anomalous)
+        )
+        fit = {"logistic": logistic, "lda": discriminant}[options.head](healthy)
+        areas = {}
+        if options.strength is None:
+            folds = list(vectors.folds(options.folds, seed=context.seed))
+            for strength in _STRENGTHS[options.head] if folds else ():
+                areas[strength] = float(
+                    np.mean(
+                        [
+                            _area(fit(anomalous[on], strength), held_out, anomalous[test])
+                            for on, test in folds
+                        ]
+                    )
+                )
+        # Of equals the first, which is the most regularised.
+        chosen = options.strength or max(
+            areas, key=areas.__getitem__, default=_STRENGTHS[options.head][1]
+        )
+        weight, bias = fit(anomalous, chosen)
+        fitted = {
+            "mean": mean,
+            "deviation": deviation,
+            "weight": torch.from_numpy(weight.astype(np.float32)),
+            "bias": torch.tensor([bias], dtype=torch.float32),
+        }
+        notes: dict[str, Any] = {"strength": chosen}
+        if areas:
+            notes["cross_validated_auroc"] = {
+                f"{strength:g}": round(area, 4) for strength, area in areas.items()
+            }
+        return fitted, notes
+
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return the logit of each vector: above 0 rather anomalous."""
+        standard = (vectors - fitted["mean"]) / fitted["deviation"]
+        return standard @ fitted["weight"] + fitted["bias"]
+
+
+Head = Callable[[Exact, float], tuple[Exact, float]]
+"""Takes anomalous vectors and a strength; returns weight (D,) and bias."""
+
+
+def logistic(healthy: Exact) -> Head:
+    """Prepare logistic regression of anomalous against these healthy vectors."""
+
+    def fit(anomalous: Exact, strength: float) -> tuple[Exact, float]:
+        values = np.concatenate([healthy, anomalous])
+        labels = np.repeat([0, 1], [len(healthy), len(anomalous)])
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=_ITERATIONS)
+        model.fit(values, labels)
+        return model.coef_[0].astype(np.float64), float(model.intercept_[0])
+
+    return fit
+
+
+def discriminant(healthy: Exact) -> Head:
+    """Prepare Fisher's discriminant with the covariance of these healthy vectors.
+
+    With Σ = (1 − s) S + s · tr(S)/D · I of the healthy vectors, the weight is
+    Σ⁻¹ (m₁ − m₀), and the bias puts the middle between the means at 0. All
+    strengths s come from one eigendecomposition of S.
+    """
+    centre = healthy.mean(axis=0)
+    values, basis = np.linalg.eigh(np.cov(healthy.T, bias=True))
+    values = values.clip(0)
+
+    def fit(anomalous: Exact, strength: float) -> tuple[Exact, float]:
+        spectrum = (1 - strength) * values + strength * values.mean()
+        if spectrum.min() <= spectrum.max() * 1e-12:
+            raise DetectorError(
+                "the covariance of the healthy tiles' features is singular",
+                remedy="Fit on more tiles, or give a larger strength.",
+            )
+        other = anomalous.mean(axis=0)
+        weight = basis @ ((basis.T @ (other - centre)) / spectrum)
+        return weight, float(-weight @ (other + centre) / 2)
+
+    return fit
+
+
+def _area(head: tuple[Exact, float], healthy: Exact, anomalous: Exact) -> float:
+    scores = np.concatenate([healthy, anomalous]) @ head[0]
+    labels = np.repeat([0, 1], [len(healthy), len(anomalous)])
+    return float(roc_auc_score(labels, scores))
