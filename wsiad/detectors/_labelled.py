@@ -155,7 +155,8 @@ class LabelledDetector(FeatureDetector):
             "channels": vectors.healthy.shape[1],
             **notes,
         }
-        return FitReport(ended_by="fitted", notes=dict(self._about))
+        ended_by, steps = notes.get("ended_by", "fitted"), notes.get("steps", 0)
+        return FitReport(ended_by=ended_by, steps=steps, notes=dict(self._about))
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score tiles; the places within them where the method is linear in their means."""
