@@ -248,7 +248,7 @@ def _healthy_slides(
 
 def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:
     """Labelled anomalous tiles, if there are any; prepared as the healthy ones."""
-    from wsiad.stages.heatmap import check_prepared_alike
+    from wsiad.stages.prepared import check_prepared_alike
     from wsiad.tiles.store import TileStore
 
     if config.anomalies is None:
