@@ -34,6 +34,8 @@ class KdeOptions(FeatureOptions):
     bandwidth: Literal["scott", "likelihood"] | Annotated[float, pydantic.Field(gt=0)] = "scott"
     """Standard deviation of the kernel in whitened components; by Scott's rule, or the one under
     which healthy vectors that were held out are likeliest."""
+    fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
+    """The most feature vectors to fit on; the time of a score grows with them."""
     pooling: Literal["mean", "max", "quantile"] = "quantile"
     """How the scores of the places within a tile become the tile's score."""
 
