@@ -15,7 +15,7 @@ command again to its end. Rounds take turns in what is killed:
 
 Compared is everything below the folder, hidden files too, so that a leftover is a
 difference. Left out is what tells time: ``seconds`` and ``tiles_per_second`` in run.json,
-slide.json and slides.csv, and report.html, which shows when and how long.
+slide.json and slides.csv; timings.json; report.html, which shows them.
 
 ``benchmarks/write_points.py`` kills at each change of the disk instead of at a time.
 """

@@ -37,8 +37,8 @@ TIMES = {"seconds", "tiles_per_second"}
 """Keys of JSON files and columns of tables that tell time."""
 
 
-UNLIKE = {"report.html"}
-"""Shows when it was written, and how long that took."""
+UNLIKE = {"report.html", "timings.json"}
+"""Files that tell time and little else."""
 
 
 class Watch:
