@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import tempfile
 import time
 from pathlib import Path
@@ -43,7 +42,7 @@ from wsiad.units import TilePx
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("detector", choices=registry.names_using_anomalies())
+    parser.add_argument("detectors", nargs="+", choices=registry.names_using_anomalies())
     parser.add_argument("--healthy", type=Path, required=True)
     parser.add_argument("--anomalies", type=Path, required=True)
     parser.add_argument("--score", type=Path, nargs=2, metavar=("HEALTHY", "ANOMALOUS"))
@@ -101,61 +100,48 @@ def fitted(args, cls, options, healthy, anomalous, known):
     return detector, report.notes
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.WARNING)
-    args = parsed()
-    cls = registry.load(args.detector)
+def areas_of(args, name, count, parts, known) -> dict:
+    """AUROC by seed of one detector and one number of tumour tiles."""
+    healthy, tumour, normal, asked = parts
+    cls = registry.load(name)
     given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}
-    options = build(cls.Options, given)
+    options = build(cls.Options, {k: v for k, v in given.items() if k in cls.Options.model_fields})
+    areas, chosen = [], []
+    for seed in args.seeds:
+        drawn, others = np.split(np.random.default_rng(seed).permutation(len(tumour)), [count])
+        detector, notes = fitted(args, cls, options, healthy, tumour[drawn], known)
+        if args.choose:
+            asked = centre(tumour[others[: args.score_tiles]], args.input)
+        scores = [detector.score(part) for part in (normal, asked)]
+        labels = np.repeat([0, 1], [len(normal), len(asked)])
+        areas.append(float(roc_auc_score(labels, np.concatenate(scores))))
+        chosen.append(notes.get("strength"))
+    return {
+        "detector": name,
+        "anomalous_tiles": count,
+        "auroc_mean": round(float(np.mean(areas)), 4),
+        "auroc_std": round(float(np.std(areas, ddof=1)), 4) if len(areas) > 1 else None,
+        "auroc": [round(area, 4) for area in areas],
+        "strength": chosen,
+    }
+
+
+def main() -> None:
+    args = parsed()
     used = args.fit_tiles + args.stop_tiles
     healthy, tumour = read_tar(args.healthy, used), read_tar(args.anomalies, None)
-    order = {seed: np.random.default_rng(seed).permutation(len(tumour)) for seed in args.seeds}
+    asked = np.zeros(0)
     if args.score:
         normal = centre(read_tar(args.score[0], args.score_tiles), args.input)
         asked = centre(read_tar(args.score[1], args.score_tiles), args.input)
     else:
         normal = centre(read_tar(args.healthy, args.score_tiles, without=used), args.input)
-    results: list[dict] = []
     known: dict[str, torch.Tensor] = {}
     for count in args.counts:
-        areas, notes, fit_seconds, rates = [], [], [], []
-        for seed in args.seeds:
-            chosen, others = np.split(order[seed], [count])
+        for name in args.detectors:
             start = time.monotonic()
-            detector, said = fitted(args, cls, options, healthy, tumour[chosen], known)
-            fit_seconds.append(time.monotonic() - start)
-            if args.choose:
-                asked = centre(tumour[others[-args.score_tiles :]], args.input)
-            start = time.monotonic()
-            scores = [detector.score(part) for part in (normal, asked)]
-            rates.append((len(normal) + len(asked)) / (time.monotonic() - start))
-            labels = np.repeat([0, 1], [len(normal), len(asked)])
-            areas.append(roc_auc_score(labels, np.concatenate(scores)))
-            notes.append({key: said[key] for key in ("strength",) if key in said})
-        results.append(
-            {
-                "anomalous_tiles": count,
-                "auroc_mean": round(float(np.mean(areas)), 4),
-                "auroc_std": round(float(np.std(areas, ddof=1)), 4) if len(areas) > 1 else None,
-                "auroc": [round(area, 4) for area in areas],
-                # Of the first draw; later ones find features remembered.
-                "fit_seconds": None if results else round(fit_seconds[0], 1),
-                "tiles_per_second": None if results else round(rates[0]),
-                "chosen": notes,
-            }
-        )
-    print(
-        json.dumps(
-            {
-                "detector": args.detector,
-                "options": given,
-                "input": args.input,
-                "scored": "training split" if args.choose else [str(p) for p in args.score],
-                "results": results,
-            },
-            indent=2,
-        )
-    )
+            found = areas_of(args, name, count, (healthy, tumour, normal, asked), known)
+            print(json.dumps({**found, "seconds": round(time.monotonic() - start)}), flush=True)
 
 
 if __name__ == "__main__":

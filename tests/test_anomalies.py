@@ -8,6 +8,7 @@ from builders import stained, write_tiff
 from labelled import tiles
 from PIL import Image
 from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
 
 import wsiad
 from wsiad.detector import Detector, FitReport, State
@@ -193,3 +194,42 @@ def test_split_keeps_slides_to_fit_on():
     assert {part.slide for part in alone.stop} == parts[1]
     with pytest.raises(InputError, match="of 8 healthy slides 8 hold the anomalous tiles"):
         split_slides(slides, seed=0, only_fit=[name for name, _ in slides])
+
+
+def test_report_says_what_was_seen_and_measures_on_what_was_not(stores, tmp_path):
+    train(stores, tmp_path / "run", anomaly_types=["tumor"])
+    for name, label, anomalous in (
+        ("new", "normal", False), ("t9", "tumor", True), ("both", "tumor", True),
+        ("n9", "necrosis", True),
+    ):  # fmt: skip
+        add(tmp_path, name, 8, anomalous=anomalous, out=tmp_path / "test", label=label)
+    result = wsiad.score_tiles(
+        run=tmp_path / "run", store=tmp_path / "test", out=tmp_path / "scores", quiet=True
+    )
+    scores = {group.name: group.scores for group in result.groups}
+    expected = {
+        label: roc_auc_score([0] * 8 + [1] * 8, np.concatenate([scores["new"], scores[name]]))
+        for label, name in (("necrosis", "n9"), ("tumor", "t9"))
+    }
+    found = json.loads(result.evaluation.read_text())["by_type"]
+    keys = ("label", "learnt_from", "tiles", "left_out")
+    assert [tuple(kind[key] for key in keys) for kind in found] == [
+        ("necrosis", False, 8, []),
+        ("tumor", True, 8, ["both"]),
+    ]
+    assert {kind["label"]: kind["tile_auroc"] for kind in found} == pytest.approx(expected)
+    assert "necrosis (not seen in training): tile AUROC" in result.summary
+    assert "tumor (learnt from): tile AUROC" in result.summary
+    assert "without 1 slides that were fitted on" in result.summary
+
+
+def test_html_report_notes_the_types(stores, tmp_path):
+    from wsiad.runs.run import RunFolder
+    from wsiad.stages.heatmap_task import HeatmapRow
+    from wsiad.stages.reporting import _notes
+
+    train(stores, tmp_path / "run", anomaly_tiles=3)
+    row = HeatmapRow("t1", "ok")
+    notes = " ".join(_notes([row], RunFolder.open(tmp_path / "run").record()))
+    assert "learnt from 3 anomalous tiles of 3 slides: necrosis, tumor." in notes
+    assert "learnt from slides that are scored here: t1." in notes

@@ -59,7 +59,8 @@ wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
         """\
 wsiad train store/ --out runs/dpa --detector dpa
 wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --max-minutes 30
-wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8""",
+wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8
+wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/""",
     ),
     "heatmap": Verb(
         "score slides: heatmaps, regions, detections, for QuPath and for evaluation",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -52,8 +52,9 @@ class LinearProbe(LabelledDetector):
     """Logit of a linear classifier on frozen features, fitted on few labelled tiles.
 
     Features are standardised by the healthy tiles, and both classes weigh the same. How
-    strong the regularisation is, is what gives the best mean AUROC of held-out anomalous
-    slides (or tiles, where they are all of one slide) against held-out healthy tiles.
+    strong the regularisation is, cross-validation chooses: the strongest whose mean AUROC of
+    held-out anomalous slides (or tiles, where they are all of one slide) against held-out
+    healthy tiles is within a standard error of the best.
 
     Notes
     -----
@@ -77,22 +78,17 @@ class LinearProbe(LabelledDetector):
             for part in (vectors.healthy, vectors.held_out, vectors.anomalous)
         )
         fit = {"logistic": logistic, "lda": discriminant}[options.head](healthy)
-        areas = {}
-        if options.strength is None:
+        chosen, areas = options.strength, {}
+        if chosen is None:
             folds = list(vectors.folds(options.folds, seed=context.seed))
-            for strength in _STRENGTHS[options.head] if folds else ():
-                areas[strength] = float(
-                    np.mean(
-                        [
-                            _area(fit(anomalous[on], strength), held_out, anomalous[test])
-                            for on, test in folds
-                        ]
-                    )
-                )
-        # Of equals the first, which is the most regularised.
-        chosen = options.strength or max(
-            areas, key=areas.__getitem__, default=_STRENGTHS[options.head][1]
-        )
+            areas = {
+                strength: [
+                    _area(fit(anomalous[on], strength), held_out, anomalous[test])
+                    for on, test in folds
+                ]
+                for strength in (_STRENGTHS[options.head] if folds else ())
+            }
+            chosen = within_one_error(areas) if areas else _STRENGTHS[options.head][1]
         weight, bias = fit(anomalous, chosen)
         fitted = {
             "mean": mean,
@@ -103,7 +99,7 @@ class LinearProbe(LabelledDetector):
         notes: dict[str, Any] = {"strength": chosen}
         if areas:
             notes["cross_validated_auroc"] = {
-                f"{strength:g}": round(area, 4) for strength, area in areas.items()
+                f"{strength:g}": round(float(np.mean(each)), 4) for strength, each in areas.items()
             }
         return fitted, notes
 
@@ -111,6 +107,18 @@ class LinearProbe(LabelledDetector):
         """Return the logit of each vector: above 0 rather anomalous."""
         standard = (vectors - fitted["mean"]) / fitted["deviation"]
         return standard @ fitted["weight"] + fitted["bias"]
+
+
+def within_one_error(areas: Mapping[float, Sequence[float]]) -> float:
+    """Return the first strength whose mean is within a standard error of the best mean.
+
+    The first is the most regularised: a few labels cannot tell apart what differs by less,
+    and then the simpler model is the safer one (Breiman, Friedman, Olshen & Stone,
+    *Classification and Regression Trees*, 1984, section 3.4.3).
+    """
+    best = max(areas.values(), key=np.mean)
+    error = np.std(best, ddof=1) / np.sqrt(len(best)) if len(best) > 1 else 0.0
+    return next(s for s, each in areas.items() if np.mean(each) >= np.mean(best) - error)
 
 
 Head = Callable[[Exact, float], tuple[Exact, float]]

@@ -211,6 +211,15 @@ def _each_note(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[str
         "An anomaly score says how unlike the healthy training tissue a place is. It is not "
         "a diagnosis, and not a probability."
     )
+    learnt = record.notes.get("anomalies") if record else None
+    if isinstance(learnt, dict):
+        yield (
+            f"The detector has also learnt from {learnt['tiles']:,} anomalous tiles of "
+            f"{len(learnt['slides'])} slides: {', '.join(learnt['types'])}. Figures on these "
+            "types say nothing of how it finds others."
+        )
+        if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
+            yield f"It has learnt from slides that are scored here: {', '.join(seen)}."
     if record and "split by tile" in record.split:
         yield f"The calibration is optimistic: {record.split}."
     if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:

@@ -142,19 +142,22 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     )
     area = tile_auroc(positive, negative, resamples=config.bootstrap, seed=config.seed)
     independent = slide_auc(np.concatenate(positive), np.concatenate(negative))
+    record = folder.record()
+    by_type = _by_type(groups, record.notes.get("anomalies"))
     facts = {
         "run": str(config.run),
-        "detector": folder.record().detector,
+        "detector": record.detector,
         "store": store_fingerprint(store, slides),
         "tile_auroc": area.as_json(),
         "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
+        "by_type": by_type,
         "groups": [_group_facts(group, calibration) for group in groups],
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions(),
     }
     write_json(config.out / EVALUATION, facts)
     write_config(config.out / "config.yaml", config)
-    summary = _summary(config, groups, area, independent)
+    summary = _summary(config, groups, area, independent, by_type)
     return ScoreTilesResult(
         config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
     )
@@ -231,6 +234,37 @@ def _truth(slide: StoredSlide, label: str, normal: tuple[str, ...]) -> str:
     return "" if slide.has_geometry else TUMOUR
 
 
+def _by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """AUROC of each anomaly type by itself, and whether the run had learnt from that type.
+
+    Groups of slides that the run learnt from are left out: what it gives them says nothing
+    of other slides.
+    """
+    from wsiad.evaluation.auc import slide_auc
+
+    known = learnt or {}
+    fitted_on = set(known.get("slides", ()))
+    normal = [g.scores for g in groups if g.truth == NORMAL and g.name not in fitted_on]
+    found = []
+    for label in sorted({group.label for group in groups if group.truth == TUMOUR}):
+        mine = [g for g in groups if g.truth == TUMOUR and g.label == label]
+        scores = [g.scores for g in mine if g.name not in fitted_on]
+        area = None
+        if normal and scores:
+            positive, negative = (np.concatenate(p).astype(np.float64) for p in (scores, normal))
+            area = slide_auc(positive, negative).value
+        found.append(
+            {
+                "label": label,
+                "learnt_from": label.strip().lower() in known.get("types", {}),
+                "tiles": sum(map(len, scores)),
+                "tile_auroc": area,
+                "left_out": [g.name for g in mine if g.name in fitted_on],
+            }
+        )
+    return found
+
+
 def _table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -259,7 +293,11 @@ def _group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]
 
 
 def _summary(
-    config: ScoreTilesConfig, groups: list[GroupScores], area: Estimate, independent: Estimate
+    config: ScoreTilesConfig,
+    groups: list[GroupScores],
+    area: Estimate,
+    independent: Estimate,
+    by_type: list[dict[str, Any]],
 ) -> str:
     counts = {
         truth: sum(len(g.scores) for g in groups if g.truth == truth) for truth in (NORMAL, TUMOUR)
@@ -272,4 +310,14 @@ def _summary(
     if area.low is None:
         lines.append(f"  {area.interval_undefined}")
         lines.append(f"  as if tiles were independent, which they are not: {independent}")
+    if any(kind["learnt_from"] or kind["left_out"] for kind in by_type):
+        lines += [_type_line(kind) for kind in by_type]
     return "\n".join(lines)
+
+
+def _type_line(kind: dict[str, Any]) -> str:
+    seen = "learnt from" if kind["learnt_from"] else "not seen in training"
+    area = "undefined" if kind["tile_auroc"] is None else f"{kind['tile_auroc']:.3f}"
+    left = kind["left_out"]
+    out = f"; without {len(left)} slides that were fitted on" if left else ""
+    return f"  {kind['label']} ({seen}): tile AUROC {area} of {kind['tiles']} tiles{out}"
