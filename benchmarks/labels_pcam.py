@@ -42,7 +42,8 @@ from wsiad.units import TilePx
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("detectors", nargs="+", choices=registry.names_using_anomalies())
+    names = ", ".join(registry.names_using_anomalies())
+    parser.add_argument("detectors", nargs="+", help=f"{names}; or devnet:loss=bce,hidden=32")
     parser.add_argument("--healthy", type=Path, required=True)
     parser.add_argument("--anomalies", type=Path, required=True)
     parser.add_argument("--score", type=Path, nargs=2, metavar=("HEALTHY", "ANOMALOUS"))
@@ -54,7 +55,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--fit-tiles", type=int, default=3000)
     parser.add_argument("--stop-tiles", type=int, default=750)
     parser.add_argument("--score-tiles", type=int, help="of each class; default: all")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for all detectors"
+    )
     args = parser.parse_args()
     if args.choose == bool(args.score):
         parser.error("give either --score or --choose")
@@ -103,9 +106,10 @@ def fitted(args, cls, options, healthy, anomalous, known):
 def areas_of(args, name, count, parts, known) -> dict:
     """AUROC by seed of one detector and one number of tumour tiles."""
     healthy, tumour, normal, asked = parts
-    cls = registry.load(name)
-    given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}
-    options = build(cls.Options, {k: v for k, v in given.items() if k in cls.Options.model_fields})
+    method, _, own = name.partition(":")
+    cls = registry.load(method)
+    pairs = (pair.partition("=") for pair in (*args.set, *filter(None, own.split(","))))
+    options = build(cls.Options, {key: yaml.safe_load(value) for key, _, value in pairs})
     areas, chosen = [], []
     for seed in args.seeds:
         drawn, others = np.split(np.random.default_rng(seed).permutation(len(tumour)), [count])

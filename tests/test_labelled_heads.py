@@ -12,7 +12,13 @@ from wsiad.errors import DetectorError
 from wsiad.units import Mpp, TilePx
 
 CPU = torch.device("cpu")
-SMALL = {"layers": ("features.3",), "magnify": 1, "places": 4, "steps": 150}
+SMALL = {
+    "layers": ("features.3",),
+    "magnify": 1,
+    "places": 4,
+    "steps": 150,
+    "learning_rate": 1e-3,
+}
 METHODS = [("devnet", {}), ("devnet", {"loss": "bce"}), ("deep-sad", {})]
 
 

@@ -29,11 +29,11 @@ class HeadOptions(LabelledOptions):
 
     hidden: _Count = 64
     """Units of the hidden layer."""
-    steps: _Count = 500
+    steps: _Count = 200
     """Optimiser steps; the run's ``--max-steps`` may set a smaller bound."""
     batch: Annotated[int, pydantic.Field(ge=2)] = 64
     """Vectors a step, half of them anomalous."""
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
     """Of Adam."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
     """Of Adam, decoupled."""
