@@ -157,8 +157,8 @@ def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) 
         pixels = np.concatenate([block.pixels for block in itertools.islice(stream(plan), 4)])
         repeats = len(plan) / len(pixels)
         seconds = {"raw decode": timed(lambda: raw_decode(path, level, tiles))}
-        seconds["stain table"] = timed(lambda: plan.table.apply(pixels)) * repeats
         seconds["measures"] = timed(lambda: quality.measure(pixels)) * repeats
+        seconds["stain table"] = timed(lambda: plan.table.apply(pixels, out=pixels)) * repeats
         seconds["compression"] = repeats * timed(lambda: compress(pixels))
     # Freshly opened each time: none may find the tiles that another decoded.
     with open_slide(path, backend="jpeg-tiff") as slide:
