@@ -12,7 +12,7 @@ from wsiad.detectors import registry
 from wsiad.files import write_json
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder, RunRecord
-from wsiad.stages.train import PREPARATION
+from wsiad.stages.prepared import PREPARATION
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
 

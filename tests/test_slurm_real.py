@@ -151,9 +151,9 @@ def test_a_job_that_is_killed_loses_no_slide(cluster, slides, plain, tmp_path):
     """Its slide is tried again in another job, and the job is replaced."""
     out = tmp_path / "store"
     script = tmp_path / "once.sh"
-    # The first worker that starts kills its job's processes a moment later.
+    # The first job is cancelled a moment after its start, before it can have done all slides.
     script.write_text(
-        f"if mkdir {tmp_path}/once 2>/dev/null; then (sleep 4; scancel $SLURM_JOB_ID) & fi\n"
+        f"if mkdir {tmp_path}/once 2>/dev/null; then (sleep 1.5; scancel $SLURM_JOB_ID) & fi\n"
     )
     file = cluster_file(tmp_path, jobs=1, job_script_prologue=[f". {script}"])
     done = run(command(slides, out, "--cluster", file, "--quiet"), cluster, cwd=tmp_path)

@@ -73,15 +73,16 @@ def discard(path: Path) -> bool:
     bool
         Whether there was one.
     """
+    # What it is, is asked of the name that nobody else uses: the other may change meanwhile.
+    gone = path.with_name(f".{owner()}.old")
     try:
-        if not path.is_dir():
-            path.unlink()
-            return True
-        gone = path.with_name(f".{owner()}.old")
         path.rename(gone)
     except FileNotFoundError:
         return False
-    shutil.rmtree(gone, ignore_errors=True)
+    if gone.is_dir():
+        shutil.rmtree(gone, ignore_errors=True)
+    else:
+        gone.unlink(missing_ok=True)
     return True
 
 

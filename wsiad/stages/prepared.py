@@ -11,11 +11,14 @@ from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.slide_table import FAILED, read_table
 from wsiad.stages.tile import TileRow
-from wsiad.stages.train import PREPARATION
 from wsiad.tiles.options import Preparation
+from wsiad.tissue.options import QualityOptions
 
 if TYPE_CHECKING:
     from wsiad.tiles.store import TileStore
+
+PREPARATION = "preparation.json"
+"""In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
 
 NO_GEOMETRY = (
     "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
@@ -39,6 +42,16 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
         raise RunError(
             f"cannot be read: {error}", subject=str(path), remedy="Train the detector again."
         ) from error
+
+
+def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:
+    """How a store's tiles were prepared and chosen, as JSON values."""
+    preparation = store.preparation.model_copy(update={"quality": thresholds})
+    return {
+        "preparation": preparation.as_json(),
+        "stain_target": store.target,
+        "digest": store.digest,
+    }
 
 
 def check_prepared_alike(

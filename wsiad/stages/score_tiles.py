@@ -19,10 +19,10 @@ from wsiad.errors import InputError, StoreMismatchError
 from wsiad.files import write_json, write_text
 from wsiad.progress import Progress
 from wsiad.provenance import versions
+from wsiad.stages.fit_tiles import store_fingerprint
 from wsiad.stages.prepared import check_prepared_alike, run_preparation
 from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
 from wsiad.stages.tile import TileRow
-from wsiad.stages.train import store_fingerprint
 
 if TYPE_CHECKING:
     from wsiad.detector import Detector

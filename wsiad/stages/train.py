@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -15,30 +12,20 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from wsiad.config import Config, build, resolve, verb
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.errors import ConfigError, DetectorError, RunError
 from wsiad.files import write_json
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
-from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
-from wsiad.stages.tile import TileRow
-from wsiad.tissue.options import QualityOptions, QualityThresholds
+from wsiad.stages.fit_tiles import healthy_slides, store_fingerprint, tile_source, usable_tiles
+from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from wsiad.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunFolder
-    from wsiad.runs.split import SlideTiles
-    from wsiad.tiles.arrays import ArrayTiles
-    from wsiad.tiles.dataset import ChunkedTiles
     from wsiad.tiles.store import TileStore
-    from wsiad.tiles.stored_slide import StoredSlide
 
 logger = logging.getLogger(__name__)
-
-PREPARATION = "preparation.json"
-"""In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
 
 
 def _by_comma(value: object) -> object:
@@ -150,8 +137,8 @@ def train(config: TrainConfig) -> TrainResult:
     device = choose_device(config.device)
     store = TileStore(config.store)
     thresholds = store.preparation.quality.changed_by(config.quality)
-    slides, skipped = _healthy_slides(store, config.split)
-    usable, unusable = _usable(slides, thresholds)
+    slides, skipped = healthy_slides(store, config.split)
+    usable, unusable = usable_tiles(slides, thresholds)
     tile = store.preparation.tile
     size = options.input_px or cls.default_input_px or tile
     if size > tile:
@@ -175,7 +162,7 @@ def train(config: TrainConfig) -> TrainResult:
     by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
     detector = cls(options, InputSpec(TilePx(size), Mpp(store.preparation.mpp)))
     report = detector.fit(
-        HealthyTiles(_tiles(parts.fit, by_name), _tiles(parts.stop, by_name)),
+        HealthyTiles(tile_source(parts.fit, by_name), tile_source(parts.stop, by_name)),
         FitContext(
             seed=config.seed,
             device=device,
@@ -188,7 +175,7 @@ def train(config: TrainConfig) -> TrainResult:
     )
     calibration = calibrate(
         detector,
-        _tiles(parts.calibration, by_name),
+        tile_source(parts.calibration, by_name),
         n_slides=len(parts.calibration),
         seed=config.seed,
         quiet=config.quiet,
@@ -219,36 +206,8 @@ def train(config: TrainConfig) -> TrainResult:
     return TrainResult(config.out, report.ended_by, report.steps, summary)
 
 
-def _healthy_slides(
-    store: TileStore, split: str | None
-) -> tuple[list[StoredSlide], dict[str, str]]:
-    """Slides to train on, and why each of the others is not."""
-    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
-    used, skipped = [], {}
-    for slide in store:
-        row = rows.get(slide.name)
-        label = row.label if row else ""
-        if not len(slide):
-            skipped[slide.name] = "no tissue"
-        elif label not in HEALTHY_LABELS:
-            skipped[slide.name] = f"label is {label!r}"
-        elif split is not None and (row.split if row else "") != split:
-            skipped[slide.name] = f"split is not {split!r}"
-        else:
-            used.append(slide)
-    if not used:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
-        raise InputError(
-            f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
-            subject=str(store.path),
-            remedy="Tile healthy slides; a manifest's `label` is normal or healthy for them.",
-        )
-    return used, skipped
-
-
 def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:
     """Labelled anomalous tiles, if there are any; prepared as the healthy ones."""
-    from wsiad.stages.prepared import check_prepared_alike
     from wsiad.tiles.store import TileStore
 
     if config.anomalies is None:
@@ -268,33 +227,8 @@ def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> Anomaly
         split=config.split,
         most=config.anomaly_tiles,
         seed=config.seed,
-        usable=lambda slides: _usable(slides, thresholds, kind="anomalous")[0],
+        usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
     )
-
-
-def _usable(
-    slides: list[StoredSlide], thresholds: QualityThresholds, *, kind: str = "healthy"
-) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
-    """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
-    import numpy as np
-
-    from wsiad.tissue.guards import Reason, count_reasons, in_words, judge
-
-    usable, failed = {}, [np.empty(0, np.uint8)]
-    for slide in slides:
-        if not thresholds.given:
-            usable[slide.name] = np.arange(len(slide), dtype=np.int64)
-            continue
-        reasons = judge(slide.quality(), thresholds)
-        usable[slide.name] = np.flatnonzero(reasons == Reason.USABLE).astype(np.int64)
-        failed.append(reasons)
-    counts = count_reasons(np.concatenate(failed))
-    if slides and not any(map(len, usable.values())):
-        raise InputError(
-            f"no tile of its {kind} slides passes the thresholds ({in_words(counts)})",
-            remedy="Choose other thresholds; see docs/quality.md.",
-        )
-    return usable, counts
 
 
 def _run_folder(config: TrainConfig) -> RunFolder | None:
@@ -329,32 +263,6 @@ def _already_done(config: TrainConfig) -> TrainResult:
     record = RunFolder.open(config.out).record()
     summary = f"{config.out}: this run is complete already ({record.ended_by})"
     return TrainResult(config.out, record.ended_by, record.steps, summary)
-
-
-def _tiles(
-    part: Sequence[SlideTiles],
-    by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
-) -> ArrayTiles | ChunkedTiles:
-    from wsiad.tiles.dataset import store_tiles
-
-    chosen = [(*by_name[item.slide], item.indices) for item in part]
-    return store_tiles([(slide, usable[indices]) for slide, usable, indices in chosen])
-
-
-def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:
-    """How a store's tiles were prepared and chosen, as JSON values."""
-    preparation = store.preparation.model_copy(update={"quality": thresholds})
-    return {
-        "preparation": preparation.as_json(),
-        "stain_target": store.target,
-        "digest": store.digest,
-    }
-
-
-def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
-    """Identify what was trained on: preparation, slides and their tile counts."""
-    content = [store.digest, *((s.name, s.fingerprint, len(s)) for s in slides)]
-    return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
 
 
 def _summary(

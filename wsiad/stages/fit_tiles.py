@@ -1,0 +1,90 @@
+"""Tiles of a store that a detector is fitted on: which slides, which of their tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wsiad.errors import InputError
+from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
+from wsiad.stages.tile import TileRow
+from wsiad.tissue.options import QualityThresholds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from wsiad.runs.split import SlideTiles
+    from wsiad.tiles.arrays import ArrayTiles
+    from wsiad.tiles.dataset import ChunkedTiles
+    from wsiad.tiles.store import TileStore
+    from wsiad.tiles.stored_slide import StoredSlide
+
+
+def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlide], dict[str, str]]:
+    """Slides to train on, and why each of the others is not."""
+    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
+    used, skipped = [], {}
+    for slide in store:
+        row = rows.get(slide.name)
+        label = row.label if row else ""
+        if not len(slide):
+            skipped[slide.name] = "no tissue"
+        elif label not in HEALTHY_LABELS:
+            skipped[slide.name] = f"label is {label!r}"
+        elif split is not None and (row.split if row else "") != split:
+            skipped[slide.name] = f"split is not {split!r}"
+        else:
+            used.append(slide)
+    if not used:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        raise InputError(
+            f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
+            subject=str(store.path),
+            remedy="Tile healthy slides; a manifest's `label` is normal or healthy for them.",
+        )
+    return used, skipped
+
+
+def usable_tiles(
+    slides: list[StoredSlide], thresholds: QualityThresholds, *, kind: str = "healthy"
+) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
+    """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
+    import numpy as np
+
+    from wsiad.tissue.guards import Reason, count_reasons, in_words, judge
+
+    usable, failed = {}, [np.empty(0, np.uint8)]
+    for slide in slides:
+        if not thresholds.given:
+            usable[slide.name] = np.arange(len(slide), dtype=np.int64)
+            continue
+        reasons = judge(slide.quality(), thresholds)
+        usable[slide.name] = np.flatnonzero(reasons == Reason.USABLE).astype(np.int64)
+        failed.append(reasons)
+    counts = count_reasons(np.concatenate(failed))
+    if slides and not any(map(len, usable.values())):
+        raise InputError(
+            f"no tile of its {kind} slides passes the thresholds ({in_words(counts)})",
+            remedy="Choose other thresholds; see docs/quality.md.",
+        )
+    return usable, counts
+
+
+def tile_source(
+    part: Sequence[SlideTiles],
+    by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
+) -> ArrayTiles | ChunkedTiles:
+    """Tiles of a part of the split as a source, of slides by name with their usable tiles."""
+    from wsiad.tiles.dataset import store_tiles
+
+    chosen = [(*by_name[item.slide], item.indices) for item in part]
+    return store_tiles([(slide, usable[indices]) for slide, usable, indices in chosen])
+
+
+def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
+    """Identify what was trained on: preparation, slides and their tile counts."""
+    content = [store.digest, *((s.name, s.fingerprint, len(s)) for s in slides)]
+    return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
