@@ -131,6 +131,26 @@ def test_every_layout_and_size_gives_the_same_pixels(tables):
     assert np.array_equal(table.apply(read_only), expected)
 
 
+@pytest.mark.parametrize("pixels", range(14))
+@pytest.mark.parametrize("offset", range(4))
+def test_parts_of_any_length_anywhere_in_memory(tables, pixels, offset):
+    values = np.random.default_rng(pixels).integers(0, 256, 64, dtype=np.uint8)
+    before, part = values.copy(), slice(offset, offset + 3 * pixels)
+    expected = [tables["own"].apply(pixel) for pixel in values[part].reshape(-1, 3)]
+    tables["own"].apply(values[part].reshape(-1, 3), out=values[part].reshape(-1, 3))
+    assert values[part].reshape(-1, 3).tolist() == [pixel.tolist() for pixel in expected]
+    outside = np.r_[:offset, part.stop : 64]
+    assert np.array_equal(values[outside], before[outside])
+
+
+def test_colours_are_the_same_known_or_not_alone_or_among_others():
+    colours = np.arange(1, 1 << 24, 37, dtype=np.uint32).view(np.uint8).reshape(-1, 4)[:, :3]
+    table = ColourTable.between(PROFILES["own"], reference_profile())
+    fresh = table.apply(colours)
+    assert np.array_equal(table.apply(colours), fresh)
+    assert np.array_equal([table.apply(colour) for colour in colours[::999]], fresh[::999])
+
+
 def test_out_may_be_the_input_itself(tables):
     tiles = tissue()
     expected = tables["own"].apply(tiles)
