@@ -74,6 +74,16 @@ def by_hand(image, limits, edge=32):
     return found
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (4, 1026), (3, 1027), (5, 4200)])
+def test_sharpness_is_the_variance_of_the_laplacian_however_wide(shape):
+    y, x = np.indices(shape)
+    for luma in ((x + y) % 2 * 255, np.random.default_rng(0).integers(0, 256, shape)):
+        sharp = measure(np.repeat(luma[None, ..., None], 3, axis=3).astype(np.uint8))["sharpness"]
+        around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
+        expected = (around - 4 * luma[1:-1, 1:-1]).var() if around.size else 0
+        assert sharp[0] == pytest.approx(expected)
+
+
 def left_out_of(stored):
     left = stored.left_out
     return {

@@ -20,13 +20,16 @@ F = TypeVar("F", bound=Callable[..., object])
 def compiled(function: F) -> F:
     """Compile a function of arrays and numbers; it runs without holding the interpreter.
 
+    Dividing by zero gives infinity or NaN, as in NumPy: a loop that may stop at any
+    element with an exception works on one at a time.
+
     What was compiled is kept beside the module or in the user's cache (``NUMBA_CACHE_DIR``
     says where); where neither can be written, each process compiles anew.
     """
     try:
-        made = numba.njit(nogil=True, cache=True)(function)
+        made = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # Numba's way to say that there is no place for a cache.
-        made = numba.njit(nogil=True)(function)
+        made = numba.njit(nogil=True, error_model="numpy")(function)
     return cast(F, made)
 
 

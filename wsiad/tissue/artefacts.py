@@ -61,15 +61,16 @@ def _planes(rgb: RGB) -> list[RGB]:
 
 @compiled
 def has_pen_colour(red: np.int32, green: np.int32, blue: np.int32) -> np.bool_:
-    """Apply the rules of :func:`is_pen` to a pixel."""
+    """Apply the rules of :func:`is_pen` to a pixel; in 32 bits, as Numba is told each time."""
     high, low = max(max(red, green), blue), min(min(red, green), blue)
-    spread = high - low
-    strong = 4 * spread > high
+    spread = np.int32(high - low)
+    strong = np.int32(4 * spread) > high
     # Hue 70° to 150°: green leads and red is not far above blue. Hue up to 225°: blue
     # leads, and green stands at least a quarter of the way from red to blue.
-    greenish = (green == high) & ((red - blue) * 6 <= spread * 5)
-    azure = (blue == high) & (red == low) & ((green - red) * 4 >= spread)
-    pure_red = (red == high) & (spread * 25 > 18 * high) & (high > 130) & (abs(green - blue) < 40)
+    greenish = (green == high) & (np.int32((red - blue) * 6) <= np.int32(spread * 5))
+    azure = (blue == high) & (red == low) & (np.int32((green - red) * 4) >= spread)
+    pure_red = (red == high) & (np.int32(spread * 25) > np.int32(18 * high)) & (high > 130)
+    pure_red &= np.int32(abs(np.int32(green - blue))) < 40
     grey_ink = (high < 70) & (spread < 18)
     return np.bool_((strong & (greenish | azure)) | pure_red | grey_ink)
 
