@@ -8,13 +8,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.compiled import compiled
 from wsiad.errors import StainError
 from wsiad.stain.density import Weights
 
 _BITS: Final = 6
 _BINS: Final = 1 << 3 * _BITS
-# What is computed of so many pixels stays in a core's own cache.
-_BLOCK_PX: Final = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +82,8 @@ class ColourHistogram:
             raise StainError(
                 f"expected a bool mask of shape {rgb.shape[:-1]}, got {mask.dtype} {mask.shape}"
             )
-        pixels = rgb.reshape(-1, 3)
-        within = None if mask is None else mask.reshape(-1)
-        for start in range(0, len(pixels), _BLOCK_PX):
-            block = slice(start, start + _BLOCK_PX)
-            self._count(pixels[block], None if within is None else within[block])
-
-    def _count(self, pixels: npt.NDArray[np.uint8], within: npt.NDArray[np.bool_] | None) -> None:
-        channels = pixels.T.astype(np.int64)
-        red, green, blue = channels >> 8 - _BITS
-        bins = (red << 2 * _BITS) + (green << _BITS) + blue
-        bins += _BINS if within is None else within.astype(np.int64) * _BINS
-        np.add.at(self._counts, bins, 1)
-        for total, channel in zip(self._sums, channels, strict=True):
-            np.add.at(total, bins, channel)
+        within = np.ones(1, np.bool_) if mask is None else mask.reshape(-1)
+        _count(np.ascontiguousarray(rgb).reshape(-1), within, self._counts, self._sums)
 
     @property
     def pixels(self) -> int:
@@ -118,3 +105,24 @@ class ColourHistogram:
         filled = np.flatnonzero(counts)
         weights = counts[filled].astype(np.float64)
         return ColourSample((sums[:, filled] / weights).T, weights)
+
+
+@compiled
+def _count(
+    values: npt.NDArray[np.uint8],
+    within: npt.NDArray[np.bool_],
+    counts: npt.NDArray[np.int64],
+    sums: npt.NDArray[np.int64],
+) -> None:
+    """Count pixels; a single element of ``within`` is that of all."""
+    drop, alike = 8 - _BITS, len(within) == 1
+    for pixel in range(len(values) // 3):
+        red, green = np.int64(values[3 * pixel]), np.int64(values[3 * pixel + 1])
+        blue = np.int64(values[3 * pixel + 2])
+        found = ((red >> drop) << 2 * _BITS) + ((green >> drop) << _BITS) + (blue >> drop)
+        if within[0 if alike else pixel]:
+            found += _BINS
+        counts[found] += 1
+        sums[0, found] += red
+        sums[1, found] += green
+        sums[2, found] += blue

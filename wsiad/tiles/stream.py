@@ -214,7 +214,7 @@ def _normalised(
     Tiles that overlap are cut again, out of their region with these stains: cutting a
     pixel costs a fifth of looking it up.
     """
-    shown = np.flatnonzero(np.isin(chosen, wanted))
+    shown = np.flatnonzero((chosen[:, None] == wanted).any(axis=1))
     before = [_reduced(block.pixels[at]) for at in shown]
     if not plan.table.is_identity:
         if block.pixels.size > region.size:

@@ -29,6 +29,12 @@ def is_black(rgb: RGB) -> Mask:
     return np.maximum(np.maximum(red, green), blue) <= BLACK_MAX
 
 
+def darkest_channel(rgb: RGB) -> RGB:
+    """Least of the three channels of each pixel, (...)."""
+    red, green, blue = _planes(rgb)
+    return np.minimum(np.minimum(red, green), blue)
+
+
 def is_pen(rgb: RGB) -> Mask:
     """Pixels with the colour of a marker pen.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -30,8 +31,8 @@ def coverage(
         0 to 1.
     """
     integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    np.cumsum(mask, axis=0, out=integral[1:, 1:])
-    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+    if mask.size:
+        cv2.integral(mask.view(np.uint8), sum=integral, sdepth=cv2.CV_64F)
     left, top = placement.from_level0(boxes[:, 0], boxes[:, 1])
     right, bottom = placement.from_level0(boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3])
 

@@ -14,7 +14,7 @@ from skimage.filters import threshold_otsu
 from wsiad.geometry import PixelMap, Size
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
-from wsiad.tissue.artefacts import is_black, is_pen, saturation
+from wsiad.tissue.artefacts import darkest_channel, is_black, is_pen, saturation
 from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
 from wsiad.units import Mpp
@@ -191,7 +191,7 @@ def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask) 
     """Median saturation of the lightest usable pixels, which are glass if any is."""
     darkest = np.empty(usable.shape, np.uint8)
     for rows in bands(*usable.shape):
-        darkest[rows] = rgb[rows].min(axis=-1)
+        darkest[rows] = darkest_channel(rgb[rows])
     light = usable & (darkest >= 0.95 * np.percentile(darkest[usable], 99))
     return float(np.median(stained[light]))
 
