@@ -101,9 +101,17 @@ def raw_decode(path: Path, level: TiledLevel, tiles: list[int]) -> None:
 
 
 def read_tiles(slide: Slide, plan: SlidePlan) -> None:
-    """Read the plan's blocks at its scale, and do nothing with them."""
+    """Read the plan's tiles at its scale as a stream does, and do nothing with them."""
     scaled = ScaledSlide(slide, Mpp(plan.scaled.mpp))
     grid = plan.grid
+    if scaled.reads_into and grid.stride >= grid.tile:
+        for chosen in blocks(plan):
+            tiles = np.empty((len(chosen), grid.tile, grid.tile, 3), np.uint8)
+            for tile, row, column in zip(
+                tiles, plan.rows[chosen], plan.columns[chosen], strict=True
+            ):
+                scaled.read_into(int(column) * grid.stride, int(row) * grid.stride, tile)
+        return
     for chosen in blocks(plan):
         rows, columns = plan.rows[chosen], plan.columns[chosen]
         top, left = int(rows.min()), int(columns.min())

@@ -275,8 +275,33 @@ def test_scales_between_levels_are_averaged_alike(tmp_path):
             )
 
 
-def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch):
+def test_reading_into_memory_is_reading(tmp_path):
+    path = write_jpeg(tmp_path / "a.tif", smooth(256, 320), levels=2)
+    empty_tiles(path, 0, [0, 7])
+    direct, reference = both(path)
+    with direct, reference:
+        own, seen = (ScaledSlide(slide, Mpp(0.5)) for slide in (direct, reference))
+        assert own.reads_into
+        assert not seen.reads_into
+        assert not ScaledSlide(direct, Mpp(0.8)).reads_into
+        for x, y, w, h in ((0, 0, 320, 256), (64, 0, 64, 64), (90, 30, 101, 77), (5, 9, 1, 3)):
+            expected = own.read(x, y, Size(w, h))
+            there = expected.valid if expected.valid is not None else np.ones((h, w), bool)
+            for scaled in (own, seen):
+                memory = np.full((h + 2, w, 3), 7, np.uint8)
+                valid = scaled.read_into(x, y, memory[1:-1])
+                np.testing.assert_array_equal(memory[1:-1][there], expected.rgb[there])
+                assert (memory[[0, -1]] == 7).all()
+                assert (valid is None) == (expected.valid is None)
+                assert valid is None or np.array_equal(valid, expected.valid)
+        with pytest.raises(ValueError, match="not within"):
+            own.read_into(300, 0, np.empty((64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("missing", [[], [0, 30, 31, 100]], ids=["whole", "with-holes"])
+def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch, missing):
     path = write_jpeg(tmp_path / "a.tif", smooth(768, 832, seed=2))
+    empty_tiles(path, 0, missing)
     held = {}
     for backend in ("jpeg-tiff", "openslide"):
         formats = FORMATS if backend == "jpeg-tiff" else frozenset()

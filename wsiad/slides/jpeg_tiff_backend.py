@@ -55,6 +55,7 @@ class JpegTiffBackend(Slide):
     """
 
     backend = "jpeg-tiff"
+    reads_into = True
 
     def __init__(
         self,
@@ -73,12 +74,17 @@ class JpegTiffBackend(Slide):
 
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`."""
-        tiles = self._layout[level]
         rgb = np.empty((size.height, size.width, 3), np.uint8)
-        valid = None
-        columns = _pieces(x, size.width, tiles.tile.width, tiles.size.width)
-        rows = _pieces(y, size.height, tiles.tile.height, tiles.size.height)
-        if not (_covers(columns, size.width) and _covers(rows, size.height)):
+        return Region(rgb, self.read_level_into(level, x, y, rgb))
+
+    def read_level_into(
+        self, level: int, x: int, y: int, out: _RGB
+    ) -> npt.NDArray[np.bool_] | None:
+        """Read a rectangle of a level; see :meth:`Slide.read_level_into`."""
+        tiles, rgb, valid = self._layout[level], out, None
+        columns = _pieces(x, rgb.shape[1], tiles.tile.width, tiles.size.width)
+        rows = _pieces(y, rgb.shape[0], tiles.tile.height, tiles.size.height)
+        if not (_covers(columns, rgb.shape[1]) and _covers(rows, rgb.shape[0])):
             rgb[:] = 0
             valid = np.zeros(rgb.shape[:2], bool)
             for _, _, down in rows:
@@ -93,7 +99,7 @@ class JpegTiffBackend(Slide):
                 if valid is None:
                     valid = np.ones(rgb.shape[:2], bool)
                 rgb[down, across], valid[down, across] = 0, False
-        return Region(rgb, valid)
+        return valid
 
     def _tile(self, level: int, row: int, column: int) -> _RGB | None:
         tiles = self._layout[level]

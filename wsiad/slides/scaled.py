@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from wsiad.errors import ScaleError
 from wsiad.geometry import PixelMap, Size
 from wsiad.slides.resample import all_valid, area_mean, area_weights
@@ -91,6 +94,50 @@ class ScaledSlide:
             max(0, math.floor((bottom - y) / factor_y + 1e-6)),
         )
 
+    @property
+    def reads_into(self) -> bool:
+        """Whether :meth:`read_into` can be used: pixels are the level's own, copied once."""
+        return self.slide.reads_into and not self.resampled
+
+    def read_into(
+        self, column: int, row: int, out: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Read a rectangle of target pixels, as :meth:`read` does, into memory that is there.
+
+        Only where :attr:`reads_into` says so.
+
+        Parameters
+        ----------
+        column, row : int
+            Top-left corner, target pixels; with the shape of ``out`` within :attr:`size`.
+        out : ndarray of uint8, (H, W, 3)
+            Where to; meaningless where not valid.
+
+        Returns
+        -------
+        ndarray of bool, (H, W), or None
+            Where the slide has pixels; ``None`` where it has them all.
+
+        Raises
+        ------
+        SlideReadError
+            The pixels cannot be decoded.
+        """
+        self._check(column, row, Size(out.shape[1], out.shape[0]))
+        level = self.slide.levels[self.level]
+        x = round(self.pixels.x / level.downsample_x + column)
+        y = round(self.pixels.y / level.downsample_y + row)
+        return self.slide.read_level_into(self.level, x, y, out)
+
+    def _check(self, column: int, row: int, size: Size) -> None:
+        if (
+            column < 0
+            or row < 0
+            or column + size.width > self.size.width
+            or row + size.height > self.size.height
+        ):
+            raise ValueError(f"({column}, {row}) + {size} is not within {self.size}")
+
     def read(self, column: int, row: int, size: Size) -> Region:
         """Read a rectangle of target pixels.
 
@@ -111,13 +158,7 @@ class ScaledSlide:
         SlideReadError
             The pixels cannot be decoded.
         """
-        if (
-            column < 0
-            or row < 0
-            or column + size.width > self.size.width
-            or row + size.height > self.size.height
-        ):
-            raise ValueError(f"({column}, {row}) + {size} is not within {self.size}")
+        self._check(column, row, size)
         level = self.slide.levels[self.level]
         step_x = self.pixels.scale_x / level.downsample_x
         step_y = self.pixels.scale_y / level.downsample_y

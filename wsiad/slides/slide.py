@@ -119,6 +119,36 @@ class Slide(ABC):
             The pixels cannot be decoded, also not by a freshly opened handle.
         """
 
+    reads_into: bool = False
+    """Whether :meth:`read_level_into` copies no pixel twice, and gives each pixel the same
+    colour whatever rectangle it is read in."""
+
+    def read_level_into(
+        self, level: int, x: int, y: int, out: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Read a rectangle of a level into memory that is there.
+
+        Parameters
+        ----------
+        level, x, y : int
+            As of :meth:`read_level`.
+        out : ndarray of uint8, (H, W, 3)
+            Where to; meaningless where not valid.
+
+        Returns
+        -------
+        ndarray of bool, (H, W), or None
+            Where the slide has pixels; ``None`` where it has them all.
+
+        Raises
+        ------
+        SlideReadError
+            As :meth:`read_level`.
+        """
+        region = self.read_level(level, x, y, Size(out.shape[1], out.shape[0]))
+        out[:] = region.rgb
+        return region.valid
+
     def check_unchanged(self) -> None:  # noqa: B027 -- a slide in memory does not change
         """Check that the file is the one that was opened.
 
