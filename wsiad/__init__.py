@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsiad.stages.score_tiles import score_tiles
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
+    from wsiad.stages.tune import tune
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.torch_dataset import TileBatch, TileDataset
 
@@ -51,6 +52,7 @@ __all__ = [
     "score_tiles",
     "tile",
     "train",
+    "tune",
 ]
 
 _CLASSES = {

@@ -62,6 +62,16 @@ wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --m
 wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8
 wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/""",
     ),
+    "tune": Verb(
+        "choose a detector's options with a few anomalous tiles, by cross-validation",
+        ("store",),
+        """\
+wsiad tune store/ --anomalies tumour_store/ --out tuned/ --config configs/camelyon16/tune-dpa.yaml
+wsiad tune store/ --anomalies tumour_store/ --out tuned/ --detector knn \\
+    --space 'neighbours=[1, 3, 9]' --space 'fit_vectors={low: 1000, high: 20000, log: true}'
+wsiad tune --config tune.yaml --trials 60 --cluster configs/slurm.yaml
+wsiad train --config tuned/best.yaml""",
+    ),
     "heatmap": Verb(
         "score slides: heatmaps, regions, detections, for QuPath and for evaluation",
         ("run", "slides"),

@@ -99,6 +99,10 @@ class DetectorError(WsiadError, ValueError):
     """A detector is unknown, or cannot be fitted or applied as asked."""
 
 
+class SearchError(WsiadError, RuntimeError):
+    """Hyperparameters cannot be searched for: the package that it needs is not at hand."""
+
+
 class RunError(WsiadError, OSError):
     """A run folder is missing, damaged, or was made with another configuration."""
 

@@ -35,6 +35,10 @@ def _by_comma(value: object) -> object:
     return value
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_by_comma)]
+"""Any number of names; also one text that commas part."""
+
+
 class TrainConfig(Config):
     """Fit a detector on the healthy tiles of a store."""
 
@@ -52,7 +56,7 @@ class TrainConfig(Config):
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
     a slide is its anomaly type."""
-    anomaly_types: Annotated[tuple[str, ...], BeforeValidator(_by_comma)] = ()
+    anomaly_types: Names = ()
     """Use only these labels of `anomalies`; by default all that do not mean healthy."""
     anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
     """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""

@@ -1,0 +1,342 @@
+"""``wsiad tune``: a detector's options, chosen with a few labelled anomalous tiles."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from wsiad.cluster.options import ComputeOptions
+from wsiad.config import Config, build, resolve, verb, write_config
+from wsiad.errors import ConfigError, RunError
+from wsiad.files import write_json
+from wsiad.progress import Progress
+from wsiad.provenance import versions
+from wsiad.stages.train import Names, TrainConfig
+from wsiad.tissue.options import QualityThresholds
+from wsiad.tuning.space import Parameter, check_space, options_of
+from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss
+
+if TYPE_CHECKING:
+    from wsiad.stages.tune_tiles import SearchTiles
+
+CONFIG, BEST, FOLDS = "config.yaml", "best.yaml", "folds.json"
+
+_MAY_CHANGE = frozenset(
+    {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
+    | {"retry_failed", "quiet"}
+)
+"""What may differ when a search goes on: none of it changes what a trial gives."""
+
+
+class TuneConfig(Config):
+    """Choose a detector's options with a few anomalous tiles, by cross-validation."""
+
+    store: Path
+    """Tile store of healthy slides."""
+    anomalies: Path
+    """Tile store of labelled anomalous tiles; the label of a slide is its anomaly type."""
+    out: Path
+    """Folder of the search; an interrupted search in it goes on."""
+    detector: str = "dpa"
+    """Method; an unknown name is answered with the list of those there are."""
+    space: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """What is searched: option and a list of values, or a range such as `{low: 1, high: 9}`; see
+    docs/tune.md. May be given several times."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the method that is the same in all trials; may be given several times."""
+    trials: Annotated[int, Field(ge=1)] = 30
+    """The most settings to try, those of earlier calls included."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Begin no further fit after so many minutes of this call."""
+    random_trials: Annotated[int, Field(ge=1)] = 10
+    """So many trials are drawn at random before what they gave decides."""
+    prune: bool = True
+    """Give a trial up whose mean after a fold is below the median of the complete ones."""
+    folds: Annotated[int, Field(ge=2)] = 3
+    """Parts of the slides; a trial is fitted and tested once for each."""
+    healthy_folds_by: Literal["slide", "tile"] = "slide"
+    """`tile` for healthy tiles of fewer slides than folds: figures are then too good."""
+    anomaly_folds_by: Literal["slide", "label", "tile"] = "slide"
+    """`label` tests on types of anomaly that no other fold has; `tile` is for anomalous tiles of
+    fewer slides than folds."""
+    healthy_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `store`, drawn by the seed evenly over their slides."""
+    anomaly_types: Names = ()
+    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
+    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
+    split: str | None = None
+    """Use only slides with this value in the manifest's `split` column."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used; in place of the thresholds that the store has."""
+    weights: str | None = None
+    """Pretrained weights: a file (safetensors or a plain state dict), `random`, or by
+    default those that torchvision downloads."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Same seed, same result, where trials follow each other."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    fit_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop each fit after so many optimiser steps."""
+    fit_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop each fit after so many minutes; results then depend on the machine."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Fits at once, each by a process of its own on this machine."""
+    cluster: Path | None = None
+    """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs fit; see
+    configs/slurm.yaml."""
+    scheduler: str | None = None
+    """Address of a running dask scheduler whose workers fit."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a fit is tried again whose worker was lost; a fit's own error is not."""
+    at_once: Annotated[int, Field(ge=1)] | None = None
+    """Trials in work at once; by default as many as there are workers. Has to be given with
+    `scheduler`."""
+    retry_failed: bool = False
+    """Try again what failed in an earlier call."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTrial:
+    """A trial that failed, as the command line lists it.
+
+    Parameters
+    ----------
+    slide : str
+        Which one.
+    reason : str
+    """
+
+    slide: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the search.
+    trials : tuple of Trial
+        All, of earlier calls too.
+    best : Trial or None
+        Of the complete ones the best; its ``best.yaml`` is ready for ``wsiad train``.
+    warnings : tuple of str
+        What takes away from the figures.
+    summary : str
+        For people.
+    """
+
+    out: Path
+    trials: tuple[Trial, ...]
+    best: Trial | None
+    warnings: tuple[str, ...]
+    summary: str
+
+    @property
+    def failed(self) -> tuple[FailedTrial, ...]:
+        """Trials that failed."""
+        failed = (trial for trial in self.trials if trial.state == FAILED)
+        return tuple(FailedTrial(f"trial {trial.number}", trial.reason) for trial in failed)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if no trial is complete, else 0."""
+        return int(self.best is None)
+
+
+@verb(TuneConfig)
+def tune(config: TuneConfig) -> TuneResult:
+    """Try settings of a detector, each by cross-validation, and keep the best.
+
+    In each fold a detector is fitted on the healthy tiles of the other folds and tested on the
+    healthy and anomalous tiles of this one; no slide is in two folds (Shvetsova et al. 2021,
+    section IV-C, without the overlap of the folds that they released).
+
+    Raises
+    ------
+    ConfigError
+        An option of the space is unknown or cannot have a value.
+    DetectorError
+        The method is unknown, or needs larger tiles.
+    StoreError
+        There is no store, or it is damaged.
+    StoreMismatchError
+        The anomalous tiles were prepared otherwise than the healthy ones.
+    InputError
+        There are no healthy or anomalous tiles, or fewer slides than folds.
+    RunError
+        The folder holds something else, or a search of another configuration.
+    SearchError
+        Optuna is not installed.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.detectors import registry
+    from wsiad.stages.tune_search import run_search
+    from wsiad.stages.tune_tiles import search_tiles
+    from wsiad.training.device import choose_device
+    from wsiad.tuning.search import optuna
+    from wsiad.tuning.table import write_trials
+
+    start = time.monotonic()
+    package = optuna()
+    compute, at_once = _compute(config)
+    if compute.in_turn:
+        choose_device(config.device)  # rather refused now than by each trial
+    cls = registry.load(config.detector)
+    build(cls.Options, config.options, source=f"options of {config.detector}")
+    check_space(config.space, config.options, cls.Options)
+    tiles = search_tiles(config, cls)
+    _claim(config)
+    write_json(config.out / FOLDS, tiles.membership(config))
+    with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
+        trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
+    write_trials(config.out, trials, config.space, folds=config.folds)
+    found = best(trials)
+    if found is not None:
+        write_config(config.out / BEST, _train_config(config, found, learns=cls.uses_anomalies))
+    record = _record(config, trials, tiles) | {
+        "seconds": round(time.monotonic() - start, 3),
+        "versions": versions() | {"optuna": package.__version__},
+    }
+    write_json(config.out / "run.json", record)
+    summary = _summary(config, trials, tiles)
+    return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
+
+
+def _compute(config: TuneConfig) -> tuple[ComputeOptions, int]:
+    """Where fits are made, and how many trials are in work at once."""
+    from wsiad.cluster.jobs import read_jobs
+
+    names = ("workers", "cluster", "scheduler", "retries")
+    given = {name: getattr(config, name) for name in names}
+    compute = build(ComputeOptions, given, source="wsiad tune")
+    if config.at_once is not None:
+        return compute, config.at_once
+    if config.cluster is not None:
+        jobs = read_jobs(config.cluster)
+        return compute, jobs.jobs * jobs.cores
+    if config.scheduler is not None:
+        raise ConfigError(
+            "how many trials are in work at once is not known",
+            subject="scheduler",
+            remedy="Give --at-once, the number of its workers.",
+        )
+    return compute, config.workers
+
+
+def _claim(config: TuneConfig) -> None:
+    """Take the folder, or take up the search in it.
+
+    Raises
+    ------
+    RunError
+        It holds something else, or a search of another configuration.
+    """
+    path = config.out / CONFIG
+    if path.exists():
+        if changed := _changed(path, config):
+            raise RunError(
+                f"holds a search of another configuration (other {', '.join(changed)})",
+                subject=str(config.out),
+                remedy="Choose another folder, or give what was given then.",
+            )
+    elif config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise RunError(
+            "holds something that is not a search",
+            subject=str(config.out),
+            remedy="Give an empty or a new folder as --out.",
+        )
+    write_config(path, config)
+
+
+def _changed(path: Path, config: TuneConfig) -> list[str]:
+    """Names of the fields that differ in a stored config and that must not."""
+    try:
+        earlier = resolve(TuneConfig, file=path, flags={}).model_dump(mode="json")
+    except ConfigError:
+        return [CONFIG]
+    now = config.model_dump(mode="json")
+    return [name for name in now if name not in _MAY_CHANGE and now[name] != earlier[name]]
+
+
+def _train_config(config: TuneConfig, trial: Trial, *, learns: bool | str) -> TrainConfig:
+    """Return the config by which the best setting is trained on all healthy slides."""
+    same = ("detector", "weights", "split", "quality", "seed", "device")
+    values = {name: getattr(config, name) for name in same}
+    if learns:
+        values["anomalies"] = config.anomalies.resolve()
+        values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
+    return build(
+        TrainConfig,
+        values
+        | {
+            "store": config.store.resolve(),
+            "out": config.out.resolve() / "best",
+            "options": {**config.options, **options_of(config.space, trial.params)},
+            "max_steps": config.fit_steps,
+            "max_minutes": config.fit_minutes,
+        },
+    )
+
+
+def _record(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> dict[str, Any]:
+    """Return what ``run.json`` says of the search."""
+    states = (COMPLETE, PRUNED, FAILED)
+    counts = {state: sum(trial.state == state for trial in trials) for state in states}
+    return {
+        "detector": config.detector,
+        "seed": config.seed,
+        "trials": counts | {"not_ended": len(trials) - sum(counts.values())},
+        "best": _facts(best(trials)),
+        "best_by_healthy_loss": _facts(lowest_loss(trials)),
+        "warnings": list(tiles.warnings),
+        **tiles.note(),
+    }
+
+
+def _facts(trial: Trial | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    return {
+        "trial": trial.number,
+        "params": trial.params,
+        "auroc": trial.auroc,
+        "auroc_spread": trial.spread,
+        "healthy_loss": trial.healthy_loss,
+    }
+
+
+def _summary(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> str:
+    states = {state: sum(t.state == state for t in trials) for state in (COMPLETE, PRUNED, FAILED)}
+    shown = [f"{count} {state}" for state, count in states.items() if count]
+    if left := len(trials) - sum(states.values()):
+        shown.append(f"{left} not ended: the same command goes on with them")
+    lines = [f"{config.out}: {len(trials)} trials ({', '.join(shown) or 'none ended'})"]
+    found, unlabelled = best(trials), lowest_loss(trials)
+    if found is None:
+        lines.append("no trial is complete: there is no best one")
+    else:
+        values = ", ".join(f"{name} {value}" for name, value in found.params.items())
+        lines.append(f"best: trial {found.number}, AUROC {_shown(found)}: {values}")
+        if unlabelled is not None and unlabelled.number != found.number:
+            lines.append(
+                f"without anomalies the lowest healthy loss would have chosen trial "
+                f"{unlabelled.number}, AUROC {_shown(unlabelled)}"
+            )
+        lines.append(f"train it: wsiad train --config {config.out / BEST}")
+    return "\n".join([*lines, *(f"WARNING: {text}" for text in tiles.warnings)])
+
+
+def _shown(trial: Trial) -> str:
+    return f"{trial.auroc or 0.0:.3f} ± {trial.spread or 0.0:.3f} (of {len(trial.folds)} folds)"

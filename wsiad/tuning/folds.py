@@ -1,0 +1,210 @@
+"""Folds of healthy and anomalous tiles: what a detector is tested on it has not learnt from.
+
+The protocol is that of Shvetsova et al. 2021, section IV-C: a detector is fitted on the healthy
+tiles of all folds but one, and tested on the healthy and the anomalous tiles of that one. In
+the folds that were released with the paper, every slide occurs in each of them; here a slide is in
+exactly one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.errors import InputError
+from wsiad.runs.split import SlideTiles
+
+Indices = npt.NDArray[np.int64]
+Tiles = Mapping[str, Indices]
+"""Indices of tiles by slide."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldParts:
+    """One fold as it is used; indices of tiles by slide.
+
+    Parameters
+    ----------
+    fit, test : dict of str to ndarray of int64
+        Healthy tiles of the other folds, and of this one.
+    anomalies_fit, anomalies_test : dict of str to ndarray of int64
+        Anomalous tiles of the other folds, for detectors that learn from them, and of this one.
+    """
+
+    fit: dict[str, Indices]
+    test: dict[str, Indices]
+    anomalies_fit: dict[str, Indices]
+    anomalies_test: dict[str, Indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Healthy and anomalous tiles by fold.
+
+    Parameters
+    ----------
+    healthy, anomalous : tuple of tuple of SlideTiles
+        Of each fold, in order of the slides' names.
+    """
+
+    healthy: tuple[tuple[SlideTiles, ...], ...]
+    anomalous: tuple[tuple[SlideTiles, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.healthy)
+
+    def parts(self, fold: int) -> FoldParts:
+        """Return what is fitted on and tested on in a fold, counted from 1."""
+        test, others = fold - 1, [i for i in range(len(self)) if i != fold - 1]
+        return FoldParts(
+            fit=_merged([item for i in others for item in self.healthy[i]]),
+            test=_merged(self.healthy[test]),
+            anomalies_fit=_merged([item for i in others for item in self.anomalous[i]]),
+            anomalies_test=_merged(self.anomalous[test]),
+        )
+
+    def as_json(self, *, tiles: bool) -> list[dict[str, Any]]:
+        """Return the membership: number of tiles by slide, or all their indices."""
+
+        def listed(part: Sequence[SlideTiles]) -> dict[str, Any]:
+            return {
+                item.slide: item.indices.tolist() if tiles else len(item.indices) for item in part
+            }
+
+        pairs = zip(self.healthy, self.anomalous, strict=True)
+        return [
+            {"fold": number, "healthy": listed(healthy), "anomalies": listed(anomalous)}
+            for number, (healthy, anomalous) in enumerate(pairs, 1)
+        ]
+
+
+def make_folds(
+    healthy: Tiles,
+    anomalous: Tiles,
+    *,
+    folds: int,
+    seed: int,
+    healthy_by_tile: bool = False,
+    anomalous_by_tile: bool = False,
+    types: Mapping[str, str] | None = None,
+) -> Folds:
+    """Deal slides, or tiles, to folds of about as many tiles each.
+
+    A slide that has both healthy and anomalous tiles is in one fold with all of them.
+
+    Parameters
+    ----------
+    healthy, anomalous : mapping of str to ndarray of int64
+        Indices of tiles by slide; slides without tiles are left out.
+    folds : int
+        At least two.
+    seed : int
+        Same seed, slides and tiles, same folds.
+    healthy_by_tile, anomalous_by_tile : bool
+        Deal tiles, not slides: then tiles of one slide are in several folds.
+    types : mapping of str to str, optional
+        Type of each anomalous slide; all slides of a type come into one fold.
+
+    Raises
+    ------
+    InputError
+        There are fewer slides (types, tiles) than folds.
+    """
+    healthy = {name: tiles for name, tiles in sorted(healthy.items()) if len(tiles)}
+    anomalous = {name: tiles for name, tiles in sorted(anomalous.items()) if len(tiles)}
+    rng = np.random.default_rng([seed, 0xF01D])
+    groups = {name: f"type {types[name]}" if types else f"slide {name}" for name in anomalous}
+    kind = "types of anomalous slides" if types else "anomalous slides"
+    fold_of: dict[str, int] = {}
+    if anomalous_by_tile:
+        anomalous_parts = _by_tile(anomalous, folds, rng, kind="anomalous")
+    else:
+        weights = _summed(anomalous, groups)
+        fold_of = _balanced(weights, [0] * folds, rng)
+        _check_filled(fold_of.values(), folds, f"{len(weights)} {kind}", "--anomaly-folds-by")
+        anomalous_parts = _by_fold(anomalous, groups, fold_of, folds)
+    if healthy_by_tile:
+        healthy_parts = _by_tile(healthy, folds, rng, kind="healthy")
+    else:
+        tied = groups if not anomalous_by_tile else {}
+        own = {name: tied.get(name, f"slide {name}") for name in healthy}
+        weights = _summed(healthy, own)
+        loads = [0] * folds
+        for group, fold in fold_of.items():
+            loads[fold] += weights.pop(group, 0)
+        fold_of |= _balanced(weights, loads, rng)
+        filled = (fold_of[group] for group in own.values())
+        _check_filled(filled, folds, f"{len(healthy)} healthy slides", "--healthy-folds-by")
+        healthy_parts = _by_fold(healthy, own, fold_of, folds)
+    return Folds(healthy_parts, anomalous_parts)
+
+
+def _summed(tiles: Tiles, groups: Mapping[str, str]) -> dict[str, int]:
+    weights: dict[str, int] = {}
+    for name, indices in tiles.items():
+        weights[groups[name]] = weights.get(groups[name], 0) + len(indices)
+    return weights
+
+
+def _balanced(
+    weights: Mapping[str, int], loads: Sequence[int], rng: np.random.Generator
+) -> dict[str, int]:
+    """Give each group, the largest first, to the fold with the least."""
+    filled = list(loads)
+    names = sorted(weights)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    fold_of = {}
+    for name in sorted(shuffled, key=lambda group: -weights[group]):
+        fold = min(range(len(filled)), key=filled.__getitem__)
+        fold_of[name] = fold
+        filled[fold] += weights[name]
+    return fold_of
+
+
+def _check_filled(fold_of: Iterable[int], folds: int, what: str, option: str) -> None:
+    if len(set(fold_of)) < folds:
+        raise InputError(
+            f"{what} do not fill {folds} folds, of which each slide is in exactly one",
+            remedy=f"Add slides, lower --folds, or give {option} tile: then tiles of one slide are "
+            "in several folds, and the result says so.",
+        )
+
+
+def _by_fold(
+    tiles: Tiles, groups: Mapping[str, str], fold_of: Mapping[str, int], folds: int
+) -> tuple[tuple[SlideTiles, ...], ...]:
+    parts: list[list[SlideTiles]] = [[] for _ in range(folds)]
+    for name, indices in tiles.items():
+        parts[fold_of[groups[name]]].append(SlideTiles(name, np.sort(indices)))
+    return tuple(map(tuple, parts))
+
+
+def _by_tile(
+    tiles: Tiles, folds: int, rng: np.random.Generator, *, kind: str
+) -> tuple[tuple[SlideTiles, ...], ...]:
+    names = list(tiles)
+    total = sum(map(len, tiles.values()))
+    if total < folds:
+        raise InputError(f"{total} {kind} tiles do not fill {folds} folds", remedy="Add tiles.")
+    owner = np.repeat(np.arange(len(names)), [len(tiles[name]) for name in names])
+    index = np.concatenate([tiles[name] for name in names])
+    order = rng.permutation(total)
+    return tuple(
+        tuple(
+            SlideTiles(names[i], np.sort(index[part][owner[part] == i]))
+            for i in np.unique(owner[part])
+        )
+        for part in (order[fold::folds] for fold in range(folds))
+    )
+
+
+def _merged(parts: Sequence[SlideTiles]) -> dict[str, Indices]:
+    """Tiles by slide, sorted; a slide may be in several parts."""
+    found: dict[str, list[Indices]] = {}
+    for item in parts:
+        found.setdefault(item.slide, []).append(item.indices)
+    return {name: np.sort(np.concatenate(some)) for name, some in sorted(found.items())}

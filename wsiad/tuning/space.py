@@ -1,0 +1,233 @@
+"""The search space: which options of a detector are tried with which values."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self, TypeAlias
+
+import pydantic
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from wsiad.config import Config
+from wsiad.errors import ConfigError
+
+Params = dict[str, Any]
+"""A value for each parameter of a space, as JSON: what a trial is made of."""
+
+_Number = int | float
+_INSIDE = 0.382  # a place within a range that is no whole number where its ends are
+
+
+def key(value: object) -> str:
+    """Return the same text for the same JSON value."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return values as JSON gives them back; a value that is listed twice is an error."""
+    try:
+        keys = [key(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"values must be numbers, texts, lists and mappings: {error}") from None
+    if twice := next((text for text in keys if keys.count(text) > 1), None):
+        raise ValueError(f"{twice} is listed twice")
+    return tuple(json.loads(text) for text in keys)
+
+
+class Choices(Config):
+    """One of several values of the option that the parameter is named after."""
+
+    choices: Annotated[tuple[Any, ...], Field(min_length=1)]
+    """The values."""
+
+    @field_validator("choices")
+    @classmethod
+    def _are_plain(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _plain(values)
+
+
+class Tied(Config):
+    """Options that change together; the parameter's name is only a name."""
+
+    tied: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    """Groups of option and value, each with the same options."""
+
+    @field_validator("tied")
+    @classmethod
+    def _are_alike(cls, groups: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if not all(group and group.keys() == groups[0].keys() for group in groups):
+            raise ValueError("each group must set the same options")
+        return _plain(groups)
+
+
+class Range(Config):
+    """A number between two bounds, both included; a whole one if both bounds are."""
+
+    low: _Number
+    """The smallest."""
+    high: _Number
+    """The largest."""
+    log: bool = False
+    """Look as closely at each order of magnitude."""
+    step: Annotated[_Number, Field(gt=0)] | None = None
+    """Distance between values that are tried."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("`low` must be below `high`")
+        if self.log and self.low <= 0:
+            raise ValueError("`log` needs a `low` above 0")
+        if self.log and self.step is not None:
+            raise ValueError("`log` and `step` exclude each other")
+        if self.whole and isinstance(self.step, float):
+            raise ValueError("`step` must be whole where `low` and `high` are")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def values(self) -> list[_Number] | None:
+        """Return all values, or ``None`` if there is no end of them."""
+        if self.whole:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.step is None:
+            return None
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return [self.low + number * self.step for number in range(count)]
+
+
+def _spelt_out(value: object) -> object:
+    """Let a list stand for choices, and a single value for the only choice."""
+    if isinstance(value, list | tuple):
+        return {"choices": value}
+    return value if isinstance(value, Mapping | Config) else {"choices": [value]}
+
+
+def _kind(value: object) -> str | None:
+    kinds = {"choices": "choices", "tied": "tied", "low": "range", "high": "range"}
+    names = value if isinstance(value, Mapping) else type(value).model_fields  # type: ignore[attr-defined]
+    return next((kind for name, kind in kinds.items() if name in names), None)
+
+
+Parameter: TypeAlias = Annotated[
+    Annotated[Choices, Tag("choices")]
+    | Annotated[Tied, Tag("tied")]
+    | Annotated[Range, Tag("range")],
+    Discriminator(
+        _kind,
+        custom_error_type="parameter",
+        custom_error_message="give a list, or a mapping with `choices`, `tied`, or `low` and "
+        "`high`; what is not searched belongs into `options`",
+    ),
+    BeforeValidator(_spelt_out),
+]
+"""What is tried of one parameter: a list of values, tied options, or a range."""
+
+Space = Mapping[str, Choices | Tied | Range]
+
+
+def options_of(space: Space, params: Params) -> dict[str, Any]:
+    """Return the detector's options that the values of a trial's parameters mean."""
+    options: dict[str, Any] = {}
+    for name, parameter in space.items():
+        options |= params[name] if isinstance(parameter, Tied) else {name: params[name]}
+    return options
+
+
+def values_of(parameter: Choices | Tied | Range) -> list[Any] | None:
+    """Return all values of a parameter, or ``None`` if there is no end of them."""
+    match parameter:
+        case Choices():
+            return list(parameter.choices)
+        case Tied():
+            return list(parameter.tied)
+        case Range():
+            return parameter.values()
+
+
+def size(space: Space) -> int | None:
+    """Count the settings in a space; ``None`` if there is no end of them."""
+    counts = [values_of(parameter) for parameter in space.values()]
+    return None if None in counts else math.prod(len(values or ()) for values in counts)
+
+
+def check_space(space: Space, fixed: Mapping[str, Any], options: type[Config]) -> None:
+    """Check names and values of a space before anything is tried.
+
+    Values are checked one by one; a combination that a detector refuses makes a trial that
+    fails.
+
+    Parameters
+    ----------
+    space : mapping of str to parameter
+    fixed : mapping of str to value
+        Options that are the same in all trials.
+    options : type
+        The detector's options.
+
+    Raises
+    ------
+    ConfigError
+        An option is unknown, is set twice, or cannot have a value; names it.
+    """
+    owner = dict.fromkeys(fixed, "options")
+    for name, parameter in space.items():
+        for option in parameter.tied[0] if isinstance(parameter, Tied) else (name,):
+            _check_known(option, f"space.{name}", options)
+            if option in owner:
+                raise ConfigError(
+                    f"the option {option!r} is set by {owner[option]} already",
+                    subject=f"space.{name}",
+                    remedy="Set each option in one place only.",
+                )
+            owner[option] = f"space.{name}"
+        for option, value in _looked_at(name, parameter):
+            _check_value(option, value, fixed, options, subject=f"space.{name}")
+
+
+def _looked_at(name: str, parameter: Choices | Tied | Range) -> Iterator[tuple[str, Any]]:
+    """Options and values to check: all that are listed, ends and inside of a range."""
+    match parameter:
+        case Choices():
+            yield from ((name, value) for value in parameter.choices)
+        case Tied():
+            yield from (item for group in parameter.tied for item in group.items())
+        case Range(low=low, high=high):
+            yield from ((name, low), (name, high))
+            if not parameter.whole and parameter.step is None:
+                yield name, low + _INSIDE * (high - low)
+
+
+def _check_known(option: str, subject: str, options: type[Config]) -> None:
+    known = options.model_fields
+    if option in known:
+        return
+    near = difflib.get_close_matches(option, known, n=1)
+    raise ConfigError(
+        f"the detector has no option {option!r}"
+        + (f" (did you mean {near[0]!r}?)" if near else ""),
+        subject=subject,
+        remedy=f"Its options are {', '.join(known)}; options that change together are given as "
+        "`tied`.",
+    )
+
+
+def _check_value(
+    option: str, value: Any, fixed: Mapping[str, Any], options: type[Config], *, subject: str
+) -> None:
+    try:
+        options.model_validate({**fixed, option: value})
+    except pydantic.ValidationError as error:
+        for item in error.errors():
+            if item["loc"] and item["loc"][0] == option:
+                message = item["msg"].removeprefix("Value error, ")
+                raise ConfigError(
+                    f"{option} cannot be {value!r}: {message[0].lower()}{message[1:]}",
+                    subject=subject,
+                ) from None
