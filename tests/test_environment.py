@@ -26,7 +26,8 @@ def test_environment_is_in_step():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = bounds(line for line in environment["dependencies"] if isinstance(line, str))
-    wanted = bounds(project["dependencies"])
+    # The extras that are not of jobs: conda users get every verb.
+    wanted = bounds([*project["dependencies"], *project["optional-dependencies"]["tune"]])
     for name, bound in wanted.items():
         there = conda.pop(CONDA_NAMES.get(name, name))
         if name == "openslide-bin":
@@ -48,6 +49,7 @@ def test_constraints_satisfy_the_bounds():
         for line in (ROOT / "requirements/constraints.txt").read_text().splitlines()
         if "==" in line
     )
-    for text in project["dependencies"]:
+    extras = project["optional-dependencies"]
+    for text in (*project["dependencies"], *extras["hpc"], *extras["tune"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower()]), text

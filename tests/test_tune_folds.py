@@ -34,7 +34,7 @@ def test_folds_are_disjoint_and_whole(
     healthy, anomalous, folds, seed, healthy_by_tile, anomalous_by_tile, by_type
 ):
     healthy, anomalous = indices(healthy), indices(anomalous)
-    types = {name: name in "abc" and "x" or name for name in anomalous} if by_type else None
+    types = {name: (name in "abc" and "x") or name for name in anomalous} if by_type else None
     try:
         found = make_folds(
             healthy, anomalous, folds=folds, seed=seed, healthy_by_tile=healthy_by_tile,

@@ -18,12 +18,13 @@ from wsiad.provenance import versions
 from wsiad.stages.train import Names, TrainConfig
 from wsiad.tissue.options import QualityThresholds
 from wsiad.tuning.space import Parameter, check_space, options_of
-from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss
+from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss, trial_folder
 
 if TYPE_CHECKING:
+    from wsiad.detector import Detector
     from wsiad.stages.tune_tiles import SearchTiles
 
-CONFIG, BEST, FOLDS = "config.yaml", "best.yaml", "folds.json"
+CONFIG, BEST, TRAIN, FOLDS = "config.yaml", "best.yaml", "train.yaml", "folds.json"
 
 _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
@@ -203,8 +204,14 @@ def tune(config: TuneConfig) -> TuneResult:
         trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
     write_trials(config.out, trials, config.space, folds=config.folds)
     found = best(trials)
+    for trial in trials:
+        if trial.state == COMPLETE:
+            folder = trial_folder(config.out, trial.number)
+            training = _train_config(config, trial, out=folder / "run", cls=cls)
+            write_config(folder / TRAIN, training)
     if found is not None:
-        write_config(config.out / BEST, _train_config(config, found, learns=cls.uses_anomalies))
+        training = _train_config(config, found, out=config.out / "best", cls=cls)
+        write_config(config.out / BEST, training)
     record = _record(config, trials, tiles) | {
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions() | {"optuna": package.__version__},
@@ -270,11 +277,13 @@ def _changed(path: Path, config: TuneConfig) -> list[str]:
     return [name for name in now if name not in _MAY_CHANGE and now[name] != earlier[name]]
 
 
-def _train_config(config: TuneConfig, trial: Trial, *, learns: bool | str) -> TrainConfig:
-    """Return the config by which the best setting is trained on all healthy slides."""
+def _train_config(
+    config: TuneConfig, trial: Trial, *, out: Path, cls: type[Detector]
+) -> TrainConfig:
+    """Return the config by which a trial's setting is trained on all healthy slides."""
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
-    if learns:
+    if cls.uses_anomalies:
         values["anomalies"] = config.anomalies.resolve()
         values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
     return build(
@@ -282,7 +291,7 @@ def _train_config(config: TuneConfig, trial: Trial, *, learns: bool | str) -> Tr
         values
         | {
             "store": config.store.resolve(),
-            "out": config.out.resolve() / "best",
+            "out": out.resolve(),
             "options": {**config.options, **options_of(config.space, trial.params)},
             "max_steps": config.fit_steps,
             "max_minutes": config.fit_minutes,

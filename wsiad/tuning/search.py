@@ -8,6 +8,7 @@ the trials before it, and on nothing that a killed process could lose.
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -169,10 +170,13 @@ def _all(space: Space) -> Iterator[Params]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let Optuna tell what is wrong, and not what it does."""
-    logging = optuna().logging
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
+    package = optuna()
+    before = package.logging.get_verbosity()
+    package.logging.set_verbosity(package.logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Before its version 5 one argument of the sampler is not final.
+            warnings.simplefilter("ignore", package.exceptions.ExperimentalWarning)
+            yield
     finally:
-        logging.set_verbosity(before)
+        package.logging.set_verbosity(before)

@@ -90,7 +90,8 @@ def _plot(path: Path, trials: Sequence[Trial], space: Space) -> None:
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     numbers = [float(trial.number) for trial in trials]
     _points(axes[0], numbers, trials, label="trial")
-    axes[0].legend(fontsize="small", frameon=False)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize="small", frameon=False)
     for each, (name, parameter) in zip(axes[1:], space.items(), strict=False):
         values = [trial.params[name] for trial in trials]
         if isinstance(parameter, Range):
