@@ -187,7 +187,9 @@ def plot(path: Path, summary: list[dict[str, object]], settings: list[Scored]) -
     figure = Figure(figsize=(6.4, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    styles = zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"), "osv^Dx")
+    styles = zip(
+        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"), "osv^Dx", strict=True
+    )
     types = dict.fromkeys(row["types"] for row in summary)
     for count, (colour, marker) in zip(types, styles, strict=False):
         mine = [row for row in summary if row["types"] == count]

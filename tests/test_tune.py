@@ -451,8 +451,8 @@ def test_sigkill_in_the_middle_of_a_fit(stores, tmp_path):
         "statistics_tiles": 8, "max_steps": 20, "checkpoint_seconds": 0.01,
     }  # fmt: skip
     config = {
-        "store": str(stores[0]), "anomalies": str(stores[1]), "detector": "dpa", "space": {"batch": [4]},
-        "options": options, "weights": "random", "folds": 2, "quiet": True,
+        "store": str(stores[0]), "anomalies": str(stores[1]), "detector": "dpa",
+        "space": {"batch": [4]}, "options": options, "weights": "random", "folds": 2, "quiet": True,
     }  # fmt: skip
     wsiad.tune(**config, out=tmp_path / "whole")
     file = tmp_path / "tune.yaml"
