@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.files import atomic_file, write_text
-from wsiad.tuning.space import Range, Space, key, options_of
+from wsiad.tuning.space import Range, Space, key, options_of, values_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # Okabe & Ito: told apart with every kind of colour vision; markers differ too.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#767676"
+
+_MARKS = str.maketrans("", "", '{}[]"')
+_TICK_WIDTH = 16  # characters
 
 TABLE, PICTURE = "trials.csv", "trials.png"
 
@@ -88,6 +92,7 @@ def _plot(path: Path, trials: Sequence[Trial], space: Space) -> None:
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    axes[0].set(ylabel="AUROC, mean over folds")
     numbers = [float(trial.number) for trial in trials]
     _points(axes[0], numbers, trials, label="trial")
     if axes[0].get_legend_handles_labels()[0]:
@@ -98,14 +103,19 @@ def _plot(path: Path, trials: Sequence[Trial], space: Space) -> None:
             _points(each, values, trials, label=name)
             each.set_xscale("log" if parameter.log else "linear")
             continue
-        shown = sorted({key(value) for value in values})
-        _points(each, [float(shown.index(key(value))) for value in values], trials, label=name)
-        each.set_xticks(range(len(shown)), shown, fontsize="x-small", rotation=20, ha="right")
+        known = [key(value) for value in values_of(parameter) or ()]
+        _points(each, [float(known.index(key(value))) for value in values], trials, label=name)
+        each.set_xticks(range(len(known)), map(_tick, known), fontsize="xx-small")
     for each in axes[1 + len(space) :]:
         each.remove()
     with atomic_file(path) as partial:
         # Without the version of the program the same figures are the same file.
         figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _tick(text: str) -> str:
+    """Return a value's text in short lines without the marks of JSON."""
+    return "\n".join(textwrap.wrap(text.translate(_MARKS), _TICK_WIDTH))
 
 
 def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial], *, label: str) -> None:
@@ -132,4 +142,4 @@ def _points(axes: Axes, places: Sequence[float], trials: Sequence[Trial], *, lab
         )  # fmt: skip
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set(xlabel=label, ylabel="AUROC, mean over folds")
+    axes.set(xlabel=label)
