@@ -44,7 +44,7 @@ def put(folder, groups=GROUPS, *, gain=0.0, seed=0):
 
 @pytest.fixture
 def scored(tmp_path):
-    for seed, (name, gain) in enumerate((("bad", -1.0), ("good", 2.0), ("none", 0.0))):
+    for seed, (name, gain) in enumerate((("bad", -1.0), ("good", 1.0), ("none", 0.0))):
         put(tmp_path / "s" / name / "validation", gain=gain, seed=seed)
         put(tmp_path / "s" / name / "test", gain=gain, seed=10 + seed)
     return tmp_path / "s"

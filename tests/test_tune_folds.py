@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wsiad.errors import InputError
 from wsiad.tuning.folds import make_folds
 
-SLIDES = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(0, 9), min_size=0, max_size=10)
+SLIDES = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(0, 9), min_size=2, max_size=10)
 
 
 def indices(counts):
@@ -80,6 +80,17 @@ def test_folds_are_disjoint_and_whole(
                 ours = [set(part.get(name, np.empty(0)).tolist()) for part in (fit, test)]
                 assert not ours[0] & ours[1]
                 assert ours[0] | ours[1] == set(some.tolist())
+
+
+@pytest.mark.parametrize("by_type", [False, True])
+def test_healthy_and_anomalous_tiles_of_a_slide_stay_together(by_type):
+    healthy, odd = dict.fromkeys("abcdefgh", 4), dict.fromkeys("abcdxyz", 3)
+    types = dict(zip("abcdxyz", "ppqqrrs", strict=True)) if by_type else None
+    for seed in range(5):
+        found = make_folds(indices(healthy), indices(odd), folds=3, seed=seed, types=types)
+        where = {name: fold for name, _, fold in membership(found.healthy)}
+        for name, _, fold in membership(found.anomalous):
+            assert where.get(name, fold) == fold
 
 
 def test_folds_are_about_as_large():
