@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,15 @@ from sklearn.metrics import roc_auc_score
 
 import wsiad
 from wsiad.cli import main
+from wsiad.config import resolve
 from wsiad.detector import Detector, DetectorOptions, FitReport, State
 from wsiad.detectors import registry
 from wsiad.errors import ConfigError, DetectorError, InputError, RunError, SearchError
+from wsiad.stages.tune import TuneConfig
+from wsiad.tuning.space import check_space, options_of, values_of
 from wsiad.tuning.trials import read_trials
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 KNN = {"layers": ["features.3"], "places": 2, "fit_tiles": 40, "fit_vectors": 60}
 
 
@@ -213,6 +218,8 @@ def test_a_killed_search_goes_on_to_the_same_result(stores, tmp_path, toy):
     for _ in kills:
         with pytest.raises(Killed):
             tune(stores, tmp_path / "out", **given)
+        ended = [t for t in read_trials(tmp_path / "out") if t.state != "running"]
+        assert not ended or len(rows(tmp_path / "out")) in (len(ended), len(ended) + 1)
     tune(stores, tmp_path / "out", **given)
     found = [contents(tmp_path / name) for name in ("whole", "out")]
     found[0]["best.yaml"] = found[0]["best.yaml"].replace("/whole/", "/out/")
@@ -297,6 +304,18 @@ def test_no_fit_is_begun_when_time_is_over(stores, tmp_path, toy):
     assert len(tune(stores, tmp_path / "out").trials) == 4
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("tune-*.yaml")), ids=lambda path: path.stem)
+def test_shipped_searches_fit_their_detectors(path):
+    config = resolve(TuneConfig, file=path, flags={"store": "s", "anomalies": "a", "out": "o"})
+    cls = registry.load(config.detector)
+    check_space(config.space, config.options, cls.Options)
+    for values in product(*(values_of(parameter) for parameter in config.space.values())):
+        params = dict(zip(config.space, values, strict=True))
+        options = cls.Options(**config.options, **options_of(config.space, params))
+        if config.detector == "dpa":
+            options.shape(64)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -326,7 +345,7 @@ def test_what_else_is_refused_before_anything_runs(stores, tmp_path, toy, monkey
     for values, error, message in (
         ({"detector": "tay"}, DetectorError, "no detector 'tay'"),
         ({"options": {"fokus": 1}}, ConfigError, "unknown key"),
-        ({"folds": 5}, InputError, "4 anomalous slides do not fill 5 folds"),
+        ({"folds": 5}, InputError, "4 anomalous slides cannot fill 5 folds"),
         ({"anomaly_folds_by": "label"}, InputError, "2 types of anomalous slides"),
         ({"space": {"input_px": [16, 64]}}, DetectorError, "needs 64 px and the tiles have 32"),
         ({"space": {"input_px": {"low": 16, "high": 48}}}, DetectorError, "needs 48 px"),

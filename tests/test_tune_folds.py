@@ -121,5 +121,5 @@ def test_too_few_slides_are_an_error_with_its_remedy():
         make_folds(healthy, odd, folds=3, seed=0)
     with pytest.raises(InputError, match=r"2 healthy slides.*--healthy-folds-by tile"):
         make_folds(odd, healthy, folds=3, seed=0)
-    with pytest.raises(InputError, match="2 anomalous tiles do not fill 3 folds"):
+    with pytest.raises(InputError, match="2 anomalous tiles cannot fill 3 folds"):
         make_folds(healthy, indices({"x": 2}), folds=3, seed=0, anomalous_by_tile=True)

@@ -25,6 +25,7 @@ from wsiad.training.checkpoint import CHECKPOINT
 from wsiad.training.device import choose_device, windows_at_once
 from wsiad.tuning.search import falls_behind, suggest
 from wsiad.tuning.space import Params, options_of
+from wsiad.tuning.table import write_table
 from wsiad.tuning.trials import (
     COMPLETE,
     FAILED,
@@ -199,6 +200,7 @@ class _Search:
 
     def _end(self, trial: Trial) -> None:
         self._keep(trial)
+        write_table(self._config.out, self.trials, self._config.space, folds=self._config.folds)
         if trial.state == FAILED:
             self._progress.message(f"FAILED trial {trial.number}: {trial.reason}")
         leader = best(self.trials)

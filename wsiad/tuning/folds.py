@@ -118,14 +118,14 @@ def make_folds(
     anomalous = {name: tiles for name, tiles in sorted(anomalous.items()) if len(tiles)}
     rng = np.random.default_rng([seed, 0xF01D])
     groups = {name: f"type {types[name]}" if types else f"slide {name}" for name in anomalous}
-    kind = "types of anomalous slides" if types else "anomalous slides"
+    kind = ("type", " of anomalous slides") if types else ("anomalous slide", "")
     fold_of: dict[str, int] = {}
     if anomalous_by_tile:
         anomalous_parts = _by_tile(anomalous, folds, rng, kind="anomalous")
     else:
         weights = _summed(anomalous, groups)
         fold_of = _balanced(weights, [0] * folds, rng)
-        _check_filled(fold_of.values(), folds, f"{len(weights)} {kind}", "--anomaly-folds-by")
+        _check_filled(fold_of.values(), folds, _counted(len(weights), *kind), "--anomaly-folds-by")
         anomalous_parts = _by_fold(anomalous, groups, fold_of, folds)
     if healthy_by_tile:
         healthy_parts = _by_tile(healthy, folds, rng, kind="healthy")
@@ -138,7 +138,7 @@ def make_folds(
             loads[fold] += weights.pop(group, 0)
         fold_of |= _balanced(weights, loads, rng)
         filled = (fold_of[group] for group in own.values())
-        _check_filled(filled, folds, f"{len(healthy)} healthy slides", "--healthy-folds-by")
+        _check_filled(filled, folds, _counted(len(healthy), "healthy slide"), "--healthy-folds-by")
         healthy_parts = _by_fold(healthy, own, fold_of, folds)
     return Folds(healthy_parts, anomalous_parts)
 
@@ -165,10 +165,14 @@ def _balanced(
     return fold_of
 
 
+def _counted(number: int, what: str, rest: str = "") -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}{rest}"
+
+
 def _check_filled(fold_of: Iterable[int], folds: int, what: str, option: str) -> None:
     if len(set(fold_of)) < folds:
         raise InputError(
-            f"{what} do not fill {folds} folds, of which each slide is in exactly one",
+            f"{what} cannot fill {folds} folds, of which each slide is in exactly one",
             remedy=f"Add slides, lower --folds, or give {option} tile: then tiles of one slide are "
             "in several folds, and the result says so.",
         )
@@ -189,7 +193,7 @@ def _by_tile(
     names = list(tiles)
     total = sum(map(len, tiles.values()))
     if total < folds:
-        raise InputError(f"{total} {kind} tiles do not fill {folds} folds", remedy="Add tiles.")
+        raise InputError(f"{total} {kind} tiles cannot fill {folds} folds", remedy="Add tiles.")
     owner = np.repeat(np.arange(len(names)), [len(tiles[name]) for name in names])
     index = np.concatenate([tiles[name] for name in names])
     order = rng.permutation(total)

@@ -25,6 +25,11 @@ _TICK_WIDTH = 16  # characters
 TABLE, PICTURE = "trials.csv", "trials.png"
 
 
+def write_table(out: Path, trials: Sequence[Trial], space: Space, *, folds: int) -> None:
+    """Write ``trials.csv``; see :func:`table`."""
+    write_text(out / TABLE, table(trials, space, folds=folds))
+
+
 def write_trials(out: Path, trials: Sequence[Trial], space: Space, *, folds: int) -> None:
     """Write table and picture of a search into its folder.
 
@@ -37,7 +42,7 @@ def write_trials(out: Path, trials: Sequence[Trial], space: Space, *, folds: int
     folds : int
         Of a complete trial.
     """
-    write_text(out / TABLE, table(trials, space, folds=folds))
+    write_table(out, trials, space, folds=folds)
     if any(trial.folds for trial in trials):
         _plot(out / PICTURE, trials, space)
 
