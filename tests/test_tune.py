@@ -260,6 +260,7 @@ def test_failed_trials_are_reported_and_do_not_stop_the_others(stores, tmp_path,
     arguments += ["--space", "focus=[0.7]", "--quiet"]
     assert main(arguments) == 1
     assert "fold 1: the toy is broken" in capsys.readouterr().err
+    assert not [path for path in (out / "trials").rglob("fold-*") if path.is_dir()]
     fits = len(Toy.seen)
     tune(stores, out, space=space, retry_failed=True)
     assert len(Toy.seen) == fits + 1  # "late" fits before it fails

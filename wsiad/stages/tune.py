@@ -286,6 +286,8 @@ def _train_config(
     if cls.uses_anomalies:
         values["anomalies"] = config.anomalies.resolve()
         values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
+    if config.weights is not None and Path(config.weights).is_file():
+        values["weights"] = str(Path(config.weights).resolve())
     return build(
         TrainConfig,
         values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,18 +228,22 @@ def _evaluated(task: FoldTask) -> FoldScore:
     folder = trial_folder(config.out, task.number) / f"fold-{task.fold}"
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device)
-    report = detector.fit(
-        healthy,
-        FitContext(
-            seed=config.seed,
-            device=device,
-            folder=folder,
-            budget=Budget(config.fit_steps, config.fit_minutes),
-            weights=config.weights,
-            quiet=True,
-            anomalies=anomalies,
-        ),
-    )
+    try:
+        report = detector.fit(
+            healthy,
+            FitContext(
+                seed=config.seed,
+                device=device,
+                folder=folder,
+                budget=Budget(config.fit_steps, config.fit_minutes),
+                weights=config.weights,
+                quiet=True,
+                anomalies=anomalies,
+            ),
+        )
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     batch = windows_at_once(_BATCH, device, edge=detector.spec.size)
     negative, positive = (
         _scores(detector, source, batch=batch) for source in tiles.test_sources(task.fold)
@@ -256,7 +259,8 @@ def _evaluated(task: FoldTask) -> FoldScore:
         seconds=round(time.monotonic() - start, 3),
     )
     write_fold(config.out, task.number, score)
-    _tidy(folder)
+    # What a fit needs to go on; its metrics stay.
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     return score
 
 
@@ -288,10 +292,3 @@ def _healthy_loss(notes: dict[str, Any]) -> float | None:
     """Lowest loss on held-out healthy tiles, where the method has one."""
     loss = notes.get("best_stop_loss")
     return float(loss) if loss is not None and np.isfinite(loss) else None
-
-
-def _tidy(folder: Any) -> None:
-    """Remove what a fit needs to go on; its metrics stay."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        shutil.rmtree(folder)
