@@ -16,15 +16,15 @@ from wsiad.files import write_json
 from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.stages.train import Names, TrainConfig
+from wsiad.stages.tune_reporting import BEST, search_record, search_summary
 from wsiad.tissue.options import QualityThresholds
 from wsiad.tuning.space import Parameter, check_space, options_of
-from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss, trial_folder
+from wsiad.tuning.trials import COMPLETE, FAILED, Trial, best, trial_folder
 
 if TYPE_CHECKING:
     from wsiad.detector import Detector
-    from wsiad.stages.tune_tiles import SearchTiles
 
-CONFIG, BEST, TRAIN, FOLDS = "config.yaml", "best.yaml", "train.yaml", "folds.json"
+CONFIG, TRAIN, FOLDS = "config.yaml", "train.yaml", "folds.json"
 
 _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
@@ -212,12 +212,12 @@ def tune(config: TuneConfig) -> TuneResult:
     if found is not None:
         training = _train_config(config, found, out=config.out / "best", cls=cls)
         write_config(config.out / BEST, training)
-    record = _record(config, trials, tiles) | {
+    record = search_record(config, trials, tiles) | {
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions() | {"optuna": package.__version__},
     }
     write_json(config.out / "run.json", record)
-    summary = _summary(config, trials, tiles)
+    summary = search_summary(config, trials, tiles)
     return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
 
 
@@ -299,55 +299,3 @@ def _train_config(
             "max_minutes": config.fit_minutes,
         },
     )
-
-
-def _record(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> dict[str, Any]:
-    """Return what ``run.json`` says of the search."""
-    states = (COMPLETE, PRUNED, FAILED)
-    counts = {state: sum(trial.state == state for trial in trials) for state in states}
-    return {
-        "detector": config.detector,
-        "seed": config.seed,
-        "trials": counts | {"not_ended": len(trials) - sum(counts.values())},
-        "best": _facts(best(trials)),
-        "best_by_healthy_loss": _facts(lowest_loss(trials)),
-        "warnings": list(tiles.warnings),
-        **tiles.note(),
-    }
-
-
-def _facts(trial: Trial | None) -> dict[str, Any] | None:
-    if trial is None:
-        return None
-    return {
-        "trial": trial.number,
-        "params": trial.params,
-        "auroc": trial.auroc,
-        "auroc_spread": trial.spread,
-        "healthy_loss": trial.healthy_loss,
-    }
-
-
-def _summary(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> str:
-    states = {state: sum(t.state == state for t in trials) for state in (COMPLETE, PRUNED, FAILED)}
-    shown = [f"{count} {state}" for state, count in states.items() if count]
-    if left := len(trials) - sum(states.values()):
-        shown.append(f"{left} not ended: the same command goes on with them")
-    lines = [f"{config.out}: {len(trials)} trials ({', '.join(shown) or 'none ended'})"]
-    found, unlabelled = best(trials), lowest_loss(trials)
-    if found is None:
-        lines.append("no trial is complete: there is no best one")
-    else:
-        values = ", ".join(f"{name} {value}" for name, value in found.params.items())
-        lines.append(f"best: trial {found.number}, AUROC {_shown(found)}: {values}")
-        if unlabelled is not None and unlabelled.number != found.number:
-            lines.append(
-                f"without anomalies the lowest healthy loss would have chosen trial "
-                f"{unlabelled.number}, AUROC {_shown(unlabelled)}"
-            )
-        lines.append(f"train it: wsiad train --config {config.out / BEST}")
-    return "\n".join([*lines, *(f"WARNING: {text}" for text in tiles.warnings)])
-
-
-def _shown(trial: Trial) -> str:
-    return f"{trial.auroc or 0.0:.3f} ± {trial.spread or 0.0:.3f} (of {len(trial.folds)} folds)"
