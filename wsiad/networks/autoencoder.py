@@ -136,7 +136,7 @@ class Autoencoder(nn.Module):
     def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder = nn.Sequential(*_encoder(shape))
+        self.encoder = nn.Sequential(*encoder(shape))
         self.decoder = nn.Sequential(*_decoder(shape))
         initialise(self)
 
@@ -168,7 +168,8 @@ def to_image(shape: AutoencoderShape, width: int) -> Iterator[nn.Module]:
     yield nn.Conv2d(width, shape.image_channels, 3, padding=1)
 
 
-def _encoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
+def encoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
+    """Yield the modules that turn an image into its latent."""
     deep = shape.channels[-1]
     yield from from_image(shape, shape.channels[0])
     for above, below in pairwise(shape.channels):

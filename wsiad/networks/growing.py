@@ -6,7 +6,7 @@ All three fade one resolution *r* in over half of it by a share α. With α = 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +90,8 @@ class GrowingAutoencoder(nn.Module):
         return self._decode(self._encode(x, px, alpha), px, alpha)
 
     def _encode(self, x: Tensor, px: int, alpha: float) -> Tensor:
-        encoder, blocks = list(self.final.encoder), self.final.shape.blocks_per_edge
-        inner = 1 + blocks + self._halvings(px) * blocks
-        h = _run(self._from_image(px), x)
-        if alpha < 1:
-            h = _run(encoder[inner : inner + blocks], h)
-            below = _run(self._from_image(px // 2), functional.avg_pool2d(x, 2))
-            h = (1 - alpha) * below + alpha * h
-            inner += blocks
-        return _run(encoder[inner:], h)
+        layers, blocks = list(self.final.encoder), self.final.shape.blocks_per_edge
+        return encoded(x, layers, self.from_image, self.edges, blocks=blocks, px=px, alpha=alpha)
 
     def _decode(self, latent: Tensor, px: int, alpha: float) -> Tensor:
         decoder, blocks = list(self.final.decoder), self.final.shape.blocks_per_edge
@@ -113,11 +106,6 @@ class GrowingAutoencoder(nn.Module):
     def _halvings(self, px: int) -> int:
         """How many halvings lie between the final resolution and this one."""
         return len(self.edges) - 1 - self.edges.index(px)
-
-    def _from_image(self, px: int) -> list[nn.Module]:
-        if px == self.edges[-1]:
-            return list(self.final.encoder)[: 1 + self.final.shape.blocks_per_edge]
-        return [self.from_image[str(px)]]
 
     def _to_image(self, px: int) -> list[nn.Module]:
         return list(self.final.decoder)[-2:] if px == self.edges[-1] else [self.to_image[str(px)]]
@@ -187,6 +175,44 @@ def seeded_growing(shape: AutoencoderShape, start_px: int, seed: int) -> Growing
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GrowingAutoencoder(shape, start_px)
+
+
+def encoded(
+    x: Tensor,
+    layers: Sequence[nn.Module],
+    lower: nn.ModuleDict,
+    edges: tuple[int, ...],
+    *,
+    blocks: int,
+    px: int,
+    alpha: float,
+) -> Tensor:
+    """Run images through the encoder of the final resolution, from where they enter.
+
+    Parameters
+    ----------
+    x : Tensor, float (N, C, px, px)
+    layers : sequence of nn.Module
+        Of the encoder of the final resolution.
+    lower : nn.ModuleDict
+        By each lower resolution, what turns an image of it into features.
+    edges : tuple of int
+        Resolutions from the first to the final one, pixels.
+    blocks : int
+        Residual blocks a resolution.
+    px : int
+    alpha : float
+        Share of ``px``; below 1 the next lower resolution has the rest.
+    """
+    halvings = len(edges) - 1 - edges.index(px)  # between the final resolution and this one
+    inner = 1 + blocks + halvings * blocks
+    h = _run([lower[str(px)]] if halvings else layers[:inner], x)
+    if alpha < 1:
+        h = _run(layers[inner : inner + blocks], h)
+        below = _run([lower[str(px // 2)]], functional.avg_pool2d(x, 2))
+        h = (1 - alpha) * below + alpha * h
+        inner += blocks
+    return _run(layers[inner:], h)
 
 
 def shrunk(images: Tensor, px: int) -> Tensor:

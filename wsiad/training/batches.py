@@ -49,16 +49,20 @@ def staged(
     step: int = 0,
     epoch: int = 0,
     position: int = 0,
+    times: int = 1,
 ) -> Generator[Batch, None, None]:
     """Yield batches as :func:`endless` does, from ``step`` on, as large as its stage wants.
 
-    Another size begins another epoch, as positions count batches of one size.
+    Each has ``times`` as many tiles as the stage's batch. Another size begins another
+    epoch, as positions count batches of one size.
     """
     while True:
         size = stages.span(step).batch
         if step and size != stages.span(step - 1).batch:
             epoch, position = epoch + 1, 0
-        with closing(endless(source, size, seed=seed, epoch=epoch, position=position)) as batches:
+        with closing(
+            endless(source, times * size, seed=seed, epoch=epoch, position=position)
+        ) as batches:
             for batch in batches:
                 yield batch
                 step, epoch, position = step + 1, batch.epoch, batch.position

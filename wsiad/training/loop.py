@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from wsiad.detector import FitContext, HealthyTiles, Tiles
 from wsiad.errors import DetectorError
 from wsiad.progress import Progress
-from wsiad.training.batches import endless, staged
+from wsiad.training.adversary import Adversary
+from wsiad.training.batches import Batch, endless, staged
 from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
-from wsiad.training.crops import centre_crops, check_size, on_device, random_crops
+from wsiad.training.crops import check_size, on_device, random_crops
 from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow
 from wsiad.training.options import LoopOptions
-from wsiad.training.sampling import sample
+from wsiad.training.result import EndedBy, Position, TrainingResult
 from wsiad.training.stages import Stages
 from wsiad.training.stopping import EarlyStopping
-
-EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
+from wsiad.training.trained import Trained
+from wsiad.training.validation import held_out_loss
 
 Loss = Callable[..., Tensor]
 """Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
@@ -39,33 +40,6 @@ Where the training has stages, the :class:`~wsiad.training.stages.Stage` comes s
 
 _MOST_LOSS = 1e6
 _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """How a training ended; the module holds the weights of ``best_step``.
-
-    If the last stage was not reached, ``best_step`` is 0, ``best_loss`` infinite, and the
-    module holds the weights as they are.
-    """
-
-    ended_by: EndedBy
-    steps: int
-    best_step: int
-    best_loss: float
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Position:
-    """Where a training stands, apart from its tensors."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
 
 
 class Training:
@@ -93,6 +67,9 @@ class Training:
     stages : Stages, optional
         Stages to go through, each with an optimiser of its own and the batch size that
         it names. Only in the last one is the best kept and the training stopped early.
+    adversary : Adversary, optional
+        Trained along, with tiles of its own in every step. What it adds to the loss is
+        minimised, but neither logged nor looked at to stop.
 
     Raises
     ------
@@ -114,19 +91,21 @@ class Training:
         identity: dict[str, Any],
         started: float | None = None,
         stages: Stages | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         for source in (tiles.fit, tiles.stop):
             check_size(source.tile, size)
-        self._module, self._loss, self._tiles, self._size = module, loss, tiles, size
-        self._options, self._context, self._stages = options, context, stages
+        self._loss, self._tiles, self._size = loss, tiles, size
+        self._options, self._context = options, context
+        self._stages, self._adversary = stages, adversary
         self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
         self._started = time.monotonic() if started is None else started
-        self._parameters = dict(module.named_parameters())
-        self._optimiser = self._new_optimiser()
-        self._average = self._copy() if options.ema_decay else {}
-        self._best = self._copy()
+        self._trained = Trained(
+            module, name="module", moments="adam", average_decay=options.ema_decay
+        )
+        self._best = self._trained.copy()
         self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
-        self._at = _Position()
+        self._at = Position()
         self._unread: list[Tensor] = []
         self._identity = {
             **options.identity(limit=self._limit),
@@ -147,13 +126,7 @@ class Training:
             The loss is not finite or exceeds 1e6.
         """
         at, quiet = self._at, self._context.quiet
-        source, seed = self._tiles.fit, self._context.seed
-        where = {"epoch": at.epoch, "position": at.position}
-        batches = (
-            staged(source, self._stages, seed=seed, step=at.step, **where)
-            if self._stages
-            else endless(source, self._options.batch, seed=seed, **where)
-        )
+        batches = self._batches()
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
             Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
@@ -171,18 +144,29 @@ class Training:
             ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
         )
 
-    def _begins_stage(self) -> bool:
-        return self._stages is not None and self._stages.begins(self._at.step)
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Return what the steps to come take, each of all the batches that it needs."""
+        source, at = self._tiles.fit, self._at
+        times = self._adversary.draws if self._adversary else 1
+        where = {"seed": self._context.seed, "epoch": at.epoch, "position": at.position}
+        if self._stages:
+            return staged(source, self._stages, step=at.step, times=times, **where)
+        return endless(source, times * self._options.batch, **where)
 
     def _in_last_stage(self) -> bool:
         """Whether the step before was of the last stage."""
         return self._stages is None or self._at.step > self._stages.last_start
 
-    def _new_optimiser(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self._parameters.values(), lr=self._options.learning_rate)
-
     def _losses(self, windows: Tensor, step: int) -> Tensor:
         return self._loss(windows, self._stages.at(step)) if self._stages else self._loss(windows)
+
+    def _training_losses(self, windows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the losses that a step minimises, and those that are logged."""
+        if self._adversary:
+            stage = self._stages.at(step) if self._stages else None
+            return self._adversary.losses(windows, step, stage)
+        losses = self._losses(windows, step)
+        return losses, losses
 
     def _expected(self) -> int | None:
         """Return the number of steps, if it is not a time that will end them."""
@@ -198,21 +182,16 @@ class Training:
             seed=self._context.seed,
             step=at.step,
         )
-        if self._begins_stage():
-            self._optimiser = self._new_optimiser()
-        for group in self._optimiser.param_groups:
-            group["lr"] = options.rate(at.step, limit=self._limit)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss = self._losses(windows, at.step).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if options.grad_clip:
-            nn.utils.clip_grad_norm_(self._parameters.values(), options.grad_clip)
-        self._optimiser.step()
-        for name, average in self._average.items():
-            average.lerp_(self._parameters[name].detach(), 1 - (options.ema_decay or 0))
+        if self._stages and self._stages.begins(at.step):
+            self._trained.restart()
+            if self._adversary:
+                self._adversary.restart()
+        minimised, losses = self._training_losses(windows, at.step)
+        rate = options.rate(at.step, limit=self._limit)
+        self._trained.minimise(minimised.mean(), rate=rate, grad_clip=options.grad_clip)
         at.step += 1
-        self._unread.append(loss.detach())
-        if not loss.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
+        self._unread.append(losses.detach().mean())
+        if not losses.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
             self._read_losses()
 
     def _look(self) -> str:
@@ -246,25 +225,23 @@ class Training:
             self._save()
             self._validate()
         if self._in_last_stage():
-            self._set(self._best)
+            self._trained.set(self._best)
 
     def _validate(self) -> str:
-        with self._averaged(), torch.no_grad():
-            count, batches = sample(
+        with self._trained.averaged(), torch.no_grad():
+            loss = held_out_loss(
+                lambda windows: self._losses(windows, max(self._at.step - 1, 0)),
                 self._tiles.stop,
-                self._options.val_tiles,
+                size=self._size,
+                most=self._options.val_tiles,
                 batch=self._options.batch,
                 seed=self._context.seed,
+                device=self._context.device,
             )
-            total = 0.0
-            for tiles in batches:
-                windows = centre_crops(on_device(tiles, self._context.device), self._size)
-                losses = self._losses(windows, max(self._at.step - 1, 0))
-                total += float(losses.double().sum())
-            loss = total / count
+            found = self._trained.copy()
         self._check(loss)
         if self._in_last_stage() and self._stopping.update(self._at.step, loss):
-            self._best = {name: t.clone() for name, t in self._weights().items()}
+            self._best = found
         return self._log(loss)
 
     def _log(self, stop_loss: float | None) -> str:
@@ -299,35 +276,13 @@ class Training:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-
-    def _weights(self) -> dict[str, Tensor]:
-        return self._average or {n: p.detach() for n, p in self._parameters.items()}
-
-    def _set(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[name])
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Let the module hold the averaged weights, if there are any."""
-        own = self._copy()
-        self._set(self._weights())
-        try:
-            yield
-        finally:
-            self._set(own)
-
     def _save(self) -> None:
         self._read_losses()
         self._at.seconds = self._seconds()
-        groups = {"module": self._copy(), "best": self._best, "average": self._average}
-        tensors = {f"{group}.{n}": t for group, named in groups.items() for n, t in named.items()}
-        for name, parameter in self._parameters.items():
-            for moment, value in self._optimiser.state.get(parameter, {}).items():
-                tensors[f"adam_{moment}.{name}"] = value
+        best = {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors = best | self._trained.tensors()
+        if self._adversary:
+            tensors |= self._adversary.tensors()
         values = {**asdict(self._at), "stopping": self._stopping.values()}
         Checkpoint(tensors, values, self._identity).write(self._context.folder / CHECKPOINT)
         self._saved_at = time.monotonic()
@@ -343,14 +298,9 @@ class Training:
     def _restore(self, checkpoint: Checkpoint) -> None:
         values = dict(checkpoint.values)
         self._stopping.restore(values.pop("stopping"))
-        self._at = _Position(**values)
-        self._set(checkpoint.group("module"))
-        for own, group in ((self._best, "best"), (self._average, "average")):
-            for name, tensor in own.items():
-                tensor.copy_(checkpoint.group(group)[name])
-        for moment in ("step", "exp_avg", "exp_avg_sq"):
-            for name, tensor in checkpoint.group(f"adam_{moment}").items():
-                parameter = self._parameters[name]
-                # Adam counts its steps in a scalar on the CPU; moments lie as parameters do.
-                like = tensor.clone() if moment == "step" else torch.empty_like(parameter)
-                self._optimiser.state[parameter][moment] = like.copy_(tensor).detach()
+        self._at = Position(**values)
+        self._trained.restore(checkpoint)
+        if self._adversary:
+            self._adversary.restore(checkpoint)
+        for name, tensor in checkpoint.group("best").items():
+            self._best[name].copy_(tensor)

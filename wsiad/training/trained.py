@@ -1,0 +1,108 @@
+"""A module's parameters and the Adam that trains them, as a checkpoint keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.training.checkpoint import Checkpoint
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Trained:
+    """The parameters of a module, trained by an Adam of their own.
+
+    Parameters
+    ----------
+    module : nn.Module
+        On the device where it stays.
+    name : str
+        Of the parameters in a checkpoint.
+    moments : str
+        Begin of the names of Adam's moments in a checkpoint.
+    average_decay : float, optional
+        Keep a running average of the parameters, with this decay a step.
+
+    Attributes
+    ----------
+    parameters : dict of str to Parameter
+    """
+
+    def __init__(
+        self, module: nn.Module, *, name: str, moments: str, average_decay: float | None = None
+    ) -> None:
+        self.parameters = dict(module.named_parameters())
+        self._name, self._prefix = name, moments
+        self._decay = average_decay or 0.0
+        self._average = self.copy() if average_decay else {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all moments: the next step is Adam's first."""
+        self._optimiser = torch.optim.Adam(self.parameters.values())
+
+    def minimise(self, loss: Tensor, *, rate: float, grad_clip: float | None = None) -> None:
+        """Take one step down the gradient of a scalar.
+
+        Parameters
+        ----------
+        loss : Tensor
+        rate : float
+            Learning rate.
+        grad_clip : float, optional
+            Greatest norm of the gradient.
+        """
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if grad_clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), grad_clip)
+        self._optimiser.step()
+        for name, average in self._average.items():
+            average.lerp_(self.parameters[name].detach(), 1 - self._decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the module hold the averaged parameters, if there are any."""
+        own = self.copy()
+        self.set(self._average or own)
+        try:
+            yield
+        finally:
+            self.set(own)
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return a copy of the parameters."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def set(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the parameters other values."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters, average and moments by their names in a checkpoint."""
+        found = {f"{self._name}.{name}": tensor for name, tensor in self.copy().items()}
+        found |= {f"average.{name}": tensor for name, tensor in self._average.items()}
+        for name, parameter in self.parameters.items():
+            for moment, value in self._optimiser.state.get(parameter, {}).items():
+                found[f"{self._prefix}_{moment}.{name}"] = value
+        return found
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over parameters, average and moments from a checkpoint."""
+        self.set(checkpoint.group(self._name))
+        for name, average in self._average.items():
+            average.copy_(checkpoint.group("average")[name])
+        for moment in _MOMENTS:
+            for name, tensor in checkpoint.group(f"{self._prefix}_{moment}").items():
+                parameter = self.parameters[name]
+                # Adam counts its steps in a scalar on the CPU; moments lie as parameters do.
+                like = tensor.clone() if moment == "step" else torch.empty_like(parameter)
+                self._optimiser.state[parameter][moment] = like.copy_(tensor).detach()
