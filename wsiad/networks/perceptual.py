@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from wsiad.errors import DetectorError
 from wsiad.networks.vgg import Vgg19
 
+_IMAGE_PLACE_PX = 8  # of a place where there are only pixels: that of relu4_2
 _LEAST_SIZE = 1e-8  # only features that are all equal to the mean come below it
 
 Relative = Literal["tile", "place"]
@@ -35,12 +37,12 @@ class RelativePerceptualL1(nn.Module):
 
     where the denominator belongs to the original *x* and carries no gradient. Several
     layers are averaged by their weights. To that, ``image_weight`` times the mean absolute
-    difference of the pixels may be added.
+    difference of the pixels may be added; without layers it is all there is.
 
     Parameters
     ----------
-    network : Vgg19
-        Frozen feature extractor.
+    network : Vgg19 or None
+        Frozen feature extractor; ``None`` without layers.
     statistics : mapping of str to ChannelStatistics
         :math:`\mu_c` and :math:`\sigma_c` of every layer.
     layer_weights : mapping of str to float
@@ -53,6 +55,11 @@ class RelativePerceptualL1(nn.Module):
     bf16 : bool
         Compute the features of CUDA tensors in bfloat16.
 
+    Raises
+    ------
+    DetectorError
+        A weight is not positive, or nothing is left to compare by.
+
     Notes
     -----
     Shvetsova et al., IEEE Access 2021 (arXiv 2006.13265), equations 1 and 2. A channel
@@ -62,7 +69,7 @@ class RelativePerceptualL1(nn.Module):
 
     def __init__(
         self,
-        network: Vgg19,
+        network: Vgg19 | None,
         statistics: Mapping[str, ChannelStatistics],
         layer_weights: Mapping[str, float],
         *,
@@ -72,8 +79,10 @@ class RelativePerceptualL1(nn.Module):
     ) -> None:
         super().__init__()
         total = sum(layer_weights.values())
-        if total <= 0 or min(layer_weights.values()) < 0 or image_weight < 0:
+        if min(*layer_weights.values(), image_weight, 0) < 0 or not (total or image_weight):
             raise DetectorError("the weights of the perceptual layers must be positive")
+        if total and network is None:
+            raise DetectorError("perceptual layers need a network")
         self.network = network
         self.relative = relative
         self.image_weight = image_weight
@@ -110,14 +119,17 @@ class RelativePerceptualL1(nn.Module):
     def places(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Return the distance by place; its mean over places is :meth:`forward`.
 
-        Finer layers are averaged down to the grid of the coarsest one.
+        Finer layers are averaged down to the grid of the coarsest one. Where there are only
+        pixels, a place is 8 of them, or fewer, so that whole places fill the image.
 
         Returns
         -------
         Tensor, float32 (N, m, m)
         """
         maps = self._maps(original, reconstruction)
-        coarsest = min(m.shape[-1] for m in maps.values())
+        edge = original.shape[-1]
+        alone = edge // math.gcd(edge, _IMAGE_PLACE_PX)
+        coarsest = min((m.shape[-1] for m in maps.values()), default=alone)
         total = torch.zeros((), device=original.device)
         for layer, share in self._shares.items():
             pooled = nn.functional.adaptive_avg_pool2d(maps[layer][:, None], coarsest)
@@ -129,6 +141,8 @@ class RelativePerceptualL1(nn.Module):
         return total
 
     def _maps(self, original: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        if not self._shares:
+            return {}
         with torch.no_grad():
             reference = self._features(original)
         found = self._features(reconstruction)
@@ -143,6 +157,7 @@ class RelativePerceptualL1(nn.Module):
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         """Return the channel-normalised features of images in [−1, 1], float32."""
+        assert self.network is not None
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=self.bf16 and images.is_cuda
         ):

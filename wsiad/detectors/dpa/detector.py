@@ -20,19 +20,24 @@ from wsiad.detector import (
     Scores,
     State,
     Tiles,
+    TileSource,
 )
+from wsiad.detectors.dpa.objective import Objective, images_of
 from wsiad.detectors.dpa.options import DpaOptions
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import vgg, weights
 from wsiad.networks.autoencoder import Autoencoder, seeded_autoencoder
-from wsiad.networks.growing import GrowingDistance, faded, seeded_growing
+from wsiad.networks.critic import seeded_critic
+from wsiad.networks.growing import GrowingAutoencoder, seeded_growing
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
+from wsiad.training.adversary import Adversary
 from wsiad.training.crops import check_size, on_device
-from wsiad.training.loop import Loss, Training
-from wsiad.training.stages import Stage, Stages
+from wsiad.training.loop import Training
+from wsiad.training.stages import Stages
 
 _SCORE_BATCH = 256
+_ADVERSARIAL = "in the loss of the training alone: scores and held-out losses are without it"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -82,32 +87,19 @@ class DeepPerceptualAutoencoder(Detector):
         check_size(tiles.fit.tile, self.spec.size)
         options, self._device = self.options, context.device
         _check_steps(self._stages, options, context)
-        found = weights.resolve(
-            context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
-        )
-        padding = _padding(options, found)
-        networks = self._networks(found, padding)
-        statistics, source = statistics_by_px(
-            options,
-            networks,
-            tiles.fit,
-            size=self.spec.size,
-            seed=context.seed,
-            device=self._device,
-        )
-        self._about = {"weights": found.note(), "padding": padding, "statistics": source}
-        distances = {px: self._distance_of(n, statistics[px], px) for px, n in networks.items()}
-        module, loss = self._start(distances, context.seed)
+        distances, identity = self._distances(tiles.fit, context)
+        module, objective, adversary = self._start(distances, context.seed)
         training = Training(
             module,
-            loss,
+            objective,
             tiles=tiles,
             size=self.spec.size,
             options=options,
             context=context,
-            identity={"weights": found.sha256, "padding": padding, "statistics": source},
+            identity=identity,
             started=started,
             stages=self._stages,
+            adversary=adversary,
         )
         for distance in distances.values():
             distance.bf16 = options.precision != "fp32"
@@ -122,6 +114,7 @@ class DeepPerceptualAutoencoder(Detector):
             "best_stop_loss": result.best_loss,
             "training_seconds": round(result.seconds, 1),
             **({"stages": self._stages.notes()} if self._stages else {}),
+            **({"adversarial_term": _ADVERSARIAL} if adversary else {}),
         }
         return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
 
@@ -131,7 +124,7 @@ class DeepPerceptualAutoencoder(Detector):
         scores = []
         with torch.inference_mode():
             for start in range(0, len(tiles), _SCORE_BATCH):
-                x = _images(on_device(tiles[start : start + _SCORE_BATCH], self._device))
+                x = images_of(on_device(tiles[start : start + _SCORE_BATCH], self._device))
                 scores.append(distance.places(x, autoencoder(x)).cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros((0, 1, 1), np.float32)
 
@@ -140,7 +133,7 @@ class DeepPerceptualAutoencoder(Detector):
         distance = self._fitted_distance()
         named = {
             "autoencoder": self._module().state_dict(),
-            "perceptual": distance.network.state_dict(),
+            "perceptual": distance.network.state_dict() if distance.network else {},
         }
         for layer, values in distance.statistics.items():
             named[f"statistics.{layer}"] = {"mean": values.mean, "std": values.std}
@@ -155,14 +148,14 @@ class DeepPerceptualAutoencoder(Detector):
         """Become the detector whose state this is."""
         self._device = device
         try:
-            network = vgg.Vgg19(
-                _group(state, "perceptual"),
-                list(self.options.layers),
-                padding=state.values["padding"],
+            layers = list(self.options.layers)
+            network = (
+                vgg.Vgg19(_group(state, "perceptual"), layers, padding=state.values["padding"])
+                if layers
+                else None
             )
             statistics = {
-                layer: ChannelStatistics(**_group(state, f"statistics.{layer}"))
-                for layer in self.options.layers
+                layer: ChannelStatistics(**_group(state, f"statistics.{layer}")) for layer in layers
             }
             autoencoder = Autoencoder(self._shape)
             autoencoder.load_state_dict(_group(state, "autoencoder"))
@@ -170,6 +163,28 @@ class DeepPerceptualAutoencoder(Detector):
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         self._about = dict(state.values)
         self._use(autoencoder, self._distance_of(network, statistics, self.spec.size))
+
+    def _distances(
+        self, tiles: TileSource, context: FitContext
+    ) -> tuple[dict[int, RelativePerceptualL1], dict[str, Any]]:
+        """Return the distance by resolution, and what a checkpoint must agree in."""
+        options, size = self.options, self.spec.size
+        if not options.layers:
+            self._about = {"weights": {"source": "none: pixels alone are compared"}}
+            by_px = options.layers_by_px(size)
+            return {px: self._distance_of(None, {}, px) for px in by_px}, {}
+        found = weights.resolve(
+            context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
+        )
+        padding = _padding(options, found)
+        networks = self._networks(found, padding)
+        statistics, source = statistics_by_px(
+            options, networks, tiles, size=size, seed=context.seed, device=self._device
+        )
+        self._about = {"weights": found.note(), "padding": padding, "statistics": source}
+        identity = {"weights": found.sha256, "padding": padding, "statistics": source}
+        distances = {px: self._distance_of(n, statistics[px], px) for px, n in networks.items()}
+        return distances, identity
 
     def _networks(self, found: weights.Weights, padding: vgg.Padding) -> dict[int, vgg.Vgg19]:
         """Return the perceptual network by resolution, no deeper than is needed there."""
@@ -185,7 +200,7 @@ class DeepPerceptualAutoencoder(Detector):
         return networks
 
     def _distance_of(
-        self, network: vgg.Vgg19, statistics: Mapping[str, ChannelStatistics], px: int
+        self, network: vgg.Vgg19 | None, statistics: Mapping[str, ChannelStatistics], px: int
     ) -> RelativePerceptualL1:
         options = self.options
         return RelativePerceptualL1(
@@ -198,24 +213,38 @@ class DeepPerceptualAutoencoder(Detector):
 
     def _start(
         self, distances: dict[int, RelativePerceptualL1], seed: int
-    ) -> tuple[nn.Module, Loss]:
-        """Return what is to be trained, and its loss."""
-        distance = distances[self.spec.size]
+    ) -> tuple[nn.Module, Objective, Adversary | None]:
+        """Return what is to be trained, its loss, and what is trained along."""
+        options, size = self.options, self.spec.size
+        distances = {px: self._placed(distance) for px, distance in distances.items()}
+        module: Autoencoder | GrowingAutoencoder
         if self._stages is None:
-            autoencoder = seeded_autoencoder(self._shape, seed)
-            self._use(autoencoder, distance)
-            return autoencoder, self._loss
-        grown = self._placed(seeded_growing(self._shape, self._stages.spans[0].px, seed))
-        growing_distance = self._placed(GrowingDistance(distances))
-        self._use(grown.final, distance)
-
-        def loss(windows: Tensor, stage: Stage) -> Tensor:
-            at = {"px": stage.px, "alpha": stage.alpha}
-            x = faded(_images(windows), px=stage.px, alpha=stage.alpha)
-            distance: Tensor = growing_distance(x, grown(x, **at), **at)
-            return distance
-
-        return grown, loss
+            module = seeded_autoencoder(self._shape, seed)
+            self._use(module, distances[size])
+        else:
+            module = self._placed(seeded_growing(self._shape, self._stages.spans[0].px, seed))
+            self._use(module.final, distances[size])
+        if not options.adversarial_weight:
+            return module, Objective(module, distances, size=size), None
+        start_px = self._stages.spans[0].px if self._stages else size
+        critic = self._placed(
+            seeded_critic(
+                size,
+                start_px,
+                seed,
+                channels=options.adversarial.channels,
+                blocks=options.blocks,
+            )
+        )
+        game = Objective(module, distances, size=size, critic=critic)
+        adversary = Adversary(
+            game,
+            critic,
+            weight=options.adversarial_weight,
+            options=options.adversarial,
+            seed=seed,
+        )
+        return module, game, adversary
 
     def _use(self, autoencoder: Autoencoder, distance: RelativePerceptualL1) -> None:
         self._autoencoder, self._distance = self._placed(autoencoder), self._placed(distance)
@@ -223,11 +252,6 @@ class DeepPerceptualAutoencoder(Detector):
     def _placed(self, module: M) -> M:
         module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
-
-    def _loss(self, windows: Tensor) -> Tensor:
-        x = _images(windows)
-        distance: Tensor = self._fitted_distance()(x, self._module()(x))
-        return distance
 
     def _module(self) -> Autoencoder:
         if self._autoencoder is None:
@@ -238,11 +262,6 @@ class DeepPerceptualAutoencoder(Detector):
         if self._distance is None:
             raise DetectorError("is not fitted yet", subject="dpa")
         return self._distance
-
-
-def _images(windows: Tensor) -> Tensor:
-    """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1], channels last."""
-    return windows.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _padding(options: DpaOptions, found: weights.Weights) -> vgg.Padding:

@@ -14,6 +14,7 @@ from wsiad.errors import DetectorError
 from wsiad.networks.autoencoder import AutoencoderShape
 from wsiad.networks.growing import growing_edges
 from wsiad.networks.vgg import LAYERS
+from wsiad.training.adversary import AdversarialOptions
 from wsiad.training.options import LoopOptions
 from wsiad.training.stages import Stages
 
@@ -30,11 +31,10 @@ def _known_layers(layers: dict[str, float]) -> dict[str, float]:
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _ByPx = dict[_Count, _Count]
-_Layers = Annotated[
-    dict[str, Annotated[float, pydantic.Field(gt=0)]],
-    pydantic.Field(min_length=1),
-    pydantic.AfterValidator(_known_layers),
+_AnyLayers = Annotated[
+    dict[str, Annotated[float, pydantic.Field(gt=0)]], pydantic.AfterValidator(_known_layers)
 ]
+_Layers = Annotated[_AnyLayers, pydantic.Field(min_length=1)]
 
 
 class GrowingOptions(Config):
@@ -87,10 +87,16 @@ class DpaOptions(DetectorOptions, LoopOptions):
     """Width of the autoencoder: one for all, or one a resolution from the input down."""
     latent_channels: _Count | None = None
     """Channels of the latent; by default those of the smallest resolution."""
-    layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
-    """Layers of the perceptual network and their weights in the loss."""
+    layers: _AnyLayers = pydantic.Field(default={"relu4_2": 1.0})
+    """Layers of the perceptual network and their weights in the loss; ``{}`` compares pixels
+    alone, by ``image_weight``, and needs no network."""
     image_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
     """Weight of the mean absolute difference of pixels (of −1 to 1), added to loss and score."""
+    adversarial_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """Weight of a critic's judgement of the reconstruction, added to the loss in training, not
+    to the score; 0 trains no critic."""
+    adversarial: AdversarialOptions = AdversarialOptions()
+    """The critic, with ``adversarial_weight``."""
     growing: GrowingOptions | None = None
     """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
     padding: Literal["zeros", "reflect"] | None = None
@@ -111,6 +117,14 @@ class DpaOptions(DetectorOptions, LoopOptions):
     def _one_source(self) -> DpaOptions:
         if self.statistics_file and self.statistics_images:
             raise ValueError("give statistics_file or statistics_images, not both")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_compare_by(self) -> DpaOptions:
+        if not self.layers and not self.image_weight:
+            raise ValueError("without layers, image_weight must be above 0")
+        if not self.layers and self.growing and self.growing.layers:
+            raise ValueError("growing.layers needs layers")
         return self
 
     def shape(self, input_px: int) -> AutoencoderShape:
@@ -156,8 +170,9 @@ class DpaOptions(DetectorOptions, LoopOptions):
         """
         if self.growing is None:
             return {input_px: self.layers}
+        shallow = _SHALLOW_LAYERS if self.layers else {}
         edges = growing_edges(self.shape(input_px), self.growing.start_px)
-        usual = {px: _SHALLOW_LAYERS if px <= _SHALLOW_PX else self.layers for px in edges}
+        usual = {px: shallow if px <= _SHALLOW_PX else self.layers for px in edges}
         return {**usual, **self.growing.layers, input_px: self.layers}
 
     def identity(self, *, limit: int) -> dict[str, Any]:
@@ -166,7 +181,9 @@ class DpaOptions(DetectorOptions, LoopOptions):
         scoring_only = {"pooling", "pooling_quantile", "input_px"}
         values = self.model_dump(mode="json", include=set(own) - scoring_only)
         # Checkpoints of before these options, or without them, do not state them.
-        for name in ("growing", "image_weight", "statistics_images"):
+        if not self.adversarial_weight:
+            del values["adversarial"]
+        for name in ("growing", "image_weight", "adversarial_weight", "statistics_images"):
             if not values[name]:
                 del values[name]
         return {**super().identity(limit=limit), **values}

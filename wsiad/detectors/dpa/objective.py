@@ -1,0 +1,76 @@
+"""What a training of the Deep Perceptual Autoencoder compares, at one resolution or growing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from wsiad.networks.autoencoder import Autoencoder
+from wsiad.networks.critic import Critic
+from wsiad.networks.growing import GrowingAutoencoder, GrowingDistance, faded
+from wsiad.networks.perceptual import RelativePerceptualL1
+from wsiad.training.stages import Stage
+
+
+def images_of(windows: Tensor) -> Tensor:
+    """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1], channels last."""
+    return windows.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Objective:
+    """Images, their reconstructions and how far apart these are; see :class:`Game`.
+
+    Called with windows, uint8 (N, S, S, 3), it gives the loss of each, float32 (N,).
+
+    Parameters
+    ----------
+    autoencoder : Autoencoder or GrowingAutoencoder
+        The latter is given the resolution and share of the stage.
+    distances : mapping of int to RelativePerceptualL1
+        By resolution, pixels.
+    size : int
+        Edge of the windows, pixels.
+    critic : Critic, optional
+        With an adversarial term.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder | GrowingAutoencoder,
+        distances: Mapping[int, RelativePerceptualL1],
+        *,
+        size: int,
+        critic: Critic | None = None,
+    ) -> None:
+        self._autoencoder, self._size, self._critic = autoencoder, size, critic
+        growing = isinstance(autoencoder, GrowingAutoencoder)
+        self._distance: nn.Module = GrowingDistance(distances) if growing else distances[size]
+
+    def __call__(self, windows: Tensor, stage: Stage | None = None) -> Tensor:
+        """Return the distance of each window to its reconstruction."""
+        return self.distance(*self.images(windows, stage), stage)
+
+    def images(self, windows: Tensor, stage: Stage | None = None) -> tuple[Tensor, Tensor]:
+        """Return images at the stage's resolution and their reconstructions."""
+        x = images_of(windows)
+        if stage is None:
+            return x, self._autoencoder(x)
+        x = faded(x, px=stage.px, alpha=stage.alpha)
+        return x, self._autoencoder(x, px=stage.px, alpha=stage.alpha)
+
+    def distance(self, original: Tensor, made: Tensor, stage: Stage | None = None) -> Tensor:
+        """Return the distance of each image to its reconstruction."""
+        found: Tensor = (
+            self._distance(original, made, px=stage.px, alpha=stage.alpha)
+            if stage
+            else self._distance(original, made)
+        )
+        return found
+
+    def judge(self, images: Tensor, stage: Stage | None = None) -> Tensor:
+        """Return what the critic gives to each image."""
+        assert self._critic is not None
+        stage = stage or Stage(self._size)
+        judged: Tensor = self._critic(images, px=stage.px, alpha=stage.alpha)
+        return judged
