@@ -13,7 +13,7 @@ from wsiad.runs.split import split_slides
 from wsiad.tiles.arrays import ArrayTiles
 from wsiad.training.batches import endless
 from wsiad.training.checkpoint import CHECKPOINT
-from wsiad.training.crops import centre_crops, random_crops, windows
+from wsiad.training.crops import centre_crops, on_device, random_crops, windows
 from wsiad.training.loop import Training
 from wsiad.training.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
 from wsiad.training.options import LoopOptions
@@ -335,6 +335,21 @@ def test_endless_batches_go_on_from_any_position():
         later = endless(source, 10, seed=1, epoch=batch.epoch, position=batch.position)
         np.testing.assert_array_equal(next(later).tiles, first[number + 1].tiles)
         later.close()
+
+
+def test_batches_of_tensors_are_the_same(monkeypatch):
+    """As for a GPU, but for the pinning itself."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    source = ArrayTiles(TILES)
+    plain, pinned = endless(source, 10, seed=1), endless(source, 10, seed=1, pinned=True)
+    for _ in range(5):
+        one, other = next(plain), next(pinned)
+        assert isinstance(other.tiles, torch.Tensor)
+        np.testing.assert_array_equal(one.tiles, other.tiles)
+        assert (one.epoch, one.position) == (other.epoch, other.position)
+        assert on_device(other.tiles, CPU) is other.tiles  # nothing more to copy
+    plain.close()
+    pinned.close()
 
 
 def test_sample():

@@ -121,7 +121,7 @@ class Adversary:
             lambda images: self._game.judge(images, stage),
             x,
             y,
-            mix=torch.from_numpy(drawn).to(x),
+            mix=torch.from_numpy(drawn).to(x, non_blocking=True),
             penalty_weight=options.gradient_penalty,
             drift_weight=options.drift,
         )

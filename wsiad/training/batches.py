@@ -7,21 +7,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import NamedTuple
 
+from torch import Tensor
+
 from wsiad.detector import Tiles, TileSource
 from wsiad.errors import DetectorError
+from wsiad.training.crops import on_host
 from wsiad.training.stages import Stages
 
 
 class Batch(NamedTuple):
-    """A batch and the position of the one after it."""
+    """A batch, in pinned memory if that was asked for, and the position of the one after it."""
 
-    tiles: Tiles
+    tiles: Tiles | Tensor
     epoch: int
     position: int
 
 
 def endless(
-    source: TileSource, batch: int, *, seed: int, epoch: int = 0, position: int = 0
+    source: TileSource,
+    batch: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    position: int = 0,
+    pinned: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yield batches epoch by epoch, from batch ``position`` of ``epoch`` on.
 
@@ -34,10 +43,15 @@ def endless(
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         batches = _forever(source, batch, seed, epoch, position)
-        ahead = pool.submit(next, batches)
+
+        def following() -> Batch:
+            found = next(batches)
+            return found._replace(tiles=on_host(found.tiles, pinned=True)) if pinned else found
+
+        ahead = pool.submit(following)
         while True:
             current = ahead.result()
-            ahead = pool.submit(next, batches)
+            ahead = pool.submit(following)
             yield current
 
 
@@ -50,6 +64,7 @@ def staged(
     epoch: int = 0,
     position: int = 0,
     times: int = 1,
+    pinned: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yield batches as :func:`endless` does, from ``step`` on, as large as its stage wants.
 
@@ -60,9 +75,10 @@ def staged(
         size = stages.span(step).batch
         if step and size != stages.span(step - 1).batch:
             epoch, position = epoch + 1, 0
-        with closing(
-            endless(source, times * size, seed=seed, epoch=epoch, position=position)
-        ) as batches:
+        ahead = endless(
+            source, times * size, seed=seed, epoch=epoch, position=position, pinned=pinned
+        )
+        with closing(ahead) as batches:
             for batch in batches:
                 yield batch
                 step, epoch, position = step + 1, batch.epoch, batch.position

@@ -25,10 +25,20 @@ def check_size(tile_px: int, input_px: int) -> None:
         )
 
 
-def on_device(tiles: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Copy tiles to a device as they are; uint8 is a quarter of the way float32 goes."""
-    # torch wants memory that it may write to.
-    return torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(device)
+def on_device(tiles: npt.NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
+    """Copy tiles to a device as they are; uint8 is a quarter of the way float32 goes.
+
+    Nothing waits for a GPU to finish what it was given before.
+    """
+    return on_host(tiles).to(device, non_blocking=True)
+
+
+def on_host(tiles: npt.NDArray[np.uint8] | Tensor, *, pinned: bool = False) -> Tensor:
+    """Return tiles as a tensor, in memory that a GPU reads by itself if ``pinned``."""
+    if not isinstance(tiles, Tensor):
+        # torch wants memory that it may write to.
+        tiles = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
+    return tiles.pin_memory() if pinned else tiles
 
 
 def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
@@ -57,9 +67,16 @@ def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
     flips = rng.integers(0, 2, size=(2, count)).astype(bool)
     along = np.arange(size)
     positions = np.where(flips[:, :, None], along[::-1], along) + starts[:, :, None]
-    rows, columns = torch.from_numpy(positions).to(tiles.device)
+    rows, columns = _sent(positions, tiles.device)
     image = torch.arange(count, device=tiles.device)
     return tiles[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    host = torch.from_numpy(numbers)
+    if device.type == "cuda":  # from other memory, the copy would wait for the GPU
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def centre_crops(tiles: Tensor, size: int) -> Tensor:

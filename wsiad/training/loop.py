@@ -148,7 +148,12 @@ class Training:
         """Return what the steps to come take, each of all the batches that it needs."""
         source, at = self._tiles.fit, self._at
         times = self._adversary.draws if self._adversary else 1
-        where = {"seed": self._context.seed, "epoch": at.epoch, "position": at.position}
+        where: dict[str, Any] = {
+            "seed": self._context.seed,
+            "epoch": at.epoch,
+            "position": at.position,
+            "pinned": self._context.device.type == "cuda",
+        }
         if self._stages:
             return staged(source, self._stages, step=at.step, times=times, **where)
         return endless(source, times * self._options.batch, **where)
@@ -174,7 +179,7 @@ class Training:
             return None
         return self._limit
 
-    def _step(self, tiles: Tiles) -> None:
+    def _step(self, tiles: Tiles | Tensor) -> None:
         options, at = self._options, self._at
         windows = random_crops(
             on_device(tiles, self._context.device),

@@ -83,13 +83,38 @@ class DeepPerceptualAutoencoder(Detector):
         RunError
             The folder holds the checkpoint of another training.
         """
+        result = self.training(tiles, context).run()
+        # Scores should depend on the device as little as can be.
+        self._fitted_distance().bf16 = False
+        _check_grown(self._stages, result.steps)
+        notes = {
+            **self._about,
+            "parameters": sum(p.numel() for p in self._module().parameters()),
+            "best_step": result.best_step,
+            "best_stop_loss": result.best_loss,
+            "training_seconds": round(result.seconds, 1),
+            **({"stages": self._stages.notes()} if self._stages else {}),
+            **({"adversarial_term": _ADVERSARIAL} if self.options.adversarial_weight else {}),
+        }
+        return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
+
+    def training(self, tiles: HealthyTiles, context: FitContext) -> Training:
+        """Return the training that :meth:`fit` runs, at its start or where it was interrupted.
+
+        Raises
+        ------
+        DetectorError, WeightsError, RunError
+            As by :meth:`fit`.
+        """
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         options, self._device = self.options, context.device
         _check_steps(self._stages, options, context)
         distances, identity = self._distances(tiles.fit, context)
         module, objective, adversary = self._start(distances, context.seed)
-        training = Training(
+        for distance in distances.values():
+            distance.bf16 = options.precision != "fp32"
+        return Training(
             module,
             objective,
             tiles=tiles,
@@ -101,22 +126,6 @@ class DeepPerceptualAutoencoder(Detector):
             stages=self._stages,
             adversary=adversary,
         )
-        for distance in distances.values():
-            distance.bf16 = options.precision != "fp32"
-        result = training.run()
-        # Scores should depend on the device as little as can be.
-        self._fitted_distance().bf16 = False
-        _check_grown(self._stages, result.steps)
-        notes = {
-            **self._about,
-            "parameters": sum(p.numel() for p in self._module().parameters()),
-            "best_step": result.best_step,
-            "best_stop_loss": result.best_loss,
-            "training_seconds": round(result.seconds, 1),
-            **({"stages": self._stages.notes()} if self._stages else {}),
-            **({"adversarial_term": _ADVERSARIAL} if adversary else {}),
-        }
-        return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
