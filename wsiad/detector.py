@@ -21,6 +21,7 @@ import pydantic
 import torch
 
 from wsiad.config import Config
+from wsiad.ranks import Ranks
 from wsiad.units import Mpp, TilePx
 
 Tiles = npt.NDArray[np.uint8]
@@ -145,6 +146,8 @@ class FitContext:
         No progress output.
     anomalies : AnomalousTiles or None
         Labelled anomalous tiles; only for methods that declare that they use them.
+    ranks : Ranks
+        More than one process only for methods that declare that they use them.
     """
 
     seed: int
@@ -154,6 +157,15 @@ class FitContext:
     weights: str | None = None
     quiet: bool = False
     anomalies: AnomalousTiles | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def averaged(self, value: float) -> float:
+        """Return the mean of a number over the processes."""
+        return self.ranks.average_of(value, self.device)
+
+    def agreed(self, value: float) -> float:
+        """Return what the first process finds, so that all go on alike."""
+        return self.ranks.agreed(value, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +223,8 @@ class Detector(ABC):
     """Input size where the options give none; ``None`` for that of the stored tiles."""
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
     """Whether :attr:`FitContext.anomalies` is used, or even needed."""
+    uses_ranks: ClassVar[bool] = False
+    """Whether several processes can fit it together."""
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         self.options = options

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from wsiad.config import Config, build, resolve, verb
+from wsiad.config import Config, resolve, verb
 from wsiad.detectors import registry
 from wsiad.errors import ConfigError, DetectorError, RunError
 from wsiad.files import write_json
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
-from wsiad.stages.fit_tiles import healthy_slides, store_fingerprint, tile_source, usable_tiles
+from wsiad.stages.fit_tiles import store_fingerprint, usable_tiles
 from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.tissue.options import QualityThresholds
 
@@ -69,6 +69,9 @@ class TrainConfig(Config):
     """Same seed, same result."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """GPUs to train on at once, each with its share of every batch, for methods that are
+    trained step by step; with `--device cpu`, processes."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many optimiser steps."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -126,69 +129,49 @@ def train(config: TrainConfig) -> TrainResult:
         The folder holds a complete run, or one of another configuration.
     """
     # torch takes seconds to import, which `--help` must not.
-    from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
     from wsiad.runs.calibration import calibrate
     from wsiad.runs.run import RunRecord
-    from wsiad.runs.split import split_slides
-    from wsiad.tiles.store import TileStore
+    from wsiad.stages.fit_along import check_devices, choose, fit_context, together
     from wsiad.training.device import choose_device
-    from wsiad.units import Mpp, TilePx
 
     start = time.monotonic()
     cls = registry.load(config.detector)
     check_use(config.detector, cls, config.anomalies)
-    options = build(cls.Options, config.options, source=f"options of {config.detector}")
     device = choose_device(config.device)
-    store = TileStore(config.store)
-    thresholds = store.preparation.quality.changed_by(config.quality)
-    slides, skipped = healthy_slides(store, config.split)
-    usable, unusable = usable_tiles(slides, thresholds)
-    tile = store.preparation.tile
-    size = options.input_px or cls.default_input_px or tile
-    if size > tile:
-        raise DetectorError(
-            f"needs {size} px and the store's tiles have {tile} px",
-            subject=config.detector,
-            remedy=f"Tile with --tile {size} or larger, or give --option input_px={tile}.",
-        )
-    anomalies = _anomalies(config, store, size=size)
+    check_devices(config.devices, device, config.detector, cls)
+    chosen = choose(config)
+    store, slides, usable = chosen.store, chosen.slides, chosen.usable
+    anomalies = _anomalies(config, store, size=chosen.size)
     folder = _run_folder(config)
     if folder is None:
         return _already_done(config)
-    write_json(folder.path / PREPARATION, preparation_of(store, thresholds))
-    parts = split_slides(
-        [(name, len(tiles)) for name, tiles in usable.items()],
-        seed=config.seed,
-        only_fit=[slide.name for slide in anomalies.slides] if anomalies else (),
+    write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
+    parts, detector, tiles = chosen.begin(
+        config.seed, only_fit=[slide.name for slide in anomalies.slides] if anomalies else ()
     )
     if not parts.by_slide:
         logger.warning("%s", parts.note)
-    by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
-    detector = cls(options, InputSpec(TilePx(size), Mpp(store.preparation.mpp)))
-    report = detector.fit(
-        HealthyTiles(tile_source(parts.fit, by_name), tile_source(parts.stop, by_name)),
-        FitContext(
-            seed=config.seed,
-            device=device,
-            folder=folder.path,
-            budget=Budget(config.max_steps, config.max_minutes),
-            weights=config.weights,
-            quiet=config.quiet,
-            anomalies=anomalies.tiles() if anomalies else None,
-        ),
-    )
+    with together(config, device) as ranks:
+        report = detector.fit(
+            tiles,
+            fit_context(
+                config, ranks, device=device, anomalies=anomalies.tiles() if anomalies else None
+            ),
+        )
     calibration = calibrate(
         detector,
-        tile_source(parts.calibration, by_name),
+        chosen.source(parts.calibration),
         n_slides=len(parts.calibration),
         seed=config.seed,
         quiet=config.quiet,
     )
     folder.save_detector(detector, name=config.detector)
     folder.write_calibration(calibration)
-    notes = report.notes | ({"slides_not_used": skipped} if skipped else {})
-    if thresholds.given:
-        notes |= {"thresholds": thresholds.given, "tiles_not_used": unusable}
+    notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
+    if config.devices > 1:
+        notes |= {"devices": config.devices}
+    if chosen.thresholds.given:
+        notes |= {"thresholds": chosen.thresholds.given, "tiles_not_used": chosen.unusable}
     if anomalies:
         shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
         tied = {"slides_fitted_on_whole": shared} if shared else {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsiad.config import Config
 from wsiad.networks.wasserstein import critic_loss
+from wsiad.ranks import Ranks
 from wsiad.training.checkpoint import Checkpoint
 from wsiad.training.stages import Stage
 from wsiad.training.trained import Trained
@@ -66,6 +67,8 @@ class Adversary:
     options : AdversarialOptions
     seed : int
         Decides where the gradient penalty is taken.
+    ranks : Ranks
+        Processes that train together.
     """
 
     def __init__(
@@ -76,9 +79,11 @@ class Adversary:
         weight: float,
         options: AdversarialOptions,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         self._game, self._weight, self._options, self._seed = game, weight, options, seed
-        self._trained = Trained(critic, name="critic", moments="critic_adam")
+        self._ranks = ranks
+        self._trained = Trained(critic, name="critic", moments="critic_adam", ranks=ranks)
 
     @property
     def draws(self) -> int:
@@ -116,7 +121,9 @@ class Adversary:
         options = self._options
         with torch.no_grad():
             x, y = self._game.images(windows, stage)
-        drawn = np.random.default_rng([self._seed, _MIX, *at]).random(len(x), dtype=np.float32)
+        total = len(x) * self._ranks.count
+        drawn = np.random.default_rng([self._seed, _MIX, *at]).random(total, dtype=np.float32)
+        drawn = drawn[self._ranks.own(total)]
         loss = critic_loss(
             lambda images: self._game.judge(images, stage),
             x,

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from wsiad.detector import Tiles, TileSource
+from wsiad.detector import FitContext, Tiles, TileSource
 from wsiad.errors import DetectorError
+from wsiad.ranks import Ranks
 from wsiad.training.crops import on_host
 from wsiad.training.stages import Stages
+
+ALONE = Ranks()
 
 
 class Batch(NamedTuple):
@@ -23,6 +28,39 @@ class Batch(NamedTuple):
     position: int
 
 
+def planned(
+    source: TileSource,
+    stages: Stages | int,
+    context: FitContext,
+    *,
+    times: int = 1,
+    step: int = 0,
+    epoch: int = 0,
+    position: int = 0,
+) -> Generator[Batch, None, None]:
+    """Yield what the steps of a training take from ``step`` on: this process's tiles.
+
+    Parameters
+    ----------
+    source : TileSource
+    stages : Stages or int
+        Or tiles a batch, over all processes.
+    context : FitContext
+    times : int
+        Batches that a step takes at once.
+    step, epoch, position : int
+        Where to begin.
+    """
+    pinned, ranks = context.device.type == "cuda", context.ranks
+    at: dict[str, Any] = {"epoch": epoch, "position": position, "pinned": pinned}
+    if isinstance(stages, Stages):
+        given = {"step": step, "times": times, "ranks": ranks, **at}
+        return staged(source, stages, seed=context.seed, **given)
+    total = times * stages
+    rows = ranks.own(total, groups=times) if ranks.count > 1 else None
+    return endless(source, total, seed=context.seed, rows=rows, **at)
+
+
 def endless(
     source: TileSource,
     batch: int,
@@ -31,10 +69,12 @@ def endless(
     epoch: int = 0,
     position: int = 0,
     pinned: bool = False,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield batches epoch by epoch, from batch ``position`` of ``epoch`` on.
 
-    One batch is read ahead in a thread, so that reading and computing overlap.
+    One batch is read ahead in a thread, so that reading and computing overlap. With ``rows``
+    only these of each batch are given.
 
     Raises
     ------
@@ -46,6 +86,8 @@ def endless(
 
         def following() -> Batch:
             found = next(batches)
+            if rows is not None:
+                found = found._replace(tiles=found.tiles[rows])
             return found._replace(tiles=on_host(found.tiles, pinned=True)) if pinned else found
 
         ahead = pool.submit(following)
@@ -65,6 +107,7 @@ def staged(
     position: int = 0,
     times: int = 1,
     pinned: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Generator[Batch, None, None]:
     """Yield batches as :func:`endless` does, from ``step`` on, as large as its stage wants.
 
@@ -75,9 +118,9 @@ def staged(
         size = stages.span(step).batch
         if step and size != stages.span(step - 1).batch:
             epoch, position = epoch + 1, 0
-        ahead = endless(
-            source, times * size, seed=seed, epoch=epoch, position=position, pinned=pinned
-        )
+        rows = ranks.own(times * size, groups=times) if ranks.count > 1 else None
+        where = {"epoch": epoch, "position": position}
+        ahead = endless(source, times * size, seed=seed, **where, pinned=pinned, rows=rows)
         with closing(ahead) as batches:
             for batch in batches:
                 yield batch

@@ -41,7 +41,15 @@ def on_host(tiles: npt.NDArray[np.uint8] | Tensor, *, pinned: bool = False) -> T
     return tiles.pin_memory() if pinned else tiles
 
 
-def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
+def random_crops(
+    tiles: Tensor,
+    size: int,
+    *,
+    seed: int,
+    step: int,
+    rows: npt.NDArray[np.int64] | None = None,
+    total: int | None = None,
+) -> Tensor:
     """Cut one random window out of every tile and flip it at random in both directions.
 
     Windows and flips are a pure function of ``seed`` and ``step``, so that a training
@@ -55,6 +63,10 @@ def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
         Edge of the windows, pixels.
     seed, step : int
         Name the draw.
+    rows : ndarray of int64, (N,), optional
+        Which rows of a larger batch these tiles are, whose draws are taken.
+    total : int, optional
+        Tiles of that batch.
 
     Returns
     -------
@@ -63,13 +75,15 @@ def random_crops(tiles: Tensor, size: int, *, seed: int, step: int) -> Tensor:
     count, edge = tiles.shape[0], tiles.shape[1]
     check_size(edge, size)
     rng = np.random.default_rng([seed, step])
-    starts = rng.integers(0, edge - size + 1, size=(2, count))
-    flips = rng.integers(0, 2, size=(2, count)).astype(bool)
+    starts = rng.integers(0, edge - size + 1, size=(2, total or count))
+    flips = rng.integers(0, 2, size=(2, total or count)).astype(bool)
+    if rows is not None:
+        starts, flips = starts[:, rows], flips[:, rows]
     along = np.arange(size)
     positions = np.where(flips[:, :, None], along[::-1], along) + starts[:, :, None]
-    rows, columns = _sent(positions, tiles.device)
+    y, x = _sent(positions, tiles.device)
     image = torch.arange(count, device=tiles.device)
-    return tiles[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return tiles[image[:, None, None], y[:, :, None], x[:, None, :]]
 
 
 def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> Tensor:

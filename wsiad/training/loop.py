@@ -7,7 +7,6 @@ that was not, to the bit on the same CPU with as many threads.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.detector import FitContext, HealthyTiles, Tiles
-from wsiad.errors import DetectorError
 from wsiad.progress import Progress
 from wsiad.training.adversary import Adversary
-from wsiad.training.batches import Batch, endless, staged
+from wsiad.training.batches import Batch, planned
 from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from wsiad.training.crops import check_size, on_device, random_crops
-from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow
+from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow, check_loss
 from wsiad.training.options import LoopOptions
 from wsiad.training.result import EndedBy, Position, TrainingResult
 from wsiad.training.stages import Stages
@@ -38,7 +36,6 @@ Loss = Callable[..., Tensor]
 Where the training has stages, the :class:`~wsiad.training.stages.Stage` comes second.
 """
 
-_MOST_LOSS = 1e6
 _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
 
 
@@ -98,10 +95,15 @@ class Training:
         self._loss, self._tiles, self._size = loss, tiles, size
         self._options, self._context = options, context
         self._stages, self._adversary = stages, adversary
+        self._draws = adversary.draws if adversary else 1
         self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
         self._started = time.monotonic() if started is None else started
         self._trained = Trained(
-            module, name="module", moments="adam", average_decay=options.ema_decay
+            module,
+            name="module",
+            moments="adam",
+            average_decay=options.ema_decay,
+            ranks=context.ranks,
         )
         self._best = self._trained.copy()
         self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
@@ -146,17 +148,15 @@ class Training:
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Return what the steps to come take, each of all the batches that it needs."""
-        source, at = self._tiles.fit, self._at
-        times = self._adversary.draws if self._adversary else 1
-        where: dict[str, Any] = {
-            "seed": self._context.seed,
-            "epoch": at.epoch,
-            "position": at.position,
-            "pinned": self._context.device.type == "cuda",
-        }
-        if self._stages:
-            return staged(source, self._stages, step=at.step, times=times, **where)
-        return endless(source, times * self._options.batch, **where)
+        return planned(
+            self._tiles.fit,
+            self._stages or self._options.batch,
+            self._context,
+            times=self._draws,
+            step=self._at.step,
+            epoch=self._at.epoch,
+            position=self._at.position,
+        )
 
     def _in_last_stage(self) -> bool:
         """Whether the step before was of the last stage."""
@@ -181,11 +181,15 @@ class Training:
 
     def _step(self, tiles: Tiles | Tensor) -> None:
         options, at = self._options, self._at
+        ranks, draws = self._context.ranks, self._draws
+        total = len(tiles) * ranks.count
         windows = random_crops(
             on_device(tiles, self._context.device),
             self._size,
             seed=self._context.seed,
             step=at.step,
+            rows=ranks.own(total, groups=draws) if ranks.count > 1 else None,
+            total=total,
         )
         if self._stages and self._stages.begins(at.step):
             self._trained.restart()
@@ -218,7 +222,7 @@ class Training:
             return "early-stopping"
         if self._at.step >= self._limit:
             return "max-steps"
-        if minutes is not None and self._seconds() >= minutes * 60:
+        if minutes is not None and self._context.agreed(self._seconds() >= minutes * 60):
             return "max-minutes"
         return None
 
@@ -244,7 +248,8 @@ class Training:
                 device=self._context.device,
             )
             found = self._trained.copy()
-        self._check(loss)
+        loss = self._context.agreed(loss)
+        check_loss(loss, self._at.step)
         if self._in_last_stage() and self._stopping.update(self._at.step, loss):
             self._best = found
         return self._log(loss)
@@ -252,12 +257,12 @@ class Training:
     def _log(self, stop_loss: float | None) -> str:
         self._read_losses()
         at = self._at
-        train_loss = at.loss_sum / at.loss_count if at.loss_count else None
+        train_loss = self._context.averaged(at.loss_sum / at.loss_count) if at.loss_count else None
         at.loss_sum, at.loss_count = 0.0, 0
         rate = self._options.rate(max(at.step - 1, 0), limit=self._limit)
-        self._metrics.append(
-            MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
-        )
+        row = MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
+        if self._metrics:
+            self._metrics.append(row)
         shown = (("loss", train_loss), ("held out", stop_loss))
         notes = [f"{label} {value:.4f}" for label, value in shown if value is not None]
         stage = [self._stages.span(max(at.step - 1, 0)).name] if self._stages else []
@@ -266,22 +271,17 @@ class Training:
     def _read_losses(self) -> None:
         if self._unread:
             for loss in torch.stack(self._unread).double().tolist():
-                self._check(loss)
+                check_loss(loss, self._at.step)
                 self._at.loss_sum += loss
                 self._at.loss_count += 1
             self._unread.clear()
-
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss) or loss > _MOST_LOSS:
-            raise DetectorError(
-                f"the training diverged: the loss is {loss:g} at step {self._at.step}",
-                remedy="Set a smaller learning_rate, or grad_clip; the last checkpoint is kept.",
-            )
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
     def _save(self) -> None:
+        if not self._context.ranks.first:
+            return
         self._read_losses()
         self._at.seconds = self._seconds()
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
@@ -297,7 +297,8 @@ class Training:
         if checkpoint:
             self._restore(checkpoint)
         self._seconds_before = self._at.seconds
-        self._metrics = MetricsLog(self._context.folder / METRICS, keep_steps=self._at.step)
+        path, keep = self._context.folder / METRICS, self._at.step
+        self._metrics = MetricsLog(path, keep_steps=keep) if self._context.ranks.first else None
         self._saved_at = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:

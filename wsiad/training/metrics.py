@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from wsiad.errors import DetectorError
 from wsiad.files import atomic_file
 
 METRICS = "metrics.csv"
+
+_MOST_LOSS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,21 @@ class MetricsLog:
         """Add a line; the file is closed again when this returns."""
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, _COLUMNS).writerow(asdict(row))
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Check that a training goes on.
+
+    Raises
+    ------
+    DetectorError
+        The loss is not finite or exceeds 1e6.
+    """
+    if not math.isfinite(loss) or loss > _MOST_LOSS:
+        raise DetectorError(
+            f"the training diverged: the loss is {loss:g} at step {step}",
+            remedy="Set a smaller learning_rate, or grad_clip; the last checkpoint is kept.",
+        )
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:

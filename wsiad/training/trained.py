@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wsiad.ranks import Ranks
 from wsiad.training.checkpoint import Checkpoint
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -26,6 +27,8 @@ class Trained:
         Begin of the names of Adam's moments in a checkpoint.
     average_decay : float, optional
         Keep a running average of the parameters, with this decay a step.
+    ranks : Ranks
+        Gradients are averaged over them.
 
     Attributes
     ----------
@@ -33,10 +36,16 @@ class Trained:
     """
 
     def __init__(
-        self, module: nn.Module, *, name: str, moments: str, average_decay: float | None = None
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        moments: str,
+        average_decay: float | None = None,
+        ranks: Ranks,
     ) -> None:
         self.parameters = dict(module.named_parameters())
-        self._name, self._prefix = name, moments
+        self._name, self._prefix, self._ranks = name, moments, ranks
         self._decay = average_decay or 0.0
         self._average = self.copy() if average_decay else {}
         self.restart()
@@ -60,6 +69,7 @@ class Trained:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
         if grad_clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), grad_clip)
         self._optimiser.step()

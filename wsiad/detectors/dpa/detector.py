@@ -59,6 +59,7 @@ class DeepPerceptualAutoencoder(Detector):
 
     Options: ClassVar[type[DetectorOptions]] = DpaOptions
     default_input_px: ClassVar[int | None] = 64
+    uses_ranks: ClassVar[bool] = True
     options: DpaOptions
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
@@ -111,7 +112,7 @@ class DeepPerceptualAutoencoder(Detector):
         options, self._device = self.options, context.device
         _check_steps(self._stages, options, context)
         distances, identity = self._distances(tiles.fit, context)
-        module, objective, adversary = self._start(distances, context.seed)
+        module, objective, adversary = self._start(distances, context)
         for distance in distances.values():
             distance.bf16 = options.precision != "fp32"
         return Training(
@@ -221,10 +222,10 @@ class DeepPerceptualAutoencoder(Detector):
         )
 
     def _start(
-        self, distances: dict[int, RelativePerceptualL1], seed: int
+        self, distances: dict[int, RelativePerceptualL1], context: FitContext
     ) -> tuple[nn.Module, Objective, Adversary | None]:
         """Return what is to be trained, its loss, and what is trained along."""
-        options, size = self.options, self.spec.size
+        options, size, seed = self.options, self.spec.size, context.seed
         distances = {px: self._placed(distance) for px, distance in distances.items()}
         module: Autoencoder | GrowingAutoencoder
         if self._stages is None:
@@ -252,6 +253,7 @@ class DeepPerceptualAutoencoder(Detector):
             weight=options.adversarial_weight,
             options=options.adversarial,
             seed=seed,
+            ranks=context.ranks,
         )
         return module, game, adversary
 
