@@ -52,15 +52,15 @@ class Row:
 
 
 ROWS = (
-    Row("L1, unsupervised selection", "ablation/l1-unsupervised.yaml", "21.1 ± 1.4"),
-    Row("PL, unsupervised selection", "ablation/pl-unsupervised.yaml", "87.9 ± 0.6"),
+    Row("L1, unsupervised selection", "ablation/train-l1-unsupervised.yaml", "21.1 ± 1.4"),
+    Row("PL, unsupervised selection", "ablation/train-pl-unsupervised.yaml", "87.9 ± 0.6"),
     Row("PL", "train-dpa.yaml", "92.7 ± 0.4"),
-    Row("PL + 1 adv", "ablation/pl-adversarial-1.yaml", "79.4"),
-    Row("PL + 0.1 adv", "ablation/pl-adversarial-0.1.yaml", "90.8"),
-    Row("PL + 1 L1", "ablation/pl-l1-1.yaml", "75.3"),
-    Row("PL + 0.1 L1", "ablation/pl-l1-0.1.yaml", "93.0"),
-    Row("PL + 1 L1 + 1 adv", "ablation/pl-l1-adversarial-1.yaml", "57.5"),
-    Row("PL + 0.1 L1 + 0.1 adv", "ablation/pl-l1-adversarial-0.1.yaml", "90.6"),
+    Row("PL + 1 adv", "ablation/train-pl-adversarial-1.yaml", "79.4"),
+    Row("PL + 0.1 adv", "ablation/train-pl-adversarial-0.1.yaml", "90.8"),
+    Row("PL + 1 L1", "ablation/train-pl-l1-1.yaml", "75.3"),
+    Row("PL + 0.1 L1", "ablation/train-pl-l1-0.1.yaml", "93.0"),
+    Row("PL + 1 L1 + 1 adv", "ablation/train-pl-l1-adversarial-1.yaml", "57.5"),
+    Row("PL + 0.1 L1 + 0.1 adv", "ablation/train-pl-l1-adversarial-0.1.yaml", "90.6"),
     Row("PL, progressive growing", "train-dpa-growing.yaml", "93.4 ± 0.3"),
 )
 

@@ -73,7 +73,7 @@ def test_figures_and_their_spread_and_nothing_run_again(material, tmp_path, monk
     }
     # AUROC from the scores that were written, by counting pairs.
     for line in lines:
-        name = "train-dpa" if line["row"] == PL else "pl-adversarial-1"
+        name = "train-dpa" if line["row"] == PL else "train-pl-adversarial-1"
         scores = {}
         for truth in ("normal", "tumour"):
             path = tmp_path / name / f"seed-{line['seed']}" / truth / "scores.csv"
