@@ -39,6 +39,12 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 DEFAULT_LAYERS = {"squeezenet1_0": ("features.4",), "squeezenet1_1": ("features.4",)}
 """Layers by backbone: SqueezeNet's second Fire module; else the first two residual stages."""
 
+STAGES = {
+    "squeezenet1_0": ("features.5", "features.10", "features.12"),
+    "squeezenet1_1": ("features.4", "features.7", "features.12"),
+}
+"""Three depths by backbone; else the first three residual stages."""
+
 
 class FeatureOptions(DetectorOptions):
     """Options of every detector on frozen features."""

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from wsiad.detector import DetectorOptions
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import STAGES, FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import check_count, float32, whitening
-
-STAGES = {
-    "squeezenet1_0": ("features.5", "features.10", "features.12"),
-    "squeezenet1_1": ("features.4", "features.7", "features.12"),
-}
-"""Three depths by backbone; else the first three residual stages."""
 
 
 class PadimOptions(FeatureOptions):

@@ -69,19 +69,55 @@ class BackboneFeatures(nn.Module):
         DetectorError
             The images are too small for that many places.
         """
-        found = self.network((images - self.mean) / self.std)
-        finest = max(min(features.shape[2:]) for features in found.values())
+        found = self.maps(self.normalised(images))
+        self._check_finest(found, images.shape[2])
+        pooled = [
+            nn.functional.adaptive_avg_pool2d(self._smoothed(features), self.places)
+            for features in found
+        ]
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return RGB images (N, 3, H, W) in [0, 1] as the network was trained on them."""
+        return (images - self.mean) / self.std
+
+    def maps(self, normalised: Tensor) -> list[Tensor]:
+        """Return the features (N, C, h, w) of normalised images at every layer as they are."""
+        found = self.network(normalised)
+        return [found[layer] for layer in self.layers]
+
+    def check_places(self, edge: int) -> list[tuple[int, int, int]]:
+        """Check that images have features for the places; return the shapes of the features.
+
+        Parameters
+        ----------
+        edge : int
+            Of the images, pixels.
+
+        Returns
+        -------
+        list of tuple
+            (C, h, w) a layer.
+
+        Raises
+        ------
+        DetectorError
+            The images are too small for that many places.
+        """
+        device = self.mean.device
+        with torch.no_grad():
+            found = self.maps(torch.zeros(1, 3, edge, edge, device=device))
+        self._check_finest(found, edge)
+        return [(f.shape[1], f.shape[2], f.shape[3]) for f in found]
+
+    def _check_finest(self, found: Sequence[Tensor], edge: int) -> None:
+        finest = max(min(features.shape[2:]) for features in found)
         if finest < self.places:
             raise DetectorError(
                 f"{self.places} × {self.places} places were asked for, but the features of a tile "
-                f"of {images.shape[2]} px have {finest} × {finest}",
+                f"of {edge} px have {finest} × {finest}",
                 remedy="Choose fewer places, larger tiles or a shallower layer.",
             )
-        pooled = [
-            nn.functional.adaptive_avg_pool2d(self._smoothed(found[layer]), self.places)
-            for layer in self.layers
-        ]
-        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
 
     def _smoothed(self, features: Tensor) -> Tensor:
         edge = self.neighbourhood
@@ -96,6 +132,16 @@ def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return dict(_build(backbone).state_dict())
+
+
+def seeded_network(backbone: str, layers: Sequence[str], seed: int) -> nn.Module:
+    """Return an untrained network cut after the deepest of the layers, to be trained.
+
+    It maps normalised images to the features by layer, a dict of (N, C, h, w).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _cut(backbone, tuple(layers))
 
 
 def _build(backbone: str) -> nn.Module:

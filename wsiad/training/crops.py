@@ -49,6 +49,7 @@ def random_crops(
     step: int,
     rows: npt.NDArray[np.int64] | None = None,
     total: int | None = None,
+    flips: bool = True,
 ) -> Tensor:
     """Cut one random window out of every tile and flip it at random in both directions.
 
@@ -67,6 +68,8 @@ def random_crops(
         Which rows of a larger batch these tiles are, whose draws are taken.
     total : int, optional
         Tiles of that batch.
+    flips : bool
+        Without, windows stay as they lie.
 
     Returns
     -------
@@ -76,11 +79,11 @@ def random_crops(
     check_size(edge, size)
     rng = np.random.default_rng([seed, step])
     starts = rng.integers(0, edge - size + 1, size=(2, total or count))
-    flips = rng.integers(0, 2, size=(2, total or count)).astype(bool)
+    flipped = rng.integers(0, 2, size=(2, total or count)).astype(bool) & flips
     if rows is not None:
-        starts, flips = starts[:, rows], flips[:, rows]
+        starts, flipped = starts[:, rows], flipped[:, rows]
     along = np.arange(size)
-    positions = np.where(flips[:, :, None], along[::-1], along) + starts[:, :, None]
+    positions = np.where(flipped[:, :, None], along[::-1], along) + starts[:, :, None]
     y, x = _sent(positions, tiles.device)
     image = torch.arange(count, device=tiles.device)
     return tiles[image[:, None, None], y[:, :, None], x[:, None, :]]

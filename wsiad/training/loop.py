@@ -24,6 +24,7 @@ from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from wsiad.training.crops import check_size, on_device, random_crops
 from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow, check_loss
 from wsiad.training.options import LoopOptions
+from wsiad.training.recipe import Recipe
 from wsiad.training.result import EndedBy, Position, TrainingResult
 from wsiad.training.stages import Stages
 from wsiad.training.stopping import EarlyStopping
@@ -67,6 +68,8 @@ class Training:
     adversary : Adversary, optional
         Trained along, with tiles of its own in every step. What it adds to the loss is
         minimised, but neither logged nor looked at to stop.
+    recipe : Recipe, optional
+        Another optimiser or update than Adam on the mean loss.
 
     Raises
     ------
@@ -89,12 +92,14 @@ class Training:
         started: float | None = None,
         stages: Stages | None = None,
         adversary: Adversary | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         for source in (tiles.fit, tiles.stop):
             check_size(source.tile, size)
         self._loss, self._tiles, self._size = loss, tiles, size
         self._options, self._context = options, context
         self._stages, self._adversary = stages, adversary
+        self._module, self._recipe = module, recipe or Recipe()
         self._draws = adversary.draws if adversary else 1
         self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
         self._started = time.monotonic() if started is None else started
@@ -104,6 +109,7 @@ class Training:
             moments="adam",
             average_decay=options.ema_decay,
             ranks=context.ranks,
+            optimiser=self._recipe.optimiser,
         )
         self._best = self._trained.copy()
         self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
@@ -190,14 +196,19 @@ class Training:
             step=at.step,
             rows=ranks.own(total, groups=draws) if ranks.count > 1 else None,
             total=total,
+            flips=self._recipe.flips,
         )
         if self._stages and self._stages.begins(at.step):
             self._trained.restart()
             if self._adversary:
                 self._adversary.restart()
-        minimised, losses = self._training_losses(windows, at.step)
         rate = options.rate(at.step, limit=self._limit)
-        self._trained.minimise(minimised.mean(), rate=rate, grad_clip=options.grad_clip)
+        self._module.train()
+        if self._recipe.update:
+            losses = self._trained.update(self._recipe.update, windows, at.step, rate=rate)
+        else:
+            minimised, losses = self._training_losses(windows, at.step)
+            self._trained.minimise(minimised.mean(), rate=rate, grad_clip=options.grad_clip)
         at.step += 1
         self._unread.append(losses.detach().mean())
         if not losses.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
@@ -237,6 +248,7 @@ class Training:
             self._trained.set(self._best)
 
     def _validate(self) -> str:
+        self._module.eval()
         with self._trained.averaged(), torch.no_grad():
             loss = held_out_loss(
                 lambda windows: self._losses(windows, max(self._at.step - 1, 0)),

@@ -1,4 +1,4 @@
-"""A module's parameters and the Adam that trains them, as a checkpoint keeps them."""
+"""A module's parameters and what trains them, as a checkpoint keeps them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from wsiad.ranks import Ranks
 from wsiad.training.checkpoint import Checkpoint
+from wsiad.training.recipe import OptimiserFactory, Update, adam, descend
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 class Trained:
-    """The parameters of a module, trained by an Adam of their own.
+    """The parameters of a module, trained by an optimiser of their own.
 
     Parameters
     ----------
@@ -24,11 +25,13 @@ class Trained:
     name : str
         Of the parameters in a checkpoint.
     moments : str
-        Begin of the names of Adam's moments in a checkpoint.
+        Begin of the names of the optimiser's moments in a checkpoint.
     average_decay : float, optional
         Keep a running average of the parameters, with this decay a step.
     ranks : Ranks
         Gradients are averaged over them.
+    optimiser : callable
+        Makes the optimiser; Adam by default.
 
     Attributes
     ----------
@@ -43,16 +46,20 @@ class Trained:
         moments: str,
         average_decay: float | None = None,
         ranks: Ranks,
+        optimiser: OptimiserFactory | None = None,
     ) -> None:
+        self._module, self._make = module, optimiser or adam()
         self.parameters = dict(module.named_parameters())
+        kept = module.state_dict().keys()
+        self._buffers = {name: b for name, b in module.named_buffers() if name in kept}
         self._name, self._prefix, self._ranks = name, moments, ranks
         self._decay = average_decay or 0.0
         self._average = self.copy() if average_decay else {}
         self.restart()
 
     def restart(self) -> None:
-        """Forget all moments: the next step is Adam's first."""
-        self._optimiser = torch.optim.Adam(self.parameters.values())
+        """Forget all moments: the next step is the optimiser's first."""
+        self._optimiser = self._make(self._module)
 
     def minimise(self, loss: Tensor, *, rate: float, grad_clip: float | None = None) -> None:
         """Take one step down the gradient of a scalar.
@@ -65,16 +72,30 @@ class Trained:
         grad_clip : float, optional
             Greatest norm of the gradient.
         """
+        self._set_rate(rate)
+        descend(self._optimiser, loss, clip=grad_clip, before=self._share)
+        self._take_average()
+
+    def update(self, update: Update, windows: Tensor, step: int, *, rate: float) -> Tensor:
+        """Let a method take a step of its own; return its loss, ()."""
+        self._set_rate(rate)
+        loss = update(windows, self._optimiser, step)
+        self._take_average()
+        return loss
+
+    def _set_rate(self, rate: float) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+            group["lr"] = rate * group.get("factor", 1)
+
+    def _share(self) -> None:
         self._ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
-        if grad_clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), grad_clip)
-        self._optimiser.step()
+
+    def _take_average(self) -> None:
         for name, average in self._average.items():
-            average.lerp_(self.parameters[name].detach(), 1 - self._decay)
+            if name in self.parameters:
+                average.lerp_(self.parameters[name].detach(), 1 - self._decay)
+            else:
+                average.copy_(self._buffers[name])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -87,14 +108,17 @@ class Trained:
             self.set(own)
 
     def copy(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters."""
-        return {name: p.detach().clone() for name, p in self.parameters.items()}
+        """Return a copy of the parameters, and of the buffers that the module would store."""
+        return {name: tensor.clone() for name, tensor in self._own()}
+
+    def _own(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in (*self.parameters.items(), *self._buffers.items()):
+            yield name, tensor.detach()
 
     def set(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the parameters other values."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
+        """Give parameters and buffers other values."""
+        for name, tensor in self._own():
+            tensor.copy_(tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters, average and moments by their names in a checkpoint."""

@@ -1,0 +1,136 @@
+"""What the detectors share whose student learns a frozen teacher's features."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import pydantic
+from torch import Tensor
+
+from wsiad.detector import (
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    State,
+)
+from wsiad.detectors._features import STAGES
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.networks import features, weights
+from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
+from wsiad.networks.features import BackboneFeatures
+from wsiad.training.crops import check_size
+from wsiad.training.recipe import Recipe
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+class DistilledOptions(TrainedOptions):
+    """Options of every detector with a student and a teacher."""
+
+    backbone: str = "squeezenet1_1"
+    """The teacher: a torchvision classification network, such as squeezenet1_1 or resnet18."""
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules whose output is learnt, from the finest; by default the ends of SqueezeNet's three
+    resolutions, or ``layer1``, ``layer2`` and ``layer3`` of a ResNet."""
+    places: _Count = 8
+    """Edge of the grid of places in a tile."""
+    combine: Combine = "product"
+    """How the distances of the layers at a place become one."""
+    batch: _Count = 32
+    """Tiles a step."""
+    val_interval: _Count = 200
+    """Steps between two looks at the held-out healthy tiles."""
+
+    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the layers given, or three depths of the backbone."""
+        if self.layers is not None:
+            return self.layers
+        return STAGES.get(self.backbone, ("layer1", "layer2", "layer3"))
+
+
+class DistilledDetector(TrainedDetector):
+    """A detector that scores places by how far a student is from its teacher there.
+
+    A subclass makes the student (:meth:`student`), says what it minimises
+    (:meth:`distances`) and how (:meth:`recipe`).
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = DistilledOptions
+    options: DistilledOptions
+
+    @abstractmethod
+    def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
+        """Return a teacher with a student whose weights are drawn from a seed."""
+
+    @abstractmethod
+    def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+        """Return the loss (N,) of every layer, of features (N, C, h, w)."""
+
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """Return how the student is trained."""
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Train the student on random windows; see :class:`~wsiad.training.loop.Training`.
+
+        Raises
+        ------
+        DetectorError
+            The backbone or a layer is unknown, the tiles or features are too small, or the
+            training diverged.
+        WeightsError
+            The teacher's weights are not at hand.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        options, self._device = self.options, context.device
+        found = weights.resolve(
+            context.weights,
+            model=options.backbone,
+            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
+        )
+        distillation = self._placed(
+            self.distillation(self._teacher(found.tensors), seed=context.seed)
+        )
+        self._network = distillation
+
+        def loss(windows: Tensor) -> Tensor:
+            distances = self.distances(*distillation(images(windows)))
+            return sum(distances[1:], start=distances[0])
+
+        self._about = {"weights": found.note(), "layers": list(options.chosen_layers())}
+        result = self._train(
+            distillation.student,
+            loss,
+            tiles=tiles,
+            context=context,
+            identity={"weights": found.sha256},
+            recipe=self.recipe(),
+            started=started,
+        )
+        return self._report(result, distillation.student)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the distance between student and teacher at every place."""
+        options = self.options
+        return combined(place_distances(*self.network()(images)), options.places, options.combine)
+
+    def empty(self, state: State) -> Distillation:
+        """Return teacher and student of the state's shapes."""
+        return self.distillation(self._teacher(group(state, "teacher.network")), seed=0)
+
+    def _teacher(self, tensors: Mapping[str, Tensor]) -> BackboneFeatures:
+        options = self.options
+        teacher = BackboneFeatures(
+            options.backbone, options.chosen_layers(), options.places, tensors
+        )
+        teacher.check_places(self.spec.size)
+        return teacher

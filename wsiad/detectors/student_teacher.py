@@ -1,0 +1,64 @@
+"""Student and teacher: strange is where a student of healthy tiles differs from its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+from torch import Tensor
+
+from wsiad.detector import DetectorOptions
+from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
+from wsiad.networks.distillation import Distillation, LikeTeacher, place_distances
+from wsiad.networks.features import BackboneFeatures
+from wsiad.training.recipe import Recipe, adam, sgd
+
+
+class StudentTeacherOptions(DistilledOptions):
+    """Options of ``student-teacher``."""
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """The published one is ``sgd`` with ``learning_rate`` 0.4, for ResNet-18 and its batch
+    normalisation; networks without it, such as SqueezeNet, diverge then."""
+    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
+    """Of ``sgd``."""
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-4
+    """Weight of the squared weights in the loss."""
+
+
+class StudentTeacher(DistilledDetector):
+    """Distance between the features of a frozen network and those of its student.
+
+    The student has the teacher's architecture and learns, from weights drawn at random, to
+    give the same features on healthy tiles. The loss is ½|u − v|² between features of
+    length 1, averaged over the places of a layer and added over the layers; the score of a
+    place is the product of the layers' ½|u − v|² there.
+
+    Notes
+    -----
+    STFPM: Wang, Han, Ding & Huang, *Student-Teacher Feature Pyramid Matching for Anomaly
+    Detection*, BMVC 2021 (arXiv 2103.04257), eq. 1–4. Published: ResNet-18 at 256 px, the
+    strangest place as the image's score.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = StudentTeacherOptions
+    options: StudentTeacherOptions
+
+    def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
+        """Return a teacher with an untrained copy of its architecture."""
+        options = self.options
+        return Distillation(
+            teacher, LikeTeacher(options.backbone, options.chosen_layers(), seed=seed)
+        )
+
+    def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean over the places of every layer."""
+        return [distances.mean(dim=(1, 2)) for distances in place_distances(taught, found)]
+
+    def recipe(self) -> Recipe:
+        """Return how the student is trained."""
+        decay = self.options.weight_decay
+        if self.options.optimiser == "sgd":
+            return Recipe(sgd(momentum=self.options.momentum, weight_decay=decay))
+        return Recipe(adam(weight_decay=decay))
