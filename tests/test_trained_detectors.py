@@ -23,6 +23,7 @@ SMOOTH = np.kron(RNG.integers(120, 240, (26, 5, 5, 3)), np.ones((1, 8, 8, 1))).a
 HEALTHY = HealthyTiles(ArrayTiles(SMOOTH[:20]), ArrayTiles(SMOOTH[20:]))
 DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
 TINY = {
+    "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
     "student-teacher": DISTILLED,
 }
 CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
@@ -32,6 +33,7 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         {"backbone": "resnet18", "layers": ["layer1"], "ema_decay": 0.9},
         id="batch-norm and average",
     ),
+    pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
 ]
 
 
@@ -78,10 +80,11 @@ def die_at(monkeypatch, nth):
     monkeypatch.setattr(Training, "_step", step)
 
 
+@pytest.mark.parametrize("step", [7, 11])
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_killed_fit_ends_like_one_that_was_not(tmp_path, monkeypatch, name, options):
+def test_killed_fit_ends_like_one_that_was_not(tmp_path, monkeypatch, name, options, step):
     whole = fitted(name, tmp_path / "whole", **options)
-    die_at(monkeypatch, 11)
+    die_at(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         fitted(name, tmp_path / "killed", **options)
     monkeypatch.undo()

@@ -124,6 +124,7 @@ class TrainedDetector(Detector):
         context: FitContext,
         identity: dict[str, Any],
         recipe: Recipe,
+        options: LoopOptions | None = None,
         started: float | None = None,
     ) -> TrainingResult:
         """Train a part of the network; see :class:`~wsiad.training.loop.Training`."""
@@ -132,7 +133,7 @@ class TrainedDetector(Detector):
             loss,
             tiles=tiles,
             size=self.spec.size,
-            options=self.options,
+            options=options or self.options,
             context=context,
             identity=identity,
             started=time.monotonic() if started is None else started,

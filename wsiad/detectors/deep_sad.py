@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._labelled_head import HeadDetector, HeadOptions
+from wsiad.networks.hypersphere import centre_of, square_distances
 
-_LEAST = 0.1  # of a coordinate of the centre: a network could reach 0 by vanishing
 _EPSILON = 1e-6
 
 
@@ -50,9 +50,7 @@ class DeepSad(HeadDetector):
     def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:
         """Return the centre."""
         with torch.no_grad():
-            centre = network(healthy).mean(dim=0)
-        sign = torch.where(centre < 0, -1.0, 1.0)
-        return {"centre": torch.where(centre.abs() < _LEAST, sign * _LEAST, centre)}
+            return {"centre": centre_of(network(healthy))}
 
     def loss(self, healthy: Tensor, anomalous: Tensor, fixed: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch."""
@@ -62,4 +60,4 @@ class DeepSad(HeadDetector):
 
     def strangeness(self, outputs: Tensor, fixed: dict[str, Tensor]) -> Tensor:
         """Return the squared distance to the centre."""
-        return (outputs - fixed["centre"]).square().sum(dim=1)
+        return square_distances(outputs, fixed["centre"])

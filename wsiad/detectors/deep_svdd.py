@@ -1,0 +1,216 @@
+"""Deep SVDD: a network is trained to map healthy tiles into a small ball."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from wsiad.detector import (
+    Budget,
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    State,
+    TileSource,
+)
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.networks.hypersphere import (
+    BiasFreeEncoder,
+    Hypersphere,
+    MirrorDecoder,
+    centre_of,
+    square_distances,
+)
+from wsiad.training.crops import check_size, on_device, random_crops
+from wsiad.training.loop import TrainingResult
+from wsiad.training.recipe import Recipe, adam, descend
+from wsiad.training.sampling import sample
+
+_FOLDER = "autoencoder"
+_STREAM = 1 << 32  # keeps the draws of the centre apart from those of the training
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Decay = Annotated[float, pydantic.Field(ge=0)]
+
+
+class DeepSvddOptions(TrainedOptions):
+    """Options of ``deep-svdd``."""
+
+    objective: Literal["one-class", "soft-boundary"] = "one-class"
+    """Draw all healthy tiles to the centre, or those outside of a ball that leaves ``nu`` out."""
+    nu: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
+    """Share of healthy tiles outside of the ball, with ``soft-boundary``."""
+    channels: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (32, 64, 128)
+    """Width of each convolution of the encoder; each is followed by a halving."""
+    representation: _Count = 128
+    """Dimensions of the space of the ball."""
+    centre_tiles: _Count = 2_048
+    """The most healthy tiles whose mean output becomes the centre."""
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
+    """Of Adam."""
+    weight_decay: _Decay = 5e-7
+    """Weight of the squared weights in the loss."""
+    pretrain_steps: Annotated[int, pydantic.Field(ge=0)] = 5_000
+    """The most steps as the encoder of an autoencoder before; 0 for none."""
+    pretrain_weight_decay: _Decay = 5e-4
+    """Weight of the squared weights there."""
+    val_interval: _Count = 100
+    """Steps between two looks at the held-out healthy tiles."""
+
+
+class DeepSvdd(TrainedDetector):
+    """Score by the squared distance |φ(x) − c|² of a tile to the centre of healthy ones.
+
+    A convolutional encoder without biases is first trained as that of an autoencoder
+    (squared error), whose held-out loss ends it too. The mean of its outputs, with no
+    coordinate closer to 0 than 0.1, is the centre c, and the encoder is trained to lower
+    the mean of |φ − c|² (``one-class``), or R² + mean of max(0, |φ − c|² − R²) / ν
+    (``soft-boundary``, whose score is |φ − c|² − R²). R² is set after every step to the
+    quantile 1 − ν of the squared distances in the batch, and at the end to that of
+    healthy tiles. A tile has one place.
+
+    Notes
+    -----
+    Ruff et al., *Deep One-Class Classification*, ICML 2018, eq. 3 and 4; the encoder is
+    theirs for CIFAR-10. Unlike theirs, tiles keep their contrast and brightness, and R² is
+    set from the first step on, so that held-out losses can be compared.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = DeepSvddOptions
+    default_input_px: ClassVar[int | None] = 64
+    options: DeepSvddOptions
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Train the autoencoder, then the ball; of ``max_minutes`` half is for each at most.
+
+        Raises
+        ------
+        DetectorError
+            The tiles are too small, or the training diverged.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        options, self._device = self.options, context.device
+        ball = self._placed(self._ball(context.seed))
+        self._network, minutes = ball, context.budget.max_minutes
+        self._about = {}
+        if options.pretrain_steps:
+            before = self._pretrain(ball.encoder, tiles, context, started)
+            self._about["autoencoder"] = {
+                "ended_by": before.ended_by,
+                "steps": before.steps,
+                "best_stop_loss": before.best_loss,
+            }
+            started = time.monotonic()
+            minutes = minutes and max(minutes - before.seconds / 60, 1e-9)
+        outputs = self._outputs(ball, tiles.fit, context.seed)
+        ball.centre.copy_(centre_of(outputs))
+        if options.objective == "soft-boundary":
+            ball.fit_radius(square_distances(outputs, ball.centre), options.nu)
+
+        def loss(windows: Tensor) -> Tensor:
+            distances: Tensor = ball(images(windows))
+            if options.objective == "one-class":
+                return distances
+            return ball.soft_boundary(distances, options.nu)
+
+        result = self._train(
+            ball,
+            loss,
+            tiles=tiles,
+            context=replace(context, budget=Budget(context.budget.max_steps, minutes)),
+            identity={"part": "ball"},
+            recipe=self._recipe(ball),
+            started=started,
+        )
+        if options.objective == "soft-boundary":
+            # While training, the radius is that of a batch normalised by itself.
+            outputs = self._outputs(ball, tiles.fit, context.seed)
+            ball.fit_radius(square_distances(outputs, ball.centre), options.nu)
+        return self._report(result, ball)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the squared distance less the squared radius, if there is one: (N, 1, 1)."""
+        ball = self.network()
+        assert isinstance(ball, Hypersphere)
+        distances: Tensor = ball(images) - ball.square_radius
+        return distances.view(-1, 1, 1)
+
+    def empty(self, state: State) -> nn.Module:
+        """Return an untrained encoder with its ball."""
+        return self._ball(0)
+
+    def _ball(self, seed: int) -> Hypersphere:
+        options = self.options
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = BiasFreeEncoder(self.spec.size, options.channels, options.representation)
+        return Hypersphere(encoder, options.representation)
+
+    def _pretrain(
+        self, encoder: nn.Module, tiles: HealthyTiles, context: FitContext, started: float
+    ) -> TrainingResult:
+        """Train the encoder as that of an autoencoder."""
+        options, minutes = self.options, context.budget.max_minutes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            decoder = MirrorDecoder(self.spec.size, options.channels, options.representation)
+        autoencoder = nn.Sequential(encoder, self._placed(decoder))
+
+        def loss(windows: Tensor) -> Tensor:
+            x = images(windows)
+            error: Tensor = (autoencoder(x) - x).square().mean(dim=(1, 2, 3))
+            return error
+
+        folder = context.folder / _FOLDER
+        folder.mkdir(exist_ok=True)
+        identity: dict[str, Any] = {"part": "autoencoder"}
+        return self._train(
+            autoencoder,
+            loss,
+            tiles=tiles,
+            context=replace(
+                context,
+                folder=folder,
+                budget=Budget(context.budget.max_steps, minutes and minutes / 2),
+            ),
+            identity=identity,
+            recipe=Recipe(adam(weight_decay=options.pretrain_weight_decay)),
+            options=options.model_copy(update={"max_steps": options.pretrain_steps}),
+            started=started,
+        )
+
+    @torch.no_grad()
+    def _outputs(self, ball: Hypersphere, tiles: TileSource, seed: int) -> Tensor:
+        """Return the outputs (N, D) for windows of healthy tiles that are fitted on."""
+        ball.eval()
+        options, found = self.options, []
+        _, batches = sample(tiles, options.centre_tiles, batch=options.batch, seed=seed)
+        for index, part in enumerate(batches):
+            windows = random_crops(
+                on_device(part, self._device), self.spec.size, seed=seed, step=_STREAM + index
+            )
+            found.append(ball.encoder(images(windows)))
+        return torch.cat(found)
+
+    def _recipe(self, ball: Hypersphere) -> Recipe:
+        options = self.options
+        optimiser = adam(weight_decay=options.weight_decay)
+        if options.objective == "one-class":
+            return Recipe(optimiser)
+
+        def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
+            distances: Tensor = ball(images(windows))
+            loss = ball.soft_boundary(distances, options.nu).mean()
+            descend(optimiser, loss, clip=options.grad_clip)
+            ball.fit_radius(distances.detach(), options.nu)
+            return loss
+
+        return Recipe(optimiser, update=update)
