@@ -24,6 +24,7 @@ HEALTHY = HealthyTiles(ArrayTiles(SMOOTH[:20]), ArrayTiles(SMOOTH[20:]))
 DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
 TINY = {
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
+    "reverse-distillation": {**DISTILLED, "layers": ["features.3"]},
     "student-teacher": DISTILLED,
 }
 CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
