@@ -82,14 +82,14 @@ def test_it_learns_the_healthy_and_finds_the_strange_place(tmp_path):
         "reverse-distillation",
         layers=["features.3"],
         places=2,
-        batch=10,
-        val_interval=20,
+        batch=6,
+        val_interval=12,
         learning_rate=2e-3,
     )
     context = FitContext(
-        seed=1, device=CPU, folder=tmp_path, budget=Budget(40), weights="random", quiet=True
+        seed=1, device=CPU, folder=tmp_path, budget=Budget(24), weights="random", quiet=True
     )
-    tiles = HealthyTiles(ArrayTiles(smooth[:40]), ArrayTiles(smooth[40:50]))
+    tiles = HealthyTiles(ArrayTiles(smooth[:40]), ArrayTiles(smooth[40:44]))
     report = found.fit(tiles, context)
     assert report.notes["best_stop_loss"] < 0.1
     spoilt = smooth[50:].copy()

@@ -146,6 +146,15 @@ class Autoencoder(nn.Module):
         return reconstruction
 
 
+def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
+    """Return an encoder alone, images to latents, whose weights follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = nn.Sequential(*_encoder(shape))
+        initialise(encoder)
+        return encoder
+
+
 def initialise(network: nn.Module) -> None:
     """Draw the weights of every convolution by Kaiming's normal law; biases stay as they are."""
     for module in network.modules():

@@ -23,7 +23,7 @@ from wsiad.detector import (
     TileSource,
 )
 from wsiad.detectors.dpa.objective import Objective, images_of
-from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.detectors.dpa.options import DpaOptions, PerceptualOptions
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import vgg, weights
@@ -186,7 +186,7 @@ class DeepPerceptualAutoencoder(Detector):
         found = weights.resolve(
             context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
         )
-        padding = _padding(options, found)
+        padding = padding_of(options, found)
         networks = self._networks(found, padding)
         statistics, source = statistics_by_px(
             options, networks, tiles, size=size, seed=context.seed, device=self._device
@@ -275,7 +275,14 @@ class DeepPerceptualAutoencoder(Detector):
         return self._distance
 
 
-def _padding(options: DpaOptions, found: weights.Weights) -> vgg.Padding:
+def padding_of(options: PerceptualOptions, found: weights.Weights) -> vgg.Padding:
+    """Return the padding of the perceptual network: as in the options, or its weights.
+
+    Raises
+    ------
+    DetectorError
+        The weights state one that is not known.
+    """
     stated = options.padding or found.metadata.get("padding", "zeros")
     if stated not in ("zeros", "reflect"):
         raise DetectorError(

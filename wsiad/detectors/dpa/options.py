@@ -76,7 +76,31 @@ class GrowingOptions(Config):
         )
 
 
-class DpaOptions(DetectorOptions, LoopOptions):
+class PerceptualOptions(Config):
+    """Options of the relative perceptual L1 distance."""
+
+    layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
+    """Layers of the perceptual network and their weights in the loss."""
+    padding: Literal["zeros", "reflect"] | None = None
+    """Padding of the perceptual network; by default what its weights file states, else zeros."""
+    relative: Literal["tile", "place"] = "tile"
+    """Divide the distance by the size of the features over the tile, or at each place."""
+    statistics_tiles: _Count = 2_048
+    """The most healthy tiles to take the mean and deviation of each feature channel from."""
+    statistics_file: Path | None = None
+    """JSON of such statistics instead: by layer, ``mean`` and ``std``, a number a channel."""
+    statistics_images: Path | None = None
+    """Folder of pictures to take them from instead: one random window of each, at most
+    ``statistics_tiles``."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> PerceptualOptions:
+        if self.statistics_file and self.statistics_images:
+            raise ValueError("give statistics_file or statistics_images, not both")
+        return self
+
+
+class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     """Options of ``dpa``."""
 
     blocks: Literal["residual18", "residual9"] = "residual18"
@@ -99,25 +123,8 @@ class DpaOptions(DetectorOptions, LoopOptions):
     """The critic, with ``adversarial_weight``."""
     growing: GrowingOptions | None = None
     """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
-    padding: Literal["zeros", "reflect"] | None = None
-    """Padding of the perceptual network; by default what its weights file states, else zeros."""
-    relative: Literal["tile", "place"] = "tile"
-    """Divide the distance by the size of the features over the tile, or at each place."""
-    statistics_tiles: _Count = 2_048
-    """The most healthy tiles to take the mean and deviation of each feature channel from."""
-    statistics_file: Path | None = None
-    """JSON of such statistics instead: by layer, ``mean`` and ``std``, a number a channel."""
-    statistics_images: Path | None = None
-    """Folder of pictures to take them from instead: one random window of each, at most
-    ``statistics_tiles``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the perceptual network in training: ``auto`` is bfloat16 on CUDA, else float32."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_source(self) -> DpaOptions:
-        if self.statistics_file and self.statistics_images:
-            raise ValueError("give statistics_file or statistics_images, not both")
-        return self
 
     @pydantic.model_validator(mode="after")
     def _something_to_compare_by(self) -> DpaOptions:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsiad.detector import TileSource
-from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.detectors.dpa.options import PerceptualOptions
 from wsiad.errors import DetectorError
 from wsiad.networks.growing import shrunk
 from wsiad.networks.perceptual import ChannelStatistics, channel_statistics
@@ -36,7 +36,7 @@ _Windows = Callable[[], Iterator[Tensor]]
 
 
 def statistics_by_px(
-    options: DpaOptions,
+    options: PerceptualOptions,
     networks: Mapping[int, Vgg19],
     tiles: TileSource,
     *,
@@ -48,7 +48,7 @@ def statistics_by_px(
 
     Parameters
     ----------
-    options : DpaOptions
+    options : PerceptualOptions
     networks : mapping of int to Vgg19
         The perceptual network by resolution, pixels.
     tiles : TileSource
