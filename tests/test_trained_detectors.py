@@ -24,6 +24,13 @@ HEALTHY = HealthyTiles(ArrayTiles(SMOOTH[:20]), ArrayTiles(SMOOTH[20:]))
 DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
 TINY = {
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
+    "piad": {
+        "channels": [2, 3, 3, 4],
+        "latent_channels": 5,
+        "latent_critic_width": 8,
+        "layers": {"relu1_2": 1.0, "relu2_1": 1.0},
+        "balance_interval": 3,
+    },
     "reverse-distillation": {**DISTILLED, "layers": ["features.3"]},
     "student-teacher": DISTILLED,
 }

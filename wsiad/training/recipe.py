@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -80,11 +80,12 @@ def descend(
     loss.backward()  # type: ignore[no-untyped-call]
     if before:
         before()
+    clip_and_step(optimiser, clip=clip)
+
+
+def clip_and_step(optimiser: torch.optim.Optimizer, *, clip: float | None = None) -> None:
+    """Do one step along the gradients there are; a ``clip`` bounds their norm."""
     if clip:
-        nn.utils.clip_grad_norm_(parameters(optimiser), clip)
+        every = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(every, clip)
     optimiser.step()
-
-
-def parameters(optimiser: torch.optim.Optimizer) -> Iterable[Tensor]:
-    """Return all parameters of an optimiser."""
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

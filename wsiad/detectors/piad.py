@@ -1,0 +1,262 @@
+"""PIAD: an autoencoder that two critics keep to healthy images, judged perceptually."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from wsiad.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.detectors.dpa.detector import padding_of
+from wsiad.detectors.dpa.options import PerceptualOptions
+from wsiad.detectors.dpa.statistics import statistics_by_px
+from wsiad.errors import DetectorError
+from wsiad.networks import vgg, weights
+from wsiad.networks.adversarial import CriticLoss, Game, latent_critic
+from wsiad.networks.autoencoder import (
+    Autoencoder,
+    AutoencoderShape,
+    seeded_autoencoder,
+    seeded_encoder,
+)
+from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
+from wsiad.training.crops import check_size
+from wsiad.training.recipe import Recipe, Update, clip_and_step, descend
+
+_STREAM = 1 << 33  # keeps the draws of latents apart from those of windows
+_BETAS = (0.5, 0.99)
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Positive = Annotated[float, pydantic.Field(gt=0)]
+_NotNegative = Annotated[float, pydantic.Field(ge=0)]
+
+
+class PiadOptions(PerceptualOptions, TrainedOptions):
+    """Options of ``piad``."""
+
+    channels: _Count | tuple[_Count, ...] = (32, 64, 128, 256, 256)
+    """Width of encoder, decoder and image critic: one for all, or one a resolution from the input
+    down to 4 px."""
+    latent_channels: _Count = 256
+    """Length of the latent vector."""
+    latent_critic_width: _Count = 1_024
+    """Width of the two hidden layers of the latent critic."""
+    batch: _Count = 96
+    """Tiles a step, dealt to the updates of the critics and the one of the autoencoder."""
+    learning_rate: _Positive = 2e-4
+    """Of encoder and decoder, by Adam whose moments decay by 0.5 and 0.99."""
+    critic_learning_rate: _Positive = 5e-4
+    """Of the critics."""
+    critic_updates: _Count = 2
+    """Updates of the critics a step."""
+    gradient_penalty: _NotNegative = 10.0
+    """Weight of the gradient penalty of the critics."""
+    drift: _NotNegative = 1e-3
+    """Weight of the squared outputs of the critics for what is real."""
+    reconstruction_weight: _NotNegative | None = None
+    """Weight of the reconstruction against the critics; by default it follows the gradients."""
+    balance_interval: _Count = 100
+    """Steps between two measurements of the gradients for it."""
+    val_interval: _Count = 500
+    """Steps between two looks at the held-out healthy tiles."""
+
+    @pydantic.model_validator(mode="after")
+    def _enough_tiles(self) -> Self:
+        if self.batch <= self.critic_updates:
+            raise ValueError("batch must exceed critic_updates: each update needs a tile")
+        return self
+
+    def shape(self, input_px: int) -> AutoencoderShape:
+        """Sizes of the autoencoder at an input size.
+
+        Raises
+        ------
+        DetectorError
+            They do not fit together.
+        """
+        channels = self.channels
+        if isinstance(channels, int):
+            channels = (channels,) * len(AutoencoderShape.edges(input_px, 1))
+        return AutoencoderShape(
+            image_px=input_px,
+            latent_px=1,
+            channels=channels,
+            latent_channels=self.latent_channels,
+            blocks="residual9",
+        )
+
+
+class PerceptualReconstruction(nn.Module):
+    """An autoencoder and the distance by which its reconstructions are judged."""
+
+    def __init__(self, autoencoder: Autoencoder, distance: RelativePerceptualL1) -> None:
+        super().__init__()
+        self.autoencoder, self.distance = autoencoder, distance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the distance by place (N, m, m) of images (N, 3, S, S) in [−1, 1]."""
+        return self.distance.places(x, self.autoencoder(x))
+
+
+class PerceptualImageAnomalyDetection(TrainedDetector):
+    """Relative perceptual L1 distance of a tile to its reconstruction G(E(x)).
+
+    Encoder and decoder play two games of WGAN-GP: an image critic tells healthy tiles from
+    G(z), a latent critic z, drawn from the unit Gaussian, from E(x). The reconstruction is
+    trained besides; its weight, one for the encoder and one for the decoder, is such that
+    its gradients are as long as the adversarial ones. The weights that are kept are those
+    of the lowest distance of held-out healthy tiles.
+
+    Notes
+    -----
+    PIAD: Tuluptceva, Bakker, Fedulova & Konushin, *Perceptual Image Anomaly Detection*,
+    ACPR 2019 (arXiv 1909.05904); widths, rates and weights as its authors' baseline for
+    CAMELYON16 in Shvetsova et al., IEEE Access 2021. Theirs trained for a fixed number of
+    steps on the centres of tiles; here windows are random and the training stops early.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = PiadOptions
+    default_input_px: ClassVar[int | None] = 64
+    options: PiadOptions
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Train on random windows of the tiles; see :class:`~wsiad.training.loop.Training`.
+
+        Raises
+        ------
+        DetectorError
+            The tiles are too small, sizes do not fit, or the training diverged.
+        WeightsError
+            The perceptual network's weights are not at hand.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        options, self._device, size = self.options, context.device, self.spec.size
+        shape = options.shape(size)
+        found = weights.resolve(
+            context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
+        )
+        padding = padding_of(options, found)
+        network = self._placed(self._perceptual(found.tensors, padding))
+        statistics, source = statistics_by_px(
+            options, {size: network}, tiles.fit, size=size, seed=context.seed, device=self._device
+        )
+        autoencoder = seeded_autoencoder(shape, context.seed)
+        whole = self._placed(
+            PerceptualReconstruction(autoencoder, self._distance(network, statistics[size]))
+        )
+        self._network = whole
+        self._about = {"weights": found.note(), "padding": padding, "statistics": source}
+        game = self._placed(self._game(autoencoder, shape, context.seed))
+
+        def loss(windows: Tensor) -> Tensor:
+            x = images(windows) * 2 - 1
+            distance: Tensor = whole.distance(x, whole.autoencoder(x))
+            return distance
+
+        result = self._train(
+            game,
+            loss,
+            tiles=tiles,
+            context=context,
+            identity={"weights": found.sha256, "padding": padding, "statistics": source},
+            recipe=Recipe(self._optimiser, update=self._update(game, whole, context.seed)),
+            started=started,
+        )
+        self._about["reconstruction_weights"] = {
+            "encoder": game.encoder_balance.weight(),
+            "decoder": game.decoder_balance.weight(),
+        }
+        return self._report(result, autoencoder)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the distance by place of the coarsest perceptual layer."""
+        places: Tensor = self.network()(images * 2 - 1)
+        return places
+
+    def empty(self, state: State) -> nn.Module:
+        """Return an untrained autoencoder with the state's perceptual network."""
+        network = self._perceptual(group(state, "distance.network"), state.values["padding"])
+        of_distance = group(state, "distance")
+        statistics = {
+            layer: ChannelStatistics(
+                of_distance[f"mean_{layer}"].flatten().clone(),
+                of_distance[f"scale_{layer}"].flatten().clone(),
+            )
+            for layer in self.options.layers
+        }
+        autoencoder = Autoencoder(self.options.shape(self.spec.size))
+        return PerceptualReconstruction(autoencoder, self._distance(network, statistics))
+
+    def _perceptual(self, tensors: dict[str, Tensor], padding: vgg.Padding) -> vgg.Vgg19:
+        layers, size = list(self.options.layers), self.spec.size
+        if size < (least := vgg.least_px(layers, padding=padding)):
+            raise DetectorError(
+                f"images of {size} px have no features at {', '.join(layers)}",
+                remedy=f"They need {least} px: choose shallower layers.",
+            )
+        return vgg.Vgg19(tensors, layers, padding=padding)
+
+    def _distance(
+        self, network: vgg.Vgg19, statistics: dict[str, ChannelStatistics]
+    ) -> RelativePerceptualL1:
+        options = self.options
+        return RelativePerceptualL1(network, statistics, options.layers, relative=options.relative)
+
+    def _game(self, autoencoder: Autoencoder, shape: AutoencoderShape, seed: int) -> Game:
+        options = self.options
+        judged = AutoencoderShape(shape.image_px, 1, shape.channels, 1, blocks=shape.blocks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 2)
+            of_latents = latent_critic(options.latent_channels, options.latent_critic_width)
+        return Game(autoencoder, seeded_encoder(judged, seed + 1), of_latents)
+
+    def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Return one Adam; parameters without a gradient in an update are left as they are."""
+        options = self.options
+        critics = [p for name, p in module.named_parameters() if "_critic." in name]
+        others = [p for name, p in module.named_parameters() if "_critic." not in name]
+        factor = options.critic_learning_rate / options.learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": critics, "factor": factor},
+        ]
+        return torch.optim.Adam(groups, betas=_BETAS)
+
+    def _update(self, game: Game, whole: PerceptualReconstruction, seed: int) -> Update:
+        options = self.options
+        critic_loss = CriticLoss(options.gradient_penalty, options.drift)
+
+        def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
+            parts = (images(windows) * 2 - 1).tensor_split(options.critic_updates + 1)
+            z, shares = self._draws(len(windows), seed=seed, step=step)
+            at = 0
+            for x in parts[:-1]:
+                here = slice(at, at := at + len(x))
+                loss = game.critics_loss(x, z[here], shares[:, here], loss=critic_loss)
+                descend(optimiser, loss, clip=options.grad_clip)
+            optimiser.zero_grad(set_to_none=True)
+            distance = game.generator_descent(
+                parts[-1],
+                z[at:],
+                whole.distance,
+                weight=options.reconstruction_weight,
+                record=step % options.balance_interval == 0,
+            )
+            clip_and_step(optimiser, clip=options.grad_clip)
+            return distance
+
+        return update
+
+    def _draws(self, count: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Return latents (N, C, 1, 1) and shares (2, N) of a step."""
+        rng = np.random.default_rng([seed, step, _STREAM])
+        z = rng.standard_normal((count, self.options.latent_channels, 1, 1), dtype=np.float32)
+        shares = rng.random((2, count), dtype=np.float32)
+        return torch.from_numpy(z).to(self._device), torch.from_numpy(shares).to(self._device)
