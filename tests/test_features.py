@@ -2,10 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from feature_detectors import CPU, TILES, detector
+from safetensors.torch import save_file
+from torch import nn
 
+from wsiad.detector import FitContext, HealthyTiles, State
 from wsiad.errors import DetectorError, WeightsError
-from wsiad.networks import _torchvision, features, weights
+from wsiad.networks import _torchvision, features, vgg, weights
 from wsiad.networks.features import BackboneFeatures
+from wsiad.tiles.arrays import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
 REAL = Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_1.safetensors"
@@ -96,3 +101,42 @@ def test_published_squeezenet_weights_fit():
     found = weights.read_file(REAL)
     network = BackboneFeatures("squeezenet1_1", ["features.4"], 4, found.tensors)
     assert network(images()).std() > 0
+
+
+def test_vgg_of_other_widths_and_padding():
+    """The features are those of the perceptual network, which reads any widths."""
+    tensors = vgg.random_tensors(1)
+    for padding in ("zeros", "reflect"):
+        own = vgg.Vgg19(tensors, ["relu3_2"], padding=padding)
+        network = BackboneFeatures("vgg19", ["features.13"], 2, tensors, padding=padding)
+        expected = nn.functional.adaptive_avg_pool2d(own(images())["relu3_2"], 2)
+        torch.testing.assert_close(network(images()), expected.permute(0, 2, 3, 1))
+    untrained = features.seeded_network("vgg19", ["features.13"], 1, like=network.network)
+    assert untrained(images())["features.13"].shape == own(images())["relu3_2"].shape
+
+
+def test_padding_that_weights_state():
+    assert features.stated_padding({}) == "zeros"
+    assert features.stated_padding({"padding": "reflect"}) == "reflect"
+    with pytest.raises(WeightsError, match="unknown padding 'wrap'"):
+        features.stated_padding({"padding": "wrap"})
+
+
+@pytest.mark.parametrize("name", ["knn", "student-teacher"])
+def test_slim_vgg_file_is_a_backbone_of_detectors(tmp_path, name):
+    path = tmp_path / "slim.safetensors"
+    save_file(vgg.random_tensors(1), path, metadata={"padding": "reflect"})
+    options = {"backbone": "vgg19", "layers": ["features.8"], "places": 4}
+    steps = {"max_steps": 2, "batch": 6} if name == "student-teacher" else {}
+    found = detector(name, **options, **steps)
+    tiles = HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES))
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights=str(path), quiet=True)
+    found.fit(tiles, context)
+    state = found.state()
+    assert state.values["padding"] == "reflect"
+    again = detector(name, **options, **steps)
+    again.load_state(state, CPU)
+    assert (again.score_places(TILES[:3]) == found.score_places(TILES[:3])).all()
+    zeros = detector(name, **options, **steps)
+    zeros.load_state(State(state.tensors, {**state.values, "padding": "zeros"}), CPU)
+    assert (zeros.score_places(TILES[:3]) != found.score_places(TILES[:3])).any()

@@ -22,6 +22,7 @@ from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, ima
 from wsiad.networks import features, weights
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
 from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.vgg import Padding
 from wsiad.training.crops import check_size
 from wsiad.training.recipe import Recipe
 
@@ -32,7 +33,8 @@ class DistilledOptions(TrainedOptions):
     """Options of every detector with a student and a teacher."""
 
     backbone: str = "squeezenet1_1"
-    """The teacher: a torchvision classification network, such as squeezenet1_1 or resnet18."""
+    """The teacher: a torchvision classification network, such as squeezenet1_1 or resnet18, or
+    one of timm, such as timm/convnext_atto."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is learnt, from the finest; by default the ends of SqueezeNet's three
     resolutions, or ``layer1``, ``layer2`` and ``layer3`` of a ResNet."""
@@ -97,16 +99,20 @@ class DistilledDetector(TrainedDetector):
             model=options.backbone,
             random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
         )
-        distillation = self._placed(
-            self.distillation(self._teacher(found.tensors), seed=context.seed)
-        )
+        padding = features.stated_padding(found.metadata)
+        teacher = self._teacher(found.tensors, padding)
+        distillation = self._placed(self.distillation(teacher, seed=context.seed))
         self._network = distillation
 
         def loss(windows: Tensor) -> Tensor:
             distances = self.distances(*distillation(images(windows)))
             return sum(distances[1:], start=distances[0])
 
-        self._about = {"weights": found.note(), "layers": list(options.chosen_layers())}
+        self._about = {
+            "weights": found.note(),
+            "layers": list(options.chosen_layers()),
+            "padding": padding,
+        }
         result = self._train(
             distillation.student,
             loss,
@@ -125,12 +131,13 @@ class DistilledDetector(TrainedDetector):
 
     def empty(self, state: State) -> Distillation:
         """Return teacher and student of the state's shapes."""
-        return self.distillation(self._teacher(group(state, "teacher.network")), seed=0)
+        tensors, padding = group(state, "teacher.network"), state.values["padding"]
+        return self.distillation(self._teacher(tensors, padding), seed=0)
 
-    def _teacher(self, tensors: Mapping[str, Tensor]) -> BackboneFeatures:
+    def _teacher(self, tensors: Mapping[str, Tensor], padding: Padding) -> BackboneFeatures:
         options = self.options
         teacher = BackboneFeatures(
-            options.backbone, options.chosen_layers(), options.places, tensors
+            options.backbone, options.chosen_layers(), options.places, tensors, padding=padding
         )
         teacher.check_places(self.spec.size)
         return teacher

@@ -26,6 +26,7 @@ from wsiad.detector import (
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import features, weights
 from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.vgg import Padding
 from wsiad.progress import Progress
 from wsiad.training.crops import on_device, random_crops
 from wsiad.training.sampling import sample
@@ -50,7 +51,8 @@ class FeatureOptions(DetectorOptions):
     """Options of every detector on frozen features."""
 
     backbone: str = "squeezenet1_1"
-    """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2."""
+    """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2, or
+    one of timm, such as timm/convnext_atto."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used; by default ``features.4`` of SqueezeNet, or ``layer1`` and
     ``layer2`` of a ResNet."""
@@ -117,7 +119,7 @@ class FeatureDetector(Detector):
             model=options.backbone,
             random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
         )
-        self._set_backbone(found.tensors)
+        self._set_backbone(found.tensors, features.stated_padding(found.metadata))
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
         self._about = {
@@ -152,7 +154,8 @@ class FeatureDetector(Detector):
             f"backbone.{name}": tensor.cpu().contiguous() for name, tensor in network.items()
         }
         fitted = {f"fitted.{n}": tensor.cpu().contiguous() for n, tensor in self._fitted.items()}
-        return State({**tensors, **fitted}, dict(self._about))
+        padding = {"padding": self._backbone.padding}
+        return State({**tensors, **fitted}, {**self._about, **padding})
 
     def load_state(self, state: State, device: torch.device) -> None:
         """Become the detector whose state this is."""
@@ -162,7 +165,8 @@ class FeatureDetector(Detector):
             for key, tensor in state.tensors.items():
                 group, _, name = key.partition(".")
                 groups[group][name] = tensor
-            self._set_backbone(groups["backbone"])
+            # Runs of before there was a choice do not state their padding.
+            self._set_backbone(groups["backbone"], state.values.get("padding", "zeros"))
             self._check_fitted(groups["fitted"])
         except (LookupError, RuntimeError, ValueError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
@@ -178,7 +182,7 @@ class FeatureDetector(Detector):
         ).shape[1]
         self.distance(torch.zeros(1, channels, device=self._device), _moved(fitted, self._device))
 
-    def _set_backbone(self, tensors: dict[str, Tensor]) -> None:
+    def _set_backbone(self, tensors: dict[str, Tensor], padding: Padding) -> None:
         options = self.options
         backbone = BackboneFeatures(
             options.backbone,
@@ -186,6 +190,7 @@ class FeatureDetector(Detector):
             options.places,
             tensors,
             neighbourhood=options.neighbourhood,
+            padding=padding,
         )
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

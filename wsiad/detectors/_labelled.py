@@ -143,7 +143,7 @@ class LabelledDetector(FeatureDetector):
             model=options.backbone,
             random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
         )
-        self._set_backbone(found.tensors)
+        self._set_backbone(found.tensors, features.stated_padding(found.metadata))
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)
         self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}

@@ -47,10 +47,7 @@ class StudentTeacher(DistilledDetector):
 
     def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
         """Return a teacher with an untrained copy of its architecture."""
-        options = self.options
-        return Distillation(
-            teacher, LikeTeacher(options.backbone, options.chosen_layers(), seed=seed)
-        )
+        return Distillation(teacher, LikeTeacher(self.options.backbone, teacher, seed=seed))
 
     def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
         """Return the mean over the places of every layer."""

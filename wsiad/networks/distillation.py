@@ -41,10 +41,10 @@ class Distillation(nn.Module):
 class LikeTeacher(nn.Module):
     """A student of the teacher's architecture, its weights drawn from a seed."""
 
-    def __init__(self, backbone: str, layers: Sequence[str], *, seed: int) -> None:
+    def __init__(self, backbone: str, teacher: BackboneFeatures, *, seed: int) -> None:
         super().__init__()
-        self._layers = tuple(layers)
-        self.network = seeded_network(backbone, self._layers, seed)
+        self._layers = teacher.layers
+        self.network = seeded_network(backbone, self._layers, seed, like=teacher.network)
 
     def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:
         """Return the features of normalised images at the layers; what was taught is not used."""

@@ -1,20 +1,21 @@
-"""Frozen torchvision networks as feature extractors on a grid of places."""
+"""Frozen networks of torchvision or timm as feature extractors on a grid of places."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from wsiad.errors import DetectorError, WeightsError
-from wsiad.networks import _torchvision
-from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD
+from wsiad.networks import _timm, _torchvision
+from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding
 
 
 class BackboneFeatures(nn.Module):
-    """Features of chosen layers of a torchvision network, pooled to m × m places.
+    """Features of chosen layers of a network, pooled to m × m places.
 
     The network is cut after the deepest layer asked for. The features of each layer are
     averaged to the grid of places (adaptive average pooling) and concatenated.
@@ -22,16 +23,20 @@ class BackboneFeatures(nn.Module):
     Parameters
     ----------
     backbone : str
-        Name of a torchvision classification model: ``"squeezenet1_1"``, ``"resnet18"``, …
+        Name of a torchvision classification model: ``"squeezenet1_1"``, ``"resnet18"``, …;
+        or of one of timm: ``"timm/convnext_atto"``.
     layers : sequence of str
         Names of modules, such as ``"features.4"`` or ``"layer2"``.
     places : int
         Edge m of the grid; 1 averages over the whole tile.
     tensors : mapping of str to Tensor
-        State dict with torchvision's keys; what lies deeper is not needed.
+        State dict with torchvision's or timm's keys; of torchvision's networks, what lies
+        deeper is not needed, and a VGG's widths are those of its tensors.
     neighbourhood : int
         Odd edge of the square over which features are averaged first, within the tile;
         1 leaves them as they are.
+    padding : {"zeros", "reflect"}
+        Of all convolutions, as the weights were trained.
 
     Raises
     ------
@@ -52,13 +57,19 @@ class BackboneFeatures(nn.Module):
         tensors: Mapping[str, Tensor],
         *,
         neighbourhood: int = 1,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
-        self.network = _cut(backbone, self.layers)
+        self.padding = padding
+        self.network = _cut(backbone, self.layers, like=tensors, padding=padding)
         _load(self.network, tensors, backbone)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        std: tuple[float, ...] = IMAGENET_STD
+        if backbone.startswith(_timm.PREFIX):
+            mean, std = _timm.normalisation(self.network)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -134,17 +145,39 @@ def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:
         return dict(_build(backbone).state_dict())
 
 
-def seeded_network(backbone: str, layers: Sequence[str], seed: int) -> nn.Module:
+def stated_padding(metadata: Mapping[str, str]) -> Padding:
+    """Return the padding that the metadata of a weights file state; zeros if none.
+
+    Raises
+    ------
+    WeightsError
+        It is an unknown one.
+    """
+    match metadata.get("padding", "zeros"):
+        case "zeros":
+            return "zeros"
+        case "reflect":
+            return "reflect"
+        case other:
+            raise WeightsError(f"the weights state the unknown padding {other!r}")
+
+
+def seeded_network(
+    backbone: str, layers: Sequence[str], seed: int, *, like: nn.Module
+) -> nn.Module:
     """Return an untrained network cut after the deepest of the layers, to be trained.
 
-    It maps normalised images to the features by layer, a dict of (N, C, h, w).
+    It maps normalised images to the features by layer, a dict of (N, C, h, w). Widths are
+    those of ``like``, another one of that name.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _cut(backbone, tuple(layers))
+        return _cut(backbone, tuple(layers), like=like.state_dict())
 
 
 def _build(backbone: str) -> nn.Module:
+    if backbone.startswith(_timm.PREFIX):
+        return _timm.build(backbone)
     models = _torchvision.models()
     known = models.list_models(module=models)
     if backbone not in known:
@@ -158,8 +191,23 @@ def _build(backbone: str) -> nn.Module:
     return network.eval()
 
 
-def _cut(backbone: str, layers: tuple[str, ...]) -> nn.Module:
-    network = _build(backbone)
+def _cut(
+    backbone: str,
+    layers: tuple[str, ...],
+    *,
+    like: Mapping[str, Tensor],
+    padding: Padding = "zeros",
+) -> nn.Module:
+    is_vgg = backbone.startswith("vgg")
+    # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
+    with torch.device("meta") if is_vgg else nullcontext():
+        network = _build(backbone)
+        if is_vgg:
+            _fit_widths(network, like)
+    if padding != "zeros":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.padding_mode = padding
     names = dict(network.named_modules())
     for layer in layers:
         if layer not in names or not layer:
@@ -169,11 +217,40 @@ def _cut(backbone: str, layers: tuple[str, ...]) -> nn.Module:
             )
     if not layers:
         raise DetectorError(f"no layer of {backbone} was chosen")
+    if backbone.startswith(_timm.PREFIX):
+        return _timm.give_features(network, layers, backbone)
     extraction = importlib.import_module("torchvision.models.feature_extraction")
     cut: nn.Module = extraction.create_feature_extractor(
         network, {layer: layer for layer in layers}
     )
+    if is_vgg:
+        _draw(cut)
     return cut.eval()
+
+
+def _draw(network: nn.Module) -> None:
+    """Draw the weights of a network that has shapes only."""
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def _fit_widths(vgg: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the convolutions of a VGG the widths of tensors, so that slim ones can be used."""
+    features = vgg.get_submodule("features")
+    for name, module in list(features.named_children()):
+        weight = tensors.get(f"features.{name}.weight")
+        if weight is None or weight.shape == getattr(module, "weight", weight).shape:
+            continue
+        if isinstance(module, nn.Conv2d) and weight.shape[2:] == module.weight.shape[2:]:
+            setattr(features, name, nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
+        elif isinstance(module, nn.BatchNorm2d):
+            setattr(features, name, nn.BatchNorm2d(len(weight)).eval())
+
+
+def _keys(backbone: str) -> str:
+    return "timm's" if backbone.startswith(_timm.PREFIX) else "torchvision's"
 
 
 def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> None:
@@ -182,11 +259,11 @@ def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> N
         if key not in tensors:
             raise WeightsError(
                 f"{key} is missing: these are not the weights of {backbone}",
-                remedy=f"Give weights with torchvision's keys for {backbone}.",
+                remedy=f"Give weights with {_keys(backbone)} keys for {backbone}.",
             )
         if tensors[key].shape != tensor.shape:
             raise WeightsError(
                 f"{key} has the shape {tuple(tensors[key].shape)}, not {tuple(tensor.shape)}",
-                remedy=f"Give weights with torchvision's keys for {backbone}.",
+                remedy=f"Give weights with {_keys(backbone)} keys for {backbone}.",
             )
     network.load_state_dict({key: tensors[key] for key in own})

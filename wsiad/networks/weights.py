@@ -70,7 +70,8 @@ def resolve(
         (safetensors, or a state dict that ``torch.load(weights_only=True)`` reads), or
         ``"random"``.
     model : str
-        Name of a torchvision model.
+        Name of a torchvision model, or of one of timm (``"timm/…"``), for which a file is
+        needed.
     random_tensors : callable
         Draws random weights.
 
@@ -85,6 +86,12 @@ def resolve(
         return Weights(tensors, RANDOM, tensors_sha256(tensors), {})
     if weights is not None:
         return read_file(Path(weights))
+    if model.startswith("timm/"):
+        raise WeightsError(
+            "weights of timm's networks are not downloaded",
+            subject=model,
+            remedy="Give --weights FILE: its model.safetensors from https://huggingface.co/timm.",
+        )
     path = _official(model)
     found = read_file(path)
     return Weights(
