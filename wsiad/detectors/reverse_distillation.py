@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
+from wsiad.detectors._features import STAGES
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.reverse_distillation import Blocks, ReverseStudent
@@ -20,12 +21,22 @@ from wsiad.training.recipe import Recipe, adam
 class ReverseDistillationOptions(DistilledOptions):
     """Options of ``reverse-distillation``."""
 
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules whose output is restored, from the finest; by default the ends of SqueezeNet's first
+    two resolutions (a code of all three would take 80 million weights), or ``layer1``, ``layer2``
+    and ``layer3`` of a ResNet."""
     combine: Combine = "sum"
     """How the distances of the layers at a place become one."""
     batch: Annotated[int, pydantic.Field(ge=1)] = 16
     """Tiles a step."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
     """Of Adam, whose moments decay by 0.5 and 0.999."""
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the layers given, or two depths of SqueezeNet, three of others."""
+        if self.layers is None and self.backbone in STAGES:
+            return STAGES[self.backbone][:2]
+        return super().chosen_layers()
 
 
 class ReverseDistillation(DistilledDetector):
