@@ -17,6 +17,7 @@ from wsiad.training.crops import centre_crops, on_device, random_crops, windows
 from wsiad.training.loop import Training
 from wsiad.training.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
 from wsiad.training.options import LoopOptions
+from wsiad.training.recipe import Recipe, adam, sgd
 from wsiad.training.sampling import sample
 from wsiad.training.stopping import EarlyStopping
 
@@ -280,6 +281,97 @@ def test_random_crops_are_flipped_windows_of_their_tile():
         places.append(matches[0])
     for column in zip(*places, strict=True):
         assert len(set(column)) == (4 if max(column) == 3 else 2)  # every choice occurs
+
+
+def test_windows_need_not_be_flipped():
+    tiles = torch.from_numpy(TILES)
+    plain = random_crops(tiles, 6, seed=1, step=2, flips=False)
+    flipped = random_crops(tiles, 6, seed=1, step=2)
+    for tile, window, same in zip(tiles, plain, flipped, strict=True):
+        grid = tile.unfold(0, 6, 1).unfold(1, 6, 1).permute(0, 1, 3, 4, 2).flatten(0, 1)
+        assert (grid == window).flatten(1).all(dim=1).any()
+        orientations = [window, window.flip(0), window.flip(1), window.flip(0, 1)]
+        assert any(torch.equal(same, one) for one in orientations)
+    assert not torch.equal(plain, flipped)
+
+
+class Normed(nn.Module):
+    """A colour, and a running mean that is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, tiles):
+        x = self.norm(tiles.permute(0, 3, 1, 2).float() / 255)
+        return (x - 0.5).square().mean(dim=(1, 2, 3))
+
+
+def normed(folder, steps, *, seed=1, recipe=None, **options):
+    folder.mkdir(exist_ok=True)
+    module = Normed()
+    training = Training(
+        module,
+        module.forward,
+        tiles=HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES[:8])),
+        size=8,
+        options=LoopOptions(**{"batch": 9, "val_interval": 4, "min_delta": 0, **options}),
+        context=FitContext(seed=seed, device=CPU, folder=folder, budget=Budget(steps), quiet=True),
+        identity={},
+        recipe=recipe,
+    )
+    return module, training.run()
+
+
+def test_buffers_are_trained_validated_and_kept_with_the_parameters(tmp_path):
+    """Held-out tiles are normalised by the running mean, which they do not change."""
+    module, result = normed(tmp_path / "whole", 9)
+    assert not module.training
+    assert int(module.norm.num_batches_tracked) == result.best_step
+    loss = module(torch.from_numpy(TILES[:8, 2:10, 2:10])).mean()
+    assert float(loss) == pytest.approx(result.best_loss, rel=1e-6)
+    normed(tmp_path / "parts", 4)
+    resumed, _ = normed(tmp_path / "parts", 9)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "theirs"),
+    [
+        (Recipe(sgd(momentum=0.9, weight_decay=0.1)), torch.optim.SGD),
+        (Recipe(adam(betas=(0.5, 0.99), weight_decay=0.1)), torch.optim.Adam),
+    ],
+)
+def test_recipe_names_the_optimiser(tmp_path, recipe, theirs):
+    """One step is that of torch's optimiser."""
+    module, _ = normed(tmp_path, 1, recipe=recipe, learning_rate=0.01)
+    own = Normed()
+    own.norm.weight.data.fill_(1)
+    extra = {"momentum": 0.9} if theirs is torch.optim.SGD else {"betas": (0.5, 0.99)}
+    optimiser = theirs(own.parameters(), lr=0.01, weight_decay=0.1, **extra)
+    tiles = next(ArrayTiles(TILES).shuffled(9, seed=1, epoch=0))
+    own(random_crops(torch.from_numpy(tiles), 8, seed=1, step=0)).mean().backward()
+    optimiser.step()
+    for name, tensor in own.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], tensor, msg=name)
+
+
+def test_update_of_a_recipe_and_factor_of_its_groups(tmp_path):
+    rates, modes = [], []
+
+    def optimiser(module):
+        norm = module.norm
+        return torch.optim.SGD([{"params": [norm.weight]}, {"params": [norm.bias], "factor": 3}])
+
+    def update(windows, optimiser, step):
+        rates.append([group["lr"] for group in optimiser.param_groups])
+        modes.append((step, tuple(windows.shape)))
+        return torch.tensor(float(step))
+
+    normed(tmp_path, 2, recipe=Recipe(optimiser, update=update), learning_rate=0.1)
+    np.testing.assert_allclose(rates, [[0.1, 0.3]] * 2)
+    assert modes == [(0, (9, 8, 8, 3)), (1, (9, 8, 8, 3))]
 
 
 def test_random_crops_follow_seed_and_step():

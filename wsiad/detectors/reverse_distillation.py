@@ -50,7 +50,7 @@ class ReverseDistillation(DistilledDetector):
     Notes
     -----
     RD4AD: Deng & Li, *Anomaly Detection via Reverse Distillation from One-Class
-    Embedding*, CVPR 2022 (arXiv 2201.10703), eq. 1–3, with the loss of the authors' code
+    Embedding*, CVPR 2022 (arXiv 2201.10703), with the loss of the authors' code
     (eq. 2 averages over places). Published: wide_resnet50_2 at 256 px, 200 epochs, a map
     smoothed with σ = 4 px, the strangest place as the image's score.
     """

@@ -38,7 +38,7 @@ class StudentTeacher(DistilledDetector):
     Notes
     -----
     STFPM: Wang, Han, Ding & Huang, *Student-Teacher Feature Pyramid Matching for Anomaly
-    Detection*, BMVC 2021 (arXiv 2103.04257), eq. 1–4. Published: ResNet-18 at 256 px, the
+    Detection*, BMVC 2021 (arXiv 2103.04257). Published: ResNet-18 at 256 px, the
     strangest place as the image's score.
     """
 

@@ -113,8 +113,8 @@ class GradientBalance(nn.Module):
 
     Notes
     -----
-    Tuluptceva et al., *Anomaly Detection with Deep Perceptual Autoencoders* and
-    *Perceptual Image Anomaly Detection* (ACPR 2019, arXiv 1909.05904), section 3.3.
+    Tuluptceva, Bakker, Fedulova & Konushin, *Perceptual Image Anomaly Detection*, ACPR
+    2019 (arXiv 1909.05904).
     """
 
     averages: Tensor

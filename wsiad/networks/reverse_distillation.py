@@ -70,7 +70,7 @@ class ReverseStudent(nn.Module):
     Notes
     -----
     Deng & Li, *Anomaly Detection via Reverse Distillation from One-Class Embedding*,
-    CVPR 2022 (arXiv 2201.10703), section 3.2.
+    CVPR 2022 (arXiv 2201.10703), section 3.
     """
 
     def __init__(self, shapes: Sequence[Shape], blocks: Blocks) -> None:
