@@ -329,7 +329,7 @@ def test_buffers_are_trained_validated_and_kept_with_the_parameters(tmp_path):
     assert not module.training
     assert int(module.norm.num_batches_tracked) == result.best_step
     loss = module(torch.from_numpy(TILES[:8, 2:10, 2:10])).mean()
-    assert float(loss) == pytest.approx(result.best_loss, rel=1e-6)
+    assert loss.item() == pytest.approx(result.best_loss, rel=1e-6)
     normed(tmp_path / "parts", 4)
     resumed, _ = normed(tmp_path / "parts", 9)
     for name, tensor in module.state_dict().items():
