@@ -23,9 +23,10 @@ from wsiad.detector import (
 )
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.training.crops import on_device
-from wsiad.training.loop import Loss, Training, TrainingResult
+from wsiad.training.loop import Loss, Training
 from wsiad.training.options import LoopOptions
 from wsiad.training.recipe import Recipe
+from wsiad.training.result import TrainingResult
 
 SCORE_BATCH = 128
 

@@ -28,8 +28,8 @@ from wsiad.networks.hypersphere import (
     square_distances,
 )
 from wsiad.training.crops import check_size, on_device, random_crops
-from wsiad.training.loop import TrainingResult
 from wsiad.training.recipe import Recipe, adam, descend
+from wsiad.training.result import TrainingResult
 from wsiad.training.sampling import sample
 
 _FOLDER = "autoencoder"

@@ -150,9 +150,9 @@ def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
     """Return an encoder alone, images to latents, whose weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = nn.Sequential(*_encoder(shape))
-        initialise(encoder)
-        return encoder
+        network = nn.Sequential(*encoder(shape))
+        initialise(network)
+        return network
 
 
 def initialise(network: nn.Module) -> None:
