@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from wsiad.stages.export_tiles import export_tiles
     from wsiad.stages.heatmap import heatmap
     from wsiad.stages.import_tiles import import_tiles
+    from wsiad.stages.pretrain import pretrain
     from wsiad.stages.score_tiles import score_tiles
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
@@ -49,6 +50,7 @@ __all__ = [
     "export_tiles",
     "heatmap",
     "import_tiles",
+    "pretrain",
     "score_tiles",
     "tile",
     "train",

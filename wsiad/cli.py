@@ -72,6 +72,14 @@ wsiad tune store/ --anomalies tumour_store/ --out tuned/ --detector knn \\
 wsiad tune --config tune.yaml --trials 60 --cluster configs/slurm.yaml
 wsiad train --config tuned/best.yaml""",
     ),
+    "pretrain": Verb(
+        "train a perceptual network on the healthy tiles of a store, without labels",
+        ("store",),
+        """\
+wsiad pretrain store/ --out network/
+wsiad pretrain store/ --out network/ --max-minutes 60 --option precision=bfloat16
+wsiad train store/ --out runs/dpa --weights network/weights.safetensors""",
+    ),
     "heatmap": Verb(
         "score slides: heatmaps, regions, detections, for QuPath and for evaluation",
         ("run", "slides"),
