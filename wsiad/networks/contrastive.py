@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, LAYERS
 
+
 class ContrastiveNetwork(nn.Module):
     """Blocks of VGG19 with batch normalisation, and a projection head behind each level.
 
@@ -95,7 +96,8 @@ def _head(channels: int, projection: int) -> nn.Sequential:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     with torch.no_grad():
         scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
         weight = conv.weight.double() * scale[:, None, None, None]
