@@ -14,7 +14,8 @@ def test_demo_ends_with_a_report(tmp_path):
     page = result.report.read_text()
     assert result.report == tmp_path / "demo" / "report.html"
     for text in ("ROC of the slides", "FROC", "Heatmap over the tissue", "tissue outlined",
-                 "What was scored", "random", "not real tissue", "tumor_003"):  # fmt: skip
+                 "lymph_node.safetensors",
+                 "What was scored", "not real tissue", "tumor_003"):  # fmt: skip
         assert text in page, text
     assert page.count("data:image/png;base64,") == 12
     assert page.count("data:image/jpeg;base64,") == 5

@@ -110,7 +110,7 @@ def test_no_internet_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with pytest.raises(WeightsError) as error:
-        resolve(None)
+        resolve("imagenet")
     text = str(error.value)
     assert "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth" in text
     assert str(tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth") in text

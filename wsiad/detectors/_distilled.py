@@ -19,7 +19,8 @@ from wsiad.detector import (
 )
 from wsiad.detectors._features import STAGES
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.networks import features, weights
+from wsiad.networks import features
+from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
@@ -32,9 +33,9 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 class DistilledOptions(TrainedOptions):
     """Options of every detector with a student and a teacher."""
 
-    backbone: str = "squeezenet1_1"
+    backbone: str = AUTO
     """The teacher: a torchvision classification network, such as squeezenet1_1 or resnet18, or
-    one of timm, such as timm/convnext_atto."""
+    one of timm, such as timm/convnext_atto; ``auto`` as for all on frozen features."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is learnt, from the finest; by default the ends of SqueezeNet's three
     resolutions, or ``layer1``, ``layer2`` and ``layer3`` of a ResNet."""
@@ -93,12 +94,10 @@ class DistilledDetector(TrainedDetector):
         """
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
-        options, self._device = self.options, context.device
-        found = weights.resolve(
-            context.weights,
-            model=options.backbone,
-            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
-        )
+        self._device = context.device
+        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        found = chosen.weights
+        options = self.options = self.options.model_copy(update={"backbone": chosen.name})
         padding = features.stated_padding(found.metadata)
         teacher = self._teacher(found.tensors, padding)
         distillation = self._placed(self.distillation(teacher, seed=context.seed))
@@ -110,6 +109,7 @@ class DistilledDetector(TrainedDetector):
 
         self._about = {
             "weights": found.note(),
+            "backbone": options.backbone,
             "layers": list(options.chosen_layers()),
             "padding": padding,
         }
@@ -131,6 +131,8 @@ class DistilledDetector(TrainedDetector):
 
     def empty(self, state: State) -> Distillation:
         """Return teacher and student of the state's shapes."""
+        name = state.values.get("backbone", self.options.backbone)
+        self.options = self.options.model_copy(update={"backbone": name})
         tensors, padding = group(state, "teacher.network"), state.values["padding"]
         return self.distillation(self._teacher(tensors, padding), seed=0)
 

@@ -24,9 +24,11 @@ from wsiad.detector import (
     TileSource,
 )
 from wsiad.errors import DetectorError, WsiadError
-from wsiad.networks import features, weights
+from wsiad.networks import features
+from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
+from wsiad.networks.weights import Weights
 from wsiad.progress import Progress
 from wsiad.training.crops import on_device, random_crops
 from wsiad.training.sampling import sample
@@ -37,12 +39,20 @@ Vectors = npt.NDArray[np.float32]
 _BATCH = 128
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
-DEFAULT_LAYERS = {"squeezenet1_0": ("features.4",), "squeezenet1_1": ("features.4",)}
-"""Layers by backbone: SqueezeNet's second Fire module; else the first two residual stages."""
+DEFAULT_LAYERS = {
+    "squeezenet1_0": ("features.4",),
+    "squeezenet1_1": ("features.4",),
+    "vgg19": ("features.12",),
+    "wsiad": ("features.12",),
+}
+"""Layers by backbone: SqueezeNet's second Fire module, relu3_2 of a VGG19; else the first two
+residual stages."""
 
 STAGES = {
     "squeezenet1_0": ("features.5", "features.10", "features.12"),
     "squeezenet1_1": ("features.4", "features.7", "features.12"),
+    "vgg19": ("features.8", "features.17", "features.26"),
+    "wsiad": ("features.8", "features.17", "features.26"),
 }
 """Three depths by backbone; else the first three residual stages."""
 
@@ -50,12 +60,14 @@ STAGES = {
 class FeatureOptions(DetectorOptions):
     """Options of every detector on frozen features."""
 
-    backbone: str = "squeezenet1_1"
+    backbone: str = AUTO
     """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2, or
-    one of timm, such as timm/convnext_atto."""
+    one of timm, such as timm/convnext_atto. ``auto`` is what a weights file is of; without one
+    it is squeezenet1_1, or where its ImageNet weights are not at hand ``wsiad``, the network
+    that comes along."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default ``features.4`` of SqueezeNet, or ``layer1`` and
-    ``layer2`` of a ResNet."""
+    """Modules whose output is used; by default ``features.4`` of SqueezeNet, ``features.12``
+    (relu3_2) of VGG19 and of wsiad's network, or ``layer1`` and ``layer2`` of a ResNet."""
     places: _Count = 8
     """Edge of the grid of places in a tile; 1 averages the features over the whole tile."""
     neighbourhood: Literal[1, 3, 5, 7] = 1
@@ -113,23 +125,26 @@ class FeatureDetector(Detector):
         WeightsError
             The backbone's weights are not at hand.
         """
-        options, self._device, self._seed = self.options, context.device, context.seed
-        found = weights.resolve(
-            context.weights,
-            model=options.backbone,
-            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
-        )
+        self._device, self._seed = context.device, context.seed
+        found = self._settled(context)
         self._set_backbone(found.tensors, features.stated_padding(found.metadata))
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
         self._about = {
             "weights": found.note(),
-            "layers": list(options.chosen_layers()),
+            "backbone": self.options.backbone,
+            "layers": list(self.options.chosen_layers()),
             "tiles": count,
             "vectors": len(vectors),
             "channels": vectors.shape[1],
         }
         return FitReport(ended_by="fitted", notes=dict(self._about))
+
+    def _settled(self, context: FitContext) -> Weights:
+        """Return the backbone's weights; the options name it from here on."""
+        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        self.options = self.options.model_copy(update={"backbone": chosen.name})
+        return chosen.weights
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
@@ -160,6 +175,8 @@ class FeatureDetector(Detector):
     def load_state(self, state: State, device: torch.device) -> None:
         """Become the detector whose state this is."""
         self._device = device
+        name = state.values.get("backbone", self.options.backbone)
+        self.options = self.options.model_copy(update={"backbone": name})
         groups: dict[str, dict[str, Tensor]] = {"backbone": {}, "fitted": {}}
         try:
             for key, tensor in state.tensors.items():

@@ -25,7 +25,8 @@ from wsiad.detector import (
 )
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.errors import DetectorError
-from wsiad.networks import features, weights
+from wsiad.networks import features
+from wsiad.networks.weights import SHIPPED
 from wsiad.progress import Progress
 from wsiad.training.crops import centre_crops, on_device, random_crops
 from wsiad.training.sampling import sample
@@ -33,7 +34,12 @@ from wsiad.training.sampling import sample
 _BATCH = 64
 _ORIENTATIONS = 8
 _LEAST_DEVIATION = 0.01  # of the median channel's
-_DEFAULT_LAYERS = dict.fromkeys(("squeezenet1_0", "squeezenet1_1"), ("features.7", "features.10"))
+_DEFAULT_LAYERS = {
+    "squeezenet1_0": ("features.7", "features.10"),
+    "squeezenet1_1": ("features.7", "features.10"),
+    "vgg19": ("features.17", "features.26"),
+    "wsiad": ("features.17", "features.26"),
+}
 
 Bools = npt.NDArray[np.bool_]
 
@@ -43,9 +49,11 @@ class LabelledOptions(FeatureOptions):
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used, concatenated; by default ``features.7`` and ``features.10``
-    of SqueezeNet, or ``layer2`` and ``layer3`` of a ResNet."""
-    magnify: Annotated[int, pydantic.Field(ge=1, le=8)] = 2
-    """Enlarge tiles so many times before the network, which knows larger things than nuclei."""
+    of SqueezeNet, ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or
+    ``layer2`` and ``layer3`` of a ResNet."""
+    magnify: Annotated[int, pydantic.Field(ge=1, le=8)] | None = None
+    """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
+    larger things than nuclei, and 1 for wsiad's."""
     statistics: Literal["mean", "mean-std"] = "mean-std"
     """What is kept of a tile's features: their mean over its places, or also their deviation.
     With ``mean`` a linear method scores every place."""
@@ -137,19 +145,16 @@ class LabelledDetector(FeatureDetector):
         """
         if context.anomalies is None:
             raise DetectorError("it learns from labelled anomalous tiles, and there are none")
-        options, self._device = self.options, context.device
-        found = weights.resolve(
-            context.weights,
-            model=options.backbone,
-            random_tensors=lambda: features.random_tensors(options.backbone, context.seed),
-        )
+        self._device = context.device
+        found = self._settled(context)
         self._set_backbone(found.tensors, features.stated_padding(found.metadata))
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)
         self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
         self._about = {
             "weights": found.note(),
-            "layers": list(options.chosen_layers()),
+            "backbone": self.options.backbone,
+            "layers": list(self.options.chosen_layers()),
             "tiles": len(vectors.healthy),
             "anomalous_tiles": int(vectors.upright.sum()),
             "channels": vectors.healthy.shape[1],
@@ -172,7 +177,8 @@ class LabelledDetector(FeatureDetector):
         return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
 
     def _features(self, tiles: Tensor) -> Tensor:
-        magnify = self.options.magnify
+        options = self.options
+        magnify = options.magnify or (1 if options.backbone == SHIPPED else 2)
         if magnify > 1:
             images = tiles.permute(0, 3, 1, 2).float()
             larger = nn.functional.interpolate(images, scale_factor=magnify, mode="bilinear")

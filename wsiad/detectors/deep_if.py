@@ -15,7 +15,12 @@ from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import check_count, float32, in_blocks, random_state
 
-DEEPEST_LAYERS = {"squeezenet1_0": ("features.12",), "squeezenet1_1": ("features.12",)}
+DEEPEST_LAYERS = {
+    "squeezenet1_0": ("features.12",),
+    "squeezenet1_1": ("features.12",),
+    "vgg19": ("features.35",),
+    "wsiad": ("features.26",),
+}
 """The last block before the classifier, by backbone; else the last residual stage."""
 
 

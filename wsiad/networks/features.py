@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.errors import DetectorError, WeightsError
-from wsiad.networks import _timm, _torchvision
+from wsiad.networks import _timm, _torchvision, vgg
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding
+from wsiad.networks.weights import SHIPPED
 
 
 class BackboneFeatures(nn.Module):
@@ -24,7 +25,8 @@ class BackboneFeatures(nn.Module):
     ----------
     backbone : str
         Name of a torchvision classification model: ``"squeezenet1_1"``, ``"resnet18"``, …;
-        or of one of timm: ``"timm/convnext_atto"``.
+        or of one of timm: ``"timm/convnext_atto"``; or ``"wsiad"`` for one that ``wsiad
+        pretrain`` made, with torchvision's names of VGG19.
     layers : sequence of str
         Names of modules, such as ``"features.4"`` or ``"layer2"``.
     places : int
@@ -140,6 +142,8 @@ class BackboneFeatures(nn.Module):
 
 def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:
     """Return the weights of a freshly made network, drawn from a seed."""
+    if backbone == SHIPPED:
+        return vgg.random_tensors(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return dict(_build(backbone).state_dict())
@@ -178,6 +182,8 @@ def seeded_network(
 def _build(backbone: str) -> nn.Module:
     if backbone.startswith(_timm.PREFIX):
         return _timm.build(backbone)
+    if backbone == SHIPPED:
+        backbone = "vgg19"
     models = _torchvision.models()
     known = models.list_models(module=models)
     if backbone not in known:
@@ -198,7 +204,7 @@ def _cut(
     like: Mapping[str, Tensor],
     padding: Padding = "zeros",
 ) -> nn.Module:
-    is_vgg = backbone.startswith("vgg")
+    is_vgg = backbone.startswith("vgg") or backbone == SHIPPED
     # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
     with torch.device("meta") if is_vgg else nullcontext():
         network = _build(backbone)

@@ -20,7 +20,11 @@ from wsiad.networks import _torchvision
 
 logger = logging.getLogger(__name__)
 
-RANDOM = "random"
+RANDOM, IMAGENET, SHIPPED = "random", "imagenet", "wsiad"
+
+SHIPPED_FILE = Path(__file__).parent / "shipped" / "lymph_node.safetensors"
+"""A slim VGG19 that ``wsiad pretrain`` made of healthy PatchCamelyon tiles; docs/pretrain.md."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -66,9 +70,10 @@ def resolve(
     Parameters
     ----------
     weights : str or None
-        ``None`` for torchvision's ImageNet weights of ``model``, the path of a file
-        (safetensors, or a state dict that ``torch.load(weights_only=True)`` reads), or
-        ``"random"``.
+        ``"imagenet"`` for torchvision's ImageNet weights of ``model``, ``"wsiad"`` for the
+        network that comes with wsiad (a VGG19), the path of a file (safetensors, or a state
+        dict that ``torch.load(weights_only=True)`` reads), or ``"random"``. ``None`` is
+        ``"imagenet"``, and for VGG19 where that is not at hand ``"wsiad"``.
     model : str
         Name of a torchvision model, or of one of timm (``"timm/…"``), for which a file is
         needed.
@@ -84,8 +89,42 @@ def resolve(
         logger.warning("%s has random weights: its scores mean nothing", model)
         tensors = random_tensors()
         return Weights(tensors, RANDOM, tensors_sha256(tensors), {})
-    if weights is not None:
-        return read_file(Path(weights))
+    if weights == SHIPPED:
+        if model not in (SHIPPED, "vgg19"):
+            raise WeightsError(
+                f"the network that comes with wsiad is a slim VGG19, not a {model}",
+                remedy="Leave the backbone out, or set it to wsiad.",
+            )
+        return shipped()
+    if weights is None and model == SHIPPED:
+        return shipped()
+    if weights not in (None, IMAGENET):
+        return read_file(Path(weights or ""))
+    try:
+        return official(model)
+    except WeightsError as error:
+        if weights == IMAGENET or model != "vgg19":
+            raise
+        logger.warning(NOT_AT_HAND, model, error.problem)
+        return shipped()
+
+
+NOT_AT_HAND = (
+    "the ImageNet weights of %s are not at hand; the network that comes with wsiad is used (%s)"
+)
+"""Said, with the network and the reason, where another than the usual one is taken."""
+
+
+def official(model: str) -> Weights:
+    """Get torchvision's ImageNet weights, downloaded if need be.
+
+    Raises
+    ------
+    WeightsError
+        There are none, or they are neither in torch's cache nor can be downloaded.
+    """
+    if model == SHIPPED:
+        raise WeightsError("there are no ImageNet weights of it", subject=model)
     if model.startswith("timm/"):
         raise WeightsError(
             "weights of timm's networks are not downloaded",
@@ -97,6 +136,12 @@ def resolve(
     return Weights(
         found.tensors, f"torchvision {model} IMAGENET1K_V1 ({path.name})", found.sha256, {}
     )
+
+
+def shipped() -> Weights:
+    """Get the weights that come with wsiad: a slim VGG19 of four blocks."""
+    found = read_file(SHIPPED_FILE)
+    return Weights(found.tensors, f"wsiad {SHIPPED_FILE.name}", found.sha256, found.metadata)
 
 
 def read_file(path: Path) -> Weights:
@@ -197,7 +242,8 @@ def _official(model: str) -> Path:
             remedy=(
                 "With internet: run again. Without: download that address on another machine, "
                 f"then either put the file at {path} or give --weights FILE. "
-                "(--weights random only tries the pipeline out.)"
+                "(--weights wsiad is a small network that comes along; --weights random only "
+                "tries the pipeline out.)"
             ),
         ) from error
     return path

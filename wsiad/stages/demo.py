@@ -19,15 +19,15 @@ _MPP, _TILE = 0.972, 96
 class DemoConfig(Config):
     """The whole pipeline on slides that it makes itself: no data, no download.
 
-    The slides are drawn, not scanned, and by default the network's weights are random: the
-    figures show that everything runs, nothing else.
+    The slides are drawn, not scanned: the figures show that everything runs, not how well it
+    does on tissue. The network is the one that comes with wsiad.
     """
 
     out: Path = Path("demo")
     """New or empty folder for slides, store, run, results and the report."""
     detector: str = "gaussian"
     """Method; `dpa` shows a training too, and takes minutes."""
-    weights: str = "random"
+    weights: str = "wsiad"
     """Pretrained weights, as for `wsiad train`."""
     healthy: Annotated[int, Field(ge=3)] = 4
     """Healthy slides to train on."""

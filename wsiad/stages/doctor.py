@@ -160,8 +160,14 @@ def _weights(path: Path | None) -> Iterator[Check]:
         f"in {folder}: {', '.join(cached) or 'none'}",
         ""
         if cached
-        else "With internet they are downloaded on first use; without, give --weights FILE.",
+        else "With internet they are downloaded on first use; without, the network that comes "
+        "with wsiad is used, or give --weights FILE.",
     )
+    shipped = weights.SHIPPED_FILE
+    if shipped.is_file():
+        yield Check("wsiad's network", OK, f"{shipped.name}, {shipped.stat().st_size >> 10} KiB")
+    else:
+        yield Check("wsiad's network", PROBLEM, "is missing", "Install wsiad again.")
     if path is not None:
         try:
             source = weights.read_file(path)
