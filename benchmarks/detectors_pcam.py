@@ -14,9 +14,7 @@ options are chosen so, on the training split, and the other split is left for th
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -24,38 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from PIL import Image
+from pcam import PCAM_MPP, centre, read_tar, stretches
 from sklearn.metrics import roc_auc_score
 
 from wsiad.config import build
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.detector import Budget, FitContext, InputSpec
 from wsiad.detectors import registry
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.crops import centre_crops
-from wsiad.units import Mpp, TilePx
-
-PCAM_MPP = Mpp(0.972)
-
-
-def read_tar(path: Path, most: int | None, *, without: int = 0) -> np.ndarray:
-    """Tiles of a tar, evenly chosen: uint8 (N, 96, 96, 3).
-
-    ``without`` leaves out those that ``most = without`` chooses.
-    """
-    with tarfile.open(path) as tar:
-        names = sorted(name for name in tar.getnames() if name.endswith(".jpg"))
-        if without:
-            names = sorted(set(names) - set(_evenly(names, without)))
-        if most and len(names) > most:
-            names = _evenly(names, most)
-        files = (tar.extractfile(name) for name in names)
-        return np.stack(
-            [np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in files]
-        )
-
-
-def _evenly(names: list[str], count: int) -> list[str]:
-    return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)]
+from wsiad.units import TilePx
 
 
 def main() -> None:
@@ -80,11 +53,7 @@ def main() -> None:
     given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}
     detector = cls(build(cls.Options, given), InputSpec(TilePx(args.input), PCAM_MPP))
     tiles = read_tar(args.fit, args.fit_tiles + args.stop_tiles)
-    # The held-out tiles are whole stretches of the tar: neighbours in it are neighbours
-    # in the slide. No slide names are in PatchCamelyon.
-    healthy = HealthyTiles(
-        ArrayTiles(tiles[args.stop_tiles :]), ArrayTiles(tiles[: args.stop_tiles])
-    )
+    healthy = stretches(tiles, args.stop_tiles)
     with tempfile.TemporaryDirectory() as scratch:
         context = FitContext(
             seed=args.seed,
@@ -101,8 +70,7 @@ def main() -> None:
     start = time.monotonic()
     for path in (args.healthy, args.tumour):
         used = len(tiles) if path == args.fit else 0
-        found = torch.from_numpy(read_tar(path, args.score_tiles, without=used))
-        cut = centre_crops(found, args.input).numpy()
+        cut = centre(read_tar(path, args.score_tiles, without=used), args.input)
         places.append(detector.score_places(cut))
         counts.append(len(cut))
     score_seconds = time.monotonic() - start

@@ -24,19 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from detectors_pcam import PCAM_MPP, read_tar
+from pcam import PCAM_MPP, as_anomalies, centre, drawn_anomalies, read_tar, stretches
 from sklearn.metrics import roc_auc_score
 
 from wsiad.config import build
-from wsiad.detector import (
-    AnomalousTiles,
-    AnomalyType,
-    FitContext,
-    HealthyTiles,
-    InputSpec,
-)
+from wsiad.detector import FitContext, InputSpec
 from wsiad.detectors import registry
-from wsiad.tiles.arrays import ArrayTiles
 from wsiad.units import TilePx
 
 
@@ -64,11 +57,6 @@ def parsed() -> argparse.Namespace:
     return args
 
 
-def centre(tiles: np.ndarray, size: int) -> np.ndarray:
-    start = (tiles.shape[1] - size) // 2
-    return np.ascontiguousarray(tiles[:, start : start + size, start : start + size])
-
-
 def remembering(embed, known: dict[str, torch.Tensor]):
     """Frozen features of the same tiles are computed once, for all draws of tumour tiles."""
 
@@ -85,10 +73,6 @@ def fitted(args, cls, options, healthy, anomalous, known):
     """Fit on healthy and anomalous tiles; return the detector and what it says."""
     detector = cls(options, InputSpec(TilePx(args.input), PCAM_MPP))
     detector.embed = remembering(detector.embed, known)
-    # Where healthy slides are not known, whole stretches of the tar stand for them; every
-    # tumour tile stands for a slide of its own, as it is not known either.
-    slides = tuple(str(number) for number in range(len(anomalous)))
-    kinds = (AnomalyType("tumor", ArrayTiles(anomalous), slides),)
     with tempfile.TemporaryDirectory() as scratch:
         context = FitContext(
             seed=0,
@@ -96,10 +80,9 @@ def fitted(args, cls, options, healthy, anomalous, known):
             folder=Path(scratch),
             weights=args.weights,
             quiet=True,
-            anomalies=AnomalousTiles(kinds),
+            anomalies=as_anomalies(anomalous),
         )
-        parts = healthy[args.stop_tiles :], healthy[: args.stop_tiles]
-        report = detector.fit(HealthyTiles(*map(ArrayTiles, parts)), context)
+        report = detector.fit(stretches(healthy, args.stop_tiles), context)
     return detector, report.notes
 
 
@@ -112,10 +95,10 @@ def areas_of(args, name, count, parts, known) -> dict:
     options = build(cls.Options, {key: yaml.safe_load(value) for key, _, value in pairs})
     areas, chosen = [], []
     for seed in args.seeds:
-        drawn, others = np.split(np.random.default_rng(seed).permutation(len(tumour)), [count])
-        detector, notes = fitted(args, cls, options, healthy, tumour[drawn], known)
+        drawn, others = drawn_anomalies(tumour, count, seed=seed)
+        detector, notes = fitted(args, cls, options, healthy, drawn, known)
         if args.choose:
-            asked = centre(tumour[others[: args.score_tiles]], args.input)
+            asked = centre(others[: args.score_tiles], args.input)
         scores = [detector.score(part) for part in (normal, asked)]
         labels = np.repeat([0, 1], [len(normal), len(asked)])
         areas.append(float(roc_auc_score(labels, np.concatenate(scores))))

@@ -28,25 +28,6 @@ for pair in "$@"; do
   wsiad evaluate "$out/results_$detector" --reference "$reference" --annotations "$annotations"
 done
 
-python3 - "$out" "$@" <<'TABLE'
-import json, pathlib, sys
-
-out, *pairs = sys.argv[1:]
-print("\n| detector | slide AUC | FROC 2016 | FROC dataset | tile AUROC |\n|---|---|---|---|---|")
-for pair in pairs:
-    name = pair.split("=")[0]
-    values = json.loads(pathlib.Path(out, f"results_{name}", "evaluation.json").read_text())
-
-    def shown(figure, key):
-        if figure.get(key) is None:
-            return f"undefined ({figure.get('undefined', 'no reason given')})"
-        low, high = figure.get("low"), figure.get("high")
-        interval = "" if low is None else f" ({low:.3f}–{high:.3f})"
-        return f"{figure[key]:.3f}{interval}"
-
-    froc = values["froc"]
-    print("|", name, "|", shown(values["slide_auc"], "value"), "|",
-          shown(froc["camelyon16-2016"], "score"), "|",
-          shown(froc["camelyon16-dataset"], "score"), "|",
-          shown(values["tile_auroc"], "value"), "|")
-TABLE
+results=()
+for pair in "$@"; do results+=("${pair%%=*}=$out/results_${pair%%=*}"); done
+"$(dirname "$0")/evaluation_table.py" "${results[@]}"

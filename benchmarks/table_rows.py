@@ -1,0 +1,144 @@
+"""Rows of the table of detectors: what there is to run.
+
+A row is a detector with options, or the sum of the scores of others. It is run once for each
+seed and, where it learns from labelled tiles, number of these: a case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from wsiad.config import Config, build, read_yaml
+from wsiad.detectors import registry
+from wsiad.detectors.dpa.options import PerceptualOptions
+from wsiad.errors import ConfigError
+from wsiad.files import checked_name
+from wsiad.training.options import LoopOptions
+
+BACKBONE, PERCEPTUAL = "backbone", "perceptual"
+"""Names of the weights that the detectors use by default."""
+
+HEALTHY_ONLY, LABELLED, TRAINED, SUM = "healthy-only", "labelled", "trained", "sum"
+KINDS = (HEALTHY_ONLY, LABELLED, TRAINED, SUM)
+"""Kinds of rows, in the order in which they are run."""
+
+
+class Variant(Config):
+    """A row of the file of rows: a detector with options, or a sum."""
+
+    detector: str | None = None
+    """The method; by default it is `sum` that says what is scored."""
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Of the method."""
+    weights: str | None = None
+    """Name of the pretrained weights: `backbone`, `perceptual` or one of `--more-weights`."""
+    sum: tuple[str, ...] = ()
+    """Names of other rows: the score is the mean of theirs, each standardised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table.
+
+    Parameters
+    ----------
+    name : str
+    kind : str
+        One of ``KINDS``.
+    detector : str
+        The method; empty for a sum.
+    options : dict
+        Those that are not the method's defaults.
+    weights : str
+        Name of the pretrained weights that it is given.
+    members : tuple of str
+        Rows that a sum adds.
+    labelled : bool
+        Whether it learns from labelled tiles.
+    """
+
+    name: str
+    kind: str
+    detector: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str = BACKBONE
+    members: tuple[str, ...] = ()
+    labelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row with a seed, and the number of labelled anomalous tiles that it learns from, if any."""
+
+    row: Row
+    anomalies: int | None
+    seed: int
+
+    def path(self, out: Path) -> Path:
+        """Return the file of its figures."""
+        labels = f"{self.anomalies}-anomalies" if self.anomalies else HEALTHY_ONLY
+        return out / "rows" / self.row.name / labels / f"seed-{self.seed}.json"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return every registered detector with its defaults, and the rows of a file.
+
+    Raises
+    ------
+    ConfigError, DetectorError, InputError
+        A row of the file is not valid: it has the name of a detector, unknown options, adds rows
+        that are not there.
+    """
+    rows = {name: _row(name, Variant(detector=name)) for name in registry.names()}
+    for name, values in read_yaml(path).items():
+        subject = f"{path.name}: {name}"
+        if name in rows:
+            raise ConfigError("is the name of a detector with its defaults", subject=subject)
+        if not isinstance(values, dict):
+            raise ConfigError("does not hold a mapping of keys to values", subject=subject)
+        variant = build(Variant, values, source=subject)
+        if bool(variant.detector) == bool(variant.sum) or (variant.sum and len(values) > 1):
+            raise ConfigError("needs either a detector or a sum of rows", subject=subject)
+        rows[name] = _sum(name, variant, rows, subject) if variant.sum else _row(name, variant)
+    return sorted(rows.values(), key=lambda row: KINDS.index(row.kind))
+
+
+def _row(name: str, variant: Variant) -> Row:
+    assert variant.detector
+    cls = registry.load(variant.detector)
+    build(cls.Options, variant.options, source=name)
+    kind = LABELLED if cls.uses_anomalies else HEALTHY_ONLY
+    return Row(
+        checked_name(name),
+        TRAINED if issubclass(cls.Options, LoopOptions) else kind,
+        detector=variant.detector,
+        options=variant.options,
+        weights=variant.weights
+        or (PERCEPTUAL if issubclass(cls.Options, PerceptualOptions) else BACKBONE),
+        labelled=bool(cls.uses_anomalies),
+    )
+
+
+def _sum(name: str, variant: Variant, rows: dict[str, Row], subject: str) -> Row:
+    members = tuple(variant.sum)
+    for member in members:
+        if member not in rows or rows[member].kind == SUM:
+            raise ConfigError(
+                f"{member!r} is no row of a detector above it",
+                subject=subject,
+                remedy=f"Rows: {', '.join(rows)}.",
+            )
+    labelled = any(rows[member].labelled for member in members)
+    return Row(checked_name(name), SUM, members=members, labelled=labelled)
+
+
+def cases(row: Row, *, counts: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    """Return the cases of a row, seed by seed."""
+    return [
+        Case(row, count, seed) for count in (counts if row.labelled else [None]) for seed in seeds
+    ]

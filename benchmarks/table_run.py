@@ -1,0 +1,287 @@
+"""Running the rows of the table of detectors, and the files that keep what they scored.
+
+A finished case is a JSON file with its figures and, beside it, its scores (npz); the JSON file
+is written last. A sum is made of the files of others.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pcam import (
+    PCAM_MPP,
+    as_anomalies,
+    centre,
+    drawn_anomalies,
+    held_out_and_drawn,
+    read_tar,
+)
+from sklearn.metrics import roc_auc_score
+from table_rows import SUM, TRAINED, Case
+
+from wsiad.config import build
+from wsiad.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
+from wsiad.detectors import registry
+from wsiad.errors import DetectorError, InputError, RunError
+from wsiad.files import atomic_file, fingerprint, write_json
+from wsiad.tiles.arrays import ArrayTiles
+from wsiad.units import TilePx
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PARTS = ("held_out", "healthy", "tumour")
+"""Whose scores are kept: held-out healthy tiles of the training split, and the valid split."""
+
+TARS = ("train_normal", "train_tumour", "valid_normal", "valid_tumour")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all rows have in common.
+
+    Parameters
+    ----------
+    pcam : Path
+        Folder of the four tars.
+    weights : dict of str to str or None
+        By name: a file, ``"random"``, or ``None`` for what torchvision downloads.
+    input_px, fit_tiles, stop_tiles : int
+        Input of the detectors; healthy tiles to fit on and to hold out.
+    score_tiles : int or None
+        Of each class; ``None`` for all.
+    budget : Budget
+        Of each training step by step.
+    device : torch.device
+    environment : str
+        Where it runs, for people.
+    """
+
+    pcam: Path
+    weights: dict[str, str | None]
+    input_px: int
+    fit_tiles: int
+    stop_tiles: int
+    score_tiles: int | None
+    budget: Budget
+    device: torch.device
+    environment: str
+
+    def tar(self, name: str) -> Path:
+        """Return the path of one of ``TARS``."""
+        return self.pcam / f"{name}.tar"
+
+    def files(self) -> list[Path]:
+        """Return the files that must be there: tars and weights."""
+        given = [value for value in self.weights.values() if value and value != "random"]
+        return [*map(self.tar, TARS), *map(Path, given)]
+
+
+def made_of(case: Case, setting: Setting) -> dict[str, Any]:
+    """Return, as JSON values, what the figures of a case depend on."""
+    given = setting.weights[case.row.weights]
+    return {
+        "detector": case.row.detector,
+        "options": case.row.options,
+        "weights": _known(Path(given)) if given and given != "random" else given,
+        "tars": {name: _known(setting.tar(name)) for name in TARS},
+        "input_px": setting.input_px,
+        "tiles": [setting.fit_tiles, setting.stop_tiles, setting.score_tiles],
+        # Bounds are those of trainings; what is fitted in closed form has none.
+        "budget": [setting.budget.max_steps, setting.budget.max_minutes]
+        if case.row.kind == TRAINED
+        else None,
+    }
+
+
+# It is asked for with every case, and the files do not change meanwhile.
+_known = functools.cache(fingerprint)
+
+
+def stored(case: Case, out: Path, setting: Setting) -> dict[str, Any] | None:
+    """Return the figures, or the failure, of a case that was run before.
+
+    Raises
+    ------
+    RunError
+        They are of another setting, or the file is damaged.
+    """
+    path = case.path(out)
+    if not path.exists():
+        return None
+    try:
+        line = json.loads(path.read_text(encoding="utf-8"))
+        before, failed = line["made_of"], line["failure"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(
+            f"is damaged ({error})", subject=str(path), remedy="Remove it and run again."
+        ) from error
+    # As JSON has it: its keys are texts.
+    same = before == json.loads(json.dumps(made_of(case, setting)))
+    if failed and not same:
+        return None
+    if not same:
+        raise RunError(
+            "holds figures of other tiles, weights, bounds or options",
+            subject=str(path),
+            remedy="Give another --out, or remove it.",
+        )
+    if not failed and not path.with_suffix(".npz").is_file():
+        raise RunError("lacks its scores", subject=str(path), remedy="Remove it and run again.")
+    return line
+
+
+def run(case: Case, out: Path, setting: Setting) -> dict[str, Any]:
+    """Run a case, and keep its figures and scores, or what made it fail."""
+    path = case.path(out)
+    line: dict[str, Any] = {
+        "row": case.row.name,
+        "kind": case.row.kind,
+        "anomalies": case.anomalies,
+        "seed": case.seed,
+        "made_of": made_of(case, setting),
+        "environment": setting.environment,
+    }
+    try:
+        found, scores = _figures(case, setting)
+    except Exception as error:  # one row must not end the table; it is reported in it
+        logger.exception("%s, seed %d failed", case.row.name, case.seed)
+        line |= {"failure": str(error) or type(error).__name__}
+    else:
+        line |= found
+        with atomic_file(path.with_suffix(".npz")) as partial:
+            np.savez(partial, **scores)
+    write_json(path, line)
+    return line
+
+
+def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    row, seed = case.row, case.seed
+    held_out, drawn = held_out_and_drawn(
+        setting.tar("train_normal"), stop=setting.stop_tiles, fit=setting.fit_tiles, seed=seed
+    )
+    anomalies = None
+    if case.anomalies:
+        tumour = read_tar(setting.tar("train_tumour"), None)
+        anomalies = as_anomalies(drawn_anomalies(tumour, case.anomalies, seed=seed)[0])
+    cls = registry.load(row.detector)
+    detector = cls(build(cls.Options, row.options), InputSpec(TilePx(setting.input_px), PCAM_MPP))
+    with tempfile.TemporaryDirectory() as folder:
+        context = FitContext(
+            seed=seed,
+            device=setting.device,
+            folder=Path(folder),
+            budget=setting.budget if row.kind == TRAINED else Budget(),
+            weights=setting.weights[row.weights],
+            quiet=True,
+            anomalies=anomalies,
+        )
+        healthy = HealthyTiles(ArrayTiles(drawn), ArrayTiles(held_out))
+        report, fit_time = _timed(lambda: detector.fit(healthy, context))
+    asked = [
+        held_out,
+        *(read_tar(setting.tar(name), setting.score_tiles) for name in TARS[2:]),
+    ]
+    scores, score_time = _scored(detector, [centre(part, setting.input_px) for part in asked])
+    named = dict(zip(PARTS, scores, strict=True))
+    notes = report.notes.get("weights")
+    return {
+        "auroc": area(named),
+        "fit_seconds": fit_time,
+        "score_seconds": score_time,
+        "tiles_scored": sum(map(len, scores)),
+        "ended_by": report.ended_by,
+        "steps": report.steps,
+        "weights": notes,
+        "failure": None,
+    }, named
+
+
+def _scored(detector: Detector, parts: list[np.ndarray]) -> tuple[list[np.ndarray], dict]:
+    scores, seconds = _timed(lambda: [detector.score(part) for part in parts])
+    if not all(np.isfinite(part).all() for part in scores):
+        raise DetectorError("scores are not finite")
+    return scores, seconds
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    wall, processor = time.monotonic(), time.process_time()
+    value = call()
+    return value, {"wall": time.monotonic() - wall, "processor": time.process_time() - processor}
+
+
+def area(scores: dict[str, np.ndarray]) -> float:
+    """AUROC of the valid split; below 0.5 stays below 0.5: an inverted score is a finding."""
+    healthy, tumour = scores["healthy"], scores["tumour"]
+    labels = np.repeat([0, 1], [len(healthy), len(tumour)])
+    return float(roc_auc_score(labels, np.concatenate([healthy, tumour])))
+
+
+def add_up(case: Case, lines: Sequence[dict[str, Any]], files: Sequence[Path]) -> dict[str, Any]:
+    """Return the figures of a sum from those of its members, and from their files of scores.
+
+    Parameters
+    ----------
+    case : Case
+        Of a sum.
+    lines : sequence of dict
+        Figures of the members' cases.
+    files : sequence of Path
+        Their npz files.
+    """
+    line: dict[str, Any] = {
+        "row": case.row.name,
+        "kind": SUM,
+        "anomalies": case.anomalies,
+        "seed": case.seed,
+        "environment": lines[0]["environment"],
+    }
+    if failed := [own["row"] for own in lines if own["failure"]]:
+        return line | {"failure": f"{', '.join(failed)} failed"}
+    try:
+        loaded = [standardised(_scores(file)) for file in files]
+    except InputError as error:
+        return line | {"failure": str(error)}
+    added = {name: np.mean([scores[name] for scores in loaded], axis=0) for name in PARTS}
+    return line | {
+        "auroc": area(added),
+        **{
+            key: {clock: sum(own[key][clock] for own in lines) for clock in ("wall", "processor")}
+            for key in ("fit_seconds", "score_seconds")
+        },
+        "tiles_scored": lines[0]["tiles_scored"],
+        "ended_by": SUM,
+        "steps": 0,
+        "weights": None,
+        "failure": None,
+    }
+
+
+def _scores(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in PARTS}
+
+
+def standardised(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return scores less the mean of the held-out healthy ones, by their standard deviation.
+
+    Raises
+    ------
+    InputError
+        All held-out healthy tiles have the same score.
+    """
+    usual = scores["held_out"].astype(np.float64)
+    if not usual.std() > 0:
+        raise InputError("all held-out healthy tiles of a row have the same score")
+    return {name: (own - usual.mean()) / usual.std() for name, own in scores.items()}

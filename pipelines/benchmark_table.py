@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Make the table of docs/benchmarks.md: every detector on PatchCamelyon tiles.
+
+    pipelines/benchmark_table.py --pcam pcam/ --weights squeezenet1_1.safetensors \
+        --perceptual-weights vgg19.safetensors --out table/ --max-minutes 30 \
+        --write docs/benchmarks.md
+
+`pcam/` holds train_normal.tar, train_tumour.tar, valid_normal.tar and valid_tumour.tar: tiles of
+96 px as JPEG. Every registered detector is fitted with its defaults on healthy tiles of
+train_normal.tar, those that learn from labels also on tumour tiles of train_tumour.tar, and scores
+the valid tars; configs/benchmark-table.yaml has more rows. A seed draws the healthy and the tumour
+tiles, and is the fit's.
+
+Writes `table.csv`, a line for each row and seed, `table.md`, and `rows/`, a file for each row and
+seed. Run it again after an interruption: what is finished is not run again, what failed is. A
+selection by --detectors runs no others, but the table has all that are finished. Exit code 1 if a
+row failed. --evaluations adds a table of folders that `wsiad evaluate` wrote, and makes
+`slides.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import evaluation_table
+import table_text
+from table_rows import BACKBONE, PERCEPTUAL, SUM, Case, Row, cases, read_rows
+from table_run import Setting, add_up, run, stored
+
+from wsiad.detector import Budget
+from wsiad.errors import ConfigError, InputError, WsiadError
+from wsiad.files import write_text
+from wsiad.training.device import choose_device
+
+logger = logging.getLogger("benchmark_table")
+
+ROWS = Path(__file__).resolve().parents[1] / "configs" / "benchmark-table.yaml"
+TILES, SLIDES = "table of tiles", "table of slides"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command = shlex.join(_nameless(sys.argv[1:] if arguments is None else arguments))
+    try:
+        setting, rows = _setting(args), read_rows(args.rows)
+        chosen = _chosen(rows, args.detectors)
+        slides = _slides(args.evaluations)
+        # Refused before anything is run: figures of another setting, and a document without a
+        # place for the table.
+        lines = _lines(rows, args, setting)
+        _write(args, lines, rows, command, slides)
+    except WsiadError as error:
+        logger.error("%s", error)
+        return 2
+    for row in chosen:
+        for case in _cases(row, args) if row.kind != SUM else ():
+            found = stored(case, args.out, setting)
+            if found is None or found["failure"]:
+                logger.info("%s, %s", row.name, case.path(args.out).parent.name)
+                run(case, args.out, setting)
+                # After each, so that an interruption leaves a table of what there is.
+                lines = _lines(rows, args, setting)
+                _write(args, lines, rows, command, slides)
+    logger.info("\n%s", (args.out / "table.md").read_text(encoding="utf-8"))
+    return int(any(line["failure"] for line in lines))
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pcam", type=Path, required=True, metavar="FOLDER", help="of the four tars")
+    add("--out", type=Path, required=True, metavar="FOLDER")
+    add("--weights", help="of the backbone: a file, or 'random'; default: torchvision's")
+    add("--perceptual-weights", metavar="FILE", help="of VGG19, the same")
+    add("--more-weights", nargs="+", default=[], metavar="NAME=FILE", help="that rows name")
+    add("--rows", type=Path, default=ROWS, metavar="YAML", help="rows beside the defaults")
+    add("--detectors", nargs="+", metavar="ROW", help="run only these; default: all")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--counts", type=int, nargs="+", default=[20, 100], help="of tumour tiles to learn from")
+    add("--input", type=int, default=64, help="input size, px; of larger tiles the centre")
+    add("--fit-tiles", type=int, default=3000, help="healthy tiles to fit on")
+    add("--stop-tiles", type=int, default=500, help="healthy tiles to hold out")
+    add("--score-tiles", type=int, help="of each class; default: all")
+    add("--max-minutes", type=float, help="bound on each training step by step")
+    add("--max-steps", type=int, help="the same")
+    add("--device", default="auto")
+    add("--evaluations", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of wsiad evaluate")
+    add("--write", type=Path, metavar="FILE", help="put the tables between the file's markers")
+    args = parser.parse_args(arguments)
+    if min(args.counts) < 1 or min(args.seeds) < 0:
+        parser.error("--counts are positive, --seeds not negative")
+    return args
+
+
+def _nameless(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the last part of paths only."""
+
+    def short(text: str) -> str:
+        name, equals, value = text.rpartition("=")
+        return f"{name}{equals}{Path(value).name}" if "/" in value else text
+
+    return ["pipelines/benchmark_table.py", *map(short, arguments)]
+
+
+def _setting(args: argparse.Namespace) -> Setting:
+    weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights}
+    for text in args.more_weights:
+        name, equals, file = text.partition("=")
+        if not equals or name in weights:
+            raise ConfigError(f"{text!r} is no NAME=FILE of a new name", subject="--more-weights")
+        weights[name] = file
+    device = choose_device(args.device)
+    setting = Setting(
+        pcam=args.pcam,
+        weights=weights,
+        input_px=args.input,
+        fit_tiles=args.fit_tiles,
+        stop_tiles=args.stop_tiles,
+        score_tiles=args.score_tiles,
+        budget=Budget(args.max_steps, args.max_minutes),
+        device=device,
+        environment=table_text.environment(device),
+    )
+    for path in setting.files():
+        if not path.is_file():
+            raise InputError("there is no such file", subject=str(path))
+    return setting
+
+
+def _chosen(rows: list[Row], names: list[str] | None) -> list[Row]:
+    known = [row.name for row in rows]
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise ConfigError(
+            f"there is no row {unknown[0]!r}", remedy=f"Choose of {', '.join(known)}."
+        )
+    wanted = set(names or known)
+    # A sum is made of the rows that it adds: they are run for it.
+    wanted.update(member for row in rows if row.name in wanted for member in row.members)
+    return [row for row in rows if row.name in wanted]
+
+
+def _cases(row: Row, args: argparse.Namespace) -> list[Case]:
+    known = {BACKBONE, PERCEPTUAL, *(text.partition("=")[0] for text in args.more_weights)}
+    return cases(row, counts=args.counts, seeds=args.seeds) if row.weights in known else []
+
+
+def _lines(rows: list[Row], args: argparse.Namespace, setting: Setting) -> list[table_text.Line]:
+    """Return what is finished or has failed, and the sums that can be made of it."""
+    by_name = {row.name: row for row in rows}
+    lines = []
+    for row in rows:
+        for case in _cases(row, args):
+            if row.kind != SUM:
+                line = stored(case, args.out, setting)
+            else:
+                parts = [
+                    Case(own, case.anomalies if own.labelled else None, case.seed)
+                    for own in (by_name[name] for name in row.members)
+                    if _cases(own, args)
+                ]
+                found = [stored(part, args.out, setting) for part in parts]
+                whole = len(parts) == len(row.members) and all(found)
+                files = [part.path(args.out).with_suffix(".npz") for part in parts]
+                line = add_up(case, found, files) if whole else None
+            if line:
+                lines.append(line)
+    return lines
+
+
+def _slides(evaluations: list[str]) -> str:
+    try:
+        return evaluation_table.table(evaluations) if evaluations else ""
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"no evaluation can be read ({type(error).__name__}: {error})",
+            subject="--evaluations",
+            remedy="Give folders that `wsiad evaluate` wrote.",
+        ) from error
+
+
+def _write(
+    args: argparse.Namespace,
+    lines: list[table_text.Line],
+    rows: list[Row],
+    command: str,
+    slides: str,
+) -> None:
+    there = {line["row"] for line in lines}
+    on_cpu = choose_device(args.device).type == "cpu"
+    text = table_text.as_markdown(
+        lines,
+        clock="processor" if on_cpu else "wall",
+        absent=[f"`{row.name}`" for row in rows if row.name not in there],
+    )
+    made = f"{text}\n{_about(args, lines, command)}"
+    if args.write:
+        _put(args.write, made, slides)
+    if slides:
+        write_text(args.out / "slides.md", slides)
+    write_text(args.out / "table.csv", table_text.as_csv(lines))
+    write_text(args.out / "table.md", made)
+
+
+def _about(args: argparse.Namespace, lines: list[table_text.Line], command: str) -> str:
+    """Say what was fitted and scored, where, and by which command."""
+    scored = f"{args.score_tiles:,}" if args.score_tiles else "all"
+    data = (
+        f"Fitted on {args.fit_tiles:,} healthy tiles ({args.stop_tiles:,} more held out), scored "
+        f"on {scored} healthy and {scored} tumour tiles of the valid split, centre {args.input} px."
+    )
+    seeds = f"Seeds {', '.join(map(str, args.seeds))}: mean ± standard deviation, median of times."
+    places = dict.fromkeys(line["environment"] for line in lines)
+    return "\n".join(
+        [f"{data} {seeds}", "", *(f"Environment: {place}." for place in places), "",
+         f"    {command}", ""]
+    )  # fmt: skip
+
+
+def _put(path: Path, tiles: str, slides: str) -> None:
+    """Replace the tables of a document."""
+    try:
+        document = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", subject=str(path)) from error
+    document = table_text.replaced(document, TILES, tiles)
+    write_text(path, table_text.replaced(document, SLIDES, slides) if slides else document)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
