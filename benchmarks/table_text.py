@@ -96,7 +96,7 @@ def as_markdown(lines: Sequence[Line], *, clock: Clock, absent: Sequence[str] = 
 
 def _table(lines: Sequence[Line], kind: str, clock: Clock) -> list[str]:
     labelled = any(line["anomalies"] for line in lines)
-    of = ", processor" if clock == "processor" else ""
+    of = " (processor)" if clock == "processor" else ""
     heads = [
         "detector",
         *(["tumour tiles"] if labelled else []),

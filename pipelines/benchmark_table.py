@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import evaluation_table
 import table_text
+from pcam import tile_names
 from table_rows import BACKBONE, PERCEPTUAL, SUM, Case, Row, cases, read_rows
 from table_run import Setting, add_up, run, stored
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except WsiadError as error:
         logger.error("%s", error)
         return 2
-    for row in chosen:
+    for row in () if args.table_only else chosen:
         for case in _cases(row, args) if row.kind != SUM else ():
             found = stored(case, args.out, setting)
             if found is None or found["failure"]:
@@ -85,6 +86,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--perceptual-weights", metavar="FILE", help="of VGG19, the same")
     add("--more-weights", nargs="+", default=[], metavar="NAME=FILE", help="that rows name")
     add("--rows", type=Path, default=ROWS, metavar="YAML", help="rows beside the defaults")
+    add("--table-only", action="store_true", help="run nothing: a table of what is finished")
     add("--detectors", nargs="+", metavar="ROW", help="run only these; default: all")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--counts", type=int, nargs="+", default=[20, 100], help="of tumour tiles to learn from")
@@ -110,7 +112,8 @@ def _nameless(arguments: Sequence[str]) -> list[str]:
         name, equals, value = text.rpartition("=")
         return f"{name}{equals}{Path(value).name}" if "/" in value else text
 
-    return ["pipelines/benchmark_table.py", *map(short, arguments)]
+    kept = [text for text in arguments if text != "--table-only"]
+    return ["pipelines/benchmark_table.py", *map(short, kept)]
 
 
 def _setting(args: argparse.Namespace) -> Setting:
@@ -135,6 +138,10 @@ def _setting(args: argparse.Namespace) -> Setting:
     for path in setting.files():
         if not path.is_file():
             raise InputError("there is no such file", subject=str(path))
+    for name in ("valid_normal", "valid_tumour"):
+        there = len(tile_names(setting.tar(name)))
+        if (args.score_tiles or 0) > there:
+            raise InputError(f"has {there} tiles, not {args.score_tiles}", subject=f"{name}.tar")
     return setting
 
 

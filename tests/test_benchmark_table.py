@@ -164,6 +164,14 @@ def test_nothing_is_run_again(material, made, monkeypatch):
     assert before == {name: (made / name).read_bytes() for name in before}
 
 
+def test_a_table_of_what_is_finished(material, made, monkeypatch):
+    monkeypatch.setattr(table_run, "_figures", None)
+    before = (made / "table.md").read_text()
+    assert run(material, made, "--table-only") == 0
+    # But for the command, the same: nothing more was run.
+    assert (made / "table.md").read_text().splitlines()[:-1] == before.splitlines()[:-1]
+
+
 def test_a_killed_run_goes_on_to_the_same_scores(material, made, tmp_path, monkeypatch):
     figures, calls = table_run._figures, []
 
@@ -239,6 +247,7 @@ def test_what_is_missing_is_said_before_anything_runs(material, tmp_path, monkey
     assert run(material, tmp_path, "--perceptual-weights", str(tmp_path / "absent")) == 2
     assert run(material, tmp_path, "--write", str(tmp_path / "absent.md")) == 2
     assert run(material, tmp_path, "--evaluations", str(tmp_path)) == 2
+    assert run(material, tmp_path, "--score-tiles", "8") == 2  # there are 7 of tumour
     assert run(tmp_path, tmp_path, "--weights", "random") == 2
     assert not list(tmp_path.rglob("*.json"))
 
