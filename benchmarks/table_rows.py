@@ -20,8 +20,8 @@ from wsiad.errors import ConfigError
 from wsiad.files import checked_name
 from wsiad.training.options import LoopOptions
 
-BACKBONE, PERCEPTUAL = "backbone", "perceptual"
-"""Names of the weights that the detectors use by default."""
+BACKBONE, PERCEPTUAL, OWN = "backbone", "perceptual", "wsiad"
+"""Names of the weights that the detectors use by default, and of those that come with wsiad."""
 
 HEALTHY_ONLY, LABELLED, TRAINED, SUM = "healthy-only", "labelled", "trained", "sum"
 KINDS = (HEALTHY_ONLY, LABELLED, TRAINED, SUM)

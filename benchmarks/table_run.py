@@ -27,13 +27,14 @@ from pcam import (
     read_tar,
 )
 from sklearn.metrics import roc_auc_score
-from table_rows import SUM, TRAINED, Case
+from table_rows import OWN, SUM, TRAINED, Case
 
 from wsiad.config import build
 from wsiad.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
 from wsiad.detectors import registry
 from wsiad.errors import DetectorError, InputError, RunError
 from wsiad.files import atomic_file, fingerprint, write_json
+from wsiad.networks.weights import SHIPPED_FILE
 from wsiad.tiles.arrays import ArrayTiles
 from wsiad.units import TilePx
 
@@ -84,7 +85,7 @@ class Setting:
 
     def files(self) -> list[Path]:
         """Return the files that must be there: tars and weights."""
-        given = [value for value in self.weights.values() if value and value != "random"]
+        given = [value for value in self.weights.values() if value not in {None, "random", OWN}]
         return [*map(self.tar, TARS), *map(Path, given)]
 
 
@@ -94,7 +95,7 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
     return {
         "detector": case.row.detector,
         "options": case.row.options,
-        "weights": _known(Path(given)) if given and given != "random" else given,
+        "weights": _weights(given),
         "tars": {name: _known(setting.tar(name)) for name in TARS},
         "input_px": setting.input_px,
         "tiles": [setting.fit_tiles, setting.stop_tiles, setting.score_tiles],
@@ -103,6 +104,12 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
         if case.row.kind == TRAINED
         else None,
     }
+
+
+def _weights(given: str | None) -> str | None:
+    if given in {None, "random"}:
+        return given
+    return _known(SHIPPED_FILE if given == OWN else Path(given))
 
 
 # It is asked for with every case, and the files do not change meanwhile.

@@ -8,7 +8,7 @@
 `pcam/` holds train_normal.tar, train_tumour.tar, valid_normal.tar and valid_tumour.tar: tiles of
 96 px as JPEG. Every registered detector is fitted with its defaults on healthy tiles of
 train_normal.tar, those that learn from labels also on tumour tiles of train_tumour.tar, and scores
-the valid tars; configs/benchmark-table.yaml has more rows. A seed draws the healthy and the tumour
+the valid tars; pipelines/benchmark_table.yaml has more rows. A seed draws the healthy and the tumour
 tiles, and is the fit's.
 
 Writes `table.csv`, a line for each row and seed, `table.md`, and `rows/`, a file for each row and
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import evaluation_table
 import table_text
 from pcam import tile_names
-from table_rows import BACKBONE, PERCEPTUAL, SUM, Case, Row, cases, read_rows
+from table_rows import BACKBONE, OWN, PERCEPTUAL, SUM, Case, Row, cases, read_rows
 from table_run import Setting, add_up, run, stored
 
 from wsiad.detector import Budget
@@ -43,7 +43,7 @@ from wsiad.training.device import choose_device
 
 logger = logging.getLogger("benchmark_table")
 
-ROWS = Path(__file__).resolve().parents[1] / "configs" / "benchmark-table.yaml"
+ROWS = Path(__file__).resolve().parent / "benchmark_table.yaml"
 TILES, SLIDES = "table of tiles", "table of slides"
 
 
@@ -117,7 +117,7 @@ def _nameless(arguments: Sequence[str]) -> list[str]:
 
 
 def _setting(args: argparse.Namespace) -> Setting:
-    weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights}
+    weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights, OWN: OWN}
     for text in args.more_weights:
         name, equals, file = text.partition("=")
         if not equals or name in weights:
@@ -158,7 +158,7 @@ def _chosen(rows: list[Row], names: list[str] | None) -> list[Row]:
 
 
 def _cases(row: Row, args: argparse.Namespace) -> list[Case]:
-    known = {BACKBONE, PERCEPTUAL, *(text.partition("=")[0] for text in args.more_weights)}
+    known = {BACKBONE, PERCEPTUAL, OWN, *(text.partition("=")[0] for text in args.more_weights)}
     return cases(row, counts=args.counts, seeds=args.seeds) if row.weights in known else []
 
 

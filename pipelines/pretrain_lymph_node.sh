@@ -6,8 +6,12 @@
 # 10,000 tiles of 96 px at 0.972 µm/px took 45 minutes on one core of a CPU with AMX. The same
 # machine and versions give the same weights; the file is lymph_node/network/weights.safetensors.
 set -euo pipefail
-tiles=${1:?tar of healthy tiles of 96 px}
-out=${2:?folder for the store and the network}
+if [ $# -ne 2 ]; then
+  echo "usage: pipelines/pretrain_lymph_node.sh TAR_OF_HEALTHY_TILES OUT" >&2
+  exit 2
+fi
+tiles=$1
+out=$2
 
 wsiad import-tiles "$tiles" --out "$out/store" --mpp 0.972 --label normal
 OMP_NUM_THREADS=1 wsiad pretrain "$out/store" --out "$out/network" --max-steps 2000 \

@@ -37,7 +37,8 @@ def test_rounded_thresholds_split_alike():
 
 
 def test_default_layers_are_the_deepest():
-    assert detector("deep-if").options.chosen_layers() == ("features.12",)
+    squeezenet = detector("deep-if", backbone="squeezenet1_1")
+    assert squeezenet.options.chosen_layers() == ("features.12",)
     assert detector("deep-if", backbone="resnet18").options.chosen_layers() == ("layer4",)
     assert detector("deep-if", layers=["features.3"]).options.chosen_layers() == ("features.3",)
 
