@@ -8,7 +8,7 @@
 `pcam/` holds train_normal.tar, train_tumour.tar, valid_normal.tar and valid_tumour.tar: tiles of
 96 px as JPEG. Every registered detector is fitted with its defaults on healthy tiles of
 train_normal.tar, those that learn from labels also on tumour tiles of train_tumour.tar, and scores
-the valid tars; pipelines/benchmark_table.yaml has more rows. A seed draws the healthy and the tumour
+the valid tars; benchmark_table.yaml has more rows. A seed draws the healthy and the tumour
 tiles, and is the fit's.
 
 Writes `table.csv`, a line for each row and seed, `table.md`, and `rows/`, a file for each row and
