@@ -2,12 +2,21 @@
 
 import logging
 
+import numpy as np
 import pytest
+import torch
+from builders import stained
 from safetensors.torch import save_file
 
+from wsiad.config import build
+from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.detectors import registry
 from wsiad.errors import WeightsError
 from wsiad.networks import features, vgg, weights
 from wsiad.networks.backbones import settle
+from wsiad.tiles.arrays import ArrayTiles
+from wsiad.training.options import LoopOptions
+from wsiad.units import Mpp, TilePx
 
 
 @pytest.fixture
@@ -60,3 +69,22 @@ def test_the_shipped_network_is_no_resnet():
         settle("resnet18", "wsiad", seed=0)
     assert settle("vgg19", "wsiad", seed=0).weights.source.startswith("wsiad")
     assert settle("wsiad", None, seed=0).weights.source.startswith("wsiad")
+
+
+@pytest.mark.parametrize(
+    "name", ["knn", "padim", "deep-if", "student-teacher", "reverse-distillation"]
+)
+def test_detectors_look_through_the_shipped_network(name, tmp_path):
+    tiles = np.stack([stained(64, 64, seed=seed) for seed in range(6)])
+    cls = registry.load(name)
+    options = {"batch": 3, "val_interval": 1} if issubclass(cls.Options, LoopOptions) else {}
+    spec = InputSpec(TilePx(64), Mpp(1.0))
+    found = cls(build(cls.Options, options), spec)
+    context = FitContext(seed=0, device=torch.device("cpu"), folder=tmp_path, budget=Budget(1),
+                         weights="wsiad", quiet=True)  # fmt: skip
+    report = found.fit(HealthyTiles(ArrayTiles(tiles), ArrayTiles(tiles[:3])), context)
+    assert report.notes["backbone"] == "wsiad"
+    again = cls(build(cls.Options, options), spec)
+    again.load_state(found.state(), torch.device("cpu"))
+    np.testing.assert_allclose(again.score(tiles), found.score(tiles), rtol=1e-5, atol=1e-6)
+    assert np.ptp(found.score(tiles)) > 0

@@ -67,7 +67,8 @@ def test_code_is_half_the_size_and_twice_as_wide_as_the_coarsest_layer():
 
 
 def test_squeezenets_sizes_which_are_not_halves():
-    assert detector("reverse-distillation").options.chosen_layers() == ("features.4", "features.7")
+    squeezenet = detector("reverse-distillation", backbone="squeezenet1_1")
+    assert squeezenet.options.chosen_layers() == ("features.4", "features.7")
     found = detector("reverse-distillation", layers=["features.4", "features.7", "features.12"])
     tensors = features.random_tensors("squeezenet1_1", 0)
     teacher = BackboneFeatures("squeezenet1_1", found.options.chosen_layers(), 8, tensors)
