@@ -109,9 +109,7 @@ def resolve(
         return shipped()
 
 
-NOT_AT_HAND = (
-    "the ImageNet weights of %s are not at hand; the network that comes with wsiad is used (%s)"
-)
+NOT_AT_HAND = "%s: %s; the network that comes with wsiad is used instead"
 """Said, with the network and the reason, where another than the usual one is taken."""
 
 
