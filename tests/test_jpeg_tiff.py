@@ -28,6 +28,10 @@ from wsiad.slides.jpeg_tiff_layout import read_layout
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.tile_decoder import jpeg_problem
+from wsiad.stain.reference import reference_profile
+from wsiad.tiles.options import Preparation
+from wsiad.tiles.plan import plan_slide
+from wsiad.tiles.stream import stream
 from wsiad.units import Mpp
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -262,6 +266,64 @@ def test_a_tile_is_decoded_once_while_it_is_remembered(tmp_path, monkeypatch):
             part = small.read_level(0, x, y, Size(66, 66)).rgb
             np.testing.assert_array_equal(part, whole[y : y + 66, x : x + 66])
             assert small._cache._bytes <= 2 * 3 * TILE**2
+
+
+def test_what_is_read_ahead_is_decoded_once_and_bounded(tmp_path, monkeypatch):
+    path = write_jpeg(tmp_path / "a.tif", smooth(256, 320), levels=1)
+    tile_bytes = 3 * TILE**2
+    with open_slide(path, backend="openslide") as reference:
+        layout = open_jpeg_tiff(reference)._layout
+        slide = JpegTiffBackend(
+            reference, layout, cache_bytes=2 * tile_bytes, ahead_bytes=3 * tile_bytes
+        )
+        decoded = []
+        decode = slide._decode
+        monkeypatch.setattr(
+            slide, "_decode", lambda *args: (decoded.append(args[1]), decode(*args))[1]
+        )
+        corners = [(TILE * column, TILE * row) for row in range(4) for column in range(5)]
+        with slide.reading_ahead():
+            for x, y in corners[:3] * 2:
+                slide.read_level(0, x, y, Size(9, 9))
+        assert decoded == [0, 1, 2]
+        # What is read in between does not displace them.
+        whole = reference.read_level(0, 0, 0, slide.size).rgb
+        for x, y in corners[5:] + corners[:5]:
+            part = slide.read_level(0, x, y, Size(TILE, TILE)).rgb
+            np.testing.assert_array_equal(part, whole[y : y + TILE, x : x + TILE])
+            assert slide._cache._bytes <= 2 * tile_bytes
+        assert sorted(decoded) == list(range(20))
+        assert not slide._cache._ahead
+        # Beyond the bound they are like any other.
+        with slide.reading_ahead():
+            for x, y in corners[5:15]:
+                slide.read_level(0, x, y, Size(9, 9))
+                assert slide._cache._ahead_bytes <= 3 * tile_bytes
+                assert slide._cache._bytes <= 2 * tile_bytes
+
+
+def test_places_that_stains_are_estimated_from_are_decoded_once(tmp_path, monkeypatch):
+    path = write_jpeg(tmp_path / "a.tif", smooth(1024, 1280), levels=2)
+    decoded = []
+    decode = JpegTiffBackend._decode
+    with open_slide(path, backend="jpeg-tiff") as slide:
+        monkeypatch.setattr(
+            JpegTiffBackend,
+            "_decode",
+            lambda self, tiles, index, out=None: (
+                decoded.append((tiles.size, index)),
+                decode(self, tiles, index, out),
+            )[1],
+        )
+        monkeypatch.setattr(slide._cache, "_max_bytes", 0)
+        options = Preparation(mpp=float(slide.spacing.x), tile=TILE)
+        plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
+        sampled = {key for key in decoded if key[0] == slide.size}
+        tiles = sum(len(block) for block in stream(plan))
+    assert sampled
+    assert tiles == len(plan)
+    finest = [key for key in decoded if key[0] == slide.size]
+    assert len(finest) == len(set(finest))
 
 
 def test_scales_between_levels_are_averaged_alike(tmp_path):

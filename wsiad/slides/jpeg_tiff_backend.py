@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Region, Slide
+from wsiad.slides.tile_cache import TileCache
 from wsiad.slides.tile_decoder import decode_tile
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,13 @@ FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
 CACHE_BYTES = 64 * 2**20
 """Of decoded tiles: blocks that share a tile do not decode it twice."""
 
+AHEAD_BYTES = 96 * 2**20
+"""Of decoded tiles that were read ahead of their use: those that stains are estimated from."""
+
 _END_PX = 8
+_COMPARED_PX = 256
+"""Edge of what is compared with OpenSlide of a tile: another decoder, or colours that are
+coded otherwise, would show in any part with structure."""
 
 _RGB = npt.NDArray[np.uint8]
 
@@ -50,8 +58,8 @@ class JpegTiffBackend(Slide):
         The same slide; closed with this one.
     layout : tuple of TiledLevel
         Of each level.
-    cache_bytes : int
-        Bound on the decoded tiles that are kept.
+    cache_bytes, ahead_bytes : int
+        Bounds on the decoded tiles that are kept: the last ones, and those read ahead.
     """
 
     backend = "jpeg-tiff"
@@ -63,12 +71,13 @@ class JpegTiffBackend(Slide):
         layout: tuple[TiledLevel, ...],
         *,
         cache_bytes: int = CACHE_BYTES,
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
         self.name, self.path, self.format = reference.name, reference.path, reference.format
         self.levels, self.bounds = reference.levels, reference.bounds
         self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
         self._reference, self._layout = reference, layout
-        self._cache = _TileCache(cache_bytes)
+        self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
         self._file = self.path.open("rb", buffering=0)
         self._bytes = os.fstat(self._file.fileno()).st_size
 
@@ -106,18 +115,28 @@ class JpegTiffBackend(Slide):
         index = row * tiles.columns + column
         if not tiles.counts[index]:
             return None
-        tile = self._cache.get((level, index))
+        tile = self._cache.get((level, index), ahead=self._ahead)
         if tile is None:
             try:
-                tile = self._decode(tiles, index, self._cache.room(tiles.tile))
+                tile = self._decode(tiles, index, self._cache.room(tiles.tile, ahead=self._ahead))
             except DirectReadError as error:
                 logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
                 tile = self._by_reference(level, row, column)
             else:
                 if tiles.codec == "jpeg" and _ends_flat(tile):
-                    self._by_reference(level, row, column)
-            self._cache.put((level, index), tile)
+                    # OpenSlide decodes all of a tile for any pixel of it.
+                    self._by_reference(level, row, column, most=_END_PX)
+            self._cache.put((level, index), tile, ahead=self._ahead)
         return tile
+
+    @contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Keep what is decoded until it is asked for again; see :meth:`Slide.reading_ahead`."""
+        self._ahead = True
+        try:
+            yield
+        finally:
+            self._ahead = False
 
     def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
         """Read and decode a tile, into ``out`` if given."""
@@ -147,13 +166,17 @@ class JpegTiffBackend(Slide):
         """Check that the file is the one that was opened; see :meth:`Slide.check_unchanged`."""
         self._reference.check_unchanged()
 
-    def _by_reference(self, level: int, row: int, column: int) -> _RGB:
-        """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged."""
+    def _by_reference(self, level: int, row: int, column: int, *, most: int | None = None) -> _RGB:
+        """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged.
+
+        By default the whole tile, as far as it lies in the level; else a square of at
+        most so many pixels' edge at its top-left corner.
+        """
         tiles = self._layout[level]
         x, y = column * tiles.tile.width, row * tiles.tile.height
         size = Size(
-            min(tiles.tile.width, tiles.size.width - x),
-            min(tiles.tile.height, tiles.size.height - y),
+            min(most or tiles.tile.width, tiles.tile.width, tiles.size.width - x),
+            min(most or tiles.tile.height, tiles.tile.height, tiles.size.height - y),
         )
         region = self._reference.read_level(level, x, y, size)
         if region.valid is not None:
@@ -183,7 +206,8 @@ class JpegTiffBackend(Slide):
             if not self._reference.exact(level):
                 continue
             try:
-                seen = self._by_reference(level, *divmod(index, tiles.columns))
+                # OpenSlide's way to a pixel takes three times as long as decoding it.
+                seen = self._by_reference(level, *divmod(index, tiles.columns), most=_COMPARED_PX)
             except SlideReadError as error:
                 raise DirectReadError(f"OpenSlide cannot decode its level {level}") from error
             if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
@@ -257,34 +281,3 @@ def _ends_flat(tile: _RGB) -> bool:
 
 def _covers(pieces: list[tuple[int, slice, slice]], length: int) -> bool:
     return sum(asked.stop - asked.start for _, _, asked in pieces) == length
-
-
-class _TileCache:
-    """Decoded tiles, the least recently used of which go; their memory is used again."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._tiles: OrderedDict[tuple[int, int], _RGB] = OrderedDict()
-
-    def get(self, key: tuple[int, int]) -> _RGB | None:
-        tile = self._tiles.get(key)
-        if tile is not None:
-            self._tiles.move_to_end(key)
-        return tile
-
-    def room(self, tile: Size) -> _RGB | None:
-        """Drop tiles until one more fits; memory of that shape, if there was some.
-
-        Fresh memory costs a page fault every 4 KiB, a tenth of a tile's decoding.
-        """
-        shape, spare = (tile.height, tile.width, 3), None
-        while self._tiles and self._bytes + 3 * tile.width * tile.height > self._max_bytes:
-            _, dropped = self._tiles.popitem(last=False)
-            self._bytes -= dropped.nbytes
-            if dropped.shape == shape and dropped.flags.c_contiguous:
-                spare = dropped
-        return spare
-
-    def put(self, key: tuple[int, int], tile: _RGB) -> None:
-        self._tiles[key] = tile
-        self._bytes += tile.nbytes

@@ -9,6 +9,8 @@ what :func:`true_downsample` restores.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,6 +150,11 @@ class Slide(ABC):
         region = self.read_level(level, x, y, Size(out.shape[1], out.shape[0]))
         out[:] = region.rgb
         return region.valid
+
+    @contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Say that what is read within will be read again, and may be kept until then."""
+        yield
 
     def check_unchanged(self) -> None:  # noqa: B027 -- a slide in memory does not change
         """Check that the file is the one that was opened.

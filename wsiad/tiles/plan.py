@@ -198,9 +198,11 @@ def _sample(
     rows, columns, _ = select(grid, tissue, min_coverage=0.5)
     if not len(rows):
         rows, columns, _ = select(grid, tissue, min_coverage=0.0)
-    for index in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round()):
-        at = int(index)
-        region = scaled.read(int(columns[at]) * edge, int(rows[at]) * edge, Size(edge, edge))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round())
+    for at in chosen.astype(np.int64).tolist():
+        # A patch costs the decoding of the file's tiles that it lies in.
+        with scaled.slide.reading_ahead():
+            region = scaled.read(int(columns[at]) * edge, int(rows[at]) * edge, Size(edge, edge))
         # Red and violet ink have the colours of stains: only here can they be told apart.
         usable = ~is_pen(region.rgb)
         histogram.add(region.rgb, usable if region.valid is None else usable & region.valid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -38,20 +37,53 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         ``saturation``: mean, 0 to 1, and ``pen`` and ``black``: share of pixels, of
         every fourth row.
     """
-    out = {name: np.zeros(len(tiles), np.float32) for name in COLUMNS}
-    # Fresh memory for each tile would cost as much as what is done in it.
-    luma = np.empty(tiles.shape[1:3], np.uint8)
-    rows = np.empty(tiles[0, ::_ROWS].shape, np.uint8) if len(tiles) else luma
-    planes = [np.empty(rows.shape[:2], np.uint8) for _ in range(3)]
-    for index, tile in enumerate(tiles):
-        cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY, dst=luma)
-        out["sharpness"][index] = _laplacian_variance(luma)
-        rows[:] = tile[::_ROWS]
-        cv2.split(rows, planes)
-        saturation, pen, black = _count_colours(*(plane.reshape(-1) for plane in planes))
-        out["saturation"][index] = saturation / _ONE / planes[0].size
-        out["pen"][index], out["black"][index] = pen / planes[0].size, black / planes[0].size
-    return out
+    values = np.zeros((len(tiles), len(COLUMNS)), np.float64)
+    if tiles.size:
+        _measure(np.ascontiguousarray(tiles), values)
+    return {name: values[:, column].astype(np.float32) for column, name in enumerate(COLUMNS)}
+
+
+@compiled
+def _measure(tiles: npt.NDArray[np.uint8], values: npt.NDArray[np.float64]) -> None:
+    """Fill in the columns, tile by tile: while a tile is in the processor's cache."""
+    count, height, width, _ = tiles.shape
+    pixels = -(-height // _ROWS) * width
+    luma = np.empty((height, width), np.uint8)
+    red, green, blue = (
+        np.empty(pixels, np.uint8),
+        np.empty(pixels, np.uint8),
+        np.empty(pixels, np.uint8),
+    )
+    for index in range(count):
+        _fill_luma(tiles[index].reshape(-1), luma.reshape(-1))
+        for y in range(0, height, _ROWS):
+            start = y // _ROWS * width
+            _part(tiles[index, y].reshape(-1), red[start:], green[start:], blue[start:])
+        saturation, pen, black = _count_colours(red, green, blue)
+        values[index, 0] = _laplacian_variance(luma)
+        values[index, 1] = saturation / _ONE / pixels
+        values[index, 2], values[index, 3] = pen / pixels, black / pixels
+
+
+@compiled
+def _fill_luma(values: _Plane, luma: _Plane) -> None:
+    """Luma of ITU-R BT.601 in 15 bits, as OpenCV has it: 0.299, 0.587 and 0.114."""
+    for x in range(len(luma)):
+        red, green, blue = (
+            np.int32(values[3 * x]),
+            np.int32(values[3 * x + 1]),
+            np.int32(values[3 * x + 2]),
+        )
+        total = np.int32(red * np.int32(9798) + green * np.int32(19235))
+        total = np.int32(total + blue * np.int32(3735) + np.int32(16384))
+        luma[x] = np.uint8(total >> np.int32(15))
+
+
+@compiled
+def _part(row: _Plane, red: _Plane, green: _Plane, blue: _Plane) -> None:
+    """Part the pixels of a row into their channels."""
+    for x in range(len(row) // 3):
+        red[x], green[x], blue[x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
 
 
 @compiled
