@@ -11,7 +11,7 @@ from wsiad.cli import VERBS, _verb_parser
 from wsiad.config import config_class
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
-SCRIPTS = sorted(path for path in PIPELINES.iterdir() if path.suffix in (".sh", ".sbatch"))
+SCRIPTS = sorted(path for path in PIPELINES.rglob("*") if path.suffix in (".sh", ".sbatch"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -77,7 +77,7 @@ def test_train(calls):
     assert "#SBATCH --time=12:00:00\n" in text
 
 
-@pytest.mark.parametrize("script", [path.name for path in SCRIPTS])
+@pytest.mark.parametrize("script", [str(path.relative_to(PIPELINES)) for path in SCRIPTS])
 def test_without_arguments_they_say_how_they_are_called(calls, script):
     array = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "1"}
     code, text = calls(script, **array)

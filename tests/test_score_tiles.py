@@ -122,6 +122,8 @@ def test_label_of_a_slide_is_not_that_of_its_tiles(run, tmp_path):
         ("normal", 12),
         ("", 12),
     ]
+    cut_within_outlines = score(run, tmp_path / "store", tmp_path / "out", tumour=["Tumor"])
+    assert [group.truth for group in cut_within_outlines.groups] == ["normal", "tumour"]
     slide = TileStore(tmp_path / "store").slide("n")
     centre = slide.tiles(0, 12)[:, 4:36, 4:36, 0].mean(axis=(1, 2))
     np.testing.assert_allclose(result.groups[0].scores, centre, rtol=1e-6)

@@ -48,6 +48,9 @@ class ScoreTilesConfig(Config):
     normal: tuple[str, ...] = ()
     """Labels that mean normal; by default those that `wsiad train` takes as healthy. Any
     other label means tumour, and groups without one are scored but not evaluated."""
+    tumour: tuple[str, ...] = ()
+    """Labels of slides all of whose tiles in the store are tumour, as where they were cut
+    within outlines; by default nothing is known of the tiles of a slide with tumour."""
     batch: Annotated[int, Field(ge=1)] = 256
     """The most tiles scored at once; a CPU takes fewer, to the same scores."""
     bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
@@ -193,7 +196,7 @@ def _scored(
                 parts.append(detector.score(windows))
                 progress.update(len(windows), note=slide.name)
             label = labels.get(slide.name, "")
-            truth = _truth(slide, label, config.normal)
+            truth = _truth(slide, label, config)
             groups.append(GroupScores(slide.name, label, truth, np.concatenate(parts)))
     return groups
 
@@ -222,16 +225,18 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
             yield np.ascontiguousarray(tiles[at : at + batch])
 
 
-def _truth(slide: StoredSlide, label: str, normal: tuple[str, ...]) -> str:
+def _truth(slide: StoredSlide, label: str, config: ScoreTilesConfig) -> str:
     """Tell what the tiles of a group show, by its label.
 
-    A slide with tumour holds healthy tiles too: its label says nothing of a tile.
+    A slide with tumour holds healthy tiles too: unless the user knows better, its label
+    says nothing of a tile.
     """
     if not label:
         return ""
-    if label in {name.lower() for name in normal} if normal else label in HEALTHY_LABELS:
+    normal, tumour = ({name.lower() for name in names} for names in (config.normal, config.tumour))
+    if label in (normal or HEALTHY_LABELS):
         return NORMAL
-    return "" if slide.has_geometry else TUMOUR
+    return "" if slide.has_geometry and label not in tumour else TUMOUR
 
 
 def _by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[dict[str, Any]]:
