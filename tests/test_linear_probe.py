@@ -101,7 +101,7 @@ def test_mean_of_the_places_is_the_score_of_the_mean(tmp_path):
     found, _ = fitted(tmp_path, statistics="mean")
     asked = tiles(5, seed=4, anomalous=True)
     assert found.score_places(asked).shape == (5, 4, 4)
-    whole = found.distance(found.embed(torch.from_numpy(asked)), found._fitted).numpy()
+    whole = found.distance(found.whole(torch.from_numpy(asked)), found._fitted).numpy()
     np.testing.assert_allclose(found.score(asked), whole, rtol=1e-4, atol=1e-4)
     assert fitted(tmp_path)[0].score_places(asked).shape == (5, 1, 1)
     assert found.score(asked[:0]).shape == (0,)
@@ -112,7 +112,7 @@ def test_statistics_are_mean_and_deviation_of_the_places(tmp_path):
     asked = torch.from_numpy(tiles(3, seed=5))
     places = found._features(asked).numpy().reshape(3, 16, -1)
     expected = np.concatenate([places.mean(axis=1), places.std(axis=1)], axis=1)
-    np.testing.assert_allclose(found.embed(asked).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.whole(asked).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def vectors(groups, turns=2):

@@ -10,12 +10,14 @@ from typing import Annotated, ClassVar
 import pydantic
 from torch import Tensor
 
+from wsiad.capabilities import Embedding
 from wsiad.detector import (
     DetectorOptions,
     FitContext,
     FitReport,
     HealthyTiles,
     State,
+    Tiles,
 )
 from wsiad.detectors._features import STAGES
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
@@ -128,6 +130,12 @@ class DistilledDetector(TrainedDetector):
         """Return the distance between student and teacher at every place."""
         options = self.options
         return combined(place_distances(*self.network()(images)), options.places, options.combine)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the teacher's features: of length 1 at every place and layer, then averaged."""
+        distillation = self.network()
+        assert isinstance(distillation, Distillation)
+        return self.embed_images(distillation.directions, tiles)
 
     def empty(self, state: State) -> Distillation:
         """Return teacher and student of the state's shapes."""

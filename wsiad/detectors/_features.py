@@ -23,6 +23,7 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.detectors._batches import in_batches
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
@@ -159,6 +160,21 @@ class FeatureDetector(Detector):
         ]
         flat = torch.cat(scores).cpu().numpy() if scores else np.zeros(0)
         return flat.reshape(-1, places, places).astype(np.float32)
+
+    def embed(self, tiles: Tiles) -> Vectors:
+        """Return the features of the places, averaged over each tile.
+
+        They are as the backbone gives them, before any projection or whitening of the
+        method. See :class:`wsiad.capabilities.Embeds`.
+        """
+        if self._backbone is None:
+            raise DetectorError("the detector is not fitted yet")
+        return in_batches(self._averages, tiles, self._device, batch=_BATCH)
+
+    def _averages(self, tiles: Tensor) -> Tensor:
+        """Return float32 (N, C) of tiles, uint8 (N, S, S, 3)."""
+        found = self._features(tiles)
+        return found.reshape(len(tiles), self.options.places**2, found.shape[1]).mean(dim=1)
 
     def state(self) -> State:
         """Return the used part of the backbone and what was fitted."""

@@ -23,6 +23,7 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.detectors._batches import in_batches
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.errors import DetectorError
 from wsiad.networks import features
@@ -172,7 +173,7 @@ class LabelledDetector(FeatureDetector):
         scores = [np.zeros(0, np.float32)]
         for start in range(0, len(tiles), _BATCH):
             part = on_device(tiles[start : start + _BATCH], self._device)
-            vectors = self._features(part) if by_place else self.embed(part)
+            vectors = self._features(part) if by_place else self.whole(part)
             scores.append(self.distance(vectors, self._fitted).cpu().numpy())
         return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
 
@@ -185,10 +186,19 @@ class LabelledDetector(FeatureDetector):
             tiles = larger.round().to(torch.uint8).permute(0, 2, 3, 1)
         return super()._features(tiles)
 
-    def embed(self, tiles: Tensor) -> Tensor:
+    def embed(self, tiles: Tiles) -> Vectors:
+        """Return what is learnt from: mean, and deviation, of the features over each tile.
+
+        See :class:`wsiad.capabilities.Embeds`.
+        """
+        if self._backbone is None:
+            raise DetectorError("the detector is not fitted yet")
+        return in_batches(self.whole, tiles, self._device, batch=_BATCH)
+
+    def whole(self, tiles: Tensor) -> Tensor:
         """Return feature vectors, float32 (N, D), of whole tiles, uint8 (N, S, S, 3)."""
         found = self._features(tiles)
-        places = found.reshape(len(tiles), -1, found.shape[1])
+        places = found.reshape(len(tiles), self.options.places**2, found.shape[1])
         mean = places.mean(dim=1)
         if self.options.statistics == "mean":
             return mean
@@ -196,7 +206,7 @@ class LabelledDetector(FeatureDetector):
 
     def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
         shape = (1, self.spec.size, self.spec.size, 3)
-        vectors = self.embed(torch.zeros(shape, dtype=torch.uint8, device=self._device))
+        vectors = self.whole(torch.zeros(shape, dtype=torch.uint8, device=self._device))
         self.distance(vectors, {name: tensor.to(self._device) for name, tensor in fitted.items()})
 
     def _labelled(
@@ -209,7 +219,7 @@ class LabelledDetector(FeatureDetector):
         for kind in anomalies.types:
             for part in kind.tiles.ordered(_BATCH):
                 windows = centre_crops(on_device(part, self._device), self.spec.size)
-                turned = [self.embed(_oriented(windows, turn)) for turn in turns]
+                turned = [self.whole(_oriented(windows, turn)) for turn in turns]
                 found.append(torch.stack(turned, dim=1).flatten(0, 1).cpu().numpy())
         anomalous = np.concatenate(found)
         slides = [slide for kind in anomalies.types for slide in kind.slides]
@@ -233,7 +243,7 @@ class LabelledDetector(FeatureDetector):
                 windows = random_crops(
                     on_device(part, self._device), self.spec.size, seed=context.seed, step=step
                 )
-                found.append(self.embed(windows).cpu().numpy())
+                found.append(self.whole(windows).cpu().numpy())
                 progress.update(len(part))
         return np.concatenate(found)
 

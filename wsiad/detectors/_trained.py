@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsiad.capabilities import Embedding
 from wsiad.detector import (
     Detector,
     DetectorOptions,
@@ -21,6 +23,7 @@ from wsiad.detector import (
     State,
     Tiles,
 )
+from wsiad.detectors._batches import in_batches
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.training.crops import on_device
 from wsiad.training.loop import Loss, Training
@@ -81,6 +84,13 @@ class TrainedDetector(Detector):
         if not scores:
             return np.zeros((0, 1, 1), np.float32)
         return torch.cat(scores).float().cpu().numpy()
+
+    def embed_images(self, function: Callable[[Tensor], Tensor], tiles: Tiles) -> Embedding:
+        """Return vectors of tiles by a function of images (N, 3, S, S) in [0, 1]: (N, D)."""
+        self.network().eval()
+        return in_batches(
+            lambda part: function(images(part)), tiles, self._device, batch=SCORE_BATCH
+        )
 
     def state(self) -> State:
         """Return the network."""

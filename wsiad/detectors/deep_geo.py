@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsiad.capabilities import Embedding
 from wsiad.detector import (
     DetectorOptions,
     FitContext,
     FitReport,
     HealthyTiles,
     State,
+    Tiles,
     TileSource,
 )
 from wsiad.detectors._dirichlet import fit_dirichlet
@@ -120,6 +122,12 @@ class DeepGeo(TrainedDetector):
         network = self.network()
         assert isinstance(network, GeometricClassifier)
         return network.unusualness(images).float().view(-1, 1, 1)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return what the classifier's last layer decides by, of tiles as they lie."""
+        network = self.network()
+        assert isinstance(network, GeometricClassifier)
+        return self.embed_images(network.features, tiles)
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained classifier."""

@@ -10,6 +10,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from wsiad.capabilities import Embedding
 from wsiad.detector import (
     Budget,
     DetectorOptions,
@@ -17,6 +18,7 @@ from wsiad.detector import (
     FitReport,
     HealthyTiles,
     State,
+    Tiles,
     TileSource,
 )
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
@@ -142,6 +144,12 @@ class DeepSvdd(TrainedDetector):
         assert isinstance(ball, Hypersphere)
         distances: Tensor = ball(images) - ball.square_radius
         return distances.view(-1, 1, 1)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the encoder's outputs φ, whose distance to the centre is scored."""
+        ball = self.network()
+        assert isinstance(ball, Hypersphere)
+        return self.embed_images(ball.encoder, tiles)
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained encoder with its ball."""

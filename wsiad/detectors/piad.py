@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
+from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.detectors.dpa.detector import padding_of
 from wsiad.detectors.dpa.options import PerceptualOptions
@@ -102,7 +103,7 @@ class PerceptualReconstruction(nn.Module):
         return self.distance.places(x, self.autoencoder(x))
 
 
-class PerceptualImageAnomalyDetection(TrainedDetector):
+class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
     """Relative perceptual L1 distance of a tile to its reconstruction G(E(x)).
 
     Encoder and decoder play two games of WGAN-GP: an image critic tells healthy tiles from
@@ -179,6 +180,12 @@ class PerceptualImageAnomalyDetection(TrainedDetector):
         """Return the distance by place of the coarsest perceptual layer."""
         places: Tensor = self.network()(images * 2 - 1)
         return places
+
+    def judged(self) -> tuple[Autoencoder, RelativePerceptualL1, torch.device]:
+        """Return the autoencoder and the distance."""
+        whole = self.network().eval()
+        assert isinstance(whole, PerceptualReconstruction)
+        return whole.autoencoder, whole.distance, self._device
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained autoencoder with the state's perceptual network."""

@@ -37,6 +37,16 @@ class Distillation(nn.Module):
             taught = self.teacher.maps(x)
         return taught, self.student(x, taught)
 
+    def directions(self, images: Tensor) -> Tensor:
+        """Return the teacher's features, each of length 1, averaged over the places: (N, D).
+
+        The layers lie one after the other.
+        """
+        taught = self.teacher.maps(self.teacher.normalised(images))
+        return torch.cat(
+            [functional.normalize(maps, dim=1).mean(dim=(2, 3)) for maps in taught], dim=1
+        )
+
 
 class LikeTeacher(nn.Module):
     """A student of the teacher's architecture, its weights drawn from a seed."""

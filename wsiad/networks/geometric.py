@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsiad.networks.wide_resnet import WideResNet
+
 TRANSFORMS = 72
 """Two flips × three shifts in each direction × four turns."""
 
@@ -76,7 +78,7 @@ class GeometricClassifier(nn.Module):
 
     Parameters
     ----------
-    classifier : nn.Module
+    classifier : WideResNet
         Maps images (N, 3, e, e) to logits (N, 72).
     edge : int
         Edge e of its images, pixels.
@@ -91,7 +93,7 @@ class GeometricClassifier(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, classifier: nn.Module, edge: int, *, shrink: int) -> None:
+    def __init__(self, classifier: WideResNet, edge: int, *, shrink: int) -> None:
         super().__init__()
         self.classifier, self._shrink = classifier, shrink
         self.transforms = GeometricTransforms(edge)
@@ -99,9 +101,17 @@ class GeometricClassifier(nn.Module):
 
     def forward(self, images: Tensor, which: Tensor) -> Tensor:
         """Return the logits (N, 72) for images (N, 3, S, S) in [0, 1], each transformed."""
-        small = functional.avg_pool2d(images, self._shrink) if self._shrink > 1 else images
-        logits: Tensor = self.classifier(self.transforms(small * 2 - 1, which))
+        logits: Tensor = self.classifier(self.transforms(self._small(images), which))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the logits are linear in, (N, C), for images that are not transformed."""
+        found: Tensor = self.classifier.features(self._small(images))
+        return found
+
+    def _small(self, images: Tensor) -> Tensor:
+        small = functional.avg_pool2d(images, self._shrink) if self._shrink > 1 else images
+        return small * 2 - 1
 
     def log_answers(self, images: Tensor, number: int) -> Tensor:
         """Return the log probabilities (N, 72) for images under one transform."""

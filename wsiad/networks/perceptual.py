@@ -140,6 +140,31 @@ class RelativePerceptualL1(nn.Module):
             total = total + self.image_weight * pooled[:, 0]
         return total
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The perceptual layers that are compared; none where there are only pixels."""
+        return tuple(self._shares)
+
+    def averages(self, images: Tensor) -> Tensor:
+        """Return the normalised features of images in [−1, 1], averaged over their places.
+
+        Layers lie one after the other; each is scaled by its weight over the root of its
+        channels, so that wide ones do not outvote the others in a Euclidean distance.
+
+        Returns
+        -------
+        Tensor, float32 (N, D)
+            With D the channels of all layers.
+        """
+        features = self._features(images)
+        return torch.cat(
+            [
+                features[layer].mean(dim=(2, 3)) * (share / math.sqrt(features[layer].shape[1]))
+                for layer, share in self._shares.items()
+            ],
+            dim=1,
+        )
+
     def _maps(self, original: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         if not self._shares:
             return {}

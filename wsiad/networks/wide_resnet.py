@@ -53,6 +53,11 @@ class WideResNet(nn.Module):
         logits: Tensor = self.layers(x)
         return logits
 
+    def features(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to what the logits are linear in, (N, C)."""
+        found: Tensor = self.layers[:-1](x)
+        return found
+
 
 class WideBlock(nn.Module):
     """Normalise, activate, convolve, twice; what skips it is activated where widths differ."""

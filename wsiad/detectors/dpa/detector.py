@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.detector import (
-    Detector,
     DetectorOptions,
     FitContext,
     FitReport,
@@ -22,6 +21,7 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors.dpa.objective import Objective, images_of
 from wsiad.detectors.dpa.options import DpaOptions, PerceptualOptions
 from wsiad.detectors.dpa.statistics import statistics_by_px
@@ -42,7 +42,7 @@ _ADVERSARIAL = "in the loss of the training alone: scores and held-out losses ar
 M = TypeVar("M", bound=nn.Module)
 
 
-class DeepPerceptualAutoencoder(Detector):
+class DeepPerceptualAutoencoder(ReconstructingDetector):
     """An autoencoder trained and judged by the relative perceptual L1 distance.
 
     Trained to reconstruct healthy windows; the anomaly score of a tile is the distance
@@ -137,6 +137,10 @@ class DeepPerceptualAutoencoder(Detector):
                 x = images_of(on_device(tiles[start : start + _SCORE_BATCH], self._device))
                 scores.append(distance.places(x, autoencoder(x)).cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros((0, 1, 1), np.float32)
+
+    def judged(self) -> tuple[Autoencoder, RelativePerceptualL1, torch.device]:
+        """Return the autoencoder and the distance."""
+        return self._module(), self._fitted_distance(), self._device
 
     def state(self) -> State:
         """Return the autoencoder, the used part of the perceptual network, its statistics."""

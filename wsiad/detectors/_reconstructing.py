@@ -1,0 +1,57 @@
+"""What the detectors share that compare a tile with its reconstruction, perceptually."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsiad.capabilities import Embedding
+from wsiad.detector import Detector, Scores, Tiles
+from wsiad.detectors._batches import in_batches
+from wsiad.detectors.dpa.objective import images_of
+from wsiad.networks.autoencoder import Autoencoder
+from wsiad.networks.perceptual import RelativePerceptualL1
+
+_BATCH = 128
+
+
+class ReconstructingDetector(Detector):
+    """A detector whose score is the perceptual distance of a tile to its reconstruction."""
+
+    @abstractmethod
+    def judged(self) -> tuple[Autoencoder, RelativePerceptualL1, torch.device]:
+        """Return what reconstructs, what judges the result, and where they are.
+
+        Raises
+        ------
+        DetectorError
+            There is nothing before the fit.
+        """
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return what the distance compares: perceptual features, averaged over the tile.
+
+        Channels are normalised as for the score, layers count by their weights. Without
+        layers it is the latent, place by place. See :class:`wsiad.capabilities.Embeds`.
+        """
+        autoencoder, distance, device = self.judged()
+
+        def embedded(part: Tensor) -> Tensor:
+            x = images_of(part)
+            return distance.averages(x) if distance.layers else autoencoder.encoder(x).flatten(1)
+
+        return in_batches(embedded, tiles, device, batch=_BATCH)
+
+    def reconstruct(self, tiles: Tiles) -> Tiles:
+        """Return the reconstructions; see :class:`wsiad.capabilities.Reconstructs`."""
+        autoencoder, _, device = self.judged()
+        made = in_batches(lambda part: autoencoder(images_of(part)), tiles, device, batch=_BATCH)
+        pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+    def difference(self, tiles: Tiles) -> Scores:
+        """Return the distance by place, which is what is scored."""
+        return self.score_places(tiles)
