@@ -49,7 +49,7 @@ def test_run_of_a_baseline(store, tmp_path):
     assert (result.ended_by, result.steps) == ("fitted", 0)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.yaml", "weights.safetensors", "detector.json", "calibration.json",
-                     "run.json", "preparation.json"}  # fmt: skip
+                     "run.json", "preparation.json", "examples.safetensors"}  # fmt: skip
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["notes"]["slides_not_used"] == {"s4": "label is 'tumor'"}
     assert record["stores"]["store"].startswith("sha256:")
@@ -120,6 +120,8 @@ def test_killed_run_goes_on_to_the_same_result(store, tmp_path):
     one, two = (load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "cut"))
     for key in one:
         np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+    one, two = ((tmp_path / n / "examples.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert one == two
 
 
 def test_a_complete_run_is_kept(store, tmp_path):

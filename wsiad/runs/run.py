@@ -5,6 +5,7 @@
 ``weights.safetensors``   the detector's tensors
 ``detector.json``         the detector's name, options, input and values
 ``calibration.json``      quantiles of the score on held-out healthy tiles
+``examples.safetensors``  healthy tiles to look at, with the detector's features of them
 ``metrics.csv``           the losses by step (trained methods)
 ``loss.png``              their picture
 ``checkpoint.safetensors``  where the training stands (trained methods)
@@ -34,6 +35,7 @@ from wsiad.errors import RunError, WsiadError
 from wsiad.files import atomic_file, write_json
 from wsiad.provenance import versions
 from wsiad.runs.calibration import Calibration
+from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.training.metrics import METRICS, plot_loss, read_metrics
 from wsiad.units import Mpp, TilePx
 
@@ -76,6 +78,12 @@ class RunRecord(Config):
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
     """When, UTC."""
+
+    @property
+    def healthy_examples(self) -> int:
+        """How many healthy examples the run keeps."""
+        kept = self.notes.get("healthy_examples")
+        return kept if isinstance(kept, int) else 0
 
     @property
     def random_weights(self) -> bool:
@@ -168,6 +176,34 @@ class RunFolder:
             return Calibration.from_json(stored)
         except RunError as error:
             raise RunError(error.problem, subject=str(self.path / CALIBRATION)) from error
+
+    def write_examples(self, examples: HealthyExamples | None) -> None:
+        """Store the healthy examples; without, take away what an interrupted run left."""
+        path = self.path / EXAMPLES
+        if examples is None:
+            path.unlink(missing_ok=True)
+        else:
+            examples.write(path)
+
+    def examples(self) -> HealthyExamples | None:
+        """Read the healthy examples; ``None`` if the run keeps none, as old ones do.
+
+        Raises
+        ------
+        RunError
+            They are damaged, or missing although the run says that it keeps some.
+        """
+        stated = self.record().healthy_examples
+        if not stated and not (self.path / EXAMPLES).exists():
+            return None
+        found = HealthyExamples.read(self.path / EXAMPLES)
+        if len(found) != stated:
+            raise RunError(
+                f"holds {len(found)} healthy examples, and the run has {stated}",
+                subject=str(self.path / EXAMPLES),
+                remedy="Train again.",
+            )
+        return found
 
     def finish(self, record: RunRecord) -> None:
         """Draw the loss, if there is one, and declare the run complete."""

@@ -226,7 +226,11 @@ def spread(
     rng = np.random.default_rng([seed, 0xA70])
     drawn = {name: rng.permutation(usable[name]) for name in names}
     order = [names[i] for i in rng.permutation(len(names))]
-    turns = [(turn, place) for place, name in enumerate(order) for turn in range(len(drawn[name]))]
+    turns = [
+        (turn, place)
+        for place, name in enumerate(order)
+        for turn in range(min(most, len(drawn[name])))
+    ]
     counts = dict.fromkeys(names, 0)
     for _, place in sorted(turns)[:most]:
         counts[order[place]] += 1

@@ -72,6 +72,9 @@ class TrainConfig(Config):
     devices: Annotated[int, Field(ge=1)] = 1
     """GPUs to train on at once, each with its share of every batch, for methods that are
     trained step by step; with `--device cpu`, processes."""
+    healthy_examples: Annotated[int, Field(ge=0)] = 512
+    """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
+    0 for none."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many optimiser steps."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -132,6 +135,7 @@ def train(config: TrainConfig) -> TrainResult:
     from wsiad.runs.calibration import calibrate
     from wsiad.runs.run import RunRecord
     from wsiad.stages.fit_along import check_devices, choose, fit_context, together
+    from wsiad.stages.healthy_examples import choose_examples
     from wsiad.training.device import choose_device
 
     start = time.monotonic()
@@ -165,9 +169,20 @@ def train(config: TrainConfig) -> TrainResult:
         seed=config.seed,
         quiet=config.quiet,
     )
+    examples = choose_examples(
+        detector,
+        parts.fit,
+        {slide.name: (slide, usable[slide.name]) for slide in slides},
+        count=config.healthy_examples,
+        seed=config.seed,
+        quiet=config.quiet,
+    )
     folder.save_detector(detector, name=config.detector)
     folder.write_calibration(calibration)
+    folder.write_examples(examples)
     notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
+    if examples:
+        notes |= {"healthy_examples": len(examples)}
     if config.devices > 1:
         notes |= {"devices": config.devices}
     if chosen.thresholds.given:

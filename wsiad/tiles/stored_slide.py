@@ -117,6 +117,23 @@ class StoredSlide:
             out[low - start : high - start] = scratch[low - first : high - first]
         return out
 
+    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Read tiles by their indices, uint8 (N, tile, tile, 3); every chunk is read once.
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        out = np.empty((len(indices), self.tile, self.tile, 3), np.uint8)
+        scratch = np.empty((self.chunk, *out.shape[1:]), np.uint8)
+        numbers = indices // self.chunk
+        for number in np.unique(numbers).tolist():
+            self.read_chunk(number, scratch)
+            here = numbers == number
+            out[here] = scratch[indices[here] % self.chunk]
+        return out
+
     def read_chunk(self, number: int, out: npt.NDArray[np.uint8]) -> None:
         """Read a chunk of :attr:`chunk` tiles, what is beyond the last tile is undefined.
 

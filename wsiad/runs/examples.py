@@ -1,0 +1,197 @@
+"""The healthy examples of a run: a few of the tiles that it was fitted on, to look at.
+
+One safetensors file, so that it is complete or absent. Its metadata hold one JSON value,
+`wsiad`, as the order of several would not be fixed.
+
+====================  ===================================================================
+``embedding``         float32 (N, D), the detector's own features of each example
+``slide``             int32 (N,), index of its slide in the metadata's ``slides``
+``position``          float64 (N, 2), x and y of its top-left corner, level-0 pixels; NaN
+                      where tiles were imported, whose places are not known
+``picture``           uint8 (B,), the examples as JPEG files, one after the other
+``picture_end``       int64 (N,), where each of them ends
+====================  ===================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wsiad.capabilities import Embedding
+from wsiad.config import Config
+from wsiad.errors import InputError, RunError
+from wsiad.files import atomic_file
+from wsiad.tiles.pictures import decode
+
+EXAMPLES = "examples.safetensors"
+"""In a run folder."""
+
+_METADATA = "wsiad"
+_TENSORS = {
+    "embedding": (np.float32, 2),
+    "slide": (np.int32, 1),
+    "position": (np.float64, 2),
+    "picture": (np.uint8, 1),
+    "picture_end": (np.int64, 1),
+}
+
+
+class _About(Config):
+    format: Literal[1] = 1
+    mpp: pydantic.PositiveFloat
+    size_px: pydantic.PositiveInt
+    slides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HealthyExamples:
+    """Healthy tiles as a detector saw them, with its features of them.
+
+    Parameters
+    ----------
+    slides : tuple of str
+        Slide of each example. Nothing is said of what these names hold: escape them where
+        they are shown, and make no paths of them.
+    positions : ndarray of float64, (N, 2)
+        x, y of the top-left corner, level-0 pixels; NaN where it is not known.
+    pictures : tuple of bytes
+        JPEG files of ``size`` × ``size`` px.
+    embedding : ndarray of float32, (N, D)
+        See :class:`wsiad.capabilities.Embeds`.
+    size : int
+        Edge, pixels: the detector's input.
+    mpp : float
+        µm/px.
+    """
+
+    slides: tuple[str, ...]
+    positions: npt.NDArray[np.float64]
+    pictures: tuple[bytes, ...]
+    embedding: Embedding
+    size: int
+    mpp: float
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    def nearest(
+        self, vector: npt.NDArray[np.float32], count: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Find the examples that lie nearest to a vector, by Euclidean distance.
+
+        Parameters
+        ----------
+        vector : ndarray of float32, (D,)
+        count : int
+            How many; fewer are returned where there are fewer.
+
+        Returns
+        -------
+        indices : ndarray of int64, (K,)
+        distances : ndarray of float64, (K,)
+            Rising; of equal ones the earlier example first.
+
+        Raises
+        ------
+        RunError
+            The vector is not of this detector's features.
+        """
+        if vector.shape != self.embedding.shape[1:]:
+            raise RunError(
+                f"its healthy examples have {self.embedding.shape[1]} features, and the "
+                f"detector gives {vector.shape}",
+                subject=EXAMPLES,
+                remedy="Train the detector again.",
+            )
+        away = self.embedding.astype(np.float64) - vector.astype(np.float64)
+        distances = np.sqrt(np.square(away).sum(axis=1))
+        indices = np.argsort(distances, kind="stable")[:count]
+        return indices, distances[indices]
+
+    def picture(self, index: int) -> bytes:
+        """Return the JPEG of an example, after it was decoded to be sure that it is one.
+
+        Raises
+        ------
+        RunError
+            It is damaged.
+        """
+        try:
+            decode(self.pictures[index], subject=f"example {index}", tile=self.size)
+        except InputError as error:
+            raise RunError(f"is damaged: {error}", subject=EXAMPLES) from error
+        return self.pictures[index]
+
+    def write(self, path: Path) -> None:
+        """Write all of it to a file, atomically; equal examples give equal bytes."""
+        names = tuple(dict.fromkeys(self.slides))
+        number = {name: place for place, name in enumerate(names)}
+        tensors = {
+            "embedding": np.ascontiguousarray(self.embedding, np.float32),
+            "slide": np.array([number[name] for name in self.slides], np.int32),
+            "position": np.ascontiguousarray(self.positions, np.float64),
+            "picture": np.frombuffer(b"".join(self.pictures), np.uint8),
+            "picture_end": np.cumsum([len(picture) for picture in self.pictures], dtype=np.int64),
+        }
+        about = _About(mpp=self.mpp, size_px=self.size, slides=names)
+        with atomic_file(path) as partial:
+            save_file(tensors, str(partial), metadata={_METADATA: about.model_dump_json()})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what :meth:`write` wrote.
+
+        Raises
+        ------
+        RunError
+            The file is missing, damaged or of an unknown format version.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = _About.model_validate(json.loads((file.metadata() or {})[_METADATA]))
+                found = {name: file.get_tensor(name) for name in _TENSORS}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise _damaged(path, str(error)) from error
+        if fault := _fault(found, slides=len(about.slides)):
+            raise _damaged(path, fault)
+        ends = found["picture_end"].tolist()
+        data = found["picture"].tobytes()
+        return cls(
+            tuple(about.slides[place] for place in found["slide"].tolist()),
+            found["position"],
+            tuple(data[first:end] for first, end in zip([0, *ends], ends, strict=False)),
+            found["embedding"],
+            about.size_px,
+            about.mpp,
+        )
+
+
+def _fault(found: dict[str, npt.NDArray[np.generic]], *, slides: int) -> str:
+    """Say what of the tensors is wrong, if anything."""
+    for name, (kind, axes) in _TENSORS.items():
+        if found[name].dtype != kind or found[name].ndim != axes:
+            return f"{name} is {found[name].dtype} of {found[name].ndim} axes"
+    count = len(found["slide"])
+    shapes = [found["embedding"].shape[:1], found["picture_end"].shape]
+    if not count or {*shapes} != {(count,)} or found["position"].shape != (count, 2):
+        return "its parts are of different lengths"
+    if not np.isfinite(found["embedding"]).all():
+        return "an embedding is not finite"
+    ends = np.concatenate([[0], found["picture_end"]])
+    if (np.diff(ends) <= 0).any() or ends[-1] != len(found["picture"]):
+        return "its pictures do not end where it says"
+    places = found["slide"].astype(np.int64)
+    return "" if places.min() >= 0 and places.max() < slides else "a slide has no name"
+
+
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError(f"cannot be read ({why})", subject=str(path), remedy="Train again.")
