@@ -17,7 +17,7 @@ import wsiad
 from wsiad.errors import RunError
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.runs.run import RunFolder
-from wsiad.stages.healthy_examples import jpeg
+from wsiad.tiles.pictures import jpeg
 from wsiad.tiles.store import TileStore
 
 KNN = {"detector": "knn", "options": {"places": 2, "input_px": 32}}
@@ -79,7 +79,7 @@ def test_examples_are_windows_of_the_fitted_slides_where_they_say(run, store):
         np.testing.assert_allclose(detector.embed(pixels)[0], found.embedding[index], rtol=1e-4,
                                    atol=1e-5)  # fmt: skip
         shown = np.asarray(Image.open(io.BytesIO(found.picture(index))))
-        assert np.abs(shown.astype(int) - pixels[0]).mean() < 10  # noise is hard on JPEG
+        assert np.abs(shown.astype(int) - pixels[0]).mean() < 15  # noise is hard on JPEG
 
 
 def test_examples_are_balanced_by_slide_and_drawn_by_the_seed(store, tmp_path):

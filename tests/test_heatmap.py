@@ -145,9 +145,9 @@ def test_everything_is_written_and_fits_together(tmp_path):
     (row,) = result.rows
     folder = tmp_path / "out" / "s"
     assert {p.name for p in folder.iterdir()} == {
-        "detections.csv", "heatmap.json", "heatmap.ome.tif", "heatmap.png", "left_out.npy",
-        "lesions.geojson", "not_assessed.geojson", "overlay.png", "overview.jpg",
-        "slide.json", "tiles.geojson.gz", "tissue.png", "windows.npy",
+        "detections.csv", "evidence", "evidence.json", "heatmap.json", "heatmap.ome.tif",
+        "heatmap.png", "left_out.npy", "lesions.geojson", "not_assessed.geojson", "overlay.png",
+        "overview.jpg", "slide.json", "tiles.geojson.gz", "tissue.png", "windows.npy",
     }  # fmt: skip
     scores, place = read_heatmap(folder)
     assert row.score_max == pytest.approx(np.nanmax(scores))

@@ -16,13 +16,14 @@ from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.overview import EXAMPLES
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiles.stored_slide import StoredSlide
-from wsiad.tiles.stream import Example, choose_examples, stream
+from wsiad.tiles.stream import Example, choose_examples, read_again, stream
 from wsiad.tiling import Grid
 from wsiad.tissue.guards import Reason, judge
 from wsiad.tissue.options import QualityThresholds
 from wsiad.units import TilePx
 
 IntArray = npt.NDArray[np.int32]
+Pixels = npt.NDArray[np.uint8]
 
 _READ_TILES = 256
 
@@ -131,18 +132,13 @@ def from_store(
     usable = np.flatnonzero(reasons == Reason.USABLE)
     lattice = slide.column("lattice")
     seen = np.zeros((windows.rows, windows.columns), bool)
-    for start in range(0, len(slide), _READ_TILES):
-        stop = min(start + _READ_TILES, len(slide))
-        chosen = usable[(usable >= start) & (usable < stop)]
-        if not len(chosen):
-            continue
-        tiles = slide.tiles(start, stop)
-        for y, x, rows, columns in _windows_within(slide, windows, lattice[chosen]):
-            new = ~seen[rows, columns]
-            seen[rows, columns] = True
-            if new.any():
-                inside = tiles[:, y : y + windows.tile, x : x + windows.tile]
-                yield WindowBatch(inside[chosen[new] - start], rows[new], columns[new])
+    start, tiles = -1, np.empty((0, slide.tile, slide.tile, 3), np.uint8)
+    for chosen, y, x, rows, columns in _cuts(slide, windows, usable):
+        if (first := int(chosen[0]) // _READ_TILES * _READ_TILES) != start:
+            start, tiles = first, slide.tiles(first, first + _READ_TILES)
+        seen[rows, columns] = True
+        inside = tiles[:, y : y + windows.tile, x : x + windows.tile]
+        yield WindowBatch(inside[chosen - start], rows, columns)
     bad = reasons != Reason.USABLE
     gone = slide.left_out
     places = np.concatenate([lattice[bad], np.stack([gone.rows, gone.columns], axis=1)])
@@ -157,6 +153,24 @@ def from_store(
     yield WindowBatch(none, empty, empty, LeftOut.join(parts))
 
 
+def _cuts(
+    slide: StoredSlide, windows: Grid, usable: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], int, int, IntArray, IntArray]]:
+    """Yield which window is cut from which tile: the tiles, the place within them, the windows.
+
+    Every window comes once; the tiles of a part all lie within `_READ_TILES` of each other.
+    """
+    lattice = slide.column("lattice")
+    seen = np.zeros((windows.rows, windows.columns), bool)
+    for start in range(0, len(slide), _READ_TILES):
+        chosen = usable[(usable >= start) & (usable < start + _READ_TILES)]
+        for y, x, rows, columns in _windows_within(slide, windows, lattice[chosen]):
+            new = ~seen[rows, columns]
+            seen[rows, columns] = True
+            if new.any():
+                yield chosen[new], y, x, rows[new], columns[new]
+
+
 def _windows_within(
     slide: StoredSlide, windows: Grid, lattice: IntArray
 ) -> Iterator[tuple[int, int, IntArray, IntArray]]:
@@ -168,6 +182,55 @@ def _windows_within(
         for right in offsets:
             y, x = down * windows.stride, right * windows.stride
             yield y, x, corner[:, 0] + down, corner[:, 1] + right
+
+
+def read_planned(plan: SlidePlan, rows: IntArray, columns: IntArray) -> Iterator[Pixels]:
+    """Read windows of a planned slide once more, to the pixels that :func:`from_plan` gave.
+
+    Parameters
+    ----------
+    plan : SlidePlan
+    rows, columns : ndarray of int32, (N,)
+        On the plan's grid; windows of the plan.
+
+    Raises
+    ------
+    SlideReadError
+        The slide cannot be decoded.
+    """
+    # The plan's tiles are in reading order.
+    numbers = plan.rows.astype(np.int64) * plan.grid.columns + plan.columns
+    wanted = rows.astype(np.int64) * plan.grid.columns + columns
+    return read_again(plan, np.searchsorted(numbers, wanted).astype(np.int64))
+
+
+def read_stored(
+    slide: StoredSlide,
+    windows: Grid,
+    rows: IntArray,
+    columns: IntArray,
+    *,
+    thresholds: QualityThresholds,
+) -> Iterator[Pixels]:
+    """Read windows of a stored slide once more, to the pixels that :func:`from_store` gave.
+
+    They are cut from the same tiles: where tiles overlap, lossy ones differ.
+
+    Raises
+    ------
+    StoreError
+        A chunk is damaged or missing.
+    """
+    usable = np.flatnonzero(judge(slide.quality(), thresholds) == Reason.USABLE)
+    wanted = rows.astype(np.int64) * windows.columns + columns
+    found: dict[int, tuple[int, int, int]] = {}
+    for tiles, y, x, at_rows, at_columns in _cuts(slide, windows, usable):
+        numbers = at_rows.astype(np.int64) * windows.columns + at_columns
+        for here in np.flatnonzero(np.isin(numbers, wanted)).tolist():
+            found[int(numbers[here])] = (int(tiles[here]), y, x)
+    for window in wanted.tolist():
+        tile, y, x = found[window]
+        yield slide.tiles(tile, tile + 1)[0, y : y + windows.tile, x : x + windows.tile]
 
 
 def score_windows(

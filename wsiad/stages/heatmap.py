@@ -40,7 +40,7 @@ from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
-    pass
+    from wsiad.runs.run import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
     facts: dict[str, Any] = {"digest": digest, "run": str(config.run), "detector": record.detector}
     facts["versions"] = versions()
+    if note := _no_examples(config, record):
+        facts["evidence"] = note
     write_json(config.out / FACTS, facts)
     write_config(config.out / "config.yaml", config)
     write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
@@ -191,14 +193,27 @@ def _score_one(task: SlideTask) -> HeatmapRow:
 
 
 def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
+    from wsiad.runs.examples import EXAMPLES
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
+    if (examples := config.run / EXAMPLES).exists():
+        parts.append(fingerprint(examples))
     reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
     if quality.given:
         reading.append(quality.given)
     text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
+    """Say why no healthy tiles are shown beside the regions although they are asked for."""
+    wanted = config.evidence_regions and config.evidence_neighbours
+    if not wanted or record.healthy_examples:
+        return ""
+    note = "the run keeps no healthy examples: regions are shown without their nearest ones"
+    logger.info("%s: %s", config.run, note)
+    return note
 
 
 def _claim(out: Path, digest: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
 from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
 from wsiad.heatmaps.peaks import find_peaks
-from wsiad.heatmaps.regions import find_regions
+from wsiad.heatmaps.regions import Region, find_regions
 from wsiad.heatmaps.unassessed import unassessed_regions
 from wsiad.runs.calibration import Calibration
+from wsiad.stages.heatmap_evidence import Explainer, write_evidence
 from wsiad.stages.heatmap_scored import Scored
 from wsiad.stages.heatmap_source import WindowSource
 from wsiad.stages.heatmap_task import SlideTask
@@ -50,9 +52,14 @@ def _upper(calibration: Calibration) -> float:
 
 
 def write_results(
-    folder: Path, task: SlideTask, calibration: Calibration, source: WindowSource, scored: Scored
+    folder: Path,
+    task: SlideTask,
+    calibration: Calibration,
+    source: WindowSource,
+    scored: Scored,
+    explainer: Explainer,
 ) -> dict[str, Any]:
-    """Write pictures, heatmap, regions and detections of a slide.
+    """Write pictures, heatmap, regions, their evidence and detections of a slide.
 
     Returns
     -------
@@ -72,7 +79,8 @@ def write_results(
     )
     if not scored.heatmap:
         return {}
-    counts = _write(folder, task, calibration, scored.heatmap, scored.windows)
+    counts, regions = _write(folder, task, calibration, scored.heatmap, scored.windows)
+    write_evidence(folder, explainer, regions, scored.windows, source, options=task.options)
     scale = colour_scale(calibration)
     picture = overlay(source.thumbnail, source.placement, scored.heatmap, scale)
     hatch_unscored(picture, overview)
@@ -128,8 +136,8 @@ def _write(
     calibration: Calibration,
     heatmap: Heatmap,
     windows: WindowScores,
-) -> dict[str, Any]:
-    """Write everything that is made of a heatmap; return what there is of each."""
+) -> tuple[dict[str, Any], Sequence[Region]]:
+    """Write everything that is made of a heatmap; return what there is of each, and the regions."""
     options = task.options
     write_ome_tiff(heatmap, folder / "heatmap.ome.tif")
     write_png(heatmap, folder / "heatmap.png", scale=colour_scale(calibration))
@@ -166,7 +174,8 @@ def _write(
         table[name] = column
     table["score"], table["percentile"] = windows.scores, windows.percentiles
     np.save(folder / "windows.npy", table, allow_pickle=False)
-    return {"regions": len(regions.kept) + regions.left_out, "detections": len(detections)}
+    counts = {"regions": len(regions.kept) + regions.left_out, "detections": len(detections)}
+    return counts, regions.kept
 
 
 def heatmap_pixels(heatmap: Heatmap, calibration: Calibration) -> WindowScores:

@@ -16,7 +16,8 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.staging import staged
-from wsiad.stages.heatmap_results import write_results
+from wsiad.stages.heatmap_evidence import Explainer
+from wsiad.stages.heatmap_results import colour_scale, write_results
 from wsiad.stages.heatmap_scored import notes, stitch
 from wsiad.stages.heatmap_source import (
     WindowSource,
@@ -30,10 +31,12 @@ from wsiad.training.device import choose_device, windows_at_once
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration]:
+def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration, Explainer]:
     """Load a run's detector once a process; the digest tells runs of one path apart."""
     folder = RunFolder.open(run)
-    return folder.load_detector(choose_device(device)), folder.calibration()
+    detector, calibration = folder.load_detector(choose_device(device)), folder.calibration()
+    explainer = Explainer(detector, folder.examples(), colour_scale(calibration))
+    return detector, calibration, explainer
 
 
 def stored_row(task: SlideTask) -> HeatmapRow | None:
@@ -68,9 +71,10 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         The stored slide is damaged, or its tiles do not fit the detector.
     """
     start = time.monotonic()
-    detector, calibration = _loaded(task.run, task.device, task.digest)
+    detector, calibration, explainer = _loaded(task.run, task.device, task.digest)
     if task.from_store:
-        return _finish(task, detector, calibration, stored_windows(task, detector.spec), start)
+        source = stored_windows(task, detector.spec)
+        return _finish(task, calibration, explainer, source, start)
     with (
         staged(task.slide.path, task.staging, name=task.slide.name) as local,
         open_slide(
@@ -81,20 +85,21 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         ) as slide,
     ):
         source = slide_windows(task, slide, detector.spec)
-        return _finish(task, detector, calibration, source, start)
+        return _finish(task, calibration, explainer, source, start)
 
 
 def _finish(
     task: SlideTask,
-    detector: Detector,
     calibration: Calibration,
+    explainer: Explainer,
     source: WindowSource,
     start: float,
 ) -> HeatmapRow:
+    detector = explainer.detector
     batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
     scored = stitch(task, calibration, source, score_windows(detector, source.batches, batch=batch))
     with atomic_folder(task.folder) as folder:
-        figures = write_results(folder, task, calibration, source, scored)
+        figures = write_results(folder, task, calibration, source, scored, explainer)
         row = HeatmapRow(
             task.slide.name,
             scored.status,

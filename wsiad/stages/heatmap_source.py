@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,16 @@ import numpy.typing as npt
 from wsiad.detector import InputSpec
 from wsiad.files import fingerprint
 from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.windows import WindowBatch, from_plan, from_store, store_grid
+from wsiad.heatmaps.windows import (
+    IntArray,
+    Pixels,
+    WindowBatch,
+    from_plan,
+    from_store,
+    read_planned,
+    read_stored,
+    store_grid,
+)
 from wsiad.slides.slide import Slide
 from wsiad.stages.heatmap_task import SlideTask
 from wsiad.stain.profile import StainProfile
@@ -27,7 +37,8 @@ class WindowSource:
     """What both ways of reading a slide's windows have to say of it.
 
     The identity is what the results depend on, as it was before anything was read; the
-    slide is ``None`` where windows come from a store, which does not change.
+    slide is ``None`` where windows come from a store, which does not change. Some windows,
+    by their rows and columns on the grid, can be read again, to the very same pixels.
     """
 
     batches: Iterator[WindowBatch]
@@ -44,6 +55,7 @@ class WindowSource:
     stain_fallback: str | None
     backend: str
     identity: dict[str, Any]
+    again: Callable[[IntArray, IntArray], Iterator[Pixels]]
     slide: Slide | None = None
 
 
@@ -93,7 +105,8 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         plan.stain.fallback,
         slide.read_by,
         identity,
-        slide,
+        again=functools.partial(read_planned, plan),
+        slide=slide,
     )
 
 
@@ -107,11 +120,12 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
     """
     slide = TileStore(task.slide.path).slide(task.slide.name)
     grid = store_grid(slide, spec, task.options.stride)
+    thresholds = task.preparation.quality
     mask = slide.column("mask")
     # A store keeps no thumbnail: tissue is drawn in grey instead.
     thumbnail = np.where(mask[..., None], np.uint8(200), np.uint8(244)).repeat(3, axis=2)
     return WindowSource(
-        from_store(slide, grid, thresholds=task.preparation.quality),
+        from_store(slide, grid, thresholds=thresholds),
         grid,
         slide.size,
         slide.bounds,
@@ -125,4 +139,5 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         slide.facts["stain"].get("fallback"),
         "store",
         identity_of(task),
+        again=functools.partial(read_stored, slide, grid, thresholds=thresholds),
     )

@@ -38,6 +38,11 @@ class HeatmapOptions(Config):
     """Smaller regions are not outlined, µm²."""
     region_limit: Annotated[int, Field(ge=1)] = 300
     """The most regions of a slide; the strongest are kept."""
+    evidence_regions: Annotated[int, Field(ge=0, le=100)] = 10
+    """For so many of the strongest regions, show their strangest window beside the nearest
+    healthy tiles, and its reconstruction where the method makes one; 0 for none."""
+    evidence_neighbours: Annotated[int, Field(ge=0, le=20)] = 3
+    """How many healthy tiles are shown beside each."""
     detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Healthy quantile of the score above which a peak is a detection: low, so that FROC
     reaches its rate of eight false positives a slide."""

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.errors import SlideReadError
 from wsiad.geometry import Size
 from wsiad.slides.slide import Region
 from wsiad.tiles.left_out import LeftOut
@@ -28,6 +29,7 @@ from wsiad.tissue.quality import measure
 
 _BLOCK_PX = 1024
 _SOURCE_PX = 2048
+_NONE = np.empty(0, np.int64)
 
 EXAMPLE_PX = 144
 """Largest edge of the tiles that are kept to be looked at."""
@@ -122,7 +124,7 @@ def stream(
         The slide cannot be decoded.
     """
     guard = guard if guard is not None and guard.given else None
-    wanted = np.empty(0, np.int64) if examples is None else examples
+    wanted = _NONE if examples is None else examples
     stop = len(plan) if stop is None else stop
     at = 0
     for chosen in blocks(plan):
@@ -130,6 +132,45 @@ def stream(
         if len(chosen[part]):
             yield _read_block(plan, chosen, part, quality, guard, wanted)
         at += len(chosen)
+
+
+def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Read single tiles once more, to the same pixels that :func:`stream` gave.
+
+    Each is cut from its whole block, as resampling may round a smaller part otherwise.
+
+    Parameters
+    ----------
+    plan : SlidePlan
+    tiles : ndarray of int64, (N,)
+        As indices into the plan.
+
+    Yields
+    ------
+    ndarray of uint8, (tile, tile, 3)
+        RGB, stain-normalised; in the order of ``tiles``.
+
+    Raises
+    ------
+    SlideReadError
+        The slide cannot be decoded, or has no pixels for a part of the tile.
+    """
+    parts = blocks(plan)
+    ends = np.cumsum([len(part) for part in parts])
+    place = np.empty(len(plan), np.int64)
+    place[np.concatenate(parts)] = np.arange(len(plan))
+    for at in place[tiles].tolist():
+        number = int(np.searchsorted(ends, at, side="right"))
+        chosen = parts[number]
+        at -= int(ends[number]) - len(chosen)
+        block = _read_block(
+            plan, chosen, slice(at, at + 1), quality=False, guard=None, wanted=_NONE
+        )
+        if not len(block.pixels):
+            raise SlideReadError(
+                "has lost pixels since they were scored", subject=plan.scaled.slide.name
+            )
+        yield block.pixels[0]
 
 
 def choose_examples(plan: SlidePlan, *, count: int) -> npt.NDArray[np.int64]:
