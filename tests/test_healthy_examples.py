@@ -11,7 +11,7 @@ from builders import stained, write_tiff
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from sklearn.neighbors import NearestNeighbors
-from test_train import train
+from test_train import TINY, train
 
 import wsiad
 from wsiad.errors import RunError
@@ -158,6 +158,22 @@ def test_of_equal_distances_the_earlier_comes_first():
     assert found.nearest(np.zeros(3, np.float32), 3)[0].tolist() == [0, 1, 2]
 
 
+def test_the_scale_of_differences_is_that_of_places_of_held_out_tiles(store, tmp_path):
+    options = {**TINY, "max_steps": 2}
+    train(store, tmp_path / "run", healthy_examples=4, options=options)
+    found = examples_of(tmp_path / "run")
+    detector = RunFolder.open(tmp_path / "run").load_detector(torch.device("cpu"))
+    fitted = set(found.slides)
+    by_slide = {
+        slide.name: detector.difference(slide.tiles(0, len(slide))[:, 8:40, 8:40]).ravel()
+        for slide in TileStore(store)
+        if slide.name not in fitted
+    }
+    levels = (0.5, 0.9, 0.99, 0.999)
+    quantiles = {name: np.quantile(d.astype(float), levels) for name, d in by_slide.items()}
+    assert any(np.allclose(found.difference, q, rtol=1e-4) for q in quantiles.values())
+
+
 NAMES = ("../../etc/passwd", '<script>alert("x")</script>\n', "ü 雪", "\u202e", "")
 
 
@@ -188,6 +204,8 @@ def changed(path, *, about=None, **tensors):
         {"about": {"format": 2}},
         {"about": {"mpp": float("nan")}},
         {"about": {"slides": ["a"]}},
+        {"about": {"difference": [1.0, 2.0, 3.0]}},
+        {"about": {"difference": [4.0, 3.0, 2.0, 1.0]}},
         {"slide": np.array([0, 1, 0, 1, -1], np.int32)},
         {"slide": np.zeros(0, np.int32)},
         {"embedding": np.full((5, 3), np.inf, np.float32)},

@@ -17,7 +17,7 @@ from test_stream import prepared
 import wsiad
 from wsiad.detector import InputSpec
 from wsiad.errors import ExportError, InputError, SlideReadError
-from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.heatmaps.colours import ColourScale
 from wsiad.heatmaps.heatmap import WindowScores
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.strongest import strongest_windows
@@ -139,8 +139,8 @@ def test_nearest_are_those_of_another_library(knn, slide, tmp_path):
 def test_reconstruction_and_difference_are_the_detectors_on_the_runs_scale(dpa, slide, tmp_path):
     wsiad.heatmap(run=dpa, slides=slide, out=tmp_path, evidence_regions=2, **EASY)
     run = RunFolder.open(dpa)
-    detector, calibration = run.load_detector(torch.device("cpu")), run.calibration()
-    scale = ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
+    detector, examples = run.load_detector(torch.device("cpu")), run.examples()
+    scale = ColourScale.from_healthy(examples.difference)
     image = np.asarray(Image.open(slide))
     regions = read(tmp_path)["regions"]
     assert len(regions) == 2

@@ -30,6 +30,7 @@ from wsiad.capabilities import Embedding
 from wsiad.config import Config
 from wsiad.errors import InputError, RunError
 from wsiad.files import atomic_file
+from wsiad.heatmaps.colours import ColourScale
 from wsiad.tiles.pictures import decode
 
 EXAMPLES = "examples.safetensors"
@@ -50,6 +51,7 @@ class _About(Config):
     mpp: pydantic.PositiveFloat
     size_px: pydantic.PositiveInt
     slides: tuple[str, ...]
+    difference: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +73,10 @@ class HealthyExamples:
         Edge, pixels: the detector's input.
     mpp : float
         µm/px.
+    difference : tuple of float or None
+        Quantiles of the differences that the detector finds between places of healthy tiles,
+        held out from the fit, and their reconstructions, at
+        :data:`wsiad.heatmaps.colours.HEALTHY_LEVELS`; ``None`` if it does not reconstruct.
     """
 
     slides: tuple[str, ...]
@@ -79,6 +85,7 @@ class HealthyExamples:
     embedding: Embedding
     size: int
     mpp: float
+    difference: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -142,7 +149,7 @@ class HealthyExamples:
             "picture": np.frombuffer(b"".join(self.pictures), np.uint8),
             "picture_end": np.cumsum([len(picture) for picture in self.pictures], dtype=np.int64),
         }
-        about = _About(mpp=self.mpp, size_px=self.size, slides=names)
+        about = _About(mpp=self.mpp, size_px=self.size, slides=names, difference=self.difference)
         with atomic_file(path) as partial:
             save_file(tensors, str(partial), metadata={_METADATA: about.model_dump_json()})
 
@@ -158,6 +165,8 @@ class HealthyExamples:
         try:
             with safe_open(path, framework="numpy") as file:
                 about = _About.model_validate(json.loads((file.metadata() or {})[_METADATA]))
+                if about.difference is not None:
+                    ColourScale.from_healthy(about.difference)  # to be sure that it can be
                 found = {name: file.get_tensor(name) for name in _TENSORS}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise _damaged(path, str(error)) from error
@@ -172,6 +181,7 @@ class HealthyExamples:
             found["embedding"],
             about.size_px,
             about.mpp,
+            about.difference,
         )
 
 

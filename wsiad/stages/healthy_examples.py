@@ -7,17 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.capabilities import Embeds
-from wsiad.detector import Detector, Tiles
+from wsiad.capabilities import Embeds, Reconstructs
+from wsiad.detector import Detector, Tiles, TileSource
 from wsiad.errors import DetectorError
+from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.progress import Progress
 from wsiad.runs.examples import HealthyExamples
 from wsiad.runs.split import SlideTiles
 from wsiad.stages.anomalies import spread
 from wsiad.tiles.pictures import jpeg
 from wsiad.tiles.stored_slide import StoredSlide
+from wsiad.training.crops import windows as cut
+from wsiad.training.sampling import sample
 
 _BATCH = 64
+_SCALE_TILES = 512
 _STREAM = 0xE8A  # keeps its draws apart from others of the seed
 _QUALITY = 85  # 512 tiles of 256 px take 12 to 19 MB
 
@@ -27,6 +31,7 @@ def choose_examples(
     part: Sequence[SlideTiles],
     by_name: Mapping[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
     *,
+    held_out: TileSource,
     count: int,
     seed: int,
     quiet: bool = False,
@@ -43,6 +48,8 @@ def choose_examples(
         The tiles that were fitted on; at least one.
     by_name : mapping of str to (StoredSlide, ndarray of int64)
         Slides with their usable tiles, which the indices of ``part`` count.
+    held_out : TileSource
+        Healthy tiles that were not fitted on, for the scale of differences.
     count : int
         How many; fewer are chosen where there are fewer.
     seed : int
@@ -94,7 +101,22 @@ def choose_examples(
         embedding,
         detector.spec.size,
         detector.spec.mpp,
+        _differences(detector, held_out, seed=seed),
     )
+
+
+def _differences(detector: Detector, tiles: TileSource, *, seed: int) -> tuple[float, ...] | None:
+    """Return quantiles of the differences at places of healthy tiles.
+
+    Places differ more than the tiles whose scores are their means: the quantiles of scores
+    would paint half of every healthy tile in the brightest colour.
+    """
+    if not isinstance(detector, Reconstructs):
+        return None
+    _, batches = sample(tiles, _SCALE_TILES, batch=_BATCH, seed=seed)
+    found = [detector.difference(cut(part, detector.spec.size)).ravel() for part in batches]
+    levels = np.quantile(np.concatenate(found).astype(np.float64), HEALTHY_LEVELS)
+    return tuple(levels.tolist())
 
 
 def _windows(

@@ -46,14 +46,18 @@ class Explainer:
     ----------
     detector : Detector
     examples : HealthyExamples or None
-        Of the run; without, or if the detector does not embed, no neighbours are shown.
-    scale : ColourScale
-        Of the run, for maps of differences: they compare with each other and the heatmap.
+        Of the run; without, neither neighbours nor differences are shown.
     """
 
     detector: Detector
     examples: HealthyExamples | None
-    scale: ColourScale
+
+    @property
+    def scale(self) -> ColourScale | None:
+        """Of maps of differences, the same for all of a run: by those at healthy places."""
+        if self.examples is None or self.examples.difference is None:
+            return None
+        return ColourScale.from_healthy(self.examples.difference)
 
 
 def write_evidence(
@@ -139,9 +143,10 @@ def _pictures(
     if isinstance(detector, Reconstructs):
         made = jpeg(detector.reconstruct(pixels[None])[0], quality=_QUALITY)
         names["reconstruction"] = _write(folder, f"{stem}_reconstruction.jpg", made)
-        drawn = _drawn(detector.difference(pixels[None])[0], explainer.scale, edge=len(pixels))
-        names["difference"] = f"{stem}_difference.png"
-        write_picture(folder / names["difference"], drawn)
+        if scale := explainer.scale:
+            drawn = _drawn(detector.difference(pixels[None])[0], scale, edge=len(pixels))
+            names["difference"] = f"{stem}_difference.png"
+            write_picture(folder / names["difference"], drawn)
     return names
 
 

@@ -17,7 +17,7 @@ from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.staging import staged
 from wsiad.stages.heatmap_evidence import Explainer
-from wsiad.stages.heatmap_results import colour_scale, write_results
+from wsiad.stages.heatmap_results import write_results
 from wsiad.stages.heatmap_scored import notes, stitch
 from wsiad.stages.heatmap_source import (
     WindowSource,
@@ -35,7 +35,7 @@ def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration,
     """Load a run's detector once a process; the digest tells runs of one path apart."""
     folder = RunFolder.open(run)
     detector, calibration = folder.load_detector(choose_device(device)), folder.calibration()
-    explainer = Explainer(detector, folder.examples(), colour_scale(calibration))
+    explainer = Explainer(detector, folder.examples())
     return detector, calibration, explainer
 
 

@@ -162,9 +162,10 @@ def train(config: TrainConfig) -> TrainResult:
                 config, ranks, device=device, anomalies=anomalies.tiles() if anomalies else None
             ),
         )
+    held_out = chosen.source(parts.calibration)
     calibration = calibrate(
         detector,
-        chosen.source(parts.calibration),
+        held_out,
         n_slides=len(parts.calibration),
         seed=config.seed,
         quiet=config.quiet,
@@ -173,6 +174,7 @@ def train(config: TrainConfig) -> TrainResult:
         detector,
         parts.fit,
         {slide.name: (slide, usable[slide.name]) for slide in slides},
+        held_out=held_out,
         count=config.healthy_examples,
         seed=config.seed,
         quiet=config.quiet,
