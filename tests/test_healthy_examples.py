@@ -98,6 +98,15 @@ def test_examples_are_balanced_by_slide_and_drawn_by_the_seed(store, tmp_path):
                    ) == len(found)  # fmt: skip
 
 
+def test_tiles_are_taken_in_any_order(store):
+    slide = max(TileStore(store), key=len)
+    order = np.random.default_rng(0).permutation(len(slide))[:20]
+    order = np.concatenate([order, order[:3]])
+    every = slide.tiles(0, len(slide))
+    np.testing.assert_array_equal(slide.take(order), every[order])
+    assert slide.take(order[:0]).shape == (0, 48, 48, 3)
+
+
 def test_more_are_asked_for_than_there_are(store, tmp_path):
     train(store, tmp_path / "run", healthy_examples=10_000, **KNN)
     found = examples_of(tmp_path / "run")

@@ -197,7 +197,7 @@ def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
-    if (examples := config.run / EXAMPLES).exists():
+    if config.evidence_regions and (examples := config.run / EXAMPLES).exists():
         parts.append(fingerprint(examples))
     reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
     if quality.given:
@@ -207,9 +207,8 @@ def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
 
 
 def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
-    """Say why no healthy tiles are shown beside the regions although they are asked for."""
-    wanted = config.evidence_regions and config.evidence_neighbours
-    if not wanted or record.healthy_examples:
+    """Say why nothing healthy is shown beside the regions, if they are asked for."""
+    if not config.evidence_regions or record.healthy_examples:
         return ""
     note = "the run keeps no healthy examples: regions are shown without their nearest ones"
     logger.info("%s: %s", config.run, note)
