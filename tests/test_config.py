@@ -3,7 +3,9 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from wsiad.config import Config, build, dump_yaml, read_yaml, resolve, verb
 from wsiad.errors import ConfigError, InputError, ScaleError, SlideReadError, WsiadError
@@ -86,6 +88,15 @@ def test_errors_survive_a_process_boundary(cls):
     assert type(again) is cls
     assert str(again) == str(error) == "slide_1: is broken. Mend it."
     assert isinstance(again, WsiadError)
+
+
+def test_files_are_as_open_as_the_umask_says(tmp_path):
+    """safetensors makes files that nobody else can read, also of runs that a group shares."""
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_file(tmp_path / "weights.safetensors") as partial:
+        save_file({"a": np.zeros(3)}, str(partial))
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_atomic_file_is_complete_or_absent(tmp_path):

@@ -18,6 +18,10 @@ from wsiad.leftovers import discard, owner
 
 _PROBE_BYTES = 256 * 1024
 
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
+_NEW_FILE = 0o666 & ~_UMASK
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Numbers of the errors of a full disk or quota."""
 
@@ -33,11 +37,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{owner()}.partial.{path.name}")
     try:
         yield partial
+        _share(partial)
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Let those read a file whom the user's umask allows: some writers allow nobody else."""
+    if path.stat().st_mode & 0o777 != _NEW_FILE:
+        with contextlib.suppress(PermissionError):  # file systems without modes
+            path.chmod(_NEW_FILE)
 
 
 @contextlib.contextmanager
