@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import uuid
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wsiad.errors import ExportError
 from wsiad.geometry import Box
 
 _PROPERTIES = frozenset({"objectType", "name", "classification", "isLocked", "measurements"})
+_UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 def check_collection(collection: Mapping[str, Any], *, bounds: Box) -> None:
@@ -26,15 +28,39 @@ def check_collection(collection: Mapping[str, Any], *, bounds: Box) -> None:
     """
     if set(collection) != {"type", "features"} or collection["type"] != "FeatureCollection":
         raise ExportError("is not a GeoJSON feature collection")
+    check_features(collection["features"], bounds=bounds)
     seen: set[str] = set()
     for number, feature in enumerate(collection["features"]):
-        try:
-            check_feature(feature, bounds=bounds)
-        except ExportError as error:
-            raise ExportError(error.problem, subject=f"feature {number}") from None
         if feature["id"] in seen:
             raise ExportError("has the identifier of another", subject=f"feature {number}")
         seen.add(feature["id"])
+
+
+def check_features(features: Sequence[Mapping[str, Any]], *, bounds: Box, start: int = 0) -> None:
+    """Refuse features that QuPath would not import; identifiers may repeat.
+
+    Parameters
+    ----------
+    features : sequence of mapping
+    bounds : Box
+        Non-empty part of the slide; positions count from its corner.
+    start : int
+        Number of the first one, for the message.
+
+    Raises
+    ------
+    ExportError
+        Naming the first feature that breaks a rule.
+    """
+    try:
+        _check(features, bounds)
+    except ExportError:
+        for number, feature in enumerate(features, start):
+            try:
+                _check([feature], bounds)
+            except ExportError as error:
+                raise ExportError(error.problem, subject=f"feature {number}") from None
+        raise
 
 
 def check_feature(feature: Mapping[str, Any], *, bounds: Box) -> None:
@@ -48,11 +74,23 @@ def check_feature(feature: Mapping[str, Any], *, bounds: Box) -> None:
     ExportError
         Saying which rule is broken.
     """
-    _need(set(feature) == {"type", "id", "geometry", "properties"}, "has missing or unknown keys")
-    _need(feature["type"] == "Feature", "is not a feature")
-    _check_id(feature["id"])
-    _check_geometry(feature["geometry"], bounds)
-    _check_properties(feature["properties"])
+    _check([feature], bounds)
+
+
+def _check(features: Sequence[Mapping[str, Any]], bounds: Box) -> None:
+    for feature in features:
+        _need(set(feature) == {"type", "id", "geometry", "properties"}, "has wrong keys")
+        _need(feature["type"] == "Feature", "is not a feature")
+        identifier = feature["id"]
+        _need(
+            isinstance(identifier, str) and _UUID.fullmatch(identifier) is not None,
+            f"has the identifier {identifier!r}, which is no UUID",
+        )
+        geometry = feature["geometry"]
+        _need(set(geometry) == {"type", "coordinates"}, "has wrong geometry keys")
+        _need(geometry["type"] == "Polygon", "is not a polygon")
+        _check_properties(feature["properties"])
+    _check_polygons([feature["geometry"]["coordinates"] for feature in features], bounds)
 
 
 def _need(holds: bool, problem: str) -> None:
@@ -60,30 +98,34 @@ def _need(holds: bool, problem: str) -> None:
         raise ExportError(problem)
 
 
-def _check_id(identifier: object) -> None:
-    try:
-        same = str(uuid.UUID(str(identifier))) == identifier
-    except ValueError:
-        same = False
-    _need(same, f"has the identifier {identifier!r}, which is no UUID")
-
-
-def _check_geometry(geometry: Mapping[str, Any], bounds: Box) -> None:
-    _need(set(geometry) == {"type", "coordinates"}, "has missing or unknown geometry keys")
-    _need(geometry["type"] == "Polygon", "is not a polygon")
-    rings = geometry["coordinates"]
-    _need(bool(rings), "has no outline")
-    for ring in rings:
-        _need(len(ring) >= 4 and ring[0] == ring[-1], "has a ring that is not closed")
-        _need(
-            all(len(point) == 2 and all(map(_is_finite, point)) for point in ring),
-            "has a position that is not two finite numbers",
-        )
-        points = np.asarray(ring, np.float64)
-        inside = (points >= 0) & (points <= (bounds.width, bounds.height))
-        _need(bool(inside.all()), "reaches beyond the slide")
-    polygon = shapely.Polygon(rings[0], rings[1:])
-    _need(polygon.is_valid and polygon.area > 0, "is not a valid polygon")
+def _check_polygons(polygons: Sequence[Sequence[Any]], bounds: Box) -> None:
+    """Check outlines and holes of many polygons at once: one by one takes ten times as long."""
+    if not polygons:
+        return
+    _need(all(polygons), "has no outline")
+    rings = list(itertools.chain.from_iterable(polygons))
+    _need(
+        all(len(ring) >= 4 and ring[0] == ring[-1] for ring in rings),
+        "has a ring that is not closed",
+    )
+    points = list(itertools.chain.from_iterable(rings))
+    _need(
+        all(len(point) == 2 for point in points)
+        and set(map(type, itertools.chain.from_iterable(points))) <= {int, float},
+        "has a position that is not two numbers",
+    )
+    positions = np.array(points, np.float64)
+    _need(bool(np.isfinite(positions).all()), "has a position that is not finite")
+    inside = (positions >= 0) & (positions <= (bounds.width, bounds.height))
+    _need(bool(inside.all()), "reaches beyond the slide")
+    ring_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    polygon_of = np.repeat(np.arange(len(polygons)), [len(part) for part in polygons])
+    closed = np.asarray(shapely.linearrings(positions, indices=ring_of))
+    made = shapely.polygons(closed, indices=polygon_of)
+    _need(
+        bool(shapely.is_valid(made).all() and (shapely.area(made) > 0).all()),
+        "is not a valid polygon",
+    )
 
 
 def _check_properties(properties: Mapping[str, Any]) -> None:

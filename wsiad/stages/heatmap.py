@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +16,14 @@ from pydantic import Field
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError
-from wsiad.files import fingerprint, write_json, write_text
+from wsiad.files import fingerprint, write_json
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.stages.heatmap_task import (
     FACTS,
+    RESERVED,
     SLIDE,
     HeatmapOptions,
     HeatmapRow,
@@ -114,7 +115,6 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     ClusterError
         There is no such cluster or scheduler, or it takes no jobs.
     """
-    from wsiad.export.qupath import import_script
     from wsiad.runs.run import RunFolder
     from wsiad.training.device import choose_device
 
@@ -135,7 +135,6 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         facts["evidence"] = note
     write_json(config.out / FACTS, facts)
     write_config(config.out / "config.yaml", config)
-    write_text(config.out / "import_in_qupath.groovy", import_script(config.out.resolve()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
     clear_leftovers(config.out)
     try:
@@ -171,7 +170,7 @@ def _finish(
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
     if config.shard is None:
         report = write_results_report(config.out, seconds={"heatmap": seconds})
-        return f"{scored}; see {report}"
+        return f"{scored}; see {report}{_project(config)}"
     record = {
         "versions": versions(),
         "shard": config.shard,
@@ -183,7 +182,20 @@ def _finish(
     write_json(record_path(config.out, config.shard), record)
     if waiting:
         return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
-    return f"{scored} in shard {config.shard}, the last; see {write_results_report(config.out)}"
+    report = write_results_report(config.out)
+    return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}"
+
+
+def _project(config: HeatmapConfig) -> str:
+    """Write the QuPath project, if it is wanted, and say where it is."""
+    from wsiad.runs.run import DETECTOR
+    from wsiad.stages.qupath_project import write_results_project
+
+    if "qupath" not in config.viewers:
+        return ""
+    # Of the detector, not of the clock: equal results give equal projects.
+    made_ms = (config.run / DETECTOR).stat().st_mtime_ns // 1_000_000
+    return f"; {write_results_project(config.out, made_ms=made_ms)}"
 
 
 def _score_one(task: SlideTask) -> HeatmapRow:
@@ -247,7 +259,7 @@ def _slides(
     from wsiad.tiles.store import is_store
 
     if not any(is_store(path) for path in config.slides):
-        return find_slides(config.slides), False
+        return _named_apart(find_slides(config.slides)), False
     if len(config.slides) > 1:
         raise InputError("give one store, or slides, not both")
     if config.stage_dir is not None:
@@ -256,7 +268,16 @@ def _slides(
             subject=str(config.slides[0]),
             remedy="Leave out --stage-dir, or give the slides themselves.",
         )
-    return store_slides(config.slides[0], preparation, target), True
+    return _named_apart(store_slides(config.slides[0], preparation, target)), True
+
+
+def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
+    """State the problem of slides whose results would lie where others do."""
+    problem = "has the name of another folder of the results. Rename it."
+    return [
+        replace(slide, problem=slide.problem or problem) if slide.name in RESERVED else slide
+        for slide in slides
+    ]
 
 
 def _task(

@@ -141,8 +141,9 @@ def _write(
     options = task.options
     write_ome_tiff(heatmap, folder / "heatmap.ome.tif")
     write_png(heatmap, folder / "heatmap.png", scale=colour_scale(calibration))
-    pixels = heatmap_pixels(heatmap, calibration)
-    write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
+    if "qupath" in options.viewers:
+        pixels = heatmap_pixels(heatmap, calibration)
+        write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
     regions = find_regions(
         heatmap,
         threshold=calibration.quantile(options.region_quantile),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wsiad.config import Config
 from wsiad.slides.inputs import SlideInput
@@ -19,6 +19,13 @@ SLIDE = "slide.json"
 
 FACTS = "run.json"
 """In a results folder: what its results were made with."""
+
+
+RESERVED = frozenset({"qupath", "runs"})
+"""Folders of a results folder that are not a slide's."""
+
+Viewer = Literal["qupath", "asap", "napari"]
+"""Programs that files are written for."""
 
 
 class HeatmapOptions(Config):
@@ -52,6 +59,14 @@ class HeatmapOptions(Config):
     """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window."""
     suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
     """Its radius, µm."""
+    viewers: tuple[Viewer, ...] = ("asap", "napari", "qupath")
+    """For which programs files are written besides PNG and OME-TIFF: QuPath (tiles, project),
+    ASAP (likelihood map, annotations), napari (OME-Zarr)."""
+
+    @field_validator("viewers")
+    @classmethod
+    def _in_order(cls, viewers: tuple[Viewer, ...]) -> tuple[Viewer, ...]:
+        return tuple(sorted(set(viewers)))
 
 
 @dataclass(frozen=True, slots=True)

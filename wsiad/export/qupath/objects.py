@@ -1,27 +1,25 @@
-"""QuPath: windows as tiles, regions as annotations, in GeoJSON that QuPath takes whole.
+"""Objects for QuPath: windows as tiles, regions as annotations, in GeoJSON.
 
 QuPath's importer takes a file whole or not at all: one ring that is not closed, one
-class without a colour, and nothing appears. Everything is therefore checked before it
-is put in place. QuPath's origin is the corner of the slide's bounds; positions are
-moved there, and rounded to the 0.01 pixel that QuPath keeps.
+class without a colour, and nothing appears. Every file is therefore read back and
+checked before it is put in place. QuPath's origin is the corner of the slide's bounds;
+positions are moved there, and rounded to the 0.01 pixel that QuPath keeps.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from wsiad.errors import ExportError
-from wsiad.export.geojson import check_collection
-from wsiad.files import atomic_file
+from wsiad.export.geojson_file import CHUNK, write_features
 from wsiad.geometry import Box
 from wsiad.heatmaps.heatmap import WindowScores
 from wsiad.heatmaps.regions import Region
@@ -33,8 +31,6 @@ UNASSESSED_COLOUR = (128, 128, 128)
 
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
 _PER_PX = 100  # QuPath rounds positions to 0.01 px
-_CHUNK = 4096
-_ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
 
 
 def write_tiles(windows: WindowScores, path: Path, *, slide: str, bounds: Box) -> int:
@@ -73,7 +69,8 @@ def write_tiles(windows: WindowScores, path: Path, *, slide: str, bounds: Box) -
     scores, percentiles = windows.scores[inside], windows.percentiles[inside]
     if np.isinf(scores).any() or np.isinf(percentiles).any():
         raise ExportError("a score or percentile is infinite", subject=path.name)
-    _write(path, _tile_texts(slide, edges, scores=scores, percentiles=percentiles))
+    texts = _tile_texts(slide, edges, scores=scores, percentiles=percentiles)
+    write_features(path, texts, bounds=bounds)
     return len(edges)
 
 
@@ -113,8 +110,7 @@ def write_lesions(
     for rank, region in enumerate(regions):
         extra = {} if percentiles is None else {"wsiad: percentile": percentiles[rank]}
         features.append(_lesion(slide, region, rank=rank + 1, bounds=bounds, extra=extra))
-    check_collection({"type": "FeatureCollection", "features": features}, bounds=bounds)
-    _write(path, iter([[_dumps(feature) for feature in features]]))
+    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
 
 
 def write_unassessed(
@@ -155,58 +151,7 @@ def write_unassessed(
                 },
             }
         )
-    check_collection({"type": "FeatureCollection", "features": features}, bounds=bounds)
-    _write(path, iter([[_dumps(feature) for feature in features]]))
-
-
-def import_script(results: Path) -> str:
-    """Return a Groovy script that imports a slide's results into the open image.
-
-    Parameters
-    ----------
-    results : Path
-        Folder that holds one folder for each slide, named as the slide is.
-
-    Returns
-    -------
-    str
-        To be run in QuPath's script editor, for one image or for a project. It replaces
-        what an earlier run of it imported, as QuPath's own import from scripts does not
-        look for duplicates. It was written from QuPath's documentation (0.5 to 0.7) and
-        has not been run in it.
-    """
-    folder = str(results).replace("\\", "\\\\").replace("'", "\\'")
-    if not folder.isprintable():
-        raise ExportError("the folder's name cannot be written into a script", subject=folder)
-    return _SCRIPT.replace("@RESULTS@", folder)
-
-
-_SCRIPT = """\
-// Imports the anomaly scores of the open image; see docs/qupath.md of wsiad.
-def results = '@RESULTS@'
-
-def names = [getCurrentImageNameWithoutExtension(), getCurrentImageName()]
-def folder = names.collect { new File(results, it) }.find { it.isDirectory() }
-if (folder == null) {
-    println "No results for ${names[1]} in ${results}"
-    return
-}
-
-// Scripts import without looking for duplicates: take out what was imported before.
-def before = getAllObjects(false).findAll { object ->
-    object.measurements.keySet().any { it.startsWith('wsiad: ') }
-}
-removeObjects(before, true)
-
-['tiles.geojson.gz', 'lesions.geojson', 'not_assessed.geojson'].each { name ->
-    def file = new File(folder, name)
-    if (file.exists()) {
-        importObjectsFromFile(file.getAbsolutePath())
-    }
-}
-fireHierarchyUpdate()
-println "Imported ${folder}"
-"""
+    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
 
 
 def _edges(
@@ -234,8 +179,8 @@ def _tile_texts(
     percentiles: npt.NDArray[np.float32],
 ) -> Iterator[list[str]]:
     """Yield lists of features as JSON text; equal to what json.dumps would give, faster."""
-    for start in range(0, len(edges), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(edges), CHUNK):
+        part = slice(start, start + CHUNK)
         # NumPy writes the shortest text that reads back as the same float32.
         rows = zip(
             edges[part].tolist(),
@@ -285,6 +230,7 @@ def _lesion(
                 "wsiad: mean score": region.mean_score,
                 **extra,
                 "wsiad: area µm^2": region.area,
+                "wsiad: rank": rank,
             },
         },
     }
@@ -306,29 +252,3 @@ def _dumps(value: Any) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     except ValueError as error:
         raise ExportError("a number is not finite") from error
-
-
-def _write(path: Path, features: Iterator[list[str]]) -> None:
-    if not path.name.lower().endswith(_ENDINGS):
-        raise ExportError(
-            "QuPath imports nothing from a file of this name",
-            subject=path.name,
-            remedy=f"Use one of the endings {', '.join(_ENDINGS)}.",
-        )
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        if path.suffix.lower() != ".gz":
-            _write_collection(file, features)
-            return
-        # Neither name nor time in the header: equal results give equal files.
-        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-            _write_collection(packed, features)
-
-
-def _write_collection(file: BinaryIO | gzip.GzipFile, features: Iterator[list[str]]) -> None:
-    file.write(b'{"type":"FeatureCollection","features":[')
-    separator = "\n"
-    for texts in features:
-        if texts:
-            file.write((separator + ",\n".join(texts)).encode())
-            separator = ",\n"
-    file.write(b"\n]}\n")
