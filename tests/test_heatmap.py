@@ -7,13 +7,16 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
+import zarr
 from builders import stained, write_scn, write_tiff
 from runs import make_run, use_channel
 from test_slides import corrupt_tiff
 
 import wsiad
-from wsiad.errors import InputError, RunError, StoreMismatchError
+from wsiad.annotations import read_annotations
+from wsiad.errors import ConfigError, InputError, RunError, StoreMismatchError
 from wsiad.geometry import PixelMap
 from wsiad.heatmaps.windows import from_store, store_grid
 from wsiad.tiles.store import TileStore
@@ -145,9 +148,10 @@ def test_everything_is_written_and_fits_together(tmp_path):
     (row,) = result.rows
     folder = tmp_path / "out" / "s"
     assert {p.name for p in folder.iterdir()} == {
-        "detections.csv", "evidence", "evidence.json", "heatmap.json", "heatmap.ome.tif",
-        "heatmap.png", "left_out.npy", "lesions.geojson", "not_assessed.geojson", "overlay.png",
-        "overview.jpg", "slide.json", "tiles.geojson.gz", "tissue.png", "windows.npy",
+        "annotations.xml", "detections.csv", "evidence", "evidence.json", "heatmap.json",
+        "heatmap.ome.tif", "heatmap.ome.zarr", "heatmap.png", "left_out.npy", "lesions.geojson",
+        "not_assessed.geojson", "overlay.png", "overview.jpg", "s_likelihood_map.tif", "slide.json",
+        "tiles.geojson.gz", "tissue.png", "windows.npy",
     }  # fmt: skip
     scores, place = read_heatmap(folder)
     assert row.score_max == pytest.approx(np.nanmax(scores))
@@ -308,3 +312,63 @@ def test_incomplete_run(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match="not complete"):
         score(tmp_path / "run", tmp_path, tmp_path / "out")
+
+
+def spotted(height, width, *spots):
+    """Calm to a run that looks at red, but for spots (left, top, right, bottom)."""
+    image = np.full((height, width, 3), (60, 20, 140), np.uint8)
+    for left, top, right, bottom in spots:
+        image[top:bottom, left:right] = (250, 90, 200)
+    return image
+
+
+def test_what_viewers_are_given_fits_the_heatmap(tmp_path):
+    """One slide, cut off oddly and resampled, in the files of all three viewers."""
+    image = spotted(413, 527, (200, 160, 320, 300), (40, 60, 110, 130))
+    path = write_tiff(tmp_path / "s.tif", image, mpp=0.5, levels=2)
+    run = make_run(tmp_path / "run", mpp=0.61)
+    score(run, path, tmp_path / "out")
+    folder = tmp_path / "out" / "s"
+    scores, place = read_heatmap(folder)
+    ours = zarr.open_group(folder / "heatmap.ome.zarr", mode="r")["0"][:]
+    np.testing.assert_array_equal(ours, scores)
+    likely = tifffile.imread(folder / "s_likelihood_map.tif")
+    step = 527 // likely.shape[1]
+    assert step == 413 // likely.shape[0]
+    assert likely[230 // step, 260 // step] == likely.max() == 1
+    assert likely[10 // step, 500 // step] < 0.3
+    lesions = json.loads((folder / "lesions.geojson").read_text())["features"]
+    back = read_annotations(folder / "annotations.xml")
+    area = sum(shapely.geometry.shape(feature["geometry"]).area for feature in lesions)
+    assert back.tumour().area == pytest.approx(area, rel=1e-3)
+    measured = [feature["properties"]["measurements"] for feature in lesions]
+    assert [m["wsiad: rank"] for m in measured] == [1, 2]
+    tolerance = 0.75 * place.scale_x * 0.5
+    assert all(0 <= m["wsiad: outline tolerance µm"] <= tolerance + 1e-9 for m in measured)
+
+
+def test_regions_beyond_the_limit_are_counted(tmp_path, caplog):
+    image = spotted(200, 260, *((x, 32, x + 32, 64) for x in (32, 96, 160)))
+    path = write_tiff(tmp_path / "s.tif", image, mpp=0.5, levels=1)
+    run = make_run(tmp_path / "run")
+    few, all_of_them = (
+        score(run, path, tmp_path / name, region_limit=limit).rows[0]
+        for name, limit in (("few", 1), ("all", 300))
+    )
+    assert all_of_them.regions == few.regions == 3
+    assert (few.regions_left_out, all_of_them.regions_left_out) == (few.regions - 1, 0)
+    assert f"{few.regions - 1} weaker ones are counted only" in caplog.text
+    assert f"{few.regions - 1} weaker regions are not outlined" in few.reason
+
+
+def test_options_of_viewers(tmp_path):
+    path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    run = make_run(tmp_path / "run")
+    score(run, path, tmp_path / "out", viewers=("napari", "asap", "asap"))
+    score(run, path, tmp_path / "out", viewers=("asap", "napari"))  # the same
+    with pytest.raises(InputError, match="other options"):
+        score(run, path, tmp_path / "out", viewers=())
+    with pytest.raises(ConfigError):
+        score(run, path, tmp_path / "out", viewers=("paint",))
+    score(run, path, tmp_path / "none", viewers=())
+    assert not [p for p in (tmp_path / "none" / "s").iterdir() if "zarr" in p.name]

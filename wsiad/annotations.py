@@ -44,6 +44,7 @@ class Role(enum.StrEnum):
 
 _ROLES = {
     **dict.fromkeys(("_0", "_1", "tumor", "tumour", "metastasis", "metastases"), Role.TUMOUR),
+    "anomaly": Role.TUMOUR,  # wsiad's own, perhaps corrected by a pathologist
     **dict.fromkeys(("_2", "normal", "exclusion"), Role.CUT_OUT),
 }
 

@@ -11,13 +11,16 @@ from scipy import ndimage
 
 from wsiad.errors import ConfigError
 from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.units import SquareMicrons
+from wsiad.units import Microns, SquareMicrons
 
 DEFAULT_LIMIT = 300
 """The most regions: viewers that let people edit outlines grow slow with more."""
 
 ANY_AREA = SquareMicrons(0.0)
 """No region is too small."""
+
+EXACT = Microns(0.0)
+"""A polygon runs along pixel edges."""
 
 _LEAST_VISIBLE_PX = 0.5
 
@@ -33,15 +36,19 @@ class Region:
     polygon : shapely.Polygon
         Outline and holes along heatmap pixel edges, level-0 pixels.
     area : SquareMicrons
-        Area of the polygon, µm².
+        Area of the heatmap pixels within, µm².
     max_score, mean_score : float
         Of the heatmap pixels within.
+    tolerance : Microns
+        How far the polygon may lie from the pixels' edges, µm; see
+        :func:`wsiad.heatmaps.outlines.simplify`.
     """
 
     polygon: shapely.Polygon
     area: SquareMicrons
     max_score: float
     mean_score: float
+    tolerance: Microns = EXACT
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.export.asap_map import SUFFIX as LIKELIHOOD_MAP
+from wsiad.export.asap_map import write_likelihood_map
+from wsiad.export.asap_xml import write_annotations
 from wsiad.export.camelyon import write_detections
 from wsiad.export.ome_tiff import write_ome_tiff
+from wsiad.export.ome_zarr import write_ome_zarr
 from wsiad.export.overlay import hatch_unscored, outline, overlay, write_picture
 from wsiad.export.png import write_png
 from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
 from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
+from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.peaks import find_peaks
-from wsiad.heatmaps.regions import Region, find_regions
+from wsiad.heatmaps.regions import Region, Regions, find_regions
 from wsiad.heatmaps.unassessed import unassessed_regions
 from wsiad.runs.calibration import Calibration
 from wsiad.stages.heatmap_evidence import Explainer, write_evidence
 from wsiad.stages.heatmap_scored import Scored
 from wsiad.stages.heatmap_source import WindowSource
-from wsiad.stages.heatmap_task import SlideTask
+from wsiad.stages.heatmap_task import SlideTask, Viewer
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.overview import Overview, overview_jpeg
 from wsiad.tissue.guards import Reason
 from wsiad.units import Microns, SquareMicrons
+
+logger = logging.getLogger(__name__)
 
 WINDOW = np.dtype(
     [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
@@ -141,22 +149,14 @@ def _write(
     options = task.options
     write_ome_tiff(heatmap, folder / "heatmap.ome.tif")
     write_png(heatmap, folder / "heatmap.png", scale=colour_scale(calibration))
-    if "qupath" in options.viewers:
-        pixels = heatmap_pixels(heatmap, calibration)
-        write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
+    _write_viewers(folder, options.viewers, calibration, heatmap)
     regions = find_regions(
         heatmap,
         threshold=calibration.quantile(options.region_quantile),
         min_area=SquareMicrons(options.region_min_um2),
         limit=options.region_limit,
     )
-    write_lesions(
-        regions.kept,
-        folder / "lesions.geojson",
-        slide=heatmap.slide,
-        bounds=heatmap.bounds,
-        percentiles=[float(calibration.percentile(r.max_score)) for r in regions.kept],
-    )
+    _write_outlines(folder, task, calibration, heatmap, regions)
     detections = find_peaks(
         heatmap,
         threshold=calibration.quantile(options.detection_quantile),
@@ -175,8 +175,59 @@ def _write(
         table[name] = column
     table["score"], table["percentile"] = windows.scores, windows.percentiles
     np.save(folder / "windows.npy", table, allow_pickle=False)
-    counts = {"regions": len(regions.kept) + regions.left_out, "detections": len(detections)}
+    counts = {
+        "regions": len(regions.kept) + regions.left_out,
+        "regions_left_out": regions.left_out,
+        "detections": len(detections),
+    }
     return counts, regions.kept
+
+
+def _write_viewers(
+    folder: Path, viewers: Sequence[Viewer], calibration: Calibration, heatmap: Heatmap
+) -> None:
+    """Write the heatmap for the programs that it is wanted for."""
+    if "qupath" in viewers:
+        pixels = heatmap_pixels(heatmap, calibration)
+        write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
+    if "asap" in viewers:
+        path = folder / f"{heatmap.slide}{LIKELIHOOD_MAP}"
+        write_likelihood_map(heatmap, path, scale=colour_scale(calibration))
+    if "napari" in viewers:
+        write_ome_zarr(heatmap, folder / "heatmap.ome.zarr")
+
+
+def _write_outlines(
+    folder: Path, task: SlideTask, calibration: Calibration, heatmap: Heatmap, regions: Regions
+) -> None:
+    """Write regions as outlines, and say how many are left out."""
+    if regions.left_out:
+        logger.warning(
+            "%s: the %d strongest regions are outlined; %d weaker ones are counted only",
+            heatmap.slide,
+            len(regions.kept),
+            regions.left_out,
+        )
+    tolerance = task.options.region_tolerance_um
+    drawn = [
+        simplify(
+            region,
+            tolerance=default_tolerance(heatmap) if tolerance is None else Microns(tolerance),
+            spacing=heatmap.spacing,
+            bounds=heatmap.bounds,
+        )
+        for region in regions.kept
+    ]
+    percentiles = [float(calibration.percentile(region.max_score)) for region in drawn]
+    write_lesions(
+        drawn,
+        folder / "lesions.geojson",
+        slide=heatmap.slide,
+        bounds=heatmap.bounds,
+        percentiles=percentiles,
+    )
+    if "asap" in task.options.viewers:
+        write_annotations(drawn, folder / "annotations.xml", percentiles=percentiles)
 
 
 def heatmap_pixels(heatmap: Heatmap, calibration: Calibration) -> WindowScores:

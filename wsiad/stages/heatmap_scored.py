@@ -80,7 +80,7 @@ def stitch(
     return Scored(heatmap, windows, left_out, examples)
 
 
-def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
+def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Iterator[str]:
     """Yield what the reader of a slide's row has to know of how it was scored."""
     if source.stain_fallback:
         yield f"stains of the reference were used: {source.stain_fallback}"
@@ -92,3 +92,5 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
         pixel = source.placement.scale_x * source.spacing.x
         area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
         yield f"pen marks hide {area:.2g} mm², which is not assessed"
+    if regions_left_out:
+        yield f"{regions_left_out} weaker regions are not outlined"

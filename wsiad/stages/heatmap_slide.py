@@ -103,7 +103,7 @@ def _finish(
         row = HeatmapRow(
             task.slide.name,
             scored.status,
-            "; ".join(notes(source, scored)),
+            "; ".join(notes(source, scored, regions_left_out=figures.get("regions_left_out", 0))),
             tiles=len(scored.windows.scores),
             unusable=sum(scored.left_out.by_quality().values()),
             mpp_x=float(source.spacing.x),

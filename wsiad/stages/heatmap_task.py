@@ -45,6 +45,9 @@ class HeatmapOptions(Config):
     """Smaller regions are not outlined, µm²."""
     region_limit: Annotated[int, Field(ge=1)] = 300
     """The most regions of a slide; the strongest are kept."""
+    region_tolerance_um: Annotated[float, Field(ge=0)] | None = None
+    """How far an outline may be drawn from the edges of the heatmap pixels that it encloses, µm,
+    to have fewer corners; by default three quarters of such a pixel. 0: exactly along them."""
     evidence_regions: Annotated[int, Field(ge=0, le=100)] = 10
     """For so many of the strongest regions, show their strangest window beside the nearest
     healthy tiles, and its reconstruction where the method makes one; 0 for none."""
@@ -83,6 +86,8 @@ class HeatmapRow(SlideRow):
         Windows that were not scored as they fail a quality threshold.
     regions, detections : int or None
         Regions above the healthy quantile, those left out counted in; peaks.
+    regions_left_out : int
+        Of the regions, those beyond the limit, which are not outlined.
     """
 
     score_max: float | None = None
@@ -91,6 +96,7 @@ class HeatmapRow(SlideRow):
     regions: int | None = None
     detections: int | None = None
     unusable: int = 0
+    regions_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

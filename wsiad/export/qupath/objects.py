@@ -231,6 +231,7 @@ def _lesion(
                 **extra,
                 "wsiad: area µm^2": region.area,
                 "wsiad: rank": rank,
+                "wsiad: outline tolerance µm": region.tolerance,
             },
         },
     }
