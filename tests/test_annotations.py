@@ -359,3 +359,8 @@ def test_real_outlines_have_the_same_area_as_polygons_and_as_masks():
         assert not read.ignored
         mask = rasterise(read, Size(8000, 8000), scale=32)
         assert mask.sum() * 32**2 == pytest.approx(read.tumour().area, rel=2e-3)
+
+
+def test_outlines_of_wsiad_that_somebody_corrected_are_tumour():
+    assert role_of("Anomaly") is Role.TUMOUR
+    assert role_of("Not assessed") is None

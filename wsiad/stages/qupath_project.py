@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsiad.errors import ExportError
 from wsiad.export.qupath.project import PROJECT, ProjectSlide, write_project
+from wsiad.leftovers import clear_leftovers
 from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
@@ -39,6 +40,7 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
     if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
         logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
     folder = results / FOLDER
+    clear_leftovers(folder, folder / "classifiers", folder / "scripts")
     try:
         write_project(folder, slides, results=results.resolve(), made_ms=made_ms)
     except ExportError as error:
