@@ -8,6 +8,7 @@ be found nor wrong to find.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ ITC_UM = Microns(275.0)
 
 _COARSE = 16
 """Mask pixels per cell of the coarse search for tumour."""
+
+_DISC_REACH = 16.0
+"""Pixels from which a distance transform is faster than widening by a disc."""
+
+Pixels = npt.NDArray[np.bool_]
 
 Window = tuple[slice, slice]
 
@@ -53,7 +59,7 @@ class EvaluationMask:
         return len(self.axes_px) - len(self.itc)
 
 
-def evaluation_mask(tumour: npt.NDArray[np.bool_], *, pixel_um: float) -> EvaluationMask:
+def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
     """Merge, fill, number and measure the tumour regions of a mask.
 
     Tumour is widened by half of :data:`MERGE_UM` (distances strictly below it), holes
@@ -71,7 +77,7 @@ def evaluation_mask(tumour: npt.NDArray[np.bool_], *, pixel_um: float) -> Evalua
     """
     reach = MERGE_UM / (pixel_um * 2)
     labels = np.zeros(tumour.shape, dtype=np.int32)
-    found: list[tuple[tuple[int, int], Window, npt.NDArray[np.bool_], float]] = []
+    found: list[tuple[tuple[int, int], Window, Pixels, float]] = []
     for window in _windows_with_tumour(tumour, margin=int(np.ceil(reach)) + 1):
         found.extend(_regions(tumour[window], window, reach))
     found.sort(key=lambda region: region[0])
@@ -83,27 +89,53 @@ def evaluation_mask(tumour: npt.NDArray[np.bool_], *, pixel_um: float) -> Evalua
 
 
 def _regions(
-    tumour: npt.NDArray[np.bool_], window: Window, reach: float
-) -> Iterator[tuple[tuple[int, int], Window, npt.NDArray[np.bool_], float]]:
+    tumour: Pixels, window: Window, reach: float
+) -> Iterator[tuple[tuple[int, int], Window, Pixels, float]]:
     """Yield first pixel, bounding window, pixels and longest axis of each region."""
+    import cv2
+
+    filled = _filled(_widened(tumour, reach))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(filled.view(np.uint8))
+    for number in range(1, count):
+        left, top, width, height, _area = boxes[number].tolist()
+        region = labels[top : top + height, left : left + width] == number
+        top, left = top + window[0].start, left + window[1].start
+        box = (slice(top, top + height), slice(left, left + width))
+        yield (top, left + int(np.argmax(region[0]))), box, region, _longest_axis(region)
+
+
+def _widened(tumour: Pixels, reach: float) -> Pixels:
+    """Pixels whose centre is less than `reach` pixels away from that of a tumour pixel."""
+    import cv2
     from scipy import ndimage
-    from skimage import measure
 
-    near = ndimage.distance_transform_edt(~tumour) < reach
-    labels = measure.label(ndimage.binary_fill_holes(near), connectivity=2)
-    top, left = window[0].start, window[1].start
-    for region in measure.regionprops(labels):
-        rows, columns = region.slice
-        box = (
-            slice(rows.start + top, rows.stop + top),
-            slice(columns.start + left, columns.stop + left),
-        )
-        first_column = int(np.flatnonzero(region.image[0])[0])
-        first = (box[0].start, box[1].start + first_column)
-        yield first, box, region.image, float(region.axis_major_length)
+    if reach > _DISC_REACH:
+        return np.asarray(ndimage.distance_transform_edt(~tumour) < reach)
+    offsets = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
+    disc = np.sqrt(offsets**2 + offsets[:, None] ** 2) < reach
+    return cv2.dilate(tumour.view(np.uint8), disc.view(np.uint8)).view(np.bool_)
 
 
-def _windows_with_tumour(tumour: npt.NDArray[np.bool_], *, margin: int) -> list[Window]:
+def _filled(mask: Pixels) -> Pixels:
+    """Mask with all that its pixels enclose, corners touching included."""
+    import cv2
+
+    outside = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=[0])
+    cv2.floodFill(outside, None, (0, 0), [2], flags=4)
+    return np.asarray(outside[1:-1, 1:-1] != 2)
+
+
+def _longest_axis(region: Pixels) -> float:
+    """Longest axis of the ellipse with the same second moments, pixels."""
+    import cv2
+
+    moments = cv2.moments(region.view(np.uint8), binaryImage=True)
+    xx, yy, xy = (moments[name] / moments["m00"] for name in ("mu20", "mu02", "mu11"))
+    largest = (xx + yy) / 2 + math.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    return 4 * math.sqrt(max(largest, 0.0))
+
+
+def _windows_with_tumour(tumour: Pixels, *, margin: int) -> list[Window]:
     """Disjoint windows that hold all tumour with a margin around it.
 
     Found on a coarse grid, so that no array of the size of the mask is needed. Windows
@@ -113,12 +145,9 @@ def _windows_with_tumour(tumour: npt.NDArray[np.bool_], *, margin: int) -> list[
     from scipy import ndimage
 
     height, width = tumour.shape
-    rows = np.arange(0, height, _COARSE)
-    columns = np.arange(0, width, _COARSE)
     if not height or not width:
         return []
-    coarse = np.logical_or.reduceat(np.logical_or.reduceat(tumour, rows, axis=0), columns, axis=1)
-    cells, _ = ndimage.label(coarse)
+    cells, _ = ndimage.label(_any_of_rows(_any_of_rows(tumour).T).T)
     boxes = [
         (
             max(0, r.start * _COARSE - margin),
@@ -129,6 +158,15 @@ def _windows_with_tumour(tumour: npt.NDArray[np.bool_], *, margin: int) -> list[
         for r, c in ndimage.find_objects(cells)
     ]
     return [(slice(t, b), slice(le, r)) for t, b, le, r in _merge_overlapping(boxes)]
+
+
+def _any_of_rows(mask: Pixels) -> Pixels:
+    """Whether any of each :data:`_COARSE` rows is set, by column."""
+    height, width = mask.shape
+    whole = height // _COARSE * _COARSE
+    # Many times as fast as `reduceat`: this is all that is done to the whole of a mask.
+    found = mask[:whole].reshape(-1, _COARSE, width).any(axis=1)
+    return found if whole == height else np.vstack([found, mask[whole:].any(axis=0)])
 
 
 Box = tuple[int, int, int, int]

@@ -173,13 +173,12 @@ def read_mask(path: Path, *, downsample: int) -> TumourMask:
 
 
 def _tumour_value(values: npt.NDArray[np.uint8], path: Path, *, tiff: bool) -> int:
-    counts = {value: int(np.count_nonzero(values == value)) for value in (0, 1, 2, 255)}
-    found = {value for value, count in counts.items() if count}
-    if sum(counts.values()) == values.size:
-        if found <= {0, 255}:
-            return 255
-        if tiff and found <= {0, 1, 2} and 2 in found:
-            return 2
+    none, full = np.count_nonzero(values == 0), np.count_nonzero(values == 255)
+    if none + full == values.size:
+        return 255
+    one, two = np.count_nonzero(values == 1), np.count_nonzero(values == 2)
+    if tiff and two and none + one + two == values.size:
+        return 2
     listed = ", ".join(str(value) for value in np.unique(values)[:8])
     raise EvaluationError(
         f"has the values {listed}, which do not say what is tumour",
