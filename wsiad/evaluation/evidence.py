@@ -11,6 +11,7 @@ import numpy as np
 
 from wsiad.evaluation.cohort import Case
 from wsiad.evaluation.froc import PROTOCOLS, Detections, ProtocolName, SlideHits, match
+from wsiad.evaluation.lesion_table import Lesion, list_lesions
 from wsiad.evaluation.lesions import SlideTruth
 from wsiad.evaluation.regions import EvaluationMask
 from wsiad.evaluation.results import read_windows
@@ -28,12 +29,15 @@ class ProtocolEvidence:
     ----------
     hits, hits_with_itc : SlideHits
         Isolated tumour cells left out, and taken as lesions.
+    lesions : tuple of Lesion
+        Tumour regions one by one, isolated tumour cells too.
     spacing : str
         Where the µm/px come from.
     """
 
     hits: SlideHits
     hits_with_itc: SlideHits
+    lesions: tuple[Lesion, ...]
     spacing: str
 
 
@@ -150,5 +154,12 @@ def _by_protocol(
             )
             for include_itc in (False, True)
         )
-        evidence[protocol] = ProtocolEvidence(hits, with_itc, source)
+        lesions = list_lesions(
+            made[mpp],
+            with_itc,
+            detections,
+            downsample=truth.downsample,
+            pixel_um=mpp * truth.downsample,
+        )
+        evidence[protocol] = ProtocolEvidence(hits, with_itc, lesions, source)
     return evidence

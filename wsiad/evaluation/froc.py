@@ -143,11 +143,11 @@ def match(
     if truth is None:
         return SlideHits(np.zeros(0), detections.confidence, 0)
     label = _labels_at(detections, truth.labels, rules, downsample)
-    regions = np.zeros(len(truth.axes_px) + 1)
+    regions = np.zeros(len(truth.regions) + 1)
     np.maximum.at(regions, label, detections.confidence)
     itc = np.array([] if include_itc else sorted(truth.itc), dtype=int)
     regions[itc] = 0.0
-    lesions = len(truth.axes_px) if include_itc else truth.lesions
+    lesions = len(truth.regions) if include_itc else truth.lesions
     return SlideHits(regions[1:], detections.confidence[label == 0], lesions)
 
 
@@ -197,11 +197,11 @@ class Pool:
         self.rules = rules
         self.slides = len(hits)
         self._lesions = np.array([hit.lesions for hit in hits], dtype=np.int64)
-        self._fp, self._fp_slide = _sorted([hit.false_positives for hit in hits])
+        self._fp, self._fp_slide, _ = _sorted([hit.false_positives for hit in hits])
         regions = [hit.regions for hit in hits]
         if rules.single_precision:
             regions = [r.astype(np.float32).astype(np.float64) for r in regions]
-        self._tp, self._tp_slide = _sorted(regions)
+        self._tp, self._tp_slide, self._tp_order = _sorted(regions)
         self._thresholds = np.unique(np.concatenate([self._fp, self._tp]))
         # A float32 array is compared with a Python float in float32.
         tp_thresholds = self._thresholds
@@ -229,13 +229,22 @@ class Pool:
         tp = np.bincount(self._tp_value[self._tp > 0], minlength=size)
         return int(fp[fp + tp > 1].sum())
 
-    def curve(self, weights: npt.NDArray[np.int64] | None = None) -> Curve | None:
+    def curve(
+        self,
+        weights: npt.NDArray[np.int64] | None = None,
+        *,
+        among: npt.NDArray[np.bool_] | None = None,
+    ) -> Curve | None:
         """Return the FROC curve, each slide taken as often as its weight says.
 
         Parameters
         ----------
         weights : ndarray of int, (slides,), optional
             How often each slide counts; once by default.
+        among : ndarray of bool, (regions,), optional
+            Which regions of all slides, in order, are the lesions; by default those that
+            the protocol takes for lesions. Thresholds stay those of all, so that the
+            sensitivities of classes add up to that of all lesions.
 
         Returns
         -------
@@ -244,33 +253,56 @@ class Pool:
         """
         if weights is None:
             weights = np.ones(self.slides, dtype=np.int64)
-        lesions = int(weights @ self._lesions)
+        fp_weight, tp_weight = weights[self._fp_slide], weights[self._tp_slide]
+        counted = tp_weight if among is None else tp_weight * among[self._tp_order]
+        lesions = int(weights @ self._lesions if among is None else counted.sum())
         if lesions == 0:
             return None
-        fp_weight, tp_weight = weights[self._fp_slide], weights[self._tp_slide]
         drawn = np.zeros(len(self._thresholds), dtype=bool)
         drawn[self._fp_value[fp_weight > 0]] = drawn[self._tp_value[tp_weight > 0]] = True
         chosen = np.flatnonzero(drawn)
         chosen = chosen[1:] if self.rules.drop_lowest else chosen[self._thresholds[chosen] > 0]
         fp = _weight_from(fp_weight)[self._fp_below[chosen]]
-        tp = _weight_from(tp_weight)[self._tp_below[chosen]]
+        tp = _weight_from(counted)[self._tp_below[chosen]]
         return Curve(
             np.append(fp, 0) / float(weights.sum()),
             np.append(tp, 0) / float(lesions),
         )
 
-    def sensitivities(self, weights: npt.NDArray[np.int64] | None = None) -> Floats | None:
+    def sensitivities(
+        self,
+        weights: npt.NDArray[np.int64] | None = None,
+        *,
+        among: npt.NDArray[np.bool_] | None = None,
+    ) -> Floats | None:
         """Sensitivity at each of :data:`OPERATING_POINTS`; ``None`` without lesions."""
-        curve = self.curve(weights)
+        curve = self.curve(weights, among=among)
         return None if curve is None else read_curve(curve, self.rules)
 
+    def false_positives_from(self, confidence: float) -> float:
+        """Mean number of false positives per slide of at least a confidence."""
+        return (len(self._fp) - int(np.searchsorted(self._fp, confidence))) / self.slides
 
-def _sorted(parts: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Scores of all slides ascending, with the slide of each."""
+    def thresholds(self) -> list[float | None]:
+        """Lowest score that keeps to each of :data:`OPERATING_POINTS`.
+
+        Of all scores above 0, the lowest from which on there are at most so many false
+        positives per slide; ``None`` where even the highest has more.
+        """
+        scores = self._thresholds[self._thresholds > 0]
+        rate = (len(self._fp) - np.searchsorted(self._fp, scores)) / self.slides
+        kept = [scores[rate <= point] for point in OPERATING_POINTS]
+        return [float(scores[0]) if len(scores) else None for scores in kept]
+
+
+def _sorted(
+    parts: Sequence[Floats],
+) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Scores of all slides ascending, with the slide of each, and their former places."""
     values = np.concatenate([np.zeros(0), *parts])
     slide = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.argsort(values, kind="stable")
-    return values[order], slide[order]
+    return values[order], slide[order], order
 
 
 def _weight_from(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

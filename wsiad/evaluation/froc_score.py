@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,26 @@ from wsiad.evaluation.froc import (
     all_thresholds,
     conservative,
 )
+from wsiad.evaluation.lesion_table import CLASSES, LesionClass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassScore:
+    """What was found of the tumour regions of one class.
+
+    Parameters
+    ----------
+    regions, hit : int
+        How many there are, and how many of them some detection hits.
+    sensitivities : ndarray of float64, (6,), or None
+        At each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`, which are rates of all
+        false positives; ``None`` where there is no region, and for isolated tumour cells,
+        which are not to be found.
+    """
+
+    regions: int
+    hit: int
+    sensitivities: Floats | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +63,11 @@ class FrocScore:
         At each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
     interval : ndarray of float64, (2, 6), or None
         Low and high ends of each of them.
+    thresholds : list of float or None
+        Lowest score that keeps to each of the operating points, see
+        :meth:`~wsiad.evaluation.froc.Pool.thresholds`.
+    by_class : Mapping of str to ClassScore
+        By class of size; empty where lesions were not sorted into classes.
     score_all_thresholds, score_conservative, score_with_itc : float or None
         The score with all thresholds and exact ties, without optimistic readings, and
         with isolated tumour cells as lesions.
@@ -57,6 +82,8 @@ class FrocScore:
     curve: Curve | None
     sensitivities: Floats | None
     interval: Floats | None
+    thresholds: Sequence[float | None]
+    by_class: Mapping[LesionClass, ClassScore]
     score_all_thresholds: float | None
     score_conservative: float | None
     score_with_itc: float | None
@@ -76,6 +103,8 @@ class FrocScore:
             **self.score.as_json("score"),
             "sensitivity_at": dict(zip(names, values, strict=True)),
             "sensitivity_interval_at": dict(zip(names, ends, strict=True)),
+            "threshold_at": dict(zip(names, self.thresholds, strict=True)),
+            "by_class": {name: _class_json(found) for name, found in self.by_class.items()},
             "score_all_thresholds": self.score_all_thresholds,
             "score_conservative": self.score_conservative,
             "score_with_itc": self.score_with_itc,
@@ -89,6 +118,17 @@ class FrocScore:
         }
 
 
+def _class_json(found: ClassScore) -> dict[str, Any]:
+    at = found.sensitivities
+    return {
+        "regions": found.regions,
+        "hit": found.hit,
+        "sensitivity_at": None
+        if at is None
+        else {f"{p:g}": float(v) for p, v in zip(OPERATING_POINTS, at, strict=True)},
+    }
+
+
 def froc_score(
     hits: Sequence[SlideHits],
     hits_with_itc: Sequence[SlideHits],
@@ -97,6 +137,7 @@ def froc_score(
     resamples: int,
     seed: int,
     no_truth: str | None = None,
+    kinds: Sequence[LesionClass] | None = None,
 ) -> FrocScore:
     """Score the hits of all slides.
 
@@ -110,6 +151,8 @@ def froc_score(
         Of the bootstrap over slides.
     no_truth : str, optional
         Why there are no hits to score.
+    kinds : sequence of str, optional
+        Class of each tumour region of all slides, in order.
     """
     if no_truth:
         return FrocScore(
@@ -118,6 +161,8 @@ def froc_score(
             curve=None,
             sensitivities=None,
             interval=None,
+            thresholds=[None] * len(OPERATING_POINTS),
+            by_class={},
             score_all_thresholds=None,
             score_conservative=None,
             score_with_itc=None,
@@ -128,7 +173,7 @@ def froc_score(
             ties=None,
             resamples_without_lesion=0,
         )
-    pool = Pool(hits, rules)
+    pool, exact = Pool(hits, rules), Pool(hits, all_thresholds(rules))
     itc = sum(full.lesions - hit.lesions for hit, full in zip(hits, hits_with_itc, strict=True))
     sensitivities = pool.sensitivities()
     score, interval, unused = _estimate(pool, hits, sensitivities, itc, resamples, seed)
@@ -138,7 +183,9 @@ def froc_score(
         curve=pool.curve(),
         sensitivities=sensitivities,
         interval=interval,
-        score_all_thresholds=_mean(Pool(hits, all_thresholds(rules))),
+        thresholds=exact.thresholds(),
+        by_class={} if kinds is None else _by_class(pool, hits_with_itc, kinds),
+        score_all_thresholds=_mean(exact),
         score_conservative=_mean(Pool(hits, conservative(rules))),
         score_with_itc=_mean(Pool(hits_with_itc, rules)),
         lesions=pool.lesions,
@@ -174,6 +221,18 @@ def _estimate(
         return Estimate(value, interval_undefined=NO_RESAMPLES), None, len(samples)
     low, high = percentile_interval(usable.mean(axis=1)).tolist()
     return Estimate(value, low, high), percentile_interval(usable), len(samples) - len(usable)
+
+
+def _by_class(
+    pool: Pool, hits_with_itc: Sequence[SlideHits], kinds: Sequence[LesionClass]
+) -> dict[LesionClass, ClassScore]:
+    best = np.concatenate([np.zeros(0), *(hit.regions for hit in hits_with_itc)])
+    found: dict[LesionClass, ClassScore] = {}
+    for name in CLASSES:
+        among = np.array([kind == name for kind in kinds], dtype=bool)
+        at = None if name == "itc" else pool.sensitivities(among=among)
+        found[name] = ClassScore(int(among.sum()), int(np.count_nonzero(best[among])), at)
+    return found
 
 
 def _mean(pool: Pool) -> float | None:

@@ -34,6 +34,26 @@ Pixels = npt.NDArray[np.bool_]
 Window = tuple[slice, slice]
 
 
+@dataclass(frozen=True, slots=True)
+class TumourRegion:
+    """What a protocol takes for one lesion, or for one group of isolated tumour cells.
+
+    Parameters
+    ----------
+    axis_px : float
+        Longest axis after widening, mask pixels: what tells isolated tumour cells.
+    tumour_px : int
+        Mask pixels of tumour within, as it is outlined: not widened, holes not filled.
+    column, row : float
+        Centroid after widening, mask pixels from the mask's corner.
+    """
+
+    axis_px: float
+    tumour_px: int
+    column: float
+    row: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationMask:
     """The lesions of a slide.
@@ -43,20 +63,25 @@ class EvaluationMask:
     labels : ndarray of int32, (H, W)
         0 outside, else the number of the region, counted from 1 in reading order of
         their first pixels.
-    axes_px : tuple of float
-        Longest axis of each region, mask pixels.
+    regions : tuple of TumourRegion
+        In order of their numbers.
     itc : frozenset of int
         Numbers of the regions that are isolated tumour cells.
     """
 
     labels: npt.NDArray[np.int32]
-    axes_px: tuple[float, ...]
+    regions: tuple[TumourRegion, ...]
     itc: frozenset[int]
+
+    @property
+    def axes_px(self) -> tuple[float, ...]:
+        """Longest axis of each region after widening, mask pixels."""
+        return tuple(region.axis_px for region in self.regions)
 
     @property
     def lesions(self) -> int:
         """Number of regions that are not isolated tumour cells."""
-        return len(self.axes_px) - len(self.itc)
+        return len(self.regions) - len(self.itc)
 
 
 def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
@@ -77,31 +102,43 @@ def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
     """
     reach = MERGE_UM / (pixel_um * 2)
     labels = np.zeros(tumour.shape, dtype=np.int32)
-    found: list[tuple[tuple[int, int], Window, Pixels, float]] = []
+    found: list[_Found] = []
     for window in _windows_with_tumour(tumour, margin=int(np.ceil(reach)) + 1):
         found.extend(_regions(tumour[window], window, reach))
-    found.sort(key=lambda region: region[0])
-    for number, (_, window, region, _axis) in enumerate(found, start=1):
-        labels[window][region] = number
-    axes = tuple(axis for *_, axis in found)
-    itc = frozenset(n for n, axis in enumerate(axes, start=1) if axis < ITC_UM / pixel_um)
-    return EvaluationMask(labels, axes, itc)
+    found.sort(key=lambda region: region.first)
+    for number, region in enumerate(found, start=1):
+        labels[region.box][region.pixels] = number
+    regions = tuple(region.facts for region in found)
+    limit = ITC_UM / pixel_um
+    itc = frozenset(n for n, region in enumerate(regions, start=1) if region.axis_px < limit)
+    return EvaluationMask(labels, regions, itc)
 
 
-def _regions(
-    tumour: Pixels, window: Window, reach: float
-) -> Iterator[tuple[tuple[int, int], Window, Pixels, float]]:
-    """Yield first pixel, bounding window, pixels and longest axis of each region."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """A region before it has its number: first pixel, bounding window, pixels, facts."""
+
+    first: tuple[int, int]
+    box: Window
+    pixels: Pixels
+    facts: TumourRegion
+
+
+def _regions(tumour: Pixels, window: Window, reach: float) -> Iterator[_Found]:
+    """Yield the regions of a window, in no order."""
     import cv2
 
     filled = _filled(_widened(tumour, reach))
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(filled.view(np.uint8))
     for number in range(1, count):
         left, top, width, height, _area = boxes[number].tolist()
-        region = labels[top : top + height, left : left + width] == number
+        within = (slice(top, top + height), slice(left, left + width))
+        pixels = labels[within] == number
+        marked = int(np.count_nonzero(tumour[within] & pixels))
         top, left = top + window[0].start, left + window[1].start
         box = (slice(top, top + height), slice(left, left + width))
-        yield (top, left + int(np.argmax(region[0]))), box, region, _longest_axis(region)
+        first = (top, left + int(np.argmax(pixels[0])))
+        yield _Found(first, box, pixels, _facts(pixels, top, left, marked))
 
 
 def _widened(tumour: Pixels, reach: float) -> Pixels:
@@ -125,14 +162,19 @@ def _filled(mask: Pixels) -> Pixels:
     return np.asarray(outside[1:-1, 1:-1] != 2)
 
 
-def _longest_axis(region: Pixels) -> float:
-    """Longest axis of the ellipse with the same second moments, pixels."""
+def _facts(region: Pixels, top: int, left: int, tumour_px: int) -> TumourRegion:
+    """Measure a region; its axis is that of the ellipse with the same second moments."""
     import cv2
 
     moments = cv2.moments(region.view(np.uint8), binaryImage=True)
     xx, yy, xy = (moments[name] / moments["m00"] for name in ("mu20", "mu02", "mu11"))
     largest = (xx + yy) / 2 + math.sqrt(((xx - yy) / 2) ** 2 + xy**2)
-    return 4 * math.sqrt(max(largest, 0.0))
+    return TumourRegion(
+        axis_px=4 * math.sqrt(max(largest, 0.0)),
+        tumour_px=tumour_px,
+        column=left + moments["m10"] / moments["m00"] + 0.5,
+        row=top + moments["m01"] / moments["m00"] + 0.5,
+    )
 
 
 def _windows_with_tumour(tumour: Pixels, *, margin: int) -> list[Window]:
@@ -165,7 +207,7 @@ def _any_of_rows(mask: Pixels) -> Pixels:
     height, width = mask.shape
     whole = height // _COARSE * _COARSE
     # Many times as fast as `reduceat`: this is all that is done to the whole of a mask.
-    found = mask[:whole].reshape(-1, _COARSE, width).any(axis=1)
+    found = np.asarray(mask[:whole].reshape(-1, _COARSE, width).any(axis=1))
     return found if whole == height else np.vstack([found, mask[whole:].any(axis=0)])
 
 

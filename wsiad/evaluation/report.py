@@ -15,6 +15,7 @@ from wsiad.evaluation.bootstrap import LEVEL, Estimate, undefined
 from wsiad.evaluation.evidence import SlideEvidence
 from wsiad.evaluation.froc import PROTOCOLS, ProtocolName
 from wsiad.evaluation.froc_score import FrocScore, froc_score
+from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
 
 _INTERVALS = (
     "Slide AUC: DeLong on the logit scale. All others: percentiles of resamples of the slides, "
@@ -77,6 +78,7 @@ def compute(
             resamples=resamples,
             seed=seed,
             no_truth=no_truth,
+            kinds=[lesion.kind for slide in located for lesion in slide.by_protocol[name].lesions],
         )
         for name in protocols
     }
@@ -125,6 +127,20 @@ def _counts(
     }
 
 
+def lesions(
+    slides: Sequence[SlideEvidence], protocols: Sequence[ProtocolName]
+) -> dict[ProtocolName, list[SlideLesions]]:
+    """Return the lesions of the slides that take part in FROC, by protocol."""
+    located = [slide for slide in slides if slide.by_protocol]
+    return {
+        name: [
+            SlideLesions(s.case.slide, s.by_protocol[name].lesions, s.by_protocol[name].hits)
+            for s in located
+        ]
+        for name in protocols
+    }
+
+
 def as_json(
     figures: Figures,
     slides: Sequence[SlideEvidence],
@@ -147,6 +163,7 @@ def as_json(
         },
         "exclusions": {"all": sorted(exclude), "froc": sorted(exclude_from_froc)},
         "intervals": {"level": LEVEL, "note": _INTERVALS},
+        "lesion_classes": CLASS_RULE,
         "notes": _notes(slides),
         "annotations_ignored": {s.case.slide: dict(s.ignored) for s in slides if s.ignored},
         "slides": [_slide(slide) for slide in slides],

@@ -13,7 +13,7 @@ NONE = "–"
 _THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
 # Parts of a protocol that stand in the table, and its rules, which stand in the manual.
 _SHOWN = {"score", "low", "high", "undefined", "interval_undefined", "rules"}
-_SHOWN |= {"sensitivity_at", "sensitivity_interval_at"}
+_SHOWN |= {"sensitivity_at", "sensitivity_interval_at", "threshold_at", "by_class"}
 _NAMES = {"slide_auc": "Slide AUC", "tile_auroc": "Tile AUROC"}
 
 

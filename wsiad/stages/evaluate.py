@@ -83,14 +83,15 @@ class EvaluationResult:
     ----------
     figures : Figures
         Slide AUC, tile AUROC, FROC by protocol, and counts.
-    report, roc_plot, froc_plot : Path
-        ``evaluation.json``, ``roc.png`` and ``froc.png``.
+    report, lesions, roc_plot, froc_plot : Path
+        ``evaluation.json``, ``lesions.csv``, ``roc.png`` and ``froc.png``.
     summary : str
         For people.
     """
 
     figures: Figures
     report: Path
+    lesions: Path
     roc_plot: Path
     froc_plot: Path
     summary: str
@@ -109,6 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         An annotation file is not valid or contradicts the reference.
     """
     from wsiad.evaluation import report
+    from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.files import write_json
 
@@ -128,6 +130,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     result = EvaluationResult(
         figures,
         out / "evaluation.json",
+        out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
         _summary(figures, out / "evaluation.json"),
@@ -140,6 +143,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         seed=config.seed,
     )
     plot_froc(result.froc_plot, figures.froc)
+    write_lesions(result.lesions, report.lesions(slides, config.protocols))
     values = report.as_json(
         figures, slides, exclude=config.exclude, exclude_from_froc=config.exclude_from_froc
     )

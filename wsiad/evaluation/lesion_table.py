@@ -1,0 +1,186 @@
+"""Every lesion by itself: how large it is, whether it was hit, and what that took.
+
+Sizes are the longest axis as the protocols measure it, less the :data:`MERGE_UM` by which
+they widen a region: the 275 µm below which a region is isolated tumour cells are then the
+0.2 mm of the AJCC, whose 2 mm part micro- from macrometastases (AJCC Cancer Staging
+Manual, 8th edition, 2017, breast).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wsiad.evaluation.froc import PROTOCOLS, Detections, Pool, ProtocolName, SlideHits
+from wsiad.evaluation.regions import MERGE_UM, EvaluationMask
+from wsiad.files import atomic_file
+from wsiad.units import Microns, SquareMicrons
+
+LesionClass = Literal["macro", "micro", "itc"]
+
+CLASSES: tuple[LesionClass, ...] = ("macro", "micro", "itc")
+
+MACRO_UM = Microns(2000.0)
+"""Larger lesions are macrometastases."""
+
+CLASS_RULE = (
+    "size: longest axis of the region (of the ellipse with its second moments) less the 75 µm by "
+    "which the protocol widens it; itc: below 275 µm before that is taken off, the protocol's own "
+    "rule; macro: above 2 mm; micro: between (AJCC's sizes)"
+)
+
+COLUMNS = (
+    "protocol",
+    "slide",
+    "lesion",
+    "class",
+    "size_um",
+    "axis_um",
+    "tumour_um2",
+    "x",
+    "y",
+    "hit",
+    "score",
+    "rank",
+    "false_positives_on_slide",
+    "false_positives_per_slide",
+)
+"""Columns of ``lesions.csv``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesion:
+    """One tumour region of a slide, by one protocol.
+
+    Parameters
+    ----------
+    number : int
+        On its slide, from 1 in reading order.
+    kind : str
+        ``"macro"``, ``"micro"`` or ``"itc"``.
+    axis_um : Microns
+        Longest axis as the protocol measures it, after widening.
+    tumour : SquareMicrons
+        Area of the tumour within, as it is outlined.
+    x, y : float
+        Centroid, level-0 pixels; of a crescent it may lie outside.
+    score : float or None
+        Highest confidence on it; ``None`` if it was missed.
+    rank : int or None
+        Of that detection among all on the slide, from 1; equal ones share the first.
+    """
+
+    number: int
+    kind: LesionClass
+    axis_um: Microns
+    tumour: SquareMicrons
+    x: float
+    y: float
+    score: float | None
+    rank: int | None
+
+    @property
+    def size_um(self) -> Microns:
+        """Longest axis without what the region was widened by; never below 0."""
+        return Microns(max(self.axis_um - MERGE_UM, 0.0))
+
+
+def list_lesions(
+    truth: EvaluationMask | None,
+    hits_with_itc: SlideHits,
+    detections: Detections,
+    *,
+    downsample: float,
+    pixel_um: float,
+) -> tuple[Lesion, ...]:
+    """List the tumour regions of a slide with what was found on each.
+
+    Parameters
+    ----------
+    truth : EvaluationMask or None
+        Of the slide; ``None`` for a normal one.
+    hits_with_itc : SlideHits
+        Of the same regions, isolated tumour cells taken as lesions.
+    detections : Detections
+        On the slide.
+    downsample, pixel_um : float
+        Level-0 pixels and µm per mask pixel.
+    """
+    lesions = []
+    for number, region in enumerate(truth.regions if truth else (), start=1):
+        assert truth is not None
+        best = float(hits_with_itc.regions[number - 1])
+        axis = Microns(region.axis_px * pixel_um)
+        lesions.append(
+            Lesion(
+                number,
+                "itc" if number in truth.itc else _kind(axis),
+                axis,
+                SquareMicrons(region.tumour_px * pixel_um**2),
+                region.column * downsample,
+                region.row * downsample,
+                # Both protocols take a confidence of 0 for a miss.
+                best if best > 0 else None,
+                1 + int(np.count_nonzero(detections.confidence > best)) if best > 0 else None,
+            )
+        )
+    return tuple(lesions)
+
+
+def _kind(axis: Microns) -> LesionClass:
+    return "macro" if axis - MERGE_UM > MACRO_UM else "micro"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideLesions:
+    """The lesions of one slide by one protocol, and what was hit on it."""
+
+    slide: str
+    lesions: Sequence[Lesion]
+    hits: SlideHits
+
+
+def write_lesions(path: Path, found: Mapping[ProtocolName, Sequence[SlideLesions]]) -> None:
+    """Write ``lesions.csv``: a row for each lesion and protocol.
+
+    Parameters
+    ----------
+    path : Path
+        CSV to write, atomically. Without a lesion it is a header alone.
+    found : mapping of str to sequence of SlideLesions
+        By protocol, one of each slide that takes part in FROC, normal ones too: the mean
+        of false positives is over all.
+    """
+    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for protocol, slides in found.items():
+            pool = Pool([slide.hits for slide in slides], PROTOCOLS[protocol])
+            for slide in slides:
+                writer.writerows(_row(protocol, slide, lesion, pool) for lesion in slide.lesions)
+
+
+def _row(
+    protocol: ProtocolName, slide: SlideLesions, lesion: Lesion, pool: Pool
+) -> list[str | int | float]:
+    row: list[str | int | float] = [
+        protocol,
+        slide.slide,
+        lesion.number,
+        lesion.kind,
+        round(lesion.size_um, 1),
+        round(lesion.axis_um, 1),
+        round(lesion.tumour),
+        round(lesion.x, 1),
+        round(lesion.y, 1),
+    ]
+    if lesion.score is None or lesion.rank is None:
+        return [*row, 0, "", "", "", ""]
+    here = int(np.count_nonzero(slide.hits.false_positives >= lesion.score))
+    everywhere = pool.false_positives_from(lesion.score)
+    return [*row, 1, repr(lesion.score), lesion.rank, here, repr(everywhere)]
