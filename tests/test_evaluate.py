@@ -557,3 +557,33 @@ def test_importing_the_verb_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert done.stdout.strip() == ""
+
+
+def test_exclusions_are_told_with_the_figures_and_in_the_plots(submission):
+    def one(**options):
+        return evaluate(
+            detections=submission / "detections",
+            masks=submission / "masks",
+            reference=submission / "reference.csv",
+            out=submission / "out",
+            bootstrap=5,
+            quiet=True,
+            **options,
+        )
+
+    result = one()
+    assert "no slide was excluded" in result.summary
+    plots = [path.read_bytes() for path in (result.roc_plot, result.froc_plot)]
+    result = one(exclude=["test_003"], exclude_from_froc=["test_002"])
+    assert "excluded: test_003; excluded from FROC and tile figures: test_002" in result.summary
+    assert all(
+        path.read_bytes() != plot
+        for path, plot in zip((result.roc_plot, result.froc_plot), plots, strict=True)
+    )
+
+
+def test_a_long_list_of_exclusions_is_cut_short():
+    from wsiad.evaluation.report import left_out
+
+    names = [f"tumor_{i:03}" for i in range(20)]
+    assert left_out((), names).endswith("tumor_007 and 12 more")

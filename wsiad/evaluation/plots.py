@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # and markers differ too.
 _STYLES = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"))
 _GREY = "#767676"
+_CAPTION_COLUMNS = 90
 
 _MOST_FP = 10.0
 _DRAWN = {"linear": "default", "step-up": "steps-pre", "step-down": "steps-post"}
@@ -36,10 +38,11 @@ def plot_roc(
     *,
     resamples: int,
     seed: int,
+    caption: str = "",
 ) -> None:
     """Plot the ROC curve of slides with its pointwise 95 % band over slides.
 
-    Where the area is not defined, the plot says why.
+    Where the area is not defined, the plot says why. The caption stands below.
     """
     figure, axes = _figure()
     colour, _, _ = _STYLES[0]
@@ -59,10 +62,10 @@ def plot_roc(
         ylim=(-0.01, 1.01),
         aspect="equal",
     )
-    _save(figure, axes, path)
+    _save(figure, axes, path, caption)
 
 
-def plot_froc(path: Path, scores: Mapping[ProtocolName, FrocScore]) -> None:
+def plot_froc(path: Path, scores: Mapping[ProtocolName, FrocScore], *, caption: str = "") -> None:
     """Plot the FROC curve of each protocol, with 95 % intervals where it is read.
 
     Parameters
@@ -71,6 +74,8 @@ def plot_froc(path: Path, scores: Mapping[ProtocolName, FrocScore]) -> None:
         PNG to write.
     scores : mapping of str to FrocScore
         By protocol. Where none is defined, the plot says why.
+    caption : str
+        Stands below.
     """
     figure, axes = _figure()
     reasons = []
@@ -116,7 +121,7 @@ def plot_froc(path: Path, scores: Mapping[ProtocolName, FrocScore]) -> None:
         xlim=(0, _MOST_FP),
         ylim=(-0.01, 1.01),
     )
-    _save(figure, axes, path)
+    _save(figure, axes, path, caption)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -136,7 +141,10 @@ def _say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True)
 
 
-def _save(figure: Figure, axes: Axes, path: Path) -> None:
+def _save(figure: Figure, axes: Axes, path: Path, caption: str) -> None:
+    if caption:
+        lines = textwrap.fill(caption, _CAPTION_COLUMNS)
+        figure.supxlabel(lines, fontsize="x-small", color=_GREY, parse_math=False)
     if axes.get_legend_handles_labels()[0]:
         # Above the plot it hides no interval.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.005), fontsize="small", frameon=False)

@@ -24,6 +24,10 @@ _INTERVALS = (
 )
 
 
+_LISTED = 8
+"""Slides that a line names; ``evaluation.json`` names all."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Figures:
     """Figures of an evaluation.
@@ -139,6 +143,18 @@ def lesions(
         ]
         for name in protocols
     }
+
+
+def left_out(exclude: Sequence[str], exclude_from_froc: Sequence[str]) -> str:
+    """Say in a line which slides were excluded: no figure goes without it."""
+    texts = {"excluded": exclude, "excluded from FROC and tile figures": exclude_from_froc}
+    said = [f"{text}: {_listed(sorted(names))}" for text, names in texts.items() if names]
+    return "; ".join(said) or "no slide was excluded"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def as_json(

@@ -5,73 +5,43 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
 import pydantic
 
 from wsiad._version import __version__
-from wsiad.config import Config, verb
-from wsiad.errors import EvaluationError
-from wsiad.evaluation.froc import ProtocolName
-from wsiad.evaluation.results import SlideScore
+from wsiad.config import verb
+from wsiad.stages.evaluation_input import (
+    EvaluationOptions,
+    cases_of,
+    evidence_of,
+    read_scored,
+    why_no_tiles,
+    why_no_truth,
+)
 
 if TYPE_CHECKING:
-    from wsiad.evaluation.cohort import Case
-    from wsiad.evaluation.evidence import SlideEvidence
     from wsiad.evaluation.report import Figures
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(EvaluationOptions):
     """Config of ``wsiad evaluate``."""
 
     results: Path | None = None
     """Results folder of `wsiad heatmap`; or else `detections`."""
     detections: Path | None = None
     """Folder of CSV files, one a slide: confidence, x, y in level-0 pixels."""
-    reference: Path
-    """CSV that says which slides hold tumour: columns `image` and `type`."""
-    annotations: Path | None = None
-    """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; or else `masks`."""
-    masks: Path | None = None
-    """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
     out: Path | None = None
     """Where figures and plots go; by default the results folder."""
-    protocols: Annotated[tuple[ProtocolName, ...], pydantic.Field(min_length=1)] = (
-        "camelyon16-2016",
-        "camelyon16-dataset",
-    )
-    """FROC protocols; the first one's counts of lesions are the ones shown on top."""
-    slide_score: SlideScore = "max"
-    """Which score of `wsiad heatmap` is a slide's score."""
-    spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
-    """µm per level-0 pixel for all slides; by default each slide's own, else 0.243."""
-    mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Level-0 pixels per mask pixel; by default 32 (level 5), on outlines of slides of
-    other magnification the power of two that is nearest to it in µm."""
-    exclude: tuple[str, ...] = ()
-    """Slides to leave out altogether."""
-    exclude_from_froc: tuple[str, ...] = ()
-    """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
-    bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
-    """Resamples of the slides for intervals."""
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Seed of the resamples."""
-    quiet: bool = False
-    """No progress output."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if (self.results is None) == (self.detections is None):
             raise ValueError("give either `results` or `detections`")
-        if self.annotations is not None and self.masks is not None:
-            raise ValueError("give either `annotations` or `masks`")
         if self.out is None and self.results is None:
             raise ValueError("`detections` need an `out` folder")
         if self.detections is not None and self.slide_score != "max":
             raise ValueError("the slide score of `detections` is their highest: `max`")
-        for name in ("protocols", "exclude", "exclude_from_froc"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"`{name}` names something twice")
         return self
 
 
@@ -117,23 +87,26 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     start = time.monotonic()
     source = config.detections or config.results
     assert source is not None
-    slides = _collect(config, _gather(config, source))
+    is_results = config.results is not None
+    scored = read_scored(config, source, results=is_results)
+    slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
     figures = report.compute(
         slides,
         protocols=config.protocols,
         resamples=config.bootstrap,
         seed=config.seed,
-        no_truth=_why_no_truth(config, slides),
-        no_tiles=_why_no_tiles(config),
+        no_truth=why_no_truth(config, slides),
+        no_tiles=why_no_tiles(config, results=is_results),
     )
     out = config.out or source
+    left_out = report.left_out(config.exclude, config.exclude_from_froc)
     result = EvaluationResult(
         figures,
         out / "evaluation.json",
         out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
-        _summary(figures, out / "evaluation.json"),
+        _summary(figures, left_out, out / "evaluation.json"),
     )
     plot_roc(
         result.roc_plot,
@@ -141,8 +114,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         figures.slide_auc,
         resamples=config.bootstrap,
         seed=config.seed,
+        caption=left_out,
     )
-    plot_froc(result.froc_plot, figures.froc)
+    plot_froc(result.froc_plot, figures.froc, caption=left_out)
     write_lesions(result.lesions, report.lesions(slides, config.protocols))
     values = report.as_json(
         figures, slides, exclude=config.exclude, exclude_from_froc=config.exclude_from_froc
@@ -163,7 +137,7 @@ def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
         write_results_report(results, evaluation=out, seconds={"evaluate": seconds})
 
 
-def _summary(figures: Figures, report: Path) -> str:
+def _summary(figures: Figures, left_out: str, report: Path) -> str:
     named = {
         "slide AUC": figures.slide_auc,
         **{f"FROC {name}": froc.score for name, froc in figures.froc.items()},
@@ -171,75 +145,4 @@ def _summary(figures: Figures, report: Path) -> str:
     }
     width = max(map(len, named))
     lines = [f"{name:<{width}}  {estimate}" for name, estimate in named.items()]
-    return "\n".join([*lines, f"see {report}"])
-
-
-def _gather(config: EvaluateConfig, source: Path) -> list[Case]:
-    from wsiad.evaluation.cohort import gather
-    from wsiad.evaluation.results import read_results
-    from wsiad.evaluation.submission import read_submission
-    from wsiad.evaluation.truth import read_reference
-
-    reference = read_reference(config.reference)
-    if config.results is None:
-        scored = read_submission(source, ignore=[config.reference])
-    else:
-        scored = read_results(source, score=config.slide_score, exclude=config.exclude)
-    return gather(
-        reference,
-        scored,
-        exclude=config.exclude,
-        exclude_from_froc=config.exclude_from_froc,
-        source=source,
-    )
-
-
-def _collect(config: EvaluateConfig, cases: list[Case]) -> list[SlideEvidence]:
-    from wsiad.evaluation.evidence import collect
-    from wsiad.evaluation.lesions import load_truth
-    from wsiad.progress import Progress
-
-    folder = config.annotations or config.masks
-    if folder is not None and not folder.is_dir():
-        raise EvaluationError(
-            "is no folder",
-            subject=str(folder),
-            remedy="Name the folder that holds the ground truth of each slide.",
-        )
-    slides = []
-    with Progress("evaluate", total=len(cases), unit="slide", quiet=config.quiet) as progress:
-        for case in cases:
-            truth = None
-            if folder is not None and case.located:
-                truth = load_truth(
-                    case,
-                    annotations=config.annotations,
-                    masks=config.masks,
-                    downsample=config.mask_downsample,
-                )
-            found = collect(
-                case,
-                truth,
-                protocols=config.protocols,
-                given_mpp=config.spacing_um,
-                outlined=config.annotations is not None,
-            )
-            slides.append(found)
-            progress.update()
-    return slides
-
-
-def _why_no_truth(config: EvaluateConfig, slides: list[SlideEvidence]) -> str | None:
-    if config.annotations is None and config.masks is None:
-        return "neither annotations nor masks were given"
-    if not any(slide.by_protocol for slide in slides):
-        return "all slides are excluded from FROC"
-    return None
-
-
-def _why_no_tiles(config: EvaluateConfig) -> str | None:
-    if config.results is None:
-        return "detections come without tile scores"
-    if config.annotations is None:
-        return "no annotations were given"
-    return None
+    return "\n".join([*lines, left_out, f"see {report}"])

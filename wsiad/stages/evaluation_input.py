@@ -1,0 +1,173 @@
+"""What `evaluate` and `compare` read alike: ground truth, reference, results, exclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import pydantic
+
+from wsiad.config import Config
+from wsiad.errors import EvaluationError
+from wsiad.evaluation.froc import ProtocolName
+from wsiad.evaluation.results import SlideScore
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.cohort import Case
+    from wsiad.evaluation.evidence import SlideEvidence
+    from wsiad.evaluation.submission import ScoredSlide
+
+
+class EvaluationOptions(Config):
+    """What results are held against, and how."""
+
+    reference: Path
+    """CSV that says which slides hold tumour: columns `image` and `type`."""
+    annotations: Path | None = None
+    """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; or else `masks`."""
+    masks: Path | None = None
+    """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
+    protocols: Annotated[tuple[ProtocolName, ...], pydantic.Field(min_length=1)] = (
+        "camelyon16-2016",
+        "camelyon16-dataset",
+    )
+    """FROC protocols; the first one's counts of lesions are the ones shown on top."""
+    slide_score: SlideScore = "max"
+    """Which score of `wsiad heatmap` is a slide's score."""
+    spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """µm per level-0 pixel for all slides; by default each slide's own, else 0.243."""
+    mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Level-0 pixels per mask pixel; by default 32 (level 5), on outlines of slides of
+    other magnification the power of two that is nearest to it in µm."""
+    exclude: tuple[str, ...] = ()
+    """Slides to leave out altogether."""
+    exclude_from_froc: tuple[str, ...] = ()
+    """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
+    bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
+    """Resamples of the slides for intervals."""
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Seed of the resamples."""
+    quiet: bool = False
+    """No progress output."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.annotations is not None and self.masks is not None:
+            raise ValueError("give either `annotations` or `masks`")
+        for name in ("protocols", "exclude", "exclude_from_froc"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"`{name}` names something twice")
+        return self
+
+
+def read_scored(
+    options: EvaluationOptions, folder: Path, *, results: bool
+) -> dict[str, ScoredSlide]:
+    """Read what a folder says of each slide.
+
+    Parameters
+    ----------
+    options : EvaluationOptions
+    folder : Path
+        Results of ``wsiad heatmap``, or detections.
+    results : bool
+        Which of them.
+
+    Raises
+    ------
+    EvaluationError
+        It is not such a folder, or something in it is not valid.
+    """
+    from wsiad.evaluation.results import read_results
+    from wsiad.evaluation.submission import read_submission
+
+    if results:
+        return read_results(folder, score=options.slide_score, exclude=options.exclude)
+    return read_submission(folder, ignore=[options.reference])
+
+
+def cases_of(
+    options: EvaluationOptions, scored: Mapping[str, ScoredSlide], source: Path
+) -> list[Case]:
+    """Pair what was found with the reference.
+
+    Raises
+    ------
+    EvaluationError
+        A slide is on one side only, or failed, and is not excluded by name.
+    """
+    from wsiad.evaluation.cohort import gather
+    from wsiad.evaluation.truth import read_reference
+
+    return gather(
+        read_reference(options.reference),
+        scored,
+        exclude=options.exclude,
+        exclude_from_froc=options.exclude_from_froc,
+        source=source,
+    )
+
+
+def evidence_of(
+    options: EvaluationOptions, cases: list[Case], *, label: str
+) -> list[SlideEvidence]:
+    """Read ground truth, detections and windows of each slide and match them.
+
+    Raises
+    ------
+    EvaluationError
+        Detections, windows or ground truth are missing or not valid.
+    AnnotationError
+        An annotation file is not valid or contradicts the reference.
+    """
+    from wsiad.evaluation.evidence import collect
+    from wsiad.evaluation.lesions import load_truth
+    from wsiad.progress import Progress
+
+    folder = options.annotations or options.masks
+    if folder is not None and not folder.is_dir():
+        raise EvaluationError(
+            "is no folder",
+            subject=str(folder),
+            remedy="Name the folder that holds the ground truth of each slide.",
+        )
+    slides = []
+    with Progress(label, total=len(cases), unit="slide", quiet=options.quiet) as progress:
+        for case in cases:
+            truth = None
+            if folder is not None and case.located:
+                truth = load_truth(
+                    case,
+                    annotations=options.annotations,
+                    masks=options.masks,
+                    downsample=options.mask_downsample,
+                )
+            found = collect(
+                case,
+                truth,
+                protocols=options.protocols,
+                given_mpp=options.spacing_um,
+                outlined=options.annotations is not None,
+            )
+            slides.append(found)
+            progress.update()
+    return slides
+
+
+def why_no_truth(options: EvaluationOptions, slides: list[SlideEvidence]) -> str | None:
+    """Return why there is nothing to compute FROC with, if so."""
+    if options.annotations is None and options.masks is None:
+        return "neither annotations nor masks were given"
+    if not any(slide.by_protocol for slide in slides):
+        return "all slides are excluded from FROC"
+    return None
+
+
+def why_no_tiles(options: EvaluationOptions, *, results: bool) -> str | None:
+    """Return why there is nothing to compute tile AUROC with, if so."""
+    if not results:
+        return "detections come without tile scores"
+    if options.annotations is None:
+        return "no annotations were given"
+    return None
