@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from wsiad._version import __version__
 
 if TYPE_CHECKING:
+    from wsiad.stages.compare import compare
     from wsiad.stages.demo import demo
     from wsiad.stages.doctor import doctor
     from wsiad.stages.evaluate import evaluate
@@ -44,6 +45,7 @@ __all__ = [
     "TileDataset",
     "TileStore",
     "__version__",
+    "compare",
     "demo",
     "doctor",
     "evaluate",

@@ -95,6 +95,13 @@ wsiad heatmap runs/dpa test_store/ --out results/""",
 wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
 wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out scored/""",
     ),
+    "compare": Verb(
+        "two results on the same slides: paired differences of every figure",
+        ("a", "b"),
+        """\
+wsiad compare results_knn/ results_dpa/ --reference reference.csv --annotations xml/ --out knn_dpa/
+wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out compared/""",
+    ),
     "import-tiles": Verb(
         "tiles from folders, tars or PCam's HDF5 into a store without slide geometry",
         ("sources",),

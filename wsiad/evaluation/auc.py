@@ -48,16 +48,26 @@ def delong(positive: Floats, negative: Floats) -> tuple[float, float]:
     area, standard_error : float
         The error is NaN where a class has fewer than two scores.
     """
+    of_positive, of_negative = placements(positive, negative)
     m, n = len(positive), len(negative)
-    ranks = midranks(np.concatenate([positive, negative]))
-    # Share of the other class that each score is on the right side of.
-    of_positive = (ranks[:m] - midranks(positive)) / n
-    of_negative = 1 - (ranks[m:] - midranks(negative)) / m
     area = float(of_positive.mean())
     if m < 2 or n < 2:
         return area, math.nan
     variance = of_positive.var(ddof=1) / m + of_negative.var(ddof=1) / n
     return area, math.sqrt(variance)
+
+
+def placements(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+    """Share of the other class that each score is on the right side of, a tie by half.
+
+    Returns
+    -------
+    ndarray of float64, (M,) and (N,)
+        DeLong's structural components; the mean of either is the area.
+    """
+    m, n = len(positive), len(negative)
+    ranks = midranks(np.concatenate([positive, negative]))
+    return (ranks[:m] - midranks(positive)) / n, 1 - (ranks[m:] - midranks(negative)) / m
 
 
 def slide_auc(positive: Floats, negative: Floats) -> Estimate:
@@ -142,34 +152,65 @@ def tile_auroc(
     resamples, seed : int
         Of the bootstrap.
     """
-    wins, tumour, healthy = _wins(positive, negative)
-    if not tumour.any() or not healthy.any():
-        return undefined(f"there is no {'healthy' if tumour.any() else 'tumour'} tile")
-    value = float(wins.sum() / (tumour.sum() * healthy.sum()))
-    if min(np.count_nonzero(tumour), np.count_nonzero(healthy)) < 2:
+    pool = TilePool(positive, negative)
+    value = pool.area()
+    if value is None:
+        return undefined(pool.missing)
+    if pool.fewest_slides < 2:
         return Estimate(
             value, interval_undefined="tiles of a class come from fewer than two slides"
         )
-    samples = []
-    for weights in slide_weights(len(positive), resamples=resamples, seed=seed):
-        pairs = float(weights @ tumour) * float(weights @ healthy)
-        if pairs:
-            samples.append(float(weights @ wins @ weights) / pairs)
+    drawn = slide_weights(len(positive), resamples=resamples, seed=seed)
+    samples = [area for area in map(pool.area, drawn) if area is not None]
     if not samples:
         return Estimate(value, interval_undefined=NO_RESAMPLES)
     low, high = percentile_interval(np.array(samples)).tolist()
     return Estimate(value, low, high)
 
 
-def _wins(positive: Sequence[Floats], negative: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
-    """Pairs won by tumour tiles of slide i over healthy tiles of slide j, and their numbers.
+class TilePool:
+    """The tiles of all slides, made ready for areas of weighted slides.
 
-    With these, the area of any resample of slides is exact without another sort.
+    Pairs won by tumour tiles of slide i over healthy tiles of slide j are counted once;
+    with them the area of any resample of slides is exact without another sort.
+
+    Parameters
+    ----------
+    positive, negative : sequence of ndarray of float64
+        Scores of tumour and healthy tiles of each slide, either possibly empty.
     """
+
+    def __init__(self, positive: Sequence[Floats], negative: Sequence[Floats]) -> None:
+        self._tumour = np.array([len(scores) for scores in positive], dtype=np.float64)
+        self._healthy = np.array([len(scores) for scores in negative], dtype=np.float64)
+        self._wins = _wins(positive, negative)
+        self.slides = len(positive)
+
+    @property
+    def missing(self) -> str:
+        """Which class there is no tile of, where there is no area."""
+        return f"there is no {'healthy' if self._tumour.any() else 'tumour'} tile"
+
+    @property
+    def fewest_slides(self) -> int:
+        """Number of slides with tiles of a class, of the class that fewer have."""
+        return int(min(np.count_nonzero(self._tumour), np.count_nonzero(self._healthy)))
+
+    def area(self, weights: npt.NDArray[np.int64] | None = None) -> float | None:
+        """Return the area, each slide taken as often as its weight says, once by default.
+
+        ``None`` where a class has no tile.
+        """
+        if weights is None:
+            weights = np.ones(len(self._tumour), dtype=np.int64)
+        pairs = float(weights @ self._tumour) * float(weights @ self._healthy)
+        return float(weights @ self._wins @ weights) / pairs if pairs else None
+
+
+def _wins(positive: Sequence[Floats], negative: Sequence[Floats]) -> Floats:
+    """Pairs won by tumour tiles of slide i over healthy tiles of slide j, (slides, slides)."""
     slides = len(positive)
-    tumour = np.array([len(scores) for scores in positive], dtype=np.float64)
-    healthy = np.array([len(scores) for scores in negative], dtype=np.float64)
-    owner = np.repeat(np.arange(slides), tumour.astype(int))
+    owner = np.repeat(np.arange(slides), [len(scores) for scores in positive])
     scores = np.concatenate([np.zeros(0), *positive])
     order = np.argsort(scores, kind="stable")
     owner, scores = owner[order], scores[order]
@@ -180,4 +221,4 @@ def _wins(positive: Sequence[Floats], negative: Sequence[Floats]) -> tuple[Float
             below = np.searchsorted(others, scores, side="left")
             up_to = np.searchsorted(others, scores, side="right")
             wins[:, j] = np.bincount(owner, (below + up_to) / 2, slides)
-    return wins, tumour, healthy
+    return wins

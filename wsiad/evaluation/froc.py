@@ -218,6 +218,11 @@ class Pool:
         return int(self._lesions.sum())
 
     @property
+    def slides_with_lesions(self) -> int:
+        """Number of slides with a lesion."""
+        return int(np.count_nonzero(self._lesions))
+
+    @property
     def ties(self) -> int:
         """False positives whose score another false positive or a hit region has too.
 

@@ -210,7 +210,7 @@ def _estimate(
         cells = f": all {itc} tumour regions are isolated tumour cells" if itc else ""
         return undefined(f"there is no lesion to find{cells}"), None, 0
     value = float(sensitivities.mean())
-    if sum(hit.lesions > 0 for hit in hits) < 2:
+    if pool.slides_with_lesions < 2:
         reason = "lesions lie on fewer than two slides"
         return Estimate(value, interval_undefined=reason), None, 0
     samples = [

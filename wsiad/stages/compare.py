@@ -1,0 +1,159 @@
+"""Compare two results on the same slides: paired differences of every figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad._version import __version__
+from wsiad.config import verb
+from wsiad.errors import ConfigError, EvaluationError
+from wsiad.stages.evaluation_input import (
+    EvaluationOptions,
+    cases_of,
+    evidence_of,
+    read_scored,
+    why_no_tiles,
+    why_no_truth,
+)
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.comparison import Comparison
+    from wsiad.evaluation.submission import ScoredSlide
+
+_LISTED = 8
+
+
+class CompareConfig(EvaluationOptions):
+    """Compare two results on the same slides, or somebody's detections with them."""
+
+    a: Path
+    """Results folder of `wsiad heatmap`, or folder of detections: the first."""
+    b: Path
+    """The second; differences are the second less the first."""
+    out: Path
+    """Where `comparison.json` and `comparison.md` go."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComparisonResult:
+    """A comparison and the files that hold it.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Every figure of both, and the differences.
+    report, table : Path
+        ``comparison.json`` and ``comparison.md``.
+    summary : str
+        For people.
+    """
+
+    comparison: Comparison
+    report: Path
+    table: Path
+    summary: str
+
+
+@verb(CompareConfig)
+def compare(config: CompareConfig) -> ComparisonResult:
+    """Compute the paired differences of two results, and write them.
+
+    Raises
+    ------
+    EvaluationError
+        The two are not of the same slides, or results, ground truth and reference do not
+        fit together.
+    AnnotationError
+        An annotation file is not valid or contradicts the reference.
+    """
+    from wsiad.evaluation import comparison
+    from wsiad.evaluation.report import left_out
+    from wsiad.files import write_json, write_text
+
+    if config.a.resolve() == config.b.resolve():
+        raise EvaluationError("is compared with itself", subject=str(config.a))
+    folders = {folder: _is_results(folder) for folder in (config.a, config.b)}
+    if config.slide_score != "max" and not all(folders.values()):
+        raise ConfigError("the slide score of detections is their highest: `max`")
+    scored = [read_scored(config, folder, results=kind) for folder, kind in folders.items()]
+    _check_same(config, *scored)
+    known = [_completed(one, other) for one, other in (scored, scored[::-1])]
+    slides = [
+        evidence_of(config, cases_of(config, found, folder), label=f"evaluate {folder.name}")
+        for found, folder in zip(known, folders, strict=True)
+    ]
+    found = comparison.compare(
+        *slides,
+        protocols=config.protocols,
+        resamples=config.bootstrap,
+        seed=config.seed,
+        no_truth=why_no_truth(config, slides[0]),
+        no_tiles=why_no_tiles(config, results=all(folders.values())),
+    )
+    excluded = left_out(config.exclude, config.exclude_from_froc)
+    table = comparison.as_table(found, str(config.a), str(config.b), excluded)
+    result = ComparisonResult(
+        found,
+        config.out / "comparison.json",
+        config.out / "comparison.md",
+        f"{table}\nsee {config.out / 'comparison.json'}",
+    )
+    values: dict[str, Any] = {
+        **comparison.as_json(found, str(config.a), str(config.b)),
+        "exclusions": {
+            "all": sorted(config.exclude),
+            "froc": sorted(config.exclude_from_froc),
+        },
+        "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
+    }
+    write_json(result.report, values)
+    write_text(result.table, comparison.as_markdown(found, str(config.a), str(config.b), excluded))
+    return result
+
+
+def _is_results(folder: Path) -> bool:
+    """Whether a folder is one of ``wsiad heatmap``; else it should hold detections."""
+    return (folder / "slides.csv").exists()
+
+
+def _check_same(
+    config: CompareConfig, a: Mapping[str, ScoredSlide], b: Mapping[str, ScoredSlide]
+) -> None:
+    """Refuse results of other slides, or of slides that are not the same pixels."""
+    excluded = set(config.exclude)
+    for here, there, folder in ((a, b, config.b), (b, a, config.a)):
+        names = sorted(set(here) - set(there) - excluded)
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            raise EvaluationError(
+                f"no results in {folder}, while the other side has them",
+                subject=", ".join(names[:_LISTED]) + more,
+                remedy="Only the same slides can be compared: complete the results, or exclude "
+                "the slides from both.",
+            )
+    for name in sorted(set(a) & set(b) - excluded):
+        sizes = a[name].size, b[name].size
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise EvaluationError(
+                f"is {sizes[0]} on one side and {sizes[1]} on the other",
+                subject=name,
+                remedy="The two results are of different files.",
+            )
+
+
+def _completed(
+    scored: Mapping[str, ScoredSlide], other: Mapping[str, ScoredSlide]
+) -> dict[str, ScoredSlide]:
+    """Give slides the size and scale that only the other side knows: one truth for both."""
+    return {
+        name: dataclasses.replace(
+            slide, size=slide.size or other[name].size, mpp=slide.mpp or other[name].mpp
+        )
+        if name in other
+        else slide
+        for name, slide in scored.items()
+    }
