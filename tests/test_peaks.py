@@ -149,6 +149,75 @@ def test_detections_never_lie_off_the_slide():
     assert [(d.x, d.y, d.score) for d in found] == [(197.0, 96.0, 2.0)]
 
 
+def regions_by_brute_force(scores, threshold, pool):
+    """Grow each region pixel by pixel; its pixel nearest to the mean position."""
+    left = {tuple(map(int, place)) for place in np.argwhere(scores > threshold)}
+    found = []
+    while left:
+        region, waiting = [], [min(left)]
+        left.discard(waiting[0])
+        while waiting:
+            row, column = waiting.pop()
+            region.append((row, column))
+            near = {(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            waiting += near
+            left -= near
+        middle = np.mean(region, axis=0)
+        centre = min((round(((np.array(p) - middle) ** 2).sum(), 9), p) for p in region)[1]
+        value = pool([float(scores[place]) for place in region])
+        found.append((-value, min(region), centre))
+    return [(centre, -value) for value, _, centre in sorted(found)]
+
+
+@pytest.mark.parametrize("name", ["regions-max", "regions-mean"])
+@pytest.mark.parametrize("threshold", [0.3, 1.2])
+def test_regions_equal_brute_force(name, threshold):
+    rng = np.random.default_rng(3)
+    scores = np.round(rng.normal(size=(40, 50)), 1).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = np.nan
+    found = find_peaks(heatmap_of(scores), threshold=threshold, suppression=name)
+    pool = max if name == "regions-max" else np.mean
+    expected = regions_by_brute_force(scores, threshold, pool)
+    assert len(expected) > 5
+    strengths = np.array([d.score for d in found])
+    np.testing.assert_allclose(strengths, [score for _, score in expected], atol=1e-9)
+    assert sorted(positions(found)) == sorted(place for place, _ in expected)
+    if name == "regions-max":  # means of equal value may differ by rounding
+        assert positions(found) == [place for place, _ in expected]
+    few = find_peaks(heatmap_of(scores), threshold=threshold, suppression=name, limit=3)
+    assert few == found[:3]
+
+
+def test_the_centre_of_a_crescent_lies_on_it():
+    scores = np.zeros((9, 9), np.float32)
+    scores[1:8, 1] = scores[1, 1:8] = scores[7, 1:8] = 1
+    scores[7, 7] = 3
+    found = find_peaks(heatmap_of(scores), threshold=0.5, suppression="regions-max")
+    assert [(*positions([d])[0], d.score) for d in found] == [(4, 1, 3.0)]
+    found = find_peaks(heatmap_of(scores), threshold=0.5, suppression="regions-mean")
+    assert found[0].score == pytest.approx((18 + 3) / 19)
+
+
+def test_regions_off_the_slide_and_empty_maps_give_nothing():
+    scores = np.zeros((3, 3), np.float32)
+    scores[2] = 5
+    heatmap = heatmap_of(scores, size=Size(3 * 64, 2 * 64))
+    assert find_peaks(heatmap, threshold=1, suppression="regions-max") == []
+    nothing = heatmap_of(np.full((3, 3), np.nan))
+    assert find_peaks(nothing, threshold=0, suppression="regions-mean") == []
+
+
+@pytest.mark.parametrize("name", ["single", "two_close", "plateau", "edge", "threshold_exact"])
+def test_regions_of_the_reference_maps_are_where_their_maxima_are(name):
+    if not CASES.exists():
+        pytest.skip("the reference cases are not at hand")
+    scores = np.load(CASES / f"{name}.npy", allow_pickle=False)
+    found = find_peaks(heatmap_of(scores), threshold=0.5, suppression="regions-max")
+    expected = regions_by_brute_force(scores, 0.5, max)
+    assert positions(found) == [place for place, _ in expected]
+    assert found[0].score == pytest.approx(scores.max())
+
+
 def test_no_candidates():
     assert find_peaks(heatmap_of(np.full((4, 4), np.nan)), threshold=-1e9) == []
 

@@ -103,7 +103,9 @@ def auc_difference(positive: Floats, negative: Floats) -> Difference:
     half = float(special.ndtri((1 + LEVEL) / 2)) * error
     # Both tails of the normal distribution.
     p = math.erfc(abs(value) / error / math.sqrt(2))
-    return Difference(a, b, Estimate(value, value - half, value + half), p)
+    # Areas lie between 0 and 1, so their difference does between -1 and 1.
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    return Difference(a, b, Estimate(value, low, high), p)
 
 
 def froc_differences(a: Pool, b: Pool, *, resamples: int, seed: int) -> list[Difference]:

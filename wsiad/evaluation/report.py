@@ -99,6 +99,46 @@ def compute(
     )
 
 
+def compute_groups(
+    slides: Sequence[SlideEvidence],
+    groups: Mapping[str, str],
+    *,
+    protocols: Sequence[ProtocolName],
+    resamples: int,
+    seed: int,
+    no_truth: str | None,
+    no_tiles: str | None,
+) -> dict[str, Figures]:
+    """Compute all figures of each group of slides by itself, groups by name.
+
+    Parameters
+    ----------
+    slides : sequence of SlideEvidence
+    groups : mapping of str to str
+        Group of each slide.
+    protocols, resamples, seed, no_truth, no_tiles
+        As for :func:`compute`.
+    """
+    members: dict[str, list[SlideEvidence]] = {}
+    for slide in slides:
+        members.setdefault(groups[slide.case.slide], []).append(slide)
+    return {
+        name: compute(
+            members[name],
+            protocols=protocols,
+            resamples=resamples,
+            seed=seed,
+            no_truth=no_truth
+            or (None if any(s.by_protocol for s in members[name]) else _NONE_LOCATED),
+            no_tiles=no_tiles,
+        )
+        for name in sorted(members)
+    }
+
+
+_NONE_LOCATED = "all slides of the group are excluded from FROC"
+
+
 def slide_scores(slides: Sequence[SlideEvidence]) -> tuple[Floats, Floats]:
     """Return the scores of tumour and of normal slides."""
     scores = np.array([slide.score for slide in slides], dtype=np.float64)
@@ -166,11 +206,7 @@ def as_json(
 ) -> dict[str, Any]:
     """Return ``evaluation.json`` as JSON values; what is not defined is null with a reason."""
     return {
-        "slide_auc": figures.slide_auc.as_json(),
-        "tile_auroc": {
-            **figures.tile_auroc.as_json(),
-            "by_share": figures.tile_auroc_by_share.as_json(),
-        },
+        **_areas(figures),
         "froc": {name: _froc(name, score, slides) for name, score in figures.froc.items()},
         "counts": {
             **figures.counts,
@@ -183,6 +219,26 @@ def as_json(
         "notes": _notes(slides),
         "annotations_ignored": {s.case.slide: dict(s.ignored) for s in slides if s.ignored},
         "slides": [_slide(slide) for slide in slides],
+    }
+
+
+def groups_json(figures: Mapping[str, Figures]) -> dict[str, Any]:
+    """Return the figures of groups as JSON values, by group."""
+    return {
+        name: {
+            **_areas(found),
+            "froc": {protocol: score.as_json() for protocol, score in found.froc.items()},
+            "counts": dict(found.counts),
+        }
+        for name, found in figures.items()
+    }
+
+
+def _areas(figures: Figures) -> dict[str, Any]:
+    by_share = figures.tile_auroc_by_share.as_json()
+    return {
+        "slide_auc": figures.slide_auc.as_json(),
+        "tile_auroc": {**figures.tile_auroc.as_json(), "by_share": by_share},
     }
 
 

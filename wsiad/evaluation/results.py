@@ -15,14 +15,17 @@ from wsiad.evaluation.table import number, read_rows, slide_name
 from wsiad.geometry import Size
 from wsiad.units import Mpp
 
-SlideScore = Literal["max", "top_k_mean"]
+SlideScore = Literal["max", "top_k_mean", "percentile"]
+
+HEATMAP = "heatmap.ome.tif"
+_MAX_PX = 1 << 28
 
 _COLUMNS = ("slide", "status", "reason", "mpp_x", "mpp_y", "width", "height")
 _WINDOW_FIELDS = ("x", "y", "width", "height", "score")
 
 
 def read_results(
-    folder: Path, *, score: SlideScore, exclude: Collection[str] = ()
+    folder: Path, *, score: SlideScore, percentile: float = 99.0, exclude: Collection[str] = ()
 ) -> dict[str, ScoredSlide]:
     """Read what ``wsiad heatmap`` says of each slide.
 
@@ -31,7 +34,9 @@ def read_results(
     folder : Path
         Holds ``slides.csv``.
     score : str
-        Which score of a slide is its score.
+        Which score of a slide is its score; ``"percentile"`` is that of its heatmap pixels.
+    percentile : float
+        Which one, 0 to 100.
     exclude : collection of str
         Slides of which nothing is read, so that nothing wrong with them is in the way.
 
@@ -43,7 +48,8 @@ def read_results(
     path = folder / "slides.csv"
     rows = read_rows(path)
     columns = rows[0].cells if rows else ()
-    missing = [name for name in (*_COLUMNS, f"score_{score}") if name not in columns]
+    given = () if score == "percentile" else (f"score_{score}",)
+    missing = [name for name in (*_COLUMNS, *given) if name not in columns]
     if missing:
         raise EvaluationError(
             f"has no column {', '.join(missing)}",
@@ -64,6 +70,10 @@ def read_results(
             raise EvaluationError(
                 f"{slide} is listed twice", subject=where, remedy="Keep one of the rows."
             )
+        if score == "percentile" and cells["status"] == "ok":
+            scores = read_heatmap(folder / slide / HEATMAP, slide)
+            value = float(np.percentile(scores[np.isfinite(scores)], percentile))
+            cells["score_percentile"] = repr(value)
         found[slide] = _slide(slide, cells, folder, score, where)
     return found
 
@@ -84,7 +94,7 @@ def _slide(
     mpp_x, mpp_y, width, height = (
         _positive(cells, key, slide, where) for key in ("mpp_x", "mpp_y", "width", "height")
     )
-    value = number(cells[f"score_{score}"])
+    value = number(cells.get(f"score_{score}", ""))
     if status == "ok" and value is None:
         raise EvaluationError(
             f"score_{score} of {slide} is {cells[f'score_{score}']!r}, not a number",
@@ -145,3 +155,73 @@ def read_windows(path: Path, slide: str) -> npt.NDArray[Any]:
                 f"window {wrong[0]} of {path} has no finite {name}", subject=slide, remedy=remedy
             )
     return windows
+
+
+def read_heatmap(path: Path, slide: str) -> npt.NDArray[np.float32]:
+    """Read the heatmap of a slide.
+
+    Returns
+    -------
+    ndarray of float32, (H, W)
+        Anomaly scores; NaN where none was scored, not everywhere.
+
+    Raises
+    ------
+    EvaluationError
+        The file is missing or no such image, is too large, or holds no score.
+    """
+    import tifffile
+
+    remedy = "Run `wsiad heatmap` on the slide again, or exclude it."
+    try:
+        with tifffile.TiffFile(path) as file:
+            level = file.series[0].levels[0]
+            usual = level.ndim == 2 and level.dtype == np.float32 and level.size <= _MAX_PX
+            scores = level.asarray() if usual else None
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        raise EvaluationError(
+            f"{path} cannot be read ({error})", subject=slide, remedy=remedy
+        ) from error
+    if scores is None:
+        raise EvaluationError(f"{path} is no heatmap of float32", subject=slide, remedy=remedy)
+    if not np.isfinite(scores).any():
+        raise EvaluationError(f"{path} holds no score", subject=slide, remedy=remedy)
+    return scores
+
+
+def healthy_shares(folder: Path, slide: str) -> npt.NDArray[np.float64]:
+    """Heatmap of a slide in shares of healthy windows with a lower score.
+
+    Scores are read off the slide's own windows, whose percentiles are stored; between two
+    of them linearly.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the slide's results.
+    slide : str
+        Named in errors.
+
+    Returns
+    -------
+    ndarray of float64, (H, W)
+        From 0 to 1; NaN where nothing was scored.
+
+    Raises
+    ------
+    EvaluationError
+        Heatmap or windows are missing or not valid.
+    """
+    windows = read_windows(folder / "windows.npy", slide)
+    if "percentile" not in (windows.dtype.names or ()) or not len(windows):
+        raise EvaluationError(
+            "has no windows with percentiles",
+            subject=slide,
+            remedy="Run `wsiad heatmap` on the slide again, or exclude it.",
+        )
+    known, first = np.unique(np.asarray(windows["score"], np.float64), return_index=True)
+    shares = np.asarray(windows["percentile"], np.float64)[first] / 100
+    scores = read_heatmap(folder / HEATMAP, slide).astype(np.float64)
+    # Percentiles rise with the score; what rounding has left of disorder goes.
+    placed = np.interp(scores, known, np.maximum.accumulate(shares))
+    return np.where(np.isfinite(scores), placed, np.nan)

@@ -79,6 +79,36 @@ def read_reference(path: Path) -> dict[str, bool]:
     return labels
 
 
+def read_groups(path: Path, column: str) -> dict[str, str]:
+    """Read which group each slide of a reference belongs to.
+
+    Parameters
+    ----------
+    path : Path
+        That :func:`read_reference` accepts.
+    column : str
+        Name of the column, such as ``center``; capitals do not matter.
+
+    Returns
+    -------
+    dict of str to str
+        Group by slide; ``"not stated"`` for an empty cell.
+
+    Raises
+    ------
+    EvaluationError
+        There is no such column.
+    """
+    rows = read_rows(path)
+    header = [cell.lower() for cell in rows[0].cells]
+    at, slide_at = _column(header, (column.lower(),), path), _column(header, _SLIDE_COLUMNS, path)
+    groups = {}
+    for row in rows[1:]:
+        slide = slide_name(row.cells[slide_at], subject=f"{path}, row {row.number}")
+        groups[slide] = (row.cells[at] if at < len(row.cells) else "") or "not stated"
+    return groups
+
+
 def _column(header: list[str], names: tuple[str, ...], path: Path) -> int:
     for name in names:
         if name in header:
@@ -86,7 +116,7 @@ def _column(header: list[str], names: tuple[str, ...], path: Path) -> int:
     raise EvaluationError(
         f"has no column {names[0]!r} (its columns: {', '.join(header)})",
         subject=str(path),
-        remedy="The first row names the columns: image,type.",
+        remedy="The first row names the columns, such as image,type.",
     )
 
 

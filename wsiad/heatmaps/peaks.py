@@ -1,18 +1,19 @@
-"""Peaks: non-maximum suppression turns a heatmap into detections."""
+"""Peaks: non-maximum suppression, or connected regions, turn a heatmap into detections."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from wsiad.errors import ConfigError
 from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.units import Microns
 
-Suppression = Literal["disc", "square"]
+Suppression = Literal["disc", "square", "regions-max", "regions-mean"]
 
 DEFAULT_RADIUS = Microns(187.0)
 """Six pixels of a map with a stride of 128 level-0 pixels at 0.243 µm/px (Liu et al.)."""
@@ -55,11 +56,13 @@ def find_peaks(
         Only scores above it, not those equal to it, are reported.
     radius : Microns
         Reach of the suppression, µm.
-    suppression : {"disc", "square"}
+    suppression : {"disc", "square", "regions-max", "regions-mean"}
         ``"disc"``: every pixel whose centre is at most `radius` away, as Liu et al.
         describe it. ``"square"``: pixels from ``-r`` to ``r - 1`` in rows and columns,
         where ``r`` is the radius in whole pixels; the asymmetric window of NCRF, with
-        which published numbers were made.
+        which published numbers were made. ``"regions-max"``, ``"regions-mean"``: one
+        detection for each connected region above the threshold, as in Wang et al.; see
+        :func:`find_region_peaks`. The radius is then not looked at.
     limit : int, optional
         The most detections.
 
@@ -79,9 +82,13 @@ def find_peaks(
     ----------
     Liu et al., "Detecting Cancer Metastases on Gigapixel Pathology Images",
     arXiv:1703.02442, 2017. Li & Ping, "Cancer Metastasis Detection With Neural
-    Conditional Random Field", MIDL 2018 (NCRF).
+    Conditional Random Field", MIDL 2018 (NCRF). Wang et al., "Deep Learning for
+    Identifying Metastatic Breast Cancer", arXiv:1606.05718, 2016.
     """
     _check(threshold, radius, suppression=suppression, limit=limit)
+    if suppression in ("regions-max", "regions-mean"):
+        mean = suppression == "regions-mean"
+        return find_region_peaks(heatmap, threshold=threshold, mean=mean, limit=limit)
     around = _stamp(heatmap, radius, suppression=suppression)
     x, y = _visible_centres(heatmap)
     on_slide = ~np.isnan(y)[:, None] & ~np.isnan(x)
@@ -94,6 +101,58 @@ def find_peaks(
     return [
         Detection(x=float(x[column]), y=float(y[row]), score=float(heatmap.scores[row, column]))
         for row, column in zip(rows, columns, strict=True)
+    ]
+
+
+def find_region_peaks(
+    heatmap: Heatmap, *, threshold: float, mean: bool, limit: int | None = None
+) -> list[Detection]:
+    """Report the centre of each connected region above a threshold.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        Anomaly scores; NaN is in no region.
+    threshold : float
+        Only scores above it count. Pixels that share an edge or a corner are connected.
+    mean : bool
+        A region's score is the mean of its pixels; else their maximum.
+    limit : int, optional
+        The most detections.
+
+    Returns
+    -------
+    list of Detection
+        Strongest first, of equal ones the upper. The position is the region's own pixel
+        that is nearest to its centroid (of equally near ones the first in row-major
+        order): the centroid itself may lie outside of it, as a crescent's does.
+    """
+    x, y = _visible_centres(heatmap)
+    above = (heatmap.scores > threshold) & ~np.isnan(y)[:, None] & ~np.isnan(x)
+    labels, count = ndimage.label(above, np.ones((3, 3)))
+    rows, columns = np.nonzero(above)
+    if not count:
+        return []
+    region = labels[rows, columns] - 1
+    scores = heatmap.scores[rows, columns].astype(np.float64)
+    sizes = np.bincount(region)
+    if mean:
+        strength = np.bincount(region, scores) / sizes
+    else:
+        strength = np.full(count, -np.inf)
+        np.maximum.at(strength, region, scores)
+    width, height = heatmap.pixel_um
+    away = sum(
+        (edge * (place - (np.bincount(region, place) / sizes)[region])) ** 2
+        for edge, place in ((width, columns), (height, rows))
+    )
+    # Rounded, so that pixels equally far away stay so whatever the sums round to.
+    order = np.lexsort((np.arange(len(region)), np.round(away, 6), region))
+    centre = order[np.searchsorted(region[order], np.arange(count))]
+    ranked = np.argsort(-strength, kind="stable")[:limit]
+    return [
+        Detection(float(x[columns[i]]), float(y[rows[i]]), score=float(strength[number]))
+        for number, i in zip(ranked.tolist(), centre[ranked].tolist(), strict=True)
     ]
 
 
@@ -175,7 +234,10 @@ def _check(
         raise ConfigError(f"a detection threshold of {threshold} is not a finite number")
     if not (np.isfinite(radius) and radius > 0):
         raise ConfigError(f"a suppression radius of {radius} µm is not a positive length")
-    if suppression not in ("disc", "square"):
-        raise ConfigError(f"no suppression is named {suppression!r}", remedy="Known: disc, square.")
+    if suppression not in get_args(Suppression):
+        raise ConfigError(
+            f"no suppression is named {suppression!r}",
+            remedy=f"Known: {', '.join(get_args(Suppression))}.",
+        )
     if limit is not None and limit < 1:
         raise ConfigError(f"at most {limit} detections leaves none", remedy="Give 1 or more.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -21,6 +22,7 @@ from wsiad.stages.evaluation_input import (
 )
 
 if TYPE_CHECKING:
+    from wsiad.evaluation.evidence import SlideEvidence
     from wsiad.evaluation.report import Figures
 
 
@@ -33,6 +35,16 @@ class EvaluateConfig(EvaluationOptions):
     """Folder of CSV files, one a slide: confidence, x, y in level-0 pixels."""
     out: Path | None = None
     """Where figures and plots go; by default the results folder."""
+    group_by: str | None = None
+    """Column of the reference, such as `center`: every figure by its groups too."""
+    slide_classifier: Literal["none", "forest"] = "none"
+    """`forest`: slide AUC of a random forest on 31 features of the heatmaps, too. Supervised:
+    it learns from the reference, cross-validated by slide."""
+    feature_quantiles: Annotated[tuple[float, ...], pydantic.Field(min_length=2, max_length=2)] = (
+        0.999,
+        0.99,
+    )
+    """Healthy quantiles, the high and the low one, above which the forest measures regions."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -42,6 +54,11 @@ class EvaluateConfig(EvaluationOptions):
             raise ValueError("`detections` need an `out` folder")
         if self.detections is not None and self.slide_score != "max":
             raise ValueError("the slide score of `detections` is their highest: `max`")
+        if self.detections is not None and self.slide_classifier != "none":
+            raise ValueError("`detections` come without heatmaps for a `slide_classifier`")
+        high, low = self.feature_quantiles
+        if not 0 < low <= high <= 1:
+            raise ValueError("`feature_quantiles` are the high one, then the low one, 0 to 1")
         return self
 
 
@@ -90,14 +107,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     is_results = config.results is not None
     scored = read_scored(config, source, results=is_results)
     slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
-    figures = report.compute(
-        slides,
-        protocols=config.protocols,
-        resamples=config.bootstrap,
-        seed=config.seed,
-        no_truth=why_no_truth(config, slides),
-        no_tiles=why_no_tiles(config, results=is_results),
-    )
+    how: dict[str, Any] = {
+        "protocols": config.protocols,
+        "resamples": config.bootstrap,
+        "seed": config.seed,
+        "no_truth": why_no_truth(config, slides),
+        "no_tiles": why_no_tiles(config, results=is_results),
+    }
+    figures = report.compute(slides, **how)
+    more = {**_groups(config, slides, how), **_classified(config, slides)}
     out = config.out or source
     left_out = report.left_out(config.exclude, config.exclude_from_froc)
     result = EvaluationResult(
@@ -106,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
-        _summary(figures, left_out, out / "evaluation.json"),
+        "\n".join(_summary(figures, more, left_out, out / "evaluation.json")),
     )
     plot_roc(
         result.roc_plot,
@@ -122,10 +140,46 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         figures, slides, exclude=config.exclude, exclude_from_froc=config.exclude_from_froc
     )
     made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
-    write_json(result.report, {**values, "made_by": made_by})
+    write_json(result.report, {**values, **more, "made_by": made_by})
     if config.results is not None:
         _complete_report(config.results, out, seconds=time.monotonic() - start)
     return result
+
+
+def _groups(
+    config: EvaluateConfig, slides: list[SlideEvidence], how: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures by group, where groups are asked for."""
+    from wsiad.evaluation import report
+    from wsiad.evaluation.truth import read_groups
+
+    if config.group_by is None:
+        return {}
+    groups = read_groups(config.reference, config.group_by)
+    figures = report.compute_groups(slides, groups, **how)
+    return {"group_by": config.group_by, "groups": report.groups_json(figures)}
+
+
+def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str, Any]:
+    """Slide AUC of a classifier of heatmaps, where one is asked for."""
+    import numpy as np
+
+    from wsiad.evaluation.results import healthy_shares
+    from wsiad.evaluation.slide_features import NAMES, slide_features
+    from wsiad.evaluation.slide_forest import cross_validated_forest
+
+    if config.slide_classifier == "none" or config.results is None:
+        return {}
+    high, low = config.feature_quantiles
+    features = np.zeros((len(slides), len(NAMES)))
+    for row, slide in zip(features, slides, strict=True):
+        if slide.case.scored.status == "ok":
+            name = slide.case.slide
+            row[:] = slide_features(healthy_shares(config.results / name, name), high=high, low=low)
+    tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
+    result = cross_validated_forest(features, tumour, seed=config.seed)
+    names = [slide.case.slide for slide in slides]
+    return {"slide_classifier": result.as_json(names, (high, low))}
 
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
@@ -137,12 +191,28 @@ def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
         write_results_report(results, evaluation=out, seconds={"evaluate": seconds})
 
 
-def _summary(figures: Figures, left_out: str, report: Path) -> str:
+def _summary(figures: Figures, more: dict[str, Any], left_out: str, report: Path) -> Iterator[str]:
+    """Yield what is said at the end, line by line."""
     named = {
-        "slide AUC": figures.slide_auc,
-        **{f"FROC {name}": froc.score for name, froc in figures.froc.items()},
-        "tile AUROC": figures.tile_auroc,
+        "slide AUC": str(figures.slide_auc),
+        **{f"FROC {name}": str(froc.score) for name, froc in figures.froc.items()},
+        "tile AUROC": str(figures.tile_auroc),
     }
+    if "slide_classifier" in more:
+        area = more["slide_classifier"]["slide_auc"]
+        named["slide AUC, forest"] = f"{_plain(area)}; supervised, cross-validated by slide"
+    for name, group in more.get("groups", {}).items():
+        froc = next(iter(group["froc"].values()))
+        named[f"{more['group_by']} {name}"] = (
+            f"{group['counts']['slides']} slides: slide AUC {_plain(group['slide_auc'])}, "
+            f"FROC {_plain(froc, 'score')}"
+        )
     width = max(map(len, named))
-    lines = [f"{name:<{width}}  {estimate}" for name, estimate in named.items()]
-    return "\n".join([*lines, left_out, f"see {report}"])
+    yield from (f"{name:<{width}}  {said}" for name, said in named.items())
+    yield left_out
+    yield f"see {report}"
+
+
+def _plain(figure: dict[str, Any], key: str = "value") -> str:
+    value = figure[key]
+    return f"{value:.3f}" if value is not None else f"not defined ({figure['undefined']})"

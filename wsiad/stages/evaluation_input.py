@@ -34,7 +34,9 @@ class EvaluationOptions(Config):
     )
     """FROC protocols; the first one's counts of lesions are the ones shown on top."""
     slide_score: SlideScore = "max"
-    """Which score of `wsiad heatmap` is a slide's score."""
+    """Which score of `wsiad heatmap` is a slide's score, or a percentile of its heatmap."""
+    score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
+    """Which percentile of a slide's heatmap pixels, for `slide_score: percentile`."""
     spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
     """µm per level-0 pixel for all slides; by default each slide's own, else 0.243."""
     mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -83,7 +85,12 @@ def read_scored(
     from wsiad.evaluation.submission import read_submission
 
     if results:
-        return read_results(folder, score=options.slide_score, exclude=options.exclude)
+        return read_results(
+            folder,
+            score=options.slide_score,
+            percentile=options.score_percentile,
+            exclude=options.exclude,
+        )
     return read_submission(folder, ignore=[options.reference])
 
 

@@ -58,8 +58,10 @@ class HeatmapOptions(Config):
     reaches its rate of eight false positives a slide."""
     detection_limit: Annotated[int, Field(ge=1)] = 1000
     """The most detections of a slide."""
-    suppression: Literal["disc", "square"] = "disc"
-    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window."""
+    suppression: Literal["disc", "square", "regions-max", "regions-mean"] = "disc"
+    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window; or the centre
+    of each connected region with its highest or mean score (Wang 2016): raise
+    `detection_quantile` for these, say to 0.99."""
     suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
     """Its radius, µm."""
     viewers: tuple[Viewer, ...] = ("asap", "napari", "qupath")
