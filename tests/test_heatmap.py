@@ -12,6 +12,7 @@ import tifffile
 import zarr
 from builders import stained, write_scn, write_tiff
 from runs import make_run, use_channel
+from skimage import measure
 from test_slides import corrupt_tiff
 
 import wsiad
@@ -19,6 +20,7 @@ from wsiad.annotations import read_annotations
 from wsiad.errors import ConfigError, InputError, RunError, StoreMismatchError
 from wsiad.geometry import PixelMap
 from wsiad.heatmaps.windows import from_store, store_grid
+from wsiad.runs.run import RunFolder
 from wsiad.tiles.store import TileStore
 from wsiad.tissue.options import QualityThresholds
 
@@ -137,6 +139,27 @@ def test_places_make_a_finer_heatmap(tmp_path):
     assert (place.scale_x, scores.shape) == (8, (40, 60))
     expected = np.arange(60) * 8 + 4
     np.testing.assert_allclose(told(np.nanmean(scores, axis=0)), expected, atol=0.5)
+
+
+@pytest.mark.parametrize("suppression", ["regions-max", "regions-mean"])
+def test_detections_may_be_the_centres_of_regions(tmp_path, suppression):
+    image = stained(400, 520, glass=40)
+    path = write_tiff(tmp_path / "s.tif", image, mpp=0.5, levels=2)
+    run = make_run(tmp_path / "run")
+    result = score(
+        run, path, tmp_path / "out", suppression=suppression, detection_quantile=0.9, stride=16
+    )
+    scores, place = read_heatmap(tmp_path / "out/s")
+    above = scores > RunFolder.open(run).calibration().quantile(0.9)
+    regions = measure.label(above, connectivity=2)
+    with (tmp_path / "out/s/detections.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == result.rows[0].detections == regions.max() >= 1
+    hit = {
+        regions[tuple(int(i) for i in place.from_level0(float(d["x"]), float(d["y"])))[::-1]]
+        for d in found
+    }
+    assert hit == set(range(1, regions.max() + 1))
 
 
 def test_everything_is_written_and_fits_together(tmp_path):
