@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from wsiad.errors import ConfigError, EvaluationError
-from wsiad.evaluation.results import healthy_shares, read_heatmap
+from wsiad.evaluation.healthy_scale import HealthyScale
+from wsiad.evaluation.results import read_heatmap
 from wsiad.evaluation.slide_features import slide_features
 from wsiad.evaluation.truth import read_groups
 from wsiad.export.ome_tiff import write_ome_tiff
@@ -94,10 +95,30 @@ def test_a_percentile_of_the_heatmap_is_a_slide_score(results, tmp_path, percent
     assert values["slide_auc"]["value"] == pytest.approx(wins)
 
 
+def scale_of(results):
+    return HealthyScale.of(
+        (name, np.load(results / name / "windows.npy")) for name in sorted(heatmaps())
+    )
+
+
 def test_shares_of_healthy_windows_are_read_off_the_windows(results):
-    shares = healthy_shares(results / "s0", "s0")
-    np.testing.assert_allclose(shares, heatmaps()["s0"].clip(0, 1), atol=1e-6)
-    assert np.isnan(shares[:3]).all()
+    scale = scale_of(results)
+    for name in ("s0", "s9"):
+        shares = scale.of_heatmap(read_heatmap(results / name / "heatmap.ome.tif", name))
+        np.testing.assert_allclose(shares, heatmaps()[name].clip(0, 1), atol=1e-6)
+        assert np.isnan(shares[:3]).all()
+
+
+def test_between_scores_of_windows_shares_are_linear_and_beyond_them_constant():
+    windows = np.zeros(3, WINDOW)
+    windows["score"], windows["percentile"] = (1, 3, 2), (10, 50, 40)
+    scale = HealthyScale.of([("a", windows), ("b", windows[:1])])
+    scores = np.array([[0.0, 1.5, 2.5, 9.0, np.nan]], np.float32)
+    np.testing.assert_allclose(scale.of_heatmap(scores), [[0.1, 0.25, 0.45, 0.5, np.nan]])
+    with pytest.raises(EvaluationError, match="b: its windows have no percentiles"):
+        HealthyScale.of([("b", np.zeros(2, [("score", "f8")]))])
+    with pytest.raises(EvaluationError, match="no slide has a scored window"):
+        HealthyScale.of([])
 
 
 def test_the_forest_is_told_beside_the_other_figures(results, tmp_path):
@@ -110,7 +131,8 @@ def test_the_forest_is_told_beside_the_other_figures(results, tmp_path):
     assert values["slide_auc"]["value"] == 1  # what it is without
     assert "slide AUC, forest" in result.summary
     assert "supervised" in result.summary
-    strong = slide_features(healthy_shares(results / "s0", "s0"), high=0.999, low=0.99)
+    shares = scale_of(results).of_heatmap(heatmaps()["s0"])
+    strong = slide_features(shares, high=0.999, low=0.99)
     assert strong[2] >= 60  # the patch
 
 

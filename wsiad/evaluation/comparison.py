@@ -14,6 +14,7 @@ from wsiad.evaluation.bootstrap import LEVEL, undefined
 from wsiad.evaluation.evidence import SlideEvidence
 from wsiad.evaluation.froc import OPERATING_POINTS, PROTOCOLS, Pool, ProtocolName
 from wsiad.evaluation.paired import Difference, auc_difference, froc_differences, tile_difference
+from wsiad.evaluation.report import Settings
 
 _NOTE = (
     "Differences are b less a. Slide AUC: DeLong's paired test. All others: percentiles of paired "
@@ -48,12 +49,7 @@ class Comparison:
 def compare(
     a: Sequence[SlideEvidence],
     b: Sequence[SlideEvidence],
-    *,
-    protocols: Sequence[ProtocolName],
-    resamples: int,
-    seed: int,
-    no_truth: str | None,
-    no_tiles: str | None,
+    settings: Settings,
 ) -> Comparison:
     """Compute the paired differences of all figures.
 
@@ -61,12 +57,8 @@ def compare(
     ----------
     a, b : sequence of SlideEvidence
         Of the same slides in the same order.
-    protocols : sequence of str
-        FROC protocols.
-    resamples, seed : int
-        Of the bootstrap.
-    no_truth, no_tiles : str or None
-        Why there is no ground truth, and why there are no tile scores, if so.
+    settings : Settings
+        Reasons why there is nothing to compute are of both.
 
     Raises
     ------
@@ -76,8 +68,9 @@ def compare(
     _check(a, b)
     tumour = np.array([slide.case.tumour for slide in a], dtype=bool)
     scores = np.array([[slide.score for slide in side] for side in (a, b)], dtype=np.float64)
+    resamples, seed, no_truth = settings.resamples, settings.seed, settings.no_truth
     froc = {}
-    for name in protocols:
+    for name in settings.protocols:
         pools = [_pool(side, name) for side in (a, b)]
         froc[name] = (
             [Difference(None, None, undefined(no_truth))] * (1 + len(OPERATING_POINTS))
@@ -85,8 +78,8 @@ def compare(
             else froc_differences(*pools, resamples=resamples, seed=seed)
         )
     tiles = (
-        Difference(None, None, undefined(no_tiles))
-        if no_tiles
+        Difference(None, None, undefined(settings.no_tiles))
+        if settings.no_tiles
         else _tiles(a, b, resamples=resamples, seed=seed)
     )
     counts = {
@@ -94,7 +87,7 @@ def compare(
         "tumour_slides": int(tumour.sum()),
         "normal_slides": int((~tumour).sum()),
         "slides_in_froc": sum(bool(slide.by_protocol) for slide in a),
-        "lesions": None if no_truth else _pool(a, protocols[0]).lesions,
+        "lesions": None if no_truth else _pool(a, settings.protocols[0]).lesions,
     }
     areas = auc_difference(scores[:, tumour], scores[:, ~tumour])
     return Comparison(areas, tiles, froc, counts)

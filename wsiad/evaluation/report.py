@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,21 +51,12 @@ class Figures:
     counts: Mapping[str, int | None]
 
 
-def compute(
-    slides: Sequence[SlideEvidence],
-    *,
-    protocols: Sequence[ProtocolName],
-    resamples: int,
-    seed: int,
-    no_truth: str | None,
-    no_tiles: str | None,
-) -> Figures:
-    """Compute all figures.
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How figures are computed.
 
     Parameters
     ----------
-    slides : sequence of SlideEvidence
-        At least one.
     protocols : sequence of str
         FROC protocols.
     resamples, seed : int
@@ -73,6 +64,17 @@ def compute(
     no_truth, no_tiles : str or None
         Why there is no ground truth, and why there are no tile scores, if so.
     """
+
+    protocols: Sequence[ProtocolName]
+    resamples: int
+    seed: int
+    no_truth: str | None
+    no_tiles: str | None
+
+
+def compute(slides: Sequence[SlideEvidence], settings: Settings) -> Figures:
+    """Compute all figures of at least one slide."""
+    resamples, seed = settings.resamples, settings.seed
     located = [slide for slide in slides if slide.by_protocol]
     froc = {
         name: froc_score(
@@ -81,16 +83,16 @@ def compute(
             PROTOCOLS[name],
             resamples=resamples,
             seed=seed,
-            no_truth=no_truth,
+            no_truth=settings.no_truth,
             kinds=[lesion.kind for slide in located for lesion in slide.by_protocol[name].lesions],
         )
-        for name in protocols
+        for name in settings.protocols
     }
     tiles = [slide.tiles for slide in slides if slide.tiles is not None]
     healthy = [tile.healthy for tile in tiles]
     by_centre, by_share = (
-        undefined(no_tiles)
-        if no_tiles
+        undefined(settings.no_tiles)
+        if settings.no_tiles
         else tile_auroc(tumour, healthy, resamples=resamples, seed=seed)
         for tumour in ([tile.tumour for tile in tiles], [tile.mostly_tumour for tile in tiles])
     )
@@ -100,14 +102,7 @@ def compute(
 
 
 def compute_groups(
-    slides: Sequence[SlideEvidence],
-    groups: Mapping[str, str],
-    *,
-    protocols: Sequence[ProtocolName],
-    resamples: int,
-    seed: int,
-    no_truth: str | None,
-    no_tiles: str | None,
+    slides: Sequence[SlideEvidence], groups: Mapping[str, str], settings: Settings
 ) -> dict[str, Figures]:
     """Compute all figures of each group of slides by itself, groups by name.
 
@@ -116,24 +111,17 @@ def compute_groups(
     slides : sequence of SlideEvidence
     groups : mapping of str to str
         Group of each slide.
-    protocols, resamples, seed, no_truth, no_tiles
-        As for :func:`compute`.
+    settings : Settings
     """
     members: dict[str, list[SlideEvidence]] = {}
     for slide in slides:
         members.setdefault(groups[slide.case.slide], []).append(slide)
-    return {
-        name: compute(
-            members[name],
-            protocols=protocols,
-            resamples=resamples,
-            seed=seed,
-            no_truth=no_truth
-            or (None if any(s.by_protocol for s in members[name]) else _NONE_LOCATED),
-            no_tiles=no_tiles,
-        )
-        for name in sorted(members)
-    }
+    found = {}
+    for name in sorted(members):
+        located = any(slide.by_protocol for slide in members[name])
+        reason = settings.no_truth or (None if located else _NONE_LOCATED)
+        found[name] = compute(members[name], replace(settings, no_truth=reason))
+    return found
 
 
 _NONE_LOCATED = "all slides of the group are excluded from FROC"

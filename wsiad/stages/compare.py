@@ -16,8 +16,7 @@ from wsiad.stages.evaluation_input import (
     cases_of,
     evidence_of,
     read_scored,
-    why_no_tiles,
-    why_no_truth,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -82,17 +81,12 @@ def compare(config: CompareConfig) -> ComparisonResult:
     scored = [read_scored(config, folder, results=kind) for folder, kind in folders.items()]
     _check_same(config, *scored)
     known = [_completed(one, other) for one, other in (scored, scored[::-1])]
-    slides = [
+    first, second = (
         evidence_of(config, cases_of(config, found, folder), label=f"evaluate {folder.name}")
         for found, folder in zip(known, folders, strict=True)
-    ]
+    )
     found = comparison.compare(
-        *slides,
-        protocols=config.protocols,
-        resamples=config.bootstrap,
-        seed=config.seed,
-        no_truth=why_no_truth(config, slides[0]),
-        no_tiles=why_no_tiles(config, results=all(folders.values())),
+        first, second, settings_of(config, first, results=all(folders.values()))
     )
     excluded = left_out(config.exclude, config.exclude_from_froc)
     table = comparison.as_table(found, str(config.a), str(config.b), excluded)

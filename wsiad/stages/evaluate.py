@@ -17,8 +17,7 @@ from wsiad.stages.evaluation_input import (
     cases_of,
     evidence_of,
     read_scored,
-    why_no_tiles,
-    why_no_truth,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -99,23 +98,22 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation import report
     from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
+    from wsiad.evaluation.truth import read_groups
     from wsiad.files import write_json
 
     start = time.monotonic()
     source = config.detections or config.results
     assert source is not None
     is_results = config.results is not None
+    groups = {} if config.group_by is None else read_groups(config.reference, config.group_by)
     scored = read_scored(config, source, results=is_results)
     slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
-    how: dict[str, Any] = {
-        "protocols": config.protocols,
-        "resamples": config.bootstrap,
-        "seed": config.seed,
-        "no_truth": why_no_truth(config, slides),
-        "no_tiles": why_no_tiles(config, results=is_results),
-    }
-    figures = report.compute(slides, **how)
-    more = {**_groups(config, slides, how), **_classified(config, slides)}
+    settings = settings_of(config, slides, results=is_results)
+    figures = report.compute(slides, settings)
+    more = _classified(config, slides)
+    if config.group_by is not None:
+        by_group = report.compute_groups(slides, groups, settings)
+        more |= {"group_by": config.group_by, "groups": report.groups_json(by_group)}
     out = config.out or source
     left_out = report.left_out(config.exclude, config.exclude_from_froc)
     result = EvaluationResult(
@@ -146,40 +144,35 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     return result
 
 
-def _groups(
-    config: EvaluateConfig, slides: list[SlideEvidence], how: dict[str, Any]
-) -> dict[str, Any]:
-    """Figures by group, where groups are asked for."""
-    from wsiad.evaluation import report
-    from wsiad.evaluation.truth import read_groups
-
-    if config.group_by is None:
-        return {}
-    groups = read_groups(config.reference, config.group_by)
-    figures = report.compute_groups(slides, groups, **how)
-    return {"group_by": config.group_by, "groups": report.groups_json(figures)}
-
-
 def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str, Any]:
     """Slide AUC of a classifier of heatmaps, where one is asked for."""
     import numpy as np
 
-    from wsiad.evaluation.results import healthy_shares
+    from wsiad.evaluation.healthy_scale import HealthyScale
+    from wsiad.evaluation.results import HEATMAP, read_heatmap, read_windows
     from wsiad.evaluation.slide_features import NAMES, slide_features
     from wsiad.evaluation.slide_forest import cross_validated_forest
 
     if config.slide_classifier == "none" or config.results is None:
         return {}
+    folders = {s.case.slide: config.results / s.case.slide for s in slides if _has_scores(s)}
+    scale = HealthyScale.of(
+        (name, read_windows(folder / "windows.npy", name)) for name, folder in folders.items()
+    )
     high, low = config.feature_quantiles
     features = np.zeros((len(slides), len(NAMES)))
     for row, slide in zip(features, slides, strict=True):
-        if slide.case.scored.status == "ok":
-            name = slide.case.slide
-            row[:] = slide_features(healthy_shares(config.results / name, name), high=high, low=low)
+        if (folder := folders.get(slide.case.slide)) is not None:
+            shares = scale.of_heatmap(read_heatmap(folder / HEATMAP, slide.case.slide))
+            row[:] = slide_features(shares, high=high, low=low)
     tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
     result = cross_validated_forest(features, tumour, seed=config.seed)
     names = [slide.case.slide for slide in slides]
     return {"slide_classifier": result.as_json(names, (high, low))}
+
+
+def _has_scores(slide: SlideEvidence) -> bool:
+    return slide.case.scored.status == "ok"
 
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:

@@ -16,6 +16,7 @@ from wsiad.evaluation.results import SlideScore
 if TYPE_CHECKING:
     from wsiad.evaluation.cohort import Case
     from wsiad.evaluation.evidence import SlideEvidence
+    from wsiad.evaluation.report import Settings
     from wsiad.evaluation.submission import ScoredSlide
 
 
@@ -162,19 +163,27 @@ def evidence_of(
     return slides
 
 
-def why_no_truth(options: EvaluationOptions, slides: list[SlideEvidence]) -> str | None:
-    """Return why there is nothing to compute FROC with, if so."""
+def settings_of(
+    options: EvaluationOptions, slides: list[SlideEvidence], *, results: bool
+) -> Settings:
+    """Return how figures are computed, and why some cannot be.
+
+    Parameters
+    ----------
+    options : EvaluationOptions
+    slides : list of SlideEvidence
+    results : bool
+        Whether they come from results, which have tile scores.
+    """
+    from wsiad.evaluation.report import Settings
+
+    no_truth = no_tiles = None
     if options.annotations is None and options.masks is None:
-        return "neither annotations nor masks were given"
-    if not any(slide.by_protocol for slide in slides):
-        return "all slides are excluded from FROC"
-    return None
-
-
-def why_no_tiles(options: EvaluationOptions, *, results: bool) -> str | None:
-    """Return why there is nothing to compute tile AUROC with, if so."""
+        no_truth = "neither annotations nor masks were given"
+    elif not any(slide.by_protocol for slide in slides):
+        no_truth = "all slides are excluded from FROC"
     if not results:
-        return "detections come without tile scores"
-    if options.annotations is None:
-        return "no annotations were given"
-    return None
+        no_tiles = "detections come without tile scores"
+    elif options.annotations is None:
+        no_tiles = "no annotations were given"
+    return Settings(options.protocols, options.bootstrap, options.seed, no_truth, no_tiles)
