@@ -31,7 +31,7 @@ def discs(shape, *circles):
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("pixel_um", [LEVEL5_UM, 1.4, 3.1, 31.0])
+@pytest.mark.parametrize("pixel_um", [LEVEL5_UM, 1.4, 3.1, 31.0, 100.0])
 def test_working_around_tumour_only_changes_nothing(seed, pixel_um):
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.standard_normal((240, 360)), rng.uniform(1, 6))
