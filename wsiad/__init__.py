@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsiad.stages.import_tiles import import_tiles
     from wsiad.stages.pretrain import pretrain
     from wsiad.stages.score_tiles import score_tiles
+    from wsiad.stages.significance import significance
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
     from wsiad.stages.tune import tune
@@ -54,6 +55,7 @@ __all__ = [
     "import_tiles",
     "pretrain",
     "score_tiles",
+    "significance",
     "tile",
     "train",
     "tune",

@@ -88,6 +88,13 @@ wsiad heatmap runs/dpa test_slides/ --out results/
 wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
 wsiad heatmap runs/dpa test_store/ --out results/""",
     ),
+    "significance": Verb(
+        "p-values for slides, regions and tiles, from held-out healthy slides",
+        ("results",),
+        """\
+wsiad significance results/ --healthy healthy_results/
+wsiad significance results/ --healthy healthy_results/ --check more_healthy_results/ --fdr 0.05""",
+    ),
     "evaluate": Verb(
         "slide AUC, FROC and tile AUROC against ground truth",
         ("results",),

@@ -155,7 +155,8 @@ def benjamini_hochberg(p_values: FloatArray, *, tests: int | None = None) -> Flo
     Returns
     -------
     ndarray of float64, (N,)
-        Step-up adjusted p-values, or *q-values* (Benjamini and Hochberg, JRSS B 57, 1995).
+        Step-up adjusted p-values, or *q-values* (Benjamini and Hochberg, JRSS B 57, 1995),
+        to 12 decimals, so that rounding does not carry one over the rate it should meet.
 
     Raises
     ------
@@ -170,8 +171,8 @@ def benjamini_hochberg(p_values: FloatArray, *, tests: int | None = None) -> Flo
     if not len(p_values):
         return np.empty(0)
     padded = np.concatenate([p_values, np.ones(missing)])
-    adjusted: FloatArray = stats.false_discovery_control(padded, method="bh")[: len(p_values)]
-    return adjusted
+    adjusted = stats.false_discovery_control(padded, method="bh")[: len(p_values)]
+    return np.round(adjusted, 12)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -70,6 +70,9 @@ class RunRecord(Config):
     """Fingerprint by tile store."""
     split: str = ""
     """How the healthy tiles were split."""
+    slides: dict[str, dict[str, str]] = pydantic.Field(default_factory=dict)
+    """Slides that it has learnt from, by what for (`fit`, `stop`, `calibration`, `anomalies`):
+    fingerprints by name. Runs of before this was recorded have none."""
     notes: dict[str, Any] = pydantic.Field(default_factory=dict)
     """What else the method has to say, such as the source of its pretrained weights."""
     versions: dict[str, str] = pydantic.Field(default_factory=versions)
@@ -78,6 +81,11 @@ class RunRecord(Config):
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
     """When, UTC."""
+
+    @property
+    def slides_by_fingerprint(self) -> dict[str, str]:
+        """What each slide was used for, by its fingerprint, such as ``"fit"``."""
+        return {mark: use for use, slides in self.slides.items() for mark in slides.values()}
 
     @property
     def healthy_examples(self) -> int:

@@ -31,6 +31,7 @@ from wsiad.stages.heatmap_task import (
 )
 from wsiad.stages.prepared import run_preparation, store_slides
 from wsiad.stages.slide_table import (
+    OK,
     SlideRow,
     SlideTable,
     backends,
@@ -62,6 +63,9 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     quality: QualityThresholds = QualityThresholds()
     """Which windows are too bad to be scored, in place of the thresholds of the run: they are
     shown as not assessed, and counted."""
+    healthy: Path | None = None
+    """Results folder of held-out healthy slides, scored by the same run with the same options:
+    p-values are added to the results (see `wsiad significance`)."""
     batch: Annotated[int, Field(ge=1)] = 256
     """The most windows scored at once; a CPU takes fewer, to the same scores."""
     device: str = "auto"
@@ -109,7 +113,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     RunError
         The run is missing, not complete or damaged.
     InputError
-        No slides were found, or the folder holds results of another run or options.
+        No slides were found, or the folder holds results of another run or options; or so
+        do those of healthy slides, or they are not held out.
     StoreError
         Slides are given as a store that is damaged or was prepared otherwise.
     ClusterError
@@ -126,6 +131,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     preparation = preparation.model_copy(update={"quality": quality})
     digest = _digest(config, quality)
     _claim(config.out, digest)
+    _check_healthy(config, digest)
     slides, from_store = _slides(config, preparation, target)
     one = functools.partial(_task, config, from_store, preparation, target, digest)
     tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
@@ -166,11 +172,13 @@ def _finish(
     scored = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored"
     there = read_table(config.out / "slides.csv", HeatmapRow)
     waiting = {slide.name for slide in slides} - {row.slide for row in there}
+    found = ""
     if not waiting:
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
+        found = _add_significance(config, there)
     if config.shard is None:
         report = write_results_report(config.out, seconds={"heatmap": seconds})
-        return f"{scored}; see {report}{_project(config)}"
+        return f"{scored}; see {report}{found}{_project(config)}"
     record = {
         "versions": versions(),
         "shard": config.shard,
@@ -183,7 +191,7 @@ def _finish(
     if waiting:
         return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
     report = write_results_report(config.out)
-    return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}"
+    return f"{scored} in shard {config.shard}, the last; see {report}{found}{_project(config)}"
 
 
 def _project(config: HeatmapConfig) -> str:
@@ -250,6 +258,33 @@ def _claim(out: Path, digest: str) -> None:
             subject=str(out),
             remedy="Give another --out, or delete this one.",
         )
+
+
+def _check_healthy(config: HeatmapConfig, digest: str) -> None:
+    """Refuse a reference that would not fit, before hours of scoring."""
+    from wsiad.stages.scored_folder import read_folder
+
+    if config.healthy is None:
+        return
+    healthy = read_folder(config.healthy)
+    if healthy.facts["digest"] != digest:
+        raise InputError(
+            "holds results of another run or of other options",
+            subject=str(config.healthy),
+            remedy="Score the healthy slides by the same run with the same options.",
+        )
+
+
+def _add_significance(config: HeatmapConfig, rows: list[HeatmapRow]) -> str:
+    """Compare the results with those of healthy slides, if asked for; say what was found."""
+    from wsiad.stages.significance import SignificanceConfig, compare
+
+    if config.healthy is None or not any(row.status == OK for row in rows):
+        return ""
+    found = compare(
+        SignificanceConfig(results=config.out, healthy=config.healthy, quiet=config.quiet)
+    )
+    return f"\n{found.summary}"
 
 
 def _slides(

@@ -19,6 +19,7 @@ from wsiad.export.ome_zarr import write_ome_zarr
 from wsiad.export.overlay import hatch_unscored, outline, overlay, write_picture
 from wsiad.export.png import write_png
 from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
+from wsiad.export.region_table import REGIONS, region_rows, write_regions
 from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
 from wsiad.heatmaps.outlines import default_tolerance, simplify
@@ -157,6 +158,8 @@ def _write(
         limit=options.region_limit,
     )
     _write_outlines(folder, task, calibration, heatmap, regions)
+    percentiles = [float(calibration.percentile(region.max_score)) for region in regions.kept]
+    write_regions(folder / REGIONS, region_rows(regions.kept, percentiles))
     detections = find_peaks(
         heatmap,
         threshold=calibration.quantile(options.detection_quantile),

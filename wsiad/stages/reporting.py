@@ -15,7 +15,7 @@ from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
 from wsiad.files import write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
-from wsiad.stages.slide_table import FAILED, UNUSABLE, read_table
+from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, read_table
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
@@ -83,6 +83,7 @@ def write_results_report(
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
     rows = read_table(results / "slides.csv", HeatmapRow)
+    sure = _read(results / "significance.json")
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -98,8 +99,8 @@ def write_results_report(
         plots=plots,
         timings=memory["seconds"],
         config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
-        notes=_notes(rows, record),
-        warnings=[*warnings, *_not_assessed(rows)],
+        notes=[*_notes(rows, record), *_significance_notes(sure)],
+        warnings=[*warnings, *_significance_warnings(sure, rows), *_not_assessed(rows)],
         random_weights=bool(record and record.random_weights),
         colour_scale=_legend(calibration) if calibration else None,
     )
@@ -200,6 +201,34 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
             f"{windows:,} windows of {len(some)} slides were not assessed, as they fail the "
             "quality thresholds. They are hatched in the pictures."
         )
+
+
+def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say what weakens the p-values, and which slides have none."""
+    if not found:
+        return
+    yield from found["warnings"]
+    if missing := [
+        row.slide for row in rows if row.status == OK and row.slide not in found["slides"]
+    ]:
+        yield (
+            f"{len(missing)} slides were scored since p-values were made, and have none "
+            f"({', '.join(missing)}): run wsiad significance again."
+        )
+
+
+def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
+    if not found:
+        return
+    yield (
+        f"P-values compare with {found['reference']['slides']} held-out healthy slides; none can "
+        f"be below {found['reference']['smallest_p']:.3g}. They hold for slides that could as "
+        "well have been among these: same scanner, laboratory and tissue. See significance.json."
+    )
+    if not found["false_alarms"]:
+        yield "The stated rates of false alarms were not checked on other healthy slides."
+    for one in found["false_alarms"]:
+        yield f"False alarms, measured: {one['text']} that took no part in anything."
 
 
 def _notes(rows: list[HeatmapRow], record: RunRecord | None) -> list[str]:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from wsiad.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunFolder
+    from wsiad.runs.split import HealthySplit
     from wsiad.tiles.store import TileStore
+    from wsiad.tiles.stored_slide import StoredSlide
 
 logger = logging.getLogger(__name__)
 
@@ -203,11 +205,24 @@ def train(config: TrainConfig) -> TrainResult:
             seconds=round(time.monotonic() - start, 3),
             stores={config.store.name: store_fingerprint(store, slides)},
             split=parts.note,
+            slides=_slides_by_use(parts, slides, anomalies.slides if anomalies else []),
             notes=notes,
         )
     )
     summary = _summary(config, detector, report, calibration, notes.get("anomalies"))
     return TrainResult(config.out, report.ended_by, report.steps, summary)
+
+
+def _slides_by_use(
+    parts: HealthySplit, healthy: list[StoredSlide], anomalous: list[StoredSlide]
+) -> dict[str, dict[str, str]]:
+    """Fingerprints of the slides by what they were used for: others are held out wholly."""
+    marks = {slide.name: slide.fingerprint for slide in healthy}
+    uses = {"fit": parts.fit, "stop": parts.stop, "calibration": parts.calibration}
+    found = {use: {item.slide: marks[item.slide] for item in part} for use, part in uses.items()}
+    if anomalous:
+        found["anomalies"] = {slide.name: slide.fingerprint for slide in anomalous}
+    return found
 
 
 def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:

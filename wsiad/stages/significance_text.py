@@ -1,0 +1,102 @@
+"""What people are told of p-values: what is stated, what weakens it, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wsiad.evaluation.conformal import slides_needed
+from wsiad.evaluation.false_alarms import FalseAlarms
+from wsiad.stages.scored_folder import ScoredFolder
+from wsiad.stages.slide_table import FAILED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsiad.stages.significance_results import SignificanceRow
+
+_USUAL_LEVEL = 0.05
+
+STATED = (
+    (
+        "A healthy slide that could as well have been one of the reference has p_slide <= a with a "
+        "probability of at most a."
+    ),
+    (
+        "Of a tile drawn at random from such a slide the same holds for its p. It is an average "
+        "over slides: a single slide may have many tiles of small p."
+    ),
+    (
+        "Such a slide has any region of p_family_wise <= a with a probability of at most a, and "
+        "any significant region with a probability of at most the false-discovery rate."
+    ),
+    (
+        "Of the regions of a slide with lesions, q is Benjamini and Hochberg's: on average at most "
+        "that share of the regions called is false, if regions of a slide depend on each other in "
+        "no worse way than that rule allows. This is not proved for them."
+    ),
+    "All of it is on average over references: one of few slides may give more alarms.",
+    "None of it holds for slides of another scanner, laboratory, tissue or stain.",
+)
+"""What the p-values promise, and what they do not; in every ``significance.json``."""
+
+
+def warnings(
+    tested: ScoredFolder,
+    healthy: ScoredFolder,
+    check: ScoredFolder | None,
+    *,
+    learnt_from: Mapping[str, str] | None,
+    alarms: Sequence[FalseAlarms],
+    fdr: float,
+) -> list[str]:
+    """Say what weakens the p-values."""
+    found = []
+    count = len(healthy.slides)
+    for level, what in ((_USUAL_LEVEL, "a p of"), (fdr, "a significant region at")):
+        if count < slides_needed(level):
+            found.append(
+                f"No p-value from {count} healthy slides is below {1 / (count + 1):.3g}: {what} "
+                f"{level:g} needs at least {slides_needed(level)} of them."
+            )
+    if learnt_from is None:
+        found.append(
+            "The run does not say which slides it has learnt from, so that nobody could check "
+            "whether the healthy slides are new to it."
+        )
+    seen = sorted(s.name for s in tested.slides if s.fingerprint in (learnt_from or {}))
+    if seen:
+        found.append(f"The run has learnt from slides that are tested: {', '.join(seen)}.")
+    for folder, what in ((healthy, "reference"), (check, "check")):
+        failed = sorted(n for n, s in (folder.others if folder else {}).items() if s == FAILED)
+        if failed:
+            found.append(
+                f"{len(failed)} healthy slides of the {what} failed ({', '.join(failed)}): if "
+                "they failed for what they look like, the others are not like new slides."
+            )
+    return [*found, *(_alarm_warning(one, count) for one in alarms if one.verdict != "as stated")]
+
+
+def _alarm_warning(alarm: FalseAlarms, reference: int) -> str:
+    text = f"There are {alarm.verdict.removesuffix(' than stated')} false alarms than stated: "
+    text += f"{alarm}."
+    if alarm.verdict == "fewer than stated":
+        return f"{text} The slides of the check are calmer than those of the reference."
+    if alarm.chance is not None and alarm.chance >= 0.01:
+        return (
+            f"{text} A reference of {reference} slides does so by chance with a probability of "
+            f"up to {alarm.chance:.2g}: take more healthy slides."
+        )
+    return f"{text} The slides of the check are not like those of the reference."
+
+
+def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:
+    """Say in a line what was found."""
+    usual = sum(row.p_slide <= _USUAL_LEVEL for row in rows)
+    regions = sum(row.significant_regions for row in rows)
+    holders = sum(row.significant_regions > 0 for row in rows)
+    return (
+        f"{len(rows)} slides against {n_healthy} healthy ones: {usual} with p <= "
+        f"{_USUAL_LEVEL:g}; {regions} significant regions on {holders} slides at a "
+        f"false-discovery rate of {fdr:g}; see {path}"
+    )
