@@ -43,7 +43,9 @@ def use_channel(monkeypatch):
     monkeypatch.setattr(registry, "load", lambda n: Channel if n == "channel" else whole(n))
 
 
-def make_run(path: Path, *, size=32, mpp=0.5, channel=0, places=1, **preparation) -> Path:
+def make_run(
+    path: Path, *, size=32, mpp=0.5, channel=0, places=1, slides=None, **preparation
+) -> Path:
     """Write a complete run of the channel detector, calibrated to scores of 0 to 255."""
     values = {
         "tissue": {"min_area_um2": 0, "smooth_um": 0, "remove_pen": False},
@@ -72,6 +74,7 @@ def make_run(path: Path, *, size=32, mpp=0.5, channel=0, places=1, **preparation
             ended_by="fitted",
             seconds=0.0,
             stores={"s": "sha256:0"},
+            slides=slides or {},
         )
     )
     return path

@@ -97,6 +97,8 @@ def test_slides_of_both_stores_are_never_held_out(stores, tmp_path, seed):
     assert not both & (Seen.given["stop"] | Seen.given["calibrated"])
     assert not Seen.given["fit"] & Seen.given["calibrated"]
     assert record(tmp_path / "run")["notes"]["anomalies"]["slides_fitted_on_whole"] == ["both"]
+    assert "both" in record(tmp_path / "run")["slides"]["fit"]
+    assert "both" in record(tmp_path / "run")["slides"]["anomalies"]
 
 
 @pytest.mark.usefixtures("_seen")

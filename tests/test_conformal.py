@@ -77,7 +77,7 @@ def tile_draws():
     """p-values of a random tile of a new slide: by slide, and pooled over all tiles."""
     rng, n = np.random.default_rng(1), 39
     by_slide, pooled = [], []
-    for _ in range(4000):
+    for _ in range(2500):
         *healthy, new = simulated_slides(rng, n + 1)
         score = rng.choice(new)
         by_slide.append(HealthyReference.of(healthy).p_values(score)[()])
@@ -96,7 +96,7 @@ def test_pooled_tiles_would_alarm_more_often_than_stated():
     """What the reference by slide is for: tiles of one slide are not so many witnesses."""
     rng, level = np.random.default_rng(2), 0.01
     alarms = []
-    for _ in range(3000):
+    for _ in range(2000):
         *healthy, new = (rng.normal(effect, 0.3, 50) for effect in rng.normal(size=20) * 3)
         score, together = rng.choice(new), np.concatenate(healthy)
         alarms.append((1 + (together >= score).sum()) / (len(together) + 1) <= level)
@@ -164,13 +164,13 @@ def simulated_regions(rng, count, *, spread):
 def test_healthy_slides_have_significant_regions_no_more_often_than_stated(spread):
     rng, n, fdr = np.random.default_rng(5), 39, 0.1
     any_significant, any_family_wise, one_at_random = [], [], []
-    for _ in range(3000):
+    for _ in range(2000):
         *healthy, new = simulated_regions(rng, n + 1, spread=spread)
         found = HealthyRegions.of(healthy).judge(new, fdr=fdr)
         any_significant.append(found.significant.any())
         any_family_wise.append((found.p_family_wise <= fdr).any())
         one_at_random.append(len(new) > 0 and rng.choice(found.p) <= fdr)
-    bound = fdr + 3 * np.sqrt(fdr * (1 - fdr) / 3000)
+    bound = fdr + 3 * np.sqrt(fdr * (1 - fdr) / 2000)
     for alarms in (any_significant, any_family_wise, one_at_random):
         assert 0.03 < np.mean(alarms) <= bound
 
@@ -178,7 +178,7 @@ def test_healthy_slides_have_significant_regions_no_more_often_than_stated(sprea
 def test_the_share_of_false_regions_is_kept_where_lesions_are_mixed_in():
     rng, n, fdr = np.random.default_rng(6), 99, 0.2
     false, true = [], []
-    for _ in range(1500):
+    for _ in range(800):
         *healthy, new = simulated_regions(rng, n + 1, spread=1.0)
         scores = np.concatenate([new, rng.normal(9, 1, size=4)])  # the last are lesions
         significant = HealthyRegions.of(healthy).judge(scores, fdr=fdr).significant

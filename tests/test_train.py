@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import wsiad
 from wsiad.errors import DetectorError, InputError, RunError, StoreError, WeightsError
+from wsiad.files import fingerprint
 from wsiad.runs.run import RunFolder
 
 TINY = {
@@ -53,6 +54,12 @@ def test_run_of_a_baseline(store, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["notes"]["slides_not_used"] == {"s4": "label is 'tumor'"}
     assert record["stores"]["store"].startswith("sha256:")
+    uses = record["slides"]
+    assert sorted(name for use in uses.values() for name in use) == ["s0", "s1", "s2", "s3"]
+    assert list(uses) == ["fit", "stop", "calibration"]
+    slides = store.parent
+    for use in uses.values():
+        assert use == {name: fingerprint(slides / f"{name}.tif") for name in use}
     assert record["versions"]["wsiad"] == wsiad.__version__
     assert record["split"].startswith("split by slide: ")
     assert record["notes"]["weights"]["source"] == "random"
