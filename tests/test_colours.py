@@ -80,3 +80,21 @@ def test_equal_healthy_scores_still_give_a_scale():
 def test_healthy_quantiles_must_be_the_levels_and_rise(bad):
     with pytest.raises(ConfigError, match="healthy quantiles"):
         ColourScale.from_healthy(bad)
+
+
+def test_the_legend_has_percentiles_where_they_are_known():
+    legend = ColourScale.from_healthy([1.0, 2.0, 3.0, 5.0]).legend()
+    assert [step["percentile"] for step in legend["steps"]] == [50, 90, 99, 99.9, None]
+    assert [step["percentile"] for step in ColourScale((0.0, 1.0)).legend()["steps"]] == [None] * 2
+
+
+@pytest.mark.parametrize("name", ["inferno", "viridis", "magma", "plasma", "cividis"])
+def test_equal_steps_look_equal(name):
+    """Lightness (CIE L*) rises all along the map, and by about as much everywhere."""
+    rgb = ColourScale((0.0, 1.0), name).rgba(np.linspace(0, 1, 65))[:, :3] / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+    steps = np.diff(lightness)
+    assert (steps > 0).all()
+    assert steps.max() < 3 * np.median(steps)

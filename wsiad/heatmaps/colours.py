@@ -40,6 +40,8 @@ class ColourScale:
         they are, between knots they go linearly.
     name : ColourMap
         Of the colour map, as in matplotlib.
+    levels : tuple of float
+        Share of healthy windows below each of the first knots, as far as it is known.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class ColourScale:
 
     knots: tuple[float, ...]
     name: ColourMap = "inferno"
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ColourMap):
@@ -95,7 +98,7 @@ class ColourScale:
         for score in quantiles[1:]:
             knots.append(max(score, knots[-1] + least))
         knots.append(2 * knots[-1] - knots[-2])
-        return cls(tuple(knots), name)
+        return cls(tuple(knots), name, HEALTHY_LEVELS)
 
     @property
     def low(self) -> float:
@@ -134,15 +137,23 @@ class ColourScale:
         return colours
 
     def legend(self) -> dict[str, Any]:
-        """Describe the scale as JSON values: ends, map, and the colour of each knot."""
+        """Describe the scale as JSON values: ends, map, and score and colour of each knot.
+
+        The percentile of a knot is ``None`` where it is not known, as beyond the last quantile.
+        """
         colours = self.rgba(np.array(self.knots))
+        shares = itertools.chain(self.levels, itertools.repeat(None))
         return {
             "map": self.name,
             "low": self.low,
             "high": self.high,
             "steps": [
-                {"score": score, "rgba": colour.tolist()}
-                for score, colour in zip(self.knots, colours, strict=True)
+                {
+                    "score": score,
+                    "percentile": None if share is None else round(100 * share, 6),
+                    "rgba": colour.tolist(),
+                }
+                for score, colour, share in zip(self.knots, colours, shares, strict=False)
             ],
         }
 

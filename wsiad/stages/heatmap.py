@@ -120,7 +120,9 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     ClusterError
         There is no such cluster or scheduler, or it takes no jobs.
     """
+    from wsiad.export.legend import LEGEND, write_legend
     from wsiad.runs.run import RunFolder
+    from wsiad.stages.heatmap_results import colour_scale
     from wsiad.training.device import choose_device
 
     start = time.monotonic()
@@ -141,6 +143,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         facts["evidence"] = note
     write_json(config.out / FACTS, facts)
     write_config(config.out / "config.yaml", config)
+    write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
     clear_leftovers(config.out)
     try:
