@@ -188,6 +188,27 @@ def test_the_share_of_false_regions_is_kept_where_lesions_are_mixed_in():
     assert np.mean(true) > 0.9
 
 
+def unequal_slide(rng):
+    """One strange region among 2**k usual ones, the stranger the larger k; or no region."""
+    kind = rng.integers(0, 11)
+    if kind > 4:
+        return np.empty(0)
+    return np.concatenate([[kind + rng.random()], -9 - rng.random(2**kind - 1)])
+
+
+def test_the_rule_alone_would_alarm_more_often_than_stated():
+    """Benjamini-Hochberg over regions whose number goes with their scores, on healthy slides."""
+    rng, n, fdr = np.random.default_rng(8), 199, 0.2
+    rule, kept = [], []
+    for _ in range(400):
+        *healthy, new = (unequal_slide(rng) for _ in range(n + 1))
+        found = HealthyRegions.of(healthy).judge(new, fdr=fdr)
+        rule.append((found.q <= fdr).any())
+        kept.append(found.significant.any())
+    assert np.mean(rule) > 1.5 * fdr
+    assert np.mean(kept) <= fdr + 3 * np.sqrt(fdr * (1 - fdr) / 400)
+
+
 def test_nothing_is_significant_where_the_strongest_region_is_usual():
     """Many regions that are each rather rare, on a slide whose strongest is not."""
     healthy = [np.array([10.0, *np.zeros(40)]) for _ in range(20)]

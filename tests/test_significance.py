@@ -57,6 +57,9 @@ def scored(tmp_path_factory):
                 glass = np.full((96, 96, 3), 243, np.uint8)
                 write_tiff(path / "glass.tif", glass, mpp=0.5, levels=1)
             wsiad.heatmap(run=run, slides=path, out=folder / name, quiet=True)
+    for picture in folder.glob("*/*/*.[ptj][npi][gf]"):
+        if picture.parent.parent.name in ("tested", "healthy", "check"):
+            picture.unlink()  # nothing here looks at them, and every test copies what is left
     return folder
 
 
@@ -178,6 +181,31 @@ def test_heatmap_does_the_same(scored, here, monkeypatch):
     write_tiff(here / "late.tif", slide_image(seed=9), mpp=0.5, levels=1)
     wsiad.heatmap(run=scored / "run", slides=here / "late.tif", out=here / "direct", quiet=True)
     assert "1 slides were scored since" in (here / "direct" / "report.html").read_text()
+
+
+def test_the_last_shard_compares(scored, here, monkeypatch):
+    use_channel(monkeypatch)
+    compare(here)
+
+    def shard(number):
+        return wsiad.heatmap(run=scored / "run", slides=scored / "tested_slides", quiet=True,
+                             out=here / "sharded", healthy=here / "healthy",
+                             shard=f"{number}/2")  # fmt: skip
+
+    shard(1)
+    assert not (here / "sharded" / "significance.json").exists()
+    assert "against 9 healthy ones" in shard(2).summary
+    one, two = (here / name / "significance.csv" for name in ("sharded", "tested"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_heatmap_without_a_scored_slide_compares_nothing(scored, here, monkeypatch):
+    use_channel(monkeypatch)
+    write_tiff(here / "glass.tif", np.full((96, 96, 3), 243, np.uint8), mpp=0.5, levels=1)
+    result = wsiad.heatmap(run=scored / "run", slides=here / "glass.tif", out=here / "none",
+                           healthy=here / "healthy", quiet=True)  # fmt: skip
+    assert not result.failed
+    assert not (here / "none" / "significance.json").exists()
 
 
 def test_heatmap_refuses_a_wrong_reference_before_it_scores(scored, here, monkeypatch):
