@@ -21,6 +21,7 @@ from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.stages.heatmap_significance import add_significance, check_healthy
 from wsiad.stages.heatmap_task import (
     FACTS,
     RESERVED,
@@ -31,7 +32,6 @@ from wsiad.stages.heatmap_task import (
 )
 from wsiad.stages.prepared import run_preparation, store_slides
 from wsiad.stages.slide_table import (
-    OK,
     SlideRow,
     SlideTable,
     backends,
@@ -133,7 +133,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     preparation = preparation.model_copy(update={"quality": quality})
     digest = _digest(config, quality)
     _claim(config.out, digest)
-    _check_healthy(config, digest)
+    check_healthy(config.healthy, digest)
     slides, from_store = _slides(config, preparation, target)
     one = functools.partial(_task, config, from_store, preparation, target, digest)
     tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
@@ -178,7 +178,7 @@ def _finish(
     found = ""
     if not waiting:
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
-        found = _add_significance(config, there)
+        found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
     if config.shard is None:
         report = write_results_report(config.out, seconds={"heatmap": seconds})
         return f"{scored}; see {report}{found}{_project(config)}"
@@ -261,33 +261,6 @@ def _claim(out: Path, digest: str) -> None:
             subject=str(out),
             remedy="Give another --out, or delete this one.",
         )
-
-
-def _check_healthy(config: HeatmapConfig, digest: str) -> None:
-    """Refuse a reference that would not fit, before hours of scoring."""
-    from wsiad.stages.scored_folder import read_folder
-
-    if config.healthy is None:
-        return
-    healthy = read_folder(config.healthy)
-    if healthy.facts["digest"] != digest:
-        raise InputError(
-            "holds results of another run or of other options",
-            subject=str(config.healthy),
-            remedy="Score the healthy slides by the same run with the same options.",
-        )
-
-
-def _add_significance(config: HeatmapConfig, rows: list[HeatmapRow]) -> str:
-    """Compare the results with those of healthy slides, if asked for; say what was found."""
-    from wsiad.stages.significance import SignificanceConfig, compare
-
-    if config.healthy is None or not any(row.status == OK for row in rows):
-        return ""
-    found = compare(
-        SignificanceConfig(results=config.out, healthy=config.healthy, quiet=config.quiet)
-    )
-    return f"\n{found.summary}"
 
 
 def _slides(

@@ -115,7 +115,7 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         warnings=warnings,
     )  # fmt: skip
     summary = text.summary(rows, report, n_healthy=len(healthy.slides), fdr=config.fdr)
-    lines = [summary, *map(str, alarms), *(f"WARNING: {one}" for one in warnings)]
+    lines = [summary, *text.alarm_table(alarms), *(f"WARNING: {one}" for one in warnings)]
     return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from wsiad.evaluation.conformal import slides_needed
-from wsiad.evaluation.false_alarms import FalseAlarms
+from wsiad.evaluation.false_alarms import FalseAlarms, Kind
 from wsiad.stages.scored_folder import ScoredFolder
 from wsiad.stages.slide_table import FAILED
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from wsiad.stages.significance_results import SignificanceRow
 
 _USUAL_LEVEL = 0.05
+_RARE = 0.01
+_SHORT: dict[Kind, str] = {
+    "slides": "slides, by their p",
+    "tiles": "tiles, by their p",
+    "family-wise regions": "slides, by family-wise p of a region",
+    "significant regions": "slides, by a significant region",
+}
 
 STATED = (
     (
@@ -74,20 +81,45 @@ def warnings(
                 f"{len(failed)} healthy slides of the {what} failed ({', '.join(failed)}): if "
                 "they failed for what they look like, the others are not like new slides."
             )
-    return [*found, *(_alarm_warning(one, count) for one in alarms if one.verdict != "as stated")]
+    return [*found, *_alarm_warnings(alarms, count)]
 
 
-def _alarm_warning(alarm: FalseAlarms, reference: int) -> str:
-    text = f"There are {alarm.verdict.removesuffix(' than stated')} false alarms than stated: "
-    text += f"{alarm}."
-    if alarm.verdict == "fewer than stated":
-        return f"{text} The slides of the check are calmer than those of the reference."
-    if alarm.chance is not None and alarm.chance >= 0.01:
-        return (
-            f"{text} A reference of {reference} slides does so by chance with a probability of "
-            f"up to {alarm.chance:.2g}: take more healthy slides."
+def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[str]:
+    """Name the rates that were not as stated, and what that means."""
+    more = [one for one in alarms if one.verdict == "more than stated"]
+    if more:
+        by_chance = min((one.chance for one in more if one.chance is not None), default=None)
+        why = "the slides of the check are not like those of the reference."
+        if by_chance is None:
+            why = f"the check is not like the reference, or {reference} slides are too few for one."
+        elif by_chance >= _RARE:
+            why = (
+                f"a reference of {reference} slides may give as many by chance (probability "
+                f"{by_chance:.2g}), so take more healthy slides."
+            )
+        yield f"There are more false alarms than stated ({'; '.join(map(str, more))}): {why}"
+    fewer = [one for one in alarms if one.verdict == "fewer than stated"]
+    if fewer:
+        yield (
+            f"There are fewer false alarms than stated ({'; '.join(map(str, fewer))}): the slides "
+            "of the check are calmer than those of the reference."
         )
-    return f"{text} The slides of the check are not like those of the reference."
+
+
+def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
+    """Return the measured rates as lines of a table."""
+    if not alarms:
+        return []
+    width = max(map(len, _SHORT.values()))
+    head = f"false alarms on {alarms[0].slides} healthy slides"
+    return [
+        f"{head:<{width + 2}}  stated  measured (95 %)",
+        *(
+            f"  {_SHORT[one.kind]:<{width}}  {one.level:<6g}  "
+            f"{one.rate:.3f} ({one.low:.3f} to {one.high:.3f})"
+            for one in alarms
+        ),
+    ]
 
 
 def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:

@@ -1,0 +1,48 @@
+"""``wsiad heatmap --healthy``: results that come with p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from wsiad.errors import InputError
+from wsiad.stages.heatmap_task import HeatmapRow
+from wsiad.stages.slide_table import OK
+
+
+def check_healthy(healthy: Path | None, digest: str) -> None:
+    """Refuse a reference that would not fit, before hours of scoring.
+
+    Raises
+    ------
+    InputError
+        The folder holds no results, or those of another run or other options.
+    """
+    from wsiad.stages.scored_folder import read_folder
+
+    if healthy is None:
+        return
+    if read_folder(healthy).facts["digest"] != digest:
+        raise InputError(
+            "holds results of another run or of other options",
+            subject=str(healthy),
+            remedy="Score the healthy slides by the same run with the same options.",
+        )
+
+
+def add_significance(
+    results: Path, healthy: Path | None, rows: Iterable[HeatmapRow], *, quiet: bool
+) -> str:
+    """Compare results with those of healthy slides, if there are any; say what was found.
+
+    Raises
+    ------
+    InputError
+        As by :func:`wsiad.significance`.
+    """
+    from wsiad.stages.significance import SignificanceConfig, compare
+
+    if healthy is None or not any(row.status == OK for row in rows):
+        return ""
+    found = compare(SignificanceConfig(results=results, healthy=healthy, quiet=quiet))
+    return f"\n{found.summary}"
