@@ -85,4 +85,9 @@ def test_the_chance_of_so_many_alarms_is_that_of_one_reference():
     assert found.chance == pytest.approx(often, abs=0.01)
     assert count_slides("slides", alarms(0, 40), level=0.05, reference=19).chance == 1
     assert count_slides("slides", alarms(1, 40), level=0.05, reference=9).chance == 0
-    assert count_slides("slides", alarms(1, 40), level=1.0, reference=9).chance == 1
+    assert count_slides("slides", alarms(40, 40), level=1.0, reference=9).chance == 1
+    few = ((scores[:, 19:] > highest).sum(axis=1) <= 0).mean()
+    fewer = count_slides("slides", alarms(0, 200), level=0.05, reference=19)
+    assert fewer.verdict == "fewer than stated"
+    assert count_slides("slides", alarms(0, 40), level=0.05, reference=19).verdict == "as stated"
+    assert 0 < fewer.chance < few  # of more slides it is less likely that none alarms

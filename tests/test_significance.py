@@ -349,7 +349,7 @@ def test_more_alarms_than_stated_are_a_warning(here, scored, monkeypatch):
     assert {one.kind for one in more} == {"slides", "family-wise regions", "significant regions"}
     texts = [text for text in result.warnings if "more false alarms than stated" in text]
     assert len(texts) == 1
-    assert all(str(one) in texts[0] for one in more)
+    assert all(one.words in texts[0] for one in more)
     assert "not like those of the reference" in texts[0]
     assert "slides, by their p                    0.1     1.000 (0.631 to 1.000)" in result.summary
     assert "more false alarms than stated" in (here / "tested" / "report.html").read_text()

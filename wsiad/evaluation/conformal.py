@@ -99,11 +99,11 @@ class HealthyReference:
         -----
         With one score a slide this is the conformal p-value (Vovk, Gammerman and Shafer,
         *Algorithmic Learning in a Random World*, 2005; Bates et al., Annals of Statistics
-        51, 2023, eq. 1): a new healthy slide, exchangeable with those of the reference,
+        51, 2023): a new healthy slide, exchangeable with those of the reference,
         has ``p <= a`` with a probability of at most ``a``, whatever ``a``.
 
         With several it is the hierarchical one of Lee, Barber and Willett
-        (arXiv:2306.06342, 2023, section 3; cf. Dunn, Wasserman and Ramdas, JASA 118,
+        (arXiv:2306.06342, 2023; cf. Dunn, Wasserman and Ramdas, JASA 118,
         2023): the same holds for *one* score drawn at random from those of a new healthy
         slide, however alike the scores of a slide are and however many it has. To see
         why, replace the 1, which stands for the new slide, by the new slide's own share:

@@ -44,9 +44,9 @@ class FalseAlarms:
     low, high : float
         95 % interval of the rate, by slide.
     chance : float or None
-        Probability of at least so many alarms if these slides are as those of the
-        reference: a small reference states the rate on average over references, and any
-        one of them may give more. ``None`` where it is not known.
+        Probability of at least so many alarms, or of at most so many if they are fewer than
+        stated, if these slides are as those of the reference: rates are stated on average
+        over references, and any one of them may give more. ``None`` where it is not known.
     verdict : Verdict
         How the stated rate lies to the interval.
     """
@@ -65,11 +65,14 @@ class FalseAlarms:
         """Measured rate, 0 to 1."""
         return self.alarms / self.slides
 
+    @property
+    def words(self) -> str:
+        """The rate with its interval, in words."""
+        rate = f"{self.rate:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{WORDS[self.kind]} {self.level:g}: {rate}"
+
     def __str__(self) -> str:
-        return (
-            f"{WORDS[self.kind]} {self.level:g}: {self.rate:.3f} "
-            f"({self.low:.3f} to {self.high:.3f}) on {self.slides} healthy slides"
-        )
+        return f"{self.words} on {self.slides} healthy slides"
 
 
 def clopper_pearson(alarms: int, slides: int) -> tuple[float, float]:
@@ -153,7 +156,7 @@ def count_slides(
     Notes
     -----
     Slides exchangeable with `reference` others have ``p <= level`` as often as a
-    beta-binomial number says (Bates et al., Annals of Statistics 51, 2023, section 2.2:
+    beta-binomial number says (Bates et al., Annals of Statistics 51, 2023:
     given the reference the rate is a beta variable); for regions it is a bound.
 
     Raises
@@ -169,21 +172,18 @@ def count_slides(
         verdict = "more than stated"
     elif kind == "slides" and high < stated:
         verdict = "fewer than stated"  # others are stated as bounds only
-    return FalseAlarms(
-        kind, level, count, slides, low, high, _chance(count, slides, stated, reference), verdict
-    )
+    chance = _chance(count, slides, stated, reference, most=verdict == "fewer than stated")
+    return FalseAlarms(kind, level, count, slides, low, high, chance, verdict)
 
 
-def _chance(alarms: int, slides: int, stated: float, reference: int) -> float:
-    """Probability of at least so many alarms on slides like those of the reference."""
-    if alarms == 0:
-        return 1.0
+def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bool) -> float:
+    """Probability of at least (or at most) so many alarms on slides like the reference's."""
     expected = round(stated * (reference + 1))
-    if expected == 0:
-        return 0.0
-    if expected > reference:
-        return 1.0
-    return float(stats.betabinom.sf(alarms - 1, slides, expected, reference + 1 - expected))
+    if expected == 0 or expected > reference:
+        certain = 0 if expected == 0 else slides  # alarms that there must be
+        return float(alarms >= certain if most else alarms <= certain)
+    number = stats.betabinom(slides, expected, reference + 1 - expected)
+    return float(number.cdf(alarms) if most else number.sf(alarms - 1))
 
 
 def mean_share(shares: npt.NDArray[np.float64], *, level: float) -> FalseAlarms:

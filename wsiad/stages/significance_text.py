@@ -86,23 +86,23 @@ def warnings(
 
 def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[str]:
     """Name the rates that were not as stated, and what that means."""
-    more = [one for one in alarms if one.verdict == "more than stated"]
-    if more:
-        by_chance = min((one.chance for one in more if one.chance is not None), default=None)
-        why = "the slides of the check are not like those of the reference."
-        if by_chance is None:
-            why = f"the check is not like the reference, or {reference} slides are too few for one."
-        elif by_chance >= _RARE:
-            why = (
-                f"a reference of {reference} slides may give as many by chance (probability "
-                f"{by_chance:.2g}), so take more healthy slides."
-            )
-        yield f"There are more false alarms than stated ({'; '.join(map(str, more))}): {why}"
-    fewer = [one for one in alarms if one.verdict == "fewer than stated"]
-    if fewer:
+    for verdict, means in (
+        ("more than stated", "are not like those of the reference"),
+        ("fewer than stated", "are calmer than those of the reference"),
+    ):
+        found = [one for one in alarms if one.verdict == verdict]
+        if not found:
+            continue
+        chance = min((one.chance for one in found if one.chance is not None), default=None)
+        why = f"the slides of the check {means}"
+        if chance is None:
+            why += f", or {reference} slides are too few for a reference"
+        elif chance >= _RARE:
+            why = f"that may be chance (probability {chance:.2g}); more healthy slides would tell"
+        rates = "; ".join(one.words for one in found)
         yield (
-            f"There are fewer false alarms than stated ({'; '.join(map(str, fewer))}): the slides "
-            "of the check are calmer than those of the reference."
+            f"There are {verdict.split()[0]} false alarms than stated on the {found[0].slides} "
+            f"healthy slides of the check ({rates}): {why}."
         )
 
 
