@@ -39,7 +39,8 @@ class HealthyReference:
 
     Notes
     -----
-    16 bytes a score, so a thousand slides of ten thousand tiles take 160 MB.
+    16 bytes a score, and 40 while it is made: a thousand slides of ten thousand tiles take
+    160 MB, and 400 MB at first.
     """
 
     scores: FloatArray
