@@ -106,8 +106,11 @@ def read_regions(path: Path) -> list[RegionRow]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_parse(values) for values in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            positions = {name: columns.index(name) for name in _COLUMNS}  # all must be there
+            return [_parse({n: cells[at] for n, at in positions.items()}) for cells in reader]
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise ExportError(
             f"is not a table of regions as wsiad writes it: {error}",
             subject=str(path),

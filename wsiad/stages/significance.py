@@ -32,7 +32,7 @@ class SignificanceConfig(Config):
     check: Path | None = None
     """Results folder of yet other healthy slides, on which the false alarms are counted."""
     fdr: Level = 0.1
-    """False-discovery rate to keep over the regions of a slide, and over the slides."""
+    """False-discovery rate to keep over the regions of a slide."""
     slide_score: SlideScore = "max"
     """Which score of `wsiad heatmap` is a slide's score."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
