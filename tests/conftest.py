@@ -13,3 +13,13 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A page in a browser of its own; tests that take it are marked ``needs_browser``."""
+    from browser import Browser
+
+    opened = Browser(tmp_path / "profile")
+    yield opened
+    opened.close()

@@ -173,8 +173,9 @@ def test_everything_is_written_and_fits_together(tmp_path):
     assert {p.name for p in folder.iterdir()} == {
         "annotations.xml", "detections.csv", "evidence", "evidence.json", "heatmap.json",
         "heatmap.ome.tif", "heatmap.ome.zarr", "heatmap.png", "left_out.npy", "lesions.geojson",
-        "not_assessed.geojson", "overlay.png", "overview.jpg", "regions.csv",
-        "s_likelihood_map.tif", "slide.json", "tiles.geojson.gz", "tissue.png", "windows.npy",
+        "not_assessed.geojson", "overlay.png", "overview.jpg", "regions", "regions.csv",
+        "regions.json", "s_likelihood_map.tif", "slide.json", "thumbnail.jpg",
+        "tiles.geojson.gz", "tissue.png", "windows.npy",
     }  # fmt: skip
     scores, place = read_heatmap(folder)
     assert row.score_max == pytest.approx(np.nanmax(scores))

@@ -7,8 +7,6 @@ import hashlib
 import io
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,11 +14,13 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from browser import needs_browser
 from PIL import Image
 
 from wsiad.errors import ExportError
 from wsiad.export import report_text
-from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
+from wsiad.export.report import write_report
+from wsiad.export.report_model import ColourScale, RegionEntry, Report, SlideEntry
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'&{{ 7*7 }}"""
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -229,9 +229,13 @@ def test_a_link_may_not_leave_the_folder_of_the_report(tmp_path):
     folder.mkdir()
     (folder / "a.png").symlink_to(outside)
     for file in (outside, folder / "a.png", folder / ".." / "elsewhere" / "a.png"):
+        entry = slide("a", 1, images=[("x", file)])
         with pytest.raises(ExportError, match="inline_limit"):
-            write(folder, report(plots=[("x", file)]), inline_limit=0)
-        write(folder, report(plots=[("x", file)]))
+            write(folder, report(slides=[entry]), inline_limit=0)
+        write(folder, report(slides=[entry]))
+        # Plots, which may lie with the run or the evaluation, are always within the page.
+        page = write(folder, report(plots=[("x", file)]), inline_limit=0)
+        assert page.all("img")[0]["src"].startswith("data:")
 
 
 def test_failures_and_warnings_stand_before_everything_else(tmp_path):
@@ -389,69 +393,173 @@ def test_facts_are_laid_flat_and_worded():
     ]
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def regions(folder, *, count=2):
+    return [
+        RegionEntry(
+            rank,
+            score=5.0 - rank,
+            percentile=99.97,
+            area_um2=8707.13,
+            p=0.0125,
+            q=None,
+            images=[("field", picture(folder / f"field{rank}.png", seed=rank))],
+            tiles=[("healthy", picture(folder / f"tile{rank}.png", seed=10 + rank))],
+        )
+        for rank in range(1, count + 1)
+    ]
 
 
-def browse(tmp_path, page, *arguments):
-    quiet = "--disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync"
-    profile = tmp_path / "profile"
-    return subprocess.run(
-        [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split()),
-            *(f"--user-data-dir={profile}", "--window-size=1280,1600", *arguments),
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+def test_strongest_regions_are_shown_with_what_is_known_of_them(tmp_path):
+    entry = slide("a", 1, regions=regions(tmp_path), thumbnail=picture(tmp_path / "t.png"))
+    page = write(tmp_path, report(slides=[entry, slide("b", 0)]))
+    words = "1. Score 4.000 , percentile 99.97, 8 707 µm², p = 0.013"
+    assert words in page.text.replace("\u202f", " ").replace("\xa0", " ")
+    assert "q =" not in page.text.replace("\xa0", " ")
+    assert [a["alt"] for a in page.all("img")] == [
+        "",  # the thumbnail says nothing that its row does not
+        *("field, region 1 of a", "healthy, region 1 of a"),
+        *("field, region 2 of a", "healthy, region 2 of a"),
+    ]
+    assert not page.all("template")
+    large = write(tmp_path, report(slides=[entry]), inline_limit=0)
+    assert len(large.all("template")) == len(large.all("noscript")) == 1
+    assert [a["src"] for a in large.all("img")] == [
+        "t.png", "field1.png", "tile1.png", "field2.png", "tile2.png",
+    ]  # fmt: skip
+
+
+def test_what_was_not_assessed_is_counted_and_flags_stand_apart(tmp_path):
+    entry = slide("a", 1, left_out={"pen": 300, "black": 12}, reason="pen marks; few stains")
+    page = write(tmp_path, report(slides=[entry, slide("b", 2)]))
+    assert "Not assessed 20.2 % of the windows (pen 300, black 12)" in page.text.replace(
+        "\u202f", " "
+    )
+    cells = [a["data-value"] for a in page.all("td") if a.get("data-value", "").startswith("0.2")]
+    assert [float(value) for value in cells] == [pytest.approx(312 / (1234 + 312))]
+    assert "pen marks few stains" in page.text  # two items of a list
+    assert slide("c", 1).left_out_share == 0
+    assert SlideEntry("d", "no-tissue").left_out_share is None
+
+
+def test_versions_are_shown(tmp_path):
+    page = write(tmp_path, report(versions={"wsiad": "0.1.0", "numpy": "2.4.6"}))
+    assert "Versions wsiad 0.1.0 numpy 2.4.6" in page.text
 
 
 @needs_browser
-def test_a_browser_draws_the_page(tmp_path):
+def test_a_browser_draws_the_page(tmp_path, browser):
     shown = picture(tmp_path / "a.png", size=(400, 300))
     entry = slide("a", 1, images=[("x", shown)])
     write(tmp_path, report(slides=[entry], failures=[("bad", "damaged")]))
-    browse(tmp_path, tmp_path / "report.html", f"--screenshot={tmp_path / 'shot.png'}")
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.wait("document.images[0].complete && document.images[0].naturalWidth")
+    browser.screenshot(tmp_path / "shot.png")
     pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
-    assert pixels.shape[1] == 1280
+    assert pixels.shape[1] >= 1280 - 20
     assert (pixels.min(axis=2) < 80).mean() > 0.005  # words
     red = (pixels[..., 0] - pixels[..., 1] > 5) & (pixels[..., 0] > 245)
     assert red.mean() > 0.01  # the box of failures: the styles are let through
-    noisy = np.abs(np.diff(pixels[..., 1], axis=1)).mean(axis=1) > 10
-    assert noisy.sum() > 200  # rows of the picture
+    assert not browser.complaints
+
+
+ROWS = "[...document.querySelectorAll('#ranking tbody tr')].filter(r => !r.hidden)"
+NAMES = f"{ROWS}.map(r => r.querySelector('th').textContent.trim())"
+FOCUS = "document.activeElement"
+
+
+def press_until(browser, condition, key="Tab", *, most=40):
+    for _ in range(most):
+        browser.press(key)
+        if browser.run(condition):
+            return
+    raise AssertionError(f"{key} does not lead to {condition}")
 
 
 @needs_browser
-def test_a_browser_sorts_and_filters(tmp_path):
+def test_sorting_and_filtering_by_mouse(tmp_path, browser):
     slides = [slide(f"s{i}", float(i), detections=n) for i, n in enumerate([3, 20, 100])]
     slides.append(SlideEntry("void", "no-tissue"))
     write(tmp_path, report(slides=slides))
-    path = tmp_path / "report.html"
-    dom = browse(tmp_path, path, "--dump-dom")
-    assert dom.count("<th scope") == dom.count("<button") + 4  # buttons: the policy let it run
-
-    def order(script):
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-        (tmp_path / "driven.html").write_text(
-            text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
-        )
-        page = Page(browse(tmp_path, tmp_path / "driven.html", "--dump-dom"))
-        rows = [a for a in page.all("tr") if "data-search" in a]
-        return [a["data-search"].split()[0] for a in rows if "hidden" not in a]
-
-    click = (
-        "const b = [...document.querySelectorAll('th button')]"
-        ".find(b => b.textContent.trim() === 'Detected');"
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.run(NAMES) == ["s2", "s1", "s0", "void"]
+    column = "#ranking th:nth-child(8) button"
+    assert browser.run(f"document.querySelector('{column}').textContent") == "Detected"
+    browser.click(column)
+    assert browser.run(NAMES) == ["s2", "s1", "s0", "void"]
+    browser.click(column)
+    assert browser.run(NAMES) == ["s0", "s1", "s2", "void"]
+    assert browser.run(f"document.querySelector('{column}').parentNode.ariaSort") == "ascending"
+    browser.click("#filter")
+    browser.write("NO-tis")
+    assert browser.run(NAMES) == ["void"]
+    assert browser.run("document.querySelector('[role=status]').textContent") == "1 of 4 shown"
+    assert (
+        browser.run("[...document.querySelectorAll('article')].filter(a => !a.hidden).length") == 1
     )
-    assert order(f"{click} b.click()") == ["s2", "s1", "s0", "void"]
-    assert order(f"{click} b.click(); b.click()") == ["s0", "s1", "s2", "void"]
-    fill = "const f = document.querySelector('#filter'); f.value = 'NO-tis';"
-    assert order(f"{fill} f.dispatchEvent(new Event('input'))") == ["void"]
+    assert not browser.complaints
+
+
+@needs_browser
+def test_everything_can_be_reached_and_done_by_keyboard(tmp_path, browser):
+    slides = [slide(f"s{i}", float(i), thumbnail=picture(tmp_path / "t.png")) for i in range(30)]
+    write(tmp_path, report(slides=slides))
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.press("Tab")
+    assert browser.run(f"{FOCUS}.className") == "skip"
+    press_until(browser, f"{FOCUS}.id === 'filter'")
+    browser.write("s2")
+    assert browser.run(f"{NAMES}.length") == 11
+    press_until(browser, f"{FOCUS}.textContent === 'Max'")
+    assert browser.run(f"{FOCUS}.matches(':focus-visible')")
+    browser.press("Enter")
+    browser.press("Enter")
+    assert browser.run(f"{NAMES}[0]") == "s2"  # lowest first
+    press_until(browser, f"{FOCUS}.textContent === 's20'")
+    browser.press("Enter")
+    browser.wait("location.hash === '#slide-10'")
+    top = "document.querySelector('#slide-10').getBoundingClientRect().top"
+    browser.wait(f"{top} >= 0 && {top} < innerHeight")
+    press_until(browser, f"{FOCUS}.className === 'back'", most=1)  # goes on from the slide
+    assert not browser.complaints
+
+
+@needs_browser
+def test_opening_a_slide_of_a_large_report_loads_its_regions(tmp_path, browser):
+    slides = [slide("b", 2), slide("a", 1, regions=regions(tmp_path))]
+    write(tmp_path, report(slides=slides), inline_limit=0)
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.run("document.images.length") == 0
+    browser.click("a[href='#slide-2']")
+    browser.wait("document.images.length === 4")
+    browser.wait("[...document.images].every(i => i.complete && i.naturalWidth === 40)")
+    assert browser.run("document.querySelector('details.late').open")
+    # A link to the slide does the same.
+    browser.open("about:blank")
+    browser.open((tmp_path / "report.html").as_uri() + "#slide-2")
+    browser.wait("document.images.length === 4")
+    assert not browser.complaints
+
+
+@needs_browser
+def test_the_policy_stops_what_is_not_ours(tmp_path, browser):
+    write(tmp_path, report(slides=[slide("a", 1)]))
+    path = tmp_path / "report.html"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("</main>", "<script>document.title = 'taken'</script></main>"))
+    browser.open(path.as_uri())
+    assert browser.run("document.title") == "A run"
+    assert any("Content Security Policy" in words for words in browser.complaints)
+
+
+@needs_browser
+def test_it_prints_every_slide(tmp_path, browser):
+    slides = [
+        slide(f"s{i}", float(i), images=[("x", picture(tmp_path / "a.png"))]) for i in range(9)
+    ]
+    write(tmp_path, report(slides=slides))
+    browser.open((tmp_path / "report.html").as_uri())
+    pages = browser.pdf().count(b"/Type /Page\n")
+    assert pages >= 3  # the scrolling table and all articles, not one screen of it
 
 
 def test_reports_are_equal_for_equal_content(tmp_path):

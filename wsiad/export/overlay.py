@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 from PIL import Image
 
 from wsiad.files import atomic_file
@@ -18,7 +20,11 @@ from wsiad.tiles.overview import Overview, hatch_left_out
 RGB = npt.NDArray[np.uint8]
 
 _LONGEST_PX = 1600
+_THUMBNAIL_PX = (144, 108)
 _BAND_ROWS = 128
+_SUBPIXEL_BITS = 4
+_NUMBERED = 5
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _OUTLINE = (0, 110, 60)
 
 
@@ -78,6 +84,69 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
     return picture
 
 
+def outline_polygon(
+    picture: RGB, polygon: shapely.Polygon, placement: PixelMap, *, width: int = 1
+) -> None:
+    """Outline a polygon in black on white: seen on any ground, and without colour.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Changed in place.
+    polygon : shapely.Polygon
+        Level-0 pixels.
+    placement : PixelMap
+        From pixels of the picture to level-0 pixels.
+    width : int
+        Of the black line, pixels.
+    """
+    rings = []
+    for ring in (polygon.exterior, *polygon.interiors):
+        x, y = shapely.get_coordinates(ring).T
+        columns, rows = placement.from_level0(x, y)
+        # OpenCV counts from pixel centres, in fractions of a pixel.
+        points = (np.stack([columns, rows], axis=1) - 0.5) * 2**_SUBPIXEL_BITS
+        rings.append(np.rint(points).astype(np.int32))
+    for colour, thickness in ((_WHITE, 3 * width), (_BLACK, width)):
+        cv2.polylines(
+            picture, rings, True, colour, thickness, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS
+        )
+
+
+def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement: PixelMap) -> None:
+    """Outline regions on an overlay, and number the five strongest.
+
+    The bright end of the colours is as light as glass: without colour, on paper or to an
+    eye that sees none, the outlines tell where it is.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Changed in place.
+    polygons : sequence of shapely.Polygon
+        Strongest first, level-0 pixels.
+    placement : PixelMap
+        From pixels of the picture to level-0 pixels.
+    """
+    longest = max(picture.shape)
+    width = max(1, round(longest / 1600))
+    for polygon in polygons:
+        outline_polygon(picture, polygon, placement, width=width)
+    for number, polygon in reversed(list(enumerate(polygons[:_NUMBERED], start=1))):
+        left, top, _, _ = polygon.bounds
+        _write_number(picture, number, placement.from_level0(left, top), longest / 1600)
+
+
+def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: float) -> None:
+    """Write a number so that it ends at a place, or as near to it as the picture reaches."""
+    size, font = max(0.3, 0.9 * scale), cv2.FONT_HERSHEY_SIMPLEX
+    width = max(1, round(2 * scale))
+    (across, up), _ = cv2.getTextSize(str(number), font, size, width)
+    corner = (max(width, round(at[0] - across - width)), max(up + width, round(at[1])))
+    for colour, thickness in ((_WHITE, 3 * width), (_BLACK, width)):
+        cv2.putText(picture, str(number), corner, font, size, colour, thickness, cv2.LINE_AA)
+
+
 def hatch_unscored(picture: RGB, overview: Overview) -> None:
     """Hatch what of a slide was left out, by its reason, onto an overlay of the same slide.
 
@@ -96,3 +165,11 @@ def write_picture(path: Path, picture: RGB) -> None:
     image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
     with atomic_file(path) as partial:
         image.save(partial, optimize=True)
+
+
+def write_thumbnail(path: Path, picture: RGB) -> None:
+    """Write a picture as a JPEG of at most 144 × 108 px, for a list of many slides."""
+    image = Image.fromarray(picture)
+    image.thumbnail(_THUMBNAIL_PX, Image.Resampling.BOX)
+    with atomic_file(path) as partial:
+        image.save(partial, quality=75)

@@ -80,6 +80,29 @@ def percentile(value: float | None) -> str:
     return "100" if value >= 100 else f"{math.floor(value * 100) / 100:.2f}"
 
 
+def share(value: float | None) -> str:
+    """Share, 0 to 1, in per cent; a little is never nothing, nor nearly all of it all."""
+    if finite(value) is None:
+        return NONE
+    assert value is not None
+    if 0 < value < 0.001:
+        return f"<{_THIN}0.1{_THIN}%"
+    shown = math.floor(1000 * value) / 10 if value > 0.5 else 100 * value
+    return f"{shown:.1f}".removesuffix(".0") + f"{_THIN}%"
+
+
+def area(um2: float) -> str:
+    """Area in µm², of large ones in mm², with three digits."""
+    if um2 < 1e5:
+        return f"{count(um2)}{_THIN}µm²"
+    return f"{um2 / 1e6:#.3g}".rstrip(".") + f"{_THIN}mm²"
+
+
+def probability(value: float | None) -> str:
+    """P- or q-value with two digits."""
+    return NONE if finite(value) is None else f"{value:.2g}"
+
+
 def seconds(value: float) -> str:
     """Duration in the units that one would say it in."""
     if not math.isfinite(value):

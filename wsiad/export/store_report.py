@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsiad.export import report_text
-from wsiad.export.report import environment, picture, policy, template
+from wsiad.export.page import environment, picture, policy, template
 from wsiad.files import write_text
 
 _CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"

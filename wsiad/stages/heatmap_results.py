@@ -16,9 +16,17 @@ from wsiad.export.asap_xml import write_annotations
 from wsiad.export.camelyon import write_detections
 from wsiad.export.ome_tiff import write_ome_tiff
 from wsiad.export.ome_zarr import write_ome_zarr
-from wsiad.export.overlay import hatch_unscored, outline, overlay, write_picture
+from wsiad.export.overlay import (
+    hatch_unscored,
+    outline,
+    outline_regions,
+    overlay,
+    write_picture,
+    write_thumbnail,
+)
 from wsiad.export.png import write_png
 from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
+from wsiad.export.region_fields import write_fields
 from wsiad.export.region_table import REGIONS, region_rows, write_regions
 from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
@@ -87,12 +95,18 @@ def write_results(
         bounds=source.bounds,
     )
     if not scored.heatmap:
+        write_thumbnail(folder / "thumbnail.jpg", source.thumbnail)
         return {}
     counts, regions = _write(folder, task, calibration, scored.heatmap, scored.windows)
     write_evidence(folder, explainer, regions, scored.windows, source, options=task.options)
+    if source.slide is not None:  # a store has no surroundings to show
+        percentiles = [float(calibration.percentile(region.max_score)) for region in regions]
+        write_fields(folder, source.slide, regions, heatmap=scored.heatmap, percentiles=percentiles)
     scale = colour_scale(calibration)
     picture = overlay(source.thumbnail, source.placement, scored.heatmap, scale)
     hatch_unscored(picture, overview)
+    write_thumbnail(folder / "thumbnail.jpg", picture)
+    outline_regions(picture, [region.polygon for region in regions], source.placement)
     write_picture(folder / "overlay.png", picture)
     highest, top_k = _slide_scores(scored.heatmap, task.options.top_k)
     return {"score_max": highest, "score_top_k_mean": top_k, **counts}

@@ -11,10 +11,12 @@ import numpy as np
 
 from wsiad._version import __version__
 from wsiad.errors import InputError
-from wsiad.export.report import ColourScale, Report, SlideEntry, write_report
+from wsiad.export.report import write_report
+from wsiad.export.report_model import ColourScale, Report
 from wsiad.files import write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
+from wsiad.stages.report_entries import slide_entry
 from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, read_table
 
 if TYPE_CHECKING:
@@ -23,11 +25,6 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 _TIMINGS = "timings.json"
-_PICTURES = (
-    ("tissue.png", "Slide, tissue outlined"),
-    ("overlay.png", "Heatmap over the tissue; what was left out is hatched"),
-)
-_OVERVIEW = "overview.jpg"
 _PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
 
 
@@ -93,7 +90,7 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=[_entry(row, results, calibration) for row in rows if row.status != FAILED],
+        slides=[slide_entry(row, results, calibration) for row in rows if row.status != FAILED],
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=_read(folder / "evaluation.json"),
         plots=plots,
@@ -103,6 +100,7 @@ def write_results_report(
         warnings=[*warnings, *_significance_warnings(sure, rows), *_not_assessed(rows)],
         random_weights=bool(record and record.random_weights),
         colour_scale=_legend(calibration) if calibration else None,
+        versions=facts.get("versions") or {},
     )
     path = to or results / REPORT
     write_report(path, report)
@@ -114,34 +112,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     values = json.loads(path.read_text(encoding="utf-8"))
     return values if isinstance(values, dict) else None
-
-
-def _entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> SlideEntry:
-    folder = results / row.slide
-    pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
-    overview = folder / _OVERVIEW
-    return SlideEntry(
-        row.slide,
-        row.status,
-        row.reason,
-        label=row.label or None,
-        score_max=row.score_max,
-        score_top_k_mean=row.score_top_k_mean,
-        percentile=_percentile(row.score_max, calibration),
-        windows=row.tiles,
-        seconds=row.seconds,
-        images=pictures,
-        # Results of before there were overviews have none.
-        overview=overview if overview.exists() else None,
-        not_assessed=row.unusable > 0 or "not assessed" in row.reason,
-        detections=row.detections,
-    )
-
-
-def _percentile(score: float | None, calibration: Calibration | None) -> float | None:
-    if score is None or calibration is None:
-        return None
-    return float(calibration.percentile(score))
 
 
 def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:

@@ -1,6 +1,25 @@
 // Sorts and filters the table of slides. Without it the page is complete, ranked by score.
 (() => {
   "use strict";
+  // Of hundreds of slides, thousands of pictures would keep the page from opening: those of
+  // the regions stand in templates until one looks at their slide.
+  const fill = (details) => {
+    const template = details.querySelector("template");
+    if (template) template.replaceWith(template.content);
+  };
+  for (const details of document.querySelectorAll("details.late")) {
+    details.addEventListener("toggle", () => details.open && fill(details));
+  }
+  const openTarget = () => {
+    const article = /^#slide-\d+$/.test(location.hash) && document.querySelector(location.hash);
+    const details = article && article.querySelector("details.late");
+    if (!details) return;
+    fill(details);
+    details.open = true;
+  };
+  window.addEventListener("hashchange", openTarget);
+  openTarget();
+
   const table = document.getElementById("ranking");
   if (!table) return;
   const body = table.tBodies[0];
@@ -24,6 +43,7 @@
   };
 
   heads.forEach((head, column) => {
+    if ("fixed" in head.dataset) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

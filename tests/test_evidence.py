@@ -1,0 +1,94 @@
+"""What a slide's folder says of its regions: read as if a stranger had written it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wsiad.errors import ExportError
+from wsiad.export.evidence import read_evidence, read_fields, read_p_values
+
+FIELD = {
+    "rank": 1, "image": "regions/001.jpg", "x": 1, "y": 2, "width": 30, "height": 40,
+    "across_um": 300, "bar_um": 50, "max_score": 5, "mean_score": 4.5, "percentile": 100,
+    "area_um2": 12.5,
+}  # fmt: skip
+REGION = {
+    "rank": 2, "x": 1, "y": 2, "width": 30, "height": 40, "score": 5, "percentile": 99.5,
+    "area_um2": 12.5, "mpp": 0.5, "tile": "evidence/002.jpg",
+    "nearest": [{"slide": "n", "x": 3, "y": 4, "distance": 0.25, "tile": "evidence/002_h1.jpg"}],
+    "reconstruction": None, "difference": "evidence/002_d.png",
+}  # fmt: skip
+
+
+def write(folder, name, regions, **more):
+    (folder / name).write_text(json.dumps({"format": 1, "regions": regions, **more}))
+
+
+def test_nothing_is_read_where_nothing_is(tmp_path):
+    assert read_fields(tmp_path) == read_evidence(tmp_path) == ()
+    assert read_p_values(tmp_path) == {}
+
+
+def test_what_is_written_is_read(tmp_path):
+    write(tmp_path, "regions.json", [FIELD], later="ignored")
+    write(tmp_path, "evidence.json", [REGION | {"later": 1}])
+    (field,) = read_fields(tmp_path)
+    assert (field.rank, field.area_um2, field.image) == (1, 12.5, tmp_path / "regions/001.jpg")
+    (region,) = read_evidence(tmp_path)
+    assert region.tile == tmp_path / "evidence/002.jpg"
+    assert region.reconstruction is None
+    assert region.difference == tmp_path / "evidence/002_d.png"
+    assert [(h.slide, h.distance, h.tile.name) for h in region.nearest] == [
+        ("n", 0.25, "002_h1.jpg")
+    ]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/a.jpg", "regions/../../a.jpg", "link"])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    (tmp_path / "outside.jpg").touch()
+    (folder / "link").symlink_to(tmp_path / "outside.jpg")
+    for file, values in (
+        ("regions.json", FIELD | {"image": name}),
+        ("evidence.json", REGION | {"tile": name}),
+        ("evidence.json", REGION | {"difference": name}),
+        ("evidence.json", REGION | {"nearest": [REGION["nearest"][0] | {"tile": name}]}),
+    ):
+        write(folder, file, [values])
+        with pytest.raises(ExportError, match="leads out of the folder"):
+            (read_fields if file == "regions.json" else read_evidence)(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "no json",
+        '{"format": 2, "regions": []}',
+        json.dumps({"format": 1, "regions": [{**FIELD, "rank": 0}]}),
+        json.dumps({"format": 1, "regions": [{**FIELD, "percentile": 101}]}),
+        json.dumps({"format": 1, "regions": [{**FIELD, "width": 0}]}),
+        json.dumps({"format": 1, "regions": [{**FIELD, "max_score": float("nan")}]}),
+        json.dumps({"format": 1, "regions": [{k: v for k, v in FIELD.items() if k != "image"}]}),
+    ],
+)
+def test_damage_is_named(tmp_path, text):
+    (tmp_path / "regions.json").write_text(text)
+    with pytest.raises(ExportError, match=r"regions\.json: is damaged") as caught:
+        read_fields(tmp_path)
+    assert "run wsiad heatmap again" in str(caught.value)
+
+
+def test_p_values_by_rank(tmp_path):
+    (tmp_path / "regions.csv").write_text("rank,score,p,q\n1,5,0.01,0.02\n2,4,0.5,\n3,3,,\n")
+    assert read_p_values(tmp_path) == {1: (0.01, 0.02), 2: (0.5, None)}
+    (tmp_path / "regions.csv").write_text("rank,score\n1,5\n")
+    assert read_p_values(tmp_path) == {}
+    for bad in ("rank,p\n1,1.5\n", "rank,p\nx,0.5\n", "p\n0.5\n", "rank,p\n1,nan\n"):
+        (tmp_path / "regions.csv").write_text(bad)
+        with pytest.raises(ExportError, match=r"regions\.csv: is damaged"):
+            read_p_values(tmp_path)

@@ -1,0 +1,130 @@
+"""What of a slide's folder comes into the report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from builders import stained, write_tiff
+from PIL import Image
+from runs import make_run, use_channel
+
+import wsiad
+from wsiad.errors import ExportError, InputError
+from wsiad.stages.heatmap_task import HeatmapRow
+from wsiad.stages.report_entries import slide_entry
+from wsiad.stages.reporting import write_results_report
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of one slide with two bright, that is strange, spots."""
+    folder = tmp_path_factory.mktemp("results")
+    image = stained(1024, 1024) // 4 + 20
+    image[64:128, 64:128, 0] = 250
+    image[512:576, 640:768, 0] = 200
+    write_tiff(folder / "s.tif", image, mpp=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        use_channel(patch)
+        run = make_run(folder / "run")
+        wsiad.heatmap(run=run, slides=folder / "s.tif", out=folder / "out", quiet=True)
+    return folder / "out"
+
+
+@pytest.fixture
+def slide(results):
+    made = [results / "s" / name for name in ("evidence.json", "regions.csv")]
+    yield results / "s"
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def entry(results, **more):
+    return slide_entry(HeatmapRow("s", "ok", tiles=10, **more), results, None)
+
+
+def test_the_strongest_regions_are_shown_in_the_slide(results):
+    found = entry(results)
+    assert found.thumbnail == results / "s" / "thumbnail.jpg"
+    assert max(Image.open(found.thumbnail).size) <= 144
+    assert [region.rank for region in found.regions] == [1, 2]
+    first, second = found.regions
+    assert first.score > second.score > 100
+    assert (first.area_um2, second.area_um2) == (64 * 64 / 4, 64 * 128 / 4)
+    assert (first.p, first.q, first.tiles) == (None, None, [])
+    ((caption, file),) = first.images
+    assert caption == "Outlined in the slide, 300 µm across; the bar is 50 µm"
+    red = np.asarray(Image.open(file))[..., 0].astype(int)
+    column, row = 96 * 320 / 600, 96 * 320 / 600  # the field cannot lie beyond the edge
+    assert red[round(row) - 8 : round(row) + 8, round(column) - 8 : round(column) + 8].mean() > 230
+    assert red[200:, 200:].mean() < 90
+
+
+def test_evidence_and_p_values_come_in_where_they_are(results, slide):
+    (slide / "evidence").mkdir(exist_ok=True)
+    for name in ("001.jpg", "h.jpg", "d.png"):
+        Image.new("RGB", (8, 8)).save(slide / "evidence" / name)
+    told = {
+        "rank": 1,
+        "x": 0,
+        "y": 0,
+        "width": 32,
+        "height": 32,
+        "score": 1,
+        "percentile": 99,
+        "area_um2": 1,
+        "mpp": 0.5,
+        "tile": "evidence/001.jpg",
+        "difference": "evidence/d.png",
+        "nearest": [{"slide": "n1", "x": 1, "y": 2, "distance": 0.25, "tile": "evidence/h.jpg"}],
+    }
+    (slide / "evidence.json").write_text(json.dumps({"format": 1, "regions": [told]}))
+    (slide / "regions.csv").write_text("rank,p,q\n1,0.01,0.02\n2,0.2,0.2\n")
+    first, second = entry(results).regions
+    assert [caption for caption, _ in first.tiles] == [
+        "Its strangest window, 0.5 µm/px",
+        "Healthy no. 1: n1, distance 0.25",
+        "Difference from it",
+    ]
+    assert (first.p, first.q, second.p, second.q) == (0.01, 0.02, 0.2, 0.2)
+    assert first.score > 100  # of the region itself, not of its evidence
+    write_results_report(results)
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "p&nbsp;=&nbsp;0.01, q&nbsp;=&nbsp;0.02" in page
+    assert page.count("<h4>Strongest regions</h4>") == 1
+    assert "<dt>numpy</dt>" in page  # versions
+    (slide / "evidence.json").write_text("{")
+    with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):
+        write_results_report(results)
+
+
+def test_windows_left_out_are_counted_by_reason(results, slide):
+    path = slide / "left_out.npy"
+    before = path.read_bytes()
+    assert entry(results).left_out == {}
+    table = np.zeros(5, np.load(path).dtype)
+    table["reason"] = ["pen", "black", "pen", "missing", "pen"]
+    np.save(path, table)
+    found = entry(results)
+    assert found.left_out == {"pen": 3, "black": 1, "missing": 1}
+    assert found.left_out_share == pytest.approx(5 / 15)
+    for damaged in (b"", b"no array"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            entry(results)
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match="is damaged"):
+        entry(results)
+    path.write_bytes(before)
+
+
+def test_results_of_before_there_were_such_files_have_a_report(results, tmp_path):
+    (tmp_path / "s").mkdir()
+    found = entry(tmp_path)
+    assert (found.thumbnail, list(found.regions), found.left_out, found.images) == (
+        None,
+        [],
+        {},
+        [],
+    )
