@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wsiad.stages.tile import tile
     from wsiad.stages.train import train
     from wsiad.stages.tune import tune
+    from wsiad.stages.view import view
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.torch_dataset import TileBatch, TileDataset
 
@@ -59,6 +60,7 @@ __all__ = [
     "tile",
     "train",
     "tune",
+    "view",
 ]
 
 _CLASSES = {

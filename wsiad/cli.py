@@ -109,6 +109,13 @@ wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out 
 wsiad compare results_knn/ results_dpa/ --reference reference.csv --annotations xml/ --out knn_dpa/
 wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out compared/""",
     ),
+    "view": Verb(
+        "look at slides with their heatmaps in a browser, on this machine only",
+        ("results",),
+        """\
+wsiad view results/
+wsiad view results/ --slides /mnt/slides --port 8080 --no-browser""",
+    ),
     "import-tiles": Verb(
         "tiles from folders, tars or PCam's HDF5 into a store without slide geometry",
         ("sources",),

@@ -91,3 +91,8 @@ class Progress:
             unit=f" {self.unit}",
         )
         print(f"{text} {self._note}".rstrip(), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Say something to who started the program, where there is nothing to count."""
+    print(text, file=sys.stderr, flush=True)

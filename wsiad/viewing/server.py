@@ -1,0 +1,215 @@
+"""The server behind ``wsiad view``: on loopback, for who knows its address, and read-only.
+
+Nothing that a request says reaches the file system: a path is matched as a whole against
+a few patterns, and its numbers choose among the slides and tiles that there are. A page
+from elsewhere can guess neither the token in the path nor, having pointed a name of its
+own at this machine, pass the check of the host.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar
+
+from wsiad.errors import SlideError, WsiadError
+from wsiad.viewing.results import HEATMAP, PICTURE, SCORES, THUMBNAIL, ViewedSlide, describe
+from wsiad.viewing.tiles import OVERLAP, TILE_SIZE, DeepZoom, score_grid
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+_STATIC = Path(__file__).parent / "static"
+_OURS = frozenset({"127.0.0.1", "localhost"})
+# The one style that OpenSeadragon writes itself is let through by its hash.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "style-src 'self' 'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is answered: status, type of the content, and the content."""
+
+    body: bytes
+    kind: str = "text/plain; charset=utf-8"
+    status: HTTPStatus = HTTPStatus.OK
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value, allow_nan=False).encode(), "application/json")
+
+
+def _nothing(why: str = "There is nothing here.") -> Response:
+    return Response(why.encode(), status=HTTPStatus.NOT_FOUND)
+
+
+class Pages:
+    """Answers to requests, by their path below the token; knows nothing of sockets.
+
+    Parameters
+    ----------
+    slides : sequence of ViewedSlide
+        By rank.
+    title : str
+        Of the page.
+    problem : callable
+        Says why the own pixels of a slide cannot be shown, or nothing where they can.
+    """
+
+    def __init__(
+        self, slides: Sequence[ViewedSlide], *, title: str, problem: Callable[[ViewedSlide], str]
+    ) -> None:
+        self._slides, self._title, self._problem = slides, title, problem
+        self._deep_zoom = DeepZoom()
+
+    _STATIC_FILES: ClassVar[dict[str, tuple[str, str]]] = {
+        "": ("index.html", "text/html; charset=utf-8"),
+        "view.css": ("view.css", "text/css; charset=utf-8"),
+        "view.js": ("view.js", "text/javascript; charset=utf-8"),
+        "openseadragon.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
+    }
+
+    def answer(self, path: str) -> Response:
+        """Answer a request.
+
+        Parameters
+        ----------
+        path : str
+            Below the token, without a leading slash and a query.
+        """
+        if path in self._STATIC_FILES:
+            name, kind = self._STATIC_FILES[path]
+            return Response((_STATIC / name).read_bytes(), kind)
+        if path == "slides.json":
+            return _json({"title": self._title, "slides": [s.as_json() for s in self._slides]})
+        # Of few digits: no number here needs more, and a long one costs time to read.
+        found = re.fullmatch(r"slide/([0-9]{1,7})/([a-z]+)(?:/([0-9/]{1,30}))?", path)
+        if found is None or not 1 <= int(found[1]) <= len(self._slides):
+            return _nothing()
+        slide = self._slides[int(found[1]) - 1]
+        if found[2] == "tile" and found[3]:
+            return self._tile(slide, found[3])
+        answers: dict[str, Callable[[ViewedSlide], Response]] = {
+            "info": self._info,
+            "scores": self._scores,
+            "heatmap": lambda s: _file(s.folder / HEATMAP, "image/png"),
+            "picture": lambda s: _file(s.folder / PICTURE, "image/png"),
+            "thumbnail": lambda s: _file(s.folder / THUMBNAIL, "image/jpeg"),
+        }
+        if found[3] or found[2] not in answers:
+            return _nothing()
+        return answers[found[2]](slide)
+
+    def _info(self, slide: ViewedSlide) -> Response:
+        if slide.size is None:
+            return _nothing(f"Of this slide there is nothing to see: {slide.reason}")
+        problem = self._problem(slide)
+        return _json(describe(slide, problem=problem, tile_size=TILE_SIZE, overlap=OVERLAP))
+
+    def _tile(self, slide: ViewedSlide, place: str) -> Response:
+        numbers = re.fullmatch(r"([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})", place)
+        if numbers is None or slide.file is None or self._problem(slide):
+            return _nothing()
+        data = self._deep_zoom.tile(slide.file, *(int(number) for number in numbers.groups()))
+        return Response(data, "image/jpeg") if data is not None else _nothing()
+
+    def _scores(self, slide: ViewedSlide) -> Response:
+        path = slide.folder / SCORES
+        if not path.exists():
+            return _nothing()
+        grid = score_grid(path)
+        size = {"X-Width": str(grid.shape[1]), "X-Height": str(grid.shape[0])}
+        return Response(grid.tobytes(), "application/octet-stream", headers=size)
+
+
+def _file(path: Path, kind: str) -> Response:
+    return Response(path.read_bytes(), kind) if path.exists() else _nothing()
+
+
+class ViewServer(http.server.ThreadingHTTPServer):
+    """A server on loopback that answers with pages; one thread a connection.
+
+    Attributes
+    ----------
+    url : str
+        Its address, the token within.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, pages: Pages, *, port: int = 0) -> None:
+        self.pages = pages
+        self.token = secrets.token_urlsafe(16)
+        super().__init__((LOOPBACK, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        return f"http://{LOOPBACK}:{self.server_port}/{self.token}/"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Checks a request, and sends what the pages answer."""
+
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "wsiad", ""
+    server: ViewServer
+    timeout = 60
+
+    def do_GET(self) -> None:
+        self._send(self._checked())
+
+    def _checked(self) -> Response:
+        # The port may be another one: at the near end of an SSH tunnel.
+        host = (self.headers.get("Host") or "").rpartition(":")
+        if (host[0] or host[2]).lower() not in _OURS:
+            return Response(
+                b"Open this page as localhost or 127.0.0.1.", status=HTTPStatus.MISDIRECTED_REQUEST
+            )
+        path = self.path.partition("?")[0]
+        start, _, rest = path[1:].partition("/")
+        if not path.startswith(f"/{start}/") or not secrets.compare_digest(
+            start.encode(), self.server.token.encode()
+        ):
+            return _nothing()
+        try:
+            return self.server.pages.answer(rest)
+        except SlideError as error:
+            return Response(str(error).encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        except (WsiadError, OSError) as error:
+            logger.warning("%s: %s", rest, error)
+            return Response(str(error).encode(), status=HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _send(self, response: Response) -> None:
+        headers = {
+            "Content-Type": response.kind,
+            "Content-Length": str(len(response.body)),
+            "Content-Security-Policy": _POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            # The token is of this server alone: what is kept cannot be another results'.
+            "Cache-Control": "private, max-age=600",
+            **response.headers,
+        }
+        self.send_response(response.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(response.body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Log a request, for who wants to know."""
+        logger.debug(format, *args)

@@ -1,0 +1,283 @@
+// The page of `wsiad view`: everything in level-0 pixels of the slide that is shown.
+(() => {
+  "use strict";
+  const byId = (id) => document.getElementById(id);
+  const SVG = "http://www.w3.org/2000/svg";
+  const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0 };
+
+  // Text only ever becomes text: names of slides are from elsewhere.
+  const element = (tag, values = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), values);
+    made.append(...children);
+    return made;
+  };
+  const drawn = (tag, attributes, parent) => {
+    const made = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    parent.append(made);
+    return made;
+  };
+  const digits = (value) => (Number.isFinite(value) ? Number(value.toPrecision(4)).toString() : "–");
+  const area = (um2) => (um2 < 1e5 ? `${Math.round(um2).toLocaleString("en")} µm²` : `${digits(um2 / 1e6)} mm²`);
+
+  const viewer = OpenSeadragon({
+    element: byId("viewer"),
+    drawer: "canvas",
+    showNavigationControl: false,
+    showNavigator: false,
+    animationTime: 0.4,
+    maxZoomPixelRatio: 8,
+    minZoomImageRatio: 0.6,
+    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+    crossOriginPolicy: false,
+  });
+  // Heatmap pixels are windows: their edges must not be smeared.
+  viewer.addHandler("tile-drawing", (event) => {
+    event.context.imageSmoothingEnabled = event.tiledImage !== state.heat;
+  });
+  // Turning and mirroring are no use here, and their keys are.
+  viewer.addHandler("canvas-key", (event) => {
+    if ("rRfF".includes(event.originalEvent.key)) event.preventDefaultAction = true;
+  });
+
+  const shapes = document.createElementNS(SVG, "svg");
+  shapes.setAttribute("class", "shapes");
+  shapes.setAttribute("aria-hidden", "true");
+  const world = drawn("g", {}, shapes);
+  viewer.canvas.append(shapes);
+
+  const base = () => viewer.world.getItemAt(0);
+  // Level 0 to pixels of the viewer. The first image covers the slide, or its bounds.
+  const placement = () => {
+    const { width, origin } = state.slide.base;
+    const left = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
+    const right = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
+    const scale = (right.x - left.x) / width;
+    return { scale, x: left.x - origin.x * scale, y: left.y - origin.y * scale };
+  };
+  const toViewport = (box) => {
+    const { width, origin } = state.slide.base;
+    return new OpenSeadragon.Rect(
+      (box.x - origin.x) / width, (box.y - origin.y) / width, box.width / width, box.height / width);
+  };
+
+  const follow = () => {
+    if (!state.slide || !base()) return;
+    const { scale, x, y } = placement();
+    world.setAttribute("transform", `matrix(${scale} 0 0 ${scale} ${x} ${y})`);
+    if (!state.slide.umPerPx) return;
+    const perPixel = state.slide.umPerPx[0] / scale;
+    const power = 10 ** Math.floor(Math.log10(150 * perPixel));
+    const length = [5, 2, 1].map((step) => step * power).find((step) => step <= 150 * perPixel);
+    byId("bar").style.width = `${length / perPixel}px`;
+    byId("length").textContent = length < 1000 ? `${digits(length)} µm` : `${digits(length / 1000)} mm`;
+  };
+  for (const name of ["update-viewport", "open", "resize"]) viewer.addHandler(name, follow);
+
+  const outline = (shape) => shape.rings.map((ring) => `M${ring.map((p) => p.join(" ")).join("L")}Z`).join("");
+  const drawShapes = () => {
+    world.replaceChildren();
+    for (const shape of state.slide.notAssessed) {
+      const path = drawn("path", { class: "gap", d: outline(shape), "fill-rule": "evenodd" }, world);
+      drawn("title", {}, path).textContent = shape.name;
+    }
+    state.slide.regions.forEach((shape, index) => {
+      const group = drawn("g", { class: "region", "data-rank": index + 1 }, world);
+      for (const kind of ["halo", "line"]) drawn("path", { class: kind, d: outline(shape) }, group);
+    });
+    showShapes();
+  };
+  const showShapes = () => {
+    for (const path of world.querySelectorAll(".gap")) path.toggleAttribute("hidden", !byId("gaps").checked);
+    for (const path of world.querySelectorAll(".region")) path.toggleAttribute("hidden", !byId("outlines").checked);
+  };
+  const showHeatmap = () => {
+    const opacity = byId("heatmap").checked ? byId("opacity").value / 100 : 0;
+    if (state.heat) state.heat.setOpacity(opacity);
+  };
+
+  const boxOf = (shape) => {
+    const xs = shape.rings.flat().map((p) => p[0]);
+    const ys = shape.rings.flat().map((p) => p[1]);
+    const [x, y] = [Math.min(...xs), Math.min(...ys)];
+    return { x, y, width: Math.max(...xs) - x, height: Math.max(...ys) - y };
+  };
+  const choose = (index) => {
+    const shape = state.slide.regions[index];
+    const box = boxOf(shape);
+    const around = Math.max(box.width, box.height);
+    viewer.viewport.fitBounds(toViewport({
+      x: box.x - around / 2, y: box.y - around / 2, width: box.width + around, height: box.height + around }));
+    [...byId("regions").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i === index));
+    [...world.querySelectorAll(".region")].forEach((g, i) => g.classList.toggle("chosen", i === index));
+  };
+  const listRegions = () => {
+    const known = { "wsiad: max score": "score", "wsiad: percentile": "percentile", "wsiad: area µm^2": "area" };
+    byId("count").textContent = `Regions (${state.slide.regions.length})`;
+    byId("regions").replaceChildren(...state.slide.regions.map((shape, index) => {
+      const measured = shape.measurements;
+      const further = Object.entries(measured)
+        .filter(([name, value]) => !(name in known) && name !== "wsiad: mean score" && Number.isFinite(value))
+        .map(([name, value]) => `${name.replace("wsiad: ", "")} ${digits(value)}`);
+      const words = [`percentile ${digits(measured["wsiad: percentile"])}`, area(measured["wsiad: area µm^2"]), ...further];
+      const button = element("button", { type: "button", onclick: () => choose(index) },
+        element("span", { className: "rank", textContent: `${index + 1}.` }),
+        element("span", { className: "text", textContent: `Score ${digits(measured["wsiad: max score"])}` },
+          element("span", { textContent: words.join(", ") })));
+      return element("li", {}, button);
+    }));
+  };
+
+  const drawLegend = () => {
+    const legend = byId("legend");
+    legend.replaceChildren();
+    legend.hidden = !state.slide.heatmap;
+    if (legend.hidden) return;
+    const steps = state.slide.heatmap.scale;
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("viewBox", "0 0 240 58");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", "Colour scale: score, and share of healthy windows below it");
+    const gradient = drawn("linearGradient", { id: "colours" }, drawn("defs", {}, svg));
+    steps.forEach((step, index) => {
+      const at = index / (steps.length - 1);
+      drawn("stop", { offset: at, "stop-color": `rgb(${step.rgba.slice(0, 3).join(" ")})` }, gradient);
+      const place = { x: at * 240, "text-anchor": index === 0 ? "start" : at === 1 ? "end" : "middle" };
+      drawn("text", { ...place, y: 31 }, svg).textContent = digits(step.score).slice(0, 6);
+      if (step.below) drawn("text", { ...place, y: 47 }, svg).textContent = `${Number((100 * step.below).toFixed(2))} %`;
+    });
+    drawn("rect", { width: 240, height: 15, fill: "url(#colours)", stroke: "#566071" }, svg);
+    legend.append(svg, "Score, and share of healthy windows with a lower one. The same for all slides.");
+  };
+
+  const read = (event) => {
+    if (!state.slide || !base()) return;
+    const corner = viewer.element.getBoundingClientRect();
+    const { scale, x: left, y: top } = placement();
+    const [x, y] = [(event.clientX - corner.left - left) / scale, (event.clientY - corner.top - top) / scale];
+    const inside = x >= 0 && y >= 0 && x < state.slide.width && y < state.slide.height;
+    let words = "not scored";
+    if (state.scores && inside) {
+      const { rectangle } = state.slide.heatmap;
+      const column = Math.floor((x - rectangle.x) / rectangle.width * state.scores.width);
+      const row = Math.floor((y - rectangle.y) / rectangle.height * state.scores.height);
+      const within = column >= 0 && row >= 0 && column < state.scores.width && row < state.scores.height;
+      const score = within ? state.scores.values[row * state.scores.width + column] : NaN;
+      if (Number.isFinite(score)) words = `score ${digits(score)}`;
+    }
+    byId("pointer").textContent = inside ? `${words} at x ${Math.floor(x)}, y ${Math.floor(y)}` : "beside the slide";
+  };
+  viewer.element.addEventListener("pointermove", read);
+
+  const loadScores = async (place, opening) => {
+    const answer = await fetch(`slide/${place}/scores`);
+    if (!answer.ok) return;
+    const values = new Float32Array(await answer.arrayBuffer());
+    if (opening !== state.opening) return;
+    state.scores = { values, width: Number(answer.headers.get("X-Width")), height: Number(answer.headers.get("X-Height")) };
+  };
+
+  const source = (place, slide) => {
+    if (slide.problem) return { type: "image", url: `slide/${place}/picture` };
+    return {
+      width: slide.width, height: slide.height, tileSize: slide.tileSize, tileOverlap: slide.overlap,
+      getTileUrl: (level, column, row) => `slide/${place}/tile/${level}/${column}/${row}`,
+    };
+  };
+
+  const open = async (place) => {
+    const opening = ++state.opening;
+    const answer = await fetch(`slide/${place}/info`);
+    if (opening !== state.opening) return;
+    if (!answer.ok) {
+      say(await answer.text());
+      return;
+    }
+    const slide = await answer.json();
+    // Its small picture shows the bounds of the slide; its own pixels are all of level 0.
+    const whole = { x: 0, y: 0, width: slide.width, height: slide.height };
+    const covered = slide.problem ? slide.bounds : whole;
+    slide.base = { width: covered.width, origin: covered };
+    Object.assign(state, { slide, place, scores: null, heat: null });
+    say(slide.problem);
+    byId("name").textContent = slide.name;
+    document.title = `${slide.name} – wsiad view`;
+    byId("facts").textContent = [
+      slide.score === null ? "no score" : `highest score ${digits(slide.score)}`, slide.label,
+      `${slide.width} × ${slide.height} px`, slide.reason].filter(Boolean).join(" · ");
+    [...byId("slides").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i + 1 === place));
+    viewer.close();
+    viewer.open({ tileSource: source(place, slide), x: 0, y: 0, width: 1 });
+    viewer.addOnceHandler("open", () => {
+      if (opening !== state.opening) return;
+      viewer.viewport.fitBounds(toViewport(slide.bounds), true);
+      if (!slide.heatmap) return;
+      const box = toViewport(slide.heatmap.rectangle);
+      viewer.addTiledImage({
+        tileSource: { type: "image", url: `slide/${place}/heatmap`, buildPyramid: false },
+        x: box.x, y: box.y, width: box.width,
+        success: ({ item }) => {
+          if (opening !== state.opening) return;
+          state.heat = item;
+          showHeatmap();
+        },
+      });
+    });
+    drawShapes();
+    listRegions();
+    drawLegend();
+    if (slide.heatmap) loadScores(place, opening);
+    history.replaceState(null, "", `#${place}`);
+  };
+  const say = (words) => {
+    byId("message").textContent = words;
+    byId("message").hidden = !words;
+  };
+
+  const listSlides = () => {
+    byId("slides").replaceChildren(...state.slides.map((slide, index) => {
+      const picture = slide.thumbnail
+        ? element("img", { src: `slide/${index + 1}/thumbnail`, alt: "", loading: "lazy" }) : element("span");
+      const words = [slide.score === null ? slide.status : `score ${digits(slide.score)}`, slide.label].filter(Boolean);
+      const button = element("button",
+        { type: "button", disabled: !slide.viewable, title: slide.reason, onclick: () => open(index + 1) },
+        element("span", { className: "rank", textContent: `${slide.rank}.` }), picture,
+        element("span", { className: "text", textContent: slide.name }, element("span", { textContent: words.join(", ") })));
+      return element("li", {}, button);
+    }));
+  };
+
+  byId("filter").addEventListener("input", (event) => {
+    const wanted = event.target.value.trim().toLowerCase();
+    [...byId("slides").children].forEach((item, i) => {
+      item.hidden = !`${state.slides[i].name} ${state.slides[i].label}`.toLowerCase().includes(wanted);
+    });
+  });
+  byId("heatmap").addEventListener("change", showHeatmap);
+  byId("opacity").addEventListener("input", showHeatmap);
+  for (const id of ["outlines", "gaps"]) byId(id).addEventListener("change", showShapes);
+  byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
+  byId("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
+  byId("whole").addEventListener("click", () => state.slide && viewer.viewport.fitBounds(toViewport(state.slide.bounds)));
+  const keys = { h: "heatmap", o: "outlines", n: "gaps" };
+  document.addEventListener("keydown", (event) => {
+    if (event.target.type === "search" || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key in keys) byId(keys[event.key]).click();
+    if ("[]".includes(event.key)) {
+      byId("opacity").value = Number(byId("opacity").value) + (event.key === "]" ? 10 : -10);
+      showHeatmap();
+    }
+  });
+
+  const start = async () => {
+    const found = await (await fetch("slides.json")).json();
+    state.slides = found.slides;
+    byId("title").textContent = found.title;
+    listSlides();
+    const asked = Number(location.hash.slice(1));
+    const place = state.slides[asked - 1]?.viewable ? asked : state.slides.findIndex((s) => s.viewable) + 1;
+    if (place) await open(place);
+    else say("No slide of these results can be shown.");
+  };
+  start();
+})();
