@@ -46,6 +46,7 @@ def entry(results, **more):
 
 def test_the_strongest_regions_are_shown_in_the_slide(results):
     found = entry(results)
+    assert found.regions_found is None  # this row says nothing of them
     assert found.thumbnail == results / "s" / "thumbnail.jpg"
     assert max(Image.open(found.thumbnail).size) <= 144
     assert [region.rank for region in found.regions] == [1, 2]
@@ -92,7 +93,7 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     write_results_report(results)
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "p&nbsp;=&nbsp;0.01, q&nbsp;=&nbsp;0.02" in page
-    assert page.count("<h4>Strongest regions</h4>") == 1
+    assert page.count("<h4>Strongest regions: 2 of 2</h4>") == 1
     assert "<dt>numpy</dt>" in page  # versions
     (slide / "evidence.json").write_text("{")
     with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):

@@ -96,6 +96,8 @@ class SlideEntry:
         Small PNG or JPEG file for the ranking.
     regions : sequence of RegionEntry
         The strongest, strongest first.
+    regions_found : int or None
+        How many there are in all.
     left_out : mapping of str to int
         Windows with tissue that were not scored, by the reason.
     """
@@ -116,6 +118,7 @@ class SlideEntry:
     detections: int | None = None
     thumbnail: Path | None = None
     regions: Sequence[RegionEntry] = ()
+    regions_found: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property

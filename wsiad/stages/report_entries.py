@@ -60,6 +60,7 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
         detections=row.detections,
         thumbnail=_if_there(folder / _THUMBNAIL),
         regions=_regions(folder),
+        regions_found=row.regions,
         left_out=_left_out(folder / _LEFT_OUT),
     )
 

@@ -86,7 +86,7 @@ def write_results_report(
         plots.append(("Loss of the training", run.path / LOSS))
     config = run.path / CONFIG
     report = Report(
-        title=f"Anomaly report: {facts['detector']} on {len(rows)} slides",
+        title=f"Anomaly report: {facts['detector']} on {len(rows)} slide{'s' * (len(rows) != 1)}",
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -153,6 +154,11 @@ class ViewServer(http.server.ThreadingHTTPServer):
         self.pages = pages
         self.token = secrets.token_urlsafe(16)
         super().__init__((LOOPBACK, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong with a connection; that a browser gave one up is no error."""
+        gone = isinstance(sys.exception(), ConnectionError | TimeoutError)
+        logger.log(logging.DEBUG if gone else logging.ERROR, "request failed", exc_info=True)
 
     @property
     def url(self) -> str:

@@ -40,6 +40,9 @@
     if ("rRfF".includes(event.originalEvent.key)) event.preventDefaultAction = true;
   });
 
+  viewer.addHandler("tile-load-failed", () => say("A part of the slide cannot be read; it may be damaged."));
+  viewer.addHandler("open-failed", () => say("The slide cannot be shown."));
+
   const shapes = document.createElementNS(SVG, "svg");
   shapes.setAttribute("class", "shapes");
   shapes.setAttribute("aria-hidden", "true");
