@@ -33,7 +33,9 @@ def test_nothing_is_read_where_nothing_is(tmp_path):
 
 def test_what_is_written_is_read(tmp_path):
     write(tmp_path, "regions.json", [FIELD], later="ignored")
-    write(tmp_path, "evidence.json", [REGION | {"later": 1}])
+    placeless = REGION["nearest"][0] | {"x": None, "y": None, "slide": "imported"}
+    nearest = [*REGION["nearest"], placeless]
+    write(tmp_path, "evidence.json", [REGION | {"later": 1, "nearest": nearest}])
     (field,) = read_fields(tmp_path)
     assert (field.rank, field.area_um2, field.image) == (1, 12.5, tmp_path / "regions/001.jpg")
     (region,) = read_evidence(tmp_path)
@@ -41,7 +43,8 @@ def test_what_is_written_is_read(tmp_path):
     assert region.reconstruction is None
     assert region.difference == tmp_path / "evidence/002_d.png"
     assert [(h.slide, h.distance, h.tile.name) for h in region.nearest] == [
-        ("n", 0.25, "002_h1.jpg")
+        ("n", 0.25, "002_h1.jpg"),
+        ("imported", 0.25, "002_h1.jpg"),
     ]
 
 

@@ -83,11 +83,14 @@ class RegionField(_Value):
 
 
 class HealthyTile(_Value):
-    """A healthy training tile, its place (level-0 pixels) and its distance to a region's."""
+    """A healthy training tile, its place (level-0 pixels) and its distance to a region's.
+
+    Tiles that were imported as they are have no place.
+    """
 
     slide: str
-    x: float
-    y: float
+    x: float | None
+    y: float | None
     distance: float
     tile: _Inside
 

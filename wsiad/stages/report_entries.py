@@ -94,10 +94,9 @@ def _regions(folder: Path) -> list[RegionEntry]:
     fields = {field.rank: field for field in read_fields(folder)}
     evidence = {found.rank: found for found in read_evidence(folder)}
     p_values = read_p_values(folder)
-    known = {
-        **{rank: (e.score, e.percentile, e.area_um2) for rank, e in evidence.items()},
-        **{rank: (f.max_score, f.percentile, f.area_um2) for rank, f in fields.items()},
-    }
+    known = {rank: (f.max_score, f.percentile, f.area_um2) for rank, f in fields.items()}
+    if not known:  # scored from a store: there is nothing of the slide to show
+        known = {rank: (e.score, e.percentile, e.area_um2) for rank, e in evidence.items()}
     return [
         RegionEntry(
             rank,
