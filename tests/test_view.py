@@ -295,6 +295,29 @@ def test_ctrl_c_ends_it_quietly(made):
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there always is a screen")
+@pytest.mark.parametrize("screen", [True, False])
+def test_a_browser_is_started_where_there_is_a_screen(made, monkeypatch, capfd, screen):
+    def interrupted(server):
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setattr("wsiad.viewing.server.ViewServer.serve_forever", interrupted)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if screen:
+        monkeypatch.setenv("DISPLAY", ":0")
+    assert wsiad.view(results=made / "out").summary == ""
+    said = capfd.readouterr().err
+    assert re.search(r"Look at http://127\.0\.0\.1:[0-9]+/[\w-]{22}/", said)
+    assert ("open the address yourself" in said) == (not screen)
+    assert len(opened) == screen
+    opened.clear()
+    wsiad.view(results=made / "out", browser=False)
+    assert not opened
+
+
 def test_openseadragon_comes_along_with_its_licence():
     import hashlib
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
+import sys
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ def view(config: ViewConfig) -> ViewResult:
     """
     server = open_server(config)
     tell(f"Look at {server.url} (Ctrl-C ends it)")
-    if config.browser and not webbrowser.open(server.url):
+    if config.browser and not (_graphical() and webbrowser.open(server.url)):
         tell("No browser could be started: open the address yourself.")
     try:
         server.serve_forever()
@@ -69,6 +71,13 @@ def view(config: ViewConfig) -> ViewResult:
     finally:
         server.server_close()
     return ViewResult()
+
+
+def _graphical() -> bool:
+    """Whether a browser has a screen: one for the terminal would keep the server from serving."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def open_server(config: ViewConfig) -> ViewServer:
