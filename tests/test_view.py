@@ -401,6 +401,16 @@ def test_a_browser_opens_slides_and_regions_by_keyboard(serve, browser):
     assert shown != length
     assert bar * 0.5 / scale == pytest.approx(float(shown.removesuffix(" µm")), rel=0.05)
     assert browser.run("document.querySelectorAll('.region.chosen').length") == 1
+    browser.run("document.querySelector('.openseadragon-canvas').focus()")
+    zoomed = browser.run(MATRIX)
+    browser.press("r")  # elsewhere this turns the picture, and would leave the outlines behind
+    time.sleep(0.5)
+    assert browser.run(MATRIX) == zoomed
+    browser.press("ArrowDown")
+    browser.wait(f"{MATRIX} !== {json.dumps(zoomed)}")
+    browser.press("0")
+    time.sleep(1)
+    assert float(re.findall(r"[-\d.e]+", browser.run(MATRIX))[0]) < scale / 2
     browser.run("document.querySelector('#slides li:nth-child(3) button').focus()")
     browser.press("Enter")
     browser.wait("document.querySelector('#name').textContent === 'gap'")
