@@ -95,6 +95,8 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     assert "p&nbsp;=&nbsp;0.01, q&nbsp;=&nbsp;0.02" in page
     assert page.count("<h4>Strongest regions: 2 of 2</h4>") == 1
     assert "<dt>numpy</dt>" in page  # versions
+    assert "<dt>train</dt>" in page  # timing by stage: that of the run, and those of the folder
+    assert "<dt>heatmap</dt>" in page
     (slide / "evidence.json").write_text("{")
     with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):
         write_results_report(results)

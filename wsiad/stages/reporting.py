@@ -94,7 +94,7 @@ def write_results_report(
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=_read(folder / "evaluation.json"),
         plots=plots,
-        timings=memory["seconds"],
+        timings=({"train": record.seconds} if record else {}) | memory["seconds"],
         config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
         notes=[*_notes(rows, record), *_significance_notes(sure)],
         warnings=[*warnings, *_significance_warnings(sure, rows), *_not_assessed(rows)],
