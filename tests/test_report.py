@@ -284,6 +284,41 @@ def test_figures_with_intervals_and_froc_by_protocol(tmp_path):
         assert words not in page.text
 
 
+def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path):
+    found = froc(0.7)
+    points = list(found["sensitivity_at"])
+    found["threshold_at"] = dict(zip(points, (9.5, 8.25, 7.125, 6.0, 5.0, None), strict=True))
+    found["by_class"] = {
+        "macro": {"regions": 3, "hit": 2, "sensitivity_at": dict.fromkeys(points, 2 / 3)},
+        "micro": {"regions": 0, "hit": 0, "sensitivity_at": None},
+        "itc": {"regions": 5, "hit": 1, "sensitivity_at": None},
+    }
+    one_sided = {"value": None, "low": None, "high": None, "undefined": "no tumour slide"}
+    area = {"value": 0.9, "low": 0.8, "high": 0.95}
+    evaluation = {
+        "slide_auc": area,
+        "froc": {"camelyon16-2016": found},
+        "slide_classifier": {"slide_auc": {"value": 0.75, "low": 0.5, "high": 0.9}},
+        "group_by": "centre",
+        "groups": {
+            "<b>UMCU</b>": {"slide_auc": area, "froc": {"camelyon16-2016": froc(0.31)}},
+            "RUMC": {"slide_auc": one_sided, "froc": {"camelyon16-2016": froc(0.42)}},
+        },
+    }
+    page = write(tmp_path, report(evaluation=evaluation))
+    for words in (
+        "at scores from 9.500 8.250 7.125 6.000 5.000 –",
+        "macrometastases: 2 of 3 hit 0.667 0.667",
+        "isolated tumour cells: 1 of 5 hit – –",
+        "Slide AUC, supervised 0.750 95 % interval 0.500–0.900",
+        "centre Slide AUC FROC camelyon16-2016",
+        "<b>UMCU</b> 0.900 0.800–0.950 0.310",
+        "RUMC undefined: no tumour slide 0.420",
+    ):
+        assert words in page.text, words
+    assert "micrometastases" not in page.text
+
+
 def test_an_undefined_figure_says_why_and_shows_no_number(tmp_path):
     nothing = dict.fromkeys(POINTS)
     evaluation = {

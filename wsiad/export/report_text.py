@@ -15,6 +15,7 @@ _THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
 _SHOWN = {"score", "low", "high", "undefined", "interval_undefined", "rules"}
 _SHOWN |= {"sensitivity_at", "sensitivity_interval_at", "threshold_at", "by_class"}
 _NAMES = {"slide_auc": "Slide AUC", "tile_auroc": "Tile AUROC"}
+_CLASSES = {"macro": "macrometastases", "micro": "micrometastases", "itc": "isolated tumour cells"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,16 @@ class FrocRow:
         The score; its name is that of the protocol.
     sensitivities : list of (str, str)
         Sensitivity and its interval at each number of false positives.
+    below : list of (str, list of str)
+        Further lines of the table, label and a cell for each number of false positives:
+        the score that reaches it, and the sensitivity for lesions of each class of size.
     facts : list of (str, str)
         What else is known, label and value.
     """
 
     figure: Figure
     sensitivities: list[tuple[str, str]]
+    below: list[tuple[str, list[str]]]
     facts: list[tuple[str, str]]
 
 
@@ -156,11 +161,15 @@ def _plain(value: Any) -> str:
 
 def figures(evaluation: Mapping[str, Any] | None) -> list[Figure]:
     """Figures of ``evaluation.json`` that are a number with an interval, FROC apart."""
-    return [
+    known = evaluation or {}
+    found = [
         _figure(_NAMES.get(key, key.replace("_", " ")), value, "value")
-        for key, value in (evaluation or {}).items()
+        for key, value in known.items()
         if isinstance(value, Mapping) and "value" in value
     ]
+    if classifier := known.get("slide_classifier"):
+        found.append(_figure("Slide AUC, supervised", classifier["slide_auc"], "value"))
+    return found
 
 
 def further(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -211,8 +220,29 @@ def _froc_row(name: str, value: Mapping[str, Any], points: list[str]) -> FrocRow
             (_ratio(at.get(point)), _interval(*(ends.get(point) or (None, None))))
             for point in points
         ],
+        list(_froc_below(value, points)),
         facts(rest),
     )
+
+
+def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[str, list[str]]]:
+    if reached := value.get("threshold_at"):
+        yield "at scores from", [score(finite(reached.get(point))) for point in points]
+    for name, found in (value.get("by_class") or {}).items():
+        at = found.get("sensitivity_at") or {}
+        label = f"{_CLASSES.get(name, name)}: {count(found.get('hit'))} of {count(found['regions'])}"
+        if found["regions"]:
+            yield f"{label} hit", [_ratio(at.get(point)) for point in points]
+
+
+def group_table(evaluation: Mapping[str, Any] | None) -> list[tuple[str, list[Figure]]]:
+    """Figures of each group of slides by itself, where the evaluation has groups."""
+    groups = (evaluation or {}).get("groups") or {}
+    return [(str(name), [*figures(known), *_froc_scores(known)]) for name, known in groups.items()]
+
+
+def _froc_scores(known: Mapping[str, Any]) -> list[Figure]:
+    return [_figure(f"FROC {name}", value, "score") for name, value in known["froc"].items()]
 
 
 def _figure(name: str, known: Mapping[str, Any], key: str) -> Figure:

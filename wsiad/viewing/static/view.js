@@ -115,13 +115,15 @@
     [...world.querySelectorAll(".region")].forEach((g, i) => g.classList.toggle("chosen", i === index));
   };
   const listRegions = () => {
-    const known = { "wsiad: max score": "score", "wsiad: percentile": "percentile", "wsiad: area µm^2": "area" };
+    const p = { "wsiad: p (family-wise)": "p (any region of a healthy slide)", "wsiad: p": "p", "wsiad: q": "q" };
     byId("count").textContent = `Regions (${state.slide.regions.length})`;
     byId("regions").replaceChildren(...state.slide.regions.map((shape, index) => {
       const measured = shape.measurements;
-      const further = Object.entries(measured)
-        .filter(([name, value]) => !(name in known) && name !== "wsiad: mean score" && Number.isFinite(value))
-        .map(([name, value]) => `${name.replace("wsiad: ", "")} ${digits(value)}`);
+      const further = Object.entries(p)
+        .filter(([name]) => Number.isFinite(measured[name]))
+        .map(([name, word]) => `${word} ${digits(measured[name])}`);
+      if ("wsiad: significant" in measured)
+        further.push(measured["wsiad: significant"] ? "significant" : "not significant");
       const words = [`percentile ${digits(measured["wsiad: percentile"])}`, area(measured["wsiad: area µm^2"]), ...further];
       const button = element("button", { type: "button", onclick: () => choose(index) },
         element("span", { className: "rank", textContent: `${index + 1}.` }),
