@@ -230,7 +230,9 @@ def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[s
         yield "at scores from", [score(finite(reached.get(point))) for point in points]
     for name, found in (value.get("by_class") or {}).items():
         at = found.get("sensitivity_at") or {}
-        label = f"{_CLASSES.get(name, name)}: {count(found.get('hit'))} of {count(found['regions'])}"
+        label = (
+            f"{_CLASSES.get(name, name)}: {count(found.get('hit'))} of {count(found['regions'])}"
+        )
         if found["regions"]:
             yield f"{label} hit", [_ratio(at.get(point)) for point in points]
 

@@ -137,7 +137,11 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     slides, from_store = _slides(config, preparation, target)
     one = functools.partial(_task, config, from_store, preparation, target, digest)
     tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
-    facts: dict[str, Any] = {"digest": digest, "run": str(config.run), "detector": record.detector}
+    facts: dict[str, Any] = {
+        "digest": digest,
+        "run": str(config.run.absolute()),
+        "detector": record.detector,
+    }
     facts["versions"] = versions()
     if note := _no_examples(config, record):
         facts["evidence"] = note
