@@ -9,7 +9,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,143 +16,12 @@ from wsiad._version import __version__
 from wsiad.errors import ConfigError, WsiadError
 from wsiad.files import DISK_FULL
 from wsiad.interrupts import Terminated, terminated
+from wsiad.verbs import VERBS
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from wsiad.config import Config
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A verb of the command line; its module and function have ``_`` for each ``-``.
-
-    Parameters
-    ----------
-    summary : str
-        One line for the list of verbs; stands here so that the list needs no imports.
-    positional : tuple of str
-        Fields of the config that are given without a flag.
-    examples : str
-        Shown at the end of its help.
-    """
-
-    summary: str
-    positional: tuple[str, ...]
-    examples: str
-
-
-VERBS = {
-    "tile": Verb(
-        "slides into a zarr store of stain-normalised tissue tiles",
-        ("slides",),
-        """\
-wsiad tile slides/ --out store/ --mpp 0.972 --tile 96
-wsiad tile manifest.csv --out store/ --mpp 0.5 --tile 256 --workers 8
-wsiad tile slides/ --out store/ --mpp 0.5 --tile 256 --cluster configs/slurm.yaml
-wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
-    ),
-    "train": Verb(
-        "fit a detector on the healthy tiles of a store",
-        ("store",),
-        """\
-wsiad train store/ --out runs/dpa --detector dpa
-wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --max-minutes 30
-wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8
-wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/""",
-    ),
-    "tune": Verb(
-        "choose a detector's options with a few anomalous tiles, by cross-validation",
-        ("store",),
-        """\
-wsiad tune store/ --anomalies tumour_store/ --out tuned/ --config configs/camelyon16/tune-dpa.yaml
-wsiad tune store/ --anomalies tumour_store/ --out tuned/ --detector knn \\
-    --space 'neighbours=[1, 3, 9]' --space 'fit_vectors={low: 1000, high: 20000, log: true}'
-wsiad tune --config tune.yaml --trials 60 --cluster configs/slurm.yaml
-wsiad train --config tuned/best.yaml""",
-    ),
-    "pretrain": Verb(
-        "train a perceptual network on the healthy tiles of a store, without labels",
-        ("store",),
-        """\
-wsiad pretrain store/ --out network/
-wsiad pretrain store/ --out network/ --max-minutes 60 --option precision=bfloat16
-wsiad train store/ --out runs/dpa --weights network/weights.safetensors""",
-    ),
-    "heatmap": Verb(
-        "score slides: heatmaps, regions, detections, for QuPath and for evaluation",
-        ("run", "slides"),
-        """\
-wsiad heatmap runs/dpa test_slides/ --out results/
-wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
-wsiad heatmap runs/dpa test_store/ --out results/""",
-    ),
-    "significance": Verb(
-        "p-values for slides, regions and tiles, from held-out healthy slides",
-        ("results",),
-        """\
-wsiad significance results/ --healthy healthy_results/
-wsiad significance results/ --healthy healthy_results/ --check more_healthy_results/ --fdr 0.05""",
-    ),
-    "evaluate": Verb(
-        "slide AUC, FROC and tile AUROC against ground truth",
-        ("results",),
-        """\
-wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
-wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out scored/""",
-    ),
-    "compare": Verb(
-        "two results on the same slides: paired differences of every figure",
-        ("a", "b"),
-        """\
-wsiad compare results_knn/ results_dpa/ --reference reference.csv --annotations xml/ --out knn_dpa/
-wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out compared/""",
-    ),
-    "view": Verb(
-        "look at slides with their heatmaps in a browser, on this machine only",
-        ("results",),
-        """\
-wsiad view results/
-wsiad view results/ --slides /mnt/slides --port 8080 --no-browser""",
-    ),
-    "import-tiles": Verb(
-        "tiles from folders, tars or PCam's HDF5 into a store without slide geometry",
-        ("sources",),
-        """\
-wsiad import-tiles normal.tar --out store/ --mpp 0.972 --label normal
-wsiad import-tiles folder_of_png/ more_of_them/ --out store/ --mpp 0.5
-wsiad import-tiles pcam_valid_x.h5 --labels pcam_valid_y.h5 --out store/ --mpp 0.972""",
-    ),
-    "score-tiles": Verb(
-        "score each tile of a store; tile AUROC where its groups are labelled",
-        ("run", "store"),
-        """\
-wsiad score-tiles runs/gaussian test_store/ --out scores/
-wsiad score-tiles runs/gaussian test_store/ --out scores/ --normal healthy ndbe""",
-    ),
-    "export-tiles": Verb(
-        "tiles as PNG or JPEG files, or their coordinates as CLAM's or TRIDENT's HDF5",
-        ("store",),
-        """\
-wsiad export-tiles store/ --out tiles/
-wsiad export-tiles store/ --out patches/ --format clam
-wsiad export-tiles store/ --out patches/ --format trident""",
-    ),
-    "demo": Verb(
-        "the whole of it on slides that it makes itself; ends with a report",
-        (),
-        """\
-wsiad demo
-wsiad demo --out my_demo --detector knn""",
-    ),
-    "doctor": Verb(
-        "what is installed and at hand, and what to do about what is missing",
-        (),
-        """\
-wsiad doctor
-wsiad doctor --format json""",
-    ),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
