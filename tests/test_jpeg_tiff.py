@@ -294,6 +294,9 @@ def test_what_is_read_ahead_is_decoded_once_and_bounded(tmp_path, monkeypatch):
             assert slide._cache._bytes <= 2 * tile_bytes
         assert sorted(decoded) == list(range(20))
         assert not slide._cache._ahead
+        slide.forget()
+        assert not slide._cache._tiles
+        assert slide._cache._bytes == slide._cache._ahead_bytes == 0
         # Beyond the bound they are like any other.
         with slide.reading_ahead():
             for x, y in corners[5:15]:

@@ -138,6 +138,10 @@ class JpegTiffBackend(Slide):
         finally:
             self._ahead = False
 
+    def forget(self) -> None:
+        """Release the decoded tiles; see :meth:`Slide.forget`."""
+        self._cache.clear()
+
     def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
         """Read and decode a tile, into ``out`` if given."""
         offset, count = int(tiles.offsets[index]), int(tiles.counts[index])

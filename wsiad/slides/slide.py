@@ -156,6 +156,9 @@ class Slide(ABC):
         """Say that what is read within will be read again, and may be kept until then."""
         yield
 
+    def forget(self) -> None:  # noqa: B027 -- not every backend remembers anything
+        """Release what is kept of pixels that were read; to be called when most have been."""
+
     def check_unchanged(self) -> None:  # noqa: B027 -- a slide in memory does not change
         """Check that the file is the one that was opened.
 

@@ -70,6 +70,12 @@ class TileCache:
         else:
             self._put(key, tile)
 
+    def clear(self) -> None:
+        """Drop all tiles."""
+        self._tiles.clear()
+        self._ahead.clear()
+        self._bytes = self._ahead_bytes = 0
+
     def _put(self, key: Key, tile: RGB) -> None:
         self._tiles[key] = tile
         self._bytes += tile.nbytes

@@ -98,6 +98,8 @@ def _finish(
     detector = explainer.detector
     batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
     scored = stitch(task, calibration, source, score_windows(detector, source.batches, batch=batch))
+    if source.slide:
+        source.slide.forget()  # the pictures of a large slide take as much
     with atomic_folder(task.folder) as folder:
         figures = write_results(folder, task, calibration, source, scored, explainer)
         row = HeatmapRow(

@@ -80,6 +80,7 @@ def write_tiles(
         # The pixels of a whole slide do not fit in memory; a view of none of them would
         # keep them all.
         parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
+    plan.scaled.slide.forget()
     return parts
 
 
