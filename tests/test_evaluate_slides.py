@@ -180,6 +180,21 @@ def test_a_group_without_located_slides_says_so(results, tmp_path):
     assert "no lesion" in froc["B"]["undefined"]
 
 
+def test_groups_of_a_manifest(results, tmp_path):
+    """Its slides are paths; those that it does not list are a group of their own."""
+    rows = [f"/data/{'UMCU' if i % 3 else 'RUMC'}/s{i}.tif,{i % 3 > 0}" for i in range(SLIDES - 1)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["slide,hamamatsu", *rows]) + "\n")
+    _, values = run(results, tmp_path, group_by="hamamatsu", groups=tmp_path / "manifest.csv")
+    counts = {name: found["counts"]["slides"] for name, found in values["groups"].items()}
+    expected = sum(i % 3 > 0 for i in range(SLIDES - 1))
+    assert counts == {"False": SLIDES - 1 - expected, "True": expected, "not stated": 1}
+    (tmp_path / "manifest.csv").write_text("slide,hamamatsu\na/s1.tif,1\nb/s1.tif,0\n")
+    with pytest.raises(EvaluationError, match="s1 is in '1' already"):
+        read_groups(tmp_path / "manifest.csv", "hamamatsu")
+    with pytest.raises(ConfigError, match="group_by"):
+        run(results, tmp_path, groups=tmp_path / "manifest.csv")
+
+
 def test_a_column_that_does_not_exist_is_refused(results, tmp_path):
     with pytest.raises(EvaluationError, match=r"no column 'scanner' .*image, type, center"):
         run(results, tmp_path, group_by="scanner")

@@ -16,6 +16,7 @@ from wsiad.evaluation.evidence import SlideEvidence
 from wsiad.evaluation.froc import PROTOCOLS, ProtocolName
 from wsiad.evaluation.froc_score import FrocScore, froc_score
 from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
+from wsiad.evaluation.truth import NOT_STATED
 
 _INTERVALS = (
     "Slide AUC: DeLong on the logit scale. All others: percentiles of resamples of the slides, "
@@ -110,12 +111,12 @@ def compute_groups(
     ----------
     slides : sequence of SlideEvidence
     groups : mapping of str to str
-        Group of each slide.
+        Group of each slide; those that are not in it are a group of their own.
     settings : Settings
     """
     members: dict[str, list[SlideEvidence]] = {}
     for slide in slides:
-        members.setdefault(groups[slide.case.slide], []).append(slide)
+        members.setdefault(groups.get(slide.case.slide, NOT_STATED), []).append(slide)
     found = {}
     for name in sorted(members):
         located = any(slide.by_protocol for slide in members[name])

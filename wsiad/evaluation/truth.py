@@ -79,33 +79,43 @@ def read_reference(path: Path) -> dict[str, bool]:
     return labels
 
 
+NOT_STATED = "not stated"
+"""Group of the slides of which none is known."""
+
+
 def read_groups(path: Path, column: str) -> dict[str, str]:
-    """Read which group each slide of a reference belongs to.
+    """Read which group each slide belongs to.
 
     Parameters
     ----------
     path : Path
-        That :func:`read_reference` accepts.
+        That :func:`read_reference` accepts, or a manifest of slides: any CSV with the column
+        and one named ``image`` or ``slide``. Of a path to a slide its file's name counts.
     column : str
         Name of the column, such as ``center``; capitals do not matter.
 
     Returns
     -------
     dict of str to str
-        Group by slide; ``"not stated"`` for an empty cell.
+        Group by slide; `NOT_STATED` for an empty cell.
 
     Raises
     ------
     EvaluationError
-        There is no such column.
+        There is no such column, or a slide is in two groups.
     """
     rows = read_rows(path)
     header = [cell.lower() for cell in rows[0].cells]
     at, slide_at = _column(header, (column.lower(),), path), _column(header, _SLIDE_COLUMNS, path)
-    groups = {}
+    groups: dict[str, str] = {}
     for row in rows[1:]:
-        slide = slide_name(row.cells[slide_at], subject=f"{path}, row {row.number}")
-        groups[slide] = (row.cells[at] if at < len(row.cells) else "") or "not stated"
+        where = f"{path}, row {row.number}"
+        slide = slide_name(Path(row.cells[slide_at]).name, subject=where)
+        group = (row.cells[at] if at < len(row.cells) else "") or NOT_STATED
+        if groups.setdefault(slide, group) != group:
+            raise EvaluationError(
+                f"{slide} is in {groups[slide]!r} already", subject=where, remedy="Keep one row."
+            )
     return groups
 
 

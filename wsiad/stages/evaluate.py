@@ -35,7 +35,9 @@ class EvaluateConfig(EvaluationOptions):
     out: Path | None = None
     """Where figures and plots go; by default the results folder."""
     group_by: str | None = None
-    """Column of the reference, such as `center`: every figure by its groups too."""
+    """Column, such as `center`: every figure by its groups too."""
+    groups: Path | None = None
+    """CSV that has it, such as the manifest; by default the reference."""
     slide_classifier: Literal["none", "forest"] = "none"
     """`forest`: slide AUC of a random forest on 31 features of the heatmaps, too. Supervised:
     it learns from the reference, cross-validated by slide."""
@@ -55,6 +57,8 @@ class EvaluateConfig(EvaluationOptions):
             raise ValueError("the slide score of `detections` is their highest: `max`")
         if self.detections is not None and self.slide_classifier != "none":
             raise ValueError("`detections` come without heatmaps for a `slide_classifier`")
+        if self.groups is not None and self.group_by is None:
+            raise ValueError("`groups` need the column's name, `group_by`")
         high, low = self.feature_quantiles
         if not 0 < low <= high <= 1:
             raise ValueError("`feature_quantiles` are the high one, then the low one, 0 to 1")
@@ -105,7 +109,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     source = config.detections or config.results
     assert source is not None
     is_results = config.results is not None
-    groups = {} if config.group_by is None else read_groups(config.reference, config.group_by)
+    groups: dict[str, str] = {}
+    if config.group_by is not None:
+        groups = read_groups(config.groups or config.reference, config.group_by)
     scored = read_scored(config, source, results=is_results)
     slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
     settings = settings_of(config, slides, results=is_results)
