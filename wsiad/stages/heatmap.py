@@ -185,7 +185,7 @@ def _finish(
         found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
     if config.shard is None:
         report = write_results_report(config.out, seconds={"heatmap": seconds})
-        return f"{scored}; see {report}{found}{_project(config)}"
+        return f"{scored}; see {report}{_project(config)}{found}"
     record = {
         "versions": versions(),
         "shard": config.shard,
@@ -198,7 +198,7 @@ def _finish(
     if waiting:
         return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
     report = write_results_report(config.out)
-    return f"{scored} in shard {config.shard}, the last; see {report}{found}{_project(config)}"
+    return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}{found}"
 
 
 def _project(config: HeatmapConfig) -> str:
