@@ -27,6 +27,7 @@ from wsiad.slides.jpeg_tiff_backend import FORMATS, JpegTiffBackend, open_jpeg_t
 from wsiad.slides.jpeg_tiff_layout import read_layout
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.tile_cache import TileCache
 from wsiad.slides.tile_decoder import jpeg_problem
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
@@ -303,6 +304,24 @@ def test_what_is_read_ahead_is_decoded_once_and_bounded(tmp_path, monkeypatch):
                 slide.read_level(0, x, y, Size(9, 9))
                 assert slide._cache._ahead_bytes <= 3 * tile_bytes
                 assert slide._cache._bytes <= 2 * tile_bytes
+
+
+def test_all_tiles_that_are_kept_stay_below_one_bound():
+    cache = TileCache(8 * 300, 12 * 300)
+    tile, size = np.zeros((10, 10, 3), np.uint8), Size(10, 10)
+    rng = np.random.default_rng(0)
+    there = [0]
+    for step in range(600):
+        key, ahead = (0, int(rng.integers(60))), step % 200 < 60
+        if cache.get(key, ahead=ahead) is None:
+            cache.room(size, ahead=ahead)
+            cache.put(key, tile.copy(), ahead=ahead)
+        kept = {**cache._tiles, **cache._ahead}
+        assert len(kept) == len(cache._tiles) + len(cache._ahead)
+        assert sum(one.nbytes for one in kept.values()) == cache._bytes + cache._ahead_bytes
+        there.append(len(kept))
+    assert max(there) == 12 + 8 // 4
+    assert max(len(cache._tiles), 1) <= 8
 
 
 def test_places_that_stains_are_estimated_from_are_decoded_once(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ def test_slides_regions_and_tiles_by_counting(here):
     assert significant == [1, 1, 0]
     assert by_name["strange"].significant_regions == 2
     assert by_name["usual"].significant_regions == 0
+
+
+def test_the_qupath_project_is_told(here):
+    path = here / "tested" / "qupath" / "project.qpproj"
+    before = json.loads(path.read_text())
+    assert not any("wsiad: p" in image["metadata"] for image in before["images"])
+    rows = {row.slide: row for row in compare(here, fdr=0.25).rows}
+    after = json.loads(path.read_text())
+    for old, image in zip(before["images"], after["images"], strict=True):
+        facts = image["metadata"]
+        one = rows.get(Path(image["imageName"]).stem)
+        if one is None:  # nothing of it was scored
+            assert image == old
+            continue
+        assert float(facts.pop("wsiad: p")) == one.p_slide
+        assert facts.pop("wsiad: significant regions") == str(one.significant_regions)
+        assert image == old
+    path.unlink()
+    compare(here)
+    assert not path.exists()  # who does not want one gets none
 
 
 def test_what_is_written_agrees(here):

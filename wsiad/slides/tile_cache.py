@@ -20,7 +20,9 @@ class TileCache:
     """Decoded tiles, the least recently used of which go; their memory is used again.
 
     Tiles that were read ahead of their use have a bound of their own. They stay until
-    they are asked for, and are from then on like any other.
+    they are asked for, and are from then on like any other. While there are many of them,
+    the others have less room, down to a quarter, so that all together stay below the one
+    bound and a quarter of the other.
 
     Parameters
     ----------
@@ -67,6 +69,7 @@ class TileCache:
         if ahead and self._fits_ahead(tile.nbytes):
             self._ahead[key] = tile
             self._ahead_bytes += tile.nbytes
+            self._drop_for(0)
         else:
             self._put(key, tile)
 
@@ -85,7 +88,9 @@ class TileCache:
 
     def _drop_for(self, nbytes: int) -> list[RGB]:
         dropped = []
-        while self._tiles and self._bytes + nbytes > self._max_bytes:
+        both = self._max_ahead_bytes + self._max_bytes // 4
+        most = min(self._max_bytes, both - self._ahead_bytes)
+        while self._tiles and self._bytes + nbytes > most:
             _, tile = self._tiles.popitem(last=False)
             self._bytes -= tile.nbytes
             dropped.append(tile)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from wsiad.errors import ExportError
 from wsiad.export.qupath.project import PROJECT, ProjectSlide, write_project
 from wsiad.leftovers import clear_leftovers
 from wsiad.stages.heatmap_task import HeatmapRow
+from wsiad.stages.significance_results import read_significance
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
 from wsiad.tiles.store import is_store
@@ -36,7 +38,8 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
         For people: where it lies, or why it was not written.
     """
     rows = read_table(results / "slides.csv", HeatmapRow)
-    slides = project_slides(rows)
+    compared = (read_significance(results) or {}).get("slides", {})
+    slides = project_slides(rows, compared)
     if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
         logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
     folder = results / FOLDER
@@ -49,16 +52,33 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
     return f"open {folder / PROJECT} in QuPath"
 
 
-def project_slides(rows: Sequence[HeatmapRow]) -> list[ProjectSlide]:
+def update_results_project(results: Path) -> None:
+    """Bring the project up to date, if there is one."""
+    if (results / FOLDER / PROJECT).exists():
+        write_results_project(results, made_ms=0)
+
+
+def project_slides(
+    rows: Sequence[HeatmapRow], compared: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[ProjectSlide]:
     """List slides as images, by name; without those whose file nobody knows.
 
     The rank is by falling score, with leading zeros: QuPath sorts metadata as text.
+
+    Parameters
+    ----------
+    rows : sequence of HeatmapRow
+    compared : mapping of str to mapping, optional
+        By slide, what ``significance.json`` says of it.
     """
+    known = compared or {}
     scored = sorted((row for row in rows if row.score_max is not None), key=_by_score)
     ranks = {row.slide: f"{n:0{len(str(len(scored)))}}" for n, row in enumerate(scored, start=1)}
     files = _files(rows)
     return [
-        ProjectSlide(row.slide, file, _facts(row, ranks.get(row.slide, "")))
+        ProjectSlide(
+            row.slide, file, _facts(row, ranks.get(row.slide, ""), known.get(row.slide, {}))
+        )
         for row in sorted(rows, key=lambda row: row.slide)
         if (file := files[row.slide]) is not None
     ]
@@ -69,12 +89,15 @@ def _by_score(row: HeatmapRow) -> tuple[float, str]:
     return -row.score_max, row.slide
 
 
-def _facts(row: HeatmapRow, rank: str) -> dict[str, str]:
+def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str, str]:
     """Return metadata of a slide; what is not known is left out."""
+    p, significant = compared.get("p_slide"), compared.get("significant_regions")
     facts = {
         "rank": rank,
         "score": "" if row.score_max is None else f"{row.score_max:.6g}",
+        "p": "" if p is None else f"{p:.4f}",
         "regions": "" if row.regions is None else str(row.regions),
+        "significant regions": "" if significant is None else str(significant),
         "status": row.status,
         "reason": row.reason,
         "label": row.label,

@@ -86,10 +86,12 @@ def significance(config: SignificanceConfig) -> SignificanceResult:
     EvaluationError, ExportError
         Results of a slide are damaged.
     """
+    from wsiad.stages.qupath_project import update_results_project
     from wsiad.stages.reporting import write_results_report
 
     result = compare(config)
     write_results_report(config.results)
+    update_results_project(config.results)
     return result
 
 
