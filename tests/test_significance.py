@@ -175,7 +175,12 @@ def test_what_is_written_agrees(here):
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """All files but the project as it was before, which is kept beside it."""
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".backup"
+    }
 
 
 def test_again_gives_the_same_bytes_and_another_reference_renews_all(here):
