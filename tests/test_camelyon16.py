@@ -253,6 +253,7 @@ def test_from_the_folder_to_the_table(root, tmp_path):
     assert (slides["counts"]["tumour_slides"], slides["counts"]["slides_in_froc"]) == (2, 3)
     taken = {group["group"]: group["taken_as"] for group in tiles["groups"]}
     assert taken == {"test_001": "normal", "test_002": "normal", "test_013": "tumour"}
+    assert names(tmp_path / "out" / "store_tune" / "slides.csv") == ["tumor_016"]
 
 
 def test_on_slurm_it_is_one_job_that_starts_others():
