@@ -307,7 +307,7 @@ def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path)
     }
     page = write(tmp_path, report(evaluation=evaluation))
     for words in (
-        "at scores from 9.500 8.250 7.125 6.000 5.000 –",
+        "at confidences from 9.500 8.250 7.125 6.000 5.000 –",
         "macrometastases: 2 of 3 hit 0.667 0.667",
         "isolated tumour cells: 1 of 5 hit – –",
         "Slide AUC, supervised 0.750 95 % interval 0.500–0.900",

@@ -40,7 +40,8 @@ class FrocRow:
         Sensitivity and its interval at each number of false positives.
     below : list of (str, list of str)
         Further lines of the table, label and a cell for each number of false positives:
-        the score that reaches it, and the sensitivity for lesions of each class of size.
+        the confidence of a detection that reaches it, and the sensitivity for lesions of each
+        class of size.
     facts : list of (str, str)
         What else is known, label and value.
     """
@@ -227,7 +228,7 @@ def _froc_row(name: str, value: Mapping[str, Any], points: list[str]) -> FrocRow
 
 def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[str, list[str]]]:
     if reached := value.get("threshold_at"):
-        yield "at scores from", [score(finite(reached.get(point))) for point in points]
+        yield "at confidences from", [score(finite(reached.get(point))) for point in points]
     for name, found in (value.get("by_class") or {}).items():
         at = found.get("sensitivity_at") or {}
         label = (
