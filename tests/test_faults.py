@@ -1,5 +1,6 @@
 """Faults: killed and ended runs, two runs at once, slides that fail or change while read."""
 
+import ctypes
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ from wsiad.geometry import Size
 from wsiad.interrupts import Terminated, postponed, terminated
 from wsiad.leftovers import clear_leftovers, owner
 from wsiad.locks import locked
+from wsiad.progress import Progress
 from wsiad.slides import jpeg_tiff_backend, openslide_backend
 from wsiad.slides.opening import open_slide
 from wsiad.stages.slide_table import read_table
@@ -391,7 +393,7 @@ def test_an_ended_run_clears_up_and_says_how_to_go_on(tmp_path, number, code, sa
             time.sleep(0.01)
         (os.killpg if group else os.kill)(running.pid, number)
         _, err = running.communicate(timeout=60)
-    assert running.returncode == code
+    assert running.returncode == code, err
     assert f"wsiad tile: {said}; what is whole was kept. Run the same command again" in err
     assert "Traceback" not in err
     assert hidden(out) == []
@@ -401,6 +403,59 @@ def test_an_ended_run_clears_up_and_says_how_to_go_on(tmp_path, number, code, sa
         subprocess.run([*command, "--out", out], check=True)
         subprocess.run([*command, "--out", tmp_path / "whole"], check=True)
         assert content(out / GROUPS) == content(tmp_path / "whole" / GROUPS)
+
+
+class Converted:
+    """A ctypes argument of which the conversion is where a signal comes, as in OpenSlide's."""
+
+    number = signal.SIGTERM
+
+    @classmethod
+    def from_param(cls, value):
+        signal.raise_signal(cls.number)
+        return value
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_became_another_error_ends_the_run(tmp_path, monkeypatch, number):
+    """ctypes raises ArgumentError for whatever a conversion raises, KeyboardInterrupt too."""
+    paths = [write_slide(tmp_path / f"s{at}.tif", at, compression="deflate") for at in range(3)]
+    monkeypatch.setattr(Converted, "number", number)
+    call = ctypes.CDLL(None).abs
+    call.argtypes = [Converted]
+    reading = openslide_backend.OpenSlideBackend.read_level
+
+    def ended(slide, *args, **values):
+        if slide.name == "s1":
+            call(1)
+        return reading(slide, *args, **values)
+
+    monkeypatch.setattr(openslide_backend.OpenSlideBackend, "read_level", ended)
+    with pytest.raises(KeyboardInterrupt) as raised, terminated():
+        tile(paths, tmp_path / "store")
+    assert raised.type is (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+    assert TileStore(tmp_path / "store").names() == ["s0"]
+    assert [row.slide for row in read_table(tmp_path / "store/slides.csv", TileRow)] == ["s0"]
+    assert hidden(tmp_path / "store") == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finaliser_dropped_ends_the_run():
+    class Dropping:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    steps = []
+    with pytest.raises(Terminated), terminated(), Progress("work", quiet=True) as progress:
+        for at in range(3):
+            if at == 1:
+                Dropping()
+            steps.append(at)
+            progress.update()
+    assert steps == [0, 1]
+    with terminated():
+        Progress("work", quiet=True).update()  # no signal of an earlier block is left
 
 
 def test_signals_wait_for_the_end_of_a_block():

@@ -1,4 +1,10 @@
-"""An orderly end when the system asks for it: SIGTERM and SIGINT."""
+"""An orderly end when the system asks for it: SIGTERM and SIGINT.
+
+A signal's exception can rise anywhere between two steps of Python, also where what catches it
+does not let it pass: ctypes makes an ``ArgumentError`` of whatever a conversion of arguments
+raises (OpenSlide's are in Python), a finaliser drops it. That a signal came is therefore
+noted too, and asked for by :func:`raise_if_ended` before a failure is called a slide's own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 _ASKED = (signal.SIGINT, signal.SIGTERM)
+_came: list[type[KeyboardInterrupt]] = []
+"""What ended the block of :func:`terminated` that runs; a process has its signals once."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,21 +32,46 @@ def terminated() -> Iterator[None]:
     """Raise :class:`Terminated` on SIGTERM within the block, in the main thread.
 
     Everything half written is then cleared away on the way out, as on any error. Further
-    SIGTERMs are ignored: who sends them kills in the end.
+    SIGTERMs are ignored: who sends them kills in the end. SIGINT raises what it does
+    without the block. Any other exception that leaves the block after a signal is a
+    consequence of it, and the signal's is raised instead.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _came[:] = [Terminated if number == signal.SIGTERM else KeyboardInterrupt]
+        raise _came[0]
 
-    previous = signal.signal(signal.SIGTERM, end)
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not one that is ignored
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield
+    except Exception:
+        raise_if_ended()
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _came.clear()
+
+
+def raise_if_ended() -> None:
+    """Raise what a signal raised within :func:`terminated`, if one came; in the main thread.
+
+    Raises
+    ------
+    Terminated
+        SIGTERM came.
+    KeyboardInterrupt
+        SIGINT came.
+    """
+    if _came and threading.current_thread() is threading.main_thread():
+        raise _came[0]
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from wsiad.interrupts import raise_if_ended
+
 
 class Progress:
     """Count work done and say how fast it goes.
@@ -63,7 +65,14 @@ class Progress:
             self._line()
 
     def update(self, count: int = 1, *, note: str = "") -> None:
-        """Report ``count`` more units as done, with an optional short note."""
+        """Report ``count`` more units as done, with an optional short note.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            A signal asked the program to end; see :mod:`wsiad.interrupts`.
+        """
+        raise_if_ended()
         self._done += count
         self._note = note or self._note
         if self._bar is not None:

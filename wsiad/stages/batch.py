@@ -14,6 +14,7 @@ from wsiad.cluster.options import ComputeOptions, take_shard
 from wsiad.cluster.tasks import run_tasks
 from wsiad.errors import WsiadError
 from wsiad.files import DISK_FULL
+from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.staging import Staging, discard_staged
@@ -197,8 +198,10 @@ def _guarded(
     try:
         return work(task)
     except WsiadError as error:
+        raise_if_ended()
         reason = str(error)
     except Exception as error:
+        raise_if_ended()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             reason = "the disk is full; nothing of it was kept. Make room and run again."
             return replace(failed_row(row, task.slide, reason), seconds=time.monotonic() - start)

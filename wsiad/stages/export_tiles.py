@@ -15,6 +15,7 @@ from pydantic import Field
 from wsiad.config import Config, verb
 from wsiad.errors import InputError, WsiadError
 from wsiad.files import write_json, write_text
+from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.stages.slide_table import FAILED, SlideRow, read_table
 from wsiad.stages.tile import TileRow
@@ -92,6 +93,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
             try:
                 files = _export(config, slide, whole=done.get(slide.name) == slide.fingerprint)
             except WsiadError as error:
+                raise_if_ended()
                 reason = str(error).removeprefix(f"{slide.name}: ")
                 failed.append(SlideRow(slide.name, FAILED, reason))
             else:

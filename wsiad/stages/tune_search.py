@@ -18,6 +18,7 @@ from wsiad.detectors import registry
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.evaluation.auc import delong
 from wsiad.files import DISK_FULL
+from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.stages.tune_tiles import SearchTiles
 from wsiad.training.checkpoint import CHECKPOINT
@@ -211,8 +212,10 @@ def _guarded(task: FoldTask) -> FoldScore | FoldFailed:
     try:
         return _evaluated(task)
     except WsiadError as error:
+        raise_if_ended()
         return FoldFailed(str(error))
     except Exception as error:
+        raise_if_ended()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return FoldFailed("the disk is full. Make room and run with --retry-failed.")
         logger.exception("trial %d, fold %d: unexpected error", task.number, task.fold)
