@@ -8,8 +8,22 @@ import pytest
 from safetensors.numpy import save_file
 
 from wsiad.config import Config, build, dump_yaml, read_yaml, resolve, verb
-from wsiad.errors import ConfigError, InputError, ScaleError, SlideReadError, WsiadError
-from wsiad.files import atomic_file, atomic_folder, checked_name, fingerprint, write_json
+from wsiad.errors import (
+    ConfigError,
+    InputError,
+    RunError,
+    ScaleError,
+    SlideReadError,
+    WsiadError,
+)
+from wsiad.files import (
+    atomic_file,
+    atomic_folder,
+    checked_name,
+    fingerprint,
+    read_json,
+    write_json,
+)
 
 
 class Inner(Config):
@@ -130,6 +144,32 @@ def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not (tmp_path / "a.json").exists()
+
+
+def test_a_json_object_is_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"µm": [1, None]})
+    assert read_json(tmp_path / "a.json", RunError, keys=["µm"]) == {"µm": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file"),
+        (b"{", "Expecting property name"),
+        (b"\xff", "decode"),
+        (b"[" * 100_000, "recursion"),
+        (b'[{"a": 1}]', "holds no JSON object"),
+        (b'{"a": 1}', "has no b, c"),
+    ],
+)
+def test_what_is_no_such_object_is_an_error_of_the_callers_kind(tmp_path, content, problem):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=problem) as error:
+        read_json(path, RunError, keys=["a", "b", "c"], remedy="Train again.")
+    assert error.value.subject == str(path)
+    assert error.value.remedy == "Train again."
 
 
 def test_fingerprint_follows_content_not_name(tmp_path):

@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsiad.errors import InputError
+from wsiad.errors import InputError, WsiadError
 from wsiad.interrupts import postponed
 from wsiad.leftovers import discard, owner
 
@@ -123,6 +123,41 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(
+    path: Path, error: type[WsiadError], *, keys: Sequence[str] = (), remedy: str | None = None
+) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Of the error where that is not possible: what such a file is for, the caller knows.
+    keys : sequence of str
+        That it has to have.
+    remedy : str, optional
+        What to do about it.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: there is no such file, or it is not JSON, not an object, or lacks a key.
+    """
+
+    def unreadable(why: object) -> WsiadError:
+        return error(f"cannot be read: {why}", subject=str(path), remedy=remedy)
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise unreadable(cause) from cause
+    if not isinstance(values, dict):
+        raise unreadable("it holds no JSON object")
+    if missing := [key for key in keys if key not in values]:
+        raise unreadable(f"it has no {', '.join(missing)}")
+    return values
 
 
 def fingerprint(path: Path) -> str:

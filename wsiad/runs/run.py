@@ -17,7 +17,6 @@ A run is complete when it has its ``run.json``; before, it can be resumed.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +31,7 @@ from wsiad.config import Config, build, write_config
 from wsiad.detector import Detector, InputSpec, State
 from wsiad.detectors import registry
 from wsiad.errors import RunError, WsiadError
-from wsiad.files import atomic_file, write_json
+from wsiad.files import atomic_file, read_json, write_json
 from wsiad.provenance import versions
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
@@ -179,7 +178,7 @@ class RunFolder:
         RunError
             It is missing or damaged.
         """
-        stored = _read_json(self.path / CALIBRATION)
+        stored = read_json(self.path / CALIBRATION, RunError)
         try:
             return Calibration.from_json(stored)
         except RunError as error:
@@ -290,16 +289,9 @@ def load_detector(folder: Path, device: torch.device) -> Detector:
     return RunFolder.open(folder).load_detector(device)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read ({error})", subject=str(path)) from error
-
-
 def _checked(model: type[M], path: Path) -> M:
-    stored = _read_json(path)
-    version = stored.get("format") if isinstance(stored, dict) else None
+    stored = read_json(path, RunError)
+    version = stored.get("format")
     if version is not None and version != _FORMAT:
         raise RunError(
             f"has the format version {version!r}, and this wsiad knows {_FORMAT}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from wsiad.config import Config, verb
 from wsiad.errors import InputError, WsiadError
-from wsiad.files import write_json, write_text
+from wsiad.files import read_json, write_json, write_text
 from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.stages.slide_table import FAILED, SlideRow, read_table
@@ -149,11 +148,9 @@ def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
         # Before the first slide, so that an export that was cut off can go on.
         write_json(path, _facts(config, digest, {}))
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        slides = {str(name): str(value) for name, value in facts["slides"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot be read: {error}", subject=str(path)) from error
+    facts = read_json(path, InputError)
+    known = facts.get("slides")
+    slides = {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
     if facts != _facts(config, digest, slides):
         raise InputError(
             "holds an export of another store, or with other options",

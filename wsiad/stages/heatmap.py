@@ -16,7 +16,7 @@ from pydantic import Field
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError
-from wsiad.files import fingerprint, write_json
+from wsiad.files import fingerprint, read_json, write_json
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput, find_slides
@@ -255,11 +255,7 @@ def _claim(out: Path, digest: str) -> None:
                 remedy="Give another --out.",
             )
         return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read: {error}", subject=str(path)) from error
-    if there != digest:
+    if read_json(path, InputError, keys=["digest"])["digest"] != digest:
         raise InputError(
             "holds results of another run or of other options",
             subject=str(out),

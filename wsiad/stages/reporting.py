@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from wsiad._version import __version__
 from wsiad.errors import InputError
 from wsiad.export.report import write_report
 from wsiad.export.report_model import ColourScale, Report
-from wsiad.files import write_json
+from wsiad.files import read_json, write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
 from wsiad.stages.report_entries import slide_entry
@@ -108,10 +107,7 @@ def write_results_report(
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else None
+    return read_json(path, InputError) if path.exists() else None
 
 
 def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from wsiad.errors import ConfigError, InputError
 from wsiad.evaluation.results import SlideScore, read_windows
 from wsiad.evaluation.significance import SlideScores
 from wsiad.export.region_table import REGIONS, RegionRow, read_regions
+from wsiad.files import read_json
 from wsiad.stages.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow
 from wsiad.stages.slide_table import HEALTHY_LABELS, OK, read_table
 
@@ -201,13 +201,7 @@ def _slide(row: HeatmapRow, folder: Path, digest: str, score: SlideScore) -> Sco
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", subject=str(path)) from error
-    return values if isinstance(values, dict) else None
+    return read_json(path, InputError) if path.exists() else None
 
 
 def _difference(one: Path, two: Path) -> str:

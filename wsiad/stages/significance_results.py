@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiad._version import __version__
+from wsiad.errors import InputError
 from wsiad.evaluation.conformal import (
     FloatArray,
     RegionSignificance,
@@ -22,7 +22,7 @@ from wsiad.evaluation.false_alarms import FalseAlarms
 from wsiad.evaluation.significance import HealthySlides, SlideJudgement
 from wsiad.export.lesion_measurements import add_measurements
 from wsiad.export.region_table import REGIONS, write_regions
-from wsiad.files import atomic_file, write_json, write_text
+from wsiad.files import atomic_file, read_json, write_json, write_text
 from wsiad.stages.scored_folder import ScoredFolder, ScoredSlide
 from wsiad.stages.significance_text import STATED
 
@@ -175,9 +175,12 @@ def _told(folder: ScoredFolder) -> dict[str, Any]:
 
 
 def read_significance(results: Path) -> dict[str, Any] | None:
-    """Read ``significance.json`` of a results folder; ``None`` where there is none."""
+    """Read ``significance.json`` of a results folder; ``None`` where there is none.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
     path = results / SIGNIFICANCE
-    if not path.exists():
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else None
+    return read_json(path, InputError) if path.exists() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from wsiad.config import Config, Paths, verb
 from wsiad.errors import InputError
-from wsiad.files import checked_name, fingerprint
+from wsiad.files import checked_name, fingerprint, read_json
 from wsiad.interrupts import Terminated
 from wsiad.progress import tell
 
@@ -162,9 +161,9 @@ def _problem(slide: ViewedSlide) -> str:
     if slide.file is None or not slide.file.is_file():
         return f"The slide is not at {slide.file}. {remedy}"
     try:
-        scored = json.loads((slide.folder / SLIDE).read_text(encoding="utf-8"))["fingerprint"]
+        scored = read_json(slide.folder / SLIDE, InputError, keys=["fingerprint"])["fingerprint"]
         there = fingerprint(slide.file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, InputError) as error:
         return f"It cannot be told whether {slide.file} is what was scored ({error}). {remedy}"
     if there != scored:
         return f"{slide.file} is not the slide that was scored, but another of its name. {remedy}"

@@ -7,7 +7,6 @@ fold that it was at.
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,12 @@ import pydantic
 
 from wsiad.config import Config
 from wsiad.errors import RunError
-from wsiad.files import write_json
+from wsiad.files import read_json, write_json
 
 RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 
 TRIALS = "trials"
+_REMEDY = "Choose another folder for the search."
 
 
 class FoldScore(Config):
@@ -132,23 +132,10 @@ def read_trials(out: Path) -> list[Trial]:
 def _read(path: Path) -> Trial:
     folds: list[dict[str, Any]] = []
     while (file := path.with_name(f"fold-{len(folds) + 1}.json")).exists():
-        folds.append(_values(file))
+        folds.append(read_json(file, RunError, remedy=_REMEDY))
+    values = read_json(path, RunError, remedy=_REMEDY)
     try:
-        return Trial.model_validate({**_values(path), "folds": folds})
+        return Trial.model_validate({**values, "folds": folds})
     except pydantic.ValidationError as error:
-        raise _damaged(path, error) from error
-
-
-def _values(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(
-        f"cannot be read ({' '.join(str(error).split())})",
-        subject=str(path),
-        remedy="Choose another folder for the search.",
-    )
+        problem = f"cannot be read: {' '.join(str(error).split())}"
+        raise RunError(problem, subject=str(path), remedy=_REMEDY) from error

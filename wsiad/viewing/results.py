@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsiad.errors import InputError
+from wsiad.files import read_json
 from wsiad.geometry import Box, Size
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 
@@ -138,12 +138,4 @@ def _rectangle(box: Box) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", subject=str(path)) from error
-    if not isinstance(values, dict):
-        raise InputError("does not hold a JSON object", subject=str(path))
-    return values
+    return read_json(path, InputError) if path.exists() else None
