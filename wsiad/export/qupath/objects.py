@@ -136,20 +136,15 @@ def write_unassessed(
     """
     features = []
     for reason, region in regions:
-        rings = _rings(region, bounds)
         features.append(
-            {
-                "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, f"{slide}/unassessed/{reason}/{_dumps(rings)}")),
-                "geometry": {"type": "Polygon", "coordinates": rings},
-                "properties": {
-                    "objectType": "annotation",
-                    "name": f"not assessed: {reason}",
-                    "classification": {"name": UNASSESSED_NAME, "color": list(UNASSESSED_COLOUR)},
-                    "isLocked": True,
-                    "measurements": {"wsiad: area µm^2": region.area},
-                },
-            }
+            _annotation(
+                _rings(region, bounds),
+                kind=f"{slide}/unassessed/{reason}",
+                name=f"not assessed: {reason}",
+                class_name=UNASSESSED_NAME,
+                colour=UNASSESSED_COLOUR,
+                measurements={"wsiad: area µm^2": region.area},
+            )
         )
     write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
 
@@ -215,24 +210,43 @@ def _px(hundredths: int) -> float:
 def _lesion(
     slide: str, region: Region, *, rank: int, bounds: Box, extra: Mapping[str, float]
 ) -> dict[str, Any]:
-    rings = _rings(region, bounds)
+    return _annotation(
+        _rings(region, bounds),
+        kind=f"{slide}/lesion",
+        name=f"wsiad {rank}",
+        class_name=CLASS_NAME,
+        colour=CLASS_COLOUR,
+        measurements={
+            "wsiad: max score": region.max_score,
+            "wsiad: mean score": region.mean_score,
+            **extra,
+            "wsiad: area µm^2": region.area,
+            "wsiad: rank": rank,
+            "wsiad: outline tolerance µm": region.tolerance,
+        },
+    )
+
+
+def _annotation(
+    rings: list[list[list[float]]],
+    *,
+    kind: str,
+    name: str,
+    class_name: str,
+    colour: tuple[int, int, int],
+    measurements: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return a locked annotation; `kind` and outline make its identifier."""
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{slide}/lesion/{_dumps(rings)}")),
+        "id": str(uuid.uuid5(_NAMESPACE, f"{kind}/{_dumps(rings)}")),
         "geometry": {"type": "Polygon", "coordinates": rings},
         "properties": {
             "objectType": "annotation",
-            "name": f"wsiad {rank}",
-            "classification": {"name": CLASS_NAME, "color": list(CLASS_COLOUR)},
+            "name": name,
+            "classification": {"name": class_name, "color": list(colour)},
             "isLocked": True,
-            "measurements": {
-                "wsiad: max score": region.max_score,
-                "wsiad: mean score": region.mean_score,
-                **extra,
-                "wsiad: area µm^2": region.area,
-                "wsiad: rank": rank,
-                "wsiad: outline tolerance µm": region.tolerance,
-            },
+            "measurements": measurements,
         },
     }
 
