@@ -93,7 +93,7 @@ def test_exit_codes(tmp_path, capsys):
     code, _, err = run(capsys, *tile)
     assert (code, "mpp: is required" in err) == (2, True)
     code, _, err = run(capsys, *tile, "--mpp", "wide")
-    assert (code, "mpp: input should be a valid number" in err) == (2, True)
+    assert (code, "mpp: 'wide' is not allowed; give a number of more than 0" in err) == (2, True)
     (tmp_path / "c.yaml").write_text("mpp: 0.5\ntyle: 3\n")
     code, _, err = run(capsys, *tile, "--config", tmp_path / "c.yaml")
     assert (code, "tyle: unknown key (did you mean 'tile'?)" in err) == (2, True)
@@ -116,6 +116,9 @@ def test_unknown_detector_and_option(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--option", "places"])
     assert "not KEY=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--option", "places=[1"])
+    assert "the value of places is not YAML" in capsys.readouterr().err
 
 
 def test_doctor(capsys, tmp_path):

@@ -1,13 +1,17 @@
 """Configs, errors and files."""
 
 import pickle
+import re
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import pytest
+from pydantic import Field
 from safetensors.numpy import save_file
 
-from wsiad.config import Config, build, dump_yaml, read_yaml, resolve, verb
+from wsiad.config import Config, Paths, build, dump_yaml, read_yaml, resolve, verb
 from wsiad.errors import (
     ConfigError,
     InputError,
@@ -57,7 +61,7 @@ def test_dump_and_read_back(tmp_path):
         ("name: a\nscael: 1", "scael: unknown key .did you mean 'scale'"),
         ("name: a\ninner: {sise: 1}", "inner.sise: unknown key"),
         ("scale: 1", "name: is required"),
-        ("name: a\nscale: wide", "scale: .*valid number"),
+        ("name: a\nscale: wide", "scale: 'wide' is not allowed; give a number"),
         ("name: a\nscale: .nan", "scale: .*finite"),
         ("- a", "does not hold a mapping"),
         ("name: a\nname: b", "given twice"),
@@ -71,6 +75,60 @@ def test_bad_yaml(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         resolve(Outer, file=path, flags={})
     assert "c.yaml" in str(error.value)
+
+
+class Choices(Config):
+    kind: Literal["one", "two"] = "one"
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    count: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    edges: tuple[Literal[1, 3], ...] = ()
+    paths: Annotated[Paths, Field(min_length=1)] = (Path("a"),)
+    inner: Inner = Inner()
+
+    @pydantic.model_validator(mode="after")
+    def _fit_together(self):
+        if self.kind == "two" and self.edges:
+            raise ValueError("`two` has no edges")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"kind": "three"}, "kind: 'three' is not allowed; give 'one' or 'two'"),
+        ({"share": 0}, "share: 0 is not allowed; give a number of more than 0 and at most 1"),
+        ({"share": "x"}, "share: 'x' is not allowed; give a number of more than 0 and at most 1"),
+        ({"count": 1}, "count: 1 is not allowed; give a whole number of at least 2 or 'all'"),
+        ({"edges": [3, 2]}, "edges.1: 2 is not allowed; give 1 or 3"),
+        ({"edges": 3}, "edges: 3 is not allowed; give a list, each 1 or 3"),
+        ({"inner": {"size": []}}, "inner.size: [] is not allowed; give a whole number"),
+        ({"inner": 4}, "inner: 4 is not allowed; give a mapping"),
+        ({"paths": []}, "paths: give at least 1 .got []"),
+        ({"kind": "two", "edges": [1]}, "`two` has no edges"),
+        ({"share": 2, "count": 0}, "share: 2 is .*; count: 0 is "),
+    ],
+)
+def test_a_wrong_value_is_answered_with_those_that_are_allowed(values, problem):
+    with pytest.raises(ConfigError) as error:
+        build(Choices, values)
+    assert re.fullmatch(problem.replace("[", r"\[") + ".*", error.value.problem)
+    assert error.value.remedy is None
+    assert len(error.value.problem.split("; ")) <= 2 * len(values)
+
+
+def test_known_keys_are_listed_for_unknown_ones_alone():
+    with pytest.raises(ConfigError) as error:
+        build(Choices, {"kind": "x", "inner": {"sise": 1}})
+    assert error.value.remedy == "Known keys of inner: size."
+    assert "inner.sise: unknown key (did you mean 'size'?)" in error.value.problem
+    with pytest.raises(ConfigError, match=r"Known keys: name, scale, inner, options\.$"):
+        build(Outer, {"name": "a", "color": 1})
+
+
+def test_a_long_value_is_cut_short():
+    with pytest.raises(ConfigError) as error:
+        build(Choices, {"kind": "x" * 10_000})
+    assert len(str(error.value)) < 200
 
 
 def test_missing_file(tmp_path):
@@ -157,7 +215,7 @@ def test_a_json_object_is_read_back(tmp_path):
         (None, "No such file"),
         (b"{", "Expecting property name"),
         (b"\xff", "decode"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "cannot be read"),
         (b'[{"a": 1}]', "holds no JSON object"),
         (b'{"a": 1}', "has no b, c"),
     ],

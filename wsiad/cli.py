@@ -229,7 +229,11 @@ def _pair(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(f"the value of {key} is not YAML ({words})") from error
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

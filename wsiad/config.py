@@ -7,7 +7,6 @@ it made.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import typing
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 import yaml
 
+from wsiad.config_errors import explained
 from wsiad.errors import ConfigError
 from wsiad.files import write_text
 
@@ -50,28 +50,14 @@ def build(cls: type[C], values: Mapping[str, Any], *, source: str = "config") ->
     Raises
     ------
     ConfigError
-        Naming every bad key, what is wrong with it, and for an unknown key the
-        nearest known one.
+        Naming every bad key, what is wrong with its value and what is allowed, and for
+        an unknown key the nearest known one.
     """
     try:
         return cls.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        raise ConfigError(
-            "; ".join(_explain(cls, item) for item in error.errors()),
-            subject=source,
-            remedy=f"Known keys: {', '.join(cls.model_fields)}.",
-        ) from None
-
-
-def _explain(cls: type[Config], item: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "the whole"
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), cls.model_fields, n=1)
-        return f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
-    if item["type"] == "missing":
-        return f"{key}: is required"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]} (got {item['input']!r})"
+        problem, known = explained(cls, error)
+        raise ConfigError(problem, subject=source, remedy=known or None) from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
