@@ -188,7 +188,7 @@ def test_complete_network_is_left_and_another_refused(store, tmp_path):
     stamp = first.weights.stat().st_mtime_ns
     assert "complete already" in pretrain(store, tmp_path / "net").summary
     assert first.weights.stat().st_mtime_ns == stamp
-    with pytest.raises(RunError, match="another network"):
+    with pytest.raises(RunError, match="complete pretraining already"):
         pretrain(store, tmp_path / "net", batch=5)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")

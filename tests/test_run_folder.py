@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from wsiad.config import read_yaml
+from wsiad.config import read_yaml, write_config
 from wsiad.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.errors import RunError
@@ -40,7 +40,7 @@ def folder(tmp_path):
     source = ArrayTiles(TILES)
     context = FitContext(seed=1, device=CPU, folder=folder.path, weights="random", quiet=True)
     detector.fit(HealthyTiles(source, source), context)
-    folder.write_config(detector.options)
+    write_config(folder.path / "config.yaml", detector.options)
     folder.save_detector(detector, name="knn")
     folder.write_calibration(calibrate(detector, source, n_slides=1, quiet=True))
     return folder

@@ -27,19 +27,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from wsiad.config import Config, build, write_config
+from wsiad.config import Config, build
 from wsiad.detector import Detector, InputSpec, State
 from wsiad.detectors import registry
 from wsiad.errors import RunError, WsiadError
 from wsiad.files import atomic_file, read_json, write_json
 from wsiad.provenance import versions
 from wsiad.runs.calibration import Calibration
+from wsiad.runs.claim import begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.training.metrics import METRICS, plot_loss, read_metrics
 from wsiad.units import Mpp, TilePx
 
 RUN, DETECTOR, WEIGHTS = "run.json", "detector.json", "weights.safetensors"
-CALIBRATION, CONFIG, LOSS = "calibration.json", "config.yaml", "loss.png"
+CALIBRATION, LOSS = "calibration.json", "loss.png"
 
 M = TypeVar("M", bound=Config)
 
@@ -123,18 +124,8 @@ class RunFolder:
         RunError
             It holds a complete run, or is a file.
         """
-        folder = cls(path)
-        if folder.complete:
-            raise RunError(
-                "holds a complete run already",
-                subject=str(path),
-                remedy="Choose another folder, or delete this one.",
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot be made ({error.strerror})", subject=str(path)) from error
-        return folder
+        begin(path, record=RUN, what="run")
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -161,10 +152,6 @@ class RunFolder:
     def complete(self) -> bool:
         """Whether the run was finished."""
         return (self.path / RUN).is_file()
-
-    def write_config(self, config: Config) -> None:
-        """Store the resolved configuration."""
-        write_config(self.path / CONFIG, config)
 
     def write_calibration(self, calibration: Calibration) -> None:
         """Store the calibration."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from wsiad.config import Config, build, resolve, verb, write_config
-from wsiad.errors import ConfigError, DetectorError, RunError
-from wsiad.files import atomic_file, write_json
+from wsiad.config import Config, build, verb
+from wsiad.errors import DetectorError, RunError
+from wsiad.files import atomic_file, read_json, write_json
 from wsiad.provenance import versions
+from wsiad.runs.claim import claim
 from wsiad.stages.fit_tiles import (
     healthy_slides,
     store_fingerprint,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, RECORD, CONFIG = "weights.safetensors", "pretrain.json", "config.yaml"
+WEIGHTS, RECORD = "weights.safetensors", "pretrain.json"
 
 
 class PretrainConfig(Config):
@@ -119,7 +119,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = healthy_slides(store, config.split)
     usable, unusable = usable_tiles(slides, thresholds)
-    if _claimed(config):
+    if claim(config.out, config, record=RECORD, what="pretraining"):
         return _already_done(config)
     # Nothing is calibrated here: what `train` would hold out for that is learnt from too.
     parts = split_slides([(n, len(t)) for n, t in usable.items()], seed=config.seed, only_fit=())
@@ -152,47 +152,10 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
 
 
-def _claimed(config: PretrainConfig) -> bool:
-    """Take the folder, or one of the same training; tell whether that is complete."""
-    path = config.out / CONFIG
-    if path.exists() and _same(path, config):
-        return (config.out / RECORD).exists()
-    if (config.out / RECORD).exists() or (config.out.exists() and not config.out.is_dir()):
-        raise RunError(
-            "holds another network already",
-            subject=str(config.out),
-            remedy="Choose another folder, or delete this one.",
-        )
-    if not path.exists() and config.out.is_dir() and any(config.out.iterdir()):
-        raise RunError(
-            "holds something that is not a pretraining",
-            subject=str(config.out),
-            remedy="Give an empty or a new folder as --out.",
-        )
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot be made ({error.strerror})", subject=str(config.out)) from error
-    write_config(path, config)
-    return False
-
-
-def _same(path: Path, config: PretrainConfig) -> bool:
-    try:
-        return resolve(PretrainConfig, file=path, flags={}) == config
-    except ConfigError:
-        return False
-
-
 def _already_done(config: PretrainConfig) -> PretrainResult:
-    path = config.out / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        ended_by, steps = str(record["ended_by"]), int(record["steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"cannot be read: {error}", subject=str(path), remedy="Delete it and run again."
-        ) from error
+    keys = ("ended_by", "steps")
+    record = read_json(config.out / RECORD, RunError, keys=keys, remedy="Delete it and run again.")
+    ended_by, steps = (record[key] for key in keys)
     return PretrainResult(
         config.out / WEIGHTS, ended_by, steps, f"{config.out} is complete already"
     )

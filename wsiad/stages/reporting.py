@@ -61,7 +61,8 @@ def write_results_report(
     InputError
         The folder does not hold results.
     """
-    from wsiad.runs.run import CONFIG, LOSS, RunFolder
+    from wsiad.runs.claim import CONFIG
+    from wsiad.runs.run import LOSS, RunFolder
 
     facts = _read(results / FACTS)
     if facts is None:

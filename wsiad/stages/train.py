@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from wsiad.config import Config, resolve, verb
+from wsiad.config import Config, verb
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError, RunError
+from wsiad.errors import DetectorError
 from wsiad.files import write_json
+from wsiad.runs.claim import claim
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.stages.fit_tiles import store_fingerprint, usable_tiles
 from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
@@ -22,7 +23,6 @@ from wsiad.tissue.options import QualityThresholds
 if TYPE_CHECKING:
     from wsiad.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
-    from wsiad.runs.run import RunFolder
     from wsiad.runs.split import HealthySplit
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.stored_slide import StoredSlide
@@ -135,7 +135,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.runs.calibration import calibrate
-    from wsiad.runs.run import RunRecord
+    from wsiad.runs.run import RUN, RunFolder, RunRecord
     from wsiad.stages.fit_along import check_devices, choose, fit_context, together
     from wsiad.stages.healthy_examples import choose_examples
     from wsiad.training.device import choose_device
@@ -148,9 +148,9 @@ def train(config: TrainConfig) -> TrainResult:
     chosen = choose(config)
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
     anomalies = _anomalies(config, store, size=chosen.size)
-    folder = _run_folder(config)
-    if folder is None:
+    if claim(config.out, config, record=RUN, what="run"):
         return _already_done(config)
+    folder = RunFolder(config.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
     parts, detector, tiles = chosen.begin(
         config.seed, only_fit=[slide.name for slide in anomalies.slides] if anomalies else ()
@@ -248,32 +248,6 @@ def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> Anomaly
         seed=config.seed,
         usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
     )
-
-
-def _run_folder(config: TrainConfig) -> RunFolder | None:
-    """Return the folder to train into, ``None`` if the very same run is complete in it."""
-    from wsiad.runs.run import CONFIG, RunFolder
-
-    path = config.out / CONFIG
-    if path.exists() and _same(path, config) and RunFolder(config.out).complete:
-        return None
-    folder = RunFolder.create(config.out)
-    if not path.exists() and any(config.out.iterdir()):
-        raise RunError(
-            "holds something that is not a run",
-            subject=str(config.out),
-            remedy="Give an empty or a new folder as --out.",
-        )
-    folder.write_config(config)
-    return folder
-
-
-def _same(path: Path, config: TrainConfig) -> bool:
-    """Whether a stored config is this one, be it of before an option with a default."""
-    try:
-        return resolve(TrainConfig, file=path, flags={}) == config
-    except ConfigError:
-        return False
 
 
 def _already_done(config: TrainConfig) -> TrainResult:
