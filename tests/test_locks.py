@@ -7,7 +7,7 @@ import time
 import pytest
 
 from wsiad.errors import InputError
-from wsiad.locks import locked
+from wsiad.locks import CLAIM, claimed, locked
 
 
 def add(folder, times):
@@ -75,6 +75,60 @@ def test_a_living_owner_is_waited_for_however_long_the_queue(tmp_path):
 def test_an_error_lets_go(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / ".lock"):
         raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def hold(folder, ready, go_on):
+    with claimed(folder):
+        ready.set()
+        go_on.wait(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has claimed a folder."""
+    context = multiprocessing.get_context("spawn")
+    ready, go_on = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "f", ready, go_on))
+    process.start()
+    assert ready.wait(60)
+    process.go_on = go_on
+    yield process
+    go_on.set()
+    process.join(60)
+
+
+def test_a_folder_that_is_worked_on_is_refused_to_others(holder, tmp_path):
+    with pytest.raises(InputError, match=r"f: another process works on it\. Wait"):
+        claimed(tmp_path / "f").__enter__()
+    holder.go_on.set()
+    holder.join(60)
+    assert holder.exitcode == 0
+    with claimed(tmp_path / "f"):
+        assert [path.name for path in (tmp_path / "f").iterdir()] == [CLAIM]
+    assert not list((tmp_path / "f").iterdir())
+
+
+def test_the_folder_of_a_killed_process_is_free_at_once(holder, tmp_path):
+    holder.kill()
+    holder.join(60)
+    assert (tmp_path / "f" / CLAIM).exists()
+    start = time.monotonic()
+    with claimed(tmp_path / "f"):
+        assert time.monotonic() - start < 5
+
+
+def test_the_owner_on_another_machine_is_told_by_its_beats(tmp_path, monkeypatch):
+    """Neither of the two can see processes of the other."""
+    with claimed(tmp_path, beat_seconds=0.1):
+        monkeypatch.setattr("wsiad.leftovers._machine", lambda: "0" * 8)
+        with pytest.raises(InputError, match="another process works on it"):
+            claimed(tmp_path, beat_seconds=0.1).__enter__()
+    (tmp_path / CLAIM).write_text("ffffffff-1-2-00000000")
+    start = time.monotonic()
+    with claimed(tmp_path, beat_seconds=0.1):
+        assert 0.4 <= time.monotonic() - start < 5
+        assert (tmp_path / CLAIM).read_text().startswith("0" * 8)
     assert not list(tmp_path.iterdir())
 
 

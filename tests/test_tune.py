@@ -462,6 +462,37 @@ def test_workers_give_the_same_trials(stores, tmp_path):
 
 
 @pytest.mark.slow
+def test_of_two_searches_in_one_folder_the_second_is_refused(stores, tmp_path):
+    """Each is a process; the first goes on as if nothing had been."""
+    given = {
+        "detector": "knn", "weights": "random", "options": KNN, "folds": 2,
+        "space": {"neighbours": [1]},
+    }  # fmt: skip
+    tune(stores, tmp_path / "alone", **given)
+    config = {"store": str(stores[0]), "anomalies": str(stores[1]), **given, "quiet": True}
+    file = tmp_path / "tune.yaml"
+    file.write_text(yaml.safe_dump({**config, "out": str(tmp_path / "out")}))
+    path = str(Path(wsiad.__file__).parents[1])
+    command = [sys.executable, "-P", "-m", "wsiad", "tune", "--config", str(file)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    first = subprocess.Popen(command, env=environment)
+    claim = tmp_path / "out" / ".claim"
+    end = time.monotonic() + 60
+    while not claim.exists() and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1
+    assert f"{tmp_path / 'out'}: another process works on it. Wait until" in second.stderr
+    assert first.wait(120) == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "alone")
+    assert not claim.exists()
+
+
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_a_fit(stores, tmp_path):
     """A true kill, and a detector whose fit goes on from its checkpoint."""
     options = {

@@ -40,6 +40,12 @@ def is_dead(name: str) -> bool:
     return found is not None and found["machine"] == _machine() and not _runs(found)
 
 
+def is_alive(name: str) -> bool:
+    """Tell whether a name that :func:`owner` gave is of a process of this machine that lives."""
+    found = _OWNER.fullmatch(name)
+    return found is not None and found["machine"] == _machine() and _runs(found)
+
+
 def clear_leftovers(*folders: Path, of: str = "") -> int:
     """Remove what dead processes left half written.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,18 +15,20 @@ from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Config, build, resolve, verb, write_config
 from wsiad.errors import ConfigError, RunError
 from wsiad.files import write_json
+from wsiad.locks import CLAIM, claimed
 from wsiad.progress import Progress
 from wsiad.provenance import versions
-from wsiad.stages.train import Names, TrainConfig
-from wsiad.stages.tune_reporting import BEST, search_record, search_summary
+from wsiad.stages.train import Names
+from wsiad.stages.tune_reporting import search_record, search_summary
+from wsiad.stages.tune_training import write_train_configs
 from wsiad.tissue.options import QualityThresholds
-from wsiad.tuning.space import Parameter, check_space, options_of
-from wsiad.tuning.trials import COMPLETE, FAILED, Trial, best, trial_folder
+from wsiad.tuning.space import Parameter, check_space
+from wsiad.tuning.trials import FAILED, Trial, best
 
 if TYPE_CHECKING:
-    from wsiad.detector import Detector
+    pass
 
-CONFIG, TRAIN, FOLDS = "config.yaml", "train.yaml", "folds.json"
+CONFIG, FOLDS = "config.yaml", "folds.json"
 
 _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
@@ -173,7 +177,8 @@ def tune(config: TuneConfig) -> TuneResult:
     StoreMismatchError
         The anomalous tiles were prepared otherwise than the healthy ones.
     InputError
-        There are no healthy or anomalous tiles, or fewer slides than folds.
+        There are no healthy or anomalous tiles, or fewer slides than folds; or another
+        process searches in the folder.
     RunError
         The folder holds something else, or a search of another configuration.
     SearchError
@@ -198,25 +203,18 @@ def tune(config: TuneConfig) -> TuneResult:
     build(cls.Options, config.options, source=f"options of {config.detector}")
     check_space(config.space, config.options, cls.Options)
     tiles = search_tiles(config, cls)
-    _claim(config)
-    write_json(config.out / FOLDS, tiles.membership(config))
-    with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
-        trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
-    write_trials(config.out, trials, config.space, folds=config.folds)
-    found = best(trials)
-    for trial in trials:
-        if trial.state == COMPLETE:
-            folder = trial_folder(config.out, trial.number)
-            training = _train_config(config, trial, out=folder / "run", cls=cls)
-            write_config(folder / TRAIN, training)
-    if found is not None:
-        training = _train_config(config, found, out=config.out / "best", cls=cls)
-        write_config(config.out / BEST, training)
-    record = search_record(config, trials, tiles) | {
-        "seconds": round(time.monotonic() - start, 3),
-        "versions": versions() | {"optuna": package.__version__},
-    }
-    write_json(config.out / "run.json", record)
+    with _search_folder(config):
+        write_json(config.out / FOLDS, tiles.membership(config))
+        with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
+            trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
+        write_trials(config.out, trials, config.space, folds=config.folds)
+        found = best(trials)
+        write_train_configs(config, trials, found, cls)
+        record = search_record(config, trials, tiles) | {
+            "seconds": round(time.monotonic() - start, 3),
+            "versions": versions() | {"optuna": package.__version__},
+        }
+        write_json(config.out / "run.json", record)
     summary = search_summary(config, trials, tiles)
     return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
 
@@ -242,29 +240,36 @@ def _compute(config: TuneConfig) -> tuple[ComputeOptions, int]:
     return compute, config.workers
 
 
-def _claim(config: TuneConfig) -> None:
-    """Take the folder, or take up the search in it.
+@contextlib.contextmanager
+def _search_folder(config: TuneConfig) -> Iterator[None]:
+    """Take the folder for this process, or take up the search in it.
 
     Raises
     ------
     RunError
         It holds something else, or a search of another configuration.
+    InputError
+        Another process searches in it.
     """
     path = config.out / CONFIG
-    if path.exists():
-        if changed := _changed(path, config):
+    if config.out.exists() and not config.out.is_dir():
+        raise RunError("is a file", subject=str(config.out), remedy="Give a folder as --out.")
+    with claimed(config.out):
+        if path.exists():
+            if changed := _changed(path, config):
+                raise RunError(
+                    f"holds a search of another configuration (other {', '.join(changed)})",
+                    subject=str(config.out),
+                    remedy="Choose another folder, or give what was given then.",
+                )
+        elif any(entry.name != CLAIM for entry in config.out.iterdir()):
             raise RunError(
-                f"holds a search of another configuration (other {', '.join(changed)})",
+                "holds something that is not a search",
                 subject=str(config.out),
-                remedy="Choose another folder, or give what was given then.",
+                remedy="Give an empty or a new folder as --out.",
             )
-    elif config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise RunError(
-            "holds something that is not a search",
-            subject=str(config.out),
-            remedy="Give an empty or a new folder as --out.",
-        )
-    write_config(path, config)
+        write_config(path, config)
+        yield
 
 
 def _changed(path: Path, config: TuneConfig) -> list[str]:
@@ -275,27 +280,3 @@ def _changed(path: Path, config: TuneConfig) -> list[str]:
         return [CONFIG]
     now = config.model_dump(mode="json")
     return [name for name in now if name not in _MAY_CHANGE and now[name] != earlier[name]]
-
-
-def _train_config(
-    config: TuneConfig, trial: Trial, *, out: Path, cls: type[Detector]
-) -> TrainConfig:
-    """Return the config by which a trial's setting is trained on all healthy slides."""
-    same = ("detector", "weights", "split", "quality", "seed", "device")
-    values = {name: getattr(config, name) for name in same}
-    if cls.uses_anomalies:
-        values["anomalies"] = config.anomalies.resolve()
-        values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
-    if config.weights is not None and Path(config.weights).is_file():
-        values["weights"] = str(Path(config.weights).resolve())
-    return build(
-        TrainConfig,
-        values
-        | {
-            "store": config.store.resolve(),
-            "out": out.resolve(),
-            "options": {**config.options, **options_of(config.space, trial.params)},
-            "max_steps": config.fit_steps,
-            "max_minutes": config.fit_minutes,
-        },
-    )
