@@ -3,11 +3,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from feature_detectors import detector, distances, fitted_on_tiles, mixed
+from feature_detectors import CPU, TILES, detector, distances, fitted_on_tiles, mixed
 from scipy.spatial.distance import cdist
 
+from wsiad.detector import FitContext, HealthyTiles
 from wsiad.detectors.patchcore import greedy_coreset
 from wsiad.errors import DetectorError
+from wsiad.tiles.arrays import ArrayTiles
 
 
 def radius(vectors, chosen):
@@ -86,4 +88,14 @@ def test_two_layers_and_their_neighbourhoods_by_default(tmp_path):
     assert found._backbone.neighbourhood == 3
     layers = detector("patchcore", backbone="wide_resnet50_2").options.chosen_layers()
     assert layers == ("layer2", "layer3")
+
+
+def test_it_looks_through_the_network_that_comes_along(tmp_path):
+    found = detector("patchcore", backbone="wsiad", places=2)
+    tiles = ArrayTiles(TILES)
+    found.fit(HealthyTiles(tiles, tiles), FitContext(seed=1, device=CPU, folder=tmp_path))
+    assert found.score(TILES[:2]).shape == (2,)
+
+
+def test_given_layers_are_used():
     assert detector("patchcore", layers=["features.3"]).options.chosen_layers() == ("features.3",)

@@ -19,7 +19,7 @@ from wsiad.detector import (
     State,
     Tiles,
 )
-from wsiad.detectors._features import STAGES
+from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
@@ -52,11 +52,12 @@ class DistilledOptions(TrainedOptions):
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
 
+    default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
+    """Of the method."""
+
     def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or three depths of the backbone."""
-        if self.layers is not None:
-            return self.layers
-        return STAGES.get(self.backbone, ("layer1", "layer2", "layer3"))
+        """Return the layers given, or the backbone's defaults."""
+        return self.layers or self.default_layers.of(self.backbone)
 
 
 class DistilledDetector(TrainedDetector):

@@ -24,6 +24,7 @@ from wsiad.detector import (
     TileSource,
 )
 from wsiad.detectors._batches import in_batches
+from wsiad.detectors._layers import FINE, DefaultLayers
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
@@ -39,23 +40,6 @@ Vectors = npt.NDArray[np.float32]
 
 _BATCH = 128
 _Count = Annotated[int, pydantic.Field(ge=1)]
-
-DEFAULT_LAYERS = {
-    "squeezenet1_0": ("features.4",),
-    "squeezenet1_1": ("features.4",),
-    "vgg19": ("features.12",),
-    "wsiad": ("features.12",),
-}
-"""Layers by backbone: SqueezeNet's second Fire module, relu3_2 of a VGG19; else the first two
-residual stages."""
-
-STAGES = {
-    "squeezenet1_0": ("features.5", "features.10", "features.12"),
-    "squeezenet1_1": ("features.4", "features.7", "features.12"),
-    "vgg19": ("features.8", "features.17", "features.26"),
-    "wsiad": ("features.8", "features.17", "features.26"),
-}
-"""Three depths by backbone; else the first three residual stages."""
 
 
 class FeatureOptions(DetectorOptions):
@@ -80,11 +64,12 @@ class FeatureOptions(DetectorOptions):
     fit_vectors: _Count = 20_000
     """The most feature vectors to fit on, drawn evenly from all places of those tiles."""
 
+    default_layers: ClassVar[DefaultLayers] = FINE
+    """Of the method."""
+
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the layers given, or the backbone's defaults."""
-        if self.layers is not None:
-            return self.layers
-        return DEFAULT_LAYERS.get(self.backbone, ("layer1", "layer2"))
+        return self.layers or self.default_layers.of(self.backbone)
 
 
 class FeatureDetector(Detector):

@@ -25,6 +25,7 @@ from wsiad.detector import (
 )
 from wsiad.detectors._batches import in_batches
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._layers import MIDDLE, DefaultLayers
 from wsiad.errors import DetectorError
 from wsiad.networks import features
 from wsiad.networks.weights import SHIPPED
@@ -35,12 +36,6 @@ from wsiad.training.sampling import sample
 _BATCH = 64
 _ORIENTATIONS = 8
 _LEAST_DEVIATION = 0.01  # of the median channel's
-_DEFAULT_LAYERS = {
-    "squeezenet1_0": ("features.7", "features.10"),
-    "squeezenet1_1": ("features.7", "features.10"),
-    "vgg19": ("features.17", "features.26"),
-    "wsiad": ("features.17", "features.26"),
-}
 
 Bools = npt.NDArray[np.bool_]
 
@@ -63,11 +58,7 @@ class LabelledOptions(FeatureOptions):
     augment: bool = True
     """Show every anomalous tile in its eight orientations."""
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or the backbone's defaults."""
-        if self.layers is not None:
-            return self.layers
-        return _DEFAULT_LAYERS.get(self.backbone, ("layer2", "layer3"))
+    default_layers: ClassVar[DefaultLayers] = MIDDLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,8 @@ from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._layers import DEEPEST, DefaultLayers
 from wsiad.detectors._vectors import check_count, float32, in_blocks, random_state
-
-DEEPEST_LAYERS = {
-    "squeezenet1_0": ("features.12",),
-    "squeezenet1_1": ("features.12",),
-    "vgg19": ("features.35",),
-    "wsiad": ("features.26",),
-}
-"""The last block before the classifier, by backbone; else the last residual stage."""
 
 
 class DeepIfOptions(FeatureOptions):
@@ -37,11 +30,7 @@ class DeepIfOptions(FeatureOptions):
     max_samples: Annotated[int, pydantic.Field(ge=2)] = 256
     """Healthy vectors that each tree is grown on, at most."""
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or the backbone's last block."""
-        if self.layers is not None:
-            return self.layers
-        return DEEPEST_LAYERS.get(self.backbone, ("layer4",))
+    default_layers: ClassVar[DefaultLayers] = DEEPEST
 
 
 class DeepIsolationForest(FeatureDetector):

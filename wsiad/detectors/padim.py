@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from wsiad.detector import DetectorOptions
-from wsiad.detectors._features import STAGES, FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
 from wsiad.detectors._vectors import check_count, float32, whitening
 
 
@@ -27,11 +28,7 @@ class PadimOptions(FeatureOptions):
     pooling: Literal["mean", "max", "quantile"] = "quantile"
     """How the scores of the places within a tile become the tile's score."""
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or three depths of the backbone."""
-        if self.layers is not None:
-            return self.layers
-        return STAGES.get(self.backbone, ("layer1", "layer2", "layer3"))
+    default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
 
 
 class Padim(FeatureDetector):

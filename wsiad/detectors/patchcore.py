@@ -11,23 +11,19 @@ from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._layers import TWO_DEPTHS, DefaultLayers
 from wsiad.detectors._vectors import check_count, nearest
 
 _NEIGHBOURS = 9
-
-STAGES = {
-    "squeezenet1_0": ("features.5", "features.10"),
-    "squeezenet1_1": ("features.4", "features.7"),
-}
-"""Two depths by backbone; else the second and third residual stages."""
 
 
 class PatchCoreOptions(FeatureOptions):
     """Options of ``patchcore``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default the ends of SqueezeNet's first two resolutions, or
-    ``layer2`` and ``layer3`` of a ResNet."""
+    """Modules whose output is used; by default the ends of SqueezeNet's first two resolutions,
+    ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or ``layer2`` and
+    ``layer3`` of a ResNet."""
     neighbourhood: Literal[1, 3, 5, 7] = 3
     """Edge of the square over which features are averaged before they become places."""
     coreset: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
@@ -40,11 +36,7 @@ class PatchCoreOptions(FeatureOptions):
     pooling: Literal["mean", "max", "quantile"] = "quantile"
     """How the scores of the places within a tile become the tile's score."""
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or two depths of the backbone."""
-        if self.layers is not None:
-            return self.layers
-        return STAGES.get(self.backbone, ("layer2", "layer3"))
+    default_layers: ClassVar[DefaultLayers] = TWO_DEPTHS
 
 
 class PatchCore(FeatureDetector):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsiad.detector import DetectorOptions
 from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
-from wsiad.detectors._features import STAGES
+from wsiad.detectors._layers import CODED, DefaultLayers
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.reverse_distillation import Blocks, ReverseStudent
@@ -32,11 +32,7 @@ class ReverseDistillationOptions(DistilledOptions):
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
     """Of Adam, whose moments decay by 0.5 and 0.999."""
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or two depths of SqueezeNet, three of others."""
-        if self.layers is None and self.backbone in STAGES:
-            return STAGES[self.backbone][:2]
-        return super().chosen_layers()
+    default_layers: ClassVar[DefaultLayers] = CODED
 
 
 class ReverseDistillation(DistilledDetector):
