@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 
 from wsiad.evaluation.bootstrap import slide_weights
-from wsiad.evaluation.froc import (
-    OPERATING_POINTS,
-    PROTOCOLS,
-    Detections,
-    Pool,
-    SlideHits,
-    all_thresholds,
-    conservative,
-    match,
-)
+from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
+from wsiad.evaluation.hits import Detections, SlideHits, match
+from wsiad.evaluation.protocols import PROTOCOLS, all_thresholds, conservative
 from wsiad.evaluation.regions import evaluation_mask
 from wsiad.evaluation.submission import read_detections
 

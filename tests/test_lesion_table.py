@@ -11,9 +11,11 @@ from PIL import Image
 from scipy import ndimage
 from skimage import measure
 
-from wsiad.evaluation.froc import OPERATING_POINTS, PROTOCOLS, Detections, Pool, SlideHits, match
+from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
+from wsiad.evaluation.hits import Detections, SlideHits, match
 from wsiad.evaluation.lesion_table import COLUMNS, list_lesions
+from wsiad.evaluation.protocols import PROTOCOLS
 from wsiad.evaluation.regions import evaluation_mask
 from wsiad.stages.evaluate import evaluate
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from wsiad.evaluation.auc import TilePool, delong
 from wsiad.evaluation.bootstrap import slide_weights
-from wsiad.evaluation.froc import OPERATING_POINTS, PROTOCOLS, Pool, SlideHits
+from wsiad.evaluation.froc import OPERATING_POINTS, Pool
+from wsiad.evaluation.hits import SlideHits
 from wsiad.evaluation.paired import (
     auc_difference,
     bootstrap_p,
@@ -18,6 +19,7 @@ from wsiad.evaluation.paired import (
     froc_differences,
     tile_difference,
 )
+from wsiad.evaluation.protocols import PROTOCOLS
 
 V1, V2 = PROTOCOLS["camelyon16-2016"], PROTOCOLS["camelyon16-dataset"]
 

@@ -12,8 +12,9 @@ from wsiad.errors import EvaluationError
 from wsiad.evaluation.auc import TilePool
 from wsiad.evaluation.bootstrap import LEVEL, undefined
 from wsiad.evaluation.evidence import SlideEvidence
-from wsiad.evaluation.froc import OPERATING_POINTS, PROTOCOLS, Pool, ProtocolName
+from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.paired import Difference, auc_difference, froc_differences, tile_difference
+from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.report import Settings
 
 _NOTE = (

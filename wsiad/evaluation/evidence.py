@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsiad.evaluation.cohort import Case
-from wsiad.evaluation.froc import PROTOCOLS, Detections, ProtocolName, SlideHits, match
+from wsiad.evaluation.hits import Detections, SlideHits, match
 from wsiad.evaluation.lesion_table import Lesion, list_lesions
 from wsiad.evaluation.lesions import SlideTruth
+from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.regions import EvaluationMask
 from wsiad.evaluation.results import read_windows
 from wsiad.evaluation.submission import read_detections

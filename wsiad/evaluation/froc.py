@@ -1,166 +1,21 @@
-"""Free-response ROC under both official CAMELYON16 protocols, which differ.
+"""Free-response ROC: curves of pooled hits under the rules of a protocol.
 
-``camelyon16-2016`` is the script of the challenge (Ehteshami Bejnordi, January 2016),
-by which published numbers were made; ``camelyon16-dataset`` is the one that comes with
-the public data set. Each is followed to the letter, oddities included; what they make
-of the score is shown by two readings without them (:data:`ALL_THRESHOLDS` and
-:data:`CONSERVATIVE`). Pure arithmetic, no files.
+Pure arithmetic, no files. The protocols differ (:mod:`wsiad.evaluation.protocols`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.evaluation.regions import EvaluationMask
-
-Floats = npt.NDArray[np.float64]
+from wsiad.evaluation.hits import Floats, SlideHits
+from wsiad.evaluation.protocols import Rules
 
 OPERATING_POINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Mean false positives per slide at which sensitivity is read; the score is the mean."""
-
-ProtocolName = Literal["camelyon16-2016", "camelyon16-dataset"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the protocols do differently.
-
-    Parameters
-    ----------
-    coordinate : str
-        How a level-0 coordinate becomes a mask pixel: ``"truncate"``, or ``"round"``
-        (halves to even).
-    single_precision : bool
-        Scores of hit lesions are float32 while those of false positives are float64,
-        so that equal scores may or may not tie.
-    drop_lowest : bool
-        The lowest score of all is no threshold. It is 0, and nothing is lost, as soon as
-        a lesion is missed or there are isolated tumour cells; else a hit may be lost.
-        Without it, every score above 0 is a threshold.
-    reading : str
-        Sensitivity at f false positives per slide: ``"linear"`` interpolates;
-        ``"step-up"`` takes the first point with at least f, which is optimistic where
-        the curve jumps; ``"step-down"`` the best point with at most f.
-    """
-
-    coordinate: Literal["truncate", "round"]
-    single_precision: bool
-    drop_lowest: bool
-    reading: Literal["linear", "step-up", "step-down"]
-
-
-PROTOCOLS: dict[ProtocolName, Rules] = {
-    "camelyon16-2016": Rules("truncate", True, True, "linear"),
-    "camelyon16-dataset": Rules("round", False, False, "step-up"),
-}
-"""Rules of the official protocols by name."""
-
-
-def all_thresholds(rules: Rules) -> Rules:
-    """Return the rules with every threshold kept, exact ties and linear interpolation."""
-    return dataclasses.replace(rules, single_precision=False, drop_lowest=False, reading="linear")
-
-
-def conservative(rules: Rules) -> Rules:
-    """Return the rules with every threshold, exact ties and no sensitivity not reached."""
-    return dataclasses.replace(all_thresholds(rules), reading="step-down")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Detections:
-    """Detections on one slide.
-
-    Parameters
-    ----------
-    confidence : ndarray of float64, (N,)
-        At least 0; higher is surer.
-    x, y : ndarray of float64, (N,)
-        Level-0 pixels.
-    """
-
-    confidence: Floats
-    x: Floats
-    y: Floats
-
-    def __len__(self) -> int:
-        return len(self.confidence)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SlideHits:
-    """What the detections on one slide hit.
-
-    Parameters
-    ----------
-    regions : ndarray of float64, (R,)
-        Highest confidence on each tumour region; 0 for a missed one, and for isolated
-        tumour cells.
-    false_positives : ndarray of float64, (F,)
-        Confidence of every detection outside all regions.
-    lesions : int
-        Regions that are to be found.
-    """
-
-    regions: Floats
-    false_positives: Floats
-    lesions: int
-
-
-def match(
-    detections: Detections,
-    truth: EvaluationMask | None,
-    rules: Rules,
-    *,
-    downsample: float,
-    include_itc: bool = False,
-) -> SlideHits:
-    """Match the detections on a slide to its tumour regions.
-
-    Several hits on a region count once, with the highest confidence. Hits on isolated
-    tumour cells count neither way, unless they are included. A detection beyond the mask
-    is outside all regions, save that one which rounding puts one pixel beyond it
-    belongs to the pixel that it lies in.
-
-    Parameters
-    ----------
-    detections : Detections
-        In level-0 pixels, none negative.
-    truth : EvaluationMask or None
-        Regions of the slide; ``None`` for a normal slide.
-    rules : Rules
-        Of the protocol.
-    downsample : float
-        Level-0 pixels per mask pixel.
-    include_itc : bool
-        Take isolated tumour cells as lesions.
-    """
-    if truth is None:
-        return SlideHits(np.zeros(0), detections.confidence, 0)
-    label = _labels_at(detections, truth.labels, rules, downsample)
-    regions = np.zeros(len(truth.regions) + 1)
-    np.maximum.at(regions, label, detections.confidence)
-    itc = np.array([] if include_itc else sorted(truth.itc), dtype=int)
-    regions[itc] = 0.0
-    lesions = len(truth.regions) if include_itc else truth.lesions
-    return SlideHits(regions[1:], detections.confidence[label == 0], lesions)
-
-
-def _labels_at(
-    detections: Detections, labels: npt.NDArray[np.int32], rules: Rules, downsample: float
-) -> npt.NDArray[np.int32]:
-    pixels, inside = [], np.ones(len(detections), dtype=bool)
-    for position, length in ((detections.y, labels.shape[0]), (detections.x, labels.shape[1])):
-        truncated = np.trunc(position / downsample)
-        index = np.rint(position / downsample) if rules.coordinate == "round" else truncated
-        inside &= truncated < length
-        pixels.append(index.astype(np.int64).clip(0, length - 1))
-    return np.where(inside, labels[pixels[0], pixels[1]], 0).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

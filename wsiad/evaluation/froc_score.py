@@ -15,17 +15,10 @@ from wsiad.evaluation.bootstrap import (
     slide_weights,
     undefined,
 )
-from wsiad.evaluation.froc import (
-    OPERATING_POINTS,
-    Curve,
-    Floats,
-    Pool,
-    Rules,
-    SlideHits,
-    all_thresholds,
-    conservative,
-)
+from wsiad.evaluation.froc import OPERATING_POINTS, Curve, Pool
+from wsiad.evaluation.hits import Floats, SlideHits
 from wsiad.evaluation.lesion_table import CLASSES, LesionClass
+from wsiad.evaluation.protocols import Rules, all_thresholds, conservative
 
 
 @dataclass(frozen=True, slots=True, eq=False)

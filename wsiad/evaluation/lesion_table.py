@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from wsiad.evaluation.froc import PROTOCOLS, Detections, Pool, ProtocolName, SlideHits
+from wsiad.evaluation.froc import Pool
+from wsiad.evaluation.hits import Detections, SlideHits
+from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask
 from wsiad.files import atomic_file
 from wsiad.units import Microns, SquareMicrons

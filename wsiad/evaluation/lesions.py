@@ -14,7 +14,7 @@ from wsiad.annotations import SUFFIXES as OUTLINE_SUFFIXES
 from wsiad.annotations import Annotations, read_annotations
 from wsiad.errors import AnnotationError, EvaluationError
 from wsiad.evaluation.cohort import Case
-from wsiad.evaluation.froc import ProtocolName
+from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.raster import Mask, rasterise
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask, evaluation_mask
 from wsiad.evaluation.scale import mask_downsample, protocol_mpp

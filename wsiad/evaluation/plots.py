@@ -11,8 +11,9 @@ import numpy as np
 
 from wsiad.evaluation.auc import Floats, roc_band, roc_curve
 from wsiad.evaluation.bootstrap import Estimate
-from wsiad.evaluation.froc import OPERATING_POINTS, ProtocolName
+from wsiad.evaluation.froc import OPERATING_POINTS
 from wsiad.evaluation.froc_score import FrocScore
+from wsiad.evaluation.protocols import ProtocolName
 from wsiad.files import atomic_file
 
 if TYPE_CHECKING:

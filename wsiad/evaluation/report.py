@@ -13,9 +13,9 @@ import numpy as np
 from wsiad.evaluation.auc import Floats, slide_auc, tile_auroc
 from wsiad.evaluation.bootstrap import LEVEL, Estimate, undefined
 from wsiad.evaluation.evidence import SlideEvidence
-from wsiad.evaluation.froc import PROTOCOLS, ProtocolName
 from wsiad.evaluation.froc_score import FrocScore, froc_score
 from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
+from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.truth import NOT_STATED
 
 _INTERVALS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wsiad.evaluation.froc import ProtocolName
+from wsiad.evaluation.protocols import ProtocolName
 from wsiad.units import Mpp
 
 SCRIPT_MPP = Mpp(0.243)

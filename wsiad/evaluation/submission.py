@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from wsiad.errors import EvaluationError
-from wsiad.evaluation.froc import Detections
+from wsiad.evaluation.hits import Detections
 from wsiad.evaluation.table import Row, number, read_rows, slide_name
 from wsiad.geometry import Size
 from wsiad.units import Mpp

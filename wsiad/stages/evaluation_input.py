@@ -10,7 +10,7 @@ import pydantic
 
 from wsiad.config import Config
 from wsiad.errors import EvaluationError
-from wsiad.evaluation.froc import ProtocolName
+from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.results import SlideScore
 
 if TYPE_CHECKING:
