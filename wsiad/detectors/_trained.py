@@ -26,10 +26,11 @@ from wsiad.detector import (
 from wsiad.detectors._batches import in_batches
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.training.crops import on_device
-from wsiad.training.loop import Loss, Training
+from wsiad.training.loop import Training
 from wsiad.training.options import LoopOptions
 from wsiad.training.recipe import Recipe
 from wsiad.training.result import TrainingResult
+from wsiad.training.step import Loss
 
 SCORE_BATCH = 128
 

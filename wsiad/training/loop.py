@@ -8,7 +8,7 @@ that was not, to the bit on the same CPU with as many threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -21,21 +21,16 @@ from wsiad.progress import Progress
 from wsiad.training.adversary import Adversary
 from wsiad.training.batches import Batch, planned
 from wsiad.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
-from wsiad.training.crops import check_size, on_device, random_crops
+from wsiad.training.crops import check_size
 from wsiad.training.metrics import METRICS, MetricsLog, MetricsRow, check_loss
 from wsiad.training.options import LoopOptions
 from wsiad.training.recipe import Recipe
 from wsiad.training.result import EndedBy, Position, TrainingResult
 from wsiad.training.stages import Stages
+from wsiad.training.step import Loss, Step
 from wsiad.training.stopping import EarlyStopping
 from wsiad.training.trained import Trained
 from wsiad.training.validation import held_out_loss
-
-Loss = Callable[..., Tensor]
-"""Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
-
-Where the training has stages, the :class:`~wsiad.training.stages.Stage` comes second.
-"""
 
 _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
 
@@ -96,11 +91,10 @@ class Training:
     ) -> None:
         for source in (tiles.fit, tiles.stop):
             check_size(source.tile, size)
-        self._loss, self._tiles, self._size = loss, tiles, size
+        self._tiles, self._size = tiles, size
         self._options, self._context = options, context
         self._stages, self._adversary = stages, adversary
-        self._module, self._recipe = module, recipe or Recipe()
-        self._draws = adversary.draws if adversary else 1
+        self._module, recipe = module, recipe or Recipe()
         self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
         self._started = time.monotonic() if started is None else started
         self._trained = Trained(
@@ -109,7 +103,19 @@ class Training:
             moments="adam",
             average_decay=options.ema_decay,
             ranks=context.ranks,
-            optimiser=self._recipe.optimiser,
+            optimiser=recipe.optimiser,
+        )
+        self._stepper = Step(
+            self._trained,
+            module,
+            loss=loss,
+            size=size,
+            limit=self._limit,
+            options=options,
+            context=context,
+            recipe=recipe,
+            stages=stages,
+            adversary=adversary,
         )
         self._best = self._trained.copy()
         self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
@@ -158,7 +164,7 @@ class Training:
             self._tiles.fit,
             self._stages or self._options.batch,
             self._context,
-            times=self._draws,
+            times=self._stepper.draws,
             step=self._at.step,
             epoch=self._at.epoch,
             position=self._at.position,
@@ -168,17 +174,6 @@ class Training:
         """Whether the step before was of the last stage."""
         return self._stages is None or self._at.step > self._stages.last_start
 
-    def _losses(self, windows: Tensor, step: int) -> Tensor:
-        return self._loss(windows, self._stages.at(step)) if self._stages else self._loss(windows)
-
-    def _training_losses(self, windows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the losses that a step minimises, and those that are logged."""
-        if self._adversary:
-            stage = self._stages.at(step) if self._stages else None
-            return self._adversary.losses(windows, step, stage)
-        losses = self._losses(windows, step)
-        return losses, losses
-
     def _expected(self) -> int | None:
         """Return the number of steps, if it is not a time that will end them."""
         if self._context.budget.max_minutes and not self._context.budget.max_steps:
@@ -186,29 +181,8 @@ class Training:
         return self._limit
 
     def _step(self, tiles: Tiles | Tensor) -> None:
-        options, at = self._options, self._at
-        ranks, draws = self._context.ranks, self._draws
-        total = len(tiles) * ranks.count
-        windows = random_crops(
-            on_device(tiles, self._context.device),
-            self._size,
-            seed=self._context.seed,
-            step=at.step,
-            rows=ranks.own(total, groups=draws) if ranks.count > 1 else None,
-            total=total,
-            flips=self._recipe.flips,
-        )
-        if self._stages and self._stages.begins(at.step):
-            self._trained.restart()
-            if self._adversary:
-                self._adversary.restart()
-        rate = options.rate(at.step, limit=self._limit)
-        self._module.train()
-        if self._recipe.update:
-            losses = self._trained.update(self._recipe.update, windows, at.step, rate=rate)
-        else:
-            minimised, losses = self._training_losses(windows, at.step)
-            self._trained.minimise(minimised.mean(), rate=rate, grad_clip=options.grad_clip)
+        at = self._at
+        losses = self._stepper.take(tiles, at.step)
         at.step += 1
         self._unread.append(losses.detach().mean())
         if not losses.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
@@ -251,7 +225,7 @@ class Training:
         self._module.eval()
         with self._trained.averaged(), torch.no_grad():
             loss = held_out_loss(
-                lambda windows: self._losses(windows, max(self._at.step - 1, 0)),
+                lambda windows: self._stepper.losses(windows, max(self._at.step - 1, 0)),
                 self._tiles.stop,
                 size=self._size,
                 most=self._options.val_tiles,
