@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,18 +18,18 @@ from wsiad.errors import InputError
 from wsiad.files import fingerprint, read_json, write_json
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
-from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.slides.inputs import SlideInput
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.stages.heatmap_inputs import heatmap_inputs, slide_task
 from wsiad.stages.heatmap_significance import add_significance, check_healthy
 from wsiad.stages.heatmap_task import (
     FACTS,
-    RESERVED,
     SLIDE,
     HeatmapOptions,
     HeatmapRow,
     SlideTask,
 )
-from wsiad.stages.prepared import run_preparation, store_slides
+from wsiad.stages.prepared import run_preparation
 from wsiad.stages.slide_table import (
     SlideRow,
     SlideTable,
@@ -38,7 +37,6 @@ from wsiad.stages.slide_table import (
     failures,
     read_table,
 )
-from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -134,9 +132,18 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     digest = _digest(config, quality)
     _claim(config.out, digest)
     check_healthy(config.healthy, digest)
-    slides, from_store = _slides(config, preparation, target)
-    one = functools.partial(_task, config, from_store, preparation, target, digest)
-    tasks = [one(slide) for slide in slides_of_shard(slides, config.shard)]
+    slides, from_store = heatmap_inputs(config, preparation, target)
+    tasks = [
+        slide_task(
+            slide,
+            config,
+            from_store=from_store,
+            preparation=preparation,
+            target=target,
+            digest=digest,
+        )
+        for slide in slides_of_shard(slides, config.shard)
+    ]
     facts: dict[str, Any] = {
         "digest": digest,
         "run": str(config.run.absolute()),
@@ -261,58 +268,3 @@ def _claim(out: Path, digest: str) -> None:
             subject=str(out),
             remedy="Give another --out, or delete this one.",
         )
-
-
-def _slides(
-    config: HeatmapConfig, preparation: Preparation, target: dict[str, Any]
-) -> tuple[list[SlideInput], bool]:
-    """List what is to be scored, and whether it comes from a store."""
-    from wsiad.tiles.store import is_store
-
-    if not any(is_store(path) for path in config.slides):
-        return _named_apart(find_slides(config.slides)), False
-    if len(config.slides) > 1:
-        raise InputError("give one store, or slides, not both")
-    if config.stage_dir is not None:
-        raise InputError(
-            "is a store, which is not copied to a local disk",
-            subject=str(config.slides[0]),
-            remedy="Leave out --stage-dir, or give the slides themselves.",
-        )
-    return _named_apart(store_slides(config.slides[0], preparation, target)), True
-
-
-def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
-    """State the problem of slides whose results would lie where others do."""
-    problem = "has the name of another folder of the results. Rename it."
-    return [
-        replace(slide, problem=slide.problem or problem) if slide.name in RESERVED else slide
-        for slide in slides
-    ]
-
-
-def _task(
-    config: HeatmapConfig,
-    from_store: bool,
-    preparation: Preparation,
-    target: dict[str, Any],
-    digest: str,
-    slide: SlideInput,
-) -> SlideTask:
-    changes: dict[str, Any] = {}
-    if config.slide_mpp is not None:
-        changes["slide_mpp"] = config.slide_mpp
-    if config.allow_upsampling is not None:
-        changes["allow_upsampling"] = config.allow_upsampling
-    return SlideTask(
-        slide,
-        from_store,
-        config.out,
-        config.run,
-        config.options(),
-        preparation.model_copy(update=changes),
-        target,
-        digest,
-        config.batch,
-        config.device,
-    )
