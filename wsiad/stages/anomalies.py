@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiad.errors import DetectorError, InputError
 from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

@@ -17,7 +17,7 @@ from wsiad.files import read_json, write_json, write_text
 from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.stages.slide_table import FAILED, SlideRow, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
     from wsiad.export.tile_images import TileFile

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.errors import InputError
 from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:

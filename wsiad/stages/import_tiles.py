@@ -18,7 +18,8 @@ from wsiad.files import checked_name, fingerprint, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.batch import run_batch
 from wsiad.stages.slide_table import SlideTable
-from wsiad.stages.tile import TileResult, TileRow, summary
+from wsiad.stages.tile import TileResult, summary
+from wsiad.stages.tile_task import TileRow
 from wsiad.tiles.options import CompressionOptions, Preparation, StainOptions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.slide_table import FAILED, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityOptions
 

@@ -13,7 +13,7 @@ from wsiad.leftovers import clear_leftovers
 from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.significance_results import read_significance
 from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 from wsiad.tiles.store import is_store
 
 logger = logging.getLogger(__name__)

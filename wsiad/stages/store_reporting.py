@@ -8,7 +8,7 @@ from wsiad._version import __version__
 from wsiad.export import store_report
 from wsiad.export.store_report import StoreReport, TiledSlide
 from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 from wsiad.tiles.store import TileStore
 from wsiad.tissue.guards import QUALITY_REASONS
 

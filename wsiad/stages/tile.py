@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
-from wsiad.errors import StoreMismatchError
-from wsiad.files import fingerprint, write_json
+from wsiad.files import write_json
 from wsiad.provenance import versions
-from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.slides.staging import Staging
+from wsiad.slides.inputs import find_slides
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
-from wsiad.stages.division import Divided, PartDone
 from wsiad.stages.slide_table import (
     SlideRow,
     SlideTable,
-    backend_text,
     backends,
     failures,
 )
+from wsiad.stages.tile_task import TileRow, TileTask, tile_one
 from wsiad.tiles.options import CompressionOptions, Preparation
-
-if TYPE_CHECKING:
-    from wsiad.tiles.parts import Part
-    from wsiad.tiles.store import TileStore
 
 
 class TileConfig(ComputeOptions, Preparation):
@@ -58,34 +51,6 @@ class TileConfig(ComputeOptions, Preparation):
 
 
 @dataclass(frozen=True, slots=True)
-class TileRow(SlideRow):
-    """A slide in a store's ``slides.csv``.
-
-    Parameters
-    ----------
-    tiles : int
-        In the store.
-    tissue_share : float or None
-        Share of the slide that is tissue, 0 to 1.
-    missing : int
-        Tiles left out because the slide has no pixels there.
-    unusable : int
-        Tiles that fail a quality threshold: not in the store, or marked in it.
-    unusable_black, unusable_pen, unusable_saturation, unusable_sharpness : int
-        Those by the first threshold that they fail.
-    """
-
-    tiles: int = 0
-    tissue_share: float | None = None
-    missing: int = 0
-    unusable: int = 0
-    unusable_black: int = 0
-    unusable_pen: int = 0
-    unusable_saturation: int = 0
-    unusable_sharpness: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class TileResult:
     """What tiling made.
 
@@ -103,24 +68,6 @@ class TileResult:
     def failed(self) -> tuple[SlideRow, ...]:
         """Slides that are not in the store although they were asked for."""
         return tuple(failures(self.rows))
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    slide: SlideInput
-    store: Path
-    preparation: Preparation
-    target: dict[str, Any]
-    earlier: TileRow | None
-    coords: Path | None = None
-    split_tiles: int | None = None
-    staging: Staging | None = None
-    part: Part | None = None
-    join: bool = False
-    spent: float = 0.0
-
-    def after(self, seconds: float) -> Self:
-        return replace(self, spent=seconds)
 
 
 @verb(TileConfig)
@@ -154,7 +101,7 @@ def tile(config: TileConfig) -> TileResult:
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / "slides.csv", TileRow)
     tasks = [
-        _Task(
+        TileTask(
             slide,
             config.out,
             config.preparation(),
@@ -167,7 +114,7 @@ def tile(config: TileConfig) -> TileResult:
     ]
     with tidied(config.out):
         rows = run_batch(
-            _tile_one,
+            tile_one,
             with_staging(tasks, config, done=lambda task: task.slide.name in store),
             row=TileRow,
             table=table,
@@ -202,122 +149,3 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
         "backends": backends(rows),
     }
-
-
-def _tile_one(task: _Task) -> TileRow | Divided[_Task] | PartDone:
-    return _stored(task) or _tiled(task)
-
-
-def _stored(task: _Task) -> TileRow | None:
-    """Row of a slide that is whole in the store already."""
-    from wsiad.tiles.store import TileStore
-
-    store = TileStore(task.store)
-    name = task.slide.name
-    if name not in store:
-        return None
-    stored = store.slide(name)
-    if not task.slide.path.exists() or fingerprint(task.slide.path) != stored.fingerprint:
-        raise StoreMismatchError(
-            "is in the store, made from another file of this name",
-            subject=name,
-            remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
-        )
-    if stored.facts["slide"]["spacing_source"] == "manifest" and task.slide.mpp != stored.spacing.x:
-        raise StoreMismatchError(
-            f"is in the store at {stored.spacing.x:g} µm/px, and the manifest now states "
-            f"{task.slide.mpp or 'none'}",
-            subject=name,
-            remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
-        )
-    if (stored.facts.get("coordinates") or {}).get("fingerprint") != _coordinates(task)[1]:
-        raise StoreMismatchError(
-            "is in the store, tiled by other coordinates or by none",
-            subject=name,
-            remedy=f"Give the same --coords, or delete {store.folder(name)} to tile it again.",
-        )
-    seconds = task.earlier.seconds if task.earlier else 0.0
-    return _row(task, store, seconds)
-
-
-def _coordinates(task: _Task) -> tuple[Path | None, str | None]:
-    """File that says where the slide's tiles lie, and its fingerprint."""
-    from wsiad.tiles.coordinates import find_coordinates
-
-    if task.coords is None:
-        return None, None
-    path = find_coordinates(task.coords, task.slide.name)
-    return path, fingerprint(path)
-
-
-def _tiled(task: _Task) -> TileRow | Divided[_Task] | PartDone:
-    from wsiad.slides.opening import open_slide
-    from wsiad.slides.staging import staged
-    from wsiad.stain.profile import StainProfile
-    from wsiad.tiles.parts import SlideParts, split
-    from wsiad.tiles.plan import plan_slide
-    from wsiad.tiles.store import TileStore
-    from wsiad.tiles.writer import write_slide
-
-    start = time.monotonic()
-    store = TileStore(task.store)
-    path, coordinates = _coordinates(task)
-    with (
-        staged(task.slide.path, task.staging, name=task.slide.name) as local,
-        open_slide(
-            local,
-            name=task.slide.name,
-            manifest_mpp=task.slide.mpp,
-            fallback_mpp=task.preparation.slide_mpp,
-        ) as slide,
-    ):
-        whole = fingerprint(task.slide.path)
-        target = StainProfile.from_dict(task.target)
-        plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
-        pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
-        parts = SlideParts(store, plan, pieces, whole, coordinates)
-        if len(pieces) == 1:
-            write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
-        elif task.part is not None:
-            parts.write(task.part)
-            return PartDone(task.slide.name, time.monotonic() - start)
-        elif task.join:
-            parts.join()
-        else:
-            missing = tuple(replace(task, part=part) for part in parts.missing())
-            return Divided(missing, replace(task, join=True), time.monotonic() - start)
-    return _row(task, store, task.spent + time.monotonic() - start)
-
-
-def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
-    from wsiad.tissue.guards import in_words
-
-    stored = store.slide(task.slide.name)
-    fallback = stored.facts["stain"].get("fallback")
-    missing = stored.facts["tiles_missing"]
-    unusable = stored.facts.get("unusable", {})
-    kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
-    notes = [
-        f"stains of the reference were used: {fallback}" if fallback else "",
-        f"{missing} tiles left out: the slide has no pixels there" if missing else "",
-        f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
-    ]
-    return TileRow(
-        task.slide.name,
-        stored.status,
-        "; ".join(note for note in notes if note),
-        seconds,
-        tiles=len(stored),
-        mpp_x=float(stored.spacing.x),
-        mpp_y=float(stored.spacing.y),
-        width=stored.size.width,
-        height=stored.size.height,
-        tissue_share=float(stored.facts["tissue"]["share"]),
-        missing=missing,
-        unusable=sum(unusable.values()),
-        **{f"unusable_{reason}": count for reason, count in unusable.items()},
-        label=task.slide.label,
-        split=task.slide.split,
-        file=str(task.slide.path),
-        backend=backend_text(stored.facts["read"]),
-    )
