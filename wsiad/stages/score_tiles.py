@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,20 +18,26 @@ from wsiad.files import write_json, write_text
 from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.stages.fit_tiles import store_fingerprint
+from wsiad.stages.group_scores import (
+    NORMAL,
+    TUMOUR,
+    GroupScores,
+    by_type,
+    group_facts,
+    scores_table,
+    type_line,
+)
 from wsiad.stages.prepared import check_prepared_alike, run_preparation
 from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
     from wsiad.detector import Detector
     from wsiad.evaluation.bootstrap import Estimate
-    from wsiad.runs.calibration import Calibration
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.stored_slide import StoredSlide
 
 SCORES, EVALUATION = "scores.csv", "evaluation.json"
-
-NORMAL, TUMOUR = "normal", "tumour"
 
 
 class ScoreTilesConfig(Config):
@@ -61,26 +65,6 @@ class ScoreTilesConfig(Config):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     quiet: bool = False
     """No progress output."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupScores:
-    """Scores of one group of a store.
-
-    Parameters
-    ----------
-    name, label : str
-        Of the group; the label is empty where none was given.
-    truth : str
-        ``"normal"``, ``"tumour"``, or empty where its tiles are not evaluated.
-    scores : ndarray of float32, (N,)
-        In the tiles' order.
-    """
-
-    name: str
-    label: str
-    truth: str
-    scores: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +122,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     if not slides:
         raise InputError("holds no tiles", subject=str(config.store))
     groups = _scored(config, store, slides, detector, batch=batch)
-    write_text(config.out / SCORES, _table(store, groups, calibration))
+    write_text(config.out / SCORES, scores_table(store, groups, calibration))
     positive, negative = (
         [g.scores.astype(np.float64) if g.truth == truth else np.zeros(0) for g in groups]
         for truth in (TUMOUR, NORMAL)
@@ -146,21 +130,21 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     area = tile_auroc(positive, negative, resamples=config.bootstrap, seed=config.seed)
     independent = slide_auc(np.concatenate(positive), np.concatenate(negative))
     record = folder.record()
-    by_type = _by_type(groups, record.notes.get("anomalies"))
+    types = by_type(groups, record.notes.get("anomalies"))
     facts = {
         "run": str(config.run),
         "detector": record.detector,
         "store": store_fingerprint(store, slides),
         "tile_auroc": area.as_json(),
         "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
-        "by_type": by_type,
-        "groups": [_group_facts(group, calibration) for group in groups],
+        "by_type": types,
+        "groups": [group_facts(group, calibration) for group in groups],
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions(),
     }
     write_json(config.out / EVALUATION, facts)
     write_config(config.out / "config.yaml", config)
-    summary = _summary(config, groups, area, independent, by_type)
+    summary = _summary(config, groups, area, independent, types)
     return ScoreTilesResult(
         config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
     )
@@ -239,70 +223,12 @@ def _truth(slide: StoredSlide, label: str, config: ScoreTilesConfig) -> str:
     return "" if slide.has_geometry and label not in tumour else TUMOUR
 
 
-def _by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """AUROC of each anomaly type by itself, and whether the run had learnt from that type.
-
-    Groups of slides that the run learnt from are left out: what it gives them says nothing
-    of other slides.
-    """
-    from wsiad.evaluation.auc import slide_auc
-
-    known = learnt or {}
-    fitted_on = set(known.get("slides", ()))
-    normal = [g.scores for g in groups if g.truth == NORMAL and g.name not in fitted_on]
-    found = []
-    for label in sorted({group.label for group in groups if group.truth == TUMOUR}):
-        mine = [g for g in groups if g.truth == TUMOUR and g.label == label]
-        scores = [g.scores for g in mine if g.name not in fitted_on]
-        area = None
-        if normal and scores:
-            positive, negative = (np.concatenate(p).astype(np.float64) for p in (scores, normal))
-            area = slide_auc(positive, negative).value
-        found.append(
-            {
-                "label": label,
-                "learnt_from": label.strip().lower() in known.get("types", {}),
-                "tiles": sum(map(len, scores)),
-                "tile_auroc": area,
-                "left_out": [g.name for g in mine if g.name in fitted_on],
-            }
-        )
-    return found
-
-
-def _table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "index", "tile", "score", "percentile"])
-    for group in groups:
-        names = store.slide(group.name).source_names() or [""] * len(group.scores)
-        percentiles = calibration.percentile(group.scores)
-        rows = zip(names, group.scores, percentiles, strict=True)
-        writer.writerows(
-            [group.name, index, name, f"{score:.9g}", f"{percentile:.6g}"]
-            for index, (name, score, percentile) in enumerate(rows)
-        )
-    return text.getvalue()
-
-
-def _group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:
-    above = group.scores > calibration.quantile(0.99)
-    return {
-        "group": group.name,
-        "label": group.label,
-        "taken_as": group.truth or None,
-        "tiles": len(group.scores),
-        "median_score": float(np.median(group.scores)),
-        "share_above_healthy_99": float(above.mean()),
-    }
-
-
 def _summary(
     config: ScoreTilesConfig,
     groups: list[GroupScores],
     area: Estimate,
     independent: Estimate,
-    by_type: list[dict[str, Any]],
+    types: list[dict[str, Any]],
 ) -> str:
     counts = {
         truth: sum(len(g.scores) for g in groups if g.truth == truth) for truth in (NORMAL, TUMOUR)
@@ -315,14 +241,6 @@ def _summary(
     if area.low is None:
         lines.append(f"  {area.interval_undefined}")
         lines.append(f"  as if tiles were independent, which they are not: {independent}")
-    if any(kind["learnt_from"] or kind["left_out"] for kind in by_type):
-        lines += [_type_line(kind) for kind in by_type]
+    if any(kind["learnt_from"] or kind["left_out"] for kind in types):
+        lines += [type_line(kind) for kind in types]
     return "\n".join(lines)
-
-
-def _type_line(kind: dict[str, Any]) -> str:
-    seen = "learnt from" if kind["learnt_from"] else "not seen in training"
-    area = "undefined" if kind["tile_auroc"] is None else f"{kind['tile_auroc']:.3f}"
-    left = kind["left_out"]
-    out = f"; without {len(left)} slides that were fitted on" if left else ""
-    return f"  {kind['label']} ({seen}): tile AUROC {area} of {kind['tiles']} tiles{out}"
