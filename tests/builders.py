@@ -1,14 +1,19 @@
-"""Small slides built by the tests themselves."""
+"""Small slides, heatmaps and tiles built by the tests themselves."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
+from PIL import Image
 
-from wsiad.geometry import Box, Size
+import wsiad
+from wsiad.geometry import Box, PixelMap, Size
+from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.slides.slide import Level, Region, Slide, true_downsample
+from wsiad.tiles.arrays import ArrayTiles
 from wsiad.units import Mpp, Spacing
 
 
@@ -157,3 +162,48 @@ def stained(height: int, width: int, *, seed: int = 0, glass: int = 0) -> np.nda
         frame[glass:-glass, glass:-glass] = image[glass:-glass, glass:-glass]
         image = frame
     return np.rint(image).astype(np.uint8)
+
+
+def make_heatmap(
+    scores: npt.ArrayLike,
+    placement: PixelMap,
+    *,
+    slide: str = "a",
+    size: Size | None = None,
+    bounds: Box | None = None,
+    spacing: Spacing | None = None,
+) -> Heatmap:
+    """Return a heatmap; the slide ends where it does and has 0.25 µm/px, unless told otherwise."""
+    scores = np.asarray(scores, np.float32)
+    if size is None:
+        height, width = scores.shape
+        size = Size(
+            int(placement.x + width * placement.scale_x),
+            int(placement.y + height * placement.scale_y),
+        )
+    bounds = bounds or Box(0, 0, size.width, size.height)
+    spacing = spacing or Spacing(0.25, 0.25)
+    return Heatmap(slide, scores, placement, size, bounds, spacing)
+
+
+class Dying(ArrayTiles):
+    """Tiles whose reading fails after so many batches."""
+
+    def __init__(self, tiles: np.ndarray, batches: int) -> None:
+        super().__init__(tiles)
+        self.left = batches
+
+    def shuffled(self, batch, **order):
+        for tiles in super().shuffled(batch, **order):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield tiles
+
+
+def import_images(folder: Path, images: np.ndarray, **values: object) -> None:
+    """Write tiles as files of a new folder, and import them into a store at 0.5 µm/px."""
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+    wsiad.import_tiles(**{"sources": folder, "mpp": 0.5, "quiet": True, **values})

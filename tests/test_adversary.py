@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import Dying
 from safetensors.torch import save_file
 from test_dpa import CPU, HEALTHY, SMOOTH, context, detector, equal, tiny_vgg
 
@@ -198,21 +199,6 @@ def test_the_critic_changes_the_training_and_not_the_score(tmp_path, weights):
     losses = {row.stop_loss for row in read_metrics(tmp_path / "adversarial" / "metrics.csv")}
     assert adversarial.score(x).mean() == pytest.approx(min(losses - {None}), rel=1e-5)
     assert last is not None
-
-
-class Dying(ArrayTiles):
-    """Tiles whose reading fails after so many batches."""
-
-    def __init__(self, tiles, batches):
-        super().__init__(tiles)
-        self.left = batches
-
-    def shuffled(self, batch, **order):
-        for tiles in super().shuffled(batch, **order):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield tiles
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from builders import stained, write_tiff
+from builders import import_images, stained, write_tiff
 from labelled import tiles
-from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
@@ -21,11 +20,8 @@ PROBE = {"layers": ["features.3"], "magnify": 1, "places": 4}
 
 
 def add(folder, name, count, *, anomalous=False, **values):
-    source = folder / "in" / name
-    source.mkdir(parents=True)
-    for number, pixels in enumerate(tiles(count, seed=sum(map(ord, name)), anomalous=anomalous)):
-        Image.fromarray(pixels).save(source / f"{number:03d}.png")
-    wsiad.import_tiles(**{"sources": source, "mpp": 0.5, "quiet": True, **values})
+    made = tiles(count, seed=sum(map(ord, name)), anomalous=anomalous)
+    import_images(folder / "in" / name, made, **values)
 
 
 @pytest.fixture(scope="module")

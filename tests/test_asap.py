@@ -6,34 +6,23 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from builders import make_heatmap
 from scipy import ndimage
 
 from wsiad.annotations import Role, read_annotations
 from wsiad.errors import ExportError
 from wsiad.export.asap_map import UNSCORED, whole_step, write_likelihood_map
 from wsiad.export.asap_xml import write_annotations
-from wsiad.geometry import Box, PixelMap, Size
+from wsiad.geometry import PixelMap, Size
 from wsiad.heatmaps.colours import ColourScale
-from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Spacing
 
 SCALE = ColourScale.from_healthy([0.0, 0.25, 0.5, 0.75])  # upper end at 1
 
 
 def heatmap_of(scores, *, pitch=(64.0, 64.0), corner=(0.0, 0.0), size=None):
-    scores = np.asarray(scores, np.float32)
-    height, width = scores.shape
-    size = size or Size(int(corner[0] + width * pitch[0]), int(corner[1] + height * pitch[1]))
-    return Heatmap(
-        slide="a b",
-        scores=scores,
-        placement=PixelMap(*corner, *pitch),
-        slide_size=size,
-        bounds=Box(0, 0, size.width, size.height),
-        spacing=Spacing(0.25, 0.25),
-    )
+    return make_heatmap(scores, PixelMap(*corner, *pitch), slide="a b", size=size)
 
 
 def accepted_scale(slide, image):

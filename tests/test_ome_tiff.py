@@ -6,11 +6,11 @@ import defusedxml.ElementTree
 import numpy as np
 import pytest
 import tifffile
+from builders import make_heatmap
 
 from wsiad.errors import ExportError
 from wsiad.export.ome_tiff import pyramid_sizes, reduce_by, write_ome_tiff
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.geometry import PixelMap, Size
 from wsiad.units import Spacing
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
@@ -20,14 +20,8 @@ def heatmap_of(shape, *, seed=0, unscored=0.3, slide="a <b> & µ"):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=shape).astype(np.float32)
     scores[rng.random(shape) < unscored] = np.nan
-    return Heatmap(
-        slide=slide,
-        scores=scores,
-        placement=PixelMap(12.5, -3.25, 127.9, 128.2),
-        slide_size=Size(shape[1] * 128, shape[0] * 128),
-        bounds=Box(0, 0, shape[1] * 128, shape[0] * 128),
-        spacing=Spacing(0.25, 0.5),
-    )
+    size, placement = Size(shape[1] * 128, shape[0] * 128), PixelMap(12.5, -3.25, 127.9, 128.2)
+    return make_heatmap(scores, placement, slide=slide, size=size, spacing=Spacing(0.25, 0.5))
 
 
 def slow_reduce(scores, factor):

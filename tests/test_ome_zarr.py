@@ -8,26 +8,23 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from builders import make_heatmap
 
 from wsiad.errors import ExportError
 from wsiad.export.ome_tiff import write_ome_tiff
 from wsiad.export.ome_zarr import write_ome_zarr
 from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.units import Spacing
 
 
 def heatmap_of(shape=(300, 700), slide="a"):
     scores = np.random.default_rng(0).random(shape).astype(np.float32)
     scores[: shape[0] // 2, : shape[1] // 3] = np.nan
-    return Heatmap(
-        slide=slide,
-        scores=scores,
-        placement=PixelMap(33.5, -7.25, 130.13, 127.91),
-        slide_size=Size(99_000, 99_000),
-        bounds=Box(10, 20, 90_000, 90_000),
+    placement, bounds = PixelMap(33.5, -7.25, 130.13, 127.91), Box(10, 20, 90_000, 90_000)
+    return make_heatmap(
+        scores, placement, slide=slide, size=Size(99_000, 99_000), bounds=bounds,
         spacing=Spacing(0.25, 0.5),
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture

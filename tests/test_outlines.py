@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from builders import make_heatmap
 
 from wsiad.errors import ConfigError
 from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.regions import find_regions
 from wsiad.units import Microns, Spacing
@@ -18,14 +18,8 @@ BOUNDS = Box(3.0, 7.0, 9000.0, 9000.0)
 
 
 def heatmap_of(scores):
-    return Heatmap(
-        slide="a",
-        scores=np.asarray(scores, np.float32),
-        placement=PixelMap(12.25, 13.5, 64.3, 40.2),
-        slide_size=Size(9500, 9500),
-        bounds=BOUNDS,
-        spacing=SPACING,
-    )
+    placement = PixelMap(12.25, 13.5, 64.3, 40.2)
+    return make_heatmap(scores, placement, size=Size(9500, 9500), bounds=BOUNDS, spacing=SPACING)
 
 
 def regions_of(scores, threshold=0.5):

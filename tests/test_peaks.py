@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import make_heatmap
 
 from wsiad.errors import ConfigError
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.geometry import PixelMap, Size
 from wsiad.heatmaps.peaks import DEFAULT_RADIUS, find_peaks
 from wsiad.units import Microns, Spacing
 
@@ -21,16 +21,7 @@ SPACING = Spacing(MPP, MPP)
 
 
 def heatmap_of(scores, *, scale=64.0, spacing=SPACING, size=None, x=0.0, y=0.0):
-    scores = np.asarray(scores, np.float32)
-    size = size or Size(int(x + scores.shape[1] * scale), int(y + scores.shape[0] * scale))
-    return Heatmap(
-        slide="a",
-        scores=scores,
-        placement=PixelMap(x, y, scale, scale),
-        slide_size=size,
-        bounds=Box(0, 0, size.width, size.height),
-        spacing=spacing,
-    )
+    return make_heatmap(scores, PixelMap(x, y, scale, scale), size=size, spacing=spacing)
 
 
 def brute_force(scores, threshold, near):

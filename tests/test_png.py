@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from builders import make_heatmap
 from PIL import Image
 
 from wsiad.errors import ExportError
@@ -11,7 +12,6 @@ from wsiad.export.ome_tiff import reduce_by
 from wsiad.export.png import write_png
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.colours import ColourScale
-from wsiad.heatmaps.heatmap import Heatmap
 from wsiad.units import Spacing
 
 SCALE = ColourScale((-1.0, 2.0))
@@ -21,13 +21,10 @@ def heatmap_of(shape, *, bounds=None):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=shape).astype(np.float32)
     scores[rng.random(shape) < 0.3] = np.nan
-    return Heatmap(
-        slide="a",
-        scores=scores,
-        placement=PixelMap(1000.25, 500.0, 127.5, 128.5),
-        slide_size=Size(90_000, 70_000),
-        bounds=bounds or Box(900.0, 450.0, 80_000, 60_000),
-        spacing=Spacing(0.25, 0.26),
+    placement = PixelMap(1000.25, 500.0, 127.5, 128.5)
+    bounds = bounds or Box(900.0, 450.0, 80_000, 60_000)
+    return make_heatmap(
+        scores, placement, size=Size(90_000, 70_000), bounds=bounds, spacing=Spacing(0.25, 0.26)
     )
 
 

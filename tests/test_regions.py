@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from builders import make_heatmap
 from scipy import ndimage
 
 from wsiad.errors import ConfigError
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.geometry import Box, PixelMap
 from wsiad.heatmaps.regions import find_regions
 from wsiad.units import Spacing, SquareMicrons
 
@@ -17,17 +17,8 @@ SPACING = Spacing(0.25, 0.5)
 
 
 def heatmap_of(scores, *, bounds=None, x=12.25, y=-3.5, scale_x=10.5, scale_y=7.25):
-    scores = np.asarray(scores, np.float32)
-    height, width = scores.shape
-    size = Size(int(x + width * scale_x) + 1, int(y + height * scale_y) + 1)
-    return Heatmap(
-        slide="a",
-        scores=scores,
-        placement=PixelMap(x, y, scale_x, scale_y),
-        slide_size=size,
-        bounds=bounds or Box(-1e6, -1e6, 2e6, 2e6),
-        spacing=SPACING,
-    )
+    bounds = bounds or Box(-1e6, -1e6, 2e6, 2e6)
+    return make_heatmap(scores, PixelMap(x, y, scale_x, scale_y), bounds=bounds, spacing=SPACING)
 
 
 def union_of_pixels(mask, placement):

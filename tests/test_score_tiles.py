@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from builders import stained, write_tiff
-from PIL import Image
+from builders import import_images, stained, write_tiff
 from runs import make_run, use_channel
 from sklearn.metrics import roc_auc_score
 
@@ -38,11 +37,7 @@ def reds(seed, count, middle):
 
 
 def add(store, name, images, tmp_path, **values):
-    folder = tmp_path / "in" / name
-    folder.mkdir(parents=True)
-    for number, pixels in enumerate(images):
-        Image.fromarray(pixels).save(folder / f"{number:04d}.png")
-    wsiad.import_tiles(**{"sources": folder, "out": store, "mpp": 0.5, "quiet": True, **values})
+    import_images(tmp_path / "in" / name, images, **{"out": store, **values})
 
 
 def score(run, store, out, **values):

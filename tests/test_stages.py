@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import Dying
 from torch import nn
 
 from wsiad.detector import Budget, FitContext, HealthyTiles
@@ -165,21 +166,6 @@ def test_optimiser_is_renewed_against_a_loop_by_hand(tmp_path, stages):
             optimiser.step()
             step += 1
     assert torch.equal(found, flat(module))
-
-
-class Dying(ArrayTiles):
-    """Tiles whose reading fails after so many batches."""
-
-    def __init__(self, tiles, batches):
-        super().__init__(tiles)
-        self.left = batches
-
-    def shuffled(self, batch, **order):
-        for tiles in super().shuffled(batch, **order):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield tiles
 
 
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "lr_schedule": "cosine"}])

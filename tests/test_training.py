@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import Dying
 from torch import nn
 
 from wsiad.detector import Budget, FitContext, HealthyTiles
@@ -42,21 +43,6 @@ def loss_of(module):
         return (x[..., 1:, 1:] - y).square().mean(dim=(1, 2, 3))
 
     return loss
-
-
-class Dying(ArrayTiles):
-    """Tiles whose reading fails after so many batches."""
-
-    def __init__(self, tiles, batches):
-        super().__init__(tiles)
-        self.left = batches
-
-    def shuffled(self, batch, **order):
-        for tiles in super().shuffled(batch, **order):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield tiles
 
 
 def train(folder, *, steps=None, minutes=None, fit=None, seed=3, loss=None, identity=None, **kw):

@@ -15,8 +15,8 @@ import pydantic
 import pytest
 import torch
 import yaml
+from builders import import_images
 from labelled import tiles
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import wsiad
@@ -34,11 +34,8 @@ KNN = {"layers": ["features.3"], "places": 2, "fit_tiles": 40, "fit_vectors": 60
 
 
 def add(folder, name, count, *, anomalous=False, **values):
-    source = folder / "in" / name
-    source.mkdir(parents=True)
-    for number, pixels in enumerate(tiles(count, seed=sum(map(ord, name)), anomalous=anomalous)):
-        Image.fromarray(pixels).save(source / f"{number:03d}.png")
-    wsiad.import_tiles(**{"sources": source, "mpp": 0.5, "quiet": True, **values})
+    made = tiles(count, seed=sum(map(ord, name)), anomalous=anomalous)
+    import_images(folder / "in" / name, made, **values)
 
 
 @pytest.fixture(scope="module")
