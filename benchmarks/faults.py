@@ -10,8 +10,7 @@ command again to its end. Rounds take turns in what is killed:
     run         the whole process group
     run twice   and once more in the run after it
     main        the main process only; its workers are orphans
-    worker      one of its workers only; the run itself has to end well, unless the
-                worker was still starting
+    worker      one of its workers only; the run itself has to end well
 
 Compared is everything below the folder, hidden files too, so that a leftover is a
 difference. Left out is what tells time: ``seconds`` and ``tiles_per_second`` in run.json,
@@ -109,13 +108,13 @@ def start(line: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def children(process: int) -> list[int]:
-    """Process numbers of dask's workers among a process' children."""
+    """Process numbers of the workers among a process' children."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             line = (stat.parent / "cmdline").read_bytes()
-            if parent == process and b"spawn_main" in line:
+            if parent == process and b"local_worker" in line:
                 found.append(int(stat.parent.name))
     return found
 
@@ -191,9 +190,8 @@ def strike(
             continue
         if way != "worker":
             return at, phase(out, slides), ""
-        # Without a first slide the worker may just have been starting; dask then gives up.
-        lost = running.returncode and before not in ("starting", "reading, none whole")
-        return at, before, f"code {running.returncode}: {said[-300:].decode()}" if lost else ""
+        lost = running.returncode
+        return at, before, f"code {lost}: {said[-300:].decode()}" if lost else ""
 
 
 def play(

@@ -8,12 +8,12 @@ import math
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from wsiad.cluster.jobs import JobsConfig, cluster_class, job_options
+from wsiad.cluster.lifetimes import begun
 from wsiad.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -214,11 +214,6 @@ def _reporting(job: type[Any], refused: list[str]) -> type[Any]:
     return Reporting
 
 
-@contextmanager
-def running_jobs(config: JobsConfig, tasks: int) -> Iterator[Jobs]:
+def running_jobs(config: JobsConfig, tasks: int) -> AbstractContextManager[Jobs]:
     """Start jobs, and end them whatever happens."""
-    jobs = Jobs(config, tasks)
-    try:
-        yield jobs
-    finally:
-        jobs.close()
+    return begun(lambda: Jobs(config, tasks), Jobs.close)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from wsiad.cluster.jobs import MEMORY, THREADS, JobsConfig, read_jobs
+from wsiad.cluster.jobs import MEMORY, JobsConfig, read_jobs
+from wsiad.cluster.lifetimes import begun, close_client
 from wsiad.cluster.options import ComputeOptions
 from wsiad.errors import ClusterError
 
@@ -22,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _WATCH_SECONDS = 2.0
+_FETCH_SECONDS = 30.0
 _PATIENCE_SECONDS = 10.0
 """After so long without a worker it is said that they are waited for."""
 
@@ -42,8 +44,10 @@ def run_tasks(
     failed: Callable[[Item, str], Result],
     notice: Callable[[str], None] = _no_notice,
     more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Apply a function to items and yield results as they are ready.
+
+    Who stops early closes the generator (``contextlib.closing``): its workers end then.
 
     Parameters
     ----------
@@ -64,7 +68,7 @@ def run_tasks(
     Raises
     ------
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        There is no such cluster or scheduler, it takes no jobs, or workers do not start.
     ConfigError
         The cluster's file is not valid.
     """
@@ -86,7 +90,9 @@ def run_tasks(
     # loggers on import and narrates every connection unless told otherwise.
     import dask
 
-    dask.config.set({"logging.distributed": "error"})
+    # What its scheduler says of lost workers and tasks is said here, of slides.
+    levels = {"distributed": "error", "distributed.scheduler": "critical"}
+    dask.config.set({"logging": dask.config.get("logging", {}) | levels})
     import distributed  # noqa: F401 - adds its defaults to dask's configuration
 
     settings = MEMORY | {
@@ -112,8 +118,12 @@ def _results(
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     unsent = deque(items)
     sent: dict[str, tuple[Any, Item]] = {}
+
+    def look() -> int:
+        return room.slides(len(unsent) + len(sent))
+
     while unsent or sent:
-        free = room.slides(len(unsent) + len(sent)) - len(sent)
+        free = look() - len(sent)
         for _ in range(min(free, len(unsent))):
             item = unsent.popleft()
             future = client.submit(function, item, pure=False)
@@ -123,15 +133,34 @@ def _results(
             future = done.get(timeout=_WATCH_SECONDS)
         except queue.Empty:
             continue
-        _, item = sent.pop(future.key)
+        _, item = sent[future.key]
         try:
-            result = future.result()
+            result = _result(future, look)
         except (Exception, CancelledError) as error:
             # The function has caught all that is the item's own fault.
             result = failed(item, _reason(error))
+            look()  # how its worker ended is said before the last slide is done
+        del sent[future.key]
         unsent.extend(more(item, result))
         yield result
         future.release()
+
+
+def _result(future: Any, look: Callable[[], int]) -> Any:
+    """Fetch the result of a task that is done.
+
+    It is still with its worker. One that is lost before it is fetched is made again, for
+    which there have to be workers: they are looked after meanwhile.
+    """
+    seconds = _WATCH_SECONDS
+    while True:
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.status == "error":
+                raise  # the task's own
+            look()
+            seconds = min(2 * seconds, _FETCH_SECONDS)
 
 
 def _reason(error: BaseException) -> str:
@@ -178,72 +207,31 @@ def _place(
     if jobs is not None and jobs.scheduler != "local":
         from wsiad.cluster.supervision import running_jobs
 
-        with running_jobs(jobs, tasks) as running, Client(running.cluster) as client:
+        with (
+            running_jobs(jobs, tasks) as running,
+            begun(functools.partial(Client, running.cluster), close_client) as client,
+        ):
             yield client, running.watch
-        return
-    # Workers of this machine are restarted by dask, those of a running scheduler are not ours.
-    if options.scheduler is not None:
-        with _running(options.scheduler) as client:
+    elif options.scheduler is not None:
+        client = _reached(options.scheduler)
+        with begun(lambda: client, close_client):  # its workers are not ours to look after
             yield client, lambda _: sum(client.nthreads().values())
-        return
-    with _local(jobs.jobs * jobs.cores if jobs else options.workers, tasks) as place:
-        yield place
+    else:
+        from wsiad.cluster.local import local_workers
+
+        with local_workers(jobs.jobs * jobs.cores if jobs else options.workers, tasks) as place:
+            yield place
 
 
-@contextlib.contextmanager
-def _running(address: str) -> Iterator[Any]:
+def _reached(address: str) -> Any:
+    """Return a client of a running scheduler."""
     from distributed import Client
 
     try:
-        client = Client(address, timeout="20s")
+        return Client(address, timeout="20s")
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no dask scheduler can be reached ({error})",
             subject=address,
             remedy="Give the address that it printed when it started, as tcp://10.0.0.1:8786.",
         ) from error
-    with client:
-        yield client
-
-
-@contextlib.contextmanager
-def _local(most: int, tasks: int) -> Iterator[tuple[Any, Callable[[int], int]]]:
-    """Yield a client of local workers, and what starts more of them for more tasks."""
-    from distributed import Client, LocalCluster
-
-    with (
-        _one_thread_each(),
-        LocalCluster(
-            n_workers=min(most, tasks),
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        started = min(most, tasks)
-
-        def count(waiting: int) -> int:
-            nonlocal started
-            if min(most, waiting) > started:
-                started = min(most, waiting)
-                cluster.scale(started)
-            return sum(client.nthreads().values())
-
-        yield client, count
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let worker processes start with one thread each."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -90,26 +91,29 @@ def run_batch(
     kept, start, tiles = 0, time.monotonic(), 0
     last = start
     with Progress(label, total=len(tasks), unit="slide", quiet=quiet) as progress:
+        results = run_tasks(
+            guarded,
+            tasks,
+            options=options,
+            failed=lost,
+            notice=progress.message,
+            more=divisions.more,
+        )
         try:
-            for done in run_tasks(
-                guarded,
-                tasks,
-                options=options,
-                failed=lost,
-                notice=progress.message,
-                more=divisions.more,
-            ):
-                if isinstance(done, Divided | PartDone) or not divisions.is_news(done):
-                    continue
-                rows.append(done)
-                now = time.monotonic()
-                if now - last >= _TABLE_SECONDS:
-                    table.put(*rows[kept:])
-                    kept, last = len(rows), now
-                if done.status == FAILED:
-                    progress.message(f"FAILED {done.slide}")
-                tiles += getattr(done, "tiles", 0)
-                progress.update(note=_note(rows, tiles, now - start))
+            # Workers end before what they leave half written is cleared away.
+            with contextlib.closing(results):
+                for done in results:
+                    if isinstance(done, Divided | PartDone) or not divisions.is_news(done):
+                        continue
+                    rows.append(done)
+                    now = time.monotonic()
+                    if now - last >= _TABLE_SECONDS:
+                        table.put(*rows[kept:])
+                        kept, last = len(rows), now
+                    if done.status == FAILED:
+                        progress.message(f"FAILED {done.slide}")
+                    tiles += getattr(done, "tiles", 0)
+                    progress.update(note=_note(rows, tiles, now - start))
         finally:
             table.put(*rows[kept:])
             if options.stage_dir is not None:

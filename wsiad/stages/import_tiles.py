@@ -108,6 +108,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     # Heavy, and of no use to `--help`.
     from wsiad.tiles.stain_target import stain_target
     from wsiad.tiles.store import TileStore
+    from wsiad.tiles.tidying import tidied
 
     start = time.monotonic()
     groups = _groups(config)
@@ -121,15 +122,16 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
         _Task(slide, config.out, tile, labels, part, table.get(slide.name))
         for slide, labels, part in groups
     ]
-    rows = run_batch(
-        _import_one,
-        tasks,
-        row=TileRow,
-        table=table,
-        options=ComputeOptions(workers=config.workers),
-        label="import",
-        quiet=config.quiet,
-    )
+    with tidied(config.out):
+        rows = run_batch(
+            _import_one,
+            tasks,
+            row=TileRow,
+            table=table,
+            options=ComputeOptions(workers=config.workers),
+            label="import",
+            quiet=config.quiet,
+        )
     write_json(config.out / "run.json", summary(rows, time.monotonic() - start))
     return TileResult(config.out, tuple(rows))
 

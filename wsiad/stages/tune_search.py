@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -106,15 +107,17 @@ def run_search(
         There is no such cluster or scheduler, or it takes no jobs.
     """
     search = _Search(config, tiles, progress)
-    for _ in run_tasks(
+    results = run_tasks(
         _guarded,
         search.begin(at_once),
         options=compute,
         failed=lambda task, reason: FoldFailed(reason),
         notice=progress.message,
         more=search.more,
-    ):
-        pass
+    )
+    with contextlib.closing(results):
+        for _ in results:
+            pass
     return search.trials
 
 
