@@ -160,6 +160,14 @@ class Browser:
         path.write_bytes(base64.b64decode(data))
         return path
 
+    def still(self, *, seconds=0.5, timeout=30.0):
+        """Wait until what is seen has not changed for a while: moves and fades are over."""
+        deadline, before = time.monotonic() + timeout, None
+        while (now := self.send("Page.captureScreenshot", format="png")["data"]) != before:
+            assert time.monotonic() < deadline, "never still"
+            before = now
+            time.sleep(seconds)
+
     def pdf(self):
         """Return what would be printed."""
         return base64.b64decode(

@@ -373,23 +373,32 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored(
 # An orderly end
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory):
+    """A slide that is soon done, and one that is not before a signal comes."""
+    folder = tmp_path_factory.mktemp("lasting")
+    write_slide(folder / "s0.tif", 0, compression="deflate")
+    image = np.tile(stained(300, 300, seed=1, glass=16), (8, 8, 1))
+    write_tiff(folder / "s1.tif", image, mpp=0.5, levels=2, compression="deflate")
+    return folder
+
+
 @pytest.mark.parametrize("group", [False, True], ids=["main", "group"])
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_an_ended_run_clears_up_and_says_how_to_go_on(tmp_path, number, code, said, group):
+def test_an_ended_run_clears_up_and_says_how_to_go_on(lasting, tmp_path, number, code, said, group):
     """SIGTERM is what a batch system sends before its time is over, SIGINT is Ctrl-C."""
-    (tmp_path / "slides").mkdir()
-    for at in range(2):
-        write_slide(tmp_path / "slides" / f"s{at}.tif", at, compression="deflate", edge=1500)
-    command = [sys.executable, "-m", "wsiad.cli", "tile", tmp_path / "slides", *OPTIONS]
+    command = [sys.executable, "-m", "wsiad.cli", "tile", lasting, *OPTIONS]
     out = tmp_path / "store"
     with subprocess.Popen(
         [*command, "--out", out], start_new_session=True, stderr=subprocess.PIPE, text=True
     ) as running:
         until = time.monotonic() + 60
-        while time.monotonic() < until and not list(out.glob("slides.zarr/.s1.*.partial")):
+        while not list(out.glob("slides.zarr/.s1.*.partial")):
+            assert running.poll() is None
+            assert time.monotonic() < until
             time.sleep(0.01)
         (os.killpg if group else os.kill)(running.pid, number)
         _, err = running.communicate(timeout=60)

@@ -1,8 +1,10 @@
 """A lock between processes: exclusive, and never left for ever."""
 
+import collections
 import multiprocessing
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,12 +27,37 @@ def test_what_is_done_under_it_is_done_one_at_a_time(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(120)
+        assert process.exitcode == 0
     assert (tmp_path / "count").read_text() == "60"
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
-def test_a_dead_owner_is_replaced_by_one_of_those_who_wait(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of locks: it goes on when a test says so, however slow the machine is."""
+    looks = collections.Counter()
+
+    def monotonic():
+        looks[threading.get_ident()] += 1
+        return clock.now
+
+    def looked_twice(threads):
+        """Wait until each thread has looked at the clock and the lock since this call."""
+        looks.clear()
+        limit = time.monotonic() + 60
+        while any(thread.is_alive() and looks[thread.ident] < 2 for thread in threads):
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+
+    clock = SimpleNamespace(
+        now=0.0, monotonic=monotonic, sleep=time.sleep, looked_twice=looked_twice
+    )
+    monkeypatch.setattr("wsiad.locks.time", clock)
+    return clock
+
+
+def test_a_dead_owner_is_replaced_by_one_of_those_who_wait(tmp_path, clock):
     lock = tmp_path / "new" / ".lock"
     lock.parent.mkdir()
     lock.write_text("of a process that died")
@@ -44,31 +71,37 @@ def test_a_dead_owner_is_replaced_by_one_of_those_who_wait(tmp_path):
             inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    start = time.monotonic()
     for thread in threads:
         thread.start()
+    clock.looked_twice(threads)
+    clock.now = 1.4
+    clock.looked_twice(threads)
+    assert most == []
+    clock.now = 1.6
     for thread in threads:
-        thread.join(20)
-    assert time.monotonic() - start >= 1.5
+        thread.join(60)
     assert most == [1, 1, 1, 1]
     assert list(lock.parent.iterdir()) == []
 
 
-def test_a_living_owner_is_waited_for_however_long_the_queue(tmp_path):
+def test_a_living_owner_is_waited_for_however_long_the_queue(tmp_path, clock):
     """Each holds it for less than the limit; together they take longer."""
     order = []
 
     def work():
         with locked(tmp_path / ".lock", stale_seconds=2.5):
             order.append("in")
-            time.sleep(0.7)
+            others = [thread for thread in threads if thread is not threading.current_thread()]
+            clock.looked_twice(others)
+            clock.now += 2.4
+            clock.looked_twice(others)
             order.append("out")
 
     threads = [threading.Thread(target=work) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert order == ["in", "out"] * 5
 
 

@@ -211,7 +211,7 @@ def test_leaving_an_iteration_early_ends_its_threads(store):
         next(iterator)
         started = time.monotonic()
         iterator.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_damaged_chunk_is_an_error_with_a_remedy(store, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydantic
@@ -25,6 +26,7 @@ from wsiad.config import resolve
 from wsiad.detector import Detector, DetectorOptions, FitReport, State
 from wsiad.detectors import registry
 from wsiad.errors import ConfigError, DetectorError, InputError, RunError, SearchError
+from wsiad.stages import tune_search
 from wsiad.stages.tune import TuneConfig
 from wsiad.tuning.space import check_space, options_of, values_of
 from wsiad.tuning.trials import read_trials
@@ -290,9 +292,11 @@ def test_trials_below_the_median_are_given_up(stores, tmp_path, toy):
     assert whole.best.params == result.best.params
 
 
-def test_no_fit_is_begun_when_time_is_over(stores, tmp_path, toy):
-    Toy.after = lambda count: time.sleep(0.05)
-    result = tune(stores, tmp_path / "out", max_minutes=1e-4)
+def test_no_fit_is_begun_when_time_is_over(stores, tmp_path, toy, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(tune_search, "time", clock)
+    Toy.after = lambda count: vars(clock).update(now=clock.now + 61)
+    result = tune(stores, tmp_path / "out", max_minutes=1)
     assert len(Toy.seen) == 1
     assert [trial.state for trial in result.trials] == ["running"]
     assert "1 not ended: the same command goes on" in result.summary

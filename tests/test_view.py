@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
@@ -338,7 +337,7 @@ def wait_for_pixels(browser):
     browser.wait("document.querySelectorAll('#slides button').length === 4")
     browser.wait("document.querySelectorAll('svg.shapes .region').length > 0")
     browser.wait(f"{MATRIX} !== null")
-    time.sleep(1)  # tiles fade in
+    browser.still()  # tiles fade in
 
 
 def shot(browser, path):
@@ -366,7 +365,7 @@ def test_a_browser_lays_heatmap_and_outlines_over_the_right_place(
     with_heat = shot(browser, tmp_path / "a.png")
     for key in "hon":
         browser.press(key)
-    time.sleep(0.5)
+    browser.still()
     plain = shot(browser, tmp_path / "b.png")
     # The strange place is red in the slide itself, and the heatmap changes it there.
     assert plain[y, x, 0] > 180 > plain[y, x, 1] + 60
@@ -394,7 +393,7 @@ def test_a_browser_opens_slides_and_regions_by_keyboard(serve, browser):
     browser.run("document.querySelector('#regions button').focus()")
     browser.press("Enter")
     browser.wait(f"{MATRIX} !== {json.dumps(before)}")
-    time.sleep(1)
+    browser.still()
     scale = float(re.findall(r"[-\d.e]+", browser.run(MATRIX))[0])
     bar = browser.run("document.querySelector('#bar').getBoundingClientRect().width")
     shown = browser.run("document.querySelector('#length').textContent")
@@ -404,12 +403,12 @@ def test_a_browser_opens_slides_and_regions_by_keyboard(serve, browser):
     browser.run("document.querySelector('.openseadragon-canvas').focus()")
     zoomed = browser.run(MATRIX)
     browser.press("r")  # elsewhere this turns the picture, and would leave the outlines behind
-    time.sleep(0.5)
+    browser.still()
     assert browser.run(MATRIX) == zoomed
     browser.press("ArrowDown")
     browser.wait(f"{MATRIX} !== {json.dumps(zoomed)}")
     browser.press("0")
-    time.sleep(1)
+    browser.still()
     assert float(re.findall(r"[-\d.e]+", browser.run(MATRIX))[0]) < scale / 2
     browser.run("document.querySelector('#slides li:nth-child(3) button').focus()")
     browser.press("Enter")
@@ -439,7 +438,7 @@ def test_without_the_slide_its_picture_is_shown_with_the_heatmap_over_it(
     assert "is not at /nowhere" in browser.run("document.querySelector('#message').textContent")
     browser.press("h")
     browser.press("o")
-    time.sleep(0.5)
+    browser.still()
     pixels = shot(browser, tmp_path / "a.png")
     x, y = on_screen(browser, 512 + 32, 256 + 32)
     assert pixels[y, x, 0] > pixels[y, x, 1] + 60  # the strange place of the small picture
