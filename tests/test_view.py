@@ -243,6 +243,26 @@ def test_a_slide_that_is_not_there_or_another_one_is_not_shown(made, serve, tmp_
     assert ask(server, "slide/1/tile/0/0/0")[0].status == 404
 
 
+def test_slides_that_were_given_relative_to_a_folder_are_found_from_any_other(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    write_tiff(tmp_path / "s.tif", stained(300, 300), mpp=0.5)
+    (tmp_path / "bad.svs").write_text("no slide")
+    use_channel(monkeypatch)
+    run = make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    wsiad.heatmap(run=run, slides=["s.tif", "bad.svs"], out="out", quiet=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    one, failed = viewed_slides(tmp_path / "out")
+    assert (one.file, failed.file) == (tmp_path / "s.tif", tmp_path / "bad.svs")
+    pages = open_server(ViewConfig(results=tmp_path / "out", browser=False))
+    try:
+        assert json.loads(pages.pages.answer("slide/1/info").body)["problem"] == ""
+    finally:
+        pages.server_close()
+
+
 def test_bad_input_is_named(made, tmp_path):
     with pytest.raises(InputError, match="does not hold results"):
         viewed_slides(tmp_path)

@@ -189,7 +189,7 @@ def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:
         reason.removeprefix(f"{slide.name}: "),
         label=slide.label,
         split=slide.split,
-        file=str(slide.path),
+        file=str(slide.path.absolute()),
     )
 
 

@@ -114,7 +114,7 @@ def _finish(
             height=source.size.height,
             label=task.slide.label,
             split=task.slide.split,
-            file=str(task.slide.path),
+            file=str(task.slide.path.absolute()),
             backend=source.backend,
             seconds=round(time.monotonic() - start, 3),
             **figures,

@@ -215,6 +215,6 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         **{f"unusable_{reason}": count for reason, count in unusable.items()},
         label=task.slide.label,
         split=task.slide.split,
-        file=str(task.slide.path),
+        file=str(task.slide.path.absolute()),
         backend=backend_text(stored.facts["read"]),
     )
