@@ -63,6 +63,10 @@ def test_run_of_a_baseline(store, tmp_path):
     assert record["versions"]["wsiad"] == wsiad.__version__
     assert record["split"].startswith("split by slide: ")
     assert record["notes"]["weights"]["source"] == "random"
+    with (store / "slides.csv").open(newline="") as file:
+        spent = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert record["tile_seconds"] == pytest.approx(sum(spent), abs=1e-3)
+    assert sum(spent) > 0
     assert "WARNING" in result.summary
 
 

@@ -66,6 +66,8 @@ class RunRecord(Config):
     """Optimiser steps taken."""
     seconds: float
     """Of fit and calibration."""
+    tile_seconds: float | None = None
+    """Of tiling the store, its slides together."""
     stores: dict[str, str]
     """Fingerprint by tile store."""
     split: str = ""

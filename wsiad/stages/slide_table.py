@@ -155,6 +155,21 @@ def _parse(values: dict[str, str], row: type[R]) -> R:
     return row(**parsed)  # type: ignore[arg-type]
 
 
+def slide_seconds(path: Path) -> float | None:
+    """Seconds that a ``slides.csv`` tells of all its slides together; ``None`` without any.
+
+    What a verb took in all is less, with several workers; but it is told of a last call only,
+    and slides that were whole before take no time in that.
+
+    Raises
+    ------
+    InputError
+        The file is not such a table.
+    """
+    rows = read_table(path, SlideRow)
+    return round(sum(row.seconds for row in rows), 3) if rows else None
+
+
 def backends(rows: Iterable[SlideRow]) -> dict[str, str]:
     """Map slides to what read them; without those that nothing read."""
     return {row.slide: row.backend for row in rows if row.backend}

@@ -18,6 +18,7 @@ from wsiad.runs.claim import claim
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.stages.fit_tiles import store_fingerprint, usable_tiles
 from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.stages.slide_table import slide_seconds
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def train(config: TrainConfig) -> TrainResult:
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
+    tile_seconds = slide_seconds(config.store / "slides.csv")
     anomalies = _anomalies(config, store, size=chosen.size)
     if claim(config.out, config, record=RUN, what="run"):
         return _already_done(config)
@@ -203,6 +205,7 @@ def train(config: TrainConfig) -> TrainResult:
             ended_by=report.ended_by,
             steps=report.steps,
             seconds=round(time.monotonic() - start, 3),
+            tile_seconds=tile_seconds,
             stores={config.store.name: store_fingerprint(store, slides)},
             split=parts.note,
             slides=_slides_by_use(parts, slides, anomalies.slides if anomalies else []),
