@@ -476,6 +476,19 @@ def test_what_was_not_assessed_is_counted_and_flags_stand_apart(tmp_path):
     assert SlideEntry("d", "no-tissue").left_out_share is None
 
 
+def test_p_values_and_hit_lesions_have_columns_where_they_are_known(tmp_path):
+    known = slide("a", 1, p=0.013, q=0.04, lesions=3, lesions_hit=2)
+    page = write(tmp_path, report(slides=[known, slide("b", 2, lesions=0, lesions_hit=0)]))
+    assert "p 0.013 q 0.04 Annotated lesions hit 2 of 3" in page.text
+    assert page.text.count("Annotated lesions hit") == 1  # where there is none, none is missed
+    values = [a["data-value"] for a in page.all("td") if "data-value" in a]
+    assert "0.013" in values
+    assert "2" in values
+    bare = write(tmp_path, report(slides=[slide("a", 1)]))
+    assert "Lesions hit" not in bare.text
+    assert bare.text.count(" p ") == 0
+
+
 def test_versions_are_shown(tmp_path):
     page = write(tmp_path, report(versions={"wsiad": "0.1.0", "numpy": "2.4.6"}))
     assert "Versions wsiad 0.1.0 numpy 2.4.6" in page.text
@@ -618,6 +631,32 @@ def test_it_prints_every_slide(tmp_path, browser):
     browser.open((tmp_path / "report.html").as_uri())
     pages = browser.pdf().count(b"/Type /Page\n")
     assert pages >= 3  # the scrolling table and all articles, not one screen of it
+
+
+@needs_browser
+def test_it_prints_the_configuration_and_folds_it_again(tmp_path, browser):
+    config = "\n".join(f"option_{i}: {i}" for i in range(400))
+    for name, text in (("short", "a: 1"), ("long", config)):
+        write_report(tmp_path / f"{name}.html", report(config_yaml=text, slides=[slide("a", 1)]))
+    browser.open((tmp_path / "short.html").as_uri())
+    few = browser.pdf().count(b"/Type /Page\n")
+    browser.open((tmp_path / "long.html").as_uri())
+    assert browser.pdf().count(b"/Type /Page\n") > few + 3
+    assert browser.run("document.querySelectorAll('details[open]').length") == 0
+
+
+@needs_browser
+def test_the_table_with_all_columns_needs_no_scrolling_on_a_desk(tmp_path, browser):
+    known = {"label": "tumour", "percentile": 99.97, "p": 0.013, "seconds": 312.0}
+    known |= {"lesions": 12, "lesions_hit": 11, "detections": 1000, "left_out": {"pen": 300}}
+    known["thumbnail"] = picture(tmp_path / "t.png", size=(144, 108))
+    write(tmp_path, report(slides=[slide("tumor_001", 1.0, **known), slide("b", 2.0)]))
+    browser.open((tmp_path / "report.html").as_uri())
+    wide, room = browser.run(
+        "(() => { const s = document.querySelector('#slides .scroll');"
+        " return [s.scrollWidth, s.clientWidth]; })()"
+    )
+    assert wide <= room
 
 
 def test_reports_are_equal_for_equal_content(tmp_path):

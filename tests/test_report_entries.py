@@ -12,8 +12,9 @@ from runs import make_run, use_channel
 
 import wsiad
 from wsiad.errors import ExportError, InputError
+from wsiad.export.report_model import SlideEntry
 from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.report_entries import slide_entry
+from wsiad.stages.report_entries import slide_entry, with_findings
 from wsiad.stages.reporting import write_results_report
 
 
@@ -99,9 +100,59 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     assert "<dt>numpy</dt>" in page  # versions
     assert "<dt>train</dt>" in page  # timing by stage: that of the run, and those of the folder
     assert "<dt>heatmap</dt>" in page
+    assert "<dt>heatmap, all slides</dt>" in page
     (slide / "evidence.json").write_text("{")
     with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):
         write_results_report(results)
+
+
+def test_what_was_found_of_a_slide_stands_with_it():
+    plain = SlideEntry("s", "ok", label="of the manifest")
+    known = {
+        "slide": "s",
+        "label": "tumour",
+        "froc": {"first": {"lesions": 3, "lesions_hit": 2}, "second": {"lesions": 9}},
+    }
+    found = with_findings(plain, evaluated=known, compared={"p_slide": 0.05, "q_slide": 0.1})
+    assert (found.label, found.lesions, found.lesions_hit) == ("tumour", 3, 2)
+    assert (found.p, found.q) == (0.05, 0.1)
+    assert with_findings(plain, evaluated=None, compared=None) == plain
+    # Excluded from FROC: of its lesions nothing is known.
+    assert with_findings(plain, evaluated=known | {"froc": {}}, compared=None).lesions is None
+
+
+def test_evaluation_completes_the_report(results):
+    def evaluated(name):
+        froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit": 1}}
+        slides = [{"slide": name, "label": "tumour", "froc": froc}]
+        values = {"slides": slides, "exclusions": {"all": ["gone"], "froc": []}}
+        (results / "evaluation.json").write_text(json.dumps(values))
+        write_results_report(results)
+        return (results / "report.html").read_text(encoding="utf-8")
+
+    page = evaluated("s")
+    assert '<span class="chip">tumour</span>' in page
+    assert ">1 of 2</td>" in page
+    assert "since the evaluation" not in page
+    try:
+        page = evaluated("another")
+    finally:
+        (results / "evaluation.json").unlink()
+    assert "1 slides were scored since the evaluation, and are in none of its figures (s)" in page
+    assert ">1 of 2</td>" not in page
+
+
+def test_few_healthy_windows_are_told(results):
+    path = results.parent / "run" / "calibration.json"
+    before = path.read_text()
+    words = "rest on 56 healthy windows of 1 slide: so few say little of what lies above 98.2 %"
+    try:
+        for windows, told in ((1000, False), (56, True)):
+            path.write_text(json.dumps(json.loads(before) | {"n_windows": windows, "n_slides": 1}))
+            write_results_report(results)
+            assert (words in (results / "report.html").read_text(encoding="utf-8")) == told
+    finally:
+        path.write_text(before)
 
 
 def test_windows_left_out_are_counted_by_reason(results, slide):

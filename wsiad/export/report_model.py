@@ -88,8 +88,10 @@ class SlideEntry:
         PNG or JPEG file that shows what of the slide was scored.
     not_assessed : bool
         Whether something was left out: its overview is then shown at once.
-    lesions : int or None
-        Annotated lesions, where annotations are at hand.
+    lesions, lesions_hit : int or None
+        Annotated lesions, where annotations are at hand, and how many a detection hits.
+    p, q : float or None
+        Conformal p-value, and the same adjusted to the slides of the folder.
     detections : int or None
         Detections exported.
     thumbnail : Path or None
@@ -115,6 +117,9 @@ class SlideEntry:
     overview: Path | None = None
     not_assessed: bool = False
     lesions: int | None = None
+    lesions_hit: int | None = None
+    p: float | None = None
+    q: float | None = None
     detections: int | None = None
     thumbnail: Path | None = None
     regions: Sequence[RegionEntry] = ()

@@ -77,6 +77,11 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}".replace(",", _THIN)
 
 
+def hits(hit: int | None, among: int | None) -> str:
+    """How many of how many were hit; nothing where there is nothing to hit."""
+    return f"{count(hit)} of {count(among)}" if among else NONE
+
+
 def percentile(value: float | None) -> str:
     """Percentile with as many digits as tell it from 100."""
     if finite(value) is None:

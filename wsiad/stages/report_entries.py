@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,6 +63,32 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
         regions=_regions(folder),
         regions_found=row.regions,
         left_out=_left_out(folder / _LEFT_OUT),
+    )
+
+
+def with_findings(
+    entry: SlideEntry, *, evaluated: Mapping[str, Any] | None, compared: Mapping[str, Any] | None
+) -> SlideEntry:
+    """Add what ``wsiad evaluate`` and ``wsiad significance`` have found of a slide.
+
+    Parameters
+    ----------
+    entry : SlideEntry
+    evaluated : mapping, optional
+        The slide's entry in ``evaluation.json``: its label goes before the manifest's, its
+        lesions are those of the first protocol.
+    compared : mapping, optional
+        The slide's entry in ``significance.json``.
+    """
+    known, sure = evaluated or {}, compared or {}
+    found: Mapping[str, Any] = next(iter((known.get("froc") or {}).values()), {})
+    return replace(
+        entry,
+        label=known.get("label") or entry.label,
+        lesions=found.get("lesions"),
+        lesions_hit=found.get("lesions_hit"),
+        p=sure.get("p_slide"),
+        q=sure.get("q_slide"),
     )
 
 

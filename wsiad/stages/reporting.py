@@ -11,11 +11,11 @@ import numpy as np
 from wsiad._version import __version__
 from wsiad.errors import InputError
 from wsiad.export.report import write_report
-from wsiad.export.report_model import ColourScale, Report
+from wsiad.export.report_model import ColourScale, Report, SlideEntry
 from wsiad.files import read_json, write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import FACTS, HeatmapRow
-from wsiad.stages.report_entries import slide_entry
+from wsiad.stages.report_entries import slide_entry, with_findings
 from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, read_table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 _TIMINGS = "timings.json"
+_FEW_WINDOWS = 1000  # the 99.9 % quantile, the last that the colour scale names, is one of them
 _PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
 
 
@@ -81,6 +82,7 @@ def write_results_report(
     calibration = run.calibration() if record else None
     rows = read_table(results / "slides.csv", HeatmapRow)
     sure = _read(results / "significance.json")
+    evaluated = _read(folder / "evaluation.json")
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -90,14 +92,19 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=[slide_entry(row, results, calibration) for row in rows if row.status != FAILED],
+        slides=_entries(rows, results, calibration, evaluated, sure),
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
-        evaluation=_read(folder / "evaluation.json"),
+        evaluation=evaluated,
         plots=plots,
-        timings=({"train": record.seconds} if record else {}) | memory["seconds"],
+        timings=_timings(record, rows) | memory["seconds"],
         config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
-        notes=[*_notes(rows, record), *_significance_notes(sure)],
-        warnings=[*warnings, *_significance_warnings(sure, rows), *_not_assessed(rows)],
+        notes=[*_notes(rows, record, calibration), *_significance_notes(sure)],
+        warnings=[
+            *warnings,
+            *_evaluation_warnings(evaluated, rows),
+            *_significance_warnings(sure, rows),
+            *_not_assessed(rows),
+        ],
         random_weights=bool(record and record.random_weights),
         colour_scale=_legend(calibration) if calibration else None,
         versions=facts.get("versions") or {},
@@ -107,8 +114,41 @@ def write_results_report(
     return path
 
 
+def _entries(
+    rows: Sequence[HeatmapRow],
+    results: Path,
+    calibration: Calibration | None,
+    evaluated: dict[str, Any] | None,
+    sure: dict[str, Any] | None,
+) -> list[SlideEntry]:
+    """Gather what is known of the slides that did not fail."""
+    judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
+    compared = (sure or {}).get("slides", {})
+    return [
+        with_findings(
+            slide_entry(row, results, calibration),
+            evaluated=judged.get(row.slide),
+            compared=compared.get(row.slide),
+        )
+        for row in rows
+        if row.status != FAILED
+    ]
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path, InputError) if path.exists() else None
+
+
+def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:
+    """Seconds of the stages, as run and slides tell them."""
+    found = {}
+    if record:
+        if record.tile_seconds is not None:
+            found["tile, all slides"] = record.tile_seconds
+        found["train"] = record.seconds
+    if rows:
+        found["heatmap, all slides"] = sum(row.seconds for row in rows)
+    return found
 
 
 def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:
@@ -170,6 +210,19 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
         )
 
 
+def _evaluation_warnings(evaluated: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say which slides are in no figure, although nobody excluded them."""
+    if not evaluated:
+        return
+    known = {one["slide"] for one in evaluated.get("slides", [])}
+    known |= set((evaluated.get("exclusions") or {}).get("all") or [])
+    if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:
+        yield (
+            f"{len(missing)} slides were scored since the evaluation, and are in none of its "
+            f"figures ({', '.join(missing)}): run wsiad evaluate again."
+        )
+
+
 def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
     """Say what weakens the p-values, and which slides have none."""
     if not found:
@@ -198,11 +251,9 @@ def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
         yield f"False alarms, measured: {one['text']} that took no part in anything."
 
 
-def _notes(rows: list[HeatmapRow], record: RunRecord | None) -> list[str]:
-    return list(_each_note(rows, record))
-
-
-def _each_note(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[str]:
+def _notes(
+    rows: list[HeatmapRow], record: RunRecord | None, calibration: Calibration | None
+) -> Iterator[str]:
     yield (
         "An anomaly score says how unlike the healthy training tissue a place is. It is not "
         "a diagnosis, and not a probability."
@@ -216,6 +267,12 @@ def _each_note(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[str
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
             yield f"It has learnt from slides that are scored here: {', '.join(seen)}."
+    if calibration and calibration.n_windows < _FEW_WINDOWS:
+        yield (
+            f"Percentiles and colours rest on {calibration.n_windows} healthy windows of "
+            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}: so few say little "
+            f"of what lies above {100 * (1 - 1 / calibration.n_windows):.1f} %."
+        )
     if record and "split by tile" in record.split:
         yield f"The calibration is optimistic: {record.split}."
     if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:

@@ -20,6 +20,19 @@
   window.addEventListener("hashchange", openTarget);
   openTarget();
 
+  // On paper nothing can be opened: counts and configuration are printed. The pictures of what
+  // was scored, and regions that nobody has opened, would be as many pages again.
+  const folded = [...document.querySelectorAll("details:not([class])")];
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = folded.filter((details) => !details.open);
+    for (const details of opened) details.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+    opened = [];
+  });
+
   const table = document.getElementById("ranking");
   if (!table) return;
   const body = table.tBodies[0];
