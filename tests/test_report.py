@@ -301,7 +301,11 @@ def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path)
         "slide_classifier": {"slide_auc": {"value": 0.75, "low": 0.5, "high": 0.9}},
         "group_by": "centre",
         "groups": {
-            "<b>UMCU</b>": {"slide_auc": area, "froc": {"camelyon16-2016": froc(0.31)}},
+            "<b>UMCU</b>": {
+                "slide_auc": area,
+                "froc": {"camelyon16-2016": froc(0.31)},
+                "counts": {"slides": 20, "tumour_slides": 8},
+            },
             "RUMC": {"slide_auc": one_sided, "froc": {"camelyon16-2016": froc(0.42)}},
         },
     }
@@ -311,9 +315,9 @@ def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path)
         "macrometastases: 2 of 3 hit 0.667 0.667",
         "isolated tumour cells: 1 of 5 hit – –",
         "Slide AUC, supervised 0.750 95 % interval 0.500–0.900",
-        "centre Slide AUC FROC camelyon16-2016",
-        "<b>UMCU</b> 0.900 0.800–0.950 0.310",
-        "RUMC undefined: no tumour slide 0.420",
+        "centre Slides Slide AUC FROC camelyon16-2016",
+        "<b>UMCU</b> 20, 8 with tumour 0.900 0.800–0.950 0.310",
+        "RUMC – undefined: no tumour slide 0.420",
     ):
         assert words in page.text, words
     assert "micrometastases" not in page.text

@@ -7,7 +7,7 @@
 # WEIGHTS (a file, or imagenet), TUNE (a config of `wsiad tune`: options are chosen by the tiles of four
 # tumour slides, in place of CONFIG), WORKERS, CLUSTER (a file of configs/: tiles and heatmaps are made by
 # jobs), STAGE_DIR (a disk of the node), SEED, TRAIN and HEATMAP (further flags of those verbs).
-# Run it again after an interruption: what is whole is not made again. What it makes is said in README.md.
+# Run it again after an interruption: what is whole is not made again. What it makes is said in docs/camelyon16.md.
 set -euo pipefail
 if [ $# -ne 2 ]; then sed -n '2,10p' "$0" | cut -c3-; exit 2; fi
 root=$1 out=$2

@@ -243,10 +243,20 @@ def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[s
             yield f"{label} hit", [_ratio(at.get(point)) for point in points]
 
 
-def group_table(evaluation: Mapping[str, Any] | None) -> list[tuple[str, list[Figure]]]:
-    """Figures of each group of slides by itself, where the evaluation has groups."""
+def group_table(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str, list[Figure]]]:
+    """Name, slides and figures of each group by itself, where the evaluation has groups."""
     groups = (evaluation or {}).get("groups") or {}
-    return [(str(name), [*figures(known), *_froc_scores(known)]) for name, known in groups.items()]
+    return [
+        (str(name), _group_slides(known), [*figures(known), *_froc_scores(known)])
+        for name, known in groups.items()
+    ]
+
+
+def _group_slides(known: Mapping[str, Any]) -> str:
+    counts = known.get("counts")
+    if not counts:
+        return NONE
+    return f"{count(counts['slides'])}, {count(counts['tumour_slides'])} with tumour"
 
 
 def _froc_scores(known: Mapping[str, Any]) -> list[Figure]:
