@@ -3,12 +3,14 @@
 import cv2
 import numpy as np
 import pytest
+import shapely
 
 from wsiad.export import overlay as module
-from wsiad.export.overlay import overlay
+from wsiad.export.overlay import enlarged, outline_regions, overlay
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.colours import ColourScale
 from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.tiles.overview import Overview
 from wsiad.units import Mpp, Spacing
 
 
@@ -41,3 +43,54 @@ def test_each_pixel_shows_the_score_under_its_centre(rows, monkeypatch):
                 seen += 1
             np.testing.assert_allclose(picture[row, column], expected, atol=0.501)
     assert seen > 1000
+
+
+def overview(mask, *, pen=None):
+    height, width = mask.shape
+    nothing = np.empty((0, 4))
+    return Overview(
+        "a",
+        np.full((height, width, 3), 200, np.uint8),
+        mask,
+        pen,
+        PixelMap(16.0, 8.0, 32.0, 32.0),
+        Spacing(Mpp(0.25), Mpp(0.25)),
+        Mpp(0.5),
+        nothing,
+        nothing,
+        np.empty(0, np.uint8),
+    )
+
+
+def test_the_picture_of_a_small_slide_is_enlarged_and_lies_where_it_lay():
+    mask = np.zeros((60, 90), bool)
+    mask[20:40, 30:70] = True
+    before = overview(mask, pen=mask)
+    after = enlarged(before)
+    assert after.thumbnail.shape == (7 * 60, 7 * 90, 3)
+    for corner in ((0, 0), (30, 20), (90, 60)):
+        at = before.placement.to_level0(*map(float, corner))
+        assert after.placement.from_level0(*at) == pytest.approx(7 * np.array(corner))
+    # Corners may be rounded off, edges stay.
+    assert after.mask[7 * 20 : 7 * 40, 7 * 30 : 7 * 70].mean() > 0.99
+    assert after.mask.sum() == pytest.approx(49 * mask.sum(), rel=0.01)
+    assert (after.pen == after.mask).all()
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((100, 321), 1), ((320, 100), 2), ((3, 2), 8)])
+def test_pictures_are_enlarged_as_far_as_is_of_use(shape, factor):
+    after = enlarged(overview(np.ones(shape, bool)))
+    assert after.mask.shape == (shape[0] * factor, shape[1] * factor)
+    assert after.mask.all()
+    assert after.pen is None
+
+
+def test_the_outline_of_a_region_on_a_small_slide_leaves_its_colour_to_be_seen():
+    shown = enlarged(overview(np.ones((60, 90), bool)))
+    x, y = shown.placement.to_level0(7 * 40.0, 7 * 30.0)
+    picture = shown.thumbnail.copy()
+    # A region of six by six pixels of the thumbnail.
+    outline_regions(picture, [shapely.box(x, y, x + 192, y + 192)], shown.placement)
+    within = picture[7 * 30 : 7 * 36, 7 * 40 : 7 * 46]
+    assert (within == 200).all(axis=2).mean() > 0.6  # of the thumbnail itself, a ninth
+    assert (picture == 0).all(axis=2).any()

@@ -6,6 +6,7 @@ import shutil
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 import zarr
 from builders import stained, write_tiff
@@ -471,8 +472,10 @@ def test_pen_marks_on_the_slide_are_said_to_hide_it(slide, tmp_path, score, monk
     found = json.loads((tmp_path / "out" / "s" / "not_assessed.geojson").read_text())["features"]
     assert {f["properties"]["name"] for f in found} == {"not assessed: pen"}
     overlay = cv2.imread(str(tmp_path / "out" / "s" / "overlay.png"))
-    row_, column = 36, 4  # within the green corner, at 8 pixels a pixel
-    patch = overlay[row_ - 4 : row_ + 4, column - 4 : column + 4, ::-1].reshape(-1, 3)
+    height = openslide.OpenSlide(slide).dimensions[1]
+    per_px = overlay.shape[0] * 8 / height  # the picture of so small a slide is enlarged
+    rows, columns = slice(int(32 * per_px), int(40 * per_px)), slice(0, int(8 * per_px))
+    patch = overlay[rows, columns, ::-1].reshape(-1, 3)  # within the green corner
     assert (patch == (190, 70, 0)).all(axis=1).any()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,12 +21,51 @@ from wsiad.tiles.overview import Overview, hatch_left_out
 RGB = npt.NDArray[np.uint8]
 
 _LONGEST_PX = 1600
+_LEAST_PX, _LARGEST_FACTOR = 640, 8
 _THUMBNAIL_PX = (144, 108)
 _BAND_ROWS = 128
 _SUBPIXEL_BITS = 4
 _NUMBERED = 5
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _OUTLINE = (0, 110, 60)
+
+
+def enlarged(overview: Overview) -> Overview:
+    """Return an overview whose thumbnail is large enough to draw on: that of a small slide is not.
+
+    The thumbnail has the scale of the tissue mask, some 8 µm per pixel. Outlines and numbers on
+    that of a slide of a millimetre would cover what they point at. It is enlarged by a whole
+    number, so that edges of the heatmap stay where they are.
+
+    Parameters
+    ----------
+    overview : Overview
+
+    Returns
+    -------
+    Overview
+        The same, where the longest edge has 320 px or more.
+    """
+    height, width = overview.mask.shape
+    factor = min(_LARGEST_FACTOR, _LEAST_PX // max(1, height, width))
+    if factor < 2 or not min(height, width):
+        return overview
+    size, at = (width * factor, height * factor), overview.placement
+    return replace(
+        overview,
+        thumbnail=cv2.resize(overview.thumbnail, size, interpolation=cv2.INTER_CUBIC),
+        mask=_mask_enlarged(overview.mask, size),
+        pen=None if overview.pen is None else _mask_enlarged(overview.pen, size),
+        placement=PixelMap(at.x, at.y, at.scale_x / factor, at.scale_y / factor),
+    )
+
+
+def _mask_enlarged(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Enlarge a mask, its edge without steps."""
+    large: npt.NDArray[np.bool_] = (
+        cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    )
+    return large
 
 
 def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
@@ -42,7 +82,7 @@ def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
     """
     picture = thumbnail.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(max(mask.shape) / 800))
+    width = max(2, round(max(mask.shape) / 800))
     cv2.drawContours(picture, contours, -1, _OUTLINE, width)
     return picture
 
@@ -139,7 +179,7 @@ def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement
 
 def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: float) -> None:
     """Write a number so that it ends at a place, or as near to it as the picture reaches."""
-    size, font = max(0.3, 0.9 * scale), cv2.FONT_HERSHEY_SIMPLEX
+    size, font = max(0.6, 0.9 * scale), cv2.FONT_HERSHEY_SIMPLEX
     width = max(1, round(2 * scale))
     (across, up), _ = cv2.getTextSize(str(number), font, size, width)
     corner = (max(width, round(at[0] - across - width)), max(up + width, round(at[1])))

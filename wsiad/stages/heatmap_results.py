@@ -17,6 +17,7 @@ from wsiad.export.camelyon import write_detections
 from wsiad.export.ome_tiff import write_ome_tiff
 from wsiad.export.ome_zarr import write_ome_zarr
 from wsiad.export.overlay import (
+    enlarged,
     hatch_unscored,
     outline,
     outline_regions,
@@ -85,8 +86,9 @@ def write_results(
         empty where no window was scored.
     """
     left_out = _write_left_out(folder, source, scored.left_out)
-    write_picture(folder / "tissue.png", outline(source.thumbnail, source.mask))
     overview = _overview(task, source, scored, left_out)
+    shown = enlarged(overview)
+    write_picture(folder / "tissue.png", outline(shown.thumbnail, shown.mask))
     (folder / "overview.jpg").write_bytes(overview_jpeg(overview))
     write_unassessed(
         unassessed_regions(overview, slide_size=source.size, bounds=source.bounds),
@@ -103,10 +105,10 @@ def write_results(
         percentiles = [float(calibration.percentile(region.max_score)) for region in regions]
         write_fields(folder, source.slide, regions, heatmap=scored.heatmap, percentiles=percentiles)
     scale = colour_scale(calibration)
-    picture = overlay(source.thumbnail, source.placement, scored.heatmap, scale)
-    hatch_unscored(picture, overview)
+    picture = overlay(shown.thumbnail, shown.placement, scored.heatmap, scale)
+    hatch_unscored(picture, shown)
     write_thumbnail(folder / "thumbnail.jpg", picture)
-    outline_regions(picture, [region.polygon for region in regions], source.placement)
+    outline_regions(picture, [region.polygon for region in regions], shown.placement)
     write_picture(folder / "overlay.png", picture)
     highest, top_k = _slide_scores(scored.heatmap, task.options.top_k)
     return {"score_max": highest, "score_top_k_mean": top_k, **counts}
