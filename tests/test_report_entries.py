@@ -106,6 +106,13 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
         write_results_report(results)
 
 
+def test_a_name_that_leads_out_of_the_results_is_refused(results):
+    (results.parent / "secret").mkdir()
+    for name in ("../secret", "..", str(results.parent / "secret")):
+        with pytest.raises(InputError, match="cannot be used as a name"):
+            slide_entry(HeatmapRow(name, "ok"), results, None)
+
+
 def test_what_was_found_of_a_slide_stands_with_it():
     plain = SlideEntry("s", "ok", label="of the manifest")
     known = {

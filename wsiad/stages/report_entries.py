@@ -19,6 +19,7 @@ from wsiad.export.evidence import (
     read_p_values,
 )
 from wsiad.export.report_model import RegionEntry, SlideEntry
+from wsiad.files import checked_name
 from wsiad.stages.heatmap_task import HeatmapRow
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
     Raises
     ------
     ExportError, InputError
-        A file of its folder is damaged.
+        A file of its folder is damaged, or its name leads out of the results.
     """
-    folder = results / row.slide
+    folder = results / checked_name(row.slide)
     pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
     return SlideEntry(
         row.slide,
