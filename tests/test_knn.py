@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -63,3 +64,23 @@ def test_default_pooling_is_the_low_quantile_of_places():
     assert detector().pool(places)[0] == pytest.approx(0.05 * 63)
     assert detector(pooling="max").pool(places)[0] == 63
     assert detector(pooling="mean").pool(places)[0] == pytest.approx(31.5)
+
+
+@pytest.mark.parametrize("times", [1.5, 2])
+def test_magnified_tiles_are_those_of_another_library(tmp_path, times):
+    """Enlarging within the detector is fitting on, and scoring, tiles that are larger."""
+    larger = [cv2.resize(tile, None, fx=times, fy=times) for tile in TILES]
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    within = detector(places=4, magnify=times, layers=("features.6",))
+    within.fit(HealthyTiles(ArrayTiles(TILES[:12]), ArrayTiles(TILES)), context)
+    before = NearestNeighbours(
+        KnnOptions(places=4, layers=("features.6",)), InputSpec(TilePx(round(40 * times)), Mpp(1))
+    )
+    before.fit(
+        HealthyTiles(ArrayTiles(np.stack(larger[:12])), ArrayTiles(np.stack(larger))), context
+    )
+    # OpenCV interpolates in fixed point, so a value may be rounded otherwise.
+    np.testing.assert_allclose(
+        within.score_places(TILES[12:]), before.score_places(np.stack(larger[12:])), rtol=0.05
+    )
+    assert within.score_places(TILES[12:]).min() > 0

@@ -59,6 +59,9 @@ class FeatureOptions(DetectorOptions):
     """Edge of the square over which features are averaged before they become places."""
     l2_normalise: bool = False
     """Scale every feature vector to length 1."""
+    magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
+    """Enlarge tiles so many times before the network; not by default. Enlarged ones suit deeper
+    layers: nuclei are smaller than the things that ImageNet's networks know."""
     fit_tiles: _Count = 20_000
     """The most healthy tiles to look at."""
     fit_vectors: _Count = 20_000
@@ -70,6 +73,10 @@ class FeatureOptions(DetectorOptions):
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the layers given, or the backbone's defaults."""
         return self.layers or self.default_layers.of(self.backbone)
+
+    def enlarged_by(self) -> float:
+        """Return how many times tiles are enlarged, also where the options leave it open."""
+        return self.magnify or 1
 
 
 class FeatureDetector(Detector):
@@ -215,6 +222,7 @@ class FeatureDetector(Detector):
     def _features(self, tiles: Tensor) -> Tensor:
         """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""
         assert self._backbone is not None
+        tiles = _enlarged(tiles, self.options.enlarged_by())
         with torch.inference_mode():
             vectors: Tensor = self._backbone(tiles.permute(0, 3, 1, 2).float() / 255).flatten(0, 2)
             if self.options.l2_normalise:
@@ -246,6 +254,15 @@ class FeatureDetector(Detector):
         if not np.isfinite(bank).all():
             raise DetectorError("features are not finite; the weights are damaged")
         return bank, count
+
+
+def _enlarged(tiles: Tensor, times: float) -> Tensor:
+    """Enlarge tiles, uint8 (N, S, S, 3), bilinearly; their edges are rounded down."""
+    if times == 1:
+        return tiles
+    images = tiles.permute(0, 3, 1, 2).float()
+    larger = torch.nn.functional.interpolate(images, scale_factor=times, mode="bilinear")
+    return larger.round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsiad.detector import (
     AnomalousTiles,
@@ -47,7 +47,7 @@ class LabelledOptions(FeatureOptions):
     """Modules whose output is used, concatenated; by default ``features.7`` and ``features.10``
     of SqueezeNet, ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or
     ``layer2`` and ``layer3`` of a ResNet."""
-    magnify: Annotated[int, pydantic.Field(ge=1, le=8)] | None = None
+    magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
     """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
     larger things than nuclei, and 1 for wsiad's."""
     statistics: Literal["mean", "mean-std"] = "mean-std"
@@ -59,6 +59,10 @@ class LabelledOptions(FeatureOptions):
     """Show every anomalous tile in its eight orientations."""
 
     default_layers: ClassVar[DefaultLayers] = MIDDLE
+
+    def enlarged_by(self) -> float:
+        """Return how many times tiles are enlarged, also where the options leave it open."""
+        return self.magnify or (1 if self.backbone == SHIPPED else 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +171,6 @@ class LabelledDetector(FeatureDetector):
             vectors = self._features(part) if by_place else self.whole(part)
             scores.append(self.distance(vectors, self._fitted).cpu().numpy())
         return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
-
-    def _features(self, tiles: Tensor) -> Tensor:
-        options = self.options
-        magnify = options.magnify or (1 if options.backbone == SHIPPED else 2)
-        if magnify > 1:
-            images = tiles.permute(0, 3, 1, 2).float()
-            larger = nn.functional.interpolate(images, scale_factor=magnify, mode="bilinear")
-            tiles = larger.round().to(torch.uint8).permute(0, 2, 3, 1)
-        return super()._features(tiles)
 
     def embed(self, tiles: Tiles) -> Vectors:
         """Return what is learnt from: mean, and deviation, of the features over each tile.
