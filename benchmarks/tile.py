@@ -104,13 +104,12 @@ def read_tiles(slide: Slide, plan: SlidePlan) -> None:
     """Read the plan's tiles at its scale as a stream does, and do nothing with them."""
     scaled = ScaledSlide(slide, Mpp(plan.scaled.mpp))
     grid = plan.grid
-    if scaled.reads_into and grid.stride >= grid.tile:
+    if scaled.reads_tiles and grid.stride >= grid.tile:
         for chosen in blocks(plan):
             tiles = np.empty((len(chosen), grid.tile, grid.tile, 3), np.uint8)
-            for tile, row, column in zip(
-                tiles, plan.rows[chosen], plan.columns[chosen], strict=True
-            ):
-                scaled.read_into(int(column) * grid.stride, int(row) * grid.stride, tile)
+            scaled.read_tiles(
+                plan.columns[chosen] * grid.stride, plan.rows[chosen] * grid.stride, tiles
+            )
         return
     for chosen in blocks(plan):
         rows, columns = plan.rows[chosen], plan.columns[chosen]

@@ -316,6 +316,9 @@ def test_all_tiles_that_are_kept_stay_below_one_bound():
         if cache.get(key, ahead=ahead) is None:
             cache.room(size, ahead=ahead)
             cache.put(key, tile.copy(), ahead=ahead)
+        if step % 7 == 0:
+            cache.finish(key)
+            assert key not in cache._tiles
         kept = {**cache._tiles, **cache._ahead}
         assert len(kept) == len(cache._tiles) + len(cache._ahead)
         assert sum(one.nbytes for one in kept.values()) == cache._bytes + cache._ahead_bytes
@@ -359,27 +362,102 @@ def test_scales_between_levels_are_averaged_alike(tmp_path):
             )
 
 
-def test_reading_into_memory_is_reading(tmp_path):
-    path = write_jpeg(tmp_path / "a.tif", smooth(256, 320), levels=2)
-    empty_tiles(path, 0, [0, 7])
+@pytest.mark.parametrize("missing", [[], [0, 7]], ids=["whole", "with-holes"])
+def test_reading_tiles_is_reading(tmp_path, missing):
+    path = write_jpeg(tmp_path / "a.tif", smooth(250, 310), levels=2)
+    empty_tiles(path, 0, missing)
     direct, reference = both(path)
     with direct, reference:
         own, seen = (ScaledSlide(slide, Mpp(0.5)) for slide in (direct, reference))
-        assert own.reads_into
-        assert not seen.reads_into
-        assert not ScaledSlide(direct, Mpp(0.8)).reads_into
-        for x, y, w, h in ((0, 0, 320, 256), (64, 0, 64, 64), (90, 30, 101, 77), (5, 9, 1, 3)):
-            expected = own.read(x, y, Size(w, h))
-            there = expected.valid if expected.valid is not None else np.ones((h, w), bool)
+        assert own.reads_tiles
+        assert not seen.reads_tiles
+        assert not ScaledSlide(direct, Mpp(0.8)).reads_tiles
+        for first_x, first_y, w, h in ((0, 0, 64, 64), (0, 0, 310, 250), (9, 30, 101, 77)):
+            corners = np.mgrid[first_y : 251 - h : h, first_x : 311 - w : w].reshape(2, -1)
+            rows, columns = corners.astype(np.int32)
             for scaled in (own, seen):
-                memory = np.full((h + 2, w, 3), 7, np.uint8)
-                valid = scaled.read_into(x, y, memory[1:-1])
-                np.testing.assert_array_equal(memory[1:-1][there], expected.rgb[there])
+                memory = np.full((len(rows) + 2, h, w, 3), 7, np.uint8)
+                whole = scaled.read_tiles(columns, rows, memory[1:-1])
                 assert (memory[[0, -1]] == 7).all()
-                assert (valid is None) == (expected.valid is None)
-                assert valid is None or np.array_equal(valid, expected.valid)
-        with pytest.raises(ValueError, match="not within"):
-            own.read_into(300, 0, np.empty((64, 64, 3), np.uint8))
+                for x, y, tile, there in zip(columns, rows, memory[1:-1], whole, strict=True):
+                    expected = seen.read(int(x), int(y), Size(w, h))
+                    assert there == (expected.valid is None)
+                    if there:
+                        np.testing.assert_array_equal(tile, expected.rgb)
+        none = np.empty(0, np.int32)
+        assert own.read_tiles(none, none, np.empty((0, 64, 64, 3), np.uint8)).tolist() == []
+        for x, y in ((300, 0), (-1, 0), (0, 200)):
+            places = np.array([[64, x], [64, y]], np.int32)
+            with pytest.raises(ValueError, match="not within"):
+                own.read_tiles(*places, np.empty((2, 64, 64, 3), np.uint8))
+
+
+def test_rectangles_beyond_a_level_are_not_whole(tmp_path):
+    path = write_jpeg(tmp_path / "a.tif", smooth(250, 310), levels=2)
+    direct, reference = both(path)
+    corners = np.array([[-1, 0], [246, 186], [247, 186], [246, 187], [900, 0], [0, -64], [5, 6]])
+    with direct, reference:
+        for slide in (direct, reference):
+            tiles = np.empty((len(corners), 64, 64, 3), np.uint8)
+            whole = slide.read_tiles(0, corners, tiles)
+            assert whole.tolist() == [False, True, False, False, False, False, True]
+            for at in (1, 6):
+                expected = reference.read_level(0, *corners[at].tolist(), Size(64, 64))
+                np.testing.assert_array_equal(tiles[at], expected.rgb)
+
+
+def test_tiles_that_were_used_up_give_their_memory_to_the_next(tmp_path, monkeypatch):
+    path = write_jpeg(tmp_path / "a.tif", smooth(256, 320), levels=1)
+    direct, reference = both(path)
+    with direct, reference:
+        decoded, decode, memory = [], direct._decode, set()
+        monkeypatch.setattr(
+            direct, "_decode", lambda *args: (decoded.append(args[1]), decode(*args))[1]
+        )
+        monkeypatch.setattr(
+            direct._cache, "_put", lambda key, tile: memory.add(tile.ctypes.data) or put(key, tile)
+        )
+        put = TileCache._put.__get__(direct._cache)
+        whole = reference.read_level(0, 0, 0, direct.size).rgb
+        corners = np.array([(x, y) for y in range(0, 256, 32) for x in range(0, 320, 32)])
+        out = np.empty((len(corners), 32, 32, 3), np.uint8)
+        assert direct.read_tiles(0, corners, out).all()
+        for (x, y), tile in zip(corners, out, strict=True):
+            np.testing.assert_array_equal(tile, whole[y : y + 32, x : x + 32])
+        assert decoded == list(range(20))
+        assert len(memory) == 1
+        assert not direct._cache._tiles
+        # A part of a tile says nothing about the rest of it.
+        decoded.clear()
+        for first in (0, 1):
+            direct.read_tiles(0, corners[first::2][:2], out[:2])
+        assert decoded == [0, 1]
+        assert len(direct._cache._tiles) == 2
+
+
+@pytest.mark.parametrize("method", ["none", "vahadane"])
+@pytest.mark.parametrize("tile", [32, 64, 96, 150])
+def test_streams_of_both_paths_are_the_same(tmp_path, tile, method):
+    """Grids that the file's tiles fit and that they do not, with holes, to the edge."""
+    path = write_jpeg(tmp_path / "a.tif", smooth(700, 830, seed=3))
+    empty_tiles(path, 0, [0, 30, 31, 100])
+    values = {"mpp": 0.5, "tile": tile, "stain": {"method": method}, "min_coverage": 0}
+    options = Preparation.model_validate(values)
+    direct, reference = both(path)
+    with direct, reference:
+        plans = [
+            plan_slide(slide, options, target=reference_profile(method))
+            for slide in (direct, reference)
+        ]
+        assert [plan.scaled.reads_tiles for plan in plans] == [True, False]
+        missing = 0
+        for own, seen in zip(*map(stream, plans), strict=True):
+            np.testing.assert_array_equal(own.pixels, seen.pixels)
+            np.testing.assert_array_equal(own.rows, seen.rows)
+            np.testing.assert_array_equal(own.columns, seen.columns)
+            assert own.missing == seen.missing
+            missing += own.missing
+        assert 0 < missing < len(plans[0])
 
 
 @pytest.mark.parametrize("missing", [[], [0, 30, 31, 100]], ids=["whole", "with-holes"])

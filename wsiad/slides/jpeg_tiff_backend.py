@@ -23,6 +23,7 @@ from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Region, Slide
 from wsiad.slides.tile_cache import TileCache
+from wsiad.slides.tile_cuts import cut_by_tile, inside
 from wsiad.slides.tile_decoder import decode_tile
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class JpegTiffBackend(Slide):
     """
 
     backend = "jpeg-tiff"
-    reads_into = True
+    reads_tiles = True
 
     def __init__(
         self,
@@ -83,32 +84,41 @@ class JpegTiffBackend(Slide):
 
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`."""
+        tiles = self._layout[level]
         rgb = np.empty((size.height, size.width, 3), np.uint8)
-        return Region(rgb, self.read_level_into(level, x, y, rgb))
-
-    def read_level_into(
-        self, level: int, x: int, y: int, out: _RGB
-    ) -> npt.NDArray[np.bool_] | None:
-        """Read a rectangle of a level; see :meth:`Slide.read_level_into`."""
-        tiles, rgb, valid = self._layout[level], out, None
-        columns = _pieces(x, rgb.shape[1], tiles.tile.width, tiles.size.width)
-        rows = _pieces(y, rgb.shape[0], tiles.tile.height, tiles.size.height)
-        if not (_covers(columns, rgb.shape[1]) and _covers(rows, rgb.shape[0])):
+        valid = None if inside(x, y, size, tiles.size) else np.zeros(rgb.shape[:2], bool)
+        if valid is not None:
             rgb[:] = 0
-            valid = np.zeros(rgb.shape[:2], bool)
-            for _, _, down in rows:
-                for _, _, across in columns:
-                    valid[down, across] = True
-        for row, from_y, down in rows:
-            for column, from_x, across in columns:
-                tile = self._tile(level, row, column)
+        for row, column, cuts in cut_by_tile([(x, y)], size, tiles.tile, tiles.size):
+            tile = self._tile(level, row, column)
+            for _, asked, own in cuts:
                 if tile is not None:
-                    rgb[down, across] = tile[from_y, from_x]
+                    rgb[asked] = tile[own]
+                    if valid is not None:
+                        valid[asked] = True
                     continue
                 if valid is None:
                     valid = np.ones(rgb.shape[:2], bool)
-                rgb[down, across], valid[down, across] = 0, False
-        return valid
+                rgb[asked], valid[asked] = 0, False
+        return Region(rgb, valid)
+
+    def read_tiles(
+        self, level: int, corners: npt.NDArray[np.int64], out: _RGB
+    ) -> npt.NDArray[np.bool_]:
+        """Read rectangles of a level, by the tiles of the file; see :meth:`Slide.read_tiles`."""
+        tiles, size = self._layout[level], Size(out.shape[2], out.shape[1])
+        places = corners.tolist()
+        whole = np.array([inside(x, y, size, tiles.size) for x, y in places], bool)
+        for row, column, cuts in cut_by_tile(places, size, tiles.tile, tiles.size):
+            tile = self._tile(level, row, column)
+            if tile is None:
+                whole[[cut.rectangle for cut in cuts]] = False
+                continue
+            for rectangle, asked, own in cuts:
+                out[rectangle][asked] = tile[own]
+            if sum(cut.pixels for cut in cuts) >= tiles.tile.width * tiles.tile.height:
+                self._cache.finish((level, row * tiles.columns + column))
+        return whole
 
     def _tile(self, level: int, row: int, column: int) -> _RGB | None:
         tiles = self._layout[level]
@@ -256,32 +266,10 @@ def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
     return slide
 
 
-def _pieces(first: int, length: int, tile: int, end: int) -> list[tuple[int, slice, slice]]:
-    """Cut ``length`` pixels from ``first`` at the edges of tiles, along one axis.
-
-    Returns
-    -------
-    list of (int, slice, slice)
-        A tile's index, its pixels, and where they belong among those asked for; nothing
-        below 0 or from ``end`` on.
-    """
-    low, high = max(first, 0), min(first + length, end)
-    pieces = []
-    for index in range(low // tile, -(-high // tile) if high > low else 0):
-        start, stop = max(low, index * tile), min(high, (index + 1) * tile)
-        own = slice(start - index * tile, stop - index * tile)
-        pieces.append((index, own, slice(start - first, stop - first)))
-    return pieces
-
-
 def _ends_flat(tile: _RGB) -> bool:
     """Whether a tile ends in one colour, as it also does where its data ran out.
 
     The decoder then only warns, and its warnings are not passed on.
     """
-    end = tile[-_END_PX:, -2 * _END_PX :]
-    return bool((end == end[-1, -1]).all())
-
-
-def _covers(pieces: list[tuple[int, slice, slice]], length: int) -> bool:
-    return sum(asked.stop - asked.start for _, _, asked in pieces) == length
+    end = tile[-_END_PX:, -2 * _END_PX :].tobytes()
+    return end == end[-3:] * (len(end) // 3)

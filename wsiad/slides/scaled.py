@@ -95,39 +95,47 @@ class ScaledSlide:
         )
 
     @property
-    def reads_into(self) -> bool:
-        """Whether :meth:`read_into` can be used: pixels are the level's own, copied once."""
-        return self.slide.reads_into and not self.resampled
+    def reads_tiles(self) -> bool:
+        """Whether :meth:`read_tiles` can be used: pixels are the level's own, copied once."""
+        return self.slide.reads_tiles and not self.resampled
 
-    def read_into(
-        self, column: int, row: int, out: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.bool_] | None:
-        """Read a rectangle of target pixels, as :meth:`read` does, into memory that is there.
+    def read_tiles(
+        self,
+        columns: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int32],
+        out: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.bool_]:
+        """Read rectangles that do not overlap, as :meth:`read` does, into memory that is there.
 
-        Only where :attr:`reads_into` says so.
+        Only where :attr:`reads_tiles` says so.
 
         Parameters
         ----------
-        column, row : int
-            Top-left corner, target pixels; with the shape of ``out`` within :attr:`size`.
-        out : ndarray of uint8, (H, W, 3)
-            Where to; meaningless where not valid.
+        columns, rows : ndarray of int32, (N,)
+            Top-left corners, target pixels; with the shape of ``out`` within :attr:`size`.
+        out : ndarray of uint8, (N, H, W, 3)
+            Where to; meaningless where a rectangle is not whole.
 
         Returns
         -------
-        ndarray of bool, (H, W), or None
-            Where the slide has pixels; ``None`` where it has them all.
+        ndarray of bool, (N,)
+            Whether the slide has all pixels of each.
 
         Raises
         ------
         SlideReadError
             The pixels cannot be decoded.
         """
-        self._check(column, row, Size(out.shape[1], out.shape[0]))
+        if not len(out):
+            return np.ones(0, bool)
+        left, top = int(columns.min()), int(rows.min())
+        width, height = int(columns.max()) - left, int(rows.max()) - top
+        self._check(left, top, Size(width + out.shape[2], height + out.shape[1]))
         level = self.slide.levels[self.level]
-        x = round(self.pixels.x / level.downsample_x + column)
-        y = round(self.pixels.y / level.downsample_y + row)
-        return self.slide.read_level_into(self.level, x, y, out)
+        x = self.pixels.x / level.downsample_x + columns
+        y = self.pixels.y / level.downsample_y + rows
+        corners = np.rint(np.stack([x, y], axis=1)).astype(np.int64)
+        return self.slide.read_tiles(self.level, corners, out)
 
     def _check(self, column: int, row: int, size: Size) -> None:
         if (

@@ -121,35 +121,42 @@ class Slide(ABC):
             The pixels cannot be decoded, also not by a freshly opened handle.
         """
 
-    reads_into: bool = False
-    """Whether :meth:`read_level_into` copies no pixel twice, and gives each pixel the same
+    reads_tiles: bool = False
+    """Whether :meth:`read_tiles` copies no pixel twice, and gives each pixel the same
     colour whatever rectangle it is read in."""
 
-    def read_level_into(
-        self, level: int, x: int, y: int, out: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.bool_] | None:
-        """Read a rectangle of a level into memory that is there.
+    def read_tiles(
+        self, level: int, corners: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.bool_]:
+        """Read rectangles of a level that do not overlap into memory that is there.
+
+        What was decoded for them may be forgotten: their pixels will not be read again.
 
         Parameters
         ----------
-        level, x, y : int
-            As of :meth:`read_level`.
-        out : ndarray of uint8, (H, W, 3)
-            Where to; meaningless where not valid.
+        level : int
+            Index of the level.
+        corners : ndarray of int64, (N, 2)
+            Their top-left corners, x and y in pixels of that level.
+        out : ndarray of uint8, (N, H, W, 3)
+            Where to; meaningless where a rectangle is not whole.
 
         Returns
         -------
-        ndarray of bool, (H, W), or None
-            Where the slide has pixels; ``None`` where it has them all.
+        ndarray of bool, (N,)
+            Whether the slide has all pixels of each.
 
         Raises
         ------
         SlideReadError
             As :meth:`read_level`.
         """
-        region = self.read_level(level, x, y, Size(out.shape[1], out.shape[0]))
-        out[:] = region.rgb
-        return region.valid
+        whole, size = np.ones(len(out), bool), Size(out.shape[2], out.shape[1])
+        for index, (x, y) in enumerate(corners.tolist()):
+            region = self.read_level(level, x, y, size)
+            whole[index] = region.valid is None or region.valid.all()
+            out[index] = region.rgb
+        return whole
 
     @contextmanager
     def reading_ahead(self) -> Iterator[None]:

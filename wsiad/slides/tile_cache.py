@@ -35,6 +35,7 @@ class TileCache:
         self._max_ahead_bytes, self._ahead_bytes = max_ahead_bytes, 0
         self._tiles: OrderedDict[Key, RGB] = OrderedDict()
         self._ahead: dict[Key, RGB] = {}
+        self._spare: RGB | None = None
 
     def get(self, key: Key, *, ahead: bool = False) -> RGB | None:
         """Return a tile if it is there; one that was read ahead is asked for unless ``ahead``."""
@@ -53,16 +54,17 @@ class TileCache:
     def room(self, tile: Size, *, ahead: bool = False) -> RGB | None:
         """Drop tiles until one more fits; memory of that shape, if there was some.
 
-        Fresh memory costs a page fault every 4 KiB, a tenth of a tile's decoding.
+        Fresh memory costs a page fault every 4 KiB, a tenth of a tile's decoding; memory
+        that the processor's cache no longer holds costs as much.
         """
-        nbytes = 3 * tile.width * tile.height
-        if ahead and self._fits_ahead(nbytes):
-            return None
-        shape, spare = (tile.height, tile.width, 3), None
-        for dropped in self._drop_for(nbytes):
-            if dropped.shape == shape and dropped.flags.c_contiguous:
-                spare = dropped
-        return spare
+        nbytes, shape = 3 * tile.width * tile.height, (tile.height, tile.width, 3)
+        fits = ahead and self._fits_ahead(nbytes)
+        dropped = [] if fits else self._drop_for(nbytes)
+        if self._spare is not None:
+            dropped.append(self._spare)
+            self._spare = None
+        usable = [old for old in dropped if old.shape == shape and old.flags.c_contiguous]
+        return usable[-1] if usable else None
 
     def put(self, key: Key, tile: RGB, *, ahead: bool = False) -> None:
         """Keep a tile that :meth:`room` was made for."""
@@ -73,8 +75,16 @@ class TileCache:
         else:
             self._put(key, tile)
 
+    def finish(self, key: Key) -> None:
+        """Drop a tile that was asked for and is not needed again: its memory is used next."""
+        tile = self._tiles.pop(key, None)
+        if tile is not None:
+            self._bytes -= tile.nbytes
+            self._spare = tile
+
     def clear(self) -> None:
         """Drop all tiles."""
+        self._spare = None
         self._tiles.clear()
         self._ahead.clear()
         self._bytes = self._ahead_bytes = 0

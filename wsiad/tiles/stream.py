@@ -211,7 +211,7 @@ def _read_block(
     """Read a part of a block, whose pixels do not depend on which part it is."""
     grid = plan.grid
     rows, columns, region = plan.rows[chosen], plan.columns[chosen], None
-    if plan.scaled.reads_into and grid.stride >= grid.tile:
+    if plan.scaled.reads_tiles and grid.stride >= grid.tile:
         rows, columns, chosen = rows[part], columns[part], chosen[part]
         pixels, whole = _read_tiles(plan, rows, columns)
     else:
@@ -250,13 +250,10 @@ def _read_block(
 def _read_tiles(
     plan: SlidePlan, rows: IntArray, columns: IntArray
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Read tiles one by one to where they stay: those that are whole, and which are."""
+    """Read tiles to where they stay: those that are whole, and which are."""
     grid = plan.grid
     pixels = np.empty((len(rows), grid.tile, grid.tile, 3), np.uint8)
-    whole = np.ones(len(rows), bool)
-    for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-        valid = plan.scaled.read_into(column * grid.stride, row * grid.stride, pixels[index])
-        whole[index] = valid is None or valid.all()
+    whole = plan.scaled.read_tiles(columns * grid.stride, rows * grid.stride, pixels)
     return (pixels if whole.all() else pixels[whole]), whole
 
 
