@@ -111,8 +111,10 @@ def read_rows(path: Path) -> list[Row]:
 def _row(name: str, variant: Variant) -> Row:
     assert variant.detector
     cls = registry.load(variant.detector)
-    build(cls.Options, variant.options, source=name)
-    kind = LABELLED if cls.uses_anomalies else HEALTHY_ONLY
+    options = build(cls.Options, variant.options, source=name)
+    methods = [cls, *(registry.load(one.detector) for one in getattr(options, "members", ()))]
+    labelled = any(method.uses_anomalies == "needed" for method in methods)
+    kind = LABELLED if labelled else HEALTHY_ONLY
     return Row(
         checked_name(name),
         TRAINED if issubclass(cls.Options, LoopOptions) else kind,
@@ -120,7 +122,7 @@ def _row(name: str, variant: Variant) -> Row:
         options=variant.options,
         weights=variant.weights
         or (PERCEPTUAL if issubclass(cls.Options, PerceptualOptions) else BACKBONE),
-        labelled=bool(cls.uses_anomalies),
+        labelled=labelled,
     )
 
 

@@ -1,0 +1,287 @@
+"""Several detectors at once: the score is the mean of theirs, made comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import torch
+
+from wsiad.capabilities import Embedding, Embeds
+from wsiad.config import Config, build
+from wsiad.detector import (
+    Budget,
+    Detector,
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    InputSpec,
+    Scores,
+    State,
+    Tiles,
+    TileSource,
+)
+from wsiad.detectors import registry
+from wsiad.errors import ConfigError, DetectorError
+from wsiad.training.crops import windows
+from wsiad.training.sampling import sample
+
+_BATCH = 128
+_COMPARED_TILES = 2_000
+_LEAST_SPREAD = 1e-12
+
+
+class MemberOptions(Config):
+    """One of the detectors."""
+
+    detector: str
+    """Its name."""
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Its options; the size of the input is the ensemble's."""
+    weights: str | None = None
+    """Its pretrained weights, as the run's ``--weights``; by default the run's."""
+    share: Annotated[float, pydantic.Field(gt=0)] = 1
+    """How much it counts."""
+
+
+_SQUEEZENET = {"backbone": "squeezenet1_1"}
+_THREE = (
+    MemberOptions(detector="knn", options=_SQUEEZENET),
+    MemberOptions(detector="knn", options=_SQUEEZENET | {"layers": ["features.7"], "magnify": 1.5}),
+    MemberOptions(detector="knn", options={"backbone": "wsiad"}, weights="wsiad"),
+)
+
+
+class EnsembleOptions(DetectorOptions):
+    """Options of ``ensemble``."""
+
+    members: Annotated[tuple[MemberOptions, ...], pydantic.Field(min_length=1)] = _THREE
+    """The detectors; by default ``knn`` through SqueezeNet's fine features, through deeper ones of
+    tiles enlarged by half, and through the network that comes with wsiad."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A detector, its share, and the mean and deviation of its scores of healthy tiles."""
+
+    detector: Detector
+    name: str
+    share: float
+    mean: float = 0.0
+    spread: float = 1.0
+    length: float = 1.0
+    """Root mean square distance of its features of healthy tiles from their mean."""
+
+
+class Ensemble(Detector):
+    """The weighted mean of the scores of several detectors.
+
+    The scores of each are standardised first: their mean over held-out healthy tiles is
+    subtracted, and what is left divided by their deviation there. Detectors that err in
+    different ways do better together than the best of them (Kittler, Hatef, Duin & Matas:
+    On Combining Classifiers, IEEE TPAMI 1998, the sum rule); of anomaly scores, which have
+    no common unit, the standardised ones are added (Aggarwal & Sathe: Theoretical
+    Foundations and Algorithms for Outlier Ensembles, SIGKDD Explorations 2015).
+
+    A tile is one place: what is added is what the members make of it by their own pooling.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = EnsembleOptions
+    options: EnsembleOptions
+    uses_anomalies: ClassVar[bool] = True
+
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._members: list[_Member] = []
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Fit the members one after the other, and compare their scores of healthy tiles.
+
+        Each has a folder of its own in the run's. The minutes that a fit may take are dealt
+        to the members evenly; the bound on steps is each one's own.
+
+        Raises
+        ------
+        DetectorError
+            A member cannot be fitted, or scores all healthy tiles alike; or there are
+            anomalous tiles, and none that learns from them.
+        WeightsError
+            A member's weights are not at hand.
+        ConfigError
+            A member's options are wrong.
+        """
+        members = [self._made(number) for number in range(1, len(self.options.members) + 1)]
+        if context.anomalies is not None and not any(m.detector.uses_anomalies for m in members):
+            raise DetectorError(
+                "none of its members learns from anomalous tiles",
+                remedy="Leave --anomalies out, or add one to the members: devnet, for example.",
+            )
+        budget = _part(context.budget, len(members))
+        reports = []
+        for number, (member, asked) in enumerate(
+            zip(members, self.options.members, strict=True), start=1
+        ):
+            folder = context.folder / f"member-{number}"
+            folder.mkdir(exist_ok=True)
+            own = replace(
+                context,
+                folder=folder,
+                weights=context.weights if asked.weights is None else asked.weights,
+                anomalies=context.anomalies if member.detector.uses_anomalies else None,
+                budget=budget,
+            )
+            try:
+                reports.append(member.detector.fit(tiles, own))
+                self._compare(member, tiles.stop, context.seed)
+            except DetectorError as error:
+                raise DetectorError(
+                    error.problem, subject=f"member {number}, {member.name}", remedy=error.remedy
+                ) from error
+        self._members = members
+        notes = [
+            {"detector": m.name, "share": m.share, "ended_by": r.ended_by, **r.notes}
+            for m, r in zip(members, reports, strict=True)
+        ]
+        return FitReport(
+            ended_by=_how(reports),
+            steps=sum(report.steps for report in reports),
+            notes={"members": notes} | _weights(notes),
+        )
+
+    def score_places(self, tiles: Tiles) -> Scores:
+        """Score tiles; each is one place, float32 (N, 1, 1)."""
+        found = self._standardised(tiles)
+        shares = [member.share for member in self._members]
+        scores = np.average(found, axis=1, weights=shares)
+        return scores.reshape(-1, 1, 1).astype(np.float32)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the members' features side by side, float32 (N, D).
+
+        Each member's are divided by their spread over healthy tiles, and count by the root of
+        its share; of members that have none it is the standardised score.
+        See :class:`wsiad.capabilities.Embeds`.
+        """
+        scores = self._standardised(tiles)
+        parts: list[npt.NDArray[Any]] = []
+        for number, member in enumerate(self._members):
+            features: npt.NDArray[Any] = scores[:, number : number + 1]
+            if isinstance(member.detector, Embeds):
+                features = member.detector.embed(tiles) / member.length
+            parts.append(features * np.sqrt(member.share))
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def state(self) -> State:
+        """Return the states of the members, and how their scores compare."""
+        if not self._members:
+            raise DetectorError("the detector is not fitted yet")
+        tensors: dict[str, torch.Tensor] = {}
+        values = []
+        for number, member in enumerate(self._members, start=1):
+            state = member.detector.state()
+            tensors |= {f"{number}.{name}": tensor for name, tensor in state.tensors.items()}
+            values.append(
+                {
+                    "detector": member.name,
+                    "options": member.detector.options.model_dump(mode="json"),
+                    "values": state.values,
+                    "share": member.share,
+                    "mean": member.mean,
+                    "spread": member.spread,
+                    "length": member.length,
+                }
+            )
+        return State(tensors, {"members": values})
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Become the ensemble whose state this is."""
+        try:
+            self._members = [
+                self._restored(number, dict(stored), state.tensors, device)
+                for number, stored in enumerate(state.values["members"], start=1)
+            ]
+        except (LookupError, TypeError, ValueError) as error:
+            raise DetectorError(f"the state is not that of this detector ({error})") from error
+
+    def _made(self, number: int) -> _Member:
+        """Make a member by its options; they are checked before anything is fitted."""
+        asked = self.options.members[number - 1]
+        cls = registry.load(asked.detector)
+        options = build(cls.Options, asked.options, source=f"options of member {number}")
+        if options.input_px is not None:
+            raise ConfigError(
+                "input_px is the ensemble's, not a member's",
+                subject=f"options of member {number}",
+                remedy=f"Give --option input_px={options.input_px}.",
+            )
+        return _Member(cls(options, self.spec), asked.detector, asked.share)
+
+    def _restored(
+        self,
+        number: int,
+        stored: dict[str, Any],
+        tensors: dict[str, torch.Tensor],
+        device: torch.device,
+    ) -> _Member:
+        cls = registry.load(stored["detector"])
+        options = build(cls.Options, stored["options"], source=f"options of member {number}")
+        detector = cls(options, self.spec)
+        prefix = f"{number}."
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        detector.load_state(State(own, stored["values"]), device)
+        numbers = {key: float(stored[key]) for key in ("share", "mean", "spread", "length")}
+        if not all(np.isfinite(one) for one in numbers.values()) or numbers["spread"] <= 0:
+            raise ValueError(f"member {number} has no mean or deviation to compare it by")
+        return _Member(detector, stored["detector"], **numbers)
+
+    def _compare(self, member: _Member, held_out: TileSource, seed: int) -> None:
+        """Find the mean and the deviation of a member's scores of held-out healthy tiles."""
+        scores: list[Scores] = []
+        features: list[Embedding] = []
+        for part in sample(held_out, _COMPARED_TILES, batch=_BATCH, seed=seed)[1]:
+            seen = windows(part, self.spec.size)
+            scores.append(member.detector.score(seen))
+            if isinstance(member.detector, Embeds):
+                features.append(member.detector.embed(seen))
+        found = np.concatenate([np.zeros(0), *scores]).astype(np.float64)
+        spread = found.std() if len(found) else 0.0
+        if not np.isfinite(found).all() or spread <= _LEAST_SPREAD:
+            raise DetectorError(
+                f"scores all of the {len(found)} held-out healthy tiles alike: its scores cannot "
+                "be compared with those of others",
+                remedy="Train on more slides, or leave this member out.",
+            )
+        member.mean, member.spread = float(found.mean()), float(spread)
+        if features:
+            vectors = np.concatenate(features).astype(np.float64)
+            square = np.square(vectors - vectors.mean(axis=0)).sum(axis=1).mean()
+            member.length = float(np.sqrt(square)) or 1.0
+
+    def _standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
+        """Return the members' scores of tiles in deviations of healthy ones, (N, members)."""
+        if not self._members:
+            raise DetectorError("the detector is not fitted yet")
+        found = [(m.detector.score(tiles).astype(float) - m.mean) / m.spread for m in self._members]
+        return np.stack(found, axis=1)
+
+
+def _part(budget: Budget, members: int) -> Budget:
+    minutes = budget.max_minutes
+    return replace(budget, max_minutes=None if minutes is None else minutes / members)
+
+
+def _how(reports: Sequence[FitReport]) -> str:
+    """Return what ended the last member that was trained step by step."""
+    return next((r.ended_by for r in reversed(reports) if r.ended_by != "fitted"), "fitted")
+
+
+def _weights(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the weights to tell of: random ones first, then any with a warning."""
+    found = [note["weights"] for note in notes if isinstance(note.get("weights"), dict)]
+    found.sort(key=lambda one: (one.get("source") != "random", not one.get("warning")))
+    return {"weights": found[0]} if found else {}
