@@ -41,7 +41,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._log_seconds = log_seconds
         self._start = self._last = time.monotonic()
-        self._done = self._shown = 0
+        self._done = self._shown = self._before = 0
         self._note = ""
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
@@ -82,6 +82,13 @@ class Progress:
         elif not self._quiet and time.monotonic() - self._last >= self._log_seconds:
             self._line()
 
+    def begin_at(self, count: int) -> None:
+        """Say that ``count`` units were done before: they count, but not for rate and ETA."""
+        self._done = self._shown = self._before = count
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = count
+            self._bar.refresh()
+
     def message(self, text: str) -> None:
         """Print a line above the bar, or into the log."""
         if self._bar is not None:
@@ -98,6 +105,7 @@ class Progress:
             ncols=0,
             prefix=self.label,
             unit=f" {self.unit}",
+            initial=self._before,
         )
         print(f"{text} {self._note}".rstrip(), file=sys.stderr, flush=True)
 

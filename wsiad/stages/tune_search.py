@@ -132,7 +132,7 @@ class _Search:
             if trial.state == FAILED and config.retry_failed:
                 self._keep(trial.model_copy(update={"state": RUNNING, "reason": ""}))
         waiting = [trial for trial in self.trials if trial.state == RUNNING]
-        progress.update(len(self.trials) - len(waiting))
+        progress.begin_at(len(self.trials) - len(waiting))
         self._waiting = [trial.number for trial in waiting]
 
     @property

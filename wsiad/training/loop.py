@@ -146,7 +146,7 @@ class Training:
             Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
             closing(batches),
         ):
-            progress.update(at.step)
+            progress.begin_at(at.step)
             while not (ended_by := self._ended_by()):
                 batch = next(batches)
                 self._step(batch.tiles)
