@@ -3,6 +3,8 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +153,21 @@ def test_what_was_copied_ahead_and_not_read_is_discarded(tmp_path):
     assert len(list(fast.iterdir())) == 1
     discard_staged(fast)
     assert list(fast.iterdir()) == []
+
+
+def test_copies_of_workers_that_were_killed_are_discarded(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                              capture_output=True, check=True).stdout  # fmt: skip
+        host = socket.gethostname()
+        kept = tmp_path / f"wsiad-stage.{host}.{alive.pid}.00"
+        left = tmp_path / f"wsiad-stage.{host}.{int(dead)}.00"
+        for folder in (kept, left):
+            folder.mkdir()
+            (folder / "a.tif").write_bytes(b"copy")
+        discard_staged(tmp_path)
+        assert list(tmp_path.iterdir()) == [kept]
+        alive.communicate(b"\n")
 
 
 def test_only_slides_that_one_process_reads_in_turn_are_copied_ahead(tmp_path):

@@ -86,7 +86,8 @@ def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
 
 
 def discard_staged(folder: Path) -> None:
-    """Delete what this process has copied ahead and not read."""
+    """Delete what this process has copied ahead and not read, and what its dead workers left."""
+    _clear_abandoned(folder)
     for private in folder.glob(f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.*"):
         shutil.rmtree(private, ignore_errors=True)
 
