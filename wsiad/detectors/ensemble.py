@@ -142,6 +142,8 @@ class Ensemble(Detector):
                 raise DetectorError(
                     error.problem, subject=f"member {number}, {member.name}", remedy=error.remedy
                 ) from error
+            if not any(folder.iterdir()):  # one that keeps nothing while it is fitted
+                folder.rmdir()
         self._members = members
         notes = [
             {"detector": m.name, "share": m.share, "ended_by": r.ended_by, **r.notes}
