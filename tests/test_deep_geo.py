@@ -124,12 +124,12 @@ def test_it_knows_tiles_whose_orientation_it_cannot_tell(tmp_path):
 
 def test_tiles_are_not_flipped(tmp_path, monkeypatch):
     """With flips at random, half of the transforms would be the same as others."""
-    from wsiad.training import loop
+    from wsiad.training import step
 
     asked = []
-    whole = loop.random_crops
+    whole = step.random_crops
     monkeypatch.setattr(
-        loop, "random_crops", lambda *a, **k: asked.append(k["flips"]) or whole(*a, **k)
+        step, "random_crops", lambda *a, **k: asked.append(k["flips"]) or whole(*a, **k)
     )
     tiles = HealthyTiles(*[ArrayTiles(RNG.integers(0, 256, (8, 16, 16, 3), np.uint8))] * 2)
     found = DeepGeo(DeepGeoOptions(width=1, shrink=1, batch=8), InputSpec(TilePx(16), Mpp(1)))
