@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -37,6 +37,8 @@ class Variant(Config):
     """Of the method."""
     weights: str | None = None
     """Name of the pretrained weights: `backbone`, `perceptual` or one of `--more-weights`."""
+    max_minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """Bound on its training, in place of that of all trainings."""
     sum: tuple[str, ...] = ()
     """Names of other rows: the score is the mean of theirs, each standardised."""
 
@@ -56,6 +58,8 @@ class Row:
         Those that are not the method's defaults.
     weights : str
         Name of the pretrained weights that it is given.
+    max_minutes : float or None
+        Bound on its training; None for that of all trainings.
     members : tuple of str
         Rows that a sum adds.
     labelled : bool
@@ -67,6 +71,7 @@ class Row:
     detector: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = BACKBONE
+    max_minutes: float | None = None
     members: tuple[str, ...] = ()
     labelled: bool = False
 
@@ -122,6 +127,7 @@ def _row(name: str, variant: Variant) -> Row:
         options=variant.options,
         weights=variant.weights
         or (PERCEPTUAL if issubclass(cls.Options, PerceptualOptions) else BACKBONE),
+        max_minutes=variant.max_minutes,
         labelled=labelled,
     )
 

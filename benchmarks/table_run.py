@@ -27,7 +27,7 @@ from pcam import (
     read_tar,
 )
 from sklearn.metrics import roc_auc_score
-from table_rows import OWN, SUM, TRAINED, Case
+from table_rows import OWN, SUM, TRAINED, Case, Row
 
 from wsiad.config import build
 from wsiad.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
@@ -83,6 +83,12 @@ class Setting:
         """Return the path of one of ``TARS``."""
         return self.pcam / f"{name}.tar"
 
+    def budget_of(self, row: Row) -> Budget:
+        """Return the bounds of a row's training; what is fitted in closed form has none."""
+        if row.kind != TRAINED:
+            return Budget()
+        return Budget(self.budget.max_steps, row.max_minutes or self.budget.max_minutes)
+
     def files(self) -> list[Path]:
         """Return the files that must be there: tars and weights."""
         given = [value for value in self.weights.values() if value not in {None, "random", OWN}]
@@ -92,6 +98,7 @@ class Setting:
 def made_of(case: Case, setting: Setting) -> dict[str, Any]:
     """Return, as JSON values, what the figures of a case depend on."""
     given = setting.weights[case.row.weights]
+    budget = setting.budget_of(case.row)
     return {
         "detector": case.row.detector,
         "options": case.row.options,
@@ -99,10 +106,7 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
         "tars": {name: _known(setting.tar(name)) for name in TARS},
         "input_px": setting.input_px,
         "tiles": [setting.fit_tiles, setting.stop_tiles, setting.score_tiles],
-        # Bounds are those of trainings; what is fitted in closed form has none.
-        "budget": [setting.budget.max_steps, setting.budget.max_minutes]
-        if case.row.kind == TRAINED
-        else None,
+        "budget": [budget.max_steps, budget.max_minutes] if case.row.kind == TRAINED else None,
     }
 
 
@@ -189,7 +193,7 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
             seed=seed,
             device=setting.device,
             folder=Path(folder),
-            budget=setting.budget if row.kind == TRAINED else Budget(),
+            budget=setting.budget_of(row),
             weights=setting.weights[row.weights],
             quiet=True,
             anomalies=anomalies,

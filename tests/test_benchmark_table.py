@@ -373,3 +373,22 @@ def test_rows_that_are_refused(tmp_path, text, message):
     (tmp_path / "rows.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         table_rows.read_rows(tmp_path / "rows.yaml")
+
+
+def test_minutes_of_a_row_are_its_own(material, tmp_path):
+    rows = tmp_path / "rows.yaml"
+    rows.write_text(
+        "short: {detector: student-teacher, options: {batch: 2}}\n"
+        "long: {detector: student-teacher, options: {batch: 2}, max_minutes: 7}\n"
+        "closed: {detector: pca, max_minutes: 7}\n"
+    )
+    out = tmp_path / "out"
+    more = ["--rows", str(rows), "--max-minutes", "5", "--detectors", "short", "long", "closed"]
+    assert run(material, out, *more) == 0
+    found = {
+        path.parts[-3]: json.loads(path.read_text())["made_of"]["budget"]
+        for path in out.glob("rows/*/*/seed-0.json")
+    }
+    assert found == {"short": [2, 5], "long": [2, 7], "closed": None}
+    rows.write_text("long: {detector: pca, max_minutes: 0}\n")
+    assert run(material, out, "--rows", str(rows)) == 2
