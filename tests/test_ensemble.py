@@ -208,13 +208,13 @@ def test_members_have_folders_and_a_part_of_the_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "load", lambda name: Noting)
     monkeypatch.setattr(Noting, "seen", [])
     given = context(tmp_path, budget=Budget(max_steps=9, max_minutes=5))
-    found = ensemble({"detector": "a"}, {"detector": "b", "weights": "imagenet"})
+    found = ensemble({"detector": "a"}, {"detector": "b", "weights": "imagenet", "seed": 4})
     report = found.fit(tiles(), given)
     assert (report.ended_by, report.steps) == ("max-minutes", 8)
     budget = Budget(max_steps=9, max_minutes=2.5)
     assert Noting.seen == [
         replace(given, folder=tmp_path / "member-1", budget=budget),
-        replace(given, folder=tmp_path / "member-2", budget=budget, weights="imagenet"),
+        replace(given, folder=tmp_path / "member-2", budget=budget, weights="imagenet", seed=5),
     ]
     assert all(one.folder.is_dir() for one in Noting.seen)
     # Without features of their own, what near means is what they score.

@@ -47,6 +47,8 @@ class MemberOptions(Config):
     """Its pretrained weights, as the run's ``--weights``; by default the run's."""
     share: Annotated[float, pydantic.Field(gt=0)] = 1
     """How much it counts."""
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Added to the run's seed: members that are alike but for it differ by chance."""
 
 
 _SQUEEZENET = {"backbone": "squeezenet1_1"}
@@ -130,6 +132,7 @@ class Ensemble(Detector):
             folder.mkdir(exist_ok=True)
             own = replace(
                 context,
+                seed=context.seed + asked.seed,
                 folder=folder,
                 weights=context.weights if asked.weights is None else asked.weights,
                 anomalies=context.anomalies if member.detector.uses_anomalies else None,
