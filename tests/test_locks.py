@@ -111,30 +111,33 @@ def test_an_error_lets_go(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def hold(folder, ready, go_on):
+def hold(folder, other_end):
     with claimed(folder):
-        ready.set()
-        go_on.wait(60)
+        other_end.send("ready")
+        other_end.poll(60)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that has claimed a folder."""
     context = multiprocessing.get_context("spawn")
-    ready, go_on = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path / "f", ready, go_on))
+    # No Event: to set one for which a killed process was waiting would wait for it for ever.
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path / "f", theirs))
     process.start()
-    assert ready.wait(60)
-    process.go_on = go_on
+    theirs.close()
+    assert ours.poll(60)
+    assert ours.recv() == "ready"
+    process.go_on = ours.close
     yield process
-    go_on.set()
+    ours.close()
     process.join(60)
 
 
 def test_a_folder_that_is_worked_on_is_refused_to_others(holder, tmp_path):
     with pytest.raises(InputError, match=r"f: another process works on it\. Wait"):
         claimed(tmp_path / "f").__enter__()
-    holder.go_on.set()
+    holder.go_on()
     holder.join(60)
     assert holder.exitcode == 0
     with claimed(tmp_path / "f"):
