@@ -79,6 +79,11 @@ class _Member:
     length: float = 1.0
     """Root mean square distance of its features of healthy tiles from their mean."""
 
+    def standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
+        """Return its scores of tiles in deviations of healthy ones, (N,)."""
+        scores: npt.NDArray[np.float64] = self.detector.score(tiles).astype(np.float64)
+        return (scores - self.mean) / self.spread
+
 
 class Ensemble(Detector):
     """The weighted mean of the scores of several detectors.
@@ -172,12 +177,14 @@ class Ensemble(Detector):
         its share; of members that have none it is the standardised score.
         See :class:`wsiad.capabilities.Embeds`.
         """
-        scores = self._standardised(tiles)
+        if not self._members:
+            raise DetectorError("the detector is not fitted yet")
         parts: list[npt.NDArray[Any]] = []
-        for number, member in enumerate(self._members):
-            features: npt.NDArray[Any] = scores[:, number : number + 1]
+        for member in self._members:
             if isinstance(member.detector, Embeds):
-                features = member.detector.embed(tiles) / member.length
+                features: npt.NDArray[Any] = member.detector.embed(tiles) / member.length
+            else:
+                features = member.standardised(tiles)[:, None]
             parts.append(features * np.sqrt(member.share))
         return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -271,8 +278,7 @@ class Ensemble(Detector):
         """Return the members' scores of tiles in deviations of healthy ones, (N, members)."""
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
-        found = [(m.detector.score(tiles).astype(float) - m.mean) / m.spread for m in self._members]
-        return np.stack(found, axis=1)
+        return np.stack([member.standardised(tiles) for member in self._members], axis=1)
 
 
 def _part(budget: Budget, members: int) -> Budget:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,9 +24,6 @@ from wsiad.stages.tune_training import write_train_configs
 from wsiad.tissue.options import QualityThresholds
 from wsiad.tuning.space import Parameter, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG, FOLDS = "config.yaml", "folds.json"
 
