@@ -117,8 +117,7 @@ def _row(name: str, variant: Variant) -> Row:
     assert variant.detector
     cls = registry.load(variant.detector)
     options = build(cls.Options, variant.options, source=name)
-    methods = [cls, *(registry.load(one.detector) for one in getattr(options, "members", ()))]
-    labelled = any(method.uses_anomalies == "needed" for method in methods)
+    labelled = cls.learns_from_anomalies(options) == "needed"
     kind = LABELLED if labelled else HEALTHY_ONLY
     return Row(
         checked_name(name),

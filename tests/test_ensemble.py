@@ -184,6 +184,14 @@ def test_anomalies_are_for_the_members_that_learn_from_them(tmp_path):
         ensemble(KNN, PROBE).fit(tiles(), context(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("members", "learns"),
+    [((KNN, GAUSSIAN), False), ((KNN, PROBE), "needed"), (({"detector": "ensemble"},), False)],
+)
+def test_an_ensemble_learns_from_anomalies_as_its_members_do(members, learns):
+    assert Ensemble.learns_from_anomalies(EnsembleOptions(members=members)) == learns
+
+
 class Noting(Detector):
     """Notes what it is fitted with."""
 

@@ -230,6 +230,11 @@ class Detector(ABC):
         self.options = options
         self.spec = spec
 
+    @classmethod
+    def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
+        """Return what :attr:`uses_anomalies` says, where options decide of these options."""
+        return cls.uses_anomalies
+
     @abstractmethod
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Learn from healthy tiles.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,13 @@ class Ensemble(Detector):
         super().__init__(options, spec)
         self._members: list[_Member] = []
 
+    @classmethod
+    def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
+        """Return whether any of the members uses, or even needs, anomalous tiles."""
+        assert isinstance(options, EnsembleOptions)
+        found = [_learns(member) for member in options.members]
+        return "needed" if "needed" in found else any(found)
+
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Fit the members one after the other, and compare their scores of healthy tiles.
 
@@ -123,7 +130,8 @@ class Ensemble(Detector):
             A member's options are wrong.
         """
         members = [self._made(number) for number in range(1, len(self.options.members) + 1)]
-        if context.anomalies is not None and not any(m.detector.uses_anomalies for m in members):
+        learns = [_learns(member) for member in self.options.members]
+        if context.anomalies is not None and not any(learns):
             raise DetectorError(
                 "none of its members learns from anomalous tiles",
                 remedy="Leave --anomalies out, or add one to the members: devnet, for example.",
@@ -140,7 +148,7 @@ class Ensemble(Detector):
                 seed=context.seed + asked.seed,
                 folder=folder,
                 weights=context.weights if asked.weights is None else asked.weights,
-                anomalies=context.anomalies if member.detector.uses_anomalies else None,
+                anomalies=context.anomalies if learns[number - 1] else None,
                 budget=budget,
             )
             try:
@@ -279,6 +287,11 @@ class Ensemble(Detector):
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
         return np.stack([member.standardised(tiles) for member in self._members], axis=1)
+
+
+def _learns(member: MemberOptions) -> bool | Literal["needed"]:
+    cls = registry.load(member.detector)
+    return cls.learns_from_anomalies(build(cls.Options, member.options))
 
 
 def _part(budget: Budget, members: int) -> Budget:

@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wsiad.errors import DetectorError, InputError
 from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from wsiad.detector import AnomalousTiles, Detector
+    from wsiad.detector import AnomalousTiles
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.stored_slide import StoredSlide
 
@@ -92,7 +92,7 @@ class AnomalySlides:
         } | ({"slides_not_used": self.skipped} if self.skipped else {})
 
 
-def check_use(name: str, cls: type[Detector], anomalies: Path | None) -> None:
+def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None) -> None:
     """Check that a detector is given anomalous tiles if it needs them, and only if it uses them.
 
     Raises
@@ -102,14 +102,14 @@ def check_use(name: str, cls: type[Detector], anomalies: Path | None) -> None:
     """
     from wsiad.detectors import registry
 
-    if anomalies is not None and not cls.uses_anomalies:
+    if anomalies is not None and not uses:
         known = registry.names_using_anomalies()
         raise DetectorError(
             "learns from healthy tiles only, and --anomalies were given",
             subject=name,
             remedy=f"Leave them out, or choose one of {', '.join(known)}.",
         )
-    if anomalies is None and cls.uses_anomalies == "needed":
+    if anomalies is None and uses == "needed":
         raise DetectorError(
             "learns from labelled anomalous tiles, and there are none",
             subject=name,

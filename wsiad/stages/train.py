@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from wsiad.config import Config, verb
+from wsiad.config import Config, build, verb
 from wsiad.detectors import registry
 from wsiad.errors import DetectorError
 from wsiad.files import write_json
@@ -143,7 +143,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     start = time.monotonic()
     cls = registry.load(config.detector)
-    check_use(config.detector, cls, config.anomalies)
+    options = build(cls.Options, config.options, source=f"options of {config.detector}")
+    check_use(config.detector, cls.learns_from_anomalies(options), config.anomalies)
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)

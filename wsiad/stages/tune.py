@@ -197,16 +197,17 @@ def tune(config: TuneConfig) -> TuneResult:
     if compute.in_turn:
         choose_device(config.device)  # rather refused now than by each trial
     cls = registry.load(config.detector)
-    build(cls.Options, config.options, source=f"options of {config.detector}")
+    options = build(cls.Options, config.options, source=f"options of {config.detector}")
+    learns = bool(cls.learns_from_anomalies(options))
     check_space(config.space, config.options, cls.Options)
-    tiles = search_tiles(config, cls)
+    tiles = search_tiles(config, cls, learns=learns)
     with _search_folder(config):
         write_json(config.out / FOLDS, tiles.membership(config))
         with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
             trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
         write_trials(config.out, trials, config.space, folds=config.folds)
         found = best(trials)
-        write_train_configs(config, trials, found, cls)
+        write_train_configs(config, trials, found, learns=learns)
         record = search_record(config, trials, tiles) | {
             "seconds": round(time.monotonic() - start, 3),
             "versions": versions() | {"optuna": package.__version__},

@@ -122,7 +122,7 @@ class SearchTiles:
         return AnomalySlides(store, types, {}).tiles()
 
 
-def search_tiles(config: TuneConfig, cls: type[Detector]) -> SearchTiles:
+def search_tiles(config: TuneConfig, cls: type[Detector], *, learns: bool) -> SearchTiles:
     """Choose the tiles of a search and deal them to folds.
 
     Raises
@@ -176,8 +176,8 @@ def search_tiles(config: TuneConfig, cls: type[Detector]) -> SearchTiles:
         float(store.preparation.mpp),
         folds,
         types,
-        bool(cls.uses_anomalies),
-        tuple(_warnings(config, learns=bool(cls.uses_anomalies))),
+        learns,
+        tuple(_warnings(config, learns=learns)),
         facts,
     )
 

@@ -12,33 +12,30 @@ from wsiad.tuning.space import options_of
 from wsiad.tuning.trials import COMPLETE, Trial, trial_folder
 
 if TYPE_CHECKING:
-    from wsiad.detector import Detector
     from wsiad.stages.tune import TuneConfig
 
 TRAIN = "train.yaml"
 
 
 def write_train_configs(
-    config: TuneConfig, trials: list[Trial], found: Trial | None, cls: type[Detector]
+    config: TuneConfig, trials: list[Trial], found: Trial | None, *, learns: bool
 ) -> None:
     """Write by which config each complete trial, and the best, is trained."""
     for trial in trials:
         if trial.state == COMPLETE:
             folder = trial_folder(config.out, trial.number)
-            training = _train_config(config, trial, out=folder / "run", cls=cls)
+            training = _train_config(config, trial, out=folder / "run", learns=learns)
             write_config(folder / TRAIN, training)
     if found is not None:
-        training = _train_config(config, found, out=config.out / "best", cls=cls)
+        training = _train_config(config, found, out=config.out / "best", learns=learns)
         write_config(config.out / BEST, training)
 
 
-def _train_config(
-    config: TuneConfig, trial: Trial, *, out: Path, cls: type[Detector]
-) -> TrainConfig:
+def _train_config(config: TuneConfig, trial: Trial, *, out: Path, learns: bool) -> TrainConfig:
     """Return the config by which a trial's setting is trained on all healthy slides."""
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
-    if cls.uses_anomalies:
+    if learns:
         values["anomalies"] = config.anomalies.resolve()
         values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
     if config.weights is not None and Path(config.weights).is_file():
