@@ -247,6 +247,12 @@ def test_slow_but_steady_fall_counts_once_it_adds_up():
     assert stopped_at([0.5 - 0.0004 * i for i in range(40)])[0] is None
 
 
+def test_where_the_last_is_kept_nothing_is_stopped():
+    number, stopping = stopped_at([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1], keeps_last=True)
+    assert number is None
+    assert (stopping.best_step, stopping.best_loss) == (7000, 1.1)
+
+
 # --- crops
 
 

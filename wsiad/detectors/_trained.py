@@ -138,13 +138,17 @@ class TrainedDetector(Detector):
         recipe: Recipe,
         options: LoopOptions | None = None,
         started: float | None = None,
+        size: int | None = None,
     ) -> TrainingResult:
-        """Train a part of the network; see :class:`~wsiad.training.loop.Training`."""
+        """Train a part of the network; see :class:`~wsiad.training.loop.Training`.
+
+        Windows are those of the input, or larger ones.
+        """
         training = Training(
             module,
             loss,
             tiles=tiles,
-            size=self.spec.size,
+            size=size or self.spec.size,
             options=options or self.options,
             context=context,
             identity=identity,

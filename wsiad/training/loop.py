@@ -118,7 +118,12 @@ class Training:
             adversary=adversary,
         )
         self._best = self._trained.copy()
-        self._stopping = EarlyStopping(options.val_interval, options.patience, options.min_delta)
+        self._stopping = EarlyStopping(
+            options.val_interval,
+            options.patience,
+            options.min_delta,
+            keeps_last=recipe.keeps == "last",
+        )
         self._at = Position()
         self._unread: list[Tensor] = []
         self._identity = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,15 @@ class Recipe:
         then a killed training resumes exactly.
     flips : bool
         Flip windows at random in both directions.
+    keeps : {"best", "last"}
+        Keep the weights whose held-out loss was least, and stop when it falls no more; or
+        the last ones, where that loss does not say how good they are.
     """
 
     optimiser: OptimiserFactory = field(default_factory=adam)
     update: Update | None = None
     flips: bool = True
+    keeps: Literal["best", "last"] = "best"
 
 
 def descend(

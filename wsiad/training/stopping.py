@@ -20,6 +20,8 @@ class EarlyStopping:
         improvement.
     min_delta : float
         How much lower a loss must be to count as an improvement.
+    keeps_last : bool
+        Take every validation for the best so far: nothing is stopped early.
 
     Attributes
     ----------
@@ -34,6 +36,7 @@ class EarlyStopping:
     interval: int
     patience: int = 3
     min_delta: float = 1e-3
+    keeps_last: bool = False
     best_step: int = 0
     best_loss: float = math.inf
     mark_step: int = 0
@@ -41,8 +44,12 @@ class EarlyStopping:
     last_step: int = 0
 
     def update(self, step: int, loss: float) -> bool:
-        """Take in a validation; return whether its loss is the lowest so far."""
+        """Take in a validation; return whether its weights are the best so far."""
         self.last_step = step
+        if self.keeps_last:
+            self.best_step = self.mark_step = step
+            self.best_loss = self.mark_loss = loss
+            return True
         if loss < self.mark_loss - self.min_delta:
             self.mark_step, self.mark_loss = step, loss
         if loss < self.best_loss:

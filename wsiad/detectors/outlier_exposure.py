@@ -1,0 +1,274 @@
+"""Outlier exposure: a pretrained network is trained on to tell anomalous from healthy tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsiad.capabilities import Embedding
+from wsiad.detector import (
+    AnomalousTiles,
+    DetectorOptions,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    State,
+    Tiles,
+)
+from wsiad.detectors._layers import DEEPEST
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
+from wsiad.errors import DetectorError
+from wsiad.networks.backbones import AUTO, settle
+from wsiad.networks.classifier import PlaceClassifier
+from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.vgg import Padding
+from wsiad.training.crops import centre_crops, check_size, on_device
+from wsiad.training.recipe import Recipe, descend
+from wsiad.training.views import ViewOptions, random_views
+
+_ROOM = 1.5  # windows that views are cut from: a turned view needs a larger one
+_READ = 64  # anomalous tiles read at once
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+class OutlierExposureOptions(TrainedOptions):
+    """Options of ``outlier-exposure``."""
+
+    backbone: str = AUTO
+    """A torchvision classification network, such as squeezenet1_1 or resnet18, or one of timm,
+    such as timm/convnext_atto; ``auto`` as for all on frozen features."""
+    layer: str | None = None
+    """Module whose output is classified; by default the last before the backbone's own
+    classifier."""
+    magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
+    """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
+    larger things than nuclei, and 1 for wsiad's."""
+    places: _Count | None = None
+    """Edge of the grid of places in a tile; by default that of the layer's features, and then
+    the mean over the places is exactly the logit of the tile."""
+    batch: _Count = 32
+    """Healthy tiles a step, and as many anomalous ones."""
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
+    """Of AdamW, for the backbone."""
+    head_factor: Annotated[float, pydantic.Field(gt=0)] = 10.0
+    """How many times larger it is for the linear layer."""
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
+    """Of AdamW, decoupled."""
+    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.98
+    """Keep a running average of the weights with this decay a step."""
+    dropout: _Share = 0.3
+    """Share of the features that is left out in a step."""
+    smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.05
+    """Labels are taken as this much, and 1 less it, rather than 0 and 1."""
+    max_steps: _Count = 300
+    """Steps; the run's ``--max-steps`` may set a smaller bound. There are no held-out anomalies
+    to stop by."""
+    val_interval: _Count = 100
+    """Steps between two looks at the held-out healthy tiles, which are for the log alone."""
+    scale: Annotated[float, pydantic.Field(ge=1)] = 1.2
+    """A view that is trained on is enlarged or shrunk by at most this factor."""
+    stain_gain: _Share = 0.2
+    """Each stain of it is made stronger or weaker by at most this share."""
+    stain_shift: _Share = 0.05
+    """Optical density that each stain of it gains or loses at most."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """In training: ``auto`` is bfloat16 on CUDA, else float32."""
+
+    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places"}
+
+    def chosen_layer(self) -> str:
+        """Return the layer given, or the backbone's default."""
+        return self.layer or DEEPEST.of(self.backbone)[-1]
+
+    def probe(self) -> LinearProbeOptions:
+        """Return the options of the linear probe that it starts from."""
+        return LinearProbeOptions(
+            backbone=self.backbone,
+            layers=(self.chosen_layer(),),
+            magnify=self.magnify,
+            places=1,
+            statistics="mean",
+        )
+
+    def views(self, input_px: int) -> ViewOptions:
+        """Return how views of tiles may differ from them."""
+        return ViewOptions(
+            view_px=input_px,
+            scale=self.scale,
+            stain_gain=self.stain_gain,
+            stain_shift=self.stain_shift,
+        )
+
+
+class OutlierExposure(TrainedDetector):
+    """Logit of a network trained from end to end on healthy and labelled anomalous tiles.
+
+    The linear layer starts as the linear probe on the frozen features of the backbone's last
+    layer (:class:`~wsiad.detectors.linear_probe.LinearProbe`), so that the first steps do
+    not tear up features for a layer that knows nothing yet. Then both are trained by the
+    binary cross-entropy of as many healthy as anomalous tiles a step, each in a view of
+    its own: turned, scaled, stained otherwise. The running average of the weights is kept.
+
+    Notes
+    -----
+    Outlier exposure: Hendrycks, Mazeika & Dietterich, *Deep Anomaly Detection with Outlier
+    Exposure*, ICLR 2019 (arXiv 1812.04606), with the binary cross-entropy of Ruff et al.,
+    *Rethinking Assumptions in Deep Anomaly Detection*, 2021 (arXiv 2006.00339). Probe first,
+    then all: Kumar et al., *Fine-Tuning can Distort Pretrained Features and Underperform
+    Out-of-Distribution*, ICLR 2022 (arXiv 2202.10054), section 3.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = OutlierExposureOptions
+    uses_anomalies: ClassVar[bool | Literal["needed"]] = "needed"
+    options: OutlierExposureOptions
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Fit the linear probe, then train all on views of the tiles.
+
+        Of an anomalous tile views are cut from the centre, of a healthy one from anywhere.
+
+        Raises
+        ------
+        DetectorError
+            There are no anomalous tiles, the backbone or layer is unknown, the tiles are too
+            small, or the training diverged.
+        WeightsError
+            The backbone's weights are not at hand.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        if context.anomalies is None:
+            raise DetectorError("it learns from labelled anomalous tiles, and there are none")
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        self._device = context.device
+        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        self.options = self.options.model_copy(update={"backbone": chosen.name})
+        probe = LinearProbe(self.options.probe(), self.spec)
+        found = probe.fit(tiles, context).notes
+        network = self._started_from(probe.state())
+        self._network = network
+        window = min(tiles.fit.tile, round(_ROOM * self.spec.size))
+        anomalous = _windows(context.anomalies, window)
+
+        def loss(windows: Tensor) -> Tensor:
+            logits: Tensor = network(images(centre_crops(windows, self.spec.size)))
+            return functional.softplus(logits)
+
+        about = ("weights", "backbone", "layers", "anomalous_tiles", "strength")
+        self._about = {key: found[key] for key in about} | {"padding": network.backbone.padding}
+        result = self._train(
+            network,
+            loss,
+            tiles=tiles,
+            context=context,
+            identity={
+                "weights": chosen.weights.sha256,
+                "anomalies": hashlib.sha256(anomalous.numpy().tobytes()).hexdigest(),
+            },
+            recipe=self._recipe(network, anomalous, context),
+            started=started,
+            size=window,
+        )
+        return self._report(result, network)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the logits of the places, (N, m, m)."""
+        return self._classifier().places(images, self.options.places)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the mean features that the linear layer sees."""
+        return self.embed_images(self._classifier().vectors, tiles)
+
+    def empty(self, state: State) -> nn.Module:
+        """Return a network of the state's shapes."""
+        name = state.values.get("backbone", self.options.backbone)
+        self.options = self.options.model_copy(update={"backbone": name})
+        return self._classifying(group(state, "backbone.network"), state.values["padding"])
+
+    def _started_from(self, probe: State) -> PlaceClassifier:
+        """Return the network whose logits are those of a linear probe."""
+        network = self._classifying(group(probe, "backbone"), probe.values["padding"])
+        fitted = group(probe, "fitted")
+        weight = fitted["weight"] / fitted["deviation"]
+        with torch.no_grad():
+            network.head.weight.copy_(weight[None])
+            network.head.bias.copy_(fitted["bias"] - weight @ fitted["mean"])
+        return self._placed(network)
+
+    def _classifying(self, tensors: dict[str, Tensor], padding: Padding) -> PlaceClassifier:
+        options = self.options
+        backbone = BackboneFeatures(
+            options.backbone,
+            [options.chosen_layer()],
+            options.places or 1,
+            tensors,
+            padding=padding,
+        )
+        times = options.probe().enlarged_by()
+        ((channels, _, _),) = backbone.check_places(int(self.spec.size * times))
+        return PlaceClassifier(backbone, channels, magnify=times, dropout=options.dropout)
+
+    def _recipe(self, network: PlaceClassifier, anomalous: Tensor, context: FitContext) -> Recipe:
+        """Return how both classes are trained on; what is drawn depends on seed and step."""
+        options, views = self.options, self.options.views(self.spec.size)
+        use_bf16 = options.precision == "bf16" or (
+            options.precision == "auto" and context.device.type == "cuda"
+        )
+
+        def optimiser(module: nn.Module) -> torch.optim.Optimizer:
+            assert isinstance(module, PlaceClassifier)
+            groups: list[dict[str, Any]] = [
+                {"params": list(module.backbone.parameters())},
+                {"params": list(module.head.parameters()), "factor": options.head_factor},
+            ]
+            return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+
+        def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
+            rng = np.random.default_rng([context.seed, step, len(anomalous)])
+            drawn = torch.from_numpy(rng.integers(0, len(anomalous), len(windows)))
+            both = torch.cat([windows, on_device(anomalous[drawn], context.device)])
+            seen = random_views(both, views, torch.Generator().manual_seed(_seed_of(rng)))
+            labels = torch.full((len(both),), options.smoothing, device=context.device)
+            labels[len(windows) :] = 1 - options.smoothing
+            with (
+                torch.random.fork_rng(devices=[]),  # of dropout
+                torch.autocast(context.device.type, torch.bfloat16, enabled=use_bf16),
+            ):
+                torch.manual_seed(_seed_of(rng))
+                logits = network(seen.contiguous(memory_format=torch.channels_last))
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
+            descend(optimiser, loss, clip=options.grad_clip)
+            return loss
+
+        return Recipe(optimiser, update, keeps="last")
+
+    def _classifier(self) -> PlaceClassifier:
+        network = self.network()
+        assert isinstance(network, PlaceClassifier)
+        return network
+
+
+def _windows(anomalies: AnomalousTiles, size: int) -> Tensor:
+    """Return the centres of all anomalous tiles, uint8 (A, size, size, 3)."""
+    for kind in anomalies.types:
+        check_size(kind.tiles.tile, size)
+    cpu = torch.device("cpu")
+    parts = (part for kind in anomalies.types for part in kind.tiles.ordered(_READ))
+    return torch.cat([centre_crops(on_device(part, cpu), size).contiguous() for part in parts])
+
+
+def _seed_of(rng: np.random.Generator) -> int:
+    return int(rng.integers(1 << 62))
