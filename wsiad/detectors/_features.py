@@ -62,6 +62,9 @@ class FeatureOptions(DetectorOptions):
     magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
     """Enlarge tiles so many times before the network; not by default. Enlarged ones suit deeper
     layers: nuclei are smaller than the things that ImageNet's networks know."""
+    contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
+    """Stretch intensities about white so many times before the network: tissue on glass is paler
+    than the photographs that ImageNet's networks know. 1 leaves them as they are."""
     fit_tiles: _Count = 20_000
     """The most healthy tiles to look at."""
     fit_vectors: _Count = 20_000
@@ -216,6 +219,7 @@ class FeatureDetector(Detector):
             tensors,
             neighbourhood=options.neighbourhood,
             padding=padding,
+            contrast=options.contrast,
         )
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -208,7 +208,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
                 f"images of {size} px have no features at {', '.join(layers)}",
                 remedy=f"They need {least} px: choose shallower layers.",
             )
-        return vgg.Vgg19(tensors, layers, padding=padding)
+        return vgg.Vgg19(tensors, layers, padding=padding, contrast=self.options.contrast)
 
     def _distance(
         self, network: vgg.Vgg19, statistics: dict[str, ChannelStatistics]

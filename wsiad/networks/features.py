@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsiad.errors import DetectorError, WeightsError
 from wsiad.networks import _timm, _torchvision, vgg
-from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding
+from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
 from wsiad.networks.weights import SHIPPED
 
 
@@ -39,6 +39,8 @@ class BackboneFeatures(nn.Module):
         1 leaves them as they are.
     padding : {"zeros", "reflect"}
         Of all convolutions, as the weights were trained.
+    contrast : float
+        Stretch images about white so many times; see :func:`~wsiad.networks.vgg.stretched`.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class BackboneFeatures(nn.Module):
         *,
         neighbourhood: int = 1,
         padding: Padding = "zeros",
+        contrast: float = 1,
     ) -> None:
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
@@ -70,6 +73,7 @@ class BackboneFeatures(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD
         if backbone.startswith(_timm.PREFIX):
             mean, std = _timm.normalisation(self.network)
+        mean, std = stretched(mean, std, contrast)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()

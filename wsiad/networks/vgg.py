@@ -13,6 +13,22 @@ from wsiad.errors import DetectorError, WeightsError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Numbers = tuple[float, ...]
+
+
+def stretched(mean: Numbers, std: Numbers, contrast: float) -> tuple[Numbers, Numbers]:
+    """Return the mean and deviation by which images of a larger contrast are normalised.
+
+    Normalising intensities x in [0, 1] by them gives what normalising 1 − contrast · (1 − x)
+    by the given ones does: white stays white, and what is darker is so many times darker, below
+    black too.
+    """
+    return (
+        tuple((value - 1 + contrast) / contrast for value in mean),
+        tuple(value / contrast for value in std),
+    )
+
+
 Padding = Literal["zeros", "reflect"]
 
 _CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each of the five blocks of VGG19
@@ -50,6 +66,8 @@ class Vgg19(nn.Module):
         Which features to return; see :data:`LAYERS`.
     padding : {"zeros", "reflect"}
         Padding of the convolutions: ``"zeros"`` for torchvision's weights.
+    contrast : float
+        Stretch images about white so many times; see :func:`stretched`.
 
     Raises
     ------
@@ -68,6 +86,7 @@ class Vgg19(nn.Module):
         layers: Sequence[str],
         *,
         padding: Padding = "zeros",
+        contrast: float = 1,
     ) -> None:
         super().__init__()
         if unknown := [layer for layer in layers if layer not in LAYERS]:
@@ -79,8 +98,9 @@ class Vgg19(nn.Module):
         self.layers = tuple(layers)
         self._names = {LAYERS[layer]: layer for layer in layers}
         self.features = nn.Sequential(*_modules(tensors, max(self._names), padding))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        mean, std = stretched(IMAGENET_MEAN, IMAGENET_STD, contrast)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

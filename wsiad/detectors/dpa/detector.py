@@ -164,7 +164,12 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         try:
             layers = list(self.options.layers)
             network = (
-                vgg.Vgg19(_group(state, "perceptual"), layers, padding=state.values["padding"])
+                vgg.Vgg19(
+                    _group(state, "perceptual"),
+                    layers,
+                    padding=state.values["padding"],
+                    contrast=self.options.contrast,
+                )
                 if layers
                 else None
             )
@@ -209,7 +214,9 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
                     f"images of {px} px have no features at {', '.join(layers)}",
                     remedy=f"They need {least} px: choose shallower layers there.",
                 )
-            network = vgg.Vgg19(found.tensors, list(layers), padding=padding)
+            network = vgg.Vgg19(
+                found.tensors, list(layers), padding=padding, contrast=self.options.contrast
+            )
             networks[px] = self._placed(network)
         return networks
 

@@ -83,6 +83,9 @@ class PerceptualOptions(Config):
     """Layers of the perceptual network and their weights in the loss."""
     padding: Literal["zeros", "reflect"] | None = None
     """Padding of the perceptual network; by default what its weights file states, else zeros."""
+    contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
+    """Stretch intensities about white so many times before the perceptual network: tissue on
+    glass is paler than the photographs that it knows. 1 leaves them as they are."""
     relative: Literal["tile", "place"] = "tile"
     """Divide the distance by the size of the features over the tile, or at each place."""
     statistics_tiles: _Count = 2_048
@@ -193,6 +196,8 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
         for name in ("growing", "image_weight", "adversarial_weight", "statistics_images"):
             if not values[name]:
                 del values[name]
+        if self.contrast == 1:
+            del values["contrast"]
         return {**super().identity(limit=limit), **values}
 
 
