@@ -141,7 +141,7 @@ def test_seed_decides(tmp_path, weights):
     "options",
     [
         {},
-        {"layers": {"relu1_2": 1.0, "conv3_1": 0.5}, "relative": "place"},
+        {"layers": {"relu1_2": 1.0, "conv3_1": 0.5}, "relative": "place", "contrast": 2},
         {"latent_px": 1, "channels": [3, 4, 5, 6], "latent_channels": 7, "blocks": "residual9"},
         {"image_weight": 0.5},
         {"lr_schedule": "cosine", "grad_clip": 1.0, "ema_decay": 0.9, "padding": "zeros"},

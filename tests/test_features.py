@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from feature_detectors import CPU, TILES, detector
@@ -39,6 +40,28 @@ def test_features_are_those_of_the_network_pooled():
     grid = BackboneFeatures("squeezenet1_1", ["features.4"], 5, SQUEEZENET)(x)
     expected = shallow.unfold(2, 3, 3).unfold(3, 3, 3).mean(dim=(4, 5)).permute(0, 2, 3, 1)
     torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("contrast", [0.5, 2])
+def test_contrast_stretches_about_white(contrast):
+    x = images()
+    names = ("squeezenet1_1", ["features.4"], 5, SQUEEZENET)
+    found = BackboneFeatures(*names, contrast=contrast)(x)
+    expected = BackboneFeatures(*names)(1 - contrast * (1 - x))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, BackboneFeatures(*names)(x), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "linear-probe"])
+def test_detectors_on_frozen_features_look_through_the_contrast(name):
+    options = {"backbone": "squeezenet1_1", "layers": ("features.3",), "places": 4, "magnify": 1}
+    plain, stretched = (detector(name, contrast=contrast, **options) for contrast in (1, 2))
+    for one in (plain, stretched):
+        one._set_backbone(SQUEEZENET, "zeros")
+    absorbed = TILES[:2] // 2
+    found, expected = stretched.embed(255 - absorbed), plain.embed(255 - 2 * absorbed)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(found - plain.embed(255 - absorbed)).max() > 0.1
 
 
 def test_resnet():

@@ -48,6 +48,13 @@ def test_features_equal_torchvisions_own_network():
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_contrast_stretches_about_white():
+    x = images(1, 2) * 0.5 + 0.5
+    found = Vgg19(TENSORS, ["relu2_2"], contrast=3)(x)["relu2_2"]
+    expected = Vgg19(TENSORS, ["relu2_2"])(1 - 3 * (1 - x))["relu2_2"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_only_layers_down_to_the_deepest_are_needed():
     shallow = {key: TENSORS[key] for key in vgg.needed_keys(["relu2_1"])}
     assert sorted(shallow) == sorted(
