@@ -166,6 +166,13 @@ def test_state_holds_no_more_of_the_network_than_needed(tmp_path, weights):
     assert kept == set(vgg.needed_keys(["relu2_2"]))
 
 
+@pytest.mark.parametrize("shipped", [False, True])
+def test_the_network_that_comes_along_is_warned_of(tmp_path, weights, caplog, shipped):
+    report = detector().fit(HEALTHY, context(tmp_path, "wsiad" if shipped else weights))
+    assert ("lower than healthy tissue" in caplog.text) == shipped
+    assert ("warning" in report.notes["weights"]) == shipped
+
+
 def test_damaged_state_is_refused(tmp_path, weights):
     found = detector()
     found.fit(HEALTHY, context(tmp_path, weights))

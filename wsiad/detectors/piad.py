@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from wsiad.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.detectors.dpa.detector import padding_of
 from wsiad.detectors.dpa.options import PerceptualOptions
+from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError
 from wsiad.networks import vgg, weights
@@ -153,7 +153,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
             PerceptualReconstruction(autoencoder, self._distance(network, statistics[size]))
         )
         self._network = whole
-        self._about = {"weights": found.note(), "padding": padding, "statistics": source}
+        self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
         game = self._placed(self._game(autoencoder, shape, context.seed))
 
         def loss(windows: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ RANDOM, IMAGENET, SHIPPED = "random", "imagenet", "wsiad"
 SHIPPED_FILE = Path(__file__).parent / "shipped" / "lymph_node.safetensors"
 """A slim VGG19 that ``wsiad pretrain`` made of healthy PatchCamelyon tiles; docs/pretrain.md."""
 
+SHIPPED_SOURCE = f"wsiad {SHIPPED_FILE.name}"
+"""What :attr:`Weights.source` says of it."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -53,6 +56,11 @@ class Weights:
     def random(self) -> bool:
         """Whether nothing was ever learnt."""
         return self.source == RANDOM
+
+    @property
+    def shipped(self) -> bool:
+        """Whether they are those that come with wsiad."""
+        return self.source == SHIPPED_SOURCE
 
     def note(self) -> dict[str, Any]:
         """Return what a run should say of its weights, as JSON values."""
@@ -139,7 +147,7 @@ def official(model: str) -> Weights:
 def shipped() -> Weights:
     """Get the weights that come with wsiad: a slim VGG19 of four blocks."""
     found = read_file(SHIPPED_FILE)
-    return Weights(found.tensors, f"wsiad {SHIPPED_FILE.name}", found.sha256, found.metadata)
+    return Weights(found.tensors, SHIPPED_SOURCE, found.sha256, found.metadata)
 
 
 def read_file(path: Path) -> Weights:

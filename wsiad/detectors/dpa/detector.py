@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from wsiad.detector import (
 )
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors.dpa.objective import Objective, images_of
-from wsiad.detectors.dpa.options import DpaOptions, PerceptualOptions
+from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import vgg, weights
@@ -200,7 +201,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         statistics, source = statistics_by_px(
             options, networks, tiles, size=size, seed=context.seed, device=self._device
         )
-        self._about = {"weights": found.note(), "padding": padding, "statistics": source}
+        self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
         identity = {"weights": found.sha256, "padding": padding, "statistics": source}
         distances = {px: self._distance_of(n, statistics[px], px) for px, n in networks.items()}
         return distances, identity
@@ -284,24 +285,6 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         if self._distance is None:
             raise DetectorError("is not fitted yet", subject="dpa")
         return self._distance
-
-
-def padding_of(options: PerceptualOptions, found: weights.Weights) -> vgg.Padding:
-    """Return the padding of the perceptual network: as in the options, or its weights.
-
-    Raises
-    ------
-    DetectorError
-        The weights state one that is not known.
-    """
-    stated = options.padding or found.metadata.get("padding", "zeros")
-    if stated not in ("zeros", "reflect"):
-        raise DetectorError(
-            f"the weights state the unknown padding {stated!r}",
-            subject=found.source,
-            remedy="Set padding to zeros or reflect.",
-        )
-    return cast(vgg.Padding, stated)
 
 
 def _group(state: State, prefix: str) -> dict[str, Tensor]:
