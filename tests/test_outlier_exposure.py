@@ -110,6 +110,11 @@ def test_interrupted_it_goes_on_to_the_same_weights(tmp_path):
     assert not torch.equal(reseeded.state().tensors["head.weight"], state["head.weight"])
 
 
+def test_few_anomalous_tiles_end_it_early(tmp_path):
+    report = detector(exposures=10).fit(healthy(), context(tmp_path))
+    assert (report.ended_by, report.steps) == ("max-steps", 8)  # 8 · 8 are 10 times 6 tiles
+
+
 def test_other_anomalies_are_another_training(tmp_path):
     detector().fit(healthy(), context(tmp_path, budget=Budget(max_steps=2)))
     with pytest.raises(RunError, match="anomalies"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -72,9 +73,11 @@ class OutlierExposureOptions(TrainedOptions):
     """Share of the features that is left out in a step."""
     smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.05
     """Labels are taken as this much, and 1 less it, rather than 0 and 1."""
-    max_steps: _Count = 300
-    """Steps; the run's ``--max-steps`` may set a smaller bound. There are no held-out anomalies
-    to stop by."""
+    exposures: Annotated[float, pydantic.Field(gt=0)] = 100.0
+    """How often each anomalous tile is shown, on average: a training on few tiles ends early,
+    before it knows them by heart. There are no held-out anomalies to stop by."""
+    max_steps: _Count = 5_000
+    """The most steps; the run's ``--max-steps`` may set a smaller bound."""
     val_interval: _Count = 100
     """Steps between two looks at the held-out healthy tiles, which are for the log alone."""
     scale: Annotated[float, pydantic.Field(ge=1)] = 1.2
@@ -91,6 +94,11 @@ class OutlierExposureOptions(TrainedOptions):
     def chosen_layer(self) -> str:
         """Return the layer given, or the backbone's default."""
         return self.layer or DEEPEST.of(self.backbone)[-1]
+
+    def bounded(self, anomalous: int) -> Self:
+        """Return the options with as many steps as so many anomalous tiles are good for."""
+        steps = math.ceil(self.exposures * anomalous / self.batch)
+        return self.model_copy(update={"max_steps": min(self.max_steps, steps)})
 
     def probe(self) -> LinearProbeOptions:
         """Return the options of the linear probe that it starts from."""
@@ -179,6 +187,7 @@ class OutlierExposure(TrainedDetector):
                 "anomalies": hashlib.sha256(anomalous.numpy().tobytes()).hexdigest(),
             },
             recipe=self._recipe(network, anomalous, context),
+            options=self.options.bounded(len(anomalous)),
             started=started,
             size=window,
         )
