@@ -118,10 +118,10 @@ def _row(name: str, variant: Variant) -> Row:
     cls = registry.load(variant.detector)
     options = build(cls.Options, variant.options, source=name)
     labelled = cls.learns_from_anomalies(options) == "needed"
-    kind = LABELLED if labelled else HEALTHY_ONLY
+    trained = issubclass(cls.Options, LoopOptions)
     return Row(
         checked_name(name),
-        TRAINED if issubclass(cls.Options, LoopOptions) else kind,
+        LABELLED if labelled else TRAINED if trained else HEALTHY_ONLY,
         detector=variant.detector,
         options=variant.options,
         weights=variant.weights

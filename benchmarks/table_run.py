@@ -84,7 +84,7 @@ class Setting:
         return self.pcam / f"{name}.tar"
 
     def budget_of(self, row: Row) -> Budget:
-        """Return the bounds of a row's training; what is fitted in closed form has none."""
+        """Return the bounds of a row's training on healthy tiles alone; others have none."""
         if row.kind != TRAINED:
             return Budget()
         return Budget(self.budget.max_steps, row.max_minutes or self.budget.max_minutes)

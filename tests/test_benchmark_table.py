@@ -352,6 +352,7 @@ def test_rows_that_are_shipped():
     kinds = [row.kind for row in rows]
     assert kinds == sorted(kinds, key=table_rows.KINDS.index)
     assert by_name["dpa"].kind == by_name["deep-svdd"].kind == "trained"
+    assert by_name["outlier-exposure"].kind == by_name["devnet"].kind == "labelled"
     for name in {*registry.names_using_anomalies(), "ensemble devnet"} - {"ensemble"}:
         assert len(table_rows.cases(by_name[name], counts=[20, 100], seeds=[0, 1, 2])) == 6
 
