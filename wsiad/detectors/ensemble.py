@@ -130,7 +130,7 @@ class Ensemble(Detector):
             A member's options are wrong.
         """
         members = [self._made(number) for number in range(1, len(self.options.members) + 1)]
-        learns = [_learns(member) for member in self.options.members]
+        learns = [m.detector.learns_from_anomalies(m.detector.options) for m in members]
         if context.anomalies is not None and not any(learns):
             raise DetectorError(
                 "none of its members learns from anomalous tiles",

@@ -36,9 +36,6 @@ class PlaceClassifier(nn.Module):
         self.backbone, self.magnify = backbone.requires_grad_(requires_grad=True), magnify
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, 1)
-        for module in self.backbone.modules():
-            if hasattr(module, "inplace"):  # what it overwrites is needed to go back
-                module.inplace = False  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> Self:
         """Train the weights, without the statistics of batch normalisations."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wsiad.detector import (
     DetectorOptions,
@@ -22,6 +22,7 @@ from wsiad.detector import (
     TileSource,
 )
 from wsiad.detectors._reconstructing import ReconstructingDetector
+from wsiad.detectors._trained import group
 from wsiad.detectors.dpa.objective import Objective, images_of
 from wsiad.detectors.dpa.options import DpaOptions
 from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
@@ -166,7 +167,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
             layers = list(self.options.layers)
             network = (
                 vgg.Vgg19(
-                    _group(state, "perceptual"),
+                    group(state, "perceptual"),
                     layers,
                     padding=state.values["padding"],
                     contrast=self.options.contrast,
@@ -175,10 +176,10 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
                 else None
             )
             statistics = {
-                layer: ChannelStatistics(**_group(state, f"statistics.{layer}")) for layer in layers
+                layer: ChannelStatistics(**group(state, f"statistics.{layer}")) for layer in layers
             }
             autoencoder = Autoencoder(self._shape)
-            autoencoder.load_state_dict(_group(state, "autoencoder"))
+            autoencoder.load_state_dict(group(state, "autoencoder"))
         except (KeyError, TypeError, RuntimeError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         self._about = dict(state.values)
@@ -285,11 +286,6 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         if self._distance is None:
             raise DetectorError("is not fitted yet", subject="dpa")
         return self._distance
-
-
-def _group(state: State, prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
 
 
 def _check_steps(stages: Stages | None, options: DpaOptions, context: FitContext) -> None:
