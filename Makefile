@@ -57,6 +57,7 @@ wheel-test: $(VENV)/.dev
 	$(PYTHON) -m venv build/wheel-test/venv
 	build/wheel-test/venv/bin/python -m pip install --quiet -c requirements/constraints.txt build/wheel-test/*.whl
 	cd build/wheel-test && venv/bin/wsiad doctor && venv/bin/wsiad demo --out demo --fast
+	rm -rf build/wheel-test/venv
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/stain.py speed
