@@ -71,7 +71,7 @@ def main() -> None:
     for path in (args.healthy, args.tumour):
         used = len(tiles) if path == args.fit else 0
         cut = centre(read_tar(path, args.score_tiles, without=used), args.input)
-        places.append(detector.score_places(cut))
+        places.append(detector.score_map(cut))
         counts.append(len(cut))
     score_seconds = time.monotonic() - start
     labels = np.repeat([0, 1], counts)

@@ -101,6 +101,12 @@ def test_unknown_backbone_layer_and_weights():
         BackboneFeatures("squeezenet1_1", ["layer1"], 1, SQUEEZENET)
     with pytest.raises(WeightsError, match=r"features\.0\.weight is missing"):
         BackboneFeatures("squeezenet1_1", ["features.4"], 1, {})
+    cut = BackboneFeatures("squeezenet1_1", ["features.3"], 1, SQUEEZENET).network.state_dict()
+    with pytest.raises(WeightsError, match=r"end with features\.3\.expand3x3\.bias.*not as deep"):
+        BackboneFeatures("squeezenet1_1", ["features.4"], 1, cut)
+    holed = {k: v for k, v in SQUEEZENET.items() if k != "features.0.bias"}
+    with pytest.raises(WeightsError, match=r"features\.0\.bias is missing"):
+        BackboneFeatures("squeezenet1_1", ["features.4"], 1, holed)
     wrong = {**SQUEEZENET, "features.0.weight": torch.zeros(32, 3, 3, 3)}
     with pytest.raises(WeightsError, match=r"features\.0\.weight has the shape"):
         BackboneFeatures("squeezenet1_1", ["features.4"], 1, wrong)

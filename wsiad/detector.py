@@ -21,6 +21,7 @@ import pydantic
 import torch
 
 from wsiad.config import Config
+from wsiad.orientations import turned, turned_back
 from wsiad.ranks import Ranks
 from wsiad.units import Mpp, TilePx
 
@@ -197,6 +198,14 @@ class DetectorOptions(Config):
     """How the scores of the places within a tile become the tile's score."""
     pooling_quantile: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     """Which quantile of the places, with ``pooling: quantile``."""
+    orientations: Literal[1, 2, 4, 8] = 1
+    """Score every tile in so many orientations and take the mean of each place, since tissue has no
+    upside: 2 adds half a turn, 4 mirrors too, 8 are all; scoring takes so many times longer."""
+
+    scoring_only: ClassVar[frozenset[str]] = frozenset(
+        {"pooling", "pooling_quantile", "orientations", "input_px"}
+    )
+    """Options on which what is fitted does not depend, so that they may change between parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +258,9 @@ class Detector(ABC):
 
     @abstractmethod
     def score_places(self, tiles: Tiles) -> Scores:
-        """Score the places within tiles.
+        """Score the places within tiles as they lie.
+
+        Callers want :meth:`score_map`, in as many orientations as the options say.
 
         Parameters
         ----------
@@ -276,9 +287,24 @@ class Detector(ABC):
             The state is not of this method.
         """
 
+    def score_map(self, tiles: Tiles) -> Scores:
+        """Score the places within tiles, float32 (N, m, m): the mean over their orientations.
+
+        As :meth:`score_places`, and with more than one of ``orientations`` the same for a tile
+        and its mirror image, but for the map being mirrored too. Averaging over such views is
+        the usual test-time augmentation (Krizhevsky, Sutskever & Hinton, NIPS 2012, section
+        4.1).
+        """
+        count = self.options.orientations
+        if count == 1:
+            return self.score_places(tiles)
+        maps = (turned_back(self.score_places(turned(tiles, k)), k) for k in range(count))
+        total = sum((one.astype(np.float64) for one in maps), start=np.float64(0))
+        return np.asarray(total / count, np.float32)
+
     def score(self, tiles: Tiles) -> Scores:
         """Score tiles, float32 (N,); higher is stranger."""
-        return self.pool(self.score_places(tiles))
+        return self.pool(self.score_map(tiles))
 
     def pool(self, places: Scores) -> Scores:
         """Pool the places of each tile, (N, m, m), into its score, float32 (N,)."""

@@ -54,4 +54,4 @@ class ReconstructingDetector(Detector):
 
     def difference(self, tiles: Tiles) -> Scores:
         """Return the distance by place, which is what is scored."""
-        return self.score_places(tiles)
+        return self.score_map(tiles)

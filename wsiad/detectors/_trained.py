@@ -40,9 +40,6 @@ M = TypeVar("M", bound=nn.Module)
 class TrainedOptions(DetectorOptions, LoopOptions):
     """Options of every detector whose network is trained."""
 
-    scoring_only: ClassVar[frozenset[str]] = frozenset({"pooling", "pooling_quantile", "input_px"})
-    """Options on which the weights do not depend, so that they may change between parts."""
-
     def identity(self, *, limit: int) -> dict[str, Any]:
         """Return the values on which the weights after a given step depend, as JSON."""
         own = type(self).model_fields.keys() - LoopOptions.model_fields.keys()

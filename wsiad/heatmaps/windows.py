@@ -246,7 +246,7 @@ def score_windows(
                 places = empty.reshape(0, 1, 1)
                 yield ScoredBatch(windows.rows, windows.columns, empty, places, windows.left_out)
                 continue
-            places = detector.score_places(windows.pixels[part])
+            places = detector.score_map(windows.pixels[part])
             yield ScoredBatch(
                 windows.rows[part],
                 windows.columns[part],

@@ -267,6 +267,12 @@ def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> N
     own = network.state_dict()
     for key, tensor in own.items():
         if key not in tensors:
+            held = [other for other in own if other in tensors]
+            if held and held == list(own)[: len(held)]:
+                raise WeightsError(
+                    f"they end with {held[-1]}, and a chosen layer of {backbone} lies beyond",
+                    remedy="Choose layers that are not as deep, or give whole weights.",
+                )
             raise WeightsError(
                 f"{key} is missing: these are not the weights of {backbone}",
                 remedy=f"Give weights with {_keys(backbone)} keys for {backbone}.",

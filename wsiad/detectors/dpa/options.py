@@ -188,8 +188,7 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     def identity(self, *, limit: int) -> dict[str, Any]:
         """Return the values on which the weights after a given step depend, as JSON."""
         own = DpaOptions.model_fields.keys() - LoopOptions.model_fields.keys()
-        scoring_only = {"pooling", "pooling_quantile", "input_px"}
-        values = self.model_dump(mode="json", include=set(own) - scoring_only)
+        values = self.model_dump(mode="json", include=set(own) - self.scoring_only)
         # Checkpoints of before these options, or without them, do not state them.
         if not self.adversarial_weight:
             del values["adversarial"]
