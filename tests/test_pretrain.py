@@ -12,7 +12,8 @@ from builders import stained, write_tiff
 from safetensors.torch import load_file
 
 import wsiad
-from wsiad.errors import ConfigError, DetectorError, RunError
+from wsiad.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.locks import CLAIM, claimed
 from wsiad.networks.contrastive import ContrastiveNetwork, contrast
 from wsiad.networks.vgg import Vgg19
 from wsiad.networks.weights import SHIPPED_FILE, read_file
@@ -194,6 +195,13 @@ def test_complete_network_is_left_and_another_refused(store, tmp_path):
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(RunError, match="not a pretraining"):
         pretrain(store, tmp_path / "notes")
+
+
+def test_a_folder_in_which_another_works_is_refused(store, tmp_path):
+    with claimed(tmp_path / "run"):
+        with pytest.raises(InputError, match="another process works on it"):
+            pretrain(store, tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [CLAIM]
 
 
 def test_bad_options(store, tmp_path):

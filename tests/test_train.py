@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 import wsiad
 from wsiad.errors import DetectorError, InputError, RunError, StoreError, WeightsError
 from wsiad.files import fingerprint
+from wsiad.locks import CLAIM
+from wsiad.runs import calibration
 from wsiad.runs.run import RunFolder
 
 TINY = {
@@ -143,6 +145,25 @@ def test_a_complete_run_is_kept(store, tmp_path):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     with pytest.raises(RunError, match="complete run already"):
         train(store, tmp_path / "run", detector="gaussian", options={"places": 3})
+
+
+def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
+    """While one is at work a second is refused and changes nothing."""
+    given = {"detector": "gaussian", "options": {"places": 2}}
+    whole, refused = calibration.calibrate, []
+
+    def with_a_second(*args, **values):
+        before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+        with pytest.raises(InputError, match=r"run: another process works on it\. Wait"):
+            train(store, tmp_path / "run", **given, seed=1)
+        assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+        refused.append(True)
+        return whole(*args, **values)
+
+    monkeypatch.setattr(calibration, "calibrate", with_a_second)
+    assert train(store, tmp_path / "run", **given).ended_by == "fitted"
+    assert refused == [True]
+    assert not (tmp_path / "run" / CLAIM).exists()
 
 
 def test_too_few_slides_are_split_by_tile_and_said_so(tmp_path):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from wsiad.config import Config, resolve, write_config
 from wsiad.errors import ConfigError, RunError
+from wsiad.locks import CLAIM, claimed
 
 CONFIG = "config.yaml"
 
 
-def claim(out: Path, config: Config, *, record: str, what: str) -> bool:
-    """Take a folder for what a config makes; tell whether that is complete in it already.
+@contextlib.contextmanager
+def taken(out: Path, config: Config, *, record: str, what: str) -> Iterator[bool]:
+    """Keep a folder for what a config makes; tell whether that is complete in it already.
+
+    While it is made no other process may work in the folder.
 
     Parameters
     ----------
@@ -23,27 +29,39 @@ def claim(out: Path, config: Config, *, record: str, what: str) -> bool:
     what : str
         What is made, such as ``"run"``.
 
+    Yields
+    ------
+    bool
+        Whether nothing is left to do.
+
     Raises
     ------
     RunError
         It holds a complete one of another config, or something else, or cannot be made.
+    InputError
+        Another process works in it.
     """
     path = out / CONFIG
-    if (out / record).is_file() and path.exists() and _same(path, config):
-        return True
+    if _is_complete(out, config, record):
+        yield True
+        return
     begin(out, record=record, what=what)
-    if not path.exists() and any(out.iterdir()):
-        raise RunError(
-            f"holds something that is not a {what}",
-            subject=str(out),
-            remedy="Give an empty or a new folder as --out.",
-        )
-    write_config(path, config)
-    return False
+    with claimed(out):
+        if _is_complete(out, config, record):  # by another process, just before
+            yield True
+            return
+        if not path.exists() and any(entry.name != CLAIM for entry in out.iterdir()):
+            raise RunError(
+                f"holds something that is not a {what}",
+                subject=str(out),
+                remedy="Give an empty or a new folder as --out.",
+            )
+        write_config(path, config)
+        yield False
 
 
 def begin(out: Path, *, record: str, what: str) -> None:
-    """Make a folder, unless it is there; see :func:`claim`.
+    """Make a folder, unless it is there; see :func:`taken`.
 
     Raises
     ------
@@ -62,9 +80,11 @@ def begin(out: Path, *, record: str, what: str) -> None:
         raise RunError(f"cannot be made ({error.strerror})", subject=str(out)) from error
 
 
-def _same(path: Path, config: Config) -> bool:
-    """Whether a stored config is this one, be it of before an option with a default."""
+def _is_complete(out: Path, config: Config, record: str) -> bool:
+    """Whether what this very config makes, be it of before an option with a default, is there."""
+    path = out / CONFIG
     try:
-        return resolve(type(config), file=path, flags={}) == config
+        given = (out / record).is_file() and path.exists()
+        return given and resolve(type(config), file=path, flags={}) == config
     except ConfigError:
         return False

@@ -14,7 +14,7 @@ from wsiad.config import Config, build, verb
 from wsiad.errors import DetectorError, RunError
 from wsiad.files import atomic_file, read_json, write_json
 from wsiad.provenance import versions
-from wsiad.runs.claim import claim
+from wsiad.runs.claim import taken
 from wsiad.stages.fit_tiles import (
     healthy_slides,
     store_fingerprint,
@@ -119,37 +119,41 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = healthy_slides(store, config.split)
     usable, unusable = usable_tiles(slides, thresholds)
-    if claim(config.out, config, record=RECORD, what="pretraining"):
-        return _already_done(config)
-    # Nothing is calibrated here: what `train` would hold out for that is learnt from too.
-    parts = split_slides([(n, len(t)) for n, t in usable.items()], seed=config.seed, only_fit=())
-    by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
-    tiles = HealthyTiles(
-        tile_source([*parts.fit, *parts.calibration], by_name), tile_source(parts.stop, by_name)
-    )
-    context = FitContext(
-        seed=config.seed,
-        device=device,
-        folder=config.out,
-        budget=Budget(config.max_steps, config.max_minutes),
-        quiet=config.quiet,
-    )
-    network, training = new_training(tiles, options, context, size=tile)
-    result = training.run()
-    used = {
-        "stores": {config.store.name: store_fingerprint(store, slides)},
-        "tiles": {"fit": len(tiles.fit), "held_out": len(tiles.stop)},
-        "mpp": store.preparation.mpp,
-        "split": parts.note,
-        "slides_not_used": skipped,
-        "tiles_not_used": unusable,
-    }
-    _write(config, options, network, result, used, seconds=time.monotonic() - start)
-    summary = (
-        f"{result.steps} steps, ended by {result.ended_by}; held-out loss {result.best_loss:.4f} "
-        f"at step {result.best_step}\nuse it: --weights {config.out / WEIGHTS}"
-    )
-    return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
+    with taken(config.out, config, record=RECORD, what="pretraining") as complete:
+        if complete:
+            return _already_done(config)
+        # Nothing is calibrated here: what `train` would hold out for that is learnt from too.
+        parts = split_slides(
+            [(n, len(t)) for n, t in usable.items()], seed=config.seed, only_fit=()
+        )
+        by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
+        tiles = HealthyTiles(
+            tile_source([*parts.fit, *parts.calibration], by_name), tile_source(parts.stop, by_name)
+        )
+        context = FitContext(
+            seed=config.seed,
+            device=device,
+            folder=config.out,
+            budget=Budget(config.max_steps, config.max_minutes),
+            quiet=config.quiet,
+        )
+        network, training = new_training(tiles, options, context, size=tile)
+        result = training.run()
+        used = {
+            "stores": {config.store.name: store_fingerprint(store, slides)},
+            "tiles": {"fit": len(tiles.fit), "held_out": len(tiles.stop)},
+            "mpp": store.preparation.mpp,
+            "split": parts.note,
+            "slides_not_used": skipped,
+            "tiles_not_used": unusable,
+        }
+        _write(config, options, network, result, used, seconds=time.monotonic() - start)
+        summary = (
+            f"{result.steps} steps, ended by {result.ended_by}; held-out loss "
+            f"{result.best_loss:.4f} at step {result.best_step}\n"
+            f"use it: --weights {config.out / WEIGHTS}"
+        )
+        return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
 
 
 def _already_done(config: PretrainConfig) -> PretrainResult:

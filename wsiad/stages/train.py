@@ -14,7 +14,7 @@ from wsiad.config import Config, build, verb
 from wsiad.detectors import registry
 from wsiad.errors import DetectorError
 from wsiad.files import write_json
-from wsiad.runs.claim import claim
+from wsiad.runs.claim import taken
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.stages.fit_tiles import store_fingerprint, usable_tiles
 from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
@@ -22,9 +22,12 @@ from wsiad.stages.slide_table import slide_seconds
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
+    import torch
+
     from wsiad.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.split import HealthySplit
+    from wsiad.stages.fit_along import Chosen
     from wsiad.tiles.store import TileStore
     from wsiad.tiles.stored_slide import StoredSlide
 
@@ -123,7 +126,8 @@ def train(config: TrainConfig) -> TrainResult:
     StoreError
         There is no store, or it is damaged.
     InputError
-        The store has no healthy tiles to use, or that of anomalies no anomalous ones.
+        The store has no healthy tiles to use, or that of anomalies no anomalous ones, or
+        another process works in the folder.
     StoreMismatchError
         The anomalous tiles were prepared otherwise than the healthy ones.
     DetectorError
@@ -135,10 +139,8 @@ def train(config: TrainConfig) -> TrainResult:
         The folder holds a complete run, or one of another configuration.
     """
     # torch takes seconds to import, which `--help` must not.
-    from wsiad.runs.calibration import calibrate
-    from wsiad.runs.run import RUN, RunFolder, RunRecord
-    from wsiad.stages.fit_along import check_devices, choose, fit_context, together
-    from wsiad.stages.healthy_examples import choose_examples
+    from wsiad.runs.run import RUN
+    from wsiad.stages.fit_along import check_devices, choose
     from wsiad.training.device import choose_device
 
     start = time.monotonic()
@@ -148,11 +150,28 @@ def train(config: TrainConfig) -> TrainResult:
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
+    anomalies = _anomalies(config, chosen.store, size=chosen.size)
+    with taken(config.out, config, record=RUN, what="run") as complete:
+        if complete:
+            return _already_done(config)
+        return _made(config, chosen, anomalies, device, start)
+
+
+def _made(
+    config: TrainConfig,
+    chosen: Chosen,
+    anomalies: AnomalySlides | None,
+    device: torch.device,
+    start: float,
+) -> TrainResult:
+    """Fit, calibrate, choose healthy examples, and write the run; its record last."""
+    from wsiad.runs.calibration import calibrate
+    from wsiad.runs.run import RunFolder, RunRecord
+    from wsiad.stages.fit_along import fit_context, together
+    from wsiad.stages.healthy_examples import choose_examples
+
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
     tile_seconds = slide_seconds(config.store / "slides.csv")
-    anomalies = _anomalies(config, store, size=chosen.size)
-    if claim(config.out, config, record=RUN, what="run"):
-        return _already_done(config)
     folder = RunFolder(config.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
     parts, detector, tiles = chosen.begin(
