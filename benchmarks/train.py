@@ -34,8 +34,8 @@ import wsiad
 from wsiad.config import build
 from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec, TileSource
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
-from wsiad.detectors.dpa.objective import images_of
 from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.networks.autoencoder import images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 from wsiad.networks.vgg import LAYERS
 from wsiad.tiles.arrays import ArrayTiles

@@ -11,11 +11,11 @@ from test_dpa import CPU, HEALTHY, SMOOTH, context, detector, equal, tiny_vgg
 
 from wsiad.detector import HealthyTiles, State
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
-from wsiad.detectors.dpa.objective import Objective, images_of
+from wsiad.detectors.dpa.objective import Objective
 from wsiad.detectors.dpa.options import DpaOptions
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import ConfigError, DetectorError, RunError
-from wsiad.networks.autoencoder import seeded_autoencoder
+from wsiad.networks.autoencoder import images_of, seeded_autoencoder
 from wsiad.networks.critic import seeded_critic
 from wsiad.networks.growing import seeded_growing
 from wsiad.networks.perceptual import RelativePerceptualL1, channel_statistics

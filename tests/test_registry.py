@@ -24,6 +24,21 @@ def test_every_name_is_a_detector(name):
     assert not undescribed
 
 
+def test_every_module_can_be_imported_first():
+    """Each command loads another one first: no order of imports may be needed."""
+    code = """
+import importlib, pkgutil, sys, wsiad
+names = [module.name for module in pkgutil.walk_packages(wsiad.__path__, "wsiad.")]
+assert len(names) > 200
+for name in names:
+    for known in [key for key in sys.modules if key.split(".")[0] == "wsiad"]:
+        del sys.modules[known]
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_listing_imports_neither_torch_nor_a_detector():
     code = (
         "import sys; from wsiad.detectors import registry; registry.names(); "

@@ -290,10 +290,9 @@ class Detector(ABC):
     def score_map(self, tiles: Tiles) -> Scores:
         """Score the places within tiles, float32 (N, m, m): the mean over their orientations.
 
-        As :meth:`score_places`, and with more than one of ``orientations`` the same for a tile
-        and its mirror image, but for the map being mirrored too. Averaging over such views is
-        the usual test-time augmentation (Krizhevsky, Sutskever & Hinton, NIPS 2012, section
-        4.1).
+        As :meth:`score_places`; but with several ``orientations`` a tile that is turned in one
+        of them has the same map, turned likewise. Averaging over such views is the usual
+        test-time augmentation (Krizhevsky, Sutskever & Hinton, NIPS 2012, section 4.1).
         """
         count = self.options.orientations
         if count == 1:

@@ -11,8 +11,7 @@ from torch import Tensor
 from wsiad.capabilities import Embedding
 from wsiad.detector import Detector, Scores, Tiles
 from wsiad.detectors._batches import in_batches
-from wsiad.detectors.dpa.objective import images_of
-from wsiad.networks.autoencoder import Autoencoder
+from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 
 _BATCH = 128

@@ -146,6 +146,14 @@ class Autoencoder(nn.Module):
         return reconstruction
 
 
+def images_of(windows: Tensor) -> Tensor:
+    """Turn windows, uint8 (N, S, S, 3), into what an autoencoder takes.
+
+    These are images (N, 3, S, S) in [−1, 1], channels last.
+    """
+    return windows.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
     """Return an encoder alone, images to latents, whose weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):

@@ -270,7 +270,7 @@ def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> N
             held = [other for other in own if other in tensors]
             if held and held == list(own)[: len(held)]:
                 raise WeightsError(
-                    f"they end with {held[-1]}, and a chosen layer of {backbone} lies beyond",
+                    f"the weights end with {held[-1]}: a chosen layer of {backbone} lies beyond",
                     remedy="Choose layers that are not as deep, or give whole weights.",
                 )
             raise WeightsError(

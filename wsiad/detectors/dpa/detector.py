@@ -23,13 +23,13 @@ from wsiad.detector import (
 )
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import group
-from wsiad.detectors.dpa.objective import Objective, images_of
+from wsiad.detectors.dpa.objective import Objective
 from wsiad.detectors.dpa.options import DpaOptions
 from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
 from wsiad.detectors.dpa.statistics import statistics_by_px
 from wsiad.errors import DetectorError, WsiadError
 from wsiad.networks import vgg, weights
-from wsiad.networks.autoencoder import Autoencoder, seeded_autoencoder
+from wsiad.networks.autoencoder import Autoencoder, images_of, seeded_autoencoder
 from wsiad.networks.critic import seeded_critic
 from wsiad.networks.growing import GrowingAutoencoder, seeded_growing
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1

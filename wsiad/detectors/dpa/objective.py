@@ -6,16 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from wsiad.networks.autoencoder import Autoencoder
+from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.critic import Critic
 from wsiad.networks.growing import GrowingAutoencoder, GrowingDistance, faded
 from wsiad.networks.perceptual import RelativePerceptualL1
 from wsiad.training.stages import Stage
-
-
-def images_of(windows: Tensor) -> Tensor:
-    """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1], channels last."""
-    return windows.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Objective:
