@@ -71,6 +71,13 @@ class SlideReadError(SlideError, OSError):
     """A region of a slide cannot be decoded."""
 
 
+class UnusableSlideError(SlideError):
+    """A slide was opened, and what it shows could not be looked at: it is not without tissue.
+
+    The batch gives such a slide the status ``unusable``, with the reason, in place of ``failed``.
+    """
+
+
 class DirectReadError(SlideError):
     """A slide or tile is not of a kind that is decoded directly; OpenSlide then reads it."""
 

@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 from wsiad.cluster.options import ComputeOptions, take_shard
 from wsiad.cluster.tasks import run_tasks
-from wsiad.errors import WsiadError
+from wsiad.errors import UnusableSlideError, WsiadError
 from wsiad.files import DISK_FULL
 from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.staging import Staging, discard_staged
 from wsiad.stages.division import Divided, Divisions, PartDone
-from wsiad.stages.slide_table import FAILED, SlideRow, SlideTable, failures
+from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +201,10 @@ def _guarded(
     start = time.monotonic()
     try:
         return work(task)
+    except UnusableSlideError as error:
+        raise_if_ended()
+        unusable = failed_row(row, task.slide, str(error))
+        return replace(unusable, status=UNUSABLE, seconds=time.monotonic() - start)
     except WsiadError as error:
         raise_if_ended()
         reason = str(error)
