@@ -14,13 +14,16 @@ from PIL import Image
 
 from wsiad.annotations import (
     Annotations,
+    ClassMap,
     Outline,
     Role,
+    limits,
     read_annotations,
     read_asap_xml,
     ring_area,
     role_of,
 )
+from wsiad.annotations.rings import has_area
 from wsiad.errors import AnnotationError
 from wsiad.evaluation import raster
 from wsiad.evaluation.raster import rasterise
@@ -159,12 +162,18 @@ EXTERNAL = (
         (asap(annotation(square(0, 0, 9), order=(0, 1, 1, 2))), "order '1' is given twice"),
         (asap(annotation(square(0, 0, 9), order=(0, 1, "x", 2))), "order 'x'"),
         (asap(annotation(square(0, 0, 9), order=(0, 1, -1, 2))), "order '-1'"),
+        (asap(annotation(square(0, 0, 9), order=(0, 1, "²", 2))), "order '²' is not a whole"),
+        (asap(annotation(square(0, 0, 9), order=(0, 1, "9" * 5000, 2))), "is not a whole"),
+        (asap(annotation(square(0, 0, 9), order=(0, 1, "1.0", 2))), r"order '1\.0'"),
+        (asap(annotation([(0, 0), ("1_0", 0), (2, 2)])), "not a position"),
     ],
 )
 def test_bad_xml_is_refused_with_the_file_named(tmp_path, text, message):
     with pytest.raises(AnnotationError, match=message) as caught:
         read_text(tmp_path, text)
     assert "slide.xml" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
 
 
 def test_files_that_are_missing_or_unknown_are_refused(tmp_path):
@@ -193,16 +202,16 @@ def test_geojson_polygons_holes_and_classes(tmp_path):
     document = {
         "type": "FeatureCollection",
         "features": [
-            feature(polygon(square(0, 0, 50), square(10, 10, 20))),
+            feature(polygon(square(0, 0, 50), square(10, 10, 20)), "Tumor"),
             feature({"type": "MultiPolygon", "coordinates": two}, {"name": "Tumor"}),
             feature(polygon(square(105, 0, 5)), "Exclusion"),
             feature(polygon(square(300, 0, 5)), {"name": "Stroma"}),
-            feature({"type": "Point", "coordinates": [1, 1]}),
+            feature({"type": "Point", "coordinates": [1, 1]}, "Tumor"),
         ],
     }
     read = read_text(tmp_path, json.dumps(document), "slide.geojson")
     assert read.tumour().area == 50 * 50 - 20 * 20 + 2 * 10 * 10 - 5 * 5
-    assert read.ignored == {"group Stroma": 1, "type Point": 1}
+    assert read.ignored == {"class Stroma": 1, "type Point": 1}
     mask = rasterise(read, Size(310, 60), scale=1)
     assert mask.sum() == read.tumour().area
     assert not mask[15, 15]
@@ -211,8 +220,241 @@ def test_geojson_polygons_holes_and_classes(tmp_path):
 def test_geojson_may_be_a_feature_a_geometry_or_a_list(tmp_path):
     shape = polygon(square(0, 0, 4))
     for document in (shape, feature(shape), [feature(shape)]):
-        read = read_text(tmp_path, json.dumps(document), "slide.json")
-        assert read.tumour().area == 16
+        path = tmp_path / "slide.json"
+        path.write_text(json.dumps(document))
+        # Nobody says that these are tumour, until somebody does.
+        said_nothing = read_annotations(path)
+        assert not said_nothing.outlines
+        assert said_nothing.ignored == {"no class": 1}
+        assert read_annotations(path, classes={"none": "tumor"}).tumour().area == 16
+
+
+# Classes, as QuPath means them
+
+
+@pytest.mark.parametrize(
+    ("classification", "aside"),
+    [
+        ({"name": "Tumor", "color": [200, 0, 0]}, None),
+        ({"name": " tumor "}, None),
+        ({"names": ["Tumor"]}, None),
+        (["Tumor"], None),
+        ("Tumor", None),
+        ('{ "name": "Tumor", "color": [1, 2, 3] }', None),
+        ({"names": ["Tumor", "Positive"]}, "class Tumor: Positive"),
+        ({"name": "Tumor: Positive", "colorRGB": -1}, "class Tumor: Positive"),
+        ({"names": ["Stroma", "Negative"]}, "class Stroma: Negative"),
+        ({"names": ["Ignore*"]}, "class Ignore*"),
+        ({"name": "Tumor*"}, "class Tumor*"),
+        ('{"names": ["Stroma"]}', "class Stroma"),
+        ("{ no json", "class { no json"),
+        (None, "no class"),
+        ({}, "no class"),
+        ({"color": [1, 2, 3]}, "no class"),
+        ({"names": []}, "no class"),
+        ("", "no class"),
+        ({"name": "Unclassified"}, "no class"),
+        (7, "class 7"),
+        ({"name": "two\nlines \x1b[2J\ud800"}, "class two lines \\x1b[2J\\ud800"),
+    ],
+)
+def test_only_what_is_said_to_be_tumour_is(tmp_path, classification, aside):
+    document = [feature(polygon(square(0, 0, 10)), classification, name="Tumor")]
+    read = read_text(tmp_path, json.dumps(document), "slide.geojson")
+    assert read.tumour().area == (0 if aside else 100)
+    assert read.ignored == ({aside: 1} if aside else {})
+
+
+def test_what_is_no_annotation_is_no_tumour_unless_its_class_says_so(tmp_path):
+    kinds = ["tile", "cell", "detection", "tmaCore", "tma_core", "root", "PathTileObject"]
+    shape = polygon(square(0, 0, 10))
+    bare = [{**feature(shape), "properties": {"objectType": kind}} for kind in kinds]
+    old = [{**feature(shape), "id": "PathDetectionObject"}]
+    read = read_text(tmp_path, json.dumps(bare + old), "slide.geojson")
+    assert not read.outlines
+    assert read.ignored == {
+        "tile without a class": 2,
+        "cell without a class": 1,
+        "detection without a class": 2,
+        "TMA core": 2,
+        "root object": 1,
+    }
+    # What has no class is mapped for annotations, not for whatever a program found.
+    path = tmp_path / "slide.geojson"
+    assert not read_annotations(path, classes={"none": "tumor"}).outlines
+    for item in bare:
+        item["properties"]["classification"] = {"name": "Tumor"}
+    read = read_text(tmp_path, json.dumps(bare), "slide.geojson")
+    assert len(read.outlines) == 4
+    assert read.ignored == {"TMA core": 2, "root object": 1}
+
+
+def test_objects_within_objects_and_collections_are_read(tmp_path):
+    def within(holder, *children):
+        holder["properties"]["childObjects"] = list(children)
+        return holder
+
+    inner = within(feature(polygon(square(0, 0, 10)), "Tumor"))
+    middle = within(
+        feature(polygon(square(0, 0, 50)), "Stroma"),
+        inner,
+        feature(polygon(square(8, 8, 4)), "Exclusion"),
+    )
+    outer = {**feature(polygon(square(0, 0, 99)), "Region*"), "childObjects": [middle]}
+    both = {
+        "type": "GeometryCollection",
+        "geometries": [
+            polygon(square(100, 0, 10)),
+            {"type": "Point", "coordinates": [1, 1]},
+            {"type": "GeometryCollection", "geometries": [polygon(square(200, 0, 10))]},
+        ],
+    }
+    document = {"type": "FeatureCollection", "features": [outer, feature(both, "Tumor")]}
+    read = read_text(tmp_path, json.dumps(document), "slide.geojson")
+    assert read.tumour().area == 10 * 10 - 2 * 2 + 2 * 10 * 10
+    assert read.ignored == {"class Region*": 1, "class Stroma": 1, "type Point": 1}
+
+
+def test_groups_within_groups_mean_what_the_outer_one_does(tmp_path):
+    text = asap(
+        annotation(square(0, 0, 100), group="met A"),
+        annotation(square(10, 10, 10), group="hole"),
+        annotation(square(0, 0, 50), group="deep"),
+        annotation(square(0, 0, 50), group="Artefact*"),
+        annotation(square(0, 0, 50), group="round"),
+        groups=("Tumor", "Exclusion"),
+    )
+    inner = {
+        "met A": "Tumor",
+        "hole": "Exclusion",
+        "deep": "met A",
+        "Artefact*": "Tumor",
+        "round": "trip",
+        "trip": "round",
+    }
+    more = "".join(f'<Group Name="{a}" PartOfGroup="{b}"/>' for a, b in inner.items())
+    read = read_text(tmp_path, text.replace("</AnnotationGroups>", f"{more}</AnnotationGroups>"))
+    assert read.tumour().area == 100 * 100 - 10 * 10
+    assert [(o.group, o.role) for o in read.outlines] == [
+        ("met A", Role.TUMOUR),
+        ("hole", Role.CUT_OUT),
+        ("deep", Role.TUMOUR),
+    ]
+    assert read.ignored == {"group Artefact*": 1, "group round": 1}
+
+
+def test_classes_may_be_mapped(tmp_path):
+    path = tmp_path / "slide.geojson"
+    document = [
+        feature(polygon(square(0, 0, 10)), "Carcinoma"),
+        feature(polygon(square(20, 0, 10)), {"names": ["Tumor", "Positive"]}),
+        feature(polygon(square(0, 0, 5)), "Ignore*"),
+        feature(polygon(square(40, 0, 10)), "Tumor"),
+    ]
+    path.write_text(json.dumps(document))
+    assert read_annotations(path).tumour().area == 100
+    meanings = {"CARCINOMA": "tumour", "Tumor:Positive": "tumor", "Ignore*": "cut-out"}
+    assert read_annotations(path, classes=meanings).tumour().area == 300 - 25
+    read = read_annotations(path, classes={"tumor": "ignore", "Lymph": "tumor"})
+    assert not read.outlines
+    assert ClassMap({"tumor": "ignore", "Lymph": "tumor"}).unused(read.classes) == ["lymph"]
+    xml = tmp_path / "slide.xml"
+    xml.write_text(asap(annotation(square(0, 0, 8), group="Stroma"), annotation(square(9, 9, 8))))
+    assert read_annotations(xml, classes={"Stroma": "tumor", "_0": "ignore"}).tumour().area == 64
+
+
+@pytest.mark.parametrize(
+    ("meanings", "message"),
+    [({"A": "malignant"}, "'malignant'.*tumor"), ({"A": "tumor", "a": "ignore"}, "twice")],
+)
+def test_meanings_that_are_not_known_or_contradict_are_refused(meanings, message):
+    with pytest.raises(AnnotationError, match=message):
+        ClassMap(meanings)
+
+
+# Where positions count from
+
+
+def test_a_file_that_says_where_it_counts_from_is_read_there(tmp_path):
+    document = {
+        "type": "FeatureCollection",
+        "wsiad": {"origin": [1344, 960.5]},
+        "features": [feature(polygon(square(1, 2, 10)), "Tumor")],
+    }
+    path = tmp_path / "slide.geojson"
+    path.write_text(json.dumps(document))
+    for origin in ("auto", "level0", "bounds"):
+        read = read_annotations(path, origin=origin, bounds=(7, 7))
+        assert read.tumour().bounds == (1345, 962.5, 1355, 972.5)
+        assert read.counted_from == "where the file says"
+
+
+def test_a_file_that_does_not_counts_as_its_program_does(tmp_path):
+    shape = polygon(square(1, 2, 10), square(3, 4, 2))
+    geojson, xml = tmp_path / "slide.geojson", tmp_path / "slide.xml"
+    geojson.write_text(json.dumps([feature(shape, "Tumor")]))
+    xml.write_text(asap(annotation(square(1, 2, 10))))
+    at_bounds, at_level_0 = (101, 52, 111, 62), (1, 2, 11, 12)
+    bounds = (100.0, 50.0)
+    read = read_annotations(geojson, bounds=bounds)
+    assert read.tumour().bounds == at_bounds
+    assert read.tumour().area == 96
+    assert read_annotations(geojson).tumour().bounds == at_level_0
+    assert read_annotations(geojson, origin="level0", bounds=bounds).tumour().bounds == at_level_0
+    assert read_annotations(xml, bounds=bounds).tumour().bounds == at_level_0
+    assert read_annotations(xml, origin="bounds", bounds=bounds).tumour().bounds == at_bounds
+    with pytest.raises(AnnotationError, match=r"slide\.geojson.*not known"):
+        read_annotations(geojson, origin="bounds")
+
+
+@pytest.mark.parametrize("member", [1, {}, {"origin": 3}, {"origin": [1]}, {"origin": [True, 2]}])
+def test_an_origin_that_is_not_clear_is_refused(tmp_path, member):
+    text = json.dumps({"type": "FeatureCollection", "wsiad": member, "features": []})
+    with pytest.raises(AnnotationError, match="count from"):
+        read_text(tmp_path, text, "slide.geojson")
+
+
+# Encodings, and files that are broken or too large
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_geojson_in_any_unicode(tmp_path, encoding):
+    path = tmp_path / "slide.geojson"
+    text = json.dumps([feature(polygon(square(0, 0, 4)), "Tumör")], ensure_ascii=False)
+    path.write_bytes(text.encode(encoding))
+    assert read_annotations(path).ignored == {"class Tumör": 1}
+
+
+def test_xml_in_the_encoding_that_it_declares(tmp_path):
+    path = tmp_path / "slide.xml"
+    for encoding, mark in (("utf-16", ""), ("iso-8859-1", ""), ("utf-8", "\ufeff")):
+        text = asap(annotation(square(0, 0, 4), name="Läsion"))
+        text = text.replace('version="1.0"', f'version="1.0" encoding="{encoding}"')
+        path.write_bytes((mark + text).encode(encoding))
+        assert read_annotations(path).outlines[0].name == "Läsion"
+
+
+def test_files_beyond_the_limits_are_refused_in_a_line(tmp_path, monkeypatch):
+    def deep(wrap, times):
+        value = feature(polygon(square(0, 0, 4)), "Tumor")
+        for _ in range(times):
+            value = wrap(value)
+        return json.dumps(value)
+
+    def child(value):
+        return {"type": "Feature", "geometry": None, "properties": {"childObjects": [value]}}
+
+    def collection(value):
+        shape = value["geometry"]
+        return feature({"type": "GeometryCollection", "geometries": [shape]}, "Tumor")
+
+    for wrap in (child, collection):
+        assert read_text(tmp_path, deep(wrap, 30), "slide.geojson").tumour().area == 16
+        with pytest.raises(AnnotationError, match=r"slide\.geojson, feature 1.*deep"):
+            read_text(tmp_path, deep(wrap, 40), "slide.geojson")
+    monkeypatch.setattr(limits, "MAX_BYTES", 100)
+    with pytest.raises(AnnotationError, match="larger than"):
+        read_text(tmp_path, " " * 101, "slide.geojson")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +470,13 @@ def test_geojson_may_be_a_feature_a_geometry_or_a_list(tmp_path):
         '[{"geometry": {"type": "Polygon", "coordinates": 7}}]',
         '[{"geometry": {"type": "Polygon"}}]',
         '[{"geometry": [1]}]',
+        '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [true, 1], [1, 1]]]}}]',
+        '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], ["1_0", 1], [1, 1]]]}}]',
+        '[{"geometry": {"type": "GeometryCollection", "geometries": [7]}}]',
+        '[{"geometry": {"type": "GeometryCollection"}}]',
+        '[{"properties": {"childObjects": {}}}]',
+        '[{"properties": {"childObjects": [3]}}]',
+        '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1' + "0" * 5000 + ", 1]]]}}]",
         "[" * 100_000,
     ],
 )
@@ -247,6 +496,45 @@ def test_what_a_ring_winds_around_twice_is_inside():
     bow_tie = np.array([(0, 0), (2, 2), (2, 0), (0, 2)], dtype=float)
     assert ring_area(bow_tie).area == pytest.approx(2)
     assert ring_area(np.array(square(0, 0, 3), dtype=float)).area == 9
+
+
+def test_areas_of_scribbles_agree_with_brute_force():
+    rng = np.random.default_rng(11)
+    for trial in range(30):
+        corners = int(rng.integers(4, 30))
+        # Every other one on a coarse grid, so that edges lie on each other.
+        if trial % 2:
+            ring = rng.integers(0, 9, (corners, 2)) * 8.0
+        else:
+            ring = rng.uniform(0, 64, (corners, 2))
+        if not has_area(ring):
+            continue
+        area = ring_area(ring)
+        assert area.is_valid
+        x, y = rng.uniform(0, 64, (2, 200))
+        expected = [winding_by_fractions(ring, *point) != 0 for point in zip(x, y, strict=True)]
+        np.testing.assert_array_equal(shapely.contains_xy(area, x, y), expected)
+
+
+def test_a_scribble_of_thousands_of_corners_is_refused_and_named(tmp_path):
+    scribble = (np.random.default_rng(0).random((3000, 2)) * 3000).round(1)
+    read = read_text(tmp_path, asap(annotation(scribble.tolist(), name="scribble")))
+    with pytest.raises(AnnotationError, match=r"slide\.xml, scribble: .*3000 corners.*crosses"):
+        read.tumour()
+    assert ring_area(scribble[:200]).area == pytest.approx(5562945, abs=1)
+
+
+def test_many_long_edges_side_by_side_are_refused_and_short_ones_are_not():
+    teeth = np.arange(6000) * 4.0
+    low = np.column_stack([teeth, np.zeros(6000)])
+    beside = low + np.array([1.5, 0])
+    comb = np.stack([low, low + 24000, beside + 24000, beside], axis=1)
+    comb = np.concatenate([comb.reshape(-1, 2), [(24000, -9), (0, -9)]])
+    with pytest.raises(AnnotationError, match="nearly does"):
+        ring_area(comb)
+    angle = np.linspace(0, 2 * np.pi, 24000, endpoint=False)
+    circle = np.column_stack([np.cos(angle), np.sin(angle)]) * 9000
+    assert ring_area(circle).area == pytest.approx(np.pi * 9000**2, rel=1e-6)
 
 
 # Masks

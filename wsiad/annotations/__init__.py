@@ -7,17 +7,24 @@ or is counted in :attr:`Annotations.ignored`, never dropped without a word.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from wsiad.annotations.asap_xml import read_asap_xml
+from wsiad.annotations.classes import ClassMap, Role, role_of
 from wsiad.annotations.geojson import read_geojson
-from wsiad.annotations.outlines import Annotations, Outline, Role, role_of
+from wsiad.annotations.outlines import BOUNDS, LEVEL_0, Annotations, Outline
 from wsiad.annotations.rings import Ring, ring_area
 from wsiad.errors import AnnotationError
 
 __all__ = [
+    "BOUNDS",
+    "LEVEL_0",
     "SUFFIXES",
     "Annotations",
+    "ClassMap",
+    "Origin",
     "Outline",
     "Ring",
     "Role",
@@ -31,21 +38,56 @@ __all__ = [
 SUFFIXES = (".xml", ".geojson", ".json")
 """Suffixes of files that :func:`read_annotations` reads."""
 
+Origin = Literal["auto", "level0", "bounds"]
+"""Where the positions of a file count from that does not say so itself."""
 
-def read_annotations(path: Path) -> Annotations:
-    """Read an ASAP XML or a GeoJSON file, by its suffix.
+
+def read_annotations(
+    path: Path,
+    *,
+    classes: ClassMap | Mapping[str, str] | None = None,
+    origin: Origin = "auto",
+    bounds: tuple[float, float] | None = None,
+) -> Annotations:
+    """Read an ASAP XML or a GeoJSON file, by its suffix, in level-0 pixels.
+
+    Parameters
+    ----------
+    path : Path
+    classes : ClassMap or mapping of str to str, optional
+        What classes and groups mean, where they do not say so themselves.
+    origin : str
+        Where a file counts from that does not say so, as files of this package do:
+        ``"level0"``, the slide's corner; ``"bounds"``, that of its bounds; ``"auto"``, as
+        the programs do, QuPath's GeoJSON from the bounds and ASAP's XML from level 0.
+    bounds : (float, float), optional
+        Corner of the slide's bounds, level-0 pixels, if known. Where it is not,
+        ``"auto"`` takes level 0, which is the same on slides without bounds.
 
     Raises
     ------
     AnnotationError
-        The file is missing, not valid or not safe to read.
+        The file is missing, not valid or not safe to read; or it counts from bounds that
+        are not known.
     """
+    meanings = classes if isinstance(classes, ClassMap) else ClassMap(classes)
     if path.suffix.lower() == ".xml":
-        return read_asap_xml(path)
-    if path.suffix.lower() in SUFFIXES:
-        return read_geojson(path)
-    raise AnnotationError(
-        "is no annotation file that is known",
-        subject=str(path),
-        remedy=f"Give a file that ends in {', '.join(SUFFIXES)}.",
-    )
+        read = read_asap_xml(path, meanings)
+    elif path.suffix.lower() in SUFFIXES:
+        read = read_geojson(path, meanings)
+    else:
+        raise AnnotationError(
+            "is no annotation file that is known",
+            subject=str(path),
+            remedy=f"Give a file that ends in {', '.join(SUFFIXES)}.",
+        )
+    if read.counted_from != LEVEL_0:  # the file says so itself
+        return read
+    if origin == "bounds" and bounds is None:
+        raise AnnotationError(
+            "counts from the corner of the slide's bounds, which is not known",
+            subject=str(path),
+            remedy="Give results of `wsiad heatmap`, which know it, or outlines in level-0 pixels.",
+        )
+    from_bounds = origin == "bounds" or (origin == "auto" and path.suffix.lower() != ".xml")
+    return read.moved_to(bounds, BOUNDS) if from_bounds and bounds is not None else read

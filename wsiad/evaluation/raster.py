@@ -67,7 +67,9 @@ def _paint(mask: Mask, shell: Ring, holes: Sequence[Ring], *, value: bool, scale
     top, bottom, left, right = _bounds(shell, mask.shape, scale)
     if top >= bottom or left >= right:
         return
-    step = max(1, _BAND_PX // (right - left))
+    # An edge may cross every row, so that their number bounds the rows as well.
+    edges = max(len(ring) for ring in (shell, *holes))
+    step = max(1, _BAND_PX // max(right - left, edges))
     for start in range(top, bottom, step):
         stop = min(start + step, bottom)
         inside = _wound(shell, (start, stop), (left, right), scale)
