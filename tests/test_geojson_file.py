@@ -43,6 +43,16 @@ def test_any_number_is_written_and_counted(tmp_path, monkeypatch, count, ending)
     assert check_file(path, bounds=BOUNDS) == count
 
 
+def test_the_origin_is_said_where_it_is_not_the_slides_corner(tmp_path):
+    path = tmp_path / "a.geojson"
+    bounds = Box(1344, 960.5, 100, 100)
+    write_features(path, texts([feature(0)]), bounds=bounds)
+    assert json.loads(path.read_text())["wsiad"] == {"origin": [1344, 960.5]}
+    assert check_file(path, bounds=bounds) == 1
+    with pytest.raises(ExportError, match="does not begin"):
+        check_file(path, bounds=BOUNDS)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

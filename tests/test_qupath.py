@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import shapely
 
+from wsiad.annotations import read_annotations
 from wsiad.errors import ExportError
 from wsiad.export.geojson import check_collection, check_feature
+from wsiad.export.lesion_measurements import add_measurements
 from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.heatmap import Heatmap, WindowScores
@@ -171,7 +173,8 @@ def test_equal_windows_give_equal_bytes(tmp_path):
 def test_no_windows_are_an_empty_collection(tmp_path):
     path = tmp_path / "tiles.geojson.gz"
     assert write_tiles(windows_of(0), path, slide="a", bounds=BOUNDS) == 0
-    assert read(path) == {"type": "FeatureCollection", "features": []}
+    origin = {"origin": [BOUNDS.x, BOUNDS.y]}
+    assert read(path) == {"type": "FeatureCollection", "wsiad": origin, "features": []}
 
 
 @pytest.mark.parametrize(
@@ -218,6 +221,21 @@ def test_lesions_are_locked_annotations_of_a_coloured_class(lesions):
         assert polygon.hausdorff_distance(moved) < 0.01
         assert len(polygon.interiors) == len(region.polygon.interiors)
     assert any(len(feature["geometry"]["coordinates"]) > 1 for feature in lesions["features"])
+
+
+def test_outlines_are_read_back_where_they_lie_on_the_slide(tmp_path):
+    path = tmp_path / "lesions.geojson"
+    regions = regions_of()
+    write_lesions(regions, path, slide="a", bounds=BOUNDS)
+    add_measurements(path, [{"wsiad: p": 0.5}] * len(regions))  # which keep the origin
+    drawn = shapely.union_all([region.polygon for region in regions])
+    back = read_annotations(path).tumour()
+    assert back.hausdorff_distance(drawn) < 0.01
+    assert back.area == pytest.approx(drawn.area, rel=1e-3)
+    # Exported again from QuPath the file is a foreign one, which says nothing.
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": read(path)["features"]}))
+    again = read_annotations(path, bounds=(BOUNDS.x, BOUNDS.y)).tumour()
+    assert again.equals(back)
 
 
 def test_lesions_with_percentiles(tmp_path):

@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 import shapely
 
+from wsiad.annotations.geojson import MEMBER
 from wsiad.errors import ExportError
 from wsiad.geometry import Box
 
 _PROPERTIES = frozenset({"objectType", "name", "classification", "isLocked", "measurements"})
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+
+
+def origin_member(bounds: Box) -> dict[str, Any]:
+    """Return what a collection says of its origin, the corner of the bounds in level-0 pixels.
+
+    It is nothing where that is the slide's corner. QuPath passes over it, and
+    :func:`wsiad.annotations.read_geojson` reads it.
+    """
+    if bounds.x == 0 and bounds.y == 0:
+        return {}
+    corner = [int(value) if value == int(value) else value for value in (bounds.x, bounds.y)]
+    return {MEMBER: {"origin": corner}}
 
 
 def check_collection(collection: Mapping[str, Any], *, bounds: Box) -> None:
@@ -26,8 +39,9 @@ def check_collection(collection: Mapping[str, Any], *, bounds: Box) -> None:
     ExportError
         Naming the first feature that breaks a rule.
     """
-    if set(collection) != {"type", "features"} or collection["type"] != "FeatureCollection":
-        raise ExportError("is not a GeoJSON feature collection")
+    members = {"type": "FeatureCollection", **origin_member(bounds)}
+    if {key: collection[key] for key in collection if key != "features"} != members:
+        raise ExportError("is not a GeoJSON feature collection with this origin")
     check_features(collection["features"], bounds=bounds)
     seen: set[str] = set()
     for number, feature in enumerate(collection["features"]):

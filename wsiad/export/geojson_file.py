@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.errors import ExportError
-from wsiad.export.geojson import check_features
+from wsiad.export.geojson import check_features, origin_member
 from wsiad.files import atomic_file
 from wsiad.geometry import Box
 
@@ -24,7 +24,6 @@ ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
 CHUNK = 1024
 """Features that are in memory at once."""
 
-_HEAD = b'{"type":"FeatureCollection","features":['
 _TAIL = b"]}\n"
 _LEVEL = 6
 
@@ -55,11 +54,11 @@ def write_features(path: Path, features: Iterator[list[str]], *, bounds: Box) ->
     with atomic_file(path) as partial:
         with partial.open("wb") as file:
             if path.suffix.lower() != ".gz":
-                _write(file, features)
+                _write(file, features, bounds)
             else:
                 # Neither name nor time in the header: equal results give equal files.
                 with gzip.GzipFile("", "wb", _LEVEL, fileobj=file, mtime=0) as packed:
-                    _write(packed, features)
+                    _write(packed, features, bounds)
         check_file(partial, bounds=bounds)
 
 
@@ -77,7 +76,7 @@ def check_file(path: Path, *, bounds: Box) -> int:
         It is damaged, or QuPath would not import it whole and unchanged.
     """
     count, identifiers = 0, []
-    for part, last in _parts(_lines(path), path.name):
+    for part, last in _parts(_lines(path), head(bounds).encode(), path.name):
         features = _parsed(part, last=last, subject=path.name)
         check_features(features, bounds=bounds, start=count)
         count += len(features)
@@ -88,8 +87,14 @@ def check_file(path: Path, *, bounds: Box) -> int:
     return count
 
 
-def _write(file: BinaryIO | gzip.GzipFile, features: Iterator[list[str]]) -> None:
-    file.write(_HEAD)
+def head(bounds: Box) -> str:
+    """Return how a file begins, up to its features: its origin stands first."""
+    members = {"type": "FeatureCollection", **origin_member(bounds)}
+    return f'{json.dumps(members, separators=(",", ":"))[:-1]},"features":['
+
+
+def _write(file: BinaryIO | gzip.GzipFile, features: Iterator[list[str]], bounds: Box) -> None:
+    file.write(head(bounds).encode())
     separator = "\n"
     for texts in features:
         if texts:
@@ -110,9 +115,11 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ExportError(f"cannot be unpacked: {error}", subject=path.name) from error
 
 
-def _parts(lines: Iterator[bytes], subject: str) -> Iterator[tuple[list[bytes], bool]]:
+def _parts(
+    lines: Iterator[bytes], begin: bytes, subject: str
+) -> Iterator[tuple[list[bytes], bool]]:
     """Yield the features' lines in parts, and whether a part is the last."""
-    if next(lines, b"").rstrip(b"\n") != _HEAD:
+    if next(lines, b"").rstrip(b"\n") != begin:
         raise ExportError("does not begin as a feature collection", subject=subject)
     part: list[bytes] = []
     for line in lines:

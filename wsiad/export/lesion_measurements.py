@@ -31,9 +31,10 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
     if not all(math.isfinite(value) for each in measurements for value in each.values()):
         raise ExportError("a measurement is not a finite number", subject=str(path))
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        collection = json.loads(path.read_text(encoding="utf-8"))
+        features = collection.pop("features")
         known = [feature["properties"]["measurements"] for feature in features]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(
             f"does not hold regions as wsiad writes them: {error}",
             subject=str(path),
@@ -47,6 +48,7 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
         )
     for there, new in zip(known, measurements, strict=True):
         there.update(new)
+    head = json.dumps(collection, ensure_ascii=False, separators=(",", ":"))[:-1]
     texts = [json.dumps(f, ensure_ascii=False, separators=(",", ":")) for f in features]
     body = "".join(f"{',' if number else ''}\n{text}" for number, text in enumerate(texts))
-    write_text(path, f'{{"type":"FeatureCollection","features":[{body}\n]}}\n')
+    write_text(path, f'{head},"features":[{body}\n]}}\n')

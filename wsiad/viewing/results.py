@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsiad.annotations.geojson import MEMBER
 from wsiad.errors import InputError
 from wsiad.files import read_json
 from wsiad.geometry import Box, Size
@@ -113,7 +114,10 @@ def _scale(known: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _shapes(path: Path, bounds: Box) -> Iterator[dict[str, Any]]:
     """Yield outlines of a GeoJSON file, moved from QuPath's origin to that of level 0."""
-    for feature in (_read(path) or {}).get("features", []):
+    collection = _read(path) or {}
+    # Newer files say where they count from; a slide without a heatmap says nothing of bounds.
+    left, top = collection.get(MEMBER, {}).get("origin", (bounds.x, bounds.y))
+    for feature in collection.get("features", []):
         geometry, properties = feature["geometry"], feature["properties"]
         polygons = geometry["coordinates"]
         if geometry["type"] == "Polygon":
@@ -122,9 +126,7 @@ def _shapes(path: Path, bounds: Box) -> Iterator[dict[str, Any]]:
             "name": properties.get("name", ""),
             "measurements": properties.get("measurements", {}),
             "rings": [
-                [[x + bounds.x, y + bounds.y] for x, y in ring]
-                for polygon in polygons
-                for ring in polygon
+                [[x + left, y + top] for x, y in ring] for polygon in polygons for ring in polygon
             ],
         }
 
