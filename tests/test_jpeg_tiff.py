@@ -1,6 +1,7 @@
 """The direct reading of JPEG tiles against OpenSlide, pixel by pixel."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import imagecodecs
@@ -15,8 +16,8 @@ from tiff_slides import (
     both,
     empty_tiles,
     encode,
+    encode_progressive,
     smooth,
-    split_tables,
     write_jpeg,
 )
 
@@ -28,7 +29,7 @@ from wsiad.slides.jpeg_tiff_layout import read_layout
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.tile_cache import TileCache
-from wsiad.slides.tile_decoder import jpeg_problem
+from wsiad.slides.tile_decoder import ends_in_hole, whole_jpeg
 from wsiad.stain.reference import reference_profile
 from wsiad.tiles.options import Preparation
 from wsiad.tiles.plan import plan_slide
@@ -476,18 +477,87 @@ def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch, missin
         np.testing.assert_array_equal(held["jpeg-tiff"][name][...], array[...], err_msg=name)
 
 
-def test_whole_streams_are_told_from_cut_ones():
+def test_what_ends_in_zeros_and_not_in_its_end_marker_is_a_hole():
     stream = imagecodecs.jpeg8_encode(smooth(64, 64), level=90)
-    assert not jpeg_problem(stream)
-    assert not jpeg_problem(split_tables(stream)[1])
-    for cut in (1, 2, 3, 20, len(stream) // 2, len(stream) - 3):
-        assert jpeg_problem(stream[:-cut])
-    assert jpeg_problem(b"")
-    assert jpeg_problem(b"\xff\xd8" * 10)
-    assert not jpeg_problem(stream + bytes(3))
-    assert jpeg_problem(stream + stream)
-    middle = len(stream) - 200
-    assert jpeg_problem(stream[:middle] + b"\xff\xd9" + stream[middle:])
+    assert not ends_in_hole(stream)
+    assert not ends_in_hole(stream + bytes(40))
+    assert not ends_in_hole(stream[:-8])
+    assert ends_in_hole(stream[:-16] + bytes(16))
+    assert ends_in_hole(bytes(len(stream)))
+
+
+@pytest.mark.parametrize("kind", ["size", "components", "progressive", "empty", "text", "loop"])
+def test_a_stream_that_is_not_its_tiles_is_not_decoded(tmp_path, kind):
+    """No memory is taken for a frame that claims more than its tile."""
+    path = write_jpeg(tmp_path / "a.tif", smooth(128, 128), levels=1)
+    (tiles,) = read_layout(path, [Size(128, 128)])
+    stream = next(encode(smooth(64, 64), space="YCBCR"))
+    assert whole_jpeg(stream, tiles).endswith(stream[-40:])
+    frame = stream.index(b"\xff\xc0") + 4
+    other = {
+        "size": stream[: frame + 1] + b"\xff\xdc\xff\xdc" + stream[frame + 5 :],
+        "components": imagecodecs.jpeg8_encode(smooth(64, 64)[..., 0].copy()),
+        "progressive": next(encode_progressive(smooth(64, 64))),
+        "empty": b"",
+        "text": b"<html>login required</html>",
+        "loop": b"\xff\xd8" * 10,
+    }[kind]
+    with pytest.raises(DirectReadError):
+        whole_jpeg(other, tiles)
+
+
+def mutated(stream, rng, kind):
+    """Damage the coded data of a stream, behind its headers."""
+    data, start = bytearray(stream), stream.index(b"\xff\xda") + 14
+    at = int(rng.integers(start, len(data) - 16))
+    if kind == "bit":
+        data[at] ^= 1 << int(rng.integers(8))
+    elif kind == "zeros":
+        data[at : at + 12] = bytes(12)
+    elif kind == "random":
+        data[at : at + 12] = rng.bytes(12)
+    elif kind == "tail":
+        data[at:] = bytes(len(data) - at)
+    elif kind == "stale":
+        data[at : at + 12] = data[start : start + 12]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("space", "subsampling"), [("RGB", "444"), ("YCBCR", "422"), ("YCBCR", "420")]
+)
+def test_damaged_data_is_refused_as_by_openslide_or_read_to_its_pixels(
+    tmp_path, space, subsampling
+):
+    """No pixel is invented where OpenSlide refuses, whatever a decoder only warns of."""
+    rng, outcomes = np.random.default_rng(5), Counter()
+    clean = write_jpeg(
+        tmp_path / "a.tif", smooth(128, 128), space=space, subsampling=subsampling, levels=1
+    )
+    raw = clean.read_bytes()
+    with tifffile.TiffFile(clean) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
+    for number in range(150):
+        kind = ("bit", "zeros", "random", "tail", "stale")[number % 5]
+        data = mutated(raw[offset : offset + count], rng, kind)
+        clean.write_bytes(raw[:offset] + data + raw[offset + count :])
+        read = []
+        for backend in ("openslide", "jpeg-tiff"):
+            try:
+                with open_slide(clean, backend=backend) as slide:
+                    read.append(slide.read_level(0, 64, 64, Size(64, 64)).rgb)
+            except SlideReadError:
+                read.append(None)
+        seen, own = read
+        assert (own is None) or (seen is not None)
+        if own is not None:
+            np.testing.assert_array_equal(own, seen)
+        elif seen is not None:
+            assert kind == "tail"
+        outcomes[kind, own is None] += 1
+    assert outcomes["tail", False] == 0
+    refused = sum(outcomes[kind, True] for kind in ("bit", "zeros", "random", "stale"))
+    assert 0 < refused < 120
 
 
 def test_the_file_is_released(tmp_path):

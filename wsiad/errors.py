@@ -78,6 +78,10 @@ class UnusableSlideError(SlideError):
     """
 
 
+class DamagedTileError(SlideReadError):
+    """A tile of a slide's file is damaged, whatever a decoder makes of it."""
+
+
 class DirectReadError(SlideError):
     """A slide or tile is not of a kind that is decoded directly; OpenSlide then reads it."""
 

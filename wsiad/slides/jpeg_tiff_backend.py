@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import DirectReadError, SlideReadError
+from wsiad.errors import DamagedTileError, DirectReadError, SlideReadError
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.openslide_backend import OpenSlideBackend
@@ -37,7 +37,7 @@ CACHE_BYTES = 64 * 2**20
 AHEAD_BYTES = 96 * 2**20
 """Of decoded tiles that were read ahead of their use: those that stains are estimated from."""
 
-_END_PX = 8
+_COMPARED_TILES = 8
 _COMPARED_PX = 256
 """Edge of what is compared with OpenSlide of a tile: another decoder, or colours that are
 coded otherwise, would show in any part with structure."""
@@ -132,10 +132,8 @@ class JpegTiffBackend(Slide):
             except DirectReadError as error:
                 logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
                 tile = self._by_reference(level, row, column)
-            else:
-                if tiles.codec == "jpeg" and _ends_flat(tile):
-                    # OpenSlide decodes all of a tile for any pixel of it.
-                    self._by_reference(level, row, column, most=_END_PX)
+            except DamagedTileError:
+                raise self._damaged(level, row, column, tiles.tile) from None
             self._cache.put((level, index), tile, ahead=self._ahead)
         return tile
 
@@ -194,38 +192,48 @@ class JpegTiffBackend(Slide):
         )
         region = self._reference.read_level(level, x, y, size)
         if region.valid is not None:
-            scale = self.levels[level]
-            at = (round(x * scale.downsample_x), round(y * scale.downsample_y))
-            raise SlideReadError(
-                f"level {level} cannot be decoded at level-0 position {at} "
-                f"({size.width} × {size.height} px)",
-                subject=self.name,
-                remedy="Copy the slide again from its source; it is damaged or truncated.",
-            )
+            raise self._damaged(level, row, column, size)
         return region.rgb
 
+    def _damaged(self, level: int, row: int, column: int, size: Size) -> DamagedTileError:
+        scale, tile = self.levels[level], self._layout[level].tile
+        x, y = column * tile.width * scale.downsample_x, row * tile.height * scale.downsample_y
+        return DamagedTileError(
+            f"level {level} cannot be decoded at level-0 position {(round(x), round(y))} "
+            f"({size.width} × {size.height} px)",
+            subject=self.name,
+            remedy="Copy the slide again from its source; it is damaged or truncated.",
+        )
+
     def compare(self) -> None:
-        """Compare a tile of each level, the one of the most bytes, with OpenSlide's.
+        """Compare a tile of each level, of the most bytes, with OpenSlide's.
+
+        Tiles that are damaged say nothing of how the others are read: the next is compared.
 
         Raises
         ------
         DirectReadError
-            One of them differs, or cannot be decoded.
+            One of them differs, or none can be decoded.
         """
         for level, tiles in enumerate(self._layout):
-            index = tiles.largest()
-            if index is None:
-                continue
-            own = self._decode(tiles, index)
-            if not self._reference.exact(level):
-                continue
-            try:
-                # OpenSlide's way to a pixel takes three times as long as decoding it.
-                seen = self._by_reference(level, *divmod(index, tiles.columns), most=_COMPARED_PX)
-            except SlideReadError as error:
-                raise DirectReadError(f"OpenSlide cannot decode its level {level}") from error
-            if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
-                raise DirectReadError("OpenSlide decodes its tiles differently")
+            problem = None
+            for index in tiles.largest(_COMPARED_TILES):
+                try:
+                    own = self._decode(tiles, index)
+                    if not self._reference.exact(level):
+                        break
+                    # OpenSlide's way to a pixel takes three times as long as decoding it.
+                    place = divmod(index, tiles.columns)
+                    seen = self._by_reference(level, *place, most=_COMPARED_PX)
+                except (DirectReadError, SlideReadError) as error:
+                    problem = problem or error.problem
+                    continue
+                if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
+                    raise DirectReadError("OpenSlide decodes its tiles differently")
+                break
+            else:
+                if problem:
+                    raise DirectReadError(problem)
 
     def close(self) -> None:
         """Release the file."""
@@ -264,12 +272,3 @@ def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
         slide.release()
         raise
     return slide
-
-
-def _ends_flat(tile: _RGB) -> bool:
-    """Whether a tile ends in one colour, as it also does where its data ran out.
-
-    The decoder then only warns, and its warnings are not passed on.
-    """
-    end = tile[-_END_PX:, -2 * _END_PX :].tobytes()
-    return end == end[-3:] * (len(end) // 3)

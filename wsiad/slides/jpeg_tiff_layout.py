@@ -64,13 +64,15 @@ class TiledLevel:
     colour_space: str
     codec: str = "jpeg"
 
-    def largest(self) -> int | None:
-        """Return the tile within the level that has the most bytes; ``None`` if all are missing."""
-        inside = self.counts.reshape(self.rows, self.columns)
-        inside = inside[: -(-self.size.height // self.tile.height)]
-        inside = inside[:, : -(-self.size.width // self.tile.width)]
-        row, column = divmod(int(inside.argmax()), inside.shape[1])
-        return row * self.columns + column if inside[row, column] else None
+    def largest(self, count: int) -> list[int]:
+        """Return the tiles within the level of the most bytes, most first; none that is missing."""
+        inside = np.zeros((self.rows, self.columns), bool)
+        inside[
+            : -(-self.size.height // self.tile.height), : -(-self.size.width // self.tile.width)
+        ] = 1
+        counts = np.where(inside.ravel(), self.counts, 0)
+        order = np.argsort(-counts, kind="stable")[:count]
+        return [int(index) for index in order if counts[index]]
 
 
 def read_layout(

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import struct
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 
-from wsiad.errors import DirectReadError
+from wsiad.errors import DamagedTileError, DirectReadError
 from wsiad.slides.jpeg_tiff_layout import TiledLevel
 
-_PADDING_BYTES = 8
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SOI, _SOS, _EOI = b"\xff\xd8", 0xDA, 0xD9
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_APP0, _APP14, _SOS = 0xE0, 0xEE, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a frame, which say the process that the stream was coded by."""
 _BASELINE = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = 0xC2
+_FRAME = struct.Struct(">BHHB")
+"""Start of a frame: bits of a sample, height and width in pixels, components."""
+_ADOBE = {
+    "RGB": b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00",
+    "YCBCR": b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01",
+}
+"""The segment by which a stream states its colour space."""
+_HOLE_BYTES = 16
+"""So many zeros at the end of a tile that has no end marker are a hole in the file."""
 
 _J2K_HEAD = struct.Struct(">4s4x8I")
 """Start of a JPEG 2000 codestream: markers, then ends and origins of image and tiles."""
@@ -48,59 +56,83 @@ def decode_tile(data: bytes, tiles: TiledLevel, *, out: _RGB | None = None) -> _
 
     Raises
     ------
+    DamagedTileError
+        The stream ends in a hole, which OpenSlide would not see.
     DirectReadError
         The stream is damaged or of a kind that is not known here.
     """
-    jpeg2000 = tiles.codec == "jpeg2000"
-    problem = jpeg2000_problem(data, tiles) if jpeg2000 else jpeg_problem(data)
-    if problem:
-        raise DirectReadError(problem)
     try:
-        if jpeg2000:
+        if tiles.codec == "jpeg2000":
+            if problem := jpeg2000_problem(data, tiles):
+                raise DirectReadError(problem)
             tile: _RGB = imagecodecs.jpeg2k_decode(data, out=out)
         else:
-            tile = imagecodecs.jpeg8_decode(
-                data,
-                tables=tiles.tables,
-                colorspace=tiles.colour_space,
-                outcolorspace="RGB",
-                out=out,
+            if ends_in_hole(data):
+                raise DamagedTileError("a tile ends in zeros")
+            # What libjpeg only warns of (codes that do not exist, data that ends early or is
+            # left over) it fills up with invented pixels: strictly, a warning is an error.
+            tile = simplejpeg.decode_jpeg(
+                whole_jpeg(data, tiles), colorspace="RGB", buffer=out, strict=True
             )
-    except (imagecodecs.Jpeg8Error, imagecodecs.Jpeg2kError, ValueError) as error:
+    except (imagecodecs.Jpeg2kError, ValueError) as error:
         raise DirectReadError(f"a tile cannot be decoded ({error})") from error
     if tile.dtype != np.uint8 or tile.shape != (tiles.tile.height, tiles.tile.width, 3):
         raise DirectReadError(f"a tile decodes to {tile.dtype} of {tile.shape}")
     return tile
 
 
-def jpeg_problem(data: bytes) -> str:
-    """Say why a JPEG stream is not a single baseline scan that ends in an end marker.
+def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
+    """Make a tile's JPEG stream one that can be decoded alone.
 
-    Decoders fill up what a cut or overwritten stream lacks with grey, and only warn.
+    It gets the tables that the level's tiles share, and the colour space that the TIFF
+    states, which is believed before the stream's own markers. The frame is checked, so that
+    no more memory is taken than a tile needs.
 
     Parameters
     ----------
     data : bytes
-        A JPEG stream, with or without its tables.
+        The stream, with or without its tables.
+    tiles : TiledLevel
+        The level that the tile is of.
 
     Returns
     -------
-    str
-        Empty where it is one.
+    bytes
+
+    Raises
+    ------
+    DirectReadError
+        It is not a baseline JPEG stream of three components and of the tile's size.
     """
+    parts = [_SOI, _ADOBE[tiles.colour_space]]
+    if tiles.tables is not None:
+        parts.append(tiles.tables.removeprefix(_SOI).removesuffix(_EOI))
     at = len(_SOI)
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if kind in _FRAMES - _BASELINE:
-            return "progressive JPEG" if kind == _PROGRESSIVE else f"JPEG of process {kind:#x}"
-        at += 2 + length
+    while data.startswith(b"\xff", at) and at + 4 <= len(data):
+        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if kind == _SOS:
-            end = _MARKER.search(data, at)
-            if end is None or data[end.start() + 1] != _EOI:
-                return "JPEG that breaks off, or of several scans"
-            extra = len(data) - end.end()
-            return "" if extra <= _PADDING_BYTES else "JPEG with more data after its end"
-    return "not a JPEG stream"
+            parts.append(data[at:])
+            return b"".join(parts)
+        if kind in _FRAMES:
+            if kind not in _BASELINE:
+                process = "progressive JPEG" if kind == _PROGRESSIVE else f"JPEG of {kind:#x}"
+                raise DirectReadError(process)
+            frame = data[at + 4 : at + 4 + _FRAME.size]
+            if frame != _FRAME.pack(8, tiles.tile.height, tiles.tile.width, 3):
+                raise DirectReadError("JPEG of another size or kind of pixel than its tile")
+        if kind not in (_APP0, _APP14):
+            parts.append(data[at:end])
+        at = end
+    raise DirectReadError("not a JPEG stream")
+
+
+def ends_in_hole(data: bytes) -> bool:
+    """Say whether a JPEG stream ends in zeros in place of its end marker.
+
+    A copy that broke off leaves a hole in the file, and zeros are valid codes: decoders make
+    grey of them, and OpenSlide does not refuse it.
+    """
+    return data.endswith(bytes(_HOLE_BYTES)) and not data.rstrip(b"\0").endswith(_EOI)
 
 
 def jpeg2000_problem(data: bytes, tiles: TiledLevel) -> str:
