@@ -75,10 +75,60 @@ def test_manifest(tmp_path):
     assert (b.mpp, b.label, b.extra) == (None, "", {"centre": "rumc"})
 
 
+def labels(folder, text, encoding="utf-8"):
+    (folder / "m.csv").write_bytes(text.encode(encoding))
+    return [(s.name, s.label, s.mpp, s.split) for s in find_slides([folder / "m.csv"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("slide, label , mpp,split\na.tif, Tumour , 0.25 ,Train\n", "utf-8"),
+        ("Slide,LABEL,Mpp,Split\r\na.tif,1,0.25,train\r\n\r\n,,,\r\n", "utf-8-sig"),
+        ("image;class;um per px;Subset\na.tif;positive;0,25;train\n", "utf-8"),
+        ("File\tType\tµm/px\tset\na.tif\tmalignant\t0.25\ttrain\n", "utf-16"),
+        ('slide_path,Ground Truth,MPP_x,mpp_y,split\na.tif,1.0,"0,25",0.25,train\n', "utf-8"),
+        ("split,wsi,label,class,mpp\ntrain,a.tif,tumor,POS,.25\n", "utf-8"),
+    ],
+)
+def test_headers_and_labels_of_manifests_are_understood(tmp_path, text, encoding):
+    assert labels(tmp_path, text, encoding) == [("a", "tumor", 0.25, "train")]
+
+
+def test_one_word_for_healthy_and_kinds_of_tumour_stay_apart(tmp_path):
+    words = ["0", "Negative", "benign", "HEALTHY", "non-tumor", "", "macro", "ITC", "Metastases"]
+    text = "slide,label\n" + "".join(f"{n}.tif,{word}\n" for n, word in enumerate(words))
+    found = [label for _, label, *_ in labels(tmp_path, text)]
+    assert found == [*["normal"] * 5, "", "macro", "itc", "metastasis"]
+
+
+def test_an_anomaly_type_is_what_the_user_says_and_not_healthy(tmp_path):
+    text = "slide,label,Anomaly Type\na.tif,tumor,Necrosis\nb.tif,,fold\nc.tif,normal,\n"
+    assert [label for _, label, *_ in labels(tmp_path, text)] == ["necrosis", "fold", "normal"]
+
+
+def test_a_column_that_is_not_known_is_kept_and_told_of(tmp_path, caplog):
+    (tmp_path / "m.csv").write_text("slide,mmp,lable,centre\na.tif,0.5,tumor,umcu\n")
+    (slide,) = find_slides([tmp_path / "m.csv"])
+    assert slide.extra == {"mmp": "0.5", "lable": "tumor", "centre": "umcu"}
+    for words in ("'mmp' (did you mean `mpp`?)", "'lable' (did you mean `label`?)", "'centre'"):
+        assert words in caplog.text
+    assert "'centre' (" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path\na.svs\n", "no column `slide`"),
+        ("folder\na.svs\n", "no column `slide`"),
+        ("slide,label\na.svs,tumr\n", "line 2: the label of a.svs is 'tumr'.*'tumor'.*negative"),
+        ("slide,label\na.svs,-1\n", "line 2: the label of a.svs is '-1'"),
+        ("slide,label,Class\na.svs,normal,1\n", "line 2: `label`: .*'normal' and '1'"),
+        ("slide,mpp,MPP\na.svs,0.5,0.25\n", "line 2: `mpp`: .*'0.5' and '0.25'"),
+        ("slide,mpp\na.svs,0.0005\n", "line 2: .*'0.0005'.*millimetres.* 0.5 µm/px"),
+        ("slide,mpp\na.svs,250\n", "line 2: .*'250'.*nanometres.* 0.25 µm/px"),
+        ("slide,mpp\na.svs,2.5e-7\n", "line 2: .* metres.* 0.25 µm/px"),
+        ("slide,mpp\na.svs,40\n", "line 2: .*'40'.*At 40× it is about 0.25"),
+        ("slide,label,anomaly type\na.svs,0,necrosis\n", "a.svs is normal.*'necrosis'"),
         ("slide\n", "lists no slides"),
         ("slide,mpp\na.svs,zero\n", "line 2: `mpp` is 'zero'"),
         ("slide,mpp\na.svs,-1\n", "line 2: `mpp` is '-1'"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,27 @@ def store(tmp_path_factory):
 
 def train(store, out, **values):
     return wsiad.train(**{"store": store, "out": out, "weights": "random", "quiet": True, **values})
+
+
+def test_slides_without_a_label_are_healthy_only_where_none_has_one(store, tmp_path, caplog):
+    mixed = shutil.copytree(store, tmp_path / "mixed")
+    table = (mixed / "slides.csv").read_text()
+    (mixed / "slides.csv").write_text(table.replace(",normal,", ",,", 1))
+    train(mixed, tmp_path / "run", detector="gaussian")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    unsaid = "it has no label, and others have one"
+    assert record["notes"]["slides_not_used"] == {"s0": unsaid, "s4": "label is 'tumor'"}
+    assert "1 slides have no label where others have one" in caplog.text
+    # Of 0.1 a table may hold the user's own words.
+    (mixed / "slides.csv").write_text(table.replace(",normal,", ",Negative,"))
+    train(mixed, tmp_path / "own", detector="gaussian")
+    record = json.loads((tmp_path / "own" / "run.json").read_text())
+    assert record["notes"]["slides_not_used"] == {"s4": "label is 'tumor'"}
+    (mixed / "slides.csv").write_text(table.replace(",normal,", ",,").replace(",tumor,", ",,"))
+    train(mixed, tmp_path / "none", detector="gaussian")
+    assert (
+        "slides_not_used" not in json.loads((tmp_path / "none" / "run.json").read_text())["notes"]
+    )
 
 
 def test_run_of_a_baseline(store, tmp_path):

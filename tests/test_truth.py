@@ -32,13 +32,29 @@ def test_other_names_of_columns_and_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("word", "tumour"),
+    [
+        *((word, True) for word in ("1", "Positive", "1.0", "malignant", " TUMOUR ", "macro")),
+        *((word, False) for word in ("0", "Negative", "benign", "healthy", "Non-tumor")),
+    ],
+)
+def test_labels_are_understood_as_those_of_manifests(tmp_path, word, tumour):
+    # The columns too: a semicolon is what Excel writes where a comma is the decimal point.
+    assert reference(tmp_path, f"Slide ID;Class\na;{word}\n") == {"a": tumour}
+    assert reference(tmp_path, f"file\tlabel\tTYPE\na.svs\t{word}\t\n") == {"a": tumour}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "lists no slides"),
         ("image,type\n", "lists no slides"),
         ("a.tif,tumor\n", "no column 'image'"),
         ("image,histotype\na,IDC\n", "no column 'type'"),
-        ("image,type\na,benign\n", "row 2.*label of a is 'benign'.*Write normal"),
+        ("image,type\na,tumr\n", "row 2.*label of a is 'tumr'.*'tumor'.*Write normal"),
+        ("image,type\na,unknown\n", "row 2.*label of a is 'unknown'.*Write normal"),
+        ("image,type\na,-1\n", "row 2.*label of a is '-1'.*Write normal"),
+        ("image,type,class\na,tumor,0\n", "row 2.*mean the same say 'tumor' and '0'"),
         ("image,type\na,\n", "row 2.*label of a is ''"),
         ("image,type\na\n", "row 2.*fewer fields"),
         ("image,type\na.tif,tumor\na.svs,normal\n", "row 3.*a is listed twice"),

@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from wsiad.csv_file import Row
 from wsiad.errors import EvaluationError
 from wsiad.evaluation.hits import Detections
-from wsiad.evaluation.table import Row, number, read_rows, slide_name
+from wsiad.evaluation.table import number, read_rows, slide_name
 from wsiad.geometry import Size
 from wsiad.units import Mpp
 

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
+from wsiad import csv_file
+from wsiad.csv_file import Row
 from wsiad.errors import EvaluationError, InputError
 from wsiad.files import checked_name
 from wsiad.slides.inputs import SUFFIXES
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a CSV file that is not blank.
-
-    Parameters
-    ----------
-    number : int
-        Line of the file on which it ends, counted from 1, the header included.
-    cells : tuple of str
-        Without white space around them.
-    """
-
-    number: int
-    cells: tuple[str, ...]
-
-
-def read_rows(path: Path, *, subject: str | None = None) -> list[Row]:
-    """Read the rows of a comma-separated UTF-8 file.
+def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:
+    """Read the rows of a CSV file; see :func:`wsiad.csv_file.read_rows`.
 
     Raises
     ------
     EvaluationError
         The file is missing or is not CSV.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [Row(reader.line_num, tuple(c.strip() for c in cells)) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(
-            f"{path} cannot be read as CSV ({error})" if subject else f"is no CSV ({error})",
-            subject=subject or str(path),
-            remedy="Give a comma-separated file in UTF-8.",
-        ) from error
-    return [row for row in rows if any(row.cells)]
+    return csv_file.read_rows(path, EvaluationError, subject=subject, delimiters=delimiters)
 
 
 def number(text: str) -> float | None:

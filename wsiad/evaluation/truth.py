@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import EvaluationError
+from wsiad.errors import EvaluationError, InputError
 from wsiad.evaluation.table import read_rows, slide_name
+from wsiad.labels import (
+    LABEL,
+    NAME,
+    SLIDE,
+    cell_of,
+    is_healthy,
+    known_columns,
+    label_of,
+    understood_label,
+)
 from wsiad.units import Mpp
 
-_SLIDE_COLUMNS = ("image", "slide")
-_LABEL_COLUMNS = ("type", "label")
-_LABELS = {"normal": False, "tumor": True, "tumour": True}
+_DELIMITERS = ",;\t"
 
 _MASK_NAMES = ("{}", "{}_mask", "{}_evaluation_mask")
 _PNG = (".png",)
@@ -36,8 +45,9 @@ MAX_MASK_PX = 1 << 28
 def read_reference(path: Path) -> dict[str, bool]:
     """Read which slides hold tumour.
 
-    Columns ``image`` (or ``slide``) and ``type`` (or ``label``), as CAMELYON16 has them;
-    others are not looked at.
+    Columns ``image`` (or ``slide`` …) and ``type`` (or ``label`` …), as CAMELYON16 has them;
+    others are not looked at. Columns and labels are those of manifests, see
+    :mod:`wsiad.labels`.
 
     Returns
     -------
@@ -48,32 +58,33 @@ def read_reference(path: Path) -> dict[str, bool]:
     ------
     EvaluationError
         The file is missing or lists nothing, a column is missing, a label is not
-        normal, tumor or tumour, or a slide is listed twice.
+        understood, or a slide is listed twice .
     """
-    rows = read_rows(path)
+    rows = read_rows(path, delimiters=_DELIMITERS)
     if not rows:
         raise EvaluationError("lists no slides", subject=str(path))
-    header = [cell.lower() for cell in rows[0].cells]
-    slide_at = _column(header, _SLIDE_COLUMNS, path)
-    label_at = _column(header, _LABEL_COLUMNS, path)
+    header = rows[0].cells
+    slide_at, label_at = _slide_column(header, path), _column(header, LABEL, path)
     labels: dict[str, bool] = {}
     for row in rows[1:]:
         where = f"{path}, row {row.number}"
-        if len(row.cells) <= max(slide_at, label_at):
+        if len(row.cells) <= max(*slide_at, *label_at):
             raise EvaluationError("has fewer fields than the header", subject=where)
-        slide = slide_name(row.cells[slide_at], subject=where)
-        label = _LABELS.get(row.cells[label_at].lower())
-        if label is None:
+        slide = slide_name(_cell(row.cells, slide_at, where), subject=where)
+        text = _cell(row.cells, label_at, where, label_of)
+        if not text:
             raise EvaluationError(
-                f"the label of {slide} is {row.cells[label_at]!r}",
-                subject=where,
-                remedy="Write normal, or tumor (tumour).",
+                f"the label of {slide} is ''", subject=where, remedy="Write normal, or tumor."
             )
+        try:
+            label = understood_label(text, slide=slide)
+        except InputError as error:
+            raise EvaluationError(error.problem, subject=where, remedy=error.remedy) from None
         if slide in labels:
             raise EvaluationError(
                 f"{slide} is listed twice", subject=where, remedy="Keep one of the rows."
             )
-        labels[slide] = label
+        labels[slide] = not is_healthy(label)
     if not labels:
         raise EvaluationError("lists no slides", subject=str(path))
     return labels
@@ -104,14 +115,20 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
     EvaluationError
         There is no such column, or a slide is in two groups.
     """
-    rows = read_rows(path)
-    header = [cell.lower() for cell in rows[0].cells]
-    at, slide_at = _column(header, (column.lower(),), path), _column(header, _SLIDE_COLUMNS, path)
+    rows = read_rows(path, delimiters=_DELIMITERS)
+    if not rows:
+        raise EvaluationError("lists no slides", subject=str(path))
+    header = rows[0].cells
+    slide_at = _slide_column(header, path)
+    wanted = [at for at, cell in enumerate(header) if cell.casefold() == column.casefold()]
+    if not wanted:
+        raise _no_column(column, header, path)
     groups: dict[str, str] = {}
     for row in rows[1:]:
         where = f"{path}, row {row.number}"
-        slide = slide_name(Path(row.cells[slide_at]).name, subject=where)
-        group = (row.cells[at] if at < len(row.cells) else "") or NOT_STATED
+        file = _cell(row.cells, slide_at, where)
+        slide = slide_name(Path(file).name, subject=where)
+        group = _cell(row.cells, wanted, where) or NOT_STATED
         if groups.setdefault(slide, group) != group:
             raise EvaluationError(
                 f"{slide} is in {groups[slide]!r} already", subject=where, remedy="Keep one row."
@@ -119,15 +136,36 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
     return groups
 
 
-def _column(header: list[str], names: tuple[str, ...], path: Path) -> int:
-    for name in names:
-        if name in header:
-            return header.index(name)
-    raise EvaluationError(
-        f"has no column {names[0]!r} (its columns: {', '.join(header)})",
+def _slide_column(header: Sequence[str], path: Path) -> list[int]:
+    """Where a table has the slides' names: as files, or else as names."""
+    columns = known_columns(header)
+    return columns.get(SLIDE) or columns.get(NAME) or _column(header, SLIDE, path)
+
+
+def _column(header: Sequence[str], column: str, path: Path) -> list[int]:
+    if found := known_columns(header).get(column):
+        return found
+    raise _no_column({SLIDE: "image", LABEL: "type"}[column], header, path)
+
+
+def _no_column(name: str, header: Sequence[str], path: Path) -> EvaluationError:
+    return EvaluationError(
+        f"has no column {name!r} (its columns: {', '.join(header).lower()})",
         subject=str(path),
         remedy="The first row names the columns, such as image,type.",
     )
+
+
+def _cell(
+    cells: Sequence[str],
+    places: Sequence[int],
+    where: str,
+    meaning: Callable[[str], str | None] = str,
+) -> str:
+    try:
+        return cell_of(cells, places, meaning=meaning)
+    except InputError as error:
+        raise EvaluationError(error.problem, subject=where, remedy=error.remedy) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

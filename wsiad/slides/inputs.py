@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,14 +9,13 @@ from pathlib import Path
 
 from wsiad.errors import InputError
 from wsiad.files import checked_name
+from wsiad.slides.manifest import read_manifest
 
 SUFFIXES = frozenset(
     {".bif", ".btf", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"}
     | {".tif", ".tiff", ".vms", ".vmu", ".zvi"}
 )
 """Suffixes by which slides are found in a folder; a file that is named is always tried."""
-
-COLUMNS = frozenset({"slide", "mpp", "label", "split"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,45 +116,7 @@ def _from_folder(folder: Path) -> list[SlideInput]:
 
 
 def _from_manifest(manifest: Path) -> list[SlideInput]:
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot be read as CSV: {error}", subject=str(manifest)) from error
-    if "slide" not in columns:
-        raise InputError(
-            f"has no column `slide` (its columns: {', '.join(columns) or 'none'})",
-            subject=str(manifest),
-            remedy="A manifest has `slide` and optionally `mpp`, `label`, `split`.",
-        )
-    if not rows:
-        raise InputError("lists no slides", subject=str(manifest))
-    return [_from_row(row, manifest, number) for number, row in enumerate(rows, start=2)]
-
-
-def _from_row(row: dict[str, str], manifest: Path, number: int) -> SlideInput:
-    where = f"{manifest}, line {number}"
-    if None in row or None in row.values():
-        raise InputError("does not have as many fields as the header", subject=where)
-    text = row["slide"].strip()
-    if not text:
-        raise InputError("`slide` is empty", subject=where)
-    mpp = None
-    if stated := row.get("mpp", "").strip():
-        try:
-            mpp = float(stated)
-        except ValueError:
-            mpp = math.nan
-        if not (math.isfinite(mpp) and mpp > 0):
-            raise InputError(f"`mpp` is {stated!r}, not µm/px above 0", subject=where)
-    path = manifest.parent / text
-    return SlideInput(
-        path.stem,
-        path,
-        mpp,
-        row.get("label", "").strip().lower(),
-        row.get("split", "").strip().lower(),
-        {key: value.strip() for key, value in row.items() if key not in COLUMNS},
-    )
+    return [
+        SlideInput(row.name or row.path.stem, row.path, row.mpp, row.label, row.split, row.extra)
+        for row in read_manifest(manifest)
+    ]

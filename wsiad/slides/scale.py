@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wsiad.errors import ScaleError
+from wsiad.errors import InputError, ScaleError
 from wsiad.units import Mpp, Spacing
 
 logger = logging.getLogger(__name__)
 
 PLAUSIBLE_MPP = (0.05, 20.0)
 """Level-0 µm/px outside of this range is a default of some writer (72 dpi), not a scale."""
+
+_USUAL_MPP = 0.4
 
 _VENDOR_KEYS = (
     # key in x, key in y, µm per unit
@@ -42,6 +45,55 @@ class ScaleStatement:
 
     spacing: Spacing
     source: str
+
+
+def check_mpp(value: float) -> float:
+    """Return a µm/px that people state, if it is one that a slide can have.
+
+    Raises
+    ------
+    InputError
+        It is none; says so if it is one in another unit.
+    """
+    low, high = PLAUSIBLE_MPP
+    if low <= value <= high:
+        return value
+    guesses = []
+    for unit, mpp in (
+        ("millimetres", value * 1e3),
+        ("centimetres", value * 1e4),
+        ("metres", value * 1e6),
+        ("nanometres", value / 1e3),
+        ("pixels per centimetre", 1e4 / value if value else 0.0),
+    ):
+        if low <= mpp <= high:
+            guesses.append((abs(math.log(mpp / _USUAL_MPP)), unit, mpp))
+    if guesses:
+        _, unit, mpp = min(guesses)
+        remedy = f"It looks like {unit}: that would be {mpp:.4g} µm/px."
+    else:
+        remedy = "At 40× it is about 0.25, at 20× about 0.5 µm/px."
+    raise InputError(f"{value:g} is no slide's µm/px ({low:g} to {high:g})", remedy=remedy)
+
+
+def stated_mpp(text: str) -> float:
+    """Read a µm/px that people write, with a decimal point or comma.
+
+    Raises
+    ------
+    InputError
+        It is no number, or none that a slide can have.
+    """
+    try:
+        value = math.nan if "_" in text else float(text.replace(",", "."))
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"`mpp` is {text!r}, not µm/px above 0")
+    try:
+        return check_mpp(value)
+    except InputError as error:
+        raise InputError(f"`mpp` is {text!r}: {error.problem}", remedy=error.remedy) from None
 
 
 def find_scale(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wsiad.errors import DetectorError, InputError
-from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
+from wsiad.labels import is_healthy, label_of
+from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def anomaly_slides(
     InputError
         No slide is left, or a type that was asked for has none.
     """
-    labels, skipped = _labelled(store, [name.strip().lower() for name in types], split)
+    labels, skipped = _labelled(store, [_type(name) for name in types], split)
     slides = [store.slide(name) for name in sorted(labels)]
     if not slides:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
@@ -171,6 +172,11 @@ def anomaly_slides(
     return AnomalySlides(store, found, skipped)
 
 
+def _type(label: str) -> str:
+    """Return the anomaly type of a label: words that mean the same are one."""
+    return label_of(label) or label.strip().lower()
+
+
 def _labelled(
     store: TileStore, types: Collection[str], split: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
@@ -179,10 +185,10 @@ def _labelled(
     labels, skipped = {}, {}
     for slide in store:
         row = rows.get(slide.name)
-        label = row.label.strip().lower() if row else ""
+        label = _type(row.label) if row else ""
         if not len(slide):
             skipped[slide.name] = "no tiles"
-        elif label in HEALTHY_LABELS:
+        elif not label or is_healthy(label):
             skipped[slide.name] = f"label is {label!r}" if label else "it has no label"
         elif types and label not in types:
             skipped[slide.name] = f"label is {label!r}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsiad.errors import InputError
-from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
+from wsiad.labels import is_healthy
+from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile_task import TileRow
 from wsiad.tissue.options import QualityThresholds
 
@@ -23,21 +25,49 @@ if TYPE_CHECKING:
     from wsiad.tiles.stored_slide import StoredSlide
 
 
+logger = logging.getLogger(__name__)
+
+NO_LABEL = "it has no label, and others have one"
+
+
 def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlide], dict[str, str]]:
-    """Slides to train on, and why each of the others is not."""
+    """Slides to train on, and why each of the others is not.
+
+    Where no slide has a label all are taken as healthy. Where some have one, the others are
+    left out: nobody said what they are.
+
+    Raises
+    ------
+    InputError
+        There are none to train on.
+    """
     rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
     used, skipped = [], {}
+    labelled = any(rows[name].label for name in store.names() if name in rows)
+    unlabelled = []
     for slide in store:
         row = rows.get(slide.name)
         label = row.label if row else ""
         if not len(slide):
             skipped[slide.name] = "no tissue"
-        elif label not in HEALTHY_LABELS:
+        elif label and not is_healthy(label):
             skipped[slide.name] = f"label is {label!r}"
         elif split is not None and (row.split if row else "") != split:
             skipped[slide.name] = f"split is not {split!r}"
+        elif labelled and not label:
+            skipped[slide.name] = NO_LABEL
+            unlabelled.append(slide.name)
         else:
             used.append(slide)
+    if unlabelled:
+        logger.warning(
+            "%s: %d slides have no label where others have one, and are not trained on (%s%s); "
+            "say `normal` in a manifest where they are healthy, and run wsiad tile again",
+            store.path,
+            len(unlabelled),
+            ", ".join(unlabelled[:3]),
+            " …" if len(unlabelled) > 3 else "",
+        )
     if not used:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
         raise InputError(

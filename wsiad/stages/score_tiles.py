@@ -15,6 +15,7 @@ from pydantic import Field
 from wsiad.config import Config, verb, write_config
 from wsiad.errors import InputError, StoreMismatchError
 from wsiad.files import write_json, write_text
+from wsiad.labels import is_healthy, label_of
 from wsiad.progress import Progress
 from wsiad.provenance import versions
 from wsiad.stages.fit_tiles import store_fingerprint
@@ -28,7 +29,7 @@ from wsiad.stages.group_scores import (
     type_line,
 )
 from wsiad.stages.prepared import check_prepared_alike, run_preparation
-from wsiad.stages.slide_table import HEALTHY_LABELS, read_table
+from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -217,8 +218,12 @@ def _truth(slide: StoredSlide, label: str, config: ScoreTilesConfig) -> str:
     """
     if not label:
         return ""
-    normal, tumour = ({name.lower() for name in names} for names in (config.normal, config.tumour))
-    if label in (normal or HEALTHY_LABELS):
+    # A store keeps labels in the vocabulary's words, which need not be the user's.
+    normal, tumour = (
+        {word for name in names for word in (name.strip().lower(), label_of(name)) if word}
+        for names in (config.normal, config.tumour)
+    )
+    if label in normal if normal else is_healthy(label):
         return NORMAL
     return "" if slide.has_geometry and label not in tumour else TUMOUR
 

@@ -15,8 +15,9 @@ from wsiad.evaluation.results import SlideScore, read_windows
 from wsiad.evaluation.significance import SlideScores
 from wsiad.export.region_table import REGIONS, RegionRow, read_regions
 from wsiad.files import read_json
+from wsiad.labels import is_healthy
 from wsiad.stages.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow
-from wsiad.stages.slide_table import HEALTHY_LABELS, OK, read_table
+from wsiad.stages.slide_table import OK, read_table
 
 _AGAIN = "Delete its folder and run wsiad heatmap again."
 _READING = ("slide_mpp", "allow_upsampling", "quality")
@@ -126,7 +127,7 @@ class ScoredFolder:
         seen: dict[str, str] = {}
         for slide in self.slides:
             subject = f"{slide.name} of {self.path}"
-            if slide.label not in HEALTHY_LABELS:
+            if slide.label and not is_healthy(slide.label):
                 raise InputError(
                     f"has the label {slide.label!r}, so it is no healthy slide", subject=subject
                 )

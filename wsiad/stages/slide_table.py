@@ -15,9 +15,6 @@ from wsiad.locks import locked
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
-HEALTHY_LABELS = frozenset({"", "normal", "healthy", "negative", "benign", "0"})
-"""Labels of a manifest that mean healthy; a slide without a label is taken as healthy."""
-
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:

@@ -1,0 +1,159 @@
+"""Manifests: CSVs that name slides, and what is known of each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsiad.csv_file import Row, read_rows
+from wsiad.errors import InputError
+from wsiad.labels import (
+    ANOMALY_TYPE,
+    LABEL,
+    MPP,
+    NAME,
+    NORMAL,
+    SLIDE,
+    SPLIT,
+    cell_of,
+    column_of,
+    known_columns,
+    label_of,
+    nearest_column,
+    understood_label,
+)
+from wsiad.slides.scale import stated_mpp
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = (SLIDE, NAME, MPP, LABEL, SPLIT, ANOMALY_TYPE)
+_DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """A row of a manifest.
+
+    Parameters
+    ----------
+    where : str
+        Manifest and line, for messages.
+    path : Path
+        The slide's file.
+    name : str
+        That it is given; empty where it is that of its file.
+    mpp : float or None
+        µm/px.
+    label, split : str
+        Empty where the row says nothing.
+    extra : dict
+        Columns that are not known, such as the centre.
+    """
+
+    where: str
+    path: Path
+    name: str = ""
+    mpp: float | None = None
+    label: str = ""
+    split: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """Read a manifest; columns and labels are those of :mod:`wsiad.labels`.
+
+    A column that is not known is kept and told of, with the known one that is most like it.
+
+    Raises
+    ------
+    InputError
+        It is no CSV, has no column of slides or no rows, or a row is not valid: its fields are
+        not those of the header, its label is not understood, its µm/px is no slide's, or two
+        columns that mean the same differ.
+    """
+    rows = read_rows(path, InputError, delimiters=_DELIMITERS)
+    header = rows[0].cells if rows else ()
+    columns = known_columns(header)
+    # A table of names alone names files.
+    slide_at = columns.get(SLIDE) or columns.pop(NAME, [])
+    if not slide_at:
+        raise InputError(
+            f"has no column `slide` (its columns: {', '.join(header) or 'none'})",
+            subject=str(path),
+            remedy="A manifest has `slide` and optionally `name`, `mpp`, `label`, `split`.",
+        )
+    if len(rows) == 1:
+        raise InputError("lists no slides", subject=str(path))
+    unknown = {at: cell for at, cell in enumerate(header) if column_of(cell) is None}
+    _tell_unknown(path, [cell for cell in unknown.values() if cell])
+    columns[SLIDE] = slide_at
+    return [_row(row, path, columns, unknown, len(header)) for row in rows[1:]]
+
+
+def _tell_unknown(path: Path, unknown: list[str]) -> None:
+    told = []
+    for cell in unknown:
+        near = nearest_column(cell, _COLUMNS)
+        told.append(f"{cell!r} (did you mean `{near}`?)" if near else repr(cell))
+    if told:
+        logger.warning(
+            "%s: columns that are not known are kept and not used: %s", path, ", ".join(told)
+        )
+
+
+def _about(text: str) -> str | None:
+    """Round a µm/px: that of x and that of y may differ by a little."""
+    try:
+        return f"{float(text.replace(',', '.')):.2g}"
+    except ValueError:
+        return None
+
+
+_MEANING: dict[str, Callable[[str], str | None]] = {LABEL: label_of, MPP: _about}
+
+
+def _row(
+    row: Row, path: Path, columns: dict[str, list[int]], unknown: dict[int, str], width: int
+) -> ManifestRow:
+    where = f"{path}, line {row.number}"
+    if len(row.cells) < width or any(row.cells[width:]):
+        raise InputError("does not have as many fields as the header", subject=where)
+
+    def said(column: str) -> str:
+        try:
+            places = columns.get(column, ())
+            return cell_of(row.cells, places, meaning=_MEANING.get(column, str))
+        except InputError as error:
+            raise InputError(f"`{column}`: {error}", subject=where) from None
+
+    text = said(SLIDE)
+    if not text:
+        raise InputError("`slide` is empty", subject=where)
+    mpp = None
+    try:
+        if stated := said(MPP):
+            mpp = stated_mpp(stated)
+        label = understood_label(said(LABEL), slide=text)
+    except InputError as error:
+        if error.subject:
+            raise
+        raise InputError(error.problem, subject=where, remedy=error.remedy) from None
+    if kind := said(ANOMALY_TYPE).lower():
+        if label == NORMAL:
+            raise InputError(
+                f"{text} is normal, and has the anomaly type {kind!r}",
+                subject=where,
+                remedy="Mend one of the two.",
+            )
+        label = kind
+    return ManifestRow(
+        where,
+        path.parent / text,
+        said(NAME),
+        mpp,
+        label,
+        said(SPLIT).lower(),
+        {cell: row.cells[at] for at, cell in unknown.items()},
+    )
