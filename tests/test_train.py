@@ -188,6 +188,43 @@ def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / CLAIM).exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"detector": "knn"}, "detector gaussian .now knn."),
+        ({"seed": 7}, "seed 0 .now 7."),
+        ({"options": {"places": 1}}, "options .*places.*2.*places.*1"),
+        ({"split": "a"}, "split None .now a."),
+    ],
+)
+def test_parts_of_another_run_are_refused_and_left_as_they_are(store, tmp_path, changes, told):
+    given = {"detector": "gaussian", "options": {"places": 2}}
+    run = train(store, tmp_path / "run", **given).run
+    (run / "run.json").unlink()
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.iterdir()}
+    with pytest.raises(RunError, match=f"run: holds parts of a run with {told}.*another --out"):
+        train(store, run, **given | changes)
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.iterdir()} == before
+    assert train(store, run, **given).ended_by == "fitted"
+
+
+def test_a_checkpoint_of_another_limit_is_refused_and_the_config_kept(store, tmp_path):
+    run = train(store, tmp_path / "run", options=TINY, max_steps=2).run
+    (run / "run.json").unlink()
+    before = (run / "config.yaml").read_bytes()
+    (run / "checkpoint.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="checkpoint"):
+        train(store, run, options=TINY, max_steps=3)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_in_which_nothing_was_made_takes_another_config(store, tmp_path):
+    with pytest.raises(WeightsError):
+        train(store, tmp_path / "run", detector="gaussian", weights=str(tmp_path / "none.pth"))
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert train(store, tmp_path / "run", detector="knn", seed=3).ended_by == "fitted"
+
+
 def test_too_few_slides_are_split_by_tile_and_said_so(tmp_path):
     write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     wsiad.tile(slides=tmp_path / "s.tif", out=tmp_path / "store", mpp=0.5, tile=32,

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from wsiad.config import Config, resolve, write_config
 from wsiad.errors import ConfigError, RunError
+from wsiad.files import atomic_file
 from wsiad.locks import CLAIM, claimed
 
 CONFIG = "config.yaml"
 
 
 @contextlib.contextmanager
-def taken(out: Path, config: Config, *, record: str, what: str) -> Iterator[bool]:
+def taken(
+    out: Path,
+    config: Config,
+    *,
+    record: str,
+    what: str,
+    free: Collection[str] = (),
+    beginnings: Collection[str] = (),
+) -> Iterator[bool]:
     """Keep a folder for what a config makes; tell whether that is complete in it already.
 
-    While it is made no other process may work in the folder.
+    While it is made no other process may work in the folder. One that holds parts of what
+    another config makes is left as it is, its config too.
 
     Parameters
     ----------
@@ -28,6 +38,10 @@ def taken(out: Path, config: Config, *, record: str, what: str) -> Iterator[bool
         Name of the file that is written last.
     what : str
         What is made, such as ``"run"``.
+    free : collection of str
+        Options that may change from the beginning to the end of what is made.
+    beginnings : collection of str
+        Names of files that are written before any part is made, and again if it is begun again.
 
     Yields
     ------
@@ -37,7 +51,8 @@ def taken(out: Path, config: Config, *, record: str, what: str) -> Iterator[bool
     Raises
     ------
     RunError
-        It holds a complete one of another config, or something else, or cannot be made.
+        It holds a complete one of another config, parts of such a one, or something else, or
+        cannot be made.
     InputError
         Another process works in it.
     """
@@ -50,14 +65,50 @@ def taken(out: Path, config: Config, *, record: str, what: str) -> Iterator[bool
         if _is_complete(out, config, record):  # by another process, just before
             yield True
             return
-        if not path.exists() and any(entry.name != CLAIM for entry in out.iterdir()):
+        there = [entry.name for entry in out.iterdir() if entry.name != CLAIM]
+        if not path.exists() and there:
             raise RunError(
                 f"holds something that is not a {what}",
                 subject=str(out),
                 remedy="Give an empty or a new folder as --out.",
             )
+        beginnings = {CONFIG, *beginnings}
+        parts = [name for name in there if name not in beginnings and not name.startswith(".")]
+        if parts:
+            _check_alike(path, config, what=what, free=free)
+        earlier = path.read_bytes() if parts else None
         write_config(path, config)
-        yield False
+        try:
+            yield False
+        except RunError:
+            # What is there was made by the earlier one, and is as it was.
+            if earlier is not None:
+                with atomic_file(path) as partial:
+                    partial.write_bytes(earlier)
+            raise
+
+
+def _check_alike(path: Path, config: Config, *, what: str, free: Collection[str]) -> None:
+    """Check that the parts in a folder are those of a config."""
+    try:
+        there = resolve(type(config), file=path, flags={})
+    except ConfigError as error:
+        raise RunError(
+            f"holds parts of something else than this {what}: {error}",
+            subject=str(path.parent),
+            remedy="Give an empty or a new folder as --out.",
+        ) from error
+    told = []
+    for key in type(config).model_fields:
+        was, now = getattr(there, key), getattr(config, key)
+        if was != now and key not in {"out", "quiet", *free}:
+            told.append(f"{key} {was} (now {now})")
+    if told:
+        raise RunError(
+            f"holds parts of a {what} with {', '.join(told)}",
+            subject=str(path.parent),
+            remedy="Give the same configuration to go on, another --out, or delete the folder.",
+        )
 
 
 def begin(out: Path, *, record: str, what: str) -> None:

@@ -119,7 +119,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = healthy_slides(store, config.split)
     usable, unusable = usable_tiles(slides, thresholds)
-    with taken(config.out, config, record=RECORD, what="pretraining") as complete:
+    free = ("store", "device", "max_steps", "max_minutes")
+    with taken(config.out, config, record=RECORD, what="pretraining", free=free) as complete:
         if complete:
             return _already_done(config)
         # Nothing is calibrated here: what `train` would hold out for that is learnt from too.

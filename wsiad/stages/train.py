@@ -95,6 +95,14 @@ class TrainConfig(Config):
         return self
 
 
+_FREE = frozenset(
+    {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
+    | {"healthy_examples"}
+)
+"""What may change while a run is made: where things are, and when to stop. What was learnt from,
+and whether a limit may change, a checkpoint knows better."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What training made.
@@ -151,7 +159,9 @@ def train(config: TrainConfig) -> TrainResult:
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
     anomalies = _anomalies(config, chosen.store, size=chosen.size)
-    with taken(config.out, config, record=RUN, what="run") as complete:
+    with taken(
+        config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
+    ) as complete:
         if complete:
             return _already_done(config)
         return _made(config, chosen, anomalies, device, start)
