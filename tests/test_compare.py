@@ -59,7 +59,8 @@ def study(tmp_path):
 
 
 def run(study, a="old", b="new", **options):
-    options = {"masks": study / "masks", "bootstrap": 50, "quiet": True, **options}
+    options = {"bootstrap": 50, "quiet": True, "spacing_um": 0.243, **options}
+    options = {"masks": study / "masks", **options}
     result = compare(
         a=study / a,
         b=study / b,
@@ -77,6 +78,7 @@ def test_each_side_is_what_evaluate_says_of_it(study):
         own = evaluate(
             detections=study / side,
             masks=study / "masks",
+            spacing_um=0.243,
             reference=study / "reference.csv",
             out=study / "own",
             bootstrap=5,
@@ -189,6 +191,7 @@ def test_without_ground_truth_slides_are_compared(study):
 def test_the_command_prints_the_table(study, capsys):
     arguments = ["compare", str(study / "old"), str(study / "new"), "--quiet"]
     arguments += ["--reference", str(study / "reference.csv"), "--masks", str(study / "masks")]
+    arguments += ["--spacing-um", "0.243"]
     assert main([*arguments, "--out", str(study / "out"), "--bootstrap", "20"]) == 0
     out = capsys.readouterr().out
     assert "sensitivity at 0.25" in out

@@ -52,7 +52,7 @@ def write(path, text):
 
 
 def run(folder, **options):
-    options = {"masks": folder / "masks", "bootstrap": 20, **options}
+    options = {"masks": folder / "masks", "bootstrap": 20, "spacing_um": 0.243, **options}
     result = evaluate(
         detections=folder / "detections",
         reference=folder / "reference.csv",
@@ -277,6 +277,7 @@ def test_the_reference_may_lie_among_the_detections(submission):
     result = evaluate(
         detections=submission / "detections",
         masks=submission / "masks",
+        spacing_um=0.243,
         reference=path,
         out=submission / "out",
         bootstrap=5,
@@ -564,6 +565,7 @@ def test_exclusions_are_told_with_the_figures_and_in_the_plots(submission):
         return evaluate(
             detections=submission / "detections",
             masks=submission / "masks",
+            spacing_um=0.243,
             reference=submission / "reference.csv",
             out=submission / "out",
             bootstrap=5,

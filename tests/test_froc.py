@@ -332,6 +332,7 @@ def test_known_cases(folder, tmp_path):
     result = evaluate(
         detections=folder / "detections",
         masks=folder / "masks",
+        spacing_um=0.243,
         reference=folder / "reference.csv",
         out=tmp_path,
         bootstrap=20,

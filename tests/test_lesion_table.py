@@ -107,6 +107,7 @@ def written(slides, tmp_path_factory):
     return evaluate(
         detections=folder / "detections",
         masks=folder / "masks",
+        spacing_um=0.243,
         reference=folder / "reference.csv",
         out=folder / "out",
         bootstrap=20,

@@ -215,5 +215,6 @@ def test_the_2016_script_takes_one_scale_for_both_scanners():
     assert protocol_mpp(v2, given=None, known=0.226)[0] == 0.226
     assert protocol_mpp(v1, given=None, known=0.5)[0] == 0.5
     for protocol in (v1, v2):
-        assert protocol_mpp(protocol, given=None, known=None)[0] == 0.243
+        with pytest.raises(EvaluationError, match=r"a: no µm/px is known.*--spacing-um"):
+            protocol_mpp(protocol, given=None, known=None, slide="a")
         assert protocol_mpp(protocol, given=0.3, known=0.226) == (0.3, "given")

@@ -162,7 +162,7 @@ def _add_flags(
             )
         elif typing.get_origin(kind) is dict:
             parser.add_argument(
-                "--" + field.removesuffix("s"),
+                "--" + "-".join(path).removesuffix("s").replace("_", "-"),
                 dest=dest,
                 action="append",
                 type=_pair,

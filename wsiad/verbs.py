@@ -81,7 +81,7 @@ wsiad significance results/ --healthy healthy_results/ --check more_healthy_resu
         ("results",),
         """\
 wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
-wsiad evaluate --detections csv/ --masks masks/ --reference reference.csv --out scored/""",
+wsiad evaluate --detections csv/ --masks masks/ --spacing-um 0.243 --reference ref.csv --out o/""",
     ),
     "compare": Verb(
         "two results on the same slides: paired differences of every figure",

@@ -8,6 +8,7 @@ or is counted in :attr:`Annotations.ignored`, never dropped without a word.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -89,5 +90,8 @@ def read_annotations(
             subject=str(path),
             remedy="Give results of `wsiad heatmap`, which know it, or outlines in level-0 pixels.",
         )
-    from_bounds = origin == "bounds" or (origin == "auto" and path.suffix.lower() != ".xml")
-    return read.moved_to(bounds, BOUNDS) if from_bounds and bounds is not None else read
+    if origin == "level0" or (origin == "auto" and path.suffix.lower() == ".xml"):
+        return read
+    if bounds is None:
+        return replace(read, counted_from=f"{LEVEL_0}, as its bounds are not known")
+    return read.moved_to(bounds, BOUNDS) if any(bounds) else read

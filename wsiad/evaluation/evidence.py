@@ -12,12 +12,13 @@ import numpy as np
 from wsiad.evaluation.cohort import Case
 from wsiad.evaluation.hits import Detections, SlideHits, match
 from wsiad.evaluation.lesion_table import Lesion, list_lesions
-from wsiad.evaluation.lesions import SlideTruth
+from wsiad.evaluation.lesions import Reading, SlideTruth
 from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.regions import EvaluationMask
 from wsiad.evaluation.results import read_windows
 from wsiad.evaluation.submission import read_detections
 from wsiad.evaluation.tiles import TileScores, sort_windows
+from wsiad.units import Mpp
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,15 @@ class ProtocolEvidence:
         Tumour regions one by one, isolated tumour cells too.
     spacing : str
         Where the µm/px come from.
+    mpp : Mpp or None
+        µm per level-0 pixel; ``None`` where there is no tumour to measure.
     """
 
     hits: SlideHits
     hits_with_itc: SlideHits
     lesions: tuple[Lesion, ...]
     spacing: str
+    mpp: Mpp | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +66,10 @@ class SlideEvidence:
         Its windows, where there are outlines and windows.
     unmarked : bool
         Whether it holds tumour by the reference while its ground truth marks none.
-    ignored : Mapping of str to int
-        Annotations left aside, by reason.
+    reading : Reading
+        What its file of ground truth says besides.
+    downsample : int
+        Level-0 pixels per mask pixel; 0 where it takes no part in FROC.
     """
 
     case: Case
@@ -73,7 +79,8 @@ class SlideEvidence:
     by_protocol: Mapping[ProtocolName, ProtocolEvidence]
     tiles: TileScores | None
     unmarked: bool
-    ignored: Mapping[str, int]
+    reading: Reading
+    downsample: int = 0
 
 
 def collect(
@@ -120,10 +127,11 @@ def collect(
         _score(case, detections),
         len(detections),
         limit is not None,
-        {} if truth is None else _by_protocol(truth, detections, protocols, given_mpp),
+        {} if truth is None else _by_protocol(case, truth, detections, protocols, given_mpp),
         tiles,
         unmarked,
-        {} if truth is None else truth.ignored,
+        Reading() if truth is None else truth.reading,
+        0 if truth is None else truth.downsample,
     )
 
 
@@ -134,6 +142,7 @@ def _score(case: Case, detections: Detections) -> float:
 
 
 def _by_protocol(
+    case: Case,
     truth: SlideTruth,
     detections: Detections,
     protocols: Sequence[ProtocolName],
@@ -142,7 +151,7 @@ def _by_protocol(
     evidence = {}
     made: dict[float, EvaluationMask | None] = {}
     for protocol in protocols:
-        mpp, source = truth.protocol_mpp(protocol, given_mpp)
+        mpp, source = truth.protocol_mpp(protocol, given_mpp, case.slide)
         if mpp not in made:
             made[mpp] = truth.regions(mpp)
         hits, with_itc = (
@@ -162,5 +171,7 @@ def _by_protocol(
             downsample=truth.downsample,
             pixel_um=mpp * truth.downsample,
         )
-        evidence[protocol] = ProtocolEvidence(hits, with_itc, lesions, source)
+        evidence[protocol] = ProtocolEvidence(
+            hits, with_itc, lesions, source, mpp if truth.mask is not None else None
+        )
     return evidence

@@ -2,27 +2,77 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from shapely.geometry.base import BaseGeometry
 
+from wsiad.annotations import (
+    BOUNDS,
+    LEVEL_0,
+    Annotations,
+    ClassMap,
+    Origin,
+    read_annotations,
+)
 from wsiad.annotations import SUFFIXES as OUTLINE_SUFFIXES
-from wsiad.annotations import Annotations, read_annotations
 from wsiad.errors import AnnotationError, EvaluationError
 from wsiad.evaluation.cohort import Case
+from wsiad.evaluation.placement import place
 from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.raster import Mask, rasterise
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask, evaluation_mask
-from wsiad.evaluation.scale import mask_downsample, protocol_mpp
+from wsiad.evaluation.results import read_windows
+from wsiad.evaluation.scale import SCRIPT_MPP, mask_downsample, protocol_mpp
 from wsiad.evaluation.truth import MASK_SUFFIXES, MAX_MASK_PX, find_truth, read_mask
 from wsiad.geometry import Size
 from wsiad.units import Mpp
 
+logger = logging.getLogger(__name__)
+
 _FINEST_MPP = Mpp(0.05)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """How the outlines of one slide were read, and what is doubtful about them.
+
+    Parameters
+    ----------
+    ignored : Mapping of str to int
+        Annotations left aside, by reason.
+    classes : frozenset of str
+        Classes and groups of the file, ``""`` for none.
+    counted_from : str
+        Where its positions count from, in words; ``""`` without a file.
+    doubts : tuple of str
+        What to look at, a sentence each.
+    """
+
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    classes: frozenset[str] = frozenset()
+    counted_from: str = ""
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutlineOptions:
+    """How outlines are read.
+
+    Parameters
+    ----------
+    classes : ClassMap
+        What classes and groups mean.
+    origin : str
+        Where files count from that do not say so themselves.
+    """
+
+    classes: ClassMap = field(default_factory=ClassMap)
+    origin: Origin = "auto"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,8 +91,8 @@ class SlideTruth:
         µm per level-0 pixel, if known.
     tumour : geometry or None
         Tumour area in level-0 pixels, where outlines are given.
-    ignored : Mapping of str to int
-        Annotations left aside, by reason.
+    reading : Reading
+        What its file says besides.
     """
 
     mask: Mask | None
@@ -50,11 +100,21 @@ class SlideTruth:
     limit: Size | None
     mpp: Mpp | None
     tumour: BaseGeometry | None = None
-    ignored: Mapping[str, int] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
 
-    def protocol_mpp(self, protocol: ProtocolName, given: float | None) -> tuple[Mpp, str]:
-        """µm per level-0 pixel that a protocol takes for the slide, and where it is from."""
-        return protocol_mpp(protocol, given=given, known=self.mpp)
+    def protocol_mpp(
+        self, protocol: ProtocolName, given: float | None, slide: str | None = None
+    ) -> tuple[Mpp, str]:
+        """µm per level-0 pixel that a protocol takes for the slide, and where it is from.
+
+        Raises
+        ------
+        EvaluationError
+            There is tumour on the slide, and neither is known.
+        """
+        if self.mask is None and given is None and self.mpp is None:
+            return SCRIPT_MPP, "none is needed without tumour"
+        return protocol_mpp(protocol, given=given, known=self.mpp, slide=slide)
 
     def regions(self, mpp: Mpp) -> EvaluationMask | None:
         """Return the regions of the slide at a scale; ``None`` for a normal slide."""
@@ -64,7 +124,13 @@ class SlideTruth:
 
 
 def load_truth(
-    case: Case, *, annotations: Path | None, masks: Path | None, downsample: int | None
+    case: Case,
+    *,
+    annotations: Path | None,
+    masks: Path | None,
+    downsample: int | None,
+    given_mpp: float | None = None,
+    outlines: OutlineOptions | None = None,
 ) -> SlideTruth:
     """Read the ground truth of a slide.
 
@@ -77,6 +143,10 @@ def load_truth(
     downsample : int or None
         Level-0 pixels per mask pixel; by default as CAMELYON16's, see
         :func:`~wsiad.evaluation.scale.mask_downsample`.
+    given_mpp : float, optional
+        µm per level-0 pixel that the user gives for all slides.
+    outlines : OutlineOptions, optional
+        How annotation files are read.
 
     Raises
     ------
@@ -90,18 +160,50 @@ def load_truth(
     if masks is not None:
         step = downsample or mask_downsample(None)
         return _from_mask(case, _find(case, masks, MASK_SUFFIXES), step)
-    step = downsample or mask_downsample(scored.mpp)
+    step = downsample or mask_downsample(Mpp(given_mpp) if given_mpp else scored.mpp)
     path = _find(case, annotations, OUTLINE_SUFFIXES) if annotations is not None else None
     if path is None:
         return SlideTruth(None, step, scored.size, scored.mpp)
-    drawn = read_annotations(path)
+    options = outlines or OutlineOptions()
+    drawn = read_annotations(
+        path, classes=options.classes, origin=options.origin, bounds=scored.bounds
+    )
     tumour = drawn.tumour()
     _check_label(case, has_tumour=not tumour.is_empty)
+    reading = Reading(drawn.ignored, drawn.classes, drawn.counted_from)
     if not case.tumour:
-        return SlideTruth(None, step, scored.size, scored.mpp, None, drawn.ignored)
+        return SlideTruth(None, step, scored.size, scored.mpp, None, reading)
     size = _mask_size(case, drawn, step)
     mask = rasterise(drawn, size, scale=step)
-    return SlideTruth(mask, step, scored.size, scored.mpp, tumour, drawn.ignored)
+    if doubt := _doubt(case, drawn, tumour, mask, step):
+        logger.warning("%s", doubt)
+        reading = replace(reading, doubts=(doubt,))
+    return SlideTruth(mask, step, scored.size, scored.mpp, tumour, reading)
+
+
+def _doubt(
+    case: Case, drawn: Annotations, tumour: BaseGeometry, mask: Mask, step: int
+) -> str | None:
+    """Say so where outlines lie beyond the slide or on nothing that was scored."""
+    scored = case.scored
+    windows = None if scored.windows is None else read_windows(scored.windows, case.slide)
+    placed = place(tumour, mask, step=step, size=scored.size, windows=windows)
+    if not placed.doubtful:
+        return None
+    text = f"{case.slide}: {placed}"
+    if not any(scored.bounds or ()):
+        return text
+    assert scored.bounds is not None
+    other, name, flag = (
+        (scored.bounds, BOUNDS, "bounds") if drawn.origin == (0, 0) else ((0, 0), LEVEL_0, "level0")
+    )
+    moved = drawn.moved_to(other, name)
+    mask = rasterise(moved, Size(mask.shape[1], mask.shape[0]), scale=step)
+    instead = place(moved.tumour(), mask, step=step, size=scored.size, windows=windows)
+    return (
+        f"{text} (outlines count from {drawn.counted_from}; from {name}: {instead}; "
+        f"see --annotation-origin {flag})"
+    )
 
 
 def _find(case: Case, folder: Path, suffixes: tuple[str, ...]) -> Path | None:
@@ -170,7 +272,8 @@ def _mask_size(case: Case, drawn: Annotations, step: int) -> Size:
                 f"{outline.name} ({outline.group or 'no group'}) lies beyond the slide of "
                 f"{size.width} × {size.height} pixels",
                 subject=case.slide,
-                remedy="Outlines are in level-0 pixels of the same slide.",
+                remedy="Outlines are in level-0 pixels of the same slide; these were counted from "
+                f"{drawn.counted_from} (see --annotation-origin).",
             )
     return _checked_size(case, math.ceil(size.width / step), math.ceil(size.height / step))
 

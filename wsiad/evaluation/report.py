@@ -205,8 +205,10 @@ def as_json(
         "exclusions": {"all": sorted(exclude), "froc": sorted(exclude_from_froc)},
         "intervals": {"level": LEVEL, "note": _INTERVALS},
         "lesion_classes": CLASS_RULE,
-        "notes": _notes(slides),
-        "annotations_ignored": {s.case.slide: dict(s.ignored) for s in slides if s.ignored},
+        "notes": notes(slides),
+        "annotations_ignored": {
+            s.case.slide: dict(s.reading.ignored) for s in slides if s.reading.ignored
+        },
         "slides": [_slide(slide) for slide in slides],
     }
 
@@ -236,7 +238,7 @@ def _froc(name: ProtocolName, score: FrocScore, slides: Sequence[SlideEvidence])
     return {**score.as_json(), "spacing": dict(spacing)}
 
 
-def _notes(slides: Sequence[SlideEvidence]) -> list[str]:
+def notes(slides: Sequence[SlideEvidence]) -> list[str]:
     """Say what a reader of the figures has to know of the slides."""
     groups = {
         "tumour slides on which no tumour is marked": [s for s in slides if s.unmarked],
@@ -247,11 +249,12 @@ def _notes(slides: Sequence[SlideEvidence]) -> list[str]:
             s for s in slides if not s.bounded
         ],
     }
-    return [
+    said = [
         f"{text}: {', '.join(slide.case.slide for slide in found)}"
         for text, found in groups.items()
         if found
     ]
+    return [*said, *(doubt for slide in slides for doubt in slide.reading.doubts)]
 
 
 def _slide(slide: SlideEvidence) -> dict[str, Any]:

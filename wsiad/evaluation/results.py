@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -12,12 +13,15 @@ import numpy.typing as npt
 from wsiad.errors import EvaluationError
 from wsiad.evaluation.submission import ScoredSlide, Status
 from wsiad.evaluation.table import number, read_rows, slide_name
+from wsiad.files import read_json
 from wsiad.geometry import Size
 from wsiad.units import Mpp
 
 SlideScore = Literal["max", "top_k_mean", "percentile"]
 
 HEATMAP = "heatmap.ome.tif"
+GEOMETRY = "heatmap.json"
+_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
 _MAX_PX = 1 << 28
 
 _COLUMNS = ("slide", "status", "reason", "mpp_x", "mpp_y", "width", "height")
@@ -111,7 +115,19 @@ def _slide(
         Size(int(width), int(height)),
         Mpp((mpp_x + mpp_y) / 2),
         folder / slide / "windows.npy" if status == "ok" else None,
+        _bounds(folder / slide / GEOMETRY),
     )
+
+
+def _bounds(path: Path) -> tuple[float, float] | None:
+    """Corner of a slide's bounds; ``None`` where nothing was found that has a place on it."""
+    if not path.exists():
+        return None
+    bounds = read_json(path, EvaluationError, remedy=_AGAIN).get("bounds")
+    x, y = (bounds.get(key) if isinstance(bounds, dict) else None for key in ("x", "y"))
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (x, y)):
+        raise EvaluationError("does not state the slide's bounds", subject=str(path), remedy=_AGAIN)
+    return float(cast(float, x)), float(cast(float, y))
 
 
 def _positive(cells: dict[str, str], key: str, slide: str, where: str) -> float:

@@ -54,6 +54,8 @@ class ScoredSlide:
         µm per level-0 pixel, if known.
     windows : Path or None
         Scored windows, if there are any.
+    bounds : (float, float) or None
+        Corner of its bounds, level-0 pixels, if known.
     """
 
     slide: str
@@ -64,6 +66,7 @@ class ScoredSlide:
     size: Size | None = None
     mpp: Mpp | None = None
     windows: Path | None = None
+    bounds: tuple[float, float] | None = None
 
 
 def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, ScoredSlide]:

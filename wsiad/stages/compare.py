@@ -14,6 +14,7 @@ from wsiad.errors import ConfigError, EvaluationError
 from wsiad.stages.evaluation_input import (
     EvaluationOptions,
     cases_of,
+    conditions_of,
     evidence_of,
     read_scored,
     settings_of,
@@ -89,12 +90,13 @@ def compare(config: CompareConfig) -> ComparisonResult:
         first, second, settings_of(config, first, results=all(folders.values()))
     )
     excluded = left_out(config.exclude, config.exclude_from_froc)
+    said = conditions_of(config, first)
     table = comparison.as_table(found, str(config.a), str(config.b), excluded)
     result = ComparisonResult(
         found,
         config.out / "comparison.json",
         config.out / "comparison.md",
-        f"{table}\nsee {config.out / 'comparison.json'}",
+        "\n".join([table, *said, f"see {config.out / 'comparison.json'}"]),
     )
     values: dict[str, Any] = {
         **comparison.as_json(found, str(config.a), str(config.b)),
@@ -102,6 +104,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
             "all": sorted(config.exclude),
             "froc": sorted(config.exclude_from_froc),
         },
+        "conditions": said,
         "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
     }
     write_json(result.report, values)
@@ -142,10 +145,13 @@ def _check_same(
 def _completed(
     scored: Mapping[str, ScoredSlide], other: Mapping[str, ScoredSlide]
 ) -> dict[str, ScoredSlide]:
-    """Give slides the size and scale that only the other side knows: one truth for both."""
+    """Give slides the size, scale and bounds that one side knows: one truth for both."""
     return {
         name: dataclasses.replace(
-            slide, size=slide.size or other[name].size, mpp=slide.mpp or other[name].mpp
+            slide,
+            size=slide.size or other[name].size,
+            mpp=slide.mpp or other[name].mpp,
+            bounds=slide.bounds or other[name].bounds,
         )
         if name in other
         else slide

@@ -15,6 +15,7 @@ from wsiad.config import verb
 from wsiad.stages.evaluation_input import (
     EvaluationOptions,
     cases_of,
+    conditions_of,
     evidence_of,
     read_scored,
     settings_of,
@@ -122,13 +123,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         more |= {"group_by": config.group_by, "groups": report.groups_json(by_group)}
     out = config.out or source
     left_out = report.left_out(config.exclude, config.exclude_from_froc)
+    said = conditions_of(config, slides)
     result = EvaluationResult(
         figures,
         out / "evaluation.json",
         out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
-        "\n".join(_summary(figures, more, left_out, out / "evaluation.json")),
+        "\n".join(_summary(figures, more, [left_out, *said], out / "evaluation.json")),
     )
     plot_roc(
         result.roc_plot,
@@ -144,7 +146,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         figures, slides, exclude=config.exclude, exclude_from_froc=config.exclude_from_froc
     )
     made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
-    write_json(result.report, {**values, **more, "made_by": made_by})
+    write_json(result.report, {**values, "conditions": said, **more, "made_by": made_by})
     if config.results is not None:
         _complete_report(config.results, out, seconds=time.monotonic() - start)
     return result
@@ -190,7 +192,9 @@ def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
         write_results_report(results, evaluation=out, seconds={"evaluate": seconds})
 
 
-def _summary(figures: Figures, more: dict[str, Any], left_out: str, report: Path) -> Iterator[str]:
+def _summary(
+    figures: Figures, more: dict[str, Any], said: list[str], report: Path
+) -> Iterator[str]:
     """Yield what is said at the end, line by line."""
     named = {
         "slide AUC": str(figures.slide_auc),
@@ -208,7 +212,7 @@ def _summary(figures: Figures, more: dict[str, Any], left_out: str, report: Path
         )
     width = max(map(len, named))
     yield from (f"{name:<{width}}  {said}" for name, said in named.items())
-    yield left_out
+    yield from said
     yield f"see {report}"
 
 

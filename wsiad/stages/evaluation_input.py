@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import pydantic
 
@@ -29,6 +29,11 @@ class EvaluationOptions(Config):
     """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; or else `masks`."""
     masks: Path | None = None
     """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
+    class_map: dict[str, str] = pydantic.Field(default_factory=dict)
+    """What a class or group of outlines means: tumor, cut-out or ignore, as Carcinoma=tumor."""
+    annotation_origin: Literal["auto", "level0", "bounds"] = "auto"
+    """Where outlines count from that do not say so: `level0`, the slide's corner, `bounds`, that
+    of its bounds; by default GeoJSON from the bounds, as QuPath, and ASAP's XML from level 0."""
     protocols: Annotated[tuple[ProtocolName, ...], pydantic.Field(min_length=1)] = (
         "camelyon16-2016",
         "camelyon16-dataset",
@@ -39,7 +44,7 @@ class EvaluationOptions(Config):
     score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
     """Which percentile of a slide's heatmap pixels, for `slide_score: percentile`."""
     spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
-    """µm per level-0 pixel for all slides; by default each slide's own, else 0.243."""
+    """µm per level-0 pixel for all slides; by default each slide's own. 0.243 for CAMELYON16."""
     mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Level-0 pixels per mask pixel; by default 32 (level 5), on outlines of slides of
     other magnification the power of two that is nearest to it in µm."""
@@ -61,6 +66,12 @@ class EvaluationOptions(Config):
         for name in ("protocols", "exclude", "exclude_from_froc"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"`{name}` names something twice")
+        if self.class_map:
+            from wsiad.annotations import ClassMap
+
+            ClassMap(self.class_map)
+        if self.annotations is None and (self.class_map or self.annotation_origin != "auto"):
+            raise ValueError("`class_map` and `annotation_origin` are of outlines, `annotations`")
         return self
 
 
@@ -129,8 +140,9 @@ def evidence_of(
     AnnotationError
         An annotation file is not valid or contradicts the reference.
     """
+    from wsiad.annotations import ClassMap
     from wsiad.evaluation.evidence import collect
-    from wsiad.evaluation.lesions import load_truth
+    from wsiad.evaluation.lesions import OutlineOptions, load_truth
     from wsiad.progress import Progress
 
     folder = options.annotations or options.masks
@@ -140,6 +152,7 @@ def evidence_of(
             subject=str(folder),
             remedy="Name the folder that holds the ground truth of each slide.",
         )
+    outlines = OutlineOptions(ClassMap(options.class_map), options.annotation_origin)
     slides = []
     with Progress(label, total=len(cases), unit="slide", quiet=options.quiet) as progress:
         for case in cases:
@@ -150,6 +163,8 @@ def evidence_of(
                     annotations=options.annotations,
                     masks=options.masks,
                     downsample=options.mask_downsample,
+                    given_mpp=options.spacing_um,
+                    outlines=outlines,
                 )
             found = collect(
                 case,
@@ -161,6 +176,17 @@ def evidence_of(
             slides.append(found)
             progress.update()
     return slides
+
+
+def conditions_of(options: EvaluationOptions, slides: list[SlideEvidence]) -> list[str]:
+    """Say in lines what the figures rest on, and what a reader of them has to know."""
+    from wsiad.annotations import ClassMap
+    from wsiad.evaluation.conditions import conditions
+    from wsiad.evaluation.report import notes
+
+    classes = ClassMap(options.class_map)
+    said = conditions(slides, protocols=options.protocols, classes=classes)
+    return [*said, *notes(slides)]
 
 
 def settings_of(
