@@ -274,10 +274,11 @@ def test_bad_slides_are_reported_and_the_others_go_on(tmp_path):
     (folder / "text.svs").write_text("no")
     result = score(make_run(tmp_path / "run"), folder, tmp_path / "out")
     assert {row.slide: row.status for row in result.rows} == {
-        "good": "ok", "glass": "no-tissue", "tiny": "no-tissue", "coarse": "failed",
+        "good": "ok", "glass": "no-tissue", "tiny": "unusable", "coarse": "failed",
         "corrupt": "failed", "text": "failed",
     }  # fmt: skip
     assert {row.slide for row in result.failed} == {"coarse", "corrupt", "text"}
+    assert [row.slide for row in result.unusable] == ["tiny"]
     assert not (tmp_path / "out" / "corrupt").exists()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "cannot be decoded" in page

@@ -79,15 +79,16 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _report(name: str, result: Any) -> int:
-    """Print what was made and what failed; the exit code says whether all went well."""
+    """Print what was made, failed or was not looked at; the exit code says if all went well."""
     if summary := getattr(result, "summary", None):
         print(summary)
-    failed = getattr(result, "failed", ())
-    if failed:
-        print(f"\nwsiad {name}: {len(failed)} failed:", file=sys.stderr)
-        width = max(len(row.slide) for row in failed) + 1
-        for row in failed:
-            print(f"  {row.slide + ':':<{width}} {row.reason}", file=sys.stderr)
+    for kind, means in (("unusable", ", which does not mean without tissue"), ("failed", "")):
+        if rows := getattr(result, kind, ()):
+            print(f"\nwsiad {name}: {len(rows)} {kind}{means}:", file=sys.stderr)
+            width = max(len(row.slide) for row in rows) + 1
+            for row in rows:
+                print(f"  {row.slide + ':':<{width}} {row.reason}", file=sys.stderr)
+    if getattr(result, "unusable", ()) or getattr(result, "failed", ()):
         return 1
     return int(getattr(result, "exit_code", 0))
 

@@ -113,8 +113,8 @@ def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
     return Grid(
         spec.size,
         TilePx(step),
-        (grid.columns - 1) * per_tile + within + 1,
-        (grid.rows - 1) * per_tile + within + 1,
+        (grid.columns - 1) * per_tile + within + 1 if grid.columns else 0,
+        (grid.rows - 1) * per_tile + within + 1 if grid.rows else 0,
         pixels,
     )
 

@@ -20,7 +20,7 @@ from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.staging import Staging, discard_staged
 from wsiad.stages.division import Divided, Divisions, PartDone
-from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures
+from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures, unusable
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def run_batch(
                     if now - last >= _TABLE_SECONDS:
                         table.put(*rows[kept:])
                         kept, last = len(rows), now
-                    if done.status == FAILED:
-                        progress.message(f"FAILED {done.slide}")
+                    if done.status in (FAILED, UNUSABLE):
+                        progress.message(f"{done.status.upper()} {done.slide}")
                     tiles += getattr(done, "tiles", 0)
                     progress.update(note=_note(rows, tiles, now - start))
         finally:
@@ -126,8 +126,9 @@ def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
     parts = [rows[-1].slide]
     if tiles:
         parts.insert(0, f"{tiles / seconds:.0f} tiles/s")
-    if failed := len(failures(rows)):
-        parts.insert(0, f"{failed} failed")
+    for word, some in (("unusable", unusable(rows)), ("failed", failures(rows))):
+        if some:
+            parts.insert(0, f"{len(some)} {word}")
     return ", ".join(parts)
 
 
@@ -203,8 +204,8 @@ def _guarded(
         return work(task)
     except UnusableSlideError as error:
         raise_if_ended()
-        unusable = failed_row(row, task.slide, str(error))
-        return replace(unusable, status=UNUSABLE, seconds=time.monotonic() - start)
+        said = failed_row(row, task.slide, str(error))
+        return replace(said, status=UNUSABLE, seconds=time.monotonic() - start)
     except WsiadError as error:
         raise_if_ended()
         reason = str(error)

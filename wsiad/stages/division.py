@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from wsiad.stages.slide_table import FAILED, SlideRow
+from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow
 
 
 class LastTaskLike(Protocol):
@@ -100,5 +100,5 @@ class Divisions:
         """Whether no part of the same slide said before that the slide failed."""
         said = self._said.get(row.slide, False)
         if row.slide in self._said:
-            self._said[row.slide] = row.status == FAILED
+            self._said[row.slide] = row.status in (FAILED, UNUSABLE)
         return not said

@@ -35,7 +35,9 @@ from wsiad.stages.slide_table import (
     SlideTable,
     backends,
     failures,
+    outcome,
     read_table,
+    unusable,
 )
 from wsiad.tissue.options import QualityThresholds
 
@@ -97,6 +99,11 @@ class HeatmapResult:
     def failed(self) -> tuple[SlideRow, ...]:
         """Slides without results although they were asked for."""
         return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides without a score that are not without tissue: they could not be looked at."""
+        return tuple(unusable(self.rows))
 
 
 @verb(HeatmapConfig)
@@ -183,7 +190,7 @@ def _finish(
     """Write the report, as soon as every slide of all shards has its row; say what was done."""
     from wsiad.stages.reporting import write_results_report
 
-    scored = f"{len(rows) - len(failures(rows))} of {len(rows)} slides scored"
+    scored = outcome(rows, "scored")
     there = read_table(config.out / "slides.csv", HeatmapRow)
     waiting = {slide.name for slide in slides} - {row.slide for row in there}
     found = ""
@@ -199,6 +206,7 @@ def _finish(
         "seconds": round(seconds, 3),
         "slides": len(rows),
         "failed": len(failures(rows)),
+        "unusable": len(unusable(rows)),
         "backends": backends(rows),
     }
     write_json(record_path(config.out, config.shard), record)

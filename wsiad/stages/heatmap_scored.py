@@ -21,12 +21,16 @@ from wsiad.tissue.guards import Reason, in_words
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """What scoring a slide's windows made; no heatmap where there is no window."""
+    """What scoring a slide's windows made; no heatmap where there is no window.
+
+    Without one, ``unusable`` says why it could not be looked at; empty where it is without tissue.
+    """
 
     heatmap: Heatmap | None
     windows: WindowScores
     left_out: LeftOut
     examples: tuple[Example, ...]
+    unusable: str = ""
 
     @property
     def status(self) -> str:
@@ -34,7 +38,7 @@ class Scored:
         if self.heatmap:
             return OK
         # Not to be taken for a slide without tissue, of which there is nothing to fear.
-        return UNUSABLE if any(self.left_out.by_quality().values()) else NO_TISSUE
+        return UNUSABLE if self.unusable else NO_TISSUE
 
 
 def stitch(
@@ -67,7 +71,8 @@ def stitch(
     left_out = LeftOut.join(parts)
     if stitcher is None:
         none = np.empty(0, np.float32)
-        return Scored(None, WindowScores(np.empty((0, 4)), none, none), left_out, examples)
+        windows = WindowScores(np.empty((0, 4)), none, none)
+        return Scored(None, windows, left_out, examples, source.why_unusable(left_out))
     flat = np.concatenate(scores)
     windows = WindowScores(
         source.grid.boxes(np.concatenate(rows), np.concatenate(columns)),
@@ -82,9 +87,11 @@ def stitch(
 
 def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Iterator[str]:
     """Yield what the reader of a slide's row has to know of how it was scored."""
-    if source.stain_fallback:
+    if scored.unusable:
+        yield scored.unusable
+    elif source.stain_fallback:
         yield f"stains of the reference were used: {source.stain_fallback}"
-    if missing := scored.left_out.count(Reason.MISSING):
+    if scored.heatmap and (missing := scored.left_out.count(Reason.MISSING)):
         yield f"{missing} windows left out: the slide has no pixels there"
     if why := in_words(scored.left_out.by_quality()):
         yield f"windows not assessed, as they fail the quality thresholds: {why}"

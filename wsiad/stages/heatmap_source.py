@@ -26,8 +26,11 @@ from wsiad.heatmaps.windows import (
 from wsiad.slides.slide import Slide
 from wsiad.stages.heatmap_task import SlideTask
 from wsiad.stain.profile import StainProfile
+from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.plan import plan_slide
 from wsiad.tiles.store import TileStore
+from wsiad.tiles.stored_slide import StoredSlide
+from wsiad.tiles.verdict import why_left_out, why_unusable
 from wsiad.tiling import Grid
 from wsiad.units import Mpp, Spacing
 
@@ -38,7 +41,9 @@ class WindowSource:
 
     The identity is what the results depend on, as it was before anything was read; the
     slide is ``None`` where windows come from a store, which does not change. Some windows,
-    by their rows and columns on the grid, can be read again, to the very same pixels.
+    by their rows and columns on the grid, can be read again, to the very same pixels. Where no
+    window is scored, it can be asked why the slide could not be looked at, by the windows that
+    are left out; it says nothing where there is no tissue.
     """
 
     batches: Iterator[WindowBatch]
@@ -56,6 +61,7 @@ class WindowSource:
     backend: str
     identity: dict[str, Any]
     again: Callable[[IntArray, IntArray], Iterator[Pixels]]
+    why_unusable: Callable[[LeftOut], str]
     slide: Slide | None = None
 
 
@@ -106,6 +112,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         slide.read_by,
         identity,
         again=functools.partial(read_planned, plan),
+        why_unusable=functools.partial(why_unusable, plan, noun="window"),
         slide=slide,
     )
 
@@ -140,4 +147,10 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         "store",
         identity_of(task),
         again=functools.partial(read_stored, slide, grid, thresholds=thresholds),
+        why_unusable=functools.partial(_why_stored, slide),
     )
+
+
+def _why_stored(slide: StoredSlide, left_out: LeftOut) -> str:
+    """Say why no window of a stored slide is scored; empty where it holds no tissue."""
+    return slide.reason or (why_left_out(left_out, noun="window") if len(left_out) else "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -25,10 +26,10 @@ class SlideRow:
     slide : str
         Name.
     status : str
-        ``"ok"``, ``"no-tissue"``, ``"unusable"`` (tissue, but no tile that passes the
-        quality thresholds) or ``"failed"``.
+        ``"ok"``; ``"no-tissue"``: the whole slide was seen and holds none; ``"unusable"``: it
+        could not be looked at, or nothing of it can be used; or ``"failed"``.
     reason : str
-        Why it failed, or what its reader should know.
+        Why it failed or could not be looked at, or what its reader should know.
     seconds : float
         Time spent on it.
     mpp_x, mpp_y : float or None
@@ -180,3 +181,16 @@ def backend_text(read: Mapping[str, object]) -> str:
 def failures(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """Rows of the slides that failed."""
     return [row for row in rows if row.status == FAILED]
+
+
+def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides that could not be looked at, which are not without tissue."""
+    return [row for row in rows if row.status == UNUSABLE]
+
+
+def outcome(rows: Sequence[SlideRow], done: str) -> str:
+    """Say in a line what became of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
+    counts = Counter(row.status for row in rows)
+    words = {NO_TISSUE: "without tissue", UNUSABLE: "unusable", FAILED: "failed"}
+    rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    return "; ".join([f"{counts[OK]} of {len(rows)} slides {done}", *rest])

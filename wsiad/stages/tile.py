@@ -20,6 +20,7 @@ from wsiad.stages.slide_table import (
     SlideTable,
     backends,
     failures,
+    unusable,
 )
 from wsiad.stages.tile_task import TileRow, TileTask, tile_one
 from wsiad.tiles.options import CompressionOptions, Preparation
@@ -68,6 +69,11 @@ class TileResult:
     def failed(self) -> tuple[SlideRow, ...]:
         """Slides that are not in the store although they were asked for."""
         return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides without tiles that are not without tissue: they could not be looked at."""
+        return tuple(unusable(self.rows))
 
 
 @verb(TileConfig)
@@ -134,7 +140,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     from wsiad.tissue.guards import QUALITY_REASONS
 
     tiles = sum(row.tiles for row in rows)
-    unusable = {
+    by_reason = {
         reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
         for reason in QUALITY_REASONS
     }
@@ -145,7 +151,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         "failed": len(failures(rows)),
         "tiles": tiles,
         "missing": sum(row.missing for row in rows),
-        "unusable": unusable,
+        "unusable": by_reason,
         "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
         "backends": backends(rows),
-    }
+    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})

@@ -195,8 +195,11 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
     unusable = stored.facts.get("unusable", {})
     kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
     notes = [
-        f"stains of the reference were used: {fallback}" if fallback else "",
-        f"{missing} tiles left out: the slide has no pixels there" if missing else "",
+        stored.reason,
+        f"stains of the reference were used: {fallback}" if fallback and not stored.reason else "",
+        f"{missing} tiles left out: the slide has no pixels there"
+        if missing and len(stored)
+        else "",
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]
     return TileRow(

@@ -52,6 +52,8 @@ class SlidePlan:
         Tiles that were asked for and do not lie wholly within the slide.
     quality : QualityOptions
         Which of the tiles will be too bad to be used.
+    min_coverage : float or None
+        Tissue coverage that a tile needs; ``None`` where coordinates say where tiles lie.
     """
 
     scaled: ScaledSlide
@@ -64,6 +66,7 @@ class SlidePlan:
     table: ColourTable
     outside: int = 0
     quality: QualityOptions = field(default_factory=QualityOptions)
+    min_coverage: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,6 +132,7 @@ def plan_slide(
         ColourTable.between(stain, target),
         outside,
         options.quality,
+        None if coordinates else options.min_coverage,
     )
 
 

@@ -18,6 +18,11 @@ from wsiad.tiling import Grid
 from wsiad.tissue.quality import COLUMNS
 from wsiad.units import Mpp, Spacing, TilePx
 
+_UNCHECKED = (
+    "it has no tiles, and the version of wsiad that tiled it did not check whether all of it was "
+    "seen: delete {folder} and tile it again"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSlide:
@@ -46,8 +51,18 @@ class StoredSlide:
 
     @property
     def status(self) -> str:
-        """``"ok"``, ``"no-tissue"``, or ``"unusable"``: no tile passed the thresholds."""
-        return str(self.facts["status"])
+        """``"ok"``, ``"no-tissue"``, or ``"unusable"``: it could not be looked at."""
+        status = str(self.facts["status"])
+        return "unusable" if status == "no-tissue" and not self.facts.get("seen") else status
+
+    @property
+    def reason(self) -> str:
+        """Why the slide is ``"unusable"``; empty of all others."""
+        if self.status != "unusable":
+            return ""
+        if self.facts["status"] == "unusable":
+            return str(self.facts.get("reason", "none of its tiles passes the quality thresholds"))
+        return _UNCHECKED.format(folder=self.folder)
 
     @property
     def fingerprint(self) -> str:

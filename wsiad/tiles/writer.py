@@ -22,6 +22,7 @@ from wsiad.tiles.overview import EXAMPLES, Overview, overview_jpeg
 from wsiad.tiles.plan import SlidePlan
 from wsiad.tiles.store import TileStore
 from wsiad.tiles.stream import TileBlock, choose_examples, stream
+from wsiad.tiles.verdict import why_unusable
 from wsiad.tissue.guards import Reason, count_reasons, judge
 from wsiad.tissue.quality import COLUMNS
 
@@ -130,8 +131,8 @@ def write_rest(
     facts["compression"] = compression
     if plan.quality.given:
         facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
-        if not count and any(facts["unusable"].values()):
-            facts["status"] = "unusable"
+    if not count:
+        facts |= _status_without_tiles(plan, left_out)
     if coordinates is not None:
         facts["coordinates"] = {"fingerprint": coordinates}
     write_attributes(group, facts)
@@ -139,6 +140,13 @@ def write_rest(
     # Before the group is there: a slide that is whole has its overview.
     with atomic_file(store.overview(slide.name)) as partial:
         partial.write_bytes(overview_jpeg(_overview(plan, columns, reasons, left_out, blocks)))
+
+
+def _status_without_tiles(plan: SlidePlan, left_out: LeftOut) -> dict[str, Any]:
+    """Tell a slide without tissue from one that could not be looked at."""
+    if reason := why_unusable(plan, left_out):
+        return {"status": "unusable", "reason": reason}
+    return {"status": "no-tissue", "seen": True}
 
 
 def check_unchanged(slide: Slide, fingerprint: str) -> None:
@@ -212,7 +220,7 @@ def _facts(
     slide, grid = plan.scaled.slide, plan.grid
     level = slide.levels[plan.scaled.level]
     return {
-        "status": "ok" if count else "no-tissue",
+        "status": "ok",
         "tiles": count,
         "tiles_missing": missing,
         "digest": store.digest,

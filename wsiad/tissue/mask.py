@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -17,6 +17,7 @@ from wsiad.slides.slide import Slide
 from wsiad.tissue.artefacts import darkest_channel, is_black, is_pen, saturation
 from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
+from wsiad.tissue.unseen import Unseen, find_unseen
 from wsiad.units import Mpp
 
 _BAND_PX = 1024 * 4096
@@ -44,6 +45,8 @@ class TissueMask:
     pen : ndarray of bool, (H, W), or None
         Pen marks and their rims, which are left out of the mask whatever lies under
         them; ``None`` where there are none.
+    unseen : Unseen
+        Where the mask is empty, what may hide tissue all the same.
     """
 
     mask: Mask
@@ -52,6 +55,7 @@ class TissueMask:
     threshold: float
     pen_share: float
     pen: Mask | None = None
+    unseen: Unseen = field(default_factory=Unseen)
 
     @property
     def tissue_share(self) -> float:
@@ -86,7 +90,12 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
             rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
     found = segment(rgb, valid, mpp=mpp, options=options)
     pen = found.pen if found.pen.any() else None
-    return TissueMask(found.mask, rgb, scaled.pixels, found.threshold, found.pen_share, pen)
+    unseen = Unseen()
+    if not found.mask.any():
+        unseen = find_unseen(
+            rgb, valid, found.pen, threshold=found.threshold, mpp=mpp, options=options
+        )
+    return TissueMask(found.mask, rgb, scaled.pixels, found.threshold, found.pen_share, pen, unseen)
 
 
 class Segments(NamedTuple):

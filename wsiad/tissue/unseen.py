@@ -1,0 +1,113 @@
+"""What may hide tissue on a slide whose mask is empty."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.tissue.artefacts import is_black, saturation
+from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.pieces import bands, without_small_pieces
+
+_NEUTRAL = 6
+"""Most that the channels of a grey pixel differ, in grey levels: JPEG moves them a little."""
+_COLOURED_SHARE = 0.001
+_GLASS_MIN = 128
+"""Brightest channel below which nothing is glass in transmitted light."""
+_DARKER = 0.8
+"""Share of the glass's brightness below which something lies on it."""
+_MATTERS = 0.01
+"""Share of a slide from which specks with the colour of tissue are more than dust, and from which
+a piece matters however small it is in µm²."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """What may hide tissue, as shares of the slide's pixels, 0 to 1.
+
+    Pieces too small to be tissue do not count.
+
+    Parameters
+    ----------
+    missing : float
+        Without pixels in the file.
+    pen : float
+        Taken for pen, rims included.
+    black : float
+        Black, as the border of a scan is.
+    grey : float
+        Darker than glass on a slide without any colour, where tissue cannot be told.
+    scattered : float
+        With the colour of tissue, in pieces smaller than the smallest that is kept.
+    """
+
+    missing: float = 0.0
+    pen: float = 0.0
+    black: float = 0.0
+    grey: float = 0.0
+    scattered: float = 0.0
+
+    def __bool__(self) -> bool:
+        return any(astuple(self))
+
+
+def find_unseen(
+    rgb: npt.NDArray[np.uint8],
+    valid: npt.NDArray[np.bool_],
+    pen: npt.NDArray[np.bool_],
+    *,
+    threshold: float,
+    mpp: float,
+    options: TissueOptions,
+) -> Unseen:
+    """Measure what may hide tissue on a slide whose mask is empty.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (H, W, 3)
+    valid, pen : ndarray of bool, (H, W)
+        Where the slide has pixels, and pen marks with their rims.
+    threshold : float
+        Saturation from which a pixel counts as tissue.
+    mpp : float
+        Scale of the image, µm/px.
+    options : TissueOptions
+        With the area of the smallest piece of tissue.
+    """
+    if not rgb.size:
+        return Unseen()
+    smooth = cv2.medianBlur(np.ascontiguousarray(rgb), 3) if min(rgb.shape[:2]) >= 3 else rgb
+    black, stained = np.empty(valid.shape, bool), np.empty(valid.shape, bool)
+    for rows in bands(*valid.shape[:2]):
+        black[rows] = is_black(smooth[rows])
+        stained[rows] = saturation(smooth[rows]) > threshold
+    black &= valid
+    usable = valid & ~black & ~pen
+    stained &= usable
+    # A slide may be smaller than the smallest piece of tissue that is kept.
+    least = min(options.min_area_um2 / mpp**2, _MATTERS * valid.size)
+
+    def share(mask: npt.NDArray[np.bool_]) -> float:
+        return float(without_small_pieces(mask, min_px=least).mean())
+
+    scattered = float(stained.mean())
+    return Unseen(
+        missing=share(~valid),
+        pen=share(pen & valid),
+        black=share(black),
+        grey=share(_dark_grey(smooth, usable)),
+        scattered=scattered if scattered >= _MATTERS else 0.0,
+    )
+
+
+def _dark_grey(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pixels that are darker than the glass, where the whole slide has no colour."""
+    high = rgb.max(axis=2)
+    coloured = usable & (high - rgb.min(axis=2) > _NEUTRAL)
+    if not usable.any() or coloured.sum() > _COLOURED_SHARE * usable.sum():
+        return np.zeros_like(usable)
+    glass = float(np.percentile(high[usable], 99))
+    return usable & (high < max(_DARKER * glass, _GLASS_MIN))
