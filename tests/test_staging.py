@@ -18,7 +18,8 @@ from wsiad.cluster.options import ComputeOptions
 from wsiad.errors import SlideOpenError
 from wsiad.files import fingerprint
 from wsiad.slides.inputs import SlideInput
-from wsiad.slides.staging import Staging, discard_staged, parts, staged
+from wsiad.slides.slide_files import slide_files
+from wsiad.slides.staging import Staging, discard_staged, staged
 from wsiad.stages.batch import with_staging
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile import TileRow
@@ -75,16 +76,16 @@ def test_what_belongs_to_a_slide_is_copied_with_it(tmp_path):
 
     dicom = make(tmp_path / "series" / "1.dcm")
     make(tmp_path / "series" / "0.dcm")
-    assert parts(dicom) == [dicom, tmp_path / "series" / "0.dcm"]
+    assert slide_files(dicom) == [dicom, tmp_path / "series" / "0.dcm"]
 
     index = "[Virtual Microscope Specimen]\nImageFile=a.jpg\nMapFile=../../m.mrxs\nNone=gone.jpg\n"
     vms = make(tmp_path / "h" / "a.vms", index)
     make(tmp_path / "h" / "a.jpg")
     make(tmp_path / "h" / "b.jpg")
-    assert parts(vms) == [vms, tmp_path / "h" / "a.jpg"]
+    assert slide_files(vms) == [vms, tmp_path / "h" / "a.jpg"]
 
     plain = make(tmp_path / "p.svs")
-    assert parts(plain) == [plain]
+    assert slide_files(plain) == [plain]
 
 
 def test_no_room_names_slide_and_remedy(tmp_path, monkeypatch):

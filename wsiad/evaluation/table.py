@@ -9,7 +9,7 @@ from wsiad import csv_file
 from wsiad.csv_file import Row
 from wsiad.errors import EvaluationError, InputError
 from wsiad.files import checked_name
-from wsiad.slides.inputs import SUFFIXES
+from wsiad.slides.slide_files import SUFFIXES
 
 
 def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:

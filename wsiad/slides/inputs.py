@@ -10,12 +10,7 @@ from pathlib import Path
 from wsiad.errors import InputError
 from wsiad.files import checked_name
 from wsiad.slides.manifest import read_manifest
-
-SUFFIXES = frozenset(
-    {".bif", ".btf", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"}
-    | {".tif", ".tiff", ".vms", ".vmu", ".zvi"}
-)
-"""Suffixes by which slides are found in a folder; a file that is named is always tried."""
+from wsiad.slides.slide_files import SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

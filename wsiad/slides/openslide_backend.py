@@ -9,10 +9,10 @@ import numpy as np
 import openslide
 
 from wsiad.errors import SlideOpenError, SlideReadError
-from wsiad.files import state
 from wsiad.geometry import Box, Size
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Level, Region, Slide, true_downsample
+from wsiad.slides.slide_files import slide_state
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class OpenSlideBackend(Slide):
     ) -> None:
         self.path, self.name = path, name
         self._handle = _open(path, name)
-        self._state = state(path)
+        self._state = slide_state(path)
         try:
             self._describe(manifest_mpp, fallback_mpp)
         except BaseException:
@@ -92,7 +92,7 @@ class OpenSlideBackend(Slide):
     def check_unchanged(self) -> None:
         """Check that the file is the one that was opened; see :meth:`Slide.check_unchanged`."""
         try:
-            problem = "" if state(self.path) == self._state else "changed while it was read"
+            problem = "" if slide_state(self.path) == self._state else "changed while it was read"
         except OSError as error:
             problem = f"cannot be read any more: {error.strerror}"
         if problem:

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsiad.errors import SlideOpenError
-from wsiad.files import DISK_FULL, fingerprint
+from wsiad.files import DISK_FULL
+from wsiad.slides.slide_files import slide_files, slide_fingerprint
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "wsiad-stage"
 _SPARE_BYTES = 64 * 2**20
-_INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
-_INDEX_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,8 @@ def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        The slide's file; what belongs to it is copied too, see :func:`parts`.
+        The slide's file; all that it consists of is copied, see
+        :func:`wsiad.slides.slide_files.slide_files`.
     staging : Staging or None
         ``None`` yields the path itself.
     name : str
@@ -92,26 +92,6 @@ def discard_staged(folder: Path) -> None:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def parts(path: Path) -> list[Path]:
-    """List the files that a slide consists of, its own first.
-
-    A MIRAX slide has a folder of its name beside it; the folder of a DICOM file holds its
-    series; Hamamatsu's VMS and VMU name their images line by line. All others are one file.
-    """
-    suffix = path.suffix.lower()
-    others: list[Path] = []
-    if suffix == ".mrxs":
-        others = [part for part in sorted(path.with_suffix("").rglob("*")) if part.is_file()]
-    elif suffix == ".dcm":
-        others = [part for part in sorted(path.parent.iterdir()) if part.is_file()]
-    elif suffix in _INDEX_SUFFIXES and path.stat().st_size <= _INDEX_BYTES:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        named = {line.partition("=")[2].strip() for line in text.splitlines()}
-        plain = sorted(name for name in named if name and Path(name).name == name)
-        others = [path.parent / name for name in plain if (path.parent / name).is_file()]
-    return [path, *(part for part in others if part != path)]
-
-
 def _private(folder: Path, path: Path) -> Path:
     """Folder of this process for a slide's copy; whole if it is there."""
     key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
@@ -131,7 +111,7 @@ def _copy(path: Path, private: Path) -> None:
         return
     partial = private.with_name(f"{private.name}-partial")
     try:
-        sizes = {part: part.stat().st_size for part in parts(path)}
+        sizes = {part: part.stat().st_size for part in slide_files(path)}
         _check_room(sum(sizes.values()) + _SPARE_BYTES, private.parent)
         partial.mkdir(mode=0o700)
         for part, size in sizes.items():
@@ -139,7 +119,8 @@ def _copy(path: Path, private: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part, copy)
             _check(copy.stat().st_size == size, f"{part.name} was copied in part")
-        _check(fingerprint(partial / path.name) == fingerprint(path), "the copy differs")
+        same = slide_fingerprint(partial / path.name) == slide_fingerprint(path)
+        _check(same, "the copy differs")
         partial.rename(private)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -115,7 +115,7 @@ def _openslide() -> Iterator[Check]:
     if int(version.split(".")[0]) < 4:
         yield Check("slides", PROBLEM, f"OpenSlide {version}", "pip install openslide-bin")
         return
-    from wsiad.slides.inputs import SUFFIXES
+    from wsiad.slides.slide_files import SUFFIXES
 
     yield Check("slides", OK, f"OpenSlide {version}: {' '.join(sorted(SUFFIXES))}")
 

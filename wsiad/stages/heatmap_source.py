@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.detector import InputSpec
-from wsiad.files import fingerprint
 from wsiad.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.windows import (
     IntArray,
@@ -24,6 +23,7 @@ from wsiad.heatmaps.windows import (
     store_grid,
 )
 from wsiad.slides.slide import Slide
+from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.stages.heatmap_task import SlideTask
 from wsiad.stain.profile import StainProfile
 from wsiad.tiles.left_out import LeftOut
@@ -77,7 +77,7 @@ def identity_of(task: SlideTask) -> dict[str, Any]:
 def _fingerprint(task: SlideTask) -> str:
     if task.from_store:
         return TileStore(task.slide.path).slide(task.slide.name).fingerprint
-    return fingerprint(task.slide.path)
+    return slide_fingerprint(task.slide.path)
 
 
 def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSource:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from wsiad.errors import StoreMismatchError
 from wsiad.files import fingerprint
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.staging import Staging
 from wsiad.stages.division import Divided, PartDone
 from wsiad.stages.slide_table import SlideRow, backend_text
@@ -114,9 +115,9 @@ def _stored(task: TileTask) -> TileRow | None:
     if name not in store:
         return None
     stored = store.slide(name)
-    if not task.slide.path.exists() or fingerprint(task.slide.path) != stored.fingerprint:
+    if problem := _changed(task.slide.path, stored.fingerprint):
         raise StoreMismatchError(
-            "is in the store, made from another file of this name",
+            f"is in the store, {problem}",
             subject=name,
             remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
         )
@@ -135,6 +136,22 @@ def _stored(task: TileTask) -> TileRow | None:
         )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
+
+
+def _changed(path: Path, stored: str) -> str:
+    """Say how a slide is not the one that was stored; empty if it is."""
+    if not path.exists():
+        return "made from another file of this name, and this one is not there"
+    if slide_fingerprint(path) == stored:
+        return ""
+    if len(slide_files(path)) > 1:
+        if fingerprint(path) == stored:
+            return (
+                "made by wsiad 0.1, which knew a slide of many files by its first: whether the "
+                "others changed since cannot be told"
+            )
+        return "made from another slide of this name: one of its files changed, came or went"
+    return "made from another file of this name"
 
 
 def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
@@ -168,7 +185,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             fallback_mpp=task.preparation.slide_mpp,
         ) as slide,
     ):
-        whole = fingerprint(task.slide.path)
+        whole = slide_fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
         pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)

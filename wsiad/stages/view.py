@@ -16,9 +16,10 @@ from pydantic import Field
 
 from wsiad.config import Config, Paths, verb
 from wsiad.errors import InputError
-from wsiad.files import checked_name, fingerprint, read_json
+from wsiad.files import checked_name, read_json
 from wsiad.interrupts import Terminated
 from wsiad.progress import tell
+from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:
     from wsiad.stages.heatmap_task import HeatmapRow
@@ -162,7 +163,7 @@ def _problem(slide: ViewedSlide) -> str:
         return f"The slide is not at {slide.file}. {remedy}"
     try:
         scored = read_json(slide.folder / SLIDE, InputError, keys=["fingerprint"])["fingerprint"]
-        there = fingerprint(slide.file)
+        there = slide_fingerprint(slide.file)
     except (OSError, InputError) as error:
         return f"It cannot be told whether {slide.file} is what was scored ({error}). {remedy}"
     if there != scored:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import openslide
 import zarr
 
-from wsiad import files
 from wsiad._version import __version__
 from wsiad.errors import SlideReadError
 from wsiad.files import atomic_file
 from wsiad.slides.slide import Slide
+from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.tiles.group import TileArray, beside, create_group, write_array, write_attributes
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.overview import EXAMPLES, Overview, overview_jpeg
@@ -40,7 +40,7 @@ def write_slide(
     store : TileStore
     plan : SlidePlan
     fingerprint : str
-        Of the slide's file; see :func:`wsiad.files.fingerprint`.
+        Of the slide's file; see :func:`wsiad.slides.slide_files.slide_fingerprint`.
     coordinates : str, optional
         Fingerprint of the coordinates that the plan was made by.
 
@@ -150,7 +150,7 @@ def _status_without_tiles(plan: SlidePlan, left_out: LeftOut) -> dict[str, Any]:
 
 
 def check_unchanged(slide: Slide, fingerprint: str) -> None:
-    """Check that a slide's file is what it was before it was read.
+    """Check that a slide's files are what they were before it was read.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def check_unchanged(slide: Slide, fingerprint: str) -> None:
         It is not, or it is gone: what was read of it may be of two slides.
     """
     slide.check_unchanged()
-    if files.fingerprint(slide.path) != fingerprint:
+    if slide_fingerprint(slide.path) != fingerprint:
         raise SlideReadError(
             "changed while it was read; nothing of it was kept",
             subject=slide.name,

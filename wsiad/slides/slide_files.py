@@ -1,0 +1,83 @@
+"""The files that a slide consists of, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wsiad.errors import SlideOpenError
+from wsiad.files import fingerprint, state
+from wsiad.slides.dicom import may_be_dicom, series_files
+
+SUFFIXES = frozenset(
+    {".bif", ".btf", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"}
+    | {".tif", ".tiff", ".vms", ".vmu", ".zvi"}
+)
+"""Suffixes by which slides are found in a folder; a file that is named is always tried."""
+
+_INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
+_INDEX_BYTES = 2**20
+
+
+def slide_files(path: Path) -> list[Path]:
+    """List the files that a slide consists of, its own first.
+
+    A MIRAX slide has a folder of its name beside it; a DICOM slide is a series of files in one
+    folder; Hamamatsu's VMS and VMU name their images line by line. All others are one file.
+
+    Raises
+    ------
+    OSError
+        The slide's file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    others: list[Path] = []
+    if suffix == ".mrxs":
+        others = [part for part in sorted(path.with_suffix("").rglob("*")) if part.is_file()]
+    elif suffix in _INDEX_SUFFIXES and path.stat().st_size <= _INDEX_BYTES:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        named = {line.partition("=")[2].strip() for line in text.splitlines()}
+        plain = sorted(name for name in named if name and Path(name).name == name)
+        others = [path.parent / name for name in plain if (path.parent / name).is_file()]
+    elif may_be_dicom(path) and path.is_file():
+        others = _series_or_all(path)
+    return [path, *(part for part in others if part != path)]
+
+
+def _series_or_all(path: Path) -> list[Path]:
+    """Files of a DICOM file's series; of one that cannot be read, what may be of it."""
+    try:
+        return series_files(path)
+    except SlideOpenError:
+        if path.suffix.lower() != ".dcm":
+            return []
+        return [part for part in sorted(path.parent.iterdir()) if part.is_file()]
+
+
+def slide_fingerprint(path: Path) -> str:
+    """Identify a slide by all its files, as ``sha256:…``; one of a single file as that file.
+
+    Raises
+    ------
+    OSError
+        A file cannot be read.
+    """
+    found = slide_files(path)
+    if len(found) == 1:
+        return fingerprint(path)
+    digest = hashlib.sha256()
+    for part in sorted(found):
+        name = part.relative_to(path.parent).as_posix()
+        digest.update(f"{len(name.encode())} {name} {fingerprint(part)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def slide_state(path: Path) -> dict[Path, tuple[int, int]]:
+    """Sizes and times of the last change of a slide's files: a cheap first look.
+
+    Raises
+    ------
+    OSError
+        A file is not there.
+    """
+    return {part: state(part) for part in slide_files(path)}
