@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from wsiad.detector import Budget, FitContext, InputSpec, State
 from wsiad.detectors import registry
+from wsiad.detectors._trained import group
 from wsiad.errors import DetectorError, RunError
 from wsiad.networks.classifier import PlaceClassifier
 from wsiad.networks.features import BackboneFeatures, random_tensors
@@ -67,7 +68,7 @@ def test_places_are_the_linear_layer_on_the_features_there(tmp_path):
     found = detector(places=3, magnify=2, **HARDLY)
     found.fit(healthy(), context(tmp_path))
     state = found.state().tensors
-    tensors = {k.removeprefix("backbone.network."): t for k, t in state.items()}
+    tensors = group(found.state(), "backbone.network")
     backbone = BackboneFeatures("squeezenet1_1", ["features.3"], 3, tensors)
     images = torch.from_numpy(asked()[:2]).permute(0, 3, 1, 2).float() / 255
     larger = functional.interpolate(images, scale_factor=2.0, mode="bilinear")

@@ -85,7 +85,12 @@ def test_missing_and_misshapen_tensors_are_refused():
     missing = {k: t for k, t in TENSORS.items() if k != "features.19.bias"}
     with pytest.raises(WeightsError, match=r"features\.19\.bias is missing"):
         Vgg19(missing, ["relu4_1"])
-    Vgg19(missing, ["relu3_1"])
+    with pytest.raises(WeightsError, match=r"features\.19\.bias is missing"):
+        Vgg19(missing, ["relu3_1"])  # it is not needed, but these are no whole weights
+    with pytest.raises(WeightsError, match=r"features\.1\.running_mean belongs to no part"):
+        Vgg19({**TENSORS, "features.1.running_mean": torch.zeros(16)}, ["relu3_1"])
+    renamed = {f"module.{key}": t for key, t in TENSORS.items()}
+    assert Vgg19(renamed, ["relu3_1"]).state_dict().keys() <= TENSORS.keys()
     wrong = {**TENSORS, "features.5.weight": torch.zeros(32, 17, 3, 3)}
     with pytest.raises(WeightsError, match=r"features\.5\.weight has the shape"):
         Vgg19(wrong, ["relu3_1"])

@@ -1,7 +1,11 @@
 import hashlib
+import json
 import pickle
+import struct
 import urllib.error
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -79,6 +83,79 @@ def test_file_that_is_no_state_dict(tmp_path, values):
     torch.save(values, path)
     with pytest.raises(WeightsError, match="not a state dict"):
         resolve(str(path))
+
+
+def test_whatever_a_damaged_file_makes_torch_raise_is_one_line(tmp_path, tensors):
+    """AssertionError, IndexError, TypeError and AttributeError were among it."""
+    rng = np.random.default_rng(1)
+    for name, legacy in (("old.pth", True), ("new.pth", False), ("w.safetensors", None)):
+        path = tmp_path / name
+        if legacy is None:
+            save_file(tensors, path)
+        else:
+            torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        refused = []
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for at in rng.integers(0, len(whole), 3):
+                damaged[at] = rng.integers(0, 256)
+            path.write_bytes(damaged)
+            try:
+                weights.read_file(path)
+            except WeightsError as error:
+                refused.append(str(error))
+        assert len(refused) > 20
+        assert all(name in text and "\n" not in text for text in refused)
+
+
+def header(path, about, data=b"", length=None):
+    text = json.dumps(about).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def test_files_that_claim_more_than_they_hold(tmp_path, tensors):
+    path = tmp_path / "w.safetensors"
+    header(path, {}, length=1 << 60)
+    with pytest.raises(WeightsError, match="header too large"):
+        weights.read_file(path)
+    header(path, {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
+    with pytest.raises(WeightsError, match="cannot be read"):
+        weights.read_file(path)
+    claim, bomb = tmp_path / "claim.pth", tmp_path / "bomb.pth"
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, claim)
+    with pytest.raises(WeightsError, match=r"claim 4398046511104 bytes, which a file of \d+ does"):
+        weights.read_file(claim)
+    torch.save(tensors, path)
+    with (
+        zipfile.ZipFile(path) as given,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in given.namelist():
+            packed.writestr(name, given.read(name))
+        packed.writestr("w/data/9", bytes(1 << 24))
+    with pytest.raises(WeightsError, match="would unpack to 1677"):
+        weights.read_file(bomb)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers(tmp_path, tensor):
+    torch.save({"a": tensor}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="a is no plain array of numbers"):
+        weights.read_file(tmp_path / "w.pth")
+
+
+def test_a_folder_is_said_to_be_one(tmp_path):
+    with pytest.raises(WeightsError, match="is a folder"):
+        weights.read_file(tmp_path)
 
 
 def test_values_that_are_not_finite(tmp_path, tensors):

@@ -19,6 +19,8 @@ from wsiad.detector import (
     State,
     Tiles,
 )
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.networks import features
@@ -32,7 +34,7 @@ from wsiad.training.recipe import Recipe
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
 
-class DistilledOptions(TrainedOptions):
+class DistilledOptions(BackboneOptions, TrainedOptions):
     """Options of every detector with a student and a teacher."""
 
     backbone: str = AUTO
@@ -98,11 +100,17 @@ class DistilledDetector(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        chosen = settle(
+            self.options.backbone,
+            context.weights,
+            seed=context.seed,
+            arguments=self.options.backbone_args,
+        )
         found = chosen.weights
         options = self.options = self.options.model_copy(update={"backbone": chosen.name})
         padding = features.stated_padding(found.metadata)
-        teacher = self._teacher(found.tensors, padding)
+        source = None if found.random else found.source
+        teacher = self._teacher(found.tensors, padding, source=source)
         distillation = self._placed(self.distillation(teacher, seed=context.seed))
         self._network = distillation
 
@@ -111,8 +119,7 @@ class DistilledDetector(TrainedDetector):
             return sum(distances[1:], start=distances[0])
 
         self._about = {
-            "weights": found.note(),
-            "backbone": options.backbone,
+            **_backbone.about(found, teacher, name=options.backbone),
             "layers": list(options.chosen_layers()),
             "padding": padding,
         }
@@ -140,15 +147,23 @@ class DistilledDetector(TrainedDetector):
 
     def empty(self, state: State) -> Distillation:
         """Return teacher and student of the state's shapes."""
-        name = state.values.get("backbone", self.options.backbone)
-        self.options = self.options.model_copy(update={"backbone": name})
+        self.options = _backbone.restored(self.options, state.values)
         tensors, padding = group(state, "teacher.network"), state.values["padding"]
         return self.distillation(self._teacher(tensors, padding), seed=0)
 
-    def _teacher(self, tensors: Mapping[str, Tensor], padding: Padding) -> BackboneFeatures:
+    def _teacher(
+        self, tensors: Mapping[str, Tensor], padding: Padding, *, source: str | None = None
+    ) -> BackboneFeatures:
         options = self.options
         teacher = BackboneFeatures(
-            options.backbone, options.chosen_layers(), options.places, tensors, padding=padding
+            options.backbone,
+            options.chosen_layers(),
+            options.places,
+            tensors,
+            padding=padding,
+            arguments=options.backbone_args,
+            normalisation=options.normalisation(),
+            source=source,
         )
         teacher.check_places(self.spec.size)
         return teacher

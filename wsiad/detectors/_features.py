@@ -23,6 +23,8 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._batches import in_batches
 from wsiad.detectors._layers import FINE, DefaultLayers
 from wsiad.errors import DetectorError, WsiadError
@@ -42,7 +44,7 @@ _BATCH = 128
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
 
-class FeatureOptions(DetectorOptions):
+class FeatureOptions(BackboneOptions):
     """Options of every detector on frozen features."""
 
     backbone: str = AUTO
@@ -123,12 +125,11 @@ class FeatureDetector(Detector):
         """
         self._device, self._seed = context.device, context.seed
         found = self._settled(context)
-        self._set_backbone(found.tensors, features.stated_padding(found.metadata))
+        about = self._look_through(found)
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
         self._about = {
-            "weights": found.note(),
-            "backbone": self.options.backbone,
+            **about,
             "layers": list(self.options.chosen_layers()),
             "tiles": count,
             "vectors": len(vectors),
@@ -138,9 +139,21 @@ class FeatureDetector(Detector):
 
     def _settled(self, context: FitContext) -> Weights:
         """Return the backbone's weights; the options name it from here on."""
-        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        chosen = settle(
+            self.options.backbone,
+            context.weights,
+            seed=context.seed,
+            arguments=self.options.backbone_args,
+        )
         self.options = self.options.model_copy(update={"backbone": chosen.name})
         return chosen.weights
+
+    def _look_through(self, found: Weights) -> dict[str, Any]:
+        """Take weights for the backbone; return what a run should say of it."""
+        padding = features.stated_padding(found.metadata)
+        source = None if found.random else found.source
+        backbone = self._set_backbone(found.tensors, padding, source=source)
+        return _backbone.about(found, backbone, name=self.options.backbone)
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
@@ -186,17 +199,16 @@ class FeatureDetector(Detector):
     def load_state(self, state: State, device: torch.device) -> None:
         """Become the detector whose state this is."""
         self._device = device
-        name = state.values.get("backbone", self.options.backbone)
-        self.options = self.options.model_copy(update={"backbone": name})
         groups: dict[str, dict[str, Tensor]] = {"backbone": {}, "fitted": {}}
         try:
+            self.options = _backbone.restored(self.options, state.values)
             for key, tensor in state.tensors.items():
                 group, _, name = key.partition(".")
                 groups[group][name] = tensor
             # Runs of before there was a choice do not state their padding.
             self._set_backbone(groups["backbone"], state.values.get("padding", "zeros"))
             self._check_fitted(groups["fitted"])
-        except (LookupError, RuntimeError, ValueError, WsiadError) as error:
+        except (LookupError, TypeError, RuntimeError, ValueError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         self._fitted = _moved(groups["fitted"], device)
         self._about = dict(state.values)
@@ -210,7 +222,9 @@ class FeatureDetector(Detector):
         ).shape[1]
         self.distance(torch.zeros(1, channels, device=self._device), _moved(fitted, self._device))
 
-    def _set_backbone(self, tensors: dict[str, Tensor], padding: Padding) -> None:
+    def _set_backbone(
+        self, tensors: dict[str, Tensor], padding: Padding, *, source: str | None = None
+    ) -> BackboneFeatures:
         options = self.options
         backbone = BackboneFeatures(
             options.backbone,
@@ -220,8 +234,12 @@ class FeatureDetector(Detector):
             neighbourhood=options.neighbourhood,
             padding=padding,
             contrast=options.contrast,
+            arguments=options.backbone_args,
+            normalisation=options.normalisation(),
+            source=source,
         )
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return backbone
 
     def _features(self, tiles: Tensor) -> Tensor:
         """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""

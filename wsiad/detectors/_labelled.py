@@ -27,7 +27,6 @@ from wsiad.detectors._batches import in_batches
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._layers import MIDDLE, DefaultLayers
 from wsiad.errors import DetectorError
-from wsiad.networks import features
 from wsiad.networks.weights import SHIPPED
 from wsiad.progress import Progress
 from wsiad.training.crops import centre_crops, on_device, random_crops
@@ -143,13 +142,12 @@ class LabelledDetector(FeatureDetector):
             raise DetectorError("it learns from labelled anomalous tiles, and there are none")
         self._device = context.device
         found = self._settled(context)
-        self._set_backbone(found.tensors, features.stated_padding(found.metadata))
+        about = self._look_through(found)
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)
         self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
         self._about = {
-            "weights": found.note(),
-            "backbone": self.options.backbone,
+            **about,
             "layers": list(self.options.chosen_layers()),
             "tiles": len(vectors.healthy),
             "anomalous_tiles": int(vectors.upright.sum()),

@@ -23,6 +23,8 @@ from wsiad.detector import (
     State,
     Tiles,
 )
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._layers import DEEPEST
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
@@ -42,7 +44,7 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 _Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
-class OutlierExposureOptions(TrainedOptions):
+class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     """Options of ``outlier-exposure``."""
 
     backbone: str = AUTO
@@ -104,6 +106,9 @@ class OutlierExposureOptions(TrainedOptions):
         """Return the options of the linear probe that it starts from."""
         return LinearProbeOptions(
             backbone=self.backbone,
+            backbone_args=self.backbone_args,
+            mean=self.mean,
+            std=self.std,
             layers=(self.chosen_layer(),),
             magnify=self.magnify,
             places=1,
@@ -162,7 +167,12 @@ class OutlierExposure(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        chosen = settle(self.options.backbone, context.weights, seed=context.seed)
+        chosen = settle(
+            self.options.backbone,
+            context.weights,
+            seed=context.seed,
+            arguments=self.options.backbone_args,
+        )
         self.options = self.options.model_copy(update={"backbone": chosen.name})
         probe = LinearProbe(self.options.probe(), self.spec)
         found = probe.fit(tiles, context).notes
@@ -175,8 +185,10 @@ class OutlierExposure(TrainedDetector):
             logits: Tensor = network(images(centre_crops(windows, self.spec.size)))
             return functional.softplus(logits)
 
-        about = ("weights", "backbone", "layers", "anomalous_tiles", "strength")
-        self._about = {key: found[key] for key in about} | {"padding": network.backbone.padding}
+        about = ("weights", "backbone", "normalisation", "layers", "anomalous_tiles", "strength")
+        self._about = {key: found[key] for key in about if key in found} | {
+            "padding": network.backbone.padding
+        }
         result = self._train(
             network,
             loss,
@@ -203,8 +215,7 @@ class OutlierExposure(TrainedDetector):
 
     def empty(self, state: State) -> nn.Module:
         """Return a network of the state's shapes."""
-        name = state.values.get("backbone", self.options.backbone)
-        self.options = self.options.model_copy(update={"backbone": name})
+        self.options = _backbone.restored(self.options, state.values)
         return self._classifying(group(state, "backbone.network"), state.values["padding"])
 
     def _started_from(self, probe: State) -> PlaceClassifier:
@@ -225,6 +236,8 @@ class OutlierExposure(TrainedDetector):
             options.places or 1,
             tensors,
             padding=padding,
+            arguments=options.backbone_args,
+            normalisation=options.normalisation(),
         )
         times = options.probe().enlarged_by()
         ((channels, _, _),) = backbone.check_places(int(self.spec.size * times))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wsiad.errors import DetectorError
@@ -15,39 +17,116 @@ from wsiad.networks import _torchvision
 
 PREFIX = "timm/"
 
+CLASS_TOKEN = ":cls"  # noqa: S105 - a token of a transformer
+"""At the end of a layer's name: its class token, in place of the map of its patches."""
+
+_MLP_LAYERS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
+
+_NOT_THE_NETWORKS = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+    | {"num_classes", "features_only", "out_indices", "scriptable", "exportable", "no_jit"}
+    | {"pretrained_strict", "pretrained_filter_fn", "kwargs_filter", "model_name", "model_cfg"}
+)
+"""What timm's factory takes beside the arguments of a network."""
+
 
 class _FoundAllError(Exception):
     """All layers have been seen: what lies deeper need not be computed."""
 
 
-def build(backbone: str) -> nn.Module:
+def build(backbone: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Return an untrained network without its classifier; nothing is downloaded.
 
     Parameters
     ----------
     backbone : str
-        ``"timm/…"``.
+        ``"timm/…"``, with or without the tag of its weights (``"timm/resnet50.a1_in1k"``).
+    arguments : mapping of str to value, optional
+        Of the network's constructor, such as ``{"init_values": 1.0}``.
 
     Raises
     ------
     DetectorError
-        timm is not installed, or has no such network.
+        timm is not installed, has no such network or tag, or the network does not take the
+        arguments.
     """
     timm, name = _timm(backbone), backbone.removeprefix(PREFIX)
-    if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:10]
+    plain, _, tag = name.partition(".")
+    if plain not in timm.list_models():
+        near = difflib.get_close_matches(plain, timm.list_models(), n=3)
+        near = near or timm.list_models(f"*{plain.split('_')[0]}*")[:10]
         raise DetectorError(
-            f"timm has no network {name!r}",
+            f"timm has no network {plain!r}",
             remedy=f"Choose one of timm.list_models(), such as {', '.join(near) or 'resnet18'}.",
         )
-    try:
-        # Transformers have an embedding of each position, which this fits to other sizes.
-        network: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=0, dynamic_img_size=True
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{plain}.*")]
+    if tag and tag not in tags:
+        near = difflib.get_close_matches(tag, tags, n=5, cutoff=0) or ["none"]
+        raise DetectorError(
+            f"timm knows no weights {tag!r} of {plain}",
+            remedy=f"It knows {', '.join(near)}; or leave the tag out.",
         )
-    except TypeError:
-        network = timm.create_model(name, pretrained=False, num_classes=0)
-    return network.eval()
+    return _made(timm, name, {"num_classes": 0, **checked(arguments or {})}).eval()
+
+
+def head(backbone: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """Return the names of what the network of :func:`build` leaves off, with their shapes.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the device ``meta``, without values.
+    """
+    timm, name = _timm(backbone), backbone.removeprefix(PREFIX)
+    given = checked(arguments or {})
+    with torch.device("meta"):
+        whole = _made(timm, name, given).state_dict()
+        trunk = _made(timm, name, {"num_classes": 0, **given}).state_dict()
+    return {key: tensor for key, tensor in whole.items() if key not in trunk}
+
+
+def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments for timm; the names of layers become classes.
+
+    Raises
+    ------
+    DetectorError
+        One is not the network's own: weights, for example, are given otherwise.
+    """
+    out = dict(arguments)
+    for name, value in arguments.items():
+        if name in _NOT_THE_NETWORKS:
+            raise DetectorError(
+                f"{name} is not for backbone_args",
+                remedy="Give arguments of the network's constructor, such as init_values; "
+                "weights by --weights.",
+            )
+        if name == "mlp_layer":
+            if value not in _MLP_LAYERS:
+                raise DetectorError(
+                    f"{value!r} is no mlp_layer", remedy=f"Choose {', '.join(_MLP_LAYERS)}."
+                )
+            out[name] = getattr(importlib.import_module("timm.layers"), value)
+    return out
+
+
+def _made(timm: ModuleType, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        try:
+            # Transformers have an embedding of each position, which this fits to other sizes.
+            network: nn.Module = timm.create_model(
+                name, pretrained=False, **{"dynamic_img_size": True, **arguments}
+            )
+        except TypeError:
+            network = timm.create_model(name, pretrained=False, **arguments)
+    except Exception as error:  # a constructor may trip over a value anywhere
+        why = " ".join(str(error).split())[:200]
+        given = ", ".join(f"{k}: {v!r}" for k, v in arguments.items() if k != "num_classes")
+        raise DetectorError(
+            f"timm cannot make {name} with {{{given[:200]}}} ({why})",
+            remedy="Correct backbone_args: they are the arguments of its constructor.",
+        ) from error
+    return network
 
 
 def normalisation(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -60,7 +139,8 @@ def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> n
     """Let a network return the features (N, C, h, w) by layer in place of its output.
 
     Hooks look at the layers, and the rest is left out. Tokens of a transformer become a
-    map of its patches; those of no patch are dropped.
+    map of its patches; those of no patch are dropped, unless a layer's name asks for the class
+    token (``"norm:cls"``), which is a map of one place.
     """
     found: dict[str, Tensor] = {}
 
@@ -74,7 +154,7 @@ def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> n
 
     modules, whole = dict(network.named_modules()), network.forward
     for layer in layers:
-        modules[layer].register_forward_hook(hook(layer))
+        modules[module_of(layer)].register_forward_hook(hook(layer))
 
     def forward(images: Tensor) -> dict[str, Tensor]:
         found.clear()
@@ -94,7 +174,20 @@ def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> n
     return network
 
 
+def module_of(layer: str) -> str:
+    """Return the name of the module whose output a layer is."""
+    return layer.removesuffix(CLASS_TOKEN)
+
+
 def _as_map(output: Any, network: nn.Module, layer: str) -> Tensor:
+    if layer.endswith(CLASS_TOKEN):
+        has_one = getattr(network, "cls_token", None) is not None
+        if has_one and isinstance(output, Tensor) and output.ndim == 3:
+            return output[:, 0, :, None, None]
+        raise DetectorError(
+            f"the output of {module_of(layer)} has no class token",
+            remedy="Choose a layer of a transformer that has one, or leave :cls out.",
+        )
     if isinstance(output, Tensor) and output.ndim == 4:
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return output.permute(0, 3, 1, 2) if channels_last else output

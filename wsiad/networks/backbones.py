@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from wsiad.errors import WeightsError
 from wsiad.networks import features, weights
@@ -34,7 +35,9 @@ class Backbone:
     weights: Weights
 
 
-def settle(name: str, asked: str | None, *, seed: int) -> Backbone:
+def settle(
+    name: str, asked: str | None, *, seed: int, arguments: Mapping[str, Any] | None = None
+) -> Backbone:
     """Get a backbone and its weights.
 
     Parameters
@@ -48,6 +51,8 @@ def settle(name: str, asked: str | None, *, seed: int) -> Backbone:
         See :func:`wsiad.networks.weights.resolve`.
     seed : int
         Of random weights.
+    arguments : mapping of str to value, optional
+        Of the constructor of a network of timm.
 
     Raises
     ------
@@ -67,7 +72,9 @@ def settle(name: str, asked: str | None, *, seed: int) -> Backbone:
         return Backbone(_recognised(found), found)
     name = DEFAULT if name == AUTO else name
     found = weights.resolve(
-        asked, model=name, random_tensors=lambda: features.random_tensors(name, seed)
+        asked,
+        model=name,
+        random_tensors=lambda: features.random_tensors(name, seed, arguments=arguments),
     )
     return Backbone(name, found)
 
@@ -76,7 +83,7 @@ def _recognised(found: Weights) -> str:
     if found.metadata.get("made_by", "").startswith("wsiad pretrain"):
         return weights.SHIPPED
     for mark, name in _MARKS.items():
-        if mark in found.tensors:
+        if any(key == mark or key.endswith(f".{mark}") for key in found.tensors):
             return name
     raise WeightsError(
         "are neither of a SqueezeNet 1.1 nor of a VGG19",

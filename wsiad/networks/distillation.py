@@ -54,7 +54,9 @@ class LikeTeacher(nn.Module):
     def __init__(self, backbone: str, teacher: BackboneFeatures, *, seed: int) -> None:
         super().__init__()
         self._layers = teacher.layers
-        self.network = seeded_network(backbone, self._layers, seed, like=teacher.network)
+        self.network = seeded_network(
+            backbone, self._layers, seed, like=teacher.network, arguments=teacher.arguments
+        )
 
     def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:
         """Return the features of normalised images at the layers; what was taught is not used."""

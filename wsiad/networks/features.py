@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsiad.errors import DetectorError, WeightsError
 from wsiad.networks import _timm, _torchvision, vgg
+from wsiad.networks.fitting import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
 from wsiad.networks.weights import SHIPPED
+
+logger = logging.getLogger(__name__)
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, of RGB in [0, 1]."""
+
+ONLY_BY_NAME = (
+    "%s: images are normalised by mean %s and deviation %s, which timm states for that name; "
+    "weights of other origin may need others: set the options mean and std"
+)
+"""Said where a normalisation rests on the name of a network alone."""
+
+_HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
+"""Parts of torchvision's networks that come after the features."""
 
 
 class BackboneFeatures(nn.Module):
@@ -41,13 +59,29 @@ class BackboneFeatures(nn.Module):
         Of all convolutions, as the weights were trained.
     contrast : float
         Stretch images about white so many times; see :func:`~wsiad.networks.vgg.stretched`.
+    arguments : mapping of str to value, optional
+        Of the constructor of a network of timm; see :func:`wsiad.networks._timm.build`.
+    normalisation : Normalisation, optional
+        Mean and deviation of the images that the network was trained on; by default ImageNet's,
+        and of timm's networks those that timm states for that name.
+    source : str, optional
+        Where tensors of a user are from, which the errors then name; what is taken for granted
+        of them is said in the log.
+
+    Attributes
+    ----------
+    normalisation : Normalisation
+        As it is used, before the contrast.
+    left_off : list of str
+        Keys of the classifier that the tensors held.
 
     Raises
     ------
     DetectorError
-        The backbone or a layer is unknown.
+        The backbone or a layer is unknown, or does not take the arguments.
     WeightsError
-        A tensor is missing or does not fit.
+        The tensors are not, whole and without anything left over, those of the network; see
+        :func:`wsiad.networks.fitting.fitted`.
     """
 
     mean: Tensor
@@ -63,17 +97,23 @@ class BackboneFeatures(nn.Module):
         neighbourhood: int = 1,
         padding: Padding = "zeros",
         contrast: float = 1,
+        arguments: Mapping[str, Any] | None = None,
+        normalisation: Normalisation | None = None,
+        source: str | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
-        self.padding = padding
-        self.network = _cut(backbone, self.layers, like=tensors, padding=padding)
-        _load(self.network, tensors, backbone)
-        mean: tuple[float, ...] = IMAGENET_MEAN
-        std: tuple[float, ...] = IMAGENET_STD
-        if backbone.startswith(_timm.PREFIX):
-            mean, std = _timm.normalisation(self.network)
-        mean, std = stretched(mean, std, contrast)
+        self.padding, self.arguments = padding, dict(arguments or {})
+        try:
+            self.network, self.left_off = _loaded(
+                backbone, self.layers, tensors, padding=padding, arguments=self.arguments
+            )
+        except WeightsError as error:
+            raise WeightsError(error.problem, subject=source, remedy=error.remedy) from error
+        self.normalisation = normalisation or _usual_normalisation(backbone, self.network)
+        if source is not None and normalisation is None and backbone.startswith(_timm.PREFIX):
+            logger.warning(ONLY_BY_NAME, backbone, *self.normalisation)
+        mean, std = stretched(*self.normalisation, contrast)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False).eval()
@@ -144,13 +184,15 @@ class BackboneFeatures(nn.Module):
         return nn.functional.avg_pool2d(features, edge, 1, edge // 2, count_include_pad=False)
 
 
-def random_tensors(backbone: str, seed: int) -> dict[str, Tensor]:
+def random_tensors(
+    backbone: str, seed: int, *, arguments: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """Return the weights of a freshly made network, drawn from a seed."""
     if backbone == SHIPPED:
         return vgg.random_tensors(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return dict(_build(backbone).state_dict())
+        return dict(_build(backbone, arguments or {}).state_dict())
 
 
 def stated_padding(metadata: Mapping[str, str]) -> Padding:
@@ -171,7 +213,12 @@ def stated_padding(metadata: Mapping[str, str]) -> Padding:
 
 
 def seeded_network(
-    backbone: str, layers: Sequence[str], seed: int, *, like: nn.Module
+    backbone: str,
+    layers: Sequence[str],
+    seed: int,
+    *,
+    like: nn.Module,
+    arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return an untrained network cut after the deepest of the layers, to be trained.
 
@@ -180,19 +227,33 @@ def seeded_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _cut(backbone, tuple(layers), like=like.state_dict())
+        whole = _whole(backbone, like=like.state_dict(), arguments=arguments or {})
+        return _cut(whole, backbone, tuple(layers))
 
 
-def _build(backbone: str) -> nn.Module:
+def _usual_normalisation(backbone: str, network: nn.Module) -> Normalisation:
     if backbone.startswith(_timm.PREFIX):
-        return _timm.build(backbone)
+        return _timm.normalisation(network)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def _build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
+    if backbone.startswith(_timm.PREFIX):
+        return _timm.build(backbone, arguments)
+    if arguments:
+        raise DetectorError(
+            f"backbone_args are for networks of timm, and {backbone} is none",
+            remedy="Leave them out, or choose a backbone timm/….",
+        )
     if backbone == SHIPPED:
         backbone = "vgg19"
     models = _torchvision.models()
     known = models.list_models(module=models)
     if backbone not in known:
+        near = difflib.get_close_matches(backbone, known, n=1)
         raise DetectorError(
-            f"torchvision has no network {backbone!r}",
+            f"torchvision has no network {backbone!r}"
+            + (f" (did you mean {near[0]!r}?)" if near else ""),
             remedy=f"Choose one of {', '.join(known)}.",
         )
     # GoogLeNet and Inception would otherwise draw weights for minutes, and warn.
@@ -201,39 +262,76 @@ def _build(backbone: str) -> nn.Module:
     return network.eval()
 
 
-def _cut(
+def _is_vgg(backbone: str) -> bool:
+    return backbone.startswith("vgg") or backbone == SHIPPED
+
+
+def _whole(backbone: str, *, like: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> nn.Module:
+    """Return an untrained network; a VGG as wide as the tensors, and without values."""
+    # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
+    with torch.device("meta") if _is_vgg(backbone) else nullcontext():
+        network = _build(backbone, arguments)
+        if _is_vgg(backbone):
+            _fit_widths(network, like)
+    return network
+
+
+def _loaded(
     backbone: str,
     layers: tuple[str, ...],
+    tensors: Mapping[str, Tensor],
     *,
-    like: Mapping[str, Tensor],
-    padding: Padding = "zeros",
+    padding: Padding,
+    arguments: Mapping[str, Any],
+) -> tuple[nn.Module, list[str]]:
+    """Return a network with its weights, cut after the layers, and what the cut left off."""
+    # Of a VGG the names alone are known before its widths.
+    network = _whole(backbone, like={}, arguments=arguments)
+    tensors = unwrapped(tensors, network.state_dict())
+    if _is_vgg(backbone):
+        network = _whole(backbone, like=tensors, arguments=arguments)
+    every = network.state_dict()
+    cut = _cut(network, backbone, layers, padding=padding)
+    own = cut.state_dict()
+    if not backbone.startswith(_timm.PREFIX):
+        named = {key: t for key, t in every.items() if key.partition(".")[0] in _HEADS}
+        of_head = {key: t for key, t in named.items() if key not in own}
+    else:
+        of_head = {} if every.keys() >= tensors.keys() else _timm.head(backbone, arguments)
+    if _is_vgg(backbone):  # as wide as it is
+        of_head = {key: tensors.get(key, t) for key, t in of_head.items()}
+    of_timm = backbone.startswith(_timm.PREFIX)
+    remedy = f"Give weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
+    to = Fit(backbone, every, tuple(own), of_head, remedy, of_timm)
+    cut.load_state_dict({**own, **fitted(tensors, to)})
+    return cut, left_off(tensors, to)
+
+
+def _cut(
+    network: nn.Module, backbone: str, layers: tuple[str, ...], *, padding: Padding = "zeros"
 ) -> nn.Module:
-    is_vgg = backbone.startswith("vgg") or backbone == SHIPPED
-    # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
-    with torch.device("meta") if is_vgg else nullcontext():
-        network = _build(backbone)
-        if is_vgg:
-            _fit_widths(network, like)
     if padding != "zeros":
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 module.padding_mode = padding
+    of_timm = backbone.startswith(_timm.PREFIX)
     names = dict(network.named_modules())
     for layer in layers:
-        if layer not in names or not layer:
+        called = _timm.module_of(layer) if of_timm else layer
+        if called not in names or not called:
             top = [name for name in names if name and name.count(".") <= 1]
             raise DetectorError(
                 f"{backbone} has no layer {layer!r}", remedy=f"It has {', '.join(top)}."
             )
     if not layers:
         raise DetectorError(f"no layer of {backbone} was chosen")
-    if backbone.startswith(_timm.PREFIX):
+    if of_timm:
         return _timm.give_features(network, layers, backbone)
     extraction = importlib.import_module("torchvision.models.feature_extraction")
     cut: nn.Module = extraction.create_feature_extractor(
         network, {layer: layer for layer in layers}
     )
-    if is_vgg:
+    if _is_vgg(backbone):
         _draw(cut)
     return cut.eval()
 
@@ -257,29 +355,3 @@ def _fit_widths(vgg: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             setattr(features, name, nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
         elif isinstance(module, nn.BatchNorm2d):
             setattr(features, name, nn.BatchNorm2d(len(weight)).eval())
-
-
-def _keys(backbone: str) -> str:
-    return "timm's" if backbone.startswith(_timm.PREFIX) else "torchvision's"
-
-
-def _load(network: nn.Module, tensors: Mapping[str, Tensor], backbone: str) -> None:
-    own = network.state_dict()
-    for key, tensor in own.items():
-        if key not in tensors:
-            held = [other for other in own if other in tensors]
-            if held and held == list(own)[: len(held)]:
-                raise WeightsError(
-                    f"the weights end with {held[-1]}: a chosen layer of {backbone} lies beyond",
-                    remedy="Choose layers that are not as deep, or give whole weights.",
-                )
-            raise WeightsError(
-                f"{key} is missing: these are not the weights of {backbone}",
-                remedy=f"Give weights with {_keys(backbone)} keys for {backbone}.",
-            )
-        if tensors[key].shape != tensor.shape:
-            raise WeightsError(
-                f"{key} has the shape {tuple(tensors[key].shape)}, not {tuple(tensor.shape)}",
-                remedy=f"Give weights with {_keys(backbone)} keys for {backbone}.",
-            )
-    network.load_state_dict({key: tensors[key] for key in own})

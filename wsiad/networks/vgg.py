@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.errors import DetectorError, WeightsError
+from wsiad.networks.fitting import Fit, fitted, unwrapped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,8 +61,8 @@ class Vgg19(nn.Module):
     ----------
     tensors : mapping of str to Tensor
         State dict with torchvision's keys (``features.N.weight``, ``features.N.bias``);
-        what lies deeper than the layers asked for is not needed and not looked at.
-        Channel widths are read from the shapes.
+        what lies deeper than the layers asked for may be missing, and what is of no VGG19 may
+        not be there. Channel widths are read from the shapes.
     layers : sequence of str
         Which features to return; see :data:`LAYERS`.
     padding : {"zeros", "reflect"}
@@ -97,6 +98,7 @@ class Vgg19(nn.Module):
             raise DetectorError("no layer of the perceptual network was chosen")
         self.layers = tuple(layers)
         self._names = {LAYERS[layer]: layer for layer in layers}
+        tensors = _whole(tensors, self.layers)
         self.features = nn.Sequential(*_modules(tensors, max(self._names), padding))
         mean, std = stretched(IMAGENET_MEAN, IMAGENET_STD, contrast)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -137,14 +139,6 @@ def _modules(tensors: Mapping[str, Tensor], deepest: int, padding: Padding) -> l
 
 def _convolution(tensors: Mapping[str, Tensor], index: int, channels: int) -> tuple[Tensor, Tensor]:
     keys = (f"features.{index}.weight", f"features.{index}.bias")
-    for key in keys:
-        if key not in tensors:
-            raise WeightsError(
-                f"{key} is missing: these are not the weights of a VGG19 down to the layer asked "
-                "for",
-                remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn), or "
-                "choose a shallower layer.",
-            )
     weight, bias = tensors[keys[0]], tensors[keys[1]]
     if weight.ndim != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
         raise WeightsError(
@@ -154,6 +148,23 @@ def _convolution(tensors: Mapping[str, Tensor], index: int, channels: int) -> tu
     if tuple(bias.shape) != (weight.shape[0],):
         raise WeightsError(f"{keys[1]} has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
     return weight, bias
+
+
+def _whole(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+    """Check that tensors are those of a VGG19 of any widths; return those that are needed."""
+    every = needed_keys(list(LAYERS))
+    head = [f"classifier.{index}.{part}" for index in (0, 3, 6) for part in ("weight", "bias")]
+    tensors = unwrapped(tensors, [*every, *head])
+    none = torch.empty(0, device="meta")
+    to = Fit(
+        "a VGG19",
+        whole={key: tensors.get(key, none) for key in every},
+        needed=needed_keys(layers),
+        head={key: tensors.get(key, none) for key in head},
+        remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn), or choose a "
+        "shallower layer.",
+    )
+    return fitted(tensors, to)
 
 
 def needed_keys(layers: Sequence[str]) -> list[str]:

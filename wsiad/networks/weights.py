@@ -6,16 +6,18 @@ import hashlib
 import logging
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from wsiad.errors import WeightsError
+from wsiad.errors import WeightsError, WsiadError
 from wsiad.networks import _torchvision
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,16 @@ SHIPPED_SOURCE = f"wsiad {SHIPPED_FILE.name}"
 """What :attr:`Weights.source` says of it."""
 
 _CHUNK_BYTES = 1 << 20
+
+_WRAPPED = (
+    *("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model"),
+    *("module", "network", "net", "backbone", "encoder", "student"),
+)
+"""Keys under which checkpoints hold a state dict, the preferred ones first."""
+
+_DEEPEST = 3
+_MOST_TIMES = 10
+"""What a file may claim to hold, of its own size: weights cannot be packed much smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,9 @@ def shipped() -> Weights:
 def read_file(path: Path) -> Weights:
     """Read a state dict from a safetensors file or a ``weights_only`` checkpoint.
 
+    Of a checkpoint that holds more, the state dict is taken: the running average of the weights
+    where there is one, as timm does, else the weights (:data:`_WRAPPED`).
+
     Raises
     ------
     WeightsError
@@ -161,21 +176,53 @@ def read_file(path: Path) -> Weights:
     """
     if not path.is_file():
         raise WeightsError(
-            "there is no such file",
+            "is a folder, not a file" if path.is_dir() else "there is no such file",
             subject=str(path),
             remedy="Give the path of a .safetensors or .pth file, or leave --weights out for "
             "torchvision's.",
         )
     metadata: Mapping[str, str] = {}
-    if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-    else:
-        tensors = _read_checkpoint(path)
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    try:
+        if path.suffix == ".safetensors":
+            tensors, metadata = _read_safetensors(path)
+        else:
+            tensors = _read_checkpoint(path)
+        _check_claims(tensors, path)
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        infinite = next((n for n, t in tensors.items() if not torch.isfinite(t).all()), None)
+        digest = _file_sha256(path)
+    except WsiadError:
+        raise
+    except Exception as error:  # what readers of damaged files raise has no end
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightsError(
+            f"cannot be read ({what})",
+            subject=str(path),
+            remedy="It is damaged or no file of weights: copy or download it again.",
+        ) from error
+    if infinite is not None:
+        raise WeightsError(f"{infinite} holds values that are not finite", subject=str(path))
+    return Weights(tensors, str(path), digest, metadata)
+
+
+def _check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that tensors are plain, and no larger than a file of that size can hold."""
+    total = 0
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{name} holds values that are not finite", subject=str(path))
-    return Weights(tensors, str(path), _file_sha256(path), metadata)
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.is_complex():
+            raise WeightsError(
+                f"{name[:80]} is no plain array of numbers",
+                subject=str(path),
+                remedy="Save dense tensors of real numbers.",
+            )
+        total += tensor.numel() * tensor.element_size()
+    if total > _MOST_TIMES * path.stat().st_size:
+        raise WeightsError(
+            f"its tensors claim {total} bytes, which a file of {path.stat().st_size} does not hold",
+            subject=str(path),
+            remedy="Save the model's state_dict() alone, best as safetensors.",
+        )
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -189,36 +236,53 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"is not a readable safetensors file ({error})",
-            subject=str(path),
-            remedy="Copy or download it again.",
-        ) from error
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    _check_archive(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what an odd file makes torch say
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             "holds more than plain tensors (a pickled object may run code), or is no PyTorch file",
             subject=str(path),
             remedy="Save the model's state_dict() alone, best as safetensors.",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    return _state_dict(values, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Check that a zip archive, which torch's files are, unpacks to what its size allows."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > _MOST_TIMES * path.stat().st_size:
         raise WeightsError(
-            f"cannot be read ({' '.join(str(error).split())[:200]})",
+            f"would unpack to {unpacked} bytes from {path.stat().st_size}",
             subject=str(path),
-            remedy="Copy or download it again.",
-        ) from error
-    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
-        values = values["state_dict"]
-    if not isinstance(values, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()
+            remedy="Torch does not compress its files: save the state_dict() again.",
+        )
+
+
+def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
+    """Find the state dict in what a file held."""
+    for _ in range(_DEEPEST):
+        if not isinstance(values, Mapping):
+            break
+        inner = [name for name in _WRAPPED if isinstance(values.get(name), Mapping)]
+        if not inner:
+            break
+        if inner[1:]:
+            logger.warning("%s: %s is taken, not %s", path, inner[0], ", ".join(inner[1:]))
+        values = values[inner[0]]
+    if (
+        not isinstance(values, Mapping)
+        or not values
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items())
     ):
         raise WeightsError(
             "is not a state dict of names and tensors",

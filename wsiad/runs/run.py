@@ -24,7 +24,6 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wsiad.config import Config, build
@@ -250,8 +249,12 @@ class RunFolder:
         path = self.path / WEIGHTS
         try:
             tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"cannot be read ({error})", subject=str(path)) from error
+        except Exception as error:  # what readers of damaged files raise has no end
+            raise RunError(
+                f"cannot be read ({' '.join(str(error).split())[:200]})",
+                subject=str(path),
+                remedy="Train again, or copy the run again.",
+            ) from error
         try:
             cls = registry.load(file.detector)
             options = build(cls.Options, file.options, source=str(self.path / DETECTOR))

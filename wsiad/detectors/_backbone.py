@@ -1,0 +1,93 @@
+"""What detectors share that look through a backbone of torchvision or timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+import pydantic
+
+from wsiad.detector import DetectorOptions
+from wsiad.networks.backbones import AUTO
+from wsiad.networks.features import BackboneFeatures, Normalisation
+from wsiad.networks.weights import Weights
+
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_LARGEST = 1 << 16
+
+
+def _argument(value: Any) -> Any:
+    """Check a value that YAML can hold; ``1e-5`` is a number, though YAML wants ``1.0e-5``."""
+    if isinstance(value, str):
+        return float(value) if _FLOAT.fullmatch(value) else value
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if part is not None and not isinstance(part, bool | int | float):
+            raise ValueError("is neither a number, a text, true, false nor a list of numbers")
+        if part is not None and not abs(part) <= _LARGEST:
+            raise ValueError(f"is not a number from −{_LARGEST} to {_LARGEST}")
+    return value
+
+
+Argument = Annotated[Any, pydantic.BeforeValidator(_argument)]
+_Channel = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
+
+
+class BackboneOptions(DetectorOptions):
+    """Options of every detector with a backbone, of what it is made of and what it is fed."""
+
+    backbone: str = AUTO
+    """As :func:`wsiad.networks.backbones.settle` takes it; each detector says which it is."""
+    backbone_args: dict[str, Argument] = pydantic.Field(default_factory=dict)
+    """Arguments of the constructor of a network of timm, such as {init_values: 1.0}."""
+    mean: tuple[_Channel, _Channel, _Channel] | None = None
+    """Mean of red, green and blue (0 to 1) by which images are normalised, as the weights were
+    trained; with std. By default ImageNet's, and of timm's networks what timm states for the
+    name."""
+    std: tuple[_Deviation, _Deviation, _Deviation] | None = None
+    """Standard deviation of red, green and blue by which images are normalised; with mean."""
+
+    @pydantic.model_validator(mode="after")
+    def _mean_with_std(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together or not at all")
+        return self
+
+    def normalisation(self) -> Normalisation | None:
+        """Return mean and deviation, where they are set."""
+        return (self.mean, self.std) if self.mean and self.std else None
+
+
+O = TypeVar("O", bound=BackboneOptions)  # noqa: E741
+
+
+def about(found: Weights, backbone: BackboneFeatures, *, name: str) -> dict[str, Any]:
+    """Return what a run should say of its backbone, as JSON values.
+
+    The normalisation is there where a later timm might state another one for the name.
+    """
+    note = found.note()
+    if backbone.left_off:
+        note["left_off"] = f"its classifier: {len(backbone.left_off)} keys"
+    values: dict[str, Any] = {"weights": note, "backbone": name}
+    if name.startswith("timm/"):
+        mean, std = backbone.normalisation
+        values["normalisation"] = {"mean": list(mean), "std": list(std)}
+    return values
+
+
+def restored(options: O, values: Mapping[str, Any]) -> O:
+    """Return options with the backbone and the normalisation that a run states.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It states something else.
+    """
+    update: dict[str, Any] = {"backbone": values.get("backbone", options.backbone)}
+    if (stated := values.get("normalisation")) is not None:
+        for key in ("mean", "std"):
+            red, green, blue = map(float, stated[key])
+            update[key] = (red, green, blue)
+    return options.model_copy(update=update)
