@@ -56,7 +56,9 @@ def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
     try:
         # Bytes, of which Python knows UTF-8, -16 and -32 apart, with and without a mark.
         document = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise AnnotationError("nests too deeply for GeoJSON", subject=str(path)) from error
+    except ValueError as error:
         raise AnnotationError(f"cannot be read as GeoJSON ({error})", subject=str(path)) from error
     found = _Found(classes or ClassMap())
     for where, feature in _features(document, path):

@@ -21,6 +21,7 @@ MAX_CROSSINGS = 20_000
 """Most crossings of a ring with itself that are mended: half a second's work."""
 
 _MAX_COORDINATE = 1e9
+_PLAIN_AREA = 1e-6
 _MAX_NEAR = 10_000_000
 _FEW_CORNERS = 2_000  # so few are worked on at once whatever they look like
 _EDGES_AT_ONCE = 128
@@ -64,7 +65,15 @@ def _number(value: Any) -> float:
 
 def has_area(ring: Ring) -> bool:
     """Tell whether the corners are not all on one line."""
-    return len(ring) >= 3 and int(np.linalg.matrix_rank(ring - ring[0])) == 2
+    if len(ring) < 3:
+        return False
+    from_first = ring - ring[0]
+    # Nearly all rings enclose something by the plainest measure, which is ten times faster.
+    x, y = from_first.T
+    extent = float(np.abs(from_first).max())
+    if abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) > _PLAIN_AREA * extent * extent:
+        return True
+    return int(np.linalg.matrix_rank(from_first)) == 2
 
 
 def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
@@ -84,14 +93,12 @@ def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
         are as long as itself that it would take minutes to tell: what is drawn by hand
         does neither.
     """
-    corners = np.stack([ring, np.roll(ring, -1, axis=0)], axis=1)
-    edges = np.asarray(shapely.linestrings(corners))
     if len(ring) > _FEW_CORNERS:
-        _count_crossings(edges, subject, count=False)
+        _count_crossings(ring, subject, count=False)
     polygon = shapely.Polygon(ring)
     if polygon.is_valid:
         return polygon
-    _count_crossings(edges, subject, count=True)
+    _count_crossings(ring, subject, count=True)
     lines = shapely.node(shapely.LinearRing(ring))
     faces = shapely.get_parts(shapely.polygonize([lines]))
     inside = _winding_numbers(ring, shapely.get_coordinates(shapely.point_on_surface(faces))) != 0
@@ -99,12 +106,12 @@ def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
     return shapely.coverage_union_all(faces[inside])
 
 
-def _count_crossings(edges: npt.NDArray[np.object_], subject: str | None, *, count: bool) -> None:
-    """Refuse edges that are near each other, or cross, too often to be worked on.
+def _count_crossings(ring: Ring, subject: str | None, *, count: bool) -> None:
+    """Refuse a ring whose edges are near each other, or cross, too often to be worked on.
 
     Parameters
     ----------
-    edges : ndarray of LineString, (N,)
+    ring : ndarray of float64, (N, 2)
     subject : str or None
         For the error.
     count : bool
@@ -115,6 +122,8 @@ def _count_crossings(edges: npt.NDArray[np.object_], subject: str | None, *, cou
     AnnotationError
         There are more than `MAX_CROSSINGS`, or than `_MAX_NEAR` near ones.
     """
+    corners = np.stack([ring, np.roll(ring, -1, axis=0)], axis=1)
+    edges = np.asarray(shapely.linestrings(corners))
     tree = shapely.STRtree(edges)
     near, crossings = 0, -len(edges)  # each touches the next one
     step = max(1, min(_EDGES_AT_ONCE, _PAIRS_AT_ONCE // len(edges)))

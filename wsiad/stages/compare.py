@@ -91,6 +91,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
     )
     excluded = left_out(config.exclude, config.exclude_from_froc)
     said = conditions_of(config, first)
+    said += [line for line in conditions_of(config, second) if line not in said]
     table = comparison.as_table(found, str(config.a), str(config.b), excluded)
     result = ComparisonResult(
         found,
