@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import openslide
 
 from wsiad.errors import SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
+from wsiad.slides.levels import find_levels
 from wsiad.slides.scale import find_scale
-from wsiad.slides.slide import Level, Region, Slide, true_downsample
+from wsiad.slides.slide import Region, Slide
 from wsiad.slides.slide_files import slide_state
 
 logger = logging.getLogger(__name__)
@@ -40,13 +43,15 @@ class OpenSlideBackend(Slide):
     def _describe(self, manifest_mpp: float | None, fallback_mpp: float | None) -> None:
         properties = dict(self._handle.properties)
         self.format = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        width, height = self._handle.dimensions
         self._reported = self._handle.level_downsamples
-        self.levels = tuple(
-            Level(Size(w, h), _downsample(width, w, ratio), _downsample(height, h, ratio))
-            for (w, h), ratio in zip(self._handle.level_dimensions, self._reported, strict=True)
+        sizes = [Size(*size) for size in self._handle.level_dimensions]
+        self.levels = find_levels(
+            sizes,
+            reported=self._reported,
+            tiles=[_tile_size(properties, number) for number in range(len(sizes))],
+            picture=lambda number: self._picture(number, sizes[number]),
         )
-        self.bounds = _bounds(properties, Size(width, height))
+        self.bounds = _bounds(properties, sizes[0])
         scale = find_scale(
             properties, slide=self.name, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
         )
@@ -68,6 +73,18 @@ class OpenSlideBackend(Slide):
             rgba = self._read_again(at, level, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def _picture(self, level: int, size: Size) -> npt.NDArray[np.uint8] | None:
+        """All of a level in grey, missing pixels white; ``None`` where it cannot be decoded."""
+        try:
+            rgba = self._read((0, 0), level, size)
+        except openslide.OpenSlideError as error:
+            logger.warning("%s: level %d cannot be looked at (%s)", self.name, level, error)
+            self._reopen()
+            return None
+        grey: npt.NDArray[np.uint8] = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
+        grey[rgba[..., 3] < _OPAQUE] = 255
+        return grey
 
     def _read_again(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
         """Read through a new handle: the first error latches, and fails all later reads."""
@@ -114,11 +131,13 @@ class OpenSlideBackend(Slide):
         self._handle.close()
 
 
-def _downsample(level0: int, level: int, reported: float) -> float:
-    """Level-0 pixels per level pixel: the reported integer if it explains the lengths."""
-    if reported.is_integer() and abs(level0 / reported - level) < 1:
-        return reported
-    return true_downsample(level0, level)
+def _tile_size(properties: dict[str, str], level: int) -> Size | None:
+    keys = (f"openslide.level[{level}].tile-{edge}" for edge in ("width", "height"))
+    try:
+        width, height = (int(properties[key]) for key in keys)
+    except (KeyError, ValueError):
+        return None
+    return Size(width, height) if width > 0 and height > 0 else None
 
 
 def _open(path: Path, name: str) -> openslide.OpenSlide:
