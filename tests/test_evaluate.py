@@ -395,10 +395,11 @@ def run_results(results, **options):
 
 def test_results_are_evaluated(results):
     values = run_results(results)
-    # 9 and 2 against 5 and the lowest: three of four pairs.
-    assert values["slide_auc"]["value"] == 0.75
+    # 9 and 2 against 5: a slide without tissue has no score.
+    assert values["slide_auc"]["value"] == 0.5
     assert values["counts"]["slides_without_tissue"] == 1
-    assert any("without tissue" in note and "d" in note for note in values["notes"])
+    note = "slides without tissue, which FROC counts as slides without detections: d"
+    assert note in values["notes"]
     froc = values["froc"][V1]
     # One hit at 9; a miss on b; false positives at 2 and 1 on four slides.
     assert (froc["lesions"], froc["false_positives"], froc["score"]) == (2, 2, 0.5)
@@ -412,11 +413,15 @@ def test_the_summary_tells_every_figure(results):
         results=results, reference=results.parent / "reference.csv", bootstrap=5, quiet=True
     )
     lines = result.summary.splitlines()
-    assert lines[0].startswith("slide AUC                0.750 (95 % ")
-    assert lines[1] == (
+    assert lines[:2] == [
+        "1 of 4 slides has no score (1 no-tissue; 0 of them with tumour), left out of the figures",
+        "  d (normal): no-tissue: nothing",
+    ]
+    assert lines[2].startswith("slide AUC                0.500 (no interval)")
+    assert lines[3] == (
         "FROC camelyon16-2016     not defined: neither annotations nor masks were given"
     )
-    assert lines[3] == "tile AUROC               not defined: no annotations were given"
+    assert lines[5] == "tile AUROC               not defined: no annotations were given"
     assert lines[-1] == f"see {results / 'evaluation.json'}"
 
 
@@ -440,6 +445,9 @@ def test_the_slide_score_is_chosen_by_name(results):
 def test_an_area_below_one_half_is_not_turned_round(results):
     write(results.parent / "reference.csv", "image,type\na,normal\nb,normal\nc,tumor\nd,tumor\n")
     values = run_results(results, annotations=None)
+    # 5 against 9 and 2; d, of the other class, has no score.
+    assert values["slide_auc"]["value"] == 0.5
+    values = run_results(results, annotations=None, unscored="lowest")
     assert values["slide_auc"]["value"] == 0.25
 
 
@@ -465,12 +473,15 @@ def test_masks_must_fit_the_slides(results):
         run_results(results, annotations=None, masks=masks)
 
 
-def test_a_failed_slide_is_refused_unless_excluded(results):
+def test_a_failed_slide_is_left_out_and_may_be_excluded(results):
     text = (results / "slides.csv").read_text()
     write(results / "slides.csv", text.replace("b,ok,,2.0,4.0", "b,failed,cannot be opened,,"))
-    with pytest.raises(EvaluationError, match=r"b: failed .cannot be opened.*exclude it"):
-        run_results(results)
-    assert run_results(results, exclude=["b"])["exclusions"]["all"] == ["b"]
+    found = run_results(results)["unscored"]
+    assert [one["slide"] for one in found["each"]] == ["b", "d"]
+    assert found["each"][0]["reason"] == "cannot be opened"
+    found = run_results(results, exclude=["b"])
+    assert found["exclusions"]["all"] == ["b"]
+    assert [one["slide"] for one in found["unscored"]["each"]] == ["d"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from test_store import content
 
 import wsiad
 from wsiad.config import build
-from wsiad.errors import ConfigError, EvaluationError, InputError, StoreMismatchError
+from wsiad.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.stages.tile import TileConfig
 from wsiad.tiles.options import Preparation
 from wsiad.tiles.store import GROUPS, TileStore
@@ -458,9 +458,13 @@ def test_a_slide_of_which_nothing_was_assessed_is_not_negative(slide, tmp_path, 
     (tmp_path / "reference.csv").write_text("image,type\ns.tif,tumor\n")
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "masks" / "s.png"), np.full((10, 13), 255, np.uint8))
-    with pytest.raises(EvaluationError, match="was not assessed"):
-        wsiad.evaluate(results=tmp_path / "out", reference=tmp_path / "reference.csv",
-                       masks=tmp_path / "masks", out=tmp_path / "evaluated")  # fmt: skip
+    found = wsiad.evaluate(results=tmp_path / "out", reference=tmp_path / "reference.csv",
+                           masks=tmp_path / "masks", out=tmp_path / "evaluated")  # fmt: skip
+    assert found.figures.slide_auc.value is None
+    assert found.summary.startswith(
+        "1 of 1 slide has no score (1 unusable; 1 of them with tumour: s), left out of the figures"
+    )
+    assert "fail the quality thresholds" in found.summary
 
 
 def test_pen_marks_on_the_slide_are_said_to_hide_it(slide, tmp_path, score, monkeypatch):

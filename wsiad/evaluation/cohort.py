@@ -33,6 +33,16 @@ class Case:
     scored: ScoredSlide
     located: bool
 
+    @property
+    def has_score(self) -> bool:
+        """Whether the slide was scored: without tissue, unusable or failed it was not."""
+        return self.scored.status == "ok"
+
+    @property
+    def was_seen(self) -> bool:
+        """Whether what was found on it is all there is to find, be it nothing."""
+        return self.scored.status in ("ok", "no-tissue")
+
 
 def gather(
     reference: Mapping[str, bool],
@@ -58,8 +68,8 @@ def gather(
     Raises
     ------
     EvaluationError
-        A slide is on one side only or failed, and is not excluded; or an exclusion
-        names a slide that does not exist, which would otherwise pass unnoticed.
+        A slide is on one side only and is not excluded; or an exclusion names a slide that
+        does not exist, which would otherwise pass unnoticed.
     """
     _check_exclusions("exclude", exclude, {*reference, *scored})
     _check_exclusions("exclude_from_froc", exclude_from_froc, set(reference) - set(exclude))
@@ -67,26 +77,14 @@ def gather(
     _refuse(
         (slide for slide in wanted if slide not in scored),
         f"no results in {source}",
-        "Complete the results (without detections: an empty file), or exclude the slide.",
+        "Complete the results (an empty file says that the slide was looked at and nothing was "
+        "found), or exclude the slide if nobody looked at it.",
     )
     _refuse(
         (slide for slide in scored if slide not in reference and slide not in exclude),
         f"results in {source}, but no row in the reference",
         "Add a row to the reference, or exclude the slide. Names must be equal to the letter.",
     )
-    for slide in wanted:
-        if scored[slide].status == "failed":
-            raise EvaluationError(
-                f"failed ({scored[slide].reason or 'no reason is given'})",
-                subject=slide,
-                remedy="Run `wsiad heatmap` on it again, or exclude it.",
-            )
-        if scored[slide].status == "unusable":
-            raise EvaluationError(
-                "was not assessed: nothing of it passed the quality thresholds",
-                subject=slide,
-                remedy="It is neither positive nor negative: exclude it, or change the thresholds.",
-            )
     if not wanted:
         raise EvaluationError("all slides are excluded")
     return [

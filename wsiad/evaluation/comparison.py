@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,18 @@ def compare(
         The two do not have the same slides, or lesions on a slide differ.
     """
     _check(a, b)
-    tumour = np.array([slide.case.tumour for slide in a], dtype=bool)
-    scores = np.array([[slide.score for slide in side] for side in (a, b)], dtype=np.float64)
+    pairs = list(zip(a, b, strict=True))
+    # Paired figures are of the slides that both have looked at.
+    ranked = [(s, t) for s, t in pairs if s.ranked and t.ranked]
+    located = [(s, t) for s, t in pairs if s.by_protocol and t.by_protocol]
+    if not located and not settings.no_truth:
+        settings = replace(settings, no_truth="no slide was looked at by both")
+    tumour = np.array([s.case.tumour for s, _ in ranked], dtype=bool)
+    scores = np.array([[pair[side].score for pair in ranked] for side in (0, 1)], dtype=np.float64)
     resamples, seed, no_truth = settings.resamples, settings.seed, settings.no_truth
     froc = {}
     for name in settings.protocols:
-        pools = [_pool(side, name) for side in (a, b)]
+        pools = [_pool([pair[side] for pair in located], name) for side in (0, 1)]
         froc[name] = (
             [Difference(None, None, undefined(no_truth))] * (1 + len(OPERATING_POINTS))
             if no_truth
@@ -81,14 +87,16 @@ def compare(
     tiles = (
         Difference(None, None, undefined(settings.no_tiles))
         if settings.no_tiles
-        else _tiles(a, b, resamples=resamples, seed=seed)
+        else _tiles(pairs, resamples=resamples, seed=seed)
     )
     counts = {
-        "slides": len(a),
+        "slides": len(ranked),
         "tumour_slides": int(tumour.sum()),
         "normal_slides": int((~tumour).sum()),
-        "slides_in_froc": sum(bool(slide.by_protocol) for slide in a),
-        "lesions": None if no_truth else _pool(a, settings.protocols[0]).lesions,
+        "slides_in_froc": len(located),
+        "lesions": None
+        if no_truth
+        else _pool([s for s, _ in located], settings.protocols[0]).lesions,
     }
     areas = auc_difference(scores[:, tumour], scores[:, ~tumour])
     return Comparison(areas, tiles, froc, counts)
@@ -100,10 +108,11 @@ def _pool(slides: Sequence[SlideEvidence], protocol: ProtocolName) -> Pool:
 
 
 def _tiles(
-    a: Sequence[SlideEvidence], b: Sequence[SlideEvidence], *, resamples: int, seed: int
+    slides: Sequence[tuple[SlideEvidence, SlideEvidence]], *, resamples: int, seed: int
 ) -> Difference:
-    pairs = [(s.tiles, t.tiles) for s, t in zip(a, b, strict=True) if s.tiles and t.tiles]
-    if len(pairs) < sum(bool(s.tiles or t.tiles) for s, t in zip(a, b, strict=True)):
+    scored = [(s, t) for s, t in slides if s.case.has_score and t.case.has_score]
+    pairs = [(s.tiles, t.tiles) for s, t in scored if s.tiles and t.tiles]
+    if len(pairs) < sum(bool(s.tiles or t.tiles) for s, t in scored):
         reason = "some slides have tiles on one side only"
         return Difference(None, None, undefined(reason))
     first, second = (
@@ -117,7 +126,7 @@ def _check(a: Sequence[SlideEvidence], b: Sequence[SlideEvidence]) -> None:
     if [slide.case.slide for slide in a] != [slide.case.slide for slide in b]:
         raise EvaluationError("only results on the same slides can be compared")
     for one, other in zip(a, b, strict=True):
-        for name, found in one.by_protocol.items():
+        for name, found in one.by_protocol.items() if other.by_protocol else ():
             if found.hits.lesions != other.by_protocol[name].hits.lesions:
                 raise EvaluationError(
                     f"has {found.hits.lesions} lesions on one side and "
@@ -153,18 +162,18 @@ def as_json(found: Comparison, a: str, b: str) -> dict[str, Any]:
 _HEADER = ("figure", "a", "b", "b - a", "95 %", "p")
 
 
-def as_table(found: Comparison, a: str, b: str, excluded: str) -> str:
-    """Return the comparison as a table for a terminal."""
+def as_table(found: Comparison, a: str, b: str, excluded: Sequence[str]) -> str:
+    """Return the comparison as a table for a terminal; what is left out stands first."""
     rows = [_HEADER, *_rows(found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([f"a: {a}", f"b: {b}", *lines, excluded])
+    return "\n".join([*excluded, f"a: {a}", f"b: {b}", *lines])
 
 
-def as_markdown(found: Comparison, a: str, b: str, excluded: str) -> str:
+def as_markdown(found: Comparison, a: str, b: str, excluded: Sequence[str]) -> str:
     """Return the comparison as a page of Markdown."""
     table = [_HEADER, ("---",) * len(_HEADER), *_rows(found)]
     counts = found.counts
@@ -172,7 +181,7 @@ def as_markdown(found: Comparison, a: str, b: str, excluded: str) -> str:
     if counts["lesions"] is not None:
         said += f", {counts['lesions']} lesions"
     lines = [
-        f"a is {_code(a)}, b is {_code(b)}; {said}; {excluded}.",
+        f"a is {_code(a)}, b is {_code(b)}; {said}; {'; '.join(excluded)}.",
         "",
         *("| " + " | ".join(row) + " |" for row in table),
         "",

@@ -18,6 +18,7 @@ from wsiad.evaluation.regions import EvaluationMask
 from wsiad.evaluation.results import read_windows
 from wsiad.evaluation.submission import read_detections
 from wsiad.evaluation.tiles import TileScores, sort_windows
+from wsiad.evaluation.unscored import CountedAs, score_of_unscored
 from wsiad.units import Mpp
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class SlideEvidence:
     case : Case
         The slide.
     score : float
-        Its anomaly score; minus infinity where nothing was found or there is no tissue.
+        Its anomaly score; minus infinity where it was looked at and nothing was found, NaN where
+        it has none and is not ranked.
     detections : int
         How many there are on it.
     bounded : bool
@@ -82,6 +84,11 @@ class SlideEvidence:
     reading: Reading
     downsample: int = 0
 
+    @property
+    def ranked(self) -> bool:
+        """Whether it takes part in figures of slides."""
+        return not math.isnan(self.score)
+
 
 def collect(
     case: Case,
@@ -90,6 +97,7 @@ def collect(
     protocols: Sequence[ProtocolName],
     given_mpp: float | None,
     outlined: bool,
+    unscored: CountedAs = "exclude",
 ) -> SlideEvidence:
     """Read the detections and windows on a slide and match them to its ground truth.
 
@@ -105,6 +113,8 @@ def collect(
         µm per level-0 pixel that the user gives for all slides.
     outlined : bool
         Whether ground truth is outlines, by which windows can be told apart.
+    unscored : str
+        What is made of a slide without a score.
 
     Raises
     ------
@@ -112,7 +122,7 @@ def collect(
         Detections or windows are missing or not valid.
     """
     limit = case.scored.size if truth is None else truth.limit
-    if case.scored.status == "no-tissue":
+    if not case.has_score:
         detections = Detections(np.zeros(0), np.zeros(0), np.zeros(0))
     else:
         detections = read_detections(case.scored.detections, case.slide, limit=limit)
@@ -124,7 +134,7 @@ def collect(
         tiles = sort_windows(read_windows(case.scored.windows, case.slide), truth.tumour)
     return SlideEvidence(
         case,
-        _score(case, detections),
+        _score(case, detections) if case.has_score else score_of_unscored(unscored),
         len(detections),
         limit is not None,
         {} if truth is None else _by_protocol(case, truth, detections, protocols, given_mpp),

@@ -17,6 +17,7 @@ from wsiad.evaluation.froc_score import FrocScore, froc_score
 from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
 from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.truth import NOT_STATED
+from wsiad.evaluation.unscored import CountedAs, told
 
 _INTERVALS = (
     "Slide AUC: DeLong on the logit scale. All others: percentiles of resamples of the slides, "
@@ -42,7 +43,7 @@ class Figures:
     froc : Mapping of str to FrocScore
         By protocol.
     counts : Mapping of str to int or None
-        Slides, lesions and the like; lesions are those of the first protocol.
+        Slides that are ranked, lesions and the like; lesions are those of the first protocol.
     """
 
     slide_auc: Estimate
@@ -129,7 +130,8 @@ _NONE_LOCATED = "all slides of the group are excluded from FROC"
 
 
 def slide_scores(slides: Sequence[SlideEvidence]) -> tuple[Floats, Floats]:
-    """Return the scores of tumour and of normal slides."""
+    """Return the scores of tumour and of normal slides, of those that are ranked."""
+    slides = [slide for slide in slides if slide.ranked]
     scores = np.array([slide.score for slide in slides], dtype=np.float64)
     tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
     return scores[tumour], scores[~tumour]
@@ -139,15 +141,16 @@ def _counts(
     slides: Sequence[SlideEvidence], froc: Mapping[ProtocolName, FrocScore]
 ) -> dict[str, int | None]:
     first = next(iter(froc.values()))
-    tumour = sum(slide.case.tumour for slide in slides)
+    ranked = [slide for slide in slides if slide.ranked]
+    tumour = sum(slide.case.tumour for slide in ranked)
     tiles = [slide.tiles for slide in slides if slide.tiles is not None]
     windows = sum(tile.windows for tile in tiles)
     tumour_tiles = sum(len(tile.tumour) for tile in tiles)
     healthy_tiles = sum(len(tile.healthy) for tile in tiles)
     return {
-        "slides": len(slides),
+        "slides": len(ranked),
         "tumour_slides": tumour,
-        "normal_slides": len(slides) - tumour,
+        "normal_slides": len(ranked) - tumour,
         "slides_without_tissue": sum(s.case.scored.status == "no-tissue" for s in slides),
         "slides_in_froc": sum(bool(slide.by_protocol) for slide in slides),
         "lesions": first.lesions,
@@ -174,10 +177,12 @@ def lesions(
     }
 
 
-def left_out(exclude: Sequence[str], exclude_from_froc: Sequence[str]) -> str:
-    """Say in a line which slides were excluded: no figure goes without it."""
+def left_out(exclude: Sequence[str], exclude_from_froc: Sequence[str], unscored: str = "") -> str:
+    """Say in a line which slides were excluded or have no score: no figure goes without it."""
     texts = {"excluded": exclude, "excluded from FROC and tile figures": exclude_from_froc}
     said = [f"{text}: {_listed(sorted(names))}" for text, names in texts.items() if names]
+    if unscored:
+        said.insert(0, unscored)
     return "; ".join(said) or "no slide was excluded"
 
 
@@ -192,9 +197,11 @@ def as_json(
     *,
     exclude: Sequence[str],
     exclude_from_froc: Sequence[str],
+    counted_as: CountedAs = "exclude",
 ) -> dict[str, Any]:
     """Return ``evaluation.json`` as JSON values; what is not defined is null with a reason."""
     return {
+        "unscored": told([slide.case for slide in slides], counted_as),
         **_areas(figures),
         "froc": {name: _froc(name, score, slides) for name, score in figures.froc.items()},
         "counts": {
@@ -242,8 +249,11 @@ def notes(slides: Sequence[SlideEvidence]) -> list[str]:
     """Say what a reader of the figures has to know of the slides."""
     groups = {
         "tumour slides on which no tumour is marked": [s for s in slides if s.unmarked],
-        "slides without tissue, taken as the lowest score": [
-            s for s in slides if s.case.scored.status == "no-tissue"
+        "slides without tissue, which FROC counts as slides without detections": [
+            s for s in slides if s.case.scored.status == "no-tissue" and s.by_protocol
+        ],
+        "slides without detections, taken as looked at and ranked lowest": [
+            s for s in slides if s.case.has_score and s.score == -math.inf
         ],
         "slides of unknown size, on which coordinates that are too large were not noticed": [
             s for s in slides if not s.bounded
@@ -271,7 +281,9 @@ def _slide(slide: SlideEvidence) -> dict[str, Any]:
         "slide": slide.case.slide,
         "label": "tumour" if slide.case.tumour else "normal",
         "status": slide.case.scored.status,
+        "reason": slide.case.scored.reason,
         "score": slide.score if math.isfinite(slide.score) else None,
+        "ranked": slide.ranked,
         "detections": slide.detections,
         "froc": protocols,
     }

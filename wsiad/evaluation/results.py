@@ -93,13 +93,13 @@ def _slide(
             remedy=f"It is one of: {', '.join(get_args(Status))}.",
         )
     detections = folder / slide / "detections.csv"
-    if status in ("failed", "unusable"):
-        return ScoredSlide(slide, detections, cast(Status, status), cells["reason"])
+    if status != "ok":
+        return _unscored(slide, cells, detections)
     mpp_x, mpp_y, width, height = (
         _positive(cells, key, slide, where) for key in ("mpp_x", "mpp_y", "width", "height")
     )
     value = number(cells.get(f"score_{score}", ""))
-    if status == "ok" and value is None:
+    if value is None:
         raise EvaluationError(
             f"score_{score} of {slide} is {cells[f'score_{score}']!r}, not a number",
             subject=where,
@@ -108,14 +108,28 @@ def _slide(
     return ScoredSlide(
         slide,
         detections,
-        cast(Status, status),
+        "ok",
         cells["reason"],
-        # Nothing on it looks strange, since nothing is on it: the lowest score.
-        value if status == "ok" else -np.inf,
+        value,
         Size(int(width), int(height)),
         Mpp((mpp_x + mpp_y) / 2),
-        folder / slide / "windows.npy" if status == "ok" else None,
+        folder / slide / "windows.npy",
         _bounds(folder / slide / GEOMETRY),
+    )
+
+
+def _unscored(slide: str, cells: dict[str, str], detections: Path) -> ScoredSlide:
+    """Return a slide without a score; of some not even the size is known."""
+    mpp_x, mpp_y, width, height = (
+        number(cells[key]) or 0 for key in ("mpp_x", "mpp_y", "width", "height")
+    )
+    return ScoredSlide(
+        slide,
+        detections,
+        cast(Status, cells["status"]),
+        cells["reason"],
+        size=Size(int(width), int(height)) if min(width, height) >= 1 else None,
+        mpp=Mpp((mpp_x + mpp_y) / 2) if min(mpp_x, mpp_y) > 0 else None,
     )
 
 

@@ -40,14 +40,16 @@ class ScoredSlide:
     slide : str
         Its name.
     status : str
-        ``"ok"``; ``"no-tissue"`` for a slide with nothing to score; ``"unusable"`` for
-        one with tissue of which nothing was good enough to be scored; ``"failed"``.
+        ``"ok"``; ``"no-tissue"`` for a slide that was seen and has nothing to score;
+        ``"unusable"`` for one that could not be looked at; ``"failed"``. Only the first has a
+        score.
     reason : str
-        Why it failed.
+        Why it has no score.
     detections : Path
         CSV of its detections.
     score : float or None
-        Anomaly score of the slide; ``None`` where it is the highest confidence.
+        Anomaly score of the slide; ``None`` where there is none, or where it is the highest
+        confidence.
     size : Size or None
         Level-0 pixels, if known.
     mpp : Mpp or None

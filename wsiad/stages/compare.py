@@ -70,7 +70,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
     AnnotationError
         An annotation file is not valid or contradicts the reference.
     """
-    from wsiad.evaluation import comparison
+    from wsiad.evaluation import comparison, unscored
     from wsiad.evaluation.report import left_out
     from wsiad.files import write_json, write_text
 
@@ -89,10 +89,17 @@ def compare(config: CompareConfig) -> ComparisonResult:
     found = comparison.compare(
         first, second, settings_of(config, first, results=all(folders.values()))
     )
-    excluded = left_out(config.exclude, config.exclude_from_froc)
+    sides = {"a": [slide.case for slide in first], "b": [slide.case for slide in second]}
+    lines = {side: unscored.lines(cases, config.unscored) for side, cases in sides.items()}
+    excluded = [f"{side}: {said[0]}" for side, said in lines.items() if said]
+    listed = [f"{side}: " + "\n".join(said) for side, said in lines.items() if said]
+    if not excluded or config.exclude or config.exclude_from_froc:
+        named = left_out(config.exclude, config.exclude_from_froc)
+        excluded.append(named)
+        listed.append(named)
     said = conditions_of(config, first)
     said += [line for line in conditions_of(config, second) if line not in said]
-    table = comparison.as_table(found, str(config.a), str(config.b), excluded)
+    table = comparison.as_table(found, str(config.a), str(config.b), listed)
     result = ComparisonResult(
         found,
         config.out / "comparison.json",
@@ -100,6 +107,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
         "\n".join([table, *said, f"see {config.out / 'comparison.json'}"]),
     )
     values: dict[str, Any] = {
+        "unscored": {side: unscored.told(cases, config.unscored) for side, cases in sides.items()},
         **comparison.as_json(found, str(config.a), str(config.b)),
         "exclusions": {
             "all": sorted(config.exclude),

@@ -96,11 +96,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     ------
     EvaluationError
         Results, ground truth and reference do not fit together, or one of them is not
-        valid; nothing is left out that was not excluded by name.
+        valid; no slide of the reference without results is left out that was not excluded by
+        name. Those without a score are left out, which is said first.
     AnnotationError
         An annotation file is not valid or contradicts the reference.
     """
-    from wsiad.evaluation import report
+    from wsiad.evaluation import report, unscored
     from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.evaluation.truth import read_groups
@@ -122,7 +123,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         by_group = report.compute_groups(slides, groups, settings)
         more |= {"group_by": config.group_by, "groups": report.groups_json(by_group)}
     out = config.out or source
+    cases = [slide.case for slide in slides]
     left_out = report.left_out(config.exclude, config.exclude_from_froc)
+    caption = report.left_out(
+        config.exclude, config.exclude_from_froc, unscored.headline(cases, config.unscored)
+    )
+    first = unscored.lines(cases, config.unscored)
+    if not first or config.exclude or config.exclude_from_froc:
+        first.append(left_out)
     said = conditions_of(config, slides)
     result = EvaluationResult(
         figures,
@@ -130,7 +138,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
-        "\n".join(_summary(figures, more, [left_out, *said], out / "evaluation.json")),
+        "\n".join([*first, *_summary(figures, more, said, out / "evaluation.json")]),
     )
     plot_roc(
         result.roc_plot,
@@ -138,12 +146,16 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         figures.slide_auc,
         resamples=config.bootstrap,
         seed=config.seed,
-        caption=left_out,
+        caption=caption,
     )
-    plot_froc(result.froc_plot, figures.froc, caption=left_out)
+    plot_froc(result.froc_plot, figures.froc, caption=caption)
     write_lesions(result.lesions, report.lesions(slides, config.protocols))
     values = report.as_json(
-        figures, slides, exclude=config.exclude, exclude_from_froc=config.exclude_from_froc
+        figures,
+        slides,
+        exclude=config.exclude,
+        exclude_from_froc=config.exclude_from_froc,
+        counted_as=config.unscored,
     )
     made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
     write_json(result.report, {**values, "conditions": said, **more, "made_by": made_by})
@@ -163,24 +175,21 @@ def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str
 
     if config.slide_classifier == "none" or config.results is None:
         return {}
-    folders = {s.case.slide: config.results / s.case.slide for s in slides if _has_scores(s)}
+    # It learns from heatmaps: a slide without one is neither to be learnt from nor judged.
+    slides = [slide for slide in slides if slide.case.has_score]
+    folders = {s.case.slide: config.results / s.case.slide for s in slides}
     scale = HealthyScale.of(
         (name, read_windows(folder / "windows.npy", name)) for name, folder in folders.items()
     )
     high, low = config.feature_quantiles
     features = np.zeros((len(slides), len(NAMES)))
-    for row, slide in zip(features, slides, strict=True):
-        if (folder := folders.get(slide.case.slide)) is not None:
-            shares = scale.of_heatmap(read_heatmap(folder / HEATMAP, slide.case.slide))
-            row[:] = slide_features(shares, high=high, low=low)
+    for row, (name, folder) in zip(features, folders.items(), strict=True):
+        shares = scale.of_heatmap(read_heatmap(folder / HEATMAP, name))
+        row[:] = slide_features(shares, high=high, low=low)
     tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
     result = cross_validated_forest(features, tumour, seed=config.seed)
     names = [slide.case.slide for slide in slides]
     return {"slide_classifier": result.as_json(names, (high, low))}
-
-
-def _has_scores(slide: SlideEvidence) -> bool:
-    return slide.case.scored.status == "ok"
 
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
@@ -195,7 +204,7 @@ def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
 def _summary(
     figures: Figures, more: dict[str, Any], said: list[str], report: Path
 ) -> Iterator[str]:
-    """Yield what is said at the end, line by line."""
+    """Yield the figures and what they rest on, line by line."""
     named = {
         "slide AUC": str(figures.slide_auc),
         **{f"FROC {name}": str(froc.score) for name, froc in figures.froc.items()},

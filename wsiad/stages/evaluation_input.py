@@ -12,6 +12,7 @@ from wsiad.config import Config
 from wsiad.errors import EvaluationError
 from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.results import SlideScore
+from wsiad.evaluation.unscored import CountedAs
 
 if TYPE_CHECKING:
     from wsiad.evaluation.cohort import Case
@@ -52,6 +53,9 @@ class EvaluationOptions(Config):
     """Slides to leave out altogether."""
     exclude_from_froc: tuple[str, ...] = ()
     """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
+    unscored: CountedAs = "exclude"
+    """What becomes of slides without a score (failed, unusable, without tissue): left out of the
+    ranking, or counted as the lowest or the highest score. It is said either way."""
     bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
     """Resamples of the slides for intervals."""
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
@@ -114,7 +118,7 @@ def cases_of(
     Raises
     ------
     EvaluationError
-        A slide is on one side only, or failed, and is not excluded by name.
+        A slide is on one side only, and is not excluded by name.
     """
     from wsiad.evaluation.cohort import gather
     from wsiad.evaluation.truth import read_reference
@@ -157,7 +161,9 @@ def evidence_of(
     with Progress(label, total=len(cases), unit="slide", quiet=options.quiet) as progress:
         for case in cases:
             truth = None
-            if folder is not None and case.located:
+            # What nobody looked at has not missed its lesions, unless that is asked for.
+            counted = case.was_seen or options.unscored != "exclude"
+            if folder is not None and case.located and counted:
                 truth = load_truth(
                     case,
                     annotations=options.annotations,
@@ -172,6 +178,7 @@ def evidence_of(
                 protocols=options.protocols,
                 given_mpp=options.spacing_um,
                 outlined=options.annotations is not None,
+                unscored=options.unscored,
             )
             slides.append(found)
             progress.update()
@@ -207,7 +214,7 @@ def settings_of(
     if options.annotations is None and options.masks is None:
         no_truth = "neither annotations nor masks were given"
     elif not any(slide.by_protocol for slide in slides):
-        no_truth = "all slides are excluded from FROC"
+        no_truth = "all slides are excluded from FROC, or were not looked at"
     if not results:
         no_tiles = "detections come without tile scores"
     elif options.annotations is None:
