@@ -1,10 +1,18 @@
 """Files, folders and manifests of slides."""
 
+import itertools
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from builders import make_heatmap, stained
+from dicom_slides import write_annotations, write_level
 
 from wsiad.errors import InputError
+from wsiad.export.ome_tiff import write_ome_tiff
+from wsiad.geometry import PixelMap
 from wsiad.slides.inputs import find_slides
 
 
@@ -51,6 +59,150 @@ def test_one_slide_given_twice_is_one_slide(tmp_path):
     slides = find_slides([tmp_path, tmp_path / "x.svs"])
     assert len(slides) == 1
     assert not slides[0].problem
+
+
+def manifest(path, *rows, header="slide,label,mpp,split,centre"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_all_that_sources_say_of_a_slide_is_kept_in_any_order(tmp_path):
+    touch(tmp_path, "s/a.svs", "s/b.svs")
+    (tmp_path / "link.svs").symlink_to(tmp_path / "s" / "a.svs")
+    os.link(tmp_path / "s" / "a.svs", tmp_path / "hard.svs")
+    sources = [
+        tmp_path / "s",
+        manifest(tmp_path / "m.csv", "s/a.svs,Tumour,,,", "s/b.svs,normal,,train,"),
+        manifest(tmp_path / "n.csv", "s/a.svs,1,0.25,,umcu"),
+        tmp_path / "link.svs",
+        tmp_path / "hard.svs",
+    ]
+    for given in itertools.permutations(sources):
+        found = {s.name: s for s in find_slides(given)}
+        assert set(found) == {"a", "b"}
+        a, b = found["a"], found["b"]
+        assert (a.label, a.mpp, a.split, a.extra) == ("tumor", 0.25, "", {"centre": "umcu"})
+        assert (b.label, b.split, a.problem, b.problem) == ("normal", "train", "", "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("a.svs,tumor,,,", "l.svs,normal,,,", "`label` is 'tumor' by .*line 2, and 'normal' by"),
+        ("a.svs,,0.25,,", "a.svs,,0.5,,", "`mpp` is 0.25 by .*line 2, and 0.5 by .*line 3"),
+        ("a.svs,,,train,", "./a.svs,,,test,", "`split` is 'train' by .*, and 'test' by"),
+        ("a.svs,,,,umcu", "a.svs,,,,rumc", "`centre` is 'umcu' by .*, and 'rumc' by"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_contradicts_itself_is_refused_with_both(tmp_path, first, second, told, swapped):
+    touch(tmp_path, "a.svs")
+    (tmp_path / "l.svs").symlink_to("a.svs")
+    sources = [tmp_path, manifest(tmp_path / "m.csv", first, second)]
+    with pytest.raises(InputError, match=told):
+        find_slides(sources[::-1] if swapped else sources)
+    apart = [manifest(tmp_path / f"{n}.csv", row) for n, row in enumerate((first, second))]
+    with pytest.raises(InputError, match=r"is named twice.*0\.csv.*1\.csv"):
+        find_slides(apart)
+
+
+def test_a_scale_that_is_only_rounded_is_no_contradiction(tmp_path):
+    touch(tmp_path, "a.svs")
+    path = manifest(tmp_path / "m.csv", "a.svs,,0.2520,,", "a.svs,,0.25201,,")
+    assert [slide.mpp for slide in find_slides([path])] == [0.252]
+
+
+def test_two_links_to_one_file_are_one_slide_and_told_of(tmp_path, caplog):
+    touch(tmp_path, "archive/1.svs", "cohort/x")
+    for name in ("case01.svs", "case02.svs"):
+        (tmp_path / "cohort" / name).symlink_to(tmp_path / "archive" / "1.svs")
+    (slide,) = find_slides([tmp_path / "cohort"])
+    assert slide.name == "case01"
+    assert "case02.svs, and is worked on once, as case01" in caplog.text
+
+
+def test_linked_folders_are_followed_once_and_broken_links_are_told_of(tmp_path, caplog):
+    touch(tmp_path, "archive/b.svs", "archive/deep/c.svs", "cohort/a.svs")
+    cohort = tmp_path / "cohort"
+    (cohort / "batch2").symlink_to(tmp_path / "archive")
+    (cohort / "again").symlink_to(tmp_path / "archive")
+    (tmp_path / "archive" / "round").symlink_to(cohort)
+    (cohort / "self").symlink_to("self")
+    (cohort / "gone.svs").symlink_to(tmp_path / "nothere.svs")
+    (cohort / "batch3").symlink_to(tmp_path / "nothere")
+    os.mkfifo(cohort / "pipe.tif")
+    found = {slide.name: slide for slide in find_slides([cohort])}
+    assert set(found) == {"a", "b", "c", "gone", "pipe"}
+    assert "nothere.svs, which is not there" in found["gone"].problem
+    assert found["pipe"].problem == "is no file"
+    assert not any(found[name].problem for name in "abc")
+    assert "batch3: is a link to what is not there" in caplog.text
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "batch").symlink_to(tmp_path / "archive")
+    assert {slide.name for slide in find_slides([tmp_path / "only"])} == {"a", "b", "c", "gone",
+                                                                          "pipe"}  # fmt: skip
+    with pytest.raises(InputError, match=r"gone\.svs: is a link to .*nothere\.svs"):
+        find_slides([cohort / "gone.svs"])
+
+
+def test_a_manifest_may_name_a_slide_and_its_folder(tmp_path):
+    touch(tmp_path, "one/a.svs", "two/b.svs", "two/c.svs")
+    path = manifest(tmp_path / "m.csv", "one,first", "two,second", "gone.svs,", header="path,name")
+    first, second, gone = find_slides([path])
+    assert (first.name, first.path) == ("first", tmp_path / "one" / "a.svs")
+    assert "holds 2 slides" in second.problem
+    assert gone.name == "gone"
+
+
+def test_dicom_series_are_told_apart_and_what_is_no_image_is_no_slide(tmp_path, caplog):
+    image = stained(64, 64)
+    for number in (1, 2):
+        write_level(tmp_path / "flat" / f"{number}_l0.dcm", image, series=number)
+        write_level(tmp_path / "flat" / f"{number}_l1.dcm", image[::4], series=number, number=2)
+    write_level(tmp_path / "flat" / "0_label.dcm", image, series=2, number=3, kind="LABEL")
+    write_level(tmp_path / "one" / "0001", image, series=3)
+    write_level(tmp_path / "one" / "0002", image[::4], series=3, number=2)
+    write_annotations(tmp_path / "one" / "0_annotations.dcm", series=3)
+    touch(tmp_path, "one/readme", "one/1.2.3")
+    found = {slide.name: slide.path.name for slide in find_slides([tmp_path])}
+    assert found == {"1_l0": "1_l0.dcm", "2_l0": "2_l0.dcm", "one": "0001"}
+    assert "1 files are DICOM, and no images of slides, and are left out: 0_ann" in caplog.text
+    # A level, or the label, that is named is the slide.
+    for names in (["1_l1.dcm", "1_l0.dcm"], ["1_l0.dcm", "1_l1.dcm"]):
+        (slide,) = find_slides([tmp_path / "flat" / name for name in names])
+        assert slide.name == names[0][:-4]
+    label = tmp_path / "flat" / "0_label.dcm"
+    assert len(find_slides([tmp_path / "flat", label])) == 2
+    (slide,) = find_slides([tmp_path / "one" / "0_annotations.dcm"])
+    assert "no image of a slide" in slide.problem
+
+
+def test_a_dicom_file_that_is_damaged_has_a_row(tmp_path):
+    write_level(tmp_path / "s" / "l0.dcm", stained(64, 64), series=1)
+    (tmp_path / "s" / "l1.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 300)
+    (tmp_path / "s" / "l2.dcm").write_bytes(b"no DICOM")
+    found = {slide.name: slide.problem for slide in find_slides([tmp_path])}
+    assert set(found) == {"s", "l1", "l2"}
+    assert not found["s"]
+    assert "cannot be read as DICOM" in found["l1"]
+    assert "does not begin as a DICOM file" in found["l2"]
+
+
+def test_results_and_masks_among_slides_are_left_out_with_one_line(tmp_path, caplog):
+    touch(tmp_path, "a.svs", "b.ome.tif", "c_mask.tif", "a_mask.tif", "a_evaluation_mask.tif",
+          "results/a/slide.json", "results/a/heatmap.ome.tif", "results/a/a_likelihood_map.tif",
+          "results/a/heatmap.ome.zarr/d.tif")  # fmt: skip
+    write_ome_tiff(
+        make_heatmap(np.ones((8, 9)), PixelMap(0, 0, 9.0, 9.0)), tmp_path / "moved.ome.tif"
+    )
+    tifffile.imwrite(tmp_path / "x_likelihood_map.tif", np.zeros((32, 32), np.float32))
+    tifffile.imwrite(tmp_path / "y_likelihood_map.tif", np.zeros((32, 32, 3), np.uint8))
+    found = [slide.name for slide in find_slides([tmp_path])]
+    assert sorted(found) == ["a", "b.ome", "c_mask", "y_likelihood_map"]
+    assert caplog.text.count("are results or masks of slides") == 1
+    assert "6 files are results" in caplog.text
+    # What is named is what is meant.
+    assert find_slides([tmp_path / "a_mask.tif"])[0].name == "a_mask"
 
 
 def test_unsafe_name_is_refused(tmp_path):

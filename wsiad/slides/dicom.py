@@ -88,6 +88,8 @@ def _read_instance(path: Path, _state: tuple[int, int]) -> Instance:
         warnings.simplefilter("ignore")
         meta = read_file_meta_info(path)
         kind = str(meta.get("MediaStorageSOPClassUID", ""))
+        if not kind:
+            raise ValueError("it states no MediaStorageSOPClassUID")
         # Images of slides are not deflated, and what is may have any size when it is not.
         if kind != _SLIDE_CLASS or str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
             return Instance("", is_image=False, is_level=False)

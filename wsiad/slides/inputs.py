@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from wsiad.errors import InputError
+from wsiad.errors import InputError, SlideOpenError
 from wsiad.files import checked_name
-from wsiad.slides.manifest import read_manifest
+from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
+from wsiad.slides.manifest import ManifestRow, read_manifest
 from wsiad.slides.slide_files import SUFFIXES
+from wsiad.slides.slide_folder import FolderSlide, folder_slides
+
+logger = logging.getLogger(__name__)
+
+_MANIFESTS = frozenset({".csv", ".tsv"})
+_SAME_MPP = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +53,134 @@ class SlideInput:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A slide as one of the sources has it: where, and what it says of it."""
+
+    slide: SlideInput
+    source: str
+    rank: int
+    root: Path | None = None
+    named: bool = False
+
+
+_FROM_MANIFEST, _FROM_FILE, _FROM_FOLDER = range(3)
+
+
 def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
     """List the slides of files, folders (searched in depth) and manifest CSVs.
 
+    A slide that several sources name, by its file, a link to it or another file that it
+    consists of, is one slide, of which all is known that any of them says; the order of the
+    sources does not matter.
+
     Slides of one name would overwrite each other's results; each of them comes back
-    with its problem stated, as does a name that is not safe as a folder. In a folder
-    with DICOM files, one folder is one slide.
+    with its problem stated, as does a name that is not safe as a folder, and a file that
+    cannot be read.
 
     Raises
     ------
     InputError
-        A source does not exist, a folder or manifest holds no slide, or a manifest is
-        not valid.
+        A source does not exist, a folder or manifest holds no slide, a manifest is
+        not valid, or two sources (or rows) say different things of one slide.
     """
-    found: list[SlideInput] = []
+    found: list[_Found] = []
     for source in sources:
         if source.is_dir():
             found.extend(_from_folder(source))
-        elif source.suffix.lower() == ".csv":
-            found.extend(_from_manifest(source))
+        elif source.suffix.lower() in _MANIFESTS and source.exists():
+            found.extend(_from_row(row, source.parent) for row in read_manifest(source))
         elif source.exists():
-            found.append(SlideInput(source.stem, source))
+            found.append(_of_file(source))
+        elif source.is_symlink():
+            raise InputError(
+                f"is a link to {source.readlink()}, which is not there", subject=str(source)
+            )
         else:
             raise InputError("no such file or folder", subject=str(source))
     if not found:
         raise InputError("no slides were given", remedy="Name slide files, folders or a CSV.")
-    unique: dict[Path, SlideInput] = {}
-    for slide in found:
-        unique.setdefault(slide.path.resolve(), slide)
-    names = Counter(slide.name for slide in unique.values())
-    return [_checked(slide, clash=names[slide.name] > 1) for slide in unique.values()]
+    same: dict[object, list[_Found]] = {}
+    for one in found:
+        same.setdefault(_identity(one.slide.path), []).append(one)
+    merged = [_merged(sorted(group, key=lambda one: one.rank)) for group in same.values()]
+    names = Counter(one.slide.name for one in merged)
+    return [_checked(one.slide, clash=names[one.slide.name] > 1) for one in merged]
+
+
+def _identity(path: Path) -> object:
+    """Return what is equal for the files of one slide, and for links to one of them."""
+    try:
+        if may_be_dicom(path) and path.is_file() and is_dicom(path):
+            instance = read_instance(path)
+            if instance.is_image:
+                return path.parent.resolve(), instance.series
+    except (OSError, SlideOpenError):
+        pass  # it is told of when the slide is opened
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        if found.st_nlink > 1:
+            return found.st_dev, found.st_ino
+    return path.resolve()
+
+
+def _merged(group: Sequence[_Found]) -> _Found:
+    """Return all that is said of a slide.
+
+    Raises
+    ------
+    InputError
+        It contradicts itself.
+    """
+    first = group[0]
+    if len(group) == 1:
+        return first
+
+    differences: list[str] = []
+
+    def said(what: str, values: Iterable[Any]) -> Any:
+        stated = [(one, v) for one, v in zip(group, values, strict=True) if v not in (None, "")]
+        for one, value in stated[1:]:
+            if not _alike(value, stated[0][1]):
+                differences.append(
+                    f"its `{what}` is {stated[0][1]!r} by {stated[0][0].source}, and {value!r} "
+                    f"by {one.source}"
+                )
+        return stated[0][1] if stated else None
+
+    name = said("name", [one.slide.name if one.named else "" for one in group])
+    others = dict.fromkeys(
+        str(one.slide.path) for one in group if one.slide.path.name != first.slide.path.name
+    )
+    if others and not name:
+        logger.warning(
+            "%s is one slide with %s, and is worked on once, as %s",
+            first.slide.path,
+            ", ".join(others),
+            first.slide.name,
+        )
+    keys = dict.fromkeys(key for one in group for key in one.slide.extra)
+    slide = replace(
+        first.slide,
+        name=name or first.slide.name,
+        mpp=said("mpp", [one.slide.mpp for one in group]),
+        label=said("label", [one.slide.label for one in group]) or "",
+        split=said("split", [one.slide.split for one in group]) or "",
+        extra={key: said(key, [one.slide.extra.get(key) for one in group]) or "" for key in keys},
+    )
+    if differences:
+        raise InputError(
+            f"is named twice: {'; '.join(differences)}",
+            subject=str(first.slide.path),
+            remedy="Mend one of them, or leave it out.",
+        )
+    return replace(first, slide=slide, root=next((one.root for one in group if one.root), None))
+
+
+def _alike(value: object, other: object) -> bool:
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=_SAME_MPP)
+    return value == other
 
 
 def _checked(slide: SlideInput, *, clash: bool) -> SlideInput:
@@ -88,30 +197,47 @@ def _checked(slide: SlideInput, *, clash: bool) -> SlideInput:
     return slide
 
 
-def _from_folder(folder: Path) -> list[SlideInput]:
-    slides = []
-    dicom_folders = set()
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if path.suffix.lower() == ".dcm":
-            if path.parent not in dicom_folders:
-                dicom_folders.add(path.parent)
-                slides.append(SlideInput(path.parent.resolve().name, path))
-            continue
-        slides.append(SlideInput(path.stem, path))
+def _from_folder(folder: Path) -> list[_Found]:
+    try:
+        slides = folder_slides(folder)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", subject=str(folder)) from error
     if not slides:
         raise InputError(
             "holds no slides",
             subject=str(folder),
             remedy=f"Looked for files that end in {', '.join(sorted(SUFFIXES))}.",
         )
-    return slides
+    return [_Found(_input(slide), f"the folder {folder}", _FROM_FOLDER, folder) for slide in slides]
 
 
-def _from_manifest(manifest: Path) -> list[SlideInput]:
-    return [
-        SlideInput(row.name or row.path.stem, row.path, row.mpp, row.label, row.split, row.extra)
-        for row in read_manifest(manifest)
-    ]
+def _input(slide: FolderSlide) -> SlideInput:
+    return SlideInput(slide.name, slide.path, problem=slide.problem)
+
+
+def _of_file(path: Path) -> _Found:
+    problem = ""
+    try:
+        if may_be_dicom(path) and is_dicom(path) and not read_instance(path).is_image:
+            problem = "is DICOM, but no image of a slide: annotations, a report or another kind"
+    except (OSError, SlideOpenError):
+        pass  # opening it says what is wrong
+    return _Found(SlideInput(path.stem, path, problem=problem), str(path), _FROM_FILE)
+
+
+def _from_row(row: ManifestRow, root: Path) -> _Found:
+    path, name, problem = row.path, row.name or row.path.stem, ""
+    if path.is_dir():
+        try:
+            slides = folder_slides(path)
+        except OSError as error:
+            slides, problem = [], f"its folder cannot be read: {error.strerror}"
+        if len(slides) == 1:
+            path, problem = slides[0].path, slides[0].problem
+            name = row.name or slides[0].name
+        else:
+            problem = problem or f"its folder holds {len(slides)} slides, not one: name a file"
+    elif path.is_symlink() and not path.exists():
+        problem = f"is a link to {path.readlink()}, which is not there"
+    slide = SlideInput(name, path, row.mpp, row.label, row.split, row.extra, problem)
+    return _Found(slide, row.where, _FROM_MANIFEST, root, named=bool(row.name))

@@ -1,0 +1,218 @@
+"""Slides of a folder: links are followed once, and what is no slide is told of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsiad.errors import SlideOpenError
+from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
+from wsiad.slides.slide_files import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+_DICOM = ".dcm"
+_RESULTS = "slide.json"
+_OME = (".ome.tif", ".ome.tiff")
+_DERIVED = re.compile(r"(?P<slide>.+?)_(likelihood_map|mask|evaluation_mask)", re.IGNORECASE)
+_PLACEMENT = "level0_px_per_pixel_x"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSlide:
+    """A slide of a folder.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    name : str
+        That of the file, or of a DICOM slide's folder.
+    problem : str
+        Why it cannot be worked on; empty where nothing is known against it.
+    """
+
+    path: Path
+    name: str
+    problem: str = ""
+
+
+def folder_slides(folder: Path) -> list[FolderSlide]:
+    """List the slides of a folder, searched in depth, in order of their paths.
+
+    Hidden entries are not looked at. What may have been meant as a slide and cannot be read is
+    listed with its problem, or told of. Maps and masks of slides, such as wsiad's own results,
+    are told of and left out.
+
+    Raises
+    ------
+    OSError
+        The folder itself cannot be read.
+    """
+    slides: list[FolderSlide] = []
+    derived: list[Path] = []
+    series: dict[Path, list[Path]] = {}
+    files = sorted(_files(folder))
+    there = {path.parent / path.stem for path in files if path.suffix.lower() in SUFFIXES}
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES and (problem := _unreadable(path)):
+            slides.append(FolderSlide(path, path.stem, problem))
+        elif suffix == _DICOM or (may_be_dicom(path) and _begins_as_dicom(path)):
+            series.setdefault(path.parent, []).append(path)
+        elif suffix not in SUFFIXES:
+            if not suffix and path.is_symlink() and not path.exists():
+                logger.warning("%s: is a link to what is not there", path)
+        elif _is_derived(path, there):
+            derived.append(path)
+        else:
+            slides.append(FolderSlide(path, path.stem))
+    for parent, paths in series.items():
+        slides.extend(_dicom_slides(parent, paths))
+    if derived:
+        _tell(folder, "are results or masks of slides, not slides, and are left out", derived)
+    return sorted(slides, key=lambda slide: slide.path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and is no folder; real folders before linked ones, each once."""
+    seen = {_identity(folder)}
+    here, linked = [folder], list[Path]()
+    while here or linked:
+        if here:
+            current = here.pop()
+        elif (identity := _identity(current := linked.pop())) in seen:
+            continue
+        else:
+            seen.add(identity)
+        try:
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError as error:
+            if current == folder:
+                raise
+            logger.warning("%s: cannot be searched for slides: %s", current, error.strerror)
+            continue
+        for entry in entries:
+            path = current / entry.name
+            if entry.name.startswith("."):
+                continue
+            if not _is_folder(entry):
+                yield path
+            elif path.suffix.lower() == ".zarr":
+                continue  # pictures in pieces: very many files, none of them a slide
+            elif entry.is_symlink():
+                linked.insert(0, path)
+            elif (identity := _identity(path)) not in seen:
+                seen.add(identity)
+                here.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _unreadable(path: Path) -> str:
+    """Say why a file cannot be read; empty if it may be."""
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return f"is a link to {path.readlink()}, which is not there"
+        return f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(kind):
+        return "is no file"
+    return "" if os.access(path, os.R_OK) else "cannot be read: its permissions do not allow it"
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    try:
+        return path.is_file() and is_dicom(path)
+    except OSError:
+        return False
+
+
+def _dicom_slides(folder: Path, paths: Sequence[Path]) -> Iterator[FolderSlide]:
+    """Yield the series of a folder, each as one slide, and files that cannot be read."""
+    levels: dict[str, list[Path]] = {}
+    others: set[str] = set()
+    no_images, damaged = [], {}
+    for path in paths:
+        try:
+            instance = read_instance(path)
+        except SlideOpenError as error:
+            damaged[path] = error.problem
+            continue
+        if not instance.is_image:
+            no_images.append(path)
+        elif instance.is_level:
+            levels.setdefault(instance.series, []).append(path)
+        else:
+            others.add(instance.series)
+    if no_images:
+        _tell(folder, "are DICOM, and no images of slides, and are left out", no_images)
+    if missing := len(others - set(levels)):
+        logger.warning(
+            "%s: %d DICOM series have a label or overview, and no slide", folder, missing
+        )
+    alone = folder.resolve().name
+    if not levels and damaged:
+        first = next(iter(damaged))
+        yield FolderSlide(first, alone or first.stem)  # opening it says what is wrong
+        return
+    for found in levels.values():
+        name = alone if len(levels) == 1 and alone else found[0].stem
+        yield FolderSlide(found[0], name)
+    for path, problem in damaged.items():
+        yield FolderSlide(path, path.stem, problem)
+
+
+def _is_derived(path: Path, there: set[Path]) -> bool:
+    """Tell whether a file is a map or mask of a slide: by what is in it, or what lies by it."""
+    name = path.name.lower()
+    if name.endswith(_OME):
+        return (path.parent / _RESULTS).is_file() or _describes_a_heatmap(path)
+    found = _DERIVED.fullmatch(path.stem)
+    if found is None or path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    if (path.parent / _RESULTS).is_file() or path.parent / found["slide"] in there:
+        return True
+    return found[2].lower() == "likelihood_map" and _is_one_channel_of_floats(path)
+
+
+def _describes_a_heatmap(path: Path) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return _PLACEMENT in file.pages.first.description
+    except Exception:  # whatever a damaged file makes of it: opening it says what is wrong
+        return False
+
+
+def _is_one_channel_of_floats(path: Path) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            return page.samplesperpixel == 1 and page.dtype is not None and page.dtype.kind == "f"
+    except Exception:
+        return False
+
+
+def _tell(folder: Path, what: str, paths: Sequence[Path]) -> None:
+    names = ", ".join(path.name for path in paths[:3]) + (" …" if len(paths) > 3 else "")
+    logger.warning("%s: %d files %s: %s", folder, len(paths), what, names)
