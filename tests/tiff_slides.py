@@ -32,9 +32,22 @@ def cut(image):
             yield np.ascontiguousarray(image[top : top + TILE, left : left + TILE])
 
 
-def encode(image, *, space, subsampling="444"):
-    """JPEG streams of an image's tiles."""
+def encode(image, *, space, subsampling="444", restart=0, optimised=False):
+    """JPEG streams of an image's tiles, with restarts after so many blocks if any."""
     for tile in cut(image):
+        if restart or optimised:
+            stream = io.BytesIO()
+            Image.fromarray(tile).save(
+                stream,
+                "jpeg",
+                quality=85,
+                subsampling={"444": 0, "422": 1, "420": 2}[subsampling],
+                restart_marker_blocks=restart,
+                optimize=optimised,
+                keep_rgb=space == "RGB",
+            )
+            yield stream.getvalue()
+            continue
         yield imagecodecs.jpeg8_encode(
             tile, level=85, colorspace="RGB", outcolorspace=space, subsampling=subsampling
         )
@@ -73,6 +86,8 @@ def write_jpeg(
     levels=3,
     aperio=False,
     progressive=False,
+    restart=0,
+    optimised=False,
 ):
     """Write a JPEG-tiled pyramid as OpenSlide's generic TIFF, or as Aperio SVS."""
     with tifffile.TiffWriter(path, bigtiff=big) as tiff:
@@ -80,7 +95,13 @@ def write_jpeg(
             streams = list(
                 encode_progressive(image)
                 if progressive
-                else encode(image, space=space, subsampling=subsampling)
+                else encode(
+                    image,
+                    space=space,
+                    subsampling=subsampling,
+                    restart=restart,
+                    optimised=optimised,
+                )
             )
             extra = []
             if shared:

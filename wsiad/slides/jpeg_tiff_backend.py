@@ -25,11 +25,11 @@ from wsiad.slides.slide import Region, Slide
 from wsiad.slides.tile_cache import TileCache
 from wsiad.slides.tile_cuts import cut_by_tile, inside
 from wsiad.slides.tile_decoder import decode_tile
+from wsiad.slides.tile_inspection import TIFF_FORMATS
 
 logger = logging.getLogger(__name__)
 
-FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
-"""Formats whose levels are TIFF directories, and nothing more."""
+FORMATS = TIFF_FORMATS
 
 CACHE_BYTES = 64 * 2**20
 """Of decoded tiles: blocks that share a tile do not decode it twice."""
@@ -79,6 +79,7 @@ class JpegTiffBackend(Slide):
         self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
         self._reference, self._layout = reference, layout
         self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
+        self._bad: set[tuple[int, int]] = set()
         self._file = self.path.open("rb", buffering=0)
         self._bytes = os.fstat(self._file.fileno()).st_size
 
@@ -121,21 +122,37 @@ class JpegTiffBackend(Slide):
         return whole
 
     def _tile(self, level: int, row: int, column: int) -> _RGB | None:
+        """Return a tile; ``None`` where it is missing, or damaged and passed over."""
         tiles = self._layout[level]
         index = row * tiles.columns + column
-        if not tiles.counts[index]:
+        if not tiles.counts[index] or (level, index) in self._bad:
             return None
         tile = self._cache.get((level, index), ahead=self._ahead)
         if tile is None:
             try:
-                tile = self._decode(tiles, index, self._cache.room(tiles.tile, ahead=self._ahead))
-            except DirectReadError as error:
-                logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
-                tile = self._by_reference(level, row, column)
+                tile = self._decoded(level, row, column)
             except DamagedTileError:
-                raise self._damaged(level, row, column, tiles.tile) from None
+                if not self.skip_damaged:
+                    raise
+                self._bad.add((level, index))
+                self.note_damage(level, *self._place(level, row, column))
+                return None
             self._cache.put((level, index), tile, ahead=self._ahead)
         return tile
+
+    def _decoded(self, level: int, row: int, column: int) -> _RGB:
+        """Decode a tile, or let OpenSlide if it is of a kind that is not known here."""
+        tiles = self._layout[level]
+        index = row * tiles.columns + column
+        room = self._cache.room(tiles.tile, ahead=self._ahead)
+        try:
+            return self._decode(tiles, index, room)
+        except DamagedTileError as error:
+            place = self._place(level, row, column)
+            raise self._reference.damage(level, *place, error.problem) from error
+        except DirectReadError as error:
+            logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
+            return self._by_reference(level, row, column)
 
     @contextmanager
     def reading_ahead(self) -> Iterator[None]:
@@ -184,26 +201,20 @@ class JpegTiffBackend(Slide):
         By default the whole tile, as far as it lies in the level; else a square of at
         most so many pixels' edge at its top-left corner.
         """
-        tiles = self._layout[level]
-        x, y = column * tiles.tile.width, row * tiles.tile.height
-        size = Size(
-            min(most or tiles.tile.width, tiles.tile.width, tiles.size.width - x),
-            min(most or tiles.tile.height, tiles.tile.height, tiles.size.height - y),
-        )
+        x, y, size = self._place(level, row, column)
+        if most is not None:
+            size = Size(min(most, size.width), min(most, size.height))
         region = self._reference.read_level(level, x, y, size)
         if region.valid is not None:
-            raise self._damaged(level, row, column, size)
+            raise self._reference.damage(level, x, y, size, "OpenSlide has no pixels there")
         return region.rgb
 
-    def _damaged(self, level: int, row: int, column: int, size: Size) -> DamagedTileError:
-        scale, tile = self.levels[level], self._layout[level].tile
-        x, y = column * tile.width * scale.downsample_x, row * tile.height * scale.downsample_y
-        return DamagedTileError(
-            f"level {level} cannot be decoded at level-0 position {(round(x), round(y))} "
-            f"({size.width} × {size.height} px)",
-            subject=self.name,
-            remedy="Copy the slide again from its source; it is damaged or truncated.",
-        )
+    def _place(self, level: int, row: int, column: int) -> tuple[int, int, Size]:
+        """Left, top and size of a tile as far as it lies in the level, pixels of that level."""
+        tiles = self._layout[level]
+        x, y = column * tiles.tile.width, row * tiles.tile.height
+        width = min(tiles.tile.width, tiles.size.width - x)
+        return x, y, Size(width, min(tiles.tile.height, tiles.size.height - y))
 
     def compare(self) -> None:
         """Compare a tile of each level, of the most bytes, with OpenSlide's.
@@ -265,6 +276,7 @@ def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
     if reference.format == "aperio" and any((tiles.counts == 0).any() for tiles in layout):
         # OpenSlide fills such tiles from the level above.
         raise DirectReadError("Aperio with missing tiles")
+    reference.inspect(layout)
     slide = JpegTiffBackend(reference, layout)
     try:
         slide.compare()

@@ -14,7 +14,8 @@ import tifffile
 from wsiad.errors import DirectReadError
 from wsiad.geometry import Size
 
-_JPEG = 7
+_NONE, _JPEG = 1, 7
+_ANY_JPEG2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG2000_RGB = 33005
 """Aperio's; its YCbCr (33003) is subsampled, and enlarged by each decoder in its own way."""
 _COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
@@ -51,7 +52,8 @@ class TiledLevel:
     colour_space : str
         ``"RGB"`` or ``"YCBCR"``: what the JPEG streams are coded in.
     codec : str
-        ``"jpeg"`` or ``"jpeg2000"``.
+        ``"jpeg"`` or ``"jpeg2000"``; where tiles are only inspected, also ``"none"``, or
+        ``"packed"`` for deflate, LZW and others.
     """
 
     size: Size
@@ -76,7 +78,7 @@ class TiledLevel:
 
 
 def read_layout(
-    path: Path, sizes: Sequence[Size], *, padded: bool = False
+    path: Path, sizes: Sequence[Size], *, padded: bool = False, any_pixels: bool = False
 ) -> tuple[TiledLevel, ...]:
     """Find the directory of each level.
 
@@ -89,6 +91,8 @@ def read_layout(
     padded : bool
         Whether directories state their levels' sizes rounded up, as Philips' do: each
         tiled one is then a level, in the file's order.
+    any_pixels : bool
+        Whether tiles may be of any kind: they are inspected, not decoded.
 
     Returns
     -------
@@ -104,7 +108,10 @@ def read_layout(
         with tifffile.TiffFile(path) as tiff:
             tiled = [page for page in tiff.pages if page.is_tiled]
             pages = _in_order(tiled, sizes) if padded else _by_size(tiled, sizes)
-            return tuple(_level(page, size) for page, size in zip(pages, sizes, strict=True))
+            return tuple(
+                _level(page, size, any_pixels=any_pixels)
+                for page, size in zip(pages, sizes, strict=True)
+            )
     except _NOT_A_TIFF as error:
         raise DirectReadError(f"its TIFF directories cannot be read ({error})") from error
 
@@ -128,8 +135,8 @@ def _in_order(tiled: list[tifffile.TiffPage], sizes: Sequence[Size]) -> list[tif
     return tiled
 
 
-def _level(page: tifffile.TiffPage, size: Size) -> TiledLevel:
-    codec, colour_space = _coding(page)
+def _level(page: tifffile.TiffPage, size: Size, *, any_pixels: bool) -> TiledLevel:
+    codec, colour_space = _inspected(page) if any_pixels else _coding(page)
     plain = (
         page.samplesperpixel == 3
         and page.bitspersample == 8
@@ -139,7 +146,7 @@ def _level(page: tifffile.TiffPage, size: Size) -> TiledLevel:
         and 0 < page.tilewidth * page.tilelength <= _MAX_TILE_PX
         and page.fillorder == 1
     )
-    if not plain:
+    if not plain and not any_pixels:
         raise DirectReadError("a directory is not of plain 8-bit RGB tiles")
     columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     offsets = np.asarray(page.dataoffsets, np.int64)
@@ -161,6 +168,14 @@ def _coding(page: tifffile.TiffPage) -> tuple[str, str]:
     if page.photometric not in _COLOUR_SPACES:
         raise DirectReadError(f"JPEG of photometric interpretation {_named(page.photometric)}")
     return "jpeg", _COLOUR_SPACES[page.photometric]
+
+
+def _inspected(page: tifffile.TiffPage) -> tuple[str, str]:
+    """Codec of a directory's tiles, whatever it is, and colour space if it is JPEG's."""
+    codec = "none" if page.compression == _NONE else "packed"
+    codec = "jpeg2000" if page.compression in _ANY_JPEG2000 else codec
+    codec = "jpeg" if page.compression == _JPEG else codec
+    return codec, _COLOUR_SPACES.get(page.photometric, "")
 
 
 def _named(value: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -10,17 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from wsiad.errors import SlideOpenError, SlideReadError
+from wsiad.errors import DamagedTileError, SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
+from wsiad.slides.jpeg_tiff_layout import TiledLevel
 from wsiad.slides.levels import find_levels
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Region, Slide
 from wsiad.slides.slide_files import slide_state
+from wsiad.slides.tile_inspection import TileInspector, find_inspector
 
 logger = logging.getLogger(__name__)
 
 _OPAQUE = 128
 """Alpha from which a pixel exists: OpenSlide blends with nothing at field edges."""
+
+_SMALLEST_PX = 256
+"""Edge to which a part that cannot be decoded is narrowed down where damage is passed over and
+it is not known which tiles the file consists of."""
 
 
 class OpenSlideBackend(Slide):
@@ -57,6 +64,15 @@ class OpenSlideBackend(Slide):
         )
         self.spacing, self.spacing_source = scale.spacing, scale.source
 
+    @functools.cached_property
+    def _inspector(self) -> TileInspector | None:
+        """What looks at the bytes of the tiles that OpenSlide decodes, where they are known."""
+        return find_inspector(self.path, self.format, [level.size for level in self.levels])
+
+    def inspect(self, layout: tuple[TiledLevel, ...]) -> None:
+        """Look at the bytes of tiles that are known, before OpenSlide decodes them."""
+        self._inspector = TileInspector(self.path, layout)
+
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`.
 
@@ -64,13 +80,29 @@ class OpenSlideBackend(Slide):
         the sizes. Multiplying by the same ratio keeps the shift of what comes back
         within half a level-0 pixel, and at zero where the ratio is an integer.
         """
+        if not self.skip_damaged:
+            return self._read_checked(level, x, y, size)
+        if self._known_damage(level, x, y, size):
+            return _nothing(size)
+        try:
+            return self._read_checked(level, x, y, size)
+        except DamagedTileError as error:
+            logger.debug("%s", error)
+            return self._read_around(level, x, y, size)
+
+    def _read_checked(self, level: int, x: int, y: int, size: Size) -> Region:
+        if self._inspector is not None:
+            try:
+                self._inspector.check(level, x, y, size)
+            except DamagedTileError as error:
+                raise self.damage(level, x, y, size, error.problem) from error
         ratio = self._reported[level]
         at = (round(x * ratio), round(y * ratio))
         try:
             rgba = self._read(at, level, size)
         except openslide.OpenSlideError as error:
             logger.warning("%s: read error at %s (%s); reopening", self.name, at, error)
-            rgba = self._read_again(at, level, size)
+            rgba = self._read_again(level, x, y, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
 
@@ -86,8 +118,39 @@ class OpenSlideBackend(Slide):
         grey[rgba[..., 3] < _OPAQUE] = 255
         return grey
 
-    def _read_again(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
+    def _read_around(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read what can be read of a rectangle that is damaged somewhere; note where."""
+        if self._inspector is not None:
+            parts = self._inspector.parts(level, x, y, size)
+        else:
+            parts = _quarters(x, y, size)
+        region = _nothing(size)
+        if parts == [(x, y, size)]:
+            self.note_damage(level, x, y, size)
+            return region
+        assert region.valid is not None
+        for left, top, part in parts:
+            seen = self.read_level(level, left, top, part)
+            window = np.s_[top - y : top - y + part.height, left - x : left - x + part.width]
+            region.rgb[window] = seen.rgb
+            region.valid[window] = True if seen.valid is None else seen.valid
+        return region
+
+    def damage(self, level: int, x: int, y: int, size: Size, problem: str) -> DamagedTileError:
+        """Say that a rectangle of a level is damaged; in pixels of that level."""
+        scale = self.levels[level]
+        at = (round(x * scale.downsample_x), round(y * scale.downsample_y))
+        return DamagedTileError(
+            f"level {level} cannot be decoded at level-0 position {at} "
+            f"({size.width} × {size.height} px): {problem}",
+            subject=self.name,
+            remedy="Copy the slide again from its source; it is damaged or truncated.",
+        )
+
+    def _read_again(self, level: int, x: int, y: int, size: Size) -> np.ndarray:
         """Read through a new handle: the first error latches, and fails all later reads."""
+        ratio = self._reported[level]
+        at = (round(x * ratio), round(y * ratio))
         self.check_unchanged()
         self._reopen()
         try:
@@ -95,12 +158,7 @@ class OpenSlideBackend(Slide):
         except openslide.OpenSlideError as error:
             self.check_unchanged()
             self._reopen()
-            raise SlideReadError(
-                f"level {level} cannot be decoded at level-0 position {at} "
-                f"({size.width} × {size.height} px): {error}",
-                subject=self.name,
-                remedy="Copy the slide again from its source; it is damaged or truncated.",
-            ) from error
+            raise self.damage(level, x, y, size, str(error)) from error
 
     def _reopen(self) -> None:
         self._handle.close()
@@ -138,6 +196,24 @@ def _tile_size(properties: dict[str, str], level: int) -> Size | None:
     except (KeyError, ValueError):
         return None
     return Size(width, height) if width > 0 and height > 0 else None
+
+
+def _nothing(size: Size) -> Region:
+    """Return a rectangle without a valid pixel."""
+    shape = (size.height, size.width)
+    return Region(np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
+
+
+def _quarters(x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
+    """Divide a rectangle by two along each edge that is long enough."""
+
+    def halves(first: int, length: int) -> list[tuple[int, int]]:
+        if length <= _SMALLEST_PX:
+            return [(first, length)]
+        return [(first, length // 2), (first + length // 2, length - length // 2)]
+
+    across, down = halves(x, size.width), halves(y, size.height)
+    return [(left, top, Size(width, height)) for top, height in down for left, width in across]
 
 
 def _open(path: Path, name: str) -> openslide.OpenSlide:

@@ -8,6 +8,7 @@ what :func:`true_downsample` restores.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ class Slide(ABC):
         Where the spacing was stated.
     bounds : Box
         Non-empty part in level-0 pixels (``openslide.bounds-*``), else all of level 0.
+    skip_damaged : bool
+        Whether what is damaged is not valid, and noted (see :meth:`damaged`), in place of an
+        error.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Slide(ABC):
     spacing: Spacing
     spacing_source: str
     bounds: Box
+    skip_damaged: bool = False
 
     @property
     def size(self) -> Size:
@@ -118,7 +123,8 @@ class Slide(ABC):
         Raises
         ------
         SlideReadError
-            The pixels cannot be decoded, also not by a freshly opened handle.
+            The pixels cannot be decoded, also not by a freshly opened handle. With
+            `skip_damaged`, those that are damaged are not valid instead.
         """
 
     reads_tiles: bool = False
@@ -157,6 +163,46 @@ class Slide(ABC):
             whole[index] = region.valid is None or region.valid.all()
             out[index] = region.rgb
         return whole
+
+    @functools.cached_property
+    def _damage(self) -> dict[int, list[tuple[int, int, int, int]]]:
+        """Left, top, right and bottom of what was found damaged, by level and in its pixels."""
+        return {}
+
+    def note_damage(self, level: int, x: int, y: int, size: Size) -> None:
+        """Note that a rectangle of a level is damaged; all in pixels of that level."""
+        self._damage.setdefault(level, []).append((x, y, x + size.width, y + size.height))
+
+    def _known_damage(self, level: int, x: int, y: int, size: Size) -> bool:
+        """Whether a rectangle of a level lies within one that was found damaged."""
+        return any(
+            left <= x and top <= y and x + size.width <= right and y + size.height <= bottom
+            for left, top, right, bottom in self._damage.get(level, ())
+        )
+
+    def damaged(
+        self, level: int, corners: npt.NDArray[np.float64], size: tuple[float, float]
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which rectangles of a level touch what was found damaged when they were read.
+
+        Parameters
+        ----------
+        level : int
+            Index of the level.
+        corners : ndarray of float64, (N, 2)
+            Top-left corners, x and y in pixels of that level.
+        size : tuple of float
+            Width and height of each, pixels of that level.
+
+        Returns
+        -------
+        ndarray of bool, (N,)
+        """
+        touched = np.zeros(len(corners), bool)
+        x, y = corners[:, 0], corners[:, 1]
+        for left, top, right, bottom in self._damage.get(level, ()):
+            touched |= (x < right) & (x + size[0] > left) & (y < bottom) & (y + size[1] > top)
+        return touched
 
     @contextmanager
     def reading_ahead(self) -> Iterator[None]:

@@ -25,8 +25,11 @@ _ADOBE = {
     "YCBCR": b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01",
 }
 """The segment by which a stream states its colour space."""
-_HOLE_BYTES = 16
-"""So many zeros at the end of a tile that has no end marker are a hole in the file."""
+_HOLE_BYTES = 3
+"""So many zeros at the end of a tile that has no end marker are a hole in the file; fewer may
+stand in the place of the marker alone."""
+_PADDING_BYTES = 8
+"""The most bytes after the end of a tile's data that say nothing of it."""
 
 _J2K_HEAD = struct.Struct(">4s4x8I")
 """Start of a JPEG 2000 codestream: markers, then ends and origins of image and tiles."""
@@ -57,28 +60,73 @@ def decode_tile(data: bytes, tiles: TiledLevel, *, out: _RGB | None = None) -> _
     Raises
     ------
     DamagedTileError
-        The stream ends in a hole, which OpenSlide would not see.
+        The stream ends in a hole, or the decoder warns of it.
     DirectReadError
-        The stream is damaged or of a kind that is not known here.
+        The stream cannot be decoded, or is of a kind that is not known here.
     """
+    check_whole(data, tiles.codec)
     try:
         if tiles.codec == "jpeg2000":
             if problem := jpeg2000_problem(data, tiles):
                 raise DirectReadError(problem)
             tile: _RGB = imagecodecs.jpeg2k_decode(data, out=out)
         else:
-            if ends_in_hole(data):
-                raise DamagedTileError("a tile ends in zeros")
-            # What libjpeg only warns of (codes that do not exist, data that ends early or is
-            # left over) it fills up with invented pixels: strictly, a warning is an error.
-            tile = simplejpeg.decode_jpeg(
-                whole_jpeg(data, tiles), colorspace="RGB", buffer=out, strict=True
-            )
+            tile = _decode_jpeg(data, tiles, out)
     except (imagecodecs.Jpeg2kError, ValueError) as error:
         raise DirectReadError(f"a tile cannot be decoded ({error})") from error
     if tile.dtype != np.uint8 or tile.shape != (tiles.tile.height, tiles.tile.width, 3):
         raise DirectReadError(f"a tile decodes to {tile.dtype} of {tile.shape}")
     return tile
+
+
+def _decode_jpeg(data: bytes, tiles: TiledLevel, out: _RGB | None) -> _RGB:
+    stream = whole_jpeg(data, tiles)
+    try:
+        # What libjpeg only warns of (codes that do not exist, data that ends early or is
+        # left over) it fills up with invented pixels: strictly, a warning is an error.
+        tile: _RGB = simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=out, strict=True)
+    except ValueError as error:
+        simplejpeg.decode_jpeg(stream, colorspace="RGB", strict=False)  # no warning: another kind
+        if _EOI in data[-_PADDING_BYTES - len(_EOI) :]:
+            raise DamagedTileError(f"its JPEG data are damaged ({error})") from error
+        # That the end marker is missing is no damage where all pixels are there.
+        stream = whole_jpeg(data.rstrip(b"\0") + _EOI, tiles)
+        try:
+            simplejpeg.decode_jpeg(stream, colorspace="RGB", strict=True)
+        except ValueError:
+            raise DamagedTileError(f"its JPEG data are damaged ({error})") from error
+        raise DirectReadError("JPEG without its end marker") from error
+    return tile
+
+
+def check_whole(data: bytes, codec: str) -> None:
+    """Check that a tile's data do not end in a hole, as a broken copy leaves one.
+
+    Zeros are valid codes: decoders make pixels of them, and OpenSlide does not refuse it. A
+    JPEG or JPEG 2000 stream ends in a marker, streams of the other codecs in something that
+    is not so many zeros; only where pixels are not coded may they all be zeros.
+
+    Parameters
+    ----------
+    data : bytes
+        The data, as the file holds them.
+    codec : str
+        That of :class:`wsiad.slides.jpeg_tiff_layout.TiledLevel`.
+
+    Raises
+    ------
+    DamagedTileError
+        They do.
+    """
+    if codec == "none" or data[-1:] != b"\0":
+        return
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    marked = codec in ("jpeg", "jpeg2000")
+    hole = ends_in_hole(data) if marked else zeros > _PADDING_BYTES
+    if hole or zeros == len(data):
+        raise DamagedTileError(
+            f"its data end in {zeros:,} zero bytes, as a broken copy leaves them"
+        )
 
 
 def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
@@ -104,6 +152,8 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
     DirectReadError
         It is not a baseline JPEG stream of three components and of the tile's size.
     """
+    if tiles.colour_space not in _ADOBE:
+        raise DirectReadError("JPEG that is neither RGB nor YCbCr")
     parts = [_SOI, _ADOBE[tiles.colour_space]]
     if tiles.tables is not None:
         parts.append(tiles.tables.removeprefix(_SOI).removesuffix(_EOI))

@@ -1,0 +1,122 @@
+"""Damaged tiles are errors, by either path, wherever the decoder of OpenSlide or ours warns."""
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from builders import write_tiff
+from tiff_slides import TILE, assert_same, both, smooth, write_jpeg
+
+from wsiad.errors import DamagedTileError
+from wsiad.geometry import Size
+from wsiad.slides.opening import open_slide
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from damage import attack, truth
+
+
+def tile_bytes(path, index=6, *, level=0):
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[level]
+        return page.dataoffsets[index], page.databytecounts[index]
+
+
+def spoil(path, kind, *, index=6, level=0):
+    offset, count = tile_bytes(path, index, level=level)
+    data = bytearray(path.read_bytes())
+    third = count // 3
+    if kind == "tail of zeros":
+        data[offset + third : offset + count] = bytes(count - third)
+    elif kind == "zeros up to the end marker":
+        data[offset + third : offset + count - 2] = bytes(count - third - 2)
+    elif kind == "all zeros":
+        data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"space": "RGB"},
+        {"subsampling": "422", "shared": True},
+        {"subsampling": "420", "restart": 2},
+        {"subsampling": "420", "optimised": True},
+    ],
+    ids=["rgb", "422-shared", "420-restarts", "own-tables-each"],
+)
+def test_no_mutation_is_read_where_openslide_fails_or_to_other_pixels(tmp_path, options):
+    path = write_jpeg(tmp_path / "a.tif", smooth(192, 256), levels=1, **options)
+    outcomes = [
+        outcome
+        for _, outcome in attack(
+            path, count=40, seed=11, folder=tmp_path, backends=("auto", "openslide")
+        )
+    ]
+    assert len(outcomes) == 40
+    assert not [outcome for outcome in outcomes if outcome[-2:].isupper()]
+    assert sum("OpenSlide fails" in outcome for outcome in outcomes) >= 8
+
+
+@pytest.mark.parametrize("options", [{"restart": 2}, {"optimised": True}, {"subsampling": "420"}])
+def test_undamaged_tiles_are_read_directly_to_the_pixels_of_openslide(tmp_path, options):
+    image = smooth(192, 256)
+    image[:70, :200] = 243
+    path = write_jpeg(tmp_path / "a.tif", image, levels=2, **options)
+    with open_slide(path) as slide:
+        assert slide.read_by == "jpeg-tiff"
+    assert_same(path)
+
+
+def test_a_flipped_bit_that_the_decoder_warns_of_is_an_error(tmp_path):
+    """Bits are flipped until OpenSlide refuses the tile: then neither path may read it."""
+    path = write_jpeg(tmp_path / "a.tif", smooth(192, 256), levels=1, subsampling="420")
+    offset, count = tile_bytes(path)
+    clean, rng, refused = path.read_bytes(), random.Random(3), 0
+    for _ in range(60):
+        data = bytearray(clean)
+        data[offset + rng.randrange(count // 2, count - 2)] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        direct, reference = both(path)
+        with direct, reference:
+            seen = truth(path, 128, 64, Size(TILE, TILE))
+            if seen is None:
+                refused += 1
+                for slide in (direct, reference):
+                    with pytest.raises(DamagedTileError, match=r"\(128, 64\)"):
+                        slide.read_level(0, 128, 64, Size(TILE, TILE))
+            else:
+                try:
+                    own = direct.read_level(0, 128, 64, Size(TILE, TILE)).rgb
+                except DamagedTileError:
+                    continue
+                np.testing.assert_array_equal(own, seen)
+    assert refused >= 1
+
+
+@pytest.mark.parametrize("kind", ["tail of zeros", "zeros up to the end marker", "all zeros"])
+def test_a_hole_in_a_jpeg_tile_is_damage_by_either_path(tmp_path, kind):
+    path = write_jpeg(tmp_path / "a.tif", smooth(192, 256), levels=1)
+    spoil(path, kind)
+    direct, reference = both(path)
+    with direct, reference:
+        for slide in (direct, reference):
+            with pytest.raises(DamagedTileError, match="damaged"):
+                slide.read_level(0, 128, 64, Size(TILE, TILE))
+            assert slide.read_level(0, 0, 0, Size(TILE, TILE)).valid is None
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+def test_a_hole_in_a_packed_tile_is_damage(tmp_path, compression):
+    path = write_tiff(tmp_path / "a.tif", smooth(512, 768).round().astype(np.uint8),
+                      compression=compression)  # fmt: skip
+    spoil(path, "tail of zeros", index=1)
+    with tifffile.TiffFile(path) as tiff:
+        tile = tiff.pages[0].tilewidth
+    with open_slide(path) as slide:
+        assert slide.backend == "openslide"
+        with pytest.raises(DamagedTileError, match="zero bytes"):
+            slide.read_level(0, tile + 3, 5, Size(20, 20))
+        assert slide.read_level(0, 0, 0, Size(20, 20)).valid is None

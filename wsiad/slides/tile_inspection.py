@@ -1,0 +1,128 @@
+"""Looking at the bytes of the tiles that OpenSlide decodes: damage that it passes over.
+
+OpenSlide takes zeros at the end of a tile, which a broken copy leaves, for data, and does not
+look at what is left of a tile's data when it has all pixels. Where a slide's levels are
+directories of a TIFF, the tiles' bytes are known, and what is damage to the direct path is
+damage here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsiad.errors import DamagedTileError, DirectReadError
+from wsiad.geometry import Size
+from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
+from wsiad.slides.tile_cuts import cut_by_tile
+from wsiad.slides.tile_decoder import check_whole, decode_tile
+
+TIFF_FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
+"""Formats whose levels are TIFF directories, and nothing more."""
+
+
+class TileInspector:
+    """Looks at each tile of a slide once.
+
+    Parameters
+    ----------
+    path : Path
+        A TIFF.
+    layout : tuple of TiledLevel
+        Of each level.
+    """
+
+    def __init__(self, path: Path, layout: tuple[TiledLevel, ...]) -> None:
+        self._path, self._layout = path, layout
+        self._found: dict[tuple[int, int], str] = {}
+        """What is wrong with a tile; empty where nothing is."""
+
+    def check(self, level: int, x: int, y: int, size: Size) -> None:
+        """Check the tiles that a rectangle lies in, all in pixels of its level.
+
+        Raises
+        ------
+        DamagedTileError
+            One of them is damaged.
+        """
+        tiles = self._layout[level]
+        new = []
+        for row, column, _ in cut_by_tile([(x, y)], size, tiles.tile, tiles.size):
+            index = row * tiles.columns + column
+            found = self._found.get((level, index))
+            if found:
+                raise DamagedTileError(found)
+            if found is None and tiles.counts[index]:
+                new.append(index)
+        if not new:
+            return
+        problem = ""
+        with self._path.open("rb", buffering=0) as file:
+            for index in new:
+                self._found[level, index] = found = self._problem(file.fileno(), level, index)
+                problem = problem or found
+        if problem:
+            raise DamagedTileError(problem)
+
+    def parts(self, level: int, x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
+        """Cut a rectangle of a level at the edges of the tiles; without what lies beyond it.
+
+        Returns
+        -------
+        list of (int, int, Size)
+            Left, top and size of each part, pixels of the level.
+        """
+        tiles = self._layout[level]
+        return [
+            (
+                x + cut.asked[1].start,
+                y + cut.asked[0].start,
+                Size(
+                    cut.asked[1].stop - cut.asked[1].start, cut.asked[0].stop - cut.asked[0].start
+                ),
+            )
+            for _, _, cuts in cut_by_tile([(x, y)], size, tiles.tile, tiles.size)
+            for cut in cuts
+        ]
+
+    def _problem(self, file: int, level: int, index: int) -> str:
+        tiles = self._layout[level]
+        offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
+        if not 0 < offset <= os.fstat(file).st_size - count:
+            return "a tile lies outside of the file"
+        data = os.pread(file, count, offset)
+        if len(data) != count:
+            return "a tile cannot be read whole"
+        try:
+            if tiles.codec == "jpeg":
+                decode_tile(data, tiles)
+            else:
+                check_whole(data, tiles.codec)
+        except DamagedTileError as error:
+            return error.problem
+        except DirectReadError:
+            pass  # of a kind that only OpenSlide knows
+        return ""
+
+
+def find_inspector(path: Path, form: str, sizes: Sequence[Size]) -> TileInspector | None:
+    """Return what looks at a slide's tiles, or ``None`` where they cannot be found.
+
+    Parameters
+    ----------
+    path : Path
+        The slide.
+    form : str
+        Its format, as OpenSlide names it.
+    sizes : sequence of Size
+        Of all levels, pixels.
+    """
+    if form not in TIFF_FORMATS:
+        return None
+    try:
+        return TileInspector(
+            path, read_layout(path, sizes, padded=form == "philips", any_pixels=True)
+        )
+    except DirectReadError:
+        return None
