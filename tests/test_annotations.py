@@ -530,11 +530,26 @@ def test_many_long_edges_side_by_side_are_refused_and_short_ones_are_not():
     beside = low + np.array([1.5, 0])
     comb = np.stack([low, low + 24000, beside + 24000, beside], axis=1)
     comb = np.concatenate([comb.reshape(-1, 2), [(24000, -9), (0, -9)]])
-    with pytest.raises(AnnotationError, match="nearly does"):
+    with pytest.raises(AnnotationError, match="24002 corners crosses itself"):
         ring_area(comb)
     angle = np.linspace(0, 2 * np.pi, 24000, endpoint=False)
     circle = np.column_stack([np.cos(angle), np.sin(angle)]) * 9000
     assert ring_area(circle).area == pytest.approx(np.pi * 9000**2, rel=1e-6)
+
+
+def test_outlines_that_cross_each_other_too_often_are_refused_together():
+    rows = np.arange(500) * 4.0
+    low = np.column_stack([rows, np.zeros(500)])
+    aside, up = np.array([1.5, 0]), np.array([0, 2000])
+    comb = np.stack([low, low + up, low + aside + up, low + aside], axis=1).reshape(-1, 2)
+    comb = np.concatenate([comb, [(2000, -9), (0, -9)]])
+    assert outlined(comb).tumour().area == ring_area(comb).area
+    with pytest.raises(AnnotationError, match="memory: its outlines cross"):
+        outlined(comb, comb[:, ::-1]).tumour()
+    angle = np.linspace(0, 2 * np.pi, 9000, endpoint=False)
+    circle = np.column_stack([np.cos(angle), np.sin(angle)]) * 9000
+    # One drawn twice meets itself at every corner, and is no tangle.
+    assert outlined(circle, circle).tumour().area == pytest.approx(np.pi * 9000**2, rel=1e-6)
 
 
 # Masks

@@ -11,7 +11,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from wsiad.annotations.classes import Role
-from wsiad.annotations.rings import Ring, ring_area
+from wsiad.annotations.rings import Ring, check_rings, ring_area
 
 LEVEL_0 = "the slide's corner"
 """Where positions of a file count from, in words: that of OpenSlide's level 0."""
@@ -106,8 +106,12 @@ class Annotations:
         Raises
         ------
         AnnotationError
-            An outline crosses itself too often.
+            Outlines cross themselves or each other too often.
         """
+        check_rings(
+            [(o.name, ring) for o in self.outlines for ring in (o.shell, *o.holes)],
+            self.source,
+        )
         tumour, cut_out = (
             shapely.union_all([o.polygon(self.source) for o in self.with_role(role)])
             for role in (Role.TUMOUR, Role.CUT_OUT)

@@ -22,11 +22,12 @@ MAX_CROSSINGS = 20_000
 
 _MAX_COORDINATE = 1e9
 _PLAIN_AREA = 1e-6
-_MAX_NEAR = 10_000_000
+_MAX_NEAR = 10_000_000  # edges whose bounding boxes meet: half a second's work
 _FEW_CORNERS = 2_000  # so few are worked on at once whatever they look like
-_EDGES_AT_ONCE = 128
+_EDGES_AT_ONCE = 16
+_MOST_AT_ONCE = 1 << 15
 _POINTS_AT_ONCE = 64
-_PAIRS_AT_ONCE = 1 << 21  # bounds memory whatever the number of corners
+_PAIRS_AT_ONCE = 1 << 18  # bounds memory whatever the number of corners
 
 
 def read_ring(corners: Iterable[Sequence[Any]], where: str) -> Ring:
@@ -93,12 +94,13 @@ def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
         are as long as itself that it would take minutes to tell: what is drawn by hand
         does neither.
     """
-    if len(ring) > _FEW_CORNERS:
-        _count_crossings(ring, subject, count=False)
+    if len(ring) > _FEW_CORNERS and _are_tangled([ring], most=None):
+        raise _tangled(f"the outline of {len(ring)} corners crosses itself", subject)
     polygon = shapely.Polygon(ring)
     if polygon.is_valid:
         return polygon
-    _count_crossings(ring, subject, count=True)
+    if _are_tangled([ring], most=MAX_CROSSINGS):
+        raise _tangled(f"the outline of {len(ring)} corners crosses itself", subject)
     lines = shapely.node(shapely.LinearRing(ring))
     faces = shapely.get_parts(shapely.polygonize([lines]))
     inside = _winding_numbers(ring, shapely.get_coordinates(shapely.point_on_surface(faces))) != 0
@@ -106,41 +108,70 @@ def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
     return shapely.coverage_union_all(faces[inside])
 
 
-def _count_crossings(ring: Ring, subject: str | None, *, count: bool) -> None:
-    """Refuse a ring whose edges are near each other, or cross, too often to be worked on.
+def check_rings(rings: Sequence[tuple[str, Ring]], source: str) -> None:
+    """Refuse rings that cross themselves and each other too often to be worked on together.
 
     Parameters
     ----------
-    ring : ndarray of float64, (N, 2)
-    subject : str or None
-        For the error.
-    count : bool
-        Whether crossings are counted too, not only edges whose bounding boxes meet.
+    rings : sequence of (str, ndarray)
+        With the name of each one's outline.
+    source : str
+        The file.
 
     Raises
     ------
     AnnotationError
-        There are more than `MAX_CROSSINGS`, or than `_MAX_NEAR` near ones.
+        There are more crossings than ten times `MAX_CROSSINGS`, corners counted in; a ring
+        that has too many by itself is named.
     """
-    corners = np.stack([ring, np.roll(ring, -1, axis=0)], axis=1)
-    edges = np.asarray(shapely.linestrings(corners))
+    corners = sum(len(ring) for _, ring in rings)
+    most = 10 * (MAX_CROSSINGS + corners)
+    if corners <= _FEW_CORNERS or not _are_tangled([ring for _, ring in rings], most=most):
+        return
+    for name, ring in rings:
+        if len(ring) ** 2 > 2 * MAX_CROSSINGS and _are_tangled([ring], most=MAX_CROSSINGS):
+            raise _tangled(
+                f"the outline of {len(ring)} corners crosses itself", f"{source}, {name}"
+            )
+    raise _tangled("its outlines cross themselves and each other", source)
+
+
+def _tangled(problem: str, subject: str | None) -> AnnotationError:
+    return AnnotationError(
+        f"{problem} too often to be worked on",
+        subject=subject,
+        remedy="Draw along the edge of the area.",
+    )
+
+
+def _are_tangled(rings: Sequence[Ring], *, most: int | None) -> bool:
+    """Tell whether edges of rings are near each other, or cross, too often to be worked on.
+
+    Parameters
+    ----------
+    rings : sequence of ndarray of float64, (N, 2)
+    most : int or None
+        Crossings that are allowed; ``None`` to look at bounding boxes alone.
+    """
+    ends = [np.stack([ring, np.roll(ring, -1, axis=0)], axis=1) for ring in rings]
+    edges = np.asarray(shapely.linestrings(np.concatenate(ends)))
+    # In no order, the first ones tell how many are near the next ones.
+    edges = edges[np.random.default_rng(0).permutation(len(edges))]
     tree = shapely.STRtree(edges)
-    near, crossings = 0, -len(edges)  # each touches the next one
-    step = max(1, min(_EDGES_AT_ONCE, _PAIRS_AT_ONCE // len(edges)))
-    for start in range(0, len(edges), step):
+    near, crossings = 0, -len(edges)  # each touches the next one of its ring
+    start, step = 0, _EDGES_AT_ONCE
+    while start < len(edges):
         first, second = tree.query(edges[start : start + step])
         later = second > first + start
         near += int(later.sum())
-        if count:
+        if most is not None:
             pairs = edges[first[later] + start], edges[second[later]]
             crossings += int(np.count_nonzero(shapely.intersects(*pairs)))
-        if near > _MAX_NEAR or crossings > MAX_CROSSINGS:
-            raise AnnotationError(
-                f"the outline of {len(edges)} corners crosses itself more than {MAX_CROSSINGS} "
-                "times, or nearly does",
-                subject=subject,
-                remedy="Draw it again along the edge of the area.",
-            )
+        if near > _MAX_NEAR or (most is not None and crossings > most):
+            return True
+        start += step
+        step = int(np.clip(_PAIRS_AT_ONCE * step // (len(first) + 1), 1, _MOST_AT_ONCE))
+    return False
 
 
 def _winding_numbers(ring: Ring, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
