@@ -15,6 +15,7 @@ from wsiad.errors import DamagedTileError, SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel
 from wsiad.slides.levels import find_levels
+from wsiad.slides.reader import ReaderCrash, ReadSlide
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Region, Slide
 from wsiad.slides.slide_files import slide_state
@@ -182,7 +183,7 @@ class OpenSlideBackend(Slide):
         return float(self._reported[level]).is_integer()
 
     def _read(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
-        return np.asarray(self._handle.read_region(at, level, (size.width, size.height)))
+        return self._handle.read_rgba(at, level, (size.width, size.height))
 
     def close(self) -> None:
         """Release the file."""
@@ -216,11 +217,16 @@ def _quarters(x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
     return [(left, top, Size(width, height)) for top, height in down for left, width in across]
 
 
-def _open(path: Path, name: str) -> openslide.OpenSlide:
+def _open(path: Path, name: str) -> ReadSlide:
     if not path.exists():
         raise SlideOpenError("no such file", subject=name, remedy=f"Looked for {path}.")
     try:
-        return openslide.OpenSlide(path)
+        try:
+            return ReadSlide(path)
+        except ReaderCrash as error:
+            # The system may have ended it, of all processes, when memory was short.
+            logger.warning("%s: %s; opening it again", name, error)
+            return ReadSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideOpenError(
             "is not a slide in any format that OpenSlide reads",

@@ -17,8 +17,10 @@ import numpy.typing as npt
 import openslide
 import tifffile
 from openslide.deepzoom import DeepZoomGenerator
+from PIL import Image
 
 from wsiad.errors import SlideOpenError, SlideReadError
+from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1
 """Of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
@@ -28,11 +30,51 @@ _OPEN = 8
 _MOST_SCORES = 4_000_000
 
 
+class Pictures:
+    """A slide as OpenSlide's generator takes one, read in a process of its own.
+
+    Parameters
+    ----------
+    file : Path
+        The slide's file.
+
+    Raises
+    ------
+    openslide.OpenSlideError
+        It cannot be opened.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._slide = ReadSlide(file)
+        self.properties, self.dimensions = self._slide.properties, self._slide.dimensions
+        self.level_dimensions = self._slide.level_dimensions
+        self.level_downsamples = self._slide.level_downsamples
+        self.level_count = len(self.level_dimensions)
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """Return the coarsest level that is as fine as a downsample."""
+        fine = [n for n, own in enumerate(self.level_downsamples) if own <= downsample]
+        return max(fine, default=0)
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> Image.Image:
+        """Read a region as RGBA, with the slide's colour profile."""
+        picture = Image.fromarray(self._slide.read_rgba(location, level, size), "RGBA")
+        if self._slide.profile is not None:
+            picture.info["icc_profile"] = self._slide.profile
+        return picture
+
+    def close(self) -> None:
+        """Release the file."""
+        self._slide.close()
+
+
 @dataclass
 class _Handle:
     """An open slide and its generator, for one thread at a time."""
 
-    slide: openslide.OpenSlide
+    slide: Pictures
     generator: DeepZoomGenerator
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -89,7 +131,7 @@ class DeepZoom:
 
 def _open(file: Path) -> _Handle:
     try:
-        slide = openslide.OpenSlide(file)
+        slide = Pictures(file)
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideOpenError(
             f"cannot be opened: {error}", subject=file.name, remedy="Copy it again."
