@@ -209,11 +209,15 @@ def enumerate_points(
 
 
 def warm_up() -> None:
-    """Import what a run needs once, not in each child; nothing of it starts a thread."""
+    """Import what a run needs once, not in each child; nothing of it starts a thread.
+
+    The table is written after each slide, so that the number of changes is not the clock's.
+    """
     for module in ("writer", "parts", "stain_target"):
         importlib.import_module(f"wsiad.tiles.{module}")
     for module in ("wsiad.slides.opening", "wsiad.stages.tile"):
         importlib.import_module(module)
+    importlib.import_module("wsiad.stages.batch")._TABLE_SECONDS = 0.0
 
 
 def main() -> None:

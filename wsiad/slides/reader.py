@@ -208,7 +208,7 @@ class _Reader:
         return f"{how}: {text}" if (text := self._text()) else how
 
     def _text(self) -> str:
-        """Return the last line that the process printed, without where in its source it was printed."""
+        """Return the last line that the process printed, without its place in the source."""
         first = max(self._said_before, os.fstat(self._said).st_size - _SAID_BYTES)
         said = os.pread(self._said, _SAID_BYTES, first)
         lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
