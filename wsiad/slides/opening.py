@@ -21,6 +21,7 @@ def open_slide(
     manifest_mpp: float | None = None,
     fallback_mpp: float | None = None,
     backend: Literal["auto", "openslide", "jpeg-tiff"] = "auto",
+    skip_damaged: bool = False,
 ) -> Slide:
     """Open a slide of any format that OpenSlide reads.
 
@@ -36,6 +37,8 @@ def open_slide(
         ``"jpeg-tiff"`` decodes the tiles of JPEG- (or JPEG 2000-) coded TIFF and SVS
         directly, faster than OpenSlide and to the same pixels; ``"auto"`` does so
         wherever it can, and states in :attr:`Slide.fallback` why where it cannot.
+    skip_damaged : bool
+        Whether what is damaged is passed over and noted; see :attr:`Slide.skip_damaged`.
 
     Raises
     ------
@@ -50,12 +53,15 @@ def open_slide(
         path, name=name or path.stem, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
     )
     if backend == "openslide":
+        slide.skip_damaged = skip_damaged
         return slide
     try:
-        return open_jpeg_tiff(slide)
+        direct = open_jpeg_tiff(slide)
+        direct.skip_damaged = skip_damaged
+        return direct
     except DirectReadError as error:
         if backend == "auto":
-            slide.fallback = error.problem
+            slide.fallback, slide.skip_damaged = error.problem, skip_damaged
             logger.debug("%s: read by OpenSlide: %s", slide.name, slide.fallback)
             return slide
         slide.close()

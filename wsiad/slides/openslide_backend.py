@@ -145,7 +145,8 @@ class OpenSlideBackend(Slide):
             f"level {level} cannot be decoded at level-0 position {at} "
             f"({size.width} × {size.height} px): {problem}",
             subject=self.name,
-            remedy="Copy the slide again from its source; it is damaged or truncated.",
+            remedy="Copy the slide again from its source; it is damaged or truncated. Or leave out "
+            "what is damaged: --damaged-tiles skip.",
         )
 
     def _read_again(self, level: int, x: int, y: int, size: Size) -> np.ndarray:

@@ -146,7 +146,50 @@ class ScaledSlide:
         ):
             raise ValueError(f"({column}, {row}) + {size} is not within {self.size}")
 
-    def read(self, column: int, row: int, size: Size) -> Region:
+    def damaged(
+        self, columns: npt.NDArray[np.int32], rows: npt.NDArray[np.int32], edge: int
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which squares of target pixels touch what was found damaged when they were read.
+
+        Parameters
+        ----------
+        columns, rows : ndarray of int32, (N,)
+            Top-left corners, target pixels.
+        edge : int
+            Of the squares, target pixels.
+
+        Returns
+        -------
+        ndarray of bool, (N,)
+        """
+        level = self.slide.levels[self.level]
+        step_x = self.pixels.scale_x / level.downsample_x
+        step_y = self.pixels.scale_y / level.downsample_y
+        x = self.pixels.x / level.downsample_x + columns * step_x
+        y = self.pixels.y / level.downsample_y + rows * step_y
+        if not self.resampled:
+            x, y = np.rint(x), np.rint(y)
+        return self.slide.damaged(
+            self.level, np.stack([x, y], axis=1), (edge * step_x, edge * step_y)
+        )
+
+    def damage_mask(self, column: int, row: int, size: Size) -> npt.NDArray[np.bool_]:
+        """Mark what was found damaged of the level that is read, in a rectangle (H, W)."""
+        level = self.slide.levels[self.level]
+        mask = np.zeros((size.height, size.width), bool)
+        for left, top, right, bottom in self.slide.damage_at(self.level):
+            x, y = self.pixels.from_level0(
+                np.array([left, right]) * level.downsample_x,
+                np.array([top, bottom]) * level.downsample_y,
+            )
+            (x0, y0), (x1, y1) = np.floor([x[0], y[0]]), np.ceil([x[1], y[1]])
+            mask[
+                max(0, int(y0) - row) : max(0, int(y1) - row),
+                max(0, int(x0) - column) : max(0, int(x1) - column),
+            ] = True
+        return mask
+
+    def read(self, column: int, row: int, size: Size, *, level: int | None = None) -> Region:
         """Read a rectangle of target pixels.
 
         Parameters
@@ -155,6 +198,8 @@ class ScaledSlide:
             Top-left corner, target pixels; with ``size`` within :attr:`size`.
         size : Size
             Target pixels.
+        level : int, optional
+            To average from another level, which is finer.
 
         Returns
         -------
@@ -167,19 +212,20 @@ class ScaledSlide:
             The pixels cannot be decoded.
         """
         self._check(column, row, size)
-        level = self.slide.levels[self.level]
-        step_x = self.pixels.scale_x / level.downsample_x
-        step_y = self.pixels.scale_y / level.downsample_y
-        first_x = self.pixels.x / level.downsample_x + column * step_x
-        first_y = self.pixels.y / level.downsample_y + row * step_y
-        if not self.resampled:
+        number = self.level if level is None else level
+        source_level = self.slide.levels[number]
+        step_x = self.pixels.scale_x / source_level.downsample_x
+        step_y = self.pixels.scale_y / source_level.downsample_y
+        first_x = self.pixels.x / source_level.downsample_x + column * step_x
+        first_y = self.pixels.y / source_level.downsample_y + row * step_y
+        if not self.resampled and number == self.level:
             return self.slide.read_level(self.level, round(first_x), round(first_y), size)
         left, top = math.floor(first_x + 1e-9), math.floor(first_y + 1e-9)
         source = Size(
-            min(math.ceil(first_x + size.width * step_x - 1e-9), level.size.width) - left,
-            min(math.ceil(first_y + size.height * step_y - 1e-9), level.size.height) - top,
+            min(math.ceil(first_x + size.width * step_x - 1e-9), source_level.size.width) - left,
+            min(math.ceil(first_y + size.height * step_y - 1e-9), source_level.size.height) - top,
         )
-        region = self.slide.read_level(self.level, left, top, source)
+        region = self.slide.read_level(number, left, top, source)
         rows = area_weights(first_y - top, step_y, size.height, source.height)
         columns = area_weights(first_x - left, step_x, size.width, source.width)
         rgb = area_mean(region.rgb, rows, columns)

@@ -169,6 +169,10 @@ class Slide(ABC):
         """Left, top, right and bottom of what was found damaged, by level and in its pixels."""
         return {}
 
+    def damage_at(self, level: int) -> list[tuple[int, int, int, int]]:
+        """Return left, top, right and bottom of what was found damaged, pixels of the level."""
+        return list(self._damage.get(level, ()))
+
     def note_damage(self, level: int, x: int, y: int, size: Size) -> None:
         """Note that a rectangle of a level is damaged; all in pixels of that level."""
         self._damage.setdefault(level, []).append((x, y, x + size.width, y + size.height))

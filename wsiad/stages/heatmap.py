@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -63,6 +63,9 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     quality: QualityThresholds = QualityThresholds()
     """Which windows are too bad to be scored, in place of the thresholds of the run: they are
     shown as not assessed, and counted."""
+    damaged_tiles: Literal["fail", "skip"] = "fail"
+    """What a damaged part of a slide's file does: the slide fails; or the windows that lie in it
+    are left out, counted and shown as not assessed."""
     healthy: Path | None = None
     """Results folder of held-out healthy slides, scored by the same run with the same options:
     p-values are added to the results (see `wsiad significance`)."""
@@ -135,7 +138,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     record = RunFolder.open(config.run).record()
     preparation, target = run_preparation(config.run)
     quality = preparation.quality.changed_by(config.quality)
-    preparation = preparation.model_copy(update={"quality": quality})
+    changed = {"quality": quality, "damaged_tiles": config.damaged_tiles}
+    preparation = preparation.model_copy(update=changed)
     digest = _digest(config, quality)
     _claim(config.out, digest)
     check_healthy(config.healthy, digest)

@@ -146,6 +146,7 @@ def _overview(
         source.stain,
         source.stain_fallback,
         noun="window",
+        damaged=source.damaged,
     )
 
 

@@ -27,6 +27,7 @@ from wsiad.stages.heatmap_source import (
 )
 from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
 from wsiad.tiles.writer import check_unchanged
+from wsiad.tissue.guards import Reason
 from wsiad.training.device import choose_device, windows_at_once
 
 
@@ -57,6 +58,12 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
             subject=task.slide.name,
             remedy=f"Rename the slide, or delete {task.folder} to score it again.",
         )
+    if row.damaged and task.preparation.damaged_tiles == "fail" and not task.from_store:
+        raise InputError(
+            "has results without what is damaged of it, which --damaged-tiles skip left out",
+            subject=task.slide.name,
+            remedy=f"Give that again, or delete {task.folder} to score a better copy.",
+        )
     return replace(row, label=task.slide.label, split=task.slide.split)
 
 
@@ -82,6 +89,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             name=task.slide.name,
             manifest_mpp=task.slide.mpp,
             fallback_mpp=task.preparation.slide_mpp,
+            skip_damaged=task.preparation.damaged_tiles == "skip",
         ) as slide,
     ):
         source = slide_windows(task, slide, detector.spec)
@@ -108,6 +116,7 @@ def _finish(
             "; ".join(notes(source, scored, regions_left_out=figures.get("regions_left_out", 0))),
             tiles=len(scored.windows.scores),
             unusable=sum(scored.left_out.by_quality().values()),
+            damaged=scored.left_out.count(Reason.DAMAGED),
             mpp_x=float(source.spacing.x),
             mpp_y=float(source.spacing.y),
             width=source.size.width,

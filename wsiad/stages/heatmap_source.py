@@ -63,6 +63,7 @@ class WindowSource:
     again: Callable[[IntArray, IntArray], Iterator[Pixels]]
     why_unusable: Callable[[LeftOut], str]
     slide: Slide | None = None
+    damaged: npt.NDArray[np.bool_] | None = None
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         again=functools.partial(read_planned, plan),
         why_unusable=functools.partial(why_unusable, plan, noun="window"),
         slide=slide,
+        damaged=plan.tissue.damaged,
     )
 
 
@@ -148,6 +150,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         identity_of(task),
         again=functools.partial(read_stored, slide, grid, thresholds=thresholds),
         why_unusable=functools.partial(_why_stored, slide),
+        damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
     )
 
 

@@ -88,6 +88,8 @@ class HeatmapRow(SlideRow):
         Windows that were not scored as they fail a quality threshold.
     regions, detections : int or None
         Regions above the healthy quantile, those left out counted in; peaks.
+    damaged : int
+        Windows that were not scored as their part of the file is damaged.
     regions_left_out : int
         Of the regions, those beyond the limit, which are not outlined.
     """
@@ -99,6 +101,7 @@ class HeatmapRow(SlideRow):
     detections: int | None = None
     unusable: int = 0
     regions_left_out: int = 0
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)

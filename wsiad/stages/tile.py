@@ -139,7 +139,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     """Return what a store's ``run.json`` says of the call that filled it."""
     from wsiad.tissue.guards import QUALITY_REASONS
 
-    tiles = sum(row.tiles for row in rows)
+    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
     by_reason = {
         reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
         for reason in QUALITY_REASONS
@@ -151,6 +151,7 @@ def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         "failed": len(failures(rows)),
         "tiles": tiles,
         "missing": sum(row.missing for row in rows),
+        **({"damaged": damaged} if damaged else {}),
         "unusable": by_reason,
         "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
         "backends": backends(rows),

@@ -33,6 +33,8 @@ class TileRow(SlideRow):
         Share of the slide that is tissue, 0 to 1.
     missing : int
         Tiles left out because the slide has no pixels there.
+    damaged : int
+        Tiles left out because their part of the file is damaged.
     unusable : int
         Tiles that fail a quality threshold: not in the store, or marked in it.
     unusable_black, unusable_pen, unusable_saturation, unusable_sharpness : int
@@ -47,6 +49,7 @@ class TileRow(SlideRow):
     unusable_pen: int = 0
     unusable_saturation: int = 0
     unusable_sharpness: int = 0
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,12 @@ def _stored(task: TileTask) -> TileRow | None:
             subject=name,
             remedy=f"Give the same --coords, or delete {store.folder(name)} to tile it again.",
         )
+    if "damaged" in stored.facts and task.preparation.damaged_tiles == "fail":
+        raise StoreMismatchError(
+            "is in the store without what is damaged of it, which --damaged-tiles skip left out",
+            subject=name,
+            remedy=f"Give that again, or delete {store.folder(name)} to tile a better copy.",
+        )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
 
@@ -183,6 +192,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             name=task.slide.name,
             manifest_mpp=task.slide.mpp,
             fallback_mpp=task.preparation.slide_mpp,
+            skip_damaged=task.preparation.damaged_tiles == "skip",
         ) as slide,
     ):
         whole = slide_fingerprint(task.slide.path)
@@ -204,12 +214,14 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
 
 
 def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
+    from wsiad.tiles.verdict import damage_note
     from wsiad.tissue.guards import in_words
 
     stored = store.slide(task.slide.name)
     fallback = stored.facts["stain"].get("fallback")
     missing = stored.facts["tiles_missing"]
     unusable = stored.facts.get("unusable", {})
+    damaged = stored.facts.get("damaged", {"tiles": 0, "share": 0.0})
     kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
     notes = [
         stored.reason,
@@ -217,6 +229,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         f"{missing} tiles left out: the slide has no pixels there"
         if missing and len(stored)
         else "",
+        damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]
     return TileRow(
@@ -231,6 +244,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         height=stored.size.height,
         tissue_share=float(stored.facts["tissue"]["share"]),
         missing=missing,
+        damaged=damaged["tiles"],
         unusable=sum(unusable.values()),
         **{f"unusable_{reason}": count for reason, count in unusable.items()},
         label=task.slide.label,

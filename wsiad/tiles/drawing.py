@@ -34,6 +34,7 @@ COLOURS: dict[Reason, Colour] = {
     Reason.PEN: (190, 70, 0),
     Reason.SATURATION: (0, 130, 100),
     Reason.SHARPNESS: (0, 100, 170),
+    Reason.DAMAGED: (150, 60, 110),
 }
 _PERIOD = 8
 _JPEG_QUALITIES = (85, 75, 60, 45, 30)
@@ -127,6 +128,7 @@ def _pattern(reason: Reason) -> Mask:
         Reason.PEN: rising,
         Reason.SATURATION: (x % half < 2) & (y % half < 2) & ((x < half) == (y < half)),
         Reason.SHARPNESS: x == half,
+        Reason.DAMAGED: falling,
     }
     return np.asarray(patterns[reason], bool)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiad.tiling import IntArray
 from wsiad.tissue.guards import Reason, Reasons, count_reasons
@@ -39,9 +40,12 @@ class LeftOut:
         return len(self.rows)
 
     @classmethod
-    def missing(cls, rows: IntArray, columns: IntArray) -> LeftOut:
-        """Tiles for a part of which the slide has no pixels."""
-        return cls(rows, columns, np.full(len(rows), Reason.MISSING, np.uint8))
+    def without_pixels(
+        cls, rows: IntArray, columns: IntArray, damaged: npt.NDArray[np.bool_]
+    ) -> LeftOut:
+        """Tiles for a part of which there are no pixels: in the file, or as it is damaged."""
+        reasons = np.where(damaged, Reason.DAMAGED, Reason.MISSING).astype(np.uint8)
+        return cls(rows, columns, reasons)
 
     @classmethod
     def join(cls, parts: Iterable[LeftOut]) -> LeftOut:

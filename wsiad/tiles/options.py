@@ -71,6 +71,9 @@ class Preparation(Config):
     """How stains are made alike."""
     quality: QualityOptions = QualityOptions()
     """Which tiles are too bad to be used; see docs/quality.md."""
+    damaged_tiles: Literal["fail", "skip"] = "fail"
+    """What a damaged part of a slide's file does: the slide fails; or the tiles that lie in it
+    are left out, counted and shown as not assessed."""
 
     @model_validator(mode="after")
     def _stride_leaves_no_gaps(self) -> Self:
@@ -93,9 +96,10 @@ class Preparation(Config):
         """Return the preparation as JSON values, as a store and a run keep it.
 
         Without `quality` where no threshold is set: what was made before there were
-        thresholds then stays what it is, to the byte.
+        thresholds then stays what it is, to the byte. Without `damaged_tiles`, which decides
+        whether a slide is there, not what its pixels are.
         """
-        values = self.preparation().model_dump(mode="json")
+        values = self.preparation().model_dump(mode="json", exclude={"damaged_tiles"})
         if not self.quality.given:
             del values["quality"]
         return values

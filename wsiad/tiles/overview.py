@@ -51,6 +51,7 @@ _MEANING = {
     Reason.PEN: "pen (max_pen)",
     Reason.SATURATION: "pale (min_saturation)",
     Reason.SHARPNESS: "blurred (min_sharpness)",
+    Reason.DAMAGED: "damaged in the file",
 }
 
 
@@ -87,6 +88,8 @@ class Overview:
         Why the stains of the reference were used.
     noun : str
         What a tile is called: ``"tile"`` or ``"window"``.
+    damaged : ndarray of bool, (H, W), or None
+        Where the thumbnail could not be read, so that tissue may have been overlooked.
     """
 
     slide: str
@@ -103,6 +106,7 @@ class Overview:
     stain: str = "none"
     fallback: str | None = None
     noun: str = "tile"
+    damaged: Mask | None = None
 
 
 def overview_jpeg(overview: Overview) -> bytes:
@@ -190,6 +194,8 @@ def left_out_areas(
         area = covered(pixel_edges(overview.left_out[chosen], placement), shape)
         if reason == Reason.PEN and pen is not None:
             area |= pen
+        if reason == Reason.DAMAGED and overview.damaged is not None:
+            area |= _resized(overview.damaged, (shape[1], shape[0]))
         area &= unused
         if area.any():
             yield reason, area
@@ -220,8 +226,9 @@ def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
 def _headline(overview: Overview) -> str:
     tiles, noun = len(overview.boxes), overview.noun
     share = overview.mask.mean() if overview.mask.size else 0.0
-    failed = int(np.count_nonzero(overview.reasons != Reason.MISSING))
-    missing = len(overview.reasons) - failed
+    missing = int(np.count_nonzero(overview.reasons == Reason.MISSING))
+    damaged = int(np.count_nonzero(overview.reasons == Reason.DAMAGED))
+    failed = len(overview.reasons) - missing - damaged
     parts = [
         f"{overview.mpp:g} µm/px (level 0: {overview.spacing.mean:.4g})",
         f"tissue {100 * share:.1f} %",
@@ -231,6 +238,8 @@ def _headline(overview: Overview) -> str:
         parts.append(f"{failed:,} left out by quality")
     if missing:
         parts.append(f"{missing:,} without pixels")
+    if damaged:
+        parts.append(f"{damaged:,} DAMAGED")
     if overview.fallback:
         parts.append("STAIN FALLBACK")
     return "  ·  ".join(parts)
@@ -282,6 +291,10 @@ def _legend(overview: Overview) -> list[tuple[RGB, str]]:
             hatched = swatch()
             hatch(hatched, np.ones((16, 34), bool), reason)
             entries.append((hatched, f"{_MEANING[reason]}: {count:,} {noun}s"))
+    if overview.damaged is not None and not (overview.reasons == Reason.DAMAGED).any():
+        hatched = swatch()
+        hatch(hatched, np.ones((16, 34), bool), Reason.DAMAGED)
+        entries.append((hatched, "damaged in the file, not seen"))
     if overview.pen is not None and overview.pen.any():
         hatched = swatch()
         hatch(hatched, np.ones((16, 34), bool), Reason.PEN)

@@ -226,7 +226,7 @@ def _read_block(
         whole = _whole(region, y, x, grid.tile)
         pixels = _cut(region.rgb, y[whole], x[whole], grid.tile)
     measured = measure(pixels) if quality or guard is not None else {}
-    left_out = LeftOut.missing(rows[~whole], columns[~whole])
+    left_out = _without_pixels(plan, rows[~whole], columns[~whole])
     chosen = chosen[whole]
     if guard is not None and (reasons := judge(measured, guard)).any():
         good, bad = reasons == Reason.USABLE, chosen[reasons != Reason.USABLE]
@@ -245,6 +245,13 @@ def _read_block(
     if region is None:
         return _normalised(plan, block, chosen, wanted)
     return _normalised(plan, block, chosen, wanted, region=region.rgb, corner=(top, left))
+
+
+def _without_pixels(plan: SlidePlan, rows: IntArray, columns: IntArray) -> LeftOut:
+    """Say why there are no pixels for a part of each of some tiles."""
+    stride = plan.grid.stride
+    damaged = plan.scaled.damaged(columns * stride, rows * stride, plan.grid.tile)
+    return LeftOut.without_pixels(rows, columns, damaged)
 
 
 def _read_tiles(

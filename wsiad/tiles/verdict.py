@@ -40,12 +40,32 @@ def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> s
 def why_left_out(left_out: LeftOut, *, noun: str = "tile", outside: int = 0) -> str:
     """Say why none of a slide's tiles with tissue is used."""
     total, missing = len(left_out) + outside, left_out.count(Reason.MISSING) + outside
+    damaged = left_out.count(Reason.DAMAGED)
     parts = []
     if missing:
         parts.append(f"pixels are missing in {missing:,} ({_percent(missing / total)})")
-    if failed := total - missing:
+    if damaged:
+        parts.append(f"{damaged:,} lie in damaged parts of the file ({_percent(damaged / total)})")
+    if failed := total - missing - damaged:
         parts.append(f"{failed:,} fail the quality thresholds")
     return f"none of its {total:,} {noun}s with tissue can be used: {', '.join(parts)}"
+
+
+def damage_note(count: int, share: float, *, noun: str) -> str:
+    """Say how much of a slide was left out as it is damaged; empty where nothing was.
+
+    Parameters
+    ----------
+    count : int
+        Tiles or windows that were left out.
+    share : float
+        Share of the slide in which tissue could not be looked for, 0 to 1.
+    noun : str
+        What they are called: ``"tiles"`` or ``"windows"``.
+    """
+    parts = [f"{count:,} {noun}"] if count else []
+    parts += [f"{_percent(share)} of the slide was not searched for tissue"] if share else []
+    return f"not assessed, as the file is damaged there: {'; '.join(parts)}" if parts else ""
 
 
 def _too_small(plan: SlidePlan, noun: str) -> str:

@@ -126,9 +126,13 @@ def write_rest(
     write_array(group, "mask", plan.tissue.mask)
     if plan.tissue.pen is not None:
         write_array(group, "pen_mask", plan.tissue.pen)
+    if plan.tissue.damaged is not None:
+        write_array(group, "damaged_mask", plan.tissue.damaged)
     count, missing = len(reasons), left_out.count(Reason.MISSING) + plan.outside
     facts = _facts(plan, store, fingerprint, count, missing)
     facts["compression"] = compression
+    if (damaged := left_out.count(Reason.DAMAGED)) or plan.tissue.damaged is not None:
+        facts["damaged"] = {"tiles": damaged, "share": plan.tissue.damaged_share}
     if plan.quality.given:
         facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
     if not count:
@@ -196,6 +200,7 @@ def _overview(
         [example for part in parts for example in part.examples],
         plan.stain.method,
         plan.stain.fallback,
+        damaged=plan.tissue.damaged,
     )
 
 

@@ -29,10 +29,12 @@ class Reason(IntEnum):
     PEN = 3
     SATURATION = 4
     SHARPNESS = 5
+    DAMAGED = 6
+    """A part of it is damaged in the file, and damage is passed over."""
 
     @property
     def word(self) -> str:
-        """As counts name it: that of the quality column, or ``"missing"``."""
+        """As counts name it: that of the quality column, ``"missing"`` or ``"damaged"``."""
         return self.name.lower()
 
 

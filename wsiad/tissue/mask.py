@@ -23,6 +23,9 @@ from wsiad.units import Mpp
 _BAND_PX = 1024 * 4096
 """Pixels of the mask that are read at once: bounds memory on slides without a pyramid."""
 
+_FINER_PX = 2048
+"""Edge of what is read at once of a finer level than the mask's."""
+
 Mask = npt.NDArray[np.bool_]
 RGB = npt.NDArray[np.uint8]
 
@@ -47,6 +50,8 @@ class TissueMask:
         them; ``None`` where there are none.
     unseen : Unseen
         Where the mask is empty, what may hide tissue all the same.
+    damaged : ndarray of bool, (H, W), or None
+        What is damaged on every level, and thus not in the mask; ``None`` where nothing is.
     """
 
     mask: Mask
@@ -56,11 +61,17 @@ class TissueMask:
     pen_share: float
     pen: Mask | None = None
     unseen: Unseen = field(default_factory=Unseen)
+    damaged: Mask | None = None
 
     @property
     def tissue_share(self) -> float:
         """Share of the mask that is tissue."""
         return float(self.mask.mean()) if self.mask.size else 0.0
+
+    @property
+    def damaged_share(self) -> float:
+        """Share of the mask that could not be seen, as the file is damaged there."""
+        return float(self.damaged.mean()) if self.damaged is not None else 0.0
 
 
 def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
@@ -78,6 +89,7 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
     size = scaled.size
     rgb = np.full((size.height, size.width, 3), 255, np.uint8)
     valid = np.zeros((size.height, size.width), bool)
+    damaged = np.zeros_like(valid) if slide.skip_damaged else None
     # Without a pyramid a band at 8 µm/px is 16 to 32 times as wide and high in the source.
     step = scaled.pixels.scale_x / slide.levels[scaled.level].downsample_x
     edge = max(1, math.isqrt(int(4 * _BAND_PX / max(1.0, step) ** 2)))
@@ -88,6 +100,8 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
             window = np.s_[top : top + part.height, left : left + part.width]
             valid[window] = True if region.valid is None else region.valid
             rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
+            if damaged is not None:
+                damaged[window] = _read_finer(scaled, left, top, rgb[window], valid[window])
     found = segment(rgb, valid, mpp=mpp, options=options)
     pen = found.pen if found.pen.any() else None
     unseen = Unseen()
@@ -95,7 +109,52 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
         unseen = find_unseen(
             rgb, valid, found.pen, threshold=found.threshold, mpp=mpp, options=options
         )
-    return TissueMask(found.mask, rgb, scaled.pixels, found.threshold, found.pen_share, pen, unseen)
+    return TissueMask(
+        found.mask,
+        rgb,
+        scaled.pixels,
+        found.threshold,
+        found.pen_share,
+        pen,
+        unseen,
+        damaged if damaged is not None and damaged.any() else None,
+    )
+
+
+def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask) -> Mask:
+    """Fill in what is damaged on the mask's level from finer ones.
+
+    Parameters
+    ----------
+    scaled : ScaledSlide
+        The slide at the mask's scale.
+    left, top : int
+        Of the rectangle, pixels of the mask.
+    rgb : ndarray of uint8, (H, W, 3)
+        The rectangle; changed in place.
+    valid : ndarray of bool, (H, W)
+        Where it was read; changed in place.
+
+    Returns
+    -------
+    ndarray of bool, (H, W)
+        What is damaged on all levels.
+    """
+    height, width = valid.shape
+    damaged = scaled.damage_mask(left, top, Size(width, height)) & ~valid
+    for level in range(scaled.level - 1, -1, -1):
+        # So small that memory is bounded however fine the level is.
+        step = scaled.pixels.scale_x / scaled.slide.levels[level].downsample_x
+        edge = max(1, int(_FINER_PX / step))
+        for y, x in {(y // edge * edge, x // edge * edge) for y, x in np.argwhere(damaged)}:
+            window = np.s_[y : y + edge, x : x + edge]
+            size = Size(min(edge, width - x), min(edge, height - y))
+            region = scaled.read(left + int(x), top + int(y), size, level=level)
+            seen = damaged[window] if region.valid is None else damaged[window] & region.valid
+            rgb[window][seen] = region.rgb[seen]
+            valid[window] |= seen
+            damaged[window] &= ~seen
+    return damaged
 
 
 class Segments(NamedTuple):
