@@ -261,3 +261,131 @@ def grey(task):
     from wsiad.errors import UnusableSlideError
 
     raise UnusableSlideError("16 bits", subject=task.slide.name)
+
+
+# What uses a store or results says so too
+
+
+@pytest.fixture
+def store(slides, tmp_path):
+    """Of the module's slides, and a slide of which there is only a row: it is of 16 bits."""
+    wsiad.tile(slides=slides, out=tmp_path / "store", **PLAIN)
+    table = SlideTable(tmp_path / "store/slides.csv", TileRow)
+    table.put(TileRow("deep", "unusable", "16 bits"), TileRow("text", "failed", "is not a slide"))
+    return tmp_path / "store"
+
+
+SAID = (
+    "4 of the slides of {store} failed or could not be looked at:\n"
+    "  deep: unusable: 16 bits\n  pen: unusable: no tissue was found"
+)
+
+
+def test_a_store_with_unseen_slides_is_trained_on_aloud(store, tmp_path):
+    from wsiad.runs.run import RunFolder
+
+    found = wsiad.train(store=store, out=tmp_path / "run", detector="gaussian", weights="wsiad",
+                        quiet=True)  # fmt: skip
+    assert found.summary.startswith(SAID.format(store=store))
+    assert "  text: failed: is not a slide" in found.summary
+    notes = RunFolder.open(tmp_path / "run").record().notes["slides_not_used"]
+    assert set(notes) == {"deep", "text", "pen", "small", "glass"}
+    assert notes["glass"] == "no tissue"
+    assert notes["small"].startswith("unusable: it is smaller than a tile")
+
+
+def test_tiles_of_such_a_store_are_scored_aloud(store, tmp_path):
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={}, min_coverage=0.5)
+    found = wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True)
+    assert found.summary.startswith(SAID.format(store=store))
+    told = read_json(found.evaluation, ValueError)["not_scored"]
+    assert set(told) == {"deep", "text", "pen", "small"}
+
+
+def test_a_heatmap_from_such_a_store_keeps_the_status(store, tmp_path):
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={}, min_coverage=0.5)
+    rows = wsiad.heatmap(run=run, slides=store, out=tmp_path / "out", quiet=True).rows
+    assert {row.slide: row.status for row in rows} == STATUS | {
+        "deep": "unusable", "text": "failed"}  # fmt: skip
+    assert {row.slide: row.reason for row in rows}["deep"] == "16 bits"
+
+
+def test_no_file_of_coordinates_says_that_there_is_nothing_on_such_a_slide(store, tmp_path):
+    found = wsiad.export_tiles(store=store, out=tmp_path / "out", format="clam", quiet=True)
+    assert [row.slide for row in found.unusable] == ["pen", "small"]
+    assert {path.name for path in (tmp_path / "out").glob("*.h5")} == {"glass.h5", "good.h5"}
+
+
+@pytest.fixture
+def results(slides, tmp_path):
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={}, min_coverage=0.5)
+    wsiad.heatmap(run=run, slides=slides, out=tmp_path / "out", quiet=True)
+    return tmp_path / "out"
+
+
+def test_the_report_neither_ranks_them_nor_calls_them_without_findings(results):
+    page = (results / "report.html").read_text()
+    assert "2 slides could not be looked at</h2>" in page
+    assert "2 slides were not assessed at all: pen, small." in page
+    assert ' windows · 2 unusable</div>' in page
+    places = {}
+    for row in page.split("<tr data-section")[1:]:
+        name = row.split('data-search="')[1].split()[0]
+        places[name] = row.split('<td class="number" data-value="')[1].split("</td>")[0]
+    assert places == {"good": '1">1', "glass": '">–', "pen": '">–', "small": '">–'}
+    assert '<td class="status bad">unusable</td>' in page
+
+
+def test_the_viewer_does_not_rank_them_and_shows_all_of_them_as_not_assessed(results):
+    from wsiad.stages.view import viewed_slides
+    from wsiad.viewing.results import describe
+
+    shown = {slide.name: slide for slide in viewed_slides(results)}
+    assert {name: slide.rank for name, slide in shown.items()} == {
+        "good": 1, "glass": None, "pen": None, "small": None}  # fmt: skip
+    told = describe(shown["pen"], problem="", tile_size=256, overlap=0)
+    assert "was taken for pen marks" in told["reason"]
+    assert told["heatmap"] is None
+    whole = [area for area in told["notAssessed"] if area["name"] == "not assessed: all"]
+    (ring,) = whole[0]["rings"]
+    assert np.min(ring, axis=0).tolist() == [0, 0]
+    assert np.max(ring, axis=0).tolist() == [512, 512]
+    assert not describe(shown["glass"], problem="", tile_size=256, overlap=0)["notAssessed"]
+
+
+def test_a_store_s_report_shows_them_first(store):
+    page = (store / "report.html").read_text()
+    assert "2 slides could not be looked at</h2>" in page
+    assert page.index('id="unusable"') < page.index("At a glance")
+
+
+def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
+    healthy = tmp_path / "healthy"
+    healthy.mkdir()
+    write_tiff(healthy / "h.tif", stained(512, 512, seed=3, glass=64), mpp=1.0)
+    write_tiff(healthy / "ink.tif", with_spot(INK, size=480), mpp=1.0)
+    wsiad.heatmap(run=tmp_path / "run", slides=healthy, out=tmp_path / "ref", quiet=True)
+    found = wsiad.significance(results=results, healthy=tmp_path / "ref", quiet=True)
+    assert [row.slide for row in found.rows] == ["good"]
+    lines = found.summary.splitlines()
+    assert lines[0] == "3 of 4 slides have no score, and so no p-value:"
+    assert lines[1] == "  glass: no-tissue"
+    assert lines[2].startswith("  pen: unusable: no tissue was found, but not all of it")
+    told = read_json(found.report, ValueError)
+    assert {name: one["status"] for name, one in told["not_tested"].items()} == {
+        "glass": "no-tissue", "pen": "unusable", "small": "unusable"}  # fmt: skip
+    assert told["reference"]["names"] == ["h"]
+    assert any("1 healthy slides of the reference could not be looked at (ink)" in warning
+               for warning in found.warnings)  # fmt: skip
+
+
+def test_evaluation_is_shown_in_the_report_with_what_it_leaves_out(results, tmp_path):
+    (tmp_path / "ref.csv").write_text(
+        "image,type\ngood,tumor\npen,tumor\nsmall,normal\nglass,normal\n"
+    )
+    wsiad.evaluate(results=results, reference=tmp_path / "ref.csv", quiet=True)
+    page = (results / "report.html").read_text()
+    assert (
+        "Evaluation: 3 of 4 slides have no score (2 unusable, 1 no-tissue; 1 of them with tumour: "
+        "pen), left out of the figures."
+    ) in page

@@ -106,7 +106,7 @@ def test_slides_come_by_rank_and_those_that_failed_last(serve):
         (1, "plain", True),
         (2, "bounded", True),
         (3, "gap", True),
-        (4, "bad", False),
+        (None, "bad", False),
     ]
     assert slides[0]["score"] == pytest.approx(BRIGHT, abs=1)
     assert "not a slide" in slides[3]["reason"]

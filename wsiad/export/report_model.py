@@ -69,9 +69,9 @@ class SlideEntry:
     Parameters
     ----------
     name, status : str
-        Its name, and ``"ok"``, ``"no-tissue"`` or ``"failed"``.
+        Its name, and ``"ok"``, ``"no-tissue"``, ``"unusable"`` or ``"failed"``.
     reason : str
-        Why it failed, or what its reader should know.
+        Why it failed or could not be looked at, or what its reader should know.
     label : str or None
         What the reference says of it, such as ``"tumor"``.
     score_max, score_top_k_mean : float or None

@@ -94,6 +94,7 @@ def write_store_report(path: Path, report: StoreReport) -> None:
         .render(
             report=report,
             failed=failed,
+            unseen=[slide for slide in done if slide.status == "unusable"],
             slides=done,
             totals=[(reason, count) for reason, count in totals if count],
             planned=sum(slide.tiles for slide in done) + not_stored,

@@ -15,7 +15,7 @@ _LIMIT = 10_000
 
 
 def unassessed_regions(
-    overview: Overview, *, slide_size: Size, bounds: Box
+    overview: Overview, *, slide_size: Size, bounds: Box, nothing: bool = False
 ) -> Iterator[tuple[str, Region]]:
     """Outline what was left out of a slide, reason by reason.
 
@@ -27,18 +27,25 @@ def unassessed_regions(
         Of level 0, pixels.
     bounds : Box
         Non-empty part of the slide, level-0 pixels.
+    nothing : bool
+        Whether nothing of the slide could be looked at: all of it is outlined.
 
     Yields
     ------
     reason : str
         ``"missing"``, or the quality column that tells; pen marks that are left out of
-        the tissue are ``"pen"`` too.
+        the tissue are ``"pen"`` too; ``"all"`` of the whole slide.
     region : Region
         Its outline runs along the pixels of the overview's thumbnail (about 8 µm); its
         scores mean nothing.
     """
     shape = (overview.mask.shape[0], overview.mask.shape[1])
-    areas = left_out_areas(overview, shape, overview.placement, overview.pen)
+    areas = [
+        (reason.word, area)
+        for reason, area in left_out_areas(overview, shape, overview.placement, overview.pen)
+    ]
+    if nothing and overview.mask.size:
+        areas.append(("all", np.ones(shape, bool)))
     for reason, area in areas:
         marked = Heatmap(
             overview.slide,
@@ -49,4 +56,4 @@ def unassessed_regions(
             overview.spacing,
         )
         for region in find_regions(marked, threshold=0.5, limit=_LIMIT).kept:
-            yield reason.word, region
+            yield reason, region

@@ -42,6 +42,8 @@ class SlideInput:
         Further columns of the manifest, such as the centre.
     problem : str
         Why it cannot be worked on, if that is known already; empty else.
+    unusable : bool
+        Whether the problem is that it could not be looked at.
     """
 
     name: str
@@ -51,6 +53,7 @@ class SlideInput:
     split: str = ""
     extra: dict[str, str] = field(default_factory=dict)
     problem: str = ""
+    unusable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

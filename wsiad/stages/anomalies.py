@@ -187,7 +187,7 @@ def _labelled(
         row = rows.get(slide.name)
         label = _type(row.label) if row else ""
         if not len(slide):
-            skipped[slide.name] = "no tiles"
+            skipped[slide.name] = f"unusable: {slide.reason}" if slide.reason else "no tiles"
         elif not label or is_healthy(label):
             skipped[slide.name] = f"label is {label!r}" if label else "it has no label"
         elif types and label not in types:

@@ -198,7 +198,8 @@ def _guarded(
     work: Callable[[T], R | Divided[Any] | PartDone], row: type[R], task: T
 ) -> R | Divided[Any] | PartDone:
     if task.slide.problem:
-        return failed_row(row, task.slide, task.slide.problem)
+        known = failed_row(row, task.slide, task.slide.problem)
+        return replace(known, status=UNUSABLE) if task.slide.unusable else known
     start = time.monotonic()
     try:
         return work(task)

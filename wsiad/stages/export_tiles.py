@@ -16,7 +16,7 @@ from wsiad.errors import InputError, WsiadError
 from wsiad.files import read_json, write_json, write_text
 from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
-from wsiad.stages.slide_table import FAILED, SlideRow, read_table
+from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow, read_table
 from wsiad.stages.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class ExportTilesResult:
         Exported, those of earlier calls counted in.
     failed : tuple of SlideRow
         Slides that cannot be exported so, with the reason.
+    unusable : tuple of SlideRow
+        Slides that could not be looked at, with the reason: nothing is written of them.
     summary : str
         For people.
     """
@@ -61,6 +63,7 @@ class ExportTilesResult:
     out: Path
     slides: tuple[str, ...]
     failed: tuple[SlideRow, ...]
+    unusable: tuple[SlideRow, ...]
     summary: str
 
 
@@ -86,9 +89,14 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    exported, failed, tiles = [], [], 0
+    exported, failed, unusable, tiles = [], [], [], 0
     with Progress("export", total=len(names), unit="slide", quiet=config.quiet) as progress:
         for slide in store:
+            if slide.reason:
+                # A file without tiles would say that there is nothing on the slide.
+                unusable.append(SlideRow(slide.name, UNUSABLE, slide.reason))
+                progress.update(note=slide.name)
+                continue
             try:
                 files = _export(config, slide, whole=done.get(slide.name) == slide.fingerprint)
             except WsiadError as error:
@@ -106,7 +114,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
         write_text(config.out / TABLE, text.getvalue())
     what = "tiles" if config.format in ("png", "jpeg") else "coordinates of tiles"
     summary = f"{config.out}: {tiles} {what} of {len(exported)} slides as {config.format}"
-    return ExportTilesResult(config.out, tuple(exported), tuple(failed), summary)
+    return ExportTilesResult(config.out, tuple(exported), tuple(failed), tuple(unusable), summary)
 
 
 def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> list[TileFile]:

@@ -12,6 +12,7 @@ from wsiad.errors import InputError
 from wsiad.labels import is_healthy
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile_task import TileRow
+from wsiad.stages.unseen_slides import unseen_slides
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -42,14 +43,16 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
         There are none to train on.
     """
     rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
-    used, skipped = [], {}
+    used: list[StoredSlide] = []
+    unseen = unseen_slides(store)
+    skipped = {name: why for name, why in unseen.items() if name not in store}
     labelled = any(rows[name].label for name in store.names() if name in rows)
     unlabelled = []
     for slide in store:
         row = rows.get(slide.name)
         label = row.label if row else ""
         if not len(slide):
-            skipped[slide.name] = "no tissue"
+            skipped[slide.name] = unseen.get(slide.name, "no tissue")
         elif label and not is_healthy(label):
             skipped[slide.name] = f"label is {label!r}"
         elif split is not None and (row.split if row else "") != split:

@@ -91,7 +91,12 @@ def write_results(
     write_picture(folder / "tissue.png", outline(shown.thumbnail, shown.mask))
     (folder / "overview.jpg").write_bytes(overview_jpeg(overview))
     write_unassessed(
-        unassessed_regions(overview, slide_size=source.size, bounds=source.bounds),
+        unassessed_regions(
+            overview,
+            slide_size=source.size,
+            bounds=source.bounds,
+            nothing=bool(scored.unusable),
+        ),
         folder / "not_assessed.geojson",
         slide=task.slide.name,
         bounds=source.bounds,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiad.errors import InputError, RunError, StoreMismatchError
 from wsiad.slides.inputs import SlideInput
-from wsiad.stages.slide_table import FAILED, read_table
+from wsiad.stages.slide_table import FAILED, UNUSABLE, read_table
 from wsiad.stages.tile_task import TileRow
 from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityOptions
@@ -108,11 +108,11 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
         label, split = (row.label, row.split) if row else ("", "")
         problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
         slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
-    slides += [
-        SlideInput(row.slide, path, problem=f"was not tiled: {row.reason}")
-        for row in rows.values()
-        if row.status == FAILED and row.slide not in store
-    ]
+    for row in rows.values():
+        if row.status in (FAILED, UNUSABLE) and row.slide not in store:
+            unusable = row.status == UNUSABLE
+            problem = row.reason if unusable else f"was not tiled: {row.reason}"
+            slides.append(SlideInput(row.slide, path, problem=problem, unusable=unusable))
     if not slides:
         raise InputError("holds no slides", subject=str(path))
     if all(slide.problem == NO_GEOMETRY for slide in slides):

@@ -21,6 +21,7 @@ from wsiad.stages.fit_tiles import (
     tile_source,
     usable_tiles,
 )
+from wsiad.stages.unseen_slides import unseen_lines, unseen_slides
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -149,8 +150,11 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             "tiles_not_used": unusable,
         }
         _write(config, options, network, result, used, seconds=time.monotonic() - start)
+        unseen = "".join(
+            f"{line}\n" for line in unseen_lines(unseen_slides(store), str(config.store))
+        )
         summary = (
-            f"{result.steps} steps, ended by {result.ended_by}; held-out loss "
+            f"{unseen}{result.steps} steps, ended by {result.ended_by}; held-out loss "
             f"{result.best_loss:.4f} at step {result.best_step}\n"
             f"use it: --weights {config.out / WEIGHTS}"
         )

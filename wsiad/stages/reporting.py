@@ -199,8 +199,8 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
     """Say what was not scored: no finding there means nothing."""
     if names := [row.slide for row in rows if row.status == UNUSABLE]:
         yield (
-            f"{len(names)} slides were not assessed at all, as nothing of them passed the quality "
-            f"thresholds: {', '.join(names)}."
+            f"{len(names)} slides were not assessed at all: {', '.join(names)}. That nothing was "
+            "found on them means nothing; why stands below."
         )
     if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
         windows = sum(row.unusable for row in some)
@@ -211,9 +211,11 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
 
 
 def _evaluation_warnings(evaluated: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
-    """Say which slides are in no figure, although nobody excluded them."""
+    """Say which slides are in no figure, or in one without a score, though nobody excluded them."""
     if not evaluated:
         return
+    if said := (evaluated.get("unscored") or {}).get("text"):
+        yield f"Evaluation: {said}."
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])
     if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:

@@ -31,6 +31,7 @@ from wsiad.stages.group_scores import (
 from wsiad.stages.prepared import check_prepared_alike, run_preparation
 from wsiad.stages.slide_table import read_table
 from wsiad.stages.tile_task import TileRow
+from wsiad.stages.unseen_slides import unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
     from wsiad.detector import Detector
@@ -122,6 +123,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     slides = [slide for slide in store if len(slide)]
     if not slides:
         raise InputError("holds no tiles", subject=str(config.store))
+    unseen = unseen_slides(store)
     groups = _scored(config, store, slides, detector, batch=batch)
     write_text(config.out / SCORES, scores_table(store, groups, calibration))
     positive, negative = (
@@ -139,13 +141,15 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
         "tile_auroc": area.as_json(),
         "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
         "by_type": types,
+        "not_scored": unseen,
         "groups": [group_facts(group, calibration) for group in groups],
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions(),
     }
     write_json(config.out / EVALUATION, facts)
     write_config(config.out / "config.yaml", config)
-    summary = _summary(config, groups, area, independent, types)
+    said = unseen_lines(unseen, str(config.store))
+    summary = "\n".join([*said, _summary(config, groups, area, independent, types)])
     return ScoreTilesResult(
         config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
     )

@@ -87,12 +87,15 @@ class ScoredFolder:
         Those with a heatmap.
     others : dict of str to str
         Status of the other slides: without tissue, unusable, failed.
+    reasons : dict of str to str
+        Why the other slides have no score, where it is known.
     """
 
     path: Path
     facts: dict[str, Any]
     slides: tuple[ScoredSlide, ...]
     others: dict[str, str]
+    reasons: dict[str, str]
 
     def check_same_run(self, other: ScoredFolder) -> None:
         """Check that two folders were scored alike.
@@ -178,13 +181,13 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
         raise InputError(
             "does not hold results", subject=str(path), remedy="Make them: wsiad heatmap."
         )
-    slides, others = [], {}
+    slides, others, reasons = [], {}, {}
     for row in read_table(path / "slides.csv", HeatmapRow):
         if row.status != OK:
-            others[row.slide] = row.status
+            others[row.slide], reasons[row.slide] = row.status, row.reason
             continue
         slides.append(_slide(row, path / row.slide, facts["digest"], score))
-    return ScoredFolder(path, facts, tuple(slides), others)
+    return ScoredFolder(path, facts, tuple(slides), others, reasons)
 
 
 def _slide(row: HeatmapRow, folder: Path, digest: str, score: SlideScore) -> ScoredSlide:

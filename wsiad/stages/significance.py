@@ -113,11 +113,16 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         tested, healthy, check, learnt_from=learnt_from, alarms=alarms, fdr=config.fdr
     )
     report = files.write(
-        config, rows, healthy=healthy, check=check, reference=reference, alarms=alarms,
-        warnings=warnings,
+        config, rows, healthy=healthy, check=check, tested=tested, reference=reference,
+        alarms=alarms, warnings=warnings,
     )  # fmt: skip
     summary = text.summary(rows, report, n_healthy=len(healthy.slides), fdr=config.fdr)
-    lines = [summary, *text.alarm_table(alarms), *(f"WARNING: {one}" for one in warnings)]
+    lines = [
+        *text.not_tested(tested),
+        summary,
+        *text.alarm_table(alarms),
+        *(f"WARNING: {one}" for one in warnings),
+    ]
     return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
 
 

@@ -133,6 +133,7 @@ def write(
     *,
     healthy: ScoredFolder,
     check: ScoredFolder | None,
+    tested: ScoredFolder,
     reference: HealthySlides,
     alarms: Sequence[FalseAlarms],
     warnings: Sequence[str],
@@ -162,6 +163,10 @@ def write(
         },
         "check": _told(check) if check else None,
         "false_alarms": [{**asdict(one), "rate": one.rate, "text": str(one)} for one in alarms],
+        "not_tested": {
+            name: {"status": status, "reason": tested.reasons[name]}
+            for name, status in sorted(tested.others.items())
+        },
         "slides": {row.slide: asdict(row) for row in rows},
         "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wsiad.evaluation.conformal import slides_needed
 from wsiad.evaluation.false_alarms import FalseAlarms, Kind
 from wsiad.stages.scored_folder import ScoredFolder
-from wsiad.stages.slide_table import FAILED
+from wsiad.stages.slide_table import FAILED, UNUSABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,12 +75,13 @@ def warnings(
     if seen:
         found.append(f"The run has learnt from slides that are tested: {', '.join(seen)}.")
     for folder, what in ((healthy, "reference"), (check, "check")):
-        failed = sorted(n for n, s in (folder.others if folder else {}).items() if s == FAILED)
-        if failed:
-            found.append(
-                f"{len(failed)} healthy slides of the {what} failed ({', '.join(failed)}): if "
-                "they failed for what they look like, the others are not like new slides."
-            )
+        others = (folder.others if folder else {}).items()
+        for status, did in ((FAILED, "failed"), (UNUSABLE, "could not be looked at")):
+            if names := sorted(name for name, one in others if one == status):
+                found.append(
+                    f"{len(names)} healthy slides of the {what} {did} ({', '.join(names)}): if "
+                    "that is for what they look like, the others are not like new slides."
+                )
     return [*found, *_alarm_warnings(alarms, count)]
 
 
@@ -120,6 +121,18 @@ def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
             for one in alarms
         ),
     ]
+
+
+def not_tested(tested: ScoredFolder) -> list[str]:
+    """Say which slides have no score and so no p-value, and why."""
+    if not tested.others:
+        return []
+    total = len(tested.others) + len(tested.slides)
+    lines = [f"{len(tested.others)} of {total} slides have no score, and so no p-value:"]
+    for name, status in sorted(tested.others.items()):
+        reason = tested.reasons[name]
+        lines.append(f"  {name}: {status}" + (f": {reason}" if reason else ""))
+    return lines
 
 
 def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:

@@ -19,6 +19,7 @@ from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.stages.fit_tiles import store_fingerprint, usable_tiles
 from wsiad.stages.prepared import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.stages.slide_table import slide_seconds
+from wsiad.stages.unseen_slides import unseen_lines, unseen_slides
 from wsiad.tissue.options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -242,7 +243,12 @@ def _made(
             notes=notes,
         )
     )
-    summary = _summary(config, detector, report, calibration, notes.get("anomalies"))
+    summary = "\n".join(
+        [
+            *unseen_lines(unseen_slides(store), str(config.store)),
+            _summary(config, detector, report, calibration, notes.get("anomalies")),
+        ]
+    )
     return TrainResult(config.out, report.ended_by, report.steps, summary)
 
 

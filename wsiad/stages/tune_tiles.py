@@ -10,6 +10,7 @@ from wsiad.errors import DetectorError
 from wsiad.stages.anomalies import AnomalySlides, anomaly_slides, spread
 from wsiad.stages.fit_tiles import healthy_slides, store_fingerprint, usable_tiles
 from wsiad.stages.prepared import check_prepared_alike
+from wsiad.stages.unseen_slides import unseen_lines, unseen_slides
 from wsiad.tuning.folds import Folds, make_folds
 from wsiad.tuning.space import Space, options_of, values_of
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from wsiad.stages.tune import TuneConfig
     from wsiad.tiles.arrays import ArrayTiles
     from wsiad.tiles.dataset import ChunkedTiles
+    from wsiad.tiles.store import TileStore
 
     Indices = npt.NDArray[np.int64]
 
@@ -177,9 +179,14 @@ def search_tiles(config: TuneConfig, cls: type[Detector], *, learns: bool) -> Se
         folds,
         types,
         learns,
-        tuple(_warnings(config, learns=learns)),
+        (*_unseen(store, odd), *_warnings(config, learns=learns)),
         facts,
     )
+
+
+def _unseen(*stores: TileStore) -> list[str]:
+    lines = [unseen_lines(unseen_slides(store), str(store.path)) for store in stores]
+    return ["\n".join(said) for said in lines if said]
 
 
 def _check_inputs(config: TuneConfig, cls: type[Detector], tile: int) -> None:

@@ -121,8 +121,13 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
     given = {slide.name: slide.path for slide in find_slides(sources)} if sources else {}
     rows = sorted(read_table(results / "slides.csv", HeatmapRow), key=_order)
     return [
-        _viewed(row, rank, results, given.get(row.slide)) for rank, row in enumerate(rows, start=1)
+        _viewed(row, rank if _scored(row) else None, results, given.get(row.slide))
+        for rank, row in enumerate(rows, start=1)
     ]
+
+
+def _scored(row: HeatmapRow) -> bool:
+    return row.score_max is not None and math.isfinite(row.score_max)
 
 
 def _order(row: HeatmapRow) -> tuple[float, str]:
@@ -130,7 +135,7 @@ def _order(row: HeatmapRow) -> tuple[float, str]:
     return -score if score is not None and math.isfinite(score) else math.inf, row.slide
 
 
-def _viewed(row: HeatmapRow, rank: int, results: Path, file: Path | None) -> ViewedSlide:
+def _viewed(row: HeatmapRow, rank: int | None, results: Path, file: Path | None) -> ViewedSlide:
     from wsiad.geometry import Size
     from wsiad.stages.slide_table import FAILED
     from wsiad.viewing.results import ViewedSlide

@@ -31,8 +31,8 @@ class ViewedSlide:
     ----------
     name, status, reason, label : str
         As in the table of the results.
-    rank : int
-        From 1, by the highest score.
+    rank : int or None
+        From 1, by the highest score; ``None`` of a slide without one.
     score : float or None
     folder : Path
         Of its results.
@@ -48,7 +48,7 @@ class ViewedSlide:
     status: str
     reason: str
     label: str
-    rank: int
+    rank: int | None
     score: float | None
     folder: Path
     size: Size | None

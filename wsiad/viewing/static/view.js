@@ -116,7 +116,8 @@
   };
   const listRegions = () => {
     const p = { "wsiad: p (family-wise)": "p (any region of a healthy slide)", "wsiad: p": "p", "wsiad: q": "q" };
-    byId("count").textContent = `Regions (${state.slide.regions.length})`;
+    byId("count").textContent = state.slide.heatmap
+      ? `Regions (${state.slide.regions.length})` : `Not scored: ${state.slide.status}`;
     byId("regions").replaceChildren(...state.slide.regions.map((shape, index) => {
       const measured = shape.measurements;
       const further = Object.entries(p)
@@ -208,7 +209,7 @@
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
     byId("facts").textContent = [
-      slide.score === null ? "no score" : `highest score ${digits(slide.score)}`, slide.label,
+      slide.score === null ? `no score: ${slide.status}` : `highest score ${digits(slide.score)}`, slide.label,
       `${slide.width} × ${slide.height} px`, slide.reason].filter(Boolean).join(" · ");
     [...byId("slides").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i + 1 === place));
     viewer.close();
@@ -246,7 +247,7 @@
       const words = [slide.score === null ? slide.status : `score ${digits(slide.score)}`, slide.label].filter(Boolean);
       const button = element("button",
         { type: "button", disabled: !slide.viewable, title: slide.reason, onclick: () => open(index + 1) },
-        element("span", { className: "rank", textContent: `${slide.rank}.` }), picture,
+        element("span", { className: "rank", textContent: slide.rank === null ? "–" : `${slide.rank}.` }), picture,
         element("span", { className: "text", textContent: slide.name }, element("span", { textContent: words.join(", ") })));
       return element("li", {}, button);
     }));
