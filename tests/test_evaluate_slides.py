@@ -203,10 +203,10 @@ def test_a_column_that_does_not_exist_is_refused(results, tmp_path):
 
 def test_heatmaps_that_cannot_be_used_are_refused(tmp_path):
     path = tmp_path / "heatmap.ome.tif"
-    with pytest.raises(EvaluationError, match=r"a: .*cannot be read"):
+    with pytest.raises(EvaluationError, match=r"heatmap\.ome\.tif: .*cannot be read"):
         read_heatmap(path, "a")
     path.write_bytes(b"not a TIFF")
-    with pytest.raises(EvaluationError, match=r"a: .*cannot be read"):
+    with pytest.raises(EvaluationError, match=r"heatmap\.ome\.tif: .*cannot be read"):
         read_heatmap(path, "a")
     tifffile.imwrite(path, np.zeros((5, 5), np.uint8))
     with pytest.raises(EvaluationError, match="no heatmap of float32"):

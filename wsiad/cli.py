@@ -225,16 +225,15 @@ def _help(info: FieldInfo) -> str:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    import yaml
+    from wsiad.config import parse_yaml
 
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise argparse.ArgumentTypeError(f"the value of {key} is not YAML ({words})") from error
+        return key, parse_yaml(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the value of {key} is not YAML ({error})") from error
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

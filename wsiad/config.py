@@ -18,7 +18,11 @@ import yaml
 
 from wsiad.config_errors import explained
 from wsiad.errors import ConfigError
-from wsiad.files import write_text
+from wsiad.files import read_text, write_text
+
+_MOST_YAML = 1 << 20  # bytes
+_MOST_VALUES = 100_000
+_DEEPEST = 64
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")
@@ -67,6 +71,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"a key is a {type(key).__name__}, not a text",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
@@ -84,9 +93,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         The file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        # _UniqueKeyLoader is a SafeLoader: it builds plain values only.
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = parse_yaml(read_text(path, most=_MOST_YAML))
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot be read as YAML ({' '.join(str(error).split())})", subject=str(path)
         ) from error
@@ -95,6 +103,51 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError("does not hold a mapping of keys to values", subject=str(path))
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML: plain values only, no duplicate keys.
+
+    Raises
+    ------
+    ValueError
+        It is not YAML, or holds what no config has: keys that are no text, half characters,
+        more than 100,000 values once its aliases are followed, or values that nest deeper
+        than 64.
+    """
+    try:
+        # _UniqueKeyLoader is a SafeLoader: it builds plain values only.
+        values = yaml.load(text, _UniqueKeyLoader)  # noqa: S506
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except Exception as error:  # what PyYAML makes of a bad date or number has no end
+        words = f"{type(error).__name__}: {error}"
+        raise ValueError(f"a value is not what its tag says ({words})") from error
+    left = [_MOST_VALUES]
+    _check_values(values, _DEEPEST, left)
+    return values
+
+
+def _check_values(value: object, deeper: int, left: list[int]) -> None:
+    """Check what a document holds; `left` counts the values that it may still have."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it holds more than {_MOST_VALUES} values")
+    if isinstance(value, str) and not value.isascii():
+        value.encode("utf-8")  # half a character cannot be written
+    if isinstance(value, dict | list) and not deeper:
+        raise ValueError(f"it nests deeper than {_DEEPEST}")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str | int | float | bool | None):
+                raise ValueError(f"the key {key!r} is no text")  # noqa: TRY004 - as all else is said
+            _check_values(key, deeper - 1, left)
+            _check_values(part, deeper - 1, left)
+    elif isinstance(value, list):
+        for part in value:
+            _check_values(part, deeper - 1, left)
 
 
 def resolve(cls: type[C], *, file: Path | None = None, flags: Mapping[str, Any]) -> C:

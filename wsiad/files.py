@@ -6,17 +6,21 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wsiad.errors import InputError, WsiadError
 from wsiad.interrupts import postponed
 from wsiad.leftovers import discard, owner
 
 _PROBE_BYTES = 256 * 1024
+_MOST_TEXT = 256 * 2**20  # bytes of a JSON file
+_DEEPEST = 64
+_MOST_DIGITS = 20
 
 _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
@@ -150,14 +154,81 @@ def read_json(
         return error(f"cannot be read: {why}", subject=str(path), remedy=remedy)
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError) as cause:
         raise unreadable(cause) from cause
     if not isinstance(values, dict):
         raise unreadable("it holds no JSON object")
     if missing := [key for key in keys if key not in values]:
         raise unreadable(f"it has no {', '.join(missing)}")
     return values
+
+
+def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
+    """Read a UTF-8 file of at most `most` bytes.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is no file.
+    ValueError
+        It is larger, or not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"it has more than {most} bytes")
+        return file.read().decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON, and nothing that JSON or our own writers do not have.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, nests deeper than 64, or holds a number that is not finite or an
+        integer of more than 20 digits, or half a character.
+    """
+    try:
+        values = json.loads(
+            text, parse_float=_finite, parse_int=_integer, parse_constant=_not_finite
+        )
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
+    layer = [values]
+    for _ in range(_DEEPEST):
+        layer = [
+            part
+            for value in layer
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not layer:
+            break
+    else:
+        raise ValueError(f"it nests deeper than {_DEEPEST}")
+    if "\\ud" in text.lower():  # a pair of them is one character, one alone cannot be written
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _not_finite(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits")
+    return int(text)
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no finite number")
 
 
 def fingerprint(path: Path) -> str:

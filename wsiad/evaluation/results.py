@@ -15,6 +15,8 @@ from wsiad.evaluation.submission import ScoredSlide, Status
 from wsiad.evaluation.table import number, read_rows, slide_name
 from wsiad.files import read_json
 from wsiad.geometry import Size
+from wsiad.heatmaps.score_image import read_scores
+from wsiad.heatmaps.window_table import read_window_table
 from wsiad.units import Mpp
 
 SlideScore = Literal["max", "top_k_mean", "percentile"]
@@ -22,7 +24,7 @@ SlideScore = Literal["max", "top_k_mean", "percentile"]
 HEATMAP = "heatmap.ome.tif"
 GEOMETRY = "heatmap.json"
 _AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
-_MAX_PX = 1 << 28
+_MOST_PLACE = 1e30
 
 _COLUMNS = ("slide", "status", "reason", "mpp_x", "mpp_y", "width", "height")
 _WINDOW_FIELDS = ("x", "y", "width", "height", "score")
@@ -168,21 +170,25 @@ def read_windows(path: Path, slide: str) -> npt.NDArray[Any]:
     EvaluationError
         The file is missing or not valid, or a score is not a number.
     """
-    remedy = "Run `wsiad heatmap` on the slide again, or exclude it."
-    try:
-        windows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise EvaluationError(
-            f"{path} cannot be read ({error})", subject=slide, remedy=remedy
-        ) from error
-    names = windows.dtype.names if isinstance(windows, np.ndarray) else None
-    if names is None or windows.ndim != 1 or not set(_WINDOW_FIELDS) <= set(names):
-        raise EvaluationError(f"{path} is no list of scored windows", subject=slide, remedy=remedy)
+    windows = read_window_table(path, _WINDOW_FIELDS, EvaluationError, remedy=_AGAIN)
     for name in _WINDOW_FIELDS:
-        wrong = np.flatnonzero(~np.isfinite(windows[name]))
+        column = windows[name]
+        if column.dtype.kind not in "iuf":
+            raise EvaluationError(
+                f"{name} of its windows is no number", subject=str(path), remedy=_AGAIN
+            )
+        # A slide is smaller than 2**31 px; what is farther off is damage, and breaks sums.
+        sound = np.isfinite(column) & (np.abs(column) < _MOST_PLACE)
+        if name in ("width", "height"):
+            sound &= column > 0
+        wrong = np.flatnonzero(~sound)
         if len(wrong):
             raise EvaluationError(
-                f"window {wrong[0]} of {path} has no finite {name}", subject=slide, remedy=remedy
+                f"window {wrong[0]} of {path} has no finite {name}"
+                if not np.isfinite(column[wrong[0]])
+                else f"window {wrong[0]} of {path} has the {name} {column[wrong[0]]:g}",
+                subject=slide,
+                remedy=_AGAIN,
             )
     return windows
 
@@ -200,20 +206,7 @@ def read_heatmap(path: Path, slide: str) -> npt.NDArray[np.float32]:
     EvaluationError
         The file is missing or no such image, is too large, or holds no score.
     """
-    import tifffile
-
-    remedy = "Run `wsiad heatmap` on the slide again, or exclude it."
-    try:
-        with tifffile.TiffFile(path) as file:
-            level = file.series[0].levels[0]
-            usual = level.ndim == 2 and level.dtype == np.float32 and level.size <= _MAX_PX
-            scores = level.asarray() if usual else None
-    except Exception as error:  # whatever a decoder makes of a damaged file
-        raise EvaluationError(
-            f"{path} cannot be read ({error})", subject=slide, remedy=remedy
-        ) from error
-    if scores is None:
-        raise EvaluationError(f"{path} is no heatmap of float32", subject=slide, remedy=remedy)
+    scores = read_scores(path, EvaluationError, remedy=_AGAIN)
     if not np.isfinite(scores).any():
-        raise EvaluationError(f"{path} holds no score", subject=slide, remedy=remedy)
+        raise EvaluationError(f"{path} holds no score", subject=slide, remedy=_AGAIN)
     return scores

@@ -46,8 +46,8 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
             subject=str(path),
             remedy="Delete the slide's folder and run wsiad heatmap again.",
         )
-    for there, new in zip(known, measurements, strict=True):
-        there.update(new)
+    for feature, there, new in zip(features, known, measurements, strict=True):
+        feature["properties"]["measurements"] = {**there, **new}
     head = json.dumps(collection, ensure_ascii=False, separators=(",", ":"))[:-1]
     texts = [json.dumps(f, ensure_ascii=False, separators=(",", ":")) for f in features]
     body = "".join(f"{',' if number else ''}\n{text}" for number, text in enumerate(texts))

@@ -15,7 +15,6 @@ One safetensors file, so that it is complete or absent. Its metadata hold one JS
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -29,7 +28,7 @@ from safetensors.numpy import save_file
 from wsiad.capabilities import Embedding
 from wsiad.config import Config
 from wsiad.errors import InputError, RunError
-from wsiad.files import atomic_file
+from wsiad.files import atomic_file, parse_json
 from wsiad.heatmaps.colours import ColourScale
 from wsiad.tiles.pictures import decode
 
@@ -164,11 +163,11 @@ class HealthyExamples:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                about = _About.model_validate(json.loads((file.metadata() or {})[_METADATA]))
+                about = _About.model_validate(parse_json((file.metadata() or {})[_METADATA]))
                 if about.difference is not None:
                     ColourScale.from_healthy(about.difference)  # to be sure that it can be
                 found = {name: file.get_tensor(name) for name in _TENSORS}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, str(error)) from error
         if fault := _fault(found, slides=len(about.slides)):
             raise _damaged(path, fault)

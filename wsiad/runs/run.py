@@ -30,10 +30,10 @@ from wsiad.config import Config, build
 from wsiad.detector import Detector, InputSpec, State
 from wsiad.detectors import registry
 from wsiad.errors import RunError, WsiadError
-from wsiad.files import atomic_file, read_json, write_json
+from wsiad.files import atomic_file, read_json, read_text, write_json
 from wsiad.provenance import versions
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.claim import begin
+from wsiad.runs.claim import CONFIG, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.training.metrics import METRICS, plot_loss, read_metrics
 from wsiad.units import Mpp, TilePx
@@ -44,6 +44,7 @@ CALIBRATION, LOSS = "calibration.json", "loss.png"
 M = TypeVar("M", bound=Config)
 
 _FORMAT = 1
+_MOST_CONFIG = 1 << 20
 
 
 class RunRecord(Config):
@@ -147,7 +148,28 @@ class RunFolder:
                 remedy="Run wsiad train again with the same configuration; it resumes.",
             )
         folder.record()
+        folder.config_text()  # what is broken is said before hours are spent
         return folder
+
+    def config_text(self) -> str:
+        """Return the configuration that made the run, as it is shown; empty if there is none.
+
+        Raises
+        ------
+        RunError
+            The file is damaged.
+        """
+        path = self.path / CONFIG
+        if not path.exists():
+            return ""
+        try:
+            return read_text(path, most=_MOST_CONFIG)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"cannot be read: {error}",
+                subject=str(path),
+                remedy="Restore it, or take it away: results are shown without it then.",
+            ) from error
 
     @property
     def complete(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from wsiad.detector import Detector
 from wsiad.errors import InputError
-from wsiad.files import atomic_folder, write_json
+from wsiad.files import atomic_folder, read_json, write_json
 from wsiad.heatmaps.windows import score_windows
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
@@ -46,11 +45,11 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
     if not path.exists():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path, InputError)
         identity = identity_of(task)
         same = {key: facts[key] for key in identity} == identity
         row = HeatmapRow(**facts["row"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return None  # not whole: it is made again
     if not same:
         raise InputError(

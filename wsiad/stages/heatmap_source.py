@@ -141,7 +141,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         slide.spacing,
         thumbnail,
         mask,
-        slide.column("pen_mask") if "pen_mask" in slide.group else None,
+        slide.column("pen_mask") if slide.has("pen_mask") else None,
         PixelMap(*slide.facts["tissue"]["placement"]),
         spec.mpp,
         slide.facts["stain"]["method"],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.errors import InputError, RunError, StoreMismatchError
+from wsiad.files import read_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.slide_table import FAILED, UNUSABLE, read_table
 from wsiad.stages.tile_task import TileRow
+from wsiad.stain.profile import StainProfile
 from wsiad.tiles.options import Preparation
 from wsiad.tissue.options import QualityOptions
 
@@ -35,13 +36,15 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
         The file is missing or damaged.
     """
     path = run / PREPARATION
+    remedy = "Train the detector again."
+    values = read_json(path, RunError, keys=["preparation", "stain_target"], remedy=remedy)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Preparation.model_validate(values["preparation"]), dict(values["stain_target"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"cannot be read: {error}", subject=str(path), remedy="Train the detector again."
-        ) from error
+        preparation = Preparation.model_validate(values["preparation"])
+        StainProfile.from_dict(values["stain_target"])  # to be sure that it can be
+    except (ValueError, KeyError, TypeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise RunError(f"is damaged: {words}", subject=str(path), remedy=remedy) from error
+    return preparation, dict(values["stain_target"])
 
 
 def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:

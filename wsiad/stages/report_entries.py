@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from wsiad.errors import InputError
 from wsiad.export.evidence import (
     RegionEvidence,
@@ -20,6 +18,7 @@ from wsiad.export.evidence import (
 )
 from wsiad.export.report_model import RegionEntry, SlideEntry
 from wsiad.files import checked_name
+from wsiad.heatmaps.window_table import read_window_table
 from wsiad.stages.heatmap_task import HeatmapRow
 
 if TYPE_CHECKING:
@@ -107,14 +106,8 @@ def _left_out(path: Path) -> dict[str, int]:
     """Count the windows that were not scored, by the reason, most frequent first."""
     if not path.exists():
         return {}
-    try:
-        reasons = np.load(path, allow_pickle=False)["reason"]
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise InputError(
-            f"is damaged ({error})",
-            subject=str(path),
-            remedy=f"Delete {path.parent} and run wsiad heatmap again.",
-        ) from error
+    remedy = f"Delete {path.parent} and run wsiad heatmap again."
+    reasons = read_window_table(path, ["reason"], InputError, remedy=remedy)["reason"]
     return dict(Counter(map(str, reasons)).most_common())
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import pydantic
 
 from wsiad._version import __version__
 from wsiad.errors import InputError
@@ -14,8 +15,9 @@ from wsiad.export.report import write_report
 from wsiad.export.report_model import ColourScale, Report, SlideEntry
 from wsiad.files import read_json, write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
-from wsiad.stages.heatmap_task import FACTS, HeatmapRow
+from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.report_entries import slide_entry, with_findings
+from wsiad.stages.scored_records import checked, results_facts
 from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, read_table
 
 if TYPE_CHECKING:
@@ -62,21 +64,14 @@ def write_results_report(
     InputError
         The folder does not hold results.
     """
-    from wsiad.runs.claim import CONFIG
     from wsiad.runs.run import LOSS, RunFolder
 
-    facts = _read(results / FACTS)
-    if facts is None:
-        raise InputError(
-            "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."
-        )
-    memory = _read(results / _TIMINGS) or {}
-    memory = {
-        "seconds": {**memory.get("seconds", {}), **(seconds or {})},
-        "evaluation": str(evaluation.resolve()) if evaluation else memory.get("evaluation"),
-    }
-    write_json(results / _TIMINGS, memory)
-    folder = Path(memory["evaluation"]) if memory["evaluation"] else results
+    facts = results_facts(results)
+    known = _timings_file(results / _TIMINGS)
+    taken = {**known.seconds, **(seconds or {})}
+    judged = str(evaluation.resolve()) if evaluation else known.evaluation
+    write_json(results / _TIMINGS, {"seconds": taken, "evaluation": judged})
+    folder = Path(judged) if judged else results
     run = RunFolder(Path(facts["run"]))
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
@@ -86,7 +81,6 @@ def write_results_report(
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
-    config = run.path / CONFIG
     report = Report(
         title=f"Anomaly report: {facts['detector']} on {len(rows)} slide{'s' * (len(rows) != 1)}",
         created_by=f"wsiad {__version__}",
@@ -96,8 +90,8 @@ def write_results_report(
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=evaluated,
         plots=plots,
-        timings=_timings(record, rows) | memory["seconds"],
-        config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
+        timings=_timings(record, rows) | taken,
+        config_yaml=run.config_text(),
         notes=[*_notes(rows, record, calibration), *_significance_notes(sure)],
         warnings=[
             *warnings,
@@ -137,6 +131,17 @@ def _entries(
 
 def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path, InputError) if path.exists() else None
+
+
+class _TimingsFile(pydantic.BaseModel):
+    seconds: dict[str, Annotated[float, pydantic.Field(ge=0, strict=True)]] = {}
+    evaluation: Annotated[str, pydantic.Field(min_length=1, strict=True)] | None = None
+
+
+def _timings_file(path: Path) -> _TimingsFile:
+    """Read what earlier reports of the folder were told."""
+    values = _read(path) or {}
+    return checked(_TimingsFile, values, path, remedy="Delete it, and make the report again.")
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:

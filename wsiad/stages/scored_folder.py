@@ -14,12 +14,11 @@ from wsiad.errors import ConfigError, InputError
 from wsiad.evaluation.results import SlideScore, read_windows
 from wsiad.evaluation.significance import SlideScores
 from wsiad.export.region_table import REGIONS, RegionRow, read_regions
-from wsiad.files import read_json
 from wsiad.labels import is_healthy
-from wsiad.stages.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow
+from wsiad.stages.heatmap_task import SLIDE, HeatmapOptions, HeatmapRow
+from wsiad.stages.scored_records import SCORE_AGAIN, results_facts, slide_facts
 from wsiad.stages.slide_table import OK, read_table
 
-_AGAIN = "Delete its folder and run wsiad heatmap again."
 _READING = ("slide_mpp", "allow_upsampling", "quality")
 
 
@@ -57,7 +56,7 @@ class ScoredSlide:
         """
         path = self.folder / REGIONS
         if not path.exists():
-            raise InputError(f"has no {REGIONS}", subject=str(self.folder), remedy=_AGAIN)
+            raise InputError(f"has no {REGIONS}", subject=str(self.folder), remedy=SCORE_AGAIN)
         return read_regions(path)
 
     def scores(self) -> SlideScores:
@@ -176,8 +175,8 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
     InputError
         It holds no results, or those of a slide are damaged or of another run.
     """
-    facts = _read(path / FACTS)
-    if facts is None or "digest" not in facts or not (path / "slides.csv").exists():
+    facts = results_facts(path)
+    if not (path / "slides.csv").exists():
         raise InputError(
             "does not hold results", subject=str(path), remedy="Make them: wsiad heatmap."
         )
@@ -191,21 +190,23 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
 
 
 def _slide(row: HeatmapRow, folder: Path, digest: str, score: SlideScore) -> ScoredSlide:
-    facts = _read(folder / SLIDE)
-    if facts is None or facts.get("digest") != digest or "fingerprint" not in facts:
-        raise InputError(f"has no {SLIDE} of this run", subject=str(folder), remedy=_AGAIN)
+    facts = slide_facts(folder)
+    if facts is None or facts["digest"] != digest:
+        raise InputError(f"has no {SLIDE} of this run", subject=str(folder), remedy=SCORE_AGAIN)
     value = row.score_max if score == "max" else row.score_top_k_mean
     if value is None or not np.isfinite(value):
-        raise InputError(f"has no score_{score}", subject=str(folder), remedy=_AGAIN)
+        raise InputError(f"has no score_{score}", subject=str(folder), remedy=SCORE_AGAIN)
     # The table rounds to nine digits; the record has the number itself.
-    exact = facts.get("row", {}).get(f"score_{score}", value)
+    exact = facts.get("row", {}).get(f"score_{score}")
+    value = value if exact is None else float(exact)
     return ScoredSlide(
-        row.slide, row.label, facts["fingerprint"], float(exact), row.regions or 0, folder
+        row.slide,
+        row.label,
+        facts["fingerprint"],
+        float(value if exact is None else exact),
+        row.regions or 0,
+        folder,
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, InputError) if path.exists() else None
 
 
 def _difference(one: Path, two: Path) -> str:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from wsiad.errors import InputError
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.tiles.hdf5 import dataset, open_hdf5
+from wsiad.tiles.hdf5 import dataset, open_hdf5, reading
 
 _MOST = 50_000_000
+_ATTRIBUTES = ("patch_size_level0", "patch_size", "patch_level", "custom_downsample")
 _TOLERANCE = 0.01
 """Relative difference of a patch's edge and a tile's up to which they are the same."""
 
@@ -59,22 +60,23 @@ def read_corners(path: Path, scaled: ScaledSlide, *, tile: int) -> npt.NDArray[n
     InputError
         It is no such file, or its patches are larger or smaller than the tiles.
     """
-    with open_hdf5(path) as file:
+    with reading(path), open_hdf5(path) as file:
         coords = dataset(file, "coords", path=path)
         shape = tuple(coords.shape or ())
         if len(shape) != 2 or shape[1] != 2 or shape[0] > _MOST or coords.dtype.kind not in "iu":
             raise InputError(
                 f"its `coords` is {coords.dtype} {shape}, not integers (N, 2)", subject=str(path)
             )
-        try:
-            edge = _edge(dict(coords.attrs), scaled)
-            corners = np.asarray(coords[...], dtype=np.float64)
-        except (KeyError, TypeError, ValueError, IndexError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"its `coords` cannot be read, or say no patch size ({error})",
-                subject=str(path),
-                remedy="It needs `patch_size_level0`, or `patch_size` and `patch_level`.",
-            ) from error
+        attributes = {name: coords.attrs[name] for name in _ATTRIBUTES if name in coords.attrs}
+        corners = np.asarray(coords[...], dtype=np.float64)
+    try:
+        edge = _edge(attributes, scaled)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"its `coords` say no patch size ({error})",
+            subject=str(path),
+            remedy="It needs `patch_size_level0`, or `patch_size` and `patch_level`.",
+        ) from error
     covered = tile * scaled.pixels.scale_x
     if not abs(edge - covered) <= max(1.0, _TOLERANCE * covered):
         mpp = edge * scaled.slide.spacing.x / tile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import InputError
+from wsiad.errors import InputError, WsiadError
 from wsiad.tiles.pictures import MAX_TILE_PX
 
 _READ_BYTES = 32 * 2**20
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_LABELS = 100_000_000
+_MOST_EXPANSION = 1100
+"""Bytes that deflate can make of one at the most are 1032."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -36,6 +39,26 @@ def open_hdf5(path: Path) -> h5py.File:
     except OSError as error:
         raise InputError(
             f"cannot be read as HDF5 ({' '.join(str(error).split())})", subject=str(path)
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what is damaged where HDF5 finds a heap, tree or header that is not one.
+
+    Raises
+    ------
+    InputError
+        In place of whatever h5py makes of that.
+    """
+    try:
+        yield
+    except WsiadError:
+        raise
+    except Exception as error:  # OSError, RuntimeError, KeyError, TypeError, MemoryError, …
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"is damaged ({words})", subject=str(path), remedy="Copy or make the file again."
         ) from error
 
 
@@ -60,6 +83,9 @@ def dataset(file: h5py.File, name: str, *, path: Path) -> h5py.Dataset:
     found = file[name]
     if found.external or found.is_virtual:
         raise InputError(f"the data of `{name}` lie in another file", subject=str(path))
+    most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
+    if math.prod(found.shape or ()) * found.dtype.itemsize > most:
+        raise InputError(f"`{name}` claims {found.shape} values", subject=str(path))
     if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise InputError(f"the chunks of `{name}` are too large", subject=str(path))
     return found
@@ -82,7 +108,8 @@ class Hdf5Tiles:
         self._path = path
         self._file = open_hdf5(path)
         try:
-            self._x = _images(self._file, path)
+            with reading(path):
+                self._x = _images(self._file, path)
         except BaseException:
             self._file.close()
             raise
@@ -124,12 +151,8 @@ class Hdf5Tiles:
             wanted = None if chosen is None else chosen[start : start + block]
             if wanted is not None and not wanted.any():
                 continue
-            try:
+            with reading(self._path):
                 pixels = self._x[start : start + block]
-            except (OSError, RuntimeError) as error:
-                raise InputError(
-                    f"`x` cannot be read from tile {start} on ({error})", subject=str(self._path)
-                ) from error
             yield from pixels if wanted is None else pixels[wanted]
 
 
@@ -157,17 +180,14 @@ def read_labels(path: Path) -> npt.NDArray[np.bool_]:
     InputError
         There is no such dataset, or it holds something else.
     """
-    with open_hdf5(path) as file:
+    with reading(path), open_hdf5(path) as file:
         found = dataset(file, "y", path=path)
         shape = found.shape or (0,)
         if math.prod(shape) != shape[0] or shape[0] > _MAX_LABELS or found.dtype.kind not in "biuf":
             raise InputError(
                 f"its `y` is {found.dtype} {tuple(shape)}, not a number a tile", subject=str(path)
             )
-        try:
-            values: npt.NDArray[Any] = np.asarray(found[...]).reshape(-1)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"`y` cannot be read ({error})", subject=str(path)) from error
+        values: npt.NDArray[Any] = np.asarray(found[...]).reshape(-1)
     if not np.isin(values, (0, 1)).all():
         raise InputError("its `y` holds labels other than 0 and 1", subject=str(path))
     return values.astype(bool)

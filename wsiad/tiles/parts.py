@@ -29,6 +29,7 @@ from wsiad.tiles.group import (
     write_array,
     write_attributes,
 )
+from wsiad.tiles.group_facts import group_facts, open_group, read_column
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.options import CompressionOptions
 from wsiad.tiles.plan import SlidePlan
@@ -190,8 +191,8 @@ class SlideParts:
                 subject=self.name,
                 remedy="Run the same command again.",
             )
-        source = zarr.open_group(self._folder(part), mode="r")
-        block = _kept(source)
+        source = open_group(self._folder(part))
+        block = _kept(source, self._folder(part))
         count, done = len(block.rows), 0
         if tiles.count == part.first and self._kept_by == self.store.compression:
             # No tile before is missing: the part's shards are those of the whole. Else
@@ -222,8 +223,8 @@ class SlideParts:
         if not folder.exists():
             return False
         try:
-            held = dict(zarr.open_group(folder, mode="r").attrs)["wsiad"]["identity"]
-        except (OSError, ValueError, KeyError):
+            held = group_facts(folder)["identity"]
+        except (StoreError, KeyError):
             held = None  # damaged
         if held == self._identity(part):
             return True
@@ -276,11 +277,11 @@ def _keep(group: zarr.Group, blocks: Sequence[TileBlock], identity: dict[str, An
     write_attributes(group, {"identity": identity})
 
 
-def _kept(group: zarr.Group) -> TileBlock:
+def _kept(group: zarr.Group, folder: Path) -> TileBlock:
     """Read what :func:`_keep` wrote, as one block."""
 
     def column(name: str) -> npt.NDArray[Any]:
-        return np.asarray(group[name][:])
+        return read_column(group, name, folder=folder)
 
     index = column("example_index")
     pictures = (column("example_before"), column("example_after")) if len(index) else ((), ())

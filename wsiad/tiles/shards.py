@@ -8,7 +8,7 @@ No file stays open between two calls: readers may be pickled and forked at will.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.files import parse_json, read_text
 from wsiad.tiles.codecs import READABLE, Tiles, decode
 
+_MOST_CHUNK_BYTES = 256 << 20
+_MOST_CHUNKS = 1 << 16  # of a shard
 _NOTHING = 2**64 - 1
 """Offset and length of a chunk that a shard does not hold."""
 
@@ -121,6 +124,8 @@ class ShardReader:
         Of a tile.
     codecs : tuple of str
         See :func:`wsiad.tiles.codecs.decode`.
+    count : int
+        Tiles in the array.
     """
 
     def __init__(
@@ -131,7 +136,9 @@ class ShardReader:
         per_shard: int,
         tile_shape: tuple[int, ...],
         codecs: tuple[str, ...],
+        count: int,
     ) -> None:
+        self.count = count
         self._folder, self._per_shard, self._codecs = folder, per_shard, codecs
         self.shape = (chunk, *tile_shape)
         self._indices: dict[int, npt.NDArray[np.uint64]] = {}
@@ -145,7 +152,7 @@ class ShardReader:
         OSError, ValueError
             The array's metadata cannot be read.
         """
-        layout = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        layout = parse_json(read_text(folder / "zarr.json"))
         try:
             (sharding,) = layout["codecs"]
             inner = sharding["configuration"]
@@ -164,9 +171,13 @@ class ShardReader:
                 and names in READABLE
                 and layout["shape"][1:] == shard[1:] == tile_shape
                 and len(tile_shape) == 3
+                and all(type(n) is int and n > 0 for n in (chunk, *shard, *tile_shape))
+                and type(layout["shape"][0]) is int
+                and chunk * math.prod(tile_shape) <= _MOST_CHUNK_BYTES
+                and shard[0] // chunk <= _MOST_CHUNKS
                 and shard[0] % chunk == 0
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             return None
         if not known:
             return None
@@ -176,6 +187,7 @@ class ShardReader:
             per_shard=shard[0] // chunk,
             tile_shape=tuple(tile_shape),
             codecs=names,
+            count=layout["shape"][0],
         )
 
     def read(self, number: int, out: Tiles) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import zarr
+import pydantic
 
 from wsiad.errors import StoreError, StoreMismatchError
 from wsiad.files import write_json
+from wsiad.stain.profile import StainProfile
+from wsiad.tiles.group_facts import group_facts
 from wsiad.tiles.options import CompressionOptions, Preparation
-from wsiad.tiles.shards import ShardReader
-from wsiad.tiles.stored_slide import StoredSlide
+from wsiad.tiles.stored_slide import StoredSlide, open_slide_group
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +47,25 @@ class TileStore:
             raise StoreError(
                 "is not a tile store", subject=str(path), remedy="Make one with `wsiad tile`."
             )
+        remedy = "Tile the slides again into an empty folder."
         try:
-            facts = dict(zarr.open_group(path / GROUPS, mode="r").attrs)["wsiad"]
+            facts = group_facts(path / GROUPS)
             made_by = (facts["format"], facts["version"])
             if made_by == (FORMAT, FORMAT_VERSION):
                 self.preparation = Preparation.model_validate(facts["preparation"])
-                self.target: dict[str, Any] = facts["stain_target"]
+                self.target: dict[str, Any] = dict(facts["stain_target"])
+                StainProfile.from_dict(self.target)  # to be sure that it can be
                 self.digest = str(facts["digest"])
                 self.compression = CompressionOptions.model_validate(facts.get("compression", {}))
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except StoreError as error:
             raise StoreError(
-                f"is damaged: its root group cannot be read ({error})",
+                f"is damaged: its root group {error.problem}", subject=str(path), remedy=remedy
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"is damaged: its root group cannot be read ({_one_line(error)})",
                 subject=str(path),
-                remedy="Tile the slides again into an empty folder.",
+                remedy=remedy,
             ) from error
         if made_by != (FORMAT, FORMAT_VERSION):
             raise StoreError(
@@ -180,17 +187,7 @@ class TileStore:
             raise StoreError(
                 f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."
             )
-        try:
-            group = zarr.open_group(self.folder(name), mode="r")
-            facts = dict(group.attrs)["wsiad"]
-            reader = ShardReader.of(self.folder(name) / "tiles")
-            return StoredSlide(name, group, facts, self.folder(name), reader)
-        except (KeyError, ValueError, OSError) as error:
-            raise StoreError(
-                f"the group of slide {name!r} is damaged: {error}",
-                subject=str(self.path),
-                remedy=f"Delete {self.folder(name)} and tile the slide again.",
-            ) from error
+        return open_slide_group(name, self.folder(name), store=self.path)
 
     def __iter__(self) -> Iterator[StoredSlide]:
         return (self.slide(name) for name in self.names())
@@ -201,6 +198,14 @@ def _holds_something(path: Path) -> bool:
     folders = [folder for folder in (path, path / GROUPS) if folder.is_dir()]
     names = {entry.name for folder in folders for entry in folder.iterdir()}
     return any(not name.startswith(".") for name in names - {GROUPS})
+
+
+def _one_line(error: Exception) -> str:
+    """Say what is wrong, the first of it, in one line."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def is_store(path: Path) -> bool:

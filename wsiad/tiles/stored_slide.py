@@ -12,9 +12,11 @@ import zarr
 
 from wsiad.errors import StoreError
 from wsiad.geometry import Box, PixelMap, Size
+from wsiad.tiles.group_facts import array_shape, open_group, read_column, slide_facts
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.shards import ShardReader
 from wsiad.tiling import Grid
+from wsiad.tissue.guards import Reason
 from wsiad.tissue.quality import COLUMNS
 from wsiad.units import Mpp, Spacing, TilePx
 
@@ -22,6 +24,20 @@ _UNCHECKED = (
     "it has no tiles, and the version of wsiad that tiled it did not check whether all of it was "
     "seen: delete {folder} and tile it again"
 )
+
+
+_COLUMNS: dict[str, tuple[tuple[int | None, ...], str]] = {
+    "position": ((0, 2), "float64"),
+    "lattice": ((0, 2), "int32"),
+    "coverage": ((0,), "float32"),
+    **dict.fromkeys(COLUMNS, ((0,), "float32")),
+    "source_name": ((0, None), "uint8"),
+    "left_out_lattice": ((None, 2), "int32"),
+    "left_out_reason": ((None,), "uint8"),
+    "mask": ((None, None), "bool"),
+    "pen_mask": ((None, None), "bool"),
+}
+"""Shape, 0 for the number of tiles and ``None`` for any, and type of each column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,45 +187,96 @@ class StoredSlide:
             else:
                 found = np.asarray(self.group["tiles"][first : first + self.chunk])
                 out[: len(found)] = found
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # what zarr and its codecs make of damage has no end
             last = min(first + self.chunk, len(self)) - 1
             raise StoreError(
-                f"tiles {first} to {last} are damaged or missing: {error}",
+                f"tiles {first} to {last} are damaged or missing: {' '.join(str(error).split())}",
                 subject=self.name,
                 remedy=f"Delete {self.folder} and tile the slide again.",
             ) from error
 
+    def has(self, name: str) -> bool:
+        """Tell whether the slide has a column, or the remains of one."""
+        return (self.folder / name).exists()
+
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Read a column: ``position``, ``lattice``, ``coverage`` or a quality column.
+        """Read a column: ``position``, ``lattice``, ``coverage``, a quality column or a mask.
 
         Raises
         ------
-        KeyError
-            The slide has no such column.
+        StoreError
+            The slide has no such column, or it is damaged.
         """
-        return np.asarray(self.group[name][:])
+        shape, kind = _COLUMNS[name]
+        try:
+            values = read_column(
+                self.group,
+                name,
+                folder=self.folder,
+                shape=(len(self), *shape[1:]) if shape[0] == 0 else shape,
+                kind=kind,
+                # Of these at the most one is nothing but zeros, that of a tile in the corner.
+                whole=name in ("position", "lattice") and len(self) > 1,
+            )
+        except StoreError as error:
+            raise self._broken(error) from error
+        if fault := _fault(name, values):
+            why = StoreError(f"is damaged: {fault}", subject=str(self.folder / name))
+            raise self._broken(why)
+        return values
 
     def quality(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Read the quality columns; see :func:`wsiad.tissue.quality.measure`."""
+        """Read the quality columns; see :func:`wsiad.tissue.quality.measure`.
+
+        Raises
+        ------
+        StoreError
+            One is damaged.
+        """
         return {name: self.column(name) for name in COLUMNS}
 
     @property
     def left_out(self) -> LeftOut:
-        """Tiles of the plan that are not stored; none are known of before there were any."""
-        if "left_out_reason" not in self.group:
+        """Tiles of the plan that are not stored; none are known of before there were any.
+
+        Raises
+        ------
+        StoreError
+            They are damaged.
+        """
+        if not (self.has("left_out_reason") or self.has("left_out_lattice")):
             return LeftOut()
-        lattice = self.column("left_out_lattice")
-        return LeftOut(lattice[:, 0], lattice[:, 1], self.column("left_out_reason"))
+        lattice, reasons = self.column("left_out_lattice"), self.column("left_out_reason")
+        if len(lattice) != len(reasons):
+            fault = f"{len(lattice)} places left out have {len(reasons)} reasons"
+            raise self._broken(StoreError(f"is damaged: {fault}", subject=str(self.folder)))
+        return LeftOut(lattice[:, 0], lattice[:, 1], reasons)
 
     def source_names(self) -> list[str]:
         """Names that imported tiles had at their source, in the tiles' order.
 
         Empty for tiles of a slide, and for sources whose tiles have no names.
+
+        Raises
+        ------
+        StoreError
+            They are damaged.
         """
-        if "source_name" not in self.group:
+        if not self.has("source_name"):
             return []
-        rows = self.column("source_name")
-        return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
+        try:
+            rows = self.column("source_name")
+            return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
+        except UnicodeDecodeError as error:
+            why = StoreError(f"is damaged: {error}", subject=str(self.folder / "source_name"))
+            raise self._broken(why) from error
+
+    def _broken(self, error: StoreError) -> StoreError:
+        return StoreError(
+            error.problem,
+            subject=error.subject,
+            remedy=f"Delete {self.folder} and tile the slide again.",
+        )
 
     @property
     def chunk(self) -> int:
@@ -217,3 +284,45 @@ class StoredSlide:
         if self.reader is not None:
             return self.reader.shape[0]
         return int(self.group["tiles"].chunks[0])
+
+
+def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
+    """Open a slide's group, and check what it says of itself.
+
+    Raises
+    ------
+    StoreError
+        It is damaged.
+    """
+    try:
+        facts = slide_facts(folder)
+        group = open_group(folder)
+        reader = ShardReader.of(folder / "tiles")
+        if reader is not None:
+            found: tuple[int, ...] = (reader.count, *reader.shape[1:])
+        else:
+            found = array_shape(group, "tiles", folder=folder, kind="uint8")
+        shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
+        fault = "" if found == shape else f"its tiles are {found}, and it says {shape}"
+    except (StoreError, OSError, ValueError) as error:
+        fault = " ".join(str(error).split())
+    if fault:
+        raise StoreError(
+            f"the group of slide {name!r} is damaged: {fault}",
+            subject=str(store),
+            remedy=f"Delete {folder} and tile the slide again.",
+        )
+    return StoredSlide(name, group, facts, folder, reader)
+
+
+def _fault(name: str, values: npt.NDArray[Any]) -> str:
+    """Say what is wrong with the values of a column, if anything."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return "a value is not finite"
+    if name == "coverage" and ((values < 0) | (values > 1)).any():
+        return "a share is not within 0 and 1"
+    if name.endswith("lattice") and (values < 0).any():
+        return "a place is negative"
+    if name == "left_out_reason" and (values > max(Reason)).any():
+        return "a reason is unknown"
+    return ""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wsiad.errors import RunError
-from wsiad.files import atomic_file
+from wsiad.files import atomic_file, parse_json
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -66,10 +66,10 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["wsiad"])
+            header = parse_json((file.metadata() or {})["wsiad"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        version, found, values = header["format"], header["identity"], header["values"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        version, found, values = header["format"], dict(header["identity"]), dict(header["values"])
+    except (AttributeError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"is not a readable checkpoint ({error})",
             subject=str(path),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
 
 from wsiad.annotations.geojson import MEMBER
 from wsiad.errors import InputError
 from wsiad.files import read_json
 from wsiad.geometry import Box, Size
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
+from wsiad.viewing.tiles import SCORE_AGAIN
 
 HEATMAP = "heatmap.png"
 SCORES = "heatmap.ome.tif"
@@ -21,6 +24,86 @@ THUMBNAIL = "thumbnail.jpg"
 _GEOMETRY = "heatmap.json"
 _REGIONS = "lesions.geojson"
 _NOT_ASSESSED = "not_assessed.geojson"
+
+
+_Number = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=-1e12, le=1e12, strict=True)]
+_Byte = Annotated[int, pydantic.Field(ge=0, le=255, strict=True)]
+_Ring = Annotated[list[tuple[_Number, _Number]], pydantic.Field(min_length=1)]
+
+
+class _Value(pydantic.BaseModel):
+    """Part of a file; keys that are not looked at may be anything."""
+
+
+class _Rectangle(_Value):
+    x: _Number
+    y: _Number
+    width: Annotated[_Number, pydantic.Field(gt=0)]
+    height: Annotated[_Number, pydantic.Field(gt=0)]
+
+    def box(self) -> Box:
+        return Box(self.x, self.y, self.width, self.height)
+
+
+class _Step(_Value):
+    score: Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
+    percentile: Annotated[float, pydantic.Field(ge=0, le=100, strict=True)] | None
+    rgba: tuple[_Byte, _Byte, _Byte, _Byte]
+
+
+class _ColourScale(_Value):
+    steps: Annotated[list[_Step], pydantic.Field(max_length=10_000)]
+
+
+class _Geometry(_Value):
+    bounds: _Rectangle
+    level0_rectangle: _Rectangle
+    colour_scale: _ColourScale
+
+
+class _Polygon(_Value):
+    type: Literal["Polygon"]
+    coordinates: list[_Ring]
+
+    @property
+    def rings(self) -> list[_Ring]:
+        return self.coordinates
+
+
+class _Polygons(_Value):
+    type: Literal["MultiPolygon"]
+    coordinates: list[list[_Ring]]
+
+    @property
+    def rings(self) -> list[_Ring]:
+        return [ring for polygon in self.coordinates for ring in polygon]
+
+
+class _Properties(_Value):
+    name: Annotated[str, pydantic.Field(strict=True)] = ""
+    measurements: dict[str, Annotated[float, pydantic.Field(allow_inf_nan=False)]] = {}
+
+
+class _Feature(_Value):
+    geometry: Annotated[_Polygon | _Polygons, pydantic.Field(discriminator="type")]
+    properties: _Properties
+
+
+class _Origin(_Value):
+    origin: tuple[_Number, _Number] | None = None
+
+
+class _Collection(_Value):
+    type: Literal["FeatureCollection"]
+    features: list[_Feature]
+    counted_from: Annotated[_Origin, pydantic.Field(alias=MEMBER)] = _Origin()
+
+    @property
+    def origin(self) -> tuple[float, float] | None:
+        return self.counted_from.origin
+
+
+M = TypeVar("M", bound=_Value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +170,9 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         A file of its folder is damaged.
     """
     assert slide.size is not None
-    known = _read(slide.folder / _GEOMETRY)
+    known = _checked(slide.folder / _GEOMETRY, _Geometry)
     # Without a heatmap nothing was found that bounds could move.
-    bounds = _box(known["bounds"]) if known else Box(0, 0, slide.size.width, slide.size.height)
+    bounds = known.bounds.box() if known else Box(0, 0, slide.size.width, slide.size.height)
     return {
         **slide.as_json(),
         "width": slide.size.width,
@@ -99,45 +182,51 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         "problem": problem,
         "tileSize": tile_size,
         "overlap": overlap,
-        "heatmap": known and {"rectangle": known["level0_rectangle"], "scale": _scale(known)},
+        "heatmap": known
+        and {"rectangle": _rectangle(known.level0_rectangle.box()), "scale": _scale(known)},
         "regions": list(_shapes(slide.folder / _REGIONS, bounds)),
         "notAssessed": list(_shapes(slide.folder / _NOT_ASSESSED, bounds)),
     }
 
 
-def _scale(known: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _scale(known: _Geometry) -> list[dict[str, Any]]:
     """Scores at equal distances on the colour scale, and the healthy share below each."""
-    steps = known["colour_scale"]["steps"]
+    steps = known.colour_scale.steps
     shares: list[float | None] = [*HEALTHY_LEVELS, *([None] * len(steps))]
-    return [{**step, "below": share} for step, share in zip(steps, shares, strict=False)]
+    return [
+        {**step.model_dump(), "below": share} for step, share in zip(steps, shares, strict=False)
+    ]
 
 
 def _shapes(path: Path, bounds: Box) -> Iterator[dict[str, Any]]:
     """Yield outlines of a GeoJSON file, moved from QuPath's origin to that of level 0."""
-    collection = _read(path) or {}
+    collection = _checked(path, _Collection)
+    if collection is None:
+        return
     # Newer files say where they count from; a slide without a heatmap says nothing of bounds.
-    left, top = collection.get(MEMBER, {}).get("origin", (bounds.x, bounds.y))
-    for feature in collection.get("features", []):
-        geometry, properties = feature["geometry"], feature["properties"]
-        polygons = geometry["coordinates"]
-        if geometry["type"] == "Polygon":
-            polygons = [polygons]
+    left, top = collection.origin or (bounds.x, bounds.y)
+    for feature in collection.features:
         yield {
-            "name": properties.get("name", ""),
-            "measurements": properties.get("measurements", {}),
-            "rings": [
-                [[x + left, y + top] for x, y in ring] for polygon in polygons for ring in polygon
-            ],
+            "name": feature.properties.name,
+            "measurements": feature.properties.measurements,
+            "rings": [[[x + left, y + top] for x, y in ring] for ring in feature.geometry.rings],
         }
-
-
-def _box(values: Mapping[str, float]) -> Box:
-    return Box(*(values[key] for key in ("x", "y", "width", "height")))
 
 
 def _rectangle(box: Box) -> dict[str, float]:
     return {"x": box.x, "y": box.y, "width": box.width, "height": box.height}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, InputError) if path.exists() else None
+def _checked(path: Path, kind: type[M]) -> M | None:
+    """Read a JSON file of a slide's results; ``None`` if there is none."""
+    if not path.exists():
+        return None
+    values = read_json(path, InputError, remedy=SCORE_AGAIN)
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(
+            f"is damaged: {where}: {first['msg']}", subject=str(path), remedy=SCORE_AGAIN
+        ) from None

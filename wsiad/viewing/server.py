@@ -56,6 +56,12 @@ def _nothing(why: str = "There is nothing here.") -> Response:
     return Response(why.encode(), status=HTTPStatus.NOT_FOUND)
 
 
+def _failed(why: str) -> Response:
+    return Response(
+        " ".join(why.split()).encode(errors="replace"), status=HTTPStatus.INTERNAL_SERVER_ERROR
+    )
+
+
 class Pages:
     """Answers to requests, by their path below the token; knows nothing of sockets.
 
@@ -196,7 +202,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return Response(str(error).encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
         except (WsiadError, OSError) as error:
             logger.warning("%s: %s", rest, error)
-            return Response(str(error).encode(), status=HTTPStatus.INTERNAL_SERVER_ERROR)
+            return _failed(str(error))
+        except Exception as error:  # a browser that gets no answer shows nothing, and says nothing
+            logger.exception("%s", rest)
+            return _failed(f"This cannot be shown: {type(error).__name__}: {error}")
 
     def _send(self, response: Response) -> None:
         headers = {

@@ -15,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openslide
-import tifffile
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
-from wsiad.errors import SlideOpenError, SlideReadError
+from wsiad.errors import InputError, SlideOpenError, SlideReadError
+from wsiad.heatmaps.score_image import read_scores
 from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1
 """Of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
+
+SCORE_AGAIN = "Delete the slide's folder and run wsiad heatmap again."
+"""What to do about damaged results of a slide."""
 
 _QUALITY = 85
 _OPEN = 8
@@ -162,8 +165,11 @@ def score_grid(path: Path) -> npt.NDArray[np.float32]:
     -------
     ndarray of float32, (H, W)
         Little-endian; NaN where nothing was scored. It covers the heatmap's rectangle.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
     """
-    with tifffile.TiffFile(path) as tiff:
-        levels = tiff.series[0].levels
-        chosen = next((one for one in levels if one.size <= _MOST_SCORES), levels[-1])
-        return np.ascontiguousarray(chosen.asarray(), dtype="<f4")
+    scores = read_scores(path, InputError, remedy=SCORE_AGAIN, few=_MOST_SCORES)
+    return scores.astype("<f4", copy=False)

@@ -7,7 +7,6 @@ stamps, and no more of an image than where it is. Images' own data is QuPath's t
 from __future__ import annotations
 
 import copy
-import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from wsiad.export.qupath.objects import (
     UNASSESSED_NAME,
 )
 from wsiad.export.qupath.scripts import write_scripts
-from wsiad.files import write_json, write_text
+from wsiad.files import parse_json, read_text, write_json, write_text
 
 PROJECT = "project.qpproj"
 
@@ -122,11 +121,11 @@ def _empty(path: Path, made_ms: int) -> dict[str, Any]:
 def _read(path: Path, key: str) -> dict[str, Any]:
     """Read JSON whose list of objects is named ``key``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
         if isinstance(found, dict) and all(isinstance(item, dict) for item in found[key]):
             return found
         problem = f"it has no list {key!r} of objects"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise ExportError(
         f"cannot be read, and is left as it is ({problem})",
