@@ -1,5 +1,7 @@
 """Slides of many files: which files they are, and that all of them identify the slide."""
 
+import re
+
 import pytest
 from builders import stained, write_tiff
 from dicom_slides import write_annotations, write_level
@@ -125,3 +127,28 @@ def test_a_slide_is_copied_with_all_its_files_and_no_others(tmp_path, series):
         with open_slide(path) as slide:
             assert len(slide.levels) == 2
         assert slide_fingerprint(path) == slide_fingerprint(series / "2_l0.dcm")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "is empty .0 bytes.: a stub"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s5--ab.svs\n", "git annex get"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html></html>", "is a web page"),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            "it is text, which begins with .<.xml",
+        ),
+        (bytes(100_000), "begins with zeros"),
+        (b"II*\0" + bytes(96), "not a slide in any format"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.svs", "a.tif", "a.dcm", "a.mrxs"])
+def test_what_stands_in_the_place_of_a_slide_is_told(tmp_path, data, told, name):
+    (tmp_path / name).write_bytes(data)
+    wsiad.tile(slides=tmp_path, out=tmp_path / "store", mpp=0.5, tile=64, quiet=True)
+    (row,) = read_table(tmp_path / "store" / "slides.csv", TileRow)
+    assert row.status == "failed"
+    if name != "a.mrxs" or "text" not in told:
+        assert re.search(told, row.reason), row.reason

@@ -77,6 +77,8 @@ class JpegTiffBackend(Slide):
         self.name, self.path, self.format = reference.name, reference.path, reference.format
         self.levels, self.bounds = reference.levels, reference.bounds
         self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
+        self.scale_note = reference.scale_note
+        self.scale_overridden = reference.scale_overridden
         self._reference, self._layout = reference, layout
         self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
         self._bad: set[tuple[int, int]] = set()

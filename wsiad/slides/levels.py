@@ -175,7 +175,7 @@ def _is_power(value: float) -> bool:
 
 
 def _within(picture: Picture, level: Level, whole: Size) -> Picture:
-    """What a level's picture shows of level 0, without what it is filled up with."""
+    """Return what a level's picture shows of level 0, without what it is filled up with."""
     width = round(whole.width / level.downsample_x)
     height = round(whole.height / level.downsample_y)
     return picture[:height, :width]

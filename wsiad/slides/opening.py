@@ -20,6 +20,7 @@ def open_slide(
     name: str | None = None,
     manifest_mpp: float | None = None,
     fallback_mpp: float | None = None,
+    override_mpp: bool = False,
     backend: Literal["auto", "openslide", "jpeg-tiff"] = "auto",
     skip_damaged: bool = False,
 ) -> Slide:
@@ -33,6 +34,8 @@ def open_slide(
         Name in outputs; by default the file's stem.
     manifest_mpp, fallback_mpp : float, optional
         µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
+    override_mpp : bool
+        They hold where the slide states another, too.
     backend : {"auto", "openslide", "jpeg-tiff"}
         ``"jpeg-tiff"`` decodes the tiles of JPEG- (or JPEG 2000-) coded TIFF and SVS
         directly, faster than OpenSlide and to the same pixels; ``"auto"`` does so
@@ -50,7 +53,11 @@ def open_slide(
         Its µm/px is stated nowhere.
     """
     slide = OpenSlideBackend(
-        path, name=name or path.stem, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
+        path,
+        name=name or path.stem,
+        manifest_mpp=manifest_mpp,
+        fallback_mpp=fallback_mpp,
+        override_mpp=override_mpp,
     )
     if backend == "openslide":
         slide.skip_damaged = skip_damaged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from wsiad.slides.levels import find_levels
 from wsiad.slides.reader import ReaderCrash, ReadSlide
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Region, Slide
-from wsiad.slides.slide_files import slide_state
+from wsiad.slides.slide_files import slide_state, stub_problem
 from wsiad.slides.tile_inspection import TileInspector, find_inspector
 
 logger = logging.getLogger(__name__)
@@ -37,18 +38,26 @@ class OpenSlideBackend(Slide):
     backend = "openslide"
 
     def __init__(
-        self, path: Path, *, name: str, manifest_mpp: float | None, fallback_mpp: float | None
+        self,
+        path: Path,
+        *,
+        name: str,
+        manifest_mpp: float | None,
+        fallback_mpp: float | None,
+        override_mpp: bool = False,
     ) -> None:
         self.path, self.name = path, name
         self._handle = _open(path, name)
         self._state = slide_state(path)
         try:
-            self._describe(manifest_mpp, fallback_mpp)
+            self._describe(manifest_mpp, fallback_mpp, override=override_mpp)
         except BaseException:
             self._handle.close()
             raise
 
-    def _describe(self, manifest_mpp: float | None, fallback_mpp: float | None) -> None:
+    def _describe(
+        self, manifest_mpp: float | None, fallback_mpp: float | None, *, override: bool
+    ) -> None:
         properties = dict(self._handle.properties)
         self.format = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._reported = self._handle.level_downsamples
@@ -61,9 +70,14 @@ class OpenSlideBackend(Slide):
         )
         self.bounds = _bounds(properties, sizes[0])
         scale = find_scale(
-            properties, slide=self.name, manifest_mpp=manifest_mpp, fallback_mpp=fallback_mpp
+            properties,
+            slide=self.name,
+            manifest_mpp=manifest_mpp,
+            fallback_mpp=fallback_mpp,
+            override=override,
         )
         self.spacing, self.spacing_source = scale.spacing, scale.source
+        self.scale_note, self.scale_overridden = scale.note, scale.overridden
 
     @functools.cached_property
     def _inspector(self) -> TileInspector | None:
@@ -228,19 +242,32 @@ def _open(path: Path, name: str) -> ReadSlide:
             # The system may have ended it, of all processes, when memory was short.
             logger.warning("%s: %s; opening it again", name, error)
             return ReadSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
+    except (openslide.OpenSlideError, OSError) as error:
+        _refuse(path, name, error)
+
+
+def _refuse(path: Path, name: str, error: Exception) -> NoReturn:
+    """Say why a file is not opened: what stands in its place, or what OpenSlide says."""
+    try:
+        stub = stub_problem(path)
+    except OSError as unreadable:
+        raise SlideOpenError(
+            f"cannot be read: {unreadable.strerror}", subject=name, remedy=f"Looked for {path}."
+        ) from error
+    if stub is not None:
+        raise SlideOpenError(stub[0], subject=name, remedy=stub[1]) from error
+    if isinstance(error, openslide.OpenSlideUnsupportedFormatError):
         raise SlideOpenError(
             "is not a slide in any format that OpenSlide reads",
             subject=name,
             remedy="Check that its suffix is right and the copy whole (a truncated TIFF has "
             "lost its directory), or convert it to a pyramidal TIFF.",
         ) from error
-    except (openslide.OpenSlideError, OSError) as error:
-        raise SlideOpenError(
-            f"cannot be opened: {error}",
-            subject=name,
-            remedy="Copy the slide again from its source; it is damaged or truncated.",
-        ) from error
+    raise SlideOpenError(
+        f"cannot be opened: {error}",
+        subject=name,
+        remedy="Copy the slide again from its source; it is damaged or truncated.",
+    ) from error
 
 
 def _bounds(properties: dict[str, str], size: Size) -> Box:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wsiad.errors import InputError, ScaleError
 from wsiad.units import Mpp, Spacing
@@ -16,6 +16,9 @@ PLAUSIBLE_MPP = (0.05, 20.0)
 """Level-0 µm/px outside of this range is a default of some writer (72 dpi), not a scale."""
 
 _USUAL_MPP = 0.4
+
+SAME_SCALE = 0.01
+"""Relative difference up to which slide and user say the same."""
 
 _VENDOR_KEYS = (
     # key in x, key in y, µm per unit
@@ -41,10 +44,16 @@ class ScaleStatement:
         µm per level-0 pixel.
     source : str
         Property, ``"manifest"`` or ``"--slide-mpp"``.
+    note : str
+        Where the slide and its user contradict each other: what both say, and who is believed.
+    overridden : bool
+        The user was believed.
     """
 
     spacing: Spacing
     source: str
+    note: str = ""
+    overridden: bool = False
 
 
 def check_mpp(value: float) -> float:
@@ -102,12 +111,14 @@ def find_scale(
     slide: str,
     manifest_mpp: float | None = None,
     fallback_mpp: float | None = None,
+    override: bool = False,
 ) -> ScaleStatement:
     """Find the µm/px of a slide.
 
     In order: OpenSlide's ``mpp-x``/``mpp-y``, the vendor's own keys, the TIFF
     resolution, the manifest's ``mpp`` column, ``--slide-mpp``. A statement that no
-    slide scanner makes (outside 0.05 to 20 µm/px) is passed over.
+    slide scanner makes (outside 0.05 to 20 µm/px) is passed over. To override the slide, the
+    manifest and ``--slide-mpp`` come first.
 
     Parameters
     ----------
@@ -117,6 +128,8 @@ def find_scale(
         Name for messages.
     manifest_mpp, fallback_mpp : float, optional
         What the user states, for this slide and for all slides that state nothing.
+    override : bool
+        The user is believed where the slide says something else.
 
     Raises
     ------
@@ -133,19 +146,23 @@ def find_scale(
             stated = candidate
             break
         rejected.append(f"{candidate.source} says {candidate.spacing.mean:g} µm/px")
-    for value, source in ((manifest_mpp, "manifest"), (fallback_mpp, "--slide-mpp")):
+    given = [(manifest_mpp, "manifest"), (fallback_mpp, "--slide-mpp")]
+    for value, source in given:
         if value is None:
             continue
+        of_user = ScaleStatement(Spacing(Mpp(value), Mpp(value)), source)
         if stated is None:
-            return ScaleStatement(Spacing(Mpp(value), Mpp(value)), source)
-        if source == "manifest" and abs(value / stated.spacing.mean - 1) > 0.01:
-            logger.warning(
-                "%s: the slide's %s says %.4g µm/px, the manifest %.4g; the slide is believed",
-                slide,
-                stated.source,
-                stated.spacing.mean,
-                value,
-            )
+            return of_user
+        if abs(value / stated.spacing.mean - 1) <= SAME_SCALE:
+            continue
+        both = f"{stated.source} says {stated.spacing.mean:.4g} µm/px, the {source} {value:.4g}"
+        both = both.replace("the --", "--")
+        if override:
+            note = f"{both}; by --override-mpp the slide is not believed"
+            return replace(of_user, note=note, overridden=True)
+        note = f"{both}; the slide is believed (with --override-mpp it is not)"
+        logger.warning("%s: %s", slide, note)
+        return replace(stated, note=note)
     if stated is not None:
         return stated
     why = f" ({'; '.join(rejected)}: not a scanner's scale)" if rejected else ""

@@ -20,6 +20,10 @@ from wsiad.units import Mpp
 SCALE_TOLERANCE = 0.005
 """Relative difference of scales up to which the pixels of a level are taken as they are."""
 
+COARSER_TOLERANCE = 0.02
+"""Relative difference up to which a slide that is coarser than what is asked is read at its own
+scale: scanners of one magnification differ by as much, and no detail is invented."""
+
 
 class ScaledSlide:
     """A slide read at a µm/px.
@@ -28,7 +32,7 @@ class ScaledSlide:
     averaged to the exact scale. Where a level's scale is within the tolerance (0.5 %)
     of what is asked, its pixels are taken untouched, and :attr:`pixels` states the
     scale that they have: resampling by 1.002 would only alternate sharp and blurred
-    bands.
+    bands. A slide that is coarser than what is asked by up to 2 % is read at its own scale.
 
     Parameters
     ----------
@@ -53,15 +57,19 @@ class ScaledSlide:
     Raises
     ------
     ScaleError
-        The slide is coarser than ``mpp`` and upsampling is not allowed.
+        The slide is coarser than ``mpp`` by more than 2 % and upsampling is not allowed.
     """
 
     def __init__(self, slide: Slide, mpp: Mpp, *, allow_upsampling: bool = False) -> None:
         self.slide, self.mpp = slide, mpp
         factor_x, factor_y = mpp / slide.spacing.x, mpp / slide.spacing.y
+        if not allow_upsampling:
+            factor_x, factor_y = _own(factor_x), _own(factor_y)
         if min(factor_x, factor_y) < 1 - SCALE_TOLERANCE and not allow_upsampling:
+            note = f" ({slide.scale_note})" if slide.scale_note else ""
             raise ScaleError(
-                f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px asked for",
+                f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px asked for"
+                f"{note}",
                 subject=slide.name,
                 remedy="Tile (and train) at a coarser --mpp, or accept invented detail by "
                 "--allow-upsampling.",
@@ -232,3 +240,8 @@ class ScaledSlide:
         if region.valid is None:
             return Region(rgb)
         return Region(rgb, all_valid(region.valid, rows, columns))
+
+
+def _own(factor: float) -> float:
+    """Return 1, the slide's own scale, for one that is a little coarser than what is asked."""
+    return 1.0 if 1 - COARSER_TOLERANCE <= factor < 1 - SCALE_TOLERANCE else factor

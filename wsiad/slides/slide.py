@@ -79,6 +79,10 @@ class Slide(ABC):
         µm per level-0 pixel.
     spacing_source : str
         Where the spacing was stated.
+    scale_note : str
+        Where slide and user contradict each other on it: what both say, and who is believed.
+    scale_overridden : bool
+        The user was believed.
     bounds : Box
         Non-empty part in level-0 pixels (``openslide.bounds-*``), else all of level 0.
     skip_damaged : bool
@@ -94,6 +98,8 @@ class Slide(ABC):
     levels: tuple[Level, ...]
     spacing: Spacing
     spacing_source: str
+    scale_note: str = ""
+    scale_overridden: bool = False
     bounds: Box
     skip_damaged: bool = False
 

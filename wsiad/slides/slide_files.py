@@ -15,6 +15,14 @@ SUFFIXES = frozenset(
 )
 """Suffixes by which slides are found in a folder; a file that is named is always tried."""
 
+_STUBS = (
+    (b"version https://git-lfs", "is a pointer of Git LFS", "Fetch it: git lfs pull."),
+    (b"/annex/objects/", "is a pointer of git-annex", "Fetch it: git annex get."),
+    (b"<!doctype html", "is a web page, such as a log-in or an error", "Download the slide again."),
+    (b"<html", "is a web page, such as a log-in or an error", "Download the slide again."),
+)
+_HEAD_BYTES = 4096
+
 _INDEX_SUFFIXES = frozenset({".vms", ".vmu"})
 _INDEX_BYTES = 2**20
 
@@ -81,3 +89,40 @@ def slide_state(path: Path) -> dict[Path, tuple[int, int]]:
         A file is not there.
     """
     return {part: state(part) for part in slide_files(path)}
+
+
+def stub_problem(path: Path) -> tuple[str, str] | None:
+    """Say what stands in the place of a slide, and what to do about it; ``None`` if it may be one.
+
+    Archives and downloads leave such files: empty ones, pointers, web pages, zeros.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    again = "Fetch it from its archive, or copy it again."
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        return "is empty (0 bytes): a stub of an archive, or a copy that was not made", again
+    plain = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for begin, problem, remedy in _STUBS:
+        if plain.startswith(begin):
+            return f"{problem}, not a slide", remedy
+    if not any(head):
+        return "begins with zeros: a stub of an archive, or a copy with holes", again
+    if path.suffix.lower() not in {".mrxs", *_INDEX_SUFFIXES} and _is_text(head):
+        words = " ".join(head[:80].decode(errors="replace").split())[:40]
+        return f"is not a slide in any format: it is text, which begins with {words!r}", again
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        words = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # else a character is cut in two
+            return False
+        words = head[: error.start].decode()
+    return all(c.isprintable() or c in "\t\r\n\f" for c in words)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
@@ -19,6 +19,7 @@ from wsiad.files import fingerprint, read_json, write_json
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.scale import check_mpp
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.stages.heatmap_inputs import heatmap_inputs, slide_task
 from wsiad.stages.heatmap_significance import add_significance, check_healthy
@@ -58,8 +59,11 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     """Folder of the results; slides that are whole in it are not scored again."""
     slide_mpp: Annotated[float, Field(gt=0)] | None = None
     """µm/px of level 0 for slides that state none."""
+    override_mpp: bool = False
+    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
     allow_upsampling: bool | None = None
-    """Accept slides that are coarser than the run's scale; by default as the run's store."""
+    """Accept slides that are coarser than the run's scale by more than 2 %; by default as the
+    run's store."""
     quality: QualityThresholds = QualityThresholds()
     """Which windows are too bad to be scored, in place of the thresholds of the run: they are
     shown as not assessed, and counted."""
@@ -75,6 +79,11 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     quiet: bool = False
     """No progress output."""
+
+    @field_validator("slide_mpp")
+    @classmethod
+    def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
+        return None if value is None else check_mpp(value)
 
     def options(self) -> HeatmapOptions:
         """Return the part that decides the results."""
@@ -248,6 +257,8 @@ def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
     reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
     if quality.given:
         reading.append(quality.given)
+    if config.override_mpp:
+        reading.append("override_mpp")
     text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 

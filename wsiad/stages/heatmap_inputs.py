@@ -77,4 +77,5 @@ def slide_task(
         digest,
         config.batch,
         config.device,
+        override_mpp=config.override_mpp,
     )

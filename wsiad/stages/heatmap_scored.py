@@ -92,6 +92,8 @@ def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Ite
         yield scored.unusable
     elif source.stain_fallback:
         yield f"stains of the reference were used: {source.stain_fallback}"
+    if source.scale_note:
+        yield source.scale_note
     if scored.heatmap and (missing := scored.left_out.count(Reason.MISSING)):
         yield f"{missing} windows left out: the slide has no pixels there"
     share = float(source.damaged.mean()) if source.damaged is not None else 0.0

@@ -89,6 +89,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             manifest_mpp=task.slide.mpp,
             fallback_mpp=task.preparation.slide_mpp,
             skip_damaged=task.preparation.damaged_tiles == "skip",
+            override_mpp=task.override_mpp,
         ) as slide,
     ):
         source = slide_windows(task, slide, detector.spec)

@@ -64,6 +64,7 @@ class WindowSource:
     why_unusable: Callable[[LeftOut], str]
     slide: Slide | None = None
     damaged: npt.NDArray[np.bool_] | None = None
+    scale_note: str = ""
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:
@@ -116,6 +117,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         why_unusable=functools.partial(why_unusable, plan, noun="window"),
         slide=slide,
         damaged=plan.tissue.damaged,
+        scale_note=slide.scale_note,
     )
 
 
@@ -151,6 +153,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         again=functools.partial(read_stored, slide, grid, thresholds=thresholds),
         why_unusable=functools.partial(_why_stored, slide),
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
+        scale_note=slide.facts["slide"].get("spacing_note", ""),
     )
 
 

@@ -125,6 +125,8 @@ class SlideTask:
     device : str
     staging : Staging, optional
         Where the slide is copied to before it is read.
+    override_mpp : bool
+        The µm/px that the user states holds where the slide states another.
     """
 
     slide: SlideInput
@@ -138,6 +140,7 @@ class SlideTask:
     batch: int
     device: str
     staging: Staging | None = None
+    override_mpp: bool = False
 
     @property
     def folder(self) -> Path:

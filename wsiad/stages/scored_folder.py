@@ -19,7 +19,7 @@ from wsiad.stages.heatmap_task import SLIDE, HeatmapOptions, HeatmapRow
 from wsiad.stages.scored_records import SCORE_AGAIN, results_facts, slide_facts
 from wsiad.stages.slide_table import OK, read_table
 
-_READING = ("slide_mpp", "allow_upsampling", "quality")
+_READING = ("slide_mpp", "override_mpp", "allow_upsampling", "quality")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.files import write_json
 from wsiad.provenance import versions
 from wsiad.slides.inputs import find_slides
+from wsiad.slides.scale import check_mpp
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.stages.slide_table import (
     SlideRow,
@@ -36,6 +37,8 @@ class TileConfig(ComputeOptions, Preparation):
     coords: Path | None = None
     """Folder of HDF5 files as CLAM's or TRIDENT's that say where tiles lie, one a slide; in
     place of the grid and of `min_coverage`."""
+    override_mpp: bool = False
+    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
     compression: CompressionOptions = CompressionOptions()
     """How the store keeps its pixels."""
     split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
@@ -43,6 +46,11 @@ class TileConfig(ComputeOptions, Preparation):
     each is kept when it is whole."""
     quiet: bool = False
     """No progress output."""
+
+    @field_validator("slide_mpp")
+    @classmethod
+    def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
+        return None if value is None else check_mpp(value)
 
     @model_validator(mode="after")
     def _coordinates_need_no_stride(self) -> Self:
@@ -115,6 +123,7 @@ def tile(config: TileConfig) -> TileResult:
             table.get(slide.name),
             config.coords,
             config.split_tiles,
+            override_mpp=config.override_mpp,
         )
         for slide in inputs
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from wsiad.errors import StoreMismatchError
 from wsiad.files import fingerprint
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.staging import Staging
 from wsiad.stages.division import Divided, PartDone
@@ -19,6 +20,7 @@ from wsiad.tiles.options import Preparation
 if TYPE_CHECKING:
     from wsiad.tiles.parts import Part
     from wsiad.tiles.store import TileStore
+    from wsiad.tiles.stored_slide import StoredSlide
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class TileTask:
         All parts are there, and are to become the slide.
     spent : float
         Seconds that its parts took.
+    override_mpp : bool
+        The µm/px that the user states holds where the slide states another.
     """
 
     slide: SlideInput
@@ -90,6 +94,7 @@ class TileTask:
     part: Part | None = None
     join: bool = False
     spent: float = 0.0
+    override_mpp: bool = False
 
     def after(self, seconds: float) -> Self:
         """Return the task with the time that its parts took."""
@@ -124,10 +129,9 @@ def _stored(task: TileTask) -> TileRow | None:
             subject=name,
             remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
         )
-    if stored.facts["slide"]["spacing_source"] == "manifest" and task.slide.mpp != stored.spacing.x:
+    if problem := _other_scale(task, stored):
         raise StoreMismatchError(
-            f"is in the store at {stored.spacing.x:g} µm/px, and the manifest now states "
-            f"{task.slide.mpp or 'none'}",
+            f"is in the store at {stored.spacing.x:g} µm/px, and {problem}",
             subject=name,
             remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
         )
@@ -145,6 +149,21 @@ def _stored(task: TileTask) -> TileRow | None:
         )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
+
+
+def _other_scale(task: TileTask, stored: StoredSlide) -> str:
+    """Say how the scale of a stored slide is not what is stated now; empty if it is."""
+    source = stored.facts["slide"]["spacing_source"]
+    overridden = stored.facts["slide"].get("spacing_overridden", False)
+    given = task.preparation.slide_mpp if task.slide.mpp is None else task.slide.mpp
+    if source == "manifest" and task.slide.mpp != stored.spacing.x:
+        return f"the manifest now states {task.slide.mpp or 'none'}"
+    if overridden and not task.override_mpp:
+        return "that overrides the slide's own, which is now to be believed"
+    if task.override_mpp and given is not None:
+        same = abs(given / stored.spacing.mean - 1) <= SAME_SCALE
+        return "" if same else f"{given:g} is now to override the slide's own"
+    return ""
 
 
 def _changed(path: Path, stored: str) -> str:
@@ -193,6 +212,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             manifest_mpp=task.slide.mpp,
             fallback_mpp=task.preparation.slide_mpp,
             skip_damaged=task.preparation.damaged_tiles == "skip",
+            override_mpp=task.override_mpp,
         ) as slide,
     ):
         whole = slide_fingerprint(task.slide.path)
@@ -224,6 +244,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
     damaged = stored.facts.get("damaged", {"tiles": 0, "share": 0.0})
     kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
     notes = [
+        stored.facts["slide"].get("spacing_note", ""),
         stored.reason,
         f"stains of the reference were used: {fallback}" if fallback and not stored.reason else "",
         f"{missing} tiles left out: the slide has no pixels there"

@@ -64,7 +64,7 @@ class Preparation(Config):
     slide_mpp: Annotated[float, Field(gt=0)] | None = None
     """µm/px of level 0 for slides that state none."""
     allow_upsampling: bool = False
-    """Accept slides that are coarser than the tiles' scale."""
+    """Accept slides that are coarser than the tiles' scale by more than 2 %."""
     tissue: TissueOptions = TissueOptions()
     """How tissue is told from glass."""
     stain: StainOptions = StainOptions()

@@ -275,7 +275,11 @@ def library_versions() -> dict[str, str]:
 
 
 def slide_facts(slide: Slide) -> dict[str, Any]:
-    """Describe a slide as JSON values: file name, format, size, bounds and spacing."""
+    """Describe a slide as JSON values: file name, format, size, bounds and spacing.
+
+    Where slide and user contradict each other on the spacing, that too.
+    """
+    doubt = {"spacing_note": slide.scale_note, "spacing_overridden": slide.scale_overridden}
     return {
         "file": slide.path.name,
         "format": slide.format,
@@ -283,4 +287,4 @@ def slide_facts(slide: Slide) -> dict[str, Any]:
         "bounds_px": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
         "spacing_um": [slide.spacing.x, slide.spacing.y],
         "spacing_source": slide.spacing_source,
-    }
+    } | (doubt if slide.scale_note else {})
