@@ -1,8 +1,10 @@
 """Workers of this machine: how they end, and what becomes of one that ends too early."""
 
+import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +63,7 @@ def slides(tmp_path_factory):
     image = stained(1200, 1200, seed=0, glass=16)
     first = write_tiff(folder / "s00.tif", image, mpp=0.5, levels=2, compression="deflate")
     for at in range(1, 30):
-        (folder / f"s{at:02}.tif").hardlink_to(first)
+        shutil.copyfile(first, folder / f"s{at:02}.tif")  # links to one file are one slide
     return folder
 
 
@@ -305,3 +307,111 @@ def test_a_tasks_own_timeout_is_its_result():
 
     with pytest.raises(TimeoutError, match="its own"):
         _result(Future(), lambda: pytest.fail("looked"))
+
+
+# What dask loses, and no worker
+
+
+def cancelled_as_dask_does(monkeypatch, times):
+    """Let the coroutine that fetches a result be cancelled: dask's ``sync`` then has none."""
+    from distributed import Future
+
+    fetch, cancelled = Future._result, []
+
+    async def sometimes(self, raiseit=True):
+        await self._state.wait()
+        if len(cancelled) < times:
+            cancelled.append(self.key)
+            raise asyncio.CancelledError
+        return await fetch(self, raiseit)
+
+    monkeypatch.setattr(Future, "_result", sometimes)
+    return cancelled
+
+
+def counted(folder):
+    def work(item):
+        (folder / f"{item}-{time.monotonic_ns()}").touch()
+        return 2 * item
+
+    return work
+
+
+def test_a_fetch_that_dask_cancels_is_no_loss(tmp_path, monkeypatch):
+    cancelled = cancelled_as_dask_does(monkeypatch, 3)
+    assert sorted(run(counted(tmp_path), [1, 2, 3], workers=2)) == [2, 4, 6]
+    assert len(cancelled) == 3
+    assert len(list(tmp_path.iterdir())) == 3  # each was done once
+
+
+def test_a_task_that_dask_cancels_is_tried_again(tmp_path, monkeypatch):
+    from distributed import Client
+
+    submit, lost = Client.submit, []
+
+    def submitted(self, *args, **values):
+        future = submit(self, *args, **values)
+        if len(lost) < 2:
+            lost.append(future.key)
+            self.cancel([future])
+        return future
+
+    monkeypatch.setattr(Client, "submit", submitted)
+    assert sorted(run(counted(tmp_path), [1, 2, 3], workers=2)) == [2, 4, 6]
+    assert len(lost) == 2
+
+
+def test_what_is_lost_for_good_ends_once_and_alone(monkeypatch):
+    from distributed import Client
+
+    submit, tried = Client.submit, []
+
+    def submitted(self, function, item, **values):
+        future = submit(self, function, item, **values)
+        if item == 2:
+            tried.append(item)
+            self.cancel([future])
+        return future
+
+    monkeypatch.setattr(Client, "submit", submitted)
+    *good, bad = sorted(run(double, [1, 2, 3], workers=2), key=lambda one: str(one)[1:])
+    assert sorted(good) == [2, 6]
+    assert bad.startswith("2 failed: its task was lost (")
+    assert len(tried) == 5
+
+
+def test_a_scheduler_that_is_lost_is_no_slides_fault(monkeypatch):
+    from distributed import Client
+
+    submit = Client.submit
+
+    def submitted(self, *args, **values):
+        future = submit(self, *args, **values)
+        self.close(timeout=5)
+        return future
+
+    monkeypatch.setattr(Client, "submit", submitted)
+    with pytest.raises(ClusterError, match="the connection to it was lost"):
+        run(double, [1, 2, 3], workers=2)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_loss_is_believed_only_after_a_look_at_what_was_made(tmp_path, made):
+    """A worker may be lost when it has just finished its slide."""
+    options = ComputeOptions(workers=2, retries=0)
+
+    def work(item):
+        if item == 2:
+            if made:
+                (tmp_path / "2").touch()
+            os._exit(1)
+        return item
+
+    found = run_tasks(
+        work,
+        [1, 2, 3],
+        options=options,
+        failed=lambda item, reason: f"{item} failed",
+        whole=lambda item: f"{item} is there" if (tmp_path / str(item)).exists() else None,
+    )
+    assert {str(one) for one in found} == {"1", "3", "2 is there" if made else "2 failed"}

@@ -327,7 +327,7 @@ def test_the_report_neither_ranks_them_nor_calls_them_without_findings(results):
     page = (results / "report.html").read_text()
     assert "2 slides could not be looked at</h2>" in page
     assert "2 slides were not assessed at all: pen, small." in page
-    assert ' windows · 2 unusable</div>' in page
+    assert " windows · 2 unusable</div>" in page
     places = {}
     for row in page.split("<tr data-section")[1:]:
         name = row.split('data-search="')[1].split()[0]

@@ -26,6 +26,11 @@ _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
 _NEW_FILE = 0o666 & ~_UMASK
 
+NAME_BYTES = 200
+"""The longest name of a slide. A file system takes 255 bytes (NAME_MAX); what is made of a slide
+adds up to 19 (``_likelihood_map.tif``), and its folder, while it is written, up to 48."""
+_FILE_NAME_BYTES = 255
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Numbers of the errors of a full disk or quota."""
 
@@ -38,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     error the temporary file is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{owner()}.partial.{path.name}")
+    partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
     try:
         yield partial
         _share(partial)
@@ -47,6 +52,41 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; let it be ``path`` when whole, if nothing is.
+
+    Of several processes that do so at once, one succeeds.
+
+    Raises
+    ------
+    FileExistsError
+        There is such a file, maybe since a moment ago; it is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
+    try:
+        yield partial
+        _share(partial)
+        _sync(partial)
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: created by one, then written
+            with path.open("xb") as file:
+                file.write(partial.read_bytes())
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _ended_by(prefix: str, name: str) -> str:
+    """Put a prefix before as much of a name's end as a file system takes with it."""
+    room = _FILE_NAME_BYTES - len(prefix.encode())
+    return prefix + name.encode(errors="replace")[-room:].decode(errors="ignore")
 
 
 def _share(path: Path) -> None:
@@ -279,16 +319,18 @@ def checked_name(name: str) -> str:
     InputError
         It is empty, hidden, has a separator or a control character, or is too long.
     """
+    length = len(name.encode(errors="surrogatepass"))
     bad = (
         not name
         or name.startswith(".")
         or name != name.strip()
         or any(c in "/\\\0" or not c.isprintable() for c in name)
-        or len(name.encode()) > 200
+        or length > NAME_BYTES
     )
     if bad:
         raise InputError(
             f"{name!r} cannot be used as a name in the output folder",
-            remedy="Rename the slide: no separators, no leading dot, at most 200 bytes.",
+            remedy="Rename the slide: no separators, no leading dot, at most "
+            f"{NAME_BYTES} bytes (it has {length}).",
         )
     return name

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wsiad.cluster.jobs import MEMORY, JobsConfig, read_jobs
 from wsiad.cluster.lifetimes import begun, close_client
@@ -26,10 +26,16 @@ _WATCH_SECONDS = 2.0
 _FETCH_SECONDS = 30.0
 _PATIENCE_SECONDS = 10.0
 """After so long without a worker it is said that they are waited for."""
+_TRIES = 5
+"""So often a result is fetched, and a task begun anew, where dask loses it and no worker ended."""
 
 
 def _no_notice(text: str) -> None:
     logger.info("%s", text)
+
+
+def _unknown(item: object) -> None:
+    return None
 
 
 def _nothing_more(item: object, result: object) -> Sequence[Any]:
@@ -44,6 +50,7 @@ def run_tasks(
     failed: Callable[[Item, str], Result],
     notice: Callable[[str], None] = _no_notice,
     more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
+    whole: Callable[[Item], Result | None] = _unknown,
 ) -> Generator[Result, None, None]:
     """Apply a function to items and yield results as they are ready.
 
@@ -64,11 +71,15 @@ def run_tasks(
         Told in words when workers are waited for.
     more : callable
         Returns the items that follow from the result of one.
+    whole : callable
+        Looks at what an item has made, and returns its result if it is done: asked before a
+        task is called lost.
 
     Raises
     ------
     ClusterError
-        There is no such cluster or scheduler, it takes no jobs, or workers do not start.
+        There is no such cluster or scheduler, it takes no jobs, workers do not start, or the
+        scheduler is lost.
     ConfigError
         The cluster's file is not valid.
     """
@@ -100,14 +111,15 @@ def run_tasks(
         "distributed.scheduler.allowed-failures": options.retries,
     }
     with dask.config.set(settings), _place(options, jobs, len(items)) as (client, count):
-        yield from _results(client, function, items, failed, more, _Room(count, notice))
+        losses = _Losses(failed, whole)
+        yield from _results(client, function, items, losses, more, _Room(count, notice))
 
 
 def _results(
     client: Any,
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    failed: Callable[[Item, str], Result],
+    losses: _Losses[Item, Result],
     more: Callable[[Item, Result], Sequence[Item]],
     room: _Room,
 ) -> Iterator[Result]:
@@ -116,8 +128,8 @@ def _results(
     An item that waits at a worker for another, which kills it, would be lost with that one.
     """
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    unsent = deque(items)
-    sent: dict[str, tuple[Any, Item]] = {}
+    unsent = deque((item, 1) for item in items)
+    sent: dict[str, tuple[Any, Item, int]] = {}
 
     def look() -> int:
         return room.slides(len(unsent) + len(sent))
@@ -125,42 +137,107 @@ def _results(
     while unsent or sent:
         free = look() - len(sent)
         for _ in range(min(free, len(unsent))):
-            item = unsent.popleft()
-            future = client.submit(function, item, pure=False)
-            sent[future.key] = (future, item)
+            item, tries = unsent.popleft()
+            future = _submit(client, function, item)
+            sent[future.key] = (future, item, tries)
             future.add_done_callback(done.put)
         try:
             future = done.get(timeout=_WATCH_SECONDS)
         except queue.Empty:
             continue
-        _, item = sent[future.key]
+        _, item, tries = sent[future.key]
+        results: Sequence[Result] = ()
         try:
-            result = _result(future, look)
+            results = [_result(future, look)]
         except (Exception, CancelledError) as error:
             # The function has caught all that is the item's own fault.
-            result = failed(item, _reason(error))
             look()  # how its worker ended is said before the last slide is done
+            results = losses.settle(item, error, tries)
         del sent[future.key]
-        unsent.extend(more(item, result))
-        yield result
+        if not results:
+            unsent.append((item, tries + 1))
+        for result in results:
+            unsent.extend((other, 1) for other in more(item, result))
+            yield result
         future.release()
+
+
+class _Losses(Generic[Item, Result]):
+    """Decides what becomes of a task whose result does not come."""
+
+    def __init__(
+        self, failed: Callable[[Item, str], Result], whole: Callable[[Item], Result | None]
+    ) -> None:
+        self._failed, self._whole = failed, whole
+
+    def settle(self, item: Item, error: BaseException, tries: int) -> Sequence[Result]:
+        """Return the item's result; none if it is to be tried again.
+
+        Only what killed its workers is the item's own loss. Everything else that dask raises is
+        its own trouble, as under load: the item may be done all the same.
+
+        Raises
+        ------
+        ClusterError
+            The scheduler is lost, and every result with it.
+        """
+        from distributed.scheduler import KilledWorker
+
+        if (result := self._whole(item)) is not None:
+            logger.info("a result was lost (%s), not what was made", type(error).__name__)
+            return [result]
+        if isinstance(error, KilledWorker) or tries >= _TRIES:
+            return [self._failed(item, _reason(error))]
+        logger.warning("a task was lost (%s: %s); it is tried again", type(error).__name__, error)
+        return []
+
+
+def _submit(client: Any, function: Callable[[Item], Result], item: Item) -> Any:
+    """Hand an item to a scheduler.
+
+    Raises
+    ------
+    ClusterError
+        There is no connection to it any more: nothing that is lost then is an item's fault.
+    """
+    end = time.monotonic() + _FETCH_SECONDS
+    while client.status == "connecting" and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        if client.status == "running":
+            return client.submit(function, item, pure=False)
+    except Exception:
+        if client.status == "running":
+            raise
+    raise ClusterError(
+        "the connection to it was lost",
+        subject="dask's scheduler",
+        remedy="What is whole was kept: run the same command again to go on.",
+    )
 
 
 def _result(future: Any, look: Callable[[], int]) -> Any:
     """Fetch the result of a task that is done.
 
     It is still with its worker. One that is lost before it is fetched is made again, for
-    which there have to be workers: they are looked after meanwhile.
+    which there have to be workers: they are looked after meanwhile. Where dask's own waiting
+    was cancelled it raises whatever comes of it (an ``UnboundLocalError`` in its ``sync``),
+    and the result is fetched again.
     """
-    seconds = _WATCH_SECONDS
+    seconds, tries = _WATCH_SECONDS, 1
     while True:
         try:
             return future.result(timeout=seconds)
         except TimeoutError:
             if future.status == "error":
                 raise  # the task's own
-            look()
             seconds = min(2 * seconds, _FETCH_SECONDS)
+        except (Exception, CancelledError) as error:
+            if future.status in ("error", "cancelled") or tries >= _TRIES:
+                raise
+            logger.info("a result is fetched again (%s: %s)", type(error).__name__, error)
+            tries += 1
+        look()
 
 
 def _reason(error: BaseException) -> str:

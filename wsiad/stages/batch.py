@@ -50,6 +50,7 @@ def run_batch(
     options: ComputeOptions,
     label: str,
     quiet: bool,
+    stored: Callable[[T], R | None] | None = None,
 ) -> list[R]:
     """Work on slides; a slide that fails becomes a row that says why.
 
@@ -70,6 +71,9 @@ def run_batch(
         For the progress.
     quiet : bool
         No progress output.
+    stored : callable, optional
+        Returns a slide's row if the slide is whole in the output; asked before a slide is
+        called lost with its worker.
 
     Returns
     -------
@@ -85,6 +89,15 @@ def run_batch(
     def lost(task: T, reason: str) -> R | Divided[Any] | PartDone:
         return failed_row(row, task.slide, reason)
 
+    def whole(task: T) -> R | Divided[Any] | PartDone | None:
+        if stored is None or task.slide.problem:
+            return None
+        try:
+            return stored(task)
+        except (WsiadError, OSError) as error:
+            logger.info("%s: %s", task.slide.name, error)
+            return None
+
     guarded = functools.partial(_guarded, work, row)
     rows: list[R] = []
     divisions = Divisions()
@@ -98,6 +111,7 @@ def run_batch(
             failed=lost,
             notice=progress.message,
             more=divisions.more,
+            whole=whole,
         )
         try:
             # Workers end before what they leave half written is cleared away.

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError
-from wsiad.files import fingerprint, read_json, write_json
+from wsiad.files import fingerprint, new_file, read_json, write_json
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput
@@ -172,7 +172,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     facts["versions"] = versions()
     if note := _no_examples(config, record):
         facts["evidence"] = note
-    write_json(config.out / FACTS, facts)
+    _begin(config.out, facts)
     write_config(config.out / "config.yaml", config)
     write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
@@ -186,6 +186,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
             options=config,
             label="heatmap",
             quiet=config.quiet,
+            stored=_stored_row,
         )
     finally:
         clear_leftovers(config.out)  # of workers that were lost
@@ -241,6 +242,12 @@ def _project(config: HeatmapConfig) -> str:
     return f"; {write_results_project(config.out, made_ms=made_ms)}"
 
 
+def _stored_row(task: SlideTask) -> HeatmapRow | None:
+    from wsiad.stages.heatmap_slide import stored_row
+
+    return stored_row(task)
+
+
 def _score_one(task: SlideTask) -> HeatmapRow:
     from wsiad.stages.heatmap_slide import score_slide, stored_row
 
@@ -270,6 +277,16 @@ def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
     note = "the run keeps no healthy examples: regions are shown without their nearest ones"
     logger.info("%s: %s", config.run, note)
     return note
+
+
+def _begin(out: Path, facts: dict[str, Any]) -> None:
+    """Write what results are made with, unless another run has begun others since a moment ago."""
+    try:
+        with new_file(out / FACTS) as partial:
+            write_json(partial, facts)
+    except FileExistsError:
+        _claim(out, facts["digest"])
+        write_json(out / FACTS, facts)
 
 
 def _claim(out: Path, digest: str) -> None:

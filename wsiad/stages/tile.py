@@ -23,7 +23,7 @@ from wsiad.stages.slide_table import (
     failures,
     unusable,
 )
-from wsiad.stages.tile_task import TileRow, TileTask, tile_one
+from wsiad.stages.tile_task import TileRow, TileTask, stored_slide, tile_one
 from wsiad.tiles.options import CompressionOptions, Preparation
 
 
@@ -136,6 +136,7 @@ def tile(config: TileConfig) -> TileResult:
             options=config,
             label="tile",
             quiet=config.quiet,
+            stored=stored_slide,
         )
     seconds = time.monotonic() - start
     record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})

@@ -114,6 +114,11 @@ def tile_one(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     return _stored(task) or _tiled(task)
 
 
+def stored_slide(task: TileTask) -> TileRow | None:
+    """Return the row of a slide that is whole in the store, unless the task is a part's."""
+    return None if task.part else _stored(task)
+
+
 def _stored(task: TileTask) -> TileRow | None:
     """Row of a slide that is whole in the store already."""
     from wsiad.tiles.store import TileStore
@@ -203,6 +208,12 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
 
     start = time.monotonic()
     store = TileStore(task.store)
+    if store.digest != task.preparation.digest(task.target, compression=store.compression):
+        raise StoreMismatchError(
+            "the store was made anew with another configuration meanwhile",
+            subject=task.slide.name,
+            remedy="Use another --out.",
+        )
     path, coordinates = _coordinates(task)
     with (
         staged(task.slide.path, task.staging, name=task.slide.name) as local,

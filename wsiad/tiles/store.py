@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pydantic
 
 from wsiad.errors import StoreError, StoreMismatchError
-from wsiad.files import write_json
+from wsiad.files import new_file, write_json
 from wsiad.stain.profile import StainProfile
 from wsiad.tiles.group_facts import group_facts
 from wsiad.tiles.options import CompressionOptions, Preparation
@@ -125,11 +126,14 @@ class TileStore:
             "stain_target": target,
             "compression": compression.facts(),
         }
-        # zarr's own writer is not atomic; a root group is one small JSON file.
-        write_json(
-            path / GROUPS / "zarr.json",
-            {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}},
-        )
+        # zarr's own writer is not atomic; a root group is one small JSON file. Another run may
+        # have created the store since it was looked for, with another configuration.
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}}
+        with (
+            contextlib.suppress(FileExistsError),
+            new_file(path / GROUPS / "zarr.json") as partial,
+        ):
+            write_json(partial, group)
         return cls._made_alike(path, preparation, target, compression)
 
     @classmethod
@@ -182,12 +186,21 @@ class TileStore:
         ------
         StoreError
             There is none, or it is damaged.
+        StoreMismatchError
+            It was prepared with another configuration than the store's.
         """
         if name not in self:
             raise StoreError(
                 f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."
             )
-        return open_slide_group(name, self.folder(name), store=self.path)
+        stored = open_slide_group(name, self.folder(name), store=self.path)
+        if stored.facts.get("digest") != self.digest:
+            raise StoreMismatchError(
+                f"slide {name!r} was prepared with another configuration than the store's",
+                subject=str(self.path),
+                remedy=f"Delete {self.folder(name)} and tile the slide again.",
+            )
+        return stored
 
     def __iter__(self) -> Iterator[StoredSlide]:
         return (self.slide(name) for name in self.names())

@@ -1,0 +1,61 @@
+"""Names of slides near the longest that a file system takes, through every output."""
+
+import pytest
+from builders import stained, write_tiff
+from runs import make_run, use_channel
+from test_store import PLAIN
+
+import wsiad
+from wsiad.errors import InputError
+from wsiad.files import NAME_BYTES, atomic_file, checked_name
+from wsiad.leftovers import clear_leftovers, owner
+from wsiad.slides.inputs import find_slides
+from wsiad.stages.heatmap_task import HeatmapRow
+from wsiad.stages.slide_table import read_table
+from wsiad.tiles.store import TileStore
+
+LONGEST = ["a" * NAME_BYTES, "ä" * (NAME_BYTES // 2), "組" * 66 + "bb", "𝌆" * 50]
+TOO_LONG = ["a" * (NAME_BYTES + 1), "組" * 67, "b" * 251]
+
+
+@pytest.mark.parametrize("name", LONGEST, ids=["ascii", "2 bytes", "3 bytes", "4 bytes"])
+def test_the_longest_names_are_tiled_scored_and_written_for_every_viewer(
+    tmp_path, monkeypatch, name
+):
+    use_channel(monkeypatch)
+    (tmp_path / "slides").mkdir()
+    write_tiff(tmp_path / "slides" / f"{name}.tif", stained(150, 170, seed=1, glass=16), levels=1)
+    store, results = tmp_path / "store", tmp_path / "results"
+    assert not wsiad.tile(slides=tmp_path / "slides", out=store, **PLAIN).failed
+    assert TileStore(store).names() == [name]
+    assert TileStore(store).overview(name).exists()
+    run = make_run(tmp_path / "run")
+    done = wsiad.heatmap(run=run, slides=tmp_path / "slides", out=results, quiet=True)
+    assert not done.failed
+    (row,) = read_table(results / "slides.csv", HeatmapRow)
+    assert (row.slide, row.status) == (name, "ok")
+    assert (results / name / f"{name}_likelihood_map.tif").exists()
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+    wsiad.export_tiles(store=store, out=tmp_path / "tiles", quiet=True)
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_longer_names_are_refused_before_anything_is_read(tmp_path, name):
+    with pytest.raises(InputError, match=r"cannot be used.* at most 200 bytes \(it has 2\d\d\)"):
+        checked_name(name)
+    path = tmp_path / f"{name}.tif"
+    path.touch()  # not a slide: it would fail otherwise if it was opened
+    (slide,) = find_slides([path])
+    assert "at most 200 bytes" in slide.problem
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "組" * 83 + ".gz", "short.geojson.gz"])
+def test_a_partial_file_keeps_its_suffix_within_the_file_systems_limit(tmp_path, name):
+    with atomic_file(tmp_path / name) as partial:
+        assert len(partial.name.encode()) <= 255
+        assert partial.suffix == (tmp_path / name).suffix
+        partial.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    dead = f"{owner()[:8]}-{2**22 + 1}-1-01234567"
+    (tmp_path / f".{dead}.partial.{name[-60:]}").touch()
+    assert clear_leftovers(tmp_path) == 1
