@@ -21,7 +21,7 @@ _JPEG2000_RGB = 33005
 _COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
 """Of TIFF's photometric interpretation; it, not the stream's own markers, is believed."""
 _MAX_TILE_PX = 4096 * 4096
-_NOT_A_TIFF = (
+NOT_A_TIFF = (
     tifffile.TiffFileError,
     ArithmeticError,
     AttributeError,
@@ -31,6 +31,7 @@ _NOT_A_TIFF = (
     ValueError,
     struct.error,
 )
+"""What is raised for a file that is no whole TIFF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def read_layout(
                 _level(page, size, any_pixels=any_pixels)
                 for page, size in zip(pages, sizes, strict=True)
             )
-    except _NOT_A_TIFF as error:
+    except NOT_A_TIFF as error:
         raise DirectReadError(f"its TIFF directories cannot be read ({error})") from error
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
+import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from wsiad.errors import InputError
@@ -25,7 +28,10 @@ MAX_TILE_PX = 4096
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = frozenset({"RGB", "RGBA", "P"})
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError)
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
+_PNG, _PNG_BITS_AT = b"\x89PNG\r\n\x1a\n", 24
+_BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
+"""TIFF's tags of the bits and the kind of a sample."""
 
 
 def is_picture(name: str) -> bool:
@@ -56,8 +62,8 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
     Raises
     ------
     InputError
-        It is no such image, is damaged, transparent, not in colour, not square, or of
-        another size.
+        It is no such image, is damaged, transparent, not in colour of 8 bits, not square, or
+        of another size.
     """
     try:
         with warnings.catch_warnings():
@@ -66,11 +72,16 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         with image:
             _check(image, subject, tile)
+            _check_samples(image, data, subject)
+            if image.format == "JPEG":
+                _check_jpeg(data, subject)
             opaque = image.mode == "RGB" and "transparency" not in image.info
             pixels = np.asarray(image if opaque else image.convert("RGBA"))
     except InputError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_BROKEN) as error:
+    except UnidentifiedImageError as error:
+        raise _unidentified(data, subject) from error
+    except (Image.DecompressionBombError, *_BROKEN) as error:
         raise _unreadable(subject, error) from error
     if not opaque and pixels[..., 3].min() < 255:
         raise InputError(
@@ -106,6 +117,55 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         )
     if getattr(image, "n_frames", 1) != 1:
         raise InputError("holds more than one image", subject=subject)
+
+
+def _check_samples(image: Image.Image, data: bytes, subject: str) -> None:
+    """Refuse samples of more than 8 bits: Pillow keeps the upper 8, whatever range is used."""
+    bits: set[int] = {8}
+    if image.format == "PNG":
+        bits = {data[_PNG_BITS_AT]}
+    elif image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        bits = set(np.ravel(tags.get(_BITS, 8)).tolist())
+        if set(np.ravel(tags.get(_SAMPLE_FORMAT, _UNSIGNED)).tolist()) != {_UNSIGNED}:
+            raise _other_samples("samples that are not unsigned integers", subject)
+    if max(bits) > 8:
+        raise _other_samples(f"samples of {max(bits)} bits", subject)
+
+
+def _other_samples(what: str, subject: str) -> InputError:
+    return InputError(
+        f"has {what}, not of 8, and does not state which values mean black and white",
+        subject=subject,
+        remedy="Convert its values from the scanner's range to 0 to 255, 8 bits.",
+    )
+
+
+def _check_jpeg(data: bytes, subject: str) -> None:
+    """Refuse a JPEG that decoders warn of, and fill up with pixels of their own."""
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError as warning:
+        try:
+            simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
+        except ValueError:
+            return  # of a kind that it does not know: Pillow's to judge
+        raise _unreadable(subject, warning) from warning
+
+
+def _unidentified(data: bytes, subject: str) -> InputError:
+    """Say what a file is that Pillow does not know."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _unreadable(subject, ValueError("it is a WebP"))
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        try:
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                page = tiff.pages[0]
+                if page.dtype is not None and page.dtype != np.uint8:
+                    return _other_samples(f"samples of type {page.dtype}", subject)
+        except Exception as error:
+            return _unreadable(subject, error)
+    return _unreadable(subject, ValueError("it is none of them" if data else "it is empty"))
 
 
 def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.uint8]:

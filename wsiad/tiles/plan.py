@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from wsiad.errors import InputError
 from wsiad.geometry import Size
+from wsiad.slides.pixel_type import check_pixels
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.stain.fit import fit_stains
@@ -97,6 +98,8 @@ def plan_slide(
 
     Raises
     ------
+    UnusableSlideError
+        Its pixels are not in colour of 8 bits.
     ScaleError
         The slide is coarser than the tiles.
     SlideReadError
@@ -104,6 +107,7 @@ def plan_slide(
     InputError
         The coordinates cannot be read, or are not of such tiles on this slide.
     """
+    check_pixels(slide)
     scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
     tissue = find_tissue(slide, options.tissue)
     grid = Grid.cover(

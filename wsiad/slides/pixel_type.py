@@ -1,0 +1,65 @@
+"""What the pixels of a slide are: only colours of 8 bits can be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tifffile
+
+from wsiad.errors import UnusableSlideError
+from wsiad.slides.jpeg_tiff_layout import NOT_A_TIFF
+from wsiad.slides.slide import Slide
+from wsiad.slides.tile_inspection import TIFF_FORMATS
+
+_PALETTE, _UNSIGNED = 3, 1
+
+
+def check_pixels(slide: Slide) -> None:
+    """Check that a slide's pixels are colours of 8 bits.
+
+    OpenSlide makes 8 bits of 16 without knowing which values mean black and white, and
+    colours of grey.
+
+    Raises
+    ------
+    UnusableSlideError
+        They are not; says what they are.
+    """
+    # What is read directly is in colour of 8 bits; other formats have no other pixels.
+    if slide.backend != "openslide" or slide.format not in TIFF_FORMATS:
+        return
+    if found := pixel_type(slide.path):
+        raise UnusableSlideError(
+            f"its pixel type cannot be used: {found}, not colours of 8 bits",
+            subject=slide.name,
+            remedy="Convert it to 8-bit RGB from the scanner's own range, if it is a bright-field "
+            "scan at all.",
+        )
+
+
+def pixel_type(path: Path) -> str:
+    """Say what the pixels of a TIFF are if they are not in colour of 8 bits; empty if they are.
+
+    Parameters
+    ----------
+    path : Path
+        A TIFF; anything else has no such pixels.
+
+    Returns
+    -------
+    str
+        Such as ``"16-bit pixels"`` or ``"grey 8-bit pixels"``.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = next((page for page in tiff.pages if page.is_tiled), None)
+            if page is None:
+                return ""
+            grey = page.samplesperpixel < 3 and page.photometric != _PALETTE
+            bits, kind = int(page.bitspersample), int(page.sampleformat)
+    except NOT_A_TIFF:
+        return ""
+    name = {_UNSIGNED: "", 2: "signed ", 3: "floating-point "}.get(kind, "unknown ")
+    if not grey and bits == 8 and kind == _UNSIGNED:
+        return ""
+    return f"{'grey ' if grey else ''}{name}{bits}-bit pixels"
