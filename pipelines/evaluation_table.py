@@ -40,7 +40,9 @@ def table(given: Iterable[str]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
         counts = values["counts"]
-        slides.append(f"{counts['tumour_slides']} tumour and {counts['normal_slides']} normal")
+        lacking = counts.get("slides_without_score", 0)
+        said = f"{counts['tumour_slides']} tumour and {counts['normal_slides']} normal"
+        slides.append(f"{said} ({lacking} have no score)" if lacking else said)
     about = " / ".join(dict.fromkeys(slides))
     return "\n".join([*lines, "", f"{about} slides; in brackets 95 % intervals over slides.", ""])
 

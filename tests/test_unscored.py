@@ -155,9 +155,11 @@ def test_a_group_of_slides_without_scores_has_no_figure(study):
     (study / "groups.csv").write_text(
         "slide,center\n" + "".join(f"{s},{'x' if s in OTHER else 'y'}\n" for s in TUMOUR | NORMAL)
     )
-    _, values = run(study, group_by="center", groups=study / "groups.csv")
+    result, values = run(study, group_by="center", groups=study / "groups.csv")
     assert values["groups"]["x"]["slide_auc"]["value"] is None
     assert values["groups"]["x"]["counts"]["slides"] == 0
+    assert values["groups"]["x"]["counts"]["slides_without_score"] == 5
+    assert "center x                 0 slides (5 more without a score)" in result.summary
     assert values["groups"]["y"]["slide_auc"]["value"] == auc([9, 4], [5, 1])
 
 

@@ -151,6 +151,7 @@ def _counts(
         "slides": len(ranked),
         "tumour_slides": tumour,
         "normal_slides": len(ranked) - tumour,
+        "slides_without_score": sum(not s.case.has_score for s in slides),
         "slides_without_tissue": sum(s.case.scored.status == "no-tissue" for s in slides),
         "slides_in_froc": sum(bool(slide.by_protocol) for slide in slides),
         "lesions": first.lesions,

@@ -256,7 +256,9 @@ def _group_slides(known: Mapping[str, Any]) -> str:
     counts = known.get("counts")
     if not counts:
         return NONE
-    return f"{count(counts['slides'])}, {count(counts['tumour_slides'])} with tumour"
+    said = f"{count(counts['slides'])}, {count(counts['tumour_slides'])} with tumour"
+    lacking = counts.get("slides_without_score")
+    return f"{said}; {count(lacking)} without a score" if lacking else said
 
 
 def _froc_scores(known: Mapping[str, Any]) -> list[Figure]:

@@ -127,7 +127,7 @@ def demo(config: DemoConfig) -> DemoResult:
         quiet=quiet,
     )
     mark = timed("heatmap", mark)
-    failed = [*tiled.failed, *scored.failed]
+    failed = [*tiled.failed, *tiled.unusable, *scored.failed, *scored.unusable]
     if failed:
         raise InputError(f"{failed[0].slide}: {failed[0].reason}", subject="demo")
     say(

@@ -216,13 +216,19 @@ def _summary(
     for name, group in more.get("groups", {}).items():
         froc = next(iter(group["froc"].values()))
         named[f"{more['group_by']} {name}"] = (
-            f"{group['counts']['slides']} slides: slide AUC {_plain(group['slide_auc'])}, "
+            f"{group['counts']['slides']} slides{_lacking(group['counts'])}: slide AUC {_plain(group['slide_auc'])}, "
             f"FROC {_plain(froc, 'score')}"
         )
     width = max(map(len, named))
     yield from (f"{name:<{width}}  {said}" for name, said in named.items())
     yield from said
     yield f"see {report}"
+
+
+def _lacking(counts: dict[str, Any]) -> str:
+    """Say how many slides of a group have no score."""
+    count = counts["slides_without_score"]
+    return f" ({count} more without a score)" if count else ""
 
 
 def _plain(figure: dict[str, Any], key: str = "value") -> str:
