@@ -24,6 +24,10 @@ from wsiad.slides.tile_inspection import TileInspector, find_inspector
 
 logger = logging.getLogger(__name__)
 
+LONGEST_EDGE_PX = 2_000_000
+"""The longest edge that is believed: half a metre at 0.25 µm/px. Memory and time grow with what a
+file claims, however little it holds."""
+
 _OPAQUE = 128
 """Alpha from which a pixel exists: OpenSlide blends with nothing at field edges."""
 
@@ -62,6 +66,7 @@ class OpenSlideBackend(Slide):
         self.format = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._reported = self._handle.level_downsamples
         sizes = [Size(*size) for size in self._handle.level_dimensions]
+        _check_edges(sizes[0], self.name)
         self.levels = find_levels(
             sizes,
             reported=self._reported,
@@ -203,6 +208,16 @@ class OpenSlideBackend(Slide):
     def close(self) -> None:
         """Release the file."""
         self._handle.close()
+
+
+def _check_edges(size: Size, name: str) -> None:
+    if max(size.width, size.height) > LONGEST_EDGE_PX:
+        raise SlideOpenError(
+            f"claims {size.width:,} × {size.height:,} px, and no slide has an edge of more than "
+            f"{LONGEST_EDGE_PX:,} px",
+            subject=name,
+            remedy="Copy the slide again from its source; it is damaged.",
+        )
 
 
 def _tile_size(properties: dict[str, str], level: int) -> Size | None:

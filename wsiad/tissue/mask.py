@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage.filters import threshold_otsu
 
+from wsiad.errors import UnusableSlideError
 from wsiad.geometry import PixelMap, Size
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
@@ -25,6 +26,10 @@ _BAND_PX = 1024 * 4096
 
 _FINER_PX = 2048
 """Edge of what is read at once of a finer level than the mask's."""
+
+LARGEST_MASK_PX = 100_000_000
+"""The largest mask, pixels: 80 × 80 mm at 8 µm/px. About 18 bytes a pixel are taken to make it.
+A file may claim any size; what it claims is not believed beyond this."""
 
 Mask = npt.NDArray[np.bool_]
 RGB = npt.NDArray[np.uint8]
@@ -81,12 +86,15 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
     ------
     SlideReadError
         The slide cannot be decoded.
+    UnusableSlideError
+        By its size and µm/px the slide is too large; no memory was taken for it.
     """
     # The mask's scale is fixed whatever the slide's: one coarser than it (8 µm/px is
     # coarser than any scanner's overview level) is simply read as it is.
     mpp = max(options.mpp, slide.spacing.x, slide.spacing.y)
     scaled = ScaledSlide(slide, Mpp(mpp))
     size = scaled.size
+    _check_size(slide, size, mpp)
     rgb = np.full((size.height, size.width, 3), 255, np.uint8)
     valid = np.zeros((size.height, size.width), bool)
     damaged = np.zeros_like(valid) if slide.skip_damaged else None
@@ -155,6 +163,22 @@ def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask)
             valid[window] |= seen
             damaged[window] &= ~seen
     return damaged
+
+
+def _check_size(slide: Slide, size: Size, mpp: float) -> None:
+    pixels = size.width * size.height
+    if pixels <= LARGEST_MASK_PX:
+        return
+    width, height = (edge * mpp / 1000 for edge in (size.width, size.height))
+    coarser = math.ceil(mpp * math.sqrt(pixels / LARGEST_MASK_PX))
+    raise UnusableSlideError(
+        f"claims {slide.size.width:,} × {slide.size.height:,} px, which is {width:,.0f} × "
+        f"{height:,.0f} mm: its tissue mask would have {pixels:,} pixels, and the most are "
+        f"{LARGEST_MASK_PX:,}",
+        subject=slide.name,
+        remedy=f"If the slide is so large, tile it with --tissue-mpp {coarser} (µm/px of the "
+        "mask); else its size or its µm/px is wrong.",
+    )
 
 
 class Segments(NamedTuple):
