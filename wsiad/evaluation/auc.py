@@ -80,7 +80,7 @@ def slide_auc(positive: Floats, negative: Floats) -> Estimate:
 
     if not len(positive) or not len(negative):
         missing = "tumour" if not len(positive) else "normal"
-        return undefined(f"there is no {missing} slide")
+        return undefined(f"there is no {missing} slide with a score")
     area, error = delong(positive, negative)
     if math.isnan(error):
         return Estimate(area, interval_undefined="a class has fewer than two slides")

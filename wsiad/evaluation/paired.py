@@ -88,7 +88,9 @@ def auc_difference(positive: Floats, negative: Floats) -> Difference:
 
     m, n = positive.shape[1], negative.shape[1]
     if not m or not n:
-        return Difference(None, None, undefined(f"there is no {'normal' if m else 'tumour'} slide"))
+        return Difference(
+            None, None, undefined(f"there is no {'normal' if m else 'tumour'} slide with a score")
+        )
     a, b = (float(placements(p, q)[0].mean()) for p, q in zip(positive, negative, strict=True))
     value = b - a
     if m < 2 or n < 2:

@@ -216,8 +216,8 @@ def _summary(
     for name, group in more.get("groups", {}).items():
         froc = next(iter(group["froc"].values()))
         named[f"{more['group_by']} {name}"] = (
-            f"{group['counts']['slides']} slides{_lacking(group['counts'])}: slide AUC {_plain(group['slide_auc'])}, "
-            f"FROC {_plain(froc, 'score')}"
+            f"{group['counts']['slides']} slides{_lacking(group['counts'])}: "
+            f"slide AUC {_plain(group['slide_auc'])}, FROC {_plain(froc, 'score')}"
         )
     width = max(map(len, named))
     yield from (f"{name:<{width}}  {said}" for name, said in named.items())

@@ -109,7 +109,7 @@ def _unseen(unseen: Unseen) -> Iterator[str]:
     if unseen.black:
         yield f"{_percent(unseen.black)} is black"
     if unseen.grey:
-        yield f"it has no colour, and {_percent(unseen.grey)} is darker than glass"
+        yield f"{_percent(unseen.grey)} is darker than glass, without the colour of a stain"
     if unseen.scattered:
         yield (
             f"{_percent(unseen.scattered)} has the colour of tissue, in pieces that are too small"

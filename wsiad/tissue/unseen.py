@@ -39,7 +39,8 @@ class Unseen:
     black : float
         Black, as the border of a scan is.
     grey : float
-        Darker than glass on a slide without any colour, where tissue cannot be told.
+        Darker than glass without the colour of a stain: on a slide without any colour tissue
+        cannot be told, and on others it is not counted below 1 %, as the edge of a coverslip.
     scattered : float
         With the colour of tissue, in pieces smaller than the smallest that is kept.
     """
@@ -93,21 +94,27 @@ def find_unseen(
     def share(mask: npt.NDArray[np.bool_]) -> float:
         return float(without_small_pieces(mask, min_px=least).mean())
 
-    scattered = float(stained.mean())
+    scattered, grey = float(stained.mean()), share(_dark(smooth, usable & ~stained))
+    if grey < _MATTERS and not _is_colourless(smooth, usable):
+        grey = 0.0
     return Unseen(
         missing=share(~valid),
         pen=share(pen & valid),
         black=share(black),
-        grey=share(_dark_grey(smooth, usable)),
+        grey=grey,
         scattered=scattered if scattered >= _MATTERS else 0.0,
     )
 
 
-def _dark_grey(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Pixels that are darker than the glass, where the whole slide has no colour."""
+def _is_colourless(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> bool:
+    coloured = usable & (rgb.max(axis=2) - rgb.min(axis=2) > _NEUTRAL)
+    return bool(coloured.sum() <= _COLOURED_SHARE * usable.sum())
+
+
+def _dark(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pixels that are darker than the glass, which is the lightest there is."""
+    if not usable.any():
+        return usable
     high = rgb.max(axis=2)
-    coloured = usable & (high - rgb.min(axis=2) > _NEUTRAL)
-    if not usable.any() or coloured.sum() > _COLOURED_SHARE * usable.sum():
-        return np.zeros_like(usable)
     glass = float(np.percentile(high[usable], 99))
     return usable & (high < max(_DARKER * glass, _GLASS_MIN))
