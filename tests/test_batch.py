@@ -1,5 +1,6 @@
 """A batch of slides: what it says while it runs, and what it leaves when it is stopped."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +86,52 @@ def test_shards_do_not_depend_on_the_order_of_the_slides():
     assert slides_of_shard(slides, None) == slides
     assert record_path(Path("o"), "2/8") == Path("o/runs/shard-2-of-8.json")
     assert record_path(Path("o"), None) == Path("o/run.json")
+
+
+def deadly(task):
+    """End the process, as a library that crashes does."""
+    if task.slide.name == "b":
+        os._exit(3)
+    return TileRow(task.slide.name, "ok")
+
+
+def in_a_fork(folder, function=deadly):
+    """Run a batch in a process that it may end; its exit code."""
+    child = os.fork()
+    if not child:
+        batch(folder, ["a", "b", "c"], function=function)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_slide_that_ends_the_process_ends_two_runs_and_no_more(tmp_path):
+    """One death may be anyone's; of the second on, another process works on the slide."""
+    assert in_a_fork(tmp_path) == in_a_fork(tmp_path) == 3
+    rows = {row.slide: row for row in batch(tmp_path, ["a", "b", "c"], function=deadly)}
+    assert {name: row.status for name, row in rows.items()} == {"a": "ok", "b": "failed", "c": "ok"}
+    assert "its worker was lost 1 time" in rows["b"].reason
+    assert [path.name for path in tmp_path.iterdir()] == ["slides.csv"]
+
+
+def test_a_slide_on_which_processes_were_killed_is_done_all_the_same(tmp_path):
+    assert in_a_fork(tmp_path) == in_a_fork(tmp_path) == 3
+    processes = []
+
+    def harmless(task):
+        return TileRow(task.slide.name, "ok", reason=str(os.getpid()))
+
+    for _ in range(2):
+        rows = batch(tmp_path, ["a", "b", "c"], function=harmless)
+        assert {row.status for row in rows} == {"ok"}
+        processes.append([row.reason == str(os.getpid()) for row in rows])
+    assert processes == [[True, False, True], [True, True, True]]  # its deaths are forgotten
+
+
+def test_a_slide_that_needs_too_much_memory_is_one_line(tmp_path, caplog):
+    def greedy(task):
+        raise MemoryError("Unable to allocate 24.0 GiB")
+
+    (row,) = batch(tmp_path, ["a"], function=greedy)
+    assert row.status == "failed"
+    assert row.reason.startswith("needs more memory than there is (Unable to allocate 24.0 GiB)")
+    assert caplog.text == ""

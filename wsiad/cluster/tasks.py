@@ -38,6 +38,14 @@ def _unknown(item: object) -> None:
     return None
 
 
+def _safe(item: object) -> bool:
+    return False
+
+
+def _unnoted(item: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 def _nothing_more(item: object, result: object) -> Sequence[Any]:
     return ()
 
@@ -51,6 +59,8 @@ def run_tasks(
     notice: Callable[[str], None] = _no_notice,
     more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
     whole: Callable[[Item], Result | None] = _unknown,
+    noted: Callable[[Item], contextlib.AbstractContextManager[None]] = _unnoted,
+    apart: Callable[[Item], bool] = _safe,
 ) -> Generator[Result, None, None]:
     """Apply a function to items and yield results as they are ready.
 
@@ -74,6 +84,10 @@ def run_tasks(
     whole : callable
         Looks at what an item has made, and returns its result if it is done: asked before a
         task is called lost.
+    noted : callable
+        Context in which this process works on an item itself.
+    apart : callable
+        Tells whether an item is not to be worked on in this process, which it may end.
 
     Raises
     ------
@@ -84,19 +98,38 @@ def run_tasks(
         The cluster's file is not valid.
     """
     jobs = read_jobs(options.cluster) if options.cluster is not None else None
+
+    def in_workers(some: Sequence[Item], how: ComputeOptions) -> Iterator[Result]:
+        losses = _Losses(failed, whole)
+        with _machinery(how.retries), _place(how, jobs, len(some)) as (client, count):
+            yield from _results(client, function, some, losses, more, _Room(count, notice))
+
+    def in_turn(item: Item) -> tuple[Sequence[Result], Sequence[Item]]:
+        with noted(item):
+            if apart(item):
+                alone = options.model_copy(update={"workers": 1, "retries": 0})
+                return list(in_workers([item], alone)), []
+            result = function(item)
+            return [result], more(item, result)
+
     here = jobs is None and options.scheduler is None
     if here and len(items) == 1 and options.workers > 1:
         # No workers for one item, unless others follow from it.
-        first = function(items[0])
-        items = more(items[0], first)
-        yield first
+        results, items = in_turn(items[0])
+        yield from results
     if not items or (here and options.workers == 1):
         unsent = deque(items)
         while unsent:
-            result = function(unsent[0])
-            unsent.extend(more(unsent.popleft(), result))
-            yield result
+            results, following = in_turn(unsent.popleft())
+            unsent.extend(following)
+            yield from results
         return
+    yield from in_workers(items, options)
+
+
+@contextlib.contextmanager
+def _machinery(retries: int) -> Iterator[None]:
+    """Import and set up dask."""
     # Imported here: starting the scheduler's machinery costs a second. It sets up its own
     # loggers on import and narrates every connection unless told otherwise.
     import dask
@@ -108,11 +141,10 @@ def run_tasks(
 
     settings = MEMORY | {
         "distributed.scheduler.worker-saturation": 1.0,
-        "distributed.scheduler.allowed-failures": options.retries,
+        "distributed.scheduler.allowed-failures": retries,
     }
-    with dask.config.set(settings), _place(options, jobs, len(items)) as (client, count):
-        losses = _Losses(failed, whole)
-        yield from _results(client, function, items, losses, more, _Room(count, notice))
+    with dask.config.set(settings):
+        yield
 
 
 def _results(

@@ -19,6 +19,7 @@ from wsiad.interrupts import raise_if_ended
 from wsiad.progress import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.staging import Staging, discard_staged
+from wsiad.stages.deaths import Deaths
 from wsiad.stages.division import Divided, Divisions, PartDone
 from wsiad.stages.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures, unusable
 
@@ -99,6 +100,7 @@ def run_batch(
             return None
 
     guarded = functools.partial(_guarded, work, row)
+    deaths = Deaths(table.path.parent)
     rows: list[R] = []
     divisions = Divisions()
     kept, start, tiles = 0, time.monotonic(), 0
@@ -112,6 +114,8 @@ def run_batch(
             notice=progress.message,
             more=divisions.more,
             whole=whole,
+            noted=lambda task: deaths.noted(task.slide.name),
+            apart=lambda task: deaths.often(task.slide.name),
         )
         try:
             # Workers end before what they leave half written is cleared away.
@@ -224,6 +228,12 @@ def _guarded(
     except WsiadError as error:
         raise_if_ended()
         reason = str(error)
+    except MemoryError as error:
+        raise_if_ended()
+        reason = (
+            f"needs more memory than there is ({error or 'how much is not known'}). Use a machine "
+            "with more of it, or fewer workers; if the slide is small, it is damaged."
+        )
     except Exception as error:
         raise_if_ended()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
