@@ -112,10 +112,7 @@ class OpenSlideBackend(Slide):
 
     def _read_checked(self, level: int, x: int, y: int, size: Size) -> Region:
         if self._inspector is not None:
-            try:
-                self._inspector.check(level, x, y, size)
-            except DamagedTileError as error:
-                raise self.damage(level, x, y, size, error.problem) from error
+            self._inspect(self._inspector, level, x, y, size)
         ratio = self._reported[level]
         at = (round(x * ratio), round(y * ratio))
         try:
@@ -125,6 +122,20 @@ class OpenSlideBackend(Slide):
             rgba = self._read_again(level, x, y, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def _inspect(self, inspector: TileInspector, level: int, x: int, y: int, size: Size) -> None:
+        """Look at the tiles of a rectangle; once more through a new handle, if they are damaged."""
+        try:
+            inspector.check(level, x, y, size)
+        except DamagedTileError as error:
+            if not inspector.doubt(level, x, y, size):
+                raise self.damage(level, x, y, size, error.problem) from error
+            self.check_unchanged()
+            self._reopen()
+            try:
+                inspector.check(level, x, y, size)
+            except DamagedTileError as still:
+                raise self.damage(level, x, y, size, still.problem) from still
 
     def _picture(self, level: int, size: Size) -> npt.NDArray[np.uint8] | None:
         """All of a level in grey, missing pixels white; ``None`` where it cannot be decoded."""

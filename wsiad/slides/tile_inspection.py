@@ -37,6 +37,7 @@ class TileInspector:
         self._path, self._layout = path, layout
         self._found: dict[tuple[int, int], str] = {}
         """What is wrong with a tile; empty where nothing is."""
+        self._doubted: set[tuple[int, int]] = set()
 
     def check(self, level: int, x: int, y: int, size: Size) -> None:
         """Check the tiles that a rectangle lies in, all in pixels of its level.
@@ -64,6 +65,23 @@ class TileInspector:
                 problem = problem or found
         if problem:
             raise DamagedTileError(problem)
+
+    def doubt(self, level: int, x: int, y: int, size: Size) -> bool:
+        """Forget what is wrong with the tiles of a rectangle, once: a disk may fail for a moment.
+
+        Returns
+        -------
+        bool
+            Whether a tile will be looked at again.
+        """
+        tiles = self._layout[level]
+        cuts = cut_by_tile([(x, y)], size, tiles.tile, tiles.size)
+        keys = {(level, row * tiles.columns + column) for row, column, _ in cuts}
+        again = {key for key in keys - self._doubted if self._found.get(key)}
+        for key in again:
+            del self._found[key]
+        self._doubted |= again
+        return bool(again)
 
     def parts(self, level: int, x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
         """Cut a rectangle of a level at the edges of the tiles; without what lies beyond it.
