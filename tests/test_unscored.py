@@ -128,6 +128,8 @@ def test_how_many_and_why_stands_first_and_tumour_slides_are_named(study):
         "  blood (tumour): unusable: 40 % was taken for pen marks",
     ]
     assert "no slide was excluded" not in result.summary
+    # Nothing was read of them whose place could be wrong.
+    assert "unknown size" not in result.summary
     assert next(iter(values)) == "unscored"
     told = values["unscored"]
     assert (told["slides"], told["of"], told["tumour_slides"]) == (5, 9, 2)

@@ -257,7 +257,7 @@ def notes(slides: Sequence[SlideEvidence]) -> list[str]:
             s for s in slides if s.case.has_score and s.score == -math.inf
         ],
         "slides of unknown size, on which coordinates that are too large were not noticed": [
-            s for s in slides if not s.bounded
+            s for s in slides if s.case.has_score and not s.bounded
         ],
     }
     said = [
