@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from builders import write_tiff
+from test_jpeg2000_tiff import write_jpeg2000
 from tiff_slides import TILE, assert_same, both, smooth, write_jpeg
 
 from wsiad.errors import DamagedTileError
@@ -120,3 +121,44 @@ def test_a_hole_in_a_packed_tile_is_damage(tmp_path, compression):
         with pytest.raises(DamagedTileError, match="zero bytes"):
             slide.read_level(0, tile + 3, 5, Size(20, 20))
         assert slide.read_level(0, 0, 0, Size(20, 20)).valid is None
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own-tables", "shared-tables"])
+@pytest.mark.parametrize("kind", ["start", "version of JFIF", "colour transform"])
+def test_heads_that_the_direct_path_does_not_need_are_what_openslide_makes_of_them(
+    tmp_path, kind, shared
+):
+    path = write_jpeg(tmp_path / "a.tif", smooth(192, 256), levels=1, shared=shared)
+    offset, count = tile_bytes(path)
+    data = bytearray(path.read_bytes())
+    stream = bytes(data[offset : offset + count])
+    if kind == "start":
+        data[offset] = 0x55
+    elif kind == "version of JFIF" and b"JFIF\0" in stream:
+        data[offset + stream.index(b"JFIF\0") + 5] = 9
+    elif kind == "colour transform":
+        # In the place of the JFIF segment, or of a part of the quantisation tables.
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x07"
+        data[offset + 2 : offset + 2 + len(adobe)] = adobe
+    path.write_bytes(data)
+    seen = truth(path, 128, 64, Size(TILE, TILE))
+    for slide in both(path):
+        with slide:
+            if seen is None:
+                with pytest.raises(DamagedTileError):
+                    slide.read_level(0, 128, 64, Size(TILE, TILE))
+            else:
+                own = slide.read_level(0, 128, 64, Size(TILE, TILE)).rgb
+                np.testing.assert_array_equal(own, seen)
+
+
+def test_jpeg_2000_that_does_not_fill_its_tile_is_damage(tmp_path):
+    """OpenSlide fills up what is left of the tile with what its memory held."""
+    path = write_jpeg2000(tmp_path / "a.svs", smooth(128, 192), levels=1)
+    offset, _ = tile_bytes(path, 2)
+    data = bytearray(path.read_bytes())
+    data[offset + 23] = 4  # the image's top edge
+    path.write_bytes(data)
+    for slide in both(path):
+        with slide, pytest.raises(DamagedTileError, match="another size"):
+            slide.read_level(0, 128, 0, Size(TILE, TILE))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from wsiad.errors import DamagedTileError, DirectReadError
+from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -154,6 +155,8 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
     """
     if tiles.colour_space not in _ADOBE:
         raise DirectReadError("JPEG that is neither RGB nor YCbCr")
+    if not data.startswith(_SOI):
+        raise DirectReadError("not a JPEG stream")
     parts = [_SOI, _ADOBE[tiles.colour_space]]
     if tiles.tables is not None:
         parts.append(tiles.tables.removeprefix(_SOI).removesuffix(_EOI))
@@ -172,8 +175,17 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
                 raise DirectReadError("JPEG of another size or kind of pixel than its tile")
         if kind not in (_APP0, _APP14):
             parts.append(data[at:end])
+        elif _is_warned_of(kind, data[at + 4 : end]):
+            raise DirectReadError("JPEG of an unknown version or colour transform")
         at = end
     raise DirectReadError("not a JPEG stream")
+
+
+def _is_warned_of(kind: int, segment: bytes) -> bool:
+    """Whether decoders warn of a segment that is left out of the stream here."""
+    if kind == _APP0:
+        return segment[:5] == b"JFIF\0" and len(segment) >= 14 and segment[5] != 1
+    return segment[:5] == b"Adobe" and len(segment) >= 12 and segment[11] not in (0, 1)
 
 
 def ends_in_hole(data: bytes) -> bool:
@@ -183,6 +195,25 @@ def ends_in_hole(data: bytes) -> bool:
     grey of them, and OpenSlide does not refuse it.
     """
     return data.endswith(bytes(_HOLE_BYTES)) and not data.rstrip(b"\0").endswith(_EOI)
+
+
+def check_jpeg2000_size(data: bytes, tile: Size) -> None:
+    """Check that a JPEG 2000 codestream fills its tile: OpenSlide fills up what is left of it.
+
+    Raises
+    ------
+    DamagedTileError
+        It has another size, or begins elsewhere.
+    """
+    if len(data) >= _J2K_HEAD.size:
+        markers, width, height, left, top, *_ = _J2K_HEAD.unpack_from(data)
+        if markers == _J2K_MARKERS and (width, height, left, top) != (
+            tile.width,
+            tile.height,
+            0,
+            0,
+        ):
+            raise DamagedTileError("its JPEG 2000 data are of another size than the tile")
 
 
 def jpeg2000_problem(data: bytes, tiles: TiledLevel) -> str:

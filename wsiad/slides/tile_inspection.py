@@ -16,7 +16,7 @@ from wsiad.errors import DamagedTileError, DirectReadError
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.tile_cuts import cut_by_tile
-from wsiad.slides.tile_decoder import check_whole, decode_tile
+from wsiad.slides.tile_decoder import check_jpeg2000_size, check_whole, decode_tile
 
 TIFF_FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
 """Formats whose levels are TIFF directories, and nothing more."""
@@ -117,6 +117,8 @@ class TileInspector:
                 decode_tile(data, tiles)
             else:
                 check_whole(data, tiles.codec)
+            if tiles.codec == "jpeg2000":
+                check_jpeg2000_size(data, tiles.tile)
         except DamagedTileError as error:
             return error.problem
         except DirectReadError:
