@@ -36,6 +36,8 @@ _COLUMNS: dict[str, tuple[tuple[int | None, ...], str]] = {
     "left_out_reason": ((None,), "uint8"),
     "mask": ((None, None), "bool"),
     "pen_mask": ((None, None), "bool"),
+    "damaged_mask": ((None, None), "bool"),
+    "usable": ((0,), "bool"),
 }
 """Shape, 0 for the number of tiles and ``None`` for any, and type of each column."""
 
