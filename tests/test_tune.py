@@ -364,7 +364,7 @@ def test_what_else_is_refused_before_anything_runs(stores, tmp_path, toy, monkey
 def test_the_folder_of_another_search_is_refused(stores, tmp_path, toy):
     tune(stores, tmp_path / "out", trials=1)
     for other in ({"seed": 3}, {"space": {"focus": [0.1]}}, {"folds": 2}):
-        with pytest.raises(RunError, match=f"other {next(iter(other))}"):
+        with pytest.raises(RunError, match=f"configuration: {next(iter(other))}"):
             tune(stores, tmp_path / "out", trials=1, **other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("dear")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wsiad._version import __version__
 from wsiad.errors import ConfigError, WsiadError
-from wsiad.files import DISK_FULL
+from wsiad.files import said
 from wsiad.interrupts import Terminated, terminated
+from wsiad.terminal import OneLine, lines, one_line
 from wsiad.verbs import VERBS
+from wsiad.words import did_you_mean
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -34,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         and 143 it was ended by SIGINT or SIGTERM, and what is whole was kept.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    debug = _DEBUG in arguments
+    arguments = [word for word in arguments if word != _DEBUG]
+    _log(debug=debug)
     name = next((word for word in arguments if not word.startswith("-")), None)
     if name not in VERBS or (arguments and arguments[0] != name):
         _top_parser().parse_args(arguments)
@@ -44,16 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminated():
             return _run(name, arguments[1:])
     except ConfigError as error:
-        print(f"wsiad {name}: {error}", file=sys.stderr)
-        return 2
+        return _failed(name, str(error), code=2)
     except WsiadError as error:
-        print(f"wsiad {name}: {error}", file=sys.stderr)
+        return _failed(name, str(error))
+    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        full = error.errno in DISK_FULL
-        remedy = " Make room and run the same command again." if full else ""
-        print(f"wsiad {name}: {error}.{remedy}", file=sys.stderr)
-        return 1
+        if debug:
+            raise
+        return _failed(name, said(error))
+    except MemoryError as error:
+        if debug:
+            raise
+        return _failed(
+            name,
+            f"there is not enough memory ({str(error) or 'MemoryError'}). Use fewer workers or "
+            "smaller batches, or a machine with more memory.",
+        )
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         print(
@@ -62,6 +75,47 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143 if ended else 130
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _failed(
+            name,
+            f"unexpected error ({what[:500]}). This is a fault of wsiad: please report it with "
+            f"what the same command says with {_DEBUG}.",
+        )
+
+
+_DEBUG = "--debug"
+"""Flag of every verb: an unexpected error shows where it arose."""
+
+
+def _failed(name: str, text: str, *, code: int = 1) -> int:
+    print(one_line(f"wsiad {name}: {text}"), file=sys.stderr)
+    return code
+
+
+def _log(*, debug: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s", tracebacks=debug))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, with the nearest known word in place of a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with code 2."""
+        self.exit(2, one_line(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what was given; unknown flags are named with the nearest known ones."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            near = did_you_mean(flags[0], self._option_string_actions) if flags else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return found
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -73,7 +127,8 @@ def _run(name: str, arguments: list[str]) -> int:
     cls = config_class(function)
     values = vars(_verb_parser(name, cls).parse_args(arguments))
     file = values.pop("config", None)
-    config = resolve(cls, file=file, flags=_nested(values))
+    shown = {field: field.upper() for field in VERBS[name].positional}
+    config = resolve(cls, file=file, flags=_nested(values), shown=shown)
     result = function(config)
     return _report(name, result)
 
@@ -81,22 +136,25 @@ def _run(name: str, arguments: list[str]) -> int:
 def _report(name: str, result: Any) -> int:
     """Print what was made, failed or was not looked at; the exit code says if all went well."""
     if summary := getattr(result, "summary", None):
-        print(summary)
+        print(lines(str(summary)))
     for kind, means in (("unusable", ", which does not mean without tissue"), ("failed", "")):
         if rows := getattr(result, kind, ()):
             print(f"\nwsiad {name}: {len(rows)} {kind}{means}:", file=sys.stderr)
             width = max(len(row.slide) for row in rows) + 1
             for row in rows:
-                print(f"  {row.slide + ':':<{width}} {row.reason}", file=sys.stderr)
+                print(
+                    f"  {one_line(row.slide) + ':':<{width}} {one_line(row.reason)}",
+                    file=sys.stderr,
+                )
     if getattr(result, "unusable", ()) or getattr(result, "failed", ()):
         return 1
     return int(getattr(result, "exit_code", 0))
 
 
-def _top_parser() -> argparse.ArgumentParser:
+def _top_parser() -> _Parser:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="wsiad",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Whole-slide pathology anomaly detection: healthy slides in, heatmaps of "
@@ -108,17 +166,25 @@ def _top_parser() -> argparse.ArgumentParser:
         f"{_indent(VERBS['evaluate'].examples.splitlines()[0])}",
     )
     parser.add_argument("--version", action="version", version=f"wsiad {__version__}")
-    parser.add_argument("verb", nargs="?", choices=VERBS, metavar="VERB", help="see above")
+    parser.add_argument("verb", nargs="?", type=_verb, metavar="VERB", help="see above")
     return parser
+
+
+def _verb(word: str) -> str:
+    if word in VERBS:
+        return word
+    raise argparse.ArgumentTypeError(
+        f"invalid choice: {word!r}{did_you_mean(word, VERBS)}; choose from {', '.join(VERBS)}"
+    )
 
 
 def _indent(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def _verb_parser(name: str, cls: type[Config]) -> argparse.ArgumentParser:
+def _verb_parser(name: str, cls: type[Config]) -> _Parser:
     verb = VERBS[name]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"wsiad {name}",
         description=(cls.__doc__ or verb.summary).strip(),
         epilog=f"examples:\n{_indent(verb.examples)}",
@@ -136,6 +202,9 @@ def _verb_parser(name: str, cls: type[Config]) -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="YAML file of the options; flags win over it"
     )
     _add_flags(parser, cls, skip=verb.positional)
+    parser.add_argument(
+        _DEBUG, action="store_true", help="show where an unexpected error arose (a traceback)"
+    )
     return parser
 
 
@@ -225,14 +294,14 @@ def _help(info: FieldInfo) -> str:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    from wsiad.config import parse_yaml
+    from wsiad.yaml_text import YamlError, parse
 
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is not KEY=VALUE")
     try:
-        return key, parse_yaml(value)
-    except ValueError as error:
+        return key, parse(value)
+    except YamlError as error:
         raise argparse.ArgumentTypeError(f"the value of {key} is not YAML ({error})") from error
 
 

@@ -16,13 +16,10 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 import yaml
 
+from wsiad import yaml_text
 from wsiad.config_errors import explained
 from wsiad.errors import ConfigError
-from wsiad.files import read_text, write_text
-
-_MOST_YAML = 1 << 20  # bytes
-_MOST_VALUES = 100_000
-_DEEPEST = 64
+from wsiad.files import check_folder, write_text
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")
@@ -48,8 +45,23 @@ class Config(pydantic.BaseModel):
     )
 
 
-def build(cls: type[C], values: Mapping[str, Any], *, source: str = "config") -> C:
+def build(
+    cls: type[C],
+    values: Mapping[str, Any],
+    *,
+    source: str = "config",
+    shown: Mapping[str, str] | None = None,
+) -> C:
     """Validate values into a config.
+
+    Parameters
+    ----------
+    cls : type
+    values : mapping
+    source : str
+        Where the values are from, for errors.
+    shown : mapping of str to str, optional
+        How fields are called where they were to be given, for errors of those that are missing.
 
     Raises
     ------
@@ -60,98 +72,43 @@ def build(cls: type[C], values: Mapping[str, Any], *, source: str = "config") ->
     try:
         return cls.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        problem, known = explained(cls, error)
+        problem, known = explained(cls, error, shown=shown or {})
         raise ConfigError(problem, subject=source, remedy=known or None) from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(
-                    problem=f"a key is a {type(key).__name__}, not a text",
-                    problem_mark=key_node.start_mark,
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping (safe loader, no duplicate keys).
+    """Read a YAML mapping of plain values; see :mod:`wsiad.yaml_text`.
 
     Raises
     ------
     ConfigError
-        The file is missing, is not YAML, or does not hold a mapping.
+        The file is missing, is not YAML, or does not hold a mapping of texts to values.
     """
     try:
-        values = parse_yaml(read_text(path, most=_MOST_YAML))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot be read as YAML ({' '.join(str(error).split())})", subject=str(path)
-        ) from error
+        values = yaml_text.read(path)
+    except yaml_text.YamlError as error:
+        raise ConfigError(f"cannot be read as YAML ({error})", subject=str(path)) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError("does not hold a mapping of keys to values", subject=str(path))
+    if other := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(
+            f"the key {other[0]!r} is no text",
+            subject=str(path),
+            remedy="Put quotes around it, or give the name of an option.",
+        )
     return values
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML: plain values only, no duplicate keys.
-
-    Raises
-    ------
-    ValueError
-        It is not YAML, or holds what no config has: keys that are no text, half characters,
-        more than 100,000 values once its aliases are followed, or values that nest deeper
-        than 64.
-    """
-    try:
-        # _UniqueKeyLoader is a SafeLoader: it builds plain values only.
-        values = yaml.load(text, _UniqueKeyLoader)  # noqa: S506
-    except RecursionError:
-        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    except Exception as error:  # what PyYAML makes of a bad date or number has no end
-        words = f"{type(error).__name__}: {error}"
-        raise ValueError(f"a value is not what its tag says ({words})") from error
-    left = [_MOST_VALUES]
-    _check_values(values, _DEEPEST, left)
-    return values
-
-
-def _check_values(value: object, deeper: int, left: list[int]) -> None:
-    """Check what a document holds; `left` counts the values that it may still have."""
-    left[0] -= 1
-    if left[0] < 0:
-        raise ValueError(f"it holds more than {_MOST_VALUES} values")
-    if isinstance(value, str) and not value.isascii():
-        value.encode("utf-8")  # half a character cannot be written
-    if isinstance(value, dict | list) and not deeper:
-        raise ValueError(f"it nests deeper than {_DEEPEST}")
-    if isinstance(value, dict):
-        for key, part in value.items():
-            if not isinstance(key, str | int | float | bool | None):
-                raise ValueError(f"the key {key!r} is no text")  # noqa: TRY004 - as all else is said
-            _check_values(key, deeper - 1, left)
-            _check_values(part, deeper - 1, left)
-    elif isinstance(value, list):
-        for part in value:
-            _check_values(part, deeper - 1, left)
-
-
-def resolve(cls: type[C], *, file: Path | None = None, flags: Mapping[str, Any]) -> C:
-    """Merge a YAML file and flags (which win) into a config.
+def resolve(
+    cls: type[C],
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, Any],
+    shown: Mapping[str, str] | None = None,
+) -> C:
+    """Merge a YAML file and flags (which win) into a config; ``shown`` as for :func:`build`.
 
     Raises
     ------
@@ -164,7 +121,7 @@ def resolve(cls: type[C], *, file: Path | None = None, flags: Mapping[str, Any])
             values[key] = {**values[key], **value}
         else:
             values[key] = value
-    return build(cls, values, source=str(file) if file else "command line")
+    return build(cls, values, source=str(file) if file else "command line", shown=shown)
 
 
 def dump_yaml(config: Config) -> str:
@@ -175,6 +132,35 @@ def dump_yaml(config: Config) -> str:
 def write_config(path: Path, config: Config) -> None:
     """Store a resolved config beside what it made, atomically."""
     write_text(path, dump_yaml(config))
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Say which values of two dumped configs differ, with both: ``seed 0 (now 7)``.
+
+    Parameters
+    ----------
+    was, now : mapping
+        Of JSON values; a key that one lacks is ``not stated`` there.
+    prefix : str
+        Before the names of keys.
+    """
+    told: list[str] = []
+    for key in dict.fromkeys([*was, *now]):
+        before, after = was.get(key, _NOT_STATED), now.get(key, _NOT_STATED)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            told += differences(before, after, prefix=f"{prefix}{key}.")
+        elif before != after:
+            told.append(f"{prefix}{key} {_short(before)} (now {_short(after)})")
+    return told
+
+
+_NOT_STATED = "not stated"
+_LONGEST = 100
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
@@ -191,11 +177,14 @@ def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
                 raise ConfigError("give a config or its fields, not both")
             if config is not None and not isinstance(config, cls):
                 raise ConfigError(f"expected a {cls.__name__}, got {type(config).__name__}")
-            return function(
+            checked = (
                 config
                 if config is not None
                 else build(cls, fields, source=f"wsiad.{function.__name__}()")
             )
+            if isinstance(out := getattr(checked, "out", None), Path):
+                check_folder(out)
+            return function(checked)
 
         call.config_class = cls  # type: ignore[attr-defined]
         return call

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pydantic
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
+
+from wsiad.words import did_you_mean
 
 _LONGEST = 100
 _IN_ITS_OWN_WORDS = frozenset(
@@ -33,7 +34,12 @@ Schema = Mapping[str, Any]
 """JSON schema of a config or of a field of it."""
 
 
-def explained(cls: type[pydantic.BaseModel], error: pydantic.ValidationError) -> tuple[str, str]:
+def explained(
+    cls: type[pydantic.BaseModel],
+    error: pydantic.ValidationError,
+    *,
+    shown: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
     """Return what is wrong with the values of a config, and which keys there are.
 
     Parameters
@@ -41,6 +47,8 @@ def explained(cls: type[pydantic.BaseModel], error: pydantic.ValidationError) ->
     cls : type
         The config that the values were for.
     error : ValidationError
+    shown : mapping of str to str, optional
+        How missing keys are called where they were to be given.
 
     Returns
     -------
@@ -51,7 +59,7 @@ def explained(cls: type[pydantic.BaseModel], error: pydantic.ValidationError) ->
     """
     schemas = _Schemas(cls)
     faults = error.errors()
-    problems = dict.fromkeys(_explain(schemas, fault) for fault in faults)  # each once
+    problems = dict.fromkeys(_explain(schemas, fault, shown or {}) for fault in faults)  # each once
     known = {}
     for fault in faults:
         if fault["type"] == "extra_forbidden":
@@ -62,15 +70,14 @@ def explained(cls: type[pydantic.BaseModel], error: pydantic.ValidationError) ->
     return "; ".join(problems), " ".join(remedies)
 
 
-def _explain(schemas: _Schemas, fault: Mapping[str, Any]) -> str:
+def _explain(schemas: _Schemas, fault: Mapping[str, Any], shown: Mapping[str, str]) -> str:
     place: tuple[int | str, ...] = fault["loc"]
     key = ".".join(map(str, place))
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), schemas.keys(place[:-1]), n=1)
-        return f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
+        return f"{key}: unknown key" + did_you_mean(str(place[-1]), schemas.keys(place[:-1]))
     allowed = schemas.allowed(place)
     if fault["type"] == "missing":
-        return f"{key}: is required" + (f" ({allowed})" if allowed else "")
+        return f"{shown.get(key, key)}: is required" + (f" ({allowed})" if allowed else "")
     given = repr(fault["input"])
     if len(given) > _LONGEST:
         given = f"{given[:_LONGEST]}…"
@@ -83,7 +90,10 @@ def _explain(schemas: _Schemas, fault: Mapping[str, Any]) -> str:
         return f"{key}: {message} (got {given})" if place else message
     if schemas.at(place) is None:
         key = ".".join(map(str, place[:-1]))
-    return f"{key}: {given} is not allowed; give {allowed}"
+    near = ""
+    if isinstance(fault["input"], str):
+        near = did_you_mean(fault["input"], schemas.choices(place))
+    return f"{key}: {given} is not allowed; give {allowed}{near}"
 
 
 class _Schemas:
@@ -127,6 +137,13 @@ class _Schemas:
             if schema is None or "anyOf" not in schema:
                 return ""
         return self._words(schema or {})
+
+    def choices(self, place: Sequence[int | str]) -> list[str]:
+        """Return the texts among which a value at a place is chosen."""
+        schema = self.at(place) or self.at(place[:-1]) or {}
+        parts = [schema, *schema.get("anyOf", ())]
+        found = [choice for part in parts for choice in self._plain(part).get("enum", ())]
+        return [choice for choice in found if isinstance(choice, str)]
 
     def _plain(self, schema: Schema) -> Schema:
         """Follow a reference; of what may be left out, take what may be given."""

@@ -1,16 +1,28 @@
-"""CSV files that people and other programs write: rows with the number to name them by."""
+"""CSV files: those of people, with rows by their number, and ours, of which no cell is a formula.
+
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, be it the
+name of a slide. Such a text is written with an apostrophe before it, by which spreadsheets know
+a text, and read without it. Numbers stay as they are.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from wsiad.errors import WsiadError
 
 MAX_BYTES = 1 << 28
 """Largest file that is read as a table."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII)
+_MARK = "'"
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -65,7 +77,7 @@ def read_rows(
         first = next(lines, "")
         delimiter = max(delimiters, key=first.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [Row(reader.line_num, tuple(c.strip() for c in cells)) for cells in reader]
+        rows = [Row(reader.line_num, tuple(plain(c.strip()) for c in cells)) for cells in reader]
     except (OSError, UnicodeError, csv.Error) as cause:
         raise error(
             f"{path} cannot be read as CSV ({cause})" if subject else f"is no CSV ({cause})",
@@ -75,3 +87,75 @@ def read_rows(
     if too_large:
         raise error(f"has more than {MAX_BYTES >> 20} MiB", subject=subject or str(path))
     return [row for row in rows if any(row.cells)]
+
+
+def safe(text: str) -> str:
+    """Return a cell's text as it is written; :func:`plain` gives it back.
+
+    Examples
+    --------
+    >>> safe("=1+1"), safe("-0.5"), safe("slide_1")
+    ("'=1+1", '-0.5', 'slide_1')
+    """
+    risky = text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    marked = text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK))
+    return _MARK + text if risky or marked else text
+
+
+def plain(text: str) -> str:
+    """Return the text of a cell that :func:`safe` wrote, or that a person marked as text."""
+    marked = text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK))
+    return text[1:] if marked else text
+
+
+def table_text(
+    header: Sequence[str], rows: Iterable[Iterable[object]], *, line_end: str = "\n"
+) -> str:
+    """Return a table as CSV.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Names of the columns.
+    rows : iterable of iterable
+        Values as they are to be written; ``None`` is an empty cell.
+    line_end : str
+    """
+    lines = []
+    for row in (header, *rows):
+        line = io.StringIO()
+        # By this end of a line the writer puts quotes around a carriage return, too.
+        writer = csv.writer(line, lineterminator="\r\n")
+        writer.writerow([safe(value) if isinstance(value, str) else value for value in row])
+        lines.append(line.getvalue()[:-2] + line_end)
+    return "".join(lines)
+
+
+def records(file: IO[str]) -> Iterator[dict[str, str]]:
+    """Read the rows of a table by the names of its columns, as :func:`table_text` was given them.
+
+    Raises
+    ------
+    csv.Error
+        It is not CSV.
+    ValueError
+        A row is shorter or longer than the header.
+    """
+    for row in csv.DictReader(file):
+        yield checked(row)
+
+
+def checked(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
+    """Return a row of a ``csv.DictReader`` with its cells as they were before :func:`safe`.
+
+    Raises
+    ------
+    ValueError
+        It is shorter or longer than the header.
+    """
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if name is None or not isinstance(value, str):
+            raise ValueError("a row does not have as many fields as the header")
+        cells[plain(name)] = plain(value)
+    return cells

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +32,62 @@ NAME_BYTES = 200
 adds up to 19 (``_likelihood_map.tif``), and its folder, while it is written, up to 48."""
 _FILE_NAME_BYTES = 255
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the errors of a full disk or quota."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the errors of a full disk or quota, or of a limit to the size of files."""
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+
+_REMEDIES = {
+    errno.EACCES: "Give another path, or ask for the rights to this one.",
+    errno.EPERM: "Give another path, or ask for the rights to this one.",
+    errno.EROFS: "Give a path on a disk that can be written to.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ENOENT: "Check the path, and that nothing else moves or deletes it.",
+    errno.ENOTDIR: "A part of that path is a file: give another path.",
+    errno.EISDIR: "That is a folder: give another path.",
+    errno.EEXIST: "Give another path.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer workers.",
+    errno.ENOMEM: "Use fewer workers, or a machine with more memory.",
+    errno.ESTALE: "The network disk went away: run the same command again.",
+    errno.EIO: "The disk is damaged or went away: run the same command again elsewhere.",
+}
+
+
+def said(error: OSError) -> str:
+    """Return what the system refused, and what to do, in one line."""
+    if error.errno in DISK_FULL:
+        why = "the disk or quota is full"
+        if error.errno == errno.EFBIG:
+            why = "the file is larger than the disk, a quota or ulimit -f allows"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{why}. Make room and run the same command again."
+    if error.errno is None or not error.strerror:
+        words = " ".join(str(error).split()) or type(error).__name__
+        return words if words.endswith(".") else f"{words}."
+    where = f"{error.filename}: " if error.filename else ""
+    why = error.strerror[:1].lower() + error.strerror[1:]
+    return f"{where}{why}. {_REMEDIES.get(error.errno, '')}".rstrip()
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder to write in is there, or can be made.
+
+    Raises
+    ------
+    InputError
+        It is a file or a link to nothing, or lies in one.
+    """
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise InputError(
+                f"is a link to nothing ({part.readlink()})",
+                subject=str(part),
+                remedy="Make the folder that it points to, or give another --out.",
+            )
+        if part.is_dir():
+            return
+        if part.exists():
+            raise InputError("is a file", subject=str(part), remedy="Give a folder as --out.")
 
 
 @contextlib.contextmanager
@@ -50,6 +105,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
+    except Exception as error:
+        # Writers in Rust, as that of safetensors, tell the system's error in words only.
+        number = _OF_RUST.search(str(error))
+        if number and not isinstance(error, OSError | WsiadError):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

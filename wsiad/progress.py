@@ -10,6 +10,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from wsiad.interrupts import raise_if_ended
+from wsiad.terminal import lines, one_line
 
 
 class Progress:
@@ -77,7 +78,7 @@ class Progress:
         self._note = note or self._note
         if self._bar is not None:
             if note:
-                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.set_postfix_str(one_line(note), refresh=False)
             self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._last >= self._log_seconds:
             self._line()
@@ -92,9 +93,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a line above the bar, or into the log."""
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(one_line(text), file=sys.stderr)
         elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
 
     def _line(self) -> None:
         self._last, self._shown = time.monotonic(), self._done
@@ -107,9 +108,9 @@ class Progress:
             unit=f" {self.unit}",
             initial=self._before,
         )
-        print(f"{text} {self._note}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{text} {one_line(self._note)}".rstrip(), file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
     """Say something to who started the program, where there is nothing to count."""
-    print(text, file=sys.stderr, flush=True)
+    print(lines(text), file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ Manual, 8th edition, 2017, breast).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Literal
 
 import numpy as np
 
+from wsiad.csv_file import table_text
 from wsiad.evaluation.froc import Pool
 from wsiad.evaluation.hits import Detections, SlideHits
 from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask
-from wsiad.files import atomic_file
+from wsiad.files import write_text
 from wsiad.units import Microns, SquareMicrons
 
 LesionClass = Literal["macro", "micro", "itc"]
@@ -158,13 +158,12 @@ def write_lesions(path: Path, found: Mapping[ProtocolName, Sequence[SlideLesions
         By protocol, one of each slide that takes part in FROC, normal ones too: the mean
         of false positives is over all.
     """
-    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for protocol, slides in found.items():
-            pool = Pool([slide.hits for slide in slides], PROTOCOLS[protocol])
-            for slide in slides:
-                writer.writerows(_row(protocol, slide, lesion, pool) for lesion in slide.lesions)
+    rows: list[list[str | int | float]] = []
+    for protocol, slides in found.items():
+        pool = Pool([slide.hits for slide in slides], PROTOCOLS[protocol])
+        for slide in slides:
+            rows.extend(_row(protocol, slide, lesion, pool) for lesion in slide.lesions)
+    write_text(path, table_text(COLUMNS, rows))
 
 
 def _row(

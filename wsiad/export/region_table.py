@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from wsiad.csv_file import table_text
 from wsiad.errors import ExportError
 from wsiad.files import write_text
 from wsiad.heatmaps.regions import Region
@@ -87,13 +87,8 @@ def region_rows(regions: Sequence[Region], percentiles: Sequence[float]) -> list
 
 def write_regions(path: Path, rows: Sequence[RegionRow]) -> None:
     """Write the table, whole or not at all; scores read back as the same float64."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        values = (getattr(row, name) for name in _COLUMNS)
-        writer.writerow(["" if value is None else value for value in values])
-    write_text(path, text.getvalue())
+    cells = ([getattr(row, name) for name in _COLUMNS] for row in rows)
+    write_text(path, table_text(_COLUMNS, cells))
 
 
 def read_regions(path: Path) -> list[RegionRow]:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from wsiad.config import Config, resolve, write_config
+from wsiad.config import Config, differences, resolve, write_config
 from wsiad.errors import ConfigError, RunError
 from wsiad.files import atomic_file
 from wsiad.locks import CLAIM, claimed
@@ -60,6 +60,7 @@ def taken(
     if _is_complete(out, config, record):
         yield True
         return
+    _check_complete(out, config, record=record, what=what)
     begin(out, record=record, what=what)
     with claimed(out):
         if _is_complete(out, config, record):  # by another process, just before
@@ -98,16 +99,36 @@ def _check_alike(path: Path, config: Config, *, what: str, free: Collection[str]
             subject=str(path.parent),
             remedy="Give an empty or a new folder as --out.",
         ) from error
-    told = []
-    for key in type(config).model_fields:
-        was, now = getattr(there, key), getattr(config, key)
-        if was != now and key not in {"out", "quiet", *free}:
-            told.append(f"{key} {was} (now {now})")
+    told = _told(there, config, free=free)
     if told:
         raise RunError(
             f"holds parts of a {what} with {', '.join(told)}",
             subject=str(path.parent),
             remedy="Give the same configuration to go on, another --out, or delete the folder.",
+        )
+
+
+def _told(there: Config, config: Config, *, free: Collection[str] = ()) -> list[str]:
+    """Say in what a stored config differs from another one."""
+    was, now = (
+        one.model_dump(mode="json", exclude={"out", "quiet", *free}) for one in (there, config)
+    )
+    return differences(was, now)
+
+
+def _check_complete(out: Path, config: Config, *, record: str, what: str) -> None:
+    """Refuse a folder with a complete one of another config, saying in what that differs."""
+    if not (out / record).is_file() or not (out / CONFIG).is_file():
+        return
+    try:
+        told = _told(resolve(type(config), file=out / CONFIG, flags={}), config)
+    except ConfigError:
+        return
+    if told:
+        raise RunError(
+            f"holds a complete {what} already, with {', '.join(told)}",
+            subject=str(out),
+            remedy="Choose another folder, or delete this one.",
         )
 
 

@@ -17,6 +17,7 @@ A run is complete when it has its ``run.json``; before, it can be resumed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from wsiad.detector import Detector, InputSpec, State
 from wsiad.detectors import registry
 from wsiad.errors import RunError, WsiadError
 from wsiad.files import atomic_file, read_json, read_text, write_json
+from wsiad.folder_kinds import RUN as KIND
+from wsiad.folder_kinds import refuse_other
 from wsiad.provenance import versions
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import CONFIG, begin
@@ -130,17 +133,31 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, *, beside: Iterable[Path] = ()) -> RunFolder:
         """Open a complete run.
+
+        Parameters
+        ----------
+        path : Path
+        beside : iterable of Path
+            What was given beside it, for the error where the run is among that.
 
         Raises
         ------
         RunError
-            There is none, it is not complete, or its format is unknown.
+            There is none, it is not complete or damaged, or its format is unknown; or it is
+            something else, which is said.
         """
         folder = cls(path)
+        if not (path / DETECTOR).is_file():
+            remedy = "Give the folder that wsiad train made."
+            refuse_other(path, KIND, RunError, remedy=remedy, beside=beside)
         if not path.is_dir():
-            raise RunError("there is no such run folder", subject=str(path))
+            raise RunError(
+                "there is no such run folder",
+                subject=str(path),
+                remedy="Check the path; a run is made by wsiad train.",
+            )
         if not folder.complete:
             raise RunError(
                 f"the run is not complete: it has no {RUN}",

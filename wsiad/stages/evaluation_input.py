@@ -13,6 +13,7 @@ from wsiad.errors import EvaluationError
 from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.results import SlideScore
 from wsiad.evaluation.unscored import CountedAs
+from wsiad.folder_kinds import RESULTS, other_kinds_named
 
 if TYPE_CHECKING:
     from wsiad.evaluation.cohort import Case
@@ -100,14 +101,16 @@ def read_scored(
     from wsiad.evaluation.results import read_results
     from wsiad.evaluation.submission import read_submission
 
-    if results:
-        return read_results(
-            folder,
-            score=options.slide_score,
-            percentile=options.score_percentile,
-            exclude=options.exclude,
-        )
-    return read_submission(folder, ignore=[options.reference])
+    remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
+    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy):
+        if results:
+            return read_results(
+                folder,
+                score=options.slide_score,
+                percentile=options.score_percentile,
+                exclude=options.exclude,
+            )
+        return read_submission(folder, ignore=[options.reference])
 
 
 def cases_of(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from wsiad.config import Config, verb
+from wsiad.config import Config, differences, verb
+from wsiad.csv_file import table_text
 from wsiad.errors import InputError, WsiadError
 from wsiad.files import read_json, write_json, write_text
 from wsiad.interrupts import raise_if_ended
@@ -86,9 +85,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     if not names:
         raise InputError("holds no slides", subject=str(config.store))
     done = _claim(config, store.digest)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table: list[list[object]] = []
     exported, failed, unusable, tiles = [], [], [], 0
     with Progress("export", total=len(names), unit="slide", quiet=config.quiet) as progress:
         for slide in store:
@@ -106,12 +103,12 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
             else:
                 done[slide.name] = slide.fingerprint
                 write_json(config.out / EXPORT, _facts(config, store.digest, done))
-                table.writerows(_rows(slide.name, files, labels.get(slide.name, "")))
+                table.extend(_rows(slide.name, files, labels.get(slide.name, "")))
                 exported.append(slide.name)
                 tiles += len(slide)
             progress.update(note=slide.name)
     if config.format in ("png", "jpeg"):
-        write_text(config.out / TABLE, text.getvalue())
+        write_text(config.out / TABLE, table_text(COLUMNS, table))
     what = "tiles" if config.format in ("png", "jpeg") else "coordinates of tiles"
     summary = f"{config.out}: {tiles} {what} of {len(exported)} slides as {config.format}"
     return ExportTilesResult(config.out, tuple(exported), tuple(failed), tuple(unusable), summary)
@@ -159,9 +156,10 @@ def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
     facts = read_json(path, InputError)
     known = facts.get("slides")
     slides = {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
-    if facts != _facts(config, digest, slides):
+    now = _facts(config, digest, slides)
+    if told := differences(facts, now):
         raise InputError(
-            "holds an export of another store, or with other options",
+            f"holds an export of another store, or with other options: {', '.join(told)}",
             subject=str(config.out),
             remedy="Give another --out, or delete this one.",
         )

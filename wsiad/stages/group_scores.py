@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from wsiad.csv_file import table_text
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
@@ -92,15 +92,13 @@ def type_line(kind: dict[str, Any]) -> str:
 
 def scores_table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:
     """Return ``scores.csv``: every tile with its score and percentile."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "index", "tile", "score", "percentile"])
+    table: list[list[object]] = []
     for group in groups:
         names = store.slide(group.name).source_names() or [""] * len(group.scores)
         percentiles = calibration.percentile(group.scores)
         rows = zip(names, group.scores, percentiles, strict=True)
-        writer.writerows(
+        table.extend(
             [group.name, index, name, f"{score:.9g}", f"{percentile:.6g}"]
             for index, (name, score, percentile) in enumerate(rows)
         )
-    return text.getvalue()
+    return table_text(["group", "index", "tile", "score", "percentile"], table)

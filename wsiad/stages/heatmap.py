@@ -16,11 +16,13 @@ from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
 from wsiad.errors import InputError
 from wsiad.files import fingerprint, new_file, read_json, write_json
+from wsiad.folder_kinds import RESULTS, refuse_other
 from wsiad.leftovers import clear_leftovers
 from wsiad.provenance import versions
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.stages.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.stages.heatmap_difference import difference
 from wsiad.stages.heatmap_inputs import heatmap_inputs, slide_task
 from wsiad.stages.heatmap_significance import add_significance, check_healthy
 from wsiad.stages.heatmap_task import (
@@ -144,14 +146,14 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
 
     start = time.monotonic()
     choose_device(config.device)
-    record = RunFolder.open(config.run).record()
+    record = RunFolder.open(config.run, beside=config.slides).record()
     preparation, target = run_preparation(config.run)
     quality = preparation.quality.changed_by(config.quality)
     changed = {"quality": quality, "damaged_tiles": config.damaged_tiles}
     preparation = preparation.model_copy(update=changed)
     digest = _digest(config, quality)
-    _claim(config.out, digest)
-    check_healthy(config.healthy, digest)
+    _claim(config, digest)
+    check_healthy(config, digest)
     slides, from_store = heatmap_inputs(config, preparation, target)
     tasks = [
         slide_task(
@@ -172,7 +174,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     facts["versions"] = versions()
     if note := _no_examples(config, record):
         facts["evidence"] = note
-    _begin(config.out, facts)
+    _begin(config, facts)
     write_config(config.out / "config.yaml", config)
     write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
@@ -279,18 +281,20 @@ def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
     return note
 
 
-def _begin(out: Path, facts: dict[str, Any]) -> None:
+def _begin(config: HeatmapConfig, facts: dict[str, Any]) -> None:
     """Write what results are made with, unless another run has begun others since a moment ago."""
+    path = config.out / FACTS
     try:
-        with new_file(out / FACTS) as partial:
+        with new_file(path) as partial:
             write_json(partial, facts)
     except FileExistsError:
-        _claim(out, facts["digest"])
-        write_json(out / FACTS, facts)
+        _claim(config, facts["digest"])
+        write_json(path, facts)
 
 
-def _claim(out: Path, digest: str) -> None:
-    """Refuse a folder that holds results of another run or other options."""
+def _claim(config: HeatmapConfig, digest: str) -> None:
+    """Refuse a folder that holds results of another run or other options, and name them."""
+    out = config.out
     path = out / FACTS
     # Looked for first: other shards, which may be starting now, write it second.
     table = (out / "slides.csv").exists()
@@ -302,9 +306,11 @@ def _claim(out: Path, digest: str) -> None:
                 remedy="Give another --out.",
             )
         return
-    if read_json(path, InputError, keys=["digest"])["digest"] != digest:
+    refuse_other(out, RESULTS, InputError, remedy="Give another --out.")
+    facts = read_json(path, InputError, keys=["digest"])
+    if facts["digest"] != digest:
         raise InputError(
-            "holds results of another run or of other options",
+            f"holds results of another run or of other options: {difference(out, facts, config)}",
             subject=str(out),
             remedy="Give another --out, or delete this one.",
         )

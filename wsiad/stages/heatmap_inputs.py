@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wsiad.errors import InputError
+from wsiad.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.stages.heatmap_task import RESERVED, SlideTask
 from wsiad.stages.prepared import store_slides
@@ -30,7 +31,11 @@ def heatmap_inputs(
     from wsiad.tiles.store import is_store
 
     if not any(is_store(path) for path in config.slides):
-        return _named_apart(find_slides(config.slides)), False
+        remedy = "Give slide files, folders of them, a manifest, or a store."
+        with other_kinds_named(
+            config.slides, SLIDES, InputError, remedy=remedy, beside=[config.run]
+        ):
+            return _named_apart(find_slides(config.slides)), False
     if len(config.slides) > 1:
         raise InputError("give one store, or slides, not both")
     if config.stage_dir is not None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsiad.errors import InputError
+from wsiad.stages.heatmap_difference import difference
 from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.slide_table import OK
 
+if TYPE_CHECKING:
+    from wsiad.stages.heatmap import HeatmapConfig
 
-def check_healthy(healthy: Path | None, digest: str) -> None:
+
+def check_healthy(config: HeatmapConfig, digest: str) -> None:
     """Refuse a reference that would not fit, before hours of scoring.
 
     Raises
@@ -20,12 +25,14 @@ def check_healthy(healthy: Path | None, digest: str) -> None:
     """
     from wsiad.stages.scored_folder import read_folder
 
-    if healthy is None:
+    if config.healthy is None:
         return
-    if read_folder(healthy).facts["digest"] != digest:
+    facts = read_folder(config.healthy).facts
+    if facts["digest"] != digest:
+        told = difference(config.healthy, facts, config)
         raise InputError(
-            "holds results of another run or of other options",
-            subject=str(healthy),
+            f"holds results of another run or of other options: {told}",
+            subject=str(config.healthy),
             remedy="Score the healthy slides by the same run with the same options.",
         )
 

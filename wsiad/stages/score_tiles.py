@@ -113,7 +113,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
 
     start = time.monotonic()
     device = choose_device(config.device)
-    folder = RunFolder.open(config.run)
+    folder = RunFolder.open(config.run, beside=[config.store])
     store = TileStore(config.store)
     # The tissue mask chooses tiles; it does not change what a pixel means.
     check_prepared_alike(store, *run_preparation(config.run), keys=("mpp", "stain"))

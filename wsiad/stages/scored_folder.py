@@ -14,12 +14,12 @@ from wsiad.errors import ConfigError, InputError
 from wsiad.evaluation.results import SlideScore, read_windows
 from wsiad.evaluation.significance import SlideScores
 from wsiad.export.region_table import REGIONS, RegionRow, read_regions
+from wsiad.folder_kinds import RESULTS, refuse_other
 from wsiad.labels import is_healthy
+from wsiad.stages.heatmap_difference import READING
 from wsiad.stages.heatmap_task import SLIDE, HeatmapOptions, HeatmapRow
 from wsiad.stages.scored_records import SCORE_AGAIN, results_facts, slide_facts
 from wsiad.stages.slide_table import OK, read_table
-
-_READING = ("slide_mpp", "override_mpp", "allow_upsampling", "quality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,7 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
     InputError
         It holds no results, or those of a slide are damaged or of another run.
     """
+    refuse_other(path, RESULTS, InputError, remedy="Make them: wsiad heatmap.")
     facts = results_facts(path)
     if not (path / "slides.csv").exists():
         raise InputError(
@@ -215,7 +216,7 @@ def _difference(one: Path, two: Path) -> str:
         first, second = read_yaml(one / "config.yaml"), read_yaml(two / "config.yaml")
     except ConfigError:
         return "by another run or other options"
-    keys = [*HeatmapOptions.model_fields, *_READING]
+    keys = [*HeatmapOptions.model_fields, *READING]
     differ = [
         f"{key} is {first.get(key)} and not {second.get(key)}"
         for key in keys

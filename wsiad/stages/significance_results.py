@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiad._version import __version__
+from wsiad.csv_file import table_text
 from wsiad.errors import InputError
 from wsiad.evaluation.conformal import (
     FloatArray,
@@ -139,14 +138,9 @@ def write(
     warnings: Sequence[str],
 ) -> Path:
     """Write ``significance.csv`` and, last, ``significance.json``; return the latter."""
-    text = io.StringIO()
     names = list(SignificanceRow.__dataclass_fields__)
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = asdict(row)
-        writer.writerow({key: "" if values[key] is None else values[key] for key in names})
-    write_text(config.results / TABLE, text.getvalue())
+    cells = (asdict(row).values() for row in rows)
+    write_text(config.results / TABLE, table_text(names, cells))
     regions = reference.regions
     path = config.results / SIGNIFICANCE
     values = {

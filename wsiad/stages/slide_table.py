@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from wsiad.csv_file import records, table_text
 from wsiad.errors import InputError
 from wsiad.files import write_text
 from wsiad.locks import locked
@@ -100,12 +100,9 @@ class SlideTable(Generic[R]):
         self._put.update(given)
 
     def _write(self, rows: dict[str, R]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(self._row)])
-        writer.writeheader()
-        for _, row in sorted(rows.items()):
-            writer.writerow({key: _text(value) for key, value in asdict(row).items()})
-        write_text(self.path, text.getvalue())
+        names = [field.name for field in fields(self._row)]
+        cells = (map(_text, asdict(row).values()) for _, row in sorted(rows.items()))
+        write_text(self.path, table_text(names, cells, line_end="\r\n"))
 
 
 def _text(value: object) -> str:
@@ -126,7 +123,7 @@ def read_table(path: Path, row: type[R]) -> list[R]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_parse(values, row) for values in csv.DictReader(file)]
+            return [_parse(values, row) for values in records(file)]
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(
             f"is not a table of slides as wsiad writes it: {error}",

@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from wsiad.cluster.options import ComputeOptions
 from wsiad.config import Paths, verb, write_config
+from wsiad.errors import InputError
 from wsiad.files import write_json
+from wsiad.folder_kinds import SLIDES, other_kinds_named
 from wsiad.provenance import versions
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
@@ -109,7 +111,9 @@ def tile(config: TileConfig) -> TileResult:
     from wsiad.tiles.tidying import tidied
 
     start = time.monotonic()
-    inputs = slides_of_shard(find_slides(config.slides), config.shard)
+    remedy = "Give slide files, folders of them, or a manifest."
+    with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
+        inputs = slides_of_shard(find_slides(config.slides), config.shard)
     target = stain_target(config).to_dict()
     store = TileStore.create(config.out, config, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)

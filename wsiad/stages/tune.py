@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from wsiad.cluster.options import ComputeOptions
-from wsiad.config import Config, build, resolve, verb, write_config
+from wsiad.config import Config, build, differences, resolve, verb, write_config
 from wsiad.errors import ConfigError, RunError
 from wsiad.files import write_json
 from wsiad.locks import CLAIM, claimed
@@ -256,7 +256,7 @@ def _search_folder(config: TuneConfig) -> Iterator[None]:
         if path.exists():
             if changed := _changed(path, config):
                 raise RunError(
-                    f"holds a search of another configuration (other {', '.join(changed)})",
+                    f"holds a search of another configuration: {', '.join(changed)}",
                     subject=str(config.out),
                     remedy="Choose another folder, or give what was given then.",
                 )
@@ -271,10 +271,11 @@ def _search_folder(config: TuneConfig) -> Iterator[None]:
 
 
 def _changed(path: Path, config: TuneConfig) -> list[str]:
-    """Names of the fields that differ in a stored config and that must not."""
+    """Say which fields differ in a stored config that must not."""
+    left_out = set(_MAY_CHANGE)
     try:
-        earlier = resolve(TuneConfig, file=path, flags={}).model_dump(mode="json")
+        earlier = resolve(TuneConfig, file=path, flags={})
     except ConfigError:
-        return [CONFIG]
-    now = config.model_dump(mode="json")
-    return [name for name in now if name not in _MAY_CHANGE and now[name] != earlier[name]]
+        return [f"its {CONFIG} cannot be read"]
+    was, now = (one.model_dump(mode="json", exclude=left_out) for one in (earlier, config))
+    return differences(was, now)

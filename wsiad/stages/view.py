@@ -17,6 +17,7 @@ from pydantic import Field
 from wsiad.config import Config, Paths, verb
 from wsiad.errors import InputError
 from wsiad.files import checked_name, read_json
+from wsiad.folder_kinds import RESULTS, refuse_other
 from wsiad.interrupts import Terminated
 from wsiad.progress import tell
 from wsiad.slides.slide_files import slide_fingerprint
@@ -114,6 +115,7 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
     from wsiad.stages.heatmap_task import FACTS, HeatmapRow
     from wsiad.stages.slide_table import read_table
 
+    refuse_other(results, RESULTS, InputError, remedy="Make them: wsiad heatmap.")
     if not (results / FACTS).exists():
         raise InputError(
             "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."

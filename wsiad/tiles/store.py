@@ -13,6 +13,7 @@ import pydantic
 
 from wsiad.errors import StoreError, StoreMismatchError
 from wsiad.files import new_file, write_json
+from wsiad.folder_kinds import STORE, refuse_other
 from wsiad.stain.profile import StainProfile
 from wsiad.tiles.group_facts import group_facts
 from wsiad.tiles.options import CompressionOptions, Preparation
@@ -45,9 +46,9 @@ class TileStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / GROUPS / "zarr.json").exists():
-            raise StoreError(
-                "is not a tile store", subject=str(path), remedy="Make one with `wsiad tile`."
-            )
+            remedy = "Make one with `wsiad tile`."
+            refuse_other(path, STORE, StoreError, remedy=remedy)
+            raise StoreError("is not a tile store", subject=str(path), remedy=remedy)
         remedy = "Tile the slides again into an empty folder."
         try:
             facts = group_facts(path / GROUPS)

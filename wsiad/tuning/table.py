@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsiad.csv_file import table_text
 from wsiad.files import atomic_file, write_text
 from wsiad.tuning.space import Range, Space, key, options_of, values_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best
@@ -53,15 +52,14 @@ def table(trials: Sequence[Trial], space: Space, *, folds: int) -> str:
     Nothing in it depends on how long a trial took: the same search gives the same bytes.
     """
     options = _options(space, trials)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [f"fold_{fold}" for fold in range(1, folds + 1)]
     figures = ["auroc", "auroc_spread", "healthy_loss"]
-    writer.writerow(["trial", "state", *figures, *names, *options, "reason"])
+    header = ["trial", "state", *figures, *names, *options, "reason"]
+    rows: list[list[object]] = []
     for trial in trials:
         of_folds = [_number(fold.auroc) for fold in trial.folds]
         set_to = options_of(space, trial.params)
-        writer.writerow(
+        rows.append(
             [
                 trial.number,
                 trial.state,
@@ -72,7 +70,7 @@ def table(trials: Sequence[Trial], space: Space, *, folds: int) -> str:
                 trial.reason,
             ]
         )
-    return text.getvalue()
+    return table_text(header, rows)
 
 
 def _options(space: Space, trials: Sequence[Trial]) -> list[str]:

@@ -1,0 +1,52 @@
+"""Tables that people open in a spreadsheet."""
+
+import csv
+import io
+import random
+
+import pytest
+
+from wsiad.csv_file import plain, read_rows, records, safe, table_text
+from wsiad.errors import InputError
+from wsiad.stages.slide_table import SlideRow, SlideTable, read_table
+
+FORMULAE = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "=")
+
+
+@pytest.mark.parametrize("text", FORMULAE)
+def test_no_cell_is_a_formula(text):
+    (line,) = list(csv.reader(io.StringIO(table_text(["a"], [[text]]), newline="")))[1:]
+    assert line == ["'" + text]
+    assert plain(line[0]) == text
+
+
+@pytest.mark.parametrize("value", [-1.5, "-1.5", "+3", "-1e-05", "-inf", 7, None, "slide", "'tis"])
+def test_numbers_and_plain_texts_stay_as_they_are(value):
+    (line,) = list(csv.reader(io.StringIO(table_text(["a", "b"], [[value, 0]]))))[1:]
+    assert line[0] == ("" if value is None else str(value))
+
+
+def test_every_text_reads_back_as_it_was():
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("=+-@'\t\r\n1.e ,\"ab", k=rng.randint(0, 6))) for _ in range(9999)]
+    found = list(records(io.StringIO(table_text(["a", "b"], ([t, 0] for t in texts)), newline="")))
+    assert [row["a"] for row in found] == texts
+    assert not any(safe(t).startswith(("=", "@", "\t", "\r")) for t in texts)
+
+
+def test_a_row_with_other_fields_than_the_header():
+    for text in ("a,b\n1\n", "a,b\n1,2,3\n"):
+        with pytest.raises(ValueError, match="as many fields"):
+            list(records(io.StringIO(text)))
+
+
+def test_slides_of_such_names(tmp_path):
+    table = SlideTable(tmp_path / "slides.csv", SlideRow)
+    table.put(SlideRow("=1+1", "failed", "-x: \x1b[31m", label="@a", mpp_x=-0.5))
+    written = (tmp_path / "slides.csv").read_text()
+    assert "'=1+1" in written
+    assert ",-0.5," in written
+    (row,) = read_table(tmp_path / "slides.csv", SlideRow)
+    assert (row.slide, row.reason, row.label, row.mpp_x) == ("=1+1", "-x: \x1b[31m", "@a", -0.5)
+    rows = read_rows(tmp_path / "slides.csv", InputError)
+    assert rows[1].cells[0] == "=1+1"  # as a reference or a manifest

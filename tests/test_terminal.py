@@ -1,0 +1,65 @@
+"""What is printed cannot move the cursor, whatever names hold."""
+
+import logging
+
+import pytest
+
+from wsiad.cli import main
+from wsiad.terminal import OneLine, lines, one_line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a\nb\rc\td", "a\\nb\\rc\\td"),
+        ("a\x9b31m", "a\\x9b31m"),
+        ("a\u202eb\u2028c", "a\\u202eb\\u2028c"),
+        ("\udc80", "\\udc80"),
+        ("Größe µm – 大\u00a0x", "Größe µm – 大\u00a0x"),
+    ],
+)
+def test_only_printable_characters_are_left(text, shown):
+    assert one_line(text) == shown
+
+
+def test_lines_are_kept_where_they_are_ours():
+    assert lines("a\x1b\nb") == "a\\x1b\nb"
+
+
+def test_errors_and_names_are_escaped(capsys, tmp_path):
+    code = main(["heatmap", "a\x1b[31m\nb", str(tmp_path), "--out", str(tmp_path / "o")])
+    err = capsys.readouterr().err
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "a\\x1b[31m\\nb" in err
+    with pytest.raises(SystemExit):
+        main(["tile", "--x\x1by"])
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+
+
+def test_slides_of_such_names_are_escaped(capsys, tmp_path):
+    (tmp_path / "a\x1b[2Jb.svs").write_text("no slide")
+    (tmp_path / "a\nb.svs").write_text("no slide")
+    slides = str(tmp_path)
+    main(["tile", slides, "--out", str(tmp_path / "o"), "--mpp", "1", "--tile", "64"])
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "a\\x1b[2Jb" in err
+    assert "a\\nb" in err
+
+
+def test_log_lines():
+    def line(formatter):
+        try:
+            raise ValueError("a\nb")
+        except ValueError:
+            record = logging.LogRecord(
+                "w", logging.ERROR, "f", 1, "%s failed", ("x\x1by",), __import__("sys").exc_info()
+            )
+        return formatter.format(record)
+
+    assert line(OneLine("%(levelname)s %(message)s", tracebacks=False)) == "ERROR x\\x1by failed"
+    assert "Traceback" in line(OneLine("%(message)s", tracebacks=True))

@@ -1,0 +1,51 @@
+"""Text on a terminal: names of files may hold what moves the cursor or begins a line."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def one_line(text: str) -> str:
+    r"""Return a text in which nothing but printable characters is left: ``\x1b`` for an escape.
+
+    Control characters, such that turn the direction of writing around, separators of lines,
+    and halves of characters (of names that are not UTF-8) are written as Python does.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def lines(text: str) -> str:
+    """Return a text as by :func:`one_line`, but with its lines."""
+    return "\n".join(one_line(line) for line in text.split("\n"))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character  # blanks of other widths do no harm
+    return _SHORT.get(character) or character.encode("unicode_escape").decode("ascii")
+
+
+class OneLine(logging.Formatter):
+    """Formats a record as one line, with what a name holds escaped.
+
+    Parameters
+    ----------
+    text : str
+        Format of a line, as :class:`logging.Formatter` takes it.
+    tracebacks : bool
+        Show where an exception arose, below the line.
+    """
+
+    def __init__(self, text: str, *, tracebacks: bool) -> None:
+        super().__init__(text)
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        if self._tracebacks:
+            return super().format(record)
+        record.message = record.getMessage()
+        return one_line(self.formatMessage(record))

@@ -1,0 +1,134 @@
+"""YAML from outside: plain values in bounded time and memory, and one line where it is not that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+MOST_BYTES: Final = 1 << 20
+_MOST_VALUES = 100_000
+_DEEPEST = 50
+_LONGEST = 300
+
+
+class YamlError(ValueError):
+    """A text is no YAML of plain values, in one line."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML of texts, numbers, true, false, null, lists and mappings of unique keys.
+
+    What looks like a date is a text: no option is one.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key is a list or a mapping", problem_mark=key_node.start_mark
+                )
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+_TEXTS = frozenset({"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"})
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _TEXTS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: function
+    for tag, function in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN
+}
+
+
+def read(path: Path) -> Any:
+    """Read the value that a file holds.
+
+    Raises
+    ------
+    YamlError
+        The file cannot be read, is larger than :data:`MOST_BYTES`, not UTF-8, or no YAML of
+        plain values.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise YamlError(error.strerror or str(error)) from error
+    if len(data) > MOST_BYTES:
+        raise YamlError(f"it is larger than {MOST_BYTES >> 20} MiB")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise YamlError(f"it is not UTF-8: {error}") from error
+    return parse(text)
+
+
+def parse(text: str) -> Any:
+    """Return the value that a text means.
+
+    Raises
+    ------
+    YamlError
+        It is no YAML, holds other than plain values, is nested deeper than 50 levels, refers
+        to itself, or grows by its aliases to more than 100,000 values.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, depth=0)
+        return loader.construct_document(node)
+    except YamlError:
+        raise
+    except RecursionError as error:
+        raise YamlError(f"it is nested deeper than {_DEEPEST} levels") from error
+    except Exception as error:  # constructors trip over values in many ways
+        words = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        words = words or type(error).__name__
+        raise YamlError(words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _measure(node: yaml.Node, sizes: dict[int, int | None], *, depth: int) -> int:
+    """Return how many values a node has, each alias counted as what it stands for."""
+    if depth > _DEEPEST:
+        raise YamlError(f"it is nested deeper than {_DEEPEST} levels")
+    known = sizes.get(id(node), 0)
+    if known is None:
+        raise YamlError("an alias refers to what it is a part of")
+    if known:
+        return known
+    sizes[id(node)] = None
+    size = 1
+    if isinstance(node, yaml.SequenceNode):
+        children = list(node.value)
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    else:
+        children = []
+        node.value.encode("utf-8")  # half a character cannot be written
+    for child in children:
+        size += _measure(child, sizes, depth=depth + 1)
+        if size > _MOST_VALUES:
+            raise YamlError(f"it has more than {_MOST_VALUES:,} values, aliases counted")
+    sizes[id(node)] = size
+    return size
