@@ -127,7 +127,7 @@ def refuse_other(
         remedy = f"{swapped} is {wanted}: are the two swapped?"
     elif found not in _KNOWN:
         return
-    raise error(f"is {found}, not {wanted}", subject=str(path), remedy=remedy)
+    raise error(f"is not {wanted}, but {found}", subject=str(path), remedy=remedy)
 
 
 @contextlib.contextmanager
