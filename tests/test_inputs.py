@@ -46,12 +46,43 @@ def test_a_named_file_is_taken_whatever_its_suffix(tmp_path):
     assert find_slides([tmp_path / "odd.img"])[0].name == "odd"
 
 
-def test_two_slides_of_one_name_are_both_refused_and_others_go_on(tmp_path):
-    touch(tmp_path, "a/x.svs", "b/x.tif", "y.svs")
+def names(sources):
+    return sorted(slide.name for slide in find_slides(sources) if not slide.problem)
+
+
+def test_slides_of_one_stem_are_named_by_their_paths(tmp_path):
+    touch(tmp_path, "p1/1.svs", "p2/1.tif", "p2/deep/1.svs", "1.svs", "y.svs")
+    assert names([tmp_path]) == ["1", "p1/1", "p2/1", "p2/deep/1", "y"]
+    # Of two folders the paths begin where they part; of files too.
+    assert names([tmp_path / "p1", tmp_path / "p2"]) == ["p1/1", "p2/1", "p2/deep/1"]
+    assert names([tmp_path / "p1/1.svs", tmp_path / "p2/1.tif"]) == ["p1/1", "p2/1"]
+    rows = [f"{file}," for file in ("p1/1.svs", "p2/1.tif")]
+    assert names([manifest(tmp_path / "m.csv", *rows, header="slide,name")]) == ["p1/1", "p2/1"]
+    rows = ["p1/1.svs,first", "p2/1.tif,"]
+    assert names([manifest(tmp_path / "m.csv", *rows, header="slide,name")]) == ["1", "first"]
+
+
+def test_dicom_slides_of_one_folder_name_are_named_by_their_paths(tmp_path):
+    for number in (1, 2):
+        write_level(tmp_path / f"s{number}/DICOM/0.dcm", stained(64, 64), series=number)
+    assert names([tmp_path]) == ["s1/DICOM", "s2/DICOM"]
+
+
+def test_names_that_stay_equal_or_lie_within_others_are_refused_and_others_go_on(tmp_path):
+    touch(tmp_path, "a/x.svs", "a/x.tif", "y.svs", "b.svs", "b/1.svs", "c/1.svs")
     by_path = {slide.path.relative_to(tmp_path): slide for slide in find_slides([tmp_path])}
     assert "another slide is named 'x'" in by_path[Path("a/x.svs")].problem
-    assert by_path[Path("b/x.tif")].problem
-    assert not by_path[Path("y.svs")].problem
+    assert by_path[Path("a/x.tif")].problem
+    assert "among those of the slide 'b'" in by_path[Path("b/1.svs")].problem
+    for path in ("y.svs", "b.svs", "c/1.svs"):
+        assert not by_path[Path(path)].problem
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", ".h/b", "a/..", "a/", "a\\b"])
+def test_a_name_that_leads_out_is_refused(tmp_path, name):
+    touch(tmp_path, "a.svs")
+    (slide,) = find_slides([manifest(tmp_path / "m.csv", f"a.svs,{name}", header="slide,name")])
+    assert "cannot be used as a name" in slide.problem
 
 
 def test_one_slide_given_twice_is_one_slide(tmp_path):

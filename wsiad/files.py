@@ -395,3 +395,21 @@ def checked_name(name: str) -> str:
             f"{NAME_BYTES} bytes (it has {length}).",
         )
     return name
+
+
+def checked_slide_name(name: str) -> str:
+    """Return a slide's name if it is safe as a path: ``patient1/1`` lies in a folder of its own.
+
+    Raises
+    ------
+    InputError
+        One of its parts is not safe as a path component, see :func:`checked_name`.
+    """
+    for part in name.split("/"):
+        try:
+            checked_name(part)
+        except InputError as error:
+            raise InputError(
+                f"{name!r} cannot be used as a name in the output folder", remedy=error.remedy
+            ) from None
+    return name

@@ -8,7 +8,7 @@ from pathlib import Path
 from wsiad import csv_file
 from wsiad.csv_file import Row
 from wsiad.errors import EvaluationError, InputError
-from wsiad.files import checked_name
+from wsiad.files import checked_slide_name
 from wsiad.slides.slide_files import SUFFIXES
 
 
@@ -43,6 +43,6 @@ def slide_name(text: str, *, subject: str) -> str:
     """
     stem = text[: -len(Path(text).suffix)] if Path(text).suffix.lower() in SUFFIXES else text
     try:
-        return checked_name(stem)
+        return checked_slide_name(stem)
     except InputError as error:
         raise EvaluationError(error.problem, subject=subject, remedy=error.remedy) from None

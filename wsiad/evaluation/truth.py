@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ NOT_STATED = "not stated"
 """Group of the slides of which none is known."""
 
 
-def read_groups(path: Path, column: str) -> dict[str, str]:
+def read_groups(
+    path: Path, column: str, *, slides: Collection[str] | None = None
+) -> dict[str, str]:
     """Read which group each slide belongs to.
 
     Parameters
@@ -104,6 +106,9 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
         and one named ``image`` or ``slide``. Of a path to a slide its file's name counts.
     column : str
         Name of the column, such as ``center``; capitals do not matter.
+    slides : collection of str, optional
+        Names that matter; by default all. One may hold the last folders of a slide's path, as
+        ``patient1/1``.
 
     Returns
     -------
@@ -127,13 +132,26 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
     for row in rows[1:]:
         where = f"{path}, row {row.number}"
         file = _cell(row.cells, slide_at, where)
-        slide = slide_name(Path(file).name, subject=where)
         group = _cell(row.cells, wanted, where) or NOT_STATED
-        if groups.setdefault(slide, group) != group:
-            raise EvaluationError(
-                f"{slide} is in {groups[slide]!r} already", subject=where, remedy="Keep one row."
-            )
+        for slide in _names(file, where):
+            if groups.setdefault(slide, group) != group and (slides is None or slide in slides):
+                raise EvaluationError(
+                    f"{slide} is in {groups[slide]!r} already",
+                    subject=where,
+                    remedy="Keep one row.",
+                )
     return groups
+
+
+def _names(file: str, where: str) -> Iterator[str]:
+    """Yield the names that a file may be known by: its own, and with the folders it lies in."""
+    parts = Path(file).parts
+    yield slide_name(Path(file).name, subject=where)
+    for first in range(len(parts) - 2, -1, -1):
+        try:
+            yield slide_name("/".join(parts[first:]), subject=where)
+        except EvaluationError:
+            return
 
 
 def _slide_column(header: Sequence[str], path: Path) -> list[int]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wsiad.errors import InputError, SlideOpenError
-from wsiad.files import checked_name
+from wsiad.files import checked_slide_name
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.manifest import ManifestRow, read_manifest
 from wsiad.slides.slide_files import SUFFIXES
@@ -77,9 +78,10 @@ def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
     consists of, is one slide, of which all is known that any of them says; the order of the
     sources does not matter.
 
-    Slides of one name would overwrite each other's results; each of them comes back
-    with its problem stated, as does a name that is not safe as a folder, and a file that
-    cannot be read.
+    Slides of one name are named by their paths relative to the folder or manifest, such as
+    ``patient1/1``. Where they still have one name (a folder with ``x.svs`` and ``x.tif``) they
+    would overwrite each other's results: each comes back with its problem stated, as does a name
+    that is not safe as a folder, and a file that cannot be read.
 
     Raises
     ------
@@ -107,8 +109,9 @@ def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
     for one in found:
         same.setdefault(_identity(one.slide.path), []).append(one)
     merged = [_merged(sorted(group, key=lambda one: one.rank)) for group in same.values()]
-    names = Counter(one.slide.name for one in merged)
-    return [_checked(one.slide, clash=names[one.slide.name] > 1) for one in merged]
+    slides = _named_apart(merged)
+    names = Counter(slide.name for slide in slides)
+    return [_checked(slide, names) for slide in slides]
 
 
 def _identity(path: Path) -> object:
@@ -186,17 +189,53 @@ def _alike(value: object, other: object) -> bool:
     return value == other
 
 
-def _checked(slide: SlideInput, *, clash: bool) -> SlideInput:
+def _named_apart(found: Sequence[_Found]) -> list[SlideInput]:
+    """Name slides of one name by their paths, relative to where they were looked for."""
+    names = Counter(one.slide.name for one in found)
+    named = {place: one.slide.name for place, one in enumerate(found)}
+    for name, count in names.items():
+        places = [n for n, one in enumerate(found) if one.slide.name == name and not one.named]
+        if count == 1 or not places:
+            continue
+        paths = [_path_of_name(found[place].slide) for place in places]
+        roots = [found[place].root for place in places]
+        apart = [_relative(path, root) for path, root in zip(paths, roots, strict=True)]
+        if None in apart or len(set(apart)) < len(apart):
+            common = Path(os.path.commonpath([path.parent for path in paths]))
+            apart = [_relative(path, common) for path in paths]
+        named.update({n: text or name for n, text in zip(places, apart, strict=True)})
+    return [replace(one.slide, name=named[place]) for place, one in enumerate(found)]
+
+
+def _path_of_name(slide: SlideInput) -> Path:
+    """Return the path that a slide is named by: of its file, or of a DICOM slide's folder."""
+    path = slide.path.absolute()
+    return path.with_name(slide.name) if slide.name == path.stem else path.parent
+
+
+def _relative(path: Path, root: Path | None) -> str | None:
+    """Return a path relative to a folder; ``None`` if it does not lie in it."""
+    if root is None or ".." in path.parts[len(root.absolute().parts) :]:
+        return None
     try:
-        checked_name(slide.name)
+        return path.relative_to(root.absolute()).as_posix()
+    except ValueError:
+        return None
+
+
+def _checked(slide: SlideInput, names: Mapping[str, int]) -> SlideInput:
+    try:
+        checked_slide_name(slide.name)
     except InputError as error:
         return replace(slide, problem=str(error))
-    if clash:
-        return replace(
-            slide,
-            problem=f"another slide is named {slide.name!r} too ({slide.path}). "
-            "Rename one, or process them into different folders.",
-        )
+    remedy = "Give each a `name` in a manifest."
+    if names[slide.name] > 1:
+        problem = f"another slide is named {slide.name!r} too ({slide.path}). {remedy}"
+        return replace(slide, problem=problem)
+    for folder in Path(slide.name).parents:
+        if folder.as_posix() in names:
+            problem = f"its results would lie among those of the slide {folder.as_posix()!r}"
+            return replace(slide, problem=f"{problem}. {remedy}")
     return slide
 
 

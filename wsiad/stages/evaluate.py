@@ -111,10 +111,10 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     source = config.detections or config.results
     assert source is not None
     is_results = config.results is not None
+    scored = read_scored(config, source, results=is_results)
     groups: dict[str, str] = {}
     if config.group_by is not None:
-        groups = read_groups(config.groups or config.reference, config.group_by)
-    scored = read_scored(config, source, results=is_results)
+        groups = read_groups(config.groups or config.reference, config.group_by, slides=scored)
     slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
     settings = settings_of(config, slides, results=is_results)
     figures = report.compute(slides, settings)

@@ -178,7 +178,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     write_config(config.out / "config.yaml", config)
     write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
     table = SlideTable(config.out / "slides.csv", HeatmapRow)
-    clear_leftovers(config.out)
+    folders = {config.out, *(task.folder.parent for task in tasks)}
+    clear_leftovers(*folders)
     try:
         rows = run_batch(
             _score_one,
@@ -191,7 +192,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
             stored=_stored_row,
         )
     finally:
-        clear_leftovers(config.out)  # of workers that were lost
+        clear_leftovers(*folders)  # of workers that were lost
     summary = _finish(config, facts, slides, rows, time.monotonic() - start)
     return HeatmapResult(config.out, tuple(rows), summary)
 

@@ -51,7 +51,9 @@ def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
     """State the problem of slides whose results would lie where others do."""
     problem = "has the name of another folder of the results. Rename it."
     return [
-        replace(slide, problem=slide.problem or problem) if slide.name in RESERVED else slide
+        replace(slide, problem=slide.problem or problem)
+        if slide.name.partition("/")[0] in RESERVED
+        else slide
         for slide in slides
     ]
 

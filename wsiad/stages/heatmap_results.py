@@ -216,7 +216,7 @@ def _write_viewers(
         pixels = heatmap_pixels(heatmap, calibration)
         write_tiles(pixels, folder / "tiles.geojson.gz", slide=heatmap.slide, bounds=heatmap.bounds)
     if "asap" in viewers:
-        path = folder / f"{heatmap.slide}{LIKELIHOOD_MAP}"
+        path = folder / f"{Path(heatmap.slide).name}{LIKELIHOOD_MAP}"
         write_likelihood_map(heatmap, path, scale=colour_scale(calibration))
     if "napari" in viewers:
         write_ome_zarr(heatmap, folder / "heatmap.ome.zarr")

@@ -17,7 +17,7 @@ from wsiad.export.evidence import (
     read_p_values,
 )
 from wsiad.export.report_model import RegionEntry, SlideEntry
-from wsiad.files import checked_name
+from wsiad.files import checked_slide_name
 from wsiad.heatmaps.window_table import read_window_table
 from wsiad.stages.heatmap_task import HeatmapRow
 
@@ -43,7 +43,7 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
     ExportError, InputError
         A file of its folder is damaged, or its name leads out of the results.
     """
-    folder = results / checked_name(row.slide)
+    folder = results / checked_slide_name(row.slide)
     pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
     return SlideEntry(
         row.slide,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from wsiad.config import Config, Paths, verb
 from wsiad.errors import InputError
-from wsiad.files import checked_name, read_json
+from wsiad.files import checked_slide_name, read_json
 from wsiad.folder_kinds import RESULTS, refuse_other
 from wsiad.interrupts import Terminated
 from wsiad.progress import tell
@@ -150,7 +150,7 @@ def _viewed(row: HeatmapRow, rank: int | None, results: Path, file: Path | None)
         row.label,
         rank,
         row.score_max,
-        results / checked_name(row.slide),
+        results / checked_slide_name(row.slide),
         None if failed else Size(row.width or 0, row.height or 0),
         (row.mpp_x, row.mpp_y) if row.mpp_x and row.mpp_y else None,
         file or (Path(row.file) if row.file else None),

@@ -19,7 +19,7 @@ from wsiad.tiles.codecs import array_codecs, decoded, encode
 from wsiad.tiles.options import CompressionOptions
 from wsiad.tiles.pixel_error import PixelError
 from wsiad.tiles.shards import ShardWriter
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.tiles.store import TileStore
 
 _CHUNK_BYTES = 3 * 2**20
 """About 16 tiles of 256 px: measured, larger chunks are not faster, and smaller ones cost
@@ -182,8 +182,8 @@ def beside(store: TileStore, name: str) -> Iterator[Path]:
     What a dead process left of the same slide is cleared away, what another live one is
     writing is not touched; of two that are whole the first stays.
     """
-    groups = store.path / GROUPS
-    clear_leftovers(groups, of=name)
+    group = store.folder(name)
+    clear_leftovers(group.parent, of=group.name)
     try:
         with atomic_folder(store.folder(name), replace=False) as folder:
             yield folder

@@ -174,11 +174,27 @@ class TileStore:
 
     def names(self) -> list[str]:
         """Names of the slides that are whole in the store, sorted."""
+        groups = self.path / GROUPS
         return sorted(
-            entry.name
-            for entry in (self.path / GROUPS).iterdir()
+            entry.relative_to(groups).as_posix()
+            for folder in self.folders()
+            for entry in folder.iterdir()
             if not entry.name.startswith(".") and (entry / "zarr.json").exists()
         )
+
+    def folders(self) -> list[Path]:
+        """Folders that groups lie in: that of all, and those of slides named as ``patient1/1``."""
+        found = [self.path / GROUPS]
+        for folder in found:
+            found += [
+                entry
+                for entry in folder.iterdir()
+                if not entry.name.startswith(".")
+                and entry.is_dir()
+                and not entry.is_symlink()
+                and not (entry / "zarr.json").exists()
+            ]
+        return found
 
     def slide(self, name: str) -> StoredSlide:
         """Open a slide's group.

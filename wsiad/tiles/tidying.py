@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsiad.leftovers import clear_leftovers, discard
-from wsiad.tiles.store import GROUPS, OVERVIEWS, TileStore
+from wsiad.tiles.store import OVERVIEWS, TileStore
 
 
 def parts_folder(store: TileStore, name: str) -> Path:
     """Folder of the parts of a slide that is not whole yet."""
-    return store.path / GROUPS / f".{name}.parts"
+    group = store.folder(name)
+    return group.with_name(f".{group.name}.parts")
 
 
 def clear_store(path: Path) -> None:
@@ -24,14 +25,17 @@ def clear_store(path: Path) -> None:
         The store's folder.
     """
     store = TileStore(path)
-    groups = path / GROUPS
-    clear_leftovers(path, groups, path / OVERVIEWS, path / "runs")
-    for folder in groups.glob(".*.parts"):
-        clear_leftovers(folder)
-        if folder.name[1:].removesuffix(".parts") in store:
-            discard(folder)
+    overviews = path / OVERVIEWS
+    groups = store.folders()
+    pictures = [overviews / folder.relative_to(groups[0]) for folder in groups]
+    clear_leftovers(path, *groups, *pictures, path / "runs")
+    for parts in [parts for folder in groups for parts in folder.glob(".*.parts")]:
+        clear_leftovers(parts)
+        group = parts.with_name(parts.name[1:].removesuffix(".parts"))
+        if group.relative_to(groups[0]).as_posix() in store:
+            discard(parts)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty
+            parts.rmdir()  # if it is empty
 
 
 @contextlib.contextmanager
