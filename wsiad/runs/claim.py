@@ -149,7 +149,9 @@ def begin(out: Path, *, record: str, what: str) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot be made ({error.strerror})", subject=str(out)) from error
+        raise RunError(
+            f"cannot be made ({error.strerror})", subject=str(out), remedy="Give another --out."
+        ) from error
 
 
 def _is_complete(out: Path, config: Config, record: str) -> bool:
