@@ -212,3 +212,65 @@ def test_pen_black_and_saturation_of_every_colour_follow_their_definitions():
     np.testing.assert_array_equal(is_black(colours), high <= 20)
     np.testing.assert_allclose(saturation(colours), spread / np.maximum(high, 1), rtol=1e-6)
     assert is_pen(np.empty((0, 5, 3), np.uint8)).shape == (0, 5)
+
+
+def textured(colour, seed=0):
+    """Tissue of one colour, in which cells differ as they do at 8 µm/px."""
+    spread = np.random.default_rng(seed).normal(0, 12, (60, 80, 1))
+    return np.array(colour) + spread
+
+
+@pytest.mark.parametrize(
+    "colour",
+    [
+        (185, 45, 55),
+        (225, 55, 85),
+        (120, 170, 200),
+        (70, 160, 200),
+        (98, 122, 165),
+        (110, 175, 140),
+    ],
+)
+def test_tissue_with_the_colour_of_a_pen_is_tissue(colour):
+    found = run(field(colour=textured(colour)))
+    assert agreement(found.mask, truth()) > 0.95
+    assert found.pen_share < 0.002
+
+
+@pytest.mark.parametrize("ink", [(40, 90, 200), (215, 25, 40), (20, 120, 60), (30, 30, 32)])
+def test_ink_beside_tissue_of_its_colours_is_found(ink):
+    image = field(colour=textured((120, 170, 200)))
+    cv2.line(image, (10, 10), (100, 18), ink, 5)
+    found = run(image)
+    assert not found.mask[:26].any()
+    assert agreement(found.mask, truth()) > 0.95
+
+
+TINTS = [(255, 240, 190), (255, 229, 196), (214, 224, 240), (190, 215, 255), (255, 240, 246)]
+
+
+@pytest.mark.parametrize("fill", [255, 0])
+@pytest.mark.parametrize("tint", TINTS)
+def test_tinted_glass_beside_filling_is_glass(tint, fill):
+    image = np.rint(field() * (np.array(tint) / 255)).astype(np.uint8)
+    assert agreement(run(image).mask, truth()) > 0.95
+    for width in (1, 3, 20, 200):
+        for before, after in ((0, width), (width, 0), (width, width)):
+            sides = ((before, after), (before, after), (0, 0))
+            mask = run(np.pad(image, sides, constant_values=fill)).mask
+            expected = np.pad(truth(), sides[:2])
+            assert agreement(mask, expected) > 0.95
+
+
+def test_filling_within_tissue_is_not_tissue():
+    image = field()
+    image[50:62, 60:76] = 255
+    mask = run(image).mask
+    assert not mask[51:61, 61:75].any()
+    assert agreement(mask, truth() & (image < 255).any(axis=-1)) > 0.93
+
+
+def test_white_glass_is_glass_though_it_is_constant():
+    image = field()
+    image[~truth()] = 255
+    assert agreement(run(image).mask, truth()) > 0.95

@@ -23,7 +23,7 @@ from wsiad.tiles.group import TileArray, beside, create_group, write_array
 from wsiad.tiles.options import StainOptions
 from wsiad.tiles.sources import Tile, TileImages
 from wsiad.tiles.store import TileStore
-from wsiad.tissue.artefacts import is_pen
+from wsiad.tissue.artefacts import without_ink
 from wsiad.tissue.quality import COLUMNS, measure
 
 _BLOCK_BYTES = 8 * 2**20
@@ -98,8 +98,9 @@ def estimate(source: TileImages, options: StainOptions, *, tile: int) -> StainPr
     histogram = ColourHistogram()
     wanted = max(1, options.sample_px // tile**2)
     every = max(1, math.ceil(source.count() / wanted))
-    for _, pixels in source.tiles(tile=tile, every=every):
-        histogram.add(pixels, ~is_pen(pixels))
+    patches = [pixels for _, pixels in source.tiles(tile=tile, every=every)]
+    for pixels, usable in zip(patches, without_ink(patches), strict=True):
+        histogram.add(pixels, usable)
     return fit_stains(histogram, method=options.method)
 
 

@@ -12,7 +12,7 @@ from wsiad.errors import InputError
 from wsiad.geometry import Size
 from wsiad.slides.pixel_type import check_pixels
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.slides.slide import Slide
+from wsiad.slides.slide import Region, Slide
 from wsiad.stain.fit import fit_stains
 from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.profile import StainProfile
@@ -20,7 +20,7 @@ from wsiad.stain.table import ColourTable
 from wsiad.tiles.coordinates import read_corners
 from wsiad.tiles.options import Preparation, StainOptions
 from wsiad.tiling import Grid, IntArray
-from wsiad.tissue.artefacts import is_pen
+from wsiad.tissue.artefacts import without_ink
 from wsiad.tissue.coverage import coverage
 from wsiad.tissue.mask import TissueMask, find_tissue
 from wsiad.tissue.options import QualityOptions
@@ -207,10 +207,12 @@ def _sample(
     if not len(rows):
         rows, columns, _ = select(grid, tissue, min_coverage=0.0)
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round())
+    regions: list[Region] = []
     for at in chosen.astype(np.int64).tolist():
         # A patch costs the decoding of the file's tiles that it lies in.
         with scaled.slide.reading_ahead():
-            region = scaled.read(int(columns[at]) * edge, int(rows[at]) * edge, Size(edge, edge))
-        # Red and violet ink have the colours of stains: only here can they be told apart.
-        usable = ~is_pen(region.rgb)
+            left, top = int(columns[at]) * edge, int(rows[at]) * edge
+            regions.append(scaled.read(left, top, Size(edge, edge)))
+    # Red and violet ink have the colours of stains: only here can they be told apart.
+    for region, usable in zip(regions, without_ink([r.rgb for r in regions]), strict=True):
         histogram.add(region.rgb, usable if region.valid is None else usable & region.valid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,10 @@ Mask = npt.NDArray[np.bool_]
 
 BLACK_MAX = 20
 """Brightest channel up to which a pixel is scanner padding or coverslip edge."""
+
+
+STAIN_SHARE = 0.25
+"""Share of stained tissue from which the colours of a pen are those of its stain."""
 
 
 def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
@@ -55,6 +61,27 @@ def is_pen(rgb: RGB) -> Mask:
     found = np.empty(rgb.shape[:-1], np.bool_)
     _mark_pen(np.ascontiguousarray(rgb).reshape(-1), found.reshape(-1))
     return found
+
+
+def without_ink(patches: Sequence[RGB]) -> list[Mask]:
+    """Tell which pixels of patches of tissue stains may be estimated from.
+
+    Parameters
+    ----------
+    patches : sequence of ndarray of uint8, (H, W, 3)
+        Of one slide, or of one stain.
+
+    Returns
+    -------
+    list of ndarray of bool, (H, W)
+        False for the colours of a pen, unless more than a quarter of all pixels have them:
+        they are then the stain's.
+    """
+    pens = [is_pen(patch) for patch in patches]
+    coloured = sum(int(np.count_nonzero(pen)) for pen in pens)
+    if coloured > STAIN_SHARE * sum(pen.size for pen in pens):
+        return [np.ones_like(pen) for pen in pens]
+    return [~pen for pen in pens]
 
 
 def _planes(rgb: RGB) -> list[RGB]:

@@ -16,6 +16,8 @@ from wsiad.geometry import PixelMap, Size
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.tissue.artefacts import darkest_channel, is_black, is_pen, saturation
+from wsiad.tissue.glass import find_glass, without_tint
+from wsiad.tissue.ink import find_ink
 from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
 from wsiad.tissue.unseen import Unseen, find_unseen
@@ -49,7 +51,7 @@ class TissueMask:
     threshold : float
         Saturation from which a pixel counts as tissue.
     pen_share : float
-        Share of the slide's pixels with the colour of a pen.
+        Share of the slide's pixels that are ink of a pen.
     pen : ndarray of bool, (H, W), or None
         Pen marks and their rims, which are left out of the mask whatever lies under
         them; ``None`` where there are none.
@@ -195,8 +197,10 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
 
     Otsu's threshold (Otsu 1979) on the saturation of HSV, clipped to the range of the
     options: below it lies the noise of glass, above it every stained tissue, and pale
-    tissue is not far above the glass of its own slide. Pen, black
-    borders and missing pixels take no part, neither in the histogram nor in the mask.
+    tissue is not far above the glass of its own slide. Pen, black borders, missing pixels
+    and what a scanner filled in (pure white or black, exactly constant, beside what it
+    scanned) take no part, neither in the histogram nor in the mask. Where the light tints
+    the glass, colours are judged relative to the glass.
 
     Parameters
     ----------
@@ -213,7 +217,7 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
     threshold : float
         On saturation, 0 to 1.
     pen_share : float
-        Share of valid pixels with the colour of a pen.
+        Share of valid pixels that are ink (:func:`wsiad.tissue.ink.find_ink`).
     pen : ndarray of bool, (H, W)
         Those pixels and the rims of the marks; without the border of the scan, whose
         black and grey is also that of ink.
@@ -222,21 +226,26 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
         none = np.zeros(rgb.shape[:2], bool)
         return Segments(none, options.saturation_min, 0.0, none)
     smooth = cv2.medianBlur(np.ascontiguousarray(rgb), 3) if min(rgb.shape[:2]) >= 3 else rgb
-    pen = is_pen(smooth) & valid if options.remove_pen else np.zeros_like(valid)
-    pen_share = float(pen.sum() / max(1, valid.sum()))
+    glass = find_glass(rgb, smooth, valid)
+    if glass.tint is not None:
+        smooth = without_tint(smooth, glass.tint)
+    stained = np.empty(valid.shape, np.float32)
     black = np.empty(valid.shape, bool)
     for rows in bands(*valid.shape[:2]):
-        black[rows] = is_black(smooth[rows])
+        stained[rows], black[rows] = saturation(smooth[rows]), is_black(smooth[rows])
+    pen = is_pen(smooth) & valid if options.remove_pen else np.zeros_like(valid)
+    pen = find_ink(smooth, stained, pen, mpp=mpp)
+    pen_share = float((pen & ~black).sum() / max(1, valid.sum()))
     marks = _without_border(pen, black)
     if pen.any():
         # The rim of a mark mixes with glass to pale tints that look like faint tissue.
         pen, marks = _with_rim(pen, mpp), _with_rim(marks, mpp)
     usable = valid & ~pen & ~black
     del pen, black  # a whole slide at once: what follows needs as much again
-    stained = np.empty(usable.shape, np.float32)
-    for rows in bands(*usable.shape):
-        stained[rows] = saturation(smooth[rows])
-    threshold = _threshold(smooth, stained, usable, options)
+    if glass.fill is not None:
+        usable &= ~glass.fill
+    counted = usable if glass.near is None else usable & ~glass.near
+    threshold = _threshold(smooth, stained, counted, options)
     mask = usable & (stained > threshold)
     del smooth, stained
     clean = _cleaned(mask, mpp=mpp, options=options) & usable

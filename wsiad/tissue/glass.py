@@ -1,0 +1,141 @@
+"""The glass of a slide, what its light tints it with, and what a scanner filled in beside it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.tissue.artefacts import darkest_channel
+from wsiad.tissue.pieces import bands
+
+RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_FILL_PX = 64
+"""Smaller areas of pure white are bright spots."""
+_RECTANGLE = 0.95
+"""Share of its bounding box that filling covers, where it does not reach the border."""
+_NEAR_PX = 2
+"""What lies so near to filling is mixed with it, or ringing of JPEG."""
+_EVEN_RANGE = 6
+"""Grey levels by which the darkest channel of glass differs within 3 × 3 pixels."""
+_GLASS_SHARE = 0.01
+"""Least share of what was scanned that is glass; less is a gap in the tissue."""
+_TINT = 0.04
+"""Saturation of the glass from which colours are judged relative to it."""
+_MOST_TINT = 0.4
+"""Even and light, but more saturated than this, is no glass;"""
+_MOST_PINK = 0.12
+"""nor what has the hue of eosin and is more saturated than this."""
+_LEAST_LIGHT = 150
+"""Glass has at least this in its lightest channel."""
+
+
+class Glass(NamedTuple):
+    """What is known of the glass before tissue is looked for.
+
+    Parameters
+    ----------
+    fill : ndarray of bool, (H, W), or None
+        Pure white that was filled in where nothing was scanned; ``None`` if there is none,
+        or if it is all the glass that there is.
+    near : ndarray of bool, (H, W), or None
+        The same, pure black, and what is mixed with them.
+    tint : tuple of int, or None
+        Colour of the glass, where it is not nearly white or grey.
+    """
+
+    fill: Mask | None
+    near: Mask | None
+    tint: tuple[int, int, int] | None
+
+
+def find_glass(rgb: RGB, smooth: RGB, valid: Mask) -> Glass:
+    """Find the glass, and what is filled in.
+
+    Glass is the lightest part of what was scanned that is even over more than a few
+    pixels. Filling is exactly constant; it says nothing of the glass.
+
+    Parameters
+    ----------
+    rgb, smooth : ndarray of uint8, (H, W, 3)
+        The slide, and the same without noise.
+    valid : ndarray of bool, (H, W)
+        Where the slide has pixels.
+    """
+    fill = _large(_constant(rgb, 255) & valid)
+    black = _large(_constant(rgb, 0) & valid)
+    near = None
+    scanned = valid
+    if fill is not None or black is not None:
+        both = np.zeros_like(valid)
+        for part in (fill, black):
+            both = both if part is None else both | part
+        edge = 2 * _NEAR_PX + 1
+        near = cv2.dilate(both.view(np.uint8), np.ones((edge, edge), np.uint8)).view(np.bool_)
+        scanned = valid & ~near
+    colour = _glass_colour(smooth, scanned)
+    if colour is None:
+        return Glass(None, None, None)
+    high, low = max(colour), min(colour)
+    return Glass(fill, near, colour if high - low > _TINT * high else None)
+
+
+def without_tint(rgb: RGB, tint: tuple[int, int, int]) -> RGB:
+    """Give glass of a colour the same value in all channels, that of its lightest."""
+    levels = np.arange(256)[:, None] * (max(tint) / np.maximum(np.array(tint), 1))
+    table = np.rint(levels).clip(0, 255).astype(np.uint8).reshape(256, 1, 3)
+    out: RGB = cv2.LUT(rgb, table)
+    return out
+
+
+def _constant(rgb: RGB, value: int) -> Mask:
+    out = np.empty(rgb.shape[:2], np.bool_)
+    for rows in bands(*rgb.shape[:2]):
+        out[rows] = (rgb[rows] == value).all(axis=-1)
+    return out
+
+
+def _large(exact: Mask) -> Mask | None:
+    """Areas of a constant that reach the border or are rectangles; ``None`` if there is none."""
+    if int(exact.sum()) < _FILL_PX:
+        return None
+    height, width = exact.shape
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(exact.view(np.uint8), connectivity=4)
+    left, top, wide, high, area = np.asarray(stats).T
+    at_border = (left == 0) | (top == 0) | (left + wide == width) | (top + high == height)
+    keep = (area >= _FILL_PX) & (at_border | (area >= _RECTANGLE * wide * high))
+    keep[0] = False
+    if not keep.any():
+        return None
+    out = np.empty_like(exact)
+    for rows in bands(height, width):
+        out[rows] = keep[np.asarray(labels)[rows]]
+    return out
+
+
+def _glass_colour(rgb: RGB, scanned: Mask) -> tuple[int, int, int] | None:
+    """Median colour of the lightest even parts; ``None`` where that is no glass."""
+    darkest = np.empty(scanned.shape, np.uint8)
+    for rows in bands(*scanned.shape):
+        darkest[rows] = darkest_channel(rgb[rows])
+    kernel = np.ones((3, 3), np.uint8)
+    even = cv2.dilate(darkest, kernel) - cv2.erode(darkest, kernel) <= _EVEN_RANGE
+    even &= scanned
+    if not even.any():
+        return None
+    light = even & (darkest >= 0.95 * np.percentile(darkest[even], 99))
+    wide = cv2.morphologyEx(light.view(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    glass = wide.view(np.bool_)
+    if int(glass.sum()) < _GLASS_SHARE * int(scanned.sum()) or not glass.any():
+        return None
+    red, green, blue = (int(value) for value in np.median(rgb[glass], axis=0))
+    high, low = max(red, green, blue), min(red, green, blue)
+    pink = green == low and red > green and blue > green
+    most = _MOST_PINK if pink else _MOST_TINT
+    if high < _LEAST_LIGHT or high - low > most * high:
+        return None
+    return red, green, blue
