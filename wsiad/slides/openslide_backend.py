@@ -136,6 +136,13 @@ class OpenSlideBackend(Slide):
                 inspector.check(level, x, y, size)
             except DamagedTileError as still:
                 raise self.damage(level, x, y, size, still.problem) from still
+        except OSError as error:
+            self.check_unchanged()  # it may be gone
+            raise SlideReadError(
+                f"cannot be read: {error.strerror}",
+                subject=self.name,
+                remedy="Check the disk that it lies on, and run again.",
+            ) from error
 
     def _picture(self, level: int, size: Size) -> npt.NDArray[np.uint8] | None:
         """All of a level in grey, missing pixels white; ``None`` where it cannot be decoded."""
