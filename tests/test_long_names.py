@@ -12,6 +12,8 @@ from wsiad.leftovers import clear_leftovers, owner
 from wsiad.slides.inputs import find_slides
 from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.slide_table import read_table
+from wsiad.stages.tile import TileRow
+from wsiad.stages.view import ViewConfig, open_server
 from wsiad.tiles.store import TileStore
 
 LONGEST = ["a" * NAME_BYTES, "ä" * (NAME_BYTES // 2), "組" * 66 + "bb", "𝌆" * 50]
@@ -59,3 +61,26 @@ def test_a_partial_file_keeps_its_suffix_within_the_file_systems_limit(tmp_path,
     dead = f"{owner()[:8]}-{2**22 + 1}-1-01234567"
     (tmp_path / f".{dead}.partial.{name[-60:]}").touch()
     assert clear_leftovers(tmp_path) == 1
+
+
+def test_a_manifests_name_that_no_file_system_takes_is_a_row(tmp_path):
+    write_tiff(tmp_path / "a.tif", stained(150, 170, seed=1, glass=16), levels=1)
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(f"slide\na.tif\n{'x' * 300}.tif\n")
+    store = tmp_path / "store"
+    wsiad.tile(slides=[manifest], out=store, **PLAIN)
+    rows = {row.slide[0]: row for row in read_table(store / "slides.csv", TileRow)}
+    assert {name: row.status for name, row in rows.items()} == {"a": "ok", "x": "failed"}
+    assert "at most 200 bytes (it has 300)" in rows["x"].reason
+
+
+def test_the_viewer_shows_results_of_which_a_slide_failed_for_its_name(tmp_path, monkeypatch):
+    use_channel(monkeypatch)
+    (tmp_path / "slides").mkdir()
+    for name in ("a", "y" * 210):
+        image = stained(150, 170, seed=1, glass=16)
+        write_tiff(tmp_path / "slides" / f"{name}.tif", image, levels=1)
+    run = make_run(tmp_path / "run")
+    wsiad.heatmap(run=run, slides=tmp_path / "slides", out=tmp_path / "results", quiet=True)
+    server = open_server(ViewConfig(results=tmp_path / "results", browser=False))
+    server.server_close()

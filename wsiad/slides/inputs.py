@@ -269,7 +269,11 @@ def _of_file(path: Path) -> _Found:
 
 def _from_row(row: ManifestRow, root: Path) -> _Found:
     path, name, problem = row.path, row.name or row.path.stem, ""
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        is_folder, problem = False, f"cannot be looked at: {error.strerror}"
+    if is_folder:
         try:
             slides = folder_slides(path)
         except OSError as error:
@@ -279,7 +283,7 @@ def _from_row(row: ManifestRow, root: Path) -> _Found:
             name = row.name or slides[0].name
         else:
             problem = problem or f"its folder holds {len(slides)} slides, not one: name a file"
-    elif path.is_symlink() and not path.exists():
+    elif not problem and path.is_symlink() and not path.exists():
         problem = f"is a link to {path.readlink()}, which is not there"
     slide = SlideInput(name, path, row.mpp, row.label, row.split, row.extra, problem)
     return _Found(slide, row.where, _FROM_MANIFEST, root, named=bool(row.name))

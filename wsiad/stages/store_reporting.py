@@ -63,5 +63,5 @@ def _slide(row: TileRow, store: TileStore, words: list[str]) -> TiledSlide:
         {word: getattr(row, f"unusable_{word}") for word in words},
         row.missing,
         row.tissue_share,
-        overview if overview.exists() else None,
+        overview if row.slide in store and overview.exists() else None,
     )

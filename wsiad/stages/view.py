@@ -150,11 +150,29 @@ def _viewed(row: HeatmapRow, rank: int | None, results: Path, file: Path | None)
         row.label,
         rank,
         row.score_max,
-        results / checked_slide_name(row.slide),
+        _folder(row, results),
         None if failed else Size(row.width or 0, row.height or 0),
         (row.mpp_x, row.mpp_y) if row.mpp_x and row.mpp_y else None,
         file or (Path(row.file) if row.file else None),
     )
+
+
+def _folder(row: HeatmapRow, results: Path) -> Path:
+    """Return a slide's folder; one that does not exist for a slide that failed for its name.
+
+    Raises
+    ------
+    InputError
+        The name of a slide that did not fail leads out of the results.
+    """
+    from wsiad.stages.slide_table import FAILED
+
+    try:
+        return results / checked_slide_name(row.slide)
+    except InputError:
+        if row.status != FAILED:
+            raise
+        return results / ".no-folder"
 
 
 def _problem(slide: ViewedSlide) -> str:

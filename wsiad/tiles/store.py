@@ -170,7 +170,10 @@ class TileStore:
         return self.path / OVERVIEWS / f"{name}.jpg"
 
     def __contains__(self, name: str) -> bool:
-        return (self.folder(name) / "zarr.json").exists()
+        try:
+            return (self.folder(name) / "zarr.json").exists()
+        except OSError:  # a name that the file system does not take
+            return False
 
     def names(self) -> list[str]:
         """Names of the slides that are whole in the store, sorted."""
