@@ -18,7 +18,7 @@ _FILL_PX = 64
 """Smaller areas of pure white are bright spots."""
 _RECTANGLE = 0.95
 """Share of its bounding box that filling covers, where it does not reach the border."""
-_NEAR_PX = 2
+_NEAR_PX = 6
 """What lies so near to filling is mixed with it, or ringing of JPEG."""
 _EVEN_RANGE = 6
 """Grey levels by which the darkest channel of glass differs within 3 × 3 pixels."""
