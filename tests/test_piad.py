@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 from feature_detectors import detector
+from safetensors.torch import save_file
 from torch import nn
 
 from wsiad.config import build
 from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.detectors.piad import PerceptualImageAnomalyDetection, PiadOptions
-from wsiad.errors import ConfigError, DetectorError
+from wsiad.errors import ConfigError, DetectorError, WeightsError
 from wsiad.networks.adversarial import (
     CriticLoss,
     Game,
@@ -16,6 +17,7 @@ from wsiad.networks.adversarial import (
     latent_critic,
 )
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder, seeded_encoder
+from wsiad.networks.vgg import random_tensors
 from wsiad.tiles.arrays import ArrayTiles
 from wsiad.units import Mpp, TilePx
 
@@ -176,3 +178,19 @@ def test_bad_options(tmp_path):
     found = small(layers={"relu5_1": 1.0}, channels=4, px=8)
     with pytest.raises(DetectorError, match="8 px have no features"):
         found.fit(tiles, context)
+
+
+@pytest.mark.parametrize("method", ["dpa", "piad"])
+def test_weights_that_do_not_fit_name_their_file(tmp_path, method):
+    tensors = random_tensors(0)
+    tensors["features.0.weight"] = torch.zeros(4, 3, 5, 5)
+    path = tmp_path / "other.safetensors"
+    save_file(tensors, path)
+    tiles = ArrayTiles(RNG.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8))
+    context = FitContext(
+        seed=1, device=CPU, folder=tmp_path, budget=Budget(1), weights=str(path), quiet=True
+    )
+    found = detector(method, layers={"relu1_2": 1.0})
+    with pytest.raises(WeightsError, match=r"features\.0\.weight has the shape") as error:
+        found.fit(HealthyTiles(tiles, tiles), context)
+    assert error.value.subject == str(path)

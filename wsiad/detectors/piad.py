@@ -144,7 +144,8 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
             context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
         )
         padding = padding_of(options, found)
-        network = self._placed(self._perceptual(found.tensors, padding))
+        with weights.naming(found.source):
+            network = self._placed(self._perceptual(found.tensors, padding))
         statistics, source = statistics_by_px(
             options, {size: network}, tiles.fit, size=size, seed=context.seed, device=self._device
         )

@@ -16,7 +16,7 @@ from wsiad.errors import DetectorError, WeightsError
 from wsiad.networks import _timm, _torchvision, vgg
 from wsiad.networks.fitting import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
-from wsiad.networks.weights import SHIPPED
+from wsiad.networks.weights import SHIPPED, naming
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,10 @@ class BackboneFeatures(nn.Module):
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
         self.padding, self.arguments = padding, dict(arguments or {})
-        try:
+        with naming(source):
             self.network, self.left_off = _loaded(
                 backbone, self.layers, tensors, padding=padding, arguments=self.arguments
             )
-        except WeightsError as error:
-            raise WeightsError(error.problem, subject=source, remedy=error.remedy) from error
         self.normalisation = normalisation or _usual_normalisation(backbone, self.network)
         if source is not None and normalisation is None and backbone.startswith(_timm.PREFIX):
             logger.warning(ONLY_BY_NAME, backbone, *self.normalisation)

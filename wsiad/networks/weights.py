@@ -8,7 +8,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ _WRAPPED = (
 _DEEPEST = 3
 _MOST_TIMES = 10
 """What a file may claim to hold, of its own size: weights cannot be packed much smaller."""
+
+
+@contextmanager
+def naming(source: str | None) -> Iterator[None]:
+    """Name the source of weights in an error that says what is wrong with them."""
+    try:
+        yield
+    except WeightsError as error:
+        if error.subject or source is None:
+            raise
+        raise WeightsError(error.problem, subject=source, remedy=error.remedy) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,9 +216,10 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
                     f"images of {px} px have no features at {', '.join(layers)}",
                     remedy=f"They need {least} px: choose shallower layers there.",
                 )
-            network = vgg.Vgg19(
-                found.tensors, list(layers), padding=padding, contrast=self.options.contrast
-            )
+            with weights.naming(found.source):
+                network = vgg.Vgg19(
+                    found.tensors, list(layers), padding=padding, contrast=self.options.contrast
+                )
             networks[px] = self._placed(network)
         return networks
 
