@@ -274,3 +274,13 @@ def test_white_glass_is_glass_though_it_is_constant():
     image = field()
     image[~truth()] = 255
     assert agreement(run(image).mask, truth()) > 0.95
+
+
+@pytest.mark.parametrize("width", [2, 3, 40])
+def test_filling_that_jpeg_changed_is_not_glass(width):
+    image = np.rint(field() * (np.array((255, 246, 229)) / 255)).astype(np.uint8)
+    image[:, :width] = (255, 255, 254)
+    image[:, width] = (252, 249, 244)
+    expected = truth()
+    expected[:, : width + 1] = False
+    assert agreement(run(image).mask, expected) > 0.95

@@ -14,6 +14,8 @@ from wsiad.tissue.pieces import bands
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
+_JPEG_ERROR = 2
+"""Grey levels by which JPEG changes what is exactly constant."""
 _FILL_PX = 64
 """Smaller areas of pure white are bright spots."""
 _RECTANGLE = 0.95
@@ -66,8 +68,8 @@ def find_glass(rgb: RGB, smooth: RGB, valid: Mask) -> Glass:
     valid : ndarray of bool, (H, W)
         Where the slide has pixels.
     """
-    fill = _large(_constant(rgb, 255) & valid)
-    black = _large(_constant(rgb, 0) & valid)
+    fill = _large(_constant(rgb, 255 - _JPEG_ERROR, 255) & valid)
+    black = _large(_constant(rgb, 0, _JPEG_ERROR) & valid)
     near = None
     scanned = valid
     if fill is not None or black is not None:
@@ -92,11 +94,8 @@ def without_tint(rgb: RGB, tint: tuple[int, int, int]) -> RGB:
     return out
 
 
-def _constant(rgb: RGB, value: int) -> Mask:
-    out = np.empty(rgb.shape[:2], np.bool_)
-    for rows in bands(*rgb.shape[:2]):
-        out[rows] = (rgb[rows] == value).all(axis=-1)
-    return out
+def _constant(rgb: RGB, least: int, most: int) -> Mask:
+    return cv2.inRange(rgb, (least,) * 3, (most,) * 3).view(np.bool_)
 
 
 def _large(exact: Mask) -> Mask | None:
@@ -125,11 +124,13 @@ def _glass_colour(rgb: RGB, scanned: Mask) -> tuple[int, int, int] | None:
     kernel = np.ones((3, 3), np.uint8)
     even = cv2.dilate(darkest, kernel) - cv2.erode(darkest, kernel) <= _EVEN_RANGE
     even &= scanned
+    # A strip of filling narrower than this may be too much changed by JPEG to be constant.
+    square = np.ones((5, 5), np.uint8)
+    even = cv2.morphologyEx(even.view(np.uint8), cv2.MORPH_OPEN, square).view(np.bool_)
     if not even.any():
         return None
     light = even & (darkest >= 0.95 * np.percentile(darkest[even], 99))
-    wide = cv2.morphologyEx(light.view(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    glass = wide.view(np.bool_)
+    glass = cv2.morphologyEx(light.view(np.uint8), cv2.MORPH_OPEN, square).view(np.bool_)
     if int(glass.sum()) < _GLASS_SHARE * int(scanned.sum()) or not glass.any():
         return None
     red, green, blue = (int(value) for value in np.median(rgb[glass], axis=0))
