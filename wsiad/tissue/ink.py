@@ -23,9 +23,9 @@ tissue it is 10 or more in 19 of 20 places."""
 _EVEN_SHARE = 0.3
 """Share of a mark that is even where it also crosses tissue, which shows through."""
 _SPECK_UM2 = 2_500.0
-_SPECKS_SHARE = 0.02
+_SPECKS_SHARE, _DARK_SPECKS_SHARE = 0.005, 0.02
 """Specks of odd colours are debris; if they are more than this share of all that is stained,
-they are the stain."""
+they are the stain. More of them may be black, which no stain but DAB is."""
 _STROKE = 3.0
 """Areas of a square as wide as a mark that make it a stroke; a dot is less than one."""
 _OPEN_SHARE = 0.25
@@ -70,8 +70,10 @@ def find_ink(rgb: RGB, saturation: npt.NDArray[np.float32], coloured: Mask, *, m
     areas = np.asarray(stats)[:, cv2.CC_STAT_AREA].astype(np.int64)
     areas[0] = 0
     small = areas * mpp**2 < _SPECK_UM2
-    few = int(areas[small].sum()) <= _SPECKS_SHARE * everything
-    ink = small & few
+    black = 2 * np.bincount(np.asarray(labels)[dark & doubtful], minlength=len(areas)) > areas
+    ink = np.zeros(len(areas), np.bool_)
+    for kind, share in ((small & ~black, _SPECKS_SHARE), (small & black, _DARK_SPECKS_SHARE)):
+        ink |= kind & (int(areas[kind].sum()) <= share * everything)
     ink[0] = False
     found = usual | ink[labels]
     large = np.flatnonzero(~small)
