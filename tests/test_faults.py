@@ -34,6 +34,8 @@ from wsiad.tiles.store import GROUPS, TileStore
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPTIONS = ["--mpp", "0.5", "--tile", "32", "--stain-method", "none", "--quiet"]
+# The slides are smaller than the smallest piece of tissue.
+OPTIONS += ["--tissue-min-area-um2", "0"]
 
 
 def write_slide(path, number, *, compression="jpeg", edge=150):

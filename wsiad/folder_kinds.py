@@ -32,6 +32,7 @@ _MARKS = (
     (INTERRUPTED, ("detector.json",)),
     (SEARCH, ("trials.csv",)),
     (RESULTS, ("run.json", "slides.csv")),
+    (RESULTS, ("slides.csv", "evaluation.json")),
     (EXPORTED, ("export.json",)),
     (NETWORK, ("pretrain.json",)),
     (SCORES, ("scores.csv",)),

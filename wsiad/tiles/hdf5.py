@@ -85,7 +85,11 @@ def dataset(file: h5py.File, name: str, *, path: Path) -> h5py.Dataset:
         raise InputError(f"the data of `{name}` lie in another file", subject=str(path))
     most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
     if math.prod(found.shape or ()) * found.dtype.itemsize > most:
-        raise InputError(f"`{name}` claims {found.shape} values", subject=str(path))
+        raise InputError(
+            f"`{name}` claims {found.shape} values, more than the file can hold",
+            subject=str(path),
+            remedy="Copy or make the file again.",
+        )
     if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise InputError(f"the chunks of `{name}` are too large", subject=str(path))
     return found
