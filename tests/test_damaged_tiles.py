@@ -163,3 +163,25 @@ def test_heatmaps_leave_out_what_is_damaged_and_list_it(tmp_path, monkeypatch):
     assert "damaged" in json.dumps(listed)
     again = wsiad.heatmap(run=run, slides=[path], out=out, quiet=True)
     assert [row.status for row in again.rows] == ["failed"]
+
+
+def test_results_without_damaged_glass_are_not_taken_for_whole_either(tmp_path, monkeypatch):
+    """No window lies there, but tissue may."""
+    use_channel(monkeypatch)
+    path = write_jpeg(tmp_path / "a.tif", half_tissue(), levels=1)
+    across = 1024 // TILE
+    spoil(path, "tail of zeros", index=across * (across // 2) + across - 1)  # in the glass
+    run, out = make_run(tmp_path / "run", mpp=0.5), tmp_path / "results"
+    result = wsiad.heatmap(run=run, slides=[path], out=out, damaged_tiles="skip", quiet=True)
+    (row,) = result.rows
+    assert (row.status, row.damaged) == ("ok", 0)
+    assert "of the slide was not searched for tissue" in row.reason
+    assert result.summary.startswith("1 of 1 slide scored; 1 with damaged parts left out;")
+    page = (out / "report.html").read_text()
+    assert "1 slide was not assessed where the file is damaged: a." in page
+    again = wsiad.heatmap(run=run, slides=[path], out=out, quiet=True)
+    assert [row.status for row in again.rows] == ["failed"]
+    assert "which --damaged-tiles skip left out" in again.rows[0].reason
+    tiled = wsiad.tile(slides=[path], out=tmp_path / "store", mpp=0.5, tile=64,
+                       damaged_tiles="skip", quiet=True)  # fmt: skip
+    assert tiled.summary.startswith("damaged parts were left out of 1 slide (a); see ")

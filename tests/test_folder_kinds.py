@@ -69,15 +69,15 @@ def test_what_was_given_is_named(kinds, tmp_path):
         )
     )
     out = tmp_path / "out"
-    for given, words in ((store, "a tile store"), (results, "results of wsiad heatmap")):
+    for given, words in ((store, "a tile store"), (results, "a results folder")):
         with pytest.raises(RunError, match=f"is not a run, but {words}"):
             wsiad.heatmap(run=given, slides=[slides], out=out)
     with pytest.raises(StoreError, match="is not a tile store, but a run"):
         wsiad.train(store=run, out=out, detector="gaussian")
     for given, words in ((run, "a run"), (store, "a tile store"), (slides, "a folder of slides")):
-        with pytest.raises(InputError, match=f"is not results of wsiad heatmap, but {words}"):
+        with pytest.raises(InputError, match=f"is not a results folder, but {words}"):
             wsiad.view(results=given, browser=False)
-        with pytest.raises(InputError, match=f"is not results of wsiad heatmap, but {words}"):
+        with pytest.raises(InputError, match=f"is not a results folder, but {words}"):
             wsiad.significance(results=given, healthy=given.parent / "results")
     with pytest.raises(InputError, match="is not a folder of slides, but a run"):
         wsiad.tile(slides=[run], out=out, mpp=1, tile=64)

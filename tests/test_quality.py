@@ -369,7 +369,7 @@ def test_windows_that_fail_are_shown_as_not_assessed_and_the_others_as_ever(slid
     assert found == expected
     assert set(table["width"]) == set(table["height"]) == {32.0}
     page = (tmp_path / "some" / "report.html").read_text()
-    assert f"{len(expected)} windows of 1 slides were not assessed" in page
+    assert f"{len(expected)} windows of 1 slide were not assessed" in page
     assert "not assessed" not in (tmp_path / "whole" / "report.html").read_text()
     with (tmp_path / "some" / "slides.csv").open() as file:
         assert next(csv.DictReader(file))["unusable"] == str(len(expected))
@@ -454,7 +454,7 @@ def test_a_slide_of_which_nothing_was_assessed_is_not_negative(slide, tmp_path, 
     (row,) = score(slide, "out", thresholds={"min_sharpness": 1e6}).rows
     assert (row.status, row.score_max, row.unusable) == ("unusable", None, 130)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "1 slides were not assessed at all" in page
+    assert "1 slide was not assessed at all" in page
     (tmp_path / "reference.csv").write_text("image,type\ns.tif,tumor\n")
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "masks" / "s.png"), np.full((10, 13), 255, np.uint8))

@@ -125,11 +125,11 @@ def test_a_manifest_overrides_a_wrong_header_by_a_flag(tmp_path):
     row = tiled(tmp_path, 0.25)
     assert row.status == "failed"
     assert "coarser than the 0.5 µm/px asked for (" in row.reason
-    assert "the manifest 0.25; the slide is believed (with --override-mpp it is not)" in row.reason
+    assert "the manifest 0.25; the slide is believed (--override-mpp would take 0.25)" in row.reason
     for _ in range(2):
         row = tiled(tmp_path, 0.25, override_mpp=True)
         assert (row.status, row.mpp_x, row.tiles) == ("ok", 0.25, 16)
-        assert "by --override-mpp the slide is not believed" in row.reason
+        assert "the manifest 0.25; 0.25 is taken (--override-mpp)" in row.reason
     facts = TileStore(tmp_path / "store").slide("a").facts["slide"]
     assert (facts["spacing_source"], facts["spacing_overridden"]) == ("manifest", True)
     assert "overrides the slide's own" in tiled(tmp_path, 0.25).reason

@@ -38,14 +38,14 @@ def test_counts_of_every_slide_and_their_sums(tmp_path):
     assert "Not stored: black" not in page.text
     assert "a ok – 25.0 % 1 200 0 30 0 70 3" in page.text
     assert "c unusable normal 50.0 % 0 0 100 0 0 0" in page.text
-    assert "0 failed · 2 without usable tissue" in page.text
+    assert "0 failed · 1 unusable · 1 without tissue" in page.text
     kept = write(tmp_path, [TiledSlide("a", "ok", tiles=100, unusable={"pen": 30})], kept=True)
     assert "Stored, marked unusable: pen 30 30.0 %" in kept.text
 
 
 def test_failures_come_first_with_their_reasons(tmp_path):
     page = write(tmp_path, [TiledSlide("a", "ok"), TiledSlide("z", "failed", "it is truncated")])
-    assert "1 slide failed and is not in the store" in page.text
+    assert "✕ 1 slide failed" in page.text
     assert page.text.index("it is truncated") < page.text.index("Slides in the store")
     assert [a["data-search"].split()[0] for a in page.all("tr") if "data-search" in a] == ["a"]
 

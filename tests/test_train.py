@@ -56,7 +56,7 @@ def test_slides_without_a_label_are_healthy_only_where_none_has_one(store, tmp_p
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     unsaid = "it has no label, and others have one"
     assert record["notes"]["slides_not_used"] == {"s0": unsaid, "s4": "label is 'tumor'"}
-    assert "1 slides have no label where others have one" in caplog.text
+    assert "slides without a label, where others have one, are not trained on: 1 (" in caplog.text
     # Of 0.1 a table may hold the user's own words.
     (mixed / "slides.csv").write_text(table.replace(",normal,", ",Negative,"))
     train(mixed, tmp_path / "own", detector="gaussian")

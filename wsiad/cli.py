@@ -137,7 +137,10 @@ def _report(name: str, result: Any) -> int:
     """Print what was made, failed or was not looked at; the exit code says if all went well."""
     if summary := getattr(result, "summary", None):
         print(lines(str(summary)))
-    for kind, means in (("unusable", ", which does not mean without tissue"), ("failed", "")):
+    for kind, means in (
+        ("unusable", " (could not be looked at: tissue may be there)"),
+        ("failed", ""),
+    ):
         if rows := getattr(result, kind, ()):
             print(f"\nwsiad {name}: {len(rows)} {kind}{means}:", file=sys.stderr)
             width = max(len(row.slide) for row in rows) + 1

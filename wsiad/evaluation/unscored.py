@@ -14,8 +14,8 @@ CountedAs = Literal["exclude", "lowest", "highest"]
 _LISTED = 20
 _WORDS = {
     "exclude": "left out of the figures",
-    "lowest": "counted as the lowest score and their lesions as missed, as was asked for",
-    "highest": "counted as the highest score and their lesions as missed, as was asked for",
+    "lowest": "counted as the lowest score and their lesions as missed (--unscored lowest)",
+    "highest": "counted as the highest score and their lesions as missed (--unscored highest)",
 }
 
 

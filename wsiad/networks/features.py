@@ -240,7 +240,7 @@ def _build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
         return _timm.build(backbone, arguments)
     if arguments:
         raise DetectorError(
-            f"backbone_args are for networks of timm, and {backbone} is none",
+            f"backbone_args are for networks of timm, and {backbone!r} is not one",
             remedy="Leave them out, or choose a backbone timm/….",
         )
     if backbone == SHIPPED:

@@ -151,7 +151,8 @@ def fitted(tensors: Mapping[str, Tensor], to: Fit) -> dict[str, Tensor]:
         problems.append(f"{_several(over)} {have} to no part of it")
     problems += shapes[:1]
     if shapes[1:]:
-        problems.append(f"{len(shapes) - 1} others do not fit either")
+        others = len(shapes) - 1
+        problems.append(f"{others} more {'does' if others == 1 else 'do'} not fit")
     raise WeightsError(
         f"{'; '.join(problems)}: these are not the weights of {to.name}",
         remedy=(_hint(over, shapes) if to.of_timm else "") or to.remedy,

@@ -158,9 +158,9 @@ def find_scale(
         both = f"{stated.source} says {stated.spacing.mean:.4g} µm/px, the {source} {value:.4g}"
         both = both.replace("the --", "--")
         if override:
-            note = f"{both}; by --override-mpp the slide is not believed"
+            note = f"{both}; {value:.4g} is taken (--override-mpp)"
             return replace(of_user, note=note, overridden=True)
-        note = f"{both}; the slide is believed (with --override-mpp it is not)"
+        note = f"{both}; the slide is believed (--override-mpp would take {value:.4g})"
         logger.warning("%s: %s", slide, note)
         return replace(stated, note=note)
     if stated is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateConfig(EvaluationOptions):
-    """Config of ``wsiad evaluate``."""
+    """Slide AUC, FROC and tile AUROC of results, or of somebody's detections."""
 
     results: Path | None = None
     """Results folder of `wsiad heatmap`; or else `detections`."""

@@ -64,8 +64,8 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
             used.append(slide)
     if unlabelled:
         logger.warning(
-            "%s: %d slides have no label where others have one, and are not trained on (%s%s); "
-            "say `normal` in a manifest where they are healthy, and run wsiad tile again",
+            "%s: slides without a label, where others have one, are not trained on: %d (%s%s); "
+            "if they are healthy, label them `normal` in a manifest and run wsiad tile again",
             store.path,
             len(unlabelled),
             ", ".join(unlabelled[:3]),

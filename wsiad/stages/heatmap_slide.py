@@ -25,6 +25,7 @@ from wsiad.stages.heatmap_source import (
     stored_windows,
 )
 from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
+from wsiad.tiles.verdict import DAMAGED_THERE
 from wsiad.tiles.writer import check_unchanged
 from wsiad.tissue.guards import Reason
 from wsiad.training.device import choose_device, windows_at_once
@@ -57,11 +58,12 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
             subject=task.slide.name,
             remedy=f"Rename the slide, or delete {task.folder} to score it again.",
         )
-    if row.damaged and task.preparation.damaged_tiles == "fail" and not task.from_store:
+    skipped = row.damaged or DAMAGED_THERE in row.reason
+    if skipped and task.preparation.damaged_tiles == "fail" and not task.from_store:
         raise InputError(
-            "has results without what is damaged of it, which --damaged-tiles skip left out",
+            "has results without its damaged parts, which --damaged-tiles skip left out",
             subject=task.slide.name,
-            remedy=f"Give that again, or delete {task.folder} to score a better copy.",
+            remedy=f"Give that option again, or delete {task.folder} to score a better copy.",
         )
     return replace(row, label=task.slide.label, split=task.slide.split)
 

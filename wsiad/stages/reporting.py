@@ -18,7 +18,7 @@ from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import HeatmapRow
 from wsiad.stages.report_entries import slide_entry, with_findings
 from wsiad.stages.scored_records import checked, results_facts
-from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, read_table
+from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, partly_damaged, read_table
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
@@ -204,15 +204,24 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
     """Say what was not scored: no finding there means nothing."""
     if names := [row.slide for row in rows if row.status == UNUSABLE]:
         yield (
-            f"{len(names)} slides were not assessed at all: {', '.join(names)}. That nothing was "
-            "found on them means nothing; why stands below."
+            f"{_were(len(names))} not assessed at all: {', '.join(names)}. That nothing was found "
+            "there means nothing; the reasons stand below."
+        )
+    if damaged := [row.slide for row in partly_damaged(rows)]:
+        yield (
+            f"{_were(len(damaged))} not assessed where the file is damaged: {', '.join(damaged)}. "
+            "These parts are hatched in the pictures."
         )
     if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
         windows = sum(row.unusable for row in some)
         yield (
-            f"{windows:,} windows of {len(some)} slides were not assessed, as they fail the "
-            "quality thresholds. They are hatched in the pictures."
+            f"{windows:,} windows of {len(some)} slide{'s' if len(some) != 1 else ''} were not "
+            "assessed, as they fail the quality thresholds. They are hatched in the pictures."
         )
+
+
+def _were(slides: int) -> str:
+    return "1 slide was" if slides == 1 else f"{slides} slides were"
 
 
 def _evaluation_warnings(evaluated: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:

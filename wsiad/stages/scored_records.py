@@ -66,7 +66,9 @@ def results_facts(results: Path) -> dict[str, Any]:
     facts = read_json(path, InputError, remedy=remedy)
     if "digest" not in facts and "detector" in facts and "stores" in facts:
         raise InputError(
-            "is a run, and not results", subject=str(results), remedy="Make them: wsiad heatmap."
+            "is a run, not a results folder",
+            subject=str(results),
+            remedy="Make them: wsiad heatmap.",
         )
     checked(_Facts, facts, path, remedy=remedy)
     return facts

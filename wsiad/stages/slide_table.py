@@ -185,9 +185,19 @@ def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
     return [row for row in rows if row.status == UNUSABLE]
 
 
+def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides of which damaged parts were left out, and the rest was used."""
+    from wsiad.tiles.verdict import DAMAGED_THERE
+
+    return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]
+
+
 def outcome(rows: Sequence[SlideRow], done: str) -> str:
     """Say in a line what became of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
     counts = Counter(row.status for row in rows)
     words = {NO_TISSUE: "without tissue", UNUSABLE: "unusable", FAILED: "failed"}
     rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
-    return "; ".join([f"{counts[OK]} of {len(rows)} slides {done}", *rest])
+    if damaged := partly_damaged(rows):
+        rest.append(f"{len(damaged)} with damaged parts left out")
+    number = f"{len(rows)} slide{'s' if len(rows) != 1 else ''}"
+    return "; ".join([f"{counts[OK]} of {number} {done}", *rest])

@@ -23,6 +23,7 @@ from wsiad.stages.slide_table import (
     SlideTable,
     backends,
     failures,
+    partly_damaged,
     unusable,
 )
 from wsiad.stages.tile_task import TileRow, TileTask, stored_slide, tile_one
@@ -33,7 +34,8 @@ class TileConfig(ComputeOptions, Preparation):
     """Slides into a zarr store of stain-normalised tissue tiles."""
 
     slides: Annotated[Paths, Field(min_length=1)]
-    """Slide files, folders of slides, or manifest CSVs (`slide`, `mpp`, `label`, `split`)."""
+    """Slide files, folders of slides, or manifest CSVs (`slide`, `name`, `mpp`,
+    `label`, `split`; docs/manifest.md)."""
     out: Path
     """Folder of the store; slides that are whole in it are not tiled again."""
     coords: Path | None = None
@@ -84,6 +86,18 @@ class TileResult:
     def unusable(self) -> tuple[SlideRow, ...]:
         """Slides without tiles that are not without tissue: they could not be looked at."""
         return tuple(unusable(self.rows))
+
+    @property
+    def summary(self) -> str:
+        """For people: the slides of which damaged parts were left out; empty if there are none."""
+        names = [row.slide for row in partly_damaged(self.rows)]
+        if not names:
+            return ""
+        return (
+            f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
+            f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
+            f"see {self.store / 'report.html'}"
+        )
 
 
 @verb(TileConfig)

@@ -148,9 +148,9 @@ def _stored(task: TileTask) -> TileRow | None:
         )
     if "damaged" in stored.facts and task.preparation.damaged_tiles == "fail":
         raise StoreMismatchError(
-            "is in the store without what is damaged of it, which --damaged-tiles skip left out",
+            "is in the store without its damaged parts, which --damaged-tiles skip left out",
             subject=name,
-            remedy=f"Give that again, or delete {store.folder(name)} to tile a better copy.",
+            remedy=f"Give that option again, or delete {store.folder(name)} to tile a better copy.",
         )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)

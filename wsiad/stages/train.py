@@ -58,8 +58,9 @@ class TrainConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the method, see docs/detectors.md; may be given several times."""
     weights: str | None = None
-    """Pretrained weights: a file (safetensors or a plain state dict), `random`, or by
-    default those that torchvision downloads."""
+    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
+    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
+    can be downloaded, else `wsiad`."""
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
     a slide is its anomaly type."""
@@ -307,7 +308,8 @@ def _summary(
     steps = f" after {report.steps} steps" if report.steps else ""
     what = f"{config.detector} on {detector.spec.size} px at {detector.spec.mpp:g} µm/px"
     usual = f"median {calibration.median:.4g}, 99 % below {calibration.quantile(0.99):.4g}"
-    source = f"{calibration.n_windows} windows of {calibration.n_slides} slides"
+    number = f"{calibration.n_slides} slide{'s' if calibration.n_slides != 1 else ''}"
+    source = f"{calibration.n_windows} windows of {number}"
     lines = [
         f"{config.out}: {what}, ended by {report.ended_by}{steps}",
         f"healthy score: {usual} ({source})",

@@ -76,8 +76,9 @@ class TuneConfig(Config):
     quality: QualityThresholds = QualityThresholds()
     """Which tiles are too bad to be used; in place of the thresholds that the store has."""
     weights: str | None = None
-    """Pretrained weights: a file (safetensors or a plain state dict), `random`, or by
-    default those that torchvision downloads."""
+    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
+    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
+    can be downloaded, else `wsiad`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Same seed, same result, where trials follow each other."""
     device: str = "auto"

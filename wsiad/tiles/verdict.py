@@ -9,6 +9,9 @@ from wsiad.tiles.plan import SlidePlan, select
 from wsiad.tissue.guards import Reason
 from wsiad.tissue.unseen import Unseen
 
+DAMAGED_THERE = "not assessed, as the file is damaged there"
+"""Begins the note on a slide of which damaged parts were left out."""
+
 
 def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> str:
     """Say why nothing of a slide can be used although it may hold tissue.
@@ -65,16 +68,17 @@ def damage_note(count: int, share: float, *, noun: str) -> str:
     """
     parts = [f"{count:,} {noun}"] if count else []
     parts += [f"{_percent(share)} of the slide was not searched for tissue"] if share else []
-    return f"not assessed, as the file is damaged there: {'; '.join(parts)}" if parts else ""
+    return f"{DAMAGED_THERE}: {'; '.join(parts)}" if parts else ""
 
 
 def _too_small(plan: SlidePlan, noun: str) -> str:
     slide, size, bounds = plan.scaled.slide, plan.scaled.size, plan.scaled.slide.bounds
+    remedy = "Tile with a smaller --tile" if noun == "tile" else "Train on smaller tiles"
     return (
-        f"it is smaller than a {noun}: {bounds.width:.0f} × {bounds.height:.0f} px at "
-        f"{_scale(plan)} are {size.width} × {size.height} px at {plan.scaled.mpp:g} µm/px, and a "
-        f"{noun} has {plan.grid.tile} × {plan.grid.tile} px. Take a smaller {noun}, or state the "
-        f"µm/px if that of {slide.spacing_source} is wrong"
+        f"it is smaller than a {noun}: its {bounds.width:.0f} × {bounds.height:.0f} px at "
+        f"{_scale(plan)} make {size.width} × {size.height} px at {plan.scaled.mpp:g} µm/px, and a "
+        f"{noun} has {plan.grid.tile} × {plan.grid.tile} px. {remedy}, or give "
+        f"the right µm/px if that of {slide.spacing_source} is wrong"
     )
 
 
