@@ -175,7 +175,7 @@ def test_results_without_damaged_glass_are_not_taken_for_whole_either(tmp_path, 
     result = wsiad.heatmap(run=run, slides=[path], out=out, damaged_tiles="skip", quiet=True)
     (row,) = result.rows
     assert (row.status, row.damaged) == ("ok", 0)
-    assert "of the slide was not searched for tissue" in row.reason
+    assert "of the slide, in which tissue was not searched for" in row.reason
     assert result.summary.startswith("1 of 1 slide scored; 1 with damaged parts left out;")
     page = (out / "report.html").read_text()
     assert "1 slide was not assessed where the file is damaged: a." in page
@@ -185,3 +185,4 @@ def test_results_without_damaged_glass_are_not_taken_for_whole_either(tmp_path, 
     tiled = wsiad.tile(slides=[path], out=tmp_path / "store", mpp=0.5, tile=64,
                        damaged_tiles="skip", quiet=True)  # fmt: skip
     assert tiled.summary.startswith("damaged parts were left out of 1 slide (a); see ")
+    assert "1 with damaged parts left out" in (tmp_path / "store" / "report.html").read_text()

@@ -130,7 +130,7 @@ def test_colour_in_pieces_that_are_too_small_points_at_the_scale():
 
 def test_smaller_than_a_tile_says_both_sizes():
     said = reason(stained(180, 900), scale=0.5)
-    assert "900 × 180 px at 0.5 µm/px by test are 450 × 90 px at 1 µm/px" in said
+    assert "900 × 180 px at 0.5 µm/px by test make 450 × 90 px at 1 µm/px" in said
     assert "a tile has 96 × 96 px" in said
     assert "1024 × 1024 px at 0.0005 µm/px" in reason(glass(), scale=0.0005)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from wsiad.export import report_text
 from wsiad.export.page import environment, picture, policy, template
 from wsiad.files import write_text
+from wsiad.tiles.verdict import DAMAGED_THERE
 
 _CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"
 
@@ -94,6 +95,7 @@ def write_store_report(path: Path, report: StoreReport) -> None:
         .render(
             report=report,
             failed=failed,
+            damaged=sum(DAMAGED_THERE in slide.reason for slide in done),
             unseen=[slide for slide in done if slide.status == "unusable"],
             slides=done,
             totals=[(reason, count) for reason, count in totals if count],

@@ -67,8 +67,10 @@ def damage_note(count: int, share: float, *, noun: str) -> str:
         What they are called: ``"tiles"`` or ``"windows"``.
     """
     parts = [f"{count:,} {noun}"] if count else []
-    parts += [f"{_percent(share)} of the slide was not searched for tissue"] if share else []
-    return f"{DAMAGED_THERE}: {'; '.join(parts)}" if parts else ""
+    parts += (
+        [f"{_percent(share)} of the slide, in which tissue was not searched for"] if share else []
+    )
+    return f"{DAMAGED_THERE}: {' and '.join(parts)}" if parts else ""
 
 
 def _too_small(plan: SlidePlan, noun: str) -> str:
