@@ -77,7 +77,7 @@ def _too_small(plan: SlidePlan, noun: str) -> str:
     slide, size, bounds = plan.scaled.slide, plan.scaled.size, plan.scaled.slide.bounds
     remedy = "Tile with a smaller --tile" if noun == "tile" else "Train on smaller tiles"
     return (
-        f"it is smaller than a {noun}: its {bounds.width:.0f} × {bounds.height:.0f} px at "
+        f"it is smaller than a {noun}: {bounds.width:.0f} × {bounds.height:.0f} px at "
         f"{_scale(plan)} make {size.width} × {size.height} px at {plan.scaled.mpp:g} µm/px, and a "
         f"{noun} has {plan.grid.tile} × {plan.grid.tile} px. {remedy}, or give "
         f"the right µm/px if that of {slide.spacing_source} is wrong"
