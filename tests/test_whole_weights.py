@@ -193,7 +193,7 @@ def test_arguments_that_timm_does_not_take(timm, arguments, words):
 
 
 def test_arguments_are_for_timm():
-    with pytest.raises(DetectorError, match="squeezenet1_1 is none"):
+    with pytest.raises(DetectorError, match="'squeezenet1_1' is not one"):
         looked(SQUEEZENET, arguments={"init_values": 1})
 
 
