@@ -11,6 +11,7 @@ from wsiad.config import differences
 from wsiad.errors import EvaluationError, InputError, RunError, StoreError
 from wsiad.files import atomic_file, said
 from wsiad.folder_kinds import what_is
+from wsiad.runs.claim import begin
 
 
 def folder(path, *names):
@@ -162,3 +163,24 @@ def test_a_missing_positional_is_called_as_the_command_line_does(capsys):
     assert cli.main(["tile", "s", "--out", "o", "--mpp", "1", "--tile", "9", "--stain-method",
                      "maceno"]) == 2  # fmt: skip
     assert "did you mean 'macenko'?" in capsys.readouterr().err
+
+
+def test_a_store_is_no_folder_of_slides_and_no_place_for_a_run(kinds, tmp_path):
+    store = kinds[folder_kinds.STORE]
+    with pytest.raises(InputError, match="is not a folder of slides, but a tile store"):
+        wsiad.tile(slides=[store], out=tmp_path / "out", mpp=1.0, tile=96)
+    for kind in (folder_kinds.STORE, folder_kinds.RESULTS, folder_kinds.SEARCH):
+        with pytest.raises(RunError, match=f"holds {kind}, not a run"):
+            begin(kinds[kind], record="run.json", what="run")
+    with pytest.raises(RunError, match="holds a complete run already"):
+        begin(kinds[folder_kinds.RUN], record="run.json", what="run")
+
+
+def test_files_in_the_place_of_folders_are_named_without_an_errno(kinds, tmp_path):
+    table, results = tmp_path / "ref.csv", kinds[folder_kinds.RESULTS]
+    table.write_text("slide,label\na,normal\n")
+    words = r"ref\.csv: is not results of wsiad heatmap, but a \.csv file\. .*results is"
+    with pytest.raises(EvaluationError, match=words):
+        wsiad.evaluate(results=table, reference=results, out=tmp_path / "out")
+    with pytest.raises(RunError, match=r"is not a run, but a \.csv file"):
+        wsiad.heatmap(run=table, slides=[kinds[folder_kinds.SLIDES]], out=tmp_path / "out")

@@ -290,6 +290,23 @@ def test_an_anomaly_type_is_what_the_user_says_and_not_healthy(tmp_path):
     assert [label for _, label, *_ in labels(tmp_path, text)] == ["necrosis", "fold", "normal"]
 
 
+def test_a_column_of_labels_under_another_name_is_told_of(tmp_path, caplog):
+    rows = ["a.svs,tumor,7", "b.svs,0,1", "c.svs,,"]
+    find_slides([manifest(tmp_path / "m.csv", *rows, header="slide,diagnosis,centre")])
+    assert "'diagnosis' (did you mean `label`?), 'centre'" in caplog.text
+    caplog.clear()
+    rows = ["a.svs,tumor,normal", "b.svs,0,normal"]
+    find_slides([manifest(tmp_path / "m.csv", *rows, header="slide,finding,label")])
+    assert "'finding'" in caplog.text
+    assert "did you mean" not in caplog.text
+
+
+def test_marks_without_width_do_not_hide_a_column(tmp_path):
+    rows = ["a.svs,tumor\u200b"]
+    slides = find_slides([manifest(tmp_path / "m.csv", *rows, header="\u200bslide,label\u200b")])
+    assert [slide.label for slide in slides] == ["tumor"]
+
+
 def test_a_column_that_is_not_known_is_kept_and_told_of(tmp_path, caplog):
     (tmp_path / "m.csv").write_text("slide,mmp,lable,centre\na.tif,0.5,tumor,umcu\n")
     (slide,) = find_slides([tmp_path / "m.csv"])
@@ -315,6 +332,8 @@ def test_a_column_that_is_not_known_is_kept_and_told_of(tmp_path, caplog):
         ("slide\n", "lists no slides"),
         ("slide,mpp\na.svs,zero\n", "line 2: `mpp` is 'zero'"),
         ("slide,mpp\na.svs,-1\n", "line 2: `mpp` is '-1'"),
+        ("slide,mpp\na.svs,0.25 um\n", "line 2: `mpp` is '0.25 um'.*the number alone"),
+        ("slide,label\na\0.svs,tumor\n", r"line 2: `slide` is 'a\\x00\.svs': no file has a NUL"),
         ("slide,mpp\na.svs,nan\n", "line 2: `mpp` is 'nan'"),
         ("slide,mpp\n ,1\n", "line 2: `slide` is empty"),
         ("slide,mpp\na.svs\n", "line 2: does not have as many fields"),

@@ -71,7 +71,7 @@ def test_bad_references_are_refused_with_row_and_slide(tmp_path, text, message):
 
 
 def test_a_reference_that_is_missing_or_no_text_is_refused(tmp_path):
-    with pytest.raises(EvaluationError, match="is no CSV"):
+    with pytest.raises(EvaluationError, match="cannot be read: No such file"):
         read_reference(tmp_path / "none.csv")
     (tmp_path / "r.csv").write_bytes(b"image,type\n\xff\xfe,tumor\n")
     with pytest.raises(EvaluationError, match="is no CSV"):

@@ -64,7 +64,7 @@ def read_rows(
     Raises
     ------
     WsiadError
-        An `error`: the file is missing, too large or is not CSV.
+        An `error`: the file cannot be read, is too large or is not CSV.
     """
     try:
         with path.open("rb") as file:
@@ -78,7 +78,14 @@ def read_rows(
         delimiter = max(delimiters, key=first.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [Row(reader.line_num, tuple(plain(c.strip()) for c in cells)) for cells in reader]
-    except (OSError, UnicodeError, csv.Error) as cause:
+    except OSError as cause:
+        why = f"cannot be read: {cause.strerror or cause}"
+        raise error(
+            f"{path} {why}" if subject else why,
+            subject=subject or str(path),
+            remedy="Check the path.",
+        ) from cause
+    except (UnicodeError, csv.Error) as cause:
         raise error(
             f"{path} cannot be read as CSV ({cause})" if subject else f"is no CSV ({cause})",
             subject=subject or str(path),

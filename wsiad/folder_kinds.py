@@ -45,7 +45,7 @@ _MARKS = (
 
 _KNOWN = frozenset({*(kind for kind, _ in _MARKS), SLIDES, SLIDE})
 
-_GOOD_ENOUGH = frozenset({(RUN, INTERRUPTED), (SLIDES, SLIDE), (SLIDES, STORE)})
+_GOOD_ENOUGH = frozenset({(RUN, INTERRUPTED), (SLIDES, SLIDE)})
 """(wanted, found) that another check has more to say of."""
 
 
@@ -126,8 +126,8 @@ def refuse_other(
     swapped = next((other for other in beside if what_is(other) == wanted), None)
     if swapped is not None:
         remedy = f"{swapped} is {wanted}: are the two swapped?"
-    elif found not in _KNOWN:
-        return
+    elif found not in _KNOWN and (wanted == SLIDES or not path.is_file()):
+        return  # a file may list slides; it is never one of the other kinds
     raise error(f"is not {wanted}, but {found}", subject=str(path), remedy=remedy)
 
 

@@ -7,6 +7,7 @@ do not matter in them.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from wsiad.errors import InputError
@@ -59,7 +60,8 @@ _COLUMNS = {
 
 
 def _plain(text: str) -> str:
-    plain = "".join(text.casefold().split())
+    shown = "".join(c for c in text if unicodedata.category(c) != "Cf")  # marks without width
+    plain = "".join(shown.casefold().split())
     if not any(c.isalpha() for c in plain):
         return plain.removesuffix(".0") if plain in ("0.0", "1.0") else plain  # -1 is not 1
     return "".join(c for c in plain if c not in "_-.")

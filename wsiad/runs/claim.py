@@ -9,9 +9,11 @@ from pathlib import Path
 from wsiad.config import Config, differences, resolve, write_config
 from wsiad.errors import ConfigError, RunError
 from wsiad.files import atomic_file
+from wsiad.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 from wsiad.locks import CLAIM, claimed
 
 CONFIG = "config.yaml"
+_OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
 
 @contextlib.contextmanager
@@ -140,6 +142,13 @@ def begin(out: Path, *, record: str, what: str) -> None:
     RunError
         It holds a complete one already, or cannot be made.
     """
+    found = what_is(out)
+    if found in _OTHERS and what not in found:
+        raise RunError(
+            f"holds {found}, not a {what}",
+            subject=str(out),
+            remedy="Give an empty or a new folder as --out.",
+        )
     if (out / record).is_file():
         raise RunError(
             f"holds a complete {what} already",

@@ -87,15 +87,22 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     if len(rows) == 1:
         raise InputError("lists no slides", subject=str(path))
     unknown = {at: cell for at, cell in enumerate(header) if column_of(cell) is None}
-    _tell_unknown(path, [cell for cell in unknown.values() if cell])
+    hold_labels = set[str]()
+    if LABEL not in columns:
+        for at, cell in unknown.items():
+            said = {row.cells[at] for row in rows[1:] if at < len(row.cells)} - {""}
+            if said and all(map(label_of, said)):
+                hold_labels.add(cell)
+    _tell_unknown(path, [cell for cell in unknown.values() if cell], hold_labels)
     columns[SLIDE] = slide_at
     return [_row(row, path, columns, unknown, len(header)) for row in rows[1:]]
 
 
-def _tell_unknown(path: Path, unknown: list[str]) -> None:
+def _tell_unknown(path: Path, unknown: list[str], hold_labels: set[str]) -> None:
+    """Tell of columns, each with the known one that is most like it by its name or its cells."""
     told = []
     for cell in unknown:
-        near = nearest_column(cell, _COLUMNS)
+        near = nearest_column(cell, _COLUMNS) or (LABEL if cell in hold_labels else None)
         told.append(f"{cell!r} (did you mean `{near}`?)" if near else repr(cell))
     if told:
         logger.warning(
@@ -131,6 +138,12 @@ def _row(
     text = said(SLIDE)
     if not text:
         raise InputError("`slide` is empty", subject=where)
+    if "\0" in text:
+        raise InputError(
+            f"`slide` is {text!r}: no file has a NUL in its name",
+            subject=where,
+            remedy="Save the table as text in UTF-8.",
+        )
     mpp = None
     try:
         if stated := said(MPP):

@@ -98,7 +98,9 @@ def stated_mpp(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise InputError(f"`mpp` is {text!r}, not µm/px above 0")
+        raise InputError(
+            f"`mpp` is {text!r}, not µm/px above 0", remedy="Write the number alone, such as 0.25."
+        )
     try:
         return check_mpp(value)
     except InputError as error:

@@ -102,7 +102,8 @@ def read_scored(
     from wsiad.evaluation.submission import read_submission
 
     remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
-    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy):
+    beside = [options.reference]
+    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
         if results:
             return read_results(
                 folder,

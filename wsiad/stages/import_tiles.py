@@ -191,7 +191,8 @@ def _tile_of(config: ImportTilesConfig) -> int:
         except InputError as error:
             problems.append(str(error))
     raise InputError(
-        f"no size of tiles can be found: {problems[0]}", remedy="Or give --tile in pixels."
+        f"no size of tiles can be found: {problems[0].rstrip('.')}",
+        remedy="Or give --tile in pixels.",
     )
 
 
