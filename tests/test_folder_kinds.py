@@ -167,7 +167,7 @@ def test_a_missing_positional_is_called_as_the_command_line_does(capsys):
 
 def test_a_store_is_no_folder_of_slides_and_no_place_for_a_run(kinds, tmp_path):
     store = kinds[folder_kinds.STORE]
-    with pytest.raises(InputError, match="is not a folder of slides, but a tile store"):
+    with pytest.raises(InputError, match=f"is not {folder_kinds.SLIDES}, but {folder_kinds.STORE}"):
         wsiad.tile(slides=[store], out=tmp_path / "out", mpp=1.0, tile=96)
     for kind in (folder_kinds.STORE, folder_kinds.RESULTS, folder_kinds.SEARCH):
         with pytest.raises(RunError, match=f"holds {kind}, not a run"):
@@ -179,8 +179,8 @@ def test_a_store_is_no_folder_of_slides_and_no_place_for_a_run(kinds, tmp_path):
 def test_files_in_the_place_of_folders_are_named_without_an_errno(kinds, tmp_path):
     table, results = tmp_path / "ref.csv", kinds[folder_kinds.RESULTS]
     table.write_text("slide,label\na,normal\n")
-    words = r"ref\.csv: is not results of wsiad heatmap, but a \.csv file\. .*results is"
+    words = rf"ref\.csv: is not {folder_kinds.RESULTS}, but a \.csv file\. .*are the two swapped"
     with pytest.raises(EvaluationError, match=words):
         wsiad.evaluate(results=table, reference=results, out=tmp_path / "out")
-    with pytest.raises(RunError, match=r"is not a run, but a \.csv file"):
+    with pytest.raises(RunError, match=rf"is not {folder_kinds.RUN}, but a \.csv file"):
         wsiad.heatmap(run=table, slides=[kinds[folder_kinds.SLIDES]], out=tmp_path / "out")

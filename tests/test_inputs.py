@@ -290,6 +290,17 @@ def test_an_anomaly_type_is_what_the_user_says_and_not_healthy(tmp_path):
     assert [label for _, label, *_ in labels(tmp_path, text)] == ["necrosis", "fold", "normal"]
 
 
+def test_a_link_to_itself_is_one_slide_that_cannot_be_worked_on(tmp_path):
+    touch(tmp_path, "a.svs")
+    (tmp_path / "b.svs").symlink_to("b.svs")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/up").symlink_to("..")
+    rows = manifest(tmp_path / "m.csv", "b.svs,tumor", "a.svs,normal", header="slide,label")
+    for sources in ([tmp_path], [rows], [tmp_path, rows]):
+        problems = {slide.name: slide.problem for slide in find_slides(sources)}
+        assert problems == {"a": "", "b": "is a link to b.svs, which is not there"}
+
+
 def test_a_column_of_labels_under_another_name_is_told_of(tmp_path, caplog):
     rows = ["a.svs,tumor,7", "b.svs,0,1", "c.svs,,"]
     find_slides([manifest(tmp_path / "m.csv", *rows, header="slide,diagnosis,centre")])

@@ -69,6 +69,11 @@ def said(error: OSError) -> str:
     return f"{where}{why}. {_REMEDIES.get(error.errno, '')}".rstrip()
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without links; one that runs in a circle stays, as opening it tells."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError until Python 3.12
+
+
 def check_folder(path: Path) -> None:
     """Check that a folder to write in is there, or can be made.
 

@@ -18,6 +18,7 @@ from wsiad.csv_file import Row
 from wsiad.errors import EvaluationError
 from wsiad.evaluation.hits import Detections
 from wsiad.evaluation.table import number, read_rows, slide_name
+from wsiad.files import real_path
 from wsiad.geometry import Size
 from wsiad.units import Mpp
 
@@ -86,8 +87,8 @@ def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, S
     EvaluationError
         The folder does not exist or holds no CSV.
     """
-    leave = {path.resolve() for path in ignore}
-    paths = sorted(path for path in folder.glob("*.csv") if path.resolve() not in leave)
+    leave = {real_path(path) for path in ignore}
+    paths = sorted(path for path in folder.glob("*.csv") if real_path(path) not in leave)
     if not paths:
         raise EvaluationError(
             "holds no detections",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiad.errors import InputError, SlideOpenError
-from wsiad.files import checked_slide_name
+from wsiad.files import checked_slide_name, real_path
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.manifest import ManifestRow, read_manifest
 from wsiad.slides.slide_files import SUFFIXES
@@ -127,7 +127,7 @@ def _identity(path: Path) -> object:
         found = path.stat()
         if found.st_nlink > 1:
             return found.st_dev, found.st_ino
-    return path.resolve()
+    return real_path(path)
 
 
 def _merged(group: Sequence[_Found]) -> _Found:

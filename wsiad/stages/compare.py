@@ -72,9 +72,9 @@ def compare(config: CompareConfig) -> ComparisonResult:
     """
     from wsiad.evaluation import comparison, unscored
     from wsiad.evaluation.report import left_out
-    from wsiad.files import write_json, write_text
+    from wsiad.files import real_path, write_json, write_text
 
-    if config.a.resolve() == config.b.resolve():
+    if real_path(config.a) == real_path(config.b):
         raise EvaluationError("is compared with itself", subject=str(config.a))
     folders = {folder: _is_results(folder) for folder in (config.a, config.b)}
     if config.slide_score != "max" and not all(folders.values()):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from wsiad.config import Config, verb
 from wsiad.errors import InputError, RunError
 from wsiad.evaluation.results import SlideScore
+from wsiad.files import real_path
 
 if TYPE_CHECKING:
     from wsiad.evaluation.false_alarms import FalseAlarms
@@ -42,7 +43,7 @@ class SignificanceConfig(Config):
 
     @model_validator(mode="after")
     def _folders_differ(self) -> Self:
-        folders = [path.resolve() for path in (self.results, self.healthy, self.check) if path]
+        folders = [real_path(path) for path in (self.results, self.healthy, self.check) if path]
         if len(set(folders)) < len(folders):
             raise ValueError("`results`, `healthy` and `check` are different folders")
         return self
