@@ -99,6 +99,8 @@ def _log(*, debug: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s", tracebacks=debug))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # What it makes of a damaged tag is not yet what is wrong with the slide.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class _Parser(argparse.ArgumentParser):

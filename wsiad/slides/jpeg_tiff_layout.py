@@ -156,10 +156,11 @@ def _level(page: tifffile.TiffPage, size: Size, *, any_pixels: bool) -> TiledLev
     counts = np.asarray(page.databytecounts, np.int64)
     if not len(offsets) == len(counts) == columns * rows or (counts < 0).any():
         raise DirectReadError("a directory does not list each of its tiles")
+    tables = page.jpegtables
+    if not isinstance(tables, bytes | None):
+        raise DirectReadError("the JPEG tables of a directory are no bytes")
     tile = Size(page.tilewidth, page.tilelength)
-    return TiledLevel(
-        size, tile, columns, rows, offsets, counts, page.jpegtables, colour_space, codec
-    )
+    return TiledLevel(size, tile, columns, rows, offsets, counts, tables, colour_space, codec)
 
 
 def _coding(page: tifffile.TiffPage) -> tuple[str, str]:

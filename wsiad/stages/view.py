@@ -202,7 +202,8 @@ def _openable(slide: ViewedSlide) -> str:
 
     assert slide.file is not None
     try:
-        OpenSlideBackend(slide.file, name=slide.name, manifest_mpp=None, fallback_mpp=1.0).close()
+        mpp = slide.um_per_px[0] if slide.um_per_px else 1.0  # it is shown whatever its scale
+        OpenSlideBackend(slide.file, name=slide.name, manifest_mpp=None, fallback_mpp=mpp).close()
     except WsiadError as error:
         return f"{error} Its small picture is shown instead."
     return ""
