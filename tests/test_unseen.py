@@ -135,6 +135,13 @@ def test_smaller_than_a_tile_says_both_sizes():
     assert "1024 × 1024 px at 0.0005 µm/px" in reason(glass(), scale=0.0005)
 
 
+def test_smaller_than_a_pixel_of_the_mask_is_not_without_tissue():
+    said = reason(stained(60, 60), tile=32, tissue={"mpp": 64})
+    assert "smaller than a pixel of its tissue mask: 60 × 60 px" in said
+    assert "one is 64 px" in said
+    assert "--tissue-mpp" in said
+
+
 def test_tissue_that_no_tile_holds_enough_of_says_the_largest_coverage():
     image = glass()
     image[:256, :256] = stained(256, 256)
@@ -207,6 +214,25 @@ def test_heatmaps_of_slides_and_of_a_store_say_so_too(slides, tmp_path, stored):
         assert result.summary.startswith("1 of 4 slides scored; 1 without tissue; 2 unusable")
     table = read_table(tmp_path / "out/slides.csv", HeatmapRow)
     assert {row.slide: row.status for row in table} == STATUS
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_slide_that_no_picture_can_be_made_of(tmp_path, stored):
+    """Its mask, of 8 µm/px, has no pixel."""
+    (tmp_path / "slides").mkdir()
+    write_tiff(tmp_path / "slides/thin.tif", stained(300, 3), mpp=1.0, levels=1)
+    write_tiff(tmp_path / "slides/dot.tif", stained(2, 2), mpp=1.0, levels=1)
+    source = tmp_path / "slides"
+    if stored:
+        source = tmp_path / "store"
+        wsiad.tile(slides=tmp_path / "slides", out=source, **PLAIN)
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={}, min_coverage=0.5)
+    result = wsiad.heatmap(run=run, slides=source, out=tmp_path / "out", quiet=True)
+    assert [(row.slide, row.status) for row in result.rows] == [
+        ("dot", "unusable"),
+        ("thin", "unusable"),
+    ]
+    assert "3 × 300 px" in result.rows[1].reason
 
 
 def test_windows_smaller_than_the_tiles_of_a_store(slides, tmp_path):

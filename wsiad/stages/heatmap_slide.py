@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from wsiad.detector import Detector
-from wsiad.errors import InputError
+from wsiad.errors import InputError, UnusableSlideError
 from wsiad.files import atomic_folder, read_json, write_json
 from wsiad.heatmaps.windows import score_windows
 from wsiad.runs.calibration import Calibration
@@ -25,6 +25,7 @@ from wsiad.stages.heatmap_source import (
     stored_windows,
 )
 from wsiad.stages.heatmap_task import SLIDE, HeatmapRow, SlideTask
+from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.verdict import DAMAGED_THERE
 from wsiad.tiles.writer import check_unchanged
 from wsiad.tissue.guards import Reason
@@ -106,6 +107,9 @@ def _finish(
     start: float,
 ) -> HeatmapRow:
     detector = explainer.detector
+    if not source.mask.size and (why := source.why_unusable(LeftOut())):
+        # It is so small that no picture can be made of it.
+        raise UnusableSlideError(why, subject=task.slide.name)
     batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
     scored = stitch(task, calibration, source, score_windows(detector, source.batches, batch=batch))
     if source.slide:

@@ -35,6 +35,8 @@ def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> s
     grid = plan.grid
     if not grid.rows or not grid.columns:
         return _too_small(plan, noun)
+    if not plan.tissue.mask.size:
+        return _no_mask(plan)
     if plan.tissue.mask.any():
         return _too_little(plan, noun)
     return _not_seen(plan)
@@ -81,6 +83,15 @@ def _too_small(plan: SlidePlan, noun: str) -> str:
         f"{_scale(plan)} make {size.width} × {size.height} px at {plan.scaled.mpp:g} µm/px, and a "
         f"{noun} has {plan.grid.tile} × {plan.grid.tile} px. {remedy}, or give "
         f"the right µm/px if that of {slide.spacing_source} is wrong"
+    )
+
+
+def _no_mask(plan: SlidePlan) -> str:
+    bounds, mask = plan.scaled.slide.bounds, plan.tissue.placement.scale_x
+    return (
+        f"it is smaller than a pixel of its tissue mask: {bounds.width:.0f} × "
+        f"{bounds.height:.0f} px at {_scale(plan)}, and one is {mask:.4g} px. Give a finer "
+        "--tissue-mpp, or the right µm/px if that of the slide is wrong"
     )
 
 
