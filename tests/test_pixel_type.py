@@ -33,8 +33,10 @@ def write_slide(path, pixels, **options):
         ((RGB / 255).astype(np.float32), "rgb", "floating-point 32-bit pixels"),
         (RGB[..., 0].copy(), "minisblack", "grey 8-bit pixels"),
         (WIDE[..., 0].copy(), "minisblack", "grey 16-bit pixels"),
+        (RGB[..., 0] > 128, "minisblack", "grey 1-bit pixels"),
+        (np.dstack([RGB, RGB[..., :2]]), "rgb", "8-bit pixels of 5 channels"),
     ],
-    ids=["16 bits", "12 of 16 bits", "float", "grey", "grey of 16 bits"],
+    ids=["16 bits", "12 of 16 bits", "float", "grey", "grey of 16 bits", "1 bit", "5 channels"],
 )
 def test_slides_of_other_pixels_are_unusable_and_say_which(tmp_path, pixels, photometric, reason):
     path = write_slide(tmp_path / "a.tif", pixels, photometric=photometric)
@@ -50,6 +52,16 @@ def test_slides_with_an_opaque_alpha_are_read(tmp_path):
     )
     (row,) = wsiad.tile(slides=[path], out=tmp_path / "store", mpp=0.5, tile=64, quiet=True).rows
     assert row.status == "ok"
+
+
+def test_a_coding_that_openslide_does_not_know_is_no_damage(tmp_path):
+    path = write_slide(tmp_path / "a.tif", RGB, photometric="rgb", compression="webp")
+    (row,) = wsiad.tile(slides=[path], out=tmp_path / "store", mpp=0.5, tile=64, quiet=True).rows
+    assert row.status == "failed"
+    assert row.reason == (
+        "its tiles are coded in a way that OpenSlide cannot decode: WEBP. Convert it to a "
+        "pyramidal TIFF with JPEG tiles."
+    )
 
 
 def in_tiff(pixels, **options):

@@ -21,7 +21,7 @@ from wsiad.errors import DamagedTileError, DirectReadError, SlideReadError
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.openslide_backend import OpenSlideBackend
-from wsiad.slides.slide import Region, Slide
+from wsiad.slides.slide import Edges, Region, Slide
 from wsiad.slides.tile_cache import TileCache
 from wsiad.slides.tile_cuts import cut_by_tile, inside
 from wsiad.slides.tile_decoder import decode_tile
@@ -84,6 +84,10 @@ class JpegTiffBackend(Slide):
         self._bad: set[tuple[int, int]] = set()
         self._file = self.path.open("rb", buffering=0)
         self._bytes = os.fstat(self._file.fileno()).st_size
+
+    def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
+        """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
+        return self._layout[level].listed(x, y)
 
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`."""

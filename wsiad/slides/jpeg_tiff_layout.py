@@ -13,6 +13,7 @@ import tifffile
 
 from wsiad.errors import DirectReadError
 from wsiad.geometry import Size
+from wsiad.slides.slide import Edges
 
 _NONE, _JPEG = 1, 7
 _ANY_JPEG2000 = frozenset({33003, 33004, 33005, 34712})
@@ -78,6 +79,38 @@ class TiledLevel:
         counts = np.where(inside.ravel(), self.counts, 0)
         order = np.argsort(-counts, kind="stable")[:count]
         return [int(index) for index in order if counts[index]]
+
+    def listed(self, x: Edges, y: Edges) -> npt.NDArray[np.bool_]:
+        """Tell for which cells of a lattice no tile is missing.
+
+        Parameters
+        ----------
+        x, y : ndarray of float64, (W + 1,) and (H + 1,)
+            Edges of the columns and rows of cells, pixels of the level, rising.
+
+        Returns
+        -------
+        ndarray of bool, (H, W)
+            False for cells that reach beyond the level's tiles.
+        """
+        left, right = _first_last(x, self.tile.width)
+        top, bottom = _first_last(y, self.tile.height)
+        # Number of tiles above and left of each corner of a tile.
+        there = np.zeros((self.rows + 1, self.columns + 1), np.int64)
+        there[1:, 1:] = (self.counts > 0).reshape(self.rows, self.columns).cumsum(0).cumsum(1)
+        columns = (left >= 0) & (right <= self.columns)
+        rows = (top >= 0) & (bottom <= self.rows)
+        left, right = left.clip(0, self.columns), right.clip(0, self.columns)
+        top, bottom = (edge.clip(0, self.rows)[:, None] for edge in (top, bottom))
+        found = there[bottom, right] - there[top, right] - there[bottom, left] + there[top, left]
+        whole = found == (bottom - top) * (right - left)
+        return np.asarray(whole & rows[:, None] & columns, bool)
+
+
+def _first_last(edges: Edges, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First tile that each cell lies in, and the one after its last."""
+    first = np.floor((edges[:-1] + 1e-6) / tile).astype(np.int64)
+    return first, np.ceil((edges[1:] - 1e-6) / tile).astype(np.int64)
 
 
 def read_layout(
@@ -185,3 +218,9 @@ def _inspected(page: tifffile.TiffPage) -> tuple[str, str]:
 def _named(value: int) -> str:
     """Name of a TIFF tag's value, where it has one."""
     return str(getattr(value, "name", value))
+
+
+def compression_name(number: int) -> str:
+    """Name a TIFF compression by its number, such as ``"WEBP"``; else return the number."""
+    known = number in set(tifffile.COMPRESSION)
+    return tifffile.COMPRESSION(number).name if known else str(number)

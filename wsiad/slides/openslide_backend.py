@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,11 +15,12 @@ import openslide
 
 from wsiad.errors import DamagedTileError, SlideOpenError, SlideReadError
 from wsiad.geometry import Box, Size
-from wsiad.slides.jpeg_tiff_layout import TiledLevel
+from wsiad.slides.jpeg_tiff_layout import TiledLevel, compression_name
 from wsiad.slides.levels import find_levels
+from wsiad.slides.pixel_type import pixel_type, wrong_pixels
 from wsiad.slides.reader import ReaderCrash, ReadSlide
 from wsiad.slides.scale import find_scale
-from wsiad.slides.slide import Region, Slide
+from wsiad.slides.slide import Edges, Region, Slide
 from wsiad.slides.slide_files import slide_state, stub_problem
 from wsiad.slides.tile_inspection import TileInspector, find_inspector
 
@@ -53,6 +55,7 @@ class OpenSlideBackend(Slide):
         self.path, self.name = path, name
         self._handle = _open(path, name)
         self._state = slide_state(path)
+        self._told = False
         try:
             self._describe(manifest_mpp, fallback_mpp, override=override_mpp)
         except BaseException:
@@ -73,7 +76,10 @@ class OpenSlideBackend(Slide):
             tiles=[_tile_size(properties, number) for number in range(len(sizes))],
             picture=lambda number: self._picture(number, sizes[number]),
         )
-        self.bounds = _bounds(properties, sizes[0])
+        # Of a plain TIFF, OpenSlide calls the tiles that are there its bounds: what is missing
+        # beside them would not be part of the slide, and nobody would hear of it.
+        plain = self.format == "generic-tiff"
+        self.bounds = _bounds({} if plain else properties, sizes[0])
         scale = find_scale(
             properties,
             slide=self.name,
@@ -92,6 +98,10 @@ class OpenSlideBackend(Slide):
     def inspect(self, layout: tuple[TiledLevel, ...]) -> None:
         """Look at the bytes of tiles that are known, before OpenSlide decodes them."""
         self._inspector = TileInspector(self.path, layout)
+
+    def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
+        """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
+        return None if self._inspector is None else self._inspector.listed(level, x, y)
 
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`.
@@ -118,7 +128,10 @@ class OpenSlideBackend(Slide):
         try:
             rgba = self._read(at, level, size)
         except openslide.OpenSlideError as error:
-            logger.warning("%s: read error at %s (%s); reopening", self.name, at, error)
+            # Where damage is passed over, there may be thousands: the first says what they are.
+            level_of_log = logging.DEBUG if self._told else logging.WARNING
+            logger.log(level_of_log, "%s: read error at %s (%s); reopening", self.name, at, error)
+            self._told = self.skip_damaged
             rgba = self._read_again(level, x, y, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
@@ -295,6 +308,15 @@ def _refuse(path: Path, name: str, error: Exception) -> NoReturn:
             subject=name,
             remedy="Check that its suffix is right and the copy whole (a truncated TIFF has "
             "lost its directory), or convert it to a pyramidal TIFF.",
+        ) from error
+    if found := pixel_type(path):
+        raise wrong_pixels(found, name) from error
+    if coding := re.search(r"Unsupported TIFF compression: (\d+)", str(error)):
+        raise SlideOpenError(
+            f"its tiles are coded in a way that OpenSlide cannot decode: "
+            f"{compression_name(int(coding[1]))}",
+            subject=name,
+            remedy="Convert it to a pyramidal TIFF with JPEG tiles.",
         ) from error
     raise SlideOpenError(
         f"cannot be opened: {error}",

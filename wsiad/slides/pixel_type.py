@@ -12,6 +12,8 @@ from wsiad.slides.slide import Slide
 from wsiad.slides.tile_inspection import TIFF_FORMATS
 
 _PALETTE, _UNSIGNED = 3, 1
+_MOST_CHANNELS = 4
+"""Colours, and how opaque they are; or the inks of print. What has more is fluorescence."""
 
 
 def check_pixels(slide: Slide) -> None:
@@ -29,12 +31,17 @@ def check_pixels(slide: Slide) -> None:
     if slide.backend != "openslide" or slide.format not in TIFF_FORMATS:
         return
     if found := pixel_type(slide.path):
-        raise UnusableSlideError(
-            f"its pixel type cannot be used: {found}, not colours of 8 bits",
-            subject=slide.name,
-            remedy="Convert it to 8-bit RGB from the scanner's own range, if it is a bright-field "
-            "scan at all.",
-        )
+        raise wrong_pixels(found, slide.name)
+
+
+def wrong_pixels(found: str, name: str) -> UnusableSlideError:
+    """Make the error of a slide whose pixels are of a type (:func:`pixel_type`) that is no use."""
+    return UnusableSlideError(
+        f"its pixel type cannot be used: {found}, not colours of 8 bits",
+        subject=name,
+        remedy="Convert it to 8-bit RGB from the scanner's own range, if it is a bright-field "
+        "scan at all.",
+    )
 
 
 def pixel_type(path: Path) -> str:
@@ -57,9 +64,11 @@ def pixel_type(path: Path) -> str:
                 return ""
             grey = page.samplesperpixel < 3 and page.photometric != _PALETTE
             bits, kind = int(page.bitspersample), int(page.sampleformat)
+            channels = int(page.samplesperpixel)
     except NOT_A_TIFF:
         return ""
     name = {_UNSIGNED: "", 2: "signed ", 3: "floating-point "}.get(kind, "unknown ")
-    if not grey and bits == 8 and kind == _UNSIGNED:
+    many = f" of {channels} channels" if channels > _MOST_CHANNELS else ""
+    if not grey and not many and bits == 8 and kind == _UNSIGNED:
         return ""
-    return f"{'grey ' if grey else ''}{name}{bits}-bit pixels"
+    return f"{'grey ' if grey else ''}{name}{bits}-bit pixels{many}"

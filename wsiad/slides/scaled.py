@@ -221,17 +221,14 @@ class ScaledSlide:
         """
         self._check(column, row, size)
         number = self.level if level is None else level
-        source_level = self.slide.levels[number]
-        step_x = self.pixels.scale_x / source_level.downsample_x
-        step_y = self.pixels.scale_y / source_level.downsample_y
-        first_x = self.pixels.x / source_level.downsample_x + column * step_x
-        first_y = self.pixels.y / source_level.downsample_y + row * step_y
+        first_x, first_y, step_x, step_y = self._steps(number, column, row)
         if not self.resampled and number == self.level:
             return self.slide.read_level(self.level, round(first_x), round(first_y), size)
         left, top = math.floor(first_x + 1e-9), math.floor(first_y + 1e-9)
+        whole = self.slide.levels[number].size
         source = Size(
-            min(math.ceil(first_x + size.width * step_x - 1e-9), source_level.size.width) - left,
-            min(math.ceil(first_y + size.height * step_y - 1e-9), source_level.size.height) - top,
+            min(math.ceil(first_x + size.width * step_x - 1e-9), whole.width) - left,
+            min(math.ceil(first_y + size.height * step_y - 1e-9), whole.height) - top,
         )
         region = self.slide.read_level(number, left, top, source)
         rows = area_weights(first_y - top, step_y, size.height, source.height)
@@ -240,6 +237,30 @@ class ScaledSlide:
         if region.valid is None:
             return Region(rgb)
         return Region(rgb, all_valid(region.valid, rows, columns))
+
+    def listed(
+        self, column: int, row: int, size: Size, *, level: int
+    ) -> npt.NDArray[np.bool_] | None:
+        """Mark the target pixels of a rectangle that the file lists whole on a level (H, W).
+
+        ``None`` where the file does not say what it holds.
+        """
+        x, y, step_x, step_y = self._steps(level, column, row)
+        across = x + step_x * np.arange(size.width + 1, dtype=np.float64)
+        down = y + step_y * np.arange(size.height + 1, dtype=np.float64)
+        return self.slide.listed(level, across, down)
+
+    def _steps(self, level: int, column: int, row: int) -> tuple[float, float, float, float]:
+        """Where a target pixel begins on a level, x and y, and its width and height there."""
+        scale = self.slide.levels[level]
+        step_x = self.pixels.scale_x / scale.downsample_x
+        step_y = self.pixels.scale_y / scale.downsample_y
+        return (
+            self.pixels.x / scale.downsample_x + column * step_x,
+            self.pixels.y / scale.downsample_y + row * step_y,
+            step_x,
+            step_y,
+        )
 
 
 def _own(factor: float) -> float:

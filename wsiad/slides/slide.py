@@ -23,6 +23,9 @@ import numpy.typing as npt
 from wsiad.geometry import Box, Size
 from wsiad.units import Spacing
 
+Edges = npt.NDArray[np.float64]
+"""Edges of the columns or rows of a lattice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -132,6 +135,24 @@ class Slide(ABC):
             The pixels cannot be decoded, also not by a freshly opened handle. With
             `skip_damaged`, those that are damaged are not valid instead.
         """
+
+    def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
+        """Tell for which cells of a lattice the file lists all pixels of a level.
+
+        Parameters
+        ----------
+        level : int
+            Index of the level.
+        x, y : ndarray of float64, (W + 1,) and (H + 1,)
+            Edges of the columns and rows of cells, pixels of that level, rising.
+
+        Returns
+        -------
+        ndarray of bool, (H, W), or None
+            ``None`` where the file does not say what it holds.
+        """
+        del level, x, y
+        return None
 
     reads_tiles: bool = False
     """Whether :meth:`read_tiles` copies no pixel twice, and gives each pixel the same

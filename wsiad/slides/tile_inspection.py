@@ -12,9 +12,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from wsiad.errors import DamagedTileError, DirectReadError
 from wsiad.geometry import Size
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
+from wsiad.slides.slide import Edges
 from wsiad.slides.tile_cuts import cut_by_tile
 from wsiad.slides.tile_decoder import check_jpeg2000_size, check_whole, decode_tile
 
@@ -65,6 +69,10 @@ class TileInspector:
                 problem = problem or found
         if problem:
             raise DamagedTileError(problem)
+
+    def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_]:
+        """Tell for which cells of a lattice no tile is missing, all in pixels of a level."""
+        return self._layout[level].listed(x, y)
 
     def doubt(self, level: int, x: int, y: int, size: Size) -> bool:
         """Forget what is wrong with the tiles of a rectangle, once: a disk may fail for a moment.

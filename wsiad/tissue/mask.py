@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -110,8 +111,11 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
             window = np.s_[top : top + part.height, left : left + part.width]
             valid[window] = True if region.valid is None else region.valid
             rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
+            if region.valid is None:
+                continue
+            hidden = _read_finer(scaled, left, top, rgb[window], valid[window])
             if damaged is not None:
-                damaged[window] = _read_finer(scaled, left, top, rgb[window], valid[window])
+                damaged[window] = hidden
     found = segment(rgb, valid, mpp=mpp, options=options)
     pen = found.pen if found.pen.any() else None
     unseen = Unseen()
@@ -132,7 +136,9 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
 
 
 def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask) -> Mask:
-    """Fill in what is damaged on the mask's level from finer ones.
+    """Fill in what is damaged or missing on the mask's level from finer ones.
+
+    What is missing is only looked for where the file says that a finer level holds it.
 
     Parameters
     ----------
@@ -153,14 +159,18 @@ def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask)
     height, width = valid.shape
     damaged = scaled.damage_mask(left, top, Size(width, height)) & ~valid
     for level in range(scaled.level - 1, -1, -1):
+        listed = scaled.listed(left, top, Size(width, height), level=level)
+        wanted = damaged if listed is None else damaged | (listed & ~valid)
         # So small that memory is bounded however fine the level is.
         step = scaled.pixels.scale_x / scaled.slide.levels[level].downsample_x
         edge = max(1, int(_FINER_PX / step))
-        for y, x in {(y // edge * edge, x // edge * edge) for y, x in np.argwhere(damaged)}:
+        for y, x in itertools.product(range(0, height, edge), range(0, width, edge)):
             window = np.s_[y : y + edge, x : x + edge]
+            if not wanted[window].any():
+                continue
             size = Size(min(edge, width - x), min(edge, height - y))
-            region = scaled.read(left + int(x), top + int(y), size, level=level)
-            seen = damaged[window] if region.valid is None else damaged[window] & region.valid
+            region = scaled.read(left + x, top + y, size, level=level)
+            seen = wanted[window] if region.valid is None else wanted[window] & region.valid
             rgb[window][seen] = region.rgb[seen]
             valid[window] |= seen
             damaged[window] &= ~seen
