@@ -164,9 +164,25 @@ def test_without_ground_truth_there_is_slide_auc_only(submission):
 
 def test_a_tumour_slide_without_marked_tumour_is_told(submission):
     Image.fromarray(np.zeros((140, 200), dtype=np.uint8)).save(submission / "masks/test_002.png")
-    values = run(submission)
+    result = evaluate(
+        detections=submission / "detections",
+        reference=submission / "reference.csv",
+        masks=submission / "masks",
+        out=submission / "out",
+        bootstrap=20,
+        spacing_um=0.243,
+    )
+    values = strict_json(result.report)
     assert values["froc"][V1]["lesions"] == 2
     assert any("no tumour is marked: test_002" in note for note in values["notes"])
+    # Nobody said where its tumour is: what was found on it is not wrong.
+    assert (values["froc"][V1]["slides"], values["counts"]["slides_in_froc"]) == (3, 3)
+    assert [slide["froc"] == {} for slide in values["slides"]] == [False, True, False, False]
+    assert values["froc"][V1]["false_positives"] == 1
+    assert values["slide_auc"]["value"] == 1
+    said = "tumour slides left out of FROC and tile figures, as no tumour is marked: test_002"
+    assert result.summary.splitlines()[0] == said
+    assert result.summary.count(said) == 1
 
 
 # Exclusions

@@ -197,7 +197,11 @@ def test_a_comparison_is_of_the_slides_that_both_have_scored(study):
     assert lines[0].startswith("a: 5 of 9 slides have no score")
     assert "b: 1 of 9 slides has no score (1 failed; 1 of them with tumour: t1)" in result.summary
     assert "a: 5 of 9 slides have no score" in result.table.read_text()
-    _, values = one(unscored="lowest")
+    both = "figures are of the slides that both have scored: 3 of 9, 1 with tumour"
+    assert lines.index(both) < lines.index(f"a: {study / 'results'}")
+    assert both in result.table.read_text()
+    result, values = one(unscored="lowest")
+    assert "both have scored" not in result.summary
     low = -1e9
     assert values["slide_auc"]["a"] == auc([9, 4, low, low], [5, 1, low, low, low])
     assert values["slide_auc"]["b"] == auc([low, 4, 7, 6], [5, 1, 3, 2, 8])
@@ -226,6 +230,62 @@ def test_a_reference_slide_without_a_file_of_detections_is_not_one_without_findi
     values = json.loads(evaluate(exclude=("n2",), **options).report.read_text())
     assert "slides without detections, taken as looked at and ranked lowest: t2" in values["notes"]
     assert values["slide_auc"]["value"] == auc([0.5, -1], [0.5])
+
+
+def outlined(folder, slide, name="Tumor", corner=2000):
+    """A square of 400 px to a side, as QuPath writes it."""
+    x, y = corner, corner + 400
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[[x, x], [y, x], [y, y], [x, y], [x, x]]]},
+        "properties": {"objectType": "annotation", "classification": {"name": name}},
+    }
+    document = {"type": "FeatureCollection", "features": [feature]}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{slide}.geojson").write_text(json.dumps(document))
+
+
+def run_outlined(study, slides, **options):
+    rows = ["image,type", *(f"{slide},{label}" for slide, label in slides.items())]
+    (study / "reference.csv").write_text("\n".join(rows) + "\n")
+    return evaluate(
+        results=study / "results",
+        reference=study / "reference.csv",
+        annotations=study / "outlines",
+        out=study / "out",
+        bootstrap=20,
+        quiet=True,
+        **options,
+    )
+
+
+def test_windows_of_a_tumour_slide_on_which_none_is_marked_are_not_healthy(tmp_path):
+    write_results(tmp_path / "results", {"t1": 9.0, "t2": 4.0, "n1": 5.0})
+    outlined(tmp_path / "outlines", "t1", corner=0)
+    outlined(tmp_path / "outlines", "t2", name="Carcinoma")
+    slides = {"t1": "tumor", "t2": "tumor", "n1": "normal"}
+    values = json.loads(run_outlined(tmp_path, slides).report.read_text())
+    assert values["counts"]["tiles"] == 2  # that of t2 is in no figure
+    assert values["tile_auroc"]["value"] == 1
+    assert values["annotations_ignored"] == {"t2": {"class Carcinoma": 1}}
+    assert values["counts"]["slides_in_froc"] == 2
+    result = run_outlined(tmp_path, slides, class_map={"Carcinoma": "tumor"})
+    assert json.loads(result.report.read_text())["counts"]["slides_in_froc"] == 3
+
+
+@pytest.mark.parametrize("origin", ["auto", "bounds"])
+def test_tumour_outlined_where_no_tissue_was_found_is_told(tmp_path, origin):
+    """Nor does the origin of such a slide, which nobody knows, end the evaluation."""
+    write_results(tmp_path / "results", {"glass": None, "n1": 5.0})
+    outlined(tmp_path / "outlines", "glass")
+    slides = {"glass": "tumor", "n1": "normal"}
+    result = run_outlined(tmp_path, slides, annotation_origin=origin)
+    values = json.loads(result.report.read_text())
+    assert any(
+        note.startswith("glass: 100 % of the outlined tumour, 1 of 1 areas wholly, lies where no")
+        for note in values["notes"]
+    )
+    assert values["froc"][V1]["itc"] == 1
 
 
 def test_the_flag(study, capsys):

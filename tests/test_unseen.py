@@ -12,6 +12,7 @@ from runs import make_run, use_channel
 
 import wsiad
 from wsiad.cli import main
+from wsiad.errors import InputError
 from wsiad.files import read_json, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.stages.batch import run_batch
@@ -415,6 +416,15 @@ def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
     assert told["reference"]["names"] == ["h"]
     assert any("1 healthy slides of the reference could not be looked at (ink)" in warning
                for warning in found.warnings)  # fmt: skip
+    for name in ("glass", "pen"):
+        (healthy / f"{name}.tif").write_bytes((slides / f"{name}.tif").read_bytes())
+    (healthy / "h.tif").unlink()
+    wsiad.heatmap(run=tmp_path / "run", slides=healthy, out=tmp_path / "none", quiet=True)
+    said = r"none: holds no scored slide \(1 no-tissue, 2 unusable\). Its slides.csv says why"
+    with pytest.raises(InputError, match=said):
+        wsiad.significance(results=results, healthy=tmp_path / "none", quiet=True)
+    with pytest.raises(InputError, match=said):
+        wsiad.significance(results=tmp_path / "none", healthy=tmp_path / "ref", quiet=True)
 
 
 def test_evaluation_is_shown_in_the_report_with_what_it_leaves_out(results, tmp_path):

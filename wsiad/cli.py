@@ -310,6 +310,27 @@ def _pair(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"the value of {key} is not YAML ({error})") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]], dotted: str) -> dict[str, Any]:
+    """Pairs by key, none of which has two values.
+
+    Raises
+    ------
+    ConfigError
+        One has, and either would be dropped without a word.
+    """
+    from wsiad.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise ConfigError(
+                f"{key!r} is given twice, as {found[key]!r} and {value!r}",
+                subject=f"command line: {dotted}",
+                remedy="Keep one of them.",
+            )
+    return found
+
+
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """Turn ``{"stain.method": v}`` into ``{"stain": {"method": v}}``."""
     out: dict[str, Any] = {}
@@ -317,7 +338,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
         if value == [] or value is None:
             continue  # an absent positional
         if isinstance(value, list) and value and isinstance(value[0], tuple):
-            value = dict(value)
+            value = _distinct(value, dotted)
         *parents, last = dotted.split(".")
         inner = out
         for parent in parents:

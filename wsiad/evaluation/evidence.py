@@ -67,7 +67,8 @@ class SlideEvidence:
     tiles : TileScores or None
         Its windows, where there are outlines and windows.
     unmarked : bool
-        Whether it holds tumour by the reference while its ground truth marks none.
+        Whether it holds tumour by the reference while its ground truth marks none; it then takes
+        no part in figures that need to know where tumour is.
     reading : Reading
         What its file of ground truth says besides.
     downsample : int
@@ -128,16 +129,18 @@ def collect(
         detections = read_detections(case.scored.detections, case.slide, limit=limit)
     unmarked = bool(truth and truth.mask is not None and not truth.mask.any())
     if unmarked:
+        # Where its tumour is, nobody said: no finding on it is false, and no window healthy.
         logger.warning("%s holds tumour by the reference, but none is marked on it", case.slide)
+    located = truth is not None and not unmarked
     tiles = None
-    if truth is not None and outlined and case.scored.windows is not None:
+    if truth is not None and located and outlined and case.scored.windows is not None:
         tiles = sort_windows(read_windows(case.scored.windows, case.slide), truth.tumour)
     return SlideEvidence(
         case,
         _score(case, detections) if case.has_score else score_of_unscored(unscored),
         len(detections),
         limit is not None,
-        {} if truth is None else _by_protocol(case, truth, detections, protocols, given_mpp),
+        _by_protocol(case, truth, detections, protocols, given_mpp) if truth and located else {},
         tiles,
         unmarked,
         Reading() if truth is None else truth.reading,

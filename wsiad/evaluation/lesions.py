@@ -165,9 +165,9 @@ def load_truth(
     if path is None:
         return SlideTruth(None, step, scored.size, scored.mpp)
     options = outlines or OutlineOptions()
-    drawn = read_annotations(
-        path, classes=options.classes, origin=options.origin, bounds=scored.bounds
-    )
+    # Of a slide without a score nobody wrote down the bounds; nothing on it can be hit.
+    origin = options.origin if case.has_score or scored.bounds else "auto"
+    drawn = read_annotations(path, classes=options.classes, origin=origin, bounds=scored.bounds)
     tumour = drawn.tumour()
     _check_label(case, has_tumour=not tumour.is_empty)
     reading = Reading(drawn.ignored, drawn.classes, drawn.counted_from)
@@ -187,6 +187,8 @@ def _doubt(
     """Say so where outlines lie beyond the slide or on nothing that was scored."""
     scored = case.scored
     windows = None if scored.windows is None else read_windows(scored.windows, case.slide)
+    if scored.status == "no-tissue":  # seen, and nothing to score was found
+        windows = np.zeros(0, [(name, float) for name in ("x", "y", "width", "height")])
     placed = place(tumour, mask, step=step, size=scored.size, windows=windows)
     if not placed.doubtful:
         return None

@@ -249,7 +249,6 @@ def _froc(name: ProtocolName, score: FrocScore, slides: Sequence[SlideEvidence])
 def notes(slides: Sequence[SlideEvidence]) -> list[str]:
     """Say what a reader of the figures has to know of the slides."""
     groups = {
-        "tumour slides on which no tumour is marked": [s for s in slides if s.unmarked],
         "slides without tissue, which FROC counts as slides without detections": [
             s for s in slides if s.case.scored.status == "no-tissue" and s.by_protocol
         ],
@@ -265,7 +264,15 @@ def notes(slides: Sequence[SlideEvidence]) -> list[str]:
         for text, found in groups.items()
         if found
     ]
-    return [*said, *(doubt for slide in slides for doubt in slide.reading.doubts)]
+    doubts = (doubt for slide in slides for doubt in slide.reading.doubts)
+    return [*unmarked(slides), *said, *doubts]
+
+
+def unmarked(slides: Sequence[SlideEvidence]) -> list[str]:
+    """Say in a line which tumour slides have no tumour marked; nothing of none."""
+    names = [slide.case.slide for slide in slides if slide.unmarked]
+    text = "tumour slides left out of FROC and tile figures, as no tumour is marked"
+    return [f"{text}: {', '.join(names)}"] if names else []
 
 
 def _slide(slide: SlideEvidence) -> dict[str, Any]:

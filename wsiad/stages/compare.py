@@ -71,7 +71,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
         An annotation file is not valid or contradicts the reference.
     """
     from wsiad.evaluation import comparison, unscored
-    from wsiad.evaluation.report import left_out
+    from wsiad.evaluation.report import left_out, unmarked
     from wsiad.files import real_path, write_json, write_text
 
     if real_path(config.a) == real_path(config.b):
@@ -93,18 +93,31 @@ def compare(config: CompareConfig) -> ComparisonResult:
     lines = {side: unscored.lines(cases, config.unscored) for side, cases in sides.items()}
     excluded = [f"{side}: {said[0]}" for side, said in lines.items() if said]
     listed = [f"{side}: " + "\n".join(said) for side, said in lines.items() if said]
+    if excluded and config.unscored == "exclude":
+        counts = found.counts
+        paired = (
+            f"figures are of the slides that both have scored: {counts['slides']} of {len(first)}, "
+            f"{counts['tumour_slides']} with tumour"
+        )
+        excluded.append(paired)
+        listed.append(paired)
+    # The ground truth of both is one, and a slide that a side could not look at has none there.
+    nowhere = sorted({*unmarked(first), *unmarked(second)})
+    excluded += nowhere
+    listed += nowhere
     if not excluded or config.exclude or config.exclude_from_froc:
         named = left_out(config.exclude, config.exclude_from_froc)
         excluded.append(named)
         listed.append(named)
     said = conditions_of(config, first)
     said += [line for line in conditions_of(config, second) if line not in said]
+    more_said = [line for line in said if line not in nowhere]
     table = comparison.as_table(found, str(config.a), str(config.b), listed)
     result = ComparisonResult(
         found,
         config.out / "comparison.json",
         config.out / "comparison.md",
-        "\n".join([table, *said, f"see {config.out / 'comparison.json'}"]),
+        "\n".join([table, *more_said, f"see {config.out / 'comparison.json'}"]),
     )
     values: dict[str, Any] = {
         "unscored": {side: unscored.told(cases, config.unscored) for side, cases in sides.items()},

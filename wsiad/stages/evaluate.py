@@ -125,20 +125,21 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     out = config.out or source
     cases = [slide.case for slide in slides]
     left_out = report.left_out(config.exclude, config.exclude_from_froc)
-    caption = report.left_out(
-        config.exclude, config.exclude_from_froc, unscored.headline(cases, config.unscored)
-    )
-    first = unscored.lines(cases, config.unscored)
+    unmarked = report.unmarked(slides)
+    told = [line for line in (unscored.headline(cases, config.unscored), *unmarked) if line]
+    caption = report.left_out(config.exclude, config.exclude_from_froc, "; ".join(told))
+    first = [*unscored.lines(cases, config.unscored), *unmarked]
     if not first or config.exclude or config.exclude_from_froc:
         first.append(left_out)
     said = conditions_of(config, slides)
+    more_said = [line for line in said if line not in unmarked]
     result = EvaluationResult(
         figures,
         out / "evaluation.json",
         out / "lesions.csv",
         out / "roc.png",
         out / "froc.png",
-        "\n".join([*first, *_summary(figures, more, said, out / "evaluation.json")]),
+        "\n".join([*first, *_summary(figures, more, more_said, out / "evaluation.json")]),
     )
     plot_roc(
         result.roc_plot,

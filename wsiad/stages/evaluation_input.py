@@ -218,7 +218,9 @@ def settings_of(
     if options.annotations is None and options.masks is None:
         no_truth = "neither annotations nor masks were given"
     elif not any(slide.by_protocol for slide in slides):
-        no_truth = "all slides are excluded from FROC, or were not looked at"
+        no_truth = (
+            "all slides are excluded from FROC, or were not looked at, or have no tumour marked"
+        )
     if not results:
         no_tiles = "detections come without tile scores"
     elif options.annotations is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,16 @@ class ScoredFolder:
                 remedy="Scores can be compared only if run and options are the same.",
             )
 
+    def no_slides(self) -> InputError:
+        """Return the error that no slide has a score, which says what they have instead."""
+        counts = Counter(self.others.values())
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        return InputError(
+            f"holds no scored slide{f' ({said})' if said else ''}",
+            subject=str(self.path),
+            remedy="Its slides.csv says why." if said else "Score slides by `wsiad heatmap`.",
+        )
+
     def check_healthy(self, learnt_from: Mapping[str, str]) -> None:
         """Check that its slides are healthy, held out, and each there once.
 
@@ -125,7 +136,7 @@ class ScoredFolder:
             Naming the first slide that is not.
         """
         if not self.slides:
-            raise InputError("holds no scored slide", subject=str(self.path))
+            raise self.no_slides()
         seen: dict[str, str] = {}
         for slide in self.slides:
             subject = f"{slide.name} of {self.path}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, model_validator
 
 from wsiad.config import Config, verb
-from wsiad.errors import InputError, RunError
+from wsiad.errors import RunError
 from wsiad.evaluation.results import SlideScore
 from wsiad.files import real_path
 
@@ -203,5 +203,5 @@ def _judge(
             judgements.append((slide, judgement.p, judgement.regions))
             progress.update()
     if not judgements:
-        raise InputError("holds no scored slide", subject=str(config.results))
+        raise tested.no_slides()
     return rows_of(judgements)
