@@ -106,7 +106,7 @@ def allowed_labels() -> str:
     """Say which labels are understood."""
     healthy, tumour = (", ".join(_LABELS[label][:6]) for label in (NORMAL, TUMOUR))
     kinds = ", ".join(label for label in _LABELS if label not in (NORMAL, TUMOUR))
-    return f"normal ({healthy}), tumor ({tumour}, cancer, malignant) or a kind of it ({kinds})"
+    return f"normal ({healthy}), tumor ({tumour}, 1, cancer, malignant) or a kind of it ({kinds})"
 
 
 def is_healthy(label: str) -> bool:
