@@ -301,6 +301,22 @@ def test_a_link_to_itself_is_one_slide_that_cannot_be_worked_on(tmp_path):
         assert problems == {"a": "", "b": "is a link to b.svs, which is not there"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes only there")
+@pytest.mark.parametrize("name", [b"b\xff.svs", b"sub\xff/b.svs"])
+def test_a_path_that_is_not_utf8_is_the_slides_row(tmp_path, name):
+    path = os.fsencode(tmp_path) + b"/" + name
+    try:
+        Path(os.fsdecode(path)).parent.mkdir(exist_ok=True)
+        Path(os.fsdecode(path)).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    good, bad = find_slides([touch(tmp_path, "a.svs")])
+    assert (good.name, good.problem) == ("a", "")
+    assert r"\udcff" in bad.problem
+    assert "not UTF-8" in bad.problem
+    f"{bad.name}{bad.path}".encode()  # what a table can hold
+
+
 def test_a_column_of_labels_under_another_name_is_told_of(tmp_path, caplog):
     rows = ["a.svs,tumor,7", "b.svs,0,1", "c.svs,,"]
     find_slides([manifest(tmp_path / "m.csv", *rows, header="slide,diagnosis,centre")])

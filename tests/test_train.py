@@ -221,7 +221,13 @@ def test_a_checkpoint_of_another_limit_is_refused_and_the_config_kept(store, tmp
 def test_a_folder_in_which_nothing_was_made_takes_another_config(store, tmp_path):
     with pytest.raises(WeightsError):
         train(store, tmp_path / "run", detector="gaussian", weights=str(tmp_path / "none.pth"))
-    assert (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(WeightsError):
+        train(store, tmp_path / "run", detector="gaussian", weights=str(tmp_path / "none.pth"))
+    assert not list((tmp_path / "run").iterdir())
+    # As a training leaves it that was killed before it made any part.
+    (tmp_path / "run" / "config.yaml").write_text("detector: gaussian\n")
     assert train(store, tmp_path / "run", detector="knn", seed=3).ended_by == "fitted"
 
 

@@ -182,6 +182,7 @@ def test_tagged_names(timm):
         ({"bogus": 1}, "bogus.*Correct backbone_args"),
         ({"depth": "many"}, "depth: 'many'"),
         ({"pretrained": True}, "pretrained is not for backbone_args"),
+        ({"num_classes": 10}, "num_classes is not for backbone_args"),
         ({"checkpoint_path": "x.pth"}, "checkpoint_path is not for"),
         ({"mlp_layer": "os.system"}, "no mlp_layer.*SwiGLUPacked"),
     ],
@@ -190,6 +191,16 @@ def test_arguments_that_timm_does_not_take(timm, arguments, words):
     with pytest.raises(DetectorError, match=words) as error:
         features.random_tensors(VIT, 0, arguments=arguments)
     assert "\n" not in str(error.value)
+
+
+def test_arguments_that_change_nothing_are_taken(timm):
+    """As the instructions of UNI and others have them."""
+    _, tensors = with_scales(timm)
+    published = {"init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True}
+    found = looked(tensors, VIT, ("norm:cls",), arguments={**published, "pretrained": False})
+    expected = looked(tensors, VIT, ("norm:cls",), arguments={"init_values": 1e-5})
+    assert torch.equal(found(images()), expected(images()))
+    assert found.left_off == ["head.weight", "head.bias"]
 
 
 def test_arguments_are_for_timm():

@@ -396,8 +396,8 @@ def checked_name(name: str) -> str:
     if bad:
         raise InputError(
             f"{name!r} cannot be used as a name in the output folder",
-            remedy="Rename the slide: no separators, no leading dot, at most "
-            f"{NAME_BYTES} bytes (it has {length}).",
+            remedy="Rename the slide: no separators or control characters, no leading dot, no "
+            f"blanks at its ends, at most {NAME_BYTES} bytes (it has {length}).",
         )
     return name
 

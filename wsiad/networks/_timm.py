@@ -29,6 +29,9 @@ _NOT_THE_NETWORKS = frozenset(
 )
 """What timm's factory takes beside the arguments of a network."""
 
+_AS_IT_IS = {"num_classes": 0, "pretrained": False}
+"""What is done of it anyway, and stands in the instructions of published encoders."""
+
 
 class _FoundAllError(Exception):
     """All layers have been seen: what lies deeper need not be computed."""
@@ -95,13 +98,15 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     out = dict(arguments)
     for name, value in arguments.items():
-        if name in _NOT_THE_NETWORKS:
+        if name in _AS_IT_IS and value == _AS_IT_IS[name]:
+            del out[name]
+        elif name in _NOT_THE_NETWORKS:
             raise DetectorError(
                 f"{name} is not for backbone_args",
                 remedy="Give arguments of the network's constructor, such as init_values; "
                 "weights by --weights.",
             )
-        if name == "mlp_layer":
+        elif name == "mlp_layer":
             if value not in _MLP_LAYERS:
                 raise DetectorError(
                     f"{value!r} is no mlp_layer", remedy=f"Choose {', '.join(_MLP_LAYERS)}."

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from wsiad.config import Config, differences, resolve, write_config
-from wsiad.errors import ConfigError, RunError
+from wsiad.errors import ConfigError, RunError, WsiadError
 from wsiad.files import atomic_file
 from wsiad.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 from wsiad.locks import CLAIM, claimed
@@ -29,7 +29,8 @@ def taken(
     """Keep a folder for what a config makes; tell whether that is complete in it already.
 
     While it is made no other process may work in the folder. One that holds parts of what
-    another config makes is left as it is, its config too.
+    another config makes is left as it is, its config too. Where making it fails before there is
+    any part of it, nothing is left.
 
     Parameters
     ----------
@@ -63,8 +64,9 @@ def taken(
         yield True
         return
     _check_complete(out, config, record=record, what=what)
+    new = not out.exists()
     begin(out, record=record, what=what)
-    with claimed(out):
+    with _gone_if_empty(out, new=new), claimed(out):
         if _is_complete(out, config, record):  # by another process, just before
             yield True
             return
@@ -83,12 +85,27 @@ def taken(
         write_config(path, config)
         try:
             yield False
-        except RunError:
-            # What is there was made by the earlier one, and is as it was.
-            if earlier is not None:
+        except WsiadError as error:
+            if earlier is not None and isinstance(error, RunError):
+                # What is there was made by the earlier one, and is as it was.
                 with atomic_file(path) as partial:
                     partial.write_bytes(earlier)
+            elif not there and {entry.name for entry in out.iterdir()} <= {CLAIM, *beginnings}:
+                # Refused before any part of it was made: there is nothing to go on with.
+                for name in beginnings:
+                    (out / name).unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def _gone_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
+    """Remove a new folder in which nothing was left."""
+    try:
+        yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def _check_alike(path: Path, config: Config, *, what: str, free: Collection[str]) -> None:

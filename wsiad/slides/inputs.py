@@ -224,6 +224,11 @@ def _relative(path: Path, root: Path | None) -> str | None:
 
 
 def _checked(slide: SlideInput, names: Mapping[str, int]) -> SlideInput:
+    where = str(slide.path.absolute())
+    if (shown := _as_text(where)) != where:
+        problem = f"its path is not UTF-8 ({shown}), and no table can name it. Rename it."
+        path = Path(_as_text(str(slide.path)))
+        return replace(slide, name=_as_text(slide.name), path=path, problem=problem)
     try:
         checked_slide_name(slide.name)
     except InputError as error:
@@ -237,6 +242,11 @@ def _checked(slide: SlideInput, names: Mapping[str, int]) -> SlideInput:
             problem = f"its results would lie among those of the slide {folder.as_posix()!r}"
             return replace(slide, problem=f"{problem}. {remedy}")
     return slide
+
+
+def _as_text(name: str) -> str:
+    """Return a name with the bytes that are no UTF-8, which Python keeps as halves, escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _from_folder(folder: Path) -> list[_Found]:
