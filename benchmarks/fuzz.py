@@ -29,6 +29,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -54,6 +55,8 @@ GOOD = VERDICTS[:2]
 LIMIT_SECONDS = 60.0
 MEMORY_BYTES = 6 * 2**30
 MOST_LINES = 12
+_UNFORESEEN = re.compile(r"unexpected (error \(|[A-Z]\w*: )")
+"""What the program says of a fault of its own; YAML and CSV have an "unexpected end" too."""
 SCALE = ["--mpp", "0.5", "--tile", "32", "--stain-method", "none", "--tissue-min-area-um2", "0"]
 
 
@@ -329,7 +332,7 @@ def one(kind: Kind, tree: Path, out: Path, said: Path, rng: random.Random) -> tu
     text = said.read_bytes()[start:].decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip() and line[:8] != "WARNING "]
     if not verdict:
-        if "Traceback" in text or "unexpected " in text:
+        if "Traceback" in text or _UNFORESEEN.search(text):
             verdict = "traceback"
         elif code == 0:
             verdict = "read"

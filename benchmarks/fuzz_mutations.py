@@ -52,7 +52,7 @@ def _once(data: bytes, name: str, rng: random.Random) -> bytes:
                 return _xml(data, rng)
             if suffix in (".tif", ".svs"):
                 return _tiff(data, rng)
-        except (ValueError, LookupError, OverflowError, struct.error):
+        except (ValueError, LookupError, OverflowError, RecursionError, struct.error):
             pass  # damaged already
     return _bytes(data, rng)
 
