@@ -158,7 +158,7 @@ def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) 
     """Seconds of each step, in one run."""
     with open_slide(path, backend="jpeg-tiff") as slide:
         plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
-        layout = read_layout(path, [level.size for level in slide.levels])
+        layout = read_layout(path, [level.size for level in slide.levels], name=slide.name)
         level = layout[plan.scaled.level]
         tiles = touched(level, plan, slide.levels[plan.scaled.level].downsample_x)
         pixels = np.concatenate([block.pixels for block in itertools.islice(stream(plan), 4)])

@@ -174,7 +174,7 @@ def test_what_is_not_understood_falls_back_and_says_why(tmp_path, write, reason)
 
 def test_what_is_no_tiff_has_no_layout():
     with pytest.raises(DirectReadError, match="cannot be read"):
-        read_layout(Path(__file__), [Size(1, 1)])
+        read_layout(Path(__file__), [Size(1, 1)], name="a")
 
 
 def test_a_wrong_colour_space_is_found_by_comparing_with_openslide(tmp_path, monkeypatch):
@@ -490,7 +490,7 @@ def test_what_ends_in_zeros_and_not_in_its_end_marker_is_a_hole():
 def test_a_stream_that_is_not_its_tiles_is_not_decoded(tmp_path, kind):
     """No memory is taken for a frame that claims more than its tile."""
     path = write_jpeg(tmp_path / "a.tif", smooth(128, 128), levels=1)
-    (tiles,) = read_layout(path, [Size(128, 128)])
+    (tiles,) = read_layout(path, [Size(128, 128)], name="a")
     stream = next(encode(smooth(64, 64), space="YCBCR"))
     assert whole_jpeg(stream, tiles).endswith(stream[-40:])
     frame = stream.index(b"\xff\xc0") + 4

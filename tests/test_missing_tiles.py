@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from builders import write_tiff
 from tiff_slides import TILE, empty_tiles, smooth, write_jpeg
 
@@ -96,3 +97,25 @@ def test_cells_are_listed_by_the_tiles_that_they_lie_in(tmp_path):
             for column, x in enumerate(cells[:-1]):
                 region = slide.read_level(0, int(x), int(y), Size(10, 10))
                 assert listed[row, column] == (region.valid is None)
+
+
+def test_what_is_not_listed_is_not_read(tmp_path, monkeypatch):
+    path = write_jpeg(tmp_path / "a.tif", smooth(256, 256), levels=1)
+    empty_tiles(path, 0, range(16))
+    with open_slide(path) as slide:
+        monkeypatch.setattr(type(slide), "read_level", None)
+        assert find_tissue(slide, TissueOptions()).unseen.missing == 1
+
+
+@WRITERS
+def test_a_claim_of_more_tiles_than_are_listed_is_refused_before_it_is_read(tmp_path, write):
+    path = write(tmp_path / "a.tif", smooth(256, 256), levels=1)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for tag in ("ImageWidth", "ImageLength"):
+            tiff.pages[0].tags[tag].overwrite(1000, dtype="I")
+    row = wsiad.tile(slides=[path], out=tmp_path / "store", mpp=0.5, tile=64, quiet=True).rows[0]
+    assert row.status == "failed"
+    assert row.reason == (
+        "claims 1,000 × 1,000 px in 256 tiles, of which it lists 16. Copy the slide again from its "
+        "source; it is damaged."
+    )

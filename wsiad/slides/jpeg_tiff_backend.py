@@ -274,11 +274,15 @@ def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
     ------
     DirectReadError
         The format, a directory or the pixels are not what is known here; says which.
+    SlideOpenError
+        A directory lists fewer tiles than its size needs.
     """
     if reference.format not in FORMATS:
         raise DirectReadError(f"format {reference.format}")
     sizes = [level.size for level in reference.levels]
-    layout = read_layout(reference.path, sizes, padded=reference.format == "philips")
+    layout = read_layout(
+        reference.path, sizes, name=reference.name, padded=reference.format == "philips"
+    )
     if reference.format == "aperio" and any((tiles.counts == 0).any() for tiles in layout):
         # OpenSlide fills such tiles from the level above.
         raise DirectReadError("Aperio with missing tiles")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from wsiad.errors import DirectReadError
+from wsiad.errors import DirectReadError, SlideOpenError
 from wsiad.geometry import Size
 from wsiad.slides.slide import Edges
 
@@ -114,7 +114,7 @@ def _first_last(edges: Edges, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDA
 
 
 def read_layout(
-    path: Path, sizes: Sequence[Size], *, padded: bool = False, any_pixels: bool = False
+    path: Path, sizes: Sequence[Size], *, name: str, padded: bool = False, any_pixels: bool = False
 ) -> tuple[TiledLevel, ...]:
     """Find the directory of each level.
 
@@ -124,6 +124,8 @@ def read_layout(
         A TIFF or BigTIFF.
     sizes : sequence of Size
         Of all levels, pixels.
+    name : str
+        The slide's, for errors.
     padded : bool
         Whether directories state their levels' sizes rounded up, as Philips' do: each
         tiled one is then a level, in the file's order.
@@ -139,15 +141,19 @@ def read_layout(
     DirectReadError
         A level is not held by exactly one tiled directory with 8-bit RGB or YCbCr JPEG,
         or RGB JPEG 2000 tiles; or the file cannot be read as TIFF.
+    SlideOpenError
+        A level's directory lists fewer tiles than its size needs.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
             tiled = [page for page in tiff.pages if page.is_tiled]
             pages = _in_order(tiled, sizes) if padded else _by_size(tiled, sizes)
             return tuple(
-                _level(page, size, any_pixels=any_pixels)
+                _level(page, size, name=name, any_pixels=any_pixels)
                 for page, size in zip(pages, sizes, strict=True)
             )
+    except SlideOpenError:
+        raise
     except NOT_A_TIFF as error:
         raise DirectReadError(f"its TIFF directories cannot be read ({error})") from error
 
@@ -171,7 +177,7 @@ def _in_order(tiled: list[tifffile.TiffPage], sizes: Sequence[Size]) -> list[tif
     return tiled
 
 
-def _level(page: tifffile.TiffPage, size: Size, *, any_pixels: bool) -> TiledLevel:
+def _level(page: tifffile.TiffPage, size: Size, *, name: str, any_pixels: bool) -> TiledLevel:
     codec, colour_space = _inspected(page) if any_pixels else _coding(page)
     plain = (
         page.samplesperpixel == 3
@@ -187,6 +193,13 @@ def _level(page: tifffile.TiffPage, size: Size, *, any_pixels: bool) -> TiledLev
     columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     offsets = np.asarray(page.dataoffsets, np.int64)
     counts = np.asarray(page.databytecounts, np.int64)
+    if (listed := min(len(offsets), len(counts))) < columns * rows:
+        raise SlideOpenError(
+            f"claims {page.imagewidth:,} × {page.imagelength:,} px in {columns * rows:,} tiles, "
+            f"of which it lists {listed:,}",
+            subject=name,
+            remedy="Copy the slide again from its source; it is damaged.",
+        )
     if not len(offsets) == len(counts) == columns * rows or (counts < 0).any():
         raise DirectReadError("a directory does not list each of its tiles")
     tables = page.jpegtables

@@ -93,7 +93,8 @@ class OpenSlideBackend(Slide):
     @functools.cached_property
     def _inspector(self) -> TileInspector | None:
         """What looks at the bytes of the tiles that OpenSlide decodes, where they are known."""
-        return find_inspector(self.path, self.format, [level.size for level in self.levels])
+        sizes = [level.size for level in self.levels]
+        return find_inspector(self.path, self.format, sizes, name=self.name)
 
     def inspect(self, layout: tuple[TiledLevel, ...]) -> None:
         """Look at the bytes of tiles that are known, before OpenSlide decodes them."""
@@ -101,7 +102,10 @@ class OpenSlideBackend(Slide):
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
         """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
-        return None if self._inspector is None else self._inspector.listed(level, x, y)
+        # What is missing on a level of an Aperio slide, OpenSlide fills from a finer one.
+        if self.format == "aperio" or self._inspector is None:
+            return None
+        return self._inspector.listed(level, x, y)
 
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`.

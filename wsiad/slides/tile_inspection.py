@@ -134,7 +134,9 @@ class TileInspector:
         return ""
 
 
-def find_inspector(path: Path, form: str, sizes: Sequence[Size]) -> TileInspector | None:
+def find_inspector(
+    path: Path, form: str, sizes: Sequence[Size], *, name: str
+) -> TileInspector | None:
     """Return what looks at a slide's tiles, or ``None`` where they cannot be found.
 
     Parameters
@@ -145,12 +147,19 @@ def find_inspector(path: Path, form: str, sizes: Sequence[Size]) -> TileInspecto
         Its format, as OpenSlide names it.
     sizes : sequence of Size
         Of all levels, pixels.
+    name : str
+        The slide's, for errors.
+
+    Raises
+    ------
+    SlideOpenError
+        A level's directory lists fewer tiles than its size needs.
     """
     if form not in TIFF_FORMATS:
         return None
     try:
         return TileInspector(
-            path, read_layout(path, sizes, padded=form == "philips", any_pixels=True)
+            path, read_layout(path, sizes, name=name, padded=form == "philips", any_pixels=True)
         )
     except DirectReadError:
         return None

@@ -107,11 +107,13 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
     for top in range(0, size.height, edge):
         for left in range(0, size.width, edge):
             part = Size(min(edge, size.width - left), min(edge, size.height - top))
-            region = scaled.read(left, top, part)
             window = np.s_[top : top + part.height, left : left + part.width]
-            valid[window] = True if region.valid is None else region.valid
-            rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
-            if region.valid is None:
+            listed = scaled.listed(left, top, part, level=scaled.level)
+            if listed is None or listed.any():
+                region = scaled.read(left, top, part)
+                valid[window] = True if region.valid is None else region.valid
+                rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
+            if valid[window].all():
                 continue
             hidden = _read_finer(scaled, left, top, rgb[window], valid[window])
             if damaged is not None:
