@@ -10,7 +10,7 @@ from runs import make_run, use_channel
 from sklearn.metrics import roc_auc_score
 
 import wsiad
-from wsiad.errors import InputError, RunError, StoreError, StoreMismatchError
+from wsiad.errors import DetectorError, InputError, RunError, StoreError, StoreMismatchError
 from wsiad.runs.run import RunFolder
 from wsiad.tiles.store import TileStore
 
@@ -122,6 +122,24 @@ def test_label_of_a_slide_is_not_that_of_its_tiles(run, tmp_path):
     slide = TileStore(tmp_path / "store").slide("n")
     centre = slide.tiles(0, 12)[:, 4:36, 4:36, 0].mean(axis=(1, 2))
     np.testing.assert_allclose(result.groups[0].scores, centre, rtol=1e-6)
+
+
+def test_scores_that_are_not_finite_are_an_error_and_are_not_written(run, tmp_path, monkeypatch):
+    add(tmp_path / "store", "a", reds(1, 4, 100)[1], tmp_path)
+    load = RunFolder.load_detector
+
+    def damaged(folder, device):
+        detector = load(folder, device)
+        monkeypatch.setattr(
+            detector, "score", lambda tiles: np.full(len(tiles), np.nan, np.float32)
+        )
+        return detector
+
+    monkeypatch.setattr(RunFolder, "load_detector", damaged)
+    with pytest.raises(DetectorError, match="scores of a that are not finite") as error:
+        score(run, tmp_path / "store", tmp_path / "out")
+    assert error.value.subject == str(run)
+    assert not (tmp_path / "out" / "scores.csv").exists()
 
 
 def test_bad_input(run, tmp_path):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from wsiad.config import Config, verb, write_config
-from wsiad.errors import InputError, StoreMismatchError
+from wsiad.errors import DetectorError, InputError, StoreMismatchError
 from wsiad.files import write_json, write_text
 from wsiad.labels import is_healthy, label_of
 from wsiad.progress import Progress
@@ -102,6 +102,8 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
         The run is missing, not complete or damaged.
     StoreError
         The store is missing, damaged, or was prepared otherwise than the run's.
+    DetectorError
+        A score is not finite; nothing is written then.
     InputError
         The store is empty, or the output folder holds something else.
     """
@@ -186,7 +188,14 @@ def _scored(
                 progress.update(len(windows), note=slide.name)
             label = labels.get(slide.name, "")
             truth = _truth(slide, label, config)
-            groups.append(GroupScores(slide.name, label, truth, np.concatenate(parts)))
+            scores = np.concatenate(parts)
+            if not np.isfinite(scores).all():
+                raise DetectorError(
+                    f"the run gives scores of {slide.name} that are not finite",
+                    subject=str(config.run),
+                    remedy="Its weights are damaged: copy the run again, or train again.",
+                )
+            groups.append(GroupScores(slide.name, label, truth, scores))
     return groups
 
 
