@@ -98,12 +98,13 @@ class OpenSlideBackend(Slide):
 
     def inspect(self, layout: tuple[TiledLevel, ...]) -> None:
         """Look at the bytes of tiles that are known, before OpenSlide decodes them."""
-        self._inspector = TileInspector(self.path, layout)
+        self._inspector = TileInspector([self.path] * len(layout), layout)
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
         """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
-        # What is missing on a level of an Aperio slide, OpenSlide fills from a finer one.
-        if self.format == "aperio" or self._inspector is None:
+        # What is missing on a level of an Aperio slide, OpenSlide fills from a finer one; of a
+        # DICOM slide it is only known where frames lie.
+        if self.format not in ("generic-tiff", "philips") or self._inspector is None:
             return None
         return self._inspector.listed(level, x, y)
 

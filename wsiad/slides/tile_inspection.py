@@ -2,8 +2,8 @@
 
 OpenSlide takes zeros at the end of a tile, which a broken copy leaves, for data, and does not
 look at what is left of a tile's data when it has all pixels. Where a slide's levels are
-directories of a TIFF, the tiles' bytes are known, and what is damage to the direct path is
-damage here.
+directories of a TIFF or DICOM files, the tiles' bytes are known, and what is damage to the
+direct path is damage here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from wsiad.errors import DamagedTileError, DirectReadError
 from wsiad.geometry import Size
+from wsiad.slides.dicom_frames import read_frames
 from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.slide import Edges
 from wsiad.slides.tile_cuts import cut_by_tile
@@ -31,14 +32,14 @@ class TileInspector:
 
     Parameters
     ----------
-    path : Path
-        A TIFF.
+    files : sequence of Path
+        That hold the levels; one file may hold them all.
     layout : tuple of TiledLevel
         Of each level.
     """
 
-    def __init__(self, path: Path, layout: tuple[TiledLevel, ...]) -> None:
-        self._path, self._layout = path, layout
+    def __init__(self, files: Sequence[Path], layout: tuple[TiledLevel, ...]) -> None:
+        self._files, self._layout = files, layout
         self._found: dict[tuple[int, int], str] = {}
         """What is wrong with a tile; empty where nothing is."""
         self._doubted: set[tuple[int, int]] = set()
@@ -63,7 +64,7 @@ class TileInspector:
         if not new:
             return
         problem = ""
-        with self._path.open("rb", buffering=0) as file:
+        with self._files[level].open("rb", buffering=0) as file:
             for index in new:
                 self._found[level, index] = found = self._problem(file.fileno(), level, index)
                 problem = problem or found
@@ -155,11 +156,12 @@ def find_inspector(
     SlideOpenError
         A level's directory lists fewer tiles than its size needs.
     """
-    if form not in TIFF_FORMATS:
-        return None
     try:
-        return TileInspector(
-            path, read_layout(path, sizes, name=name, padded=form == "philips", any_pixels=True)
-        )
+        if form == "dicom":
+            return TileInspector(*read_frames(path, sizes))
+        if form not in TIFF_FORMATS:
+            return None
+        layout = read_layout(path, sizes, name=name, padded=form == "philips", any_pixels=True)
+        return TileInspector([path] * len(layout), layout)
     except DirectReadError:
         return None
