@@ -148,6 +148,12 @@ EXTERNAL = (
     ("text", "message"),
     [
         (asap(annotation(square(0, 0, 9), group="Lesion")), "'Lesion'.*does not declare"),
+        (
+            asap(annotation(square(0, 0, 9))).replace(
+                "</AnnotationGroups>", '<Group Name="_0" PartOfGroup="_2"/></AnnotationGroups>'
+            ),
+            "the group '_0' twice, in 'None' and in '_2'",
+        ),
         (BILLION_LAUGHS, "not safe"),
         (EXTERNAL, "not safe"),
         ('<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><ASAP_Annotations/>', "not safe"),
@@ -315,6 +321,25 @@ def test_objects_within_objects_and_collections_are_read(tmp_path):
     assert read.ignored == {"class Region*": 1, "class Stroma": 1, "type Point": 1}
 
 
+def test_collections_within_collections_are_read_and_empty_areas_counted(tmp_path):
+    def collection(*features):
+        return {"type": "FeatureCollection", "features": list(features)}
+
+    tumour = feature(polygon(square(0, 0, 10)), "Tumor")
+    empty = [
+        feature({"type": "GeometryCollection", "geometries": []}, "Tumor"),
+        feature({"type": "MultiPolygon", "coordinates": []}, "Tumor"),
+        feature({"type": "Polygon", "coordinates": []}, "Tumor"),
+    ]
+    for document in (
+        collection(collection(tumour, collection()), *empty),
+        [collection(tumour), collection(*empty)],
+    ):
+        read = read_text(tmp_path, json.dumps(document), "slide.geojson")
+        assert read.tumour().area == 100
+        assert read.ignored == {"no area": 3}
+
+
 def test_groups_within_groups_mean_what_the_outer_one_does(tmp_path):
     text = asap(
         annotation(square(0, 0, 100), group="met A"),
@@ -476,6 +501,7 @@ def test_files_beyond_the_limits_are_refused_in_a_line(tmp_path, monkeypatch):
         '[{"geometry": {"type": "GeometryCollection"}}]',
         '[{"properties": {"childObjects": {}}}]',
         '[{"properties": {"childObjects": [3]}}]',
+        '[{"type": "FeatureCollection", "features": {}}]',
         '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1' + "0" * 5000 + ", 1]]]}}]",
         "[" * 100_000,
     ],

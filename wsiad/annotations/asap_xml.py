@@ -35,7 +35,8 @@ def read_asap_xml(path: Path, classes: ClassMap | None = None) -> Annotations:
     ------
     AnnotationError
         The file is missing or too large, is no XML or no ASAP file, declares a document
-        type or an entity, uses a group that it does not declare, or has a coordinate that
+        type or an entity, uses a group that it does not declare, declares one within two
+        others, or has a coordinate that
         is no finite number or whose order is not clear.
     """
     meanings = classes or ClassMap()
@@ -46,10 +47,7 @@ def read_asap_xml(path: Path, classes: ClassMap | None = None) -> Annotations:
             subject=str(path),
             remedy="Export the annotations from ASAP, or as GeoJSON.",
         )
-    parents = {
-        group.get("Name", "").strip(): group.get("PartOfGroup", _NO_GROUP).strip()
-        for group in root.iterfind("AnnotationGroups/Group")
-    }
+    parents = _parents(root, path)
     outlines: list[Outline] = []
     ignored: Counter[str] = Counter()
     seen: set[str] = set()
@@ -96,6 +94,22 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         ) from error
     assert isinstance(root, ElementTree.Element)
     return root
+
+
+def _parents(root: ElementTree.Element, path: Path) -> dict[str, str]:
+    """Group that each group is in."""
+    parents: dict[str, str] = {}
+    for element in root.iterfind("AnnotationGroups/Group"):
+        group = element.get("Name", "").strip()
+        parent = element.get("PartOfGroup", _NO_GROUP).strip()
+        if parents.setdefault(group, parent) != parent:
+            both = f"{class_text(parents[group])!r} and in {class_text(parent)!r}"
+            raise AnnotationError(
+                f"declares the group {class_text(group)!r} twice, in {both}",
+                subject=str(path),
+                remedy="Keep one of them in <AnnotationGroups>.",
+            )
+    return parents
 
 
 def _role(group: str, parents: dict[str, str], meanings: ClassMap) -> Role | None:

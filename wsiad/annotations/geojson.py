@@ -30,9 +30,8 @@ _MAX_POSITION = 1e9
 def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
     """Read the areas of a GeoJSON file, in pixels from where the file counts.
 
-    A FeatureCollection, a Feature, a geometry, or an array of features or geometries is
-    taken; ``childObjects`` and the members of a GeometryCollection are read like all
-    others. What an area is, its class says (`ClassMap`): one without a class, a tile,
+    A FeatureCollection, a Feature, a geometry, or an array of these is taken;
+    ``childObjects`` and the members of collections are read like all others. What an area is, its class says (`ClassMap`): one without a class, a tile,
     cell, detection or annotation alike, says nothing, and a TMA core is a place. Whatever
     is no tumour and not cut out of it is counted in `Annotations.ignored`.
 
@@ -94,6 +93,8 @@ class _Found:
             self.ignored[_why_ignored(name, kind)] += 1
             return
         self.ignored.update(f"type {class_text(other)}" for other in others)
+        if not areas and not others:
+            self.ignored["no area"] += 1
         title = class_text(properties.get("name") or where.rpartition(", ")[2])
         for rings in areas:
             if not rings or not has_area(rings[0]):
@@ -129,24 +130,26 @@ def _features(document: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
             where, feature, depth = waiting.pop()
             if feature.get("type") in _SHAPES and "geometry" not in feature:
                 feature = {"geometry": feature}
-            yield where, feature
-            children = _children(feature, where)
+            collection = feature.get("type") == "FeatureCollection"
+            if not collection:
+                yield where, feature
+            children = _children(feature, where, key="features" if collection else "childObjects")
             if children and depth == MAX_DEPTH:
                 raise _too_deep(where)
             inner = [(f"{where}.{n}", c, depth + 1) for n, c in enumerate(children, start=1)]
             waiting.extend(reversed(inner))
 
 
-def _children(feature: dict[str, Any], where: str) -> list[dict[str, Any]]:
+def _children(feature: dict[str, Any], where: str, *, key: str) -> list[dict[str, Any]]:
     """Objects within an object: QuPath has them among the properties, others beside them."""
     found: list[Any] = []
     for holder in (_mapping(feature.get("properties"), where), feature):
-        children = holder.get("childObjects")
+        children = holder.get(key)
         if children is not None and not isinstance(children, list):
-            raise AnnotationError("has childObjects that are no list", subject=where)
+            raise AnnotationError(f"has {key} that are no list", subject=where)
         found.extend(children or ())
     if not all(isinstance(child, dict) for child in found):
-        raise AnnotationError("has childObjects that are no features", subject=where)
+        raise AnnotationError(f"has {key} that are no features", subject=where)
     return found
 
 
