@@ -232,9 +232,9 @@ def test_a_reference_slide_without_a_file_of_detections_is_not_one_without_findi
     assert values["slide_auc"]["value"] == auc([0.5, -1], [0.5])
 
 
-def outlined(folder, slide, name="Tumor", corner=2000):
-    """A square of 400 px to a side, as QuPath writes it."""
-    x, y = corner, corner + 400
+def outlined(folder, slide, name="Tumor", corner=2000, edge=400):
+    """A square, as QuPath writes it."""
+    x, y = corner, corner + edge
     feature = {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": [[[x, x], [y, x], [y, y], [x, y], [x, x]]]},
@@ -271,6 +271,15 @@ def test_windows_of_a_tumour_slide_on_which_none_is_marked_are_not_healthy(tmp_p
     assert values["counts"]["slides_in_froc"] == 2
     result = run_outlined(tmp_path, slides, class_map={"Carcinoma": "tumor"})
     assert json.loads(result.report.read_text())["counts"]["slides_in_froc"] == 3
+
+
+def test_an_outline_smaller_than_a_pixel_of_the_mask_is_marked_all_the_same(tmp_path):
+    write_results(tmp_path / "results", {"t1": 9.0, "n1": 5.0})
+    outlined(tmp_path / "outlines", "t1", corner=1, edge=8)  # a mask pixel has 32 px
+    values = json.loads(run_outlined(tmp_path, {"t1": "tumor", "n1": "normal"}).report.read_text())
+    assert not any("no tumour is marked" in note for note in values["notes"])
+    assert values["counts"]["slides_in_froc"] == 2
+    assert values["counts"]["tumour_tiles"] == 1
 
 
 @pytest.mark.parametrize("origin", ["auto", "bounds"])

@@ -31,9 +31,10 @@ def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
     """Read the areas of a GeoJSON file, in pixels from where the file counts.
 
     A FeatureCollection, a Feature, a geometry, or an array of these is taken;
-    ``childObjects`` and the members of collections are read like all others. What an area is, its class says (`ClassMap`): one without a class, a tile,
-    cell, detection or annotation alike, says nothing, and a TMA core is a place. Whatever
-    is no tumour and not cut out of it is counted in `Annotations.ignored`.
+    ``childObjects`` and the members of collections are read like all others. What an
+    area is, its class says (`ClassMap`): one without a class, a tile, cell, detection or
+    annotation alike, says nothing, and a TMA core is a place. Whatever is no tumour and not
+    cut out of it is counted in `Annotations.ignored`.
 
     Parameters
     ----------

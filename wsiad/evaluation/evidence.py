@@ -127,7 +127,7 @@ def collect(
         detections = Detections(np.zeros(0), np.zeros(0), np.zeros(0))
     else:
         detections = read_detections(case.scored.detections, case.slide, limit=limit)
-    unmarked = bool(truth and truth.mask is not None and not truth.mask.any())
+    unmarked = truth is not None and truth.is_unmarked
     if unmarked:
         # Where its tumour is, nobody said: no finding on it is false, and no window healthy.
         logger.warning("%s holds tumour by the reference, but none is marked on it", case.slide)

@@ -102,6 +102,16 @@ class SlideTruth:
     tumour: BaseGeometry | None = None
     reading: Reading = field(default_factory=Reading)
 
+    @property
+    def is_unmarked(self) -> bool:
+        """Whether tumour is marked nowhere, although the slide holds some.
+
+        An outline may be marked and yet lie between the pixels of the mask.
+        """
+        if self.mask is None:
+            return False
+        return self.tumour.is_empty if self.tumour is not None else not self.mask.any()
+
     def protocol_mpp(
         self, protocol: ProtocolName, given: float | None, slide: str | None = None
     ) -> tuple[Mpp, str]:
