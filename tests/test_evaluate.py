@@ -198,6 +198,12 @@ def test_slides_are_excluded_by_name_only_and_listed(submission):
     assert values["counts"]["excluded"] == 1
 
 
+@pytest.mark.parametrize(("value", "unit"), [(0.000243, "millimetres"), (243, "nanometres")])
+def test_a_scale_in_another_unit_is_refused(submission, value, unit):
+    with pytest.raises(WsiadError, match=f"no slide's µm/px.*looks like {unit}"):
+        run(submission, spacing_um=value)
+
+
 def test_a_slide_may_be_left_out_of_froc_alone(submission):
     (submission / "masks/test_002.png").unlink()
     with pytest.raises(EvaluationError, match=r"test_002: holds tumour.*exclude_from_froc"):

@@ -14,12 +14,15 @@ from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.results import SlideScore
 from wsiad.evaluation.unscored import CountedAs
 from wsiad.folder_kinds import RESULTS, other_kinds_named
+from wsiad.slides.scale import check_mpp
 
 if TYPE_CHECKING:
     from wsiad.evaluation.cohort import Case
     from wsiad.evaluation.evidence import SlideEvidence
     from wsiad.evaluation.report import Settings
     from wsiad.evaluation.submission import ScoredSlide
+
+_FINEST_UM = 0.01
 
 
 class EvaluationOptions(Config):
@@ -63,6 +66,12 @@ class EvaluationOptions(Config):
     """Seed of the resamples."""
     quiet: bool = False
     """No progress output."""
+
+    @pydantic.field_validator("spacing_um")
+    @classmethod
+    def _check_spacing(cls, value: float | None) -> float | None:
+        # A scale chosen to measure by may be somewhat finer than any scanner's.
+        return value if value is None or _FINEST_UM <= value <= 1 else check_mpp(value)
 
     @pydantic.model_validator(mode="after")
     def _check_options(self) -> Self:
