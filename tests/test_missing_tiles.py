@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from builders import write_tiff
+from runs import make_run, use_channel
 from tiff_slides import TILE, empty_tiles, smooth, write_jpeg
 
 import wsiad
@@ -54,6 +55,23 @@ def test_tissue_is_found_where_only_the_overview_is_missing(tmp_path, write, los
     assert (row.status, row.tiles, row.missing) == ("ok", whole.tiles, 0)
     np.testing.assert_array_equal(stored.group["position"][:], before.group["position"][:])
     np.testing.assert_array_equal(stored.group["tiles"][:], before.group["tiles"][:])
+
+
+@WRITERS
+def test_it_is_told_what_no_level_holds(tmp_path, write, monkeypatch):
+    path = write(tmp_path / "a.tif", smooth(HEIGHT, WIDTH), levels=1)
+    whole, stored = tile(path, tmp_path / "whole")
+    assert (whole.reason, "missing_share" in stored.facts["tissue"]) == ("", False)
+    empty_tiles(path, 0, range(ROWS // 2 * COLUMNS))
+    row, _ = tile(path, tmp_path / "store")
+    told = "50.0 % of the slide has no pixels in the file, and tissue was not searched for there"
+    assert (row.status, row.tiles, row.reason) == ("ok", whole.tiles // 2, told)
+    use_channel(monkeypatch)
+    run = make_run(tmp_path / "run", size=TILE, tissue={})
+    for source in (path, tmp_path / "store"):
+        out = tmp_path / f"results of {source.name}"
+        (scored,) = wsiad.heatmap(run=run, slides=source, out=out, quiet=True).rows
+        assert (scored.status, scored.reason) == ("ok", told)
 
 
 @WRITERS

@@ -16,7 +16,7 @@ from wsiad.stages.heatmap_task import SlideTask
 from wsiad.stages.slide_table import NO_TISSUE, OK, UNUSABLE
 from wsiad.tiles.left_out import LeftOut
 from wsiad.tiles.stream import Example
-from wsiad.tiles.verdict import damage_note
+from wsiad.tiles.verdict import damage_note, missing_note
 from wsiad.tissue.guards import Reason, in_words
 
 
@@ -96,6 +96,8 @@ def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Ite
         yield source.scale_note
     if scored.heatmap and (missing := scored.left_out.count(Reason.MISSING)):
         yield f"{missing} windows left out: the slide has no pixels there"
+    if scored.heatmap and (why := missing_note(source.missing_share)):
+        yield why
     share = float(source.damaged.mean()) if source.damaged is not None else 0.0
     if why := damage_note(scored.left_out.count(Reason.DAMAGED), share, noun="windows"):
         yield why

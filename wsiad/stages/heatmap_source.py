@@ -65,6 +65,7 @@ class WindowSource:
     slide: Slide | None = None
     damaged: npt.NDArray[np.bool_] | None = None
     scale_note: str = ""
+    missing_share: float = 0.0
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         slide=slide,
         damaged=plan.tissue.damaged,
         scale_note=slide.scale_note,
+        missing_share=plan.tissue.missing_share,
     )
 
 
@@ -154,6 +156,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         why_unusable=functools.partial(_why_stored, slide),
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
         scale_note=slide.facts["slide"].get("spacing_note", ""),
+        missing_share=slide.facts["tissue"].get("missing_share", 0.0),
     )
 
 

@@ -245,7 +245,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
 
 
 def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
-    from wsiad.tiles.verdict import damage_note
+    from wsiad.tiles.verdict import damage_note, missing_note
     from wsiad.tissue.guards import in_words
 
     stored = store.slide(task.slide.name)
@@ -261,6 +261,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         f"{missing} tiles left out: the slide has no pixels there"
         if missing and len(stored)
         else "",
+        missing_note(stored.facts["tissue"].get("missing_share", 0.0)) if len(stored) else "",
         damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]

@@ -55,6 +55,7 @@ class _Grid(_Part):
 class _Tissue(_Part):
     share: Annotated[_Number, pydantic.Field(ge=0, le=1)]
     placement: _Map
+    missing_share: Annotated[_Number, pydantic.Field(ge=0, le=1)] = 0.0
 
 
 class _Stain(_Part):

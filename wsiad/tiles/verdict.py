@@ -75,6 +75,16 @@ def damage_note(count: int, share: float, *, noun: str) -> str:
     return f"{DAMAGED_THERE}: {' and '.join(parts)}" if parts else ""
 
 
+def missing_note(share: float) -> str:
+    """Say how much of a slide the file holds no pixels of (0 to 1); empty where it holds all."""
+    if not share:
+        return ""
+    return (
+        f"{_percent(share)} of the slide has no pixels in the file, and tissue was not searched "
+        "for there"
+    )
+
+
 def _too_small(plan: SlidePlan, noun: str) -> str:
     slide, size, bounds = plan.scaled.slide, plan.scaled.size, plan.scaled.slide.bounds
     remedy = "Tile with a smaller --tile" if noun == "tile" else "Train on smaller tiles"

@@ -133,6 +133,8 @@ def write_rest(
     facts["compression"] = compression
     if (damaged := left_out.count(Reason.DAMAGED)) or plan.tissue.damaged is not None:
         facts["damaged"] = {"tiles": damaged, "share": plan.tissue.damaged_share}
+    if plan.tissue.missing_share:
+        facts["tissue"]["missing_share"] = plan.tissue.missing_share
     if plan.quality.given:
         facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
     if not count:

@@ -34,6 +34,9 @@ LARGEST_MASK_PX = 100_000_000
 """The largest mask, pixels: 80 × 80 mm at 8 µm/px. About 18 bytes a pixel are taken to make it.
 A file may claim any size; what it claims is not believed beyond this."""
 
+_WHOLE_FORMATS = frozenset({"aperio", "generic-tiff"})
+"""Formats in which nothing of a slide is left out, as other scanners leave out empty fields."""
+
 Mask = npt.NDArray[np.bool_]
 RGB = npt.NDArray[np.uint8]
 
@@ -60,6 +63,9 @@ class TissueMask:
         Where the mask is empty, what may hide tissue all the same.
     damaged : ndarray of bool, (H, W), or None
         What is damaged on every level, and thus not in the mask; ``None`` where nothing is.
+    missing_share : float
+        Share of the slide that the file holds no pixels of although its writer leaves nothing
+        out; 0 for formats whose scanners do, where they see nothing.
     """
 
     mask: Mask
@@ -70,6 +76,7 @@ class TissueMask:
     pen: Mask | None = None
     unseen: Unseen = field(default_factory=Unseen)
     damaged: Mask | None = None
+    missing_share: float = 0.0
 
     @property
     def tissue_share(self) -> float:
@@ -134,7 +141,14 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
         pen,
         unseen,
         damaged if damaged is not None and damaged.any() else None,
+        _missing_share(slide, valid, damaged),
     )
+
+
+def _missing_share(slide: Slide, valid: Mask, damaged: Mask | None) -> float:
+    if slide.format not in _WHOLE_FORMATS or not valid.size:
+        return 0.0
+    return float((~valid if damaged is None else ~valid & ~damaged).mean())
 
 
 def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask) -> Mask:
