@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import stained, write_tiff
+from runs import make_run, use_channel
 from test_store import PLAIN, content
 
 import wsiad
@@ -144,6 +145,19 @@ for first, second in [(every, every), (every[:3], every[1:]), (every, every[::-1
     found += [code or said for code, said in runs] + names
 print(json.dumps([one for one in found if one]))
 """
+
+
+def test_a_heatmap_killed_before_its_table_was_written_is_gone_on_with(
+    slides, tmp_path, monkeypatch
+):
+    use_channel(monkeypatch)
+    run, out = make_run(tmp_path / "run"), tmp_path / "results"
+    wsiad.heatmap(run=run, slides=slides, out=out, quiet=True)
+    (out / "slides.csv").unlink()  # the first slide is whole, and the table comes after it
+    shutil.rmtree(out / "s1")
+    rows = wsiad.heatmap(run=run, slides=slides, out=out, quiet=True).rows
+    assert [row.status for row in rows] == ["ok", "ok"]
+    assert (out / "s1" / "heatmap.ome.tif").exists()
 
 
 def test_two_runs_on_one_store_at_once(tmp_path):

@@ -45,6 +45,9 @@ def test_each_kind_is_recognised(kinds, tmp_path):
     assert what_is(folder(tmp_path / "other", "a.txt")) == "a folder of other things"
     assert what_is(tmp_path / "absent") == folder_kinds.ABSENT
     assert what_is(kinds[folder_kinds.SLIDES] / "a.svs") == folder_kinds.SLIDE
+    # A run of wsiad heatmap that was killed while, or right after, it wrote its first slide.
+    cut = [".a.0.partial/heatmap.ome.tif", "a/heatmap.ome.tif", "a/a_likelihood_map.tif"]
+    assert what_is(folder(tmp_path / "heat", "run.json", *cut)) == "a folder of other things"
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     assert what_is(tmp_path / "link") == "a link to nothing"
 

@@ -84,3 +84,23 @@ def test_the_viewer_shows_results_of_which_a_slide_failed_for_its_name(tmp_path,
     wsiad.heatmap(run=run, slides=tmp_path / "slides", out=tmp_path / "results", quiet=True)
     server = open_server(ViewConfig(results=tmp_path / "results", browser=False))
     server.server_close()
+
+
+def test_results_of_which_a_slide_failed_for_its_name_are_evaluated(tmp_path, monkeypatch):
+    use_channel(monkeypatch)
+    (tmp_path / "slides").mkdir()
+    for seed, name in enumerate(["a", "b", "組" * 67]):
+        path = tmp_path / "slides" / f"{name}.tif"
+        write_tiff(path, stained(150, 170, seed=seed, glass=16), levels=1)
+    results, reference = tmp_path / "results", tmp_path / "reference.csv"
+    run = make_run(tmp_path / "run")
+    done = wsiad.heatmap(run=run, slides=tmp_path / "slides", out=results, quiet=True)
+    assert [row.status for row in done.rows] == ["ok", "ok", "failed"]
+    reference.write_text(f"image,type\na,Normal\nb,Tumor\n{'組' * 67},Tumor\n", encoding="utf-8")
+    (tmp_path / "outlines").mkdir()
+    judged = wsiad.evaluate(
+        results=results, reference=reference, annotations=tmp_path / "outlines",
+        exclude_from_froc=["b"], out=tmp_path / "evaluation", quiet=True,
+    )  # fmt: skip
+    assert judged.figures.counts["slides"] == 2
+    assert judged.figures.counts["slides_without_score"] == 1

@@ -377,8 +377,8 @@ def state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def checked_name(name: str) -> str:
-    """Return ``name`` if it is safe as one path component.
+def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
+    """Return ``name`` if it is safe as one path component, of at most so many bytes.
 
     Raises
     ------
@@ -391,7 +391,7 @@ def checked_name(name: str) -> str:
         or name.startswith(".")
         or name != name.strip()
         or any(c in "/\\\0" or not c.isprintable() for c in name)
-        or length > NAME_BYTES
+        or length > longest
     )
     if bad:
         raise InputError(
@@ -402,7 +402,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def checked_slide_name(name: str) -> str:
+def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
     """Return a slide's name if it is safe as a path: ``patient1/1`` lies in a folder of its own.
 
     Raises
@@ -412,7 +412,7 @@ def checked_slide_name(name: str) -> str:
     """
     for part in name.split("/"):
         try:
-            checked_name(part)
+            checked_name(part, longest=longest)
         except InputError as error:
             raise InputError(
                 f"{name!r} cannot be used as a name in the output folder", remedy=error.remedy

@@ -80,7 +80,7 @@ def _folder(path: Path) -> str:
     if any(_is_slide(entry) for entry in first):
         return SLIDES
     for entry in first[:20]:
-        if entry.is_dir():
+        if entry.is_dir() and not entry.name.startswith("."):
             with os.scandir(entry) as inner:
                 if any(_is_slide(one) for one in itertools.islice(inner, _MOST_ENTRIES)):
                     return SLIDES
@@ -88,6 +88,11 @@ def _folder(path: Path) -> str:
 
 
 def _is_slide(entry: os.DirEntry[str]) -> bool:
+    # Results that are not whole yet hold pictures of scores, and no table.
+    if entry.name.startswith(".") or entry.name.endswith(
+        ("heatmap.ome.tif", "_likelihood_map.tif")
+    ):
+        return False
     return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()  # noqa: PTH122
 
 

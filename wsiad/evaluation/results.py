@@ -68,7 +68,9 @@ def read_results(
         if len(row.cells) != len(columns):
             raise EvaluationError("does not have as many fields as the header", subject=where)
         cells = dict(zip(columns, row.cells, strict=True))
-        slide = slide_name(cells["slide"], subject=where)
+        # A name that no folder can have is that of a slide that failed by it.
+        failed = cells["status"] == "failed"
+        slide = cells["slide"] if failed else slide_name(cells["slide"], subject=where)
         if slide in exclude:
             found[slide] = ScoredSlide(slide, folder / slide, "failed", "excluded")
             continue

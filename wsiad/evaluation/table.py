@@ -11,6 +11,9 @@ from wsiad.errors import EvaluationError, InputError
 from wsiad.files import checked_slide_name
 from wsiad.slides.slide_files import SUFFIXES
 
+_LONGEST = 4096
+"""Of a part of a slide's name, bytes."""
+
 
 def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:
     """Read the rows of a CSV file; see :func:`wsiad.csv_file.read_rows`.
@@ -36,6 +39,8 @@ def number(text: str) -> float | None:
 def slide_name(text: str, *, subject: str) -> str:
     """Return a slide's name from a name or file name: ``test_001.tif`` is ``test_001``.
 
+    It may be longer than a folder's can be: slides of such names have a row, and no results.
+
     Raises
     ------
     EvaluationError
@@ -43,6 +48,6 @@ def slide_name(text: str, *, subject: str) -> str:
     """
     stem = text[: -len(Path(text).suffix)] if Path(text).suffix.lower() in SUFFIXES else text
     try:
-        return checked_slide_name(stem)
+        return checked_slide_name(stem, longest=_LONGEST)
     except InputError as error:
         raise EvaluationError(error.problem, subject=subject, remedy=error.remedy) from None
