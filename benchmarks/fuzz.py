@@ -167,10 +167,13 @@ def tables(tree: Path, out: Path, damaged: Path) -> int:
     from wsiad.evaluation.submission import read_submission
     from wsiad.evaluation.truth import read_groups, read_reference
     from wsiad.slides.inputs import find_slides
+    from wsiad.training.metrics import read_metrics
 
     del out
     if damaged.parent.name == "detections":
         read_submission(damaged.parent)
+    elif damaged.name == "metrics.csv":
+        read_metrics(damaged)
     elif damaged.name == "manifest.csv":
         find_slides([damaged])
     else:
@@ -217,6 +220,15 @@ def results(tree: Path, out: Path, damaged: Path) -> int:
     )
 
 
+def report(tree: Path, out: Path, damaged: Path) -> int:
+    """Write the report of results that were evaluated and compared with healthy slides."""
+    from wsiad.stages.reporting import write_results_report
+
+    del damaged
+    write_results_report(tree / "results", to=out / "report.html", evaluation=tree / "results")
+    return 0
+
+
 KINDS = {
     "slides": Kind("slides", ("a.tif", "b.svs", "c.tif"), slides, 3),
     "xml": Kind("outlines", ("*.xml",), annotations, 3),
@@ -228,6 +240,7 @@ KINDS = {
     "run": Kind("scored", ("run/**/*",), scored, 2),
     "results": Kind("results", ("results/**/*.json", "results/*.csv", "results/**/*.npy",
                                 "results/**/*.csv", "results/**/heatmap*"), results, 2),
+    "report": Kind("results", ("results/*.json", "results/*.csv", "results/*/slide.json"), report),
 }  # fmt: skip
 
 
@@ -251,14 +264,10 @@ def prepare(base: Path) -> None:
         ["train", store, "--out", run, *where],
         ["heatmap", run, base / "slides", "--out", made / "results", "--device", "cpu"],
     ):
-        command = [sys.executable, "-m", "wsiad.cli", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"the undamaged run failed: {done.stdout}{done.stderr}")
+        _command(*arguments)
     shutil.copytree(store / "slides.zarr", base / "expected")
     for name in ("store", "run"):
         shutil.copytree(made / name, base / "scored" / name)
-    shutil.copytree(made / "results", base / "results" / "results")
     corners = [(20, 20), (120, 20), (120, 90), (20, 90)]
     ring = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(corners))
     xml = (
@@ -277,10 +286,22 @@ def prepare(base: Path) -> None:
     _write(base / "results" / "xml" / "b.xml", xml)
     reference = "image,type,centre\na,normal,1\nb,tumor,2\nc,normal,1\n"
     _write(base / "results" / "reference.csv", reference)
+    found, labels = made / "results", ["--reference", base / "results" / "reference.csv"]
+    _command("evaluate", found, *labels, "--annotations", base / "results" / "xml", "--quiet")
+    for number in (4, 5):
+        write_jpeg(_folder(made / "held") / f"h{number}.tif", smooth(192, 256, seed=number))
+    healthy = ["--healthy", made / "healthy"]
+    _command("heatmap", run, made / "held", "--out", healthy[1], "--device", "cpu", "--quiet")
+    _command("significance", found, *healthy, "--quiet")
+    shutil.copytree(found, base / "results" / "results")
     _write(base / "tables" / "reference.csv", reference)
     _write(base / "tables" / "groups.csv", reference)
     _write(base / "tables" / "manifest.csv", "slide,mpp,label,split\na.tif,0.5,normal,train\n")
     _write(base / "tables" / "a.tif", "II")
+    rows = "".join(f"{step},{step / 4},0.001,{9 / step},\n" for step in range(1, 9))
+    _write(
+        base / "tables" / "metrics.csv", f"step,seconds,learning_rate,train_loss,stop_loss\n{rows}"
+    )
     _write(base / "tables" / "detections" / "a.csv", "p,x,y\n0.5,10,20\n0.25,30,40\n")
     shutil.copy(store / "config.yaml", _folder(base / "yaml") / "tile.yaml")
     shutil.copy(base / "slides" / "a.tif", _folder(base / "yaml" / "slides"))
@@ -293,6 +314,13 @@ def prepare(base: Path) -> None:
         with h5py.File(_folder(base / "hdf5" / "coords") / f"{name}.h5", "w") as file:
             coords = file.create_dataset("coords", data=np.array([[0, 0], [32, 64], [96, 32]]))
             coords.attrs.update(patch_size=32, patch_level=0)
+
+
+def _command(*arguments: object) -> None:
+    command = [sys.executable, "-m", "wsiad.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the undamaged run failed: {done.stdout}{done.stderr}")
 
 
 def _folder(path: Path) -> Path:

@@ -464,6 +464,19 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     assert read_metrics(path) == rows[:2]
 
 
+@pytest.mark.parametrize(
+    "lines",
+    ["1,0.5,0.001\n2,1.0,0.001,1.0,\n", "1,0.5,0.001,nan,\n2,1.0,0.001,1.0,\n", "\xff\n"],
+    ids=["short", "nan", "bytes"],
+)
+def test_metrics_that_are_damaged_are_refused(tmp_path, lines):
+    path = tmp_path / "metrics.csv"
+    text = f"step,seconds,learning_rate,train_loss,stop_loss\n{lines}"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=r"metrics\.csv: is not the table of a training.*Delete it"):
+        read_metrics(path)
+
+
 def test_loss_picture(tmp_path):
     rows = [MetricsRow(1, 0, 1e-3, 1.0, None), MetricsRow(2, 0, 1e-3, 0.5, 0.7)]
     plot_loss(rows, tmp_path / "loss.png", best_step=2)

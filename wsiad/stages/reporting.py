@@ -16,6 +16,7 @@ from wsiad.export.report_model import ColourScale, Report, SlideEntry
 from wsiad.files import read_json, write_json
 from wsiad.heatmaps.colours import HEALTHY_LEVELS
 from wsiad.stages.heatmap_task import HeatmapRow
+from wsiad.stages.judged_records import read_evaluation, read_significance
 from wsiad.stages.report_entries import slide_entry, with_findings
 from wsiad.stages.scored_records import checked, results_facts
 from wsiad.stages.slide_table import FAILED, OK, UNUSABLE, partly_damaged, read_table
@@ -76,8 +77,8 @@ def write_results_report(
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
     rows = read_table(results / "slides.csv", HeatmapRow)
-    sure = _read(results / "significance.json")
-    evaluated = _read(folder / "evaluation.json")
+    sure = read_significance(results)
+    evaluated = read_evaluation(folder)
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -129,10 +130,6 @@ def _entries(
     ]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, InputError) if path.exists() else None
-
-
 class _TimingsFile(pydantic.BaseModel):
     seconds: dict[str, Annotated[float, pydantic.Field(ge=0, strict=True)]] = {}
     evaluation: Annotated[str, pydantic.Field(min_length=1, strict=True)] | None = None
@@ -140,8 +137,9 @@ class _TimingsFile(pydantic.BaseModel):
 
 def _timings_file(path: Path) -> _TimingsFile:
     """Read what earlier reports of the folder were told."""
-    values = _read(path) or {}
-    return checked(_TimingsFile, values, path, remedy="Delete it, and make the report again.")
+    remedy = "Delete it, and make the report again."
+    values = read_json(path, InputError, remedy=remedy) if path.exists() else {}
+    return checked(_TimingsFile, values, path, remedy=remedy)
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:

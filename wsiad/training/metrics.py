@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from wsiad.errors import DetectorError
-from wsiad.files import atomic_file
+from wsiad.errors import DetectorError, RunError
+from wsiad.files import atomic_file, read_text
 
 METRICS = "metrics.csv"
 
@@ -85,29 +87,45 @@ def check_loss(loss: float, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Read ``metrics.csv``; no file is no lines, and a last line cut short is left out."""
+    """Read ``metrics.csv``; no file is no lines, and a last line cut short is left out.
+
+    Raises
+    ------
+    RunError
+        The file is damaged otherwise.
+    """
     if not path.is_file():
         return []
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            try:
-                rows.append(_parse(line))
-            except (TypeError, ValueError):
-                break  # the write was interrupted here
+    try:
+        lines = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        rows = [_parse(line) for line in lines[:-1]]
+        with contextlib.suppress(TypeError, ValueError):  # the write was interrupted here
+            rows += [_parse(line) for line in lines[-1:]]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise RunError(
+            f"is not the table of a training ({' '.join(str(error).split())[:200]})",
+            subject=str(path),
+            remedy="Delete it: training goes on, and its picture begins there.",
+        ) from error
     return rows
 
 
 def _parse(line: dict[str, str]) -> MetricsRow:
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text} is no finite number")
+        return value
+
     def optional(text: str) -> float | None:
-        return float(text) if text else None
+        return finite(text) if text else None
 
     if any(line[column] is None for column in _COLUMNS):
         raise ValueError("cut short")
     return MetricsRow(
         step=int(line["step"]),
-        seconds=float(line["seconds"]),
-        learning_rate=float(line["learning_rate"]),
+        seconds=finite(line["seconds"]),
+        learning_rate=finite(line["learning_rate"]),
         train_loss=optional(line["train_loss"]),
         stop_loss=optional(line["stop_loss"]),
     )
