@@ -230,6 +230,20 @@ def test_what_is_no_such_object_is_an_error_of_the_callers_kind(tmp_path, conten
     assert error.value.remedy == "Train again."
 
 
+@pytest.mark.parametrize("given", [{"slides": ""}, {"slides": ["a", " "]}, {"out": ""}])
+def test_an_empty_path_is_not_the_current_folder(given):
+    class Places(Config):
+        slides: Paths = (Path("a"),)
+        out: Path | None = None
+        title: str = ""
+
+    assert build(Places, {"title": ""}).title == ""
+    assert build(Places, {"out": "."}).out == Path()
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"{name}: an empty path is no path"):
+        build(Places, given)
+
+
 def test_fingerprint_follows_content_not_name(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     data = bytes(range(256)) * 8192  # 2 MiB: head, middle and tail do not overlap

@@ -33,6 +33,11 @@ Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_listed)]
 """Any number of paths; a single one may be given as it is."""
 
 
+def _is_empty_path(value: object) -> bool:
+    several = value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(each, str) and not each.strip() for each in several)
+
+
 class Config(pydantic.BaseModel):
     """Base of all configurations: frozen, no unknown keys, docstrings as descriptions."""
 
@@ -43,6 +48,16 @@ class Config(pydantic.BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _check_path(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """Refuse an empty path: a variable without a value would mean the current folder."""
+        if not _is_empty_path(value):
+            return value
+        if "Path" in str(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("an empty path is no path; write . for the current folder")
+        return value
 
 
 def build(
