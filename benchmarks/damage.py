@@ -27,8 +27,8 @@ import numpy as np
 import openslide
 import tifffile
 
-from wsiad.errors import SlideError
-from wsiad.geometry import Size
+from wsiad.core.errors import SlideError
+from wsiad.core.geometry import Size
 from wsiad.slides.opening import open_slide
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

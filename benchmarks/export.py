@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiad.export.geojson_file import check_file
-from wsiad.export.qupath import write_tiles
-from wsiad.geometry import Box
-from wsiad.heatmaps.heatmap import WindowScores
+from wsiad.core.geometry import Box
+from wsiad.exports.geojson_file import check_file
+from wsiad.exports.qupath import write_tiles
+from wsiad.heatmaps.score_map import WindowScores
 
 EDGE, COLUMNS = 64.0, 1000
 REPEATS = 2

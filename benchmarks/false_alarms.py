@@ -20,8 +20,8 @@ import tifffile
 from PIL import Image, ImageFilter
 
 import wsiad
-from wsiad.stages.demo_slides import make_slides, write_pyramid
-from wsiad.units import Mpp
+from wsiad.core.units import Mpp
+from wsiad.synthetic.slides import make_slides, write_pyramid
 
 SIZE_PX, TILE, MPP = (2304, 1728), 96, 0.972
 SLIDE_MPP = Mpp(MPP / 2)

@@ -32,14 +32,14 @@ import numpy as np
 from PIL import Image
 
 from wsiad.annotations import read_annotations
+from wsiad.core.geometry import Size
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
-from wsiad.evaluation.hits import Detections, match
+from wsiad.evaluation.matching import Detections, match
 from wsiad.evaluation.protocols import PROTOCOLS
 from wsiad.evaluation.raster import rasterise
 from wsiad.evaluation.regions import evaluation_mask
 from wsiad.evaluation.truth import read_mask
-from wsiad.geometry import Size
 
 MPP = 0.243
 STEP = 32

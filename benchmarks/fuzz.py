@@ -126,8 +126,8 @@ def _same(made: Path, own: Path) -> bool:
 
 
 def _same_pixels(path: Path) -> None:
-    from wsiad.errors import WsiadError
-    from wsiad.geometry import Size
+    from wsiad.core.errors import WsiadError
+    from wsiad.core.geometry import Size
     from wsiad.slides.opening import open_slide
 
     with contextlib.suppress(WsiadError), open_slide(path, fallback_mpp=0.5) as own:
@@ -166,8 +166,8 @@ def tables(tree: Path, out: Path, damaged: Path) -> int:
     """Read a table as what it is."""
     from wsiad.evaluation.submission import read_submission
     from wsiad.evaluation.truth import read_groups, read_reference
+    from wsiad.learning.metrics import read_metrics
     from wsiad.slides.inputs import find_slides
-    from wsiad.training.metrics import read_metrics
 
     del out
     if damaged.parent.name == "detections":
@@ -202,8 +202,8 @@ def scored(tree: Path, out: Path, damaged: Path) -> int:
 
 def results(tree: Path, out: Path, damaged: Path) -> int:
     """Answer every request for results, then evaluate them."""
-    from wsiad.errors import WsiadError
-    from wsiad.stages.view import ViewConfig, open_server
+    from wsiad.core.errors import WsiadError
+    from wsiad.verbs.view import ViewConfig, open_server
 
     with contextlib.suppress(WsiadError):
         server = open_server(ViewConfig(results=tree / "results"))
@@ -222,7 +222,7 @@ def results(tree: Path, out: Path, damaged: Path) -> int:
 
 def report(tree: Path, out: Path, damaged: Path) -> int:
     """Write the report of results that were evaluated and compared with healthy slides."""
-    from wsiad.stages.reporting import write_results_report
+    from wsiad.report.report import write_results_report
 
     del damaged
     write_results_report(tree / "results", to=out / "report.html", evaluation=tree / "results")
@@ -340,7 +340,7 @@ def one(kind: Kind, tree: Path, out: Path, said: Path, rng: random.Random) -> tu
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     verdict, code = "", 1
-    from wsiad.errors import WsiadError
+    from wsiad.core.errors import WsiadError
 
     try:
         code = kind.trial(tree, out, file)

@@ -27,10 +27,10 @@ import yaml
 from pcam import PCAM_MPP, as_anomalies, centre, drawn_anomalies, read_tar, stretches
 from sklearn.metrics import roc_auc_score
 
-from wsiad.config import build
-from wsiad.detector import FitContext, InputSpec
+from wsiad.core.config import build
+from wsiad.core.units import TilePx
 from wsiad.detectors import registry
-from wsiad.units import TilePx
+from wsiad.learning.detector import FitContext, InputSpec
 
 
 def parsed() -> argparse.Namespace:

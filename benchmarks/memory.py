@@ -133,7 +133,7 @@ def verb_of(backend: str, *arguments: object) -> list[str]:
 def run_verb(arguments: list[str]) -> None:
     """Run a verb with OpenSlide alone: no format is left to the direct path."""
     from wsiad import cli
-    from wsiad.slides import jpeg_tiff_backend
+    from wsiad.slides import tiff as jpeg_tiff_backend
 
     jpeg_tiff_backend.FORMATS = frozenset()
     sys.exit(cli.main(arguments))

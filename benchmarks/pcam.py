@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsiad.detector import AnomalousTiles, AnomalyType, HealthyTiles
-from wsiad.errors import InputError
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.crops import centre_crops
-from wsiad.units import Mpp
+from wsiad.core.errors import InputError
+from wsiad.core.units import Mpp
+from wsiad.learning.crops import centre_crops
+from wsiad.learning.detector import AnomalousTiles, AnomalyType, HealthyTiles
+from wsiad.store.arrays import ArrayTiles
 
 PCAM_MPP = Mpp(0.972)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import openslide
 
-from wsiad.tiles.plan import SlidePlan
+from wsiad.tiling.plan import SlidePlan
 
 STAINTOOLS_TILES = 8
 """Of the slide's tiles, evenly spread: StainTools fits the stains of each, for about a second."""

@@ -23,14 +23,14 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
+from wsiad.stain.colour_table import ColourTable
+from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.concentration import concentrations
 from wsiad.stain.density import is_stained, optical_density
 from wsiad.stain.fit import fit_stains
-from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.lab import to_lab
 from wsiad.stain.profile import StainProfile
 from wsiad.stain.reference import reference_profile
-from wsiad.stain.table import ColourTable
 
 PIXELS = 9_216_000
 

@@ -35,10 +35,10 @@ from tile import drawn_slide
 from zarr.codecs import ZstdCodec
 
 import wsiad
-from wsiad.tiles.codecs import decode, encode
-from wsiad.tiles.options import CompressionOptions
-from wsiad.tiles.pixel_error import PixelError
-from wsiad.tiles.shards import ShardReader, ShardWriter
+from wsiad.store.codecs import decode, encode
+from wsiad.store.pixel_error import PixelError
+from wsiad.store.shards import ShardReader, ShardWriter
+from wsiad.tiling.preparation import CompressionOptions
 
 CHUNK = 16
 SHARD = 256

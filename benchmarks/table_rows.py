@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import pydantic
 
-from wsiad.config import Config, build, read_yaml
+from wsiad.core.config import Config, build, read_yaml
+from wsiad.core.errors import ConfigError
+from wsiad.core.files import checked_name
 from wsiad.detectors import registry
-from wsiad.detectors.dpa.options import PerceptualOptions
-from wsiad.errors import ConfigError
-from wsiad.files import checked_name
-from wsiad.training.options import LoopOptions
+from wsiad.detectors.dpa.dpa_options import PerceptualOptions
+from wsiad.learning.training_options import LoopOptions
 
 BACKBONE, PERCEPTUAL, OWN = "backbone", "perceptual", "wsiad"
 """Names of the weights that the detectors use by default, and of those that come with wsiad."""

@@ -29,14 +29,14 @@ from pcam import (
 from sklearn.metrics import roc_auc_score
 from table_rows import OWN, SUM, TRAINED, Case, Row
 
-from wsiad.config import build
-from wsiad.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
+from wsiad.core.config import build
+from wsiad.core.errors import DetectorError, InputError, RunError
+from wsiad.core.files import atomic_file, fingerprint, write_json
+from wsiad.core.units import TilePx
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError, InputError, RunError
-from wsiad.files import atomic_file, fingerprint, write_json
+from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.weights import SHIPPED_FILE
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import TilePx
+from wsiad.store.arrays import ArrayTiles
 
 logger = logging.getLogger(__name__)
 

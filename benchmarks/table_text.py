@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from table_rows import HEALTHY_ONLY, LABELLED, SUM, TRAINED
 
-from wsiad.errors import InputError
-from wsiad.provenance import versions
+from wsiad.core.errors import InputError
+from wsiad.core.provenance import versions
 
 Line = dict[str, Any]
 """Figures of a row and seed, or why there are none."""

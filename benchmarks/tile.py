@@ -28,21 +28,21 @@ import numpy as np
 import tifffile
 from peers import STAINTOOLS_TILES, peer_seconds
 
-from wsiad.files import fingerprint
-from wsiad.geometry import Size
-from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
+from wsiad.core.files import fingerprint
+from wsiad.core.geometry import Size
+from wsiad.core.units import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
+from wsiad.slides.tiff_tiles import TiledLevel, read_layout
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles.codecs import encode
-from wsiad.tiles.options import CompressionOptions, Preparation
-from wsiad.tiles.plan import SlidePlan, plan_slide
-from wsiad.tiles.store import TileStore
-from wsiad.tiles.stream import blocks, stream
-from wsiad.tiles.writer import write_slide
+from wsiad.store.codecs import encode
+from wsiad.store.tile_store import TileStore
+from wsiad.store.writer import write_slide
+from wsiad.tiling.plan import SlidePlan, plan_slide
+from wsiad.tiling.preparation import CompressionOptions, Preparation
+from wsiad.tiling.stream import blocks, stream
 from wsiad.tissue import quality
-from wsiad.units import Mpp
 
 _CHUNK_TILES = 16  # of a store, at 256 px
 

@@ -36,7 +36,7 @@ from PIL import Image
 from wsiad.slides.opening import open_slide
 from wsiad.tissue.artefacts import is_pen
 from wsiad.tissue.mask import Segments, segment
-from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.tissue_options import TissueOptions
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

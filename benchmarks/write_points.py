@@ -213,11 +213,9 @@ def warm_up() -> None:
 
     The table is written after each slide, so that the number of changes is not the clock's.
     """
-    for module in ("writer", "parts", "stain_target"):
-        importlib.import_module(f"wsiad.tiles.{module}")
-    for module in ("wsiad.slides.opening", "wsiad.stages.tile"):
-        importlib.import_module(module)
-    importlib.import_module("wsiad.stages.batch")._TABLE_SECONDS = 0.0
+    for module in ("store.writer", "store.parts", "tiling.plan", "slides.opening", "verbs.tile"):
+        importlib.import_module(f"wsiad.{module}")
+    importlib.import_module("wsiad.compute.batch")._TABLE_SECONDS = 0.0
 
 
 def main() -> None:

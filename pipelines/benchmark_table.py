@@ -36,10 +36,10 @@ from pcam import tile_names
 from table_rows import BACKBONE, OWN, PERCEPTUAL, SUM, Case, Row, cases, read_rows
 from table_run import Setting, add_up, run, stored
 
-from wsiad.detector import Budget
-from wsiad.errors import ConfigError, InputError, WsiadError
-from wsiad.files import write_text
-from wsiad.training.device import choose_device
+from wsiad.core.errors import ConfigError, InputError, WsiadError
+from wsiad.core.files import write_text
+from wsiad.learning.detector import Budget
+from wsiad.learning.device import choose_device
 
 logger = logging.getLogger("benchmark_table")
 

@@ -31,14 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from pcam import PCAM_MPP, centre, drawn_anomalies, held_out_and_drawn, read_tar
 from table_run import area
 
-from wsiad.config import build
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.core.config import build
+from wsiad.core.errors import ConfigError, InputError, WsiadError
+from wsiad.core.files import atomic_file, write_text
+from wsiad.core.units import TilePx
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, InputError, WsiadError
-from wsiad.files import atomic_file, write_text
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.device import choose_device
-from wsiad.units import TilePx
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.learning.device import choose_device
+from wsiad.store.arrays import ArrayTiles
 
 COLUMNS = ("detector", "share", "seed", "fit_tiles", "score_tiles", "auroc")
 

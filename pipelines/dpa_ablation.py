@@ -29,11 +29,11 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 import wsiad
-from wsiad.config import read_yaml
-from wsiad.errors import InputError, RunError, WsiadError
-from wsiad.files import write_json, write_text
-from wsiad.stages.fit_tiles import store_fingerprint
-from wsiad.stages.score_tiles import NORMAL, TUMOUR
+from wsiad.core.config import read_yaml
+from wsiad.core.errors import InputError, RunError, WsiadError
+from wsiad.core.files import write_json, write_text
+from wsiad.runs.fit_tiles import store_fingerprint
+from wsiad.verbs.score_tiles import NORMAL, TUMOUR
 
 logger = logging.getLogger("dpa_ablation")
 

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiad.errors import InputError, WsiadError
+from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.files import atomic_file
 from wsiad.evaluation.auc import delong
-from wsiad.files import atomic_file
 
 SAMPLES = (
     "types",

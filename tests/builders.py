@@ -10,11 +10,11 @@ import tifffile
 from PIL import Image
 
 import wsiad
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Mpp, Spacing
+from wsiad.heatmaps.score_map import Heatmap
 from wsiad.slides.slide import Level, Region, Slide, true_downsample
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, Spacing
+from wsiad.store.arrays import ArrayTiles
 
 
 def halve(image: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsiad.detector import AnomalousTiles, AnomalyType, HealthyTiles
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.learning.detector import AnomalousTiles, AnomalyType, HealthyTiles
+from wsiad.store.arrays import ArrayTiles
 
 PX = 32
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsiad.detector import Detector, DetectorOptions, FitReport, InputSpec, State
+from wsiad.core.files import write_json
 from wsiad.detectors import registry
-from wsiad.files import write_json
+from wsiad.learning.detector import Detector, DetectorOptions, FitReport, InputSpec, State
 from wsiad.runs.calibration import Calibration
+from wsiad.runs.preparation import PREPARATION
 from wsiad.runs.run import RunFolder, RunRecord
-from wsiad.stages.prepared import PREPARATION
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles.options import Preparation
+from wsiad.tiling.preparation import Preparation
 
 
 class Channel(Detector):

@@ -24,11 +24,11 @@ from wsiad.annotations import (
     role_of,
 )
 from wsiad.annotations.rings import has_area
-from wsiad.errors import AnnotationError
+from wsiad.core.errors import AnnotationError
+from wsiad.core.geometry import Size
 from wsiad.evaluation import raster
 from wsiad.evaluation.raster import rasterise
 from wsiad.evaluation.regions import evaluation_mask
-from wsiad.geometry import Size
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 import wsiad
-from wsiad.detector import Detector, FitReport, State
+from wsiad.core.errors import ConfigError, DetectorError, InputError, StoreMismatchError
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError, InputError, StoreMismatchError
+from wsiad.learning.detector import Detector, FitReport, State
+from wsiad.runs.anomalies import spread
 from wsiad.runs.split import split_slides
-from wsiad.stages.anomalies import spread
 
 PROBE = {"layers": ["features.3"], "magnify": 1, "places": 4}
 
@@ -86,7 +86,7 @@ def _seen(monkeypatch):
 @pytest.mark.usefixtures("_seen")
 def test_slides_of_both_stores_are_never_held_out(stores, tmp_path, seed):
     train(stores, tmp_path / "run", detector="seen", options={}, seed=seed)
-    from wsiad.tiles.store import TileStore
+    from wsiad.store.tile_store import TileStore
 
     both = {tile.tobytes() for tile in TileStore(stores[0]).slide("both").tiles(0, 12)}
     assert both <= Seen.given["fit"]
@@ -222,9 +222,9 @@ def test_report_says_what_was_seen_and_measures_on_what_was_not(stores, tmp_path
 
 
 def test_html_report_notes_the_types(stores, tmp_path):
+    from wsiad.heatmaps.heatmap_task import HeatmapRow
+    from wsiad.report.report import _notes
     from wsiad.runs.run import RunFolder
-    from wsiad.stages.heatmap_task import HeatmapRow
-    from wsiad.stages.reporting import _notes
 
     train(stores, tmp_path / "run", anomaly_tiles=3)
     row = HeatmapRow("t1", "ok")

@@ -10,13 +10,13 @@ from builders import make_heatmap
 from scipy import ndimage
 
 from wsiad.annotations import Role, read_annotations
-from wsiad.errors import ExportError
-from wsiad.export.asap_map import UNSCORED, whole_step, write_likelihood_map
-from wsiad.export.asap_xml import write_annotations
-from wsiad.geometry import PixelMap, Size
-from wsiad.heatmaps.colours import ColourScale
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import PixelMap, Size
+from wsiad.exports.asap import UNSCORED, whole_step, write_likelihood_map
+from wsiad.exports.asap_xml import write_annotations
 from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.regions import find_regions
+from wsiad.pictures.colours import ColourScale
 
 SCALE = ColourScale.from_healthy([0.0, 0.25, 0.5, 0.75])  # upper end at 1
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 from wsiad.networks.autoencoder import (
     Autoencoder,
     AutoencoderShape,

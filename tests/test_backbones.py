@@ -8,15 +8,15 @@ import torch
 from builders import stained
 from safetensors.torch import save_file
 
-from wsiad.config import build
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.core.config import build
+from wsiad.core.errors import WeightsError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.errors import WeightsError
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.learning.training_options import LoopOptions
 from wsiad.networks import features, vgg, weights
 from wsiad.networks.backbones import settle
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.options import LoopOptions
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
 
 
 @pytest.fixture

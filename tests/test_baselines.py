@@ -6,9 +6,9 @@ import torch
 from feature_detectors import CPU, TILES, detector, fitted_on_tiles
 from safetensors.torch import load, save
 
-from wsiad.detector import State
+from wsiad.core.errors import DetectorError
 from wsiad.detectors import _vectors
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import State
 
 # Of 96 vectors of noise, fewer components than by default and a larger nu.
 OPTIONS = {

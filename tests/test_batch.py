@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from wsiad.cli import _report
-from wsiad.cluster.options import ComputeOptions
-from wsiad.errors import SlideReadError
+from wsiad.compute.batch import record_path, run_batch, slides_of_shard
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.errors import SlideReadError
 from wsiad.slides.inputs import SlideInput
-from wsiad.stages.batch import record_path, run_batch, slides_of_shard
-from wsiad.stages.slide_table import SlideTable, read_table
-from wsiad.stages.tile import TileResult, TileRow
+from wsiad.slides.slide_table import SlideTable, read_table
+from wsiad.verbs.tile import TileResult, TileRow
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from wsiad.core.errors import ConfigError, InputError
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("table", ROOT / "pipelines/benchmark_table.py")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import percentileofscore
 
-from wsiad.detector import Detector, DetectorOptions, InputSpec, State
-from wsiad.errors import DetectorError, RunError
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.units import Mpp, TilePx
+from wsiad.learning.detector import Detector, DetectorOptions, InputSpec, State
 from wsiad.runs.calibration import Calibration, calibrate
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.gamma(2, size=20_001).astype(np.float32)

@@ -9,7 +9,7 @@ from PIL import Image
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
 
 STEP = 32
 

@@ -6,8 +6,8 @@ import io
 import numpy as np
 import pytest
 
-from wsiad.errors import ExportError
-from wsiad.export.camelyon import confidences, write_detections
+from wsiad.core.errors import ExportError
+from wsiad.exports.camelyon import confidences, write_detections
 from wsiad.heatmaps.peaks import Detection
 
 

@@ -16,7 +16,7 @@ import shapely
 from builders import stained, write_tiff
 
 from wsiad.annotations import read_annotations
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pipelines" / "camelyon16"

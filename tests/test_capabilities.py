@@ -9,12 +9,12 @@ from labelled import tiles as labelled_tiles
 from test_trained_detectors import HEALTHY, SMOOTH, TINY, context, fitted
 from torch import nn
 
-from wsiad.capabilities import Embeds, Reconstructs
-from wsiad.detector import FitContext, InputSpec, State
+from wsiad.core.errors import DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError
-from wsiad.networks.geometric import source_pixels
-from wsiad.units import Mpp, TilePx
+from wsiad.detectors.geometric import source_pixels
+from wsiad.learning.capabilities import Embeds, Reconstructs
+from wsiad.learning.detector import FitContext, InputSpec, State
 
 ASKED = SMOOTH[:5, 4:36, 4:36]
 DPA = {"latent_px": 8, "channels": 3, "batch": 6, "val_interval": 4}

@@ -11,7 +11,7 @@ import yaml
 from builders import stained, write_tiff
 
 from wsiad.cli import VERBS, main
-from wsiad.stages.tile import TileConfig
+from wsiad.verbs.tile import TileConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def run(capsys, *arguments):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_every_option_and_an_example(verb, capsys):
-    from wsiad.config import config_class
+    from wsiad.core.config import config_class
 
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
@@ -33,7 +33,7 @@ def test_help_has_every_option_and_an_example(verb, capsys):
     assert f"wsiad {verb}" in text
     assert "examples:" in text
     name = verb.replace("-", "_")
-    module = __import__(f"wsiad.stages.{name}", fromlist=[name])
+    module = __import__(f"wsiad.verbs.{name}", fromlist=[name])
     for field in config_class(getattr(module, name)).model_fields:
         if field not in ("tissue", "stain"):
             shown = field.replace("_", "-").removesuffix("s" if field == "options" else "")
@@ -144,12 +144,12 @@ CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.stem not in 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_valid(path):
     """Every file in configs/ is accepted by its verb, but for what only the user knows."""
-    from wsiad.config import build, read_yaml
+    from wsiad.core.config import build, read_yaml
 
     values = read_yaml(path)
     verb = path.stem.split("-")[0]
-    module = __import__(f"wsiad.stages.{verb}", fromlist=[verb])
-    from wsiad.config import config_class
+    module = __import__(f"wsiad.verbs.{verb}", fromlist=[verb])
+    from wsiad.core.config import config_class
 
     cls = config_class(getattr(module, verb))
     missing = {name: "x" for name, f in cls.model_fields.items() if f.is_required()}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from wsiad.cluster.options import ComputeOptions, take_shard
-from wsiad.cluster.tasks import run_tasks
-from wsiad.config import build
-from wsiad.errors import ClusterError, ConfigError
+from wsiad.compute.compute_options import ComputeOptions, take_shard
+from wsiad.compute.tasks import run_tasks
+from wsiad.core.config import build
+from wsiad.core.errors import ClusterError, ConfigError
 
 
 def run(function, items, **options):
@@ -112,7 +112,7 @@ def test_a_worker_at_the_end_of_its_life_finishes_its_task(tmp_path):
     """And takes no other: it is gone then."""
     from distributed import Client, LocalCluster
 
-    from wsiad.cluster.worker import SlideWorker
+    from wsiad.compute.job_worker import SlideWorker
 
     def slow(item):
         (tmp_path / f"{item}-{time.monotonic_ns()}").touch()

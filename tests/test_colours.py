@@ -4,8 +4,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from wsiad.errors import ConfigError
-from wsiad.heatmaps.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.core.errors import ConfigError
+from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
 
 
 def test_the_ends_and_the_middle():

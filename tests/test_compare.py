@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from wsiad.cli import main
-from wsiad.errors import ConfigError, EvaluationError
-from wsiad.stages.compare import compare
-from wsiad.stages.evaluate import evaluate
+from wsiad.core.errors import ConfigError, EvaluationError
+from wsiad.verbs.compare import compare
+from wsiad.verbs.evaluate import evaluate
 
 V1 = "camelyon16-2016"
 WINDOW = np.dtype([(n, "f8") for n in ("x", "y", "width", "height", "score", "percentile")])

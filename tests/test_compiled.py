@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from wsiad.compiled import compiled, load_word, store_word
+from wsiad.core.compiled import compiled, load_word, store_word
 
 
 @compiled

@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 from safetensors.numpy import save_file
 
-from wsiad.config import Config, Paths, build, dump_yaml, read_yaml, resolve, verb
-from wsiad.errors import (
+from wsiad.core.config import Config, Paths, build, dump_yaml, read_yaml, resolve, verb
+from wsiad.core.errors import (
     ConfigError,
     InputError,
     RunError,
@@ -20,7 +20,7 @@ from wsiad.errors import (
     SlideReadError,
     WsiadError,
 )
-from wsiad.files import (
+from wsiad.core.files import (
     atomic_file,
     atomic_folder,
     checked_name,

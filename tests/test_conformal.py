@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wsiad.errors import EvaluationError
-from wsiad.evaluation.conformal import (
+from wsiad.conformal.p_values import (
     HealthyReference,
     HealthyRegions,
     attainable,
     benjamini_hochberg,
     slides_needed,
 )
+from wsiad.core.errors import EvaluationError
 
 
 def brute_p(groups, score):

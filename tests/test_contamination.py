@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 
 SPEC = importlib.util.spec_from_file_location(
     "contamination", Path(__file__).parents[1] / "pipelines" / "contamination.py"

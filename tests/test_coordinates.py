@@ -7,8 +7,8 @@ from builders import stained, write_tiff
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.errors import ConfigError, InputError
-from wsiad.tiles.store import TileStore
+from wsiad.core.errors import ConfigError, InputError
+from wsiad.store.tile_store import TileStore
 
 PX = 32
 CORNERS = np.array([[0, 0], [33, 7], [101, 50], [40, 120], [33, 7], [500, 0], [232, 168]])

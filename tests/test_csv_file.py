@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from wsiad.csv_file import plain, read_rows, records, safe, table_text
-from wsiad.errors import InputError
-from wsiad.stages.slide_table import SlideRow, SlideTable, read_table
+from wsiad.core.csv_file import plain, read_rows, records, safe, table_text
+from wsiad.core.errors import InputError
+from wsiad.slides.slide_table import SlideRow, SlideTable, read_table
 
 FORMULAE = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "=")
 

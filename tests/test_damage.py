@@ -14,20 +14,27 @@ from builders import stained, write_tiff
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.config import read_yaml
-from wsiad.errors import ConfigError, EvaluationError, InputError, RunError, StoreError, WsiadError
-from wsiad.evaluation.results import read_windows
-from wsiad.files import parse_json
+from wsiad.core.config import read_yaml
+from wsiad.core.errors import (
+    ConfigError,
+    EvaluationError,
+    InputError,
+    RunError,
+    StoreError,
+    WsiadError,
+)
+from wsiad.core.files import parse_json
+from wsiad.core.yaml_text import parse
+from wsiad.evaluation.results_input import read_windows
+from wsiad.report.report import write_results_report
+from wsiad.results.scored import read_folder
+from wsiad.runs.preparation import run_preparation
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.stages.prepared import run_preparation
-from wsiad.stages.reporting import write_results_report
-from wsiad.stages.scored_folder import read_folder
-from wsiad.stages.view import ViewConfig, open_server
-from wsiad.tiles.coordinates import read_corners
-from wsiad.tiles.store import TileStore
-from wsiad.yaml_text import parse
+from wsiad.store.tile_store import TileStore
+from wsiad.tiling.coordinates import read_corners
+from wsiad.verbs.view import ViewConfig, open_server
 
 
 @pytest.fixture(scope="module")

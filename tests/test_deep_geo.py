@@ -4,14 +4,14 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.core.errors import DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors._dirichlet import fit_dirichlet
 from wsiad.detectors.deep_geo import DeepGeo, DeepGeoOptions
-from wsiad.errors import DetectorError
-from wsiad.networks.geometric import GeometricClassifier, GeometricTransforms
+from wsiad.detectors.geometric import GeometricClassifier, GeometricTransforms
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.wide_resnet import WideResNet
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_it_knows_tiles_whose_orientation_it_cannot_tell(tmp_path):
 
 def test_tiles_are_not_flipped(tmp_path, monkeypatch):
     """With flips at random, half of the transforms would be the same as others."""
-    from wsiad.training import step
+    from wsiad.learning import step
 
     asked = []
     whole = step.random_crops

@@ -3,8 +3,8 @@ import pytest
 import torch
 from feature_detectors import detector
 
-from wsiad.detector import Budget, FitContext, HealthyTiles
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,
@@ -12,7 +12,7 @@ from wsiad.networks.hypersphere import (
     centre_of,
     square_distances,
 )
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

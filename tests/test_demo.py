@@ -5,7 +5,7 @@ import json
 import pytest
 
 import wsiad
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from scipy import ndimage
 from shapely.geometry import Polygon, box
 from skimage.measure import label, regionprops
 
-from wsiad.errors import InputError
-from wsiad.stages import demo_render
-from wsiad.stages.demo_anatomy import lay_out
-from wsiad.stages.demo_nuclei import Nuclei
-from wsiad.stages.demo_render import draw
-from wsiad.stages.demo_slides import make_slides, write_pyramid
+from wsiad.core.errors import InputError
+from wsiad.synthetic import render as demo_render
+from wsiad.synthetic.anatomy import lay_out
+from wsiad.synthetic.demo_nuclei import Nuclei
+from wsiad.synthetic.render import draw
+from wsiad.synthetic.slides import make_slides, write_pyramid
 
 SIZE, MPP = (1536, 1152), 0.972
 SMALL = {"size_px": (640, 512), "mpp": 0.972, "quiet": True}

@@ -9,10 +9,10 @@ from pydicom.encaps import encapsulate, generate_frames
 from tiff_slides import smooth
 
 import wsiad
-from wsiad.errors import DirectReadError
-from wsiad.geometry import Size
+from wsiad.core.errors import DirectReadError
+from wsiad.core.geometry import Size
 from wsiad.slides.dicom_frames import read_frames
-from wsiad.tiles.store import TileStore
+from wsiad.store.tile_store import TileStore
 
 EDGE = 512
 COLUMNS = EDGE // 128

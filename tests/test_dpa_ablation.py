@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from test_dpa import tiny_vgg
 
 import wsiad
-from wsiad.config import build, read_yaml
-from wsiad.detector import InputSpec
+from wsiad.core.config import build, read_yaml
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
-from wsiad.detectors.dpa.options import DpaOptions
-from wsiad.stages.train import TrainConfig
-from wsiad.units import Mpp, TilePx
+from wsiad.detectors.dpa.dpa_options import DpaOptions
+from wsiad.learning.detector import InputSpec
+from wsiad.verbs.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("dpa_ablation", ROOT / "pipelines/dpa_ablation.py")
@@ -105,7 +105,7 @@ def test_a_failure_is_reported_and_run_again(material, tmp_path, monkeypatch):
 
     def failing(**values):
         if values["seed"] == 0:
-            raise wsiad.errors.DetectorError("the training diverged: a | b")
+            raise wsiad.core.errors.DetectorError("the training diverged: a | b")
         return train(**values)
 
     monkeypatch.setattr(wsiad, "train", failing)

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from test_dpa import context, detector, tiny_vgg
 
 import wsiad
-from wsiad.detector import HealthyTiles
+from wsiad.learning.detector import HealthyTiles
 from wsiad.runs.run import RunFolder
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 PX = 32
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from wsiad.detector import (
+from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.core.units import Mpp, TilePx
+from wsiad.detectors import registry
+from wsiad.detectors.ensemble import Ensemble, EnsembleOptions
+from wsiad.learning.detector import (
     AnomalousTiles,
     AnomalyType,
     Budget,
@@ -19,11 +23,7 @@ from wsiad.detector import (
     InputSpec,
     State,
 )
-from wsiad.detectors import registry
-from wsiad.detectors.ensemble import Ensemble, EnsembleOptions
-from wsiad.errors import ConfigError, DetectorError
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiad.config import config_class
-from wsiad.errors import AnnotationError, ConfigError, EvaluationError, WsiadError
+from wsiad.core.config import config_class
+from wsiad.core.errors import AnnotationError, ConfigError, EvaluationError, WsiadError
+from wsiad.core.geometry import Size
 from wsiad.evaluation.submission import read_detections, read_submission
-from wsiad.geometry import Size
-from wsiad.stages.evaluate import EvaluateConfig, evaluate
+from wsiad.verbs.evaluate import EvaluateConfig, evaluate
 
 V1, V2 = "camelyon16-2016", "camelyon16-dataset"
 
@@ -582,7 +582,7 @@ def test_errors_are_of_the_package_and_write_nothing(results):
 
 def test_importing_the_verb_is_light():
     code = (
-        "import sys, wsiad.stages.evaluate;"
+        "import sys, wsiad.verbs.evaluate;"
         "print(*(m for m in ('torch', 'scipy', 'skimage', 'matplotlib', 'shapely', 'cv2')"
         " if m in sys.modules))"
     )
@@ -618,7 +618,7 @@ def test_exclusions_are_told_with_the_figures_and_in_the_plots(submission):
 
 
 def test_a_long_list_of_exclusions_is_cut_short():
-    from wsiad.evaluation.report import left_out
+    from wsiad.evaluation.figures import left_out
 
     names = [f"tumor_{i:03}" for i in range(20)]
     assert left_out((), names).endswith("tumor_007 and 12 more")

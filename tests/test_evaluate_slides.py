@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from wsiad.errors import ConfigError, EvaluationError
+from wsiad.core.errors import ConfigError, EvaluationError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing
 from wsiad.evaluation.healthy_scale import HealthyScale
-from wsiad.evaluation.results import read_heatmap
+from wsiad.evaluation.results_input import read_heatmap
 from wsiad.evaluation.slide_features import slide_features
 from wsiad.evaluation.truth import read_groups
-from wsiad.export.ome_tiff import write_ome_tiff
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.stages.evaluate import evaluate
-from wsiad.units import Spacing
+from wsiad.exports.ome import write_ome_tiff
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.verbs.evaluate import evaluate
 
 V1 = "camelyon16-2016"
 WINDOW = np.dtype([(n, "f8") for n in ("x", "y", "width", "height", "score", "percentile")])

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from wsiad.errors import ExportError
-from wsiad.export.evidence import read_evidence, read_fields, read_p_values
+from wsiad.core.errors import ExportError
+from wsiad.results.evidence_files import read_evidence, read_fields, read_p_values
 
 FIELD = {
     "rank": 1, "image": "regions/001.jpg", "x": 1, "y": 2, "width": 30, "height": 40,

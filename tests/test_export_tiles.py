@@ -11,8 +11,8 @@ from PIL import Image
 from test_store import content
 
 import wsiad
-from wsiad.errors import InputError, StoreError
-from wsiad.tiles.store import TileStore
+from wsiad.core.errors import InputError, StoreError
+from wsiad.store.tile_store import TileStore
 
 PX = 32
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wsiad.errors import EvaluationError
-from wsiad.evaluation.false_alarms import (
+from wsiad.conformal.false_alarms import (
     clopper_pearson,
     count_slides,
     mean_interval,
     mean_share,
 )
+from wsiad.core.errors import EvaluationError
 
 
 @pytest.mark.parametrize(("alarms", "slides"), [(0, 1), (0, 40), (3, 40), (20, 40), (40, 40)])

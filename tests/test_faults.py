@@ -18,20 +18,21 @@ from runs import make_run, use_channel
 from test_store import PLAIN, content
 
 import wsiad
-from wsiad import leftovers
-from wsiad.errors import SlideReadError
-from wsiad.files import atomic_file, atomic_folder
-from wsiad.geometry import Size
-from wsiad.interrupts import Terminated, postponed, terminated
-from wsiad.leftovers import clear_leftovers, owner
-from wsiad.locks import locked
-from wsiad.progress import Progress
-from wsiad.slides import jpeg_tiff_backend, openslide_backend
+from wsiad.core import ownership as leftovers
+from wsiad.core.errors import SlideReadError
+from wsiad.core.files import atomic_file, atomic_folder
+from wsiad.core.geometry import Size
+from wsiad.core.locks import locked
+from wsiad.core.ownership import clear_leftovers, owner
+from wsiad.core.progress import Progress
+from wsiad.core.signals import Terminated, postponed, terminated
+from wsiad.slides import openslide_backend
+from wsiad.slides import tiff as jpeg_tiff_backend
 from wsiad.slides.opening import open_slide
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
-from wsiad.tiles import writer
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.slides.slide_table import read_table
+from wsiad.store import writer
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.verbs.tile import TileRow
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPTIONS = ["--mpp", "0.5", "--tile", "32", "--stain-method", "none", "--quiet"]
@@ -105,7 +106,7 @@ def test_a_disk_that_is_full_from_any_change_on_keeps_nothing_partial(slides, tm
 
 
 def test_a_slide_in_parts_killed_at_any_change_is_mended_by_the_next(tmp_path):
-    small_shards = "from wsiad.tiles import group; group._CHUNK_BYTES = 32 * 32 * 3"
+    small_shards = "from wsiad.store import group; group._CHUNK_BYTES = 32 * 32 * 3"
     slide = write_slide(tmp_path / "s.tif", 1, edge=200)
     found = points(
         tmp_path, slide, patch=small_shards, options=["--split-tiles", "1"],
@@ -178,7 +179,7 @@ def test_two_runs_on_one_store_at_once(tmp_path):
 
 def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path):
     code = (
-        "import os, sys, time; from pathlib import Path; from wsiad.leftovers import owner\n"
+        "import os, sys, time; from pathlib import Path; from wsiad.core.ownership import owner\n"
         "out = Path(sys.argv[1])\n"
         "(out / f'.s.{owner()}.partial' / 'tiles').mkdir(parents=True)\n"
         "(out / f'.s.{owner()}.old').mkdir()\n"
@@ -208,7 +209,7 @@ def test_a_process_number_given_again_is_another_process(tmp_path, monkeypatch):
 
 def test_a_lock_that_a_dead_process_held_is_taken_at_once(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from wsiad.locks import locked\n"
+        "import os, sys; from pathlib import Path; from wsiad.core.locks import locked\n"
         "with locked(Path(sys.argv[1])): os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True)
@@ -375,7 +376,7 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored(
                 CHANGES[change](path)
 
     monkeypatch.setattr(writer, "stream", changing)
-    monkeypatch.setattr("wsiad.tiles.stream._BLOCK_PX", 128)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 128)
     monkeypatch.setattr(jpeg_tiff_backend, "CACHE_BYTES", 0)
     result = tile([path, other], tmp_path / "store")
     assert [(row.slide, row.status) for row in result.rows] == [("other", "ok"), ("s", "failed")]

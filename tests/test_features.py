@@ -7,11 +7,11 @@ from feature_detectors import CPU, TILES, detector
 from safetensors.torch import save_file
 from torch import nn
 
-from wsiad.detector import FitContext, HealthyTiles, State
-from wsiad.errors import DetectorError, WeightsError
+from wsiad.core.errors import DetectorError, WeightsError
+from wsiad.learning.detector import FitContext, HealthyTiles, State
 from wsiad.networks import _torchvision, features, vgg, weights
 from wsiad.networks.features import BackboneFeatures
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
 REAL = Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_1.safetensors"

@@ -6,11 +6,12 @@ import os
 import pytest
 
 import wsiad
-from wsiad import cli, folder_kinds
-from wsiad.config import differences
-from wsiad.errors import EvaluationError, InputError, RunError, StoreError
-from wsiad.files import atomic_file, said
-from wsiad.folder_kinds import what_is
+from wsiad import cli
+from wsiad.core import folder_kinds
+from wsiad.core.config import differences
+from wsiad.core.errors import EvaluationError, InputError, RunError, StoreError
+from wsiad.core.files import atomic_file, said
+from wsiad.core.folder_kinds import what_is
 from wsiad.runs.claim import begin
 
 

@@ -12,7 +12,7 @@ import pytest
 from wsiad.evaluation.bootstrap import slide_weights
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
-from wsiad.evaluation.hits import Detections, SlideHits, match
+from wsiad.evaluation.matching import Detections, SlideHits, match
 from wsiad.evaluation.protocols import PROTOCOLS, all_thresholds, conservative
 from wsiad.evaluation.regions import evaluation_mask
 from wsiad.evaluation.submission import read_detections
@@ -324,7 +324,7 @@ CASES = sorted((SHARED / "cases" / "froc").glob("*")) if SHARED.exists() else []
 @pytest.mark.skipif(not CASES, reason="needs the shared reference cases")
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
 def test_known_cases(folder, tmp_path):
-    from wsiad.stages.evaluate import evaluate
+    from wsiad.verbs.evaluate import evaluate
 
     expected = json.loads((folder / "expected.json").read_text())
     with_itc = expected["official_v2_dataset_include_itc"]["froc"]

@@ -15,7 +15,7 @@ import os, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {benchmarks!r})
 import fuzz
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 
 fuzz.LIMIT_SECONDS = 5
 

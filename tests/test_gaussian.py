@@ -3,11 +3,11 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from wsiad.detector import FitContext, HealthyTiles, InputSpec, State
+from wsiad.core.errors import DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors.gaussian import Gaussian, GaussianOptions
-from wsiad.errors import DetectorError
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec, State
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

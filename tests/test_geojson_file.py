@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from wsiad.errors import ExportError
-from wsiad.export import geojson_file
-from wsiad.export.geojson_file import check_file, write_features
-from wsiad.geometry import Box
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box
+from wsiad.exports import geojson_file
+from wsiad.exports.geojson_file import check_file, write_features
 
 BOUNDS = Box(0, 0, 100, 100)
 

@@ -5,8 +5,8 @@ import pytest
 from feature_detectors import detector, distances, mixed
 from sklearn.mixture import GaussianMixture
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._vectors import random_state
-from wsiad.errors import DetectorError
 
 
 def two_clouds(count, *, seed=0):

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from test_dpa import CPU, HEALTHY, SMOOTH, TINY, context, detector, equal, tiny_vgg
 from torch.nn import functional
 
-from wsiad.config import build, read_yaml
-from wsiad.detector import Budget, HealthyTiles, InputSpec, State
+from wsiad.core.config import build, read_yaml
+from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
-from wsiad.detectors.dpa.options import DpaOptions
+from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.detectors.dpa.statistics import statistics_by_px
-from wsiad.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.learning.detector import Budget, HealthyTiles, InputSpec, State
 from wsiad.networks import vgg
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder
 from wsiad.networks.growing import (
@@ -29,9 +30,8 @@ from wsiad.networks.growing import (
 )
 from wsiad.networks.perceptual import RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
-from wsiad.stages.train import TrainConfig
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
+from wsiad.verbs.train import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "camelyon16"
 PUBLISHED = AutoencoderShape(64, 8, (4, 4, 4, 4), 4)

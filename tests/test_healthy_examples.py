@@ -14,11 +14,11 @@ from sklearn.neighbors import NearestNeighbors
 from test_train import TINY, train
 
 import wsiad
-from wsiad.errors import RunError
+from wsiad.core.errors import RunError
+from wsiad.core.images import jpeg
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.runs.run import RunFolder
-from wsiad.tiles.pictures import jpeg
-from wsiad.tiles.store import TileStore
+from wsiad.store.tile_store import TileStore
 
 KNN = {"detector": "knn", "options": {"places": 2, "input_px": 32}}
 

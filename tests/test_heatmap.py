@@ -17,12 +17,12 @@ from test_slides import corrupt_tiff
 
 import wsiad
 from wsiad.annotations import read_annotations
-from wsiad.errors import ConfigError, InputError, RunError, StoreMismatchError
-from wsiad.geometry import PixelMap
+from wsiad.core.errors import ConfigError, InputError, RunError, StoreMismatchError
+from wsiad.core.geometry import PixelMap
 from wsiad.heatmaps.windows import from_store, store_grid
 from wsiad.runs.run import RunFolder
-from wsiad.tiles.store import TileStore
-from wsiad.tissue.options import QualityThresholds
+from wsiad.store.tile_store import TileStore
+from wsiad.tissue.tissue_options import QualityThresholds
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +247,7 @@ def test_windows_of_a_store_are_its_pixels_each_once(tmp_path, tile, step, size,
 
 
 def make_spec(size):
-    from wsiad.detector import InputSpec
+    from wsiad.learning.detector import InputSpec
 
     return InputSpec(size, 0.5)
 
@@ -290,7 +290,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr("wsiad.stages.heatmap_results.write_tiles", full)
+    monkeypatch.setattr("wsiad.results.writing.write_tiles", full)
     result = score(run, path, tmp_path / "out")
     assert "the disk is full" in result.failed[0].reason
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == ["qupath"]
@@ -303,7 +303,7 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
     path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     run = make_run(tmp_path / "run")
     first = score(run, path, tmp_path / "out")
-    monkeypatch.setattr("wsiad.stages.heatmap_slide.score_slide", None)
+    monkeypatch.setattr("wsiad.results.scoring.score_slide", None)
     again = score(run, path, tmp_path / "out")
     assert again.rows == first.rows
     with pytest.raises(InputError, match="another run or of other options"):

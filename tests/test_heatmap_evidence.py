@@ -15,11 +15,9 @@ from test_heatmap import score
 from test_stream import prepared
 
 import wsiad
-from wsiad.detector import InputSpec
-from wsiad.errors import ExportError, InputError, SlideReadError
-from wsiad.heatmaps.colours import ColourScale
-from wsiad.heatmaps.heatmap import WindowScores
+from wsiad.core.errors import ExportError, InputError, SlideReadError
 from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import WindowScores
 from wsiad.heatmaps.strongest import strongest_windows
 from wsiad.heatmaps.windows import (
     from_plan,
@@ -29,10 +27,12 @@ from wsiad.heatmaps.windows import (
     score_windows,
     store_grid,
 )
+from wsiad.learning.detector import InputSpec
+from wsiad.pictures.colours import ColourScale
 from wsiad.runs.examples import EXAMPLES
 from wsiad.runs.run import RunFolder
-from wsiad.tiles.store import TileStore
-from wsiad.tissue.options import QualityThresholds
+from wsiad.store.tile_store import TileStore
+from wsiad.tissue.tissue_options import QualityThresholds
 
 TISSUE = {"min_area_um2": 0, "smooth_um": 0, "remove_pen": False}
 PREPARED = {"mpp": 0.5, "tissue": TISSUE, "stain": {"method": "none"}, "min_coverage": 0.5}

@@ -18,12 +18,12 @@ from PIL import Image
 from test_store import content
 
 import wsiad
-from wsiad.errors import InputError, StoreMismatchError
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
-from wsiad.tiles import group, imported
-from wsiad.tiles.pictures import decode
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.core.errors import InputError, StoreMismatchError
+from wsiad.core.images import decode
+from wsiad.slides.slide_table import read_table
+from wsiad.store import group, imported
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.verbs.tile import TileRow
 
 PX = 32
 
@@ -362,7 +362,7 @@ def test_bad_sources(tmp_path):
     assert all("another source is named 'same'" in row.reason for row in failed)
     with pytest.raises(InputError, match="only HDF5 sources take"):
         load(one, tmp_path / "s", labels=two)
-    with pytest.raises(wsiad.errors.ConfigError, match="1 `labels` for 2"):
+    with pytest.raises(wsiad.core.errors.ConfigError, match="1 `labels` for 2"):
         load([one, two], tmp_path / "s", labels=one)
 
 
@@ -375,8 +375,8 @@ def test_stains_of_a_source_are_fitted_as_a_slides(tmp_path):
     assert slide.facts["stain"]["fallback"] is None
     assert (pixels != stored(tmp_path / "plain", "a")[1]).any()
     target = TileStore(tmp_path / "fitted").target
+    from wsiad.stain.colours import ColourHistogram
     from wsiad.stain.fit import fit_stains
-    from wsiad.stain.histogram import ColourHistogram
 
     histogram = ColourHistogram()
     histogram.add(pixels)

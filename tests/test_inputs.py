@@ -10,9 +10,9 @@ import tifffile
 from builders import make_heatmap, stained
 from dicom_slides import write_annotations, write_level
 
-from wsiad.errors import InputError
-from wsiad.export.ome_tiff import write_ome_tiff
-from wsiad.geometry import PixelMap
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import PixelMap
+from wsiad.exports.ome import write_ome_tiff
 from wsiad.slides.inputs import find_slides
 
 

@@ -10,10 +10,10 @@ import yaml
 from builders import stained, write_tiff
 
 import wsiad
-from wsiad.files import atomic_folder
-from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.slide_table import SlideTable, read_table
-from wsiad.stages.tile import TileRow
+from wsiad.core.files import atomic_folder
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.slides.slide_table import SlideTable, read_table
+from wsiad.verbs.tile import TileRow
 
 OPTIONS = {"mpp": 0.5, "tile": 64, "stain": {"method": "none"}, "tissue": {"min_area_um2": 0.0}}
 

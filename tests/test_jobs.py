@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsiad.cluster.jobs import JobsConfig, job_script, read_jobs, walltime_minutes
-from wsiad.cluster.options import ComputeOptions
-from wsiad.cluster.tasks import run_tasks
-from wsiad.config import build
-from wsiad.errors import ClusterError, ConfigError
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.jobs import JobsConfig, job_script, read_jobs, walltime_minutes
+from wsiad.compute.tasks import run_tasks
+from wsiad.core.config import build
+from wsiad.core.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def test_shipped_files_make_the_job_that_they_describe(scheduler, tmp_path, monk
         "--nworkers 4",
         "--memory-limit 3.73GiB",
         "--nanny",
-        "--worker-class wsiad.cluster.worker.SlideWorker",
+        "--worker-class wsiad.compute.job_worker.SlideWorker",
         # 4 h less 30 min, less a twentieth for the stagger.
         "--lifetime 11970s --lifetime-stagger 630s",
         "--interface ",

@@ -22,19 +22,19 @@ from tiff_slides import (
 )
 
 import wsiad
-from wsiad.errors import DirectReadError, InputError, SlideReadError
-from wsiad.geometry import Size
-from wsiad.slides.jpeg_tiff_backend import FORMATS, JpegTiffBackend, open_jpeg_tiff
-from wsiad.slides.jpeg_tiff_layout import read_layout
+from wsiad.core.errors import DirectReadError, InputError, SlideReadError
+from wsiad.core.geometry import Size
+from wsiad.core.units import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.tiff import FORMATS, JpegTiffBackend, open_jpeg_tiff
+from wsiad.slides.tiff_tiles import read_layout
 from wsiad.slides.tile_cache import TileCache
 from wsiad.slides.tile_decoder import ends_in_hole, whole_jpeg
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.plan import plan_slide
-from wsiad.tiles.stream import stream
-from wsiad.units import Mpp
+from wsiad.tiling.plan import plan_slide
+from wsiad.tiling.preparation import Preparation
+from wsiad.tiling.stream import stream
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -179,7 +179,7 @@ def test_what_is_no_tiff_has_no_layout():
 
 def test_a_wrong_colour_space_is_found_by_comparing_with_openslide(tmp_path, monkeypatch):
     path = write_jpeg(tmp_path / "a.tif", smooth(128, 128), levels=1)
-    monkeypatch.setattr("wsiad.slides.jpeg_tiff_layout._COLOUR_SPACES", {2: "YCBCR", 6: "RGB"})
+    monkeypatch.setattr("wsiad.slides.tiff_tiles._COLOUR_SPACES", {2: "YCBCR", 6: "RGB"})
     with open_slide(path) as slide:
         assert slide.read_by == "openslide: OpenSlide decodes its tiles differently"
         assert slide.read_level(0, 0, 0, Size(9, 9)).rgb.shape == (9, 9, 3)
@@ -468,7 +468,7 @@ def test_stores_of_both_paths_hold_the_same_pixels(tmp_path, monkeypatch, missin
     held = {}
     for backend in ("jpeg-tiff", "openslide"):
         formats = FORMATS if backend == "jpeg-tiff" else frozenset()
-        monkeypatch.setattr("wsiad.slides.jpeg_tiff_backend.FORMATS", formats)
+        monkeypatch.setattr("wsiad.slides.tiff.FORMATS", formats)
         wsiad.tile(slides=[path], out=tmp_path / backend, mpp=0.5, tile=128, quiet=True)
         held[backend] = zarr.open_group(tmp_path / backend / "slides.zarr", mode="r")["a"]
         assert held[backend].attrs["wsiad"]["read"]["backend"] == backend

@@ -5,9 +5,9 @@ from feature_detectors import detector, distances, mixed
 from scipy.stats import gaussian_kde
 from sklearn.neighbors import KernelDensity
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors import kde
 from wsiad.detectors._vectors import project
-from wsiad.errors import DetectorError
 
 
 def test_score_is_scipys_density_by_scotts_rule():

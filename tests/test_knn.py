@@ -4,12 +4,12 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from wsiad.detector import FitContext, HealthyTiles, InputSpec
+from wsiad.core.errors import DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import _vectors
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
-from wsiad.errors import DetectorError
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

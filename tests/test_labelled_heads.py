@@ -6,10 +6,10 @@ import torch
 from labelled import PX, anomalies, healthy, tiles
 from sklearn.metrics import roc_auc_score
 
-from wsiad.detector import Budget, FitContext, InputSpec, State
+from wsiad.core.errors import DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError
-from wsiad.units import Mpp, TilePx
+from wsiad.learning.detector import Budget, FitContext, InputSpec, State
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 from wsiad.slides.levels import find_levels
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide

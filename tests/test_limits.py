@@ -10,13 +10,13 @@ from builders import stained
 from test_store import PLAIN
 
 import wsiad
-from wsiad.errors import SlideOpenError, UnusableSlideError
+from wsiad.core.errors import SlideOpenError, UnusableSlideError
 from wsiad.slides.opening import open_slide
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.slides.slide_table import read_table
 from wsiad.tissue import mask
 from wsiad.tissue.mask import find_tissue
-from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.tissue_options import TissueOptions
+from wsiad.verbs.tile import TileRow
 
 
 def write_sparse(path, width, height, *, mpp, tile=(4096, 4096), below=None):

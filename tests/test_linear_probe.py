@@ -6,7 +6,8 @@ from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
-from wsiad.detector import FitContext, InputSpec, State
+from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors._labelled import LabelledVectors, _oriented, standardisation
 from wsiad.detectors.linear_probe import (
     LinearProbe,
@@ -15,8 +16,7 @@ from wsiad.detectors.linear_probe import (
     logistic,
     within_one_error,
 )
-from wsiad.errors import ConfigError, DetectorError
-from wsiad.units import Mpp, TilePx
+from wsiad.learning.detector import FitContext, InputSpec, State
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -199,7 +199,7 @@ def test_bad_use_is_refused(tmp_path):
         probe().fit(healthy(), context(tmp_path, None))
     with pytest.raises(DetectorError, match="not fitted"):
         probe().score(tiles(1, seed=0))
-    from wsiad.config import build
+    from wsiad.core.config import build
 
     with pytest.raises(ConfigError, match="at most 1"):
         build(LinearProbeOptions, {"head": "lda", "strength": 2})

@@ -16,15 +16,15 @@ import pytest
 from builders import stained, write_tiff
 from test_cluster import double, run
 
-from wsiad.cluster import local
-from wsiad.cluster.local import EARLY_ENDS, LocalWorkers
-from wsiad.cluster.local_worker import MEMORY_EXIT
-from wsiad.cluster.options import ComputeOptions
-from wsiad.cluster.tasks import _result, run_tasks
-from wsiad.errors import ClusterError
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
-from wsiad.tiles.store import TileStore
+from wsiad.compute import local
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.local import EARLY_ENDS, LocalWorkers
+from wsiad.compute.local_worker import MEMORY_EXIT
+from wsiad.compute.tasks import _result, run_tasks
+from wsiad.core.errors import ClusterError
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import TileStore
+from wsiad.verbs.tile import TileRow
 
 LIMIT_SECONDS = 60.0
 ENDS = {signal.SIGTERM: (143, "ended by SIGTERM"), signal.SIGINT: (130, "interrupted")}

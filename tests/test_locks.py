@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsiad.errors import InputError
-from wsiad.locks import CLAIM, claimed, locked
+from wsiad.core.errors import InputError
+from wsiad.core.locks import CLAIM, claimed, locked
 
 
 def add(folder, times):
@@ -53,7 +53,7 @@ def clock(monkeypatch):
     clock = SimpleNamespace(
         now=0.0, monotonic=monotonic, sleep=time.sleep, looked_twice=looked_twice
     )
-    monkeypatch.setattr("wsiad.locks.time", clock)
+    monkeypatch.setattr("wsiad.core.locks.time", clock)
     return clock
 
 
@@ -157,7 +157,7 @@ def test_the_folder_of_a_killed_process_is_free_at_once(holder, tmp_path):
 def test_the_owner_on_another_machine_is_told_by_its_beats(tmp_path, monkeypatch):
     """Neither of the two can see processes of the other."""
     with claimed(tmp_path, beat_seconds=0.1):
-        monkeypatch.setattr("wsiad.leftovers._machine", lambda: "0" * 8)
+        monkeypatch.setattr("wsiad.core.ownership._machine", lambda: "0" * 8)
         with pytest.raises(InputError, match="another process works on it"):
             claimed(tmp_path, beat_seconds=0.1).__enter__()
     (tmp_path / CLAIM).write_text("ffffffff-1-2-00000000")
@@ -169,9 +169,9 @@ def test_the_owner_on_another_machine_is_told_by_its_beats(tmp_path, monkeypatch
 
 
 def test_it_gives_up_at_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("wsiad.locks._GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr("wsiad.core.locks._GIVE_UP_SECONDS", 0.2)
     (tmp_path / ".lock").write_text("someone")
-    monkeypatch.setattr("wsiad.locks._break", lambda path, owner: None)
+    monkeypatch.setattr("wsiad.core.locks._break", lambda path, owner: None)
     with (
         pytest.raises(InputError, match="is kept busy by other processes"),
         locked(tmp_path / ".lock", stale_seconds=0.1),

@@ -6,15 +6,15 @@ from runs import make_run, use_channel
 from test_store import PLAIN
 
 import wsiad
-from wsiad.errors import InputError
-from wsiad.files import NAME_BYTES, atomic_file, checked_name
-from wsiad.leftovers import clear_leftovers, owner
+from wsiad.core.errors import InputError
+from wsiad.core.files import NAME_BYTES, atomic_file, checked_name
+from wsiad.core.ownership import clear_leftovers, owner
+from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.slides.inputs import find_slides
-from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
-from wsiad.stages.view import ViewConfig, open_server
-from wsiad.tiles.store import TileStore
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import TileStore
+from wsiad.verbs.tile import TileRow
+from wsiad.verbs.view import ViewConfig, open_server
 
 LONGEST = ["a" * NAME_BYTES, "ä" * (NAME_BYTES // 2), "組" * 66 + "bb", "𝌆" * 50]
 TOO_LONG = ["a" * (NAME_BYTES + 1), "組" * 67, "b" * 251]

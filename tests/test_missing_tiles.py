@@ -8,11 +8,11 @@ from runs import make_run, use_channel
 from tiff_slides import TILE, empty_tiles, smooth, write_jpeg
 
 import wsiad
-from wsiad.geometry import Box, Size
+from wsiad.core.geometry import Box, Size
 from wsiad.slides.opening import open_slide
-from wsiad.tiles.store import TileStore
+from wsiad.store.tile_store import TileStore
 from wsiad.tissue.mask import find_tissue
-from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.tissue_options import TissueOptions
 
 HEIGHT, WIDTH = 768, 832
 COLUMNS, ROWS = WIDTH // TILE, HEIGHT // TILE

@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 
 @pytest.mark.parametrize("gamma", ["scale", 0.3])

@@ -8,10 +8,10 @@ import pytest
 import tifffile
 from builders import make_heatmap
 
-from wsiad.errors import ExportError
-from wsiad.export.ome_tiff import pyramid_sizes, reduce_by, write_ome_tiff
-from wsiad.geometry import PixelMap, Size
-from wsiad.units import Spacing
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import PixelMap, Size
+from wsiad.core.units import Spacing
+from wsiad.exports.ome import pyramid_sizes, reduce_by, write_ome_tiff
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
@@ -119,7 +119,7 @@ def test_a_fault_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "heatmap.ome.tif"
     write_ome_tiff(heatmap_of((600, 600)), path)
     before = path.read_bytes()
-    monkeypatch.setattr("wsiad.export.ome_tiff.reduce_by", lambda *_: 1 / 0)
+    monkeypatch.setattr("wsiad.exports.ome.reduce_by", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_ome_tiff(heatmap_of((600, 600), seed=1), path)
     assert path.read_bytes() == before

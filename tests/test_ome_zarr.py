@@ -10,11 +10,11 @@ import tifffile
 import zarr
 from builders import make_heatmap
 
-from wsiad.errors import ExportError
-from wsiad.export.ome_tiff import write_ome_tiff
-from wsiad.export.ome_zarr import write_ome_zarr
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.units import Spacing
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing
+from wsiad.exports.ome import write_ome_tiff
+from wsiad.exports.ome_zarr import write_ome_zarr
 
 
 def heatmap_of(shape=(300, 700), slide="a"):

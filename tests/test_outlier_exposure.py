@@ -7,13 +7,13 @@ from labelled import PX, anomalies, healthy, tiles
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from wsiad.detector import Budget, FitContext, InputSpec, State
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.detectors._trained import group
-from wsiad.errors import DetectorError, RunError
-from wsiad.networks.classifier import PlaceClassifier
+from wsiad.detectors.classifier import PlaceClassifier
+from wsiad.learning.detector import Budget, FitContext, InputSpec, State
 from wsiad.networks.features import BackboneFeatures, random_tensors
-from wsiad.units import Mpp, TilePx
 
 CPU = torch.device("cpu")
 SMALL = {"layer": "features.3", "magnify": 1, "batch": 8, "max_steps": 40, "learning_rate": 1e-3}

@@ -7,11 +7,11 @@ import pytest
 import shapely
 from builders import make_heatmap
 
-from wsiad.errors import ConfigError
-from wsiad.geometry import Box, PixelMap, Size
+from wsiad.core.errors import ConfigError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Microns, Spacing
 from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Microns, Spacing
 
 SPACING = Spacing(0.25, 0.4)
 BOUNDS = Box(3.0, 7.0, 9000.0, 9000.0)

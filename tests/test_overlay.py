@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import shapely
 
-from wsiad.export import overlay as module
-from wsiad.export.overlay import enlarged, outline_regions, overlay
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.colours import ColourScale
-from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.tiles.overview import Overview
-from wsiad.units import Mpp, Spacing
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Mpp, Spacing
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.overview import Overview
+from wsiad.results import overlay as module
+from wsiad.results.overlay import enlarged, outline_regions, overlay
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10_000])

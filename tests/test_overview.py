@@ -11,17 +11,17 @@ from builders import ArraySlide, noise, stained, write_tiff
 from PIL import Image
 
 import wsiad
-from wsiad.geometry import PixelMap
+from wsiad.core.geometry import PixelMap
+from wsiad.core.units import Mpp, Spacing
+from wsiad.pictures import drawing, overview
+from wsiad.pictures.drawing import COLOURS, INK, KEPT, OUTLINE, borders, covered, pixel_edges
+from wsiad.pictures.overview import MAX_BYTES, Overview, draw, overview_jpeg, slide_picture
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles import drawing, overview
-from wsiad.tiles.drawing import COLOURS, INK, KEPT, OUTLINE, borders, covered, pixel_edges
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.overview import MAX_BYTES, Overview, draw, overview_jpeg, slide_picture
-from wsiad.tiles.plan import plan_slide
-from wsiad.tiles.store import TileStore
-from wsiad.tiles.stream import EXAMPLE_PX, Example, choose_examples, stream
+from wsiad.store.tile_store import TileStore
+from wsiad.tiling.plan import plan_slide
+from wsiad.tiling.preparation import Preparation
+from wsiad.tiling.stream import EXAMPLE_PX, Example, choose_examples, stream
 from wsiad.tissue.guards import Reason
-from wsiad.units import Mpp, Spacing
 
 
 def some(**changes):

@@ -11,7 +11,7 @@ from scipy import stats
 from wsiad.evaluation.auc import TilePool, delong
 from wsiad.evaluation.bootstrap import slide_weights
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
-from wsiad.evaluation.hits import SlideHits
+from wsiad.evaluation.matching import SlideHits
 from wsiad.evaluation.paired import (
     auc_difference,
     bootstrap_p,

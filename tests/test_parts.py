@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from test_store import content
 
 import wsiad
-from wsiad.errors import SlideReadError, StoreError
-from wsiad.files import fingerprint
+from wsiad.compute.division import Divided, Divisions, PartDone
+from wsiad.core.errors import SlideReadError, StoreError
+from wsiad.core.files import fingerprint
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Region
-from wsiad.stages.division import Divided, Divisions, PartDone
-from wsiad.stages.slide_table import SlideRow
+from wsiad.slides.slide_table import SlideRow
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles import group
-from wsiad.tiles.options import CompressionOptions, Preparation, StainOptions
-from wsiad.tiles.parts import Part, SlideParts, split
-from wsiad.tiles.plan import plan_slide
-from wsiad.tiles.store import GROUPS, TileStore
-from wsiad.tiles.stream import stream
-from wsiad.tiles.tidying import clear_store, parts_folder
-from wsiad.tiles.writer import write_slide
-from wsiad.tissue.options import QualityOptions
+from wsiad.store import group
+from wsiad.store.parts import Part, SlideParts, split
+from wsiad.store.tidying import clear_store, parts_folder
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.store.writer import write_slide
+from wsiad.tiling.plan import plan_slide
+from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
+from wsiad.tiling.stream import stream
+from wsiad.tissue.tissue_options import QualityOptions
 
 OPTIONS = Preparation.model_validate(
     {
@@ -71,7 +71,7 @@ def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most):
 def small_shards(monkeypatch):
     """Shards of 16 × 2 tiles, so that a small slide has many."""
     monkeypatch.setattr(group, "_CHUNK_BYTES", 2 * 16 * 16 * 3)
-    monkeypatch.setattr("wsiad.tiles.stream._BLOCK_PX", 80)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 80)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_shards_are_copied_where_there_are_no_links(slide, tmp_path, monkeypatch
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         link(source, target)
 
-    monkeypatch.setattr("wsiad.tiles.shards.os.link", refused)
+    monkeypatch.setattr("wsiad.store.shards.os.link", refused)
     whole.join()
     assert content(tmp_path / "parts") == expected
 
@@ -204,7 +204,7 @@ def test_a_damaged_part_is_written_again(slide, tmp_path):
 def test_parts_of_two_versions_are_not_joined(slide, tmp_path, monkeypatch):
     whole = begun(slide, tmp_path / "parts")
     whole.write(whole.parts[0])
-    monkeypatch.setattr("wsiad.tiles.writer.__version__", "999")
+    monkeypatch.setattr("wsiad.store.writer.__version__", "999")
     assert begun(slide, tmp_path / "parts").missing() == whole.parts
 
 

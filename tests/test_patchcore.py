@@ -6,10 +6,10 @@ import torch
 from feature_detectors import CPU, TILES, detector, distances, fitted_on_tiles, mixed
 from scipy.spatial.distance import cdist
 
-from wsiad.detector import FitContext, HealthyTiles
+from wsiad.core.errors import DetectorError
 from wsiad.detectors.patchcore import greedy_coreset
-from wsiad.errors import DetectorError
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.learning.detector import FitContext, HealthyTiles
+from wsiad.store.arrays import ArrayTiles
 
 
 def radius(vectors, chosen):

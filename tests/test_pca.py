@@ -3,7 +3,7 @@ import pytest
 from feature_detectors import detector, distances, mixed
 from sklearn.decomposition import PCA
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 
 @pytest.mark.parametrize("components", [3, 0.9])

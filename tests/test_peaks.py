@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from builders import make_heatmap
 
-from wsiad.errors import ConfigError
-from wsiad.geometry import PixelMap, Size
+from wsiad.core.errors import ConfigError
+from wsiad.core.geometry import PixelMap, Size
+from wsiad.core.units import Microns, Spacing
 from wsiad.heatmaps.peaks import DEFAULT_RADIUS, find_peaks
-from wsiad.units import Microns, Spacing
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "nms"
 MPP = 0.243

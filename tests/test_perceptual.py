@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsiad.errors import DetectorError, WeightsError
+from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.networks import _torchvision, vgg
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import LAYERS, Vgg19

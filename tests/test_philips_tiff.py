@@ -6,10 +6,10 @@ import tifffile
 from builders import halve
 from tiff_slides import TILE, assert_same, both, empty_tiles, encode, smooth
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
+from wsiad.core.units import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.units import Mpp
 
 MPP = 0.25
 

@@ -5,21 +5,21 @@ from feature_detectors import detector
 from safetensors.torch import save_file
 from torch import nn
 
-from wsiad.config import build
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec
-from wsiad.detectors.piad import PerceptualImageAnomalyDetection, PiadOptions
-from wsiad.errors import ConfigError, DetectorError, WeightsError
-from wsiad.networks.adversarial import (
+from wsiad.core.config import build
+from wsiad.core.errors import ConfigError, DetectorError, WeightsError
+from wsiad.core.units import Mpp, TilePx
+from wsiad.detectors.adversarial import (
     CriticLoss,
     Game,
     GradientBalance,
     gradient_penalty,
     latent_critic,
 )
+from wsiad.detectors.piad import PerceptualImageAnomalyDetection, PiadOptions
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder, seeded_encoder
 from wsiad.networks.vgg import random_tensors
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.units import Mpp, TilePx
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wsiad.cli import VERBS, _verb_parser
-from wsiad.config import config_class
+from wsiad.core.config import config_class
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 SCRIPTS = sorted(path for path in PIPELINES.rglob("*") if path.suffix in (".sh", ".sbatch"))
@@ -40,7 +40,7 @@ def calls(tmp_path):
             return done.returncode, done.stdout
         verb, *given = (tmp_path / "arguments").read_text().split("\0")[:-1]
         assert verb in VERBS
-        module = __import__(f"wsiad.stages.{verb}", fromlist=[verb])
+        module = __import__(f"wsiad.verbs.{verb}", fromlist=[verb])
         return verb, vars(_verb_parser(verb, config_class(getattr(module, verb))).parse_args(given))
 
     return run

@@ -10,8 +10,8 @@ from PIL import Image
 from tiff_slides import smooth
 
 import wsiad
-from wsiad.errors import InputError
-from wsiad.tiles.pictures import decode
+from wsiad.core.errors import InputError
+from wsiad.core.images import decode
 
 RGB = smooth(256, 256)
 WIDE = RGB.astype(np.uint16) * 257

@@ -10,12 +10,12 @@ import pytest
 import shapely
 
 from wsiad.cli import main
-from wsiad.errors import AnnotationError, ConfigError, EvaluationError
+from wsiad.core.errors import AnnotationError, ConfigError, EvaluationError
+from wsiad.core.geometry import Size
 from wsiad.evaluation.placement import covered, place
 from wsiad.evaluation.raster import rasterise
-from wsiad.geometry import Size
-from wsiad.stages.compare import compare
-from wsiad.stages.evaluate import evaluate
+from wsiad.verbs.compare import compare
+from wsiad.verbs.evaluate import evaluate
 
 COLUMNS = "slide,status,reason,score_max,score_top_k_mean,mpp_x,mpp_y,width,height"
 WINDOW = np.dtype([(n, "f8") for n in ("x", "y", "width", "height", "score", "percentile")])

@@ -7,12 +7,12 @@ import pytest
 from builders import make_heatmap
 from PIL import Image
 
-from wsiad.errors import ExportError
-from wsiad.export.ome_tiff import reduce_by
-from wsiad.export.png import write_png
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.colours import ColourScale
-from wsiad.units import Spacing
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing
+from wsiad.exports.ome import reduce_by
+from wsiad.exports.png import write_png
+from wsiad.pictures.colours import ColourScale
 
 SCALE = ColourScale((-1.0, 2.0))
 
@@ -95,7 +95,7 @@ def test_other_endings_are_refused(tmp_path):
 def test_picture_and_sidecar_are_replaced_together(tmp_path, monkeypatch):
     write_png(heatmap_of((5, 5)), tmp_path / "heatmap.png", scale=SCALE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("wsiad.export.png.describe", lambda *_, **__: {"x": float("nan")})
+    monkeypatch.setattr("wsiad.exports.png.describe", lambda *_, **__: {"x": float("nan")})
     with pytest.raises(ValueError):
         write_png(heatmap_of((6, 6)), tmp_path / "heatmap.png", scale=SCALE)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

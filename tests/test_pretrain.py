@@ -12,13 +12,13 @@ from builders import stained, write_tiff
 from safetensors.torch import load_file
 
 import wsiad
-from wsiad.errors import ConfigError, DetectorError, InputError, RunError
-from wsiad.locks import CLAIM, claimed
-from wsiad.networks.contrastive import ContrastiveNetwork, contrast
+from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.core.locks import CLAIM, claimed
+from wsiad.learning.contrastive import ContrastiveLoss, ContrastiveOptions
+from wsiad.learning.contrastive_part import ContrastiveNetwork, contrast
+from wsiad.learning.views import ViewOptions, random_views
 from wsiad.networks.vgg import Vgg19
 from wsiad.networks.weights import SHIPPED_FILE, read_file
-from wsiad.training.contrastive import ContrastiveLoss, ContrastiveOptions
-from wsiad.training.views import ViewOptions, random_views
 
 STILL = ViewOptions(view_px=32, scale=1, stain_gain=0, stain_shift=0, brightness=0, blur=0)
 TINY = {
@@ -162,7 +162,7 @@ def test_killed_pretraining_ends_like_one_that_was_not(store, tmp_path):
     code = f"""
 import os, wsiad
 from pathlib import Path
-from wsiad.training import checkpoint
+from wsiad.learning import checkpoint
 written = checkpoint.Checkpoint.write
 def write(self, path):
     written(self, path)

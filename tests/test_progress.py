@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from wsiad import progress as module
-from wsiad.progress import Progress
+from wsiad.core import progress as module
+from wsiad.core.progress import Progress
 
 
 @pytest.fixture

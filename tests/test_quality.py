@@ -16,14 +16,14 @@ from test_heatmap import read_heatmap
 from test_store import content
 
 import wsiad
-from wsiad.config import build
-from wsiad.errors import ConfigError, InputError, StoreMismatchError
-from wsiad.stages.tile import TileConfig
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.core.config import build
+from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.tiling.preparation import Preparation
 from wsiad.tissue.guards import Reason, count_reasons, judge
-from wsiad.tissue.options import QualityThresholds
 from wsiad.tissue.quality import measure
+from wsiad.tissue.tissue_options import QualityThresholds
+from wsiad.verbs.tile import TileConfig
 
 TISSUE = {"min_area_um2": 0, "smooth_um": 0, "remove_pen": False, "saturation_min": 0,
           "saturation_max": 0}  # fmt: skip
@@ -379,8 +379,8 @@ def test_qupath_is_told_what_was_not_assessed(slide, tmp_path, score):
     import shapely
     from shapely.geometry import shape
 
-    from wsiad.export.geojson import check_collection
-    from wsiad.geometry import Box
+    from wsiad.core.geometry import Box
+    from wsiad.exports.geojson import check_collection
 
     expected = by_hand(spoilt(), LIMITS)
     score(slide, "out", thresholds=LIMITS)
@@ -499,6 +499,6 @@ def test_results_of_before_there_were_thresholds_are_taken_up(slide, tmp_path, s
         )
         writer.writeheader()
         writer.writerows(rows)
-    monkeypatch.setattr("wsiad.stages.heatmap_slide.score_slide", None)
+    monkeypatch.setattr("wsiad.results.scoring.score_slide", None)
     again = wsiad.heatmap(run=tmp_path / "run-out", slides=slide, out=tmp_path / "out", quiet=True)
     assert again.rows == first.rows

@@ -17,14 +17,14 @@ import pytest
 import shapely
 
 from wsiad.annotations import read_annotations
-from wsiad.errors import ExportError
-from wsiad.export.geojson import check_collection, check_feature
-from wsiad.export.lesion_measurements import add_measurements
-from wsiad.export.qupath import write_lesions, write_tiles, write_unassessed
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap, WindowScores
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing
+from wsiad.exports.geojson import check_collection, check_feature
+from wsiad.exports.qupath import write_lesions, write_tiles, write_unassessed
+from wsiad.exports.qupath.lesion_measurements import add_measurements
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Spacing
+from wsiad.heatmaps.score_map import Heatmap, WindowScores
 
 SCHEMA = Path(__file__).parents[2] / "shared" / "reference" / "qupath_geojson.schema.json"
 BOUNDS = Box(1000.0, 500.0, 4000.0, 3000.0)
@@ -350,7 +350,7 @@ def test_a_hundred_thousand_tiles_in_seconds(tmp_path):
 
 def test_the_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     for module in ("qupath.objects", "geojson_file"):
-        monkeypatch.setattr(f"wsiad.export.{module}.CHUNK", 64)
+        monkeypatch.setattr(f"wsiad.exports.{module}.CHUNK", 64)
     windows = windows_of(8_000, edge=8.0, columns=400)
     tracemalloc.start()
     write_tiles(windows, tmp_path / "tiles.geojson.gz", slide="a", bounds=BOUNDS)

@@ -14,15 +14,15 @@ from builders import stained, write_tiff
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.errors import ExportError
-from wsiad.export.qupath.project import (
+from wsiad.core.errors import ExportError
+from wsiad.exports.qupath.project import (
     ProjectSlide,
     file_uri,
     packed_colour,
     write_project,
 )
-from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.qupath_project import project_slides
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.results.qupath_project import project_slides
 
 NAMES = ["a b", "it's", 'say "hi"', "<b>&amp;", "Größe µm", "腺癌", "50%20", "a#b?c", "a;b=c+d"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wsiad.errors import ExportError
-from wsiad.export.qupath.objects import CLASS_NAME, UNASSESSED_NAME
-from wsiad.export.qupath.scripts import SCRIPTS, script, write_scripts
+from wsiad.core.errors import ExportError
+from wsiad.exports.qupath.objects import CLASS_NAME, UNASSESSED_NAME
+from wsiad.exports.qupath.scripts import SCRIPTS, script, write_scripts
 
 
 def without_text(groovy):

@@ -10,15 +10,15 @@ from runs import make_run, use_channel
 from test_store import PLAIN
 
 import wsiad
-from wsiad.errors import InputError, StoreMismatchError
-from wsiad.files import new_file
-from wsiad.stages import heatmap as heatmap_stage
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.core.errors import InputError, StoreMismatchError
+from wsiad.core.files import new_file
+from wsiad.slides.slide_table import read_table
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles import store as store_module
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.store import tile_store as store_module
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.tiling.preparation import Preparation
+from wsiad.verbs import heatmap as heatmap_stage
+from wsiad.verbs.tile import TileRow
 
 TARGET = reference_profile("none").to_dict()
 

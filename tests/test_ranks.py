@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from test_dpa import CPU, HEALTHY, detector, tiny_vgg
 
 import wsiad
-from wsiad.detector import Budget, FitContext
-from wsiad.errors import ConfigError, RunError
-from wsiad.ranks import Ranks
+from wsiad.core.errors import ConfigError, RunError
+from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.detector import Budget, FitContext
+from wsiad.learning.metrics import read_metrics
+from wsiad.learning.ranks import Ranks
+from wsiad.runs import fitting as fit_along
 from wsiad.runs.run import RunFolder
-from wsiad.stages import fit_along
-from wsiad.training.crops import on_device, random_crops
-from wsiad.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # starts processes that import torch
 

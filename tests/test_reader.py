@@ -12,15 +12,15 @@ from builders import stained, write_tiff
 from test_store import PLAIN
 
 import wsiad
-from wsiad.errors import SlideOpenError, SlideReadError
-from wsiad.files import fingerprint
-from wsiad.geometry import Size
+from wsiad.core.errors import SlideOpenError, SlideReadError
+from wsiad.core.files import fingerprint
+from wsiad.core.geometry import Size
 from wsiad.slides import reader
 from wsiad.slides.opening import open_slide
 from wsiad.slides.reader import ReadSlide
+from wsiad.slides.slide_table import read_table
 from wsiad.slides.tile_inspection import TileInspector
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.verbs.tile import TileRow
 
 FIRST = 2**44
 """Bytes that the first tile of a level claims."""
@@ -211,7 +211,7 @@ def test_a_region_beyond_the_readers_memory_is_refused(tmp_path):
 
 
 def test_the_viewer_says_which_slide_it_cannot_show(tmp_path):
-    from wsiad.viewing.tiles import DeepZoom
+    from wsiad.viewing.deep_zoom import DeepZoom
 
     path = write_claim(tmp_path / "s.tif")
     fingerprint(path)

@@ -9,9 +9,9 @@ from runs import make_run, use_channel
 from tiff_slides import smooth, write_jpeg
 
 import wsiad
-from wsiad.errors import InputError
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.core.errors import InputError
+from wsiad.slides.slide_table import read_table
+from wsiad.verbs.tile import TileRow
 
 SAID = {"direct": "jpeg-tiff", "lossless": "openslide: compression LZW"}
 TISSUE = {"min_area_um2": 0, "smooth_um": 0, "remove_pen": False}

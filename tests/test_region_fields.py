@@ -11,13 +11,13 @@ import shapely
 from builders import ArraySlide, noise
 from PIL import Image
 
-from wsiad.export.evidence import read_fields
-from wsiad.export.overlay import outline_polygon, outline_regions
-from wsiad.export.region_fields import _bar_um, field_around, read_field, write_fields
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Mpp, Spacing
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Mpp, Spacing
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.results.evidence_files import read_fields
+from wsiad.results.overlay import outline_polygon, outline_regions
+from wsiad.results.region_fields import _bar_um, field_around, read_field, write_fields
 
 
 def heatmap(scores, *, pixel=100.0, mpp=0.5, mpp_y=None, size=None):

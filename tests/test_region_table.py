@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from wsiad.errors import ExportError
-from wsiad.export.lesion_measurements import add_measurements
-from wsiad.export.qupath import write_lesions
-from wsiad.export.region_table import read_regions, region_rows, write_regions
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Mpp, Spacing
+from wsiad.exports.qupath import write_lesions
+from wsiad.exports.qupath.lesion_measurements import add_measurements
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Mpp, Spacing
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.results.region_table import read_regions, region_rows, write_regions
 
 BOUNDS = Box(0.0, 0.0, 4000.0, 3000.0)
 

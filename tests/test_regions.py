@@ -8,10 +8,10 @@ import shapely
 from builders import make_heatmap
 from scipy import ndimage
 
-from wsiad.errors import ConfigError
-from wsiad.geometry import Box, PixelMap
+from wsiad.core.errors import ConfigError
+from wsiad.core.geometry import Box, PixelMap
+from wsiad.core.units import Spacing, SquareMicrons
 from wsiad.heatmaps.regions import find_regions
-from wsiad.units import Spacing, SquareMicrons
 
 SPACING = Spacing(0.25, 0.5)
 

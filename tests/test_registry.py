@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from wsiad.detector import Detector, DetectorOptions
+from wsiad.core.errors import DetectorError
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import Detector, DetectorOptions
 
 
 def test_names_are_those_of_files_and_folders():

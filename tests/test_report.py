@@ -17,10 +17,10 @@ import pytest
 from browser import needs_browser
 from PIL import Image
 
-from wsiad.errors import ExportError
-from wsiad.export import report_text
-from wsiad.export.report import write_report
-from wsiad.export.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.core.errors import ExportError
+from wsiad.report import wording as report_text
+from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.report.report_part import write_report
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'&{{ 7*7 }}"""
 VOID = {"meta", "img", "br", "input", "link", "hr"}

@@ -11,11 +11,11 @@ from PIL import Image
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.errors import ExportError, InputError
-from wsiad.export.report_model import SlideEntry
-from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.report_entries import slide_entry, with_findings
-from wsiad.stages.reporting import write_results_report
+from wsiad.core.errors import ExportError, InputError
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.report.report import write_results_report
+from wsiad.report.report_entries import slide_entry, with_findings
+from wsiad.report.report_model import SlideEntry
 
 
 @pytest.fixture(scope="module")

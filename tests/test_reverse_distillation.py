@@ -3,11 +3,11 @@ import pytest
 import torch
 from feature_detectors import detector
 
-from wsiad.detector import Budget, FitContext, HealthyTiles
+from wsiad.detectors.reverse_distillation_part import Blocks, ResidualBlock, ReverseStudent
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.networks import features
 from wsiad.networks.features import BackboneFeatures
-from wsiad.networks.reverse_distillation import Blocks, ResidualBlock, ReverseStudent
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -9,12 +9,12 @@ import pytest
 from builders import stained, write_tiff
 
 import wsiad
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
+from wsiad.core.ownership import owner
 from wsiad.evaluation.truth import read_groups
-from wsiad.export.asap_map import SUFFIX
-from wsiad.leftovers import owner
-from wsiad.stages.view import viewed_slides
-from wsiad.tiles.store import TileStore
+from wsiad.exports.asap import SUFFIX
+from wsiad.store.tile_store import TileStore
+from wsiad.verbs.view import viewed_slides
 
 NAMES = [f"p{number}/1" for number in range(4)]
 

@@ -5,14 +5,14 @@ import pytest
 from builders import noise, stained, write_tiff
 
 import wsiad
-from wsiad.errors import ConfigError, ScaleError
-from wsiad.geometry import Size
+from wsiad.core.errors import ConfigError, ScaleError
+from wsiad.core.geometry import Size
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scale import find_scale
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile_task import TileRow
-from wsiad.tiles.store import TileStore
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import TileRow
 
 
 @pytest.mark.parametrize(

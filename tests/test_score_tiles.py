@@ -10,9 +10,9 @@ from runs import make_run, use_channel
 from sklearn.metrics import roc_auc_score
 
 import wsiad
-from wsiad.errors import DetectorError, InputError, RunError, StoreError, StoreMismatchError
+from wsiad.core.errors import DetectorError, InputError, RunError, StoreError, StoreMismatchError
 from wsiad.runs.run import RunFolder
-from wsiad.tiles.store import TileStore
+from wsiad.store.tile_store import TileStore
 
 PX = 40
 

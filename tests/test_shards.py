@@ -10,11 +10,11 @@ import zarr
 from builders import noise, stained
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from wsiad.tiles.codecs import array_codecs, decode, encode
-from wsiad.tiles.group import TileArray
-from wsiad.tiles.options import CompressionOptions
-from wsiad.tiles.pixel_error import PixelError
-from wsiad.tiles.shards import ShardReader, crc32c, shard_path
+from wsiad.store.codecs import array_codecs, decode, encode
+from wsiad.store.group import TileArray
+from wsiad.store.pixel_error import PixelError
+from wsiad.store.shards import ShardReader, crc32c, shard_path
+from wsiad.tiling.preparation import CompressionOptions
 
 CODECS = [
     {"codec": "none"},
@@ -36,8 +36,8 @@ def tiles():
 @pytest.fixture
 def written(tmp_path, tiles, monkeypatch):
     """Write tiles in chunks of 16 and shards of 256 chunks or fewer."""
-    monkeypatch.setattr("wsiad.tiles.group._CHUNK_BYTES", 16 * 32 * 32 * 3)
-    monkeypatch.setattr("wsiad.tiles.group._CHUNKS_PER_SHARD", 4)
+    monkeypatch.setattr("wsiad.store.group._CHUNK_BYTES", 16 * 32 * 32 * 3)
+    monkeypatch.setattr("wsiad.store.group._CHUNKS_PER_SHARD", 4)
 
     def write(values, tiles=tiles, parts=(1, 15, 40, 200)):
         group = zarr.create_group(tmp_path / "g", overwrite=True)

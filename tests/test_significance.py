@@ -11,9 +11,9 @@ from builders import write_tiff
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.errors import ConfigError, EvaluationError, ExportError, InputError
-from wsiad.export.region_table import read_regions
-from wsiad.files import fingerprint
+from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputError
+from wsiad.core.files import fingerprint
+from wsiad.results.region_table import read_regions
 
 STEP = 32  # edge of a window, pixels
 USED = "sha256:used"

@@ -7,13 +7,13 @@ from builders import stained, write_tiff
 from dicom_slides import write_annotations, write_level
 
 import wsiad
-from wsiad.files import fingerprint
+from wsiad.core.files import fingerprint
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
+from wsiad.slides.slide_table import read_table
 from wsiad.slides.staging import Staging, staged
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile_task import TileRow
-from wsiad.tiles.store import TileStore
+from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import TileRow
 
 IMAGE = stained(256, 384)
 
@@ -103,7 +103,7 @@ def test_a_store_of_0_1_that_knew_the_first_file_only_is_told_of(tmp_path, serie
     given = {"slides": path, "out": tmp_path / "store", "mpp": 0.5, "tile": 64, "quiet": True,
              "tissue": {"min_area_um2": 0}}  # fmt: skip
     with monkeypatch.context() as patch:
-        for module in ("wsiad.stages.tile_task", "wsiad.tiles.writer"):
+        for module in ("wsiad.store.tile_task", "wsiad.store.writer"):
             patch.setattr(f"{module}.slide_fingerprint", fingerprint)
         wsiad.tile(**given)
     assert TileStore(tmp_path / "store").slide("1_l0").fingerprint == fingerprint(path)
@@ -117,7 +117,7 @@ def test_a_level_that_changes_while_the_slide_is_read_is_seen(series):
     with open_slide(series / "1_l0.dcm") as slide:
         slide.check_unchanged()
         write_level(series / "1_l1", 255 - IMAGE[::4, ::4], series=1, number=2, mpp=2.0)
-        with pytest.raises(wsiad.errors.SlideReadError, match="changed while it was read"):
+        with pytest.raises(wsiad.core.errors.SlideReadError, match="changed while it was read"):
             slide.check_unchanged()
 
 

@@ -7,8 +7,8 @@ from builders import ArraySlide, noise, stained, write_scn, write_tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiad.errors import ScaleError, SlideOpenError, SlideReadError
-from wsiad.geometry import Box, Size
+from wsiad.core.errors import ScaleError, SlideOpenError, SlideReadError
+from wsiad.core.geometry import Box, Size
 from wsiad.slides.opening import open_slide
 from wsiad.slides.resample import all_valid, area_mean, area_weights
 from wsiad.slides.scaled import ScaledSlide

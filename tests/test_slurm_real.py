@@ -11,8 +11,8 @@ from builders import stained, write_tiff
 from slurm import missing, slurm
 
 import wsiad
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.slides.slide_table import read_table
+from wsiad.verbs.tile import TileRow
 
 reason = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=reason)]

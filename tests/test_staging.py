@@ -14,15 +14,15 @@ import pytest
 from builders import stained, write_tiff
 
 import wsiad
-from wsiad.cluster.options import ComputeOptions
-from wsiad.errors import SlideOpenError
-from wsiad.files import fingerprint
+from wsiad.compute.batch import with_staging
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.errors import SlideOpenError
+from wsiad.core.files import fingerprint
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_files import slide_files
+from wsiad.slides.slide_table import read_table
 from wsiad.slides.staging import Staging, discard_staged, staged
-from wsiad.stages.batch import with_staging
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
+from wsiad.verbs.tile import TileRow
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from sklearn.decomposition import dict_learning
 from stain_images import HE, angles_deg, noisy, tissue
 
+from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.concentration import concentrations
 from wsiad.stain.density import is_glass, is_stained, optical_density, weighted_quantile
-from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.lab import from_lab, to_lab
 from wsiad.stain.macenko import extreme_stains
+from wsiad.stain.methods import learn_stains, objective
 from wsiad.stain.reinhard import lab_statistics, transfer
-from wsiad.stain.vahadane import learn_stains, objective
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -144,7 +144,7 @@ def test_every_start_leads_to_the_same_dictionary(monkeypatch):
     expected = haematoxylin_first(learn_stains(density, ones))
     for seed in range(5):
         start = np.random.default_rng(seed).uniform(0.05, 1, (2, 3))
-        monkeypatch.setattr("wsiad.stain.vahadane._START", start)
+        monkeypatch.setattr("wsiad.stain.methods._START", start)
         assert angles_deg(haematoxylin_first(learn_stains(density, ones)), expected).max() < 0.01
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from stain_images import GLASS, HE, angles_deg, noisy, painted, tissue
 
-from wsiad.errors import StainError
+from wsiad.core.errors import StainError
+from wsiad.stain.colour_table import ColourTable
+from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains, glass_colour, stained_tissue
-from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.lab import to_lab
 from wsiad.stain.reference import reference_profile
-from wsiad.stain.table import ColourTable
 
 FITTED = ["vahadane", "macenko", "reinhard"]
 PCAM = Path(__file__).parents[2] / "shared" / "data" / "pcam" / "train_normal.tar"

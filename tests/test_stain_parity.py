@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from stain_images import HE, angles_deg, tissue
 
+from wsiad.stain.colour_table import ColourTable
+from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.concentration import concentrations
 from wsiad.stain.density import optical_density
-from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.macenko import extreme_stains
+from wsiad.stain.methods import learn_stains, objective
 from wsiad.stain.profile import StainProfile, TwoStains
-from wsiad.stain.table import ColourTable
-from wsiad.stain.vahadane import learn_stains, objective
 
 spams = pytest.importorskip("spams", reason="spams-bin is not installed (extra staintools)")
 staintools = pytest.importorskip("staintools", reason="staintools is not installed")

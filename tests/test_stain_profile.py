@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from wsiad.errors import StainError
+from wsiad.core.errors import StainError
 from wsiad.stain.profile import FitQuality, LabStatistics, StainProfile, TwoStains
 from wsiad.stain.reference import reference_profile
 

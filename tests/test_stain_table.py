@@ -9,12 +9,12 @@ import pytest
 import skimage.color
 from stain_images import GLASS, HE, noisy, tissue
 
-from wsiad.errors import StainError
+from wsiad.core.errors import StainError
+from wsiad.stain.colour_table import ColourTable
+from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains
-from wsiad.stain.histogram import ColourHistogram
 from wsiad.stain.profile import LabStatistics, StainProfile, TwoStains
 from wsiad.stain.reference import reference_profile
-from wsiad.stain.table import ColourTable
 
 CLOSE = [[0.55, 0.71, 0.44], [0.49, 0.73, 0.476]]  # 5° apart
 

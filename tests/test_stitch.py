@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from wsiad.errors import DetectorError, InputError
-from wsiad.geometry import Box, PixelMap, Size
+from wsiad.core.errors import DetectorError, InputError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing
 from wsiad.heatmaps.stitch import Stitcher, overlap_lengths, pixels_per_stride
-from wsiad.units import Spacing
 
 GRID = PixelMap(x=130.25, y=-7.5, scale_x=3.9571, scale_y=4.0213)
 SLIDE = Size(5000, 4000)

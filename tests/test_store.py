@@ -16,11 +16,11 @@ from builders import noise, stained, write_tiff
 from test_slides import corrupt_tiff, truncated
 
 import wsiad
-from wsiad.errors import InputError, StoreError, StoreMismatchError
-from wsiad.stages.slide_table import read_table
-from wsiad.stages.tile import TileRow
-from wsiad.tiles.dataset import ChunkedTiles, store_tiles
-from wsiad.tiles.store import GROUPS, TileStore
+from wsiad.core.errors import InputError, StoreError, StoreMismatchError
+from wsiad.slides.slide_table import read_table
+from wsiad.store.dataset import ChunkedTiles, store_tiles
+from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.verbs.tile import TileRow
 
 PLAIN = {
     "mpp": 0.5,
@@ -92,7 +92,7 @@ def test_store_is_plain_zarr_v3(slides, tmp_path):
 
 def test_pixels_are_let_go_as_they_are_written(tmp_path, monkeypatch):
     """A store of any size is written in the memory of a few blocks."""
-    from wsiad.tiles import writer
+    from wsiad.store import writer
 
     whole, seen, alive = writer.stream, [], []
 
@@ -104,7 +104,7 @@ def test_pixels_are_let_go_as_they_are_written(tmp_path, monkeypatch):
             alive.append(sum(ref() is not None for ref in seen))
 
     monkeypatch.setattr(writer, "stream", watched)
-    monkeypatch.setattr("wsiad.tiles.stream._BLOCK_PX", 64)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 64)
     path = write_tiff(tmp_path / "s.tif", stained(400, 400), mpp=0.5, levels=1)
     assert not tile(path, tmp_path / "store").failed
     assert len(seen) > 20
@@ -127,7 +127,7 @@ def test_two_workers_write_what_one_does(slides, tmp_path):
 def test_second_run_skips_finished_slides(slides, tmp_path, monkeypatch):
     first = tile(slides, tmp_path / "store")
     before = content(tmp_path / "store" / GROUPS)
-    monkeypatch.setattr("wsiad.tiles.plan.plan_slide", None)  # would fail if it were called
+    monkeypatch.setattr("wsiad.tiling.plan.plan_slide", None)  # would fail if it were called
     second = tile(slides, tmp_path / "store")
     assert [r.tiles for r in second.rows] == [r.tiles for r in first.rows]
     assert not second.failed
@@ -209,7 +209,7 @@ def test_folder_of_something_else_is_not_taken_over(slides, tmp_path):
 
 
 def test_full_disk_leaves_nothing_behind(slides, tmp_path, monkeypatch):
-    from wsiad.tiles import group
+    from wsiad.store import group
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -228,7 +228,7 @@ def test_killed_run_resumes_to_the_same_store(slides, tmp_path):
     tile(slides, tmp_path / "whole")
     script = (
         "import os, wsiad\n"
-        "from wsiad.tiles import group\n"
+        "from wsiad.store import group\n"
         "flush, count = group.TileArray.finish, []\n"
         "def dying(self):\n"
         "    flush(self); count.append(1)\n"
@@ -247,7 +247,7 @@ def test_killed_run_resumes_to_the_same_store(slides, tmp_path):
 
 def test_lost_worker_fails_its_slide_only(slides, tmp_path, monkeypatch):
     """An exception that no one foresaw is a failed slide with its name, not a lost batch."""
-    from wsiad.tiles import plan
+    from wsiad.core.tiling import plan
 
     whole = plan.plan_slide
 
@@ -256,7 +256,7 @@ def test_lost_worker_fails_its_slide_only(slides, tmp_path, monkeypatch):
             raise ZeroDivisionError("boom")
         return whole(slide, *args, **kwargs)
 
-    monkeypatch.setattr("wsiad.tiles.plan.plan_slide", fragile)
+    monkeypatch.setattr("wsiad.tiling.plan.plan_slide", fragile)
     result = tile(slides, tmp_path / "store")
     assert [(r.slide, r.status) for r in result.rows] == [("s0", "failed"), ("s1", "ok")]
     assert "unexpected ZeroDivisionError: boom" in result.rows[0].reason
@@ -301,14 +301,14 @@ def test_stain_target_from_an_image(slides, tmp_path):
 def test_stain_target_that_is_none(slides, tmp_path):
     target = tmp_path / "t.png"
     target.write_text("text")
-    with pytest.raises(wsiad.errors.StainError, match="cannot be read as a slide or an image"):
+    with pytest.raises(wsiad.core.errors.StainError, match="cannot be read as a slide or an image"):
         tile(slides, tmp_path / "store", stain={"method": "vahadane", "target": target})
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Stores of chunks of 16 tiles of 32 px."""
-    monkeypatch.setattr("wsiad.tiles.group._CHUNK_BYTES", 16 * 32 * 32 * 3)
+    monkeypatch.setattr("wsiad.store.group._CHUNK_BYTES", 16 * 32 * 32 * 3)
 
 
 @pytest.fixture

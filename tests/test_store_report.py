@@ -11,8 +11,8 @@ from builders import stained, write_tiff
 from test_report import HOSTILE, Page, picture
 
 import wsiad
-from wsiad.errors import ExportError
-from wsiad.export.store_report import StoreReport, TiledSlide, write_store_report
+from wsiad.core.errors import ExportError
+from wsiad.report.store_report import StoreReport, TiledSlide, write_store_report
 
 REASONS = ("black", "pen", "saturation", "sharpness")
 

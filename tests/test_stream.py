@@ -6,12 +6,12 @@ from builders import ArraySlide, noise, stained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiad.geometry import Box, PixelMap, Size
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.tiling import Grid
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.plan import plan_slide, select
-from wsiad.tiles.stream import blocks, choose_examples, stream
-from wsiad.tiling import Grid
+from wsiad.tiling.plan import plan_slide, select
+from wsiad.tiling.preparation import Preparation
+from wsiad.tiling.stream import blocks, choose_examples, stream
 from wsiad.tissue.mask import TissueMask
 
 PLAIN = {"stain": {"method": "none"}, "tissue": {"min_area_um2": 100, "smooth_um": 0}}

@@ -4,12 +4,12 @@ import torch
 from feature_detectors import detector
 from torch import nn
 
-from wsiad.detector import FitContext, HealthyTiles
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
+from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import features
 from wsiad.networks.distillation import combined, place_distances, whole_distances
 from wsiad.networks.features import BackboneFeatures
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -3,8 +3,8 @@ import pytest
 from feature_detectors import detector, distances, mixed
 from scipy.optimize import minimize
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors.svdd import ball_centre, geometric_median
-from wsiad.errors import DetectorError
 
 
 @pytest.mark.parametrize("nu", [0.05, 0.3, 0.55])

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from wsiad.cli import main
-from wsiad.terminal import OneLine, lines, one_line
+from wsiad.core.terminal import OneLine, lines, one_line
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 from wsiad.slides.tile_cuts import cut_by_tile, inside
 
 LENGTH = st.integers(1, 40)

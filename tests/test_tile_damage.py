@@ -11,8 +11,8 @@ from builders import write_tiff
 from test_jpeg2000_tiff import write_jpeg2000
 from tiff_slides import TILE, assert_same, both, smooth, write_jpeg
 
-from wsiad.errors import DamagedTileError
-from wsiad.geometry import Size
+from wsiad.core.errors import DamagedTileError
+from wsiad.core.geometry import Size
 from wsiad.slides.opening import open_slide
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -7,11 +7,11 @@ import torch
 from feature_detectors import TILES, detector, fitted_on_tiles
 from safetensors.torch import save_file
 
-from wsiad.detector import FitContext, HealthyTiles
-from wsiad.errors import DetectorError, WeightsError
+from wsiad.core.errors import DetectorError, WeightsError
+from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import _torchvision, features
 from wsiad.networks.features import BackboneFeatures
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 _torchvision.models()
 timm = pytest.importorskip("timm", reason="the optional dependency timm is not installed")

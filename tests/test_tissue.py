@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from shapely import box
 from shapely.ops import unary_union
 
-from wsiad.geometry import PixelMap
+from wsiad.core.geometry import PixelMap
 from wsiad.tissue.artefacts import is_black, is_pen, saturation
 from wsiad.tissue.coverage import coverage
 from wsiad.tissue.mask import find_tissue, segment
-from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.quality import measure
+from wsiad.tissue.tissue_options import TissueOptions
 
 OPTIONS = TissueOptions(min_area_um2=10_000, max_hole_um2=10_000)
 GLASS = 243

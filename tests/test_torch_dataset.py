@@ -14,7 +14,7 @@ from builders import stained, write_tiff
 from torch.utils.data import DataLoader
 
 import wsiad
-from wsiad.errors import InputError, StoreError
+from wsiad.core.errors import InputError, StoreError
 
 CHUNK_BYTES = 16 * 32 * 32 * 3
 
@@ -26,7 +26,7 @@ def store(tmp_path_factory):
     for number, height in enumerate((400, 60, 120)):
         write_tiff(folder / f"s{number}.tif", stained(height, 260, seed=number), mpp=0.5, levels=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsiad.tiles.group._CHUNK_BYTES", CHUNK_BYTES)
+        patch.setattr("wsiad.store.group._CHUNK_BYTES", CHUNK_BYTES)
         result = wsiad.tile(
             slides=sorted(folder.glob("*.tif")),
             out=folder / "store",

@@ -13,9 +13,9 @@ from builders import stained, write_tiff
 from safetensors.numpy import load_file
 
 import wsiad
-from wsiad.errors import DetectorError, InputError, RunError, StoreError, WeightsError
-from wsiad.files import fingerprint
-from wsiad.locks import CLAIM
+from wsiad.core.errors import DetectorError, InputError, RunError, StoreError, WeightsError
+from wsiad.core.files import fingerprint
+from wsiad.core.locks import CLAIM
 from wsiad.runs import calibration
 from wsiad.runs.run import RunFolder
 
@@ -123,7 +123,7 @@ def test_same_seed_same_run_and_other_seed_other_run(store, tmp_path):
 
 CHILD = """
 import os, sys, wsiad
-from wsiad.training import loop
+from wsiad.learning import loop
 
 store, out, die_at, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])
 step = loop.Training._step
@@ -251,7 +251,7 @@ def test_bad_input(store, tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
         train(store, out, detector="gaussian", weights=str(tmp_path / "none.pth"),
               options={"places": 2})  # fmt: skip
-    with pytest.raises(wsiad.errors.ConfigError, match="this machine has"):
+    with pytest.raises(wsiad.core.errors.ConfigError, match="this machine has"):
         train(store, out, device="cuda:9")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.docx").touch()

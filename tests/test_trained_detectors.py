@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wsiad.config import build
-from wsiad.detector import Budget, FitContext, HealthyTiles, InputSpec, State
+from wsiad.core.config import build
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.errors import DetectorError, RunError
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.checkpoint import CHECKPOINT
-from wsiad.training.loop import Training
-from wsiad.units import Mpp, TilePx
+from wsiad.learning.checkpoint import CHECKPOINT
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec, State
+from wsiad.learning.loop import Training
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -8,19 +8,19 @@ import torch
 from builders import Dying
 from torch import nn
 
-from wsiad.detector import Budget, FitContext, HealthyTiles
-from wsiad.errors import DetectorError, InputError, RunError
+from wsiad.core.errors import DetectorError, InputError, RunError
+from wsiad.learning.batches import endless
+from wsiad.learning.checkpoint import CHECKPOINT
+from wsiad.learning.crops import centre_crops, on_device, random_crops, windows
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles
+from wsiad.learning.loop import Training
+from wsiad.learning.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
+from wsiad.learning.recipe import Recipe, adam, sgd
+from wsiad.learning.sampling import sample
+from wsiad.learning.stopping import EarlyStopping
+from wsiad.learning.training_options import LoopOptions
 from wsiad.runs.split import split_slides
-from wsiad.tiles.arrays import ArrayTiles
-from wsiad.training.batches import endless
-from wsiad.training.checkpoint import CHECKPOINT
-from wsiad.training.crops import centre_crops, on_device, random_crops, windows
-from wsiad.training.loop import Training
-from wsiad.training.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
-from wsiad.training.options import LoopOptions
-from wsiad.training.recipe import Recipe, adam, sgd
-from wsiad.training.sampling import sample
-from wsiad.training.stopping import EarlyStopping
+from wsiad.store.arrays import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
 from wsiad.evaluation import truth
 from wsiad.evaluation.scale import mask_downsample, protocol_mpp
 from wsiad.evaluation.truth import MASK_SUFFIXES, find_truth, read_mask, read_reference

@@ -22,14 +22,14 @@ from sklearn.metrics import roc_auc_score
 
 import wsiad
 from wsiad.cli import main
-from wsiad.config import resolve
-from wsiad.detector import Detector, DetectorOptions, FitReport, State
+from wsiad.core.config import resolve
+from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError, SearchError
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError, InputError, RunError, SearchError
-from wsiad.stages import tune_search
-from wsiad.stages.tune import TuneConfig
+from wsiad.learning.detector import Detector, DetectorOptions, FitReport, State
+from wsiad.tuning import course as tune_search
 from wsiad.tuning.space import check_space, options_of, values_of
 from wsiad.tuning.trials import read_trials
+from wsiad.verbs.tune import TuneConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KNN = {"layers": ["features.3"], "places": 2, "fit_tiles": 40, "fit_vectors": 60}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 from wsiad.tuning.folds import make_folds
 
 SLIDES = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(0, 9), min_size=2, max_size=10)

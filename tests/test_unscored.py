@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from wsiad.cli import main
-from wsiad.errors import EvaluationError
-from wsiad.stages.compare import compare
-from wsiad.stages.evaluate import evaluate
+from wsiad.core.errors import EvaluationError
+from wsiad.verbs.compare import compare
+from wsiad.verbs.evaluate import evaluate
 
 V1 = "camelyon16-2016"
 HEAD = "slide,status,reason,score_max,score_top_k_mean,mpp_x,mpp_y,width,height\n"
@@ -208,7 +208,7 @@ def test_a_comparison_is_of_the_slides_that_both_have_scored(study):
 
 
 def test_a_forest_neither_learns_from_nor_judges_them(study, monkeypatch):
-    from wsiad.evaluation import results
+    from wsiad.evaluation import results_input as results
 
     monkeypatch.setattr(
         results, "read_heatmap", lambda path, slide: np.full((4, 4), 1.0, np.float32)

@@ -12,21 +12,21 @@ from runs import make_run, use_channel
 
 import wsiad
 from wsiad.cli import main
-from wsiad.errors import InputError
-from wsiad.files import read_json, write_json
+from wsiad.compute.batch import run_batch
+from wsiad.core.errors import InputError
+from wsiad.core.files import read_json, write_json
+from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.slides.inputs import SlideInput
-from wsiad.stages.batch import run_batch
-from wsiad.stages.heatmap_task import HeatmapRow
-from wsiad.stages.slide_table import SlideRow, SlideTable, read_table
-from wsiad.stages.tile_task import TileRow
+from wsiad.slides.slide_table import SlideRow, SlideTable, read_table
 from wsiad.stain.reference import reference_profile
-from wsiad.tiles.left_out import LeftOut
-from wsiad.tiles.options import Preparation
-from wsiad.tiles.plan import plan_slide
-from wsiad.tiles.store import TileStore
-from wsiad.tiles.verdict import why_unusable
+from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import TileRow
+from wsiad.tiling.left_out import LeftOut
+from wsiad.tiling.plan import plan_slide
+from wsiad.tiling.preparation import Preparation
+from wsiad.tiling.verdict import why_unusable
 from wsiad.tissue.mask import find_tissue
-from wsiad.tissue.options import TissueOptions
+from wsiad.tissue.tissue_options import TissueOptions
 
 GLASS = (243, 243, 242)
 INK = (20, 120, 60)
@@ -280,7 +280,7 @@ def test_what_a_task_could_not_look_at_counts_as_such(tmp_path):
     """An error that means it gives the status, in the table as in the row."""
     table = SlideTable(tmp_path / "slides.csv", SlideRow)
     tasks = [Task(SlideInput(name, tmp_path / name)) for name in ("a", "b")]
-    from wsiad.cluster.options import ComputeOptions
+    from wsiad.compute.compute_options import ComputeOptions
 
     rows = run_batch(
         grey, tasks, row=SlideRow, table=table, options=ComputeOptions(), label="x", quiet=True
@@ -297,7 +297,7 @@ class Task:
 
 
 def grey(task):
-    from wsiad.errors import UnusableSlideError
+    from wsiad.core.errors import UnusableSlideError
 
     raise UnusableSlideError("16 bits", subject=task.slide.name)
 
@@ -376,8 +376,8 @@ def test_the_report_neither_ranks_them_nor_calls_them_without_findings(results):
 
 
 def test_the_viewer_does_not_rank_them_and_shows_all_of_them_as_not_assessed(results):
-    from wsiad.stages.view import viewed_slides
-    from wsiad.viewing.results import describe
+    from wsiad.verbs.view import viewed_slides
+    from wsiad.viewing.viewed_slides import describe
 
     shown = {slide.name: slide for slide in viewed_slides(results)}
     assert {name: slide.rank for name, slide in shown.items()} == {

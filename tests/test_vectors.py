@@ -6,9 +6,9 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors import _vectors
 from wsiad.detectors._vectors import fit_projection, project, shrink, square_distances, whitening
-from wsiad.errors import DetectorError
 
 
 def projected(vectors, *args, **kwargs):

@@ -25,9 +25,9 @@ from PIL import Image
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.errors import InputError
-from wsiad.stages.view import ViewConfig, open_server, viewed_slides
-from wsiad.viewing.tiles import DeepZoom
+from wsiad.core.errors import InputError
+from wsiad.verbs.view import ViewConfig, open_server, viewed_slides
+from wsiad.viewing.deep_zoom import DeepZoom
 
 BRIGHT = 240  # red of the strange place: the score of its windows
 

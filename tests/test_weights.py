@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wsiad.errors import WeightsError
+from wsiad.core.errors import WeightsError
 from wsiad.networks import vgg, weights
 
 

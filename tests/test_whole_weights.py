@@ -5,14 +5,14 @@ import torch
 from feature_detectors import TILES, detector
 from safetensors.torch import save_file
 
-from wsiad.config import build
-from wsiad.detector import FitContext, HealthyTiles
+from wsiad.core.config import build
+from wsiad.core.errors import ConfigError, DetectorError, WeightsError
 from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError, WeightsError
+from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import _torchvision, features, vgg, weights
 from wsiad.networks.backbones import settle
 from wsiad.networks.features import BackboneFeatures
-from wsiad.tiles.arrays import ArrayTiles
+from wsiad.store.arrays import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
 CPU = torch.device("cpu")

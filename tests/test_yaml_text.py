@@ -2,9 +2,9 @@
 
 import pytest
 
-from wsiad.config import Config, read_yaml, resolve
-from wsiad.errors import ConfigError
-from wsiad.yaml_text import MOST_BYTES, YamlError, parse
+from wsiad.core.config import Config, read_yaml, resolve
+from wsiad.core.errors import ConfigError
+from wsiad.core.yaml_text import MOST_BYTES, YamlError, parse
 
 
 class Some(Config):

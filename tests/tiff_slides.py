@@ -11,7 +11,7 @@ from builders import halve, stained
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 from wsiad.slides.opening import open_slide
 
 TILE = 64

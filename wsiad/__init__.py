@@ -25,22 +25,22 @@ from typing import TYPE_CHECKING, Any
 from wsiad._version import __version__
 
 if TYPE_CHECKING:
-    from wsiad.stages.compare import compare
-    from wsiad.stages.demo import demo
-    from wsiad.stages.doctor import doctor
-    from wsiad.stages.evaluate import evaluate
-    from wsiad.stages.export_tiles import export_tiles
-    from wsiad.stages.heatmap import heatmap
-    from wsiad.stages.import_tiles import import_tiles
-    from wsiad.stages.pretrain import pretrain
-    from wsiad.stages.score_tiles import score_tiles
-    from wsiad.stages.significance import significance
-    from wsiad.stages.tile import tile
-    from wsiad.stages.train import train
-    from wsiad.stages.tune import tune
-    from wsiad.stages.view import view
-    from wsiad.tiles.store import TileStore
-    from wsiad.tiles.torch_dataset import TileBatch, TileDataset
+    from wsiad.store.tile_store import TileStore
+    from wsiad.store.torch_dataset import TileBatch, TileDataset
+    from wsiad.verbs.compare import compare
+    from wsiad.verbs.demo import demo
+    from wsiad.verbs.doctor import doctor
+    from wsiad.verbs.evaluate import evaluate
+    from wsiad.verbs.export_tiles import export_tiles
+    from wsiad.verbs.heatmap import heatmap
+    from wsiad.verbs.import_tiles import import_tiles
+    from wsiad.verbs.pretrain import pretrain
+    from wsiad.verbs.score_tiles import score_tiles
+    from wsiad.verbs.significance import significance
+    from wsiad.verbs.tile import tile
+    from wsiad.verbs.train import train
+    from wsiad.verbs.tune import tune
+    from wsiad.verbs.view import view
 
 __all__ = [
     "TileBatch",
@@ -64,16 +64,16 @@ __all__ = [
 ]
 
 _CLASSES = {
-    "TileBatch": "wsiad.tiles.torch_dataset",
-    "TileDataset": "wsiad.tiles.torch_dataset",
-    "TileStore": "wsiad.tiles.store",
+    "TileBatch": "wsiad.store.torch_dataset",
+    "TileDataset": "wsiad.store.torch_dataset",
+    "TileStore": "wsiad.store.tile_store",
 }
 _VERBS = frozenset(__all__) - {"__version__"} - _CLASSES.keys()
 
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
-        return getattr(importlib.import_module(f"wsiad.stages.{name}"), name)
+        return getattr(importlib.import_module(f"wsiad.verbs.{name}"), name)
     if name in _CLASSES:
         return getattr(importlib.import_module(_CLASSES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wsiad._version import __version__
-from wsiad.errors import ConfigError, WsiadError
-from wsiad.files import said
-from wsiad.interrupts import Terminated, terminated
-from wsiad.terminal import OneLine, lines, one_line
+from wsiad.core.errors import ConfigError, WsiadError
+from wsiad.core.files import said
+from wsiad.core.signals import Terminated, terminated
+from wsiad.core.terminal import OneLine, lines, one_line
+from wsiad.core.words import did_you_mean
 from wsiad.verbs import VERBS
-from wsiad.words import did_you_mean
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from wsiad.config import Config
+    from wsiad.core.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,10 +121,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    from wsiad.config import config_class, resolve
+    from wsiad.core.config import config_class, resolve
 
     module = name.replace("-", "_")
-    stage = importlib.import_module(f"wsiad.stages.{module}")
+    stage = importlib.import_module(f"wsiad.verbs.{module}")
     function: Callable[..., Any] = getattr(stage, module)
     cls = config_class(function)
     values = vars(_verb_parser(name, cls).parse_args(arguments))
@@ -220,7 +220,7 @@ def _add_flags(
     prefix: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
 ) -> None:
-    from wsiad.config import Config
+    from wsiad.core.config import Config
 
     for field, info in cls.model_fields.items():
         if not prefix and field in skip:
@@ -299,7 +299,7 @@ def _help(info: FieldInfo) -> str:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    from wsiad.yaml_text import YamlError, parse
+    from wsiad.core.yaml_text import YamlError, parse
 
     key, separator, value = text.partition("=")
     if not separator or not key:
@@ -318,7 +318,7 @@ def _distinct(pairs: list[tuple[str, Any]], dotted: str) -> dict[str, Any]:
     ConfigError
         One has, and either would be dropped without a word.
     """
-    from wsiad.errors import ConfigError
+    from wsiad.core.errors import ConfigError
 
     found: dict[str, Any] = {}
     for key, value in pairs:

@@ -20,8 +20,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from wsiad.errors import InputError, WsiadError
-from wsiad.files import write_text
+from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.files import write_text
 
 EXPECTED = {"normal": 159, "tumor": 111, "test": 129}
 """Slides of the data set as it is published now: README of CAMELYON16."""

@@ -34,17 +34,17 @@ from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
 from wsiad.annotations import read_annotations
-from wsiad.errors import WsiadError
-from wsiad.files import atomic_file, write_text
-from wsiad.geometry import Size
-from wsiad.progress import Progress
+from wsiad.core.errors import WsiadError
+from wsiad.core.files import atomic_file, write_text
+from wsiad.core.geometry import Size
+from wsiad.core.progress import Progress
+from wsiad.core.tiling import Grid
+from wsiad.core.units import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
-from wsiad.tiles.plan import select
-from wsiad.tiling import Grid
+from wsiad.tiling.plan import select
 from wsiad.tissue.mask import find_tissue
-from wsiad.tissue.options import TissueOptions
-from wsiad.units import Mpp
+from wsiad.tissue.tissue_options import TissueOptions
 
 PARTS = ("train", "tune", "test")
 TILE_PX, TILE_MPP, MOST = 192, 0.972, 50

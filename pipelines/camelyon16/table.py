@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wsiad.files import write_text
+from wsiad.core.files import write_text
 
 EXPECTED_TILES = {"train": 7612, "test": 4817}
 """Of the paper: 7,612 healthy ones to train with; 4,000 healthy and 817 tumour ones to test."""

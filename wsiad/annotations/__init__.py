@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from wsiad.annotations.asap_xml import read_asap_xml
+from wsiad.annotations.asap_outlines import read_asap_xml
 from wsiad.annotations.classes import ClassMap, Role, role_of
-from wsiad.annotations.geojson import read_geojson
+from wsiad.annotations.geojson_outlines import read_geojson
 from wsiad.annotations.outlines import BOUNDS, LEVEL_0, Annotations, Outline
 from wsiad.annotations.rings import Ring, ring_area
-from wsiad.errors import AnnotationError
+from wsiad.core.errors import AnnotationError
 
 __all__ = [
     "BOUNDS",

@@ -6,7 +6,7 @@ import enum
 import reprlib
 from collections.abc import Mapping
 
-from wsiad.errors import AnnotationError
+from wsiad.core.errors import AnnotationError
 
 
 class Role(enum.StrEnum):

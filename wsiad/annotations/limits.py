@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsiad.errors import AnnotationError
+from wsiad.core.errors import AnnotationError
 
 MAX_BYTES = 1 << 27
 """Largest annotation file that is read: half a million objects."""

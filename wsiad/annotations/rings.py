@@ -12,7 +12,7 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from wsiad.errors import AnnotationError
+from wsiad.core.errors import AnnotationError
 
 Ring = npt.NDArray[np.float64]
 """Corners of an outline, (N, 2) ``x, y`` in level-0 pixels; open, the last joins the first."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 
-from wsiad.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions
 from wsiad.networks.backbones import AUTO
 from wsiad.networks.features import BackboneFeatures, Normalisation
 from wsiad.networks.weights import Weights

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wsiad.detector import Tiles
-from wsiad.training.crops import on_device
+from wsiad.learning.crops import on_device
+from wsiad.learning.detector import Tiles
 
 
 def in_batches(

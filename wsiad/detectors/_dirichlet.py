@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import digamma, gammaln, polygamma
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 Values = npt.NDArray[np.float64]
 

@@ -10,8 +10,13 @@ from typing import Annotated, ClassVar
 import pydantic
 from torch import Tensor
 
-from wsiad.capabilities import Embedding
-from wsiad.detector import (
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.learning.capabilities import Embedding
+from wsiad.learning.crops import check_size
+from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
     FitReport,
@@ -19,17 +24,12 @@ from wsiad.detector import (
     State,
     Tiles,
 )
-from wsiad.detectors import _backbone
-from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.learning.recipe import Recipe
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
-from wsiad.training.crops import check_size
-from wsiad.training.recipe import Recipe
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
@@ -85,7 +85,7 @@ class DistilledDetector(TrainedDetector):
         """Return how the student is trained."""
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Train the student on random windows; see :class:`~wsiad.training.loop.Training`.
+        """Train the student on random windows; see :class:`~wsiad.learning.loop.Training`.
 
         Raises
         ------

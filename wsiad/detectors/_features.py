@@ -11,7 +11,14 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detector import (
+from wsiad.core.errors import DetectorError, WsiadError
+from wsiad.core.progress import Progress
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._batches import in_batches
+from wsiad.detectors._layers import FINE, DefaultLayers
+from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.detector import (
     Detector,
     DetectorOptions,
     FitContext,
@@ -23,19 +30,12 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.detectors import _backbone
-from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._batches import in_batches
-from wsiad.detectors._layers import FINE, DefaultLayers
-from wsiad.errors import DetectorError, WsiadError
+from wsiad.learning.sampling import sample
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
-from wsiad.progress import Progress
-from wsiad.training.crops import on_device, random_crops
-from wsiad.training.sampling import sample
 
 Vectors = npt.NDArray[np.float32]
 """Feature vectors, float32 (N, C)."""
@@ -173,7 +173,7 @@ class FeatureDetector(Detector):
         """Return the features of the places, averaged over each tile.
 
         They are as the backbone gives them, before any projection or whitening of the
-        method. See :class:`wsiad.capabilities.Embeds`.
+        method. See :class:`wsiad.learning.capabilities.Embeds`.
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")

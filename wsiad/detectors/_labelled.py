@@ -13,7 +13,13 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detector import (
+from wsiad.core.errors import DetectorError
+from wsiad.core.progress import Progress
+from wsiad.detectors._batches import in_batches
+from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._layers import MIDDLE, DefaultLayers
+from wsiad.learning.crops import centre_crops, on_device, random_crops
+from wsiad.learning.detector import (
     AnomalousTiles,
     DetectorOptions,
     FitContext,
@@ -23,14 +29,8 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.detectors._batches import in_batches
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.detectors._layers import MIDDLE, DefaultLayers
-from wsiad.errors import DetectorError
+from wsiad.learning.sampling import sample
 from wsiad.networks.weights import SHIPPED
-from wsiad.progress import Progress
-from wsiad.training.crops import centre_crops, on_device, random_crops
-from wsiad.training.sampling import sample
 
 _BATCH = 64
 _ORIENTATIONS = 8
@@ -173,7 +173,7 @@ class LabelledDetector(FeatureDetector):
     def embed(self, tiles: Tiles) -> Vectors:
         """Return what is learnt from: mean, and deviation, of the features over each tile.
 
-        See :class:`wsiad.capabilities.Embeds`.
+        See :class:`wsiad.learning.capabilities.Embeds`.
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")

@@ -11,14 +11,14 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detector import DetectorOptions, FitContext
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._labelled import (
     LabelledDetector,
     LabelledOptions,
     LabelledVectors,
     standardisation,
 )
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import DetectorOptions, FitContext
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _PREFIX = "network."

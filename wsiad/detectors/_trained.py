@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsiad.capabilities import Embedding
-from wsiad.detector import (
+from wsiad.core.errors import DetectorError, WsiadError
+from wsiad.detectors._batches import in_batches
+from wsiad.learning.capabilities import Embedding
+from wsiad.learning.crops import on_device
+from wsiad.learning.detector import (
     Detector,
     DetectorOptions,
     FitContext,
@@ -23,14 +26,11 @@ from wsiad.detector import (
     State,
     Tiles,
 )
-from wsiad.detectors._batches import in_batches
-from wsiad.errors import DetectorError, WsiadError
-from wsiad.training.crops import on_device
-from wsiad.training.loop import Training
-from wsiad.training.options import LoopOptions
-from wsiad.training.recipe import Recipe
-from wsiad.training.result import TrainingResult
-from wsiad.training.step import Loss
+from wsiad.learning.loop import Training
+from wsiad.learning.recipe import Recipe
+from wsiad.learning.result import TrainingResult
+from wsiad.learning.step import Loss
+from wsiad.learning.training_options import LoopOptions
 
 SCORE_BATCH = 128
 
@@ -137,7 +137,7 @@ class TrainedDetector(Detector):
         started: float | None = None,
         size: int | None = None,
     ) -> TrainingResult:
-        """Train a part of the network; see :class:`~wsiad.training.loop.Training`.
+        """Train a part of the network; see :class:`~wsiad.learning.loop.Training`.
 
         Windows are those of the input, or larger ones.
         """

@@ -13,8 +13,8 @@ from scipy.linalg import solve_triangular
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._features import Vectors
-from wsiad.errors import DetectorError
 
 PcaComponents = (
     Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, lt=1)] | None

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.capabilities import Embedding
-from wsiad.detector import (
+from wsiad.core.errors import DetectorError
+from wsiad.core.progress import Progress
+from wsiad.detectors._dirichlet import fit_dirichlet
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.detectors.geometric import TRANSFORMS, GeometricClassifier
+from wsiad.learning.capabilities import Embedding
+from wsiad.learning.crops import check_size, on_device, random_crops
+from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
     FitReport,
@@ -21,15 +27,9 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.detectors._dirichlet import fit_dirichlet
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
-from wsiad.errors import DetectorError
-from wsiad.networks.geometric import TRANSFORMS, GeometricClassifier
+from wsiad.learning.recipe import Recipe, Update, adam, descend
+from wsiad.learning.sampling import sample
 from wsiad.networks.wide_resnet import WideResNet
-from wsiad.progress import Progress
-from wsiad.training.crops import check_size, on_device, random_crops
-from wsiad.training.recipe import Recipe, Update, adam, descend
-from wsiad.training.sampling import sample
 
 _STREAM = 1 << 34  # keeps the draws of transforms apart from those of windows
 _LEAST_EDGE = 8  # a quarter of it is a shift, and the network halves it twice

@@ -11,10 +11,10 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._layers import DEEPEST, DefaultLayers
 from wsiad.detectors._vectors import check_count, float32, in_blocks, random_state
+from wsiad.learning.detector import DetectorOptions
 
 
 class DeepIfOptions(FeatureOptions):

@@ -8,8 +8,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._labelled_head import HeadDetector, HeadOptions
+from wsiad.learning.detector import DetectorOptions
 from wsiad.networks.hypersphere import centre_of, square_distances
 
 _EPSILON = 1e-6

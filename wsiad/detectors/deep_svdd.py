@@ -10,8 +10,10 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.capabilities import Embedding
-from wsiad.detector import (
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.learning.capabilities import Embedding
+from wsiad.learning.crops import check_size, on_device, random_crops
+from wsiad.learning.detector import (
     Budget,
     DetectorOptions,
     FitContext,
@@ -21,7 +23,9 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.learning.recipe import Recipe, adam, descend
+from wsiad.learning.result import TrainingResult
+from wsiad.learning.sampling import sample
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,
@@ -29,10 +33,6 @@ from wsiad.networks.hypersphere import (
     centre_of,
     square_distances,
 )
-from wsiad.training.crops import check_size, on_device, random_crops
-from wsiad.training.recipe import Recipe, adam, descend
-from wsiad.training.result import TrainingResult
-from wsiad.training.sampling import sample
 
 _FOLDER = "autoencoder"
 _STREAM = 1 << 32  # keeps the draws of the centre apart from those of the training

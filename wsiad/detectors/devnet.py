@@ -9,8 +9,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._labelled_head import HeadDetector, HeadOptions
+from wsiad.learning.detector import DetectorOptions
 
 _PRIOR_DRAWS = 5_000
 

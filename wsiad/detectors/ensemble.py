@@ -11,9 +11,12 @@ import numpy.typing as npt
 import pydantic
 import torch
 
-from wsiad.capabilities import Embedding, Embeds
-from wsiad.config import Config, build
-from wsiad.detector import (
+from wsiad.core.config import Config, build
+from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.detectors import registry
+from wsiad.learning.capabilities import Embedding, Embeds
+from wsiad.learning.crops import windows
+from wsiad.learning.detector import (
     Budget,
     Detector,
     DetectorOptions,
@@ -26,10 +29,7 @@ from wsiad.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.detectors import registry
-from wsiad.errors import ConfigError, DetectorError
-from wsiad.training.crops import windows
-from wsiad.training.sampling import sample
+from wsiad.learning.sampling import sample
 
 _BATCH = 128
 _COMPARED_TILES = 2_000
@@ -183,7 +183,7 @@ class Ensemble(Detector):
 
         Each member's are divided by their spread over healthy tiles, and count by the root of
         its share; of members that have none it is the standardised score.
-        See :class:`wsiad.capabilities.Embeds`.
+        See :class:`wsiad.learning.capabilities.Embeds`.
         """
         if not self._members:
             raise DetectorError("the detector is not fitted yet")

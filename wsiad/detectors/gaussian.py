@@ -9,9 +9,9 @@ import pydantic
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
+from wsiad.learning.detector import DetectorOptions
 
 
 class GaussianOptions(FeatureOptions):

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import (
     Matrix,
@@ -28,7 +28,7 @@ from wsiad.detectors._vectors import (
     shrink,
     whitening,
 )
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import DetectorOptions
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import (
     PcaComponents,
@@ -20,6 +19,7 @@ from wsiad.detectors._vectors import (
     project,
     square_distances,
 )
+from wsiad.learning.detector import DetectorOptions
 
 _LEAST_VECTORS = 10
 _HELD_OUT = 5  # every fifth vector, to choose the bandwidth by

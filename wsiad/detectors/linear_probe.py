@@ -13,14 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions, FitContext
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._labelled import (
     LabelledDetector,
     LabelledOptions,
     LabelledVectors,
     standardisation,
 )
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import DetectorOptions, FitContext
 
 Exact = npt.NDArray[np.float64]
 

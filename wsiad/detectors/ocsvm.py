@@ -10,7 +10,6 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import (
     PcaComponents,
@@ -21,6 +20,7 @@ from wsiad.detectors._vectors import (
     project,
     square_distances,
 )
+from wsiad.learning.detector import DetectorOptions
 
 _TOLERANCE = 1e-6  # of libsvm; its default leaves scores uncertain in the fifth digit
 

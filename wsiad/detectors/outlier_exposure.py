@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.capabilities import Embedding
-from wsiad.detector import (
+from wsiad.core.errors import DetectorError
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._layers import DEEPEST
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
+from wsiad.detectors.classifier import PlaceClassifier
+from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
+from wsiad.learning.capabilities import Embedding
+from wsiad.learning.crops import centre_crops, check_size, on_device
+from wsiad.learning.detector import (
     AnomalousTiles,
     DetectorOptions,
     FitContext,
@@ -23,19 +31,11 @@ from wsiad.detector import (
     State,
     Tiles,
 )
-from wsiad.detectors import _backbone
-from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._layers import DEEPEST
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
-from wsiad.errors import DetectorError
+from wsiad.learning.recipe import Recipe, descend
+from wsiad.learning.views import ViewOptions, random_views
 from wsiad.networks.backbones import AUTO, settle
-from wsiad.networks.classifier import PlaceClassifier
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
-from wsiad.training.crops import centre_crops, check_size, on_device
-from wsiad.training.recipe import Recipe, descend
-from wsiad.training.views import ViewOptions, random_views
 
 _ROOM = 1.5  # windows that views are cut from: a turned view needs a larger one
 _READ = 64  # anomalous tiles read at once

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import PcaComponents, fit_projection
-from wsiad.errors import DetectorError
+from wsiad.learning.detector import DetectorOptions
 
 
 class PcaOptions(FeatureOptions):

@@ -10,15 +10,17 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.detectors.dpa.options import PerceptualOptions
+from wsiad.detectors.adversarial import CriticLoss, Game, latent_critic
+from wsiad.detectors.dpa.dpa_options import PerceptualOptions
 from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
 from wsiad.detectors.dpa.statistics import statistics_by_px
-from wsiad.errors import DetectorError
+from wsiad.learning.crops import check_size
+from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
+from wsiad.learning.recipe import Recipe, Update, clip_and_step, descend
 from wsiad.networks import vgg, weights
-from wsiad.networks.adversarial import CriticLoss, Game, latent_critic
 from wsiad.networks.autoencoder import (
     Autoencoder,
     AutoencoderShape,
@@ -26,8 +28,6 @@ from wsiad.networks.autoencoder import (
     seeded_encoder,
 )
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
-from wsiad.training.crops import check_size
-from wsiad.training.recipe import Recipe, Update, clip_and_step, descend
 
 _STREAM = 1 << 33  # keeps the draws of latents apart from those of windows
 _BETAS = (0.5, 0.99)
@@ -125,7 +125,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
     options: PiadOptions
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Train on random windows of the tiles; see :class:`~wsiad.training.loop.Training`.
+        """Train on random windows of the tiles; see :class:`~wsiad.learning.loop.Training`.
 
         Raises
         ------

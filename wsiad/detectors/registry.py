@@ -3,7 +3,7 @@
 A dash in a name is an underscore in the file's: ``deep-if`` is ``deep_if.py``.
 
 A new detector is one new file or folder here that defines one class derived from
-:class:`~wsiad.detector.Detector`; nothing else has to know of it. Modules
+:class:`~wsiad.learning.detector.Detector`; nothing else has to know of it. Modules
 whose names begin with an underscore are shared code.
 """
 
@@ -16,10 +16,10 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 if TYPE_CHECKING:
-    from wsiad.detector import Detector
+    from wsiad.learning.detector import Detector
 
 _NOT_METHODS = frozenset({"registry"})
 
@@ -46,7 +46,7 @@ def load(name: str) -> type[Detector]:
             f"there is no detector {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
             remedy=f"Choose one of {', '.join(known)}.",
         )
-    from wsiad.detector import Detector
+    from wsiad.learning.detector import Detector
 
     module = importlib.import_module(f"wsiad.detectors.{name.replace('-', '_')}")
     found = {

@@ -9,13 +9,13 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
 from wsiad.detectors._layers import CODED, DefaultLayers
+from wsiad.detectors.reverse_distillation_part import Blocks, ReverseStudent
+from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.recipe import Recipe, adam
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
-from wsiad.networks.reverse_distillation import Blocks, ReverseStudent
-from wsiad.training.recipe import Recipe, adam
 
 
 class ReverseDistillationOptions(DistilledOptions):

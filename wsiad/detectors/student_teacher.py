@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
+from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.recipe import Recipe, adam, sgd
 from wsiad.networks.distillation import Distillation, LikeTeacher, place_distances
 from wsiad.networks.features import BackboneFeatures
-from wsiad.training.recipe import Recipe, adam, sgd
 
 
 class StudentTeacherOptions(DistilledOptions):

@@ -9,7 +9,6 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detector import DetectorOptions
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import (
     Matrix,
@@ -19,6 +18,7 @@ from wsiad.detectors._vectors import (
     float32,
     project,
 )
+from wsiad.learning.detector import DetectorOptions
 
 _ROUNDS = 2000
 _TOLERANCE = 1e-4  # of the squared radius

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
 from wsiad.evaluation.submission import ScoredSlide
 
 _LISTED = 5

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
 from wsiad.evaluation.auc import TilePool
 from wsiad.evaluation.bootstrap import LEVEL, undefined
-from wsiad.evaluation.evidence import SlideEvidence
+from wsiad.evaluation.figures import Settings
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.paired import Difference, auc_difference, froc_differences, tile_difference
 from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
-from wsiad.evaluation.report import Settings
+from wsiad.evaluation.slide_evidence import SlideEvidence
 
 _NOTE = (
     "Differences are b less a. Slide AUC: DeLong's paired test. All others: percentiles of paired "

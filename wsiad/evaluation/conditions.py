@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from wsiad.annotations import ClassMap
 from wsiad.annotations.classes import class_text
-from wsiad.evaluation.evidence import SlideEvidence
 from wsiad.evaluation.protocols import ProtocolName
+from wsiad.evaluation.slide_evidence import SlideEvidence
 
 _LISTED = 8
 

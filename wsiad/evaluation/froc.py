@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.evaluation.hits import Floats, SlideHits
+from wsiad.evaluation.matching import Floats, SlideHits
 from wsiad.evaluation.protocols import Rules
 
 OPERATING_POINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -16,8 +16,8 @@ from wsiad.evaluation.bootstrap import (
     undefined,
 )
 from wsiad.evaluation.froc import OPERATING_POINTS, Curve, Pool
-from wsiad.evaluation.hits import Floats, SlideHits
 from wsiad.evaluation.lesion_table import CLASSES, LesionClass
+from wsiad.evaluation.matching import Floats, SlideHits
 from wsiad.evaluation.protocols import Rules, all_thresholds, conservative
 
 

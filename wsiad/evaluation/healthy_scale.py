@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]
 

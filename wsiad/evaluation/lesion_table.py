@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from wsiad.csv_file import table_text
+from wsiad.core.csv_file import table_text
+from wsiad.core.files import write_text
+from wsiad.core.units import Microns, SquareMicrons
 from wsiad.evaluation.froc import Pool
-from wsiad.evaluation.hits import Detections, SlideHits
+from wsiad.evaluation.matching import Detections, SlideHits
 from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask
-from wsiad.files import write_text
-from wsiad.units import Microns, SquareMicrons
 
 LesionClass = Literal["macro", "micro", "itc"]
 

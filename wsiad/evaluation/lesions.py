@@ -20,17 +20,17 @@ from wsiad.annotations import (
     read_annotations,
 )
 from wsiad.annotations import SUFFIXES as OUTLINE_SUFFIXES
-from wsiad.errors import AnnotationError, EvaluationError
+from wsiad.core.errors import AnnotationError, EvaluationError
+from wsiad.core.geometry import Size
+from wsiad.core.units import Mpp
 from wsiad.evaluation.cohort import Case
 from wsiad.evaluation.placement import place
 from wsiad.evaluation.protocols import ProtocolName
 from wsiad.evaluation.raster import Mask, rasterise
 from wsiad.evaluation.regions import MERGE_UM, EvaluationMask, evaluation_mask
-from wsiad.evaluation.results import read_windows
+from wsiad.evaluation.results_input import read_windows
 from wsiad.evaluation.scale import SCRIPT_MPP, mask_downsample, protocol_mpp
 from wsiad.evaluation.truth import MASK_SUFFIXES, MAX_MASK_PX, find_truth, read_mask
-from wsiad.geometry import Size
-from wsiad.units import Mpp
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from wsiad.core.geometry import Size
 from wsiad.evaluation.raster import Mask
-from wsiad.geometry import Size
 
 MOST_BEYOND = 0.001
 """Share of the outlined tumour beyond the slide above which people are told."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.annotations import Annotations, Ring, Role
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 
 Mask = npt.NDArray[np.bool_]
 """Tumour pixels, bool (H, W)."""

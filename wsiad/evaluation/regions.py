@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.units import Microns
+from wsiad.core.units import Microns
 
 MERGE_UM = Microns(75.0)
 """Tumour regions up to this far apart are one lesion."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from wsiad.errors import EvaluationError
+from wsiad.core.errors import EvaluationError
+from wsiad.core.units import Mpp
 from wsiad.evaluation.protocols import ProtocolName
-from wsiad.units import Mpp
 
 SCRIPT_MPP = Mpp(0.243)
 """µm per level-0 pixel that the 2016 script takes for every slide."""

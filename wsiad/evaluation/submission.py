@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from wsiad.csv_file import Row
-from wsiad.errors import EvaluationError
-from wsiad.evaluation.hits import Detections
+from wsiad.core.csv_file import Row
+from wsiad.core.errors import EvaluationError
+from wsiad.core.files import real_path
+from wsiad.core.geometry import Size
+from wsiad.core.units import Mpp
+from wsiad.evaluation.matching import Detections
 from wsiad.evaluation.table import number, read_rows, slide_name
-from wsiad.files import real_path
-from wsiad.geometry import Size
-from wsiad.units import Mpp
 
 _HEADERS = {
     **dict.fromkeys(("confidence", "p", "probability", "prob", "score"), "confidence"),

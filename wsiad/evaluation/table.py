@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from wsiad import csv_file
-from wsiad.csv_file import Row
-from wsiad.errors import EvaluationError, InputError
-from wsiad.files import checked_slide_name
+from wsiad.core import csv_file
+from wsiad.core.csv_file import Row
+from wsiad.core.errors import EvaluationError, InputError
+from wsiad.core.files import checked_slide_name
 from wsiad.slides.slide_files import SUFFIXES
 
 _LONGEST = 4096
@@ -16,7 +16,7 @@ _LONGEST = 4096
 
 
 def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:
-    """Read the rows of a CSV file; see :func:`wsiad.csv_file.read_rows`.
+    """Read the rows of a CSV file; see :func:`wsiad.core.csv_file.read_rows`.
 
     Raises
     ------

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import EvaluationError, InputError
-from wsiad.evaluation.table import read_rows, slide_name
-from wsiad.labels import (
+from wsiad.core.errors import EvaluationError, InputError
+from wsiad.core.labels import (
     LABEL,
     NAME,
     SLIDE,
@@ -27,7 +26,8 @@ from wsiad.labels import (
     label_of,
     understood_label,
 )
-from wsiad.units import Mpp
+from wsiad.core.units import Mpp
+from wsiad.evaluation.table import read_rows, slide_name
 
 _DELIMITERS = ",;\t"
 
@@ -48,7 +48,7 @@ def read_reference(path: Path) -> dict[str, bool]:
 
     Columns ``image`` (or ``slide`` …) and ``type`` (or ``label`` …), as CAMELYON16 has them;
     others are not looked at. Columns and labels are those of manifests, see
-    :mod:`wsiad.labels`.
+    :mod:`wsiad.core.labels`.
 
     Returns
     -------

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from wsiad.errors import ConfigError
-from wsiad.geometry import Box
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.core.errors import ConfigError
+from wsiad.core.geometry import Box
+from wsiad.core.units import Microns, Spacing
 from wsiad.heatmaps.regions import Region
-from wsiad.units import Microns, Spacing
+from wsiad.heatmaps.score_map import Heatmap
 
 TOLERANCE_PX = 0.75
 """Tolerance by default, heatmap pixels: corners of a slanting outline's steps lie up to

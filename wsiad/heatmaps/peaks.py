@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from wsiad.errors import ConfigError
-from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.units import Microns
+from wsiad.core.errors import ConfigError
+from wsiad.core.units import Microns
+from wsiad.heatmaps.score_map import Heatmap
 
 Suppression = Literal["disc", "square", "regions-max", "regions-mean"]
 

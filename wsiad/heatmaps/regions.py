@@ -9,9 +9,9 @@ import numpy.typing as npt
 import shapely
 from scipy import ndimage
 
-from wsiad.errors import ConfigError
-from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.units import Microns, SquareMicrons
+from wsiad.core.errors import ConfigError
+from wsiad.core.units import Microns, SquareMicrons
+from wsiad.heatmaps.score_map import Heatmap
 
 DEFAULT_LIMIT = 300
 """The most regions: viewers that let people edit outlines grow slow with more."""

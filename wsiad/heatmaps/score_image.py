@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import WsiadError
+from wsiad.core.errors import WsiadError
 
 _MOST_PX = 1 << 28
 _MOST_EXPANSION = 1100

@@ -14,10 +14,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import DetectorError, InputError
-from wsiad.geometry import Box, PixelMap, Size
-from wsiad.heatmaps.heatmap import Heatmap
-from wsiad.units import Spacing, TilePx
+from wsiad.core.errors import DetectorError, InputError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.units import Spacing, TilePx
+from wsiad.heatmaps.score_map import Heatmap
 
 MAX_PIXELS = 100_000_000
 """The most pixels of a heatmap: 1.2 GB while it is stitched, 0.4 GB when it is done."""

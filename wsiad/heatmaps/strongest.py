@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from wsiad.errors import ExportError
-from wsiad.heatmaps.heatmap import WindowScores
+from wsiad.core.errors import ExportError
 from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import WindowScores
 
 
 def strongest_windows(regions: Sequence[Region], windows: WindowScores) -> npt.NDArray[np.int64]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from wsiad.geometry import Box, Size
-from wsiad.heatmaps.heatmap import Heatmap
+from wsiad.core.geometry import Box, Size
 from wsiad.heatmaps.regions import Region, find_regions
-from wsiad.tiles.overview import Overview, left_out_areas
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.pictures.overview import Overview, left_out_areas
 
 _LIMIT = 10_000
 

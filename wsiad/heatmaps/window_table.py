@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import WsiadError
+from wsiad.core.errors import WsiadError
 
 _MOST_HEADER = 10_000
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.detector import Detector, InputSpec
-from wsiad.errors import StoreMismatchError
-from wsiad.geometry import PixelMap
-from wsiad.tiles.left_out import LeftOut
-from wsiad.tiles.overview import EXAMPLES
-from wsiad.tiles.plan import SlidePlan
-from wsiad.tiles.stored_slide import StoredSlide
-from wsiad.tiles.stream import Example, choose_examples, read_again, stream
-from wsiad.tiling import Grid
+from wsiad.core.errors import StoreMismatchError
+from wsiad.core.geometry import PixelMap
+from wsiad.core.tiling import Grid
+from wsiad.core.units import TilePx
+from wsiad.learning.detector import Detector, InputSpec
+from wsiad.pictures.overview import EXAMPLES
+from wsiad.store.stored_slide import StoredSlide
+from wsiad.tiling.left_out import LeftOut
+from wsiad.tiling.plan import SlidePlan
+from wsiad.tiling.stream import Example, choose_examples, read_again, stream
 from wsiad.tissue.guards import Reason, judge
-from wsiad.tissue.options import QualityThresholds
-from wsiad.units import TilePx
+from wsiad.tissue.tissue_options import QualityThresholds
 
 IntArray = npt.NDArray[np.int32]
 Pixels = npt.NDArray[np.uint8]

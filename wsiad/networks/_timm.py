@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 from wsiad.networks import _torchvision
 
 PREFIX = "timm/"

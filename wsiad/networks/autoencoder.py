@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 _SLOPE = 0.2  # of every leaky ReLU
 _VECTOR_PX = 4  # a 1 × 1 latent is reached from 4 × 4 by one 4 × 4 convolution

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wsiad.errors import WeightsError
+from wsiad.core.errors import WeightsError
 from wsiad.networks import features, weights
 from wsiad.networks.weights import Weights
 

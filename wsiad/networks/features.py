@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError, WeightsError
+from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.networks import _timm, _torchvision, vgg
-from wsiad.networks.fitting import Fit, fitted, left_off, unwrapped
+from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
 from wsiad.networks.weights import SHIPPED, naming
 
@@ -81,7 +81,7 @@ class BackboneFeatures(nn.Module):
         The backbone or a layer is unknown, or does not take the arguments.
     WeightsError
         The tensors are not, whole and without anything left over, those of the network; see
-        :func:`wsiad.networks.fitting.fitted`.
+        :func:`wsiad.networks.state_dict.fitted`.
     """
 
     mean: Tensor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 from wsiad.networks.autoencoder import (
     Autoencoder,
     AutoencoderShape,

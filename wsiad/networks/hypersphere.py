@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 _LEAST = 0.1  # of a coordinate of the centre: a network could reach 0 by vanishing
 _KERNEL = 5

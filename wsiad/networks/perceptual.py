@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 from wsiad.networks.vgg import Vgg19
 
 _IMAGE_PLACE_PX = 8  # of a place where there are only pixels: that of relu4_2

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError, WeightsError
-from wsiad.networks.fitting import Fit, fitted, unwrapped
+from wsiad.core.errors import DetectorError, WeightsError
+from wsiad.networks.state_dict import Fit, fitted, unwrapped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

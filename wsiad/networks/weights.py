@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from wsiad.errors import WeightsError, WsiadError
+from wsiad.core.errors import WeightsError, WsiadError
 from wsiad.networks import _torchvision
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
 
 _WIDTHS = (16, 32, 64)
 

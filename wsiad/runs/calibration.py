@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from wsiad.config import Config
-from wsiad.detector import Detector, Scores, TileSource
-from wsiad.errors import DetectorError, RunError
-from wsiad.progress import Progress
-from wsiad.training.crops import windows
-from wsiad.training.sampling import sample
+from wsiad.core.config import Config
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.progress import Progress
+from wsiad.learning.crops import windows
+from wsiad.learning.detector import Detector, Scores, TileSource
+from wsiad.learning.sampling import sample
 
 _FORMAT = 1
 _BATCH = 64

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from wsiad.config import Config, differences, resolve, write_config
-from wsiad.errors import ConfigError, RunError, WsiadError
-from wsiad.files import atomic_file
-from wsiad.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
-from wsiad.locks import CLAIM, claimed
+from wsiad.core.config import Config, differences, resolve, write_config
+from wsiad.core.errors import ConfigError, RunError, WsiadError
+from wsiad.core.files import atomic_file
+from wsiad.core.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
+from wsiad.core.locks import CLAIM, claimed
 
 CONFIG = "config.yaml"
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)

@@ -25,12 +25,12 @@ import pydantic
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from wsiad.capabilities import Embedding
-from wsiad.config import Config
-from wsiad.errors import InputError, RunError
-from wsiad.files import atomic_file, parse_json
-from wsiad.heatmaps.colours import ColourScale
-from wsiad.tiles.pictures import decode
+from wsiad.core.config import Config
+from wsiad.core.errors import InputError, RunError
+from wsiad.core.files import atomic_file, parse_json
+from wsiad.core.images import decode
+from wsiad.learning.capabilities import Embedding
+from wsiad.pictures.colours import ColourScale
 
 EXAMPLES = "examples.safetensors"
 """In a run folder."""
@@ -67,7 +67,7 @@ class HealthyExamples:
     pictures : tuple of bytes
         JPEG files of ``size`` × ``size`` px.
     embedding : ndarray of float32, (N, D)
-        See :class:`wsiad.capabilities.Embeds`.
+        See :class:`wsiad.learning.capabilities.Embeds`.
     size : int
         Edge, pixels: the detector's input.
     mpp : float
@@ -75,7 +75,7 @@ class HealthyExamples:
     difference : tuple of float or None
         Quantiles of the differences that the detector finds between places of healthy tiles,
         held out from the fit, and their reconstructions, at
-        :data:`wsiad.heatmaps.colours.HEALTHY_LEVELS`; ``None`` if it does not reconstruct.
+        :data:`wsiad.pictures.colours.HEALTHY_LEVELS`; ``None`` if it does not reconstruct.
     """
 
     slides: tuple[str, ...]

@@ -27,19 +27,19 @@ import pydantic
 import torch
 from safetensors.torch import load_file, save_file
 
-from wsiad.config import Config, build
-from wsiad.detector import Detector, InputSpec, State
+from wsiad.core.config import Config, build
+from wsiad.core.errors import RunError, WsiadError
+from wsiad.core.files import atomic_file, read_json, read_text, write_json
+from wsiad.core.folder_kinds import RUN as KIND
+from wsiad.core.folder_kinds import refuse_other
+from wsiad.core.provenance import versions
+from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.errors import RunError, WsiadError
-from wsiad.files import atomic_file, read_json, read_text, write_json
-from wsiad.folder_kinds import RUN as KIND
-from wsiad.folder_kinds import refuse_other
-from wsiad.provenance import versions
+from wsiad.learning.detector import Detector, InputSpec, State
+from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import CONFIG, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
-from wsiad.training.metrics import METRICS, plot_loss, read_metrics
-from wsiad.units import Mpp, TilePx
 
 RUN, DETECTOR, WEIGHTS = "run.json", "detector.json", "weights.safetensors"
 CALIBRATION, LOSS = "calibration.json", "loss.png"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 
 _CANDIDATES = 64  # assignments of slides that are compared
 _LEAST_SLIDES = 3  # one for each part

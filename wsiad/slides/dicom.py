@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsiad.errors import SlideOpenError
-from wsiad.files import state
+from wsiad.core.errors import SlideOpenError
+from wsiad.core.files import state
 
 _SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from wsiad.errors import DirectReadError
-from wsiad.geometry import Size
+from wsiad.core.errors import DirectReadError
+from wsiad.core.geometry import Size
 from wsiad.slides.dicom import read_instance, series_files
-from wsiad.slides.jpeg_tiff_layout import TiledLevel
+from wsiad.slides.tiff_tiles import TiledLevel
 
 _CODECS = {
     "1.2.840.10008.1.2.4.50": "jpeg",

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsiad.errors import InputError, SlideOpenError
-from wsiad.files import checked_slide_name, real_path
+from wsiad.core.errors import InputError, SlideOpenError
+from wsiad.core.files import checked_slide_name, real_path
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.manifest import ManifestRow, read_manifest
 from wsiad.slides.slide_files import SUFFIXES

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 from wsiad.slides.slide import Level, true_downsample
 
 LOOKED_AT_PX = 4096 * 4096

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsiad.csv_file import Row, read_rows
-from wsiad.errors import InputError
-from wsiad.labels import (
+from wsiad.core.csv_file import Row, read_rows
+from wsiad.core.errors import InputError
+from wsiad.core.labels import (
     ANOMALY_TYPE,
     LABEL,
     MPP,
@@ -62,7 +62,7 @@ class ManifestRow:
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read a manifest; columns and labels are those of :mod:`wsiad.labels`.
+    """Read a manifest; columns and labels are those of :mod:`wsiad.core.labels`.
 
     A column that is not known is kept and told of, with the known one that is most like it.
 

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from wsiad.errors import DirectReadError, InputError
-from wsiad.slides.jpeg_tiff_backend import open_jpeg_tiff
+from wsiad.core.errors import DirectReadError, InputError
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Slide
+from wsiad.slides.tiff import open_jpeg_tiff
 
 logger = logging.getLogger(__name__)
 

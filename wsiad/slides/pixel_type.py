@@ -6,9 +6,9 @@ from pathlib import Path
 
 import tifffile
 
-from wsiad.errors import UnusableSlideError
-from wsiad.slides.jpeg_tiff_layout import NOT_A_TIFF
+from wsiad.core.errors import UnusableSlideError
 from wsiad.slides.slide import Slide
+from wsiad.slides.tiff_tiles import NOT_A_TIFF
 from wsiad.slides.tile_inspection import TIFF_FORMATS
 
 _PALETTE, _UNSIGNED = 3, 1

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.compiled import compiled
+from wsiad.core.compiled import compiled
 
 _1, _2, _3 = np.uintp(1), np.uintp(2), np.uintp(3)
 _TOUCHED = 1e-4

@@ -11,11 +11,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import ScaleError
-from wsiad.geometry import PixelMap, Size
+from wsiad.core.errors import ScaleError
+from wsiad.core.geometry import PixelMap, Size
+from wsiad.core.units import Mpp
 from wsiad.slides.resample import all_valid, area_mean, area_weights
 from wsiad.slides.slide import Region, Slide
-from wsiad.units import Mpp
 
 SCALE_TOLERANCE = 0.005
 """Relative difference of scales up to which the pixels of a level are taken as they are."""

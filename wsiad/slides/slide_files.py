@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from wsiad.errors import SlideOpenError
-from wsiad.files import fingerprint, state
+from wsiad.core.errors import SlideOpenError
+from wsiad.core.files import fingerprint, state
 from wsiad.slides.dicom import may_be_dicom, series_files
 
 SUFFIXES = frozenset(

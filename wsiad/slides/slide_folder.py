@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsiad.errors import SlideOpenError
+from wsiad.core.errors import SlideOpenError
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.slide_files import SUFFIXES
 

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsiad.errors import SlideOpenError
-from wsiad.files import DISK_FULL
+from wsiad.core.errors import SlideOpenError
+from wsiad.core.files import DISK_FULL
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 
 logger = logging.getLogger(__name__)

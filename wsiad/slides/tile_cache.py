@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 
 RGB = npt.NDArray[np.uint8]
 """A decoded tile, uint8 (H, W, 3)."""

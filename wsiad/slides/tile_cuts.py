@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from wsiad.geometry import Size
+from wsiad.core.geometry import Size
 
 
 class Cut(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from wsiad.errors import DamagedTileError, DirectReadError
-from wsiad.geometry import Size
-from wsiad.slides.jpeg_tiff_layout import TiledLevel
+from wsiad.core.errors import DamagedTileError, DirectReadError
+from wsiad.core.geometry import Size
+from wsiad.slides.tiff_tiles import TiledLevel
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP0, _APP14, _SOS = 0xE0, 0xEE, 0xDA
@@ -112,7 +112,7 @@ def check_whole(data: bytes, codec: str) -> None:
     data : bytes
         The data, as the file holds them.
     codec : str
-        That of :class:`wsiad.slides.jpeg_tiff_layout.TiledLevel`.
+        That of :class:`wsiad.slides.tiff_tiles.TiledLevel`.
 
     Raises
     ------

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import DamagedTileError, DirectReadError
-from wsiad.geometry import Size
+from wsiad.core.errors import DamagedTileError, DirectReadError
+from wsiad.core.geometry import Size
 from wsiad.slides.dicom_frames import read_frames
-from wsiad.slides.jpeg_tiff_layout import TiledLevel, read_layout
 from wsiad.slides.slide import Edges
+from wsiad.slides.tiff_tiles import TiledLevel, read_layout
 from wsiad.slides.tile_cuts import cut_by_tile
 from wsiad.slides.tile_decoder import check_jpeg2000_size, check_whole, decode_tile
 

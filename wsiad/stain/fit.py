@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from wsiad.errors import StainError
+from wsiad.core.errors import StainError
+from wsiad.stain.colours import ColourHistogram, ColourSample
 from wsiad.stain.concentration import Stains, concentrations
 from wsiad.stain.density import (
     WHITE,
@@ -15,8 +16,8 @@ from wsiad.stain.density import (
     optical_density,
     weighted_quantile,
 )
-from wsiad.stain.histogram import ColourHistogram, ColourSample
 from wsiad.stain.macenko import extreme_stains
+from wsiad.stain.methods import learn_stains
 from wsiad.stain.profile import (
     FitQuality,
     LabStatistics,
@@ -28,7 +29,6 @@ from wsiad.stain.profile import (
 )
 from wsiad.stain.reference import reference_profile
 from wsiad.stain.reinhard import lab_statistics
-from wsiad.stain.vahadane import learn_stains
 
 MIN_STAINED_PIXELS: Final = 2000
 """Fewer pixels of stained tissue say nothing of a slide."""

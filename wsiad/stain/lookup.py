@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.compiled import compiled, load_word, store_word
+from wsiad.core.compiled import compiled, load_word, store_word
 
 Entries = npt.NDArray[np.uint32]
 """The 256³ entries; the index is red + 256 green + 65536 blue."""

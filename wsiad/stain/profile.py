@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import StainError
+from wsiad.core.errors import StainError
 from wsiad.stain.density import WHITE
 
 StainMethod: TypeAlias = Literal["vahadane", "macenko", "reinhard", "none"]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.compiled import compiled
+from wsiad.core.compiled import compiled
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.geometry import PixelMap
+from wsiad.core.geometry import PixelMap
 
 
 def coverage(

@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.options import QualityThresholds
+from wsiad.tissue.tissue_options import QualityThresholds
 
 Reasons = npt.NDArray[np.uint8]
 """A :class:`Reason` for each tile."""

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from skimage.filters import threshold_otsu
 
-from wsiad.errors import UnusableSlideError
-from wsiad.geometry import PixelMap, Size
+from wsiad.core.errors import UnusableSlideError
+from wsiad.core.geometry import PixelMap, Size
+from wsiad.core.units import Mpp
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.tissue.artefacts import darkest_channel, is_black, is_pen, saturation
 from wsiad.tissue.glass import find_glass, without_tint
 from wsiad.tissue.ink import find_ink
-from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
+from wsiad.tissue.tissue_options import TissueOptions
 from wsiad.tissue.unseen import Unseen, find_unseen
-from wsiad.units import Mpp
 
 _BAND_PX = 1024 * 4096
 """Pixels of the mask that are read at once: bounds memory on slides without a pyramid."""

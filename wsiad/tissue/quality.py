@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.compiled import compiled
+from wsiad.core.compiled import compiled
 from wsiad.tissue.artefacts import BLACK_MAX, has_pen_colour
 
 COLUMNS = ("sharpness", "saturation", "pen", "black")

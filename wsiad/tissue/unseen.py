@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.tissue.artefacts import is_black, saturation
-from wsiad.tissue.options import TissueOptions
 from wsiad.tissue.pieces import bands, without_small_pieces
+from wsiad.tissue.tissue_options import TissueOptions
 
 _NEUTRAL = 6
 """Most that the channels of a grey pixel differ, in grey levels: JPEG moves them a little."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.errors import InputError
+from wsiad.core.errors import InputError
 from wsiad.runs.split import SlideTiles
 
 Indices = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiad.errors import SearchError
+from wsiad.core.errors import SearchError
 from wsiad.tuning.space import Choices, Params, Range, Space, Tied, key, size, values_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self, TypeAlias
 import pydantic
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from wsiad.config import Config
-from wsiad.errors import ConfigError
+from wsiad.core.config import Config
+from wsiad.core.errors import ConfigError
 
 Params = dict[str, Any]
 """A value for each parameter of a space, as JSON: what a trial is made of."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsiad.csv_file import table_text
-from wsiad.files import atomic_file, write_text
+from wsiad.core.csv_file import table_text
+from wsiad.core.files import atomic_file, write_text
 from wsiad.tuning.space import Range, Space, key, options_of, values_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import pydantic
 
-from wsiad.config import Config
-from wsiad.errors import RunError
-from wsiad.files import read_json, write_json
+from wsiad.core.config import Config
+from wsiad.core.errors import RunError
+from wsiad.core.files import read_json, write_json
 
 RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 

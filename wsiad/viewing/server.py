@@ -20,9 +20,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
 
-from wsiad.errors import SlideError, WsiadError
-from wsiad.viewing.results import HEATMAP, PICTURE, SCORES, THUMBNAIL, ViewedSlide, describe
-from wsiad.viewing.tiles import OVERLAP, TILE_SIZE, DeepZoom, score_grid
+from wsiad.core.errors import SlideError, WsiadError
+from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom, score_grid
+from wsiad.viewing.viewed_slides import HEATMAP, PICTURE, SCORES, THUMBNAIL, ViewedSlide, describe
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """The Deep Perceptual Autoencoder (Shvetsova et al., IEEE Access 2021)."""
 
-from wsiad.detectors.dpa.detector import DeepPerceptualAutoencoder
+from wsiad.detectors.dpa.perceptual_autoencoder import DeepPerceptualAutoencoder
 
 __all__ = ["DeepPerceptualAutoencoder"]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from wsiad.learning.stages import Stage
 from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.critic import Critic
 from wsiad.networks.growing import GrowingAutoencoder, GrowingDistance, faded
 from wsiad.networks.perceptual import RelativePerceptualL1
-from wsiad.training.stages import Stage
 
 
 class Objective:

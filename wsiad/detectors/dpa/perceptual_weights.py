@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from wsiad.detectors.dpa.options import PerceptualOptions
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
+from wsiad.detectors.dpa.dpa_options import PerceptualOptions
 from wsiad.networks import vgg
 from wsiad.networks.weights import Weights
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsiad.detector import TileSource
-from wsiad.detectors.dpa.options import PerceptualOptions
-from wsiad.errors import DetectorError
+from wsiad.core.errors import DetectorError
+from wsiad.core.images import cut_window, is_picture
+from wsiad.detectors.dpa.dpa_options import PerceptualOptions
+from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.detector import TileSource
+from wsiad.learning.sampling import sample
 from wsiad.networks.growing import shrunk
 from wsiad.networks.perceptual import ChannelStatistics, channel_statistics
 from wsiad.networks.vgg import Vgg19
-from wsiad.tiles.pictures import cut_window, is_picture
-from wsiad.training.crops import on_device, random_crops
-from wsiad.training.sampling import sample
 
 _BATCH = 128
 _STREAM = 1 << 32  # keeps its draws apart from those of the training

@@ -1,0 +1,83 @@
+"""Where slides are worked on: the options that verbs share, and shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from wsiad.core.config import Config
+
+T = TypeVar("T")
+
+
+def _checked_shard(text: str) -> str:
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise ValueError("should be i/n with i from 1 to n, as 2/8 for the second of eight")
+    return f"{int(parts[1])}/{int(parts[2])}"
+
+
+Shard = Annotated[str, AfterValidator(_checked_shard)]
+"""``"i/n"``, counted from 1: the i-th of n equal parts of the slides."""
+
+
+class ComputeOptions(Config):
+    """How many slides are worked on at once, and where."""
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Slides worked on at once, each by a process of its own on this machine."""
+    cluster: Path | None = None
+    """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs work on the slides; see
+    configs/slurm.yaml."""
+    scheduler: str | None = None
+    """Address of a running dask scheduler whose workers work on the slides."""
+    shard: Shard | None = None
+    """Part of the slides to work on, `i/n`, counted from 1: `2/8` takes the second and then
+    every eighth slide of the sorted list. For job arrays; shards may run at once, overlap or
+    run twice."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a slide is tried again whose worker was lost; a slide's own error is not. With
+    `scheduler`, that one decides."""
+    stage_dir: Path | None = None
+    """Folder on a local disk to which each slide is copied before it is read, and from which
+    it is deleted afterwards."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.cluster is not None and self.scheduler is not None:
+            raise ValueError("give either `cluster`, to start jobs, or `scheduler`, to use theirs")
+        distant = "cluster" if self.cluster is not None else "scheduler"
+        if self.cluster is not None or self.scheduler is not None:
+            if self.workers != 1:
+                raise ValueError(
+                    f"`workers` are processes of this machine: leave it out with `{distant}`"
+                )
+            if self.shard is not None:
+                raise ValueError(
+                    f"`{distant}` shares out all slides itself: leave out `shard`, which is for "
+                    "job arrays"
+                )
+        return self
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether this process works on all slides, one after the other."""
+        return self.workers == 1 and self.cluster is None and self.scheduler is None
+
+
+def take_shard(items: Iterable[T], shard: str | None) -> list[T]:
+    """Return the items of a shard ``"i/n"``: the i-th and then every n-th; all for ``None``.
+
+    Examples
+    --------
+    >>> take_shard("abcde", "2/3")
+    ['b', 'e']
+    """
+    if shard is None:
+        return list(items)
+    part, parts = (int(number) for number in shard.split("/"))
+    return list(items)[part - 1 :: parts]

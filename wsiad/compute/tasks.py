@@ -1,0 +1,346 @@
+"""One task a slide: in this process, in local workers, or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, Generic, TypeVar
+
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.jobs import MEMORY, JobsConfig, read_jobs
+from wsiad.compute.lifetimes import begun, close_client
+from wsiad.core.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WATCH_SECONDS = 2.0
+_FETCH_SECONDS = 30.0
+_PATIENCE_SECONDS = 10.0
+"""After so long without a worker it is said that they are waited for."""
+_TRIES = 5
+"""So often a result is fetched, and a task begun anew, where dask loses it and no worker ended."""
+
+
+def _no_notice(text: str) -> None:
+    logger.info("%s", text)
+
+
+def _unknown(item: object) -> None:
+    return None
+
+
+def _safe(item: object) -> bool:
+    return False
+
+
+def _unnoted(item: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _nothing_more(item: object, result: object) -> Sequence[Any]:
+    return ()
+
+
+def run_tasks(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    options: ComputeOptions,
+    failed: Callable[[Item, str], Result],
+    notice: Callable[[str], None] = _no_notice,
+    more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
+    whole: Callable[[Item], Result | None] = _unknown,
+    noted: Callable[[Item], contextlib.AbstractContextManager[None]] = _unnoted,
+    apart: Callable[[Item], bool] = _safe,
+) -> Generator[Result, None, None]:
+    """Apply a function to items and yield results as they are ready.
+
+    Who stops early closes the generator (``contextlib.closing``): its workers end then.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable; catches what can go wrong with an item itself.
+    items : sequence
+        Picklable; one task each.
+    options : ComputeOptions
+        Where they are worked on. One worker is this process, in order.
+    failed : callable
+        Makes a result for an item whose task was lost more often than `options.retries`
+        allows, such as by workers that ran out of memory and were killed, with the reason.
+    notice : callable
+        Told in words when workers are waited for.
+    more : callable
+        Returns the items that follow from the result of one.
+    whole : callable
+        Looks at what an item has made, and returns its result if it is done: asked before a
+        task is called lost.
+    noted : callable
+        Context in which this process works on an item itself.
+    apart : callable
+        Tells whether an item is not to be worked on in this process, which it may end.
+
+    Raises
+    ------
+    ClusterError
+        There is no such cluster or scheduler, it takes no jobs, workers do not start, or the
+        scheduler is lost.
+    ConfigError
+        The cluster's file is not valid.
+    """
+    jobs = read_jobs(options.cluster) if options.cluster is not None else None
+
+    def in_workers(some: Sequence[Item], how: ComputeOptions) -> Iterator[Result]:
+        losses = _Losses(failed, whole)
+        with _machinery(how.retries), _place(how, jobs, len(some)) as (client, count):
+            yield from _results(client, function, some, losses, more, _Room(count, notice))
+
+    def in_turn(item: Item) -> tuple[Sequence[Result], Sequence[Item]]:
+        with noted(item):
+            if apart(item):
+                alone = options.model_copy(update={"workers": 1, "retries": 0})
+                return list(in_workers([item], alone)), []
+            result = function(item)
+            return [result], more(item, result)
+
+    here = jobs is None and options.scheduler is None
+    if here and len(items) == 1 and options.workers > 1:
+        # No workers for one item, unless others follow from it.
+        results, items = in_turn(items[0])
+        yield from results
+    if not items or (here and options.workers == 1):
+        unsent = deque(items)
+        while unsent:
+            results, following = in_turn(unsent.popleft())
+            unsent.extend(following)
+            yield from results
+        return
+    yield from in_workers(items, options)
+
+
+@contextlib.contextmanager
+def _machinery(retries: int) -> Iterator[None]:
+    """Import and set up dask."""
+    # Imported here: starting the scheduler's machinery costs a second. It sets up its own
+    # loggers on import and narrates every connection unless told otherwise.
+    import dask
+
+    # What its scheduler says of lost workers and tasks is said here, of slides.
+    levels = {"distributed": "error", "distributed.scheduler": "critical"}
+    dask.config.set({"logging": dask.config.get("logging", {}) | levels})
+    import distributed  # noqa: F401 - adds its defaults to dask's configuration
+
+    settings = MEMORY | {
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.scheduler.allowed-failures": retries,
+    }
+    with dask.config.set(settings):
+        yield
+
+
+def _results(
+    client: Any,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    losses: _Losses[Item, Result],
+    more: Callable[[Item, Result], Sequence[Item]],
+    room: _Room,
+) -> Iterator[Result]:
+    """Hand out as many items as there are workers.
+
+    An item that waits at a worker for another, which kills it, would be lost with that one.
+    """
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    unsent = deque((item, 1) for item in items)
+    sent: dict[str, tuple[Any, Item, int]] = {}
+
+    def look() -> int:
+        return room.slides(len(unsent) + len(sent))
+
+    while unsent or sent:
+        free = look() - len(sent)
+        for _ in range(min(free, len(unsent))):
+            item, tries = unsent.popleft()
+            future = _submit(client, function, item)
+            sent[future.key] = (future, item, tries)
+            future.add_done_callback(done.put)
+        try:
+            future = done.get(timeout=_WATCH_SECONDS)
+        except queue.Empty:
+            continue
+        _, item, tries = sent[future.key]
+        results: Sequence[Result] = ()
+        try:
+            results = [_result(future, look)]
+        except (Exception, CancelledError) as error:
+            # The function has caught all that is the item's own fault.
+            look()  # how its worker ended is said before the last slide is done
+            results = losses.settle(item, error, tries)
+        del sent[future.key]
+        if not results:
+            unsent.append((item, tries + 1))
+        for result in results:
+            unsent.extend((other, 1) for other in more(item, result))
+            yield result
+        future.release()
+
+
+class _Losses(Generic[Item, Result]):
+    """Decides what becomes of a task whose result does not come."""
+
+    def __init__(
+        self, failed: Callable[[Item, str], Result], whole: Callable[[Item], Result | None]
+    ) -> None:
+        self._failed, self._whole = failed, whole
+
+    def settle(self, item: Item, error: BaseException, tries: int) -> Sequence[Result]:
+        """Return the item's result; none if it is to be tried again.
+
+        Only what killed its workers is the item's own loss. Everything else that dask raises is
+        its own trouble, as under load: the item may be done all the same.
+
+        Raises
+        ------
+        ClusterError
+            The scheduler is lost, and every result with it.
+        """
+        from distributed.scheduler import KilledWorker
+
+        if (result := self._whole(item)) is not None:
+            logger.info("a result was lost (%s), not what was made", type(error).__name__)
+            return [result]
+        if isinstance(error, KilledWorker) or tries >= _TRIES:
+            return [self._failed(item, _reason(error))]
+        logger.warning("a task was lost (%s: %s); it is tried again", type(error).__name__, error)
+        return []
+
+
+def _submit(client: Any, function: Callable[[Item], Result], item: Item) -> Any:
+    """Hand an item to a scheduler.
+
+    Raises
+    ------
+    ClusterError
+        There is no connection to it any more: nothing that is lost then is an item's fault.
+    """
+    end = time.monotonic() + _FETCH_SECONDS
+    while client.status == "connecting" and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        if client.status == "running":
+            return client.submit(function, item, pure=False)
+    except Exception:
+        if client.status == "running":
+            raise
+    raise ClusterError(
+        "the connection to it was lost",
+        subject="dask's scheduler",
+        remedy="What is whole was kept: run the same command again to go on.",
+    )
+
+
+def _result(future: Any, look: Callable[[], int]) -> Any:
+    """Fetch the result of a task that is done.
+
+    It is still with its worker. One that is lost before it is fetched is made again, for
+    which there have to be workers: they are looked after meanwhile. Where dask's own waiting
+    was cancelled it raises whatever comes of it (an ``UnboundLocalError`` in its ``sync``),
+    and the result is fetched again.
+    """
+    seconds, tries = _WATCH_SECONDS, 1
+    while True:
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.status == "error":
+                raise  # the task's own
+            seconds = min(2 * seconds, _FETCH_SECONDS)
+        except (Exception, CancelledError) as error:
+            if future.status in ("error", "cancelled") or tries >= _TRIES:
+                raise
+            logger.info("a result is fetched again (%s: %s)", type(error).__name__, error)
+            tries += 1
+        look()
+
+
+def _reason(error: BaseException) -> str:
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        tries = error.allowed_failures + 1
+        return (
+            f"its worker was lost {tries} {'time' if tries == 1 else 'times'}, the last on "
+            f"{error.last_worker.address}: out of memory, at the end of its walltime, or with "
+            "its machine. See the log of the job"
+        )
+    return f"its task was lost ({type(error).__name__}: {error})"
+
+
+class _Room:
+    """How many slides can be worked on at once; says when it is none for long."""
+
+    def __init__(self, count: Callable[[int], int], notice: Callable[[str], None]) -> None:
+        self._count, self._notice = count, notice
+        self._served = time.monotonic()
+        self._missed = False
+
+    def slides(self, waiting: int) -> int:
+        workers, now = self._count(waiting), time.monotonic()
+        if workers:
+            self._served = now
+            if self._missed:
+                self._notice(f"{workers} workers are there")
+            self._missed = False
+        elif not self._missed and now - self._served > _PATIENCE_SECONDS:
+            self._notice(f"no workers yet: {waiting} slides wait for them")
+            self._missed = True
+        return workers
+
+
+@contextlib.contextmanager
+def _place(
+    options: ComputeOptions, jobs: JobsConfig | None, tasks: int
+) -> Iterator[tuple[Any, Callable[[int], int]]]:
+    """Yield a dask client, and what counts its threads, given how many slides still wait."""
+    from distributed import Client
+
+    if jobs is not None and jobs.scheduler != "local":
+        from wsiad.compute.supervision import running_jobs
+
+        with (
+            running_jobs(jobs, tasks) as running,
+            begun(functools.partial(Client, running.cluster), close_client) as client,
+        ):
+            yield client, running.watch
+    elif options.scheduler is not None:
+        client = _reached(options.scheduler)
+        with begun(lambda: client, close_client):  # its workers are not ours to look after
+            yield client, lambda _: sum(client.nthreads().values())
+    else:
+        from wsiad.compute.local import local_workers
+
+        with local_workers(jobs.jobs * jobs.cores if jobs else options.workers, tasks) as place:
+            yield place
+
+
+def _reached(address: str) -> Any:
+    """Return a client of a running scheduler."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no dask scheduler can be reached ({error})",
+            subject=address,
+            remedy="Give the address that it printed when it started, as tcp://10.0.0.1:8786.",
+        ) from error

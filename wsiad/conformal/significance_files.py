@@ -1,0 +1,185 @@
+"""What ``wsiad significance`` writes, and what is read of it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiad._version import __version__
+from wsiad.conformal.false_alarms import FalseAlarms
+from wsiad.conformal.judgement import HealthySlides, SlideJudgement
+from wsiad.conformal.p_values import (
+    FloatArray,
+    RegionSignificance,
+    benjamini_hochberg,
+)
+from wsiad.conformal.significance_text import STATED
+from wsiad.core.csv_file import table_text
+from wsiad.core.errors import InputError
+from wsiad.core.files import atomic_file, read_json, write_json, write_text
+from wsiad.exports.qupath.lesion_measurements import add_measurements
+from wsiad.results.region_table import REGIONS, write_regions
+from wsiad.results.scored import ScoredFolder, ScoredSlide
+
+if TYPE_CHECKING:
+    from wsiad.verbs.significance import SignificanceConfig
+
+SIGNIFICANCE, TABLE = "significance.json", "significance.csv"
+"""In a results folder; the first is written last."""
+
+WINDOWS_P = "windows_p.npy"
+"""In a slide's folder: p of each window, in the order of ``windows.npy``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignificanceRow:
+    """A slide in ``significance.csv``.
+
+    Parameters
+    ----------
+    slide, label : str
+    score : float
+        The slide's score that was compared.
+    p_slide : float
+        Chance that a healthy slide scores as high.
+    q_slide : float
+        `p_slide`, adjusted over the slides of the folder by Benjamini and Hochberg.
+    regions, significant_regions : int
+        Regions, those left out counted in; those of them that are significant.
+    p_family_wise : float or None
+        Of the slide's strongest region; ``None`` without regions.
+    """
+
+    slide: str
+    label: str
+    score: float
+    p_slide: float
+    q_slide: float
+    regions: int
+    significant_regions: int
+    p_family_wise: float | None
+
+
+def rows_of(
+    judged: Sequence[tuple[ScoredSlide, float, RegionSignificance]],
+) -> list[SignificanceRow]:
+    """Sum up judged slides, in their order."""
+    adjusted = benjamini_hochberg(np.array([p for _, p, _ in judged]))
+    return [
+        SignificanceRow(
+            slide.name,
+            slide.label,
+            slide.score,
+            p,
+            q,
+            slide.n_regions,
+            int(regions.significant.sum()),
+            float(regions.p_family_wise.min()) if len(regions.p) else None,
+        )
+        for (slide, p, regions), q in zip(judged, adjusted.tolist(), strict=True)
+    ]
+
+
+def write_slide(slide: ScoredSlide, judgement: SlideJudgement) -> None:
+    """Write p-values into a slide's folder: of its windows and of its regions.
+
+    Raises
+    ------
+    ExportError
+        Its regions are damaged.
+    """
+    found = judgement.regions
+    columns = (found.p_family_wise, found.p, found.q, found.significant)
+    each = list(zip(*(column.tolist() for column in columns), strict=True))
+    rows = [
+        replace(row, p_family_wise=family_wise, p=p, q=q, significant=int(significant))
+        for row, (family_wise, p, q, significant) in zip(slide.regions(), each, strict=True)
+    ]
+    add_measurements(
+        slide.folder / "lesions.geojson",
+        [
+            {
+                "wsiad: p (family-wise)": family_wise,
+                "wsiad: p": p,
+                "wsiad: q": q,
+                "wsiad: significant": int(significant),
+            }
+            for family_wise, p, q, significant in each
+        ],
+    )
+    write_regions(slide.folder / REGIONS, rows)
+    _write_array(slide.folder / WINDOWS_P, judgement.tiles)
+
+
+def _write_array(path: Path, values: FloatArray) -> None:
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def forget(results: Path) -> None:
+    """Take away what an earlier comparison says of the folder, before slides are changed."""
+    for name in (SIGNIFICANCE, TABLE):
+        (results / name).unlink(missing_ok=True)
+
+
+def write(
+    config: SignificanceConfig,
+    rows: Sequence[SignificanceRow],
+    *,
+    healthy: ScoredFolder,
+    check: ScoredFolder | None,
+    tested: ScoredFolder,
+    reference: HealthySlides,
+    alarms: Sequence[FalseAlarms],
+    warnings: Sequence[str],
+) -> Path:
+    """Write ``significance.csv`` and, last, ``significance.json``; return the latter."""
+    names = list(SignificanceRow.__dataclass_fields__)
+    cells = (asdict(row).values() for row in rows)
+    write_text(config.results / TABLE, table_text(names, cells))
+    regions = reference.regions
+    path = config.results / SIGNIFICANCE
+    values = {
+        "slide_score": config.slide_score,
+        "fdr": config.fdr,
+        "stated": list(STATED),
+        "warnings": list(warnings),
+        "reference": _told(healthy)
+        | {
+            "smallest_p": reference.slides.smallest_p,
+            "tiles": len(reference.tiles.scores),
+            "regions": len(regions.all.scores),
+            "slides_with_regions": len(regions.strongest.scores),
+        },
+        "check": _told(check) if check else None,
+        "false_alarms": [{**asdict(one), "rate": one.rate, "text": str(one)} for one in alarms],
+        "not_tested": {
+            name: {"status": status, "reason": tested.reasons[name]}
+            for name, status in sorted(tested.others.items())
+        },
+        "slides": {row.slide: asdict(row) for row in rows},
+        "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
+    }
+    write_json(path, values)
+    return path
+
+
+def _told(folder: ScoredFolder) -> dict[str, Any]:
+    names = [slide.name for slide in folder.slides]
+    return {"slides": len(names), "names": names, "not_used": folder.others}
+
+
+def read_significance(results: Path) -> dict[str, Any] | None:
+    """Read ``significance.json`` of a results folder; ``None`` where there is none.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    path = results / SIGNIFICANCE
+    return read_json(path, InputError) if path.exists() else None

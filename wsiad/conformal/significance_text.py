@@ -1,0 +1,147 @@
+"""What people are told of p-values: what is stated, what weakens it, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wsiad.conformal.false_alarms import FalseAlarms, Kind
+from wsiad.conformal.p_values import slides_needed
+from wsiad.results.scored import ScoredFolder
+from wsiad.slides.slide_table import FAILED, UNUSABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsiad.conformal.significance_files import SignificanceRow
+
+_USUAL_LEVEL = 0.05
+_RARE = 0.01
+_SHORT: dict[Kind, str] = {
+    "slides": "slides, by their p",
+    "tiles": "tiles, by their p",
+    "family-wise regions": "slides, by family-wise p of a region",
+    "significant regions": "slides, by a significant region",
+}
+
+STATED = (
+    (
+        "A healthy slide that could as well have been one of the reference has p_slide <= a with a "
+        "probability of at most a."
+    ),
+    (
+        "Of a tile drawn at random from such a slide the same holds for its p. It is an average "
+        "over slides: a single slide may have many tiles of small p."
+    ),
+    (
+        "Such a slide has any region of p_family_wise <= a with a probability of at most a, and "
+        "any significant region with a probability of at most the false-discovery rate."
+    ),
+    (
+        "Of the regions of a slide with lesions, q is Benjamini and Hochberg's: on average at most "
+        "that share of the regions called is false, if regions of a slide depend on each other in "
+        "no worse way than that rule allows. This is not proved for them."
+    ),
+    "All of it is on average over references: one of few slides may give more alarms.",
+    "None of it holds for slides of another scanner, laboratory, tissue or stain.",
+)
+"""What the p-values promise, and what they do not; in every ``significance.json``."""
+
+
+def warnings(
+    tested: ScoredFolder,
+    healthy: ScoredFolder,
+    check: ScoredFolder | None,
+    *,
+    learnt_from: Mapping[str, str] | None,
+    alarms: Sequence[FalseAlarms],
+    fdr: float,
+) -> list[str]:
+    """Say what weakens the p-values."""
+    found = []
+    count = len(healthy.slides)
+    for level, what in ((_USUAL_LEVEL, "a p of"), (fdr, "a significant region at")):
+        if count < slides_needed(level):
+            found.append(
+                f"No p-value from {count} healthy slides is below {1 / (count + 1):.3g}: {what} "
+                f"{level:g} needs at least {slides_needed(level)} of them."
+            )
+    if learnt_from is None:
+        found.append(
+            "The run does not say which slides it has learnt from, so that nobody could check "
+            "whether the healthy slides are new to it."
+        )
+    seen = sorted(s.name for s in tested.slides if s.fingerprint in (learnt_from or {}))
+    if seen:
+        found.append(f"The run has learnt from slides that are tested: {', '.join(seen)}.")
+    for folder, what in ((healthy, "reference"), (check, "check")):
+        others = (folder.others if folder else {}).items()
+        for status, did in ((FAILED, "failed"), (UNUSABLE, "could not be looked at")):
+            if names := sorted(name for name, one in others if one == status):
+                found.append(
+                    f"{len(names)} healthy slides of the {what} {did} ({', '.join(names)}): if "
+                    "that is for what they look like, the others are not like new slides."
+                )
+    return [*found, *_alarm_warnings(alarms, count)]
+
+
+def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[str]:
+    """Name the rates that were not as stated, and what that means."""
+    for verdict, means in (
+        ("more than stated", "are not like those of the reference"),
+        ("fewer than stated", "are calmer than those of the reference"),
+    ):
+        found = [one for one in alarms if one.verdict == verdict]
+        if not found:
+            continue
+        chance = min((one.chance for one in found if one.chance is not None), default=None)
+        why = f"the slides of the check {means}"
+        if chance is None:
+            why += f", or {reference} slides are too few for a reference"
+        elif chance >= _RARE:
+            why = f"that may be chance (probability {chance:.2g}); more healthy slides would tell"
+        rates = "; ".join(one.words for one in found)
+        yield (
+            f"There are {verdict.split()[0]} false alarms than stated on the {found[0].slides} "
+            f"healthy slides of the check ({rates}): {why}."
+        )
+
+
+def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
+    """Return the measured rates as lines of a table."""
+    if not alarms:
+        return []
+    width = max(map(len, _SHORT.values()))
+    head = f"false alarms on {alarms[0].slides} healthy slides"
+    return [
+        f"{head:<{width + 2}}  stated  measured (95 %)",
+        *(
+            f"  {_SHORT[one.kind]:<{width}}  {one.level:<6g}  "
+            f"{one.rate:.3f} ({one.low:.3f} to {one.high:.3f})"
+            for one in alarms
+        ),
+    ]
+
+
+def not_tested(tested: ScoredFolder) -> list[str]:
+    """Say which slides have no score and so no p-value, and why."""
+    if not tested.others:
+        return []
+    total = len(tested.others) + len(tested.slides)
+    lines = [f"{len(tested.others)} of {total} slides have no score, and so no p-value:"]
+    for name, status in sorted(tested.others.items()):
+        reason = tested.reasons[name]
+        lines.append(f"  {name}: {status}" + (f": {reason}" if reason else ""))
+    return lines
+
+
+def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:
+    """Say in a line what was found."""
+    usual = sum(row.p_slide <= _USUAL_LEVEL for row in rows)
+    regions = sum(row.significant_regions for row in rows)
+    holders = sum(row.significant_regions > 0 for row in rows)
+    return (
+        f"{len(rows)} slides against {n_healthy} healthy ones: {usual} with p <= "
+        f"{_USUAL_LEVEL:g}; {regions} significant regions on {holders} slides at a "
+        f"false-discovery rate of {fdr:g}; see {path}"
+    )

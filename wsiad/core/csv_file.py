@@ -1,0 +1,168 @@
+"""CSV files: those of people, with rows by their number, and ours, of which no cell is a formula.
+
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, be it the
+name of a slide. Such a text is written with an apostrophe before it, by which spreadsheets know
+a text, and read without it. Numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from wsiad.core.errors import WsiadError
+
+MAX_BYTES = 1 << 28
+"""Largest file that is read as a table."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII)
+_MARK = "'"
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a CSV file that is not blank.
+
+    Parameters
+    ----------
+    number : int
+        Line of the file on which it ends, counted from 1, the header included.
+    cells : tuple of str
+        Without white space around them.
+    """
+
+    number: int
+    cells: tuple[str, ...]
+
+
+def read_rows(
+    path: Path, error: type[WsiadError], *, subject: str | None = None, delimiters: str = ","
+) -> list[Row]:
+    """Read the rows of a CSV file that are not blank.
+
+    UTF-8, with a byte order mark or without, or UTF-16 with one, as Excel writes both.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Of the error where that is not possible: what the table is for, the caller knows.
+    subject : str, optional
+        Of the error; by default the path.
+    delimiters : str
+        What may part the cells. Of several, the one that the first line has most of, the
+        first of them where none is there.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: the file cannot be read, is too large or is not CSV.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        too_large = len(data) > MAX_BYTES
+        text = (
+            "" if too_large else data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        )
+        lines = (line for line in text.splitlines() if line.strip())
+        first = next(lines, "")
+        delimiter = max(delimiters, key=first.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = [Row(reader.line_num, tuple(plain(c.strip()) for c in cells)) for cells in reader]
+    except OSError as cause:
+        why = f"cannot be read: {cause.strerror or cause}"
+        raise error(
+            f"{path} {why}" if subject else why,
+            subject=subject or str(path),
+            remedy="Check the path.",
+        ) from cause
+    except (UnicodeError, csv.Error) as cause:
+        raise error(
+            f"{path} cannot be read as CSV ({cause})" if subject else f"is no CSV ({cause})",
+            subject=subject or str(path),
+            remedy="Give a comma-separated file in UTF-8.",
+        ) from cause
+    if too_large:
+        raise error(f"has more than {MAX_BYTES >> 20} MiB", subject=subject or str(path))
+    return [row for row in rows if any(row.cells)]
+
+
+def safe(text: str) -> str:
+    """Return a cell's text as it is written; :func:`plain` gives it back.
+
+    Examples
+    --------
+    >>> safe("=1+1"), safe("-0.5"), safe("slide_1")
+    ("'=1+1", '-0.5', 'slide_1')
+    """
+    risky = text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    marked = text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK))
+    return _MARK + text if risky or marked else text
+
+
+def plain(text: str) -> str:
+    """Return the text of a cell that :func:`safe` wrote, or that a person marked as text."""
+    marked = text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK))
+    return text[1:] if marked else text
+
+
+def table_text(
+    header: Sequence[str], rows: Iterable[Iterable[object]], *, line_end: str = "\n"
+) -> str:
+    """Return a table as CSV.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Names of the columns.
+    rows : iterable of iterable
+        Values as they are to be written; ``None`` is an empty cell.
+    line_end : str
+    """
+    lines = []
+    for row in (header, *rows):
+        line = io.StringIO()
+        # By this end of a line the writer puts quotes around a carriage return, too.
+        writer = csv.writer(line, lineterminator="\r\n")
+        writer.writerow([safe(value) if isinstance(value, str) else value for value in row])
+        lines.append(line.getvalue()[:-2] + line_end)
+    return "".join(lines)
+
+
+def records(file: IO[str]) -> Iterator[dict[str, str]]:
+    """Read the rows of a table by the names of its columns, as :func:`table_text` was given them.
+
+    Raises
+    ------
+    csv.Error
+        It is not CSV.
+    ValueError
+        A row is shorter or longer than the header.
+    """
+    for row in csv.DictReader(file):
+        yield checked(row)
+
+
+def checked(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
+    """Return a row of a ``csv.DictReader`` with its cells as they were before :func:`safe`.
+
+    Raises
+    ------
+    ValueError
+        It is shorter or longer than the header.
+    """
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if name is None or not isinstance(value, str):
+            raise ValueError("a row does not have as many fields as the header")
+        cells[plain(name)] = plain(value)
+    return cells

@@ -1,0 +1,420 @@
+"""Files that are complete or absent, and names that stay inside their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.ownership import discard, owner
+from wsiad.core.signals import postponed
+
+_PROBE_BYTES = 256 * 1024
+_MOST_TEXT = 256 * 2**20  # bytes of a JSON file
+_DEEPEST = 64
+_MOST_DIGITS = 20
+
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
+_NEW_FILE = 0o666 & ~_UMASK
+
+NAME_BYTES = 200
+"""The longest name of a slide. A file system takes 255 bytes (NAME_MAX); what is made of a slide
+adds up to 19 (``_likelihood_map.tif``), and its folder, while it is written, up to 48."""
+_FILE_NAME_BYTES = 255
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the errors of a full disk or quota, or of a limit to the size of files."""
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+
+_REMEDIES = {
+    errno.EACCES: "Give another path, or ask for the rights to this one.",
+    errno.EPERM: "Give another path, or ask for the rights to this one.",
+    errno.EROFS: "Give a path on a disk that can be written to.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ENOENT: "Check the path, and that nothing else moves or deletes it.",
+    errno.ENOTDIR: "A part of that path is a file: give another path.",
+    errno.EISDIR: "That is a folder: give another path.",
+    errno.EEXIST: "Give another path.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer workers.",
+    errno.ENOMEM: "Use fewer workers, or a machine with more memory.",
+    errno.ESTALE: "The network disk went away: run the same command again.",
+    errno.EIO: "The disk is damaged or went away: run the same command again elsewhere.",
+}
+
+
+def said(error: OSError) -> str:
+    """Return what the system refused, and what to do, in one line."""
+    if error.errno in DISK_FULL:
+        why = "the disk or quota is full"
+        if error.errno == errno.EFBIG:
+            why = "the file is larger than the disk, a quota or ulimit -f allows"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{why}. Make room and run the same command again."
+    if error.errno is None or not error.strerror:
+        words = " ".join(str(error).split()) or type(error).__name__
+        return words if words.endswith(".") else f"{words}."
+    where = f"{error.filename}: " if error.filename else ""
+    why = error.strerror[:1].lower() + error.strerror[1:]
+    return f"{where}{why}. {_REMEDIES.get(error.errno, '')}".rstrip()
+
+
+def real_path(path: Path) -> Path:
+    """Return a path without links; one that runs in a circle stays, as opening it tells."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError until Python 3.12
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder to write in is there, or can be made.
+
+    Raises
+    ------
+    InputError
+        It is a file or a link to nothing, or lies in one.
+    """
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise InputError(
+                f"is a link to nothing ({part.readlink()})",
+                subject=str(part),
+                remedy="Make the folder that it points to, or give another --out.",
+            )
+        if part.is_dir():
+            return
+        if part.exists():
+            raise InputError("is a file", subject=str(part), remedy="Give a folder as --out.")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; rename it to ``path`` when whole.
+
+    The temporary name keeps the suffix (writers choose the format by it). On any
+    error the temporary file is removed and ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
+    try:
+        yield partial
+        _share(partial)
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except Exception as error:
+        # Writers in Rust, as that of safetensors, tell the system's error in words only.
+        number = _OF_RUST.search(str(error))
+        if number and not isinstance(error, OSError | WsiadError):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; let it be ``path`` when whole, if nothing is.
+
+    Of several processes that do so at once, one succeeds.
+
+    Raises
+    ------
+    FileExistsError
+        There is such a file, maybe since a moment ago; it is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
+    try:
+        yield partial
+        _share(partial)
+        _sync(partial)
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: created by one, then written
+            with path.open("xb") as file:
+                file.write(partial.read_bytes())
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _ended_by(prefix: str, name: str) -> str:
+    """Put a prefix before as much of a name's end as a file system takes with it."""
+    room = _FILE_NAME_BYTES - len(prefix.encode())
+    return prefix + name.encode(errors="replace")[-room:].decode(errors="ignore")
+
+
+def _share(path: Path) -> None:
+    """Let those read a file whom the user's umask allows: some writers allow nobody else."""
+    if path.stat().st_mode & 0o777 != _NEW_FILE:
+        with contextlib.suppress(PermissionError):  # file systems without modes
+            path.chmod(_NEW_FILE)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a folder beside ``path`` to fill; rename it to ``path`` when whole.
+
+    On any error the partial folder is removed.
+
+    Parameters
+    ----------
+    path : Path
+    replace : bool
+        Replace an existing ``path``, also one that another process has put there
+        meanwhile; else it is an error.
+
+    Raises
+    ------
+    FileExistsError
+        ``path`` exists and is not to be replaced.
+    FileNotFoundError
+        The partial folder was taken away by someone else; what was written since is
+        not whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{owner()}.partial")
+    handle = None
+    try:
+        partial.mkdir()
+        handle = os.open(partial, os.O_RDONLY)
+        yield partial
+        # A writer that makes parent folders as it goes would not notice the loss of them.
+        if not os.path.samestat(os.fstat(handle), partial.stat()):
+            raise FileNotFoundError(errno.ENOENT, "was taken away while it was written", partial)
+        while not _put(partial, path):
+            if not replace:
+                raise FileExistsError(errno.EEXIST, "exists", path)
+            discard(path)
+        _sync(path.parent)
+    finally:
+        with postponed():
+            if handle is not None:
+                os.close(handle)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> bool:
+    """Rename a folder; False if there is another one of that name."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(
+    path: Path, error: type[WsiadError], *, keys: Sequence[str] = (), remedy: str | None = None
+) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Of the error where that is not possible: what such a file is for, the caller knows.
+    keys : sequence of str
+        That it has to have.
+    remedy : str, optional
+        What to do about it.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: there is no such file, or it is not JSON, not an object, or lacks a key.
+    """
+
+    def unreadable(why: object) -> WsiadError:
+        return error(f"cannot be read: {why}", subject=str(path), remedy=remedy)
+
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError) as cause:
+        raise unreadable(cause) from cause
+    if not isinstance(values, dict):
+        raise unreadable("it holds no JSON object")
+    if missing := [key for key in keys if key not in values]:
+        raise unreadable(f"it has no {', '.join(missing)}")
+    return values
+
+
+def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
+    """Read a UTF-8 file of at most `most` bytes.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is no file.
+    ValueError
+        It is larger, or not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"it has more than {most} bytes")
+        return file.read().decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON, and nothing that JSON or our own writers do not have.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, nests deeper than 64, or holds a number that is not finite or an
+        integer of more than 20 digits, or half a character.
+    """
+    try:
+        values = json.loads(
+            text, parse_float=_finite, parse_int=_integer, parse_constant=_not_finite
+        )
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
+    layer = [values]
+    for _ in range(_DEEPEST):
+        layer = [
+            part
+            for value in layer
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not layer:
+            break
+    else:
+        raise ValueError(f"it nests deeper than {_DEEPEST}")
+    if "\\ud" in text.lower():  # a pair of them is one character, one alone cannot be written
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _not_finite(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits")
+    return int(text)
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no finite number")
+
+
+def fingerprint(path: Path) -> str:
+    """Identify a file's content by its size and three probes, as ``sha256:…``.
+
+    Hashing a gigapixel slide whole would take longer than tiling it. Size, head,
+    middle and tail catch every change that a scanner, a copy that broke off or a
+    conversion makes. A folder (DICOM, MRXS data) is identified by its files.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for part in sorted(path.iterdir()):
+            digest.update(part.name.encode())
+            if part.is_file():
+                digest.update(fingerprint(part).encode())
+        return f"sha256:{digest.hexdigest()}"
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _PROBE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_PROBE_BYTES))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Size and time of the last change of a file, bytes and ns: a cheap first look.
+
+    Raises
+    ------
+    OSError
+        There is no such file.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
+    """Return ``name`` if it is safe as one path component, of at most so many bytes.
+
+    Raises
+    ------
+    InputError
+        It is empty, hidden, has a separator or a control character, or is too long.
+    """
+    length = len(name.encode(errors="surrogatepass"))
+    bad = (
+        not name
+        or name.startswith(".")
+        or name != name.strip()
+        or any(c in "/\\\0" or not c.isprintable() for c in name)
+        or length > longest
+    )
+    if bad:
+        raise InputError(
+            f"{name!r} cannot be used as a name in the output folder",
+            remedy="Rename the slide: no separators or control characters, no leading dot, no "
+            f"blanks at its ends, at most {NAME_BYTES} bytes (it has {length}).",
+        )
+    return name
+
+
+def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
+    """Return a slide's name if it is safe as a path: ``patient1/1`` lies in a folder of its own.
+
+    Raises
+    ------
+    InputError
+        One of its parts is not safe as a path component, see :func:`checked_name`.
+    """
+    for part in name.split("/"):
+        try:
+            checked_name(part, longest=longest)
+        except InputError as error:
+            raise InputError(
+                f"{name!r} cannot be used as a name in the output folder", remedy=error.remedy
+            ) from None
+    return name

@@ -1,0 +1,163 @@
+"""What a path is: slides, a store, a run, results, …; for errors that name what was mixed up."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from wsiad.core.errors import WsiadError
+from wsiad.slides.slide_files import SUFFIXES
+
+ABSENT: Final = "there is nothing"
+SLIDES: Final = "a folder of slides"
+SLIDE: Final = "a slide"
+STORE: Final = "a tile store"
+RUN: Final = "a run"
+INTERRUPTED: Final = "a run that is not complete"
+RESULTS: Final = "a results folder"
+EVALUATION: Final = "an evaluation"
+SCORES: Final = "scores of tiles"
+EXPORTED: Final = "exported tiles"
+SEARCH: Final = "a search of wsiad tune"
+NETWORK: Final = "a network of wsiad pretrain"
+
+_MOST_ENTRIES = 2_000
+_MARKS = (
+    (STORE, ("slides.zarr",)),
+    (RUN, ("run.json", "detector.json")),
+    (INTERRUPTED, ("detector.json",)),
+    (SEARCH, ("trials.csv",)),
+    (RESULTS, ("run.json", "slides.csv")),
+    (RESULTS, ("slides.csv", "evaluation.json")),
+    (EXPORTED, ("export.json",)),
+    (NETWORK, ("pretrain.json",)),
+    (SCORES, ("scores.csv",)),
+    (EVALUATION, ("evaluation.json",)),
+    (EVALUATION, ("comparison.json",)),
+    (INTERRUPTED, ("config.yaml", "metrics.csv")),
+    (INTERRUPTED, ("config.yaml", "checkpoint.safetensors")),
+)
+"""Names that are in a folder of a kind, the surest first."""
+
+_KNOWN = frozenset({*(kind for kind, _ in _MARKS), SLIDES, SLIDE})
+
+_GOOD_ENOUGH = frozenset({(RUN, INTERRUPTED), (SLIDES, SLIDE)})
+"""(wanted, found) that another check has more to say of."""
+
+
+def what_is(path: Path) -> str:
+    """Say what a path is, as a phrase; a folder is known by the files in it.
+
+    Nothing is opened, and of a large folder the first entries are looked at.
+    """
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.is_symlink() and not path.exists():
+            return "a link to nothing"
+        if not path.exists():
+            return ABSENT
+    except OSError:
+        return "not readable"
+    if path.suffix.lower() in SUFFIXES:
+        return SLIDE
+    return f"a {path.suffix.lower()} file" if path.suffix else "a file"
+
+
+def _folder(path: Path) -> str:
+    for kind, names in _MARKS:
+        if all((path / name).exists() for name in names):
+            return kind
+    # Of folders in it only the first few: slides may lie one below.
+    with os.scandir(path) as entries:
+        first = list(itertools.islice(entries, _MOST_ENTRIES))
+    if not first:
+        return "an empty folder"
+    if any(_is_slide(entry) for entry in first):
+        return SLIDES
+    for entry in first[:20]:
+        if entry.is_dir() and not entry.name.startswith("."):
+            with os.scandir(entry) as inner:
+                if any(_is_slide(one) for one in itertools.islice(inner, _MOST_ENTRIES)):
+                    return SLIDES
+    return "a folder of other things"
+
+
+def _is_slide(entry: os.DirEntry[str]) -> bool:
+    # Results that are not whole yet hold pictures of scores, and no table.
+    if entry.name.startswith(".") or entry.name.endswith(
+        ("heatmap.ome.tif", "_likelihood_map.tif")
+    ):
+        return False
+    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file()  # noqa: PTH122
+
+
+def refuse_other(
+    path: Path,
+    wanted: str,
+    error: type[WsiadError],
+    *,
+    remedy: str,
+    beside: Iterable[Path] = (),
+) -> None:
+    """Refuse a path that is known to be of another kind than is wanted.
+
+    What is of no known kind is left to its reader, which knows better what is wrong with it.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : str
+        One of the constants of this module.
+    error : type
+        Of the error.
+    remedy : str
+        How one of that kind is made.
+    beside : iterable of Path
+        What was given in the other places of the command: one of them may be what is missed.
+
+    Raises
+    ------
+    WsiadError
+        An ``error``: it is something else; it says what, and whether two were swapped.
+    """
+    found = what_is(path)
+    if found == wanted or (wanted, found) in _GOOD_ENOUGH:
+        return
+    swapped = next((other for other in beside if what_is(other) == wanted), None)
+    if swapped is not None:
+        remedy = f"{swapped} is {wanted}: are the two swapped?"
+    elif found not in _KNOWN and (wanted == SLIDES or not path.is_file()):
+        return  # a file may list slides; it is never one of the other kinds
+    raise error(f"is not {wanted}, but {found}", subject=str(path), remedy=remedy)
+
+
+@contextlib.contextmanager
+def other_kinds_named(
+    paths: Iterable[Path],
+    wanted: str,
+    error: type[WsiadError],
+    *,
+    remedy: str,
+    beside: Iterable[Path] = (),
+) -> Iterator[None]:
+    """Say that paths are of another kind, where the block refuses them for any reason.
+
+    For what may hold several kinds, such as results that lie beside slides. Parameters are as
+    for :func:`refuse_other`.
+
+    Raises
+    ------
+    WsiadError
+        An ``error``, or what the block raised.
+    """
+    try:
+        yield
+    except WsiadError:
+        for path in paths:
+            refuse_other(path, wanted, error, remedy=remedy, beside=beside)
+        raise

@@ -1,0 +1,167 @@
+"""The words of tables that people write: names of columns, and labels of slides.
+
+Manifests and references are read by the same words. Capitals, blanks, ``_``, ``-`` and ``.``
+do not matter in them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from wsiad.core.errors import InputError
+
+NORMAL, TUMOUR = "normal", "tumor"
+"""The labels that others are taken as."""
+
+_LABELS = {
+    NORMAL: (
+        *("normal", "healthy", "negative", "neg", "benign", "0", "control", "no", "false"),
+        *("non-tumor", "non-tumour", "no-tumor", "no-tumour", "not-tumor", "tumor-free"),
+        *("tumour-free", "non-cancer", "non-malignant", "unremarkable", "n0"),
+    ),
+    TUMOUR: (
+        *("tumor", "tumour", "tumorous", "tumourous", "positive", "pos", "1", "yes", "true"),
+        *("cancer", "cancerous", "malignant", "malignancy", "abnormal", "anomalous", "anomaly"),
+        *("diseased", "pathological"),
+    ),
+    # Kinds of tumour that data sets have as labels; they stay apart as types of anomalies.
+    "carcinoma": ("carcinoma",),
+    "adenocarcinoma": ("adenocarcinoma",),
+    "metastasis": ("metastasis", "metastases", "metastatic"),
+    "macro": ("macro", "macro-metastasis", "macro-metastases"),
+    "micro": ("micro", "micro-metastasis", "micro-metastases"),
+    "itc": ("itc", "isolated-tumor-cells", "isolated-tumour-cells"),
+}
+
+SLIDE, NAME, MPP, LABEL, SPLIT = "slide", "name", "mpp", "label", "split"
+ANOMALY_TYPE = "anomaly_type"
+
+_COLUMNS = {
+    SLIDE: (
+        *("slide", "image", "file", "path", "filename", "filepath", "slide path", "image path"),
+        *("slide file", "image file", "slide filename", "image filename", "full path", "fullpath"),
+        *("wsi", "wsi path", "wsi file", "svs", "svs path"),
+    ),
+    NAME: (
+        *("name", "slide name", "image name", "slide id", "image id", "wsi id", "wsi name"),
+    ),
+    MPP: (
+        *("mpp", "mpp x", "mpp y", "slide mpp", "um per px", "um/px", "µm/px", "μm/px"),
+        *("um per pixel", "um/pixel", "µm per px", "µm per pixel", "micron per pixel"),
+        *("microns per pixel", "micrometer per pixel", "micrometers per pixel", "pixel size"),
+        *("pixel size um", "pixel size µm", "px size", "pixel spacing", "spacing"),
+    ),
+    LABEL: ("label", "labels", "class", "type", "slide label", "slide class", "ground truth"),
+    SPLIT: ("split", "subset", "set", "partition", "data split"),
+    ANOMALY_TYPE: ("anomaly type", "anomaly kind"),
+}  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    shown = "".join(c for c in text if unicodedata.category(c) != "Cf")  # marks without width
+    plain = "".join(shown.casefold().split())
+    if not any(c.isalpha() for c in plain):
+        return plain.removesuffix(".0") if plain in ("0.0", "1.0") else plain  # -1 is not 1
+    return "".join(c for c in plain if c not in "_-.")
+
+
+_LABEL_OF = {_plain(word): label for label, words in _LABELS.items() for word in words}
+_COLUMN_OF = {_plain(word): column for column, words in _COLUMNS.items() for word in words}
+
+
+def label_of(text: str) -> str | None:
+    """Return the label that a word means, ``""`` for nothing, ``None`` if it is not known.
+
+    Examples
+    --------
+    >>> label_of(" Tumour"), label_of("0"), label_of(""), label_of("tumr")
+    ('tumor', 'normal', '', None)
+    """
+    plain = _plain(text)
+    return _LABEL_OF.get(plain) if plain else ""
+
+
+def understood_label(text: str, *, slide: str) -> str:
+    """Return the label that a word means.
+
+    Raises
+    ------
+    InputError
+        It is not known; names the nearest that is, and those that there are.
+    """
+    label = label_of(text)
+    if label is None:
+        near = difflib.get_close_matches(_plain(text), list(_LABEL_OF), n=1, cutoff=0.7)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(
+            f"the label of {slide} is {text!r}, which is not understood{meant}",
+            remedy=f"Write {allowed_labels()}.",
+        )
+    return label
+
+
+def allowed_labels() -> str:
+    """Say which labels are understood."""
+    healthy, tumour = (", ".join(_LABELS[label][:6]) for label in (NORMAL, TUMOUR))
+    kinds = ", ".join(label for label in _LABELS if label not in (NORMAL, TUMOUR))
+    return f"normal ({healthy}), tumor ({tumour}, 1, cancer, malignant) or a kind of it ({kinds})"
+
+
+def is_healthy(label: str) -> bool:
+    """Tell whether a slide's label says that it is healthy; none says nothing."""
+    return label_of(label) == NORMAL
+
+
+def column_of(header: str) -> str | None:
+    """Return which column a header means; ``None`` if it is not known."""
+    return _COLUMN_OF.get(_plain(header))
+
+
+def nearest_column(header: str, columns: Iterable[str]) -> str | None:
+    """Return the known column, of some, whose name (or another word for it) is most like one."""
+    wanted = set(columns)
+    words = [word for word, column in _COLUMN_OF.items() if column in wanted]
+    near = difflib.get_close_matches(_plain(header), words, n=1, cutoff=0.6)
+    return _COLUMN_OF[near[0]] if near else None
+
+
+def known_columns(header: Sequence[str]) -> dict[str, list[int]]:
+    """Return where the known columns of a table are; one may be there under two names."""
+    found: dict[str, list[int]] = {}
+    for at, cell in enumerate(header):
+        if (column := column_of(cell)) is not None:
+            found.setdefault(column, []).append(at)
+    return found
+
+
+def cell_of(
+    cells: Sequence[str], places: Sequence[int], *, meaning: Callable[[str], str | None] = str
+) -> str:
+    """Return what columns that mean the same say in a row.
+
+    Parameters
+    ----------
+    cells : sequence of str
+        Of the row.
+    places : sequence of int
+        Of the columns.
+    meaning : callable
+        What a cell means, where different words may say the same; ``None`` if it does not know.
+
+    Raises
+    ------
+    InputError
+        They say different things.
+    """
+    said: dict[str, str] = {}
+    for at in places:
+        if text := cells[at] if at < len(cells) else "":
+            said.setdefault(meaning(text) or text, text)
+    if len(said) > 1:
+        raise InputError(
+            f"columns that mean the same say {' and '.join(map(repr, said.values()))}",
+            remedy="Keep one of the columns.",
+        )
+    return next(iter(said.values()), "")

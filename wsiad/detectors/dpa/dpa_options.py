@@ -1,0 +1,221 @@
+"""Options of the Deep Perceptual Autoencoder; the defaults are the published CAMELYON16 run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from wsiad.core.config import Config
+from wsiad.core.errors import DetectorError
+from wsiad.learning.adversary import AdversarialOptions
+from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.stages import Stages
+from wsiad.learning.training_options import LoopOptions
+from wsiad.networks.autoencoder import AutoencoderShape
+from wsiad.networks.growing import growing_edges
+from wsiad.networks.vgg import LAYERS
+
+_STAGE_STEPS = 20_000
+_SHALLOW_PX = 32  # published: relu3_2 up to here, the final layers above
+_SHALLOW_LAYERS = {"relu3_2": 1.0}
+
+
+def _known_layers(layers: dict[str, float]) -> dict[str, float]:
+    if unknown := [layer for layer in layers if layer not in LAYERS]:
+        raise ValueError(f"VGG19 has no layer {unknown[0]!r}; names are such as relu4_2")
+    return layers
+
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_ByPx = dict[_Count, _Count]
+_AnyLayers = Annotated[
+    dict[str, Annotated[float, pydantic.Field(gt=0)]], pydantic.AfterValidator(_known_layers)
+]
+_Layers = Annotated[_AnyLayers, pydantic.Field(min_length=1)]
+
+
+class GrowingOptions(Config):
+    """Progressive growing. What is not named for a resolution has its default there."""
+
+    start_px: _Count = 16
+    """First resolution, pixels: the input's, halved one or more times."""
+    stabilise_steps: _Count | _ByPx = _STAGE_STEPS
+    """Steps at each resolution before the next one is faded in: one number, or by pixels."""
+    transition_steps: _Count | _ByPx = _STAGE_STEPS
+    """Steps in which a resolution is faded in: one number, or by pixels."""
+    layers: dict[_Count, _Layers] = pydantic.Field(default={})
+    """Perceptual layers by resolution below the input's, whose are ``layers`` of the
+    detector; by default ``relu3_2`` up to 32 px, and those of the detector above."""
+    batch: _ByPx = pydantic.Field(default={})
+    """Tiles a step by resolution below the input's; by default ``batch`` of the detector."""
+
+    def stages(self, edges: tuple[int, ...], *, batch: int) -> Stages:
+        """Return the stages over resolutions from the first to the input's, pixels.
+
+        Parameters
+        ----------
+        edges : tuple of int
+        batch : int
+            Tiles a step where no other number is given.
+
+        Raises
+        ------
+        DetectorError
+            Something is set for a resolution that it cannot be set for.
+        """
+        below, above = edges[:-1], edges[1:]
+        _check_keys("layers", self.layers, below)
+        return Stages(
+            edges,
+            stabilise=_by_px("stabilise_steps", self.stabilise_steps, below),
+            transition=_by_px("transition_steps", self.transition_steps, above),
+            batch={edges[-1]: batch, **_by_px("batch", self.batch, below, default=batch)},
+        )
+
+
+class PerceptualOptions(Config):
+    """Options of the relative perceptual L1 distance."""
+
+    layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
+    """Layers of the perceptual network and their weights in the loss."""
+    padding: Literal["zeros", "reflect"] | None = None
+    """Padding of the perceptual network; by default what its weights file states, else zeros."""
+    contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
+    """Stretch intensities about white so many times before the perceptual network: tissue on
+    glass is paler than the photographs that it knows. 1 leaves them as they are."""
+    relative: Literal["tile", "place"] = "tile"
+    """Divide the distance by the size of the features over the tile, or at each place."""
+    statistics_tiles: _Count = 2_048
+    """The most healthy tiles to take the mean and deviation of each feature channel from."""
+    statistics_file: Path | None = None
+    """JSON of such statistics instead: by layer, ``mean`` and ``std``, a number a channel."""
+    statistics_images: Path | None = None
+    """Folder of pictures to take them from instead: one random window of each, at most
+    ``statistics_tiles``."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> PerceptualOptions:
+        if self.statistics_file and self.statistics_images:
+            raise ValueError("give statistics_file or statistics_images, not both")
+        return self
+
+
+class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
+    """Options of ``dpa``."""
+
+    blocks: Literal["residual18", "residual9"] = "residual18"
+    """Two or one residual block(s) at every resolution."""
+    latent_px: _Count = 8
+    """Edge of the latent, pixels; 1 for a vector."""
+    channels: _Count | tuple[_Count, ...] = 4
+    """Width of the autoencoder: one for all, or one a resolution from the input down."""
+    latent_channels: _Count | None = None
+    """Channels of the latent; by default those of the smallest resolution."""
+    layers: _AnyLayers = pydantic.Field(default={"relu4_2": 1.0})
+    """Layers of the perceptual network and their weights in the loss; ``{}`` compares pixels
+    alone, by ``image_weight``, and needs no network."""
+    image_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """Weight of the mean absolute difference of pixels (of −1 to 1), added to loss and score."""
+    adversarial_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """Weight of a critic's judgement of the reconstruction, added to the loss in training, not
+    to the score; 0 trains no critic."""
+    adversarial: AdversarialOptions = AdversarialOptions()
+    """The critic, with ``adversarial_weight``."""
+    growing: GrowingOptions | None = None
+    """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the perceptual network in training: ``auto`` is bfloat16 on CUDA, else float32."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_compare_by(self) -> DpaOptions:
+        if not self.layers and not self.image_weight:
+            raise ValueError("without layers, image_weight must be above 0")
+        if not self.layers and self.growing and self.growing.layers:
+            raise ValueError("growing.layers needs layers")
+        return self
+
+    def shape(self, input_px: int) -> AutoencoderShape:
+        """Sizes of the autoencoder at an input size.
+
+        Raises
+        ------
+        DetectorError
+            They do not fit together.
+        """
+        edges = AutoencoderShape.edges(input_px, self.latent_px)
+        channels = self.channels
+        if isinstance(channels, int):
+            channels = (channels,) * len(edges)
+        return AutoencoderShape(
+            image_px=input_px,
+            latent_px=self.latent_px,
+            channels=channels,
+            latent_channels=self.latent_channels or channels[-1],
+            blocks=self.blocks,
+        )
+
+    def stages(self, input_px: int) -> Stages | None:
+        """Stages of the training at an input size; ``None`` if it does not grow.
+
+        Raises
+        ------
+        DetectorError
+            They do not fit the autoencoder.
+        """
+        if self.growing is None:
+            return None
+        edges = growing_edges(self.shape(input_px), self.growing.start_px)
+        return self.growing.stages(edges, batch=self.batch)
+
+    def layers_by_px(self, input_px: int) -> dict[int, dict[str, float]]:
+        """Perceptual layers and their weights at every resolution that is trained at, pixels.
+
+        Raises
+        ------
+        DetectorError
+            The resolutions do not fit the autoencoder.
+        """
+        if self.growing is None:
+            return {input_px: self.layers}
+        shallow = _SHALLOW_LAYERS if self.layers else {}
+        edges = growing_edges(self.shape(input_px), self.growing.start_px)
+        usual = {px: shallow if px <= _SHALLOW_PX else self.layers for px in edges}
+        return {**usual, **self.growing.layers, input_px: self.layers}
+
+    def identity(self, *, limit: int) -> dict[str, Any]:
+        """Return the values on which the weights after a given step depend, as JSON."""
+        own = DpaOptions.model_fields.keys() - LoopOptions.model_fields.keys()
+        values = self.model_dump(mode="json", include=set(own) - self.scoring_only)
+        # Checkpoints of before these options, or without them, do not state them.
+        if not self.adversarial_weight:
+            del values["adversarial"]
+        for name in ("growing", "image_weight", "adversarial_weight", "statistics_images"):
+            if not values[name]:
+                del values[name]
+        if self.contrast == 1:
+            del values["contrast"]
+        return {**super().identity(limit=limit), **values}
+
+
+def _by_px(
+    name: str,
+    given: int | Mapping[int, int],
+    edges: tuple[int, ...],
+    *,
+    default: int = _STAGE_STEPS,
+) -> dict[int, int]:
+    if isinstance(given, int):
+        return dict.fromkeys(edges, given)
+    _check_keys(name, given, edges)
+    return {px: given.get(px, default) for px in edges}
+
+
+def _check_keys(name: str, given: Mapping[int, object], edges: tuple[int, ...]) -> None:
+    if unknown := [px for px in given if px not in edges]:
+        raise DetectorError(
+            f"growing.{name} cannot be set for {unknown[0]} px",
+            remedy=f"It may be set for {', '.join(map(str, edges)) or 'no resolution'} px.",
+        )

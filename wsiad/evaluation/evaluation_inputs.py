@@ -1,0 +1,237 @@
+"""What `evaluate` and `compare` read alike: ground truth, reference, results, exclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import pydantic
+
+from wsiad.core.config import Config
+from wsiad.core.errors import EvaluationError
+from wsiad.core.folder_kinds import RESULTS, other_kinds_named
+from wsiad.evaluation.protocols import ProtocolName
+from wsiad.evaluation.results_input import SlideScore
+from wsiad.evaluation.unscored import CountedAs
+from wsiad.slides.scale import check_mpp
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.cohort import Case
+    from wsiad.evaluation.figures import Settings
+    from wsiad.evaluation.slide_evidence import SlideEvidence
+    from wsiad.evaluation.submission import ScoredSlide
+
+_FINEST_UM = 0.01
+
+
+class EvaluationOptions(Config):
+    """What results are held against, and how."""
+
+    reference: Path
+    """CSV that says which slides hold tumour: columns `image` and `type`."""
+    annotations: Path | None = None
+    """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; or else `masks`."""
+    masks: Path | None = None
+    """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
+    class_map: dict[str, str] = pydantic.Field(default_factory=dict)
+    """What a class or group of outlines means: tumor, cut-out or ignore, as Carcinoma=tumor."""
+    annotation_origin: Literal["auto", "level0", "bounds"] = "auto"
+    """Where outlines count from that do not say so: `level0`, the slide's corner, `bounds`, that
+    of its bounds; by default GeoJSON from the bounds, as QuPath, and ASAP's XML from level 0."""
+    protocols: Annotated[tuple[ProtocolName, ...], pydantic.Field(min_length=1)] = (
+        "camelyon16-2016",
+        "camelyon16-dataset",
+    )
+    """FROC protocols; the first one's counts of lesions are the ones shown on top."""
+    slide_score: SlideScore = "max"
+    """Which score of `wsiad heatmap` is a slide's score, or a percentile of its heatmap."""
+    score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
+    """Which percentile of a slide's heatmap pixels, for `slide_score: percentile`."""
+    spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """µm per level-0 pixel for all slides; by default each slide's own. 0.243 for CAMELYON16."""
+    mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Level-0 pixels per mask pixel; by default 32 (level 5), on outlines of slides of
+    other magnification the power of two that is nearest to it in µm."""
+    exclude: tuple[str, ...] = ()
+    """Slides to leave out altogether."""
+    exclude_from_froc: tuple[str, ...] = ()
+    """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
+    unscored: CountedAs = "exclude"
+    """What becomes of slides without a score (failed, unusable, without tissue): left out of the
+    ranking, or counted as the lowest or the highest score. It is said either way."""
+    bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
+    """Resamples of the slides for intervals."""
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Seed of the resamples."""
+    quiet: bool = False
+    """No progress output."""
+
+    @pydantic.field_validator("spacing_um")
+    @classmethod
+    def _check_spacing(cls, value: float | None) -> float | None:
+        # A scale chosen to measure by may be somewhat finer than any scanner's.
+        return value if value is None or _FINEST_UM <= value <= 1 else check_mpp(value)
+
+    @pydantic.model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.annotations is not None and self.masks is not None:
+            raise ValueError("give either `annotations` or `masks`")
+        for name in ("protocols", "exclude", "exclude_from_froc"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"`{name}` names something twice")
+        if self.class_map:
+            from wsiad.annotations import ClassMap
+
+            ClassMap(self.class_map)
+        if self.annotations is None and (self.class_map or self.annotation_origin != "auto"):
+            raise ValueError("`class_map` and `annotation_origin` are of outlines, `annotations`")
+        return self
+
+
+def read_scored(
+    options: EvaluationOptions, folder: Path, *, results: bool
+) -> dict[str, ScoredSlide]:
+    """Read what a folder says of each slide.
+
+    Parameters
+    ----------
+    options : EvaluationOptions
+    folder : Path
+        Results of ``wsiad heatmap``, or detections.
+    results : bool
+        Which of them.
+
+    Raises
+    ------
+    EvaluationError
+        It is not such a folder, or something in it is not valid.
+    """
+    from wsiad.evaluation.results_input import read_results
+    from wsiad.evaluation.submission import read_submission
+
+    remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
+    beside = [options.reference]
+    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
+        if results:
+            return read_results(
+                folder,
+                score=options.slide_score,
+                percentile=options.score_percentile,
+                exclude=options.exclude,
+            )
+        return read_submission(folder, ignore=[options.reference])
+
+
+def cases_of(
+    options: EvaluationOptions, scored: Mapping[str, ScoredSlide], source: Path
+) -> list[Case]:
+    """Pair what was found with the reference.
+
+    Raises
+    ------
+    EvaluationError
+        A slide is on one side only, and is not excluded by name.
+    """
+    from wsiad.evaluation.cohort import gather
+    from wsiad.evaluation.truth import read_reference
+
+    return gather(
+        read_reference(options.reference),
+        scored,
+        exclude=options.exclude,
+        exclude_from_froc=options.exclude_from_froc,
+        source=source,
+    )
+
+
+def evidence_of(
+    options: EvaluationOptions, cases: list[Case], *, label: str
+) -> list[SlideEvidence]:
+    """Read ground truth, detections and windows of each slide and match them.
+
+    Raises
+    ------
+    EvaluationError
+        Detections, windows or ground truth are missing or not valid.
+    AnnotationError
+        An annotation file is not valid or contradicts the reference.
+    """
+    from wsiad.annotations import ClassMap
+    from wsiad.core.progress import Progress
+    from wsiad.evaluation.lesions import OutlineOptions, load_truth
+    from wsiad.evaluation.slide_evidence import collect
+
+    folder = options.annotations or options.masks
+    if folder is not None and not folder.is_dir():
+        raise EvaluationError(
+            "is no folder",
+            subject=str(folder),
+            remedy="Name the folder that holds the ground truth of each slide.",
+        )
+    outlines = OutlineOptions(ClassMap(options.class_map), options.annotation_origin)
+    slides = []
+    with Progress(label, total=len(cases), unit="slide", quiet=options.quiet) as progress:
+        for case in cases:
+            truth = None
+            # What nobody looked at has not missed its lesions, unless that is asked for.
+            counted = case.was_seen or options.unscored != "exclude"
+            if folder is not None and case.located and counted:
+                truth = load_truth(
+                    case,
+                    annotations=options.annotations,
+                    masks=options.masks,
+                    downsample=options.mask_downsample,
+                    given_mpp=options.spacing_um,
+                    outlines=outlines,
+                )
+            found = collect(
+                case,
+                truth,
+                protocols=options.protocols,
+                given_mpp=options.spacing_um,
+                outlined=options.annotations is not None,
+                unscored=options.unscored,
+            )
+            slides.append(found)
+            progress.update()
+    return slides
+
+
+def conditions_of(options: EvaluationOptions, slides: list[SlideEvidence]) -> list[str]:
+    """Say in lines what the figures rest on, and what a reader of them has to know."""
+    from wsiad.annotations import ClassMap
+    from wsiad.evaluation.conditions import conditions
+    from wsiad.evaluation.figures import notes
+
+    classes = ClassMap(options.class_map)
+    said = conditions(slides, protocols=options.protocols, classes=classes)
+    return [*said, *notes(slides)]
+
+
+def settings_of(
+    options: EvaluationOptions, slides: list[SlideEvidence], *, results: bool
+) -> Settings:
+    """Return how figures are computed, and why some cannot be.
+
+    Parameters
+    ----------
+    options : EvaluationOptions
+    slides : list of SlideEvidence
+    results : bool
+        Whether they come from results, which have tile scores.
+    """
+    from wsiad.evaluation.figures import Settings
+
+    no_truth = no_tiles = None
+    if options.annotations is None and options.masks is None:
+        no_truth = "neither annotations nor masks were given"
+    elif not any(slide.by_protocol for slide in slides):
+        no_truth = (
+            "all slides are excluded from FROC, or were not looked at, or have no tumour marked"
+        )
+    if not results:
+        no_tiles = "detections come without tile scores"
+    elif options.annotations is None:
+        no_tiles = "no annotations were given"
+    return Settings(options.protocols, options.bootstrap, options.seed, no_truth, no_tiles)

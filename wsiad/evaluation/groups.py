@@ -1,0 +1,104 @@
+"""Scores of the tiles of a store by group, and what they say of each and of anomaly types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.csv_file import table_text
+
+if TYPE_CHECKING:
+    from wsiad.runs.calibration import Calibration
+    from wsiad.store.tile_store import TileStore
+
+NORMAL, TUMOUR = "normal", "tumour"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupScores:
+    """Scores of one group of a store.
+
+    Parameters
+    ----------
+    name, label : str
+        Of the group; the label is empty where none was given.
+    truth : str
+        ``"normal"``, ``"tumour"``, or empty where its tiles are not evaluated.
+    scores : ndarray of float32, (N,)
+        In the tiles' order.
+    """
+
+    name: str
+    label: str
+    truth: str
+    scores: npt.NDArray[np.float32]
+
+
+def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:
+    """Return what ``evaluation.json`` says of a group."""
+    above = group.scores > calibration.quantile(0.99)
+    return {
+        "group": group.name,
+        "label": group.label,
+        "taken_as": group.truth or None,
+        "tiles": len(group.scores),
+        "median_score": float(np.median(group.scores)),
+        "share_above_healthy_99": float(above.mean()),
+    }
+
+
+def by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """AUROC of each anomaly type by itself, and whether the run had learnt from that type.
+
+    Groups of slides that the run learnt from are left out: what it gives them says nothing
+    of other slides.
+    """
+    from wsiad.evaluation.auc import slide_auc
+
+    known = learnt or {}
+    fitted_on = set(known.get("slides", ()))
+    normal = [g.scores for g in groups if g.truth == NORMAL and g.name not in fitted_on]
+    found = []
+    for label in sorted({group.label for group in groups if group.truth == TUMOUR}):
+        mine = [g for g in groups if g.truth == TUMOUR and g.label == label]
+        scores = [g.scores for g in mine if g.name not in fitted_on]
+        area = None
+        if normal and scores:
+            positive, negative = (np.concatenate(p).astype(np.float64) for p in (scores, normal))
+            area = slide_auc(positive, negative).value
+        found.append(
+            {
+                "label": label,
+                "learnt_from": label.strip().lower() in known.get("types", {}),
+                "tiles": sum(map(len, scores)),
+                "tile_auroc": area,
+                "left_out": [g.name for g in mine if g.name in fitted_on],
+            }
+        )
+    return found
+
+
+def type_line(kind: dict[str, Any]) -> str:
+    """Say what :func:`by_type` found of a type."""
+    seen = "learnt from" if kind["learnt_from"] else "not seen in training"
+    area = "undefined" if kind["tile_auroc"] is None else f"{kind['tile_auroc']:.3f}"
+    left = kind["left_out"]
+    out = f"; without {len(left)} slides that were fitted on" if left else ""
+    return f"  {kind['label']} ({seen}): tile AUROC {area} of {kind['tiles']} tiles{out}"
+
+
+def scores_table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:
+    """Return ``scores.csv``: every tile with its score and percentile."""
+    table: list[list[object]] = []
+    for group in groups:
+        names = store.slide(group.name).source_names() or [""] * len(group.scores)
+        percentiles = calibration.percentile(group.scores)
+        rows = zip(names, group.scores, percentiles, strict=True)
+        table.extend(
+            [group.name, index, name, f"{score:.9g}", f"{percentile:.6g}"]
+            for index, (name, score, percentile) in enumerate(rows)
+        )
+    return table_text(["group", "index", "tile", "score", "percentile"], table)

@@ -1,1 +1,0 @@
-"""Export: what other programs read (QuPath, OME-TIFF, PNG) and what people look at."""

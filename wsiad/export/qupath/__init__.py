@@ -1,5 +1,0 @@
-"""QuPath: objects as GeoJSON, a project of all slides, and the scripts that import them."""
-
-from wsiad.export.qupath.objects import write_lesions, write_tiles, write_unassessed
-
-__all__ = ["write_lesions", "write_tiles", "write_unassessed"]

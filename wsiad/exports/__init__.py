@@ -1,0 +1,1 @@
+"""Files for other programs: QuPath, ASAP, OME-TIFF, OME-Zarr, PNG, CSV, HDF5."""

@@ -1,0 +1,119 @@
+"""ASAP's likelihood map: the heatmap as a TIFF that ASAP lays over the slide.
+
+ASAP (https://github.com/computationalpathologygroup/ASAP) opens
+``<slide>_likelihood_map.tif`` by itself where it lies beside the slide. It knows neither
+place nor scale of a map: it divides width by width and height by height, in whole
+numbers, shows nothing where these are not the same, and takes the quotient as scale. A
+map therefore covers the slide from its corner in whole steps.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from wsiad.core.errors import ExportError
+from wsiad.core.files import atomic_file
+from wsiad.core.geometry import Size
+from wsiad.exports.ome import reduce_by
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.pictures.colours import ColourScale
+
+SUFFIX = "_likelihood_map.tif"
+
+UNSCORED = 0.0
+"""ASAP has no colour for what has no number; 0 is the healthy median, or less."""
+
+_TILE = 512
+
+
+def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) -> int:
+    """Write a heatmap as a tiled, pyramidal TIFF of float32 in 0…1.
+
+    The value is the place of the score on the run's one colour scale: 0 at the healthy
+    median, 1 at the upper end. It is no probability. Each pixel has the value of the
+    heatmap pixel under its centre; edges in the picture therefore lie at most half a step
+    from those of the heatmap.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+    path : Path
+        Name ending in `SUFFIX`; written whole or not at all. Equal heatmaps give equal
+        files.
+    scale : ColourScale
+        Of the run.
+
+    Returns
+    -------
+    int
+        The step: level-0 pixels along the edge of the map's pixels. A strip of less than
+        that at the right and the bottom of the slide is not covered.
+
+    Raises
+    ------
+    ExportError
+        The name has another ending.
+    """
+    if not path.name.endswith(SUFFIX):
+        raise ExportError(f"the name of ASAP's map ends in {SUFFIX}", subject=path.name)
+    placement = heatmap.placement
+    step = whole_step(heatmap.slide_size, most=min(placement.scale_x, placement.scale_y))
+    values = np.nan_to_num(scale.unit(_sampled(heatmap, step)), nan=UNSCORED)
+    with atomic_file(path) as partial, tifffile.TiffWriter(partial) as tiff:
+        level = 0
+        while True:
+            micrometres = [um * step * 2**level for um in (heatmap.spacing.x, heatmap.spacing.y)]
+            tiff.write(
+                values,
+                tile=(_TILE, _TILE),
+                compression="lzw",
+                photometric="minisblack",
+                resolutionunit="CENTIMETER",
+                resolution=(1e4 / micrometres[0], 1e4 / micrometres[1]),
+                subfiletype=int(level > 0),
+                metadata=None,
+                software=False,
+            )
+            if max(values.shape) <= _TILE:
+                return step
+            values, level = reduce_by(values, 2), level + 1
+
+
+def whole_step(slide: Size, *, most: float) -> int:
+    """Return the largest step that ASAP takes for a map of this slide, level-0 pixels.
+
+    A map of ⌊W/s⌋ × ⌊H/s⌋ pixels has the step s to ASAP only if ⌊W/⌊W/s⌋⌋ and
+    ⌊H/⌊H/s⌋⌋ are s. That always holds where s² is at most the slide's shorter edge.
+
+    Parameters
+    ----------
+    slide : Size
+        Of level 0, pixels.
+    most : float
+        It is not to be larger: the pitch of the heatmap.
+    """
+    edges = (slide.width, slide.height)
+    for step in range(max(1, min(math.floor(most), *edges)), 1, -1):
+        if all(edge // (edge // step) == step for edge in edges):
+            return step
+    return 1
+
+
+def _sampled(heatmap: Heatmap, step: int) -> npt.NDArray[np.float32]:
+    """Scores under the centres of the map's pixels; NaN beyond the heatmap."""
+    size = heatmap.slide_size
+    x = (np.arange(size.width // step) + 0.5) * step
+    y = (np.arange(size.height // step) + 0.5) * step
+    columns = np.floor((x - heatmap.placement.x) / heatmap.placement.scale_x).astype(np.int64)
+    rows = np.floor((y - heatmap.placement.y) / heatmap.placement.scale_y).astype(np.int64)
+    inside_x = (columns >= 0) & (columns < heatmap.size.width)
+    inside_y = (rows >= 0) & (rows < heatmap.size.height)
+    sampled = np.full((len(rows), len(columns)), np.nan, np.float32)
+    there = np.ix_(rows[inside_y], columns[inside_x])
+    sampled[np.ix_(inside_y, inside_x)] = heatmap.scores[there]
+    return sampled

@@ -1,0 +1,133 @@
+"""OME-TIFF: the heatmap's scores themselves, for programs that calculate with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from wsiad.core.errors import ExportError
+from wsiad.core.files import atomic_file
+from wsiad.heatmaps.score_map import Heatmap
+
+_NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e01")
+_TILE = 256
+_MICRONS_PER_CM = 1e4
+
+
+def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
+    """Write a heatmap as a tiled, pyramidal OME-TIFF of float32.
+
+    The full resolution is the first image, its pyramid lies in SubIFDs. Pixels are
+    deflated without a predictor, which not every reader knows for floats. Physical
+    pixel size is in the OME-XML, and so is, as JSON in the image's description, where
+    the heatmap lies on the slide. Unscored pixels are NaN.
+
+    Memory: one more level of the pyramid than is being written, a quarter of it.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        What to write.
+    path : Path
+        Name ending in ``.ome.tif`` or ``.ome.tiff``; written whole or not at all. Equal
+        heatmaps give equal files.
+
+    Raises
+    ------
+    ExportError
+        The name has another ending: readers go by it.
+    """
+    if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        raise ExportError("an OME-TIFF's name ends in .ome.tif or .ome.tiff", subject=path.name)
+    sizes = pyramid_sizes(heatmap.scores.shape)
+    width_um, height_um = heatmap.pixel_um
+    with atomic_file(path) as partial, tifffile.TiffWriter(partial, ome=True) as tiff:
+        scores = heatmap.scores
+        for level in range(len(sizes)):
+            scale = 2**level
+            tiff.write(
+                scores,
+                tile=(_TILE, _TILE),
+                compression="zlib",
+                photometric="minisblack",
+                resolutionunit="CENTIMETER",
+                resolution=(
+                    _MICRONS_PER_CM / (width_um * scale),
+                    _MICRONS_PER_CM / (height_um * scale),
+                ),
+                subifds=len(sizes) - 1 if level == 0 else None,
+                subfiletype=0 if level == 0 else 1,
+                metadata=_metadata(heatmap) if level == 0 else None,
+            )
+            if level + 1 < len(sizes):
+                scores = reduce_by(scores, 2)
+
+
+def pyramid_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Heights and widths of the levels: halved, rounded up, until one tile holds all."""
+    height, width = shape
+    sizes = [(height, width)]
+    while max(height, width) > _TILE:
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
+    return sizes
+
+
+def reduce_by(scores: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]:
+    """Average blocks of pixels, leaving NaN aside.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, (H, W)
+        Scores; NaN where there is none.
+    factor : int
+        Edge of the blocks, pixels.
+
+    Returns
+    -------
+    ndarray of float32, (ceil(H / factor), ceil(W / factor))
+        Mean of the scores in each block; NaN only where it has none. Blocks at the
+        right and the bottom may hold fewer pixels.
+    """
+    height, width = scores.shape
+    reduced = np.full((-(-height // factor), -(-width // factor)), np.nan, np.float32)
+    starts = np.arange(0, width, factor)
+    for row, line in enumerate(reduced):
+        block = scores[row * factor : (row + 1) * factor]
+        scored = ~np.isnan(block)
+        counts = np.add.reduceat(scored.sum(axis=0), starts)
+        sums = np.add.reduceat(np.where(scored, block, 0).sum(axis=0, dtype=np.float64), starts)
+        np.divide(sums, counts, out=line, where=counts > 0, casting="same_kind")
+    return reduced
+
+
+def _metadata(heatmap: Heatmap) -> dict[str, object]:
+    width_um, height_um = heatmap.pixel_um
+    placement = {
+        "slide": heatmap.slide,
+        "level0_x": heatmap.placement.x,
+        "level0_y": heatmap.placement.y,
+        "level0_px_per_pixel_x": heatmap.placement.scale_x,
+        "level0_px_per_pixel_y": heatmap.placement.scale_y,
+        "unscored": "NaN",
+    }
+    # By default the identifier is random, and no two files would be equal.
+    content = hashlib.sha256(json.dumps(placement).encode())
+    content.update(np.ascontiguousarray(heatmap.scores).data)
+    return {
+        "axes": "YX",
+        "UUID": str(uuid.uuid5(_NAMESPACE, content.hexdigest())),
+        "Name": f"{heatmap.slide} anomaly score",
+        "Description": json.dumps(placement),
+        "PhysicalSizeX": width_um,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": height_um,
+        "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": "anomaly score"},
+    }

@@ -1,0 +1,94 @@
+"""PNG: the heatmap as a picture, with a file beside it that says where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from wsiad.core.errors import ExportError
+from wsiad.core.files import atomic_file, write_json
+from wsiad.core.geometry import Box, Size
+from wsiad.exports.ome import reduce_by
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.pictures.colours import ColourScale
+
+MAX_EDGE = 8192
+"""The longest edge of a picture, pixels: what graphics cards and viewers take."""
+
+
+def write_png(
+    heatmap: Heatmap, path: Path, *, scale: ColourScale, max_edge: int = MAX_EDGE
+) -> None:
+    """Write a heatmap as an RGBA picture, and where it lies as JSON beside it.
+
+    A heatmap with a longer edge than ``max_edge`` is averaged over square blocks of
+    pixels. Blocks at the right and the bottom may reach beyond the heatmap; the
+    rectangle in the JSON is always exactly what the whole picture covers.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        What to write.
+    path : Path
+        Name ending in ``.png``; the JSON has the same name, ending in ``.json``. Both
+        are put in place when both are whole.
+    scale : ColourScale
+        Colours; opacity 0 for unscored pixels.
+    max_edge : int
+        The longest edge of the picture, pixels.
+
+    Raises
+    ------
+    ExportError
+        The name does not end in ``.png``.
+    """
+    if path.suffix.lower() != ".png":
+        raise ExportError("a picture's name ends in .png", subject=path.name)
+    factor = max(1, -(-max(heatmap.scores.shape) // max_edge))
+    scores = reduce_by(heatmap.scores, factor) if factor > 1 else heatmap.scores
+    size = Size(scores.shape[1], scores.shape[0])
+    with atomic_file(path) as picture, atomic_file(path.with_suffix(".json")) as sidecar:
+        Image.fromarray(scale.rgba(scores)).save(picture, format="PNG")
+        write_json(sidecar, describe(heatmap, path.name, size=size, factor=factor, scale=scale))
+
+
+def describe(
+    heatmap: Heatmap, image: str, *, size: Size, factor: int, scale: ColourScale
+) -> dict[str, Any]:
+    """Return the JSON values of the file beside a picture.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        What the picture shows.
+    image : str
+        Name of the picture's file.
+    size : Size
+        Of the picture, pixels.
+    factor : int
+        Heatmap pixels along the edge of a picture's pixel.
+    scale : ColourScale
+        Colours of the picture.
+    """
+    covered = heatmap.placement.box(Size(size.width * factor, size.height * factor))
+    bounds = heatmap.bounds
+    in_qupath = Box(covered.x - bounds.x, covered.y - bounds.y, covered.width, covered.height)
+    return {
+        "slide": heatmap.slide,
+        "image": image,
+        "image_size": {"width": size.width, "height": size.height},
+        "heatmap_pixels_per_image_pixel": factor,
+        "level0_rectangle": _rectangle(covered),
+        "qupath_rectangle": _rectangle(in_qupath),
+        "slide_size": {"width": heatmap.slide_size.width, "height": heatmap.slide_size.height},
+        "bounds": _rectangle(bounds),
+        "level0_um_per_px": {"x": heatmap.spacing.x, "y": heatmap.spacing.y},
+        "colour_scale": scale.legend(),
+        "unscored": "opacity 0",
+    }
+
+
+def _rectangle(box: Box) -> dict[str, float]:
+    return {"x": box.x, "y": box.y, "width": box.width, "height": box.height}

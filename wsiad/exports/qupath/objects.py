@@ -1,0 +1,269 @@
+"""Objects for QuPath: windows as tiles, regions as annotations, in GeoJSON.
+
+QuPath's importer takes a file whole or not at all: one ring that is not closed, one
+class without a colour, and nothing appears. Every file is therefore read back and
+checked before it is put in place. QuPath's origin is the corner of the slide's bounds;
+positions are moved there, and rounded to the 0.01 pixel that QuPath keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from wsiad.core.errors import ExportError
+from wsiad.core.geometry import Box
+from wsiad.exports.geojson_file import CHUNK, write_features
+from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import WindowScores
+
+CLASS_NAME = "Anomaly"
+CLASS_COLOUR = (200, 0, 0)
+UNASSESSED_NAME = "Not assessed"
+UNASSESSED_COLOUR = (128, 128, 128)
+
+_NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
+_PER_PX = 100  # QuPath rounds positions to 0.01 px
+
+
+def write_tiles(windows: WindowScores, path: Path, *, slide: str, bounds: Box) -> int:
+    """Write one tile object for each window, with its score and percentile.
+
+    Parameters
+    ----------
+    windows : WindowScores
+        Squares that do not overlap: QuPath draws tiles over each other, so where
+        windows overlap, give the square of the stride for each. They are cut off at
+        the bounds. A score or percentile that is NaN is left out of its tile.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide. It and the square make a tile's identifier, so that QuPath
+        knows a tile again that was imported before.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+
+    Returns
+    -------
+    int
+        Number of tiles written: all but those wholly outside of the bounds.
+
+    Raises
+    ------
+    ExportError
+        A box or score is not finite, a box is empty, or two are the same.
+
+    Notes
+    -----
+    Memory: a few thousand tiles at a time besides the windows. Equal windows give
+    equal files.
+    """
+    edges, inside = _edges(windows.boxes, bounds, subject=path.name)
+    scores, percentiles = windows.scores[inside], windows.percentiles[inside]
+    if np.isinf(scores).any() or np.isinf(percentiles).any():
+        raise ExportError("a score or percentile is infinite", subject=path.name)
+    texts = _tile_texts(slide, edges, scores=scores, percentiles=percentiles)
+    write_features(path, texts, bounds=bounds)
+    return len(edges)
+
+
+def write_lesions(
+    regions: Sequence[Region],
+    path: Path,
+    *,
+    slide: str,
+    bounds: Box,
+    percentiles: Sequence[float] | None = None,
+) -> None:
+    """Write regions as locked annotations of the class `CLASS_NAME`, strongest first.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+        In the order in which they are to be named.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide; with the outline it makes an annotation's identifier.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+    percentiles : sequence of float, optional
+        Of each region's maximum score among healthy windows, 0 to 100.
+
+    Raises
+    ------
+    ExportError
+        A region would not be imported, or the percentiles are not as many.
+    """
+    if percentiles is not None and len(percentiles) != len(regions):
+        raise ExportError(
+            f"{len(percentiles)} percentiles for {len(regions)} regions", subject=path.name
+        )
+    features = []
+    for rank, region in enumerate(regions):
+        extra = {} if percentiles is None else {"wsiad: percentile": percentiles[rank]}
+        features.append(_lesion(slide, region, rank=rank + 1, bounds=bounds, extra=extra))
+    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
+
+
+def write_unassessed(
+    regions: Iterable[tuple[str, Region]], path: Path, *, slide: str, bounds: Box
+) -> None:
+    """Write what was not assessed as locked annotations of the class `UNASSESSED_NAME`.
+
+    Parameters
+    ----------
+    regions : iterable of (str, Region)
+        Why, and the outline.
+    path : Path
+        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+    slide : str
+        Name of the slide; with reason and outline it makes an annotation's identifier.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+
+    Raises
+    ------
+    ExportError
+        A region would not be imported.
+    """
+    features = []
+    for reason, region in regions:
+        features.append(
+            _annotation(
+                _rings(region, bounds),
+                kind=f"{slide}/unassessed/{reason}",
+                name=f"not assessed: {reason}",
+                class_name=UNASSESSED_NAME,
+                colour=UNASSESSED_COLOUR,
+                measurements={"wsiad: area µm^2": region.area},
+            )
+        )
+    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
+
+
+def _edges(
+    boxes: npt.NDArray[np.float64], bounds: Box, *, subject: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Left, top, right, bottom in hundredths of QuPath's pixels, and which boxes they are."""
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any():
+        raise ExportError("a window is empty or not finite", subject=subject)
+    corner = np.array([bounds.x, bounds.y, bounds.x, bounds.y])
+    edges = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]) - corner
+    ends = np.floor(np.array([bounds.width, bounds.height] * 2) * _PER_PX)
+    whole = np.clip(np.rint(edges * _PER_PX), 0, ends).astype(np.int64)
+    inside = (whole[:, 2] > whole[:, 0]) & (whole[:, 3] > whole[:, 1])
+    kept = whole[inside]
+    if len(np.unique(kept, axis=0)) != len(kept):
+        raise ExportError("two windows are the same", subject=subject)
+    return kept, inside
+
+
+def _tile_texts(
+    slide: str,
+    edges: npt.NDArray[np.int64],
+    *,
+    scores: npt.NDArray[np.float32],
+    percentiles: npt.NDArray[np.float32],
+) -> Iterator[list[str]]:
+    """Yield lists of features as JSON text; equal to what json.dumps would give, faster."""
+    for start in range(0, len(edges), CHUNK):
+        part = slice(start, start + CHUNK)
+        # NumPy writes the shortest text that reads back as the same float32.
+        rows = zip(
+            edges[part].tolist(),
+            scores[part].astype(np.str_).tolist(),
+            percentiles[part].astype(np.str_).tolist(),
+            strict=True,
+        )
+        yield [
+            _tile_text(slide, edge, score=score, percentile=percentile)
+            for edge, score, percentile in rows
+        ]
+
+
+def _tile_text(slide: str, edge: list[int], *, score: str, percentile: str) -> str:
+    left, top, right, bottom = (_px(value) for value in edge)
+    identifier = uuid.uuid5(_NAMESPACE, f"{slide}/tile/{left},{top},{right},{bottom}")
+    named = (("wsiad: score", score), ("wsiad: percentile", percentile))
+    measurements = ",".join(f'"{name}":{value}' for name, value in named if value != "nan")
+    return (
+        f'{{"type":"Feature","id":"{identifier}","geometry":{{"type":"Polygon","coordinates":'
+        f"[[[{left},{top}],[{right},{top}],[{right},{bottom}],[{left},{bottom}],[{left},{top}]]]}},"
+        f'"properties":{{"objectType":"tile","measurements":{{{measurements}}}}}}}'
+    )
+
+
+def _px(hundredths: int) -> float:
+    """Pixels from hundredths; whole numbers stay whole, which keeps the file small."""
+    whole, rest = divmod(hundredths, _PER_PX)
+    return hundredths / _PER_PX if rest else whole
+
+
+def _lesion(
+    slide: str, region: Region, *, rank: int, bounds: Box, extra: Mapping[str, float]
+) -> dict[str, Any]:
+    return _annotation(
+        _rings(region, bounds),
+        kind=f"{slide}/lesion",
+        name=f"wsiad {rank}",
+        class_name=CLASS_NAME,
+        colour=CLASS_COLOUR,
+        measurements={
+            "wsiad: max score": region.max_score,
+            "wsiad: mean score": region.mean_score,
+            **extra,
+            "wsiad: area µm^2": region.area,
+            "wsiad: rank": rank,
+            "wsiad: outline tolerance µm": region.tolerance,
+        },
+    )
+
+
+def _annotation(
+    rings: list[list[list[float]]],
+    *,
+    kind: str,
+    name: str,
+    class_name: str,
+    colour: tuple[int, int, int],
+    measurements: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return a locked annotation; `kind` and outline make its identifier."""
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, f"{kind}/{_dumps(rings)}")),
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": class_name, "color": list(colour)},
+            "isLocked": True,
+            "measurements": measurements,
+        },
+    }
+
+
+def _rings(region: Region, bounds: Box) -> list[list[list[float]]]:
+    """Outline and holes of a region in QuPath's pixels."""
+    ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
+    rings = []
+    for ring in (region.polygon.exterior, *region.polygon.interiors):
+        moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
+        whole = np.clip(np.rint(moved * _PER_PX), 0, ends).astype(np.int64)
+        rings.append([[_px(x), _px(y)] for x, y in whole.tolist()])
+    return rings
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise ExportError("a number is not finite") from error

@@ -1,0 +1,191 @@
+"""A QuPath project of all slides, in which people can work: what is theirs is never lost.
+
+The file is what QuPath 0.5 and 0.7 load: absolute, percent-encoded URIs, both time
+stamps, and no more of an image than where it is. Images' own data is QuPath's to write.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsiad.core.errors import ExportError
+from wsiad.core.files import parse_json, read_text, write_json, write_text
+from wsiad.exports.qupath.objects import (
+    CLASS_COLOUR,
+    CLASS_NAME,
+    UNASSESSED_COLOUR,
+    UNASSESSED_NAME,
+)
+from wsiad.exports.qupath.scripts import write_scripts
+
+PROJECT = "project.qpproj"
+
+PREFIX = "wsiad: "
+"""Begins every key of an image's metadata that is ours."""
+
+_KEY = f"{PREFIX}slide"
+_VERSION = "0.5.1"  # of QuPath, whose project this is
+_CLASSES = ((CLASS_NAME, CLASS_COLOUR), (UNASSESSED_NAME, UNASSESSED_COLOUR))
+_NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e03")
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectSlide:
+    """A slide as an image of the project.
+
+    Parameters
+    ----------
+    name : str
+        Of its folder of results.
+    file : Path
+        That QuPath opens.
+    metadata : mapping of str to str
+        Keys without the prefix, and values.
+    """
+
+    name: str
+    file: Path
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_project(
+    folder: Path, slides: Sequence[ProjectSlide], *, results: Path, made_ms: int
+) -> None:
+    """Write a project into a folder, or bring the one that is there up to date.
+
+    Of a project that exists, only metadata whose key begins with `PREFIX` is changed, and
+    images are added that it lacks; images that are known (by that metadata, else by their
+    file), their identifiers, names, descriptions and files, other metadata and classes
+    stay, and QuPath's own data is not touched. The file before the change is kept as
+    ``project.qpproj.backup``, as QuPath does. Nothing is written where nothing changes.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the project.
+    slides : sequence of ProjectSlide
+        In the order in which new ones are added.
+    results : Path
+        Folder that holds one folder of results for each slide.
+    made_ms : int
+        Time stamp, ms since 1970, of a new project: given, so that equal results give
+        equal projects.
+
+    Raises
+    ------
+    ExportError
+        What is there is not a project that can be read; it is left as it is.
+    """
+    path = folder / PROJECT
+    old = _read(path, "images") if path.exists() else None
+    new = copy.deepcopy(old) if old else _empty(path, made_ms)
+    _merge(new, slides, taken=_data_numbers(folder / "data"))
+    new["modifyTimestamp"] = max(new.get("modifyTimestamp") or 0, made_ms)
+    _write_classes(folder / "classifiers" / "classes.json")
+    write_scripts(folder / "scripts", results)
+    if new == old:
+        return
+    if old is not None:
+        write_text(path.with_name(f"{PROJECT}.backup"), path.read_text(encoding="utf-8"))
+    write_json(path, new)
+
+
+def file_uri(path: Path) -> str:
+    """Return the absolute file URI of a path; a link keeps its own name."""
+    return Path(os.path.abspath(path)).as_uri()  # noqa: PTH100  # resolve() would follow it
+
+
+def packed_colour(rgb: Iterable[int]) -> int:
+    """Return a colour as QuPath stores it: opaque ARGB as a signed number of 32 bits."""
+    red, green, blue = rgb
+    return (255 << 24 | red << 16 | green << 8 | blue) - (1 << 32)
+
+
+def _empty(path: Path, made_ms: int) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "createTimestamp": made_ms,
+        "modifyTimestamp": made_ms,
+        "uri": file_uri(path),
+        "lastID": 0,
+        "images": [],
+    }
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """Read JSON whose list of objects is named ``key``."""
+    try:
+        found = parse_json(read_text(path))
+        if isinstance(found, dict) and all(isinstance(item, dict) for item in found[key]):
+            return found
+        problem = f"it has no list {key!r} of objects"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise ExportError(
+        f"cannot be read, and is left as it is ({problem})",
+        subject=str(path),
+        remedy="Move it away to have a new one written.",
+    )
+
+
+def _data_numbers(data: Path) -> list[int]:
+    """Numbers of images that QuPath holds data of, also of such that were taken out."""
+    return [int(p.name) for p in data.iterdir() if p.name.isdecimal()] if data.is_dir() else []
+
+
+def _merge(project: dict[str, Any], slides: Sequence[ProjectSlide], *, taken: list[int]) -> None:
+    images = project["images"]
+    by_name = {_metadata(image).get(_KEY): image for image in images}
+    by_file = {_uri(image): image for image in images if _KEY not in _metadata(image)}
+    numbers = (image.get("entryID") for image in images)
+    last = max([0, *taken, *(n for n in (*numbers, project.get("lastID")) if isinstance(n, int))])
+    for slide in slides:
+        image = by_name.get(slide.name) or by_file.pop(file_uri(slide.file), None)
+        if image is None:
+            last += 1
+            image = _new_image(slide, last)
+            images.append(image)
+        theirs = {k: v for k, v in _metadata(image).items() if not k.startswith(PREFIX)}
+        ours = {f"{PREFIX}{key}": value for key, value in slide.metadata.items()}
+        image["metadata"] = {_KEY: slide.name, **ours, **theirs}
+    project["lastID"] = last
+
+
+def _metadata(image: Mapping[str, Any]) -> dict[str, Any]:
+    found = image.get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def _uri(image: Mapping[str, Any]) -> object:
+    builder = image.get("serverBuilder")
+    uri = builder.get("uri") if isinstance(builder, dict) else None
+    return uri if isinstance(uri, str) else None
+
+
+def _new_image(slide: ProjectSlide, number: int) -> dict[str, Any]:
+    return {
+        "serverBuilder": {"builderType": "uri", "uri": file_uri(slide.file), "args": []},
+        "entryID": number,
+        "randomizedName": str(uuid.uuid5(_NAMESPACE, slide.name)),
+        "imageName": slide.file.name,
+        "description": "",
+        "metadata": {},
+        "tags": [],
+    }
+
+
+def _write_classes(path: Path) -> None:
+    """Write our classes, or add those that are missing to what people have."""
+    found = _read(path, "pathClasses") if path.exists() else {"pathClasses": []}
+    names = {item.get("name") for item in found["pathClasses"]}
+    missing = [
+        {"name": name, "color": packed_colour(rgb)} for name, rgb in _CLASSES if name not in names
+    ]
+    if missing:
+        write_json(path, {**found, "pathClasses": [*found["pathClasses"], *missing]})

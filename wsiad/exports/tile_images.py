@@ -1,0 +1,82 @@
+"""The tiles of a store as image files, one folder per slide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from wsiad.core.files import atomic_folder
+from wsiad.store.stored_slide import StoredSlide
+
+ImageFormat: TypeAlias = Literal["png", "jpeg"]
+
+_SUFFIXES: dict[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class TileFile:
+    """A tile and the name of its file.
+
+    Parameters
+    ----------
+    index : int
+        In the store's group.
+    file : str
+        Name within the slide's folder.
+    box : tuple of float or None
+        Level-0 x, y, width and height, where they are known.
+    """
+
+    index: int
+    file: str
+    box: tuple[float, float, float, float] | None
+
+
+def tile_files(slide: StoredSlide, kind: ImageFormat) -> list[TileFile]:
+    """Name the files of a slide's tiles.
+
+    ``<x>_<y>`` of the top-left corner, whole level-0 pixels; the number of the tile
+    where places are not known, or where tiles lie so close that names would clash.
+    """
+    suffix = _SUFFIXES[kind]
+    numbers = [f"{index:07d}" for index in range(len(slide))]
+    if not slide.has_geometry:
+        return [TileFile(i, f"{number}{suffix}", None) for i, number in enumerate(numbers)]
+    lattice = slide.column("lattice").reshape(-1, 2)
+    boxes = slide.grid.boxes(lattice[:, 0], lattice[:, 1])
+    names = [f"{x}_{y}" for x, y in np.rint(boxes[:, :2]).astype(np.int64).tolist()]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{number}" for name, number in zip(names, numbers, strict=True)]
+    return [
+        TileFile(index, f"{name}{suffix}", (box[0], box[1], box[2], box[3]))
+        for index, (name, box) in enumerate(zip(names, boxes.tolist(), strict=True))
+    ]
+
+
+def write_tile_images(
+    slide: StoredSlide, folder: Path, *, kind: ImageFormat, quality: int
+) -> list[TileFile]:
+    """Write a slide's tiles as files; the folder is whole or absent.
+
+    Parameters
+    ----------
+    slide : StoredSlide
+    folder : Path
+        Replaced if it exists.
+    kind : {"png", "jpeg"}
+        PNG keeps the pixels as they are.
+    quality : int
+        Of JPEG, whose colours are kept at full resolution.
+    """
+    files = tile_files(slide, kind)
+    options = {"quality": quality, "subsampling": 0} if kind == "jpeg" else {}
+    with atomic_folder(folder) as partial:
+        for start in range(0, len(slide), slide.chunk):
+            stop = min(start + slide.chunk, len(slide))
+            for file, pixels in zip(files[start:stop], slide.tiles(start, stop), strict=True):
+                Image.fromarray(pixels).save(partial / file.file, format=kind.upper(), **options)
+    return files

@@ -1,0 +1,303 @@
+"""The training loop: bounded, stopped early, resumed exactly.
+
+Everything that a step depends on is a pure function of the seed and the step, or is in
+the checkpoint. A training that was killed therefore ends with the same weights as one
+that was not, to the bit on the same CPU with as many threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsiad.core.progress import Progress
+from wsiad.learning.adversary import Adversary
+from wsiad.learning.batches import Batch, planned
+from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
+from wsiad.learning.crops import check_size
+from wsiad.learning.detector import FitContext, HealthyTiles, Tiles
+from wsiad.learning.metrics import METRICS, MetricsLog, MetricsRow, check_loss
+from wsiad.learning.recipe import Recipe
+from wsiad.learning.result import EndedBy, Position, TrainingResult
+from wsiad.learning.stages import Stages
+from wsiad.learning.step import Loss, Step
+from wsiad.learning.stopping import EarlyStopping
+from wsiad.learning.trained import Trained
+from wsiad.learning.training_options import LoopOptions
+from wsiad.learning.validation import held_out_loss
+
+_CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
+
+
+class Training:
+    """One training of a module on healthy tiles.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What is trained, on the context's device.
+    loss : callable
+        From windows, uint8 (N, size, size, 3), to the loss of each, (N,).
+    tiles : HealthyTiles
+        To fit on and to stop by.
+    size : int
+        Edge of the windows, pixels.
+    options : LoopOptions
+        How to train.
+    context : FitContext
+        Seed, device, folder and bounds.
+    identity : dict
+        JSON values beyond the options that a checkpoint must agree in.
+    started : float, optional
+        ``time.monotonic()`` when the fit began: ``max_minutes`` counts from there, the
+        time before an interruption included.
+    stages : Stages, optional
+        Stages to go through, each with an optimiser of its own and the batch size that
+        it names. Only in the last one is the best kept and the training stopped early.
+    adversary : Adversary, optional
+        Trained along, with tiles of its own in every step. What it adds to the loss is
+        minimised, but neither logged nor looked at to stop.
+    recipe : Recipe, optional
+        Another optimiser or update than Adam on the mean loss.
+
+    Raises
+    ------
+    DetectorError
+        The tiles are smaller than the windows.
+    RunError
+        The folder holds the checkpoint of another training.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        *,
+        tiles: HealthyTiles,
+        size: int,
+        options: LoopOptions,
+        context: FitContext,
+        identity: dict[str, Any],
+        started: float | None = None,
+        stages: Stages | None = None,
+        adversary: Adversary | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        for source in (tiles.fit, tiles.stop):
+            check_size(source.tile, size)
+        self._tiles, self._size = tiles, size
+        self._options, self._context = options, context
+        self._stages, self._adversary = stages, adversary
+        self._module, recipe = module, recipe or Recipe()
+        self._limit = min(options.max_steps, context.budget.max_steps or options.max_steps)
+        self._started = time.monotonic() if started is None else started
+        self._trained = Trained(
+            module,
+            name="module",
+            moments="adam",
+            average_decay=options.ema_decay,
+            ranks=context.ranks,
+            optimiser=recipe.optimiser,
+        )
+        self._stepper = Step(
+            self._trained,
+            module,
+            loss=loss,
+            size=size,
+            limit=self._limit,
+            options=options,
+            context=context,
+            recipe=recipe,
+            stages=stages,
+            adversary=adversary,
+        )
+        self._best = self._trained.copy()
+        self._stopping = EarlyStopping(
+            options.val_interval,
+            options.patience,
+            options.min_delta,
+            keeps_last=recipe.keeps == "last",
+        )
+        self._at = Position()
+        self._unread: list[Tensor] = []
+        self._identity = {
+            **options.identity(limit=self._limit),
+            "seed": context.seed,
+            "input_px": size,
+            "tile_px": tiles.fit.tile,
+            "number of tiles": [len(tiles.fit), len(tiles.stop)],
+            **identity,
+        }
+        self._resume()
+
+    def run(self) -> TrainingResult:
+        """Train until it is over; the module then holds the best weights.
+
+        Raises
+        ------
+        DetectorError
+            The loss is not finite or exceeds 1e6.
+        """
+        at, quiet = self._at, self._context.quiet
+        batches = self._batches()
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
+            closing(batches),
+        ):
+            progress.begin_at(at.step)
+            while not (ended_by := self._ended_by()):
+                batch = next(batches)
+                self._step(batch.tiles)
+                at.epoch, at.position = batch.epoch, batch.position
+                progress.update(note=self._look())
+            self._finish()
+        stopping = self._stopping
+        return TrainingResult(
+            ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
+        )
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Return what the steps to come take, each of all the batches that it needs."""
+        return planned(
+            self._tiles.fit,
+            self._stages or self._options.batch,
+            self._context,
+            times=self._stepper.draws,
+            step=self._at.step,
+            epoch=self._at.epoch,
+            position=self._at.position,
+        )
+
+    def _in_last_stage(self) -> bool:
+        """Whether the step before was of the last stage."""
+        return self._stages is None or self._at.step > self._stages.last_start
+
+    def _expected(self) -> int | None:
+        """Return the number of steps, if it is not a time that will end them."""
+        if self._context.budget.max_minutes and not self._context.budget.max_steps:
+            return None
+        return self._limit
+
+    def _step(self, tiles: Tiles | Tensor) -> None:
+        at = self._at
+        losses = self._stepper.take(tiles, at.step)
+        at.step += 1
+        self._unread.append(losses.detach().mean())
+        if not losses.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
+            self._read_losses()
+
+    def _look(self) -> str:
+        """Validate, log and save as the step demands; return what to show of it."""
+        options, at = self._options, self._at
+        if at.step % options.val_interval == 0:
+            note = self._validate()
+            self._save()
+            return note
+        if at.step % options.log_interval == 0:
+            return self._log(None)
+        if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
+            self._save()
+        return ""
+
+    def _ended_by(self) -> EndedBy | None:
+        minutes = self._context.budget.max_minutes
+        if self._stopping.is_over:
+            return "early-stopping"
+        if self._at.step >= self._limit:
+            return "max-steps"
+        if minutes is not None and self._context.agreed(self._seconds() >= minutes * 60):
+            return "max-minutes"
+        return None
+
+    def _finish(self) -> None:
+        """Look at the last weights too, and put the best ones into the module."""
+        if self._at.step % self._options.val_interval or self._at.step == 0:
+            # Saved first: a later run with a larger bound must not see this look,
+            # which a longer training would not have had.
+            self._save()
+            self._validate()
+        if self._in_last_stage():
+            self._trained.set(self._best)
+
+    def _validate(self) -> str:
+        self._module.eval()
+        with self._trained.averaged(), torch.no_grad():
+            loss = held_out_loss(
+                lambda windows: self._stepper.losses(windows, max(self._at.step - 1, 0)),
+                self._tiles.stop,
+                size=self._size,
+                most=self._options.val_tiles,
+                batch=self._options.batch,
+                seed=self._context.seed,
+                device=self._context.device,
+            )
+            found = self._trained.copy()
+        loss = self._context.agreed(loss)
+        check_loss(loss, self._at.step)
+        if self._in_last_stage() and self._stopping.update(self._at.step, loss):
+            self._best = found
+        return self._log(loss)
+
+    def _log(self, stop_loss: float | None) -> str:
+        self._read_losses()
+        at = self._at
+        train_loss = self._context.averaged(at.loss_sum / at.loss_count) if at.loss_count else None
+        at.loss_sum, at.loss_count = 0.0, 0
+        rate = self._options.rate(max(at.step - 1, 0), limit=self._limit)
+        row = MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
+        if self._metrics:
+            self._metrics.append(row)
+        shown = (("loss", train_loss), ("held out", stop_loss))
+        notes = [f"{label} {value:.4f}" for label, value in shown if value is not None]
+        stage = [self._stages.span(max(at.step - 1, 0)).name] if self._stages else []
+        return ", ".join(stage + notes)
+
+    def _read_losses(self) -> None:
+        if self._unread:
+            for loss in torch.stack(self._unread).double().tolist():
+                check_loss(loss, self._at.step)
+                self._at.loss_sum += loss
+                self._at.loss_count += 1
+            self._unread.clear()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _save(self) -> None:
+        if not self._context.ranks.first:
+            return
+        self._read_losses()
+        self._at.seconds = self._seconds()
+        best = {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors = best | self._trained.tensors()
+        if self._adversary:
+            tensors |= self._adversary.tensors()
+        values = {**asdict(self._at), "stopping": self._stopping.values()}
+        Checkpoint(tensors, values, self._identity).write(self._context.folder / CHECKPOINT)
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        checkpoint = read_checkpoint(self._context.folder / CHECKPOINT, self._identity)
+        if checkpoint:
+            self._restore(checkpoint)
+        self._seconds_before = self._at.seconds
+        path, keep = self._context.folder / METRICS, self._at.step
+        self._metrics = MetricsLog(path, keep_steps=keep) if self._context.ranks.first else None
+        self._saved_at = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        values = dict(checkpoint.values)
+        self._stopping.restore(values.pop("stopping"))
+        self._at = Position(**values)
+        self._trained.restore(checkpoint)
+        if self._adversary:
+            self._adversary.restore(checkpoint)
+        for name, tensor in checkpoint.group("best").items():
+            self._best[name].copy_(tensor)

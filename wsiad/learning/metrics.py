@@ -1,0 +1,167 @@
+"""The metrics of a training: ``metrics.csv`` and the picture of its loss."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.files import atomic_file, read_text
+
+METRICS = "metrics.csv"
+
+_MOST_LOSS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsRow:
+    """One line of ``metrics.csv``.
+
+    Parameters
+    ----------
+    step : int
+        Optimiser steps taken.
+    seconds : float
+        Since the fit began, time before an interruption included.
+    learning_rate : float
+        Of the last step.
+    train_loss : float or None
+        Mean over the steps since the line before.
+    stop_loss : float or None
+        Mean over the held-out healthy tiles, where they were looked at.
+    """
+
+    step: int
+    seconds: float
+    learning_rate: float
+    train_loss: float | None = None
+    stop_loss: float | None = None
+
+
+_COLUMNS = tuple(field.name for field in fields(MetricsRow))
+
+
+class MetricsLog:
+    """Append to ``metrics.csv``; after an interruption, from where the checkpoint stands.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    keep_steps : int
+        Lines of later steps are dropped: they will come again.
+    """
+
+    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
+        self._path = path
+        kept = [row for row in read_metrics(path) if row.step <= keep_steps]
+        with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in kept)
+
+    def append(self, row: MetricsRow) -> None:
+        """Add a line; the file is closed again when this returns."""
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, _COLUMNS).writerow(asdict(row))
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Check that a training goes on.
+
+    Raises
+    ------
+    DetectorError
+        The loss is not finite or exceeds 1e6.
+    """
+    if not math.isfinite(loss) or loss > _MOST_LOSS:
+        raise DetectorError(
+            f"the training diverged: the loss is {loss:g} at step {step}",
+            remedy="Set a smaller learning_rate, or grad_clip; the last checkpoint is kept.",
+        )
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """Read ``metrics.csv``; no file is no lines, and a last line cut short is left out.
+
+    Raises
+    ------
+    RunError
+        The file is damaged otherwise.
+    """
+    if not path.is_file():
+        return []
+    try:
+        lines = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        rows = [_parse(line) for line in lines[:-1]]
+        with contextlib.suppress(TypeError, ValueError):  # the write was interrupted here
+            rows += [_parse(line) for line in lines[-1:]]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise RunError(
+            f"is not the table of a training ({' '.join(str(error).split())[:200]})",
+            subject=str(path),
+            remedy="Delete it: training goes on, and its picture begins there.",
+        ) from error
+    return rows
+
+
+def _parse(line: dict[str, str]) -> MetricsRow:
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text} is no finite number")
+        return value
+
+    def optional(text: str) -> float | None:
+        return finite(text) if text else None
+
+    if any(line[column] is None for column in _COLUMNS):
+        raise ValueError("cut short")
+    return MetricsRow(
+        step=int(line["step"]),
+        seconds=finite(line["seconds"]),
+        learning_rate=finite(line["learning_rate"]),
+        train_loss=optional(line["train_loss"]),
+        stop_loss=optional(line["stop_loss"]),
+    )
+
+
+def plot_loss(
+    rows: list[MetricsRow],
+    path: Path,
+    *,
+    best_step: int | None = None,
+    stage_starts: Sequence[int] = (),
+) -> None:
+    """Draw the loss on the tiles fitted on and on those held out, as PNG.
+
+    Losses of different stages cannot be compared: a line marks where each begins.
+    """
+    # Figure and canvas by hand: pyplot would hold global state, and is slow to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [(row.step, row.train_loss) for row in rows if row.train_loss is not None]
+    stop = [(row.step, row.stop_loss) for row in rows if row.stop_loss is not None]
+    for points, label, style in ((train, "fitted on", "-"), (stop, "held out", "o-")):
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, style, label=label, markersize=4, linewidth=1.2)
+    for start in stage_starts:
+        axes.axvline(start, color="lightgrey", linewidth=0.8)
+    if best_step:
+        axes.axvline(best_step, color="grey", linestyle=":", label=f"kept: step {best_step}")
+    axes.set(xlabel="step", ylabel="loss", title="Loss on healthy tiles")
+    if train or stop:
+        axes.legend()
+    axes.grid(visible=True, alpha=0.3)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=120)

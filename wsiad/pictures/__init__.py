@@ -1,0 +1,1 @@
+"""Pictures for people: colours, drawing, the overview of a slide."""

@@ -1,0 +1,164 @@
+"""Colours: one fixed scale from healthy scores, so that a healthy slide looks calm."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import ConfigError
+
+ColourMap = Literal["inferno", "viridis", "magma", "plasma", "cividis"]
+"""Maps in which equal steps look equal, with and without colour vision."""
+
+HEALTHY_LEVELS = (0.5, 0.9, 0.99, 0.999)
+"""Quantiles of healthy scores that stand at equal distances on the scale."""
+
+_ALPHA_LOW, _ALPHA_HIGH = 24, 216
+_ALPHA_POWER = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class ColourScale:
+    """A fixed map from anomaly scores to colours, the same for all slides of a run.
+
+    A scale fitted to each picture would paint the strangest spot of a healthy slide as
+    a tumour. This one hangs on the scores of healthy windows: equal steps of colour are
+    equally rarer among them, whatever the unit of the detector. Opacity grows faster
+    than strangeness, so that what healthy slides hold stays faint.
+
+    Parameters
+    ----------
+    knots : tuple of float
+        Rising scores at equal distances on the scale; beyond the ends colours stay what
+        they are, between knots they go linearly.
+    name : ColourMap
+        Of the colour map, as in matplotlib.
+    levels : tuple of float
+        Share of healthy windows below each of the first knots, as far as it is known.
+
+    Raises
+    ------
+    ConfigError
+        The knots do not rise, or the name is unknown.
+
+    Examples
+    --------
+    >>> ColourScale.from_healthy([1.0, 2.0, 3.0, 5.0]).knots
+    (1.0, 2.0, 3.0, 5.0, 7.0)
+    """
+
+    knots: tuple[float, ...]
+    name: ColourMap = "inferno"
+    levels: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ColourMap):
+            raise ConfigError(
+                f"no colour map is named {self.name!r}",
+                remedy=f"Known: {', '.join(get_args(ColourMap))}.",
+            )
+        if len(self.knots) < 2 or not all(
+            math.isfinite(low) and math.isfinite(high) and low < high
+            for low, high in itertools.pairwise(self.knots)
+        ):
+            raise ConfigError(f"a colour scale through {self.knots} has no extent")
+
+    @classmethod
+    def from_healthy(cls, quantiles: Sequence[float], *, name: ColourMap = "inferno") -> Self:
+        """Return the scale that healthy windows fix.
+
+        Parameters
+        ----------
+        quantiles : sequence of float
+            Scores at `HEALTHY_LEVELS`, not falling. Equal ones are held apart by the
+            smallest step that floats of their size allow to be drawn.
+        name : ColourMap
+            Of the colour map.
+
+        Notes
+        -----
+        The last knot lies as far beyond the last quantile as that is from the one before.
+
+        Raises
+        ------
+        ConfigError
+            There are not as many as levels, or they fall.
+        """
+        if len(quantiles) != len(HEALTHY_LEVELS) or sorted(quantiles) != list(quantiles):
+            raise ConfigError(f"healthy quantiles {quantiles} are not {HEALTHY_LEVELS}, rising")
+        least = 1e-6 * max(1.0, abs(quantiles[0]))
+        knots = [quantiles[0]]
+        for score in quantiles[1:]:
+            knots.append(max(score, knots[-1] + least))
+        knots.append(2 * knots[-1] - knots[-2])
+        return cls(tuple(knots), name, HEALTHY_LEVELS)
+
+    @property
+    def low(self) -> float:
+        """Score at the lower end."""
+        return self.knots[0]
+
+    @property
+    def high(self) -> float:
+        """Score at the upper end."""
+        return self.knots[-1]
+
+    def unit(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Map scores to 0…1, clipped; NaN stays NaN."""
+        places = np.linspace(0, 1, len(self.knots))
+        return np.interp(np.asarray(scores, np.float64), self.knots, places).astype(np.float32)
+
+    def rgba(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+        """Colour scores.
+
+        Parameters
+        ----------
+        scores : ndarray of float, (...)
+            Anomaly scores; NaN where none was given.
+
+        Returns
+        -------
+        ndarray of uint8, (..., 4)
+            Red, green, blue, opacity. NaN is ``(0, 0, 0, 0)``; every scored pixel has
+            some opacity, so that "healthy" and "not looked at" can be told apart.
+        """
+        unit = self.unit(scores)
+        missing = np.isnan(unit)
+        index = np.rint(np.where(missing, 0, unit) * 255).astype(np.uint8)
+        colours = self._table()[index]
+        colours[missing] = 0
+        return colours
+
+    def legend(self) -> dict[str, Any]:
+        """Describe the scale as JSON values: ends, map, and score and colour of each knot.
+
+        The percentile of a knot is ``None`` where it is not known, as beyond the last quantile.
+        """
+        colours = self.rgba(np.array(self.knots))
+        shares = itertools.chain(self.levels, itertools.repeat(None))
+        return {
+            "map": self.name,
+            "low": self.low,
+            "high": self.high,
+            "steps": [
+                {
+                    "score": score,
+                    "percentile": None if share is None else round(100 * share, 6),
+                    "rgba": colour.tolist(),
+                }
+                for score, colour, share in zip(self.knots, colours, shares, strict=False)
+            ],
+        }
+
+    def _table(self) -> npt.NDArray[np.uint8]:
+        unit = np.arange(256) / 255
+        table = np.asarray(matplotlib.colormaps[self.name](unit, bytes=True), np.uint8).copy()
+        table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**_ALPHA_POWER)
+        return table

@@ -1,0 +1,1 @@
+"""The reports: one page about results, one about a tile store."""

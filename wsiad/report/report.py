@@ -1,0 +1,293 @@
+"""The report of a results folder, from what the verbs have left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pydantic
+
+from wsiad._version import __version__
+from wsiad.core.errors import InputError
+from wsiad.core.files import read_json, write_json
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.pictures.colours import HEALTHY_LEVELS
+from wsiad.report.report_entries import slide_entry, with_findings
+from wsiad.report.report_model import ColourScale, Report, SlideEntry
+from wsiad.report.report_part import write_report
+from wsiad.results.judged import read_evaluation, read_significance
+from wsiad.results.scored_records import checked, results_facts
+from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged, read_table
+
+if TYPE_CHECKING:
+    from wsiad.runs.calibration import Calibration
+    from wsiad.runs.run import RunRecord
+
+REPORT = "report.html"
+_TIMINGS = "timings.json"
+_FEW_WINDOWS = 1000  # the 99.9 % quantile, the last that the colour scale names, is one of them
+_PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
+
+
+def write_results_report(
+    results: Path,
+    *,
+    evaluation: Path | None = None,
+    seconds: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+    to: Path | None = None,
+) -> Path:
+    """Write ``report.html`` into a results folder.
+
+    Parameters
+    ----------
+    results : Path
+        Folder that ``wsiad heatmap`` wrote.
+    evaluation : Path, optional
+        Folder with ``evaluation.json`` and its plots; by default that of the last
+        evaluation, if there was one.
+    seconds : mapping of str to float, optional
+        Stages that have just run, to add to those that the folder remembers.
+    warnings : sequence of str
+        What no reader may miss.
+    to : Path, optional
+        Where to write the report; by default ``report.html`` in the folder.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold results.
+    """
+    from wsiad.runs.run import LOSS, RunFolder
+
+    facts = results_facts(results)
+    known = _timings_file(results / _TIMINGS)
+    taken = {**known.seconds, **(seconds or {})}
+    judged = str(evaluation.resolve()) if evaluation else known.evaluation
+    write_json(results / _TIMINGS, {"seconds": taken, "evaluation": judged})
+    folder = Path(judged) if judged else results
+    run = RunFolder(Path(facts["run"]))
+    record = run.record() if run.complete else None
+    calibration = run.calibration() if record else None
+    rows = read_table(results / "slides.csv", HeatmapRow)
+    sure = read_significance(results)
+    evaluated = read_evaluation(folder)
+    plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
+    if (run.path / LOSS).exists():
+        plots.append(("Loss of the training", run.path / LOSS))
+    report = Report(
+        title=f"Anomaly report: {facts['detector']} on {len(rows)} slide{'s' * (len(rows) != 1)}",
+        created_by=f"wsiad {__version__}",
+        run=_run_facts(record, facts),
+        calibration=_calibration_facts(calibration) if calibration else {},
+        slides=_entries(rows, results, calibration, evaluated, sure),
+        failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
+        evaluation=evaluated,
+        plots=plots,
+        timings=_timings(record, rows) | taken,
+        config_yaml=run.config_text(),
+        notes=[*_notes(rows, record, calibration), *_significance_notes(sure)],
+        warnings=[
+            *warnings,
+            *_evaluation_warnings(evaluated, rows),
+            *_significance_warnings(sure, rows),
+            *_not_assessed(rows),
+        ],
+        random_weights=bool(record and record.random_weights),
+        colour_scale=_legend(calibration) if calibration else None,
+        versions=facts.get("versions") or {},
+    )
+    path = to or results / REPORT
+    write_report(path, report)
+    return path
+
+
+def _entries(
+    rows: Sequence[HeatmapRow],
+    results: Path,
+    calibration: Calibration | None,
+    evaluated: dict[str, Any] | None,
+    sure: dict[str, Any] | None,
+) -> list[SlideEntry]:
+    """Gather what is known of the slides that did not fail."""
+    judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
+    compared = (sure or {}).get("slides", {})
+    return [
+        with_findings(
+            slide_entry(row, results, calibration),
+            evaluated=judged.get(row.slide),
+            compared=compared.get(row.slide),
+        )
+        for row in rows
+        if row.status != FAILED
+    ]
+
+
+class _TimingsFile(pydantic.BaseModel):
+    seconds: dict[str, Annotated[float, pydantic.Field(ge=0, strict=True)]] = {}
+    evaluation: Annotated[str, pydantic.Field(min_length=1, strict=True)] | None = None
+
+
+def _timings_file(path: Path) -> _TimingsFile:
+    """Read what earlier reports of the folder were told."""
+    remedy = "Delete it, and make the report again."
+    values = read_json(path, InputError, remedy=remedy) if path.exists() else {}
+    return checked(_TimingsFile, values, path, remedy=remedy)
+
+
+def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:
+    """Seconds of the stages, as run and slides tell them."""
+    found = {}
+    if record:
+        if record.tile_seconds is not None:
+            found["tile, all slides"] = record.tile_seconds
+        found["train"] = record.seconds
+    if rows:
+        found["heatmap, all slides"] = sum(row.seconds for row in rows)
+    return found
+
+
+def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:
+    if record is None:
+        return {"Detector": facts["detector"], "Run": "its folder is no longer there"}
+    found: dict[str, object] = {
+        "Detector": record.detector,
+        "Ended by": record.ended_by,
+        "Steps": record.steps,
+        "Seed": record.seed,
+        "Device": record.device,
+        "Healthy tiles": record.split,
+        "Finished": record.finished,
+    }
+    weights = record.notes.get("weights")
+    if isinstance(weights, dict):
+        # The name is enough to know it by; the whole path is in run.json.
+        found["Weights"] = Path(str(weights.get("source", "?"))).name
+    found["Stores"] = ", ".join(f"{name} ({mark[:19]}…)" for name, mark in record.stores.items())
+    return found
+
+
+def _calibration_facts(calibration: Calibration) -> dict[str, object]:
+    return {
+        "Healthy windows": calibration.n_windows,
+        "Healthy slides": calibration.n_slides,
+        "Median score": f"{calibration.median:.4g}",
+        "99 % below": f"{calibration.quantile(0.99):.4g}",
+        "99.9 % below": f"{calibration.quantile(0.999):.4g}",
+    }
+
+
+def _legend(calibration: Calibration) -> ColourScale:
+    from wsiad.results.writing import colour_scale
+
+    scale = colour_scale(calibration)
+    fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)
+    rgba = scale.rgba(fine)
+    shares = [f"{100 * level:g} %: " for level in HEALTHY_LEVELS]
+    return ColourScale(
+        "Share of healthy windows with a lower score, and the score. The same for all slides.",
+        [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
+        [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
+    )
+
+
+def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say what was not scored: no finding there means nothing."""
+    if names := [row.slide for row in rows if row.status == UNUSABLE]:
+        yield (
+            f"{_were(len(names))} not assessed at all: {', '.join(names)}. That nothing was found "
+            "there means nothing; the reasons stand below."
+        )
+    if damaged := [row.slide for row in partly_damaged(rows)]:
+        yield (
+            f"{_were(len(damaged))} not assessed where the file is damaged: {', '.join(damaged)}. "
+            "These parts are hatched in the pictures."
+        )
+    if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
+        windows = sum(row.unusable for row in some)
+        yield (
+            f"{windows:,} windows of {len(some)} slide{'s' if len(some) != 1 else ''} were not "
+            "assessed, as they fail the quality thresholds. They are hatched in the pictures."
+        )
+
+
+def _were(slides: int) -> str:
+    return "1 slide was" if slides == 1 else f"{slides} slides were"
+
+
+def _evaluation_warnings(evaluated: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say which slides are in no figure, or in one without a score, though nobody excluded them."""
+    if not evaluated:
+        return
+    if said := (evaluated.get("unscored") or {}).get("text"):
+        yield f"Evaluation: {said}."
+    known = {one["slide"] for one in evaluated.get("slides", [])}
+    known |= set((evaluated.get("exclusions") or {}).get("all") or [])
+    if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:
+        yield (
+            f"{len(missing)} slides were scored since the evaluation, and are in none of its "
+            f"figures ({', '.join(missing)}): run wsiad evaluate again."
+        )
+
+
+def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
+    """Say what weakens the p-values, and which slides have none."""
+    if not found:
+        return
+    yield from found["warnings"]
+    if missing := [
+        row.slide for row in rows if row.status == OK and row.slide not in found["slides"]
+    ]:
+        yield (
+            f"{len(missing)} slides were scored since p-values were made, and have none "
+            f"({', '.join(missing)}): run wsiad significance again."
+        )
+
+
+def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
+    if not found:
+        return
+    yield (
+        f"P-values compare with {found['reference']['slides']} held-out healthy slides; none can "
+        f"be below {found['reference']['smallest_p']:.3g}. They hold for slides that could as "
+        "well have been among these: same scanner, laboratory and tissue. See significance.json."
+    )
+    if not found["false_alarms"]:
+        yield "The stated rates of false alarms were not checked on other healthy slides."
+    for one in found["false_alarms"]:
+        yield f"False alarms, measured: {one['text']} that took no part in anything."
+
+
+def _notes(
+    rows: list[HeatmapRow], record: RunRecord | None, calibration: Calibration | None
+) -> Iterator[str]:
+    yield (
+        "An anomaly score says how unlike the healthy training tissue a place is. It is not "
+        "a diagnosis, and not a probability."
+    )
+    learnt = record.notes.get("anomalies") if record else None
+    if isinstance(learnt, dict):
+        yield (
+            f"The detector has also learnt from {learnt['tiles']:,} anomalous tiles of "
+            f"{len(learnt['slides'])} slides: {', '.join(learnt['types'])}. Figures on these "
+            "types say nothing of how it finds others."
+        )
+        if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
+            yield f"It has learnt from slides that are scored here: {', '.join(seen)}."
+    if calibration and calibration.n_windows < _FEW_WINDOWS:
+        yield (
+            f"Percentiles and colours rest on {calibration.n_windows} healthy windows of "
+            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}: so few say little "
+            f"of what lies above {100 * (1 - 1 / calibration.n_windows):.1f} %."
+        )
+    if record and "split by tile" in record.split:
+        yield f"The calibration is optimistic: {record.split}."
+    if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:
+        yield f"{len(fallbacks)} slides were normalised with the reference's stains (see each)."

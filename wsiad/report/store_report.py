@@ -1,0 +1,114 @@
+"""``report.html`` of a tile store: every slide with its counts and its overview.
+
+As the report of a results folder: escaped, without anything from elsewhere, and under a
+content security policy that lets nothing else run. The overviews are linked, not held:
+they lie in the store, and browsers load them as one scrolls down to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsiad.core.files import write_text
+from wsiad.report import wording as report_text
+from wsiad.report.page import environment, picture, policy, template
+from wsiad.tiling.verdict import DAMAGED_THERE
+
+_CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"
+
+
+@dataclass(frozen=True, slots=True)
+class TiledSlide:
+    """A slide of a store in its report.
+
+    Parameters
+    ----------
+    name, status, reason : str
+        As in the store's table.
+    label : str
+        From the manifest.
+    tiles : int
+        Stored.
+    unusable : mapping of str to int
+        Tiles that fail a threshold, by its reason.
+    missing : int
+        Tiles left out because the slide has no pixels there.
+    tissue_share : float or None
+        0 to 1.
+    overview : Path or None
+        Picture within the store's folder.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    label: str = ""
+    tiles: int = 0
+    unusable: Mapping[str, int] = field(default_factory=dict)
+    missing: int = 0
+    tissue_share: float | None = None
+    overview: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """All that the report of a store says.
+
+    Parameters
+    ----------
+    title, created_by : str
+    slides : sequence of TiledSlide
+        In the order of the page; those that failed are listed first.
+    reasons : sequence of str
+        Columns of the table: why tiles are not used.
+    facts : mapping
+        How the slides were prepared, label to value.
+    kept : bool
+        Whether tiles that fail are in the store all the same.
+    """
+
+    title: str
+    created_by: str
+    slides: Sequence[TiledSlide]
+    reasons: Sequence[str]
+    facts: Mapping[str, object]
+    kept: bool = False
+
+
+def write_store_report(path: Path, report: StoreReport) -> None:
+    """Write the report as one HTML file, atomically; pictures are linked relative to it.
+
+    Raises
+    ------
+    ExportError
+        A picture is damaged, or lies outside the folder of the report.
+    """
+    failed = [slide for slide in report.slides if slide.status == "failed"]
+    done = [slide for slide in report.slides if slide.status != "failed"]
+    totals = [(why, sum(s.unusable.get(why, 0) for s in done)) for why in report.reasons]
+    not_stored = 0 if report.kept else sum(count for _, count in totals)
+    page = (
+        environment()
+        .get_template("store.html.j2")
+        .render(
+            report=report,
+            failed=failed,
+            damaged=sum(DAMAGED_THERE in slide.reason for slide in done),
+            unseen=[slide for slide in done if slide.status == "unusable"],
+            slides=done,
+            totals=[(reason, count) for reason, count in totals if count],
+            planned=sum(slide.tiles for slide in done) + not_stored,
+            pictures={
+                slide.name: picture(_CAPTION, slide.overview, path.parent)
+                for slide in done
+                if slide.overview is not None
+            },
+            style=template("report.css"),
+            script=template("report.js"),
+            policy=policy(),
+            text=report_text,
+        )
+    )
+    write_text(path, page)

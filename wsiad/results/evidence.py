@@ -1,0 +1,185 @@
+"""Why a region is strange: the window that stands for it, beside what is healthy.
+
+``evidence.json`` and the folder ``evidence`` of a slide; see docs/explain.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.files import write_json
+from wsiad.core.images import jpeg
+from wsiad.heatmaps.heatmap_source import WindowSource
+from wsiad.heatmaps.heatmap_task import HeatmapOptions
+from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import WindowScores
+from wsiad.heatmaps.strongest import strongest_windows
+from wsiad.learning.capabilities import Embeds, Reconstructs
+from wsiad.learning.detector import Detector, Scores
+from wsiad.pictures.colours import ColourScale
+from wsiad.results.overlay import write_picture
+from wsiad.runs.examples import HealthyExamples
+
+EVIDENCE = "evidence.json"
+"""In a slide's folder: its strongest regions, and what their pictures are."""
+
+PICTURES = "evidence"
+"""Folder of the pictures, within that of the slide."""
+
+_FORMAT = 1
+_QUALITY = 95
+_RGB = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """What the regions of a slide are explained by.
+
+    Parameters
+    ----------
+    detector : Detector
+    examples : HealthyExamples or None
+        Of the run; without, neither neighbours nor differences are shown.
+    """
+
+    detector: Detector
+    examples: HealthyExamples | None
+
+    @property
+    def scale(self) -> ColourScale | None:
+        """Of maps of differences, the same for all of a run: by those at healthy places."""
+        if self.examples is None or self.examples.difference is None:
+            return None
+        return ColourScale.from_healthy(self.examples.difference)
+
+
+def write_evidence(
+    folder: Path,
+    explainer: Explainer,
+    regions: Sequence[Region],
+    windows: WindowScores,
+    source: WindowSource,
+    *,
+    options: HeatmapOptions,
+) -> None:
+    """Write the evidence for the strongest regions of a slide; nothing if none is wanted.
+
+    Memory bound: one window at a time, whatever the number of regions.
+
+    Parameters
+    ----------
+    folder : Path
+        The slide's, which is put in place when it is whole.
+    explainer : Explainer
+    regions : sequence of Region
+        By falling score.
+    windows : WindowScores
+        All that were scored.
+    source : WindowSource
+        To read the windows again.
+    options : HeatmapOptions
+
+    Raises
+    ------
+    SlideReadError, StoreError
+        A window cannot be read again.
+    RunError
+        The healthy examples are damaged.
+    """
+    if not options.evidence_regions:
+        return
+    shown = regions[: options.evidence_regions]
+    chosen = strongest_windows(shown, windows)
+    rows, columns = _places(windows.boxes[chosen], source)
+    if shown:
+        (folder / PICTURES).mkdir()
+    found = []
+    again = source.again(rows, columns)
+    for number, (at, region, pixels) in enumerate(zip(chosen, shown, again, strict=True), 1):
+        x, y, width, height = windows.boxes[at].tolist()
+        entry: dict[str, Any] = {
+            "rank": number,
+            "x": x,
+            "y": y,
+            "width": width,
+            "height": height,
+            "score": float(windows.scores[at]),
+            "percentile": float(windows.percentiles[at]),
+            "area_um2": float(region.area),
+            "mpp": float(source.mpp),
+        }
+        stem = f"{PICTURES}/{number:03d}"
+        found.append(entry | _pictures(folder, stem, explainer, pixels, options))
+    write_json(folder / EVIDENCE, {"format": _FORMAT, "regions": found})
+
+
+def _places(
+    boxes: npt.NDArray[np.float64], source: WindowSource
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return rows and columns on the grid of windows' boxes (N, 4)."""
+    column, row = source.grid.pixels.from_level0(boxes[:, 0], boxes[:, 1])
+    stride = source.grid.stride
+    return np.rint(row / stride).astype(np.int32), np.rint(column / stride).astype(np.int32)
+
+
+def _pictures(
+    folder: Path, stem: str, explainer: Explainer, pixels: _RGB, options: HeatmapOptions
+) -> dict[str, Any]:
+    """Write the pictures of a window; return their names, relative to the slide's folder."""
+    detector = explainer.detector
+    names: dict[str, Any] = {
+        "tile": _write(folder, f"{stem}.jpg", jpeg(pixels, quality=_QUALITY)),
+        "nearest": _nearest(folder, stem, explainer, pixels, options.evidence_neighbours),
+        "reconstruction": None,
+        "difference": None,
+    }
+    if isinstance(detector, Reconstructs):
+        made = jpeg(detector.reconstruct(pixels[None])[0], quality=_QUALITY)
+        names["reconstruction"] = _write(folder, f"{stem}_reconstruction.jpg", made)
+        if scale := explainer.scale:
+            drawn = _drawn(detector.difference(pixels[None])[0], scale, edge=len(pixels))
+            names["difference"] = f"{stem}_difference.png"
+            write_picture(folder / names["difference"], drawn)
+    return names
+
+
+def _nearest(
+    folder: Path, stem: str, explainer: Explainer, pixels: _RGB, count: int
+) -> list[dict[str, Any]]:
+    """Write the healthy examples nearest to a window, and say which they are."""
+    detector, examples = explainer.detector, explainer.examples
+    if examples is None or not count or not isinstance(detector, Embeds):
+        return []
+    found = []
+    indices, distances = examples.nearest(detector.embed(pixels[None])[0], count)
+    for place, (index, distance) in enumerate(zip(indices, distances, strict=True), 1):
+        x, y = examples.positions[index].tolist()
+        name = _write(folder, f"{stem}_healthy_{place}.jpg", examples.picture(int(index)))
+        found.append(
+            {
+                "slide": examples.slides[index],
+                "x": x if np.isfinite(x) else None,
+                "y": y if np.isfinite(y) else None,
+                "distance": float(distance),
+                "tile": name,
+            }
+        )
+    return found
+
+
+def _drawn(difference: Scores, scale: ColourScale, *, edge: int) -> _RGB:
+    """Colour a map (h, w) on a fixed scale, enlarged to the window without smoothing."""
+    colours = np.ascontiguousarray(scale.rgba(difference)[..., :3])
+    return np.asarray(cv2.resize(colours, (edge, edge), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def _write(folder: Path, name: str, data: bytes) -> str:
+    (folder / name).write_bytes(data)  # the folder as a whole is complete or absent
+    return name

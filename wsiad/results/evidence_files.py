@@ -1,0 +1,227 @@
+"""What a slide's folder holds of its strongest regions, read as files from anywhere are read.
+
+Three files, each of which may be absent: ``regions.json`` with the fields of view around
+the regions, ``regions.csv`` with their p-values, and ``evidence.json`` with the healthy
+tiles that are nearest to them. Names in them are relative to the folder and cannot lead
+out of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import pydantic
+from pydantic import Field, ValidationInfo
+
+from wsiad.core.errors import ExportError
+
+REGIONS = "regions.json"
+P_VALUES = "regions.csv"
+EVIDENCE = "evidence.json"
+
+T = TypeVar("T", bound="_File")
+
+
+def _within(name: Path, info: ValidationInfo) -> Path:
+    """Return the file that a name means, if it lies in the folder that names it."""
+    folder: Path = info.context["folder"]  # type: ignore[index]
+    file = folder / name
+    # Resolved: a link within the folder may lead out of it too.
+    if name.is_absolute() or not file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("leads out of the folder")
+    return file
+
+
+_Inside = Annotated[Path, pydantic.AfterValidator(_within)]
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class _Value(pydantic.BaseModel):
+    """Later versions may add keys: they are passed over."""
+
+    model_config = pydantic.ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class RegionField(_Value):
+    """The field of view around a region.
+
+    Parameters
+    ----------
+    rank : int
+        Of the region by its highest score, from 1.
+    image : Path
+        Picture of the field, the region outlined.
+    x, y, width, height : float
+        The field, level-0 pixels.
+    across_um : float
+        Width of the field, µm.
+    bar_um : float
+        Length of the bar in the picture, µm.
+    max_score, mean_score : float
+        Of the heatmap pixels in the region.
+    percentile : float
+        Of the highest score among healthy windows, 0 to 100.
+    area_um2 : float
+        Of the region, µm².
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    image: _Inside
+    x: float
+    y: float
+    width: _Positive
+    height: _Positive
+    across_um: _Positive
+    bar_um: _Positive
+    max_score: float
+    mean_score: float
+    percentile: Annotated[float, Field(ge=0, le=100)]
+    area_um2: _Positive
+
+
+class HealthyTile(_Value):
+    """A healthy training tile, its place (level-0 pixels) and its distance to a region's.
+
+    Tiles that were imported as they are have no place.
+    """
+
+    slide: str
+    x: float | None
+    y: float | None
+    distance: float
+    tile: _Inside
+
+
+class RegionEvidence(_Value):
+    """What a region is compared with.
+
+    Parameters
+    ----------
+    rank : int
+        Of the region by its highest score, from 1.
+    x, y, width, height : float
+        Its strongest window, level-0 pixels.
+    score, percentile, area_um2 : float
+        Of the region; area in µm².
+    mpp : float
+        Scale of the tiles, µm/px.
+    tile : Path
+        Picture of the window as the detector is given it.
+    nearest : tuple of HealthyTile
+        Nearest first.
+    reconstruction, difference : Path or None
+        Where the detector reconstructs.
+    """
+
+    rank: Annotated[int, Field(ge=1)]
+    x: float
+    y: float
+    width: _Positive
+    height: _Positive
+    score: float
+    percentile: Annotated[float, Field(ge=0, le=100)]
+    area_um2: _Positive
+    mpp: _Positive
+    tile: _Inside
+    nearest: tuple[HealthyTile, ...] = ()
+    reconstruction: _Inside | None = None
+    difference: _Inside | None = None
+
+
+class _File(_Value):
+    format: Literal[1]
+
+
+class _Regions(_File):
+    regions: tuple[RegionField, ...] = ()
+
+
+class _Evidence(_File):
+    regions: tuple[RegionEvidence, ...] = ()
+
+
+def read_fields(folder: Path) -> tuple[RegionField, ...]:
+    """Read ``regions.json`` of a slide's folder; nothing where there is none.
+
+    Raises
+    ------
+    ExportError
+        It is damaged, or names a file outside the folder.
+    """
+    found = _read(folder / REGIONS, _Regions)
+    return found.regions if found else ()
+
+
+def read_evidence(folder: Path) -> tuple[RegionEvidence, ...]:
+    """Read ``evidence.json`` of a slide's folder; nothing where there is none.
+
+    Raises
+    ------
+    ExportError
+        It is damaged, or names a file outside the folder.
+    """
+    found = _read(folder / EVIDENCE, _Evidence)
+    return found.regions if found else ()
+
+
+def read_p_values(folder: Path) -> dict[int, tuple[float | None, float | None]]:
+    """Read p and q by rank from ``regions.csv`` of a slide's folder.
+
+    Returns
+    -------
+    dict of int to (float or None, float or None)
+        Conformal p-value and its false-discovery-adjusted q-value; empty without the
+        file, or where it has no such columns.
+
+    Raises
+    ------
+    ExportError
+        It is damaged, or states a p or q that is not a share.
+    """
+    path = folder / P_VALUES
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {
+                int(row["rank"]): (_share(row.get("p")), _share(row.get("q")))
+                for row in csv.DictReader(file)
+                if row.get("p") or row.get("q")
+            }
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _share(text: str | None) -> float | None:
+    if not text:
+        return None
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"{text} is no probability")
+    return value
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate_json(
+            path.read_text(encoding="utf-8"), context={"folder": path.parent}
+        )
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise _damaged(path, f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> ExportError:
+    return ExportError(
+        f"is damaged ({why})",
+        subject=str(path),
+        remedy=f"Delete {path.parent} and run wsiad heatmap again.",
+    )

@@ -1,0 +1,177 @@
+"""What was found of results, read back: ``evaluation.json``, ``significance.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import pydantic
+
+from wsiad.core.errors import InputError
+from wsiad.core.files import read_json
+from wsiad.results.scored_records import checked
+
+EVALUATION, SIGNIFICANCE = "evaluation.json", "significance.json"
+
+_Number = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
+_Share = Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] | None
+_Count = Annotated[int, pydantic.Field(strict=True, ge=0)]
+_Text = Annotated[str, pydantic.Field(strict=True)]
+
+
+class _Record(pydantic.BaseModel):
+    """A record; keys that are not looked at may be anything."""
+
+
+class _Figure(_Record):
+    """A figure with its interval, and figures within it."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    value: _Number = None
+    low: _Number = None
+    high: _Number = None
+    undefined: _Text = ""
+    interval_undefined: _Text | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_within(self) -> Self:
+        _check_figures(self.model_extra or {})
+        return self
+
+
+class _Class(_Record):
+    regions: _Count
+    hit: _Count | None = None
+    sensitivity_at: dict[str, _Share] | None = None
+
+
+class _Froc(_Record):
+    score: _Number = None
+    low: _Number = None
+    high: _Number = None
+    undefined: _Text = ""
+    interval_undefined: _Text | None = None
+    sensitivity_at: dict[str, _Share] = {}
+    sensitivity_interval_at: dict[str, tuple[_Share, _Share] | None] = {}
+    threshold_at: dict[str, _Number] | None = None
+    by_class: dict[str, _Class] | None = None
+
+
+class _Counts(_Record):
+    slides: _Count
+    tumour_slides: _Count
+    slides_without_score: _Count | None = None
+
+
+class _Found(_Record):
+    lesions: _Count | None = None
+    lesions_hit: _Count | None = None
+
+
+class _JudgedSlide(_Record):
+    slide: _Text
+    label: _Text | None = None
+    froc: dict[str, _Found] | None = None
+
+
+class _Unscored(_Record):
+    text: _Text = ""
+
+
+class _Exclusions(_Record):
+    all: list[_Text] | None = None
+    froc: list[_Text] | None = None
+
+
+class _Classifier(_Record):
+    slide_auc: _Figure
+
+
+class _Group(_Record):
+    model_config = pydantic.ConfigDict(extra="allow")
+    froc: dict[str, _Froc]
+    counts: _Counts | None = None
+    slide_classifier: _Classifier | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_within(self) -> Self:
+        _check_figures(self.model_extra or {})
+        return self
+
+
+class _Evaluation(_Record):
+    model_config = pydantic.ConfigDict(extra="allow")
+    slides: list[_JudgedSlide] = []
+    froc: dict[str, _Froc | None] | None = None
+    counts: dict[str, Any] | None = None
+    unscored: _Unscored | None = None
+    exclusions: _Exclusions | None = None
+    notes: list[_Text] | None = None
+    group_by: _Text | None = None
+    groups: dict[str, _Group] | None = None
+    slide_classifier: _Classifier | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_within(self) -> Self:
+        _check_figures(self.model_extra or {})
+        if self.groups and self.group_by is None:
+            raise ValueError("it has groups, and does not say of what")
+        return self
+
+
+def _check_figures(values: dict[str, Any]) -> None:
+    for value in values.values():
+        if isinstance(value, dict) and "value" in value:
+            _Figure.model_validate(value)
+
+
+class _Compared(_Record):
+    p_slide: _Share = None
+    q_slide: _Share = None
+
+
+class _Reference(_Record):
+    slides: _Count
+    smallest_p: Annotated[float, pydantic.Field(strict=True, ge=0, le=1)]
+
+
+class _Alarms(_Record):
+    text: _Text
+
+
+class _Significance(_Record):
+    slides: dict[str, _Compared]
+    warnings: list[_Text]
+    reference: _Reference
+    false_alarms: list[_Alarms]
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Read what ``wsiad evaluate`` has found; ``None`` where it was not run.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    return _read(folder / EVALUATION, _Evaluation, "Run wsiad evaluate again, or delete it.")
+
+
+def read_significance(results: Path) -> dict[str, Any] | None:
+    """Read what ``wsiad significance`` has found; ``None`` where it was not run.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    remedy = "Run wsiad significance again, or delete it."
+    return _read(results / SIGNIFICANCE, _Significance, remedy)
+
+
+def _read(path: Path, kind: type[_Record], remedy: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    values = read_json(path, InputError, remedy=remedy)
+    checked(kind, values, path, remedy=remedy)
+    return values

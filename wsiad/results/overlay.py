@@ -1,0 +1,215 @@
+"""Pictures for people: the slide with its tissue outlined, and with its heatmap over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from PIL import Image
+
+from wsiad.core.files import atomic_file
+from wsiad.core.geometry import PixelMap
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.overview import Overview, hatch_left_out
+
+RGB = npt.NDArray[np.uint8]
+
+_LONGEST_PX = 1600
+_LEAST_PX, _LARGEST_FACTOR = 640, 8
+_THUMBNAIL_PX = (144, 108)
+_BAND_ROWS = 128
+_SUBPIXEL_BITS = 4
+_NUMBERED = 5
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_OUTLINE = (0, 110, 60)
+
+
+def enlarged(overview: Overview) -> Overview:
+    """Return an overview whose thumbnail is large enough to draw on: that of a small slide is not.
+
+    The thumbnail has the scale of the tissue mask, some 8 µm per pixel. Outlines and numbers on
+    that of a slide of a millimetre would cover what they point at. It is enlarged by a whole
+    number, so that edges of the heatmap stay where they are.
+
+    Parameters
+    ----------
+    overview : Overview
+
+    Returns
+    -------
+    Overview
+        The same, where the longest edge has 320 px or more.
+    """
+    height, width = overview.mask.shape
+    factor = min(_LARGEST_FACTOR, _LEAST_PX // max(1, height, width))
+    if factor < 2 or not min(height, width):
+        return overview
+    size, at = (width * factor, height * factor), overview.placement
+    return replace(
+        overview,
+        thumbnail=cv2.resize(overview.thumbnail, size, interpolation=cv2.INTER_CUBIC),
+        mask=_mask_enlarged(overview.mask, size),
+        pen=None if overview.pen is None else _mask_enlarged(overview.pen, size),
+        placement=PixelMap(at.x, at.y, at.scale_x / factor, at.scale_y / factor),
+    )
+
+
+def _mask_enlarged(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Enlarge a mask, its edge without steps."""
+    large: npt.NDArray[np.bool_] = (
+        cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    )
+    return large
+
+
+def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
+    """Draw the outline of a mask onto a thumbnail of the same size.
+
+    Parameters
+    ----------
+    thumbnail : ndarray of uint8, (H, W, 3)
+    mask : ndarray of bool, (H, W)
+
+    Returns
+    -------
+    ndarray of uint8, (H, W, 3)
+    """
+    picture = thumbnail.copy()
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = max(2, round(max(mask.shape) / 800))
+    cv2.drawContours(picture, contours, -1, _OUTLINE, width)
+    return picture
+
+
+def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: ColourScale) -> RGB:
+    """Lay a heatmap over a thumbnail: each pixel by the heatmap pixel under its centre.
+
+    Parameters
+    ----------
+    thumbnail : ndarray of uint8, (H, W, 3)
+    placement : PixelMap
+        From thumbnail pixels to level-0 pixels.
+    heatmap : Heatmap
+    scale : ColourScale
+
+    Returns
+    -------
+    ndarray of uint8, (H, W, 3)
+    """
+    height, width = thumbnail.shape[:2]
+    columns, rows = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
+    x, y = placement.to_level0(columns, rows)
+    column, row = (np.floor(v).astype(np.int64) for v in heatmap.placement.from_level0(x, y))
+    inside_x = (column >= 0) & (column < heatmap.size.width)
+    inside_y = (row >= 0) & (row < heatmap.size.height)
+    # Grey first: the colours of the stain and of the heatmap must not be confused.
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)
+    picture = np.empty_like(thumbnail)
+    # In bands of rows: as floats, a large slide takes hundreds of megabytes.
+    for top in range(0, height, _BAND_ROWS):
+        band = slice(top, top + _BAND_ROWS)
+        shown = np.repeat((128 + grey[band].astype(np.float32) / 2)[..., None], 3, axis=2)
+        there = np.ix_(row[band][inside_y[band]], column[inside_x])
+        rgba = scale.rgba(heatmap.scores[there]).astype(np.float32)
+        alpha = rgba[..., 3:] / 255
+        where = np.ix_(np.flatnonzero(inside_y[band]), np.flatnonzero(inside_x))
+        shown[where] = shown[where] * (1 - alpha) + rgba[..., :3] * alpha
+        picture[band] = np.rint(shown)
+    return picture
+
+
+def outline_polygon(
+    picture: RGB, polygon: shapely.Polygon, placement: PixelMap, *, width: int = 1
+) -> None:
+    """Outline a polygon in black on white: seen on any ground, and without colour.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Changed in place.
+    polygon : shapely.Polygon
+        Level-0 pixels.
+    placement : PixelMap
+        From pixels of the picture to level-0 pixels.
+    width : int
+        Of the black line, pixels.
+    """
+    rings = []
+    for ring in (polygon.exterior, *polygon.interiors):
+        x, y = shapely.get_coordinates(ring).T
+        columns, rows = placement.from_level0(x, y)
+        # OpenCV counts from pixel centres, in fractions of a pixel.
+        points = (np.stack([columns, rows], axis=1) - 0.5) * 2**_SUBPIXEL_BITS
+        rings.append(np.rint(points).astype(np.int32))
+    for colour, thickness in ((_WHITE, 3 * width), (_BLACK, width)):
+        cv2.polylines(
+            picture, rings, True, colour, thickness, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS
+        )
+
+
+def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement: PixelMap) -> None:
+    """Outline regions on an overlay, and number the five strongest.
+
+    The bright end of the colours is as light as glass: without colour, on paper or to an
+    eye that sees none, the outlines tell where it is.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Changed in place.
+    polygons : sequence of shapely.Polygon
+        Strongest first, level-0 pixels.
+    placement : PixelMap
+        From pixels of the picture to level-0 pixels.
+    """
+    longest = max(picture.shape)
+    width = max(1, round(longest / 1600))
+    for polygon in polygons:
+        outline_polygon(picture, polygon, placement, width=width)
+    for number, polygon in reversed(list(enumerate(polygons[:_NUMBERED], start=1))):
+        left, top, _, _ = polygon.bounds
+        _write_number(picture, number, placement.from_level0(left, top), longest / 1600)
+
+
+def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: float) -> None:
+    """Write a number so that it ends at a place, or as near to it as the picture reaches."""
+    size, font = max(0.6, 0.9 * scale), cv2.FONT_HERSHEY_SIMPLEX
+    width = max(1, round(2 * scale))
+    (across, up), _ = cv2.getTextSize(str(number), font, size, width)
+    corner = (max(width, round(at[0] - across - width)), max(up + width, round(at[1])))
+    for colour, thickness in ((_WHITE, 3 * width), (_BLACK, width)):
+        cv2.putText(picture, str(number), corner, font, size, colour, thickness, cv2.LINE_AA)
+
+
+def hatch_unscored(picture: RGB, overview: Overview) -> None:
+    """Hatch what of a slide was left out, by its reason, onto an overlay of the same slide.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, (H, W, 3)
+        Of the size of the overview's thumbnail; changed in place.
+    overview : Overview
+    """
+    hatch_left_out(picture, overview, overview.placement, overview.pen)
+
+
+def write_picture(path: Path, picture: RGB) -> None:
+    """Write a picture as PNG, at most 1600 px on its longest edge."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
+    with atomic_file(path) as partial:
+        image.save(partial, optimize=True)
+
+
+def write_thumbnail(path: Path, picture: RGB) -> None:
+    """Write a picture as a JPEG of at most 144 × 108 px, for a list of many slides."""
+    image = Image.fromarray(picture)
+    image.thumbnail(_THUMBNAIL_PX, Image.Resampling.BOX)
+    with atomic_file(path) as partial:
+        image.save(partial, quality=75)

@@ -1,0 +1,126 @@
+"""The QuPath project of a results folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsiad.conformal.significance_files import read_significance
+from wsiad.core.errors import ExportError
+from wsiad.core.ownership import clear_leftovers
+from wsiad.exports.qupath.project import PROJECT, ProjectSlide, write_project
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import is_store
+from wsiad.store.tile_task import TileRow
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "qupath"
+"""Folder of the project within the results: QuPath's own files stay apart from ours."""
+
+
+def write_results_project(results: Path, *, made_ms: int) -> str:
+    """Write the project, or bring it up to date with ``slides.csv``.
+
+    Parameters
+    ----------
+    results : Path
+        Folder that ``wsiad heatmap`` wrote.
+    made_ms : int
+        Time stamp of a new project, ms since 1970.
+
+    Returns
+    -------
+    str
+        For people: where it lies, or why it was not written.
+    """
+    rows = read_table(results / "slides.csv", HeatmapRow)
+    compared = (read_significance(results) or {}).get("slides", {})
+    slides = project_slides(rows, compared)
+    if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
+        logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
+    folder = results / FOLDER
+    clear_leftovers(folder, folder / "classifiers", folder / "scripts")
+    try:
+        write_project(folder, slides, results=results.resolve(), made_ms=made_ms)
+    except ExportError as error:
+        logger.warning("the QuPath project was not brought up to date: %s", error)
+        return f"the QuPath project was not brought up to date ({error})"
+    return f"open {folder / PROJECT} in QuPath"
+
+
+def update_results_project(results: Path) -> None:
+    """Bring the project up to date, if there is one."""
+    if (results / FOLDER / PROJECT).exists():
+        write_results_project(results, made_ms=0)
+
+
+def project_slides(
+    rows: Sequence[HeatmapRow], compared: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[ProjectSlide]:
+    """List slides as images, by name; without those whose file nobody knows.
+
+    The rank is by falling score, with leading zeros: QuPath sorts metadata as text.
+
+    Parameters
+    ----------
+    rows : sequence of HeatmapRow
+    compared : mapping of str to mapping, optional
+        By slide, what ``significance.json`` says of it.
+    """
+    known = compared or {}
+    scored = sorted((row for row in rows if row.score_max is not None), key=_by_score)
+    ranks = {row.slide: f"{n:0{len(str(len(scored)))}}" for n, row in enumerate(scored, start=1)}
+    files = _files(rows)
+    return [
+        ProjectSlide(
+            row.slide, file, _facts(row, ranks.get(row.slide, ""), known.get(row.slide, {}))
+        )
+        for row in sorted(rows, key=lambda row: row.slide)
+        if (file := files[row.slide]) is not None
+    ]
+
+
+def _by_score(row: HeatmapRow) -> tuple[float, str]:
+    assert row.score_max is not None
+    return -row.score_max, row.slide
+
+
+def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str, str]:
+    """Return metadata of a slide; what is not known is left out."""
+    p, significant = compared.get("p_slide"), compared.get("significant_regions")
+    facts = {
+        "rank": rank,
+        "score": "" if row.score_max is None else f"{row.score_max:.6g}",
+        "p": "" if p is None else f"{p:.4f}",
+        "regions": "" if row.regions is None else str(row.regions),
+        "significant regions": "" if significant is None else str(significant),
+        "status": row.status,
+        "reason": row.reason,
+        "label": row.label,
+        "split": row.split,
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _files(rows: Sequence[HeatmapRow]) -> dict[str, Path | None]:
+    """Files of slides that QuPath can open: also of those whose tiles came from a store."""
+    stores = {row.file for row in rows if row.file and is_store(Path(row.file))}
+    tables = {store: read_table(Path(store) / "slides.csv", TileRow) for store in stores}
+    originals = {(store, row.slide): row.file for store in stores for row in tables[store]}
+    found = {}
+    for row in rows:
+        text = originals.get((row.file, row.slide), "") if row.file in stores else row.file
+        found[row.slide] = _openable(Path(text)) if text else None
+    return found
+
+
+def _openable(path: Path) -> Path | None:
+    """Return the file by which a slide is opened; one that is not at hand may come back."""
+    if not path.is_dir():
+        return path
+    # A DICOM slide is a folder of files, and known by any of them.
+    return min((p for p in path.iterdir() if p.suffix.lower() == ".dcm"), default=None)

@@ -1,0 +1,243 @@
+"""Labelled anomalous tiles of a store, for the detectors that learn from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wsiad.core.errors import DetectorError, InputError
+from wsiad.core.labels import is_healthy, label_of
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_task import TileRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from wsiad.learning.detector import AnomalousTiles
+    from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_store import TileStore
+
+    Usable = Callable[[list[StoredSlide]], Mapping[str, npt.NDArray[np.int64]]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AnomalySlides:
+    """What of a store's anomalous slides is learnt from.
+
+    Parameters
+    ----------
+    store : TileStore
+        That holds them.
+    types : dict of str to list of (StoredSlide, ndarray of int64)
+        By label: slides, and the indices of their tiles, sorted.
+    skipped : dict of str to str
+        Why each of the other slides is not used.
+    """
+
+    store: TileStore
+    types: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]]
+    skipped: dict[str, str]
+
+    @property
+    def slides(self) -> list[StoredSlide]:
+        """Slides that tiles are taken from, in order of their names."""
+        used = (slide for parts in self.types.values() for slide, _ in parts)
+        return sorted(used, key=lambda slide: slide.name)
+
+    def tiles(self) -> AnomalousTiles:
+        """Return the tiles as detectors take them."""
+        from wsiad.learning.detector import AnomalousTiles, AnomalyType
+        from wsiad.store.dataset import store_tiles
+
+        return AnomalousTiles(
+            tuple(
+                AnomalyType(
+                    name,
+                    store_tiles(parts),
+                    tuple(slide.name for slide, indices in parts for _ in indices),
+                )
+                for name, parts in sorted(self.types.items())
+            )
+        )
+
+    def note(self) -> dict[str, Any]:
+        """Return what the run says of them, as JSON values.
+
+        The fingerprint tells which tiles of which store they are.
+        """
+        types = {
+            name: sum(len(indices) for _, indices in parts)
+            for name, parts in sorted(self.types.items())
+        }
+        drawn = [
+            [name, slide.name, slide.fingerprint, indices.tolist()]
+            for name, parts in sorted(self.types.items())
+            for slide, indices in parts
+        ]
+        content = json.dumps([self.store.digest, drawn])
+        return {
+            "tiles": sum(types.values()),
+            "types": types,
+            "slides": [slide.name for slide in self.slides],
+            "store": self.store.path.name,
+            "fingerprint": f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
+        } | ({"slides_not_used": self.skipped} if self.skipped else {})
+
+
+def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None) -> None:
+    """Check that a detector is given anomalous tiles if it needs them, and only if it uses them.
+
+    Raises
+    ------
+    DetectorError
+        Naming the detectors that use them.
+    """
+    from wsiad.detectors import registry
+
+    if anomalies is not None and not uses:
+        known = registry.names_using_anomalies()
+        raise DetectorError(
+            "learns from healthy tiles only, and --anomalies were given",
+            subject=name,
+            remedy=f"Leave them out, or choose one of {', '.join(known)}.",
+        )
+    if anomalies is None and uses == "needed":
+        raise DetectorError(
+            "learns from labelled anomalous tiles, and there are none",
+            subject=name,
+            remedy="Give a tile store of some as --anomalies; see docs/detectors.md.",
+        )
+
+
+def anomaly_slides(
+    store: TileStore,
+    *,
+    types: Sequence[str],
+    split: str | None,
+    most: int | None,
+    seed: int,
+    usable: Usable,
+) -> AnomalySlides:
+    """Choose anomalous slides and tiles of a store; a slide's label is its anomaly type.
+
+    Parameters
+    ----------
+    store : TileStore
+    types : sequence of str
+        Use only these labels; all that are not healthy if there are none.
+    split : str or None
+        Use only slides with this value in the manifest's ``split`` column.
+    most : int or None
+        Use only so many tiles: see :func:`spread`.
+    seed : int
+        Of that draw.
+    usable : callable
+        Indices by slide of the tiles that pass the quality thresholds.
+
+    Raises
+    ------
+    InputError
+        No slide is left, or a type that was asked for has none.
+    """
+    labels, skipped = _labelled(store, [_type(name) for name in types], split)
+    slides = [store.slide(name) for name in sorted(labels)]
+    if not slides:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        raise InputError(
+            f"has no anomalous slide with tiles to learn from ({reasons or 'it is empty'})",
+            subject=str(store.path),
+            remedy="A slide's label is its anomaly type: `wsiad import-tiles --label tumor`, or "
+            "the manifest's `label` for `wsiad tile`.",
+        )
+    whole = [slide.name for slide in slides if slide.has_geometry]
+    if whole:
+        logger.warning(
+            "every stored tile of %s is taken as anomalous; tile only what is (--coords)",
+            ", ".join(whole[:3]) + (" …" if len(whole) > 3 else ""),
+        )
+    found: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]] = {}
+    chosen = spread(usable(slides), most, seed=seed)
+    for slide in slides:
+        if len(chosen[slide.name]):
+            found.setdefault(labels[slide.name], []).append((slide, chosen[slide.name]))
+    return AnomalySlides(store, found, skipped)
+
+
+def _type(label: str) -> str:
+    """Return the anomaly type of a label: words that mean the same are one."""
+    return label_of(label) or label.strip().lower()
+
+
+def _labelled(
+    store: TileStore, types: Collection[str], split: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Anomaly type of each slide that is used, and why each of the others is not."""
+    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
+    labels, skipped = {}, {}
+    for slide in store:
+        row = rows.get(slide.name)
+        label = _type(row.label) if row else ""
+        if not len(slide):
+            skipped[slide.name] = f"unusable: {slide.reason}" if slide.reason else "no tiles"
+        elif not label or is_healthy(label):
+            skipped[slide.name] = f"label is {label!r}" if label else "it has no label"
+        elif types and label not in types:
+            skipped[slide.name] = f"label is {label!r}"
+        elif split is not None and (row.split if row else "") != split:
+            skipped[slide.name] = f"split is not {split!r}"
+        else:
+            labels[slide.name] = label
+    if labels and (absent := sorted(set(types) - set(labels.values()))):
+        raise InputError(
+            f"has no slide to learn from with the label {absent[0]!r}",
+            subject=str(store.path),
+            remedy=f"Its labels are {', '.join(sorted(set(labels.values())))}.",
+        )
+    return labels, skipped
+
+
+def spread(
+    usable: Mapping[str, npt.NDArray[np.int64]], most: int | None, *, seed: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Draw tiles evenly over slides: one of each slide, then a second of each, and so on.
+
+    Parameters
+    ----------
+    usable : mapping of str to ndarray of int64
+        Indices of tiles by slide.
+    most : int or None
+        How many to draw in all; ``None`` for all.
+    seed : int
+        Same seed, slides and tiles, same draw; a larger draw holds a smaller one.
+
+    Returns
+    -------
+    dict of str to ndarray of int64
+        Sorted indices, for every slide; empty where none was drawn.
+    """
+    import numpy as np
+
+    names = sorted(usable)
+    if most is None:
+        return {name: np.sort(usable[name]) for name in names}
+    rng = np.random.default_rng([seed, 0xA70])
+    drawn = {name: rng.permutation(usable[name]) for name in names}
+    order = [names[i] for i in rng.permutation(len(names))]
+    turns = [
+        (turn, place)
+        for place, name in enumerate(order)
+        for turn in range(min(most, len(drawn[name])))
+    ]
+    counts = dict.fromkeys(names, 0)
+    for _, place in sorted(turns)[:most]:
+        counts[order[place]] += 1
+    return {name: np.sort(drawn[name][: counts[name]]).astype(np.int64) for name in names}

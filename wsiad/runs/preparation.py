@@ -1,0 +1,127 @@
+"""A run and a store that it is used on: whether their tiles mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad.core.errors import InputError, RunError, StoreMismatchError
+from wsiad.core.files import read_json
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.slide_table import FAILED, UNUSABLE, read_table
+from wsiad.stain.profile import StainProfile
+from wsiad.store.tile_task import TileRow
+from wsiad.tiling.preparation import Preparation
+from wsiad.tissue.tissue_options import QualityOptions
+
+if TYPE_CHECKING:
+    from wsiad.store.tile_store import TileStore
+
+PREPARATION = "preparation.json"
+"""In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
+
+NO_GEOMETRY = (
+    "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
+)
+"""Why there is no heatmap of a group without geometry."""
+
+
+def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
+    """Read how the tiles of a run were prepared, and the stains that they were given.
+
+    Raises
+    ------
+    RunError
+        The file is missing or damaged.
+    """
+    path = run / PREPARATION
+    remedy = "Train the detector again."
+    values = read_json(path, RunError, keys=["preparation", "stain_target"], remedy=remedy)
+    try:
+        preparation = Preparation.model_validate(values["preparation"])
+        StainProfile.from_dict(values["stain_target"])  # to be sure that it can be
+    except (ValueError, KeyError, TypeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise RunError(f"is damaged: {words}", subject=str(path), remedy=remedy) from error
+    return preparation, dict(values["stain_target"])
+
+
+def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:
+    """How a store's tiles were prepared and chosen, as JSON values."""
+    preparation = store.preparation.model_copy(update={"quality": thresholds})
+    return {
+        "preparation": preparation.as_json(),
+        "stain_target": store.target,
+        "digest": store.digest,
+    }
+
+
+def check_prepared_alike(
+    store: TileStore, preparation: Preparation, target: dict[str, Any], *, keys: Sequence[str]
+) -> None:
+    """Check that a pixel of a store means what it means to a run.
+
+    Size, step and coverage of tiles may differ.
+
+    Parameters
+    ----------
+    store : TileStore
+    preparation, target : Preparation, dict
+        Of the run; see :func:`run_preparation`.
+    keys : sequence of str
+        What must be equal: of ``"mpp"``, ``"tissue"`` and ``"stain"``.
+
+    Raises
+    ------
+    StoreMismatchError
+        It does not; names the first difference.
+    """
+    for key in keys:
+        there, here = getattr(store.preparation, key), getattr(preparation, key)
+        if key == "stain":
+            there, here = (there.method, store.target), (here.method, target)
+        if there != here:
+            shown = "" if key == "stain" else f" ({there} in the store, {here} in the run)"
+            raise StoreMismatchError(
+                f"its tiles were prepared with another {key} than the run's{shown}",
+                subject=str(store.path),
+                remedy="Give the slides themselves, or tile them as for the run.",
+            )
+
+
+def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
+    """List the slides of a store, those that cannot be scored with their problem.
+
+    Raises
+    ------
+    StoreMismatchError
+        Its tiles were prepared otherwise than the run's.
+    InputError
+        It holds no slides, or none of known geometry.
+    """
+    from wsiad.store.tile_store import TileStore
+
+    store = TileStore(path)
+    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
+    rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
+    slides = []
+    for name in store.names():
+        row = rows.get(name)
+        label, split = (row.label, row.split) if row else ("", "")
+        problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
+        slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
+    for row in rows.values():
+        if row.status in (FAILED, UNUSABLE) and row.slide not in store:
+            unusable = row.status == UNUSABLE
+            problem = row.reason if unusable else f"was not tiled: {row.reason}"
+            slides.append(SlideInput(row.slide, path, problem=problem, unusable=unusable))
+    if not slides:
+        raise InputError("holds no slides", subject=str(path))
+    if all(slide.problem == NO_GEOMETRY for slide in slides):
+        raise InputError(
+            "holds imported tiles only, whose places on a slide are not known",
+            subject=str(path),
+            remedy="Score them by `wsiad score-tiles`, or give the slides themselves.",
+        )
+    return slides

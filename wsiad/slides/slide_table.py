@@ -1,0 +1,203 @@
+"""``slides.csv``: one row per slide, whatever became of it."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from wsiad.core.csv_file import records, table_text
+from wsiad.core.errors import InputError
+from wsiad.core.files import write_text
+from wsiad.core.locks import locked
+
+OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """What every verb says of a slide.
+
+    Parameters
+    ----------
+    slide : str
+        Name.
+    status : str
+        ``"ok"``; ``"no-tissue"``: the whole slide was seen and holds none; ``"unusable"``: it
+        could not be looked at, or nothing of it can be used; or ``"failed"``.
+    reason : str
+        Why it failed or could not be looked at, or what its reader should know.
+    seconds : float
+        Time spent on it.
+    mpp_x, mpp_y : float or None
+        µm per level-0 pixel.
+    width, height : int or None
+        Of level 0, pixels.
+    label, split : str
+        From the manifest.
+    file : str
+        Where it was read from.
+    backend : str
+        What read its pixels, and why not directly: ``"jpeg-tiff"``, ``"openslide"``,
+        ``"openslide: format leica"``, ``"store"``; empty where nothing was read.
+    """
+
+    slide: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str = ""
+    split: str = ""
+    file: str = ""
+    backend: str = ""
+
+
+R = TypeVar("R", bound=SlideRow)
+
+
+class SlideTable(Generic[R]):
+    """A ``slides.csv`` that is rewritten, whole, whenever slides are done.
+
+    Several processes, also of several machines, may put rows into one table at once.
+
+    Parameters
+    ----------
+    path : Path
+        Of the CSV; rows of an earlier run are kept until they are replaced.
+    row : type
+        Dataclass of the rows; its fields are the columns.
+    """
+
+    def __init__(self, path: Path, row: type[R]) -> None:
+        self.path, self._row = path, row
+        self._earlier: dict[str, R] = {item.slide: item for item in read_table(path, row)}
+        self._put: dict[str, R] = {}
+
+    def get(self, slide: str) -> R | None:
+        """Row of a slide when the table was opened, or as it was put since."""
+        return self._put.get(slide) or self._earlier.get(slide)
+
+    def put(self, *rows: R) -> None:
+        """Set rows and write the table, with what others have put into it meanwhile.
+
+        Raises
+        ------
+        InputError
+            The table was damaged, or others kept it busy for minutes.
+        """
+        given = {row.slide: row for row in rows}
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            there = {row.slide: row for row in read_table(self.path, self._row)}
+            # Rows of ours come back, should one whose lock was taken over have dropped them.
+            self._write({**self._put, **there, **given})
+        self._put.update(given)
+
+    def _write(self, rows: dict[str, R]) -> None:
+        names = [field.name for field in fields(self._row)]
+        cells = (map(_text, asdict(row).values()) for _, row in sorted(rows.items()))
+        write_text(self.path, table_text(names, cells, line_end="\r\n"))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def read_table(path: Path, row: type[R]) -> list[R]:
+    """Read a ``slides.csv``; an absent file has no rows.
+
+    Raises
+    ------
+    InputError
+        The file is not such a table.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_parse(values, row) for values in records(file)]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"is not a table of slides as wsiad writes it: {error}",
+            subject=str(path),
+            remedy="Delete it and run the command again.",
+        ) from error
+
+
+def _parse(values: dict[str, str], row: type[R]) -> R:
+    parsed: dict[str, object] = {}
+    for field in fields(row):
+        if field.name not in values and field.default is not MISSING:
+            continue  # a column that this version of the table did not have yet
+        text = values[field.name]
+        kind = str(field.type)
+        if "None" in kind and text == "":
+            parsed[field.name] = None
+        elif kind.startswith("float"):
+            parsed[field.name] = float(text)
+        elif kind.startswith("int"):
+            parsed[field.name] = int(text)
+        else:
+            parsed[field.name] = text
+    return row(**parsed)  # type: ignore[arg-type]
+
+
+def slide_seconds(path: Path) -> float | None:
+    """Seconds that a ``slides.csv`` tells of all its slides together; ``None`` without any.
+
+    What a verb took in all is less, with several workers; but it is told of a last call only,
+    and slides that were whole before take no time in that.
+
+    Raises
+    ------
+    InputError
+        The file is not such a table.
+    """
+    rows = read_table(path, SlideRow)
+    return round(sum(row.seconds for row in rows), 3) if rows else None
+
+
+def backends(rows: Iterable[SlideRow]) -> dict[str, str]:
+    """Map slides to what read them; without those that nothing read."""
+    return {row.slide: row.backend for row in rows if row.backend}
+
+
+def backend_text(read: Mapping[str, object]) -> str:
+    """Say what read a stored slide, as :attr:`wsiad.slides.slide.Slide.read_by` does."""
+    return ": ".join(str(read[key]) for key in ("backend", "fallback") if read.get(key))
+
+
+def failures(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides that failed."""
+    return [row for row in rows if row.status == FAILED]
+
+
+def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides that could not be looked at, which are not without tissue."""
+    return [row for row in rows if row.status == UNUSABLE]
+
+
+def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Rows of the slides of which damaged parts were left out, and the rest was used."""
+    from wsiad.tiling.verdict import DAMAGED_THERE
+
+    return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]
+
+
+def outcome(rows: Sequence[SlideRow], done: str) -> str:
+    """Say in a line what became of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
+    counts = Counter(row.status for row in rows)
+    words = {NO_TISSUE: "without tissue", UNUSABLE: "unusable", FAILED: "failed"}
+    rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    if damaged := partly_damaged(rows):
+        rest.append(f"{len(damaged)} with damaged parts left out")
+    number = f"{len(rows)} slide{'s' if len(rows) != 1 else ''}"
+    return "; ".join([f"{counts[OK]} of {number} {done}", *rest])

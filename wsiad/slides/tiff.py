@@ -1,0 +1,296 @@
+"""Reading TIFF and SVS with JPEG or JPEG 2000 tiles directly: each tile is decoded once.
+
+OpenSlide spends most of its time outside of the JPEG decoder (blending, converting to
+RGBA and back). Here the tiles that the file consists of are read and decoded, and their
+pixels copied to where they are asked for. Everything else about the slide is what
+OpenSlide says, whose pixels remain the reference: a slide is read in this way only if a
+tile of each level was compared with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import DamagedTileError, DirectReadError, SlideReadError
+from wsiad.core.geometry import Size
+from wsiad.slides.openslide_backend import OpenSlideBackend
+from wsiad.slides.slide import Edges, Region, Slide
+from wsiad.slides.tiff_tiles import TiledLevel, read_layout
+from wsiad.slides.tile_cache import TileCache
+from wsiad.slides.tile_cuts import cut_by_tile, inside
+from wsiad.slides.tile_decoder import decode_tile
+from wsiad.slides.tile_inspection import TIFF_FORMATS
+
+logger = logging.getLogger(__name__)
+
+FORMATS = TIFF_FORMATS
+
+CACHE_BYTES = 64 * 2**20
+"""Of decoded tiles: blocks that share a tile do not decode it twice."""
+
+AHEAD_BYTES = 96 * 2**20
+"""Of decoded tiles that were read ahead of their use: those that stains are estimated from."""
+
+_COMPARED_TILES = 8
+_COMPARED_PX = 256
+"""Edge of what is compared with OpenSlide of a tile: another decoder, or colours that are
+coded otherwise, would show in any part with structure."""
+
+_RGB = npt.NDArray[np.uint8]
+
+
+class JpegTiffBackend(Slide):
+    """A slide whose JPEG tiles are decoded directly; see :func:`open_jpeg_tiff`.
+
+    Pixels are those of :class:`OpenSlideBackend`, bit by bit, wherever OpenSlide's
+    ratio of sizes is an integer. Where a pyramid dropped an odd edge it is not:
+    OpenSlide, asked in whole pixels of level 0, then interpolates up to half of one
+    beside the level's pixels. Here the level's own pixels are returned.
+
+    Parameters
+    ----------
+    reference : OpenSlideBackend
+        The same slide; closed with this one.
+    layout : tuple of TiledLevel
+        Of each level.
+    cache_bytes, ahead_bytes : int
+        Bounds on the decoded tiles that are kept: the last ones, and those read ahead.
+    """
+
+    backend = "jpeg-tiff"
+    reads_tiles = True
+
+    def __init__(
+        self,
+        reference: OpenSlideBackend,
+        layout: tuple[TiledLevel, ...],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        self.name, self.path, self.format = reference.name, reference.path, reference.format
+        self.levels, self.bounds = reference.levels, reference.bounds
+        self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
+        self.scale_note = reference.scale_note
+        self.scale_overridden = reference.scale_overridden
+        self._reference, self._layout = reference, layout
+        self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
+        self._bad: set[tuple[int, int]] = set()
+        self._file = self.path.open("rb", buffering=0)
+        self._bytes = os.fstat(self._file.fileno()).st_size
+
+    def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
+        """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
+        return self._layout[level].listed(x, y)
+
+    def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read a rectangle of a level; see :meth:`Slide.read_level`."""
+        tiles = self._layout[level]
+        rgb = np.empty((size.height, size.width, 3), np.uint8)
+        valid = None if inside(x, y, size, tiles.size) else np.zeros(rgb.shape[:2], bool)
+        if valid is not None:
+            rgb[:] = 0
+        for row, column, cuts in cut_by_tile([(x, y)], size, tiles.tile, tiles.size):
+            tile = self._tile(level, row, column)
+            for _, asked, own in cuts:
+                if tile is not None:
+                    rgb[asked] = tile[own]
+                    if valid is not None:
+                        valid[asked] = True
+                    continue
+                if valid is None:
+                    valid = np.ones(rgb.shape[:2], bool)
+                rgb[asked], valid[asked] = 0, False
+        return Region(rgb, valid)
+
+    def read_tiles(
+        self, level: int, corners: npt.NDArray[np.int64], out: _RGB
+    ) -> npt.NDArray[np.bool_]:
+        """Read rectangles of a level, by the tiles of the file; see :meth:`Slide.read_tiles`."""
+        tiles, size = self._layout[level], Size(out.shape[2], out.shape[1])
+        places = corners.tolist()
+        whole = np.array([inside(x, y, size, tiles.size) for x, y in places], bool)
+        for row, column, cuts in cut_by_tile(places, size, tiles.tile, tiles.size):
+            tile = self._tile(level, row, column)
+            if tile is None:
+                whole[[cut.rectangle for cut in cuts]] = False
+                continue
+            for rectangle, asked, own in cuts:
+                out[rectangle][asked] = tile[own]
+            if sum(cut.pixels for cut in cuts) >= tiles.tile.width * tiles.tile.height:
+                self._cache.finish((level, row * tiles.columns + column))
+        return whole
+
+    def _tile(self, level: int, row: int, column: int) -> _RGB | None:
+        """Return a tile; ``None`` where it is missing, or damaged and passed over."""
+        tiles = self._layout[level]
+        index = row * tiles.columns + column
+        if not tiles.counts[index] or (level, index) in self._bad:
+            return None
+        tile = self._cache.get((level, index), ahead=self._ahead)
+        if tile is None:
+            try:
+                tile = self._decoded(level, row, column)
+            except DamagedTileError:
+                if not self.skip_damaged:
+                    raise
+                self._bad.add((level, index))
+                self.note_damage(level, *self._place(level, row, column))
+                return None
+            self._cache.put((level, index), tile, ahead=self._ahead)
+        return tile
+
+    def _decoded(self, level: int, row: int, column: int) -> _RGB:
+        """Decode a tile, or let OpenSlide if it is of a kind that is not known here."""
+        tiles = self._layout[level]
+        index = row * tiles.columns + column
+        room = self._cache.room(tiles.tile, ahead=self._ahead)
+        try:
+            return self._decode(tiles, index, room)
+        except DamagedTileError as error:
+            place = self._place(level, row, column)
+            raise self._reference.damage(level, *place, error.problem) from error
+        except DirectReadError as error:
+            logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
+            return self._by_reference(level, row, column)
+
+    @contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Keep what is decoded until it is asked for again; see :meth:`Slide.reading_ahead`."""
+        self._ahead = True
+        try:
+            yield
+        finally:
+            self._ahead = False
+
+    def forget(self) -> None:
+        """Release the decoded tiles; see :meth:`Slide.forget`."""
+        self._cache.clear()
+
+    def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
+        """Read and decode a tile, into ``out`` if given."""
+        offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
+        if not 0 < offset <= self._bytes - count:
+            raise DirectReadError("a tile lies outside of the file")
+        data = self._read(count, offset)
+        if len(data) != count:
+            raise DirectReadError("a tile cannot be read whole")
+        return decode_tile(data, tiles, out=out)
+
+    def _read(self, count: int, offset: int) -> bytes:
+        """Read bytes of the file; an error may be the network's, so once more by a new handle."""
+        try:
+            return os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            logger.warning("%s: read error at byte %d (%s); reopening", self.name, offset, error)
+        self.check_unchanged()
+        try:
+            self._file.close()
+            self._file = self.path.open("rb", buffering=0)
+            return os.pread(self._file.fileno(), count, offset)
+        except OSError as error:
+            raise DirectReadError(f"a tile cannot be read ({error})") from error
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one that was opened; see :meth:`Slide.check_unchanged`."""
+        self._reference.check_unchanged()
+
+    def _by_reference(self, level: int, row: int, column: int, *, most: int | None = None) -> _RGB:
+        """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged.
+
+        By default the whole tile, as far as it lies in the level; else a square of at
+        most so many pixels' edge at its top-left corner.
+        """
+        x, y, size = self._place(level, row, column)
+        if most is not None:
+            size = Size(min(most, size.width), min(most, size.height))
+        region = self._reference.read_level(level, x, y, size)
+        if region.valid is not None:
+            raise self._reference.damage(level, x, y, size, "OpenSlide has no pixels there")
+        return region.rgb
+
+    def _place(self, level: int, row: int, column: int) -> tuple[int, int, Size]:
+        """Left, top and size of a tile as far as it lies in the level, pixels of that level."""
+        tiles = self._layout[level]
+        x, y = column * tiles.tile.width, row * tiles.tile.height
+        width = min(tiles.tile.width, tiles.size.width - x)
+        return x, y, Size(width, min(tiles.tile.height, tiles.size.height - y))
+
+    def compare(self) -> None:
+        """Compare a tile of each level, of the most bytes, with OpenSlide's.
+
+        Tiles that are damaged say nothing of how the others are read: the next is compared.
+
+        Raises
+        ------
+        DirectReadError
+            One of them differs, or none can be decoded.
+        """
+        for level, tiles in enumerate(self._layout):
+            problem = None
+            for index in tiles.largest(_COMPARED_TILES):
+                try:
+                    own = self._decode(tiles, index)
+                    if not self._reference.exact(level):
+                        break
+                    # OpenSlide's way to a pixel takes three times as long as decoding it.
+                    place = divmod(index, tiles.columns)
+                    seen = self._by_reference(level, *place, most=_COMPARED_PX)
+                except (DirectReadError, SlideReadError) as error:
+                    problem = problem or error.problem
+                    continue
+                if not np.array_equal(own[: seen.shape[0], : seen.shape[1]], seen):
+                    raise DirectReadError("OpenSlide decodes its tiles differently")
+                break
+            else:
+                if problem:
+                    raise DirectReadError(problem)
+
+    def close(self) -> None:
+        """Release the file."""
+        self.release()
+        self._reference.close()
+
+    def release(self) -> None:
+        """Release the file, but leave OpenSlide's open."""
+        self._file.close()
+
+
+def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
+    """Read a slide directly.
+
+    Parameters
+    ----------
+    reference : OpenSlideBackend
+        The slide; it belongs to the result, if there is one.
+
+    Raises
+    ------
+    DirectReadError
+        The format, a directory or the pixels are not what is known here; says which.
+    SlideOpenError
+        A directory lists fewer tiles than its size needs.
+    """
+    if reference.format not in FORMATS:
+        raise DirectReadError(f"format {reference.format}")
+    sizes = [level.size for level in reference.levels]
+    layout = read_layout(
+        reference.path, sizes, name=reference.name, padded=reference.format == "philips"
+    )
+    if reference.format == "aperio" and any((tiles.counts == 0).any() for tiles in layout):
+        # OpenSlide fills such tiles from the level above.
+        raise DirectReadError("Aperio with missing tiles")
+    reference.inspect(layout)
+    slide = JpegTiffBackend(reference, layout)
+    try:
+        slide.compare()
+    except BaseException:
+        slide.release()
+        raise
+    return slide

@@ -1,1 +1,0 @@
-"""Stages: one function a verb; config in, artefact out."""

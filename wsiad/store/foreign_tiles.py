@@ -1,0 +1,297 @@
+"""Tiles that somebody else cut: a folder, a tar or an HDF5 file in the layout of PCam.
+
+Sources are untrusted. Nothing of them is written under a name of theirs, a tar is read
+in memory and member by member, links are refused, and sizes are checked before bytes
+are read or decoded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import InputError
+from wsiad.core.images import MAX_FILE_BYTES, decode, is_picture
+from wsiad.store.hdf5 import Hdf5Tiles
+
+Tile = npt.NDArray[np.uint8]
+
+MAX_NAME_BYTES = 1024
+"""Longest name of a tile within its source."""
+
+_BLOCK = 512  # of a tar
+_GZIP = b"\x1f\x8b"
+
+
+class TileImages(ABC):
+    """Tiles of one source, readable any number of times and always in the same order.
+
+    Parameters
+    ----------
+    path : Path
+        The source.
+    """
+
+    format: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def count(self) -> int:
+        """Count the tiles, without decoding any.
+
+        Raises
+        ------
+        InputError
+            The source cannot be read.
+        """
+
+    @abstractmethod
+    def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
+        """Yield names and pixels, uint8 (tile, tile, 3), of every so many-th tile.
+
+        Parameters
+        ----------
+        tile : int, optional
+            Edge that tiles must have, pixels.
+        every : int
+            1 for all tiles; tiles between are not decoded.
+
+        Raises
+        ------
+        InputError
+            Something in the source is not a tile of that size, or not safe to read;
+            names it.
+        """
+
+
+class FolderTiles(TileImages):
+    """The image files of a folder, in order of their names; hidden files are no tiles."""
+
+    format = "folder"
+
+    def count(self) -> int:
+        """Count the files."""
+        return len(self._paths())
+
+    def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
+        """Yield names and tiles; see :meth:`TileImages.tiles`."""
+        for index, path in enumerate(self._paths()):
+            subject = str(path)
+            if path.is_dir():
+                raise InputError(
+                    "is a folder within a folder of tiles",
+                    subject=subject,
+                    remedy="Give each folder of tiles as a source of its own.",
+                )
+            _check_name(path.name, subject)
+            if index % every:
+                continue
+            if not path.is_file():
+                raise InputError("is not a file", subject=subject)
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise _too_large(subject)
+            yield path.name, decode(path.read_bytes(), subject=subject, tile=tile)
+
+    def _paths(self) -> list[Path]:
+        return sorted(p for p in self.path.iterdir() if not p.name.startswith("."))
+
+
+class TarTiles(TileImages):
+    """The image files of a tar, plain or gzipped, in the archive's order."""
+
+    format = "tar"
+
+    def count(self) -> int:
+        """Count the files by their headers."""
+        return sum(1 for _ in self._members())
+
+    def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
+        """Yield names and tiles; see :meth:`TileImages.tiles`."""
+        for index, (archive, member) in enumerate(self._members()):
+            subject = f"{self.path}: {member.name}"
+            _check_member(member, subject)
+            if index % every:
+                continue
+            try:
+                content = archive.extractfile(member)
+                assert content is not None  # it is a file
+                data = content.read()
+            except _DAMAGED as error:
+                raise self._damaged(error) from error
+            yield member.name, decode(data, subject=subject, tile=tile)
+
+    def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        with self.path.open("rb") as file:
+            compressed = file.read(2) == _GZIP
+        with gzip.open(self.path) if compressed else self.path.open("rb") as file:
+            bounded = _Bounded(cast("IO[bytes]", file))
+            try:
+                # Mode "r:" uses `bounded` alone, whatever the archive says that it is.
+                with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as archive:
+                    while (member := archive.next()) is not None:
+                        archive.members.clear()  # type: ignore[attr-defined]  # of millions
+                        if not _passed_over(member):
+                            yield archive, member
+                # The library takes a damaged header for the end.
+                if bounded.last != bytes(_BLOCK):
+                    raise tarfile.ReadError("it breaks off, or is damaged")
+            except _DAMAGED as error:
+                raise self._damaged(error) from error
+
+    def _damaged(self, error: BaseException) -> InputError:
+        return InputError(
+            f"cannot be read as a tar: {error}",
+            subject=str(self.path),
+            remedy="Fetch or pack it again.",
+        )
+
+
+_DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeError)
+
+
+def _passed_over(member: tarfile.TarInfo) -> bool:
+    """Folders, and hidden files such as macOS's, are no tiles."""
+    return member.isdir() or (member.isfile() and PurePosixPath(member.name).name.startswith("."))
+
+
+class _Bounded:
+    """A file that refuses to read very much at once, as a false header might ask for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.last = b""
+        """What was read last: an archive ends with a block of zeros."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError("a header asks for too much")
+        self.last = self._file.read(size)
+        return self.last
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _check_member(member: tarfile.TarInfo, subject: str) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+        raise InputError("its name leads out of the archive", subject=subject)
+    if not member.isreg() or member.issparse():
+        raise InputError(
+            "is a link or another special file",
+            subject=subject,
+            remedy="Pack the files themselves (tar --dereference).",
+        )
+    _check_name(member.name, subject)
+    if member.size > MAX_FILE_BYTES:
+        raise _too_large(subject)
+
+
+def _check_name(name: str, subject: str) -> None:
+    if not is_picture(name):
+        raise InputError(
+            "is not a tile: it does not end in .png, .jpg, .jpeg, .tif or .tiff",
+            subject=subject,
+            remedy="Leave only tiles in the source.",
+        )
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= MAX_NAME_BYTES or not name.isprintable():
+        raise InputError("its name is too long, or not a printable text", subject=repr(subject))
+
+
+def _too_large(subject: str) -> InputError:
+    return InputError(f"has more than {MAX_FILE_BYTES >> 20} MiB, too many for a tile",
+                      subject=subject)  # fmt: skip
+
+
+class PcamTiles(TileImages):
+    """Tiles of an HDF5 file as PatchCamelyon's; they have no names.
+
+    Parameters
+    ----------
+    path : Path
+    chosen : ndarray of bool, (N,), optional
+        Which of its tiles belong to the source; by default all.
+    """
+
+    format = "hdf5"
+
+    def __init__(self, path: Path, chosen: npt.NDArray[np.bool_] | None = None) -> None:
+        super().__init__(path)
+        self._chosen = chosen
+
+    def count(self) -> int:
+        """Count the tiles that belong to the source."""
+        if self._chosen is not None:
+            return int(self._chosen.sum())
+        with Hdf5Tiles(self.path) as file:
+            return len(file)
+
+    def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
+        """Yield empty names and tiles; see :meth:`TileImages.tiles`."""
+        with Hdf5Tiles(self.path) as file:
+            if tile is not None and file.tile != tile:
+                raise InputError(
+                    f"its tiles have {file.tile} px, and the tiles here have {tile}",
+                    subject=str(self.path),
+                    remedy="All tiles of a store have one size.",
+                )
+            for number, pixels in enumerate(file.tiles(self._chosen)):
+                if number % every == 0:
+                    yield "", pixels
+
+
+def source_format(path: Path) -> str:
+    """Tell what a source is: ``"folder"``, ``"tar"`` or ``"hdf5"``.
+
+    Raises
+    ------
+    InputError
+        It does not exist, or is none of them.
+    """
+    if path.is_dir():
+        return "folder"
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            file.seek(257)
+            magic = file.read(5)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", subject=str(path)) from error
+    if head == b"\x89HDF\r\n\x1a\n":
+        return "hdf5"
+    if magic == b"ustar" or (head[:2] == _GZIP and _inner_name(path).endswith((".tar", ".tgz"))):
+        return "tar"
+    unpack = " Unpack it first: gunzip." if head[:2] == _GZIP else ""
+    raise InputError(
+        "is neither a folder of tiles, nor a tar, nor an HDF5 file",
+        subject=str(path),
+        remedy=f"See docs/interchange.md for what can be imported.{unpack}",
+    )
+
+
+def _inner_name(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz")
+
+
+def source_name(path: Path) -> str:
+    """Name of a source's group: the file's stem, without ``.tar.gz`` too."""
+    if path.is_dir():
+        return path.resolve().name
+    return Path(path.stem).stem if path.name.lower().endswith(".tar.gz") else path.stem

@@ -1,0 +1,193 @@
+"""A group of a store while it is written: beside it, tile by tile, renamed when whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import ZstdCodec
+
+from wsiad.core.files import atomic_folder
+from wsiad.core.ownership import clear_leftovers
+from wsiad.core.signals import postponed
+from wsiad.store.codecs import array_codecs, decoded, encode
+from wsiad.store.pixel_error import PixelError
+from wsiad.store.shards import ShardWriter
+from wsiad.store.tile_store import TileStore
+from wsiad.tiling.preparation import CompressionOptions
+
+_CHUNK_BYTES = 3 * 2**20
+"""About 16 tiles of 256 px: measured, larger chunks are not faster, and smaller ones cost
+more of what a chunk costs whatever its size (docs/performance.md)."""
+_CHUNKS_PER_SHARD = 16
+
+
+class TileArray:
+    """The array of tiles of a group, written chunk by chunk.
+
+    Memory bound: one chunk, about 3 MB, and what its coding takes.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        New, in a folder, without an array of that name.
+    tile : int
+        Edge of the tiles, pixels.
+    compression : CompressionOptions
+    first : int
+        Place of the first tile that will come: that of a shard. Those before are written
+        elsewhere.
+
+    Attributes
+    ----------
+    shard : int
+        Tiles of a shard.
+    """
+
+    def __init__(
+        self,
+        group: zarr.Group,
+        tile: int,
+        compression: CompressionOptions,
+        *,
+        first: int = 0,
+    ) -> None:
+        chunk, self.shard = chunk_tiles(tile), shard_tiles(tile)
+        self._group, self._compression = group, compression
+        self._error = PixelError() if compression.lossy else None
+        self._writer = ShardWriter(
+            Path(group.store.root) / group.path / "tiles",
+            chunks=_CHUNKS_PER_SHARD,
+            axes=4,
+            first=first // self.shard,
+        )
+        self._buffer = np.zeros((chunk, tile, tile, 3), np.uint8)
+        self._filled = 0
+        self._written = first
+
+    @property
+    def count(self) -> int:
+        """Tiles given so far, and those before the first."""
+        return self._written + self._filled
+
+    def link(self, source: Path, tiles: int) -> None:
+        """Take the next tiles from the shards of another array, as they are.
+
+        Parameters
+        ----------
+        source : Path
+            Folder of an array that has these tiles at these places, coded alike.
+        tiles : int
+            As many as fill shards, or up to the array's end.
+        """
+        self._writer.link(source, -(-tiles // self.shard))
+        self._written += tiles
+
+    def append(self, tiles: npt.NDArray[np.uint8]) -> None:
+        """Add tiles, uint8 (N, tile, tile, 3)."""
+        chunk = len(self._buffer)
+        while len(tiles):
+            if not self._filled and len(tiles) >= chunk:
+                self._write(tiles[:chunk], chunk)
+                tiles = tiles[chunk:]
+                continue
+            room = min(len(tiles), chunk - self._filled)
+            self._buffer[self._filled : self._filled + room] = tiles[:room]
+            self._filled += room
+            tiles = tiles[room:]
+            if self._filled == chunk:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._buffer[self._filled :] = 0  # zarr's fill value: chunks are coded whole
+        count, self._filled = self._filled, 0
+        self._write(self._buffer, count)
+
+    def _write(self, tiles: npt.NDArray[np.uint8], count: int) -> None:
+        data = encode(tiles, self._compression)
+        self._writer.append(data)
+        if self._error is not None:
+            self._error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
+        self._written += count
+
+    @postponed()
+    def finish(self) -> None:
+        """Write what is left, and the array's metadata."""
+        if self._filled:
+            self._flush()
+        self._writer.close()
+        chunk, *tile = self._buffer.shape
+        self._group.create_array(
+            "tiles",
+            shape=(self._written, *tile),
+            chunks=(chunk, *tile),
+            shards=(chunk * _CHUNKS_PER_SHARD, *tile),
+            dtype="uint8",
+            dimension_names=("tile", "y", "x", "channel"),
+            **array_codecs(self._compression),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """How the tiles are kept, and the error of it if there is one, as JSON values."""
+        facts = self._compression.facts()
+        return facts if self._error is None else facts | {"error": self._error.values()}
+
+
+def chunk_tiles(tile: int) -> int:
+    """Tiles of so many pixels' edge in a chunk."""
+    chunk = 2 ** round(np.log2(max(1.0, _CHUNK_BYTES / (tile * tile * 3))))
+    return int(max(1, min(1024, chunk)))
+
+
+def shard_tiles(tile: int) -> int:
+    """Tiles in a shard, a file of the store."""
+    return chunk_tiles(tile) * _CHUNKS_PER_SHARD
+
+
+@postponed()
+def create_group(folder: Path) -> zarr.Group:
+    """Create a group in an empty folder."""
+    return zarr.create_group(folder)
+
+
+@postponed()
+def write_attributes(group: zarr.Group, facts: dict[str, Any]) -> None:
+    """Write a group's attributes: JSON values under the key ``wsiad``."""
+    group.attrs.put({"wsiad": facts})
+
+
+@postponed()
+def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
+    """Write a column of a group whole."""
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=tuple(max(1, min(length, 65_536)) for length in values.shape),
+        dtype=values.dtype,
+        compressors=ZstdCodec(level=1),
+    )
+    if values.size:
+        array[...] = values
+
+
+@contextmanager
+def beside(store: TileStore, name: str) -> Iterator[Path]:
+    """Yield a folder that becomes the slide's group when whole.
+
+    What a dead process left of the same slide is cleared away, what another live one is
+    writing is not touched; of two that are whole the first stays.
+    """
+    group = store.folder(name)
+    clear_leftovers(group.parent, of=group.name)
+    try:
+        with atomic_folder(store.folder(name), replace=False) as folder:
+            yield folder
+    except FileExistsError:
+        if name not in store:
+            raise
+        # Another run finished the same slide with the same preparation first.

@@ -1,0 +1,239 @@
+"""What a slide's group in a store says of itself, checked before any of it is believed.
+
+Metadata are JSON files that anything may have damaged, and what zarr makes of them has no
+end: they are read here, and so are columns, by their shape and type before their memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import zarr
+
+from wsiad.core.errors import StoreError
+from wsiad.core.files import read_json
+
+_MOST_BYTES = 1 << 30
+_MOST_CHUNK_BYTES = 256 << 20
+
+_Count = Annotated[int, pydantic.Field(ge=0, le=2**31, strict=True)]
+_Pixels = Annotated[int, pydantic.Field(ge=1, le=2**31, strict=True)]
+_Edge = Annotated[int, pydantic.Field(ge=1, le=2**15, strict=True)]
+_Number = Annotated[float, pydantic.Field(ge=-1e12, le=1e12, allow_inf_nan=False, strict=True)]
+_Positive = Annotated[_Number, pydantic.Field(gt=0)]
+_Text = Annotated[str, pydantic.Field(strict=True)]
+_Map = tuple[_Number, _Number, _Positive, _Positive]
+
+
+class _Part(pydantic.BaseModel):
+    """Part of the attributes; keys that are not looked at may be anything."""
+
+
+class _Slide(_Part):
+    fingerprint: _Text
+    geometry: bool = True
+    spacing_source: _Text = ""
+    size_px: tuple[_Pixels, _Pixels] | None = None
+    bounds_px: tuple[_Number, _Number, _Positive, _Positive] | None = None
+    spacing_um: tuple[_Positive, _Positive] | None = None
+
+
+class _Grid(_Part):
+    tile_px: _Edge
+    stride_px: _Edge | None = None
+    columns: _Count | None = None
+    rows: _Count | None = None
+    pixels: _Map | None = None
+
+
+class _Tissue(_Part):
+    share: Annotated[_Number, pydantic.Field(ge=0, le=1)]
+    placement: _Map
+    missing_share: Annotated[_Number, pydantic.Field(ge=0, le=1)] = 0.0
+
+
+class _Stain(_Part):
+    method: _Text
+    fallback: _Text | None = None
+
+
+class _Coordinates(_Part):
+    fingerprint: _Text
+
+
+class _Facts(_Part):
+    status: Literal["ok", "no-tissue", "unusable"]
+    reason: _Text = ""
+    seen: bool = False
+    tiles: _Count
+    tiles_missing: _Count
+    digest: _Text
+    slide: _Slide
+    grid: _Grid
+    read: dict[str, Any] | None = None
+    tissue: _Tissue | None = None
+    stain: _Stain
+    unusable: dict[str, _Count] = {}
+    coordinates: _Coordinates | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_geometry(self) -> Self:
+        slide, grid = self.slide, self.grid
+        places = (slide.size_px, slide.bounds_px, slide.spacing_um, grid.stride_px, grid.pixels)
+        whole = (*places, grid.columns, grid.rows, self.read, self.tissue)
+        if slide.geometry and any(part is None for part in whole):
+            raise ValueError("the slide's geometry is not whole")
+        return self
+
+
+def slide_facts(folder: Path) -> dict[str, Any]:
+    """Read and check the attributes of a slide's group; see docs/store-format.md.
+
+    Raises
+    ------
+    StoreError
+        They are missing or damaged.
+    """
+    facts = group_facts(folder)
+    try:
+        _Facts.model_validate(facts)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise StoreError(f"is damaged: {where}: {first['msg']}", subject=str(folder)) from None
+    return facts
+
+
+def group_facts(folder: Path) -> dict[str, Any]:
+    """Read the ``wsiad`` attributes of a group, of whatever they consist.
+
+    Raises
+    ------
+    StoreError
+        The group's metadata are missing or damaged.
+    """
+    path = folder / "zarr.json"
+    values = read_json(path, StoreError, keys=["attributes"])
+    attributes = values["attributes"]
+    facts = attributes.get("wsiad") if isinstance(attributes, dict) else None
+    if values.get("zarr_format") != 3 or values.get("node_type") != "group":
+        raise StoreError("is not that of a zarr v3 group", subject=str(path))
+    if not isinstance(facts, dict):
+        raise StoreError("says nothing of wsiad", subject=str(path))
+    return facts
+
+
+def open_group(folder: Path) -> zarr.Group:
+    """Open a group.
+
+    Raises
+    ------
+    StoreError
+        It is missing or damaged.
+    """
+    try:
+        return zarr.open_group(folder, mode="r")
+    except Exception as error:  # what zarr makes of damaged metadata has no end
+        raise _damaged(folder, error) from error
+
+
+def read_column(
+    group: zarr.Group,
+    name: str,
+    *,
+    folder: Path,
+    shape: Sequence[int | None] | None = None,
+    kind: npt.DTypeLike | None = None,
+    whole: bool = False,
+) -> npt.NDArray[Any]:
+    """Read an array of a group whole.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    name : str
+    folder : Path
+        Of the group.
+    shape : sequence of int or None, optional
+        That the array has to have; ``None`` of any length.
+    kind : dtype, optional
+        That it has to have.
+    whole : bool
+        Every chunk has to be there. Without, what is missing is zero: zarr does not write
+        chunks of nothing but zeros.
+
+    Raises
+    ------
+    StoreError
+        There is none, it is damaged, or of another shape or type.
+    """
+    try:
+        array = _checked(group, name, shape, None if kind is None else np.dtype(kind))
+        if whole and array.size and array.nchunks_initialized < array.nchunks:
+            raise ValueError("a chunk is missing")  # noqa: TRY301 - said as all else is
+        values = np.asarray(array[...])
+    except Exception as error:  # what zarr and its codecs make of damage has no end
+        raise _damaged(folder / name, error) from error
+    return values
+
+
+def array_shape(
+    group: zarr.Group, name: str, *, folder: Path, kind: npt.DTypeLike
+) -> tuple[int, ...]:
+    """Return the shape of an array that is read in parts, and of which every chunk is there.
+
+    Raises
+    ------
+    StoreError
+        There is none, it is damaged or of another type.
+    """
+    try:
+        array = group[name]
+        if not isinstance(array, zarr.Array) or array.dtype != np.dtype(kind):
+            raise TypeError(f"it is no array of {kind}")  # noqa: TRY301 - said as all else is
+        if not 0 < math.prod(array.chunks) * array.dtype.itemsize <= _MOST_CHUNK_BYTES:
+            raise ValueError(f"it claims chunks of {array.chunks}")  # noqa: TRY301
+        if array.size and array.nchunks_initialized < array.nchunks:
+            raise ValueError("a chunk is missing")  # noqa: TRY301
+    except Exception as error:  # what zarr makes of damaged metadata has no end
+        raise _damaged(folder / name, error) from error
+    return tuple(array.shape)
+
+
+def _checked(
+    group: zarr.Group, name: str, shape: Sequence[int | None] | None, kind: np.dtype[Any] | None
+) -> zarr.Array[Any]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise TypeError("it is no array")
+    wanted = [None] * array.ndim if shape is None else shape
+    fits = len(array.shape) == len(wanted) and all(
+        length in (None, there) for length, there in zip(wanted, array.shape, strict=True)
+    )
+    if not fits or kind not in (None, array.dtype):
+        words = ", ".join("any" if length is None else str(length) for length in wanted)
+        raise ValueError(f"it is {array.dtype} {array.shape}, and not {kind} ({words})")
+    item, chunk = array.dtype.itemsize, math.prod(array.chunks)
+    most = _MOST_CHUNK_BYTES // max(1, item)
+    if math.prod(array.shape) * item > _MOST_BYTES or not 0 < chunk <= most:
+        raise ValueError(f"it claims {array.shape} in chunks of {array.chunks}")
+    if not _reads_whole(array):
+        raise ValueError("its chunks have other names than those that wsiad writes")
+    return array
+
+
+def _reads_whole(array: zarr.Array[Any]) -> bool:
+    """Tell whether what zarr does not find reads as zero, and under our names of chunks."""
+    names = getattr(array.metadata, "chunk_key_encoding", None)
+    return getattr(names, "separator", None) == "/" and not np.any(array.fill_value)
+
+
+def _damaged(what: Path, error: Exception) -> StoreError:
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return StoreError(f"is damaged: {words}", subject=str(what))

@@ -1,0 +1,197 @@
+"""Tiles in HDF5 as PatchCamelyon has them: ``x`` uint8 (N, S, S, 3), ``y`` 0 or 1."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.images import MAX_TILE_PX
+
+_READ_BYTES = 32 * 2**20
+_MAX_CHUNK_BYTES = 256 * 2**20
+_MAX_LABELS = 100_000_000
+_MOST_EXPANSION = 1100
+"""Bytes that deflate can make of one at the most are 1032."""
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading, without a lock.
+
+    A lock cannot be had on many network and read-only file systems, and two readers
+    need none; so HDF5_USE_FILE_LOCKING need not be set.
+
+    Raises
+    ------
+    InputError
+        It is not an HDF5 file, or a damaged one.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read as HDF5 ({' '.join(str(error).split())})", subject=str(path)
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what is damaged where HDF5 finds a heap, tree or header that is not one.
+
+    Raises
+    ------
+    InputError
+        In place of whatever h5py makes of that.
+    """
+    try:
+        yield
+    except WsiadError:
+        raise
+    except Exception as error:  # OSError, RuntimeError, KeyError, TypeError, MemoryError, …
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"is damaged ({words})", subject=str(path), remedy="Copy or make the file again."
+        ) from error
+
+
+def dataset(file: h5py.File, name: str, *, path: Path) -> h5py.Dataset:
+    """Return a dataset that lies in the file itself.
+
+    Links, external storage and virtual datasets may name any other file of this machine.
+
+    Raises
+    ------
+    InputError
+        There is none, or its data lie elsewhere, or in chunks too large to read.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
+        raise InputError(
+            f"has no dataset `{name}` (it has: {', '.join(sorted(file)[:8]) or 'nothing'})",
+            subject=str(path),
+            remedy="See docs/interchange.md for the layouts that can be read.",
+        )
+    found = file[name]
+    if found.external or found.is_virtual:
+        raise InputError(f"the data of `{name}` lie in another file", subject=str(path))
+    most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
+    if math.prod(found.shape or ()) * found.dtype.itemsize > most:
+        raise InputError(
+            f"`{name}` claims {found.shape} values, more than the file can hold",
+            subject=str(path),
+            remedy="Copy or make the file again.",
+        )
+    if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _MAX_CHUNK_BYTES:
+        raise InputError(f"the chunks of `{name}` are too large", subject=str(path))
+    return found
+
+
+class Hdf5Tiles:
+    """An open HDF5 file of tiles.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    InputError
+        It is not HDF5, or has no dataset ``x`` of square RGB tiles.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open_hdf5(path)
+        try:
+            with reading(path):
+                self._x = _images(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def tile(self) -> int:
+        """Edge of the tiles, pixels."""
+        return int(self._x.shape[1])
+
+    def __len__(self) -> int:
+        return int(self._x.shape[0])
+
+    def tiles(self, chosen: npt.NDArray[np.bool_] | None = None) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield tiles in order, uint8 (tile, tile, 3); read in blocks of whole chunks.
+
+        Raises
+        ------
+        InputError
+            They cannot be decoded, or there are not as many as choices.
+        """
+        if chosen is not None and len(chosen) != len(self):
+            raise InputError(
+                f"has {len(self)} tiles and {len(chosen)} labels", subject=str(self._path)
+            )
+        chunk = self._x.chunks[0] if self._x.chunks else 1
+        block = max(1, _READ_BYTES // (self.tile**2 * 3) // chunk) * chunk
+        for start in range(0, len(self), block):
+            wanted = None if chosen is None else chosen[start : start + block]
+            if wanted is not None and not wanted.any():
+                continue
+            with reading(self._path):
+                pixels = self._x[start : start + block]
+            yield from pixels if wanted is None else pixels[wanted]
+
+
+def _images(file: h5py.File, path: Path) -> h5py.Dataset:
+    found = dataset(file, "x", path=path)
+    shape = tuple(found.shape or ())
+    square = len(shape) == 4 and shape[1] == shape[2] and 8 <= shape[1] <= MAX_TILE_PX
+    if not square or shape[3] != 3 or found.dtype != np.uint8:
+        raise InputError(
+            f"its `x` is {found.dtype} {shape}, not uint8 (N, S, S, 3)", subject=str(path)
+        )
+    return found
+
+
+def read_labels(path: Path) -> npt.NDArray[np.bool_]:
+    """Read ``y``, 0 or 1 for each tile in any shape such as PCam's (N, 1, 1, 1).
+
+    Returns
+    -------
+    ndarray of bool, (N,)
+        Whether a tile shows tumour.
+
+    Raises
+    ------
+    InputError
+        There is no such dataset, or it holds something else.
+    """
+    with reading(path), open_hdf5(path) as file:
+        found = dataset(file, "y", path=path)
+        shape = found.shape or (0,)
+        if math.prod(shape) != shape[0] or shape[0] > _MAX_LABELS or found.dtype.kind not in "biuf":
+            raise InputError(
+                f"its `y` is {found.dtype} {tuple(shape)}, not a number a tile", subject=str(path)
+            )
+        values: npt.NDArray[Any] = np.asarray(found[...]).reshape(-1)
+    if not np.isin(values, (0, 1)).all():
+        raise InputError("its `y` holds labels other than 0 and 1", subject=str(path))
+    return values.astype(bool)

@@ -1,0 +1,303 @@
+"""A slide too large for one task: written in parts, rows of shards, and joined.
+
+Every part is written by whoever has time: it makes the same plan again, which is a
+function of the slide, and writes its shards under the names that they have in the whole.
+The join links them into the slide's group, whose bytes are those that a single task
+would have written. Parts that are whole are kept until then, and used by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiad.core.errors import StoreError
+from wsiad.core.files import atomic_folder
+from wsiad.core.ownership import clear_leftovers, discard
+from wsiad.store.group import (
+    TileArray,
+    beside,
+    create_group,
+    shard_tiles,
+    write_array,
+    write_attributes,
+)
+from wsiad.store.group_facts import group_facts, open_group, read_column
+from wsiad.store.tidying import parts_folder
+from wsiad.store.tile_store import TileStore
+from wsiad.store.writer import check_unchanged, library_versions, write_rest, write_tiles
+from wsiad.tiling.left_out import LeftOut
+from wsiad.tiling.plan import SlidePlan
+from wsiad.tiling.preparation import CompressionOptions
+from wsiad.tiling.stream import Example, TileBlock
+from wsiad.tissue.quality import COLUMNS
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a slide's tiles, in the order in which they are read.
+
+    Parameters
+    ----------
+    first, stop : int
+        From this tile to before that one; ``first`` begins a shard.
+    """
+
+    first: int
+    stop: int
+
+
+def split(tiles: int, *, tile: int, most: int | None) -> tuple[Part, ...]:
+    """Divide a slide's tiles into parts of whole shards, as equal as these allow.
+
+    Parameters
+    ----------
+    tiles : int
+        Of the slide's plan.
+    tile : int
+        Their edge, pixels.
+    most : int or None
+        The most tiles of a part, but at least a shard; ``None`` for all in one.
+
+    Returns
+    -------
+    tuple of Part
+        A single one where the slide is not too large.
+    """
+    if most is None or tiles <= most:
+        return (Part(0, tiles),)
+    shard = shard_tiles(tile)
+    shards = -(-tiles // shard)
+    count = -(-shards // max(1, most // shard))
+    edges = [shards * number // count * shard for number in range(count)]
+    return tuple(Part(first, stop) for first, stop in zip(edges, [*edges[1:], tiles], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SlideParts:
+    """The parts of a slide, on their way into a store.
+
+    Parameters
+    ----------
+    store : TileStore
+    plan : SlidePlan
+        Of the whole slide.
+    parts : tuple of Part
+    fingerprint : str
+        Of the slide's file, taken after it was opened.
+    coordinates : str or None
+        Fingerprint of the coordinates that the plan was made by.
+    """
+
+    store: TileStore
+    plan: SlidePlan
+    parts: tuple[Part, ...]
+    fingerprint: str
+    coordinates: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the slide."""
+        return self.plan.scaled.slide.name
+
+    def missing(self) -> tuple[Part, ...]:
+        """Return the parts that are still to be written.
+
+        Parts of another slide, preparation or version are thrown away.
+        """
+        clear_leftovers(parts_folder(self.store, self.name))
+        return tuple(part for part in self.parts if not self._is_held(part))
+
+    def write(self, part: Part) -> None:
+        """Write a part; at once with others, by any process.
+
+        Raises
+        ------
+        SlideReadError
+            The slide cannot be decoded, or changed meanwhile; nothing of the part is left.
+        OSError
+            The disk is full; nothing of the part is left.
+        """
+        if self._is_held(part):
+            return
+        try:
+            with atomic_folder(self._folder(part), replace=False) as folder:
+                self._write(part, folder)
+        except FileExistsError:
+            pass  # another run was first
+
+    def _write(self, part: Part, folder: Path) -> None:
+        group = create_group(folder)
+        tiles = TileArray(group, self.plan.grid.tile, self._kept_by, first=part.first)
+        blocks = write_tiles(tiles, self.plan, first=part.first, stop=part.stop)
+        tiles.finish()
+        _keep(group, blocks, self._identity(part))
+        check_unchanged(self.plan.scaled.slide, self.fingerprint)
+
+    def join(self) -> int:
+        """Make the slide's group of its parts, and remove them.
+
+        Returns
+        -------
+        int
+            Tiles written.
+
+        Raises
+        ------
+        StoreError
+            A part is missing.
+        SlideReadError
+            The slide changed since its parts were begun.
+        """
+        try:
+            tiles = self._join()
+        except (FileNotFoundError, KeyError, StoreError):
+            if self.name not in self.store:
+                raise
+            # Another run joined the same parts first, and removed them.
+            return len(self.store.slide(self.name))
+        discard(parts_folder(self.store, self.name))
+        return tiles
+
+    def _join(self) -> int:
+        with beside(self.store, self.name) as folder:
+            group = create_group(folder)
+            tiles = TileArray(group, self.plan.grid.tile, self.store.compression)
+            blocks = [self._take(part, tiles) for part in self.parts]
+            tiles.finish()
+            write_rest(
+                group,
+                self.store,
+                self.plan,
+                blocks,
+                compression=tiles.facts(),
+                fingerprint=self.fingerprint,
+                coordinates=self.coordinates,
+            )
+            return tiles.count
+
+    def _take(self, part: Part, tiles: TileArray) -> TileBlock:
+        """Add a part's tiles to the whole; return them without pixels."""
+        if not self._is_held(part):
+            raise StoreError(
+                f"tiles {part.first} to {part.stop} of the slide are missing",
+                subject=self.name,
+                remedy="Run the same command again.",
+            )
+        source = open_group(self._folder(part))
+        block = _kept(source, self._folder(part))
+        count, done = len(block.rows), 0
+        if tiles.count == part.first and self._kept_by == self.store.compression:
+            # No tile before is missing: the part's shards are those of the whole. Else
+            # tiles moved up, and from there on shards are made again.
+            done = count if part.stop == len(self.plan) else count // tiles.shard * tiles.shard
+            tiles.link(self._folder(part) / "tiles", done)
+        for at in range(part.first + done, part.first + count, tiles.shard):
+            stop = min(at + tiles.shard, part.first + count)
+            tiles.append(np.asarray(source["tiles"][at:stop]))
+        return block
+
+    @property
+    def _kept_by(self) -> CompressionOptions:
+        """Compression of the parts: one that keeps every pixel.
+
+        Where a tile is missing those after it move up, and are coded with other
+        neighbours; pixels that had been changed by a codec would be changed again.
+        """
+        lossy = self.store.compression.lossy
+        return CompressionOptions() if lossy else self.store.compression
+
+    def _folder(self, part: Part) -> Path:
+        return parts_folder(self.store, self.name) / f"{part.first}-{part.stop}"
+
+    def _is_held(self, part: Part) -> bool:
+        """Whether a part is whole; one of something else is removed."""
+        folder = self._folder(part)
+        if not folder.exists():
+            return False
+        try:
+            held = group_facts(folder)["identity"]
+        except (StoreError, KeyError):
+            held = None  # damaged
+        if held == self._identity(part):
+            return True
+        discard(folder)
+        return False
+
+    def _identity(self, part: Part) -> dict[str, Any]:
+        """Return what the bytes of a part depend on, as JSON values."""
+        slide = self.plan.scaled.slide
+        identity = {
+            "part": [part.first, part.stop, len(self.plan)],
+            "digest": self.store.digest,
+            "slide": [
+                slide.name,
+                self.fingerprint,
+                slide.backend,
+                slide.spacing.x,
+                slide.spacing.y,
+            ],
+            "coordinates": self.coordinates,
+            "stain": self.plan.stain.to_dict(),
+            "layout": [shard_tiles(self.plan.grid.tile), self._kept_by.facts()],
+            "versions": library_versions(),
+        }
+        values: dict[str, Any] = json.loads(json.dumps(identity))
+        return values
+
+
+def _keep(group: zarr.Group, blocks: Sequence[TileBlock], identity: dict[str, Any]) -> None:
+    """Write what is known of a part's tiles besides their pixels."""
+    left_out = LeftOut.join(block.left_out for block in blocks)
+    examples = [example for block in blocks for example in block.examples]
+    arrays = {
+        "rows": _joined([block.rows for block in blocks], np.int32),
+        "columns": _joined([block.columns for block in blocks], np.int32),
+        "coverage": _joined([block.coverage for block in blocks], np.float32),
+        "left_out_rows": left_out.rows,
+        "left_out_columns": left_out.columns,
+        "left_out_reasons": left_out.reasons,
+        "example_index": np.array([example.index for example in examples], np.int64),
+    }
+    if examples:
+        arrays["example_before"] = np.stack([example.before for example in examples])
+        arrays["example_after"] = np.stack([example.after for example in examples])
+    for name in COLUMNS:
+        values = [block.quality[name] for block in blocks if block.quality]
+        arrays[f"quality_{name}"] = _joined(values, np.float32)
+    for name, column in arrays.items():
+        write_array(group, name, column)
+    write_attributes(group, {"identity": identity})
+
+
+def _kept(group: zarr.Group, folder: Path) -> TileBlock:
+    """Read what :func:`_keep` wrote, as one block."""
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return read_column(group, name, folder=folder)
+
+    index = column("example_index")
+    pictures = (column("example_before"), column("example_after")) if len(index) else ((), ())
+    return TileBlock(
+        np.empty((0, 0, 0, 3), np.uint8),
+        column("rows"),
+        column("columns"),
+        column("coverage"),
+        {name: column(f"quality_{name}") for name in COLUMNS},
+        LeftOut(column("left_out_rows"), column("left_out_columns"), column("left_out_reasons")),
+        tuple(
+            Example(int(at), before, after)
+            for at, before, after in zip(index, *pictures, strict=True)
+        ),
+    )
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], kind: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, kind)

@@ -1,0 +1,330 @@
+"""A slide's group in a tile store, open for reading (docs/store-format.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiad.core.errors import StoreError
+from wsiad.core.geometry import Box, PixelMap, Size
+from wsiad.core.tiling import Grid
+from wsiad.core.units import Mpp, Spacing, TilePx
+from wsiad.store.group_facts import array_shape, open_group, read_column, slide_facts
+from wsiad.store.shards import ShardReader
+from wsiad.tiling.left_out import LeftOut
+from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import COLUMNS
+
+_UNCHECKED = (
+    "it has no tiles, and the version of wsiad that tiled it did not check whether all of it was "
+    "seen: delete {folder} and tile it again"
+)
+
+
+_COLUMNS: dict[str, tuple[tuple[int | None, ...], str]] = {
+    "position": ((0, 2), "float64"),
+    "lattice": ((0, 2), "int32"),
+    "coverage": ((0,), "float32"),
+    **dict.fromkeys(COLUMNS, ((0,), "float32")),
+    "source_name": ((0, None), "uint8"),
+    "left_out_lattice": ((None, 2), "int32"),
+    "left_out_reason": ((None,), "uint8"),
+    "mask": ((None, None), "bool"),
+    "pen_mask": ((None, None), "bool"),
+    "damaged_mask": ((None, None), "bool"),
+    "usable": ((0,), "bool"),
+}
+"""Shape, 0 for the number of tiles and ``None`` for any, and type of each column."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """A slide's group in a store, open for reading.
+
+    Parameters
+    ----------
+    name : str
+    group : zarr.Group
+    facts : dict
+        The group's ``wsiad`` attributes; see docs/store-format.md.
+    folder : Path
+        Of the group.
+    reader : ShardReader or None
+        Of the tiles; ``None`` where only zarr can read them.
+    """
+
+    name: str
+    group: zarr.Group
+    facts: dict[str, Any]
+    folder: Path
+    reader: ShardReader | None
+
+    def __len__(self) -> int:
+        return int(self.facts["tiles"])
+
+    @property
+    def status(self) -> str:
+        """``"ok"``, ``"no-tissue"``, or ``"unusable"``: it could not be looked at."""
+        status = str(self.facts["status"])
+        return "unusable" if status == "no-tissue" and not self.facts.get("seen") else status
+
+    @property
+    def reason(self) -> str:
+        """Why the slide is ``"unusable"``; empty of all others."""
+        if self.status != "unusable":
+            return ""
+        if self.facts["status"] == "unusable":
+            return str(self.facts.get("reason", "none of its tiles passes the quality thresholds"))
+        return _UNCHECKED.format(folder=self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the slide's file when it was tiled."""
+        return str(self.facts["slide"]["fingerprint"])
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether the tiles' places on a slide are known; imported tiles have none.
+
+        Without, there is no size, bounds, spacing, grid, nor the columns of places.
+        """
+        return bool(self.facts["slide"].get("geometry", True))
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the square tiles, pixels at the store's µm/px."""
+        return TilePx(self.facts["grid"]["tile_px"])
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the slide, level-0 pixels."""
+        return Size(*self.facts["slide"]["size_px"])
+
+    @property
+    def bounds(self) -> Box:
+        """Non-empty part of the slide, level-0 pixels."""
+        return Box(*self.facts["slide"]["bounds_px"])
+
+    @property
+    def spacing(self) -> Spacing:
+        """µm per level-0 pixel."""
+        x, y = self.facts["slide"]["spacing_um"]
+        return Spacing(Mpp(x), Mpp(y))
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the tiles."""
+        grid = self.facts["grid"]
+        return Grid(
+            TilePx(grid["tile_px"]),
+            TilePx(grid["stride_px"]),
+            grid["columns"],
+            grid["rows"],
+            PixelMap(*grid["pixels"]),
+        )
+
+    def tiles(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Read tiles ``start`` to ``stop``, uint8 (N, tile, tile, 3).
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self))
+        size = self.chunk
+        out = np.empty((max(0, stop - start), self.tile, self.tile, 3), np.uint8)
+        scratch = np.empty((size, *out.shape[1:]), np.uint8)
+        for number in range(start // size, -(-stop // size) if stop > start else 0):
+            first = number * size
+            if start <= first and first + size <= stop:
+                self.read_chunk(number, out[first - start : first - start + size])
+                continue
+            self.read_chunk(number, scratch)
+            low, high = max(start, first), min(stop, first + size)
+            out[low - start : high - start] = scratch[low - first : high - first]
+        return out
+
+    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Read tiles by their indices, uint8 (N, tile, tile, 3); every chunk is read once.
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        out = np.empty((len(indices), self.tile, self.tile, 3), np.uint8)
+        scratch = np.empty((self.chunk, *out.shape[1:]), np.uint8)
+        numbers = indices // self.chunk
+        for number in np.unique(numbers).tolist():
+            self.read_chunk(number, scratch)
+            here = numbers == number
+            out[here] = scratch[indices[here] % self.chunk]
+        return out
+
+    def read_chunk(self, number: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read a chunk of :attr:`chunk` tiles, what is beyond the last tile is undefined.
+
+        Parameters
+        ----------
+        number : int
+            Tiles ``number * chunk`` and on.
+        out : ndarray of uint8, (chunk, tile, tile, 3)
+            Where to; C-contiguous.
+
+        Raises
+        ------
+        StoreError
+            It is damaged or missing.
+        """
+        first = number * self.chunk
+        try:
+            if self.reader is not None:
+                self.reader.read(number, out)
+            else:
+                found = np.asarray(self.group["tiles"][first : first + self.chunk])
+                out[: len(found)] = found
+        except Exception as error:  # what zarr and its codecs make of damage has no end
+            last = min(first + self.chunk, len(self)) - 1
+            raise StoreError(
+                f"tiles {first} to {last} are damaged or missing: {' '.join(str(error).split())}",
+                subject=self.name,
+                remedy=f"Delete {self.folder} and tile the slide again.",
+            ) from error
+
+    def has(self, name: str) -> bool:
+        """Tell whether the slide has a column, or the remains of one."""
+        return (self.folder / name).exists()
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Read a column: ``position``, ``lattice``, ``coverage``, a quality column or a mask.
+
+        Raises
+        ------
+        StoreError
+            The slide has no such column, or it is damaged.
+        """
+        shape, kind = _COLUMNS[name]
+        try:
+            values = read_column(
+                self.group,
+                name,
+                folder=self.folder,
+                shape=(len(self), *shape[1:]) if shape[0] == 0 else shape,
+                kind=kind,
+                # Of these at the most one is nothing but zeros, that of a tile in the corner.
+                whole=name in ("position", "lattice") and len(self) > 1,
+            )
+        except StoreError as error:
+            raise self._broken(error) from error
+        if fault := _fault(name, values):
+            why = StoreError(f"is damaged: {fault}", subject=str(self.folder / name))
+            raise self._broken(why)
+        return values
+
+    def quality(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Read the quality columns; see :func:`wsiad.tissue.quality.measure`.
+
+        Raises
+        ------
+        StoreError
+            One is damaged.
+        """
+        return {name: self.column(name) for name in COLUMNS}
+
+    @property
+    def left_out(self) -> LeftOut:
+        """Tiles of the plan that are not stored; none are known of before there were any.
+
+        Raises
+        ------
+        StoreError
+            They are damaged.
+        """
+        if not (self.has("left_out_reason") or self.has("left_out_lattice")):
+            return LeftOut()
+        lattice, reasons = self.column("left_out_lattice"), self.column("left_out_reason")
+        if len(lattice) != len(reasons):
+            fault = f"{len(lattice)} places left out have {len(reasons)} reasons"
+            raise self._broken(StoreError(f"is damaged: {fault}", subject=str(self.folder)))
+        return LeftOut(lattice[:, 0], lattice[:, 1], reasons)
+
+    def source_names(self) -> list[str]:
+        """Names that imported tiles had at their source, in the tiles' order.
+
+        Empty for tiles of a slide, and for sources whose tiles have no names.
+
+        Raises
+        ------
+        StoreError
+            They are damaged.
+        """
+        if not self.has("source_name"):
+            return []
+        try:
+            rows = self.column("source_name")
+            return [row.tobytes().rstrip(b"\0").decode("utf-8") for row in rows]
+        except UnicodeDecodeError as error:
+            why = StoreError(f"is damaged: {error}", subject=str(self.folder / "source_name"))
+            raise self._broken(why) from error
+
+    def _broken(self, error: StoreError) -> StoreError:
+        return StoreError(
+            error.problem,
+            subject=error.subject,
+            remedy=f"Delete {self.folder} and tile the slide again.",
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Tiles per chunk: what is read from disk at once."""
+        if self.reader is not None:
+            return self.reader.shape[0]
+        return int(self.group["tiles"].chunks[0])
+
+
+def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
+    """Open a slide's group, and check what it says of itself.
+
+    Raises
+    ------
+    StoreError
+        It is damaged.
+    """
+    try:
+        facts = slide_facts(folder)
+        group = open_group(folder)
+        reader = ShardReader.of(folder / "tiles")
+        if reader is not None:
+            found: tuple[int, ...] = (reader.count, *reader.shape[1:])
+        else:
+            found = array_shape(group, "tiles", folder=folder, kind="uint8")
+        shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
+        fault = "" if found == shape else f"its tiles are {found}, and it says {shape}"
+    except (StoreError, OSError, ValueError) as error:
+        fault = " ".join(str(error).split())
+    if fault:
+        raise StoreError(
+            f"the group of slide {name!r} is damaged: {fault}",
+            subject=str(store),
+            remedy=f"Delete {folder} and tile the slide again.",
+        )
+    return StoredSlide(name, group, facts, folder, reader)
+
+
+def _fault(name: str, values: npt.NDArray[Any]) -> str:
+    """Say what is wrong with the values of a column, if anything."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return "a value is not finite"
+    if name == "coverage" and ((values < 0) | (values > 1)).any():
+        return "a share is not within 0 and 1"
+    if name.endswith("lattice") and (values < 0).any():
+        return "a place is negative"
+    if name == "left_out_reason" and (values > max(Reason)).any():
+        return "a reason is unknown"
+    return ""

@@ -1,0 +1,275 @@
+"""The tile store: a zarr v3 hierarchy with one group per slide (docs/store-format.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from wsiad.core.errors import StoreError, StoreMismatchError
+from wsiad.core.files import new_file, write_json
+from wsiad.core.folder_kinds import STORE, refuse_other
+from wsiad.stain.profile import StainProfile
+from wsiad.store.group_facts import group_facts
+from wsiad.store.stored_slide import StoredSlide, open_slide_group
+from wsiad.tiling.preparation import CompressionOptions, Preparation
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "wsiad-tile-store"
+FORMAT_VERSION = 1
+GROUPS = "slides.zarr"
+"""Folder of the zarr hierarchy within a store."""
+OVERVIEWS = "overviews"
+"""Folder of the overviews: within the groups, zarr warns of files that it does not know."""
+
+
+class TileStore:
+    """A tile store on disk.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or one of an unknown format version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / GROUPS / "zarr.json").exists():
+            remedy = "Make one with `wsiad tile`."
+            refuse_other(path, STORE, StoreError, remedy=remedy)
+            raise StoreError("is not a tile store", subject=str(path), remedy=remedy)
+        remedy = "Tile the slides again into an empty folder."
+        try:
+            facts = group_facts(path / GROUPS)
+            made_by = (facts["format"], facts["version"])
+            if made_by == (FORMAT, FORMAT_VERSION):
+                self.preparation = Preparation.model_validate(facts["preparation"])
+                self.target: dict[str, Any] = dict(facts["stain_target"])
+                StainProfile.from_dict(self.target)  # to be sure that it can be
+                self.digest = str(facts["digest"])
+                self.compression = CompressionOptions.model_validate(facts.get("compression", {}))
+        except StoreError as error:
+            raise StoreError(
+                f"is damaged: its root group {error.problem}", subject=str(path), remedy=remedy
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"is damaged: its root group cannot be read ({_one_line(error)})",
+                subject=str(path),
+                remedy=remedy,
+            ) from error
+        if made_by != (FORMAT, FORMAT_VERSION):
+            raise StoreError(
+                f"has format {made_by[0]} version {made_by[1]}; this version of "
+                f"wsiad reads {FORMAT} version {FORMAT_VERSION}",
+                subject=str(path),
+                remedy="Tile the slides again, or use the version of wsiad that made it.",
+            )
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        preparation: Preparation,
+        target: dict[str, Any],
+        *,
+        compression: CompressionOptions | None = None,
+    ) -> TileStore:
+        """Create a store, or open it if it was made with the same preparation.
+
+        Parameters
+        ----------
+        path : Path
+        preparation : Preparation
+            What decides the pixels; one for all slides of a store.
+        target : dict
+            The stain target's profile as JSON values.
+        compression : CompressionOptions, optional
+            A store keeps that which it was made with; another one is refused if it
+            changes pixels.
+
+        Raises
+        ------
+        StoreMismatchError
+            It was made with another preparation; names the differences.
+        StoreError
+            The folder holds something else.
+        """
+        preparation = preparation.preparation()
+        target = json.loads(json.dumps(target))  # tuples become lists, as when read back
+        compression = compression or CompressionOptions()
+        # Looked at first: another shard may be creating the store now.
+        foreign = _holds_something(path)
+        if (path / GROUPS / "zarr.json").exists():
+            return cls._made_alike(path, preparation, target, compression)
+        if foreign:
+            raise StoreError(
+                "holds something that is not a tile store",
+                subject=str(path),
+                remedy="Give an empty or a new folder as --out.",
+            )
+        facts = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "digest": preparation.digest(target, compression=compression),
+            "preparation": preparation.as_json(),
+            "stain_target": target,
+            "compression": compression.facts(),
+        }
+        # zarr's own writer is not atomic; a root group is one small JSON file. Another run may
+        # have created the store since it was looked for, with another configuration.
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}}
+        with (
+            contextlib.suppress(FileExistsError),
+            new_file(path / GROUPS / "zarr.json") as partial,
+        ):
+            write_json(partial, group)
+        return cls._made_alike(path, preparation, target, compression)
+
+    @classmethod
+    def _made_alike(
+        cls,
+        path: Path,
+        preparation: Preparation,
+        target: dict[str, Any],
+        compression: CompressionOptions,
+    ) -> TileStore:
+        store = cls(path)
+        if store.digest != preparation.digest(target, compression=compression):
+            raise StoreMismatchError(
+                f"was made with another configuration: "
+                f"{_differences(store, preparation, target, compression)}",
+                subject=str(path),
+                remedy="Use the same configuration, or another --out.",
+            )
+        if store.compression.facts() != compression.facts():
+            logger.warning(
+                "%s: keeps the compression that it was made with, %s",
+                path,
+                store.compression.facts(),
+            )
+        return store
+
+    def folder(self, name: str) -> Path:
+        """Folder of a slide's group."""
+        return self.path / GROUPS / name
+
+    def overview(self, name: str) -> Path:
+        """File of a slide's overview; stores made before there were any have none."""
+        return self.path / OVERVIEWS / f"{name}.jpg"
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return (self.folder(name) / "zarr.json").exists()
+        except OSError:  # a name that the file system does not take
+            return False
+
+    def names(self) -> list[str]:
+        """Names of the slides that are whole in the store, sorted."""
+        groups = self.path / GROUPS
+        return sorted(
+            entry.relative_to(groups).as_posix()
+            for folder in self.folders()
+            for entry in folder.iterdir()
+            if not entry.name.startswith(".") and (entry / "zarr.json").exists()
+        )
+
+    def folders(self) -> list[Path]:
+        """Folders that groups lie in: that of all, and those of slides named as ``patient1/1``."""
+        found = [self.path / GROUPS]
+        for folder in found:
+            found += [
+                entry
+                for entry in folder.iterdir()
+                if not entry.name.startswith(".")
+                and entry.is_dir()
+                and not entry.is_symlink()
+                and not (entry / "zarr.json").exists()
+            ]
+        return found
+
+    def slide(self, name: str) -> StoredSlide:
+        """Open a slide's group.
+
+        Raises
+        ------
+        StoreError
+            There is none, or it is damaged.
+        StoreMismatchError
+            It was prepared with another configuration than the store's.
+        """
+        if name not in self:
+            raise StoreError(
+                f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."
+            )
+        stored = open_slide_group(name, self.folder(name), store=self.path)
+        if stored.facts.get("digest") != self.digest:
+            raise StoreMismatchError(
+                f"slide {name!r} was prepared with another configuration than the store's",
+                subject=str(self.path),
+                remedy=f"Delete {self.folder(name)} and tile the slide again.",
+            )
+        return stored
+
+    def __iter__(self) -> Iterator[StoredSlide]:
+        return (self.slide(name) for name in self.names())
+
+
+def _holds_something(path: Path) -> bool:
+    """Tell whether a folder holds more than the beginnings of a store."""
+    folders = [folder for folder in (path, path / GROUPS) if folder.is_dir()]
+    names = {entry.name for folder in folders for entry in folder.iterdir()}
+    return any(not name.startswith(".") for name in names - {GROUPS})
+
+
+def _one_line(error: Exception) -> str:
+    """Say what is wrong, the first of it, in one line."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a folder is a tile store."""
+    return (path / GROUPS / "zarr.json").exists()
+
+
+def _differences(
+    store: TileStore,
+    preparation: Preparation,
+    target: dict[str, Any],
+    compression: CompressionOptions,
+) -> str:
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                out |= flat(value, f"{prefix}{key}.")
+            else:
+                out[prefix + key] = value
+        return out
+
+    there, here = (
+        flat(p.model_dump(mode="json", exclude={"stain": {"target"}}) | {"compression": c.facts()})
+        for p, c in ((store.preparation, store.compression), (preparation, compression))
+    )
+    found = [
+        f"{key} is {there.get(key)!r} in the store and {here.get(key)!r} here"
+        for key in here
+        if there.get(key) != here.get(key)
+    ]
+    if store.target != target:
+        found.append("the stain targets have different stains")
+    return "; ".join(found) or "its digest differs"

@@ -1,0 +1,287 @@
+"""What is tiled: one slide's task, its course in a worker, and its row in the table."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from wsiad.compute.division import Divided, PartDone
+from wsiad.core.errors import StoreMismatchError
+from wsiad.core.files import fingerprint
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.scale import SAME_SCALE
+from wsiad.slides.slide_files import slide_files, slide_fingerprint
+from wsiad.slides.slide_table import SlideRow, backend_text
+from wsiad.slides.staging import Staging
+from wsiad.tiling.preparation import Preparation
+
+if TYPE_CHECKING:
+    from wsiad.store.parts import Part
+    from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_store import TileStore
+
+
+@dataclass(frozen=True, slots=True)
+class TileRow(SlideRow):
+    """A slide in a store's ``slides.csv``.
+
+    Parameters
+    ----------
+    tiles : int
+        In the store.
+    tissue_share : float or None
+        Share of the slide that is tissue, 0 to 1.
+    missing : int
+        Tiles left out because the slide has no pixels there.
+    damaged : int
+        Tiles left out because their part of the file is damaged.
+    unusable : int
+        Tiles that fail a quality threshold: not in the store, or marked in it.
+    unusable_black, unusable_pen, unusable_saturation, unusable_sharpness : int
+        Those by the first threshold that they fail.
+    """
+
+    tiles: int = 0
+    tissue_share: float | None = None
+    missing: int = 0
+    unusable: int = 0
+    unusable_black: int = 0
+    unusable_pen: int = 0
+    unusable_saturation: int = 0
+    unusable_sharpness: int = 0
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TileTask:
+    """One slide to tile, as it travels to a worker.
+
+    Parameters
+    ----------
+    slide : SlideInput
+    store : Path
+    preparation : Preparation
+    target : dict
+        Stain profile that slides are given, as JSON values.
+    earlier : TileRow or None
+        Of the slide, of an earlier call.
+    coords : Path, optional
+        Folder of files that say where tiles lie.
+    split_tiles : int, optional
+        Slides of more tiles are tiled in parts of about so many.
+    staging : Staging, optional
+        Where the slide is copied to before it is read.
+    part : Part, optional
+        Only this part is to be tiled.
+    join : bool
+        All parts are there, and are to become the slide.
+    spent : float
+        Seconds that its parts took.
+    override_mpp : bool
+        The µm/px that the user states holds where the slide states another.
+    """
+
+    slide: SlideInput
+    store: Path
+    preparation: Preparation
+    target: dict[str, Any]
+    earlier: TileRow | None
+    coords: Path | None = None
+    split_tiles: int | None = None
+    staging: Staging | None = None
+    part: Part | None = None
+    join: bool = False
+    spent: float = 0.0
+    override_mpp: bool = False
+
+    def after(self, seconds: float) -> Self:
+        """Return the task with the time that its parts took."""
+        return replace(self, spent=seconds)
+
+
+def tile_one(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
+    """Tile a slide, a part of it, or join its parts; pass over one that is whole in the store.
+
+    Raises
+    ------
+    SlideError
+        The slide cannot be opened or decoded, or its µm/px does not allow what is asked.
+    StoreMismatchError
+        The store has the slide from another file, at another µm/px, or by other coordinates.
+    """
+    return _stored(task) or _tiled(task)
+
+
+def stored_slide(task: TileTask) -> TileRow | None:
+    """Return the row of a slide that is whole in the store, unless the task is a part's."""
+    return None if task.part else _stored(task)
+
+
+def _stored(task: TileTask) -> TileRow | None:
+    """Row of a slide that is whole in the store already."""
+    from wsiad.store.tile_store import TileStore
+
+    store = TileStore(task.store)
+    name = task.slide.name
+    if name not in store:
+        return None
+    stored = store.slide(name)
+    if problem := _changed(task.slide.path, stored.fingerprint):
+        raise StoreMismatchError(
+            f"is in the store, {problem}",
+            subject=name,
+            remedy=f"Rename the slide, or delete {store.folder(name)} to tile it again.",
+        )
+    if problem := _other_scale(task, stored):
+        raise StoreMismatchError(
+            f"is in the store at {stored.spacing.x:g} µm/px, and {problem}",
+            subject=name,
+            remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
+        )
+    if (stored.facts.get("coordinates") or {}).get("fingerprint") != _coordinates(task)[1]:
+        raise StoreMismatchError(
+            "is in the store, tiled by other coordinates or by none",
+            subject=name,
+            remedy=f"Give the same --coords, or delete {store.folder(name)} to tile it again.",
+        )
+    if "damaged" in stored.facts and task.preparation.damaged_tiles == "fail":
+        raise StoreMismatchError(
+            "is in the store without its damaged parts, which --damaged-tiles skip left out",
+            subject=name,
+            remedy=f"Give that option again, or delete {store.folder(name)} to tile a better copy.",
+        )
+    seconds = task.earlier.seconds if task.earlier else 0.0
+    return _row(task, store, seconds)
+
+
+def _other_scale(task: TileTask, stored: StoredSlide) -> str:
+    """Say how the scale of a stored slide is not what is stated now; empty if it is."""
+    source = stored.facts["slide"]["spacing_source"]
+    overridden = stored.facts["slide"].get("spacing_overridden", False)
+    given = task.preparation.slide_mpp if task.slide.mpp is None else task.slide.mpp
+    if source == "manifest" and task.slide.mpp != stored.spacing.x:
+        return f"the manifest now states {task.slide.mpp or 'none'}"
+    if overridden and not task.override_mpp:
+        return "that overrides the slide's own, which is now to be believed"
+    if task.override_mpp and given is not None:
+        same = abs(given / stored.spacing.mean - 1) <= SAME_SCALE
+        return "" if same else f"{given:g} is now to override the slide's own"
+    return ""
+
+
+def _changed(path: Path, stored: str) -> str:
+    """Say how a slide is not the one that was stored; empty if it is."""
+    if not path.exists():
+        return "made from another file of this name, and this one is not there"
+    if slide_fingerprint(path) == stored:
+        return ""
+    if len(slide_files(path)) > 1:
+        if fingerprint(path) == stored:
+            return (
+                "made by wsiad 0.1, which knew a slide of many files by its first: whether the "
+                "others changed since cannot be told"
+            )
+        return "made from another slide of this name: one of its files changed, came or went"
+    return "made from another file of this name"
+
+
+def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
+    """File that says where the slide's tiles lie, and its fingerprint."""
+    from wsiad.tiling.coordinates import find_coordinates
+
+    if task.coords is None:
+        return None, None
+    path = find_coordinates(task.coords, task.slide.name)
+    return path, fingerprint(path)
+
+
+def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
+    from wsiad.slides.opening import open_slide
+    from wsiad.slides.staging import staged
+    from wsiad.stain.profile import StainProfile
+    from wsiad.store.parts import SlideParts, split
+    from wsiad.store.tile_store import TileStore
+    from wsiad.store.writer import write_slide
+    from wsiad.tiling.plan import plan_slide
+
+    start = time.monotonic()
+    store = TileStore(task.store)
+    if store.digest != task.preparation.digest(task.target, compression=store.compression):
+        raise StoreMismatchError(
+            "the store was made anew with another configuration meanwhile",
+            subject=task.slide.name,
+            remedy="Use another --out.",
+        )
+    path, coordinates = _coordinates(task)
+    with (
+        staged(task.slide.path, task.staging, name=task.slide.name) as local,
+        open_slide(
+            local,
+            name=task.slide.name,
+            manifest_mpp=task.slide.mpp,
+            fallback_mpp=task.preparation.slide_mpp,
+            skip_damaged=task.preparation.damaged_tiles == "skip",
+            override_mpp=task.override_mpp,
+        ) as slide,
+    ):
+        whole = slide_fingerprint(task.slide.path)
+        target = StainProfile.from_dict(task.target)
+        plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
+        pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
+        parts = SlideParts(store, plan, pieces, whole, coordinates)
+        if len(pieces) == 1:
+            write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
+        elif task.part is not None:
+            parts.write(task.part)
+            return PartDone(task.slide.name, time.monotonic() - start)
+        elif task.join:
+            parts.join()
+        else:
+            missing = tuple(replace(task, part=part) for part in parts.missing())
+            return Divided(missing, replace(task, join=True), time.monotonic() - start)
+    return _row(task, store, task.spent + time.monotonic() - start)
+
+
+def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
+    from wsiad.tiling.verdict import damage_note, missing_note
+    from wsiad.tissue.guards import in_words
+
+    stored = store.slide(task.slide.name)
+    fallback = stored.facts["stain"].get("fallback")
+    missing = stored.facts["tiles_missing"]
+    unusable = stored.facts.get("unusable", {})
+    damaged = stored.facts.get("damaged", {"tiles": 0, "share": 0.0})
+    kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
+    notes = [
+        stored.facts["slide"].get("spacing_note", ""),
+        stored.reason,
+        f"stains of the reference were used: {fallback}" if fallback and not stored.reason else "",
+        f"{missing} tiles left out: the slide has no pixels there"
+        if missing and len(stored)
+        else "",
+        missing_note(stored.facts["tissue"].get("missing_share", 0.0)) if len(stored) else "",
+        damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
+        f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
+    ]
+    return TileRow(
+        task.slide.name,
+        stored.status,
+        "; ".join(note for note in notes if note),
+        seconds,
+        tiles=len(stored),
+        mpp_x=float(stored.spacing.x),
+        mpp_y=float(stored.spacing.y),
+        width=stored.size.width,
+        height=stored.size.height,
+        tissue_share=float(stored.facts["tissue"]["share"]),
+        missing=missing,
+        damaged=damaged["tiles"],
+        unusable=sum(unusable.values()),
+        **{f"unusable_{reason}": count for reason, count in unusable.items()},
+        label=task.slide.label,
+        split=task.slide.split,
+        file=str(task.slide.path.absolute()),
+        backend=backend_text(stored.facts["read"]),
+    )

@@ -1,0 +1,270 @@
+"""Tiles of stores for training with torch, in any number of processes and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from wsiad.core.errors import InputError
+from wsiad.store import buffer, order
+from wsiad.store.stored_slide import StoredSlide
+from wsiad.store.tile_store import TileStore
+
+Balance = Literal["slides", "tiles"]
+
+
+class TileBatch(NamedTuple):
+    """A batch and where its tiles come from.
+
+    Parameters
+    ----------
+    tiles : Tensor of uint8, (N, S, S, 3)
+        RGB.
+    slide : Tensor of int64, (N,)
+        Indices into :attr:`TileDataset.slides`.
+    row : Tensor of int64, (N,)
+        Index of the tile in its slide, and in the columns of the slide's group.
+    position : Tensor of float64, (N, 2), or None
+        x, y of the tile's top-left corner, level-0 pixels; ``None`` if tiles of any of
+        the slides have no known place.
+    """
+
+    tiles: Tensor
+    slide: Tensor
+    row: Tensor
+    position: Tensor | None
+
+
+class TileDataset(IterableDataset[Any]):
+    """Shuffled batches of the tiles of stores.
+
+    Chunks are read in a random order into a bounded buffer, out of which batches are
+    drawn; nothing is decoded twice in an epoch. No file stays open, so the dataset can be
+    sent to worker processes of any start method. The order is a pure function of the seed,
+    the epoch, the rank and the number of ranks and workers.
+
+    The batches are built here: give the loader ``batch_size=None``, or use :meth:`loader`.
+
+    Parameters
+    ----------
+    stores : Path, str, TileStore or sequence of them
+        Stores of one preparation.
+    batch : int
+        Tiles a batch.
+    slides : sequence of str, optional
+        Names of the slides to use; by default all that have tiles.
+    balance : {"slides", "tiles"}
+        ``"slides"``: equally many tiles of each slide an epoch, whatever its size; over
+        the epochs, all tiles of a slide equally often. ``"tiles"``: every tile once.
+    tiles_per_slide : int, optional
+        An epoch's tiles of each slide with ``balance="slides"``; by default such that
+        an epoch has about as many tiles as the stores.
+    seed : int
+    buffer_bytes : int
+        Memory for tiles, over all workers of this rank; each takes at least 6 chunks
+        (18 MB), and torch keeps some batches.
+    drop_last : bool
+        Give full batches only, and every rank and worker as many; at most some chunks'
+        tiles an epoch are left out, others in each. Else every tile is given.
+    places : bool
+        Give :class:`TileBatch` with the tiles' places instead of the pixels alone.
+    threads : int
+        That read and decode, of each worker; the order does not depend on them. They need
+        no worker processes, which pay for handing each batch over (docs/performance.md).
+    rank, world_size : int, optional
+        Which of how many processes this is; by default ``torch.distributed`` is asked.
+
+    Attributes
+    ----------
+    slides : tuple of StoredSlide
+        What is drawn from.
+
+    Raises
+    ------
+    StoreError
+        A store is missing or damaged.
+    InputError
+        The stores differ in their preparation, lack a slide, or hold no tiles.
+
+    Examples
+    --------
+    >>> dataset = TileDataset("store/", batch=256)                    # doctest: +SKIP
+    >>> for epoch in range(10):                                       # doctest: +SKIP
+    ...     dataset.set_epoch(epoch)
+    ...     for tiles in dataset.loader():  # uint8 (256, S, S, 3)
+    ...         ...
+    """
+
+    def __init__(
+        self,
+        stores: Path | str | TileStore | Sequence[Path | str | TileStore],
+        *,
+        batch: int = 64,
+        slides: Sequence[str] | None = None,
+        balance: Balance = "slides",
+        tiles_per_slide: int | None = None,
+        seed: int = 0,
+        buffer_bytes: int = 2**30,
+        drop_last: bool = True,
+        places: bool = False,
+        threads: int = buffer.THREADS,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(batch, threads, tiles_per_slide or 1) < 1 or tiles_per_slide == 0:
+            raise InputError("`batch`, `threads` and `tiles_per_slide` must be at least 1")
+        if balance not in ("slides", "tiles"):
+            raise InputError(f"`balance` is 'slides' or 'tiles', not {balance!r}")
+        self.slides = _slides(stores, slides)
+        self.batch, self._seed, self._balance = batch, seed, balance
+        self._buffer_bytes, self._drop_last = buffer_bytes, drop_last
+        self._places, self._threads = places, threads
+        self._rank, self._world = _ranks(rank, world_size)
+        sizes = [slide.chunk for slide in self.slides]
+        lengths = [len(slide) for slide in self.slides]
+        self._chunks = order.Chunks.of([np.arange(n) for n in lengths], sizes=sizes)
+        tile = self.slides[0].tile
+        self._shape = (max(sizes), tile, tile, 3)
+        self._per_slide = tiles_per_slide or max(1, round(sum(lengths) / len(lengths)))
+        self._have_geometry = all(slide.has_geometry for slide in self.slides)
+        # In shared memory: workers that persist see what set_epoch sets.
+        self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the epoch that the next iteration gives; without, it is always the same.
+
+        Parameters
+        ----------
+        epoch : int
+        start : int
+            Batches of the epoch that were taken already (by this rank, with as many
+            workers): the iteration goes on after them.
+        """
+        self._at[0], self._at[1] = epoch, start
+
+    def loader(self, *, workers: int = 0, **options: Any) -> DataLoader[Any]:
+        """Return a loader of the batches.
+
+        Parameters
+        ----------
+        workers : int
+            Processes that read, started by ``forkserver``; 0 to read in this process, by
+            the dataset's threads.
+        **options
+            Of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
+        """
+        values: dict[str, Any] = {"batch_size": None, "num_workers": workers}
+        if workers:
+            values |= {"multiprocessing_context": "forkserver", "persistent_workers": True}
+        return DataLoader(self, **values | options)
+
+    def __iter__(self) -> Iterator[Tensor | TileBatch]:
+        """Yield the batches of this rank and worker."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch, done = (int(value) for value in self._at)
+        # The loader asks the workers in turn, from the first: when it goes on within an
+        # epoch, the first is the one whose turn it was.
+        turn = (worker + done) % workers
+        shares = self._world * workers
+        chosen = self._order(epoch, share=self._rank * workers + turn, shares=shares)
+        given = buffer.batches(
+            chosen,
+            self._read,
+            chunk_shape=self._shape,
+            batch=self.batch,
+            start=len(range(turn, done, workers)) * self.batch,
+            stop=chosen.least // self.batch * self.batch if self._drop_last else None,
+            threads=self._threads,
+        )
+        positions: dict[int, npt.NDArray[np.float64]] = {}
+        for pixels, which in given:
+            tiles = torch.from_numpy(pixels)
+            yield self._placed(tiles, chosen, which, positions) if self._places else tiles
+
+    def _order(self, epoch: int, *, share: int, shares: int) -> order.Order:
+        workers = shares // self._world
+        visits = (
+            order.every_tile(self._chunks)
+            if self._balance == "tiles"
+            else order.fair_to_slides(
+                self._chunks, per_slide=self._per_slide, seed=self._seed, epoch=epoch
+            )
+        )
+        window = buffer.window_of(self._buffer_bytes // workers, math.prod(self._shape))
+        return order.shuffled(
+            visits, window=window, seed=self._seed, epoch=epoch, share=share, shares=shares
+        )
+
+    def _read(self, chunk: int, out: npt.NDArray[np.uint8]) -> None:
+        slide = self.slides[self._chunks.slide[chunk]]
+        slide.read_chunk(int(self._chunks.number[chunk]), out[: slide.chunk])
+
+    def _placed(
+        self,
+        tiles: Tensor,
+        chosen: order.Order,
+        which: slice,
+        positions: dict[int, npt.NDArray[np.float64]],
+    ) -> TileBatch:
+        chunk = chosen.chunk[chosen.visit[which]]
+        slide = self._chunks.slide[chunk]
+        sizes = np.array([self.slides[number].chunk for number in slide])
+        index = self._chunks.number[chunk] * sizes + chosen.offset[which]
+        position = None
+        if self._have_geometry:
+            for number in set(slide.tolist()) - positions.keys():
+                positions[number] = self.slides[number].column("position")
+            rows = [positions[s][i] for s, i in zip(slide.tolist(), index.tolist(), strict=True)]
+            position = torch.from_numpy(np.stack(rows))
+        return TileBatch(tiles, torch.from_numpy(slide), torch.from_numpy(index), position)
+
+
+def _slides(
+    stores: Path | str | TileStore | Sequence[Path | str | TileStore],
+    names: Sequence[str] | None,
+) -> tuple[StoredSlide, ...]:
+    """Open the slides to draw from, in an order that does not depend on that of the stores."""
+    given = [stores] if isinstance(stores, Path | str | TileStore) else list(stores)
+    opened = [store if isinstance(store, TileStore) else TileStore(Path(store)) for store in given]
+    for store in opened[1:]:
+        if store.digest != opened[0].digest:
+            raise InputError(
+                f"was prepared differently from {opened[0].path}",
+                subject=str(store.path),
+                remedy="Tile both with the same configuration, or use one of them.",
+            )
+    found = sorted((name, number) for number, store in enumerate(opened) for name in store.names())
+    lacking = set(names or ()) - {name for name, _ in found}
+    if lacking:
+        raise InputError(
+            f"no slide {sorted(lacking)[0]!r} in {', '.join(str(store.path) for store in opened)}"
+        )
+    chosen = [opened[n].slide(name) for name, n in found if names is None or name in names]
+    slides = tuple(slide for slide in chosen if len(slide))
+    if not slides:
+        raise InputError("there are no tiles to draw from", remedy="Tile slides with tissue.")
+    return slides
+
+
+def _ranks(rank: int | None, world: int | None) -> tuple[int, int]:
+    """Which of how many ranks this is."""
+    if (rank is None) != (world is None):
+        raise InputError("give both `rank` and `world_size`, or neither")
+    if rank is None or world is None:
+        known = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if known else (0, 1)
+        )
+    if not 0 <= rank < world:
+        raise InputError(f"`rank` must be 0 to {world - 1}, not {rank}")
+    return rank, world

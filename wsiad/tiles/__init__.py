@@ -1,1 +1,0 @@
-"""Tiles: the stream from a slide, the store that is a stream written down, the dataset."""

@@ -1,0 +1,1 @@
+"""From a slide to tiles: the preparation, the plan and the stream."""

@@ -1,0 +1,218 @@
+"""The plan of a slide: its tissue, its grid and its colour table, before any tile is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import Size
+from wsiad.core.tiling import Grid, IntArray
+from wsiad.core.units import Mpp
+from wsiad.slides.pixel_type import check_pixels
+from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.slide import Region, Slide
+from wsiad.stain.colour_table import ColourTable
+from wsiad.stain.colours import ColourHistogram
+from wsiad.stain.fit import fit_stains
+from wsiad.stain.profile import StainProfile
+from wsiad.tiling.coordinates import read_corners
+from wsiad.tiling.preparation import Preparation, StainOptions
+from wsiad.tissue.artefacts import without_ink
+from wsiad.tissue.coverage import coverage
+from wsiad.tissue.mask import TissueMask, find_tissue
+from wsiad.tissue.tissue_options import QualityOptions
+
+_SAMPLE_PX = 128
+"""Edge of the patches from which stains are estimated; their own grid, so that
+``tile`` and ``heatmap`` estimate the same stains whatever their tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What will be read of a slide, and how it will be coloured.
+
+    Parameters
+    ----------
+    scaled : ScaledSlide
+        The slide at the tiles' scale.
+    tissue : TissueMask
+    grid : Grid
+    rows, columns : ndarray of int32, (N,)
+        Lattice positions of the tiles with enough tissue, in reading order.
+    coverage : ndarray of float32, (N,)
+        Their tissue coverage, 0 to 1.
+    stain : StainProfile
+        The slide's own stains, or the fallback with its reason.
+    table : ColourTable
+        From the slide's colours to the target's.
+    outside : int
+        Tiles that were asked for and do not lie wholly within the slide.
+    quality : QualityOptions
+        Which of the tiles will be too bad to be used.
+    min_coverage : float or None
+        Tissue coverage that a tile needs; ``None`` where coordinates say where tiles lie.
+    """
+
+    scaled: ScaledSlide
+    tissue: TissueMask
+    grid: Grid
+    rows: IntArray
+    columns: IntArray
+    coverage: npt.NDArray[np.float32]
+    stain: StainProfile
+    table: ColourTable
+    outside: int = 0
+    quality: QualityOptions = field(default_factory=QualityOptions)
+    min_coverage: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def plan_slide(
+    slide: Slide,
+    options: Preparation,
+    *,
+    target: StainProfile,
+    tile: int | None = None,
+    stride: int | None = None,
+    coordinates: Path | None = None,
+) -> SlidePlan:
+    """Plan the tiles of a slide.
+
+    Parameters
+    ----------
+    slide : Slide
+    options : Preparation
+    target : StainProfile
+        Stains that the tiles are given.
+    tile, stride : int, optional
+        In place of those of the options, for a detector's own windows.
+    coordinates : Path, optional
+        HDF5 that says where tiles lie, whatever their coverage. Their lattice then has a
+        step of one pixel; a tile lies at most half of one from where it was asked for.
+
+    Raises
+    ------
+    UnusableSlideError
+        Its pixels are not in colour of 8 bits.
+    ScaleError
+        The slide is coarser than the tiles.
+    SlideReadError
+        The slide cannot be decoded.
+    InputError
+        The coordinates cannot be read, or are not of such tiles on this slide.
+    """
+    check_pixels(slide)
+    scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
+    tissue = find_tissue(slide, options.tissue)
+    grid = Grid.cover(
+        scaled.size,
+        tile=tile or options.tile,
+        stride=1 if coordinates else stride or options.step,
+        pixels=scaled.pixels,
+    )
+    outside = 0
+    if coordinates is None:
+        rows, columns, share = select(grid, tissue, min_coverage=options.min_coverage)
+    else:
+        rows, columns, outside = _placed(grid, read_corners(coordinates, scaled, tile=grid.tile))
+        if outside and not len(rows):
+            raise InputError("lies wholly outside of the slide", subject=str(coordinates))
+        share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
+    stain = estimate_stains(scaled, tissue, options.stain)
+    return SlidePlan(
+        scaled,
+        tissue,
+        grid,
+        rows,
+        columns,
+        share,
+        stain,
+        ColourTable.between(stain, target),
+        outside,
+        options.quality,
+        None if coordinates else options.min_coverage,
+    )
+
+
+def _placed(grid: Grid, corners: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray, int]:
+    """Place corners, level-0 (N, 2), on a grid of single pixels; count those outside."""
+    x, y = grid.pixels.from_level0(corners[:, 0], corners[:, 1])
+    places = np.unique(np.rint(np.stack([y, x], axis=1)), axis=0)
+    inside = ((places >= 0) & (places < (grid.rows, grid.columns))).all(axis=1)
+    rows, columns = places[inside].astype(np.int32).T
+    return np.ascontiguousarray(rows), np.ascontiguousarray(columns), int((~inside).sum())
+
+
+def select(
+    grid: Grid, tissue: TissueMask, *, min_coverage: float
+) -> tuple[IntArray, IntArray, npt.NDArray[np.float32]]:
+    """Select the tiles with enough tissue, row by row.
+
+    Returns
+    -------
+    rows, columns : ndarray of int32, (N,)
+    coverage : ndarray of float32, (N,)
+        Above 0 and at least ``min_coverage``.
+    """
+    chosen: list[tuple[IntArray, IntArray, npt.NDArray[np.float32]]] = []
+    every_column = np.arange(grid.columns, dtype=np.int32)
+    # In bands of rows: a small stride on a large slide has a hundred million positions.
+    band = max(1, 1_000_000 // max(1, grid.columns))
+    for first in range(0, grid.rows, band):
+        some = np.arange(first, min(first + band, grid.rows), dtype=np.int32)
+        rows, columns = np.repeat(some, grid.columns), np.tile(every_column, len(some))
+        share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
+        keep = (share >= min_coverage) & (share > 0)
+        chosen.append((rows[keep], columns[keep], share[keep]))
+    if not chosen:
+        empty = np.empty(0, np.int32)
+        return empty, empty, np.empty(0, np.float32)
+    rows, columns, share = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+    return rows, columns, share
+
+
+def estimate_stains(scaled: ScaledSlide, tissue: TissueMask, options: StainOptions) -> StainProfile:
+    """Estimate the stains of a slide from tissue patches spread over it.
+
+    The patches are read at the tiles' own scale: at the mask's 8 µm/px every pixel is
+    a mixture of nuclei and plasma, which draws the two stain vectors together.
+
+    Raises
+    ------
+    SlideReadError
+        The slide cannot be decoded.
+    """
+    histogram = ColourHistogram()
+    if options.method != "none":
+        edge = min(_SAMPLE_PX, scaled.size.width, scaled.size.height)
+        if edge > 0:
+            # Outside of the mask, colours only tell the colour of the slide's glass.
+            overview = tissue.thumbnail[::4, ::4]
+            histogram.add(overview, np.zeros(overview.shape[:2], bool))
+            _sample(histogram, scaled, tissue, edge, max(1, options.sample_px // edge**2))
+    return fit_stains(histogram, method=options.method)
+
+
+def _sample(
+    histogram: ColourHistogram, scaled: ScaledSlide, tissue: TissueMask, edge: int, count: int
+) -> None:
+    grid = Grid.cover(scaled.size, tile=edge, stride=edge, pixels=scaled.pixels)
+    rows, columns, _ = select(grid, tissue, min_coverage=0.5)
+    if not len(rows):
+        rows, columns, _ = select(grid, tissue, min_coverage=0.0)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round())
+    regions: list[Region] = []
+    for at in chosen.astype(np.int64).tolist():
+        # A patch costs the decoding of the file's tiles that it lies in.
+        with scaled.slide.reading_ahead():
+            left, top = int(columns[at]) * edge, int(rows[at]) * edge
+            regions.append(scaled.read(left, top, Size(edge, edge)))
+    # Red and violet ink have the colours of stains: only here can they be told apart.
+    for region, usable in zip(regions, without_ink([r.rgb for r in regions]), strict=True):
+        histogram.add(region.rgb, usable if region.valid is None else usable & region.valid)

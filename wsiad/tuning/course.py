@@ -1,0 +1,300 @@
+"""The course of a search: fold by fold and trial by trial, in this process or by workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.tasks import run_tasks
+from wsiad.core.config import build
+from wsiad.core.errors import DetectorError, WsiadError
+from wsiad.core.files import DISK_FULL
+from wsiad.core.progress import Progress
+from wsiad.core.signals import raise_if_ended
+from wsiad.core.units import Mpp, TilePx
+from wsiad.detectors import registry
+from wsiad.evaluation.auc import delong
+from wsiad.learning.checkpoint import CHECKPOINT
+from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
+from wsiad.learning.device import choose_device, windows_at_once
+from wsiad.tuning.search import falls_behind, suggest
+from wsiad.tuning.space import Params, options_of
+from wsiad.tuning.table import write_table
+from wsiad.tuning.trials import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    RUNNING,
+    FoldScore,
+    Trial,
+    best,
+    read_trials,
+    trial_folder,
+    write_fold,
+    write_trial,
+)
+from wsiad.tuning.tune_tiles import SearchTiles
+
+if TYPE_CHECKING:
+    from wsiad.verbs.tune import TuneConfig
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FoldTask:
+    """One fit and its test.
+
+    Parameters
+    ----------
+    config : TuneConfig
+    tiles : SearchTiles
+    number, fold : int
+        Of the trial and of the fold, counted from 1.
+    params : dict
+        What the trial tries.
+    """
+
+    config: TuneConfig
+    tiles: SearchTiles
+    number: int
+    fold: int
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFailed:
+    """A fold that could not be fitted or tested, and why."""
+
+    reason: str
+
+
+def run_search(
+    config: TuneConfig,
+    tiles: SearchTiles,
+    *,
+    compute: ComputeOptions,
+    at_once: int,
+    progress: Progress,
+) -> list[Trial]:
+    """Try settings until there are enough, and return all trials, of earlier calls too.
+
+    Parameters
+    ----------
+    config : TuneConfig
+    tiles : SearchTiles
+    compute : ComputeOptions
+        Where fits are made.
+    at_once : int
+        Trials in work at once.
+    progress : Progress
+        Counts trials.
+
+    Raises
+    ------
+    RunError
+        What an earlier call left is damaged.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
+    """
+    search = _Search(config, tiles, progress)
+    results = run_tasks(
+        _guarded,
+        search.begin(at_once),
+        options=compute,
+        failed=lambda task, reason: FoldFailed(reason),
+        notice=progress.message,
+        more=search.more,
+    )
+    with contextlib.closing(results):
+        for _ in results:
+            pass
+    return search.trials
+
+
+class _Search:
+    """Decides what is worked on next; the trials are as they are kept, at any time."""
+
+    def __init__(self, config: TuneConfig, tiles: SearchTiles, progress: Progress) -> None:
+        self._config, self._tiles, self._progress = config, tiles, progress
+        self._start = time.monotonic()
+        self._by_number = {trial.number: trial for trial in read_trials(config.out)}
+        for trial in self.trials:
+            if trial.state == FAILED and config.retry_failed:
+                self._keep(trial.model_copy(update={"state": RUNNING, "reason": ""}))
+        waiting = [trial for trial in self.trials if trial.state == RUNNING]
+        progress.begin_at(len(self.trials) - len(waiting))
+        self._waiting = [trial.number for trial in waiting]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials, in order of their numbers."""
+        return [trial for _, trial in sorted(self._by_number.items())]
+
+    def begin(self, count: int) -> list[FoldTask]:
+        """Return the next fold of up to so many trials: interrupted ones, then new ones."""
+        tasks: list[FoldTask] = []
+        while len(tasks) < count and (number := self._next()) is not None:
+            tasks += self._go_on(number)
+        return tasks
+
+    def more(self, task: FoldTask, result: FoldScore | FoldFailed) -> Sequence[FoldTask]:
+        """Take in what a fold gave, and return what follows from it."""
+        trial = self._by_number[task.number]
+        if isinstance(result, FoldFailed):
+            reason = f"fold {task.fold}: {result.reason}"
+            self._end(trial.model_copy(update={"state": FAILED, "reason": reason}))
+        else:
+            self._by_number[task.number] = trial.model_copy(
+                update={"folds": (*trial.folds, result)}
+            )
+            if tasks := self._go_on(task.number):
+                return tasks
+        return self.begin(1)
+
+    def _next(self) -> int | None:
+        """Return the number of the trial that is next, if there is one."""
+        if self._is_late():
+            return None
+        if self._waiting:
+            return self._waiting.pop(0)
+        trials, config = self.trials, self._config
+        if len(trials) >= config.trials:
+            return None
+        params = suggest(config.space, trials, seed=config.seed, random_trials=config.random_trials)
+        if params is None:
+            return None
+        trial = Trial(number=len(trials) + 1, params=params)
+        self._keep(trial)
+        return trial.number
+
+    def _go_on(self, number: int) -> list[FoldTask]:
+        """Return the next fold of a trial, or none where it ends here."""
+        trial, config = self._by_number[number], self._config
+        done = len(trial.folds)
+        if done == config.folds:
+            self._end(trial.model_copy(update={"state": COMPLETE}))
+        elif done and config.prune and falls_behind(trial, self._others(trial)):
+            reason = f"after {done} of {config.folds} folds below the median of complete trials"
+            self._end(trial.model_copy(update={"state": PRUNED, "reason": reason}))
+        elif not (done and self._is_late()):
+            return [FoldTask(config, self._tiles, number, done + 1, trial.params)]
+        return []
+
+    def _others(self, trial: Trial) -> list[Trial]:
+        return [other for other in self.trials if other.number != trial.number]
+
+    def _is_late(self) -> bool:
+        minutes = self._config.max_minutes
+        return minutes is not None and time.monotonic() - self._start >= 60 * minutes
+
+    def _keep(self, trial: Trial) -> None:
+        self._by_number[trial.number] = trial
+        write_trial(self._config.out, trial)
+
+    def _end(self, trial: Trial) -> None:
+        self._keep(trial)
+        write_table(self._config.out, self.trials, self._config.space, folds=self._config.folds)
+        if trial.state == FAILED:
+            self._progress.message(f"FAILED trial {trial.number}: {trial.reason}")
+        leader = best(self.trials)
+        note = f"best {leader.auroc:.3f} (trial {leader.number})" if leader else ""
+        self._progress.update(note=note)
+
+
+def _guarded(task: FoldTask) -> FoldScore | FoldFailed:
+    try:
+        return _evaluated(task)
+    except WsiadError as error:
+        raise_if_ended()
+        return FoldFailed(str(error))
+    except Exception as error:
+        raise_if_ended()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return FoldFailed("the disk is full. Make room and run with --retry-failed.")
+        logger.exception("trial %d, fold %d: unexpected error", task.number, task.fold)
+        return FoldFailed(f"unexpected {type(error).__name__}: {error}")
+
+
+def _evaluated(task: FoldTask) -> FoldScore:
+    """Fit on the other folds and test on this one; what it gives is kept."""
+    start = time.monotonic()
+    config, tiles = task.config, task.tiles
+    detector = _detector(task)
+    healthy, anomalies = tiles.fit_sources(task.fold, seed=config.seed)
+    folder = trial_folder(config.out, task.number) / f"fold-{task.fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    device = choose_device(config.device)
+    try:
+        report = detector.fit(
+            healthy,
+            FitContext(
+                seed=config.seed,
+                device=device,
+                folder=folder,
+                budget=Budget(config.fit_steps, config.fit_minutes),
+                weights=config.weights,
+                quiet=True,
+                anomalies=anomalies,
+            ),
+        )
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    batch = windows_at_once(_BATCH, device, edge=detector.spec.size)
+    negative, positive = (
+        _scores(detector, source, batch=batch) for source in tiles.test_sources(task.fold)
+    )
+    score = FoldScore(
+        fold=task.fold,
+        auroc=delong(positive, negative)[0],
+        healthy_loss=_healthy_loss(report.notes),
+        healthy_tiles=len(negative),
+        anomalous_tiles=len(positive),
+        ended_by=report.ended_by,
+        steps=report.steps,
+        seconds=round(time.monotonic() - start, 3),
+    )
+    write_fold(config.out, task.number, score)
+    # What a fit needs to go on; its metrics stay.
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return score
+
+
+def _detector(task: FoldTask) -> Detector:
+    """Return the unfitted detector of a trial."""
+    config, tiles = task.config, task.tiles
+    cls = registry.load(config.detector)
+    values = {**config.options, **options_of(config.space, task.params)}
+    options = build(cls.Options, values, source=f"options of {config.detector}")
+    size = options.input_px or cls.default_input_px or tiles.tile
+    return cls(options, InputSpec(TilePx(size), Mpp(tiles.mpp)))
+
+
+def _scores(detector: Detector, source: TileSource, *, batch: int) -> Any:
+    """Score the centre of each tile, float64 (N,)."""
+    first = (source.tile - detector.spec.size) // 2
+    centre = slice(first, first + detector.spec.size)
+    parts = [
+        detector.score(np.ascontiguousarray(tiles[:, centre, centre]))
+        for tiles in source.ordered(batch)
+    ]
+    scores = np.concatenate(parts).astype(np.float64)
+    if not np.isfinite(scores).all():
+        raise DetectorError("the detector gives scores that are not finite")
+    return scores
+
+
+def _healthy_loss(notes: dict[str, Any]) -> float | None:
+    """Lowest loss on held-out healthy tiles, where the method has one."""
+    loss = notes.get("best_stop_loss")
+    return float(loss) if loss is not None and np.isfinite(loss) else None

@@ -1,0 +1,181 @@
+"""Compare two results on the same slides: paired differences of every figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad._version import __version__
+from wsiad.core.config import verb
+from wsiad.core.errors import ConfigError, EvaluationError
+from wsiad.evaluation.evaluation_inputs import (
+    EvaluationOptions,
+    cases_of,
+    conditions_of,
+    evidence_of,
+    read_scored,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.comparison import Comparison
+    from wsiad.evaluation.submission import ScoredSlide
+
+_LISTED = 8
+
+
+class CompareConfig(EvaluationOptions):
+    """Compare two results on the same slides, or somebody's detections with them."""
+
+    a: Path
+    """Results folder of `wsiad heatmap`, or folder of detections: the first."""
+    b: Path
+    """The second; differences are the second less the first."""
+    out: Path
+    """Where `comparison.json` and `comparison.md` go."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComparisonResult:
+    """A comparison and the files that hold it.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Every figure of both, and the differences.
+    report, table : Path
+        ``comparison.json`` and ``comparison.md``.
+    summary : str
+        For people.
+    """
+
+    comparison: Comparison
+    report: Path
+    table: Path
+    summary: str
+
+
+@verb(CompareConfig)
+def compare(config: CompareConfig) -> ComparisonResult:
+    """Compute the paired differences of two results, and write them.
+
+    Raises
+    ------
+    EvaluationError
+        The two are not of the same slides, or results, ground truth and reference do not
+        fit together.
+    AnnotationError
+        An annotation file is not valid or contradicts the reference.
+    """
+    from wsiad.core.files import real_path, write_json, write_text
+    from wsiad.evaluation import comparison, unscored
+    from wsiad.evaluation.figures import left_out, unmarked
+
+    if real_path(config.a) == real_path(config.b):
+        raise EvaluationError("is compared with itself", subject=str(config.a))
+    folders = {folder: _is_results(folder) for folder in (config.a, config.b)}
+    if config.slide_score != "max" and not all(folders.values()):
+        raise ConfigError("the slide score of detections is their highest: `max`")
+    scored = [read_scored(config, folder, results=kind) for folder, kind in folders.items()]
+    _check_same(config, *scored)
+    known = [_completed(one, other) for one, other in (scored, scored[::-1])]
+    first, second = (
+        evidence_of(config, cases_of(config, found, folder), label=f"evaluate {folder.name}")
+        for found, folder in zip(known, folders, strict=True)
+    )
+    found = comparison.compare(
+        first, second, settings_of(config, first, results=all(folders.values()))
+    )
+    sides = {"a": [slide.case for slide in first], "b": [slide.case for slide in second]}
+    lines = {side: unscored.lines(cases, config.unscored) for side, cases in sides.items()}
+    excluded = [f"{side}: {said[0]}" for side, said in lines.items() if said]
+    listed = [f"{side}: " + "\n".join(said) for side, said in lines.items() if said]
+    if excluded and config.unscored == "exclude":
+        counts = found.counts
+        paired = (
+            f"figures are of the slides that both have scored: {counts['slides']} of {len(first)}, "
+            f"{counts['tumour_slides']} with tumour"
+        )
+        excluded.append(paired)
+        listed.append(paired)
+    # The ground truth of both is one, and a slide that a side could not look at has none there.
+    nowhere = sorted({*unmarked(first), *unmarked(second)})
+    excluded += nowhere
+    listed += nowhere
+    if not excluded or config.exclude or config.exclude_from_froc:
+        named = left_out(config.exclude, config.exclude_from_froc)
+        excluded.append(named)
+        listed.append(named)
+    said = conditions_of(config, first)
+    said += [line for line in conditions_of(config, second) if line not in said]
+    more_said = [line for line in said if line not in nowhere]
+    table = comparison.as_table(found, str(config.a), str(config.b), listed)
+    result = ComparisonResult(
+        found,
+        config.out / "comparison.json",
+        config.out / "comparison.md",
+        "\n".join([table, *more_said, f"see {config.out / 'comparison.json'}"]),
+    )
+    values: dict[str, Any] = {
+        "unscored": {side: unscored.told(cases, config.unscored) for side, cases in sides.items()},
+        **comparison.as_json(found, str(config.a), str(config.b)),
+        "exclusions": {
+            "all": sorted(config.exclude),
+            "froc": sorted(config.exclude_from_froc),
+        },
+        "conditions": said,
+        "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
+    }
+    write_json(result.report, values)
+    write_text(result.table, comparison.as_markdown(found, str(config.a), str(config.b), excluded))
+    return result
+
+
+def _is_results(folder: Path) -> bool:
+    """Whether a folder is one of ``wsiad heatmap``; else it should hold detections."""
+    return (folder / "slides.csv").exists()
+
+
+def _check_same(
+    config: CompareConfig, a: Mapping[str, ScoredSlide], b: Mapping[str, ScoredSlide]
+) -> None:
+    """Refuse results of other slides, or of slides that are not the same pixels."""
+    excluded = set(config.exclude)
+    for here, there, folder in ((a, b, config.b), (b, a, config.a)):
+        names = sorted(set(here) - set(there) - excluded)
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            raise EvaluationError(
+                f"no results in {folder}, while the other side has them",
+                subject=", ".join(names[:_LISTED]) + more,
+                remedy="Only the same slides can be compared: complete the results, or exclude "
+                "the slides from both.",
+            )
+    for name in sorted(set(a) & set(b) - excluded):
+        sizes = a[name].size, b[name].size
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise EvaluationError(
+                f"is {sizes[0]} on one side and {sizes[1]} on the other",
+                subject=name,
+                remedy="The two results are of different files.",
+            )
+
+
+def _completed(
+    scored: Mapping[str, ScoredSlide], other: Mapping[str, ScoredSlide]
+) -> dict[str, ScoredSlide]:
+    """Give slides the size, scale and bounds that one side knows: one truth for both."""
+    return {
+        name: dataclasses.replace(
+            slide,
+            size=slide.size or other[name].size,
+            mpp=slide.mpp or other[name].mpp,
+            bounds=slide.bounds or other[name].bounds,
+        )
+        if name in other
+        else slide
+        for name, slide in scored.items()
+    }

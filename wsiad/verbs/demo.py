@@ -1,0 +1,176 @@
+"""``wsiad demo``: every verb in turn, on slides that it makes itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from wsiad.core.config import Config, verb
+from wsiad.core.errors import InputError
+from wsiad.core.progress import Progress
+
+_MPP, _TILE = 0.972, 96
+
+
+class DemoConfig(Config):
+    """The whole pipeline on slides that it makes itself: no data, no download.
+
+    The slides are drawn, not scanned: the figures show that everything runs, not how well it
+    does on tissue. The network is the one that comes with wsiad.
+    """
+
+    out: Path = Path("demo")
+    """New or empty folder for slides, store, run, results and the report."""
+    detector: str = "gaussian"
+    """Method; `dpa` shows a training too, and takes minutes."""
+    weights: str = "wsiad"
+    """Pretrained weights, as for `wsiad train`."""
+    healthy: Annotated[int, Field(ge=3)] = 4
+    """Healthy slides to train on."""
+    max_minutes: Annotated[float, Field(gt=0)] = 2.0
+    """The most minutes of training."""
+    fast: bool = False
+    """Smaller slides and a few steps of training: for a quick look whether all runs."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Slides worked on at once."""
+    seed: int = 0
+    """Same seed, same slides."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo made.
+
+    Parameters
+    ----------
+    report : Path
+    summary : str
+        For people.
+    """
+
+    report: Path
+    summary: str
+
+
+@verb(DemoConfig)
+def demo(config: DemoConfig) -> DemoResult:
+    """Make slides, tile, train, score, evaluate and report.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else than an earlier demo.
+    WsiadError
+        Whatever a step raises.
+    """
+    import wsiad
+    from wsiad.report.report import write_results_report
+    from wsiad.synthetic.slides import SYNTHETIC, make_slides
+
+    start = time.monotonic()
+    _claim(config.out)
+    say = Progress("demo", quiet=config.quiet).message
+    quiet, workers = config.quiet, config.workers
+    size: dict[str, Any] = {"size_px": (2304, 1728)} if config.fast else {}
+    out = config.out
+    common = {"quiet": quiet, **size}
+
+    say("1/5 drawing slides: synthetic, not real tissue")
+    make_slides(
+        out / "slides/train", healthy=config.healthy, tumorous=0, seed=config.seed, **common
+    )
+    make_slides(out / "slides/test", healthy=2, tumorous=3, seed=config.seed + 1, **common)
+    seconds = {"draw slides": time.monotonic() - start}
+
+    def timed(stage: str, since: float) -> float:
+        seconds[stage] = time.monotonic() - since
+        return time.monotonic()
+
+    say(f"2/5 wsiad tile {out}/slides/train --out {out}/store --mpp {_MPP} --tile {_TILE}")
+    mark = time.monotonic()
+    tiled = wsiad.tile(
+        slides=out / "slides/train",
+        out=out / "store",
+        mpp=_MPP,
+        tile=_TILE,
+        workers=workers,
+        quiet=quiet,
+    )
+    mark = timed("tile", mark)
+    say(
+        f"3/5 wsiad train {out}/store --out {out}/run --detector {config.detector} "
+        f"--weights {config.weights}"
+    )
+    trained = wsiad.train(
+        store=out / "store",
+        out=out / "run",
+        detector=config.detector,
+        options=_options(config),
+        weights=config.weights,
+        seed=config.seed,
+        max_minutes=config.max_minutes,
+        quiet=quiet,
+    )
+    mark = timed("train", mark)
+    say(f"4/5 wsiad heatmap {out}/run {out}/slides/test --out {out}/results")
+    scored = wsiad.heatmap(
+        run=out / "run",
+        slides=out / "slides/test",
+        out=out / "results",
+        workers=workers,
+        quiet=quiet,
+    )
+    mark = timed("heatmap", mark)
+    failed = [*tiled.failed, *tiled.unusable, *scored.failed, *scored.unusable]
+    if failed:
+        raise InputError(f"{failed[0].slide}: {failed[0].reason}", subject="demo")
+    say(
+        f"5/5 wsiad evaluate {out}/results --reference {out}/slides/test/reference.csv "
+        f"--annotations {out}/slides/test --out {out}/results"
+    )
+    evaluated = wsiad.evaluate(
+        results=out / "results",
+        reference=out / "slides/test/reference.csv",
+        annotations=out / "slides/test",
+        out=out / "results",
+        seed=config.seed,
+        quiet=quiet,
+    )
+    timed("evaluate", mark)
+    report = write_results_report(
+        out / "results", seconds=seconds, warnings=[SYNTHETIC], to=out / "report.html"
+    )
+    total = time.monotonic() - start
+    lines = [trained.summary, evaluated.summary, f"{total:.0f} s in all; see {report}"]
+    return DemoResult(report, "\n".join(lines))
+
+
+def _claim(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise InputError(
+            "is not empty",
+            subject=str(out),
+            remedy="Give another --out, or delete this one, to run the demo again.",
+        )
+
+
+def _options(config: DemoConfig) -> dict[str, Any]:
+    """Return options that end in minutes on two cores; see docs/detectors.md for real ones."""
+    if config.detector != "dpa":
+        return {}
+    steps = 30 if config.fast else 400
+    return {
+        # Up to relu2_2 the network is cheap enough for a full-width VGG19 without a GPU.
+        "layers": {"relu2_2": 1.0},
+        "batch": 16,
+        "max_steps": steps,
+        "val_interval": steps // 4,
+        "val_tiles": 128,
+        "statistics_tiles": 256,
+    }

@@ -1,0 +1,182 @@
+"""``wsiad doctor``: what is installed and at hand, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from wsiad.core.config import Config, verb
+from wsiad.core.errors import WsiadError
+from wsiad.core.provenance import versions
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+class DoctorConfig(Config):
+    """What is installed, which device, which formats, which weights are at hand."""
+
+    weights: Path | None = None
+    """A weights file to check as `wsiad train --weights` would read it."""
+    format: Literal["text", "json"] = "text"
+    """How to print what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at.
+
+    Parameters
+    ----------
+    name : str
+    state : str
+        ``"ok"``, ``"note"`` (something optional is missing) or ``"problem"``.
+    finding : str
+        What was found.
+    remedy : str
+        What to do; empty where all is well.
+    """
+
+    name: str
+    state: str
+    finding: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorResult:
+    """All checks, and how they read."""
+
+    checks: tuple[Check, ...]
+    summary: str
+
+    @property
+    def exit_code(self) -> int:
+        """1 if there is a problem, else 0."""
+        return int(any(check.state == PROBLEM for check in self.checks))
+
+
+@verb(DoctorConfig)
+def doctor(config: DoctorConfig) -> DoctorResult:
+    """Look at what wsiad needs and say what is missing. Nothing is changed or downloaded."""
+    steps: list[Callable[[], Iterator[Check]]] = [
+        _packages,
+        _openslide,
+        _torch,
+        _torchvision,
+        lambda: _weights(config.weights),
+        _machine,
+    ]
+    checks = tuple(check for step in steps for check in _guarded(step))
+    if config.format == "json":
+        text = json.dumps([asdict(check) for check in checks], indent=2, ensure_ascii=False)
+    else:
+        text = "\n".join(_lines(checks))
+    return DoctorResult(checks, text)
+
+
+def _guarded(step: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from step()
+    except (ImportError, OSError) as error:
+        name = getattr(error, "name", None) or type(error).__name__
+        yield Check(name, PROBLEM, f"cannot be loaded: {error}", "Reinstall: pip install wsiad")
+
+
+def _lines(checks: tuple[Check, ...]) -> Iterator[str]:
+    mark = {OK: "ok  ", NOTE: "note", PROBLEM: "FAIL"}
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        yield f"{mark[check.state]}  {check.name:<{width}}  {check.finding}"
+        if check.remedy:
+            yield f"{'':6}{'':<{width}}  → {check.remedy}"
+
+
+def _packages() -> Iterator[Check]:
+    found = versions()
+    missing = [name for name, version in found.items() if version == "not installed"]
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    if missing:
+        # A conda environment has OpenSlide and OpenCV under other names.
+        yield Check("packages", NOTE, text, "Fine under conda; else: pip install wsiad")
+    else:
+        yield Check("packages", OK, text)
+
+
+def _openslide() -> Iterator[Check]:
+    import openslide
+
+    version = openslide.__library_version__
+    if int(version.split(".")[0]) < 4:
+        yield Check("slides", PROBLEM, f"OpenSlide {version}", "pip install openslide-bin")
+        return
+    from wsiad.slides.slide_files import SUFFIXES
+
+    yield Check("slides", OK, f"OpenSlide {version}: {' '.join(sorted(SUFFIXES))}")
+
+
+def _torch() -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        yield Check("device", OK, f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+    else:
+        yield Check(
+            "device",
+            NOTE,
+            f"no GPU; {torch.get_num_threads()} CPU threads",
+            "Training the deep methods takes hours here; gaussian and knn take minutes.",
+        )
+
+
+def _torchvision() -> Iterator[Check]:
+    torchvision = importlib.import_module("wsiad.networks._torchvision")
+    if torchvision.operators_load():
+        yield Check("torchvision", OK, "models and compiled operators load")
+    else:
+        yield Check(
+            "torchvision",
+            NOTE,
+            "models load; its compiled operators do not (built for another torch)",
+            "Nothing in wsiad needs them. To mend: install torch and torchvision together.",
+        )
+
+
+def _weights(path: Path | None) -> Iterator[Check]:
+    import torch
+
+    weights = importlib.import_module("wsiad.networks.weights")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = sorted(file.name for file in folder.glob("*.pth")) if folder.exists() else []
+    yield Check(
+        "weights",
+        OK if cached else NOTE,
+        f"in {folder}: {', '.join(cached) or 'none'}",
+        ""
+        if cached
+        else "With internet they are downloaded on first use; without, the network that comes "
+        "with wsiad is used, or give --weights FILE.",
+    )
+    shipped = weights.SHIPPED_FILE
+    if shipped.is_file():
+        yield Check("wsiad's network", OK, f"{shipped.name}, {shipped.stat().st_size >> 10} KiB")
+    else:
+        yield Check("wsiad's network", PROBLEM, "is missing", "Install wsiad again.")
+    if path is not None:
+        try:
+            source = weights.read_file(path)
+        except WsiadError as error:
+            yield Check(path.name, PROBLEM, error.problem, error.remedy or "")
+        else:
+            yield Check(path.name, OK, f"{len(source.tensors)} tensors")
+
+
+def _machine() -> Iterator[Check]:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Check("machine", OK, f"{os.cpu_count()} cores, {free:.0f} GiB free here")

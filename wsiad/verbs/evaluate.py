@@ -1,0 +1,238 @@
+"""Evaluate results, or somebody else's detections, against ground truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import pydantic
+
+from wsiad._version import __version__
+from wsiad.core.config import verb
+from wsiad.evaluation.evaluation_inputs import (
+    EvaluationOptions,
+    cases_of,
+    conditions_of,
+    evidence_of,
+    read_scored,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.figures import Figures
+    from wsiad.evaluation.slide_evidence import SlideEvidence
+
+
+class EvaluateConfig(EvaluationOptions):
+    """Slide AUC, FROC and tile AUROC of results, or of somebody's detections."""
+
+    results: Path | None = None
+    """Results folder of `wsiad heatmap`; or else `detections`."""
+    detections: Path | None = None
+    """Folder of CSV files, one a slide: confidence, x, y in level-0 pixels."""
+    out: Path | None = None
+    """Where figures and plots go; by default the results folder."""
+    group_by: str | None = None
+    """Column, such as `center`: every figure by its groups too."""
+    groups: Path | None = None
+    """CSV that has it, such as the manifest; by default the reference."""
+    slide_classifier: Literal["none", "forest"] = "none"
+    """`forest`: slide AUC of a random forest on 31 features of the heatmaps, too. Supervised:
+    it learns from the reference, cross-validated by slide."""
+    feature_quantiles: Annotated[tuple[float, ...], pydantic.Field(min_length=2, max_length=2)] = (
+        0.999,
+        0.99,
+    )
+    """Healthy quantiles, the high and the low one, above which the forest measures regions."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.results is None) == (self.detections is None):
+            raise ValueError("give either `results` or `detections`")
+        if self.out is None and self.results is None:
+            raise ValueError("`detections` need an `out` folder")
+        if self.detections is not None and self.slide_score != "max":
+            raise ValueError("the slide score of `detections` is their highest: `max`")
+        if self.detections is not None and self.slide_classifier != "none":
+            raise ValueError("`detections` come without heatmaps for a `slide_classifier`")
+        if self.groups is not None and self.group_by is None:
+            raise ValueError("`groups` need the column's name, `group_by`")
+        high, low = self.feature_quantiles
+        if not 0 < low <= high <= 1:
+            raise ValueError("`feature_quantiles` are the high one, then the low one, 0 to 1")
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationResult:
+    """Figures of an evaluation and the files that hold them.
+
+    Parameters
+    ----------
+    figures : Figures
+        Slide AUC, tile AUROC, FROC by protocol, and counts.
+    report, lesions, roc_plot, froc_plot : Path
+        ``evaluation.json``, ``lesions.csv``, ``roc.png`` and ``froc.png``.
+    summary : str
+        For people.
+    """
+
+    figures: Figures
+    report: Path
+    lesions: Path
+    roc_plot: Path
+    froc_plot: Path
+    summary: str
+
+
+@verb(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Compute slide AUC, FROC and tile AUROC, and write them with their plots.
+
+    Raises
+    ------
+    EvaluationError
+        Results, ground truth and reference do not fit together, or one of them is not
+        valid; no slide of the reference without results is left out that was not excluded by
+        name. Those without a score are left out, which is said first.
+    AnnotationError
+        An annotation file is not valid or contradicts the reference.
+    """
+    from wsiad.core.files import write_json
+    from wsiad.evaluation import figures as report
+    from wsiad.evaluation import unscored
+    from wsiad.evaluation.lesion_table import write_lesions
+    from wsiad.evaluation.plots import plot_froc, plot_roc
+    from wsiad.evaluation.truth import read_groups
+
+    start = time.monotonic()
+    source = config.detections or config.results
+    assert source is not None
+    is_results = config.results is not None
+    scored = read_scored(config, source, results=is_results)
+    groups: dict[str, str] = {}
+    if config.group_by is not None:
+        groups = read_groups(config.groups or config.reference, config.group_by, slides=scored)
+    slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
+    settings = settings_of(config, slides, results=is_results)
+    figures = report.compute(slides, settings)
+    more = _classified(config, slides)
+    if config.group_by is not None:
+        by_group = report.compute_groups(slides, groups, settings)
+        more |= {"group_by": config.group_by, "groups": report.groups_json(by_group)}
+    out = config.out or source
+    cases = [slide.case for slide in slides]
+    left_out = report.left_out(config.exclude, config.exclude_from_froc)
+    unmarked = report.unmarked(slides)
+    told = [line for line in (unscored.headline(cases, config.unscored), *unmarked) if line]
+    caption = report.left_out(config.exclude, config.exclude_from_froc, "; ".join(told))
+    first = [*unscored.lines(cases, config.unscored), *unmarked]
+    if not first or config.exclude or config.exclude_from_froc:
+        first.append(left_out)
+    said = conditions_of(config, slides)
+    more_said = [line for line in said if line not in unmarked]
+    result = EvaluationResult(
+        figures,
+        out / "evaluation.json",
+        out / "lesions.csv",
+        out / "roc.png",
+        out / "froc.png",
+        "\n".join([*first, *_summary(figures, more, more_said, out / "evaluation.json")]),
+    )
+    plot_roc(
+        result.roc_plot,
+        *report.slide_scores(slides),
+        figures.slide_auc,
+        resamples=config.bootstrap,
+        seed=config.seed,
+        caption=caption,
+    )
+    plot_froc(result.froc_plot, figures.froc, caption=caption)
+    write_lesions(result.lesions, report.lesions(slides, config.protocols))
+    values = report.as_json(
+        figures,
+        slides,
+        exclude=config.exclude,
+        exclude_from_froc=config.exclude_from_froc,
+        counted_as=config.unscored,
+    )
+    made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
+    write_json(result.report, {**values, "conditions": said, **more, "made_by": made_by})
+    if config.results is not None:
+        _complete_report(config.results, out, seconds=time.monotonic() - start)
+    return result
+
+
+def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str, Any]:
+    """Slide AUC of a classifier of heatmaps, where one is asked for."""
+    import numpy as np
+
+    from wsiad.evaluation.healthy_scale import HealthyScale
+    from wsiad.evaluation.results_input import HEATMAP, read_heatmap, read_windows
+    from wsiad.evaluation.slide_classifier import cross_validated_forest
+    from wsiad.evaluation.slide_features import NAMES, slide_features
+
+    if config.slide_classifier == "none" or config.results is None:
+        return {}
+    # It learns from heatmaps: a slide without one is neither to be learnt from nor judged.
+    slides = [slide for slide in slides if slide.case.has_score]
+    folders = {s.case.slide: config.results / s.case.slide for s in slides}
+    scale = HealthyScale.of(
+        (name, read_windows(folder / "windows.npy", name)) for name, folder in folders.items()
+    )
+    high, low = config.feature_quantiles
+    features = np.zeros((len(slides), len(NAMES)))
+    for row, (name, folder) in zip(features, folders.items(), strict=True):
+        shares = scale.of_heatmap(read_heatmap(folder / HEATMAP, name))
+        row[:] = slide_features(shares, high=high, low=low)
+    tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
+    result = cross_validated_forest(features, tumour, seed=config.seed)
+    names = [slide.case.slide for slide in slides]
+    return {"slide_classifier": result.as_json(names, (high, low))}
+
+
+def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
+    """Add the figures to the report that ``wsiad heatmap`` wrote, where it did."""
+    from wsiad.heatmaps.heatmap_task import FACTS
+    from wsiad.report.report import write_results_report
+
+    if (results / FACTS).exists():
+        write_results_report(results, evaluation=out, seconds={"evaluate": seconds})
+
+
+def _summary(
+    figures: Figures, more: dict[str, Any], said: list[str], report: Path
+) -> Iterator[str]:
+    """Yield the figures and what they rest on, line by line."""
+    named = {
+        "slide AUC": str(figures.slide_auc),
+        **{f"FROC {name}": str(froc.score) for name, froc in figures.froc.items()},
+        "tile AUROC": str(figures.tile_auroc),
+    }
+    if "slide_classifier" in more:
+        area = more["slide_classifier"]["slide_auc"]
+        named["slide AUC, forest"] = f"{_plain(area)}; supervised, cross-validated by slide"
+    for name, group in more.get("groups", {}).items():
+        froc = next(iter(group["froc"].values()))
+        named[f"{more['group_by']} {name}"] = (
+            f"{group['counts']['slides']} slides{_lacking(group['counts'])}: "
+            f"slide AUC {_plain(group['slide_auc'])}, FROC {_plain(froc, 'score')}"
+        )
+    width = max(map(len, named))
+    yield from (f"{name:<{width}}  {said}" for name, said in named.items())
+    yield from said
+    yield f"see {report}"
+
+
+def _lacking(counts: dict[str, Any]) -> str:
+    """Say how many slides of a group have no score."""
+    count = counts["slides_without_score"]
+    return f" ({count} more without a score)" if count else ""
+
+
+def _plain(figure: dict[str, Any], key: str = "value") -> str:
+    value = figure[key]
+    return f"{value:.3f}" if value is not None else f"not defined ({figure['undefined']})"

@@ -1,0 +1,317 @@
+"""``wsiad heatmap``: slides, scored by a run's detector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.config import Paths, verb, write_config
+from wsiad.core.errors import InputError
+from wsiad.core.files import fingerprint, new_file, read_json, write_json
+from wsiad.core.folder_kinds import RESULTS, refuse_other
+from wsiad.core.ownership import clear_leftovers
+from wsiad.core.provenance import versions
+from wsiad.heatmaps.heatmap_task import (
+    FACTS,
+    SLIDE,
+    HeatmapOptions,
+    HeatmapRow,
+    SlideTask,
+)
+from wsiad.results.difference import difference
+from wsiad.results.scoring_inputs import heatmap_inputs, slide_task
+from wsiad.runs.preparation import run_preparation
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.scale import check_mpp
+from wsiad.slides.slide_table import (
+    SlideRow,
+    SlideTable,
+    backends,
+    failures,
+    outcome,
+    read_table,
+    unusable,
+)
+from wsiad.tissue.tissue_options import QualityThresholds
+from wsiad.verbs.heatmap_significance import add_significance, check_healthy
+
+if TYPE_CHECKING:
+    from wsiad.runs.run import RunRecord
+
+logger = logging.getLogger(__name__)
+
+
+class HeatmapConfig(ComputeOptions, HeatmapOptions):
+    """Score slides with the detector of a run."""
+
+    run: Path
+    """Run folder that `wsiad train` made."""
+    slides: Annotated[Paths, Field(min_length=1)]
+    """Slide files, folders, manifest CSVs; or one tile store."""
+    out: Path
+    """Folder of the results; slides that are whole in it are not scored again."""
+    slide_mpp: Annotated[float, Field(gt=0)] | None = None
+    """µm/px of level 0 for slides that state none."""
+    override_mpp: bool = False
+    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
+    allow_upsampling: bool | None = None
+    """Accept slides that are coarser than the run's scale by more than 2 %; by default as the
+    run's store."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which windows are too bad to be scored, in place of the thresholds of the run: they are
+    shown as not assessed, and counted."""
+    damaged_tiles: Literal["fail", "skip"] = "fail"
+    """What a damaged part of a slide's file does: the slide fails; or the windows that lie in it
+    are left out, counted and shown as not assessed."""
+    healthy: Path | None = None
+    """Results folder of held-out healthy slides, scored by the same run with the same options:
+    p-values are added to the results (see `wsiad significance`)."""
+    batch: Annotated[int, Field(ge=1)] = 256
+    """The most windows scored at once; a CPU takes fewer, to the same scores."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    quiet: bool = False
+    """No progress output."""
+
+    @field_validator("slide_mpp")
+    @classmethod
+    def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
+        return None if value is None else check_mpp(value)
+
+    def options(self) -> HeatmapOptions:
+        """Return the part that decides the results."""
+        return HeatmapOptions(**{key: getattr(self, key) for key in HeatmapOptions.model_fields})
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapResult:
+    """What scoring made.
+
+    Parameters
+    ----------
+    results : Path
+    rows : tuple of HeatmapRow
+        The slides of this call, in order of their names.
+    summary : str
+        For people.
+    """
+
+    results: Path
+    rows: tuple[HeatmapRow, ...]
+    summary: str
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides without results although they were asked for."""
+        return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides without a score that are not without tissue: they could not be looked at."""
+        return tuple(unusable(self.rows))
+
+
+@verb(HeatmapConfig)
+def heatmap(config: HeatmapConfig) -> HeatmapResult:
+    """Score slides: heatmaps, regions, detections and the report.
+
+    A slide that fails is reported and does not stop the others. Slides that are whole
+    in the results are skipped, if slide, run and options are the same.
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    InputError
+        No slides were found, or the folder holds results of another run or options; or so
+        do those of healthy slides, or they are not held out.
+    StoreError
+        Slides are given as a store that is damaged or was prepared otherwise.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
+    """
+    from wsiad.learning.device import choose_device
+    from wsiad.results.legend import LEGEND, write_legend
+    from wsiad.results.writing import colour_scale
+    from wsiad.runs.run import RunFolder
+
+    start = time.monotonic()
+    choose_device(config.device)
+    record = RunFolder.open(config.run, beside=config.slides).record()
+    preparation, target = run_preparation(config.run)
+    quality = preparation.quality.changed_by(config.quality)
+    changed = {"quality": quality, "damaged_tiles": config.damaged_tiles}
+    preparation = preparation.model_copy(update=changed)
+    digest = _digest(config, quality)
+    _claim(config, digest)
+    check_healthy(config, digest)
+    slides, from_store = heatmap_inputs(config, preparation, target)
+    tasks = [
+        slide_task(
+            slide,
+            config,
+            from_store=from_store,
+            preparation=preparation,
+            target=target,
+            digest=digest,
+        )
+        for slide in slides_of_shard(slides, config.shard)
+    ]
+    facts: dict[str, Any] = {
+        "digest": digest,
+        "run": str(config.run.absolute()),
+        "detector": record.detector,
+    }
+    facts["versions"] = versions()
+    if note := _no_examples(config, record):
+        facts["evidence"] = note
+    _begin(config, facts)
+    write_config(config.out / "config.yaml", config)
+    write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
+    table = SlideTable(config.out / "slides.csv", HeatmapRow)
+    folders = {config.out, *(task.folder.parent for task in tasks)}
+    clear_leftovers(*folders)
+    try:
+        rows = run_batch(
+            _score_one,
+            with_staging(tasks, config, done=lambda task: (task.folder / SLIDE).exists()),
+            row=HeatmapRow,
+            table=table,
+            options=config,
+            label="heatmap",
+            quiet=config.quiet,
+            stored=_stored_row,
+        )
+    finally:
+        clear_leftovers(*folders)  # of workers that were lost
+    summary = _finish(config, facts, slides, rows, time.monotonic() - start)
+    return HeatmapResult(config.out, tuple(rows), summary)
+
+
+def _finish(
+    config: HeatmapConfig,
+    facts: dict[str, Any],
+    slides: list[SlideInput],
+    rows: list[HeatmapRow],
+    seconds: float,
+) -> str:
+    """Write the report, as soon as every slide of all shards has its row; say what was done."""
+    from wsiad.report.report import write_results_report
+
+    scored = outcome(rows, "scored")
+    there = read_table(config.out / "slides.csv", HeatmapRow)
+    waiting = {slide.name for slide in slides} - {row.slide for row in there}
+    found = ""
+    if not waiting:
+        write_json(config.out / FACTS, facts | {"backends": backends(there)})
+        found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
+    if config.shard is None:
+        report = write_results_report(config.out, seconds={"heatmap": seconds})
+        return f"{scored}; see {report}{_project(config)}{found}"
+    record = {
+        "versions": versions(),
+        "shard": config.shard,
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "unusable": len(unusable(rows)),
+        "backends": backends(rows),
+    }
+    write_json(record_path(config.out, config.shard), record)
+    if waiting:
+        return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
+    report = write_results_report(config.out)
+    return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}{found}"
+
+
+def _project(config: HeatmapConfig) -> str:
+    """Write the QuPath project, if it is wanted, and say where it is."""
+    from wsiad.results.qupath_project import write_results_project
+    from wsiad.runs.run import DETECTOR
+
+    if "qupath" not in config.viewers:
+        return ""
+    # Of the detector, not of the clock: equal results give equal projects.
+    made_ms = (config.run / DETECTOR).stat().st_mtime_ns // 1_000_000
+    return f"; {write_results_project(config.out, made_ms=made_ms)}"
+
+
+def _stored_row(task: SlideTask) -> HeatmapRow | None:
+    from wsiad.results.scoring import stored_row
+
+    return stored_row(task)
+
+
+def _score_one(task: SlideTask) -> HeatmapRow:
+    from wsiad.results.scoring import score_slide, stored_row
+
+    return stored_row(task) or score_slide(task)
+
+
+def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
+    from wsiad.runs.examples import EXAMPLES
+    from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
+
+    parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
+    if config.evidence_regions and (examples := config.run / EXAMPLES).exists():
+        parts.append(fingerprint(examples))
+    reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
+    if quality.given:
+        reading.append(quality.given)
+    if config.override_mpp:
+        reading.append("override_mpp")
+    text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
+    """Say why nothing healthy is shown beside the regions, if they are asked for."""
+    if not config.evidence_regions or record.healthy_examples:
+        return ""
+    note = "the run keeps no healthy examples: regions are shown without their nearest ones"
+    logger.info("%s: %s", config.run, note)
+    return note
+
+
+def _begin(config: HeatmapConfig, facts: dict[str, Any]) -> None:
+    """Write what results are made with, unless another run has begun others since a moment ago."""
+    path = config.out / FACTS
+    try:
+        with new_file(path) as partial:
+            write_json(partial, facts)
+    except FileExistsError:
+        _claim(config, facts["digest"])
+        write_json(path, facts)
+
+
+def _claim(config: HeatmapConfig, digest: str) -> None:
+    """Refuse a folder that holds results of another run or other options, and name them."""
+    out = config.out
+    path = out / FACTS
+    # Looked for first: other shards, which may be starting now, write it second.
+    table = (out / "slides.csv").exists()
+    if not path.exists():
+        if table:
+            raise InputError(
+                "holds a slides.csv that is not of a heatmap",
+                subject=str(out),
+                remedy="Give another --out.",
+            )
+        return
+    refuse_other(out, RESULTS, InputError, remedy="Give another --out.")
+    facts = read_json(path, InputError, keys=["digest"])
+    if facts["digest"] != digest:
+        raise InputError(
+            f"holds results of another run or of other options: {difference(out, facts, config)}",
+            subject=str(out),
+            remedy="Give another --out, or delete this one.",
+        )

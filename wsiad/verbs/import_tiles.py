@@ -1,0 +1,255 @@
+"""``wsiad import-tiles``: tiles that somebody else cut, into a store without geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wsiad.compute.batch import run_batch
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.config import Config, Paths, verb, write_config
+from wsiad.core.errors import InputError, StoreMismatchError
+from wsiad.core.files import checked_name, fingerprint, write_json
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.slide_table import SlideTable
+from wsiad.store.tile_task import TileRow
+from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
+from wsiad.verbs.tile import TileResult, summary
+
+if TYPE_CHECKING:
+    from wsiad.store.foreign_tiles import TileImages
+    from wsiad.store.tile_store import TileStore
+
+Part = Literal["", "normal", "tumor"]
+"""Which tiles of a labelled source a group holds; all of them with no labels."""
+
+
+class ImportStainOptions(StainOptions):
+    """As for slides, but off by default: a source may mix slides, which have no one stain."""
+
+    method: Literal["vahadane", "macenko", "reinhard", "none"] = "none"
+    """Method, fitted once per source; only where a source is the tiles of one slide."""
+
+
+class ImportTilesConfig(Config):
+    """Tiles from folders, tars and HDF5 files into a store without slide geometry."""
+
+    sources: Annotated[Paths, Field(min_length=1)]
+    """Folders of PNG, JPEG or TIFF tiles, tars of them, or HDF5 files as PCam's."""
+    out: Path
+    """Folder of the store; sources that are whole in it are not imported again."""
+    mpp: Annotated[float, Field(gt=0, le=64)]
+    """Scale of the tiles, µm/px; files of tiles do not state it."""
+    tile: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Edge of the tiles, pixels; by default that of the first tile. No tile is resized."""
+    label: str = ""
+    """Label of all sources of this call, such as `normal` or `tumor`."""
+    labels: Paths = ()
+    """HDF5 files with `y` (0 normal, 1 tumour), one for each source and in their order; a
+    source becomes two groups, `<name>-normal` and `<name>-tumor`."""
+    split: str = ""
+    """What `wsiad train --split` chooses by."""
+    stain: ImportStainOptions = ImportStainOptions()
+    """How stains are made alike."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Sources imported at once, each by a process of its own."""
+    compression: CompressionOptions = CompressionOptions()
+    """How the store keeps its pixels."""
+    quiet: bool = False
+    """No progress output."""
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if self.labels and len(self.labels) != len(self.sources):
+            raise ValueError(f"{len(self.labels)} `labels` for {len(self.sources)} `sources`")
+        if self.labels and self.label:
+            raise ValueError("give either `label` or `labels`")
+        return self
+
+    def preparation(self, tile: int) -> Preparation:
+        """Return what decides the pixels, as a store keeps it."""
+        stain = StainOptions(**self.stain.model_dump())
+        return Preparation(mpp=self.mpp, tile=tile, stain=stain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    slide: SlideInput
+    store: Path
+    tile: int
+    labels: Path | None
+    part: Part
+    earlier: TileRow | None
+
+
+@verb(ImportTilesConfig)
+def import_tiles(config: ImportTilesConfig) -> TileResult:
+    """Import tiles into a store.
+
+    A source that holds anything but tiles of one size is reported, leaves nothing in the
+    store and does not stop the others. Sources that are whole in the store are skipped,
+    if they are the same.
+
+    Raises
+    ------
+    InputError
+        A source does not exist or is of no known kind, or no size of tiles can be found.
+    StoreMismatchError
+        The store was made with another configuration.
+    StainError
+        The stain target cannot be used.
+    """
+    # Heavy, and of no use to `--help`.
+    from wsiad.store.tidying import tidied
+    from wsiad.store.tile_store import TileStore
+    from wsiad.tiling.stain_target import stain_target
+
+    start = time.monotonic()
+    groups = _groups(config)
+    tile = config.tile or _tile_of(config)
+    preparation = config.preparation(tile)
+    target = stain_target(preparation).to_dict()
+    TileStore.create(config.out, preparation, target, compression=config.compression)
+    write_config(config.out / "config.yaml", config)
+    table = SlideTable(config.out / "slides.csv", TileRow)
+    tasks = [
+        _Task(slide, config.out, tile, labels, part, table.get(slide.name))
+        for slide, labels, part in groups
+    ]
+    with tidied(config.out):
+        rows = run_batch(
+            _import_one,
+            tasks,
+            row=TileRow,
+            table=table,
+            options=ComputeOptions(workers=config.workers),
+            label="import",
+            quiet=config.quiet,
+        )
+    write_json(config.out / "run.json", summary(rows, time.monotonic() - start))
+    return TileResult(config.out, tuple(rows))
+
+
+def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
+    """List the groups that the sources become; clashing or unsafe names state their problem."""
+    from wsiad.store.foreign_tiles import source_format, source_name
+    from wsiad.store.hdf5 import read_labels
+
+    found: list[tuple[str, Path, Path | None, Part, str]] = []
+    for number, path in enumerate(config.sources):
+        kind, name = source_format(path), source_name(path)
+        if not config.labels:
+            found.append((name, path, None, "", config.label.strip().lower()))
+            continue
+        if kind != "hdf5":
+            raise InputError("only HDF5 sources take `labels`", subject=str(path))
+        tumour = read_labels(config.labels[number])
+        parts: list[Part] = ["normal"] if not tumour.all() else []
+        parts += ["tumor"] if tumour.any() else []
+        found += [(f"{name}-{part}", path, config.labels[number], part, part) for part in parts]
+    names = Counter(name for name, *_ in found)
+    return [
+        (
+            SlideInput(
+                name, path, label=label, split=config.split, problem=_problem(name, names[name])
+            ),
+            labels,
+            part,
+        )
+        for name, path, labels, part, label in found
+    ]
+
+
+def _problem(name: str, count: int) -> str:
+    try:
+        checked_name(name)
+    except InputError as error:
+        return str(error)
+    clash = f"another source is named {name!r} too. Rename one, or import into different folders."
+    return clash if count > 1 else ""
+
+
+def _tile_of(config: ImportTilesConfig) -> int:
+    """Edge of the tiles: the store's, where there is one, else that of the first tile."""
+    from wsiad.store.tile_store import TileStore, is_store
+
+    if is_store(config.out):
+        store = TileStore(config.out)
+        return store.preparation.tile
+    problems = []
+    for path in config.sources:
+        try:
+            for _, pixels in _images(path, None, "").tiles():
+                return len(pixels)
+            problems.append(f"{path}: holds no tiles")
+        except InputError as error:
+            problems.append(str(error))
+    raise InputError(
+        f"no size of tiles can be found: {problems[0].rstrip('.')}",
+        remedy="Or give --tile in pixels.",
+    )
+
+
+def _images(path: Path, labels: Path | None, part: Part) -> TileImages:
+    from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
+    from wsiad.store.hdf5 import read_labels
+
+    match source_format(path):
+        case "folder":
+            return FolderTiles(path)
+        case "tar":
+            return TarTiles(path)
+    if labels is None:
+        return PcamTiles(path)
+    tumour = read_labels(labels)
+    return PcamTiles(path, tumour if part == "tumor" else ~tumour)
+
+
+def _import_one(task: _Task) -> TileRow:
+    from wsiad.store.imported import write_tiles
+    from wsiad.store.tile_store import TileStore
+
+    start = time.monotonic()
+    store, name = TileStore(task.store), task.slide.name
+    source = _fingerprint(task)
+    if name in store:
+        if store.slide(name).fingerprint != source:
+            raise StoreMismatchError(
+                "is in the store, made from another source of this name",
+                subject=name,
+                remedy=f"Rename the source, or delete {store.folder(name)} to import it again.",
+            )
+        return _row(task, store, task.earlier.seconds if task.earlier else 0.0)
+    images = _images(task.slide.path, task.labels, task.part)
+    write_tiles(store, name, images, tile=task.tile, fingerprint=source)
+    return _row(task, store, time.monotonic() - start)
+
+
+def _fingerprint(task: _Task) -> str:
+    """Of the source, with its labels where they choose its tiles."""
+    source = fingerprint(task.slide.path)
+    if task.labels is None:
+        return source
+    text = f"{source} {fingerprint(task.labels)} {task.part}"
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
+    stored = store.slide(task.slide.name)
+    fallback = stored.facts["stain"].get("fallback")
+    return TileRow(
+        task.slide.name,
+        stored.status,
+        f"stains of the reference were used: {fallback}" if fallback else "",
+        seconds,
+        tiles=len(stored),
+        label=task.slide.label,
+        split=task.slide.split,
+        file=str(task.slide.path),
+    )

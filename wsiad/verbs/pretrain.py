@@ -1,0 +1,210 @@
+"""``wsiad pretrain``: a perceptual network, trained on the healthy tiles of a store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from wsiad.core.config import Config, build, verb
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.files import atomic_file, read_json, write_json
+from wsiad.core.provenance import versions
+from wsiad.runs.claim import taken
+from wsiad.runs.fit_tiles import (
+    healthy_slides,
+    store_fingerprint,
+    tile_source,
+    usable_tiles,
+)
+from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+from wsiad.tissue.tissue_options import QualityThresholds
+
+if TYPE_CHECKING:
+    from wsiad.learning.contrastive import ContrastiveOptions
+    from wsiad.learning.contrastive_part import ContrastiveNetwork
+    from wsiad.learning.result import TrainingResult
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, RECORD = "weights.safetensors", "pretrain.json"
+
+
+class PretrainConfig(Config):
+    """Train a perceptual network on the healthy tiles of a store, without any labels."""
+
+    store: Path
+    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
+    out: Path
+    """Folder of the network; an interrupted training in it goes on."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the network and its training, see docs/pretrain.md; may be given several times."""
+    split: str | None = None
+    """Use only slides with this value in the manifest's `split` column."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used, in place of the thresholds that the store has."""
+    seed: int = 0
+    """Same seed, same result."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimiser steps."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so many minutes."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What pretraining made.
+
+    Parameters
+    ----------
+    weights : Path
+        What `--weights` takes: safetensors, torchvision's keys of VGG19.
+    ended_by : str
+        What ended the training.
+    steps : int
+        Optimiser steps taken.
+    summary : str
+        For people.
+    """
+
+    weights: Path
+    ended_by: str
+    steps: int
+    summary: str
+
+
+@verb(PretrainConfig)
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Train a small VGG19 to tell healthy tiles apart, whatever their stain and orientation.
+
+    SimCLR (Chen et al., ICML 2020) with views for stained tissue, at several depths of the
+    network at once; the authors of the Deep Perceptual Autoencoder pretrained theirs by
+    SimCLR for the MOOD challenge of 2020.
+
+    Raises
+    ------
+    StoreError, InputError
+        There is no store, it is damaged, or has no healthy tiles to use.
+    ConfigError
+        An option is unknown or wrong.
+    DetectorError
+        The tiles are too small, or the training diverged.
+    RunError
+        The folder holds something else.
+    """
+    from wsiad.learning.contrastive import ContrastiveOptions, new_training
+    from wsiad.learning.detector import Budget, FitContext, HealthyTiles
+    from wsiad.learning.device import choose_device
+    from wsiad.runs.split import split_slides
+    from wsiad.store.tile_store import TileStore
+
+    start = time.monotonic()
+    options = build(ContrastiveOptions, config.options, source="options of pretrain")
+    device = choose_device(config.device)
+    store = TileStore(config.store)
+    tile = store.preparation.tile
+    if tile < options.views.view_px:
+        raise DetectorError(
+            f"views of {options.views.view_px} px do not fit in tiles of {tile} px",
+            subject=str(config.store),
+            remedy=f"Give --option views.view_px={tile}, or tile larger.",
+        )
+    thresholds = store.preparation.quality.changed_by(config.quality)
+    slides, skipped = healthy_slides(store, config.split)
+    usable, unusable = usable_tiles(slides, thresholds)
+    free = ("store", "device", "max_steps", "max_minutes")
+    with taken(config.out, config, record=RECORD, what="pretraining", free=free) as complete:
+        if complete:
+            return _already_done(config)
+        # Nothing is calibrated here: what `train` would hold out for that is learnt from too.
+        parts = split_slides(
+            [(n, len(t)) for n, t in usable.items()], seed=config.seed, only_fit=()
+        )
+        by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
+        tiles = HealthyTiles(
+            tile_source([*parts.fit, *parts.calibration], by_name), tile_source(parts.stop, by_name)
+        )
+        context = FitContext(
+            seed=config.seed,
+            device=device,
+            folder=config.out,
+            budget=Budget(config.max_steps, config.max_minutes),
+            quiet=config.quiet,
+        )
+        network, training = new_training(tiles, options, context, size=tile)
+        result = training.run()
+        used = {
+            "stores": {config.store.name: store_fingerprint(store, slides)},
+            "tiles": {"fit": len(tiles.fit), "held_out": len(tiles.stop)},
+            "mpp": store.preparation.mpp,
+            "split": parts.note,
+            "slides_not_used": skipped,
+            "tiles_not_used": unusable,
+        }
+        _write(config, options, network, result, used, seconds=time.monotonic() - start)
+        unseen = "".join(
+            f"{line}\n" for line in unseen_lines(unseen_slides(store), str(config.store))
+        )
+        summary = (
+            f"{unseen}{result.steps} steps, ended by {result.ended_by}; held-out loss "
+            f"{result.best_loss:.4f} at step {result.best_step}\n"
+            f"use it: --weights {config.out / WEIGHTS}"
+        )
+        return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
+
+
+def _already_done(config: PretrainConfig) -> PretrainResult:
+    keys = ("ended_by", "steps")
+    record = read_json(config.out / RECORD, RunError, keys=keys, remedy="Delete it and run again.")
+    ended_by, steps = (record[key] for key in keys)
+    return PretrainResult(
+        config.out / WEIGHTS, ended_by, steps, f"{config.out} is complete already"
+    )
+
+
+def _write(
+    config: PretrainConfig,
+    options: ContrastiveOptions,
+    network: ContrastiveNetwork,
+    result: TrainingResult,
+    used: dict[str, Any],
+    *,
+    seconds: float,
+) -> None:
+    """Write the weights, then the record that declares them complete."""
+    from safetensors.torch import save_file
+
+    from wsiad.networks.weights import tensors_sha256
+
+    tensors = network.plain()
+    about = {
+        "network": "vgg19",
+        "padding": "zeros",
+        "widths": ",".join(map(str, options.widths)),
+        "mpp": f"{used['mpp']:g}",
+        "made_by": f"wsiad pretrain {versions()['wsiad']}",
+    }
+    with atomic_file(config.out / WEIGHTS) as partial:
+        save_file(tensors, str(partial), metadata=about)
+    record = {
+        "format": 1,
+        "ended_by": result.ended_by,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_loss": result.best_loss,
+        "seconds": round(seconds, 3),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "sha256_of_tensors": tensors_sha256(tensors),
+        "options": options.model_dump(mode="json"),
+        **used,
+        "versions": versions(),
+    }
+    write_json(config.out / RECORD, record)

@@ -1,0 +1,264 @@
+"""``wsiad score-tiles``: each tile of a store scored, and tile AUROC where tiles are labelled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from wsiad.core.config import Config, verb, write_config
+from wsiad.core.errors import DetectorError, InputError, StoreMismatchError
+from wsiad.core.files import write_json, write_text
+from wsiad.core.labels import is_healthy, label_of
+from wsiad.core.progress import Progress
+from wsiad.core.provenance import versions
+from wsiad.evaluation.groups import (
+    NORMAL,
+    TUMOUR,
+    GroupScores,
+    by_type,
+    group_facts,
+    scores_table,
+    type_line,
+)
+from wsiad.runs.fit_tiles import store_fingerprint
+from wsiad.runs.preparation import check_prepared_alike, run_preparation
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_task import TileRow
+from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.bootstrap import Estimate
+    from wsiad.learning.detector import Detector
+    from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_store import TileStore
+
+SCORES, EVALUATION = "scores.csv", "evaluation.json"
+
+
+class ScoreTilesConfig(Config):
+    """Score each tile of a store with the detector of a run."""
+
+    run: Path
+    """Run folder that `wsiad train` made."""
+    store: Path
+    """Tile store that `wsiad import-tiles` or `wsiad tile` made."""
+    out: Path
+    """Folder of the scores; those of an earlier call in it are replaced."""
+    normal: tuple[str, ...] = ()
+    """Labels that mean normal; by default those that `wsiad train` takes as healthy. Any
+    other label means tumour, and groups without one are scored but not evaluated."""
+    tumour: tuple[str, ...] = ()
+    """Labels of slides all of whose tiles in the store are tumour, as where they were cut
+    within outlines; by default nothing is known of the tiles of a slide with tumour."""
+    batch: Annotated[int, Field(ge=1)] = 256
+    """The most tiles scored at once; a CPU takes fewer, to the same scores."""
+    bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Resamples of the groups for the interval."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the resamples."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    quiet: bool = False
+    """No progress output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTilesResult:
+    """What scoring made.
+
+    Parameters
+    ----------
+    scores, evaluation : Path
+        ``scores.csv`` and ``evaluation.json``.
+    groups : tuple of GroupScores
+        In order of their names.
+    tile_auroc : Estimate
+        With its interval over groups.
+    summary : str
+        For people.
+    """
+
+    scores: Path
+    evaluation: Path
+    groups: tuple[GroupScores, ...]
+    tile_auroc: Estimate
+    summary: str
+
+
+@verb(ScoreTilesConfig)
+def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
+    """Score the tiles of a store; where a tile is larger than the input, its centre.
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    StoreError
+        The store is missing, damaged, or was prepared otherwise than the run's.
+    DetectorError
+        A score is not finite; nothing is written then.
+    InputError
+        The store is empty, or the output folder holds something else.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.evaluation.auc import slide_auc, tile_auroc
+    from wsiad.learning.device import choose_device, windows_at_once
+    from wsiad.runs.run import RunFolder
+    from wsiad.store.tile_store import TileStore
+
+    start = time.monotonic()
+    device = choose_device(config.device)
+    folder = RunFolder.open(config.run, beside=[config.store])
+    store = TileStore(config.store)
+    # The tissue mask chooses tiles; it does not change what a pixel means.
+    check_prepared_alike(store, *run_preparation(config.run), keys=("mpp", "stain"))
+    _claim(config.out)
+    detector, calibration = folder.load_detector(device), folder.calibration()
+    batch = windows_at_once(config.batch, device, edge=detector.spec.size)
+    slides = [slide for slide in store if len(slide)]
+    if not slides:
+        raise InputError("holds no tiles", subject=str(config.store))
+    unseen = unseen_slides(store)
+    groups = _scored(config, store, slides, detector, batch=batch)
+    write_text(config.out / SCORES, scores_table(store, groups, calibration))
+    positive, negative = (
+        [g.scores.astype(np.float64) if g.truth == truth else np.zeros(0) for g in groups]
+        for truth in (TUMOUR, NORMAL)
+    )
+    area = tile_auroc(positive, negative, resamples=config.bootstrap, seed=config.seed)
+    independent = slide_auc(np.concatenate(positive), np.concatenate(negative))
+    record = folder.record()
+    types = by_type(groups, record.notes.get("anomalies"))
+    facts = {
+        "run": str(config.run),
+        "detector": record.detector,
+        "store": store_fingerprint(store, slides),
+        "tile_auroc": area.as_json(),
+        "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
+        "by_type": types,
+        "not_scored": unseen,
+        "groups": [group_facts(group, calibration) for group in groups],
+        "seconds": round(time.monotonic() - start, 3),
+        "versions": versions(),
+    }
+    write_json(config.out / EVALUATION, facts)
+    write_config(config.out / "config.yaml", config)
+    said = unseen_lines(unseen, str(config.store))
+    summary = "\n".join([*said, _summary(config, groups, area, independent, types)])
+    return ScoreTilesResult(
+        config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
+    )
+
+
+def _claim(out: Path) -> None:
+    """Refuse a folder that holds anything but the scores of an earlier call."""
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file", subject=str(out), remedy="Give a folder as --out.")
+    if out.exists() and any(out.iterdir()) and not (out / SCORES).exists():
+        raise InputError(
+            "holds something that is not scores of tiles",
+            subject=str(out),
+            remedy="Give an empty or a new folder as --out.",
+        )
+
+
+def _scored(
+    config: ScoreTilesConfig,
+    store: TileStore,
+    slides: list[StoredSlide],
+    detector: Detector,
+    *,
+    batch: int,
+) -> list[GroupScores]:
+    labels = {row.slide: row.label for row in read_table(store.path / "slides.csv", TileRow)}
+    groups = []
+    total = sum(len(slide) for slide in slides)
+    with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:
+        for slide in slides:
+            parts = []
+            for windows in centre_windows(slide, detector.spec.size, batch=batch):
+                parts.append(detector.score(windows))
+                progress.update(len(windows), note=slide.name)
+            label = labels.get(slide.name, "")
+            truth = _truth(slide, label, config)
+            scores = np.concatenate(parts)
+            if not np.isfinite(scores).all():
+                raise DetectorError(
+                    f"the run gives scores of {slide.name} that are not finite",
+                    subject=str(config.run),
+                    remedy="Its weights are damaged: copy the run again, or train again.",
+                )
+            groups.append(GroupScores(slide.name, label, truth, scores))
+    return groups
+
+
+def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in batches.
+
+    Raises
+    ------
+    StoreMismatchError
+        The tiles are smaller.
+    """
+    if size > slide.tile:
+        raise StoreMismatchError(
+            f"its tiles of {slide.tile} px are smaller than the detector's {size} px",
+            subject=slide.name,
+            remedy="Train with --option input_px, or give a store with larger tiles.",
+        )
+    first = (slide.tile - size) // 2
+    centre = slice(first, first + size)
+    # Whole chunks: a part of one costs as much to read as all of it.
+    block = -(-batch // slide.chunk) * slide.chunk
+    for start in range(0, len(slide), block):
+        tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
+        for at in range(0, len(tiles), batch):
+            yield np.ascontiguousarray(tiles[at : at + batch])
+
+
+def _truth(slide: StoredSlide, label: str, config: ScoreTilesConfig) -> str:
+    """Tell what the tiles of a group show, by its label.
+
+    A slide with tumour holds healthy tiles too: unless the user knows better, its label
+    says nothing of a tile.
+    """
+    if not label:
+        return ""
+    # A store keeps labels in the vocabulary's words, which need not be the user's.
+    normal, tumour = (
+        {word for name in names for word in (name.strip().lower(), label_of(name)) if word}
+        for names in (config.normal, config.tumour)
+    )
+    if label in normal if normal else is_healthy(label):
+        return NORMAL
+    return "" if slide.has_geometry and label not in tumour else TUMOUR
+
+
+def _summary(
+    config: ScoreTilesConfig,
+    groups: list[GroupScores],
+    area: Estimate,
+    independent: Estimate,
+    types: list[dict[str, Any]],
+) -> str:
+    counts = {
+        truth: sum(len(g.scores) for g in groups if g.truth == truth) for truth in (NORMAL, TUMOUR)
+    }
+    total = sum(len(group.scores) for group in groups)
+    lines = [f"{config.out}: {total} tiles of {len(groups)} groups scored"]
+    if area.value is None:
+        return "\n".join([*lines, f"tile AUROC {area}"])
+    lines.append(f"tile AUROC {area}: {counts[TUMOUR]} tumour and {counts[NORMAL]} normal tiles")
+    if area.low is None:
+        lines.append(f"  {area.interval_undefined}")
+        lines.append(f"  as if tiles were independent, which they are not: {independent}")
+    if any(kind["learnt_from"] or kind["left_out"] for kind in types):
+        lines += [type_line(kind) for kind in types]
+    return "\n".join(lines)

@@ -1,0 +1,207 @@
+"""``wsiad significance``: p-values for results, from healthy slides that were held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from wsiad.core.config import Config, verb
+from wsiad.core.errors import RunError
+from wsiad.core.files import real_path
+from wsiad.evaluation.results_input import SlideScore
+
+if TYPE_CHECKING:
+    from wsiad.conformal.false_alarms import FalseAlarms
+    from wsiad.conformal.judgement import HealthySlides
+    from wsiad.conformal.significance_files import SignificanceRow
+    from wsiad.results.scored import ScoredFolder
+
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SignificanceConfig(Config):
+    """P-values for the slides, regions and tiles of results, from held-out healthy slides."""
+
+    results: Path
+    """Results folder of `wsiad heatmap`; the p-values are added to it."""
+    healthy: Path
+    """Results folder of healthy slides that the run knows nothing of, scored by the same run
+    with the same options."""
+    check: Path | None = None
+    """Results folder of yet other healthy slides, on which the false alarms are counted."""
+    fdr: Level = 0.1
+    """False-discovery rate to keep over the regions of a slide."""
+    slide_score: SlideScore = "max"
+    """Which score of `wsiad heatmap` is a slide's score."""
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
+    """Levels of p at which false alarms are counted on the slides of `check`."""
+    quiet: bool = False
+    """No progress output."""
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> Self:
+        folders = [real_path(path) for path in (self.results, self.healthy, self.check) if path]
+        if len(set(folders)) < len(folders):
+            raise ValueError("`results`, `healthy` and `check` are different folders")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SignificanceResult:
+    """What comparing with healthy slides made.
+
+    Parameters
+    ----------
+    rows : tuple of SignificanceRow
+        Of the slides that have a heatmap, in order of their names.
+    false_alarms : tuple of FalseAlarms
+        Measured on the slides of `check`; empty without them.
+    warnings : tuple of str
+        What no reader may miss.
+    report : Path
+        ``significance.json``.
+    summary : str
+        For people.
+    """
+
+    rows: tuple[SignificanceRow, ...]
+    false_alarms: tuple[FalseAlarms, ...]
+    warnings: tuple[str, ...]
+    report: Path
+    summary: str
+
+
+@verb(SignificanceConfig)
+def significance(config: SignificanceConfig) -> SignificanceResult:
+    """Add p-values to results, and say so in their report; nothing is scored again.
+
+    Raises
+    ------
+    InputError
+        A folder holds no results or those of another run or other options; a healthy slide
+        was used for the run, is labelled as anything but healthy, or is among the slides
+        that are compared with it.
+    EvaluationError, ExportError
+        Results of a slide are damaged.
+    """
+    from wsiad.report.report import write_results_report
+    from wsiad.results.qupath_project import update_results_project
+
+    result = compare(config)
+    write_results_report(config.results)
+    update_results_project(config.results)
+    return result
+
+
+def compare(config: SignificanceConfig) -> SignificanceResult:
+    """Do what :func:`significance` does, but for the report."""
+    from wsiad.conformal import significance_files as files
+    from wsiad.conformal import significance_text as text
+    from wsiad.results.scored import read_folder
+
+    tested = read_folder(config.results, score=config.slide_score)
+    healthy = read_folder(config.healthy, score=config.slide_score)
+    check = read_folder(config.check, score=config.slide_score) if config.check else None
+    learnt_from = check_folders(tested, healthy, check)
+    reference = _reference(healthy)
+    alarms = _false_alarms(config, check, reference, n_healthy=len(healthy.slides))
+    files.forget(config.results)
+    rows = _judge(config, tested, reference)
+    warnings = text.warnings(
+        tested, healthy, check, learnt_from=learnt_from, alarms=alarms, fdr=config.fdr
+    )
+    report = files.write(
+        config, rows, healthy=healthy, check=check, tested=tested, reference=reference,
+        alarms=alarms, warnings=warnings,
+    )  # fmt: skip
+    summary = text.summary(rows, report, n_healthy=len(healthy.slides), fdr=config.fdr)
+    lines = [
+        *text.not_tested(tested),
+        summary,
+        *text.alarm_table(alarms),
+        *(f"WARNING: {one}" for one in warnings),
+    ]
+    return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
+
+
+def check_folders(
+    tested: ScoredFolder, healthy: ScoredFolder, check: ScoredFolder | None
+) -> dict[str, str] | None:
+    """Check that slides can be compared with healthy ones.
+
+    Returns
+    -------
+    dict of str to str, or None
+        What slides were used for by the run, by fingerprint; ``None`` where the run does
+        not say.
+
+    Raises
+    ------
+    InputError
+        They cannot; it names the slide or what differs.
+    """
+    learnt_from = _learnt_from(Path(tested.facts.get("run", "")))
+    for folder in [healthy, *([check] if check else [])]:
+        folder.check_same_run(tested)
+        folder.check_healthy(learnt_from or {})
+    healthy.check_apart(tested)
+    if check:
+        check.check_apart(healthy)
+    return learnt_from
+
+
+def _learnt_from(run: Path) -> dict[str, str] | None:
+    from wsiad.runs.run import RunFolder
+
+    try:
+        return RunFolder.open(run).record().slides_by_fingerprint or None
+    except RunError:  # it may have been moved since: a warning says that nobody could check
+        return None
+
+
+def _reference(healthy: ScoredFolder) -> HealthySlides:
+    from wsiad.conformal.judgement import HealthySlides
+
+    return HealthySlides.of([slide.scores() for slide in healthy.slides])
+
+
+def _false_alarms(
+    config: SignificanceConfig,
+    check: ScoredFolder | None,
+    reference: HealthySlides,
+    *,
+    n_healthy: int,
+) -> list[FalseAlarms]:
+    from wsiad.conformal.judgement import false_alarms
+
+    if check is None:
+        return []
+    return false_alarms(
+        (reference.judge(slide.scores(), fdr=config.fdr) for slide in check.slides),
+        levels=config.levels,
+        fdr=config.fdr,
+        reference=n_healthy,
+    )
+
+
+def _judge(
+    config: SignificanceConfig, tested: ScoredFolder, reference: HealthySlides
+) -> list[SignificanceRow]:
+    """Judge each slide and write what is found into its folder."""
+    from wsiad.conformal.significance_files import rows_of, write_slide
+    from wsiad.core.progress import Progress
+
+    judgements = []
+    total = len(tested.slides)
+    with Progress("significance", total=total, unit="slide", quiet=config.quiet) as progress:
+        for slide in tested.slides:
+            judgement = reference.judge(slide.scores(), fdr=config.fdr)
+            write_slide(slide, judgement)
+            judgements.append((slide, judgement.p, judgement.regions))
+            progress.update()
+    if not judgements:
+        raise tested.no_slides()
+    return rows_of(judgements)

@@ -1,0 +1,186 @@
+"""``wsiad tile``: slides into a tile store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_staging
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.config import Paths, verb, write_config
+from wsiad.core.errors import InputError
+from wsiad.core.files import write_json
+from wsiad.core.folder_kinds import SLIDES, other_kinds_named
+from wsiad.core.provenance import versions
+from wsiad.slides.inputs import find_slides
+from wsiad.slides.scale import check_mpp
+from wsiad.slides.slide_table import (
+    SlideRow,
+    SlideTable,
+    backends,
+    failures,
+    partly_damaged,
+    unusable,
+)
+from wsiad.store.tile_task import TileRow, TileTask, stored_slide, tile_one
+from wsiad.tiling.preparation import CompressionOptions, Preparation
+
+
+class TileConfig(ComputeOptions, Preparation):
+    """Slides into a zarr store of stain-normalised tissue tiles."""
+
+    slides: Annotated[Paths, Field(min_length=1)]
+    """Slide files, folders of slides, or manifest CSVs (`slide`, `name`, `mpp`,
+    `label`, `split`; docs/manifest.md)."""
+    out: Path
+    """Folder of the store; slides that are whole in it are not tiled again."""
+    coords: Path | None = None
+    """Folder of HDF5 files as CLAM's or TRIDENT's that say where tiles lie, one a slide; in
+    place of the grid and of `min_coverage`."""
+    override_mpp: bool = False
+    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
+    compression: CompressionOptions = CompressionOptions()
+    """How the store keeps its pixels."""
+    split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
+    """Slides of more tiles are tiled in parts of about so many, by as many workers as are free;
+    each is kept when it is whole."""
+    quiet: bool = False
+    """No progress output."""
+
+    @field_validator("slide_mpp")
+    @classmethod
+    def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
+        return None if value is None else check_mpp(value)
+
+    @model_validator(mode="after")
+    def _coordinates_need_no_stride(self) -> Self:
+        if self.coords is not None and self.stride is not None:
+            raise ValueError("`coords` say where tiles lie: give no `stride`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """What tiling made.
+
+    Parameters
+    ----------
+    store : Path
+    rows : tuple of TileRow
+        The slides (or imported sources) of this call, in order of their names.
+    """
+
+    store: Path
+    rows: tuple[TileRow, ...]
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides that are not in the store although they were asked for."""
+        return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides without tiles that are not without tissue: they could not be looked at."""
+        return tuple(unusable(self.rows))
+
+    @property
+    def summary(self) -> str:
+        """For people: the slides of which damaged parts were left out; empty if there are none."""
+        names = [row.slide for row in partly_damaged(self.rows)]
+        if not names:
+            return ""
+        return (
+            f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
+            f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
+            f"see {self.store / 'report.html'}"
+        )
+
+
+@verb(TileConfig)
+def tile(config: TileConfig) -> TileResult:
+    """Tile slides into a store.
+
+    A slide that fails is reported and does not stop the others. Slides that are whole
+    in the store are skipped, if slide and configuration are the same.
+
+    Raises
+    ------
+    InputError
+        No slides were found, or a manifest is not valid.
+    StoreMismatchError
+        The store was made with another configuration.
+    StainError
+        The stain target cannot be used.
+    ClusterError
+        There is no such cluster or scheduler, or it takes no jobs.
+    """
+    # Heavy, and of no use to `--help`.
+    from wsiad.report.store_reporting import write_store_report
+    from wsiad.store.tidying import tidied
+    from wsiad.store.tile_store import TileStore
+    from wsiad.tiling.stain_target import stain_target
+
+    start = time.monotonic()
+    remedy = "Give slide files, folders of them, or a manifest."
+    with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
+        inputs = slides_of_shard(find_slides(config.slides), config.shard)
+    target = stain_target(config).to_dict()
+    store = TileStore.create(config.out, config, target, compression=config.compression)
+    write_config(config.out / "config.yaml", config)
+    table = SlideTable(config.out / "slides.csv", TileRow)
+    tasks = [
+        TileTask(
+            slide,
+            config.out,
+            config.preparation(),
+            target,
+            table.get(slide.name),
+            config.coords,
+            config.split_tiles,
+            override_mpp=config.override_mpp,
+        )
+        for slide in inputs
+    ]
+    with tidied(config.out):
+        rows = run_batch(
+            tile_one,
+            with_staging(tasks, config, done=lambda task: task.slide.name in store),
+            row=TileRow,
+            table=table,
+            options=config,
+            label="tile",
+            quiet=config.quiet,
+            stored=stored_slide,
+        )
+    seconds = time.monotonic() - start
+    record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})
+    write_json(record_path(config.out, config.shard), record)
+    write_store_report(config.out)
+    return TileResult(config.out, tuple(rows))
+
+
+def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+    """Return what a store's ``run.json`` says of the call that filled it."""
+    from wsiad.tissue.guards import QUALITY_REASONS
+
+    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
+    by_reason = {
+        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
+        for reason in QUALITY_REASONS
+    }
+    return {
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "tiles": tiles,
+        "missing": sum(row.missing for row in rows),
+        **({"damaged": damaged} if damaged else {}),
+        "unusable": by_reason,
+        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+        "backends": backends(rows),
+    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})

@@ -1,0 +1,325 @@
+"""``wsiad train``: a detector, fitted on the healthy tiles of a store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from wsiad.core.config import Config, build, verb
+from wsiad.core.errors import DetectorError
+from wsiad.core.files import write_json
+from wsiad.detectors import registry
+from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
+from wsiad.runs.claim import taken
+from wsiad.runs.fit_tiles import store_fingerprint, usable_tiles
+from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.slides.slide_table import slide_seconds
+from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+from wsiad.tissue.tissue_options import QualityThresholds
+
+if TYPE_CHECKING:
+    import torch
+
+    from wsiad.learning.detector import Detector, FitReport
+    from wsiad.runs.calibration import Calibration
+    from wsiad.runs.fitting import Chosen
+    from wsiad.runs.split import HealthySplit
+    from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_store import TileStore
+
+logger = logging.getLogger(__name__)
+
+
+def _by_comma(value: object) -> object:
+    parts = (value,) if isinstance(value, str) else value
+    if isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts):
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_by_comma)]
+"""Any number of names; also one text that commas part."""
+
+
+class TrainConfig(Config):
+    """Fit a detector on the healthy tiles of a store."""
+
+    store: Path
+    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
+    out: Path
+    """Folder of the run; an interrupted run in it goes on."""
+    detector: str = "dpa"
+    """Method; an unknown name is answered with the list of those there are."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the method, see docs/detectors.md; may be given several times."""
+    weights: str | None = None
+    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
+    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
+    can be downloaded, else `wsiad`."""
+    anomalies: Path | None = None
+    """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
+    a slide is its anomaly type."""
+    anomaly_types: Names = ()
+    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
+    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
+    split: str | None = None
+    """Use only slides with this value in the manifest's `split` column."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used; in place of the thresholds that the store has, and
+    for the heatmaps of the run too. Tiles that the store dropped are gone."""
+    seed: int = 0
+    """Same seed, same result."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """GPUs to train on at once, each with its share of every batch, for methods that are
+    trained step by step; with `--device cpu`, processes."""
+    healthy_examples: Annotated[int, Field(ge=0)] = 512
+    """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
+    0 for none."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimiser steps."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so many minutes of fitting."""
+    quiet: bool = False
+    """No progress output."""
+
+    @model_validator(mode="after")
+    def _choices_need_anomalies(self) -> Self:
+        if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
+            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: give it")
+        return self
+
+
+_FREE = frozenset(
+    {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
+    | {"healthy_examples"}
+)
+"""What may change while a run is made: where things are, and when to stop. What was learnt from,
+and whether a limit may change, a checkpoint knows better."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What training made.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    ended_by : str
+        What ended the fit.
+    steps : int
+        Optimiser steps taken.
+    summary : str
+        For people.
+    """
+
+    run: Path
+    ended_by: str
+    steps: int
+    summary: str
+
+
+@verb(TrainConfig)
+def train(config: TrainConfig) -> TrainResult:
+    """Fit a detector and calibrate it on healthy tiles held out by slide.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or it is damaged.
+    InputError
+        The store has no healthy tiles to use, or that of anomalies no anomalous ones, or
+        another process works in the folder.
+    StoreMismatchError
+        The anomalous tiles were prepared otherwise than the healthy ones.
+    DetectorError
+        The method is unknown, cannot be fitted on these tiles, or was given anomalous tiles
+        that it cannot use, or none although it needs them.
+    WeightsError
+        Pretrained weights are not at hand.
+    RunError
+        The folder holds a complete run, or one of another configuration.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.learning.device import choose_device
+    from wsiad.runs.fitting import check_devices, choose
+    from wsiad.runs.run import RUN
+
+    start = time.monotonic()
+    cls = registry.load(config.detector)
+    options = build(cls.Options, config.options, source=f"options of {config.detector}")
+    check_use(config.detector, cls.learns_from_anomalies(options), config.anomalies)
+    device = choose_device(config.device)
+    check_devices(config.devices, device, config.detector, cls)
+    chosen = choose(config)
+    anomalies = _anomalies(config, chosen.store, size=chosen.size)
+    with taken(
+        config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
+    ) as complete:
+        if complete:
+            return _already_done(config)
+        return _made(config, chosen, anomalies, device, start)
+
+
+def _made(
+    config: TrainConfig,
+    chosen: Chosen,
+    anomalies: AnomalySlides | None,
+    device: torch.device,
+    start: float,
+) -> TrainResult:
+    """Fit, calibrate, choose healthy examples, and write the run; its record last."""
+    from wsiad.runs.calibration import calibrate
+    from wsiad.runs.fitting import fit_context, together
+    from wsiad.runs.healthy_examples import choose_examples
+    from wsiad.runs.run import RunFolder, RunRecord
+
+    store, slides, usable = chosen.store, chosen.slides, chosen.usable
+    tile_seconds = slide_seconds(config.store / "slides.csv")
+    folder = RunFolder(config.out)
+    write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
+    parts, detector, tiles = chosen.begin(
+        config.seed, only_fit=[slide.name for slide in anomalies.slides] if anomalies else ()
+    )
+    if not parts.by_slide:
+        logger.warning("%s", parts.note)
+    with together(config, device) as ranks:
+        report = detector.fit(
+            tiles,
+            fit_context(
+                config, ranks, device=device, anomalies=anomalies.tiles() if anomalies else None
+            ),
+        )
+    held_out = chosen.source(parts.calibration)
+    calibration = calibrate(
+        detector,
+        held_out,
+        n_slides=len(parts.calibration),
+        seed=config.seed,
+        quiet=config.quiet,
+    )
+    examples = choose_examples(
+        detector,
+        parts.fit,
+        {slide.name: (slide, usable[slide.name]) for slide in slides},
+        held_out=held_out,
+        count=config.healthy_examples,
+        seed=config.seed,
+        quiet=config.quiet,
+    )
+    folder.save_detector(detector, name=config.detector)
+    folder.write_calibration(calibration)
+    folder.write_examples(examples)
+    notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
+    if examples:
+        notes |= {"healthy_examples": len(examples)}
+    if config.devices > 1:
+        notes |= {"devices": config.devices}
+    if chosen.thresholds.given:
+        notes |= {"thresholds": chosen.thresholds.given, "tiles_not_used": chosen.unusable}
+    if anomalies:
+        shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
+        tied = {"slides_fitted_on_whole": shared} if shared else {}
+        notes |= {"anomalies": anomalies.note() | tied}
+    folder.finish(
+        RunRecord(
+            detector=config.detector,
+            seed=config.seed,
+            device=str(device),
+            ended_by=report.ended_by,
+            steps=report.steps,
+            seconds=round(time.monotonic() - start, 3),
+            tile_seconds=tile_seconds,
+            stores={config.store.name: store_fingerprint(store, slides)},
+            split=parts.note,
+            slides=_slides_by_use(parts, slides, anomalies.slides if anomalies else []),
+            notes=notes,
+        )
+    )
+    summary = "\n".join(
+        [
+            *unseen_lines(unseen_slides(store), str(config.store)),
+            _summary(config, detector, report, calibration, notes.get("anomalies")),
+        ]
+    )
+    return TrainResult(config.out, report.ended_by, report.steps, summary)
+
+
+def _slides_by_use(
+    parts: HealthySplit, healthy: list[StoredSlide], anomalous: list[StoredSlide]
+) -> dict[str, dict[str, str]]:
+    """Fingerprints of the slides by what they were used for: others are held out wholly."""
+    marks = {slide.name: slide.fingerprint for slide in healthy}
+    uses = {"fit": parts.fit, "stop": parts.stop, "calibration": parts.calibration}
+    found = {use: {item.slide: marks[item.slide] for item in part} for use, part in uses.items()}
+    if anomalous:
+        found["anomalies"] = {slide.name: slide.fingerprint for slide in anomalous}
+    return found
+
+
+def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:
+    """Labelled anomalous tiles, if there are any; prepared as the healthy ones."""
+    from wsiad.store.tile_store import TileStore
+
+    if config.anomalies is None:
+        return None
+    store = TileStore(config.anomalies)
+    check_prepared_alike(store, healthy.preparation, healthy.target, keys=("mpp", "stain"))
+    if store.preparation.tile < size:
+        raise DetectorError(
+            f"needs {size} px and the anomalous tiles have {store.preparation.tile} px",
+            subject=config.detector,
+            remedy="Give larger ones, or a smaller input by --option input_px.",
+        )
+    thresholds = store.preparation.quality.changed_by(config.quality)
+    return anomaly_slides(
+        store,
+        types=config.anomaly_types,
+        split=config.split,
+        most=config.anomaly_tiles,
+        seed=config.seed,
+        usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
+    )
+
+
+def _already_done(config: TrainConfig) -> TrainResult:
+    from wsiad.runs.run import RunFolder
+
+    record = RunFolder.open(config.out).record()
+    summary = f"{config.out}: this run is complete already ({record.ended_by})"
+    return TrainResult(config.out, record.ended_by, record.steps, summary)
+
+
+def _summary(
+    config: TrainConfig,
+    detector: Detector,
+    report: FitReport,
+    calibration: Calibration,
+    anomalies: dict[str, Any] | None,
+) -> str:
+    steps = f" after {report.steps} steps" if report.steps else ""
+    what = f"{config.detector} on {detector.spec.size} px at {detector.spec.mpp:g} µm/px"
+    usual = f"median {calibration.median:.4g}, 99 % below {calibration.quantile(0.99):.4g}"
+    number = f"{calibration.n_slides} slide{'s' if calibration.n_slides != 1 else ''}"
+    source = f"{calibration.n_windows} windows of {number}"
+    lines = [
+        f"{config.out}: {what}, ended by {report.ended_by}{steps}",
+        f"healthy score: {usual} ({source})",
+    ]
+    if anomalies:
+        lines.append(
+            f"learnt from {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
+            f"slides: {', '.join(anomalies['types'])}; other types of anomaly were not seen"
+        )
+    weights = report.notes.get("weights")
+    if isinstance(weights, dict) and weights.get("warning"):
+        lines.append(f"WARNING: {weights['warning']}")
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""``wsiad view``: a zoomable slide with its heatmap over it, in a browser on this machine."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from wsiad.core.config import Config, Paths, verb
+from wsiad.core.errors import InputError
+from wsiad.core.files import checked_slide_name, read_json
+from wsiad.core.folder_kinds import RESULTS, refuse_other
+from wsiad.core.progress import tell
+from wsiad.core.signals import Terminated
+from wsiad.slides.slide_files import slide_fingerprint
+
+if TYPE_CHECKING:
+    from wsiad.heatmaps.heatmap_task import HeatmapRow
+    from wsiad.viewing.server import ViewServer
+    from wsiad.viewing.viewed_slides import ViewedSlide
+
+
+class ViewConfig(Config):
+    """Look at slides with their heatmaps in a browser, on this machine only."""
+
+    results: Path
+    """Results folder of `wsiad heatmap`."""
+    slides: Paths = ()
+    """Where the slides are now: files, folders or manifest CSVs; by default where they were
+    scored."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port on 127.0.0.1; 0 takes a free one."""
+    browser: bool = True
+    """Open the page in the browser."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewResult:
+    """How looking ended."""
+
+    summary: str = ""
+
+
+@verb(ViewConfig)
+def view(config: ViewConfig) -> ViewResult:
+    """Show the page until it is interrupted.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold results, the slides are not where they are said to be,
+        or the port is taken.
+    """
+    server = open_server(config)
+    tell(f"Look at {server.url} (Ctrl-C ends it)")
+    if config.browser and not (_graphical() and webbrowser.open(server.url)):
+        tell("No browser could be started: open the address yourself.")
+    try:
+        server.serve_forever()
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    finally:
+        server.server_close()
+    return ViewResult()
+
+
+def _graphical() -> bool:
+    """Whether a browser has a screen: one for the terminal would keep the server from serving."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def open_server(config: ViewConfig) -> ViewServer:
+    """Open the server of a results folder; it answers once it is let to serve.
+
+    Raises
+    ------
+    InputError
+        As of :func:`view`.
+    """
+    from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
+
+    slides = viewed_slides(config.results, config.slides)
+    pages = Pages(slides, title=config.results.resolve().name, problem=functools.cache(_problem))
+    try:
+        return ViewServer(pages, port=config.port)
+    except OSError as error:
+        raise InputError(
+            f"cannot be listened on: {error.strerror}",
+            subject=f"{LOOPBACK}:{config.port}",
+            remedy="Give another --port, or 0 for a free one.",
+        ) from error
+
+
+def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSlide]:
+    """List the slides of a results folder by rank, and where their files are.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold results, or sources were given that hold no slides.
+    """
+    from wsiad.heatmaps.heatmap_task import FACTS, HeatmapRow
+    from wsiad.slides.inputs import find_slides
+    from wsiad.slides.slide_table import read_table
+
+    refuse_other(results, RESULTS, InputError, remedy="Make them: wsiad heatmap.")
+    if not (results / FACTS).exists():
+        raise InputError(
+            "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."
+        )
+    given = {slide.name: slide.path for slide in find_slides(sources)} if sources else {}
+    rows = sorted(read_table(results / "slides.csv", HeatmapRow), key=_order)
+    return [
+        _viewed(row, rank if _scored(row) else None, results, given.get(row.slide))
+        for rank, row in enumerate(rows, start=1)
+    ]
+
+
+def _scored(row: HeatmapRow) -> bool:
+    return row.score_max is not None and math.isfinite(row.score_max)
+
+
+def _order(row: HeatmapRow) -> tuple[float, str]:
+    score = row.score_max
+    return -score if score is not None and math.isfinite(score) else math.inf, row.slide
+
+
+def _viewed(row: HeatmapRow, rank: int | None, results: Path, file: Path | None) -> ViewedSlide:
+    from wsiad.core.geometry import Size
+    from wsiad.slides.slide_table import FAILED
+    from wsiad.viewing.viewed_slides import ViewedSlide
+
+    failed = row.status == FAILED or row.width is None or row.height is None
+    return ViewedSlide(
+        row.slide,
+        row.status,
+        row.reason,
+        row.label,
+        rank,
+        row.score_max,
+        _folder(row, results),
+        None if failed else Size(row.width or 0, row.height or 0),
+        (row.mpp_x, row.mpp_y) if row.mpp_x and row.mpp_y else None,
+        file or (Path(row.file) if row.file else None),
+    )
+
+
+def _folder(row: HeatmapRow, results: Path) -> Path:
+    """Return a slide's folder; one that does not exist for a slide that failed for its name.
+
+    Raises
+    ------
+    InputError
+        The name of a slide that did not fail leads out of the results.
+    """
+    from wsiad.slides.slide_table import FAILED
+
+    try:
+        return results / checked_slide_name(row.slide)
+    except InputError:
+        if row.status != FAILED:
+            raise
+        return results / ".no-folder"
+
+
+def _problem(slide: ViewedSlide) -> str:
+    """Say why the own pixels of a slide cannot be shown; nothing where they can.
+
+    A heatmap over another slide of the same name would mislead: the file has to be the
+    one that was scored, by the fingerprint that its results keep.
+    """
+    from wsiad.heatmaps.heatmap_task import SLIDE
+
+    remedy = "Its small picture is shown instead. Say where the slides are by --slides."
+    if slide.file is None or not slide.file.is_file():
+        return f"The slide is not at {slide.file}. {remedy}"
+    try:
+        scored = read_json(slide.folder / SLIDE, InputError, keys=["fingerprint"])["fingerprint"]
+        there = slide_fingerprint(slide.file)
+    except (OSError, InputError) as error:
+        return f"It cannot be told whether {slide.file} is what was scored ({error}). {remedy}"
+    if there != scored:
+        return f"{slide.file} is not the slide that was scored, but another of its name. {remedy}"
+    return _openable(slide)
+
+
+def _openable(slide: ViewedSlide) -> str:
+    from wsiad.core.errors import WsiadError
+    from wsiad.slides.openslide_backend import OpenSlideBackend
+
+    assert slide.file is not None
+    try:
+        mpp = slide.um_per_px[0] if slide.um_per_px else 1.0  # it is shown whatever its scale
+        OpenSlideBackend(slide.file, name=slide.name, manifest_mpp=None, fallback_mpp=mpp).close()
+    except WsiadError as error:
+        return f"{error} Its small picture is shown instead."
+    return ""
