@@ -26,7 +26,7 @@ from pcam import PCAM_MPP, centre, read_tar, stretches
 from sklearn.metrics import roc_auc_score
 
 from wsiad.core.config import build
-from wsiad.core.units import TilePx
+from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, InputSpec
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from wsiad.core.geometry import Box
-from wsiad.exports.geojson_file import check_file
+from wsiad.exports.geojson import check_file
 from wsiad.exports.qupath import write_tiles
 from wsiad.heatmaps.score_map import WindowScores
 

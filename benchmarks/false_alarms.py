@@ -20,7 +20,7 @@ import tifffile
 from PIL import Image, ImageFilter
 
 import wsiad
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp
 from wsiad.synthetic.slides import make_slides, write_pyramid
 
 SIZE_PX, TILE, MPP = (2304, 1728), 96, 0.972

@@ -35,11 +35,8 @@ from wsiad.annotations import read_annotations
 from wsiad.core.geometry import Size
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
-from wsiad.evaluation.matching import Detections, match
-from wsiad.evaluation.protocols import PROTOCOLS
-from wsiad.evaluation.raster import rasterise
-from wsiad.evaluation.regions import evaluation_mask
-from wsiad.evaluation.truth import read_mask
+from wsiad.evaluation.matching import PROTOCOLS, Detections, evaluation_mask, match
+from wsiad.evaluation.truth import rasterise, read_mask
 
 MPP = 0.243
 STEP = 32

@@ -28,7 +28,7 @@ from pcam import PCAM_MPP, as_anomalies, centre, drawn_anomalies, read_tar, stre
 from sklearn.metrics import roc_auc_score
 
 from wsiad.core.config import build
-from wsiad.core.units import TilePx
+from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, InputSpec
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from wsiad.core.errors import InputError
-from wsiad.core.units import Mpp
-from wsiad.learning.crops import centre_crops
+from wsiad.core.geometry import Mpp
+from wsiad.learning.batches import centre_crops
 from wsiad.learning.detector import AnomalousTiles, AnomalyType, HealthyTiles
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 PCAM_MPP = Mpp(0.972)
 

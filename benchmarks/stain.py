@@ -24,13 +24,10 @@ import numpy as np
 from PIL import Image
 
 from wsiad.stain.colour_table import ColourTable
-from wsiad.stain.colours import ColourHistogram
-from wsiad.stain.concentration import concentrations
-from wsiad.stain.density import is_stained, optical_density
+from wsiad.stain.colours import ColourHistogram, is_stained, optical_density, to_lab
 from wsiad.stain.fit import fit_stains
-from wsiad.stain.lab import to_lab
-from wsiad.stain.profile import StainProfile
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.methods import concentrations
+from wsiad.stain.profile import StainProfile, reference_profile
 
 PIXELS = 9_216_000
 

@@ -35,9 +35,8 @@ from tile import drawn_slide
 from zarr.codecs import ZstdCodec
 
 import wsiad
-from wsiad.store.codecs import decode, encode
-from wsiad.store.pixel_error import PixelError
-from wsiad.store.shards import ShardReader, ShardWriter
+from wsiad.store.group import PixelError
+from wsiad.store.shards import ShardReader, ShardWriter, decode, encode
 from wsiad.tiling.preparation import CompressionOptions
 
 CHUNK = 16

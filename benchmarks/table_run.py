@@ -32,11 +32,11 @@ from table_rows import OWN, SUM, TRAINED, Case, Row
 from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.core.files import atomic_file, fingerprint, write_json
-from wsiad.core.units import TilePx
+from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.weights import SHIPPED_FILE
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 logger = logging.getLogger(__name__)
 

@@ -29,14 +29,13 @@ import tifffile
 from peers import STAINTOOLS_TILES, peer_seconds
 
 from wsiad.core.files import fingerprint
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.slides.tiff_tiles import TiledLevel, read_layout
-from wsiad.stain.reference import reference_profile
-from wsiad.store.codecs import encode
+from wsiad.stain.profile import reference_profile
+from wsiad.store.shards import encode
 from wsiad.store.tile_store import TileStore
 from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import SlidePlan, plan_slide

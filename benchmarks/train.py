@@ -32,18 +32,16 @@ import yaml
 
 import wsiad
 from wsiad.core.config import build
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.learning.batches import endless
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.batches import endless, on_device, random_crops
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec, TileSource
 from wsiad.learning.loop import Training
 from wsiad.networks.autoencoder import images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 from wsiad.networks.vgg import LAYERS
-from wsiad.store.arrays import ArrayTiles
-from wsiad.store.dataset import store_tiles
+from wsiad.store.dataset import ArrayTiles, store_tiles
 
 WIDTHS = (64, 128, 256, 512, 512)
 

@@ -34,11 +34,11 @@ from table_run import area
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import atomic_file, write_text
-from wsiad.core.units import TilePx
+from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.device import choose_device
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 COLUMNS = ("detector", "share", "seed", "fit_tiles", "score_tiles", "auroc")
 

@@ -10,11 +10,10 @@ import tifffile
 from PIL import Image
 
 import wsiad
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.slides.slide import Level, Region, Slide, true_downsample
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 
 def halve(image: np.ndarray) -> np.ndarray:

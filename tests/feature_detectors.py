@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, FitContext, HealthyTiles, InputSpec
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 TILES = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), dtype=np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsiad.learning.detector import AnomalousTiles, AnomalyType, HealthyTiles
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 PX = 32
 

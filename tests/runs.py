@@ -13,7 +13,7 @@ from wsiad.learning.detector import Detector, DetectorOptions, FitReport, InputS
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.preparation import PREPARATION
 from wsiad.runs.run import RunFolder, RunRecord
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.tiling.preparation import Preparation
 
 

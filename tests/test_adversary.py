@@ -12,20 +12,18 @@ from test_dpa import CPU, HEALTHY, SMOOTH, context, detector, equal, tiny_vgg
 from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.objective import Objective
-from wsiad.detectors.dpa.statistics import statistics_by_px
-from wsiad.learning.batches import endless
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.detectors.dpa.objective import Objective, statistics_by_px
+from wsiad.learning.adversary import critic_loss, gradient_penalty
+from wsiad.learning.batches import endless, on_device, random_crops
 from wsiad.learning.detector import HealthyTiles, State
 from wsiad.learning.metrics import read_metrics
 from wsiad.learning.stages import Stage
-from wsiad.learning.wasserstein import critic_loss, gradient_penalty
 from wsiad.networks.autoencoder import images_of, seeded_autoencoder
 from wsiad.networks.critic import seeded_critic
 from wsiad.networks.growing import seeded_growing
 from wsiad.networks.perceptual import RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 ADVERSARIAL = {"adversarial_weight": 0.1, "checkpoint_seconds": 1e-9}
 GROWING = {

@@ -17,18 +17,18 @@ from wsiad.annotations import (
     ClassMap,
     Outline,
     Role,
-    limits,
     read_annotations,
     read_asap_xml,
     ring_area,
     role_of,
 )
-from wsiad.annotations.rings import has_area
+from wsiad.annotations import outlines as limits
+from wsiad.annotations.outlines import has_area
 from wsiad.core.errors import AnnotationError
 from wsiad.core.geometry import Size
-from wsiad.evaluation import raster
-from wsiad.evaluation.raster import rasterise
-from wsiad.evaluation.regions import evaluation_mask
+from wsiad.evaluation import truth as raster
+from wsiad.evaluation.matching import evaluation_mask
+from wsiad.evaluation.truth import rasterise
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -12,10 +12,8 @@ from scipy import ndimage
 from wsiad.annotations import Role, read_annotations
 from wsiad.core.errors import ExportError
 from wsiad.core.geometry import PixelMap, Size
-from wsiad.exports.asap import UNSCORED, whole_step, write_likelihood_map
-from wsiad.exports.asap_xml import write_annotations
-from wsiad.heatmaps.outlines import default_tolerance, simplify
-from wsiad.heatmaps.regions import find_regions
+from wsiad.exports.asap import UNSCORED, whole_step, write_annotations, write_likelihood_map
+from wsiad.heatmaps.regions import default_tolerance, find_regions, simplify
 from wsiad.pictures.colours import ColourScale
 
 SCALE = ColourScale.from_healthy([0.0, 0.25, 0.5, 0.75])  # upper end at 1

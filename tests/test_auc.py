@@ -7,8 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from wsiad.evaluation.auc import delong, roc_band, roc_curve, slide_auc, tile_auroc
-from wsiad.evaluation.bootstrap import slide_weights
+from wsiad.evaluation.auc import delong, roc_band, roc_curve, slide_auc, slide_weights, tile_auroc
 
 
 def classes(seed, m=12, n=17, *, digits=1):

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 
 from wsiad.core.config import build
 from wsiad.core.errors import WeightsError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.training_options import LoopOptions
 from wsiad.networks import features, vgg, weights
 from wsiad.networks.backbones import settle
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import percentileofscore
 
 from wsiad.core.errors import DetectorError, RunError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.detector import Detector, DetectorOptions, InputSpec, State
 from wsiad.runs.calibration import Calibration, calibrate
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.gamma(2, size=20_001).astype(np.float32)

@@ -10,11 +10,10 @@ from test_trained_detectors import HEALTHY, SMOOTH, TINY, context, fitted
 from torch import nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.detectors.geometric import source_pixels
-from wsiad.learning.capabilities import Embeds, Reconstructs
-from wsiad.learning.detector import FitContext, InputSpec, State
+from wsiad.detectors.deep_geo import source_pixels
+from wsiad.learning.detector import Embeds, FitContext, InputSpec, Reconstructs, State
 
 ASKED = SMOOTH[:5, 4:36, 4:36]
 DPA = {"latent_px": 8, "channels": 3, "batch": 6, "val_interval": 4}

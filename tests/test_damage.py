@@ -33,7 +33,7 @@ from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.store.tile_store import TileStore
-from wsiad.tiling.coordinates import read_corners
+from wsiad.tiling.plan import read_corners
 from wsiad.verbs.view import ViewConfig, open_server
 
 

@@ -15,8 +15,8 @@ from tiff_slides import TILE, smooth, write_jpeg
 import wsiad
 from wsiad.slides.opening import open_slide
 from wsiad.store.tile_store import TileStore
-from wsiad.tissue.guards import Reason
 from wsiad.tissue.mask import find_tissue
+from wsiad.tissue.quality import Reason
 from wsiad.tissue.tissue_options import TissueOptions
 
 COLUMNS = 13  # tiles of the file across: 832 px of 64

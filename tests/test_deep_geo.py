@@ -5,13 +5,17 @@ from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.units import Mpp, TilePx
-from wsiad.detectors._dirichlet import fit_dirichlet
-from wsiad.detectors.deep_geo import DeepGeo, DeepGeoOptions
-from wsiad.detectors.geometric import GeometricClassifier, GeometricTransforms
+from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors.deep_geo import (
+    DeepGeo,
+    DeepGeoOptions,
+    GeometricClassifier,
+    GeometricTransforms,
+    fit_dirichlet,
+)
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.wide_resnet import WideResNet
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

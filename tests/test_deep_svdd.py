@@ -12,7 +12,7 @@ from wsiad.networks.hypersphere import (
     centre_of,
     square_distances,
 )
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

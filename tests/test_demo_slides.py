@@ -16,8 +16,7 @@ from skimage.measure import label, regionprops
 
 from wsiad.core.errors import InputError
 from wsiad.synthetic import render as demo_render
-from wsiad.synthetic.anatomy import lay_out
-from wsiad.synthetic.demo_nuclei import Nuclei
+from wsiad.synthetic.anatomy import Nuclei, lay_out
 from wsiad.synthetic.render import draw
 from wsiad.synthetic.slides import make_slides, write_pyramid
 

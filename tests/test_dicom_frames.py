@@ -11,7 +11,7 @@ from tiff_slides import smooth
 import wsiad
 from wsiad.core.errors import DirectReadError
 from wsiad.core.geometry import Size
-from wsiad.slides.dicom_frames import read_frames
+from wsiad.slides.dicom import read_frames
 from wsiad.store.tile_store import TileStore
 
 EDGE = 512

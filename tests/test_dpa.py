@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, RunError, WeightsError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec, State
 from wsiad.networks import vgg
 from wsiad.networks.vgg import LAYERS
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from test_dpa import tiny_vgg
 
 import wsiad
 from wsiad.core.config import build, read_yaml
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.learning.detector import InputSpec

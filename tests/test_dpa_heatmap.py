@@ -13,7 +13,7 @@ from test_dpa import context, detector, tiny_vgg
 import wsiad
 from wsiad.learning.detector import HealthyTiles
 from wsiad.runs.run import RunFolder
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 PX = 32
 

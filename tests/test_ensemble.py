@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from wsiad.core.errors import ConfigError, DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.detectors.ensemble import Ensemble, EnsembleOptions
 from wsiad.learning.detector import (
@@ -23,7 +23,7 @@ from wsiad.learning.detector import (
     InputSpec,
     State,
 )
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -9,11 +9,9 @@ import pytest
 import tifffile
 
 from wsiad.core.errors import ConfigError, EvaluationError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
-from wsiad.evaluation.healthy_scale import HealthyScale
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 from wsiad.evaluation.results_input import read_heatmap
-from wsiad.evaluation.slide_features import slide_features
+from wsiad.evaluation.slide_classifier import HealthyScale, slide_features
 from wsiad.evaluation.truth import read_groups
 from wsiad.exports.ome import write_ome_tiff
 from wsiad.heatmaps.score_map import Heatmap

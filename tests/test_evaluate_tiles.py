@@ -7,7 +7,7 @@ import pytest
 import shapely
 
 from wsiad.annotations import ring_area
-from wsiad.evaluation.tiles import sort_windows
+from wsiad.evaluation.slide_evidence import sort_windows
 
 WINDOW = np.dtype([(n, "f8") for n in ("x", "y", "width", "height", "score")])
 

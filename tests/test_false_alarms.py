@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wsiad.conformal.false_alarms import (
+from wsiad.conformal.judgement import (
     clopper_pearson,
     count_slides,
     mean_interval,

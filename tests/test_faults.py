@@ -22,8 +22,7 @@ from wsiad.core import ownership as leftovers
 from wsiad.core.errors import SlideReadError
 from wsiad.core.files import atomic_file, atomic_folder
 from wsiad.core.geometry import Size
-from wsiad.core.locks import locked
-from wsiad.core.ownership import clear_leftovers, owner
+from wsiad.core.ownership import clear_leftovers, locked, owner
 from wsiad.core.progress import Progress
 from wsiad.core.signals import Terminated, postponed, terminated
 from wsiad.slides import openslide_backend
@@ -209,7 +208,7 @@ def test_a_process_number_given_again_is_another_process(tmp_path, monkeypatch):
 
 def test_a_lock_that_a_dead_process_held_is_taken_at_once(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from wsiad.core.locks import locked\n"
+        "import os, sys; from pathlib import Path; from wsiad.core.ownership import locked\n"
         "with locked(Path(sys.argv[1])): os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True)

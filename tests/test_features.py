@@ -9,9 +9,10 @@ from torch import nn
 
 from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.learning.detector import FitContext, HealthyTiles, State
-from wsiad.networks import _torchvision, features, vgg, weights
+from wsiad.networks import features, vgg, weights
 from wsiad.networks.features import BackboneFeatures
-from wsiad.store.arrays import ArrayTiles
+from wsiad.networks.weights import torchvision_models
+from wsiad.store.dataset import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
 REAL = Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_1.safetensors"
@@ -27,7 +28,7 @@ def normalised(x):
 
 
 def test_features_are_those_of_the_network_pooled():
-    full = _torchvision.models().squeezenet1_1(weights=None).eval()
+    full = torchvision_models().squeezenet1_1(weights=None).eval()
     full.load_state_dict(SQUEEZENET)
     x = images()
     with torch.no_grad():

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsiad.evaluation.bootstrap import slide_weights
+from wsiad.evaluation.auc import slide_weights
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
-from wsiad.evaluation.matching import Detections, SlideHits, match
-from wsiad.evaluation.protocols import PROTOCOLS, all_thresholds, conservative
-from wsiad.evaluation.regions import evaluation_mask
+from wsiad.evaluation.matching import (
+    PROTOCOLS,
+    Detections,
+    SlideHits,
+    all_thresholds,
+    conservative,
+    evaluation_mask,
+    match,
+)
 from wsiad.evaluation.submission import read_detections
 
 SHARED = Path(__file__).parents[2] / "shared"

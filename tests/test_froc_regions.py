@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from skimage import measure
 
-from wsiad.evaluation.regions import evaluation_mask
+from wsiad.evaluation.matching import evaluation_mask
 
 LEVEL5_UM = 0.243 * 32
 

@@ -4,10 +4,10 @@ import torch
 from sklearn.covariance import LedoitWolf
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.gaussian import Gaussian, GaussianOptions
 from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec, State
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

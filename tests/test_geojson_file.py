@@ -9,8 +9,8 @@ import pytest
 
 from wsiad.core.errors import ExportError
 from wsiad.core.geometry import Box
-from wsiad.exports import geojson_file
-from wsiad.exports.geojson_file import check_file, write_features
+from wsiad.exports import geojson as geojson_file
+from wsiad.exports.geojson import check_file, write_features
 
 BOUNDS = Box(0, 0, 100, 100)
 

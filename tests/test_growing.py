@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from wsiad.core.config import build, read_yaml
 from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.statistics import statistics_by_px
+from wsiad.detectors.dpa.objective import statistics_by_px
 from wsiad.learning.detector import Budget, HealthyTiles, InputSpec, State
 from wsiad.networks import vgg
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder
@@ -30,7 +30,7 @@ from wsiad.networks.growing import (
 )
 from wsiad.networks.perceptual import RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 from wsiad.verbs.train import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "camelyon16"

@@ -16,9 +16,8 @@ from test_stream import prepared
 
 import wsiad
 from wsiad.core.errors import ExportError, InputError, SlideReadError
-from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
-from wsiad.heatmaps.strongest import strongest_windows
 from wsiad.heatmaps.windows import (
     from_plan,
     from_store,

@@ -21,7 +21,8 @@ import wsiad
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.images import decode
 from wsiad.slides.slide_table import read_table
-from wsiad.store import group, imported
+from wsiad.store import foreign_tiles as imported
+from wsiad.store import group
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.verbs.tile import TileRow
 

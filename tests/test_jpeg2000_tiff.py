@@ -10,8 +10,7 @@ from tiff_slides import TILE, assert_same, both, cut, empty_tiles, smooth
 from wsiad.core.errors import DirectReadError, SlideReadError
 from wsiad.core.geometry import Size
 from wsiad.slides.opening import open_slide
-from wsiad.slides.tiff_tiles import TiledLevel
-from wsiad.slides.tile_decoder import decode_tile
+from wsiad.slides.tiff_tiles import TiledLevel, decode_tile
 
 YCBCR, RGB = 33003, 33005
 

@@ -23,15 +23,13 @@ from tiff_slides import (
 
 import wsiad
 from wsiad.core.errors import DirectReadError, InputError, SlideReadError
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.tiff import FORMATS, JpegTiffBackend, open_jpeg_tiff
-from wsiad.slides.tiff_tiles import read_layout
+from wsiad.slides.tiff_tiles import ends_in_hole, read_layout, whole_jpeg
 from wsiad.slides.tile_cache import TileCache
-from wsiad.slides.tile_decoder import ends_in_hole, whole_jpeg
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.tiling.plan import plan_slide
 from wsiad.tiling.preparation import Preparation
 from wsiad.tiling.stream import stream

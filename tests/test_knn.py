@@ -5,11 +5,11 @@ import torch
 from scipy.spatial import cKDTree
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import _vectors
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

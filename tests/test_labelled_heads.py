@@ -7,7 +7,7 @@ from labelled import PX, anomalies, healthy, tiles
 from sklearn.metrics import roc_auc_score
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, InputSpec, State
 
@@ -76,7 +76,7 @@ def test_centre_is_the_mean_of_outputs_kept_off_zero():
 
 
 def found_network(found):
-    from wsiad.detectors._labelled_head import _network
+    from wsiad.detectors._labelled import _network
 
     return _network(4, 3, found.outputs(), found.bias).state_dict()
 

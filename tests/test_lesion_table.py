@@ -14,9 +14,7 @@ from skimage import measure
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.froc_score import froc_score
 from wsiad.evaluation.lesion_table import COLUMNS, list_lesions
-from wsiad.evaluation.matching import Detections, SlideHits, match
-from wsiad.evaluation.protocols import PROTOCOLS
-from wsiad.evaluation.regions import evaluation_mask
+from wsiad.evaluation.matching import PROTOCOLS, Detections, SlideHits, evaluation_mask, match
 from wsiad.verbs.evaluate import evaluate
 
 V1, V2 = "camelyon16-2016", "camelyon16-dataset"

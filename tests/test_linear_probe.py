@@ -7,7 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from wsiad.core.errors import ConfigError, DetectorError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors._labelled import LabelledVectors, _oriented, standardisation
 from wsiad.detectors.linear_probe import (
     LinearProbe,

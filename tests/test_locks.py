@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsiad.core.errors import InputError
-from wsiad.core.locks import CLAIM, claimed, locked
+from wsiad.core.ownership import CLAIM, claimed, locked
 
 
 def add(folder, times):
@@ -53,7 +53,7 @@ def clock(monkeypatch):
     clock = SimpleNamespace(
         now=0.0, monotonic=monotonic, sleep=time.sleep, looked_twice=looked_twice
     )
-    monkeypatch.setattr("wsiad.core.locks.time", clock)
+    monkeypatch.setattr("wsiad.core.ownership.time", clock)
     return clock
 
 
@@ -169,9 +169,9 @@ def test_the_owner_on_another_machine_is_told_by_its_beats(tmp_path, monkeypatch
 
 
 def test_it_gives_up_at_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("wsiad.core.locks._GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr("wsiad.core.ownership._GIVE_UP_SECONDS", 0.2)
     (tmp_path / ".lock").write_text("someone")
-    monkeypatch.setattr("wsiad.core.locks._break", lambda path, owner: None)
+    monkeypatch.setattr("wsiad.core.ownership._break", lambda path, owner: None)
     with (
         pytest.raises(InputError, match="is kept busy by other processes"),
         locked(tmp_path / ".lock", stale_seconds=0.1),

@@ -9,8 +9,7 @@ import tifffile
 from builders import make_heatmap
 
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import PixelMap, Size
-from wsiad.core.units import Spacing
+from wsiad.core.geometry import PixelMap, Size, Spacing
 from wsiad.exports.ome import pyramid_sizes, reduce_by, write_ome_tiff
 
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"

@@ -11,10 +11,8 @@ import zarr
 from builders import make_heatmap
 
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
-from wsiad.exports.ome import write_ome_tiff
-from wsiad.exports.ome_zarr import write_ome_zarr
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
+from wsiad.exports.ome import write_ome_tiff, write_ome_zarr
 
 
 def heatmap_of(shape=(300, 700), slide="a"):

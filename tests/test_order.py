@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsiad.store.order import Chunks, every_tile, fair_to_slides, shuffled
+from wsiad.store.dataset import Chunks, every_tile, fair_to_slides, shuffled
 
 SIZE = 16
 

@@ -7,10 +7,9 @@ import pytest
 from feature_detectors import TILES, fitted_on_tiles
 from runs import Channel
 
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.heatmaps.windows import WindowBatch, score_windows
-from wsiad.learning.detector import DetectorOptions, InputSpec
-from wsiad.learning.orientations import turned, turned_back
+from wsiad.learning.detector import DetectorOptions, InputSpec, turned, turned_back
 
 RNG = np.random.default_rng(3)
 WAYS = range(8)

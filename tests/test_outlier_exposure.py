@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError, RunError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.detectors._trained import group
-from wsiad.detectors.classifier import PlaceClassifier
+from wsiad.detectors.outlier_exposure import PlaceClassifier
 from wsiad.learning.detector import Budget, FitContext, InputSpec, State
 from wsiad.networks.features import BackboneFeatures, random_tensors
 

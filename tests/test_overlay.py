@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import shapely
 
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colours import ColourScale
 from wsiad.pictures.overview import Overview

@@ -11,17 +11,16 @@ from builders import ArraySlide, noise, stained, write_tiff
 from PIL import Image
 
 import wsiad
-from wsiad.core.geometry import PixelMap
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Mpp, PixelMap, Spacing
 from wsiad.pictures import drawing, overview
 from wsiad.pictures.drawing import COLOURS, INK, KEPT, OUTLINE, borders, covered, pixel_edges
 from wsiad.pictures.overview import MAX_BYTES, Overview, draw, overview_jpeg, slide_picture
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import plan_slide
 from wsiad.tiling.preparation import Preparation
 from wsiad.tiling.stream import EXAMPLE_PX, Example, choose_examples, stream
-from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import Reason
 
 
 def some(**changes):

@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wsiad.evaluation.auc import TilePool, delong
-from wsiad.evaluation.bootstrap import slide_weights
-from wsiad.evaluation.froc import OPERATING_POINTS, Pool
-from wsiad.evaluation.matching import SlideHits
-from wsiad.evaluation.paired import (
+from wsiad.evaluation.auc import TilePool, delong, slide_weights
+from wsiad.evaluation.comparison import (
     auc_difference,
     bootstrap_p,
     delong_pair,
     froc_differences,
     tile_difference,
 )
-from wsiad.evaluation.protocols import PROTOCOLS
+from wsiad.evaluation.froc import OPERATING_POINTS, Pool
+from wsiad.evaluation.matching import PROTOCOLS, SlideHits
 
 V1, V2 = PROTOCOLS["camelyon16-2016"], PROTOCOLS["camelyon16-dataset"]
 

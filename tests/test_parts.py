@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 from test_store import content
 
 import wsiad
-from wsiad.compute.division import Divided, Divisions, PartDone
+from wsiad.compute.batch import Divided, Divisions, PartDone
 from wsiad.core.errors import SlideReadError, StoreError
 from wsiad.core.files import fingerprint
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Region
 from wsiad.slides.slide_table import SlideRow
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.store import group
-from wsiad.store.parts import Part, SlideParts, split
-from wsiad.store.tidying import clear_store, parts_folder
+from wsiad.store.parts import Part, SlideParts, clear_store, parts_folder, split
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import plan_slide

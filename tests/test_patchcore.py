@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from wsiad.core.errors import DetectorError
 from wsiad.detectors.patchcore import greedy_coreset
 from wsiad.learning.detector import FitContext, HealthyTiles
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 
 def radius(vectors, chosen):

@@ -11,8 +11,7 @@ import pytest
 from builders import make_heatmap
 
 from wsiad.core.errors import ConfigError
-from wsiad.core.geometry import PixelMap, Size
-from wsiad.core.units import Microns, Spacing
+from wsiad.core.geometry import Microns, PixelMap, Size, Spacing
 from wsiad.heatmaps.peaks import DEFAULT_RADIUS, find_peaks
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "nms"

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from wsiad.core.errors import DetectorError, WeightsError
-from wsiad.networks import _torchvision, vgg
+from wsiad.networks import vgg
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import LAYERS, Vgg19
+from wsiad.networks.weights import operators_load, torchvision_models
 
 TENSORS = vgg.random_tensors(0)
 
@@ -25,7 +26,7 @@ def distance(layers=None, **options):
 
 
 def test_layer_positions_are_those_of_torchvision():
-    features = _torchvision.models().vgg19(weights=None).features
+    features = torchvision_models().vgg19(weights=None).features
     assert len(LAYERS) == len(features) == 37
     for name, index in LAYERS.items():
         kind = {"conv": nn.Conv2d, "relu": nn.ReLU, "pool": nn.MaxPool2d}[name[:4]]
@@ -36,7 +37,7 @@ def test_layer_positions_are_those_of_torchvision():
 
 
 def test_features_equal_torchvisions_own_network():
-    full = _torchvision.models().vgg19(weights=None).eval()
+    full = torchvision_models().vgg19(weights=None).eval()
     own = Vgg19(full.state_dict(), ["relu1_2", "conv2_1", "pool2"])
     x = images(1, 2) * 0.5 + 0.5
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
@@ -203,5 +204,5 @@ def test_weights_of_layers_must_be_positive():
 
 
 def test_torchvision_models_import_with_or_without_operators():
-    assert importlib.import_module("torchvision.models") is _torchvision.models()
-    assert _torchvision.operators_load() in (True, False)
+    assert importlib.import_module("torchvision.models") is torchvision_models()
+    assert operators_load() in (True, False)

@@ -6,8 +6,7 @@ import tifffile
 from builders import halve
 from tiff_slides import TILE, assert_same, both, empty_tiles, encode, smooth
 
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 

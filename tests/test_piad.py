@@ -7,19 +7,20 @@ from torch import nn
 
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, WeightsError
-from wsiad.core.units import Mpp, TilePx
-from wsiad.detectors.adversarial import (
+from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors.piad import (
     CriticLoss,
     Game,
     GradientBalance,
+    PerceptualImageAnomalyDetection,
+    PiadOptions,
     gradient_penalty,
     latent_critic,
 )
-from wsiad.detectors.piad import PerceptualImageAnomalyDetection, PiadOptions
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder, seeded_encoder
 from wsiad.networks.vgg import random_tensors
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

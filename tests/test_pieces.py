@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 from skimage.morphology import remove_small_objects
 
-from wsiad.tissue import pieces
-from wsiad.tissue.pieces import bands, without_small_holes, without_small_pieces
+from wsiad.tissue import artefacts as pieces
+from wsiad.tissue.artefacts import bands, without_small_holes, without_small_pieces
 
 
 @pytest.fixture(params=[0.3, 0.5, 0.62, 0.0, 1.0])

@@ -13,7 +13,7 @@ from wsiad.cli import main
 from wsiad.core.errors import AnnotationError, ConfigError, EvaluationError
 from wsiad.core.geometry import Size
 from wsiad.evaluation.placement import covered, place
-from wsiad.evaluation.raster import rasterise
+from wsiad.evaluation.truth import rasterise
 from wsiad.verbs.compare import compare
 from wsiad.verbs.evaluate import evaluate
 

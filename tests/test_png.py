@@ -8,8 +8,7 @@ from builders import make_heatmap
 from PIL import Image
 
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 from wsiad.exports.ome import reduce_by
 from wsiad.exports.png import write_png
 from wsiad.pictures.colours import ColourScale

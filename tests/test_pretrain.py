@@ -13,10 +13,14 @@ from safetensors.torch import load_file
 
 import wsiad
 from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
-from wsiad.core.locks import CLAIM, claimed
-from wsiad.learning.contrastive import ContrastiveLoss, ContrastiveOptions
-from wsiad.learning.contrastive_part import ContrastiveNetwork, contrast
-from wsiad.learning.views import ViewOptions, random_views
+from wsiad.core.ownership import CLAIM, claimed
+from wsiad.learning.batches import ViewOptions, random_views
+from wsiad.learning.contrastive import (
+    ContrastiveLoss,
+    ContrastiveNetwork,
+    ContrastiveOptions,
+    contrast,
+)
 from wsiad.networks.vgg import Vgg19
 from wsiad.networks.weights import SHIPPED_FILE, read_file
 

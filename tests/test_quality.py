@@ -20,8 +20,7 @@ from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.tiling.preparation import Preparation
-from wsiad.tissue.guards import Reason, count_reasons, judge
-from wsiad.tissue.quality import measure
+from wsiad.tissue.quality import Reason, count_reasons, judge, measure
 from wsiad.tissue.tissue_options import QualityThresholds
 from wsiad.verbs.tile import TileConfig
 

@@ -18,11 +18,10 @@ import shapely
 
 from wsiad.annotations import read_annotations
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 from wsiad.exports.geojson import check_collection, check_feature
 from wsiad.exports.qupath import write_lesions, write_tiles, write_unassessed
-from wsiad.exports.qupath.lesion_measurements import add_measurements
+from wsiad.exports.qupath.objects import add_measurements
 from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
 

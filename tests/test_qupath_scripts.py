@@ -9,7 +9,7 @@ import pytest
 
 from wsiad.core.errors import ExportError
 from wsiad.exports.qupath.objects import CLASS_NAME, UNASSESSED_NAME
-from wsiad.exports.qupath.scripts import SCRIPTS, script, write_scripts
+from wsiad.exports.qupath.project import SCRIPTS, script, write_scripts
 
 
 def without_text(groovy):

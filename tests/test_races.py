@@ -13,7 +13,7 @@ import wsiad
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import new_file
 from wsiad.slides.slide_table import read_table
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.store import tile_store as store_module
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.tiling.preparation import Preparation

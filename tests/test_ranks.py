@@ -9,7 +9,7 @@ from test_dpa import CPU, HEALTHY, detector, tiny_vgg
 
 import wsiad
 from wsiad.core.errors import ConfigError, RunError
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.batches import on_device, random_crops
 from wsiad.learning.detector import Budget, FitContext
 from wsiad.learning.metrics import read_metrics
 from wsiad.learning.ranks import Ranks

@@ -11,8 +11,7 @@ import shapely
 from builders import ArraySlide, noise
 from PIL import Image
 
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.results.evidence_files import read_fields

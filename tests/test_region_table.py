@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.exports.qupath import write_lesions
-from wsiad.exports.qupath.lesion_measurements import add_measurements
+from wsiad.exports.qupath.objects import add_measurements
 from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.results.region_table import read_regions, region_rows, write_regions

@@ -9,8 +9,7 @@ from builders import make_heatmap
 from scipy import ndimage
 
 from wsiad.core.errors import ConfigError
-from wsiad.core.geometry import Box, PixelMap
-from wsiad.core.units import Spacing, SquareMicrons
+from wsiad.core.geometry import Box, PixelMap, Spacing, SquareMicrons
 from wsiad.heatmaps.regions import find_regions
 
 SPACING = Spacing(0.25, 0.5)

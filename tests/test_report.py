@@ -19,8 +19,8 @@ from PIL import Image
 
 from wsiad.core.errors import ExportError
 from wsiad.report import wording as report_text
+from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
-from wsiad.report.report_part import write_report
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'&{{ 7*7 }}"""
 VOID = {"meta", "img", "br", "input", "link", "hr"}

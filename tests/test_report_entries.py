@@ -13,8 +13,7 @@ from runs import make_run, use_channel
 import wsiad
 from wsiad.core.errors import ExportError, InputError
 from wsiad.heatmaps.heatmap_task import HeatmapRow
-from wsiad.report.report import write_results_report
-from wsiad.report.report_entries import slide_entry, with_findings
+from wsiad.report.report import slide_entry, with_findings, write_results_report
 from wsiad.report.report_model import SlideEntry
 
 

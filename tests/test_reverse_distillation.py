@@ -3,11 +3,11 @@ import pytest
 import torch
 from feature_detectors import detector
 
-from wsiad.detectors.reverse_distillation_part import Blocks, ResidualBlock, ReverseStudent
+from wsiad.detectors.reverse_distillation import Blocks, ResidualBlock, ReverseStudent
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.networks import features
 from wsiad.networks.features import BackboneFeatures
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -32,9 +32,9 @@ def test_wide_resnet_block_is_half_as_wide_inside():
 
 
 def _torchvision_block(name):
-    from wsiad.networks import _torchvision
+    from wsiad.networks.weights import torchvision_models
 
-    return getattr(_torchvision.models(), name)(weights=None).layer2[0]
+    return getattr(torchvision_models(), name)(weights=None).layer2[0]
 
 
 @pytest.mark.parametrize("inner", [None, 0.25])

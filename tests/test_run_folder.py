@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from wsiad.core.config import read_yaml, write_config
 from wsiad.core.errors import RunError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.learning.metrics import MetricsLog, MetricsRow
 from wsiad.runs.calibration import calibrate
 from wsiad.runs.run import RunFolder, RunRecord, load_detector
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 TILES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)

@@ -10,10 +10,8 @@ import zarr
 from builders import noise, stained
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from wsiad.store.codecs import array_codecs, decode, encode
-from wsiad.store.group import TileArray
-from wsiad.store.pixel_error import PixelError
-from wsiad.store.shards import ShardReader, crc32c, shard_path
+from wsiad.store.group import PixelError, TileArray
+from wsiad.store.shards import ShardReader, array_codecs, crc32c, decode, encode, shard_path
 from wsiad.tiling.preparation import CompressionOptions
 
 CODECS = [

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, spatial, stats
 
-from wsiad.evaluation.slide_classifier import cross_validated_forest
-from wsiad.evaluation.slide_features import NAMES, slide_features
+from wsiad.evaluation.slide_classifier import NAMES, cross_validated_forest, slide_features
 
 # Lengths of border pixels by their neighbours on the border: Benkrid et al., 2000.
 STEPS = dict.fromkeys((5, 7, 15, 17, 25, 27), 1.0)

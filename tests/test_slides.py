@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from wsiad.core.errors import ScaleError, SlideOpenError, SlideReadError
 from wsiad.core.geometry import Box, Size
 from wsiad.slides.opening import open_slide
-from wsiad.slides.resample import all_valid, area_mean, area_weights
-from wsiad.slides.scaled import ScaledSlide
+from wsiad.slides.scaled import ScaledSlide, all_valid, area_mean, area_weights
 from wsiad.slides.slide import true_downsample
 
 

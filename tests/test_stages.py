@@ -9,13 +9,13 @@ from builders import Dying
 from torch import nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.batches import on_device, random_crops
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.learning.loop import Training
 from wsiad.learning.metrics import read_metrics
 from wsiad.learning.stages import Span, Stage, Stages
 from wsiad.learning.training_options import LoopOptions
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 TILES = np.random.default_rng(0).integers(0, 256, (41, 12, 12, 3), dtype=np.uint8)
 # 3 × stabilise 2, 4 × to 4, 2 × stabilise 4, 2 × to 8, stabilise 8

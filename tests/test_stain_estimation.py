@@ -9,13 +9,23 @@ from hypothesis import strategies as st
 from sklearn.decomposition import dict_learning
 from stain_images import HE, angles_deg, noisy, tissue
 
-from wsiad.stain.colours import ColourHistogram
-from wsiad.stain.concentration import concentrations
-from wsiad.stain.density import is_glass, is_stained, optical_density, weighted_quantile
-from wsiad.stain.lab import from_lab, to_lab
-from wsiad.stain.macenko import extreme_stains
-from wsiad.stain.methods import learn_stains, objective
-from wsiad.stain.reinhard import lab_statistics, transfer
+from wsiad.stain.colours import (
+    ColourHistogram,
+    from_lab,
+    is_glass,
+    is_stained,
+    optical_density,
+    to_lab,
+    weighted_quantile,
+)
+from wsiad.stain.methods import (
+    concentrations,
+    extreme_stains,
+    lab_statistics,
+    learn_stains,
+    objective,
+    transfer,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 

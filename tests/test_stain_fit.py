@@ -13,10 +13,9 @@ from stain_images import GLASS, HE, angles_deg, noisy, painted, tissue
 
 from wsiad.core.errors import StainError
 from wsiad.stain.colour_table import ColourTable
-from wsiad.stain.colours import ColourHistogram
+from wsiad.stain.colours import ColourHistogram, to_lab
 from wsiad.stain.fit import fit_stains, glass_colour, stained_tissue
-from wsiad.stain.lab import to_lab
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 
 FITTED = ["vahadane", "macenko", "reinhard"]
 PCAM = Path(__file__).parents[2] / "shared" / "data" / "pcam" / "train_normal.tar"

@@ -11,11 +11,8 @@ from PIL import Image
 from stain_images import HE, angles_deg, tissue
 
 from wsiad.stain.colour_table import ColourTable
-from wsiad.stain.colours import ColourHistogram
-from wsiad.stain.concentration import concentrations
-from wsiad.stain.density import optical_density
-from wsiad.stain.macenko import extreme_stains
-from wsiad.stain.methods import learn_stains, objective
+from wsiad.stain.colours import ColourHistogram, optical_density
+from wsiad.stain.methods import concentrations, extreme_stains, learn_stains, objective
 from wsiad.stain.profile import StainProfile, TwoStains
 
 spams = pytest.importorskip("spams", reason="spams-bin is not installed (extra staintools)")

@@ -6,8 +6,13 @@ import math
 import pytest
 
 from wsiad.core.errors import StainError
-from wsiad.stain.profile import FitQuality, LabStatistics, StainProfile, TwoStains
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import (
+    FitQuality,
+    LabStatistics,
+    StainProfile,
+    TwoStains,
+    reference_profile,
+)
 
 STAINS = TwoStains((0.6, 0.8, 0.0), (0.0, 0.8, 0.6), (2.5, 1.25))
 QUALITY = FitQuality(stained_pixels=12345, stained_share=0.25, flatness=0.1, angle_deg=50.2)

@@ -13,8 +13,7 @@ from wsiad.core.errors import StainError
 from wsiad.stain.colour_table import ColourTable
 from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains
-from wsiad.stain.profile import LabStatistics, StainProfile, TwoStains
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import LabStatistics, StainProfile, TwoStains, reference_profile
 
 CLOSE = [[0.55, 0.71, 0.44], [0.49, 0.73, 0.476]]  # 5° apart
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from wsiad.core.errors import DetectorError, InputError
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 from wsiad.heatmaps.stitch import Stitcher, overlap_lengths, pixels_per_stride
 
 GRID = PixelMap(x=130.25, y=-7.5, scale_x=3.9571, scale_y=4.0213)

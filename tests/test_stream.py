@@ -6,9 +6,8 @@ from builders import ArraySlide, noise, stained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.tiling import Grid
-from wsiad.stain.reference import reference_profile
+from wsiad.core.geometry import Box, Grid, PixelMap, Size
+from wsiad.stain.profile import reference_profile
 from wsiad.tiling.plan import plan_slide, select
 from wsiad.tiling.preparation import Preparation
 from wsiad.tiling.stream import blocks, choose_examples, stream

@@ -9,7 +9,7 @@ from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import features
 from wsiad.networks.distillation import combined, place_distances, whole_distances
 from wsiad.networks.features import BackboneFeatures
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

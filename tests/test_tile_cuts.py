@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiad.core.geometry import Size
-from wsiad.slides.tile_cuts import cut_by_tile, inside
+from wsiad.slides.tile_cache import cut_by_tile, inside
 
 LENGTH = st.integers(1, 40)
 CORNERS = st.lists(st.tuples(st.integers(-30, 90), st.integers(-30, 90)), max_size=5)

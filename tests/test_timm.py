@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 
 from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.learning.detector import FitContext, HealthyTiles
-from wsiad.networks import _torchvision, features
+from wsiad.networks import features
 from wsiad.networks.features import BackboneFeatures
-from wsiad.store.arrays import ArrayTiles
+from wsiad.networks.weights import torchvision_models
+from wsiad.store.dataset import ArrayTiles
 
-_torchvision.models()
+torchvision_models()
 timm = pytest.importorskip("timm", reason="the optional dependency timm is not installed")
 
 CPU = torch.device("cpu")

@@ -11,8 +11,7 @@ from shapely.ops import unary_union
 
 from wsiad.core.geometry import PixelMap
 from wsiad.tissue.artefacts import is_black, is_pen, saturation
-from wsiad.tissue.coverage import coverage
-from wsiad.tissue.mask import find_tissue, segment
+from wsiad.tissue.mask import coverage, find_tissue, segment
 from wsiad.tissue.quality import measure
 from wsiad.tissue.tissue_options import TissueOptions
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import wsiad
 from wsiad.core.errors import DetectorError, InputError, RunError, StoreError, WeightsError
 from wsiad.core.files import fingerprint
-from wsiad.core.locks import CLAIM
+from wsiad.core.ownership import CLAIM
 from wsiad.runs import calibration
 from wsiad.runs.run import RunFolder
 

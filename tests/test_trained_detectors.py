@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, RunError
-from wsiad.core.units import Mpp, TilePx
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec, State
 from wsiad.learning.loop import Training
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

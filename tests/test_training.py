@@ -9,18 +9,14 @@ from builders import Dying
 from torch import nn
 
 from wsiad.core.errors import DetectorError, InputError, RunError
-from wsiad.learning.batches import endless
-from wsiad.learning.checkpoint import CHECKPOINT
-from wsiad.learning.crops import centre_crops, on_device, random_crops, windows
+from wsiad.learning.batches import centre_crops, endless, on_device, random_crops, sample, windows
+from wsiad.learning.checkpoint import CHECKPOINT, Recipe, adam, sgd
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
-from wsiad.learning.loop import Training
+from wsiad.learning.loop import EarlyStopping, Training
 from wsiad.learning.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
-from wsiad.learning.recipe import Recipe, adam, sgd
-from wsiad.learning.sampling import sample
-from wsiad.learning.stopping import EarlyStopping
 from wsiad.learning.training_options import LoopOptions
 from wsiad.runs.split import split_slides
-from wsiad.store.arrays import ArrayTiles
+from wsiad.store.dataset import ArrayTiles
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wsiad.core.errors import EvaluationError
 from wsiad.evaluation import truth
-from wsiad.evaluation.scale import mask_downsample, protocol_mpp
+from wsiad.evaluation.matching import mask_downsample, protocol_mpp
 from wsiad.evaluation.truth import MASK_SUFFIXES, find_truth, read_mask, read_reference
 
 # reference.csv

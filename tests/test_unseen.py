@@ -18,7 +18,7 @@ from wsiad.core.files import read_json, write_json
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideRow, SlideTable, read_table
-from wsiad.stain.reference import reference_profile
+from wsiad.stain.profile import reference_profile
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.left_out import LeftOut

@@ -9,10 +9,11 @@ from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, WeightsError
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, HealthyTiles
-from wsiad.networks import _torchvision, features, vgg, weights
+from wsiad.networks import features, vgg, weights
 from wsiad.networks.backbones import settle
 from wsiad.networks.features import BackboneFeatures
-from wsiad.store.arrays import ArrayTiles
+from wsiad.networks.weights import torchvision_models
+from wsiad.store.dataset import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def looked(tensors, backbone="squeezenet1_1", layers=("features.4",), **options)
 
 @pytest.fixture
 def timm():
-    _torchvision.models()
+    torchvision_models()
     return pytest.importorskip("timm", reason="the optional dependency timm is not installed")
 
 

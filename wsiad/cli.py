@@ -17,8 +17,7 @@ from wsiad._version import __version__
 from wsiad.core.errors import ConfigError, WsiadError
 from wsiad.core.files import said
 from wsiad.core.signals import Terminated, terminated
-from wsiad.core.terminal import OneLine, lines, one_line
-from wsiad.core.words import did_you_mean
+from wsiad.core.terminal import OneLine, did_you_mean, lines, one_line
 from wsiad.verbs import VERBS
 
 if typing.TYPE_CHECKING:

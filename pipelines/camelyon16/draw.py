@@ -36,10 +36,8 @@ from shapely.geometry.base import BaseGeometry
 from wsiad.annotations import read_annotations
 from wsiad.core.errors import WsiadError
 from wsiad.core.files import atomic_file, write_text
-from wsiad.core.geometry import Size
+from wsiad.core.geometry import Grid, Mpp, Size
 from wsiad.core.progress import Progress
-from wsiad.core.tiling import Grid
-from wsiad.core.units import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.tiling.plan import select

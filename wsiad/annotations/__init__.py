@@ -15,8 +15,7 @@ from typing import Literal
 from wsiad.annotations.asap_outlines import read_asap_xml
 from wsiad.annotations.classes import ClassMap, Role, role_of
 from wsiad.annotations.geojson_outlines import read_geojson
-from wsiad.annotations.outlines import BOUNDS, LEVEL_0, Annotations, Outline
-from wsiad.annotations.rings import Ring, ring_area
+from wsiad.annotations.outlines import BOUNDS, LEVEL_0, Annotations, Outline, Ring, ring_area
 from wsiad.core.errors import AnnotationError
 
 __all__ = [

@@ -8,9 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 from wsiad.annotations.classes import ClassMap, Role, class_text, says_nothing
-from wsiad.annotations.limits import MAX_DEPTH, read_bytes
-from wsiad.annotations.outlines import Annotations, Outline
-from wsiad.annotations.rings import Ring, has_area, read_ring
+from wsiad.annotations.outlines import (
+    MAX_DEPTH,
+    Annotations,
+    Outline,
+    Ring,
+    has_area,
+    read_bytes,
+    read_ring,
+)
 from wsiad.core.errors import AnnotationError
 
 _TYPES_WITH_AREA = frozenset({"polygon", "spline", "rectangle"})

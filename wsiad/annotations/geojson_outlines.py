@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from wsiad.annotations.classes import ClassMap, class_text, says_nothing
-from wsiad.annotations.limits import MAX_DEPTH, read_bytes
-from wsiad.annotations.outlines import Annotations, Outline
-from wsiad.annotations.rings import Ring, has_area, read_ring
+from wsiad.annotations.outlines import (
+    MAX_DEPTH,
+    Annotations,
+    Outline,
+    Ring,
+    has_area,
+    read_bytes,
+    read_ring,
+)
 from wsiad.core.errors import AnnotationError
 
 MEMBER = "wsiad"

@@ -1,4 +1,13 @@
-"""A batch of slides: each is worked on, none is lost, the table is whole at any time."""
+"""A batch of slides: each is worked on, none is lost, the table is whole at any time.
+
+A slide whose work is divided: parts are tasks of their own, and a last one joins them.
+
+Slides on which processes died: noted while they are worked on, and worked on apart then.
+
+Where one process works on all slides in turn, one that ends it (a library that crashes, memory
+that runs out) would end every run after it at the same slide. A process that was killed from
+outside leaves the same note, so that one death says nothing of the slide yet.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +15,158 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from wsiad.compute.compute_options import ComputeOptions, take_shard
-from wsiad.compute.deaths import Deaths
-from wsiad.compute.division import Divided, Divisions, PartDone
 from wsiad.compute.tasks import run_tasks
 from wsiad.core.errors import UnusableSlideError, WsiadError
 from wsiad.core.files import DISK_FULL
+from wsiad.core.ownership import is_dead, owner
 from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures, unusable
 from wsiad.slides.staging import Staging, discard_staged
+
+
+class LastTaskLike(Protocol):
+    """What a division has to know of the task that joins a slide."""
+
+    def after(self, seconds: float) -> Self:
+        """Return the same task, told how long others have worked on its slide."""
+        ...
+
+
+L = TypeVar("L", bound=LastTaskLike)
+
+
+@dataclass(frozen=True, slots=True)
+class Divided(Generic[L]):
+    """What a task returns that is too large: other tasks in its place.
+
+    Parameters
+    ----------
+    parts : tuple
+        Done in any order, at once if there are workers.
+    last : task
+        Done when all parts are; returns the slide's row.
+    seconds : float
+        Spent so far.
+    """
+
+    parts: tuple[L, ...]
+    last: L
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """What the task of a part returns.
+
+    Parameters
+    ----------
+    slide : str
+    seconds : float
+        Spent on it.
+    """
+
+    slide: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A slide of which parts are still to be done."""
+
+    last: LastTaskLike
+    left: int
+    seconds: float
+    failed: bool = False
+
+
+class Divisions:
+    """Keeps account of the slides of a batch whose work is divided."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Open] = {}
+        self._said: dict[str, bool] = {}
+
+    def more(self, task: Any, result: object) -> Sequence[Any]:
+        """Return the tasks that follow from the result of one.
+
+        A slide of which a part failed is not joined; its other parts are done all the
+        same, and are there for the next run.
+        """
+        name = task.slide.name
+        if isinstance(result, Divided):
+            self._said[name] = False
+            if not result.parts:
+                return [result.last.after(result.seconds)]
+            self._open[name] = _Open(result.last, len(result.parts), result.seconds)
+            return result.parts
+        if (division := self._open.get(name)) is None:
+            return []
+        failed = division.failed or not isinstance(result, PartDone)
+        seconds = division.seconds + (result.seconds if isinstance(result, PartDone) else 0.0)
+        if division.left > 1:
+            self._open[name] = replace(
+                division, left=division.left - 1, seconds=seconds, failed=failed
+            )
+            return []
+        del self._open[name]
+        return [] if failed else [division.last.after(seconds)]
+
+    def is_news(self, row: SlideRow) -> bool:
+        """Whether no part of the same slide said before that the slide failed."""
+        said = self._said.get(row.slide, False)
+        if row.slide in self._said:
+            self._said[row.slide] = row.status in (FAILED, UNUSABLE)
+        return not said
+
+
+OFTEN = 2
+"""After so many deaths a slide is worked on by a process of its own."""
+
+_PREFIX = ".working."
+
+
+class Deaths:
+    """The notes in an output folder.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._notes: dict[str, list[Path]] = {}
+        for note in folder.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if is_dead(note.name.removeprefix(_PREFIX)):
+                    self._notes.setdefault(note.read_text(encoding="utf-8"), []).append(note)
+
+    def often(self, slide: str) -> bool:
+        """Whether processes have died on a slide more than once."""
+        return len(self._notes.get(slide, [])) >= OFTEN
+
+    @contextlib.contextmanager
+    def noted(self, slide: str) -> Iterator[None]:
+        """Note that this process works on a slide; when it has done so, forget its deaths."""
+        note = self._folder / f"{_PREFIX}{owner()}"
+        # Where there is no room for a note, none is needed for the slide to go on.
+        with contextlib.suppress(OSError):
+            note.write_text(slide, encoding="utf-8")
+        try:
+            yield
+            for one in self._notes.pop(slide, []):
+                one.unlink(missing_ok=True)
+        finally:
+            note.unlink(missing_ok=True)
+
 
 logger = logging.getLogger(__name__)
 

@@ -314,7 +314,7 @@ def _place(
     from distributed import Client
 
     if jobs is not None and jobs.scheduler != "local":
-        from wsiad.compute.supervision import running_jobs
+        from wsiad.compute.jobs import running_jobs
 
         with (
             running_jobs(jobs, tasks) as running,

@@ -1,20 +1,213 @@
-"""How sure one can be of what a slide shows, by what healthy slides show."""
+"""How sure one can be of what a slide shows, by what healthy slides show.
+
+Stated false-alarm rates, held against what healthy slides that took no part in them show.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
 
-from wsiad.conformal.false_alarms import FalseAlarms, count_slides, mean_share
 from wsiad.conformal.p_values import (
     FloatArray,
     HealthyReference,
     HealthyRegions,
     RegionSignificance,
+    attainable,
 )
+from wsiad.core.errors import EvaluationError
+from wsiad.evaluation.auc import LEVEL
+
+Verdict = Literal["as stated", "more than stated", "fewer than stated"]
+Kind = Literal["slides", "tiles", "family-wise regions", "significant regions"]
+
+WORDS: dict[Kind, str] = {
+    "slides": "slides whose p is at most",
+    "tiles": "tiles, on average over slides, whose p is at most",
+    "family-wise regions": "slides with a region whose family-wise p is at most",
+    "significant regions": "slides with a significant region, at a false-discovery rate of",
+}
+
+_NEARLY_0 = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarms:
+    """False alarms on healthy slides at one level.
+
+    Parameters
+    ----------
+    kind : Kind
+        What raises the alarm.
+    level : float
+        The rate that was stated: at most this.
+    alarms : float
+        Slides with an alarm; of tiles the sum of the slides' shares.
+    slides : int
+        Slides that were looked at.
+    low, high : float
+        95 % interval of the rate, by slide.
+    chance : float or None
+        Probability of at least so many alarms, or of at most so many if they are fewer than
+        stated, if these slides are as those of the reference: rates are stated on average
+        over references, and any one of them may give more. ``None`` where it is not known.
+    verdict : Verdict
+        How the stated rate lies to the interval.
+    """
+
+    kind: Kind
+    level: float
+    alarms: float
+    slides: int
+    low: float
+    high: float
+    chance: float | None
+    verdict: Verdict
+
+    @property
+    def rate(self) -> float:
+        """Measured rate, 0 to 1."""
+        return self.alarms / self.slides
+
+    @property
+    def words(self) -> str:
+        """The rate with its interval, in words."""
+        rate = f"{self.rate:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{WORDS[self.kind]} {self.level:g}: {rate}"
+
+    def __str__(self) -> str:
+        return f"{self.words} on {self.slides} healthy slides"
+
+
+def clopper_pearson(alarms: int, slides: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a binomial proportion (Clopper and Pearson, 1934).
+
+    Raises
+    ------
+    EvaluationError
+        There are no slides, or more alarms than slides.
+    """
+    _check(alarms, slides)
+    interval = stats.binomtest(alarms, slides).proportion_ci(LEVEL, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return a 95 % interval of the mean of independent values within 0 and 1.
+
+    Parameters
+    ----------
+    shares : ndarray of float64, (N,)
+        One a slide, such as the share of its tiles that raise an alarm.
+
+    Raises
+    ------
+    EvaluationError
+        There are none, or one is not within 0 to 1.
+
+    Notes
+    -----
+    Hoeffding (JASA 58, 1963), theorem 1, solved for the mean. It holds for every
+    distribution within 0 and 1 and every number of slides, for which it is wide.
+    """
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise EvaluationError("a share is not within 0 to 1")
+    _check(float(shares.sum()), len(shares))
+    mean = float(np.clip(shares.mean(), 0, 1))
+    bound = math.log(2 / (1 - LEVEL)) / len(shares)
+
+    def excess(rate: float) -> float:
+        return _divergence(mean, rate) - bound
+
+    # The divergence rises from 0 at the mean to both sides; near 0 and 1 it may not get there.
+    least, most = _NEARLY_0, 1 - _NEARLY_0
+    low = float(optimize.brentq(excess, least, mean)) if mean > least and excess(least) > 0 else 0.0
+    high = float(optimize.brentq(excess, mean, most)) if mean < most and excess(most) > 0 else 1.0
+    return low, high
+
+
+def _divergence(p: float, q: float) -> float:
+    """Kullback–Leibler divergence of two coins."""
+    first = p * math.log(p / q) if p > 0 else 0.0
+    second = (1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0
+    return first + second
+
+
+def _check(alarms: float, slides: int) -> None:
+    if slides < 1 or not 0 <= alarms <= slides + 1e-9:
+        raise EvaluationError(
+            f"{alarms:g} alarms on {slides} healthy slides give no rate",
+            remedy="Give healthy slides with tissue.",
+        )
+
+
+def count_slides(
+    kind: Kind, alarms: npt.NDArray[np.bool_], *, level: float, reference: int
+) -> FalseAlarms:
+    """Measure how many healthy slides raise an alarm.
+
+    Parameters
+    ----------
+    kind : Kind
+        What raises it.
+    alarms : ndarray of bool, (N,)
+        Of each slide.
+    level : float
+        Rate that was stated.
+    reference : int
+        Slides of the reference.
+
+    Notes
+    -----
+    Slides exchangeable with `reference` others have ``p <= level`` as often as a
+    beta-binomial number says (Bates et al., Annals of Statistics 51, 2023:
+    given the reference the rate is a beta variable); for regions it is a bound.
+
+    Raises
+    ------
+    EvaluationError
+        There is no slide.
+    """
+    count, slides = int(alarms.sum()), len(alarms)
+    low, high = clopper_pearson(count, slides)
+    stated = attainable(level, reference)
+    verdict: Verdict = "as stated"
+    if low > level:
+        verdict = "more than stated"
+    elif kind == "slides" and high < stated:
+        verdict = "fewer than stated"  # others are stated as bounds only
+    chance = _chance(count, slides, stated, reference, most=verdict == "fewer than stated")
+    return FalseAlarms(kind, level, count, slides, low, high, chance, verdict)
+
+
+def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bool) -> float:
+    """Probability of at least (or at most) so many alarms on slides like the reference's."""
+    expected = round(stated * (reference + 1))
+    if expected == 0 or expected > reference:
+        certain = 0 if expected == 0 else slides  # alarms that there must be
+        return float(alarms >= certain if most else alarms <= certain)
+    number = stats.betabinom(slides, expected, reference + 1 - expected)
+    return float(number.cdf(alarms) if most else number.sf(alarms - 1))
+
+
+def mean_share(shares: npt.NDArray[np.float64], *, level: float) -> FalseAlarms:
+    """Measure the share of healthy slides' tiles that raise an alarm, every slide alike.
+
+    Raises
+    ------
+    EvaluationError
+        There is no slide, or a share is not within 0 to 1.
+    """
+    low, high = mean_interval(shares)
+    verdict: Verdict = "more than stated" if low > level else "as stated"
+    total = float(shares.sum())
+    return FalseAlarms("tiles", level, total, len(shares), low, high, None, verdict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

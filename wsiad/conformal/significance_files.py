@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiad._version import __version__
-from wsiad.conformal.false_alarms import FalseAlarms
-from wsiad.conformal.judgement import HealthySlides, SlideJudgement
+from wsiad.conformal.judgement import FalseAlarms, HealthySlides, SlideJudgement
 from wsiad.conformal.p_values import (
     FloatArray,
     RegionSignificance,
@@ -21,7 +20,7 @@ from wsiad.conformal.significance_text import STATED
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file, read_json, write_json, write_text
-from wsiad.exports.qupath.lesion_measurements import add_measurements
+from wsiad.exports.qupath.objects import add_measurements
 from wsiad.results.region_table import REGIONS, write_regions
 from wsiad.results.scored import ScoredFolder, ScoredSlide
 

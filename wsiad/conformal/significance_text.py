@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wsiad.conformal.false_alarms import FalseAlarms, Kind
+from wsiad.conformal.judgement import FalseAlarms, Kind
 from wsiad.conformal.p_values import slides_needed
 from wsiad.results.scored import ScoredFolder
 from wsiad.slides.slide_table import FAILED, UNUSABLE

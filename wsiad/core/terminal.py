@@ -1,9 +1,14 @@
-"""Text on a terminal: names of files may hold what moves the cursor or begins a line."""
+"""Text on a terminal: names of files may hold what moves the cursor or begins a line.
+
+The nearest known word to a misspelt one.
+"""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import unicodedata
+from collections.abc import Iterable
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -49,3 +54,20 @@ class OneLine(logging.Formatter):
             return super().format(record)
         record.message = record.getMessage()
         return one_line(self.formatMessage(record))
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return the known word that is nearest to one, whatever its case and dashes; else nothing."""
+    plain = {_plainly(known): known for known in words}
+    near = difflib.get_close_matches(_plainly(word), plain, n=1)
+    return plain[near[0]] if near else ""
+
+
+def _plainly(word: str) -> str:
+    return word.casefold().replace("_", "-").lstrip("-")
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return a question in brackets after the nearest known word, or nothing."""
+    near = nearest(word, words)
+    return f" (did you mean {near!r}?)" if near else ""

@@ -1,8 +1,15 @@
-"""What the baselines on frozen features share: options, sampling, scoring, state."""
+"""What the baselines on frozen features share: options, sampling, scoring, state.
+
+Tiles sent through a network in batches.
+
+Which layers of a backbone a method looks at, where the user does not say.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,9 +22,7 @@ from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.progress import Progress
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._batches import in_batches
-from wsiad.detectors._layers import FINE, DefaultLayers
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.detector import (
     Detector,
     DetectorOptions,
@@ -30,12 +35,116 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.learning.sampling import sample
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
+
+
+def in_batches(
+    function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device, *, batch: int
+) -> npt.NDArray[np.float32]:
+    """Apply a function to tiles, uint8 (N, S, S, 3), on a device; its results as float32.
+
+    The function is called at least once, so that no tiles give a result of its shape.
+    """
+    with torch.inference_mode():
+        found = [
+            function(on_device(tiles[start : start + batch], device)).float().cpu()
+            for start in range(0, max(1, len(tiles)), batch)
+        ]
+    return np.asarray(torch.cat(found).numpy(), np.float32)
+
+
+Layers = tuple[str, ...]
+"""Names of modules of a network, from the finest."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLayers:
+    """A method's choice of layers, by backbone.
+
+    Parameters
+    ----------
+    squeezenet1_0, squeezenet1_1, vgg19, wsiad : tuple of str
+        Of the networks of these names; the last is the one that comes along.
+    others : tuple of str
+        Of all others: stages of a residual network.
+    """
+
+    squeezenet1_0: Layers
+    squeezenet1_1: Layers
+    vgg19: Layers
+    wsiad: Layers
+    others: Layers
+
+    def of(self, backbone: str) -> Layers:
+        """Return the layers of a backbone."""
+        named = {
+            "squeezenet1_0": self.squeezenet1_0,
+            "squeezenet1_1": self.squeezenet1_1,
+            "vgg19": self.vgg19,
+            "wsiad": self.wsiad,
+        }
+        return named.get(backbone, self.others)
+
+
+FINE = DefaultLayers(
+    squeezenet1_0=("features.4",),
+    squeezenet1_1=("features.4",),
+    vgg19=("features.12",),
+    wsiad=("features.12",),
+    others=("layer1", "layer2"),
+)
+"""SqueezeNet's second Fire module, relu3_2 of a VGG19, or the first two residual stages."""
+
+TWO_DEPTHS = DefaultLayers(
+    squeezenet1_0=("features.5", "features.10"),
+    squeezenet1_1=("features.4", "features.7"),
+    vgg19=("features.17", "features.26"),
+    wsiad=("features.17", "features.26"),
+    others=("layer2", "layer3"),
+)
+"""The ends of SqueezeNet's first two resolutions and of those of a VGG19 that are as coarse, or
+the second and third residual stages."""
+
+THREE_DEPTHS = DefaultLayers(
+    squeezenet1_0=("features.5", "features.10", "features.12"),
+    squeezenet1_1=("features.4", "features.7", "features.12"),
+    vgg19=("features.8", "features.17", "features.26"),
+    wsiad=("features.8", "features.17", "features.26"),
+    others=("layer1", "layer2", "layer3"),
+)
+"""The ends of three resolutions, or the first three residual stages."""
+
+MIDDLE = DefaultLayers(
+    squeezenet1_0=("features.7", "features.10"),
+    squeezenet1_1=("features.7", "features.10"),
+    vgg19=("features.17", "features.26"),
+    wsiad=("features.17", "features.26"),
+    others=("layer2", "layer3"),
+)
+"""Two layers from the middle of the network on."""
+
+CODED = DefaultLayers(
+    squeezenet1_0=THREE_DEPTHS.squeezenet1_0[:2],
+    squeezenet1_1=THREE_DEPTHS.squeezenet1_1[:2],
+    vgg19=THREE_DEPTHS.vgg19[:2],
+    wsiad=THREE_DEPTHS.wsiad[:2],
+    others=THREE_DEPTHS.others,
+)
+"""As many of :data:`THREE_DEPTHS` as one small code can hold."""
+
+DEEPEST = DefaultLayers(
+    squeezenet1_0=("features.12",),
+    squeezenet1_1=("features.12",),
+    vgg19=("features.35",),
+    wsiad=("features.26",),
+    others=("layer4",),
+)
+"""The last block before the classifier, or the last residual stage."""
+
 
 Vectors = npt.NDArray[np.float32]
 """Feature vectors, float32 (N, C)."""
@@ -173,7 +282,7 @@ class FeatureDetector(Detector):
         """Return the features of the places, averaged over each tile.
 
         They are as the backbone gives them, before any projection or whitening of the
-        method. See :class:`wsiad.learning.capabilities.Embeds`.
+        method. See :class:`wsiad.learning.detector.Embeds`.
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")

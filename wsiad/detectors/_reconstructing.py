@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsiad.detectors._batches import in_batches
-from wsiad.learning.capabilities import Embedding
-from wsiad.learning.detector import Detector, Scores, Tiles
+from wsiad.detectors._features import in_batches
+from wsiad.learning.detector import Detector, Embedding, Scores, Tiles
 from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 
@@ -34,7 +33,7 @@ class ReconstructingDetector(Detector):
         """Return what the distance compares: perceptual features, averaged over the tile.
 
         Channels are normalised as for the score, layers count by their weights. Without
-        layers it is the latent, place by place. See :class:`wsiad.learning.capabilities.Embeds`.
+        layers it is the latent, place by place. See :class:`wsiad.learning.detector.Embeds`.
         """
         autoencoder, distance, device = self.judged()
 
@@ -45,7 +44,7 @@ class ReconstructingDetector(Detector):
         return in_batches(embedded, tiles, device, batch=_BATCH)
 
     def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return the reconstructions; see :class:`wsiad.learning.capabilities.Reconstructs`."""
+        """Return the reconstructions; see :class:`wsiad.learning.detector.Reconstructs`."""
         autoencoder, _, device = self.judged()
         made = in_batches(lambda part: autoencoder(images_of(part)), tiles, device, batch=_BATCH)
         pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)

@@ -11,8 +11,13 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.detectors._layers import DEEPEST, DefaultLayers
+from wsiad.detectors._features import (
+    DEEPEST,
+    DefaultLayers,
+    FeatureDetector,
+    FeatureOptions,
+    Vectors,
+)
 from wsiad.detectors._vectors import check_count, float32, in_blocks, random_state
 from wsiad.learning.detector import DetectorOptions
 

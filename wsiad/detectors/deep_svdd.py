@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
-from wsiad.learning.capabilities import Embedding
-from wsiad.learning.crops import check_size, on_device, random_crops
+from wsiad.learning.batches import check_size, on_device, random_crops, sample
+from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import (
     Budget,
     DetectorOptions,
+    Embedding,
     FitContext,
     FitReport,
     HealthyTiles,
@@ -23,9 +24,7 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.learning.recipe import Recipe, adam, descend
-from wsiad.learning.result import TrainingResult
-from wsiad.learning.sampling import sample
+from wsiad.learning.loop import TrainingResult
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,

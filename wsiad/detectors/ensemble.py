@@ -14,12 +14,13 @@ import torch
 from wsiad.core.config import Config, build
 from wsiad.core.errors import ConfigError, DetectorError
 from wsiad.detectors import registry
-from wsiad.learning.capabilities import Embedding, Embeds
-from wsiad.learning.crops import windows
+from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import (
     Budget,
     Detector,
     DetectorOptions,
+    Embedding,
+    Embeds,
     FitContext,
     FitReport,
     HealthyTiles,
@@ -29,7 +30,6 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.learning.sampling import sample
 
 _BATCH = 128
 _COMPARED_TILES = 2_000
@@ -183,7 +183,7 @@ class Ensemble(Detector):
 
         Each member's are divided by their spread over healthy tiles, and count by the root of
         its share; of members that have none it is the standardised score.
-        See :class:`wsiad.learning.capabilities.Embeds`.
+        See :class:`wsiad.learning.detector.Embeds`.
         """
         if not self._members:
             raise DetectorError("the detector is not fitted yet")

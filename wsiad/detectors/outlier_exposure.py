@@ -1,4 +1,7 @@
-"""Outlier exposure: a pretrained network is trained on to tell anomalous from healthy tiles."""
+"""Outlier exposure: a pretrained network is trained on to tell anomalous from healthy tiles.
+
+A network that tells two classes of tiles apart at every place, trained from end to end.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,81 @@ from torch.nn import functional
 from wsiad.core.errors import DetectorError
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._layers import DEEPEST
+from wsiad.detectors._features import DEEPEST
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.detectors.classifier import PlaceClassifier
 from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
-from wsiad.learning.capabilities import Embedding
-from wsiad.learning.crops import centre_crops, check_size, on_device
+from wsiad.learning.batches import ViewOptions, centre_crops, check_size, on_device, random_views
+from wsiad.learning.checkpoint import Recipe, descend
 from wsiad.learning.detector import (
     AnomalousTiles,
     DetectorOptions,
+    Embedding,
     FitContext,
     FitReport,
     HealthyTiles,
     State,
     Tiles,
 )
-from wsiad.learning.recipe import Recipe, descend
-from wsiad.learning.views import ViewOptions, random_views
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
+
+
+class PlaceClassifier(nn.Module):
+    """A backbone and a linear layer: a logit at every place of its last features.
+
+    The logit of a tile is the mean over its places: that of the mean features, as the layer
+    is linear. Batch normalisations keep the statistics that they came with: batches of
+    equally many tiles of both classes are not what the network will see.
+
+    Parameters
+    ----------
+    backbone : BackboneFeatures
+        Of one layer; its weights are trained too.
+    channels : int
+        Of that layer.
+    magnify : float
+        Enlarge images so many times before the backbone.
+    dropout : float
+        Share of the mean features that is left out in a step of the training.
+    """
+
+    def __init__(
+        self, backbone: BackboneFeatures, channels: int, *, magnify: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.backbone, self.magnify = backbone.requires_grad_(requires_grad=True), magnify
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels, 1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train the weights, without the statistics of batch normalisations."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the features (N, C, h, w) of RGB images (N, 3, S, S) in [0, 1]."""
+        if self.magnify != 1:
+            images = functional.interpolate(images, scale_factor=self.magnify, mode="bilinear")
+        return self.backbone.maps(self.backbone.normalised(images))[0].float()
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """Return the mean features of each image, (N, C)."""
+        return self.maps(images).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logit of each image, (N,)."""
+        logits: Tensor = self.head(self.dropout(self.vectors(images)))[:, 0]
+        return logits
+
+    def places(self, images: Tensor, edge: int | None = None) -> Tensor:
+        """Return the logits of edge × edge places, (N, edge, edge), or of all there are."""
+        found = self.maps(images)
+        if edge:
+            found = functional.adaptive_avg_pool2d(found, edge)
+        return functional.conv2d(found, self.head.weight[:, :, None, None], self.head.bias)[:, 0]
+
 
 _ROOM = 1.5  # windows that views are cut from: a turned view needs a larger one
 _READ = 64  # anomalous tiles read at once

@@ -9,8 +9,13 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
-from wsiad.detectors._layers import THREE_DEPTHS, DefaultLayers
+from wsiad.detectors._features import (
+    THREE_DEPTHS,
+    DefaultLayers,
+    FeatureDetector,
+    FeatureOptions,
+    Vectors,
+)
 from wsiad.detectors._vectors import check_count, float32, whitening
 from wsiad.learning.detector import DetectorOptions
 

@@ -1,21 +1,198 @@
-"""Reverse distillation: strange is what cannot be restored from a code of healthy features."""
+"""Reverse distillation: strange is what cannot be restored from a code of healthy features.
+
+A one-class bottleneck and a decoder that mirrors the encoder whose features it restores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
-from wsiad.detectors._layers import CODED, DefaultLayers
-from wsiad.detectors.reverse_distillation_part import Blocks, ReverseStudent
+from wsiad.detectors._features import CODED, DefaultLayers
+from wsiad.detectors._trained import DistilledDetector, DistilledOptions
+from wsiad.learning.checkpoint import Recipe, adam
 from wsiad.learning.detector import DetectorOptions
-from wsiad.learning.recipe import Recipe, adam
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of features."""
+
+Resampling = Literal["none", "halve", "double"]
+
+_BOTTLENECK_BLOCKS = 3
+_DECODER_BLOCKS = 2  # a stage, where the encoder is no ResNet
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Kind and number of residual blocks.
+
+    Parameters
+    ----------
+    inner : float or None
+        Width of the 3 × 3 convolution as a share of the block's, between two 1 × 1 ones;
+        ``None`` for blocks of two 3 × 3 convolutions.
+    counts : tuple of int
+        Blocks of each stage of the decoder, from the coarsest.
+    """
+
+    inner: float | None
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, encoder: BackboneFeatures) -> Blocks:
+        """Return the blocks of a ResNet's stages, and a default for other networks."""
+        modules = dict(encoder.network.named_modules())
+        if not all(f"{layer}.0.conv2" in modules for layer in encoder.layers):
+            return cls(None, (_DECODER_BLOCKS,) * len(encoder.layers))
+        last = modules.get(f"{encoder.layers[0]}.0.conv3")
+        inner = last.in_channels / last.out_channels if isinstance(last, nn.Conv2d) else None
+        # As published, the decoder's coarsest stage has as many as the encoder's finest.
+        return cls(inner, tuple(len(list(modules[n].children())) for n in encoder.layers))
+
+
+class ReverseStudent(nn.Module):
+    """Restores the teacher's features of all layers from a narrow code of them.
+
+    Features of the finer layers are halved by 3 × 3 convolutions of stride 2 down to the
+    coarsest, all are concatenated, and residual blocks halve them once more to the code.
+    Stages of residual blocks, the first of each with a transposed convolution of stride 2,
+    lead from there to the coarsest layer's features, from these to the next finer ones, and
+    so on. Where a layer is not exactly half as large as the one before, as in SqueezeNet,
+    features are resampled bilinearly to the size that they must have.
+
+    Parameters
+    ----------
+    shapes : sequence of (C, h, w)
+        Of the teacher's features, from the finest.
+    blocks : Blocks
+        Of the decoder; the bottleneck's are of the same kind.
+
+    Notes
+    -----
+    Deng & Li, *Anomaly Detection via Reverse Distillation from One-Class Embedding*,
+    CVPR 2022 (arXiv 2201.10703), section 3.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], blocks: Blocks) -> None:
+        super().__init__()
+        self._sizes = [shape[1:] for shape in shapes]
+        channels = [shape[0] for shape in shapes]
+        self.halvings = nn.ModuleList(
+            nn.ModuleList(_halving(fine, coarse) for fine, coarse in pairwise(channels[index:]))
+            for index in range(len(channels) - 1)
+        )
+        code = 2 * channels[-1]
+        self.bottleneck = _stage(
+            len(channels) * channels[-1], code, _BOTTLENECK_BLOCKS, blocks.inner, "halve"
+        )
+        widths = pairwise((code, *reversed(channels)))
+        self.decoder = nn.ModuleList(
+            _stage(above, below, count, blocks.inner, "double")
+            for (above, below), count in zip(widths, blocks.counts, strict=True)
+        )
+
+    def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:
+        """Return the restored features, from the finest; the images are not used."""
+        x = self.bottleneck(torch.cat(self._halved(taught), dim=1))
+        found: list[Tensor] = []
+        for stage, size in zip(self.decoder, reversed(self._sizes), strict=True):
+            x = _sized(stage(x), size)
+            found.append(x)
+        return found[::-1]
+
+    def _halved(self, taught: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features of all layers at the size of the coarsest."""
+        found = []
+        for index, path in enumerate(self.halvings):
+            assert isinstance(path, nn.ModuleList)
+            x = taught[index]
+            for halving, size in zip(path, self._sizes[index + 1 :], strict=True):
+                x = _sized(halving(x), size)
+            found.append(x)
+        return [*found, taught[-1]]
+
+
+class ResidualBlock(nn.Module):
+    """A ResNet's block that may halve the features, or double them as its mirror image.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    inner : float or None
+        See :class:`Blocks`.
+    resampling : {"none", "halve", "double"}
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, inner: float | None, resampling: Resampling
+    ) -> None:
+        super().__init__()
+        if inner is None:
+            convolutions = [
+                _spatial(inputs, outputs, resampling),
+                _spatial(outputs, outputs, "none"),
+            ]
+        else:
+            width = round(inner * outputs)
+            convolutions = [
+                nn.Conv2d(inputs, width, 1, bias=False),
+                _spatial(width, width, resampling),
+                nn.Conv2d(width, outputs, 1, bias=False),
+            ]
+        modules: list[nn.Module] = []
+        for convolution in convolutions:
+            modules += [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()]
+        self.main = nn.Sequential(*modules[:-1])
+        self.skip: nn.Module = nn.Identity()
+        if resampling != "none" or inputs != outputs:
+            self.skip = nn.Sequential(_direct(inputs, outputs, resampling), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, C', h', w')."""
+        return torch.relu(self.main(x) + self.skip(x))
+
+
+def _stage(
+    inputs: int, outputs: int, count: int, inner: float | None, first: Resampling
+) -> nn.Sequential:
+    rest = [
+        ResidualBlock(outputs, outputs, inner=inner, resampling="none") for _ in range(count - 1)
+    ]
+    return nn.Sequential(ResidualBlock(inputs, outputs, inner=inner, resampling=first), *rest)
+
+
+def _halving(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_spatial(inputs, outputs, "halve"), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _spatial(inputs: int, outputs: int, resampling: Resampling) -> nn.Conv2d | nn.ConvTranspose2d:
+    if resampling == "double":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    stride = 2 if resampling == "halve" else 1
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+def _direct(inputs: int, outputs: int, resampling: Resampling) -> nn.Module:
+    if resampling == "double":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    stride = 2 if resampling == "halve" else 1
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
+def _sized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if x.shape[2:] == size:
+        return x
+    return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class ReverseDistillationOptions(DistilledOptions):

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from torch import Tensor
 
-from wsiad.detectors._distilled import DistilledDetector, DistilledOptions
+from wsiad.detectors._trained import DistilledDetector, DistilledOptions
+from wsiad.learning.checkpoint import Recipe, adam, sgd
 from wsiad.learning.detector import DetectorOptions
-from wsiad.learning.recipe import Recipe, adam, sgd
 from wsiad.networks.distillation import Distillation, LikeTeacher, place_distances
 from wsiad.networks.features import BackboneFeatures
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from wsiad.annotations import ClassMap
 from wsiad.annotations.classes import class_text
-from wsiad.evaluation.protocols import ProtocolName
+from wsiad.evaluation.matching import ProtocolName
 from wsiad.evaluation.slide_evidence import SlideEvidence
 
 _LISTED = 8

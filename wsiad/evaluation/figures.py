@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from wsiad.evaluation.auc import Floats, slide_auc, tile_auroc
-from wsiad.evaluation.bootstrap import LEVEL, Estimate, undefined
+from wsiad.evaluation.auc import LEVEL, Estimate, Floats, slide_auc, tile_auroc, undefined
 from wsiad.evaluation.froc_score import FrocScore, froc_score
 from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
-from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
+from wsiad.evaluation.matching import PROTOCOLS, ProtocolName
 from wsiad.evaluation.slide_evidence import SlideEvidence
 from wsiad.evaluation.truth import NOT_STATED
 from wsiad.evaluation.unscored import CountedAs, told

@@ -1,6 +1,6 @@
 """Free-response ROC: curves of pooled hits under the rules of a protocol.
 
-Pure arithmetic, no files. The protocols differ (:mod:`wsiad.evaluation.protocols`).
+Pure arithmetic, no files. The protocols differ (:mod:`wsiad.evaluation.matching`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.evaluation.matching import Floats, SlideHits
-from wsiad.evaluation.protocols import Rules
+from wsiad.evaluation.matching import Floats, Rules, SlideHits
 
 OPERATING_POINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Mean false positives per slide at which sensitivity is read; the score is the mean."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiad.evaluation.bootstrap import (
+from wsiad.evaluation.auc import (
     NO_RESAMPLES,
     Estimate,
     percentile_interval,
@@ -17,8 +17,7 @@ from wsiad.evaluation.bootstrap import (
 )
 from wsiad.evaluation.froc import OPERATING_POINTS, Curve, Pool
 from wsiad.evaluation.lesion_table import CLASSES, LesionClass
-from wsiad.evaluation.matching import Floats, SlideHits
-from wsiad.evaluation.protocols import Rules, all_thresholds, conservative
+from wsiad.evaluation.matching import Floats, Rules, SlideHits, all_thresholds, conservative
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,11 +17,16 @@ import numpy as np
 
 from wsiad.core.csv_file import table_text
 from wsiad.core.files import write_text
-from wsiad.core.units import Microns, SquareMicrons
+from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.evaluation.froc import Pool
-from wsiad.evaluation.matching import Detections, SlideHits
-from wsiad.evaluation.protocols import PROTOCOLS, ProtocolName
-from wsiad.evaluation.regions import MERGE_UM, EvaluationMask
+from wsiad.evaluation.matching import (
+    MERGE_UM,
+    PROTOCOLS,
+    Detections,
+    EvaluationMask,
+    ProtocolName,
+    SlideHits,
+)
 
 LesionClass = Literal["macro", "micro", "itc"]
 

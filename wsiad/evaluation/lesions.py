@@ -21,16 +21,27 @@ from wsiad.annotations import (
 )
 from wsiad.annotations import SUFFIXES as OUTLINE_SUFFIXES
 from wsiad.core.errors import AnnotationError, EvaluationError
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.cohort import Case
+from wsiad.evaluation.matching import (
+    MERGE_UM,
+    SCRIPT_MPP,
+    EvaluationMask,
+    ProtocolName,
+    evaluation_mask,
+    mask_downsample,
+    protocol_mpp,
+)
 from wsiad.evaluation.placement import place
-from wsiad.evaluation.protocols import ProtocolName
-from wsiad.evaluation.raster import Mask, rasterise
-from wsiad.evaluation.regions import MERGE_UM, EvaluationMask, evaluation_mask
 from wsiad.evaluation.results_input import read_windows
-from wsiad.evaluation.scale import SCRIPT_MPP, mask_downsample, protocol_mpp
-from wsiad.evaluation.truth import MASK_SUFFIXES, MAX_MASK_PX, find_truth, read_mask
+from wsiad.evaluation.truth import (
+    MASK_SUFFIXES,
+    MAX_MASK_PX,
+    Mask,
+    find_truth,
+    rasterise,
+    read_mask,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +163,7 @@ def load_truth(
         Folder of annotation files, or of mask images; at most one of them.
     downsample : int or None
         Level-0 pixels per mask pixel; by default as CAMELYON16's, see
-        :func:`~wsiad.evaluation.scale.mask_downsample`.
+        :func:`~wsiad.evaluation.matching.mask_downsample`.
     given_mpp : float, optional
         µm per level-0 pixel that the user gives for all slides.
     outlines : OutlineOptions, optional

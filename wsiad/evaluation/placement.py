@@ -11,7 +11,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from wsiad.core.geometry import Size
-from wsiad.evaluation.raster import Mask
+from wsiad.evaluation.truth import Mask
 
 MOST_BEYOND = 0.001
 """Share of the outlined tumour beyond the slide above which people are told."""

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsiad.core.files import atomic_file
-from wsiad.evaluation.auc import Floats, roc_band, roc_curve
-from wsiad.evaluation.bootstrap import Estimate
+from wsiad.evaluation.auc import Estimate, Floats, roc_band, roc_curve
 from wsiad.evaluation.froc import OPERATING_POINTS
 from wsiad.evaluation.froc_score import FrocScore
-from wsiad.evaluation.protocols import ProtocolName
+from wsiad.evaluation.matching import ProtocolName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

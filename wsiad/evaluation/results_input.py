@@ -12,12 +12,10 @@ import numpy.typing as npt
 
 from wsiad.core.errors import EvaluationError
 from wsiad.core.files import read_json
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.submission import ScoredSlide, Status
 from wsiad.evaluation.table import number, read_rows, slide_name
-from wsiad.heatmaps.score_image import read_scores
-from wsiad.heatmaps.window_table import read_window_table
+from wsiad.heatmaps.score_map import read_scores, read_window_table
 
 SlideScore = Literal["max", "top_k_mean", "percentile"]
 

@@ -2,19 +2,114 @@
 
 This is *supervised*: the forest learns from the reference labels of the very slides that
 are evaluated, each slide judged by a forest that has not seen it.
+
+Features of a slide's heatmap: how many regions stand out, how large, of what shape.
+
+Wang et al. (arXiv:1606.05718, 2016) gave a random forest 28 geometric features of their
+tumour probability maps; which ones is not published in full. These are the 31 of the open
+reimplementation of their method by Vekariya (2017), by definition. Pure arithmetic.
+
+Scores of a heatmap as shares of healthy windows with a lower score.
+
+The windows of a results folder carry both, score and percentile; so the scale of a run is
+read off its results, wherever the run itself is now.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.evaluation.auc import slide_auc
-from wsiad.evaluation.bootstrap import Estimate, undefined
-from wsiad.evaluation.slide_features import NAMES, Floats
+from wsiad.core.errors import EvaluationError
+from wsiad.evaluation.auc import Estimate, slide_auc, undefined
+
+Floats = npt.NDArray[np.float64]
+
+HIGH, LOW = 0.9, 0.5
+"""Thresholds on a tumour probability: at least the first, more than the second."""
+
+_STATISTICS = ("max", "mean", "variance", "skewness", "kurtosis")
+_SHAPES = (
+    ("area", "high"),
+    ("perimeter", "high"),
+    ("eccentricity", "high"),
+    ("extent", "low"),
+    ("solidity", "high"),
+)
+
+NAMES = (
+    "regions high",
+    "area high / tissue",
+    "area of largest region low",
+    "longest axis of largest region low",
+    "pixels high",
+    "mean of region means high",
+    *(f"{shape} {level} {name}" for shape, level in _SHAPES for name in _STATISTICS),
+)
+"""Names of the 31 features; high and low say by which threshold regions are found."""
+
+
+def slide_features(values: Floats, *, high: float = HIGH, low: float = LOW) -> Floats:
+    """Measure the regions of a heatmap that stand out.
+
+    Parameters
+    ----------
+    values : ndarray of float64, (H, W)
+        From 0 (healthy) to 1, such as a tumour probability or a percentile among healthy
+        tissue; NaN where there is no tissue.
+    high, low : float
+        Regions are the connected pixels (8-connectivity) of at least `high`, and of more
+        than `low`.
+
+    Returns
+    -------
+    ndarray of float64, (31,)
+        In the order of :data:`NAMES`, lengths and areas in heatmap pixels. All are 0 where
+        no pixel reaches `high`. Variance is that of the population, kurtosis is excess
+        kurtosis; both and skewness are 0 for a single region. Not rounded.
+    """
+    features = np.zeros(len(NAMES))
+    strong, weak = _regions(values, values >= high), _regions(values, values > low)
+    if not strong:
+        return features
+    largest = max(weak, key=lambda region: region.area)
+    pixels = float(np.count_nonzero(values >= high))
+    features[:6] = (
+        len(strong),
+        pixels / np.count_nonzero(np.isfinite(values)),
+        largest.area,
+        largest.axis_major_length,
+        pixels,
+        np.mean([region.intensity_mean for region in strong]),
+    )
+    for index, (shape, level) in enumerate(_SHAPES):
+        regions = strong if level == "high" else weak
+        measured = np.array([float(getattr(region, shape)) for region in regions])
+        features[6 + 5 * index : 11 + 5 * index] = _statistics(measured)
+    return features
+
+
+def _regions(values: Floats, mask: npt.NDArray[np.bool_]) -> list[Any]:
+    from skimage import measure
+
+    labels = measure.label(mask, connectivity=2)
+    return list(measure.regionprops(labels, intensity_image=np.where(mask, values, 0.0)))
+
+
+def _statistics(values: Floats) -> tuple[float, ...]:
+    """Maximum, mean, population variance, skewness and excess kurtosis; shapeless ones are 0."""
+    mean, variance = float(values.mean()), float(values.var())
+    away = values - mean
+    if variance <= (1e-9 * max(1.0, abs(mean))) ** 2:
+        return float(values.max()), mean, 0.0, 0.0, 0.0
+    skewness = float((away**3).mean()) / variance**1.5
+    kurtosis = float((away**4).mean()) / variance**2 - 3
+    return float(values.max()), mean, variance, skewness, kurtosis
+
 
 TREES = 500
 FOLDS = 5
@@ -98,3 +193,59 @@ def cross_validated_forest(
         probabilities[held_out] = forest.predict_proba(features[held_out])[:, 1]
     area = slide_auc(probabilities[tumour], probabilities[~tumour])
     return ForestResult(area, probabilities, folds, trees)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HealthyScale:
+    """Which share of healthy windows scores less than a score.
+
+    Parameters
+    ----------
+    scores, shares : ndarray of float64, (N,)
+        Both rising; shares are 0 to 1. Between two scores the share is linear, beyond
+        the ends it is that of the end.
+    """
+
+    scores: Floats
+    shares: Floats
+
+    @classmethod
+    def of(cls, slides: Iterable[tuple[str, npt.NDArray[Any]]]) -> Self:
+        """Read the scale off the windows of slides scored by one run.
+
+        Parameters
+        ----------
+        slides : iterable of (str, structured ndarray)
+            Name, and windows with the fields ``score`` and ``percentile`` (0 to 100).
+
+        Raises
+        ------
+        EvaluationError
+            Windows have no percentiles, or there is no window.
+        """
+        parts = []
+        for slide, windows in slides:
+            if "percentile" not in (windows.dtype.names or ()):
+                raise EvaluationError(
+                    "its windows have no percentiles",
+                    subject=slide,
+                    remedy="Run `wsiad heatmap` on the slide again, or exclude it.",
+                )
+            scores, first = np.unique(np.asarray(windows["score"], np.float64), return_index=True)
+            parts.append((scores, np.asarray(windows["percentile"], np.float64)[first]))
+        if not parts:
+            raise EvaluationError("no slide has a scored window")
+        scores, percentiles = (np.concatenate(side) for side in zip(*parts, strict=True))
+        scores, first = np.unique(scores, return_index=True)
+        # Percentiles rise with the score; what rounding has left of disorder goes.
+        return cls(scores, np.maximum.accumulate(percentiles[first]) / 100)
+
+    def of_heatmap(self, scores: npt.NDArray[np.float32]) -> Floats:
+        """Return the share of each pixel, NaN where nothing was scored.
+
+        Parameters
+        ----------
+        scores : ndarray of float32, (H, W)
+        """
+        placed = np.interp(scores.astype(np.float64), self.scores, self.shares)
+        return np.where(np.isfinite(scores), placed, np.nan)

@@ -17,8 +17,7 @@ import numpy as np
 from wsiad.core.csv_file import Row
 from wsiad.core.errors import EvaluationError
 from wsiad.core.files import real_path
-from wsiad.core.geometry import Size
-from wsiad.core.units import Mpp
+from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.matching import Detections
 from wsiad.evaluation.table import number, read_rows, slide_name
 

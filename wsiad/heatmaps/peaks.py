@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from wsiad.core.errors import ConfigError
-from wsiad.core.units import Microns
+from wsiad.core.geometry import Microns
 from wsiad.heatmaps.score_map import Heatmap
 
 Suppression = Literal["disc", "square", "regions-max", "regions-mean"]

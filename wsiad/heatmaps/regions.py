@@ -1,17 +1,26 @@
-"""Regions: connected parts of a heatmap above a threshold, as polygons."""
+"""Regions: connected parts of a heatmap above a threshold, as polygons.
+
+Outlines for people: a region's polygon with fewer corners, never far from the pixels'.
+
+The window that stands for a region: the strangest one within it.
+
+What of a slide was not assessed, as outlines: no finding there means nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 from scipy import ndimage
 
-from wsiad.core.errors import ConfigError
-from wsiad.core.units import Microns, SquareMicrons
-from wsiad.heatmaps.score_map import Heatmap
+from wsiad.core.errors import ConfigError, ExportError
+from wsiad.core.geometry import Box, Microns, Size, Spacing, SquareMicrons
+from wsiad.heatmaps.score_map import Heatmap, WindowScores
+from wsiad.pictures.overview import Overview, left_out_areas
 
 DEFAULT_LIMIT = 300
 """The most regions: viewers that let people edit outlines grow slow with more."""
@@ -41,7 +50,7 @@ class Region:
         Of the heatmap pixels within.
     tolerance : Microns
         How far the polygon may lie from the pixels' edges, µm; see
-        :func:`wsiad.heatmaps.outlines.simplify`.
+        :func:`wsiad.heatmaps.regions.simplify`.
     """
 
     polygon: shapely.Polygon
@@ -213,3 +222,194 @@ def _walk(vertical: list[int]) -> list[list[int]]:
         if ring:
             rings.append(ring)
     return rings
+
+
+TOLERANCE_PX = 0.75
+"""Tolerance by default, heatmap pixels: corners of a slanting outline's steps lie up to
+1/√2 of a pixel off the line through their neighbours, so less would leave all steps."""
+
+_MOST_AREA_CHANGE = 0.05
+_MOST_CORNERS = 30_000  # the time that GEOS takes grows with their square: a second
+_PER_PX = 100  # viewers keep 0.01 px
+
+
+def default_tolerance(heatmap: Heatmap) -> Microns:
+    """Return `TOLERANCE_PX` of a heatmap's pixels, µm."""
+    width, height = heatmap.pixel_um
+    return Microns(TOLERANCE_PX * float(np.sqrt(width * height)))
+
+
+def simplify(region: Region, *, tolerance: Microns, spacing: Spacing, bounds: Box) -> Region:
+    """Leave out corners of a region's outline and holes that lie within a tolerance.
+
+    By Douglas and Peucker (1973), such that outline and holes stay apart. Where this would
+    change the area by more than 5 %, as that of a few pixels, take a small ring further
+    away, or give no valid polygon once positions are rounded to 0.01 px, half the
+    tolerance is tried, then none. Outlines of more than 30,000 corners stay as they are.
+
+    Parameters
+    ----------
+    region : Region
+        As found: along pixel edges.
+    tolerance : Microns
+        How far the new outline may lie from the old one.
+    spacing : Spacing
+        µm per level-0 pixel.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels: positions are rounded from its corner.
+
+    Returns
+    -------
+    Region
+        With the tolerance that was used; scores and area are still those of its pixels.
+
+    Raises
+    ------
+    ConfigError
+        The tolerance is negative or not finite.
+    """
+    if not np.isfinite(tolerance) or tolerance < 0:
+        raise ConfigError(f"an outline cannot be simplified to {tolerance} µm")
+    if shapely.get_num_coordinates(region.polygon) > _MOST_CORNERS:
+        return region
+    scale = np.array([spacing.x, spacing.y])
+    in_um = shapely.transform(region.polygon, lambda points: points * scale)
+    for used in (tolerance, tolerance / 2):
+        if not used:
+            break
+        smaller = shapely.simplify(in_um, used, preserve_topology=True)
+        if shapely.get_num_coordinates(smaller) == shapely.get_num_coordinates(in_um):
+            return region
+        if abs(smaller.area - in_um.area) > _MOST_AREA_CHANGE * in_um.area:
+            continue
+        if _distance(smaller, in_um) > used:
+            continue
+        polygon = shapely.transform(smaller, lambda points: points / scale)
+        if _rounded(polygon, bounds).is_valid:
+            return replace(region, polygon=polygon, tolerance=Microns(used))
+    return region
+
+
+def _distance(new: shapely.Polygon, old: shapely.Polygon) -> float:
+    """Return how far corners that were left out lie from the new outline and holes.
+
+    GEOS does not hold a ring's first corner: near it a ring may go further than it was
+    told to. (The Hausdorff distance would say so too, in quadratic time.)
+    """
+    rings = zip((new.exterior, *new.interiors), (old.exterior, *old.interiors), strict=True)
+    return max(_ring_distance(*map(_corners, pair)) for pair in rings)
+
+
+def _corners(ring: shapely.LinearRing) -> npt.NDArray[np.complex128]:
+    x, y = shapely.get_coordinates(ring)[:-1].T
+    return x + 1j * y
+
+
+def _ring_distance(new: npt.NDArray[np.complex128], old: npt.NDArray[np.complex128]) -> float:
+    """Distance of old corners from the new edge that is drawn in their stead."""
+    kept = np.flatnonzero(np.isin(old, new))
+    after = np.searchsorted(kept, np.arange(len(old)), side="right")
+    start, end = old[kept[after - 1]], old[kept[after % len(kept)]]
+    edge = end - start
+    share = ((old - start) * edge.conj()).real / np.maximum(np.abs(edge) ** 2, 1e-300)
+    return float(np.abs(old - start - np.clip(share, 0, 1) * edge).max())
+
+
+def _rounded(polygon: shapely.Polygon, bounds: Box) -> shapely.Polygon:
+    corner = np.array([bounds.x, bounds.y])
+    return shapely.transform(polygon, lambda p: np.rint((p - corner) * _PER_PX) / _PER_PX)
+
+
+def strongest_windows(regions: Sequence[Region], windows: WindowScores) -> npt.NDArray[np.int64]:
+    """Return the strangest window within each region.
+
+    Within a region is a window whose centre is; where there is none (regions smaller than
+    windows), one that shares some area with it. Of equally strange ones it is the upper,
+    then the left one, in whichever order they were scored.
+
+    Parameters
+    ----------
+    regions : sequence of Region
+        Of a heatmap that these windows made.
+    windows : WindowScores
+
+    Returns
+    -------
+    ndarray of int64, (len(regions),)
+        Indices of windows.
+
+    Raises
+    ------
+    ExportError
+        A region shares nothing with any window.
+    """
+    x, y, width, height = windows.boxes.T
+    found = np.empty(len(regions), np.int64)
+    for number, region in enumerate(regions):
+        left, top, right, bottom = region.polygon.bounds
+        near = np.flatnonzero((x < right) & (x + width > left) & (y < bottom) & (y + height > top))
+        within = _within(region.polygon, windows.boxes[near])
+        if not within.any():
+            raise ExportError(f"no window lies in region {number + 1} of the heatmap")
+        near = near[within]
+        order = np.lexsort((x[near], y[near], -windows.scores[near]))
+        found[number] = near[order[0]]
+    return found
+
+
+def _within(polygon: shapely.Polygon, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell which boxes (N, 4) have their centre in a polygon, or if none, share area with it."""
+    x, y, width, height = boxes.T
+    centred = np.asarray(shapely.contains_xy(polygon, x + width / 2, y + height / 2), bool)
+    if centred.any():
+        return centred
+    squares = shapely.box(x, y, x + width, y + height)
+    return np.asarray(shapely.area(shapely.intersection(squares, polygon)) > 0, bool)
+
+
+_LIMIT = 10_000
+
+
+def unassessed_regions(
+    overview: Overview, *, slide_size: Size, bounds: Box, nothing: bool = False
+) -> Iterator[tuple[str, Region]]:
+    """Outline what was left out of a slide, reason by reason.
+
+    Parameters
+    ----------
+    overview : Overview
+        What was scored and what was not; windows that overlap scored ones are assessed.
+    slide_size : Size
+        Of level 0, pixels.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+    nothing : bool
+        Whether nothing of the slide could be looked at: all of it is outlined.
+
+    Yields
+    ------
+    reason : str
+        ``"missing"``, or the quality column that tells; pen marks that are left out of
+        the tissue are ``"pen"`` too; ``"all"`` of the whole slide.
+    region : Region
+        Its outline runs along the pixels of the overview's thumbnail (about 8 µm); its
+        scores mean nothing.
+    """
+    shape = (overview.mask.shape[0], overview.mask.shape[1])
+    areas = [
+        (reason.word, area)
+        for reason, area in left_out_areas(overview, shape, overview.placement, overview.pen)
+    ]
+    if nothing and overview.mask.size:
+        areas.append(("all", np.ones(shape, bool)))
+    for reason, area in areas:
+        marked = Heatmap(
+            overview.slide,
+            area.astype(np.float32),
+            overview.placement,
+            slide_size,
+            bounds,
+            overview.spacing,
+        )
+        for region in find_regions(marked, threshold=0.5, limit=_LIMIT).kept:
+            yield reason, region

@@ -1,14 +1,23 @@
-"""The heatmap: an array of anomaly scores with one affine map to level 0."""
+"""The heatmap: an array of anomaly scores with one affine map to level 0.
+
+The scores of ``heatmap.ome.tif``, read back by whom they are judged or shown.
+
+Tables of windows as ``.npy`` files: those that were scored, and those that were left out.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.geometry import Box, PixelMap, Size
-from wsiad.core.units import Spacing
+from wsiad.core.errors import WsiadError
+from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +81,120 @@ class WindowScores:
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     percentiles: npt.NDArray[np.float32]
+
+
+_MOST_PX = 1 << 28
+_MOST_EXPANSION = 1100
+"""Bytes that deflate can make of one at the most are 1032."""
+
+
+def read_scores(
+    path: Path, error: type[WsiadError], *, remedy: str, few: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Read the scores of a heatmap.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Of the error where they cannot be read.
+    remedy : str
+    few : int, optional
+        Take the finest level of at most so many pixels, or the coarsest; by default the
+        full resolution is read.
+
+    Returns
+    -------
+    ndarray of float32, (H, W)
+        NaN where nothing was scored.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: the file is missing, no such image, too large, or damaged.
+    """
+    try:
+        return _read(path, few)
+    except Exception as cause:  # what decoders make of a damaged file has no end
+        words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise error(
+            f"is damaged or cannot be read: {words}", subject=str(path), remedy=remedy
+        ) from cause
+
+
+def _read(path: Path, few: int | None) -> npt.NDArray[np.float32]:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        levels = file.series[0].levels
+        level = levels[0]
+        if few is not None:
+            level = next((one for one in levels if one.size <= few), levels[-1])
+        if level.ndim != 2 or level.dtype != np.float32:
+            raise ValueError("it is no heatmap of float32")
+        most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
+        if not 0 < level.size <= _MOST_PX or level.nbytes > most:
+            raise ValueError(f"it claims {' x '.join(map(str, level.shape))} pixels")
+        scores: npt.NDArray[np.float32] = np.ascontiguousarray(level.asarray(), np.float32)
+    if scores.shape != level.shape or np.isinf(scores).any():
+        raise ValueError("its scores are not what it claims")
+    return scores
+
+
+_MOST_HEADER = 10_000
+
+
+def read_window_table(
+    path: Path, fields: Sequence[str], error: type[WsiadError], *, remedy: str | None = None
+) -> npt.NDArray[Any]:
+    """Open a ``.npy`` file that holds a table of numbers, memory-mapped.
+
+    Nothing of what its header claims is believed before it fits the file.
+
+    Parameters
+    ----------
+    path : Path
+    fields : sequence of str
+        Columns that it has to have.
+    error : type
+        Of the error where it cannot be read.
+    remedy : str, optional
+
+    Returns
+    -------
+    structured ndarray, (N,)
+        Read-only.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: there is no such file, or it is not such a table, or cut short.
+    """
+    try:
+        return _read_rows(path, fields)
+    except Exception as cause:  # what numpy makes of a damaged header has no end
+        words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise error(
+            f"is damaged or cannot be read: {words}", subject=str(path), remedy=remedy
+        ) from cause
+
+
+def _read_rows(path: Path, fields: Sequence[str]) -> npt.NDArray[Any]:
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        headers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = headers[version](file, max_header_size=_MOST_HEADER)
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+    kinds = [dtype[name] for name in dtype.names or ()]
+    if len(shape) != 1 or not set(fields) <= set(dtype.names or ()):
+        raise ValueError(f"it is no table of {', '.join(fields)}")
+    if any(kind.kind not in "biufU" or kind.shape for kind in kinds):
+        raise ValueError("its columns are not numbers")
+    if start + shape[0] * dtype.itemsize != size:
+        raise ValueError(f"it has {size} bytes, and its header says {shape[0]} rows")
+    if not shape[0]:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r", start, shape)

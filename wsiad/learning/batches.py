@@ -1,21 +1,149 @@
-"""Endless shuffled batches whose position can be noted and found again."""
+"""Endless shuffled batches whose position can be noted and found again.
+
+Cut tiles to a detector's input: at random to train, fixed windows to score.
+
+A bounded, reproducible sample of a source of tiles.
+
+Two random views of a tile for contrastive training: turned, scaled, stained otherwise.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import pydantic
+import torch
+from torch import Tensor, nn
 
+from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError
-from wsiad.learning.crops import on_host
 from wsiad.learning.detector import FitContext, Tiles, TileSource
 from wsiad.learning.ranks import Ranks
 from wsiad.learning.stages import Stages
+
+
+def check_size(tile_px: int, input_px: int) -> None:
+    """Check that tiles hold a detector's input.
+
+    Raises
+    ------
+    DetectorError
+        They are smaller.
+    """
+    if tile_px < input_px:
+        raise DetectorError(
+            f"tiles of {tile_px} px are smaller than the detector's input of {input_px} px",
+            remedy="Tile again with larger tiles, or set a smaller input_px.",
+        )
+
+
+def on_device(tiles: npt.NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
+    """Copy tiles to a device as they are; uint8 is a quarter of the way float32 goes.
+
+    Nothing waits for a GPU to finish what it was given before.
+    """
+    return on_host(tiles).to(device, non_blocking=True)
+
+
+def on_host(tiles: npt.NDArray[np.uint8] | Tensor, *, pinned: bool = False) -> Tensor:
+    """Return tiles as a tensor, in memory that a GPU reads by itself if ``pinned``."""
+    if not isinstance(tiles, Tensor):
+        # torch wants memory that it may write to.
+        tiles = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
+    return tiles.pin_memory() if pinned else tiles
+
+
+def random_crops(
+    tiles: Tensor,
+    size: int,
+    *,
+    seed: int,
+    step: int,
+    rows: npt.NDArray[np.int64] | None = None,
+    total: int | None = None,
+    flips: bool = True,
+) -> Tensor:
+    """Cut one random window out of every tile and flip it at random in both directions.
+
+    Windows and flips are a pure function of ``seed`` and ``step``, so that a training
+    that was interrupted goes on exactly as it would have.
+
+    Parameters
+    ----------
+    tiles : Tensor of uint8, (N, S, S, 3)
+        On any device.
+    size : int
+        Edge of the windows, pixels.
+    seed, step : int
+        Name the draw.
+    rows : ndarray of int64, (N,), optional
+        Which rows of a larger batch these tiles are, whose draws are taken.
+    total : int, optional
+        Tiles of that batch.
+    flips : bool
+        Without, windows stay as they lie.
+
+    Returns
+    -------
+    Tensor of uint8, (N, size, size, 3)
+    """
+    count, edge = tiles.shape[0], tiles.shape[1]
+    check_size(edge, size)
+    rng = np.random.default_rng([seed, step])
+    starts = rng.integers(0, edge - size + 1, size=(2, total or count))
+    flipped = rng.integers(0, 2, size=(2, total or count)).astype(bool) & flips
+    if rows is not None:
+        starts, flipped = starts[:, rows], flipped[:, rows]
+    along = np.arange(size)
+    positions = np.where(flipped[:, :, None], along[::-1], along) + starts[:, :, None]
+    y, x = _sent(positions, tiles.device)
+    image = torch.arange(count, device=tiles.device)
+    return tiles[image[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    host = torch.from_numpy(numbers)
+    if device.type == "cuda":  # from other memory, the copy would wait for the GPU
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
+def centre_crops(tiles: Tensor, size: int) -> Tensor:
+    """Cut the central window out of every tile, uint8 (N, S, S, 3) to (N, size, size, 3)."""
+    edge = tiles.shape[1]
+    check_size(edge, size)
+    start = (edge - size) // 2
+    return tiles[:, start : start + size, start : start + size]
+
+
+def windows(tiles: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Cut tiles into all windows of a centred grid without overlap.
+
+    Parameters
+    ----------
+    tiles : ndarray of uint8, (N, S, S, 3)
+    size : int
+        Edge of the windows, pixels.
+
+    Returns
+    -------
+    ndarray of uint8, (N · k², size, size, 3)
+        With k = ⌊S / size⌋ windows a side; those of a tile follow each other.
+    """
+    edge = tiles.shape[1]
+    check_size(edge, size)
+    side = edge // size
+    start = (edge - side * size) // 2
+    grid = tiles[:, start : start + side * size, start : start + side * size]
+    cut = grid.reshape(len(tiles), side, size, side, size, 3).swapaxes(2, 3)
+    return np.ascontiguousarray(cut.reshape(-1, size, size, 3))
+
 
 ALONE = Ranks()
 
@@ -139,3 +267,121 @@ def _forever(
         if position == 0:
             raise DetectorError("there are no tiles to fit on")
         epoch, position = epoch + 1, 0
+
+
+def sample(
+    source: TileSource, most: int | None, *, batch: int, seed: int
+) -> tuple[int, Iterator[Tiles]]:
+    """Return how many tiles will come, and their batches.
+
+    All tiles in their order if there are at most ``most``; otherwise as many full
+    batches as fit into ``most`` (at least one), drawn by the seed from the whole source.
+    """
+    count = len(source)
+    if most is None or count <= most:
+        return count, source.ordered(batch)
+    batch = min(batch, most)
+    batches = most // batch
+    return batches * batch, _first(source.shuffled(batch, seed=seed, epoch=0), batches)
+
+
+def _first(batches: Iterator[Tiles], count: int) -> Iterator[Tiles]:
+    for _, tiles in zip(range(count), batches, strict=False):
+        yield tiles
+
+
+_Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+# Haematoxylin, eosin, DAB: Ruifrok & Johnston, Quantification of histochemical staining by
+# colour deconvolution, 2001; unit vectors of optical density.
+_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_DARKEST = 1 / 255
+
+
+class ViewOptions(Config):
+    """How two views of a healthy tile may differ and still be taken for the same tissue."""
+
+    view_px: Annotated[int, pydantic.Field(ge=16)] = 48
+    """Edge of a view, pixels of the tile; turned views of a larger tile need room."""
+    scale: Annotated[float, pydantic.Field(ge=1)] = 1.3
+    """A view is enlarged or shrunk by at most this factor."""
+    stain_gain: _Share = 0.2
+    """Each stain is made stronger or weaker by at most this share."""
+    stain_shift: _Share = 0.03
+    """Optical density that each stain gains or loses at most."""
+    brightness: _Share = 0.1
+    """The light is made stronger or weaker by at most this share."""
+    blur: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
+    """Share of the views that are blurred a little."""
+
+
+def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
+    """Cut one view out of every tile: turned by any angle, mirrored, scaled, stained otherwise.
+
+    Parameters
+    ----------
+    tiles : Tensor of uint8, (N, S, S, 3)
+        On any device.
+    options : ViewOptions
+        By how much.
+    generator : torch.Generator
+        On the CPU; what is drawn does not depend on the device.
+
+    Returns
+    -------
+    Tensor of float32, (N, 3, view_px, view_px)
+        RGB in [0, 1].
+    """
+    count, device = len(tiles), tiles.device
+    grid = nn.functional.affine_grid(
+        _placements(count, tiles.shape[1], options, generator).to(device),
+        [count, 3, options.view_px, options.view_px],
+        align_corners=False,
+    )
+    images = nn.functional.grid_sample(
+        tiles.permute(0, 3, 1, 2).float() / 255,
+        grid,
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    stained = _restained(images, options, generator)
+    light = 1 + _signed(generator, count, 1, 1, 1) * options.brightness
+    lit = (stained * light.to(device)).clamp(0, 1)
+    blurred = (torch.rand(count, generator=generator) < options.blur).to(device)
+    return torch.where(blurred[:, None, None, None], _blurred(lit), lit)
+
+
+def _signed(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw evenly from [−1, 1)."""
+    return torch.rand(*shape, generator=generator) * 2 - 1
+
+
+def _placements(count: int, edge: int, options: ViewOptions, generator: torch.Generator) -> Tensor:
+    """Affine maps from a view to its tile, both of extent [−1, 1]; (N, 2, 3)."""
+    half = options.view_px / edge * torch.exp(_signed(generator, count) * math.log(options.scale))
+    angle = _signed(generator, count) * math.pi
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    cosine, sine = torch.cos(angle) * half, torch.sin(angle) * half
+    # Corners of a turned view may reach over the edge, where the tile is reflected.
+    room = (1 - 1.2 * half).clamp(min=0)
+    x, y = _signed(generator, count) * room, _signed(generator, count) * room
+    rows = [torch.stack([cosine * mirror, -sine, x], 1), torch.stack([sine * mirror, cosine, y], 1)]
+    return torch.stack(rows, 1)
+
+
+def _restained(images: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
+    count, device = len(images), images.device
+    stains = torch.tensor(_STAINS, device=device)
+    gain = 1 + _signed(generator, count, 1, 1, 3) * options.stain_gain
+    shift = _signed(generator, count, 1, 1, 3) * options.stain_shift
+    density = -torch.log(images.clamp(min=_DARKEST)).permute(0, 2, 3, 1)
+    amounts = density @ torch.linalg.inv(stains)
+    changed = (amounts * gain.to(device) + shift.to(device)) @ stains
+    return torch.exp(-changed).permute(0, 3, 1, 2).clamp(max=1)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    weights = torch.tensor([0.25, 0.5, 0.25], device=images.device)
+    kernel = (weights[:, None] * weights).expand(3, 1, 3, 3)
+    padded = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    return nn.functional.conv2d(padded, kernel, groups=3)

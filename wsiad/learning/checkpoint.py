@@ -1,18 +1,27 @@
-"""Checkpoints: tensors and values in one safetensors file, written whole or not at all."""
+"""Checkpoints: tensors and values in one safetensors file, written whole or not at all.
+
+What of a step is a method's own: its optimiser, its update, whether windows are flipped.
+
+A module's parameters and what trains them, as a checkpoint keeps them.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsiad.core.errors import RunError
 from wsiad.core.files import atomic_file, parse_json
+from wsiad.learning.ranks import Ranks
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -91,3 +100,220 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             remedy="Train into another folder, give the same configuration, or delete it.",
         )
     return Checkpoint(tensors, values, found)
+
+
+Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
+"""Does a step: windows, uint8 (N, S, S, 3), optimiser and number of the step to the loss, ()."""
+
+OptimiserFactory = Callable[[nn.Module], torch.optim.Optimizer]
+"""Makes the optimiser of a module; its learning rate is set anew at every step."""
+
+
+def adam(*, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0) -> OptimiserFactory:
+    """Return what makes an Adam of all parameters.
+
+    Parameters
+    ----------
+    betas : tuple of float
+        Decay of the moments, a step.
+    weight_decay : float
+        Of the squared weights in the loss (L2), as in the papers; not decoupled.
+    """
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), betas=betas, weight_decay=weight_decay)
+
+    return make
+
+
+def sgd(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
+    """Return what makes a gradient descent with momentum of all parameters."""
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            module.parameters(), lr=1e-3, momentum=momentum, weight_decay=weight_decay
+        )
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a training differs from Adam on the mean loss of flipped windows.
+
+    Parameters
+    ----------
+    optimiser : callable
+        Makes the optimiser. A group of its parameters may have a ``factor`` by which the
+        learning rate is multiplied there.
+    update : callable or None
+        Does a step in place of one descent of the mean loss. Whatever it draws must be a
+        function of the seed and the step, and whatever it keeps a buffer of the module:
+        then a killed training resumes exactly.
+    flips : bool
+        Flip windows at random in both directions.
+    keeps : {"best", "last"}
+        Keep the weights whose held-out loss was least, and stop when it falls no more; or
+        the last ones, where that loss does not say how good they are.
+    """
+
+    optimiser: OptimiserFactory = field(default_factory=adam)
+    update: Update | None = None
+    flips: bool = True
+    keeps: Literal["best", "last"] = "best"
+
+
+def descend(
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    clip: float | None = None,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """Do one step down a loss (); a ``clip`` bounds the norm of the gradient.
+
+    ``before`` is called when the gradients are known.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if before:
+        before()
+    clip_and_step(optimiser, clip=clip)
+
+
+def clip_and_step(optimiser: torch.optim.Optimizer, *, clip: float | None = None) -> None:
+    """Do one step along the gradients there are; a ``clip`` bounds their norm."""
+    if clip:
+        every = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(every, clip)
+    optimiser.step()
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+class Trained:
+    """The parameters of a module, trained by an optimiser of their own.
+
+    Parameters
+    ----------
+    module : nn.Module
+        On the device where it stays.
+    name : str
+        Of the parameters in a checkpoint.
+    moments : str
+        Begin of the names of the optimiser's moments in a checkpoint.
+    average_decay : float, optional
+        Keep a running average of the parameters, with this decay a step.
+    ranks : Ranks
+        Gradients are averaged over them.
+    optimiser : callable
+        Makes the optimiser; Adam by default.
+
+    Attributes
+    ----------
+    parameters : dict of str to Parameter
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        moments: str,
+        average_decay: float | None = None,
+        ranks: Ranks,
+        optimiser: OptimiserFactory | None = None,
+    ) -> None:
+        self._module, self._make = module, optimiser or adam()
+        self.parameters = dict(module.named_parameters())
+        kept = module.state_dict().keys()
+        self._buffers = {name: b for name, b in module.named_buffers() if name in kept}
+        self._name, self._prefix, self._ranks = name, moments, ranks
+        self._decay = average_decay or 0.0
+        self._average = self.copy() if average_decay else {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all moments: the next step is the optimiser's first."""
+        self._optimiser = self._make(self._module)
+
+    def minimise(self, loss: Tensor, *, rate: float, grad_clip: float | None = None) -> None:
+        """Take one step down the gradient of a scalar.
+
+        Parameters
+        ----------
+        loss : Tensor
+        rate : float
+            Learning rate.
+        grad_clip : float, optional
+            Greatest norm of the gradient.
+        """
+        self._set_rate(rate)
+        descend(self._optimiser, loss, clip=grad_clip, before=self._share)
+        self._take_average()
+
+    def update(self, update: Update, windows: Tensor, step: int, *, rate: float) -> Tensor:
+        """Let a method take a step of its own; return its loss, ()."""
+        self._set_rate(rate)
+        loss = update(windows, self._optimiser, step)
+        self._take_average()
+        return loss
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate * group.get("factor", 1)
+
+    def _share(self) -> None:
+        self._ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
+
+    def _take_average(self) -> None:
+        for name, average in self._average.items():
+            if name in self.parameters:
+                average.lerp_(self.parameters[name].detach(), 1 - self._decay)
+            else:
+                average.copy_(self._buffers[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the module hold the averaged parameters, if there are any."""
+        own = self.copy()
+        self.set(self._average or own)
+        try:
+            yield
+        finally:
+            self.set(own)
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return a copy of the parameters, and of the buffers that the module would store."""
+        return {name: tensor.clone() for name, tensor in self._own()}
+
+    def _own(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in (*self.parameters.items(), *self._buffers.items()):
+            yield name, tensor.detach()
+
+    def set(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give parameters and buffers other values."""
+        for name, tensor in self._own():
+            tensor.copy_(tensors[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters, average and moments by their names in a checkpoint."""
+        found = {f"{self._name}.{name}": tensor for name, tensor in self.copy().items()}
+        found |= {f"average.{name}": tensor for name, tensor in self._average.items()}
+        for name, parameter in self.parameters.items():
+            for moment, value in self._optimiser.state.get(parameter, {}).items():
+                found[f"{self._prefix}_{moment}.{name}"] = value
+        return found
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over parameters, average and moments from a checkpoint."""
+        self.set(checkpoint.group(self._name))
+        for name, average in self._average.items():
+            average.copy_(checkpoint.group("average")[name])
+        for moment in _MOMENTS:
+            for name, tensor in checkpoint.group(f"{self._prefix}_{moment}").items():
+                parameter = self.parameters[name]
+                # Adam counts its steps in a scalar on the CPU; moments lie as parameters do.
+                like = tensor.clone() if moment == "step" else torch.empty_like(parameter)
+                self._optimiser.state[parameter][moment] = like.copy_(tensor).detach()

@@ -4,6 +4,12 @@ A detector knows tiles (uint8, N × H × W × 3) and nothing of slides, stores, 
 or command lines. Every detector scores *places*: an m × m map within the tile, with
 m = 1 where the method has no map. How the places of a tile are pooled into the tile's
 score is a choice of the user, not of the method, and therefore lives here.
+
+The eight ways in which a square tile can lie: turned by right angles and mirrored.
+
+What some detectors can do besides scoring: show what they see in a tile.
+
+A detector has a capability by having its methods: ``isinstance(detector, Embeds)``.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +27,38 @@ import pydantic
 import torch
 
 from wsiad.core.config import Config
-from wsiad.core.units import Mpp, TilePx
-from wsiad.learning.orientations import turned, turned_back
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.ranks import Ranks
+
+T = TypeVar("T", bound=np.generic)
+
+_WAYS = (
+    (1, 1, False),
+    (-1, -1, False),
+    (-1, 1, False),
+    (1, -1, False),
+    (1, 1, True),
+    (-1, -1, True),
+    (-1, 1, True),
+    (1, -1, True),
+)
+"""Steps down and across (-1 mirrors), and whether it is transposed then. The first 1, 2, 4 and 8
+are groups: as it lies, half a turn, mirrored either way, and all."""
+
+
+def turned(squares: npt.NDArray[T], way: int) -> npt.NDArray[T]:
+    """Lay squares, (N, S, S, ...), as the given one of the eight ways says; a copy."""
+    down, across, transposed = _WAYS[way]
+    found = squares[:, ::down, ::across]
+    return np.ascontiguousarray(found.swapaxes(1, 2) if transposed else found)
+
+
+def turned_back(squares: npt.NDArray[T], way: int) -> npt.NDArray[T]:
+    """Undo :func:`turned`; a copy."""
+    down, across, transposed = _WAYS[way]
+    found = squares.swapaxes(1, 2) if transposed else squares
+    return np.ascontiguousarray(found[:, ::down, ::across])
+
 
 Tiles = npt.NDArray[np.uint8]
 """RGB tiles, uint8 (N, H, W, 3)."""
@@ -315,3 +350,50 @@ class Detector(ABC):
                 return flat.max(axis=1)
             case "quantile":
                 return np.quantile(flat, self.options.pooling_quantile, axis=1).astype(np.float32)
+
+
+Embedding = npt.NDArray[np.float32]
+"""One feature vector a tile, float32 (N, D)."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """Describes tiles by the features that its scores come from.
+
+    Tiles with near vectors (Euclidean) look alike to the detector; that says nothing of
+    what is to blame for the score of one of them.
+    """
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the detector's own features of whole tiles.
+
+        Parameters
+        ----------
+        tiles : ndarray of uint8, (N, size, size, 3)
+            RGB at the input size and scale of the detector.
+
+        Returns
+        -------
+        ndarray of float32, (N, D)
+            What they are is the method's; D is the same for all tiles.
+        """
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Makes a healthy image of every tile, and scores what differs from it."""
+
+    def reconstruct(self, tiles: Tiles) -> Tiles:
+        """Return what the detector makes of tiles, uint8 (N, size, size, 3).
+
+        Values that a picture cannot hold are cut off; the score is of the whole ones.
+        """
+        ...
+
+    def difference(self, tiles: Tiles) -> Scores:
+        """Return where tiles and reconstructions differ to the detector, float32 (N, h, w).
+
+        The map that is pooled to the score, in its unit.
+        """
+        ...

@@ -3,34 +3,184 @@
 Everything that a step depends on is a pure function of the seed and the step, or is in
 the checkpoint. A training that was killed therefore ends with the same weights as one
 that was not, to the bit on the same CPU with as many threads.
+
+Where a training stands, and how it ended.
+
+Early stopping on the held-out healthy loss.
+
+The mean loss over held-out healthy tiles.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from wsiad.core.progress import Progress
 from wsiad.learning.adversary import Adversary
-from wsiad.learning.batches import Batch, planned
-from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
-from wsiad.learning.crops import check_size
-from wsiad.learning.detector import FitContext, HealthyTiles, Tiles
+from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
+from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, Trained, read_checkpoint
+from wsiad.learning.detector import FitContext, HealthyTiles, Tiles, TileSource
 from wsiad.learning.metrics import METRICS, MetricsLog, MetricsRow, check_loss
-from wsiad.learning.recipe import Recipe
-from wsiad.learning.result import EndedBy, Position, TrainingResult
 from wsiad.learning.stages import Stages
 from wsiad.learning.step import Loss, Step
-from wsiad.learning.stopping import EarlyStopping
-from wsiad.learning.trained import Trained
 from wsiad.learning.training_options import LoopOptions
-from wsiad.learning.validation import held_out_loss
+
+EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """How a training ended; the module holds the weights of ``best_step``.
+
+    If the last stage was not reached, ``best_step`` is 0, ``best_loss`` infinite, and the
+    module holds the weights as they are.
+    """
+
+    ended_by: EndedBy
+    steps: int
+    best_step: int
+    best_loss: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a training stands, apart from its tensors.
+
+    Parameters
+    ----------
+    step : int
+        Steps taken.
+    epoch, position : int
+        Of the next batch.
+    seconds : float
+        That the training took up to its last checkpoint.
+    loss_sum, loss_count : float, int
+        Over the steps since the last line of the metrics.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+@dataclass(slots=True)
+class EarlyStopping:
+    """Know when the held-out loss has stopped falling, and which step was best.
+
+    Parameters
+    ----------
+    interval : int
+        Steps between two validations.
+    patience : int
+        Training is over when more than so many validations in a row brought no
+        improvement.
+    min_delta : float
+        How much lower a loss must be to count as an improvement.
+    keeps_last : bool
+        Take every validation for the best so far: nothing is stopped early.
+
+    Attributes
+    ----------
+    best_step, best_loss
+        Of the lowest loss so far, be it by less than ``min_delta``.
+    mark_step, mark_loss
+        Of the last improvement by at least ``min_delta``; patience runs from here.
+    last_step
+        Of the last validation.
+    """
+
+    interval: int
+    patience: int = 3
+    min_delta: float = 1e-3
+    keeps_last: bool = False
+    best_step: int = 0
+    best_loss: float = math.inf
+    mark_step: int = 0
+    mark_loss: float = math.inf
+    last_step: int = 0
+
+    def update(self, step: int, loss: float) -> bool:
+        """Take in a validation; return whether its weights are the best so far."""
+        self.last_step = step
+        if self.keeps_last:
+            self.best_step = self.mark_step = step
+            self.best_loss = self.mark_loss = loss
+            return True
+        if loss < self.mark_loss - self.min_delta:
+            self.mark_step, self.mark_loss = step, loss
+        if loss < self.best_loss:
+            self.best_step, self.best_loss = step, loss
+            return True
+        return False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out, as of the last validation."""
+        return (self.last_step - self.mark_step) / self.interval > self.patience
+
+    def values(self) -> dict[str, Any]:
+        """Return the progress as JSON values; a loss that is not known yet is ``None``."""
+        return {
+            "best_step": self.best_step,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "last_step": self.last_step,
+            "mark_step": self.mark_step,
+            "mark_loss": None if math.isinf(self.mark_loss) else self.mark_loss,
+        }
+
+    def restore(self, values: dict[str, Any]) -> Self:
+        """Take over progress returned by :meth:`values`."""
+        self.best_step, self.mark_step = int(values["best_step"]), int(values["mark_step"])
+        self.last_step = int(values["last_step"])
+        self.best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
+        self.mark_loss = math.inf if values["mark_loss"] is None else float(values["mark_loss"])
+        return self
+
+
+def held_out_loss(
+    losses: Callable[[Tensor], Tensor],
+    source: TileSource,
+    *,
+    size: int,
+    most: int | None,
+    batch: int,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Return the mean loss of the central windows of tiles; the same tiles each time.
+
+    Parameters
+    ----------
+    losses : callable
+        Maps windows, uint8 (N, size, size, 3), to the loss of each, (N,).
+    source : TileSource
+    size : int
+        Edge of the windows, pixels.
+    most : int or None
+        Look at no more tiles; see :func:`~wsiad.learning.batches.sample`.
+    batch : int
+    seed : int
+    device : torch.device
+    """
+    count, batches = sample(source, most, batch=batch, seed=seed)
+    total = 0.0
+    for tiles in batches:
+        found = losses(centre_crops(on_device(tiles, device), size))
+        total += float(found.double().sum())
+    return total / count
+
 
 _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU idle
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from wsiad.learning.adversary import Adversary
-from wsiad.learning.crops import on_device, random_crops
+from wsiad.learning.batches import on_device, random_crops
+from wsiad.learning.checkpoint import Recipe, Trained
 from wsiad.learning.detector import FitContext, Tiles
-from wsiad.learning.recipe import Recipe
 from wsiad.learning.stages import Stages
-from wsiad.learning.trained import Trained
 from wsiad.learning.training_options import LoopOptions
 
 Loss = Callable[..., Tensor]

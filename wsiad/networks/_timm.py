@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.networks import _torchvision
+from wsiad.networks.weights import torchvision_models
 
 PREFIX = "timm/"
 
@@ -205,7 +205,7 @@ def _as_map(output: Any, network: nn.Module, layer: str) -> Tensor:
 
 
 def _timm(backbone: str) -> ModuleType:
-    _torchvision.models()  # timm imports torchvision, which may need help
+    torchvision_models()  # timm imports torchvision, which may need help
     try:
         return importlib.import_module("timm")
     except ImportError as error:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError, WeightsError
-from wsiad.networks import _timm, _torchvision, vgg
+from wsiad.networks import _timm, vgg
 from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
-from wsiad.networks.weights import SHIPPED, naming
+from wsiad.networks.weights import SHIPPED, naming, torchvision_models
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
         )
     if backbone == SHIPPED:
         backbone = "vgg19"
-    models = _torchvision.models()
+    models = torchvision_models()
     known = models.list_models(module=models)
     if backbone not in known:
         near = difflib.get_close_matches(backbone, known, n=1)

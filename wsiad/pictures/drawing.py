@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from wsiad.core.geometry import PixelMap
-from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import Reason
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

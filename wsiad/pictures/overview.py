@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from wsiad.core.geometry import PixelMap
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Mpp, PixelMap, Spacing
 from wsiad.pictures.drawing import (
     COLOURS,
     INK,
@@ -33,7 +32,7 @@ from wsiad.pictures.drawing import (
     wrapped,
 )
 from wsiad.tiling.stream import Example
-from wsiad.tissue.guards import Reason, Reasons
+from wsiad.tissue.quality import Reason, Reasons
 
 EXAMPLES = 12
 """Tiles that are kept to choose those from that are shown."""
@@ -79,7 +78,7 @@ class Overview:
     left_out : ndarray of float64, (M, 4)
         Tiles that are not.
     reasons : ndarray of uint8, (M,)
-        Why; :class:`wsiad.tissue.guards.Reason`.
+        Why; :class:`wsiad.tissue.quality.Reason`.
     examples : sequence of Example
         Tiles to show, at most `EXAMPLES`.
     stain : str

@@ -1,11 +1,25 @@
-"""What the pages of the package are made with: templates, their policy, and pictures."""
+"""What the pages of the package are made with: templates, their policy, and pictures.
+
+``report.html``: one page with every slide, its pictures, the figures and the facts of a run.
+
+The page is a single file that opens from a disk, an e-mail or a server, and fetches
+nothing: styles, script and pictures are within it. All text is escaped, and a content
+security policy lets no other script run, so that a slide's name can do no harm. The
+script only sorts and filters the table; without it the page is complete.
+
+Beyond ``inline_limit`` bytes of pictures of slides the page links them instead, by paths
+relative to its own folder, and says so: the browser then loads each as it comes into view.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -13,6 +27,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from wsiad.core.errors import ExportError
+from wsiad.core.files import write_text
+from wsiad.report import wording as report_text
+from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
@@ -97,3 +114,118 @@ def picture(caption: str, file: Path, folder: Path | None) -> Picture:
             remedy="Write the report beside its pictures, or raise inline_limit.",
         ) from error
     return Picture(caption, quote(inside.as_posix()), width, height)
+
+
+INLINE_LIMIT = 24 * 2**20
+"""Bytes of pictures of slides up to which the page holds them itself."""
+
+_OVERVIEW = "What of the slide was scored, and tiles before and after stain normalisation"
+_THUMBNAIL = "Heatmap"
+
+
+@dataclass(frozen=True, slots=True)
+class _RegionCard:
+    region: RegionEntry
+    pictures: list[Picture]
+    tiles: list[Picture]
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    slide: SlideEntry
+    thumbnail: Picture | None
+    pictures: list[Picture]
+    overview: Picture | None
+    regions: list[_RegionCard]
+
+
+def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT) -> None:
+    """Write a report as one HTML file, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        ``report.html``.
+    report : Report
+        What it says.
+    inline_limit : int
+        If the pictures of all slides together have more bytes than this, they are
+        linked, relative to the folder of ``path``, in which they must then lie.
+
+    Raises
+    ------
+    ExportError
+        A picture is missing, is neither PNG nor JPEG, or would have to be linked but
+        lies outside the folder of the report; a colour of the scale is not ``#rrggbb``.
+    """
+    linked = (
+        sum(file_size(file) for slide in report.slides for file in _files(slide)) > inline_limit
+    )
+    folder = path.parent if linked else None
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            slides=[_section(slide, folder) for slide in report.ranked()],
+            plots=[picture(*plot, None) for plot in report.plots],
+            shares=_shares(report),
+            scale=_legend(report.colour_scale),
+            linked=linked,
+            style=template("report.css"),
+            script=template("report.js"),
+            policy=policy(),
+            text=report_text,
+        )
+    )
+    write_text(path, page)
+
+
+def _files(slide: SlideEntry) -> Iterator[Path]:
+    """Yield the pictures of a slide."""
+    yield from (file for file in (slide.thumbnail, slide.overview) if file)
+    yield from (file for _, file in slide.images)
+    for region in slide.regions:
+        yield from (file for _, file in (*region.images, *region.tiles))
+
+
+def _section(slide: SlideEntry, folder: Path | None) -> _Section:
+    def shown(pictures: Sequence[tuple[str, Path]]) -> list[Picture]:
+        return [picture(caption, file, folder) for caption, file in pictures]
+
+    return _Section(
+        slide,
+        picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
+        shown(slide.images),
+        picture(_OVERVIEW, slide.overview, folder) if slide.overview else None,
+        [_RegionCard(part, shown(part.images), shown(part.tiles)) for part in slide.regions],
+    )
+
+
+def _shares(report: Report) -> dict[str, float]:
+    """Length of each slide's bar, 0 to 100, from the lowest to the highest score."""
+    scores = {s.name: score for s in report.slides if (score := report.score(s)) is not None}
+    low, high = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
+    span = (high - low) or 1.0
+    return {name: round(4 + 96 * (score - low) / span, 1) for name, score in scores.items()}
+
+
+def _legend(scale: ColourScale | None) -> dict[str, Any] | None:
+    if scale is None:
+        return None
+    for colour in scale.colours:
+        if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+            raise ExportError(
+                f"{colour!r} is no colour", subject="colour scale", remedy="Write it as #rrggbb."
+            )
+    return {
+        "caption": scale.caption,
+        "stops": _spread(scale.colours),
+        "ticks": _spread(scale.ticks),
+    }
+
+
+def _spread(items: Sequence[str]) -> list[tuple[str, float]]:
+    """Pair items with equally spaced positions, 0 to 100."""
+    last = max(len(items) - 1, 1)
+    return [(item, round(100 * index / last, 2)) for index, item in enumerate(items)]

@@ -3,6 +3,8 @@
 As the report of a results folder: escaped, without anything from elsewhere, and under a
 content security policy that lets nothing else run. The overviews are linked, not held:
 they lie in the store, and browsers load them as one scrolls down to them.
+
+The report of a tile store, from its table and its overviews.
 """
 
 from __future__ import annotations
@@ -11,10 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wsiad._version import __version__
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
 from wsiad.report.page import environment, picture, policy, template
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import TileRow
 from wsiad.tiling.verdict import DAMAGED_THERE
+from wsiad.tissue.quality import QUALITY_REASONS
 
 _CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"
 
@@ -77,7 +84,7 @@ class StoreReport:
     kept: bool = False
 
 
-def write_store_report(path: Path, report: StoreReport) -> None:
+def _write_page(path: Path, report: StoreReport) -> None:
     """Write the report as one HTML file, atomically; pictures are linked relative to it.
 
     Raises
@@ -112,3 +119,58 @@ def write_store_report(path: Path, report: StoreReport) -> None:
         )
     )
     write_text(path, page)
+
+
+REPORT = "report.html"
+
+
+def write_store_report(folder: Path) -> Path:
+    """Write ``report.html`` into a store.
+
+    It says nothing of when or how fast: equal stores have equal reports.
+
+    Raises
+    ------
+    StoreError
+        The folder is not a store.
+    InputError
+        Its table is damaged.
+    """
+    store = TileStore(folder)
+    rows = sorted(read_table(folder / "slides.csv", TileRow), key=lambda row: row.slide)
+    preparation, quality = store.preparation, store.preparation.quality
+    words = [reason.word for reason in QUALITY_REASONS] if quality.given else []
+    report = StoreReport(
+        title=f"Tiles of {len(rows)} slide{'' if len(rows) == 1 else 's'}",
+        created_by=f"wsiad {__version__}",
+        slides=[_slide(row, store, words) for row in rows],
+        reasons=words,
+        facts={
+            "Tile": f"{preparation.tile} px at {preparation.mpp:g} µm/px",
+            "Step": f"{preparation.step} px",
+            "Least tissue coverage": preparation.min_coverage,
+            "Stain": preparation.stain.method,
+            "Quality thresholds": quality.given or "none: quality is only recorded",
+            "Tiles that fail": {"drop": "not stored", "keep": "stored, marked unusable"}[
+                quality.action
+            ],
+        },
+        kept=quality.action == "keep",
+    )
+    _write_page(folder / REPORT, report)
+    return folder / REPORT
+
+
+def _slide(row: TileRow, store: TileStore, words: list[str]) -> TiledSlide:
+    overview = store.overview(row.slide)
+    return TiledSlide(
+        row.slide,
+        row.status,
+        row.reason,
+        row.label,
+        row.tiles,
+        {word: getattr(row, f"unusable_{word}") for word in words},
+        row.missing,
+        row.tissue_share,
+        overview if row.slide in store and overview.exists() else None,
+    )

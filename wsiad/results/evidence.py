@@ -16,13 +16,11 @@ import numpy.typing as npt
 
 from wsiad.core.files import write_json
 from wsiad.core.images import jpeg
-from wsiad.heatmaps.heatmap_source import WindowSource
 from wsiad.heatmaps.heatmap_task import HeatmapOptions
-from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
-from wsiad.heatmaps.strongest import strongest_windows
-from wsiad.learning.capabilities import Embeds, Reconstructs
-from wsiad.learning.detector import Detector, Scores
+from wsiad.heatmaps.windows import WindowSource
+from wsiad.learning.detector import Detector, Embeds, Reconstructs, Scores
 from wsiad.pictures.colours import ColourScale
 from wsiad.results.overlay import write_picture
 from wsiad.runs.examples import HealthyExamples

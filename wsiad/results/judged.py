@@ -9,7 +9,7 @@ import pydantic
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
-from wsiad.results.scored_records import checked
+from wsiad.results.scored import checked
 
 EVALUATION, SIGNIFICANCE = "evaluation.json", "significance.json"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from wsiad.core.errors import InputError, UnusableSlideError
 from wsiad.core.files import atomic_folder, read_json, write_json
-from wsiad.heatmaps.heatmap_scored import notes, stitch
-from wsiad.heatmaps.heatmap_source import (
+from wsiad.heatmaps.heatmap_task import SLIDE, HeatmapRow, SlideTask
+from wsiad.heatmaps.stitch import notes, stitch
+from wsiad.heatmaps.windows import (
     WindowSource,
     identity_of,
+    score_windows,
     slide_windows,
     stored_windows,
 )
-from wsiad.heatmaps.heatmap_task import SLIDE, HeatmapRow, SlideTask
-from wsiad.heatmaps.windows import score_windows
 from wsiad.learning.detector import Detector
 from wsiad.learning.device import choose_device, windows_at_once
 from wsiad.results.evidence import Explainer
@@ -29,7 +29,7 @@ from wsiad.slides.staging import staged
 from wsiad.store.writer import check_unchanged
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.verdict import DAMAGED_THERE
-from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import Reason
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,23 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.units import Microns, SquareMicrons
+from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.exports.asap import SUFFIX as LIKELIHOOD_MAP
-from wsiad.exports.asap import write_likelihood_map
-from wsiad.exports.asap_xml import write_annotations
+from wsiad.exports.asap import write_annotations, write_likelihood_map
 from wsiad.exports.camelyon import write_detections
-from wsiad.exports.ome import write_ome_tiff
-from wsiad.exports.ome_zarr import write_ome_zarr
+from wsiad.exports.ome import write_ome_tiff, write_ome_zarr
 from wsiad.exports.png import write_png
 from wsiad.exports.qupath import write_lesions, write_tiles, write_unassessed
-from wsiad.heatmaps.heatmap_scored import Scored
-from wsiad.heatmaps.heatmap_source import WindowSource
 from wsiad.heatmaps.heatmap_task import SlideTask, Viewer
-from wsiad.heatmaps.outlines import default_tolerance, simplify
 from wsiad.heatmaps.peaks import find_peaks
-from wsiad.heatmaps.regions import Region, Regions, find_regions
+from wsiad.heatmaps.regions import (
+    Region,
+    Regions,
+    default_tolerance,
+    find_regions,
+    simplify,
+    unassessed_regions,
+)
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
-from wsiad.heatmaps.unassessed import unassessed_regions
+from wsiad.heatmaps.stitch import Scored
+from wsiad.heatmaps.windows import WindowSource
 from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
 from wsiad.pictures.overview import Overview, overview_jpeg
 from wsiad.results.evidence import Explainer, write_evidence
@@ -43,7 +46,7 @@ from wsiad.results.region_fields import write_fields
 from wsiad.results.region_table import REGIONS, region_rows, write_regions
 from wsiad.runs.calibration import Calibration
 from wsiad.tiling.left_out import LeftOut
-from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import Reason
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.progress import Progress
-from wsiad.learning.crops import windows
+from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import Detector, Scores, TileSource
-from wsiad.learning.sampling import sample
 
 _FORMAT = 1
 _BATCH = 64

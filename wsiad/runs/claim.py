@@ -10,7 +10,7 @@ from wsiad.core.config import Config, differences, resolve, write_config
 from wsiad.core.errors import ConfigError, RunError, WsiadError
 from wsiad.core.files import atomic_file
 from wsiad.core.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
-from wsiad.core.locks import CLAIM, claimed
+from wsiad.core.ownership import CLAIM, claimed
 
 CONFIG = "config.yaml"
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)

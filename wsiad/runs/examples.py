@@ -11,10 +11,13 @@ One safetensors file, so that it is complete or absent. Its metadata hold one JS
 ``picture``           uint8 (B,), the examples as JPEG files, one after the other
 ``picture_end``       int64 (N,), where each of them ends
 ====================  ===================================================================
+
+Which healthy tiles a run keeps to show: drawn by the seed, evenly over the slides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -26,11 +29,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wsiad.core.config import Config
-from wsiad.core.errors import InputError, RunError
+from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.core.files import atomic_file, parse_json
-from wsiad.core.images import decode
-from wsiad.learning.capabilities import Embedding
-from wsiad.pictures.colours import ColourScale
+from wsiad.core.images import decode, jpeg
+from wsiad.core.progress import Progress
+from wsiad.learning.batches import sample
+from wsiad.learning.batches import windows as cut
+from wsiad.learning.detector import Detector, Embedding, Embeds, Reconstructs, Tiles, TileSource
+from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.runs.anomalies import spread
+from wsiad.runs.split import SlideTiles
+from wsiad.store.stored_slide import StoredSlide
 
 EXAMPLES = "examples.safetensors"
 """In a run folder."""
@@ -67,7 +76,7 @@ class HealthyExamples:
     pictures : tuple of bytes
         JPEG files of ``size`` × ``size`` px.
     embedding : ndarray of float32, (N, D)
-        See :class:`wsiad.learning.capabilities.Embeds`.
+        See :class:`wsiad.learning.detector.Embeds`.
     size : int
         Edge, pixels: the detector's input.
     mpp : float
@@ -204,3 +213,124 @@ def _fault(found: dict[str, npt.NDArray[np.generic]], *, slides: int) -> str:
 
 def _damaged(path: Path, why: str) -> RunError:
     return RunError(f"cannot be read ({why})", subject=str(path), remedy="Train again.")
+
+
+_BATCH = 64
+_SCALE_TILES = 512
+_STREAM = 0xE8A  # keeps its draws apart from others of the seed
+_QUALITY = 85  # 512 tiles of 256 px take 12 to 19 MB
+
+
+def choose_examples(
+    detector: Detector,
+    part: Sequence[SlideTiles],
+    by_name: Mapping[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
+    *,
+    held_out: TileSource,
+    count: int,
+    seed: int,
+    quiet: bool = False,
+) -> HealthyExamples | None:
+    """Choose examples among the tiles that a detector was fitted on, and embed them.
+
+    Of a tile larger than the detector's input it is a window at random.
+
+    Parameters
+    ----------
+    detector : Detector
+        Fitted.
+    part : sequence of SlideTiles
+        The tiles that were fitted on; at least one.
+    by_name : mapping of str to (StoredSlide, ndarray of int64)
+        Slides with their usable tiles, which the indices of ``part`` count.
+    held_out : TileSource
+        Healthy tiles that were not fitted on, for the scale of differences.
+    count : int
+        How many; fewer are chosen where there are fewer.
+    seed : int
+        Same seed and tiles, same examples.
+    quiet : bool
+        No progress output.
+
+    Returns
+    -------
+    HealthyExamples or None
+        ``None`` if the detector has no features to compare by, or none are wanted.
+
+    Raises
+    ------
+    StoreError
+        A chunk is damaged or missing.
+    DetectorError
+        A feature is not finite.
+    """
+    if not count or not isinstance(detector, Embeds):
+        return None
+    usable = {item.slide: by_name[item.slide][1][item.indices] for item in part}
+    chosen = spread(usable, count, seed=seed)
+    names: list[str] = []
+    pictures: list[bytes] = []
+    positions: list[npt.NDArray[np.float64]] = []
+    vectors: list[npt.NDArray[np.float32]] = []
+    total = sum(map(len, chosen.values()))
+    with Progress("examples", total=total, unit="tile", quiet=quiet) as progress:
+        for place, name in enumerate(sorted(chosen)):
+            rng = np.random.default_rng([seed, _STREAM, place])
+            parts = _windows(by_name[name][0], chosen[name], detector.spec.size, rng)
+            for windows, corners in parts:
+                names += [name] * len(windows)
+                pictures += [jpeg(window, quality=_QUALITY) for window in windows]
+                positions.append(corners)
+                vectors.append(detector.embed(windows))
+                progress.update(len(windows))
+    embedding = np.concatenate(vectors)
+    if not np.isfinite(embedding).all():
+        raise DetectorError(
+            "the detector's features of healthy tiles are not finite",
+            remedy="Fit it again; for a trained method with a smaller learning_rate.",
+        )
+    return HealthyExamples(
+        tuple(names),
+        np.concatenate(positions),
+        tuple(pictures),
+        embedding,
+        detector.spec.size,
+        detector.spec.mpp,
+        _differences(detector, held_out, seed=seed),
+    )
+
+
+def _differences(detector: Detector, tiles: TileSource, *, seed: int) -> tuple[float, ...] | None:
+    """Return quantiles of the differences at places of healthy tiles.
+
+    Places differ more than the tiles whose scores are their means: the quantiles of scores
+    would paint half of every healthy tile in the brightest colour.
+    """
+    if not isinstance(detector, Reconstructs):
+        return None
+    _, batches = sample(tiles, _SCALE_TILES, batch=_BATCH, seed=seed)
+    found = [detector.difference(cut(part, detector.spec.size)).ravel() for part in batches]
+    levels = np.quantile(np.concatenate(found).astype(np.float64), HEALTHY_LEVELS)
+    return tuple(levels.tolist())
+
+
+def _windows(
+    slide: StoredSlide, indices: npt.NDArray[np.int64], size: int, rng: np.random.Generator
+) -> Iterator[tuple[Tiles, npt.NDArray[np.float64]]]:
+    """Yield windows of a slide's tiles, and their corners in level-0 pixels (N, 2)."""
+    starts = rng.integers(0, slide.tile - size + 1, size=(len(indices), 2))
+    corners = np.full((len(indices), 2), np.nan)
+    if slide.has_geometry:
+        pixels = slide.grid.pixels
+        within = starts[:, ::-1] * (pixels.scale_x, pixels.scale_y)
+        corners = slide.column("position")[indices] + within
+    for first in range(0, len(indices), _BATCH):
+        here = slice(first, first + _BATCH)
+        tiles = slide.take(indices[here])
+        windows = np.stack(
+            [
+                tile[y : y + size, x : x + size]
+                for tile, (y, x) in zip(tiles, starts[here].tolist(), strict=True)
+            ]
+        )
+        yield windows, corners[here]

@@ -32,8 +32,8 @@ from wsiad.core.errors import RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.folder_kinds import RUN as KIND
 from wsiad.core.folder_kinds import refuse_other
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.provenance import versions
-from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, InputSpec, State
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics

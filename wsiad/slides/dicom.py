@@ -1,15 +1,24 @@
-"""DICOM files: which of them are one slide, and which are no slide."""
+"""DICOM files: which of them are one slide, and which are no slide.
+
+Where DICOM files keep the frames of each level, so that their bytes can be looked at.
+"""
 
 from __future__ import annotations
 
 import functools
+import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from wsiad.core.errors import SlideOpenError
+import numpy as np
+
+from wsiad.core.errors import DirectReadError, SlideOpenError
 from wsiad.core.files import state
+from wsiad.core.geometry import Size
+from wsiad.slides.tiff_tiles import TiledLevel
 
 _SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -130,3 +139,118 @@ def _is_of(other: Path, series: str, path: Path) -> bool:
         return bool(series) and read_instance(other).series == series
     except SlideOpenError:
         return False
+
+
+_CODECS = {
+    "1.2.840.10008.1.2.4.50": "jpeg",
+    "1.2.840.10008.1.2.4.90": "jpeg2000",
+    "1.2.840.10008.1.2.4.91": "jpeg2000",
+}
+"""By TransferSyntaxUID."""
+
+_HEAD = [
+    "TransferSyntaxUID", "DimensionOrganizationType", "NumberOfFrames", "Rows", "Columns",
+    "PhotometricInterpretation", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
+]  # fmt: skip
+_PIXELS = struct.pack("<HH2s2xI", 0x7FE0, 0x0010, b"OB", 0xFFFFFFFF)
+"""How pixel data begin whose frames are coded one by one."""
+_ITEM = struct.Struct("<HHI")
+_FRAGMENT = (0xFFFE, 0xE000)
+
+
+def read_frames(path: Path, sizes: Sequence[Size]) -> tuple[list[Path], tuple[TiledLevel, ...]]:
+    """Find the frames of each level.
+
+    Parameters
+    ----------
+    path : Path
+        A file of the slide.
+    sizes : sequence of Size
+        Of all levels, pixels.
+
+    Returns
+    -------
+    files : list of Path
+        That hold the levels.
+    layout : tuple of TiledLevel
+        Their frames; the length is 0 of those of which it is not known where they lie.
+
+    Raises
+    ------
+    DirectReadError
+        A level is not held by exactly one file with JPEG or JPEG 2000 frames in the order of
+        their places, or the files cannot be read.
+    """
+    found: dict[Size, list[tuple[Path, TiledLevel]]] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for file in series_files(path):
+                if read_instance(file).is_level:
+                    level = _level(file)
+                    found.setdefault(level.size, []).append((file, level))
+    except DirectReadError:
+        raise
+    except Exception as error:  # whatever pydicom makes of a damaged file
+        raise DirectReadError(f"its DICOM files cannot be read ({error})") from error
+    if any(len(found.get(size, ())) != 1 for size in sizes):
+        raise DirectReadError("a level is not one DICOM file")
+    levels = [found[size][0] for size in sizes]
+    return [file for file, _ in levels], tuple(level for _, level in levels)
+
+
+def _level(path: Path) -> TiledLevel:
+    from pydicom import dcmread
+
+    with path.open("rb") as file:
+        head: Any = dcmread(file, stop_before_pixels=True, specific_tags=_HEAD)
+        codec = _CODECS.get(str(head.file_meta.TransferSyntaxUID), "")
+        if not codec or head.DimensionOrganizationType != "TILED_FULL":
+            raise DirectReadError("frames of another order or coding")
+        size = Size(int(head.TotalPixelMatrixColumns), int(head.TotalPixelMatrixRows))
+        tile = Size(int(head.Columns), int(head.Rows))
+        columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
+        if int(head.NumberOfFrames) != columns * rows:
+            raise DirectReadError("another number of frames than its size needs")
+        offsets, counts = _frames(file, columns * rows)
+    space = "RGB" if head.PhotometricInterpretation == "RGB" else "YCBCR"
+    return TiledLevel(size, tile, columns, rows, offsets, counts, None, space, codec)
+
+
+def _frames(file: BinaryIO, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and lengths of frames, bytes; 0 where a frame is not one fragment that is known."""
+    offsets, counts = np.zeros(number, np.int64), np.zeros(number, np.int64)
+    if file.read(len(_PIXELS)) != _PIXELS:
+        return offsets, counts
+    table, at = _item(file)
+    if table is None:
+        return offsets, counts
+    starts = np.frombuffer(file.read(min(table, 4 * number)), "<u4").astype(np.int64)
+    base = at + table
+    fragments: dict[int, int] = {}
+    file.seek(base)
+    while len(fragments) <= number:
+        length, at = _item(file)
+        if length is None:
+            break
+        fragments[at] = length
+        file.seek(length, 1)
+    if len(starts) == number:
+        ends = np.append(starts[1:], -1)
+        for index, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            at = base + start + _ITEM.size
+            length = fragments.get(at, 0)
+            if end in (start + _ITEM.size + length, -1):
+                offsets[index], counts[index] = at, length
+    elif len(fragments) == number:
+        offsets[:], counts[:] = list(fragments), list(fragments.values())
+    return offsets, counts
+
+
+def _item(file: BinaryIO) -> tuple[int | None, int]:
+    """Length of the item that begins here, ``None`` if none does, and where its value begins."""
+    head = file.read(_ITEM.size)
+    if len(head) < _ITEM.size:
+        return None, file.tell()
+    group, element, length = _ITEM.unpack(head)
+    return length if (group, element) == _FRAGMENT else None, file.tell()

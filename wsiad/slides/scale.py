@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from wsiad.core.errors import InputError, ScaleError
-from wsiad.core.units import Mpp, Spacing
+from wsiad.core.geometry import Mpp, Spacing
 
 logger = logging.getLogger(__name__)
 

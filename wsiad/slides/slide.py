@@ -20,8 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.geometry import Box, Size
-from wsiad.core.units import Spacing
+from wsiad.core.geometry import Box, Size, Spacing
 
 Edges = npt.NDArray[np.float64]
 """Edges of the columns or rows of a lattice."""

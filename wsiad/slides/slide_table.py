@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from wsiad.core.csv_file import records, table_text
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
-from wsiad.core.locks import locked
+from wsiad.core.ownership import locked
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 

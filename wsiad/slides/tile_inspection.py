@@ -17,11 +17,16 @@ import numpy.typing as npt
 
 from wsiad.core.errors import DamagedTileError, DirectReadError
 from wsiad.core.geometry import Size
-from wsiad.slides.dicom_frames import read_frames
+from wsiad.slides.dicom import read_frames
 from wsiad.slides.slide import Edges
-from wsiad.slides.tiff_tiles import TiledLevel, read_layout
-from wsiad.slides.tile_cuts import cut_by_tile
-from wsiad.slides.tile_decoder import check_jpeg2000_size, check_whole, decode_tile
+from wsiad.slides.tiff_tiles import (
+    TiledLevel,
+    check_jpeg2000_size,
+    check_whole,
+    decode_tile,
+    read_layout,
+)
+from wsiad.slides.tile_cache import cut_by_tile
 
 TIFF_FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
 """Formats whose levels are TIFF directories, and nothing more."""

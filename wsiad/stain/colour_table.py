@@ -1,18 +1,176 @@
-"""The colour table: a slide's whole normalisation as one look-up per pixel."""
+"""The colour table: a slide's whole normalisation as one look-up per pixel.
+
+Looking colours up in a table that is filled as they come: compiled loops, no state.
+
+An entry holds red in its lowest byte, then green and blue, and 255 in its highest; an entry
+of 0 is not known yet. A slide has a hundred thousand to a few million of the 256³ colours,
+so most entries are never needed. Two threads that fill the same entry write the same value.
+"""
 
 from __future__ import annotations
 
-from typing import Final, Self
+import math
+import sys
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core.compiled import compiled, load_word, store_word
 from wsiad.core.errors import StainError
-from wsiad.stain.concentration import PENALTY
-from wsiad.stain.density import optical_density
-from wsiad.stain.lookup import ENTRIES, NO_MAP, Entries, StainMap, map_in_place
+from wsiad.stain.colours import optical_density
+from wsiad.stain.methods import PENALTY, transfer
 from wsiad.stain.profile import LabStatistics, StainProfile, Triple, TwoStains
-from wsiad.stain.reinhard import transfer
+
+Entries = npt.NDArray[np.uint32]
+"""The 256³ entries; the index is red + 256 green + 65536 blue."""
+
+ENTRIES: Final = 1 << 24
+_BYTE: Final = np.uint32(0xFF)
+_PIXEL: Final = np.uint32(0xFFFFFF)
+_KNOWN: Final = np.uint32(0xFF000000)
+_8, _16 = np.uint32(8), np.uint32(16)
+
+
+class StainMap(NamedTuple):
+    """A map between two pairs of stains, as numbers that a loop can use.
+
+    The product of a stain vector with a density is a sum over its channels, so that a few
+    hundred products serve all colours.
+
+    Parameters
+    ----------
+    products : ndarray of float64, (2, 3, 256)
+        Stain vectors of the slide times the optical density of each value of each channel.
+    penalty : float
+        Subtracted from both sums; see :func:`wsiad.stain.methods.concentrations`.
+    cosine : float
+        Between both stain vectors.
+    exponents : ndarray of float64, (2, 3)
+        Log intensity of the result's channels for one unit of each of the slide's stains.
+    """
+
+    products: npt.NDArray[np.float64]
+    penalty: float
+    cosine: float
+    exponents: npt.NDArray[np.float64]
+
+
+NO_MAP: Final = StainMap(np.zeros((2, 3, 256)), 0.0, 0.0, np.zeros((2, 3)))
+"""For tables that are filled already."""
+
+
+def map_in_place(table: Entries, formula: StainMap, pixels: npt.NDArray[np.uint8]) -> None:
+    """Replace pixels by their entries.
+
+    Parameters
+    ----------
+    table : ndarray of uint32, (256³,)
+        Entries that are not known are filled in.
+    formula : StainMap
+        Says what they are.
+    pixels : ndarray of uint8, C-contiguous, (..., 3)
+    """
+    values = pixels.reshape(-1)
+    mapped = _map_fours(table, *formula, values) if sys.byteorder == "little" else 0
+    _map_bytes(table, *formula, values[mapped:])
+
+
+@compiled
+def _entry(
+    colour: np.uint32,
+    products: npt.NDArray[np.float64],
+    penalty: float,
+    cosine: float,
+    exponents: npt.NDArray[np.float64],
+) -> np.uint32:
+    """Concentrations of a colour by the active set of the lasso, shown in other stains."""
+    red, green, blue = colour & _BYTE, (colour >> _8) & _BYTE, (colour >> _16) & _BYTE
+    first = products[0, 1, green] + products[0, 0, red] - penalty + products[0, 2, blue]
+    second = products[1, 1, green] + products[1, 0, red] - penalty + products[1, 2, blue]
+    left_first, left_second = first - cosine * second, second - cosine * first
+    scale = 1.0 / (1.0 - cosine * cosine)
+    amount_first = max(left_first * scale if left_second > 0 else first, 0.0)
+    amount_second = max(left_second * scale if left_first > 0 else second, 0.0)
+    entry = _KNOWN
+    for channel in range(3):
+        exponent = exponents[0, channel] * amount_first + exponents[1, channel] * amount_second
+        value = np.uint32(np.rint(255.0 * math.exp(exponent)))
+        entry |= value << np.uint32(8 * channel)
+    return np.uint32(entry)
+
+
+@compiled
+def _known(
+    table: Entries,
+    colour: np.uint32,
+    products: npt.NDArray[np.float64],
+    penalty: float,
+    cosine: float,
+    exponents: npt.NDArray[np.float64],
+) -> np.uint32:
+    entry = table[colour]
+    if entry == 0:
+        entry = _entry(colour, products, penalty, cosine, exponents)
+        table[colour] = entry
+    return entry
+
+
+@compiled
+def _map_bytes(
+    table: Entries,
+    products: npt.NDArray[np.float64],
+    penalty: float,
+    cosine: float,
+    exponents: npt.NDArray[np.float64],
+    values: npt.NDArray[np.uint8],
+) -> None:
+    for start in range(0, len(values), 3):
+        colour = np.uint32(values[start]) | np.uint32(values[start + 1]) << _8
+        colour |= np.uint32(values[start + 2]) << _16
+        entry = _known(table, colour, products, penalty, cosine, exponents)
+        for channel in range(3):
+            values[start + channel] = (entry >> np.uint32(8 * channel)) & _BYTE
+
+
+@compiled
+def _map_fours(
+    table: Entries,
+    products: npt.NDArray[np.float64],
+    penalty: float,
+    cosine: float,
+    exponents: npt.NDArray[np.float64],
+    values: npt.NDArray[np.uint8],
+) -> int:
+    """Map pixels four at a time, as long as a fifth follows; return how many values these are.
+
+    A colour is the word at its first byte, wherever that lies: a load and a store a pixel
+    in place of three each, and half of the time. A word's last byte is the next pixel's
+    first, so that word is read before it is written over, and comes right when its turn does.
+    """
+    stop = len(values) // 12 * 12 - 12
+    if stop <= 0:
+        return 0
+    one = load_word(values, 0)
+    for start in range(0, stop, 12):
+        two, three = load_word(values, start + 3), load_word(values, start + 6)
+        four, five = load_word(values, start + 9), load_word(values, start + 12)
+        p, q = table[one & _PIXEL], table[two & _PIXEL]
+        r, s = table[three & _PIXEL], table[four & _PIXEL]
+        if p & q & r & s == 0:
+            p = _known(table, one & _PIXEL, products, penalty, cosine, exponents)
+            q = _known(table, two & _PIXEL, products, penalty, cosine, exponents)
+            r = _known(table, three & _PIXEL, products, penalty, cosine, exponents)
+            s = _known(table, four & _PIXEL, products, penalty, cosine, exponents)
+        store_word(values, start, p)
+        store_word(values, start + 3, q)
+        store_word(values, start + 6, r)
+        store_word(values, start + 9, s)
+        one = five
+    # The byte after the last store belongs to a pixel that is still to come.
+    values[stop] = one & _BYTE
+    return stop
+
 
 Pixels = npt.NDArray[np.uint8]
 """RGB pixels, uint8 (..., 3)."""

@@ -7,17 +7,16 @@ from typing import Final
 import numpy as np
 
 from wsiad.core.errors import StainError
-from wsiad.stain.colours import ColourHistogram, ColourSample
-from wsiad.stain.concentration import Stains, concentrations
-from wsiad.stain.density import (
+from wsiad.stain.colours import (
     WHITE,
+    ColourHistogram,
+    ColourSample,
     is_glass,
     is_stained,
     optical_density,
     weighted_quantile,
 )
-from wsiad.stain.macenko import extreme_stains
-from wsiad.stain.methods import learn_stains
+from wsiad.stain.methods import Stains, concentrations, extreme_stains, lab_statistics, learn_stains
 from wsiad.stain.profile import (
     FitQuality,
     LabStatistics,
@@ -26,9 +25,8 @@ from wsiad.stain.profile import (
     Triple,
     TwoStains,
     checked_method,
+    reference_profile,
 )
-from wsiad.stain.reference import reference_profile
-from wsiad.stain.reinhard import lab_statistics
 
 MIN_STAINED_PIXELS: Final = 2000
 """Fewer pixels of stained tissue say nothing of a slide."""

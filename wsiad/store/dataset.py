@@ -2,26 +2,385 @@
 
 Reading single tiles of a chunked, compressed store at random decodes a whole chunk for
 each. Here whole chunks are read: all of them once, where the tiles fit in memory, else
-through a shuffling buffer (:mod:`wsiad.store.buffer`).
+through a shuffling buffer (:mod:`wsiad.store.dataset`).
 
 Memory bound: ``buffer_bytes`` and one batch.
+
+Tiles in memory as a source of tiles: small data, tests and notebooks.
+
+In which order tiles are read and given: arithmetic of indices, without a pixel.
+
+Chunks are visited in a random order. Each tile of the visit with number v is given at the
+time v + u, with u uniform in [0, window): a chunk's tiles spread over as many visits as fit
+in a buffer, chunks come and go one by one, and no more than window + 1 of them are held at
+any time. All of it is a pure function of the seed, the epoch and the share.
+
+Tiles given in a shuffled order, while threads read the chunks that come next.
+
+Memory bound: the buffer that :func:`window_of` was asked for, and one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.units import TilePx
-from wsiad.store import buffer, order
-from wsiad.store.arrays import ArrayTiles
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import TilePx
 from wsiad.store.stored_slide import StoredSlide
 
-BUFFER_BYTES = 2**31
+
+class ArrayTiles:
+    """A source of tiles over an array.
+
+    Parameters
+    ----------
+    tiles : ndarray of uint8, (N, S, S, 3)
+        RGB tiles, at least one.
+
+    Raises
+    ------
+    InputError
+        The array is not of that shape or dtype, or holds no tile.
+    """
+
+    def __init__(self, tiles: npt.NDArray[np.uint8]) -> None:
+        if (
+            tiles.dtype != np.uint8
+            or tiles.ndim != 4
+            or tiles.shape[1] != tiles.shape[2]
+            or tiles.shape[3] != 3
+        ):
+            raise InputError(
+                f"tiles must be uint8 (N, S, S, 3), not {tiles.dtype} {tuple(tiles.shape)}"
+            )
+        if not len(tiles):
+            raise InputError("there are no tiles")
+        self._tiles = tiles
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the tiles, pixels."""
+        return TilePx(self._tiles.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def ordered(self, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield every tile once in its order, in batches of at most ``batch``."""
+        for start in range(0, len(self._tiles), batch):
+            yield self._tiles[start : start + batch]
+
+    def shuffled(
+        self, batch: int, *, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
+
+        The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
+        one by coming round again.
+        """
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._tiles))
+        if len(order) < batch:
+            order = np.resize(order, batch)
+        for first in range(start * batch, len(order) - batch + 1, batch):
+            yield self._tiles[order[first : first + batch]]
+
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The wanted tiles of some slides, by the chunks that they lie in.
+
+    Parameters
+    ----------
+    slide, number : ndarray of int64, (C,)
+        Index of each chunk's slide, and its number in the slide.
+    first : ndarray of int64, (C + 1,)
+        Where the tiles of each chunk begin in ``offset``.
+    offset : ndarray of int64, (T,)
+        Wanted tiles, counted from the first of their chunk.
+    """
+
+    slide: Indices
+    number: Indices
+    first: Indices
+    offset: Indices
+
+    @classmethod
+    def of(cls, wanted: Sequence[Indices], *, sizes: Sequence[int]) -> Chunks:
+        """List the chunks of wanted tiles.
+
+        Parameters
+        ----------
+        wanted : sequence of ndarray of int64
+            Indices of the wanted tiles of each slide.
+        sizes : sequence of int
+            Tiles a chunk, of each slide.
+        """
+        tiles = [np.unique(indices) for indices in wanted]
+        slide = np.repeat(np.arange(len(tiles)), [len(indices) for indices in tiles])
+        number = _joined([indices // size for indices, size in zip(tiles, sizes, strict=True)])
+        offset = _joined([indices % size for indices, size in zip(tiles, sizes, strict=True)])
+        starts = _run_starts(slide, number)
+        return cls(slide[starts], number[starts], np.append(starts, len(offset)), offset)
+
+    def __len__(self) -> int:
+        return len(self.slide)
+
+    @property
+    def tiles(self) -> int:
+        """Number of wanted tiles."""
+        return len(self.offset)
+
+    def tiles_of(self, chunk: int) -> Indices:
+        """Wanted tiles of a chunk, counted from its first."""
+        return self.offset[self.first[chunk] : self.first[chunk + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Readings of chunks, each with the tiles that are taken of it.
+
+    Parameters
+    ----------
+    chunk : ndarray of int64, (V,)
+    visit, offset : ndarray of int64, (T,)
+        Of each tile: the visit that reads it, and its place in the chunk.
+    """
+
+    chunk: Indices
+    visit: Indices
+    offset: Indices
+
+
+def every_tile(chunks: Chunks) -> Visits:
+    """Visit each chunk once, and take all its tiles."""
+    visit = np.repeat(np.arange(len(chunks)), np.diff(chunks.first))
+    return Visits(np.arange(len(chunks)), visit, chunks.offset)
+
+
+def fair_to_slides(chunks: Chunks, *, per_slide: int, seed: int, epoch: int) -> Visits:
+    """Take equally many tiles of each slide, whatever its size.
+
+    Of each slide there is an endless sequence of passes over its tiles, each in another
+    order of chunks; an epoch takes the next ``per_slide`` of it. Over the epochs, every
+    tile of a slide is therefore taken as often as the others, give or take one.
+    """
+    parts: list[tuple[Indices, Indices, Indices]] = []
+    count = 0
+    for slide in np.unique(chunks.slide):
+        mine = np.flatnonzero(chunks.slide == slide)
+        chunk = np.repeat(mine, np.diff(chunks.first)[mine])
+        offset = chunks.offset[chunks.first[mine[0]] : chunks.first[mine[-1] + 1]]
+        low, high, length = epoch * per_slide, (epoch + 1) * per_slide, len(offset)
+        for turn in range(low // length, (high - 1) // length + 1):
+            order = _turn(chunk - mine[0], rng=np.random.default_rng([seed, int(slide), turn]))
+            taken = order[max(0, low - turn * length) : high - turn * length]
+            starts = _run_starts(chunk[taken])
+            runs = np.diff(np.append(starts, len(taken)))
+            visit = count + np.repeat(np.arange(len(starts)), runs)
+            parts.append((chunk[taken][starts], visit, offset[taken]))
+            count += len(starts)
+    return Visits(*(_joined(list(columns)) for columns in zip(*parts, strict=True)))
+
+
+def _turn(chunk: Indices, *, rng: np.random.Generator) -> Indices:
+    """Order of a slide's tiles in a pass: chunk by chunk, at random in both."""
+    rank = rng.permutation(int(chunk.max()) + 1)
+    return np.lexsort((rng.random(len(chunk)), rank[chunk]))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is read, and what is given.
+
+    Parameters
+    ----------
+    chunk : ndarray of int64, (V,)
+        Chunks in the order of reading.
+    visit, offset : ndarray of int64, (T,)
+        Of each tile in the order of giving: which of the readings it comes from, and its
+        place in the chunk.
+    least : int
+        Tiles of the share that has fewest.
+    """
+
+    chunk: Indices
+    visit: Indices
+    offset: Indices
+    least: int
+
+    def __len__(self) -> int:
+        return len(self.visit)
+
+
+def shuffled(
+    visits: Visits, *, window: int, seed: int, epoch: int, share: int = 0, shares: int = 1
+) -> Order:
+    """Order a share of visits.
+
+    Parameters
+    ----------
+    visits : Visits
+    window : int
+        Over how many visits the tiles of one are spread; at most ``window + 1`` chunks
+        are held at a time.
+    seed, epoch : int
+        Name the order.
+    share, shares : int
+        Which of how many parts without overlap, as even as whole visits allow.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    place = rng.permutation(len(visits.chunk))
+    at = place[visits.visit]
+    least = int(np.bincount(at % shares, minlength=shares).min()) if len(at) else 0
+    mine = np.flatnonzero(at % shares == share)
+    local = at[mine] // shares
+    chunk = np.empty(len(range(share, len(place), shares)), np.int64)
+    chosen = place % shares == share
+    chunk[place[chosen] // shares] = visits.chunk[chosen]
+    delay = np.random.default_rng([seed, epoch, share, shares]).random(len(mine))
+    order = np.argsort(local + delay * max(1, min(window, len(chunk))), kind="stable")
+    return Order(chunk, local[order], visits.offset[mine][order], least)
+
+
+def _run_starts(*columns: Indices) -> Indices:
+    """Where a new combination of values begins."""
+    if not len(columns[0]):
+        return np.empty(0, np.int64)
+    changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    return np.append(0, np.flatnonzero(changes) + 1)
+
+
+def _joined(parts: list[Indices]) -> Indices:
+    return np.concatenate(parts or [np.empty(0, np.int64)])
+
 
 Tiles = npt.NDArray[np.uint8]
+
+Read = Callable[[int, Tiles], None]
+"""Reads a chunk by its index into an array, uint8 (chunk, S, S, 3)."""
+
+AHEAD = 4
+"""Chunks that are read before they are needed."""
+
+THREADS = 2
+"""Decoding a tile takes about three times as long as copying it into a batch."""
+
+
+def window_of(buffer_bytes: int, chunk_bytes: int) -> int:
+    """How many visits a tile may wait, for the chunks held to fit in a buffer; at least 1."""
+    return max(1, buffer_bytes // chunk_bytes - 1 - AHEAD)
+
+
+def batches(
+    order: Order,
+    read: Read,
+    *,
+    chunk_shape: tuple[int, ...],
+    batch: int,
+    start: int = 0,
+    stop: int | None = None,
+    threads: int = THREADS,
+) -> Iterator[tuple[Tiles, slice]]:
+    """Yield tiles in their order, in batches of ``batch`` and a last one of what is left.
+
+    Parameters
+    ----------
+    order : Order
+    read : callable
+        Reads a chunk; called by other threads.
+    chunk_shape : tuple of int
+        Tiles a chunk, and the shape of a tile.
+    batch : int
+        Tiles a batch.
+    start, stop : int
+        First tile to give, and the one before which to end; chunks of which nothing is
+        given are not read.
+    threads : int
+        That read chunks; decoding does not hold Python's lock.
+
+    Yields
+    ------
+    tiles : ndarray of uint8, (batch, S, S, 3)
+        Memory of its own.
+    given : slice
+        Which tiles of the order they are.
+    """
+    stop = len(order) if stop is None else min(stop, len(order))
+    left = np.bincount(order.visit[start:stop], minlength=len(order.chunk))
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=threads))
+        held = _Held(order, read, left, shape=chunk_shape, pool=pool)
+        stack.callback(held.cancel)
+        for first in range(start, stop, batch):
+            given = slice(first, min(first + batch, stop))
+            yield held.take(given), given
+
+
+class _Held:
+    """The chunks that are held: read ahead, kept while tiles of them are to come."""
+
+    def __init__(
+        self,
+        order: Order,
+        read: Read,
+        left: npt.NDArray[np.int64],
+        *,
+        shape: tuple[int, ...],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._order, self._read, self._left = order, read, left
+        self._shape, self._pool = shape, pool
+        self._to_read = iter(np.flatnonzero(left).tolist())
+        self._coming: deque[tuple[int, Future[Tiles]]] = deque()
+        self._chunks: dict[int, Tiles] = {}
+        self._free: list[Tiles] = []
+        for _ in range(AHEAD):
+            self._request()
+
+    def cancel(self) -> None:
+        """Read no more."""
+        for _, future in self._coming:
+            future.cancel()
+
+    def _request(self) -> None:
+        visit = next(self._to_read, None)
+        if visit is not None:
+            memory = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+            chunk = int(self._order.chunk[visit])
+            self._coming.append((visit, self._pool.submit(self._filled, chunk, memory)))
+
+    def _filled(self, chunk: int, memory: Tiles) -> Tiles:
+        self._read(chunk, memory)
+        return memory
+
+    def take(self, given: slice) -> Tiles:
+        """Return tiles of the order."""
+        visits = self._order.visit[given].tolist()
+        offsets = self._order.offset[given].tolist()
+        out = np.empty((len(visits), *self._shape[1:]), np.uint8)
+        for place, (visit, offset) in enumerate(zip(visits, offsets, strict=True)):
+            while visit not in self._chunks:
+                came, future = self._coming.popleft()
+                self._chunks[came] = future.result()
+                self._request()
+            out[place] = self._chunks[visit][offset]
+            self._left[visit] -= 1
+            if not self._left[visit]:
+                self._free.append(self._chunks.pop(visit))
+        return out
+
+
+BUFFER_BYTES = 2**31
 
 
 def store_tiles(
@@ -69,9 +428,9 @@ class ChunkedTiles:
         self._tile = self._slides[0].tile
         self.tile_bytes = self._tile**2 * 3
         sizes = [slide.chunk for slide in self._slides]
-        self._chunks = order.Chunks.of([wanted for _, wanted in parts], sizes=sizes)
+        self._chunks = Chunks.of([wanted for _, wanted in parts], sizes=sizes)
         self._shape = (max(sizes), self._tile, self._tile, 3)
-        self._window = buffer.window_of(buffer_bytes, max(sizes) * self.tile_bytes)
+        self._window = window_of(buffer_bytes, max(sizes) * self.tile_bytes)
 
     @property
     def tile(self) -> TilePx:
@@ -101,10 +460,10 @@ class ChunkedTiles:
         The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
         one by coming round again.
         """
-        visits = order.every_tile(self._chunks)
-        chosen = order.shuffled(visits, window=self._window, seed=seed, epoch=epoch)
+        visits = every_tile(self._chunks)
+        chosen = shuffled(visits, window=self._window, seed=seed, epoch=epoch)
         full = len(chosen) // batch * batch
-        for tiles, _ in buffer.batches(
+        for tiles, _ in batches(
             chosen,
             self._read,
             chunk_shape=self._shape,

@@ -1,19 +1,23 @@
-"""What is tiled: one slide's task, its course in a worker, and its row in the table."""
+"""What is tiled: one slide's task, its course in a worker, and its row in the table.
+
+Slides of a store that could not be looked at: whoever uses the store says which.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from wsiad.compute.division import Divided, PartDone
+from wsiad.compute.batch import Divided, PartDone
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
-from wsiad.slides.slide_table import SlideRow, backend_text
+from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, backend_text, read_table
 from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
 
@@ -189,7 +193,7 @@ def _changed(path: Path, stored: str) -> str:
 
 def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
     """File that says where the slide's tiles lie, and its fingerprint."""
-    from wsiad.tiling.coordinates import find_coordinates
+    from wsiad.tiling.plan import find_coordinates
 
     if task.coords is None:
         return None, None
@@ -246,7 +250,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
 
 def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
     from wsiad.tiling.verdict import damage_note, missing_note
-    from wsiad.tissue.guards import in_words
+    from wsiad.tissue.quality import in_words
 
     stored = store.slide(task.slide.name)
     fallback = stored.facts["stain"].get("fallback")
@@ -285,3 +289,33 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         file=str(task.slide.path.absolute()),
         backend=backend_text(stored.facts["read"]),
     )
+
+
+_LISTED = 8
+
+
+def unseen_slides(store: TileStore) -> dict[str, str]:
+    """Map the slides of a store that failed or are unusable to status and reason.
+
+    Raises
+    ------
+    InputError
+        The store's table is damaged.
+    """
+    found = {slide.name: f"{UNUSABLE}: {slide.reason}" for slide in store if slide.reason}
+    for row in read_table(store.path / "slides.csv", TileRow):
+        # Of these the store has no group at all.
+        if row.status in (FAILED, UNUSABLE) and row.slide not in store:
+            found[row.slide] = f"{row.status}: {row.reason}"
+    return dict(sorted(found.items()))
+
+
+def unseen_lines(found: Mapping[str, str], store: str) -> list[str]:
+    """Say how many slides of a store could not be looked at, which and why; nothing of none."""
+    if not found:
+        return []
+    lines = [f"{len(found)} of the slides of {store} failed or could not be looked at:"]
+    lines += [f"  {name}: {why}" for name, why in list(found.items())[:_LISTED]]
+    if (more := len(found) - _LISTED) > 0:
+        lines.append(f"  and {more} more, see {store}/slides.csv")
+    return lines

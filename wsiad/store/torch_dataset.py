@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wsiad.core.errors import InputError
-from wsiad.store import buffer, order
+from wsiad.store.dataset import (
+    THREADS,
+    Chunks,
+    Order,
+    batches,
+    every_tile,
+    fair_to_slides,
+    shuffled,
+    window_of,
+)
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
 
@@ -115,7 +124,7 @@ class TileDataset(IterableDataset[Any]):
         buffer_bytes: int = 2**30,
         drop_last: bool = True,
         places: bool = False,
-        threads: int = buffer.THREADS,
+        threads: int = THREADS,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -131,7 +140,7 @@ class TileDataset(IterableDataset[Any]):
         self._rank, self._world = _ranks(rank, world_size)
         sizes = [slide.chunk for slide in self.slides]
         lengths = [len(slide) for slide in self.slides]
-        self._chunks = order.Chunks.of([np.arange(n) for n in lengths], sizes=sizes)
+        self._chunks = Chunks.of([np.arange(n) for n in lengths], sizes=sizes)
         tile = self.slides[0].tile
         self._shape = (max(sizes), tile, tile, 3)
         self._per_slide = tiles_per_slide or max(1, round(sum(lengths) / len(lengths)))
@@ -177,7 +186,7 @@ class TileDataset(IterableDataset[Any]):
         turn = (worker + done) % workers
         shares = self._world * workers
         chosen = self._order(epoch, share=self._rank * workers + turn, shares=shares)
-        given = buffer.batches(
+        given = batches(
             chosen,
             self._read,
             chunk_shape=self._shape,
@@ -191,17 +200,17 @@ class TileDataset(IterableDataset[Any]):
             tiles = torch.from_numpy(pixels)
             yield self._placed(tiles, chosen, which, positions) if self._places else tiles
 
-    def _order(self, epoch: int, *, share: int, shares: int) -> order.Order:
+    def _order(self, epoch: int, *, share: int, shares: int) -> Order:
         workers = shares // self._world
         visits = (
-            order.every_tile(self._chunks)
+            every_tile(self._chunks)
             if self._balance == "tiles"
-            else order.fair_to_slides(
+            else fair_to_slides(
                 self._chunks, per_slide=self._per_slide, seed=self._seed, epoch=epoch
             )
         )
-        window = buffer.window_of(self._buffer_bytes // workers, math.prod(self._shape))
-        return order.shuffled(
+        window = window_of(self._buffer_bytes // workers, math.prod(self._shape))
+        return shuffled(
             visits, window=window, seed=self._seed, epoch=epoch, share=share, shares=shares
         )
 
@@ -212,7 +221,7 @@ class TileDataset(IterableDataset[Any]):
     def _placed(
         self,
         tiles: Tensor,
-        chosen: order.Order,
+        chosen: Order,
         which: slice,
         positions: dict[int, npt.NDArray[np.float64]],
     ) -> TileBatch:

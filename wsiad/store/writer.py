@@ -23,8 +23,7 @@ from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tiling.stream import TileBlock, choose_examples, stream
 from wsiad.tiling.verdict import why_unusable
-from wsiad.tissue.guards import Reason, count_reasons, judge
-from wsiad.tissue.quality import COLUMNS
+from wsiad.tissue.quality import COLUMNS, Reason, count_reasons, judge
 
 
 def write_slide(

@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from wsiad.synthetic.anatomy import STEP_UM, Anatomy, Floats, Tissue, field
-from wsiad.synthetic.demo_nuclei import LOOKS, Nuclei, Window, seed_nuclei
+from wsiad.synthetic.anatomy import (
+    LOOKS,
+    STEP_UM,
+    Anatomy,
+    Floats,
+    Nuclei,
+    Tissue,
+    Window,
+    field,
+    seed_nuclei,
+)
 
 Rgb = npt.NDArray[np.uint8]
 

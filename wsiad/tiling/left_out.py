@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.tiling import IntArray
-from wsiad.tissue.guards import Reason, Reasons, count_reasons
+from wsiad.core.geometry import IntArray
+from wsiad.tissue.quality import Reason, Reasons, count_reasons
 
 
 def _no_places() -> IntArray:
@@ -29,7 +29,7 @@ class LeftOut:
     rows, columns : ndarray of int32, (N,)
         Positions in the grid.
     reasons : ndarray of uint8, (N,)
-        A :class:`wsiad.tissue.guards.Reason` for each.
+        A :class:`wsiad.tissue.quality.Reason` for each.
     """
 
     rows: IntArray = field(default_factory=_no_places)

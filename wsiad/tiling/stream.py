@@ -18,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import SlideReadError
-from wsiad.core.geometry import Size
-from wsiad.core.tiling import IntArray
+from wsiad.core.geometry import IntArray, Size
 from wsiad.slides.slide import Region
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
-from wsiad.tissue.guards import Reason, judge
-from wsiad.tissue.quality import measure
+from wsiad.tissue.quality import Reason, judge, measure
 from wsiad.tissue.tissue_options import QualityThresholds
 
 _BLOCK_PX = 1024

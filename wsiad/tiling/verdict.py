@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan, select
-from wsiad.tissue.guards import Reason
+from wsiad.tissue.quality import Reason
 from wsiad.tissue.unseen import Unseen
 
 DAMAGED_THERE = "not assessed, as the file is damaged there"

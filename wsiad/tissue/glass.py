@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.artefacts import darkest_channel
-from wsiad.tissue.pieces import bands
+from wsiad.tissue.artefacts import bands, darkest_channel
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

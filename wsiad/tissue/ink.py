@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.artefacts import STAIN_SHARE
-from wsiad.tissue.pieces import bands
+from wsiad.tissue.artefacts import STAIN_SHARE, bands
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

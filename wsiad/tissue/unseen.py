@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.artefacts import is_black, saturation
-from wsiad.tissue.pieces import bands, without_small_pieces
+from wsiad.tissue.artefacts import bands, is_black, saturation, without_small_pieces
 from wsiad.tissue.tissue_options import TissueOptions
 
 _NEUTRAL = 6

@@ -16,17 +16,17 @@ from wsiad.compute.tasks import run_tasks
 from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.files import DISK_FULL
+from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
-from wsiad.core.units import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.evaluation.auc import delong
 from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
 from wsiad.learning.device import choose_device, windows_at_once
+from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
 from wsiad.tuning.space import Params, options_of
-from wsiad.tuning.table import write_table
 from wsiad.tuning.trials import (
     COMPLETE,
     FAILED,
@@ -38,9 +38,9 @@ from wsiad.tuning.trials import (
     read_trials,
     trial_folder,
     write_fold,
+    write_table,
     write_trial,
 )
-from wsiad.tuning.tune_tiles import SearchTiles
 
 if TYPE_CHECKING:
     from wsiad.verbs.tune import TuneConfig

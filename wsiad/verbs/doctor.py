@@ -136,7 +136,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _torchvision() -> Iterator[Check]:
-    torchvision = importlib.import_module("wsiad.networks._torchvision")
+    torchvision = importlib.import_module("wsiad.networks.weights")
     if torchvision.operators_load():
         yield Check("torchvision", OK, "models and compiled operators load")
     else:

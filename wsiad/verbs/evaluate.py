@@ -170,10 +170,13 @@ def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str
     """Slide AUC of a classifier of heatmaps, where one is asked for."""
     import numpy as np
 
-    from wsiad.evaluation.healthy_scale import HealthyScale
     from wsiad.evaluation.results_input import HEATMAP, read_heatmap, read_windows
-    from wsiad.evaluation.slide_classifier import cross_validated_forest
-    from wsiad.evaluation.slide_features import NAMES, slide_features
+    from wsiad.evaluation.slide_classifier import (
+        NAMES,
+        HealthyScale,
+        cross_validated_forest,
+        slide_features,
+    )
 
     if config.slide_classifier == "none" or config.results is None:
         return {}

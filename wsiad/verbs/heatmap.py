@@ -1,4 +1,7 @@
-"""``wsiad heatmap``: slides, scored by a run's detector."""
+"""``wsiad heatmap``: slides, scored by a run's detector.
+
+``wsiad heatmap --healthy``: results that come with p-values.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,19 +24,14 @@ from wsiad.core.files import fingerprint, new_file, read_json, write_json
 from wsiad.core.folder_kinds import RESULTS, refuse_other
 from wsiad.core.ownership import clear_leftovers
 from wsiad.core.provenance import versions
-from wsiad.heatmaps.heatmap_task import (
-    FACTS,
-    SLIDE,
-    HeatmapOptions,
-    HeatmapRow,
-    SlideTask,
-)
+from wsiad.heatmaps.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow, SlideTask
 from wsiad.results.difference import difference
 from wsiad.results.scoring_inputs import heatmap_inputs, slide_task
 from wsiad.runs.preparation import run_preparation
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (
+    OK,
     SlideRow,
     SlideTable,
     backends,
@@ -42,10 +41,50 @@ from wsiad.slides.slide_table import (
     unusable,
 )
 from wsiad.tissue.tissue_options import QualityThresholds
-from wsiad.verbs.heatmap_significance import add_significance, check_healthy
 
 if TYPE_CHECKING:
     from wsiad.runs.run import RunRecord
+
+
+def check_healthy(config: HeatmapConfig, digest: str) -> None:
+    """Refuse a reference that would not fit, before hours of scoring.
+
+    Raises
+    ------
+    InputError
+        The folder holds no results, or those of another run or other options.
+    """
+    from wsiad.results.scored import read_folder
+
+    if config.healthy is None:
+        return
+    facts = read_folder(config.healthy).facts
+    if facts["digest"] != digest:
+        told = difference(config.healthy, facts, config)
+        raise InputError(
+            f"holds results of another run or of other options: {told}",
+            subject=str(config.healthy),
+            remedy="Score the healthy slides by the same run with the same options.",
+        )
+
+
+def add_significance(
+    results: Path, healthy: Path | None, rows: Iterable[HeatmapRow], *, quiet: bool
+) -> str:
+    """Compare results with those of healthy slides, if there are any; say what was found.
+
+    Raises
+    ------
+    InputError
+        As by :func:`wsiad.significance`.
+    """
+    from wsiad.verbs.significance import SignificanceConfig, compare
+
+    if healthy is None or not any(row.status == OK for row in rows):
+        return ""
+    found = compare(SignificanceConfig(results=results, healthy=healthy, quiet=quiet))
+    return f"\n{found.summary}"
+
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +179,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         There is no such cluster or scheduler, or it takes no jobs.
     """
     from wsiad.learning.device import choose_device
-    from wsiad.results.legend import LEGEND, write_legend
+    from wsiad.results.overlay import LEGEND, write_legend
     from wsiad.results.writing import colour_scale
     from wsiad.runs.run import RunFolder
 

@@ -106,9 +106,9 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
         The stain target cannot be used.
     """
     # Heavy, and of no use to `--help`.
-    from wsiad.store.tidying import tidied
+    from wsiad.store.parts import tidied
     from wsiad.store.tile_store import TileStore
-    from wsiad.tiling.stain_target import stain_target
+    from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()
     groups = _groups(config)
@@ -212,7 +212,7 @@ def _images(path: Path, labels: Path | None, part: Part) -> TileImages:
 
 
 def _import_one(task: _Task) -> TileRow:
-    from wsiad.store.imported import write_tiles
+    from wsiad.store.foreign_tiles import write_tiles
     from wsiad.store.tile_store import TileStore
 
     start = time.monotonic()

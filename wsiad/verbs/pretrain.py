@@ -15,19 +15,18 @@ from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.provenance import versions
 from wsiad.runs.claim import taken
-from wsiad.runs.fit_tiles import (
+from wsiad.runs.fitting import (
     healthy_slides,
     store_fingerprint,
     tile_source,
     usable_tiles,
 )
-from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+from wsiad.store.tile_task import unseen_lines, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
-    from wsiad.learning.contrastive import ContrastiveOptions
-    from wsiad.learning.contrastive_part import ContrastiveNetwork
-    from wsiad.learning.result import TrainingResult
+    from wsiad.learning.contrastive import ContrastiveNetwork, ContrastiveOptions
+    from wsiad.learning.loop import TrainingResult
 
 logger = logging.getLogger(__name__)
 

@@ -27,14 +27,13 @@ from wsiad.evaluation.groups import (
     scores_table,
     type_line,
 )
-from wsiad.runs.fit_tiles import store_fingerprint
+from wsiad.runs.fitting import store_fingerprint
 from wsiad.runs.preparation import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import read_table
-from wsiad.store.tile_task import TileRow
-from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+from wsiad.store.tile_task import TileRow, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
-    from wsiad.evaluation.bootstrap import Estimate
+    from wsiad.evaluation.auc import Estimate
     from wsiad.learning.detector import Detector
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore

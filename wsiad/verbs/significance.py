@@ -14,8 +14,7 @@ from wsiad.core.files import real_path
 from wsiad.evaluation.results_input import SlideScore
 
 if TYPE_CHECKING:
-    from wsiad.conformal.false_alarms import FalseAlarms
-    from wsiad.conformal.judgement import HealthySlides
+    from wsiad.conformal.judgement import FalseAlarms, HealthySlides
     from wsiad.conformal.significance_files import SignificanceRow
     from wsiad.results.scored import ScoredFolder
 

@@ -119,10 +119,10 @@ def tile(config: TileConfig) -> TileResult:
         There is no such cluster or scheduler, or it takes no jobs.
     """
     # Heavy, and of no use to `--help`.
-    from wsiad.report.store_reporting import write_store_report
-    from wsiad.store.tidying import tidied
+    from wsiad.report.store_report import write_store_report
+    from wsiad.store.parts import tidied
     from wsiad.store.tile_store import TileStore
-    from wsiad.tiling.stain_target import stain_target
+    from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()
     remedy = "Give slide files, folders of them, or a manifest."
@@ -165,7 +165,7 @@ def tile(config: TileConfig) -> TileResult:
 
 def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
     """Return what a store's ``run.json`` says of the call that filled it."""
-    from wsiad.tissue.guards import QUALITY_REASONS
+    from wsiad.tissue.quality import QUALITY_REASONS
 
     tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
     by_reason = {

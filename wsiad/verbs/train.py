@@ -16,10 +16,10 @@ from wsiad.core.files import write_json
 from wsiad.detectors import registry
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
-from wsiad.runs.fit_tiles import store_fingerprint, usable_tiles
+from wsiad.runs.fitting import store_fingerprint, usable_tiles
 from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.slides.slide_table import slide_seconds
-from wsiad.store.unseen_slides import unseen_lines, unseen_slides
+from wsiad.store.tile_task import unseen_lines, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ def _made(
 ) -> TrainResult:
     """Fit, calibrate, choose healthy examples, and write the run; its record last."""
     from wsiad.runs.calibration import calibrate
+    from wsiad.runs.examples import choose_examples
     from wsiad.runs.fitting import fit_context, together
-    from wsiad.runs.healthy_examples import choose_examples
     from wsiad.runs.run import RunFolder, RunRecord
 
     store, slides, usable = chosen.store, chosen.slides, chosen.usable

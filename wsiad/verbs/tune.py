@@ -15,14 +15,13 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import Config, build, differences, resolve, verb, write_config
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
-from wsiad.core.locks import CLAIM, claimed
+from wsiad.core.ownership import CLAIM, claimed
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
 from wsiad.tissue.tissue_options import QualityThresholds
 from wsiad.tuning.space import Parameter, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
-from wsiad.tuning.tune_training import write_train_configs
-from wsiad.tuning.tuning_report import search_record, search_summary
+from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
 from wsiad.verbs.train import Names
 
 CONFIG, FOLDS = "config.yaml", "folds.json"
@@ -188,9 +187,9 @@ def tune(config: TuneConfig) -> TuneResult:
     from wsiad.detectors import registry
     from wsiad.learning.device import choose_device
     from wsiad.tuning.course import run_search
+    from wsiad.tuning.folds import search_tiles
     from wsiad.tuning.search import optuna
-    from wsiad.tuning.table import write_trials
-    from wsiad.tuning.tune_tiles import search_tiles
+    from wsiad.tuning.trials import write_trials
 
     start = time.monotonic()
     package = optuna()

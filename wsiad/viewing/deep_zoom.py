@@ -19,7 +19,7 @@ from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
 from wsiad.core.errors import InputError, SlideOpenError, SlideReadError
-from wsiad.heatmaps.score_image import read_scores
+from wsiad.heatmaps.score_map import read_scores
 from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1

@@ -14,11 +14,9 @@ from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import group
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.objective import Objective
-from wsiad.detectors.dpa.perceptual_weights import note_of, padding_of
-from wsiad.detectors.dpa.statistics import statistics_by_px
+from wsiad.detectors.dpa.objective import Objective, note_of, padding_of, statistics_by_px
 from wsiad.learning.adversary import Adversary
-from wsiad.learning.crops import check_size, on_device
+from wsiad.learning.batches import check_size, on_device
 from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
