@@ -32,7 +32,7 @@ import wsiad
 from wsiad.core.config import read_yaml
 from wsiad.core.errors import InputError, RunError, WsiadError
 from wsiad.core.files import write_json, write_text
-from wsiad.runs.fitting import store_fingerprint
+from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.verbs.score_tiles import NORMAL, TUMOUR
 
 logger = logging.getLogger("dpa_ablation")

@@ -7,12 +7,12 @@ import pytest
 
 import wsiad
 from wsiad import cli
-from wsiad.core import folder_kinds
 from wsiad.core.config import differences
 from wsiad.core.errors import EvaluationError, InputError, RunError, StoreError
 from wsiad.core.files import atomic_file, said
-from wsiad.core.folder_kinds import what_is
 from wsiad.runs.claim import begin
+from wsiad.slides import folder_kinds
+from wsiad.slides.folder_kinds import what_is
 
 
 def folder(path, *names):

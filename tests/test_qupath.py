@@ -348,7 +348,7 @@ def test_a_hundred_thousand_tiles_in_seconds(tmp_path):
 
 
 def test_the_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
-    for module in ("qupath.objects", "geojson_file"):
+    for module in ("qupath.objects", "geojson"):
         monkeypatch.setattr(f"wsiad.exports.{module}.CHUNK", 64)
     windows = windows_of(8_000, edge=8.0, columns=400)
     tracemalloc.start()

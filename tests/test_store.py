@@ -247,7 +247,7 @@ def test_killed_run_resumes_to_the_same_store(slides, tmp_path):
 
 def test_lost_worker_fails_its_slide_only(slides, tmp_path, monkeypatch):
     """An exception that no one foresaw is a failed slide with its name, not a lost batch."""
-    from wsiad.core.geometry import plan
+    from wsiad.tiling import plan
 
     whole = plan.plan_slide
 

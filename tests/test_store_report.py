@@ -12,7 +12,7 @@ from test_report import HOSTILE, Page, picture
 
 import wsiad
 from wsiad.core.errors import ExportError
-from wsiad.report.store_report import StoreReport, TiledSlide, write_store_report
+from wsiad.report.store_report import StoreReport, TiledSlide, write_store_page
 
 REASONS = ("black", "pen", "saturation", "sharpness")
 
@@ -21,7 +21,7 @@ def write(folder, slides, **more):
     path = folder / "report.html"
     facts = {"Tile": "96 px at 1 µm/px", "Stain": "none"}
     values = {"reasons": REASONS, "facts": facts} | more
-    write_store_report(path, StoreReport("Tiles", "wsiad 0", slides, **values))
+    write_store_page(path, StoreReport("Tiles", "wsiad 0", slides, **values))
     return Page(path.read_text(encoding="utf-8"))
 
 

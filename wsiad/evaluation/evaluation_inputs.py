@@ -10,10 +10,10 @@ import pydantic
 
 from wsiad.core.config import Config
 from wsiad.core.errors import EvaluationError
-from wsiad.core.folder_kinds import RESULTS, other_kinds_named
 from wsiad.evaluation.matching import ProtocolName
 from wsiad.evaluation.results_input import SlideScore
 from wsiad.evaluation.unscored import CountedAs
+from wsiad.slides.folder_kinds import RESULTS, other_kinds_named
 from wsiad.slides.scale import check_mpp
 
 if TYPE_CHECKING:

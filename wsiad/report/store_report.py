@@ -84,7 +84,7 @@ class StoreReport:
     kept: bool = False
 
 
-def _write_page(path: Path, report: StoreReport) -> None:
+def write_store_page(path: Path, report: StoreReport) -> None:
     """Write the report as one HTML file, atomically; pictures are linked relative to it.
 
     Raises
@@ -157,7 +157,7 @@ def write_store_report(folder: Path) -> Path:
         },
         kept=quality.action == "keep",
     )
-    _write_page(folder / REPORT, report)
+    write_store_page(folder / REPORT, report)
     return folder / REPORT
 
 

@@ -18,12 +18,12 @@ from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.files import read_json
-from wsiad.core.folder_kinds import RESULTS, refuse_other
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.results_input import SlideScore, read_windows
 from wsiad.heatmaps.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow
 from wsiad.results.difference import READING
 from wsiad.results.region_table import REGIONS, RegionRow, read_regions
+from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_table import OK, read_table
 
 SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.errors import InputError
-from wsiad.core.folder_kinds import SLIDES, other_kinds_named
 from wsiad.heatmaps.heatmap_task import RESERVED, SlideTask
 from wsiad.runs.preparation import store_slides
+from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.tiling.preparation import Preparation
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from wsiad.core.config import Config, differences, resolve, write_config
 from wsiad.core.errors import ConfigError, RunError, WsiadError
 from wsiad.core.files import atomic_file
-from wsiad.core.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 from wsiad.core.ownership import CLAIM, claimed
+from wsiad.slides.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 
 CONFIG = "config.yaml"
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)

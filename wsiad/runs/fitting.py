@@ -1,13 +1,7 @@
-"""What a detector is fitted on by ``wsiad train``, by one process or by several together.
-
-Tiles of a store that a detector is fitted on: which slides, which of their tiles.
-"""
+"""What a detector is fitted on by ``wsiad train``, by one process or by several together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from wsiad.core.config import build
-from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
+from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.core.labels import is_healthy
 from wsiad.detectors import registry
 from wsiad.learning.detector import (
     AnomalousTiles,
@@ -36,119 +29,15 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.device import choose_device
 from wsiad.learning.ranks import Ranks
+from wsiad.runs.healthy_tiles import healthy_slides, tile_source, usable_tiles
 from wsiad.runs.split import HealthySplit, SlideTiles, split_slides
-from wsiad.slides.slide_table import read_table
 from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
-from wsiad.store.tile_task import TileRow, unseen_slides
-from wsiad.tissue.tissue_options import QualityOptions, QualityThresholds
+from wsiad.tissue.tissue_options import QualityOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from wsiad.runs.split import SlideTiles
-    from wsiad.store.dataset import ArrayTiles, ChunkedTiles
-    from wsiad.store.stored_slide import StoredSlide
-    from wsiad.store.tile_store import TileStore
     from wsiad.verbs.train import TrainConfig
-
-logger = logging.getLogger(__name__)
-
-NO_LABEL = "it has no label, and others have one"
-
-
-def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlide], dict[str, str]]:
-    """Slides to train on, and why each of the others is not.
-
-    Where no slide has a label all are taken as healthy. Where some have one, the others are
-    left out: nobody said what they are.
-
-    Raises
-    ------
-    InputError
-        There are none to train on.
-    """
-    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
-    used: list[StoredSlide] = []
-    unseen = unseen_slides(store)
-    skipped = {name: why for name, why in unseen.items() if name not in store}
-    labelled = any(rows[name].label for name in store.names() if name in rows)
-    unlabelled = []
-    for slide in store:
-        row = rows.get(slide.name)
-        label = row.label if row else ""
-        if not len(slide):
-            skipped[slide.name] = unseen.get(slide.name, "no tissue")
-        elif label and not is_healthy(label):
-            skipped[slide.name] = f"label is {label!r}"
-        elif split is not None and (row.split if row else "") != split:
-            skipped[slide.name] = f"split is not {split!r}"
-        elif labelled and not label:
-            skipped[slide.name] = NO_LABEL
-            unlabelled.append(slide.name)
-        else:
-            used.append(slide)
-    if unlabelled:
-        logger.warning(
-            "%s: slides without a label, where others have one, are not trained on: %d (%s%s); "
-            "if they are healthy, label them `normal` in a manifest and run wsiad tile again",
-            store.path,
-            len(unlabelled),
-            ", ".join(unlabelled[:3]),
-            " …" if len(unlabelled) > 3 else "",
-        )
-    if not used:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
-        raise InputError(
-            f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
-            subject=str(store.path),
-            remedy="Tile healthy slides; a manifest's `label` is normal or healthy for them.",
-        )
-    return used, skipped
-
-
-def usable_tiles(
-    slides: list[StoredSlide], thresholds: QualityThresholds, *, kind: str = "healthy"
-) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
-    """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
-    import numpy as np
-
-    from wsiad.tissue.quality import Reason, count_reasons, in_words, judge
-
-    usable, failed = {}, [np.empty(0, np.uint8)]
-    for slide in slides:
-        if not thresholds.given:
-            usable[slide.name] = np.arange(len(slide), dtype=np.int64)
-            continue
-        reasons = judge(slide.quality(), thresholds)
-        usable[slide.name] = np.flatnonzero(reasons == Reason.USABLE).astype(np.int64)
-        failed.append(reasons)
-    counts = count_reasons(np.concatenate(failed))
-    if slides and not any(map(len, usable.values())):
-        raise InputError(
-            f"no tile of its {kind} slides passes the thresholds ({in_words(counts)})",
-            remedy="Choose other thresholds; see docs/quality.md.",
-        )
-    return usable, counts
-
-
-def tile_source(
-    part: Sequence[SlideTiles],
-    by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
-) -> ArrayTiles | ChunkedTiles:
-    """Tiles of a part of the split as a source, of slides by name with their usable tiles."""
-    from wsiad.store.dataset import store_tiles
-
-    chosen = [(*by_name[item.slide], item.indices) for item in part]
-    return store_tiles([(slide, usable[indices]) for slide, usable, indices in chosen])
-
-
-def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
-    """Identify what was trained on: preparation, slides and their tile counts."""
-    content = [store.digest, *((s.name, s.fingerprint, len(s)) for s in slides)]
-    return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
 
 
 _PATIENCE_SECONDS = 10

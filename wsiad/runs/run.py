@@ -30,8 +30,6 @@ from safetensors.torch import load_file, save_file
 from wsiad.core.config import Config, build
 from wsiad.core.errors import RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
-from wsiad.core.folder_kinds import RUN as KIND
-from wsiad.core.folder_kinds import refuse_other
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
@@ -40,6 +38,8 @@ from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import CONFIG, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
+from wsiad.slides.folder_kinds import RUN as KIND
+from wsiad.slides.folder_kinds import refuse_other
 
 RUN, DETECTOR, WEIGHTS = "run.json", "detector.json", "weights.safetensors"
 CALIBRATION, LOSS = "calibration.json", "loss.png"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wsiad.core.compiled import compiled
 from wsiad.core.errors import StainError
+from wsiad.stain.profile import WHITE
 
 Real = TypeVar("Real", np.float32, np.float64)
 
@@ -66,9 +67,6 @@ Densities = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float64]
 """How many pixels have each colour, (n,)."""
 
-WHITE: Final = (255.0, 255.0, 255.0)
-"""The colour of empty glass where a slide does not show any."""
-
 MAX_LIGHTNESS: Final = 80.0
 """CIE L* from which on a colour is glass, or too pale to tell its stains."""
 MIN_CHANNEL: Final = 24.0
@@ -86,6 +84,7 @@ GLASS_MIN_CHANNEL: Final = 200.0
 """Glass is at least as bright in every channel,"""
 GLASS_MAX_CHROMA: Final = 12.0
 """and its channels differ by no more; pale tissue's do."""
+
 
 _GREY_AXIS: Final = np.full(3, 1 / np.sqrt(3))
 

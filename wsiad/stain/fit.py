@@ -8,7 +8,6 @@ import numpy as np
 
 from wsiad.core.errors import StainError
 from wsiad.stain.colours import (
-    WHITE,
     ColourHistogram,
     ColourSample,
     is_glass,
@@ -18,6 +17,7 @@ from wsiad.stain.colours import (
 )
 from wsiad.stain.methods import Stains, concentrations, extreme_stains, lab_statistics, learn_stains
 from wsiad.stain.profile import (
+    WHITE,
     FitQuality,
     LabStatistics,
     StainMethod,

@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import StainError
-from wsiad.stain.colours import WHITE
+
+WHITE: Final = (255.0, 255.0, 255.0)
+"""The colour of empty glass where a slide does not show any."""
 
 StainMethod: TypeAlias = Literal["vahadane", "macenko", "reinhard", "none"]
 """How the stain of a slide is estimated."""

@@ -13,7 +13,7 @@ import pydantic
 
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
-from wsiad.core.folder_kinds import STORE, refuse_other
+from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
 from wsiad.store.stored_slide import StoredSlide, open_slide_group

@@ -21,13 +21,13 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import Paths, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import fingerprint, new_file, read_json, write_json
-from wsiad.core.folder_kinds import RESULTS, refuse_other
 from wsiad.core.ownership import clear_leftovers
 from wsiad.core.provenance import versions
 from wsiad.heatmaps.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow, SlideTask
 from wsiad.results.difference import difference
 from wsiad.results.scoring_inputs import heatmap_inputs, slide_task
 from wsiad.runs.preparation import run_preparation
+from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (

@@ -15,12 +15,7 @@ from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.provenance import versions
 from wsiad.runs.claim import taken
-from wsiad.runs.fitting import (
-    healthy_slides,
-    store_fingerprint,
-    tile_source,
-    usable_tiles,
-)
+from wsiad.runs.healthy_tiles import healthy_slides, store_fingerprint, tile_source, usable_tiles
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 

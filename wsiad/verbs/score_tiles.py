@@ -27,7 +27,7 @@ from wsiad.evaluation.groups import (
     scores_table,
     type_line,
 )
-from wsiad.runs.fitting import store_fingerprint
+from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.runs.preparation import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import read_table
 from wsiad.store.tile_task import TileRow, unseen_lines, unseen_slides

@@ -14,8 +14,8 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import Paths, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
-from wsiad.core.folder_kinds import SLIDES, other_kinds_named
 from wsiad.core.provenance import versions
+from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (

@@ -16,7 +16,7 @@ from wsiad.core.files import write_json
 from wsiad.detectors import registry
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
-from wsiad.runs.fitting import store_fingerprint, usable_tiles
+from wsiad.runs.healthy_tiles import store_fingerprint, usable_tiles
 from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.slides.slide_table import slide_seconds
 from wsiad.store.tile_task import unseen_lines, unseen_slides

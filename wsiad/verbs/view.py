@@ -17,9 +17,9 @@ from pydantic import Field
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError
 from wsiad.core.files import checked_slide_name, read_json
-from wsiad.core.folder_kinds import RESULTS, refuse_other
 from wsiad.core.progress import tell
 from wsiad.core.signals import Terminated
+from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:
