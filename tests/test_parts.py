@@ -23,8 +23,8 @@ from wsiad.slides.slide import Region
 from wsiad.slides.slide_table import SlideRow
 from wsiad.stain.profile import reference_profile
 from wsiad.store import group
-from wsiad.store.parts import Part, SlideParts, clear_store, parts_folder, split
-from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.store.parts import Part, SlideParts, split
+from wsiad.store.tile_store import GROUPS, TileStore, clear_store, parts_folder
 from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import plan_slide
 from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions

@@ -292,7 +292,10 @@ class Jobs:
 
     def close(self) -> None:
         """End all jobs."""
-        self.cluster.close()
+        try:
+            self.cluster.close()
+        except AssertionError as error:  # dask's, of a job that was refused and never began
+            logger.info("closing the jobs: %s", error)
 
     def _wanted(self, tasks: int) -> int:
         return min(self._config.jobs, math.ceil(tasks / self._config.cores))

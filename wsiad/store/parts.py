@@ -4,15 +4,12 @@ Every part is written by whoever has time: it makes the same plan again, which i
 function of the slide, and writes its shards under the names that they have in the whole.
 The join links them into the slide's group, whose bytes are those that a single task
 would have written. Parts that are whole are kept until then, and used by the next run.
-
-A store kept clear of what runs left that did not end in order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,51 +30,13 @@ from wsiad.store.group import (
     write_attributes,
 )
 from wsiad.store.group_facts import group_facts, open_group, read_column
-from wsiad.store.tile_store import OVERVIEWS, TileStore
+from wsiad.store.tile_store import TileStore, parts_folder
 from wsiad.store.writer import check_unchanged, library_versions, write_rest, write_tiles
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tiling.preparation import CompressionOptions
 from wsiad.tiling.stream import Example, TileBlock
 from wsiad.tissue.quality import COLUMNS
-
-
-def parts_folder(store: TileStore, name: str) -> Path:
-    """Folder of the parts of a slide that is not whole yet."""
-    group = store.folder(name)
-    return group.with_name(f".{group.name}.parts")
-
-
-def clear_store(path: Path) -> None:
-    """Clear away what dead runs left in a store, and parts of slides that are whole.
-
-    Parameters
-    ----------
-    path : Path
-        The store's folder.
-    """
-    store = TileStore(path)
-    overviews = path / OVERVIEWS
-    groups = store.folders()
-    pictures = [overviews / folder.relative_to(groups[0]) for folder in groups]
-    clear_leftovers(path, *groups, *pictures, path / "runs")
-    for parts in [parts for folder in groups for parts in folder.glob(".*.parts")]:
-        clear_leftovers(parts)
-        group = parts.with_name(parts.name[1:].removesuffix(".parts"))
-        if group.relative_to(groups[0]).as_posix() in store:
-            discard(parts)
-        with contextlib.suppress(OSError):
-            parts.rmdir()  # if it is empty
-
-
-@contextlib.contextmanager
-def tidied(path: Path) -> Iterator[None]:
-    """Clear a store of leftovers before and after: of earlier runs, and of lost workers."""
-    clear_store(path)
-    try:
-        yield
-    finally:
-        clear_store(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pydantic
 
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
+from wsiad.core.ownership import clear_leftovers, discard
 from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
@@ -273,3 +274,41 @@ def _differences(
     if store.target != target:
         found.append("the stain targets have different stains")
     return "; ".join(found) or "its digest differs"
+
+
+def parts_folder(store: TileStore, name: str) -> Path:
+    """Folder of the parts of a slide that is not whole yet."""
+    group = store.folder(name)
+    return group.with_name(f".{group.name}.parts")
+
+
+def clear_store(path: Path) -> None:
+    """Clear away what dead runs left in a store, and parts of slides that are whole.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+    """
+    store = TileStore(path)
+    overviews = path / OVERVIEWS
+    groups = store.folders()
+    pictures = [overviews / folder.relative_to(groups[0]) for folder in groups]
+    clear_leftovers(path, *groups, *pictures, path / "runs")
+    for parts in [parts for folder in groups for parts in folder.glob(".*.parts")]:
+        clear_leftovers(parts)
+        group = parts.with_name(parts.name[1:].removesuffix(".parts"))
+        if group.relative_to(groups[0]).as_posix() in store:
+            discard(parts)
+        with contextlib.suppress(OSError):
+            parts.rmdir()  # if it is empty
+
+
+@contextlib.contextmanager
+def tidied(path: Path) -> Iterator[None]:
+    """Clear a store of leftovers before and after: of earlier runs, and of lost workers."""
+    clear_store(path)
+    try:
+        yield
+    finally:
+        clear_store(path)

@@ -106,8 +106,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
         The stain target cannot be used.
     """
     # Heavy, and of no use to `--help`.
-    from wsiad.store.parts import tidied
-    from wsiad.store.tile_store import TileStore
+    from wsiad.store.tile_store import TileStore, tidied
     from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()

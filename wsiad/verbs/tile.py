@@ -120,8 +120,7 @@ def tile(config: TileConfig) -> TileResult:
     """
     # Heavy, and of no use to `--help`.
     from wsiad.report.store_report import write_store_report
-    from wsiad.store.parts import tidied
-    from wsiad.store.tile_store import TileStore
+    from wsiad.store.tile_store import TileStore, tidied
     from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()
