@@ -162,3 +162,17 @@ def test_jpeg_2000_that_does_not_fill_its_tile_is_damage(tmp_path):
     for slide in both(path):
         with slide, pytest.raises(DamagedTileError, match="another size"):
             slide.read_level(0, 128, 0, Size(TILE, TILE))
+
+
+@pytest.mark.parametrize(("component", "step"), [(0, 3), (1, 5), (2, 0), (0, 2)])
+def test_jpeg_2000_whose_colours_are_at_another_scale_is_damage(tmp_path, component, step):
+    """OpenSlide makes other pixels of them at every call."""
+    path = write_jpeg2000(tmp_path / "a.svs", smooth(128, 192), levels=1)
+    offset, _ = tile_bytes(path, 2)
+    data = bytearray(path.read_bytes())
+    assert data[offset + 40 : offset + 42] == b"\x00\x03"  # three components follow
+    data[offset + 42 + 3 * component + 1] = step
+    path.write_bytes(data)
+    for slide in both(path):
+        with slide, pytest.raises(DamagedTileError):
+            slide.read_level(0, 128, 0, Size(TILE, TILE))

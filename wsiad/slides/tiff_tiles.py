@@ -266,6 +266,8 @@ _PADDING_BYTES = 8
 _J2K_HEAD = struct.Struct(">4s4x8I")
 """Start of a JPEG 2000 codestream: markers, then ends and origins of image and tiles."""
 _J2K_MARKERS = b"\xff\x4f\xff\x51"
+_J2K_STEPS = (b"\x01\x01", b"\x02\x01", b"\x02\x02")
+"""Steps along x and y at which a component may have pixels; the first has them all."""
 _J2K_COMPONENTS = struct.pack(">H9B", 3, *[7, 1, 1] * 3)
 """Three components of unsigned 8 bits, none of them subsampled."""
 
@@ -434,17 +436,20 @@ def check_jpeg2000_size(data: bytes, tile: Size) -> None:
     Raises
     ------
     DamagedTileError
-        It has another size, or begins elsewhere.
+        It has another size, or begins elsewhere; or its colours are at another scale than all or
+        half of the tile's, of which OpenSlide makes other pixels at every call.
     """
-    if len(data) >= _J2K_HEAD.size:
-        markers, width, height, left, top, *_ = _J2K_HEAD.unpack_from(data)
-        if markers == _J2K_MARKERS and (width, height, left, top) != (
-            tile.width,
-            tile.height,
-            0,
-            0,
-        ):
-            raise DamagedTileError("its JPEG 2000 data are of another size than the tile")
+    head = _J2K_HEAD.size
+    if len(data) < head or data[:4] != _J2K_MARKERS:
+        return
+    _, width, height, left, top, *_ = _J2K_HEAD.unpack_from(data)
+    if (width, height, left, top) != (tile.width, tile.height, 0, 0):
+        raise DamagedTileError("its JPEG 2000 data are of another size than the tile")
+    # Each component has three bytes: its depth, and its steps along x and y.
+    components = int.from_bytes(data[head : head + 2])
+    steps = [data[head + 3 + 3 * n : head + 5 + 3 * n] for n in range(min(components, 3))]
+    if any(step not in _J2K_STEPS[: 1 if n == 0 else None] for n, step in enumerate(steps)):
+        raise DamagedTileError("its JPEG 2000 colours are not at the scale of the tile or half")
 
 
 def jpeg2000_problem(data: bytes, tiles: TiledLevel) -> str:
