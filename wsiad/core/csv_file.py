@@ -10,10 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from wsiad.core.errors import WsiadError
 
@@ -36,7 +35,7 @@ class Row:
     number : int
         Line of the file on which it ends, counted from 1, the header included.
     cells : tuple of str
-        Without white space around them.
+        What :func:`safe` was given; white space around it is gone where that was asked for.
     """
 
     number: int
@@ -67,17 +66,9 @@ def read_rows(
         An `error`: the file cannot be read, is too large or is not CSV.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        too_large = len(data) > MAX_BYTES
-        text = (
-            "" if too_large else data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
-        )
-        lines = (line for line in text.splitlines() if line.strip())
-        first = next(lines, "")
-        delimiter = max(delimiters, key=first.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [Row(reader.line_num, tuple(plain(c.strip()) for c in cells)) for cells in reader]
+        rows = parsed_rows(path, delimiters=delimiters)
+    except _TooLargeError as cause:
+        raise error(str(cause), subject=subject or str(path)) from None
     except OSError as cause:
         why = f"cannot be read: {cause.strerror or cause}"
         raise error(
@@ -91,8 +82,45 @@ def read_rows(
             subject=subject or str(path),
             remedy="Give a comma-separated file in UTF-8.",
         ) from cause
-    if too_large:
-        raise error(f"has more than {MAX_BYTES >> 20} MiB", subject=subject or str(path))
+    return rows
+
+
+class _TooLargeError(ValueError):
+    """A file has more bytes than a table may have."""
+
+
+def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> list[Row]:
+    """Read the rows of a CSV file that are not blank, with the errors of Python.
+
+    Parameters
+    ----------
+    path : Path
+    delimiters : str
+        As for :func:`read_rows`.
+    strip : bool
+        Take away white space around cells.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is too large, or no text.
+    csv.Error
+        It is not CSV.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _TooLargeError(f"has more than {MAX_BYTES >> 20} MiB")
+    text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(delimiters, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = (
+        Row(reader.line_num, tuple(plain(c.strip() if strip else c) for c in cells))
+        for cells in reader
+    )
     return [row for row in rows if any(row.cells)]
 
 
@@ -136,33 +164,3 @@ def table_text(
         writer.writerow([safe(value) if isinstance(value, str) else value for value in row])
         lines.append(line.getvalue()[:-2] + line_end)
     return "".join(lines)
-
-
-def records(file: IO[str]) -> Iterator[dict[str, str]]:
-    """Read the rows of a table by the names of its columns, as :func:`table_text` was given them.
-
-    Raises
-    ------
-    csv.Error
-        It is not CSV.
-    ValueError
-        A row is shorter or longer than the header.
-    """
-    for row in csv.DictReader(file):
-        yield checked(row)
-
-
-def checked(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
-    """Return a row of a ``csv.DictReader`` with its cells as they were before :func:`safe`.
-
-    Raises
-    ------
-    ValueError
-        It is shorter or longer than the header.
-    """
-    cells: dict[str, str] = {}
-    for name, value in row.items():
-        if name is None or not isinstance(value, str):
-            raise ValueError("a row does not have as many fields as the header")
-        cells[plain(name)] = plain(value)
-    return cells

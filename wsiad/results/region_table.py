@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from wsiad.core.csv_file import table_text
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
+from wsiad.core.typed_table import TableKind
 from wsiad.heatmaps.regions import Region
 
 REGIONS = "regions.csv"
@@ -58,9 +57,6 @@ class RegionRow:
     significant: int | None = None
 
 
-_COLUMNS = [field.name for field in fields(RegionRow)]
-
-
 def region_rows(regions: Sequence[Region], percentiles: Sequence[float]) -> list[RegionRow]:
     """Describe regions, strongest first, with the percentiles of their maximum scores."""
     rows = []
@@ -85,40 +81,35 @@ def region_rows(regions: Sequence[Region], percentiles: Sequence[float]) -> list
     return rows
 
 
+_TABLE = TableKind(
+    RegionRow,
+    "regions",
+    "Delete the slide's folder and run wsiad heatmap again.",
+    ExportError,
+)
+
+
 def write_regions(path: Path, rows: Sequence[RegionRow]) -> None:
     """Write the table, whole or not at all; scores read back as the same float64."""
-    cells = ([getattr(row, name) for name in _COLUMNS] for row in rows)
-    write_text(path, table_text(_COLUMNS, cells))
+    write_text(path, _TABLE.text(rows))
 
 
 def read_regions(path: Path) -> list[RegionRow]:
-    """Read the table back.
+    """Read the table back, strongest region first.
 
     Raises
     ------
     ExportError
-        It is missing, or not such a table.
+        It is missing, is not such a table, or states a p or q that is not a probability.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            columns = next(reader, [])
-            positions = {name: columns.index(name) for name in _COLUMNS}  # all must be there
-            return [_parse({n: cells[at] for n, at in positions.items()}) for cells in reader]
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise ExportError(
-            f"is not a table of regions as wsiad writes it: {error}",
-            subject=str(path),
-            remedy="Delete the slide's folder and run wsiad heatmap again.",
-        ) from error
-
-
-def _parse(values: dict[str, str]) -> RegionRow:
-    parsed: dict[str, float | int | None] = {}
-    for field in fields(RegionRow):
-        text = values[field.name]
-        if text == "" and "None" in str(field.type):
-            parsed[field.name] = None
-        else:
-            parsed[field.name] = int(text) if str(field.type).startswith("int") else float(text)
-    return RegionRow(**parsed)  # type: ignore[arg-type]
+    rows = _TABLE.read(path)
+    for row in rows:
+        for name in ("p_family_wise", "p", "q"):
+            value = getattr(row, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ExportError(
+                    f"is damaged: {name} of region {row.rank} is {value:g}, no probability",
+                    subject=str(path),
+                    remedy=_TABLE.remedy,
+                )
+    return rows

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from wsiad.core.csv_file import records, table_text
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
+from wsiad.core.typed_table import TableKind
+
+SLIDES = "slides.csv"
+"""Name of the table in a store and in a results folder."""
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
@@ -100,15 +102,20 @@ class SlideTable(Generic[R]):
         self._put.update(given)
 
     def _write(self, rows: dict[str, R]) -> None:
-        names = [field.name for field in fields(self._row)]
-        cells = (map(_text, asdict(row).values()) for _, row in sorted(rows.items()))
-        write_text(self.path, table_text(names, cells, line_end="\r\n"))
+        text = slide_table_kind(self._row).text(row for _, row in sorted(rows.items()))
+        write_text(self.path, text)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+def slide_table_kind(row: type[R]) -> TableKind[R]:
+    """Return the kind of a ``slides.csv`` with such rows."""
+    return TableKind(
+        row,
+        "slides",
+        "Delete it and run the command again.",
+        InputError,
+        digits=9,
+        line_end="\r\n",
+    )
 
 
 def read_table(path: Path, row: type[R]) -> list[R]:
@@ -119,35 +126,7 @@ def read_table(path: Path, row: type[R]) -> list[R]:
     InputError
         The file is not such a table.
     """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [_parse(values, row) for values in records(file)]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(
-            f"is not a table of slides as wsiad writes it: {error}",
-            subject=str(path),
-            remedy="Delete it and run the command again.",
-        ) from error
-
-
-def _parse(values: dict[str, str], row: type[R]) -> R:
-    parsed: dict[str, object] = {}
-    for field in fields(row):
-        if field.name not in values and field.default is not MISSING:
-            continue  # a column that this version of the table did not have yet
-        text = values[field.name]
-        kind = str(field.type)
-        if "None" in kind and text == "":
-            parsed[field.name] = None
-        elif kind.startswith("float"):
-            parsed[field.name] = float(text)
-        elif kind.startswith("int"):
-            parsed[field.name] = int(text)
-        else:
-            parsed[field.name] = text
-    return row(**parsed)  # type: ignore[arg-type]
+    return slide_table_kind(row).read(path) if path.exists() else []
 
 
 def slide_seconds(path: Path) -> float | None:

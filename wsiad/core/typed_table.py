@@ -1,0 +1,150 @@
+"""Tables whose rows are dataclasses: one way to write them as CSV, and one to read them back.
+
+A column is a field. It holds a text, a whole number or a number, and may be empty where the
+field's type allows ``None``.
+"""
+
+from __future__ import annotations
+
+import csv
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from wsiad.core.csv_file import parsed_rows, table_text
+from wsiad.core.errors import WsiadError
+
+R = TypeVar("R")
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+
+
+@dataclass(frozen=True, slots=True)
+class TableKind(Generic[R]):
+    """One kind of table, and how errors speak of it.
+
+    Parameters
+    ----------
+    row : type
+        Dataclass of the rows; its fields are the columns, in their order.
+    noun : str
+        What the rows are, such as ``"slides"``.
+    remedy : str
+        What to do about a table that cannot be read.
+    error : type
+        Class of the error for such a table.
+    digits : int or None
+        Significant digits of numbers; ``None`` writes as many as give back the same float64.
+    line_end : str
+        End of a line.
+    """
+
+    row: type[R]
+    noun: str
+    remedy: str
+    error: type[WsiadError]
+    digits: int | None = None
+    line_end: str = "\n"
+
+    def text(self, rows: Iterable[R]) -> str:
+        """Return rows as CSV with a header."""
+        names = columns(self.row)
+        cells = ([self._cell(getattr(row, name)) for name in names] for row in rows)
+        return table_text(names, cells, line_end=self.line_end)
+
+    def _cell(self, value: object) -> object:
+        if isinstance(value, float) and self.digits is not None:
+            return f"{value:.{self.digits}g}"
+        return value
+
+    def read(self, path: Path, *, needed: Sequence[str] = ()) -> list[R]:
+        """Read the rows of a table; see :meth:`read_numbered`."""
+        return [row for _, row in self.read_numbered(path, needed=needed)]
+
+    def read_numbered(self, path: Path, *, needed: Sequence[str] = ()) -> list[tuple[int, R]]:
+        """Read the rows of a table, each with the line of the file on which it ends.
+
+        Columns of which the dataclass knows nothing are passed over: a later version wrote them.
+
+        Parameters
+        ----------
+        path : Path
+        needed : sequence of str
+            Columns that must be there although the dataclass has a default for them.
+
+        Raises
+        ------
+        WsiadError
+            An `error` of the table's kind: the file is missing, is no CSV, lacks a column, or
+            has a cell that its column does not take; the row is named.
+        """
+        try:
+            return list(self._rows(path, needed))
+        except (OSError, ValueError, csv.Error) as error:
+            why = error.strerror or error if isinstance(error, OSError) else error
+            raise self.error(
+                f"is not a table of {self.noun} as wsiad writes it: {why}",
+                subject=str(path),
+                remedy=self.remedy,
+            ) from error
+
+    def _rows(self, path: Path, needed: Sequence[str]) -> Iterator[tuple[int, R]]:
+        rows = parsed_rows(path, strip=False)
+        header = rows[0].cells if rows else ()
+        readers = _readers(self.row)
+        must = [*_without_default(self.row), *needed]
+        if missing := [name for name in must if name not in header]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        places = [(name, readers[name]) if name in readers else None for name in header]
+        for row in rows[1:]:
+            if len(row.cells) != len(header):
+                raise ValueError(f"row {row.number} does not have as many fields as the header")
+            values: dict[str, Any] = {}
+            for place, text in zip(places, row.cells, strict=True):
+                if place is None:
+                    continue
+                name, read = place
+                try:
+                    values[name] = read(text)
+                except ValueError as error:
+                    raise ValueError(f"row {row.number}: {name} is {text!r}, not {error}") from None
+            yield row.number, self.row(**values)
+
+
+def columns(row: type) -> list[str]:
+    """Names of a dataclass's fields, which are the columns of its table."""
+    return [field.name for field in fields(row)]
+
+
+def _without_default(row: type) -> list[str]:
+    return [
+        field.name
+        for field in fields(row)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+
+
+def _readers(row: type) -> dict[str, Callable[[str], object]]:
+    """Return what makes the value of each column from its text."""
+    hints = typing.get_type_hints(row)
+    return {name: _reader(hints[name]) for name in columns(row)}
+
+
+def _reader(hint: Any) -> Callable[[str], object]:
+    kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+    optional = types.NoneType in kinds
+    (kind,) = kinds - {types.NoneType}
+    words = _KINDS[kind]
+
+    def read(text: str) -> object:
+        if optional and text == "":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(words) from None
+
+    return read
