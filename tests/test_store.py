@@ -181,7 +181,12 @@ def test_bad_slides_are_reported_and_the_others_go_on(slides, tmp_path):
     assert rows["glass"].tiles == 0
     table = {row.slide: row for row in read_table(tmp_path / "store/slides.csv", TileRow)}
     assert {n: r.status for n, r in table.items()} == {n: r.status for n, r in rows.items()}
-    assert TileStore(tmp_path / "store").names() == ["glass", "s0", "s1"]
+    store = TileStore(str(tmp_path / "store"))
+    assert store.names() == ["glass", "s0", "s1"]
+    assert len(store) == 3
+    assert repr(store).startswith(f"TileStore({str(tmp_path / 'store')!r}, tiles of ")
+    with pytest.raises(StoreError, match="path of the store is empty"):
+        TileStore("")
     leftovers = [p for p in (tmp_path / "store" / GROUPS).iterdir() if p.name.startswith(".")]
     assert leftovers == []
 

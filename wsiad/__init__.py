@@ -8,7 +8,14 @@ Each verb of the command line is one function here, with the same typed config::
     wsiad.heatmap(run="runs/dpa", slides=["test_slides/"], out="results/")
     wsiad.evaluate(results="results/", reference="reference.csv", annotations="xml/")
 
-Its tiles, in shuffled batches for a training of your own::
+What they left behind, in Python::
+
+    results = wsiad.Results("results/")
+    results.slides  # a row a slide; .to_frame() with pandas
+    results.slide("test_001").heatmap().scores  # float32 (H, W), NaN where none was scored
+    wsiad.RunFolder("runs/dpa").record()
+
+The tiles of a store, in shuffled batches for a training of your own::
 
     dataset = wsiad.TileDataset("store/", batch=256)
     for tiles in dataset.loader():  # uint8 (256, S, S, 3)
@@ -25,6 +32,9 @@ from typing import TYPE_CHECKING, Any
 from wsiad._version import __version__
 
 if TYPE_CHECKING:
+    from wsiad.learning.detector import Detector
+    from wsiad.results.folder import Results
+    from wsiad.runs.run import RunFolder
     from wsiad.store.tile_store import TileStore
     from wsiad.store.torch_dataset import TileBatch, TileDataset
     from wsiad.verbs.compare import compare
@@ -43,6 +53,9 @@ if TYPE_CHECKING:
     from wsiad.verbs.view import view
 
 __all__ = [
+    "Detector",
+    "Results",
+    "RunFolder",
     "TileBatch",
     "TileDataset",
     "TileStore",
@@ -64,6 +77,9 @@ __all__ = [
 ]
 
 _CLASSES = {
+    "Detector": "wsiad.learning.detector",
+    "Results": "wsiad.results.folder",
+    "RunFolder": "wsiad.runs.run",
     "TileBatch": "wsiad.store.torch_dataset",
     "TileDataset": "wsiad.store.torch_dataset",
     "TileStore": "wsiad.store.tile_store",

@@ -15,17 +15,16 @@ from wsiad.core.files import read_json
 from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.submission import ScoredSlide, Status
 from wsiad.evaluation.table import number, read_rows, slide_name
-from wsiad.heatmaps.score_map import read_scores, read_window_table
+from wsiad.heatmaps import score_map
+from wsiad.heatmaps.score_map import read_scores
 
 SlideScore = Literal["max", "top_k_mean", "percentile"]
 
 HEATMAP = "heatmap.ome.tif"
 GEOMETRY = "heatmap.json"
 _AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
-_MOST_PLACE = 1e30
 
 _COLUMNS = ("slide", "status", "reason", "mpp_x", "mpp_y", "width", "height")
-_WINDOW_FIELDS = ("x", "y", "width", "height", "score")
 
 
 def read_results(
@@ -158,39 +157,8 @@ def _positive(cells: dict[str, str], key: str, slide: str, where: str) -> float:
 
 
 def read_windows(path: Path, slide: str) -> npt.NDArray[Any]:
-    """Open the scored windows of a slide, memory-mapped.
-
-    Returns
-    -------
-    structured ndarray, (N,)
-        Fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels) and ``score``.
-
-    Raises
-    ------
-    EvaluationError
-        The file is missing or not valid, or a score is not a number.
-    """
-    windows = read_window_table(path, _WINDOW_FIELDS, EvaluationError, remedy=_AGAIN)
-    for name in _WINDOW_FIELDS:
-        column = windows[name]
-        if column.dtype.kind not in "iuf":
-            raise EvaluationError(
-                f"{name} of its windows is no number", subject=str(path), remedy=_AGAIN
-            )
-        # A slide is smaller than 2**31 px; what is farther off is damage, and breaks sums.
-        sound = np.isfinite(column) & (np.abs(column) < _MOST_PLACE)
-        if name in ("width", "height"):
-            sound &= column > 0
-        wrong = np.flatnonzero(~sound)
-        if len(wrong):
-            raise EvaluationError(
-                f"window {wrong[0]} of {path} has no finite {name}"
-                if not np.isfinite(column[wrong[0]])
-                else f"window {wrong[0]} of {path} has the {name} {column[wrong[0]]:g}",
-                subject=slide,
-                remedy=_AGAIN,
-            )
-    return windows
+    """Open the scored windows of a slide; see :func:`wsiad.heatmaps.score_map.read_windows`."""
+    return score_map.read_windows(path, slide, EvaluationError, remedy=_AGAIN)
 
 
 def read_heatmap(path: Path, slide: str) -> npt.NDArray[np.float32]:

@@ -87,6 +87,8 @@ _MOST_PX = 1 << 28
 _MOST_EXPANSION = 1100
 """Bytes that deflate can make of one at the most are 1032."""
 
+_MOST_DESCRIPTION = 1 << 20
+
 
 def read_scores(
     path: Path, error: type[WsiadError], *, remedy: str, few: int | None = None
@@ -122,6 +124,27 @@ def read_scores(
         ) from cause
 
 
+def read_description(path: Path, error: type[WsiadError], *, remedy: str) -> str:
+    """Read what the image of a heatmap says of itself, OME-XML; empty where it says nothing.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: the file is missing or damaged.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            text = file.pages.first.description[:_MOST_DESCRIPTION]
+    except Exception as cause:  # what decoders make of a damaged file has no end
+        words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise error(
+            f"is damaged or cannot be read: {words}", subject=str(path), remedy=remedy
+        ) from cause
+    return text
+
+
 def _read(path: Path, few: int | None) -> npt.NDArray[np.float32]:
     import tifffile
 
@@ -142,6 +165,53 @@ def _read(path: Path, few: int | None) -> npt.NDArray[np.float32]:
 
 
 _MOST_HEADER = 10_000
+_MOST_PLACE = 1e30
+_WINDOW_COLUMNS = ("x", "y", "width", "height", "score")
+
+
+def read_windows(
+    path: Path, slide: str, error: type[WsiadError], *, remedy: str
+) -> npt.NDArray[Any]:
+    """Open the scored windows of a slide, memory-mapped, and check their numbers.
+
+    Parameters
+    ----------
+    path : Path
+    slide : str
+        Name of the slide, for errors.
+    error : type
+        Class of the error where they cannot be read.
+    remedy : str
+
+    Returns
+    -------
+    structured ndarray, (N,)
+        At least the fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels) and ``score``.
+
+    Raises
+    ------
+    WsiadError
+        An `error`: the file is missing or damaged, or a number of a window makes no sense.
+    """
+    windows = read_window_table(path, _WINDOW_COLUMNS, error, remedy=remedy)
+    for name in _WINDOW_COLUMNS:
+        column = windows[name]
+        if column.dtype.kind not in "iuf":
+            raise error(f"{name} of its windows is no number", subject=str(path), remedy=remedy)
+        # A slide is smaller than 2**31 px; what is farther off is damage, and breaks sums.
+        sound = np.isfinite(column) & (np.abs(column) < _MOST_PLACE)
+        if name in ("width", "height"):
+            sound &= column > 0
+        wrong = np.flatnonzero(~sound)
+        if len(wrong):
+            raise error(
+                f"window {wrong[0]} of {path} has no finite {name}"
+                if not np.isfinite(column[wrong[0]])
+                else f"window {wrong[0]} of {path} has the {name} {column[wrong[0]]:g}",
+                subject=slide,
+                remedy=remedy,
+            )
+    return windows
 
 
 def read_window_table(

@@ -16,7 +16,8 @@ import pydantic
 
 from wsiad._version import __version__
 from wsiad.core.errors import InputError
-from wsiad.core.files import checked_slide_name, read_json, write_json
+from wsiad.core.files import checked_slide_name, write_json
+from wsiad.core.json_record import read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.heatmaps.score_map import read_window_table
 from wsiad.pictures.colours import HEALTHY_LEVELS
@@ -30,7 +31,7 @@ from wsiad.results.evidence_files import (
     read_p_values,
 )
 from wsiad.results.judged import read_evaluation, read_significance
-from wsiad.results.scored import checked, results_facts
+from wsiad.results.records import results_facts
 from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged, read_table
 
 if TYPE_CHECKING:
@@ -275,8 +276,9 @@ class _TimingsFile(pydantic.BaseModel):
 def _timings_file(path: Path) -> _TimingsFile:
     """Read what earlier reports of the folder were told."""
     remedy = "Delete it, and make the report again."
-    values = read_json(path, InputError, remedy=remedy) if path.exists() else {}
-    return checked(_TimingsFile, values, path, remedy=remedy)
+    if not path.exists():
+        return _TimingsFile()
+    return read_record(path, _TimingsFile, InputError, remedy=remedy)
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:

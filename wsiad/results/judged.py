@@ -9,9 +9,8 @@ import pydantic
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
-from wsiad.results.scored import checked
-
-EVALUATION, SIGNIFICANCE = "evaluation.json", "significance.json"
+from wsiad.core.json_record import checked
+from wsiad.results.file_names import EVALUATION, SIGNIFICANCE
 
 _Number = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
 _Share = Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] | None
@@ -173,5 +172,5 @@ def _read(path: Path, kind: type[_Record], remedy: str) -> dict[str, Any] | None
     if not path.exists():
         return None
     values = read_json(path, InputError, remedy=remedy)
-    checked(kind, values, path, remedy=remedy)
+    checked(kind, values, path, InputError, remedy=remedy)
     return values

@@ -1,7 +1,4 @@
-"""A results folder of ``wsiad heatmap``, as far as its slides are compared with each other.
-
-Records of a results folder: what its ``run.json`` and its slides' ``slide.json`` have to say.
-"""
+"""A results folder of ``wsiad heatmap``, as far as its slides are compared with each other."""
 
 from __future__ import annotations
 
@@ -9,123 +6,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
-import pydantic
 
 from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
-from wsiad.core.files import read_json
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.results_input import SlideScore, read_windows
-from wsiad.heatmaps.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.results.difference import READING
-from wsiad.results.region_table import REGIONS, RegionRow, read_regions
+from wsiad.results.file_names import CONFIG, REGIONS, SLIDE, SLIDES, WINDOWS
+from wsiad.results.records import MAKE, SCORE_AGAIN, results_facts, slide_facts
+from wsiad.results.region_table import RegionRow, read_regions
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_table import OK, read_table
-
-SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."
-"""What to do about a slide whose record is damaged."""
-
-_Text = Annotated[str, pydantic.Field(strict=True)]
-_Score = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
-
-
-class _Record(pydantic.BaseModel):
-    """A record; keys that are not looked at may be anything."""
-
-
-class _Facts(_Record):
-    digest: _Text
-    run: Annotated[_Text, pydantic.Field(min_length=1)]
-    detector: _Text
-    versions: dict[str, _Text] = {}
-    backends: dict[str, _Text] = {}
-
-
-class _Row(_Record):
-    score_max: _Score = None
-    score_top_k_mean: _Score = None
-
-
-class _SlideFacts(_Record):
-    digest: _Text
-    fingerprint: _Text
-    row: _Row = _Row()
-
-
-M = TypeVar("M", bound=pydantic.BaseModel)
-
-
-def results_facts(results: Path) -> dict[str, Any]:
-    """Read what the results of a folder were made with.
-
-    Returns
-    -------
-    dict
-        ``digest``, ``run``, ``detector`` and more, as ``run.json`` has them.
-
-    Raises
-    ------
-    InputError
-        The folder does not hold results, or the record is damaged.
-    """
-    path = results / FACTS
-    if not path.exists():
-        raise InputError(
-            "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."
-        )
-    remedy = "Run the same wsiad heatmap again: it writes the file anew, and keeps its slides."
-    facts = read_json(path, InputError, remedy=remedy)
-    if "digest" not in facts and "detector" in facts and "stores" in facts:
-        raise InputError(
-            "is a run, not a results folder",
-            subject=str(results),
-            remedy="Make them: wsiad heatmap.",
-        )
-    checked(_Facts, facts, path, remedy=remedy)
-    return facts
-
-
-def slide_facts(folder: Path) -> dict[str, Any] | None:
-    """Read what a slide's results were made of; ``None`` where nothing says so.
-
-    Returns
-    -------
-    dict or None
-        ``digest``, ``fingerprint``, ``row`` and more.
-
-    Raises
-    ------
-    InputError
-        The record is damaged.
-    """
-    path = folder / SLIDE
-    if not path.exists():
-        return None
-    facts = read_json(path, InputError, remedy=SCORE_AGAIN)
-    checked(_SlideFacts, facts, path, remedy=SCORE_AGAIN)
-    return facts
-
-
-def checked(kind: type[M], values: dict[str, Any], path: Path, *, remedy: str) -> M:
-    """Check a record, and return what was looked at of it.
-
-    Raises
-    ------
-    InputError
-        It lacks something, or something in it is of another type; the first is named.
-    """
-    try:
-        return kind.model_validate(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(
-            f"is damaged: {where}: {first['msg']}", subject=str(path), remedy=remedy
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +69,7 @@ class ScoredSlide:
         EvaluationError
             Its windows cannot be read, or a score is not a finite number.
         """
-        windows = read_windows(self.folder / "windows.npy", self.name)
+        windows = read_windows(self.folder / WINDOWS, self.name)
         regions = np.array([row.max_score for row in self.regions()], np.float64)
         tiles = np.asarray(windows["score"], np.float64)
         return SlideScores(self.score, tiles, regions, self.n_regions)
@@ -291,14 +187,12 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
     InputError
         It holds no results, or those of a slide are damaged or of another run.
     """
-    refuse_other(path, RESULTS, InputError, remedy="Make them: wsiad heatmap.")
+    refuse_other(path, RESULTS, InputError, remedy=MAKE)
     facts = results_facts(path)
-    if not (path / "slides.csv").exists():
-        raise InputError(
-            "does not hold results", subject=str(path), remedy="Make them: wsiad heatmap."
-        )
+    if not (path / SLIDES).exists():
+        raise InputError("does not hold results", subject=str(path), remedy=MAKE)
     slides, others, reasons = [], {}, {}
-    for row in read_table(path / "slides.csv", HeatmapRow):
+    for row in read_table(path / SLIDES, HeatmapRow):
         if row.status != OK:
             others[row.slide], reasons[row.slide] = row.status, row.reason
             continue
@@ -329,7 +223,7 @@ def _slide(row: HeatmapRow, folder: Path, digest: str, score: SlideScore) -> Sco
 def _difference(one: Path, two: Path) -> str:
     """Say which options differ, or else that it must be the run."""
     try:
-        first, second = read_yaml(one / "config.yaml"), read_yaml(two / "config.yaml")
+        first, second = read_yaml(one / CONFIG), read_yaml(two / CONFIG)
     except ConfigError:
         return "by another run or other options"
     keys = [*HeatmapOptions.model_fields, *READING]

@@ -34,6 +34,7 @@ from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, InputSpec, State
+from wsiad.learning.device import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import CONFIG, begin
@@ -114,14 +115,37 @@ class _DetectorFile(Config):
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class RunFolder:
-    """A folder that holds one run; made by :meth:`create` or :meth:`open`."""
+    """A folder that holds one run, or is to hold one; :meth:`open` checks that it does.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder.
+
+    Examples
+    --------
+    >>> run = RunFolder.open("runs/dpa")  # doctest: +SKIP
+    >>> run.load_detector("cpu").embed(tiles)  # doctest: +SKIP
+    """
 
     path: Path
 
+    def __init__(self, path: str | Path) -> None:
+        if not str(path):
+            raise RunError("the path of the run is empty", remedy="Give its folder.")
+        object.__setattr__(self, "path", Path(path))
+
+    def __repr__(self) -> str:
+        try:
+            told = f"{self.record().detector}, complete"
+        except RunError:
+            told = "its run.json cannot be read" if self.complete else "not complete"
+        return f"RunFolder({str(self.path)!r}, {told})"
+
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
+    def create(cls, path: str | Path) -> RunFolder:
         """Begin a run, or take up one that was interrupted.
 
         Raises
@@ -129,16 +153,17 @@ class RunFolder:
         RunError
             It holds a complete run, or is a file.
         """
-        begin(path, record=RUN, what="run")
-        return cls(path)
+        folder = cls(path)
+        begin(folder.path, record=RUN, what="run")
+        return folder
 
     @classmethod
-    def open(cls, path: Path, *, beside: Iterable[Path] = ()) -> RunFolder:
+    def open(cls, path: str | Path, *, beside: Iterable[Path] = ()) -> RunFolder:
         """Open a complete run.
 
         Parameters
         ----------
-        path : Path
+        path : str or Path
         beside : iterable of Path
             What was given beside it, for the error where the run is among that.
 
@@ -149,6 +174,7 @@ class RunFolder:
             something else, which is said.
         """
         folder = cls(path)
+        path = folder.path
         if not (path / DETECTOR).is_file():
             remedy = "Give the folder that wsiad train made."
             refuse_other(path, KIND, RunError, remedy=remedy, beside=beside)
@@ -276,14 +302,21 @@ class RunFolder:
         )
         write_json(self.path / DETECTOR, file.model_dump(mode="json"))
 
-    def load_detector(self, device: torch.device) -> Detector:
+    def load_detector(self, device: torch.device | str = "auto") -> Detector:
         """Load the fitted detector onto a device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
         Raises
         ------
         RunError
             Its files are missing, damaged, of an unknown format or do not fit.
         """
+        if isinstance(device, str):
+            device = choose_device(device)
         file = _checked(_DetectorFile, self.path / DETECTOR)
         path = self.path / WEIGHTS
         try:

@@ -35,7 +35,7 @@ class TileStore:
 
     Parameters
     ----------
-    path : Path
+    path : str or Path
         The store's folder.
 
     Raises
@@ -44,8 +44,10 @@ class TileStore:
         There is no store, or one of an unknown format version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        if not str(path):
+            raise StoreError("the path of the store is empty", remedy="Give its folder.")
+        path = self.path = Path(path)
         if not (path / GROUPS / "zarr.json").exists():
             remedy = "Make one with `wsiad tile`."
             refuse_other(path, STORE, StoreError, remedy=remedy)
@@ -225,6 +227,16 @@ class TileStore:
 
     def __iter__(self) -> Iterator[StoredSlide]:
         return (self.slide(name) for name in self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        made = self.preparation
+        return f"TileStore({str(self.path)!r}, tiles of {made.tile} px at {made.mpp:g} µm/px)"
 
 
 def _holds_something(path: Path) -> bool:

@@ -1,0 +1,270 @@
+"""The results folder of ``wsiad heatmap``, and the one way to read it."""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, overload
+
+from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.files import checked_slide_name
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.results import file_names as names
+from wsiad.results.judged import read_evaluation, read_significance
+from wsiad.results.records import MAKE, results_facts
+from wsiad.results.slide_results import SlideResults
+from wsiad.slides.folder_kinds import RESULTS, refuse_other
+from wsiad.slides.slide_table import FAILED, read_table, slide_table_kind
+
+_SHOWN = 20
+_SHOWN_COLUMNS = ("slide", "status", "label", "score_max", "regions", "tiles", "reason")
+_NO_FOLDER = ".no-folder"
+"""No slide can have it as its name."""
+
+
+class ResultRows(Sequence[HeatmapRow]):
+    """The rows of ``slides.csv``, by name.
+
+    Parameters
+    ----------
+    rows : sequence of HeatmapRow
+    """
+
+    def __init__(self, rows: Sequence[HeatmapRow]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> HeatmapRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> ResultRows: ...
+    def __getitem__(self, index: int | slice) -> HeatmapRow | ResultRows:
+        if isinstance(index, slice):
+            return ResultRows(self._rows[index])
+        return self._rows[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResultRows) and self._rows == other._rows
+
+    def __hash__(self) -> int:
+        return hash(self._rows)
+
+    def __repr__(self) -> str:
+        return f"ResultRows({self.counts})"
+
+    @property
+    def counts(self) -> str:
+        """How many slides there are by their status, such as ``"3 slides: 2 ok, 1 failed"``."""
+        number = f"{len(self)} slide{'s' * (len(self) != 1)}"
+        by_status = Counter(row.status for row in self._rows)
+        told = ", ".join(f"{count} {status}" for status, count in by_status.items())
+        return f"{number}: {told}" if told else number
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _SHOWN_COLUMNS)
+        cells = ([_cell(getattr(row, name)) for name in _SHOWN_COLUMNS] for row in self[:_SHOWN])
+        body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in cells)
+        more = len(self) - _SHOWN
+        rest = f"<p>and {more} more</p>" if more > 0 else ""
+        return f"<p>{html.escape(self.counts)}</p><table><tr>{head}</tr>{body}</table>{rest}"
+
+    def to_frame(self) -> Any:
+        """Return the rows as a pandas data frame, a column for each field of the row.
+
+        Whole numbers that may be missing have pandas' type ``Int64``.
+
+        Raises
+        ------
+        InputError
+            pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise InputError(
+                "pandas is not installed, which data frames need", remedy="pip install pandas"
+            ) from error
+        columns = [field.name for field in fields(HeatmapRow)]
+        frame = pandas.DataFrame([asdict(row) for row in self._rows], columns=columns)
+        kinds = {"int | None": "Int64", "float | None": "float64"}
+        return frame.astype(
+            {
+                field.name: kinds[str(field.type)]
+                for field in fields(HeatmapRow)
+                if str(field.type) in kinds
+            }
+        )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+class Results:
+    """A results folder of ``wsiad heatmap``.
+
+    The table of the slides is read once, when it is first asked for: open the folder again to
+    see slides that were scored since.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        It does not hold results.
+
+    Examples
+    --------
+    >>> results = Results("results/")  # doctest: +SKIP
+    >>> results.slides[0].score_max  # doctest: +SKIP
+    17.25
+    >>> results.slide("test_001").heatmap()  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        if not str(path):
+            raise InputError("the path of the results is empty", remedy="Give their folder.")
+        self.path = Path(path)
+        refuse_other(self.path, RESULTS, InputError, remedy=MAKE)
+        there = (self.path / name for name in (names.FACTS, names.SLIDES))
+        if not any(path.is_file() for path in there):
+            raise InputError(
+                "does not hold results" if self.path.exists() else "there is no such folder",
+                subject=str(self.path),
+                remedy=MAKE,
+            )
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the results were made with: ``digest``, ``run``, ``detector``, ``versions``.
+
+        Raises
+        ------
+        InputError
+            ``run.json`` is missing or damaged.
+        """
+        return results_facts(self.path)
+
+    @functools.cached_property
+    def slides(self) -> ResultRows:
+        """The rows of ``slides.csv``, by name; none while the first slide is being scored.
+
+        Raises
+        ------
+        InputError
+            The table is damaged.
+        """
+        return ResultRows(read_table(self.path / names.SLIDES, HeatmapRow))
+
+    def numbered_rows(self, *, needed: Sequence[str] = ()) -> list[tuple[int, HeatmapRow]]:
+        """Read the rows of ``slides.csv``, each with its line of the file.
+
+        Parameters
+        ----------
+        needed : sequence of str
+            Columns that must be there.
+
+        Raises
+        ------
+        InputError
+            The table is missing or damaged, or lacks a column.
+        """
+        kind = slide_table_kind(HeatmapRow)
+        return kind.read_numbered(self.path / names.SLIDES, needed=needed)
+
+    def slide(self, name: str) -> SlideResults:
+        """Open the results of a slide.
+
+        Raises
+        ------
+        InputError
+            There is no such slide, or its name leads out of the folder.
+        """
+        row = self._by_name.get(name)
+        if row is None:
+            raise InputError(
+                f"holds no slide {name!r}",
+                subject=str(self.path),
+                remedy=f"Its {names.SLIDES} lists {len(self.slides)} slides.",
+            )
+        return self.of(row)
+
+    def of(self, row: HeatmapRow) -> SlideResults:
+        """Return the results of the slide of a row.
+
+        Raises
+        ------
+        InputError
+            The name of a slide that did not fail leads out of the folder.
+        """
+        try:
+            folder = self.path / checked_slide_name(row.slide)
+        except InputError:
+            if row.status != FAILED:
+                raise
+            folder = self.path / _NO_FOLDER  # it failed for its name
+        return SlideResults(self.path, folder, row)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, HeatmapRow]:
+        return {row.slide: row for row in self.slides}
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[SlideResults]:
+        return (self.of(row) for row in self.slides)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """Read what ``wsiad evaluate`` has found; ``None`` where it was not run.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
+        """
+        return read_evaluation(self.path)
+
+    def significance(self) -> dict[str, Any] | None:
+        """Read what ``wsiad significance`` has found; ``None`` where it was not run.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
+        """
+        return read_significance(self.path)
+
+    def __repr__(self) -> str:
+        return f"Results({str(self.path)!r}, {self._told})"
+
+    @property
+    def _told(self) -> str:
+        try:
+            return self.slides.counts
+        except WsiadError:
+            return f"its {names.SLIDES} cannot be read"
+
+    def _repr_html_(self) -> str:
+        try:
+            return f"<p>{html.escape(str(self.path))}</p>{self.slides._repr_html_()}"
+        except WsiadError as error:
+            return f"<p>{html.escape(str(error))}</p>"

@@ -1,0 +1,105 @@
+"""Outlines of a slide's results, read back in level-0 pixels: regions and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from wsiad.annotations.geojson_outlines import MEMBER
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import Box
+from wsiad.core.json_record import read_record
+from wsiad.results.records import SCORE_AGAIN, Number, Record
+
+_Ring = Annotated[list[tuple[Number, Number]], pydantic.Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class OutlinedShape:
+    """An outline as it was written for QuPath.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"wsiad 1"`` for the strongest region.
+    measurements : dict of str to float
+        What QuPath shows beside it.
+    rings : list of list of (float, float)
+        Its outer rings and holes, level-0 pixels.
+    """
+
+    name: str
+    measurements: dict[str, float]
+    rings: list[list[tuple[float, float]]]
+
+
+class _Polygon(Record):
+    type: Literal["Polygon"]
+    coordinates: list[_Ring]
+
+    @property
+    def rings(self) -> list[_Ring]:
+        return self.coordinates
+
+
+class _Polygons(Record):
+    type: Literal["MultiPolygon"]
+    coordinates: list[list[_Ring]]
+
+    @property
+    def rings(self) -> list[_Ring]:
+        return [ring for polygon in self.coordinates for ring in polygon]
+
+
+class _Properties(Record):
+    name: Annotated[str, pydantic.Field(strict=True)] = ""
+    measurements: dict[str, Annotated[float, pydantic.Field(allow_inf_nan=False)]] = pydantic.Field(
+        default_factory=dict
+    )
+
+
+class _Feature(Record):
+    geometry: Annotated[_Polygon | _Polygons, pydantic.Field(discriminator="type")]
+    properties: _Properties
+
+
+class _Origin(Record):
+    origin: tuple[Number, Number] | None = None
+
+
+class _Collection(Record):
+    type: Literal["FeatureCollection"]
+    features: list[_Feature]
+    counted_from: Annotated[_Origin, pydantic.Field(alias=MEMBER)] = _Origin()
+
+
+def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
+    """Read the outlines of a GeoJSON file; an absent file has none.
+
+    Parameters
+    ----------
+    path : Path
+    bounds : Box
+        Bounds of the slide, level-0 pixels: older files count from their corner, and do not say
+        from where.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    if not path.exists():
+        return []
+    collection = read_record(path, _Collection, InputError, remedy=SCORE_AGAIN)
+    left, top = collection.counted_from.origin or (bounds.x, bounds.y)
+    return [
+        OutlinedShape(
+            feature.properties.name,
+            feature.properties.measurements,
+            [[(x + left, y + top) for x, y in ring] for ring in feature.geometry.rings],
+        )
+        for feature in collection.features
+    ]

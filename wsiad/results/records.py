@@ -1,0 +1,198 @@
+"""The JSON records of a results folder: what made it, what made a slide, where a heatmap lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from wsiad.core.errors import InputError
+from wsiad.core.files import read_json
+from wsiad.core.geometry import Box, Mpp, Size, Spacing
+from wsiad.core.json_record import checked, read_record
+from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
+
+MAKE = "Make them: wsiad heatmap."
+"""What to do about a folder that holds no results."""
+
+SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."
+"""What to do about a slide whose record is damaged."""
+
+_Text = Annotated[str, pydantic.Field(strict=True)]
+_Score = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
+Number = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=-1e12, le=1e12, strict=True)]
+_Length = Annotated[Number, pydantic.Field(gt=0)]
+_Pixels = Annotated[int, pydantic.Field(gt=0, strict=True)]
+_Byte = Annotated[int, pydantic.Field(ge=0, le=255, strict=True)]
+
+
+class Record(pydantic.BaseModel):
+    """A part of a file; keys that are not looked at may be anything."""
+
+
+class _Facts(Record):
+    digest: _Text
+    run: Annotated[_Text, pydantic.Field(min_length=1)]
+    detector: _Text
+    versions: dict[str, _Text] = {}
+    backends: dict[str, _Text] = {}
+
+
+class _Row(Record):
+    score_max: _Score = None
+    score_top_k_mean: _Score = None
+
+
+class _SlideFacts(Record):
+    digest: _Text
+    fingerprint: _Text
+    row: _Row = _Row()
+
+
+def results_facts(results: Path) -> dict[str, Any]:
+    """Read what the results of a folder were made with.
+
+    Returns
+    -------
+    dict
+        ``digest``, ``run``, ``detector`` and more, as ``run.json`` has them.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold results, or the record is damaged.
+    """
+    path = results / FACTS
+    if not path.exists():
+        raise InputError("does not hold results", subject=str(results), remedy=MAKE)
+    remedy = "Run the same wsiad heatmap again: it writes the file anew, and keeps its slides."
+    facts = read_json(path, InputError, remedy=remedy)
+    if "digest" not in facts and "detector" in facts and "stores" in facts:
+        raise InputError("is a run, not a results folder", subject=str(results), remedy=MAKE)
+    checked(_Facts, facts, path, InputError, remedy=remedy)
+    return facts
+
+
+def slide_facts(folder: Path) -> dict[str, Any] | None:
+    """Read what a slide's results were made of; ``None`` where nothing says so.
+
+    Returns
+    -------
+    dict or None
+        ``digest``, ``fingerprint``, ``row`` and more.
+
+    Raises
+    ------
+    InputError
+        The record is damaged.
+    """
+    path = folder / SLIDE
+    if not path.exists():
+        return None
+    facts = read_json(path, InputError, remedy=SCORE_AGAIN)
+    checked(_SlideFacts, facts, path, InputError, remedy=SCORE_AGAIN)
+    return facts
+
+
+class Rectangle(Record):
+    """A rectangle, level-0 pixels."""
+
+    x: Number
+    y: Number
+    width: _Length
+    height: _Length
+
+    def box(self) -> Box:
+        """Return the rectangle as a value of plane geometry."""
+        return Box(self.x, self.y, self.width, self.height)
+
+
+class _Dimensions(Record):
+    width: _Pixels
+    height: _Pixels
+
+    def size(self) -> Size:
+        return Size(self.width, self.height)
+
+
+class _UmPerPx(Record):
+    x: _Length
+    y: _Length
+
+    def spacing(self) -> Spacing:
+        return Spacing(Mpp(self.x), Mpp(self.y))
+
+
+class ColourStep(Record):
+    """A score on the colour scale, its percentile among healthy windows, and its colour."""
+
+    score: Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
+    percentile: Annotated[float, pydantic.Field(ge=0, le=100, strict=True)] | None
+    rgba: tuple[_Byte, _Byte, _Byte, _Byte]
+
+
+class _ColourScale(Record):
+    steps: Annotated[list[ColourStep], pydantic.Field(max_length=10_000)]
+
+
+class HeatmapPlacement(Record):
+    """Where a heatmap lies on its slide, and what its colours mean: ``heatmap.json``.
+
+    Parameters
+    ----------
+    bounds : Rectangle
+        Non-empty part of the slide, level-0 pixels.
+    level0_rectangle : Rectangle
+        What the picture of the heatmap covers, level-0 pixels.
+    image_size : _Dimensions
+        Size of the picture, pixels.
+    heatmap_pixels_per_image_pixel : int
+        Edge of the blocks that the picture averages, heatmap pixels.
+    slide_size : _Dimensions
+        Size of level 0, pixels.
+    level0_um_per_px : _UmPerPx
+        µm per level-0 pixel.
+    colour_scale : _ColourScale
+        Scores at equal distances on the colour scale.
+    """
+
+    bounds: Rectangle
+    level0_rectangle: Rectangle
+    image_size: _Dimensions
+    heatmap_pixels_per_image_pixel: _Pixels
+    slide_size: _Dimensions
+    level0_um_per_px: _UmPerPx
+    colour_scale: _ColourScale
+
+
+class _Bounds(Record):
+    bounds: Rectangle
+
+
+def heatmap_placement(folder: Path) -> HeatmapPlacement | None:
+    """Read where a slide's heatmap lies; ``None`` where nothing says so.
+
+    Raises
+    ------
+    InputError
+        The record is damaged.
+    """
+    path = folder / PLACEMENT
+    if not path.exists():
+        return None
+    return read_record(path, HeatmapPlacement, InputError, remedy=SCORE_AGAIN)
+
+
+def slide_bounds(folder: Path) -> Box | None:
+    """Read the bounds of a slide with a heatmap; ``None`` where nothing says so.
+
+    Raises
+    ------
+    InputError
+        The record is damaged.
+    """
+    path = folder / PLACEMENT
+    if not path.exists():
+        return None
+    return read_record(path, _Bounds, InputError, remedy=SCORE_AGAIN).bounds.box()

@@ -1,0 +1,374 @@
+"""The results of one slide, read from its folder."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import InputError
+from wsiad.core.files import parse_json
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.heatmaps.score_map import (
+    Heatmap,
+    read_description,
+    read_scores,
+    read_window_table,
+    read_windows,
+)
+from wsiad.results import file_names as names
+from wsiad.results.evidence_files import RegionEvidence, RegionField, read_evidence, read_fields
+from wsiad.results.outline_shapes import OutlinedShape, read_shapes
+from wsiad.results.records import (
+    SCORE_AGAIN,
+    HeatmapPlacement,
+    heatmap_placement,
+    slide_bounds,
+    slide_facts,
+)
+from wsiad.results.region_table import RegionRow, read_regions
+from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE
+
+if TYPE_CHECKING:
+    from wsiad.evaluation.matching import Detections
+
+_LARGEST_THUMBNAIL = 1 << 18
+_LEFT_OUT_COLUMNS = ("x", "y", "width", "height", "reason")
+_WHY = {
+    NO_TISSUE: "no tissue was found on it",
+    UNUSABLE: "it could not be looked at",
+    FAILED: "it failed",
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SlideResults:
+    """What ``wsiad heatmap`` made of a slide; get it by :meth:`wsiad.Results.slide`.
+
+    Everything is read when it is asked for. A slide that was not scored has no heatmap, windows,
+    regions or detections: to ask for them is an error that says why, never an empty answer.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the results.
+    folder : Path
+        Folder of the slide in it.
+    row : HeatmapRow
+        The slide's row of ``slides.csv``: status, reason, scores rounded to nine digits, counts.
+
+    Examples
+    --------
+    >>> slide = Results("results/").slide("test_001")  # doctest: +SKIP
+    >>> slide.heatmap().scores.shape  # doctest: +SKIP
+    (431, 268)
+    """
+
+    results: Path
+    folder: Path
+    row: HeatmapRow
+
+    def __repr__(self) -> str:
+        score = self.row.score_max
+        told = [self.row.status]
+        if score is not None:
+            told.append(f"score {score:.6g}")
+        if self.row.regions is not None:
+            told.append(f"{self.row.regions} region{'s' * (self.row.regions != 1)}")
+        return f"SlideResults({self.name!r}: {', '.join(told)})"
+
+    def _repr_html_(self) -> str:
+        path = self.folder / names.THUMBNAIL
+        picture = ""
+        if path.is_file() and path.stat().st_size <= _LARGEST_THUMBNAIL:
+            data = base64.b64encode(path.read_bytes()).decode()
+            picture = f'<br><img src="data:image/jpeg;base64,{data}" alt="">'
+        reason = f"<br>{html.escape(self.row.reason)}" if self.row.reason else ""
+        return f"<p>{html.escape(repr(self))}{reason}{picture}</p>"
+
+    @property
+    def name(self) -> str:
+        """Name of the slide."""
+        return self.row.slide
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the slide has scores, and with them a heatmap."""
+        return self.row.status == OK
+
+    def file(self, name: str) -> Path | None:
+        """Return a file of the slide's folder, or ``None`` if it is not there.
+
+        Older versions of wsiad wrote fewer files.
+        """
+        path = self.folder / name
+        return path if path.exists() else None
+
+    def facts(self) -> dict[str, Any] | None:
+        """Read what the results were made of; ``None`` where no ``slide.json`` says so.
+
+        Returns
+        -------
+        dict or None
+            ``digest``, ``fingerprint``, ``row`` and more.
+
+        Raises
+        ------
+        InputError
+            The record is damaged.
+        """
+        return slide_facts(self.folder)
+
+    def placement(self) -> HeatmapPlacement | None:
+        """Read where the heatmap lies, and its colours; ``None`` where nothing says so.
+
+        Raises
+        ------
+        InputError
+            The record is damaged.
+        """
+        return heatmap_placement(self.folder)
+
+    def bounds(self) -> Box | None:
+        """Read the bounds of the slide, level-0 pixels; ``None`` where nothing says so.
+
+        Raises
+        ------
+        InputError
+            The record is damaged.
+        """
+        return slide_bounds(self.folder)
+
+    def scores(self, *, few: int | None = None) -> npt.NDArray[np.float32]:
+        """Read the scores of the heatmap without their place.
+
+        Parameters
+        ----------
+        few : int, optional
+            Take the finest level of at most so many pixels, or the coarsest; by default the
+            full resolution is read.
+
+        Returns
+        -------
+        ndarray of float32, (H, W)
+            NaN where nothing was scored.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or its heatmap is missing or damaged, or holds no score.
+        """
+        path = self._scored(names.HEATMAP)
+        scores = read_scores(path, InputError, remedy=SCORE_AGAIN, few=few)
+        if not np.isfinite(scores).any():
+            raise InputError("holds no score", subject=str(path), remedy=SCORE_AGAIN)
+        return scores
+
+    def heatmap(self) -> Heatmap:
+        """Read the heatmap with its place on the slide, to the numbers that were written.
+
+        Returns
+        -------
+        Heatmap
+            ``scores`` (float32, H × W, NaN where nothing was scored), ``placement`` to level-0
+            pixels, and size, bounds and µm/px of the slide.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or a file is missing or damaged, or two do not fit.
+        """
+        scores = self.scores()
+        placement = self.placement()
+        if placement is None:
+            raise InputError(
+                f"has no {names.PLACEMENT}", subject=str(self.folder), remedy=SCORE_AGAIN
+            )
+        return Heatmap(
+            self.name,
+            scores,
+            self._pixel_map(Size(scores.shape[1], scores.shape[0]), placement),
+            Size(placement.slide_size.width, placement.slide_size.height),
+            placement.bounds.box(),
+            Spacing(Mpp(placement.level0_um_per_px.x), Mpp(placement.level0_um_per_px.y)),
+        )
+
+    def _pixel_map(self, size: Size, placement: HeatmapPlacement) -> PixelMap:
+        factor = placement.heatmap_pixels_per_image_pixel
+        shown = placement.image_size
+        covered = placement.level0_rectangle.box()
+        across, down = shown.width * factor, shown.height * factor
+        path = self.folder / names.HEATMAP
+        # Divided, the scale may be one unit in the last place off; the image has it as it was.
+        exact = _described_map(read_description(path, InputError, remedy=SCORE_AGAIN))
+        fits = (shown.width, shown.height) == (-(-size.width // factor), -(-size.height // factor))
+        if fits and exact is None:
+            return PixelMap(covered.x, covered.y, covered.width / across, covered.height / down)
+        if not fits or exact is None or exact.box(Size(across, down)) != covered:
+            raise InputError(
+                f"is not of the same heatmap as {names.HEATMAP} beside it",
+                subject=str(self.folder / names.PLACEMENT),
+                remedy=SCORE_AGAIN,
+            )
+        return exact
+
+    def windows(self) -> npt.NDArray[Any]:
+        """Open the scored windows, memory-mapped and read-only.
+
+        Returns
+        -------
+        structured ndarray, (N,)
+            Fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels), ``score`` and
+            ``percentile`` (among healthy windows, 0 to 100), float64.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or the file is missing or damaged.
+        """
+        path = self._scored(names.WINDOWS)
+        return read_windows(path, self.name, InputError, remedy=SCORE_AGAIN)
+
+    def left_out(self) -> npt.NDArray[Any]:
+        """Open the windows with tissue that were not scored.
+
+        Returns
+        -------
+        structured ndarray, (N,)
+            Fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels) and ``reason`` (text).
+
+        Raises
+        ------
+        InputError
+            The file is missing or damaged.
+        """
+        path = self.folder / names.LEFT_OUT
+        return read_window_table(path, _LEFT_OUT_COLUMNS, InputError, remedy=SCORE_AGAIN)
+
+    def regions(self) -> list[RegionRow]:
+        """Read the outlined regions, strongest first, with p-values where there are some.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or by a version of wsiad that wrote no such table.
+        ExportError
+            The table is damaged.
+        """
+        path = self._scored(names.REGIONS)
+        if not path.exists():
+            raise InputError(
+                f"has no {names.REGIONS}", subject=str(self.folder), remedy=SCORE_AGAIN
+            )
+        return read_regions(path)
+
+    def detections(self) -> Detections:
+        """Read the strongest places.
+
+        Returns
+        -------
+        Detections
+            ``confidence``, ``x`` and ``y`` (level-0 pixels) as arrays of float64, (N,).
+
+        Raises
+        ------
+        InputError
+            The slide was not scored.
+        EvaluationError
+            The file is missing or damaged.
+        """
+        from wsiad.evaluation.submission import read_detections
+
+        path = self._scored(names.DETECTIONS)
+        width, height = self.row.width, self.row.height
+        limit = Size(width, height) if width and height else None
+        return read_detections(path, self.name, limit=limit)
+
+    def outlines(self) -> list[OutlinedShape]:
+        """Read the regions as outlines in level-0 pixels; a slide without a score has none.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
+        """
+        return read_shapes(self.folder / names.OUTLINES, self._shown_bounds())
+
+    def not_assessed(self) -> list[OutlinedShape]:
+        """Read what was not assessed as outlines in level-0 pixels.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
+        """
+        return read_shapes(self.folder / names.NOT_ASSESSED, self._shown_bounds())
+
+    def fields(self) -> tuple[RegionField, ...]:
+        """Read the fields of view around the strongest regions; none where no file has any.
+
+        Raises
+        ------
+        ExportError
+            The file is damaged, or names a picture outside the slide's folder.
+        """
+        return read_fields(self.folder)
+
+    def evidence(self) -> tuple[RegionEvidence, ...]:
+        """Read the strongest windows beside healthy ones; none where no file has any.
+
+        Raises
+        ------
+        ExportError
+            The file is damaged, or names a picture outside the slide's folder.
+        """
+        return read_evidence(self.folder)
+
+    def _shown_bounds(self) -> Box:
+        # Without a heatmap nothing was found that bounds could move.
+        return self.bounds() or Box(0, 0, self.row.width or 0, self.row.height or 0)
+
+    def _scored(self, name: str) -> Path:
+        """Return a file that every scored slide has.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored; it says why.
+        """
+        if not self.is_scored:
+            why = _WHY.get(self.row.status, f"its status is {self.row.status!r}")
+            reason = f" ({self.row.reason})" if self.row.reason else ""
+            raise InputError(
+                f"was not scored: {why}{reason}", subject=f"{self.name} of {self.results}"
+            )
+        return self.folder / name
+
+
+_DESCRIPTION = re.compile(r"<Description>(.*?)</Description>", re.DOTALL)
+
+
+def _described_map(description: str) -> PixelMap | None:
+    """Return the place that an OME-XML states; ``None`` where it states none."""
+    found = _DESCRIPTION.search(description)
+    try:
+        values = parse_json(html.unescape(found.group(1))) if found else None
+    except (ValueError, json.JSONDecodeError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    keys = ("level0_x", "level0_y", "level0_px_per_pixel_x", "level0_px_per_pixel_y")
+    numbers = [values.get(key) for key in keys]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        return None
+    x, y, scale_x, scale_y = (float(n) for n in numbers if n is not None)
+    return PixelMap(x, y, scale_x, scale_y) if scale_x > 0 and scale_y > 0 else None
