@@ -128,6 +128,19 @@ class SlideResults:
         """
         return slide_facts(self.folder)
 
+    def fingerprint(self) -> str:
+        """Read the fingerprint of the slide that was scored.
+
+        Raises
+        ------
+        InputError
+            No record says what was scored, or it is damaged.
+        """
+        facts = self.facts()
+        if facts is None:
+            raise InputError(f"has no {names.SLIDE}", subject=str(self.folder), remedy=SCORE_AGAIN)
+        return str(facts["fingerprint"])
+
     def placement(self) -> HeatmapPlacement | None:
         """Read where the heatmap lies, and its colours; ``None`` where nothing says so.
 

@@ -16,10 +16,8 @@ from pydantic import Field
 
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError
-from wsiad.core.files import checked_slide_name, read_json
 from wsiad.core.progress import tell
 from wsiad.core.signals import Terminated
-from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:
@@ -111,20 +109,19 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
     InputError
         The folder does not hold results, or sources were given that hold no slides.
     """
-    from wsiad.heatmaps.heatmap_task import FACTS, HeatmapRow
+    from wsiad.results.folder import Results
     from wsiad.slides.inputs import find_slides
-    from wsiad.slides.slide_table import read_table
+    from wsiad.viewing.viewed_slides import ViewedSlide
 
-    refuse_other(results, RESULTS, InputError, remedy="Make them: wsiad heatmap.")
-    if not (results / FACTS).exists():
-        raise InputError(
-            "does not hold results", subject=str(results), remedy="Make them: wsiad heatmap."
-        )
+    folder = Results(results)
     given = {slide.name: slide.path for slide in find_slides(sources)} if sources else {}
-    rows = sorted(read_table(results / "slides.csv", HeatmapRow), key=_order)
     return [
-        _viewed(row, rank if _scored(row) else None, results, given.get(row.slide))
-        for rank, row in enumerate(rows, start=1)
+        ViewedSlide(
+            folder.of(row),
+            rank if _scored(row) else None,
+            given.get(row.slide) or (Path(row.file) if row.file else None),
+        )
+        for rank, row in enumerate(sorted(folder.slides, key=_order), start=1)
     ]
 
 
@@ -137,57 +134,17 @@ def _order(row: HeatmapRow) -> tuple[float, str]:
     return -score if score is not None and math.isfinite(score) else math.inf, row.slide
 
 
-def _viewed(row: HeatmapRow, rank: int | None, results: Path, file: Path | None) -> ViewedSlide:
-    from wsiad.core.geometry import Size
-    from wsiad.slides.slide_table import FAILED
-    from wsiad.viewing.viewed_slides import ViewedSlide
-
-    failed = row.status == FAILED or row.width is None or row.height is None
-    return ViewedSlide(
-        row.slide,
-        row.status,
-        row.reason,
-        row.label,
-        rank,
-        row.score_max,
-        _folder(row, results),
-        None if failed else Size(row.width or 0, row.height or 0),
-        (row.mpp_x, row.mpp_y) if row.mpp_x and row.mpp_y else None,
-        file or (Path(row.file) if row.file else None),
-    )
-
-
-def _folder(row: HeatmapRow, results: Path) -> Path:
-    """Return a slide's folder; one that does not exist for a slide that failed for its name.
-
-    Raises
-    ------
-    InputError
-        The name of a slide that did not fail leads out of the results.
-    """
-    from wsiad.slides.slide_table import FAILED
-
-    try:
-        return results / checked_slide_name(row.slide)
-    except InputError:
-        if row.status != FAILED:
-            raise
-        return results / ".no-folder"
-
-
 def _problem(slide: ViewedSlide) -> str:
     """Say why the own pixels of a slide cannot be shown; nothing where they can.
 
     A heatmap over another slide of the same name would mislead: the file has to be the
     one that was scored, by the fingerprint that its results keep.
     """
-    from wsiad.heatmaps.heatmap_task import SLIDE
-
     remedy = "Its small picture is shown instead. Say where the slides are by --slides."
     if slide.file is None or not slide.file.is_file():
         return f"The slide is not at {slide.file}. {remedy}"
     try:
-        scored = read_json(slide.folder / SLIDE, InputError, keys=["fingerprint"])["fingerprint"]
+        scored = slide.results.fingerprint()
         there = slide_fingerprint(slide.file)
     except (OSError, InputError) as error:
         return f"It cannot be told whether {slide.file} is what was scored ({error}). {remedy}"

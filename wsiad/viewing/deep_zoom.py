@@ -12,25 +12,18 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import openslide
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
-from wsiad.core.errors import InputError, SlideOpenError, SlideReadError
-from wsiad.heatmaps.score_map import read_scores
+from wsiad.core.errors import SlideOpenError, SlideReadError
 from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1
 """Of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
 
-SCORE_AGAIN = "Delete the slide's folder and run wsiad heatmap again."
-"""What to do about damaged results of a slide."""
-
 _QUALITY = 85
 _OPEN = 8
-_MOST_SCORES = 4_000_000
 
 
 class Pictures:
@@ -151,25 +144,3 @@ def _jpeg(generator: DeepZoomGenerator, level: int, column: int, row: int) -> by
     buffer = io.BytesIO()
     generator.get_tile(level, (column, row)).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
-
-
-def score_grid(path: Path) -> npt.NDArray[np.float32]:
-    """Read the scores of a heatmap; of a very large one, means over blocks of them.
-
-    Parameters
-    ----------
-    path : Path
-        ``heatmap.ome.tif``.
-
-    Returns
-    -------
-    ndarray of float32, (H, W)
-        Little-endian; NaN where nothing was scored. It covers the heatmap's rectangle.
-
-    Raises
-    ------
-    InputError
-        The file is damaged.
-    """
-    scores = read_scores(path, InputError, remedy=SCORE_AGAIN, few=_MOST_SCORES)
-    return scores.astype("<f4", copy=False)

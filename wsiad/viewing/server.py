@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from wsiad.core.errors import SlideError, WsiadError
-from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom, score_grid
-from wsiad.viewing.viewed_slides import HEATMAP, PICTURE, SCORES, THUMBNAIL, ViewedSlide, describe
+from wsiad.results import file_names as names
+from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
+from wsiad.viewing.viewed_slides import ViewedSlide, describe
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+
+_MOST_SCORES = 4_000_000
 
 _STATIC = Path(__file__).parent / "static"
 _OURS = frozenset({"127.0.0.1", "localhost"})
@@ -111,9 +114,9 @@ class Pages:
         answers: dict[str, Callable[[ViewedSlide], Response]] = {
             "info": self._info,
             "scores": self._scores,
-            "heatmap": lambda s: _file(s.folder / HEATMAP, "image/png"),
-            "picture": lambda s: _file(s.folder / PICTURE, "image/png"),
-            "thumbnail": lambda s: _file(s.folder / THUMBNAIL, "image/jpeg"),
+            "heatmap": lambda s: _file(s.results.file(names.HEATMAP_PICTURE), "image/png"),
+            "picture": lambda s: _file(s.results.file(names.TISSUE), "image/png"),
+            "thumbnail": lambda s: _file(s.results.file(names.THUMBNAIL), "image/jpeg"),
         }
         if found[3] or found[2] not in answers:
             return _nothing()
@@ -133,16 +136,16 @@ class Pages:
         return Response(data, "image/jpeg") if data is not None else _nothing()
 
     def _scores(self, slide: ViewedSlide) -> Response:
-        path = slide.folder / SCORES
-        if not path.exists():
+        if slide.results.file(names.HEATMAP) is None:
             return _nothing()
-        grid = score_grid(path)
+        # It covers the heatmap's rectangle, a very large one by means over blocks.
+        grid = slide.results.scores(few=_MOST_SCORES).astype("<f4", copy=False)
         size = {"X-Width": str(grid.shape[1]), "X-Height": str(grid.shape[0])}
         return Response(grid.tobytes(), "application/octet-stream", headers=size)
 
 
-def _file(path: Path, kind: str) -> Response:
-    return Response(path.read_bytes(), kind) if path.exists() else _nothing()
+def _file(path: Path | None, kind: str) -> Response:
+    return Response(path.read_bytes(), kind) if path else _nothing()
 
 
 class ViewServer(http.server.ThreadingHTTPServer):
