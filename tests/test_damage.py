@@ -25,7 +25,7 @@ from wsiad.core.errors import (
 )
 from wsiad.core.files import parse_json
 from wsiad.core.yaml_text import parse
-from wsiad.evaluation.results_input import read_windows
+from wsiad.evaluation.submission import ScoredSlide
 from wsiad.report.report import write_results_report
 from wsiad.results.scored import read_folder
 from wsiad.runs.preparation import run_preparation
@@ -211,7 +211,7 @@ def test_damaged_windows_are_an_error_and_take_no_memory(tmp_path, content):
     path = tmp_path / "windows.npy"
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match=r"windows\.npy") as error:
-        read_windows(path, "one")
+        ScoredSlide("one", tmp_path, windows=path).read_windows()
     one_line(error)
 
 

@@ -10,11 +10,14 @@ import tifffile
 
 from wsiad.core.errors import ConfigError, EvaluationError
 from wsiad.core.geometry import Box, PixelMap, Size, Spacing
-from wsiad.evaluation.results_input import read_heatmap
 from wsiad.evaluation.slide_classifier import HealthyScale, slide_features
 from wsiad.evaluation.truth import read_groups
 from wsiad.exports.ome import write_ome_tiff
+from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.heatmaps.score_map import Heatmap
+from wsiad.results.evaluated_slides import heatmap_scores
+from wsiad.results.folder import Results
+from wsiad.results.slide_results import SlideResults
 from wsiad.verbs.evaluate import evaluate
 
 V1 = "camelyon16-2016"
@@ -102,7 +105,7 @@ def scale_of(results):
 def test_shares_of_healthy_windows_are_read_off_the_windows(results):
     scale = scale_of(results)
     for name in ("s0", "s9"):
-        shares = scale.of_heatmap(read_heatmap(results / name / "heatmap.ome.tif", name))
+        shares = scale.of_heatmap(heatmap_scores(Results(results).slide(name)))
         np.testing.assert_allclose(shares, heatmaps()[name].clip(0, 1), atol=1e-6)
         assert np.isnan(shares[:3]).all()
 
@@ -200,18 +203,19 @@ def test_a_column_that_does_not_exist_is_refused(results, tmp_path):
 
 
 def test_heatmaps_that_cannot_be_used_are_refused(tmp_path):
+    slide = SlideResults(tmp_path, tmp_path, HeatmapRow("a", "ok"))
     path = tmp_path / "heatmap.ome.tif"
     with pytest.raises(EvaluationError, match=r"heatmap\.ome\.tif: .*cannot be read"):
-        read_heatmap(path, "a")
+        heatmap_scores(slide)
     path.write_bytes(b"not a TIFF")
     with pytest.raises(EvaluationError, match=r"heatmap\.ome\.tif: .*cannot be read"):
-        read_heatmap(path, "a")
+        heatmap_scores(slide)
     tifffile.imwrite(path, np.zeros((5, 5), np.uint8))
     with pytest.raises(EvaluationError, match="no heatmap of float32"):
-        read_heatmap(path, "a")
+        heatmap_scores(slide)
     tifffile.imwrite(path, np.full((5, 5), np.nan, np.float32))
     with pytest.raises(EvaluationError, match="holds no score"):
-        read_heatmap(path, "a")
+        heatmap_scores(slide)
 
 
 @pytest.mark.parametrize(

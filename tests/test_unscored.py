@@ -208,11 +208,9 @@ def test_a_comparison_is_of_the_slides_that_both_have_scored(study):
 
 
 def test_a_forest_neither_learns_from_nor_judges_them(study, monkeypatch):
-    from wsiad.evaluation import results_input as results
+    from wsiad.results.slide_results import SlideResults
 
-    monkeypatch.setattr(
-        results, "read_heatmap", lambda path, slide: np.full((4, 4), 1.0, np.float32)
-    )
+    monkeypatch.setattr(SlideResults, "scores", lambda slide: np.full((4, 4), 1.0, np.float32))
     _, values = run(study, slide_classifier="forest")
     assert set(values["slide_classifier"]["probabilities"]) == {"t1", "t2", "n1", "n2"}
 

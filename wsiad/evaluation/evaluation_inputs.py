@@ -11,9 +11,8 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import EvaluationError
 from wsiad.evaluation.matching import ProtocolName
-from wsiad.evaluation.results_input import SlideScore
+from wsiad.evaluation.submission import SlideScore
 from wsiad.evaluation.unscored import CountedAs
-from wsiad.slides.folder_kinds import RESULTS, other_kinds_named
 from wsiad.slides.scale import check_mpp
 
 if TYPE_CHECKING:
@@ -87,40 +86,6 @@ class EvaluationOptions(Config):
         if self.annotations is None and (self.class_map or self.annotation_origin != "auto"):
             raise ValueError("`class_map` and `annotation_origin` are of outlines, `annotations`")
         return self
-
-
-def read_scored(
-    options: EvaluationOptions, folder: Path, *, results: bool
-) -> dict[str, ScoredSlide]:
-    """Read what a folder says of each slide.
-
-    Parameters
-    ----------
-    options : EvaluationOptions
-    folder : Path
-        Results of ``wsiad heatmap``, or detections.
-    results : bool
-        Which of them.
-
-    Raises
-    ------
-    EvaluationError
-        It is not such a folder, or something in it is not valid.
-    """
-    from wsiad.evaluation.results_input import read_results
-    from wsiad.evaluation.submission import read_submission
-
-    remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
-    beside = [options.reference]
-    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
-        if results:
-            return read_results(
-                folder,
-                score=options.slide_score,
-                percentile=options.score_percentile,
-                exclude=options.exclude,
-            )
-        return read_submission(folder, ignore=[options.reference])
 
 
 def cases_of(

@@ -33,7 +33,6 @@ from wsiad.evaluation.matching import (
     protocol_mpp,
 )
 from wsiad.evaluation.placement import place
-from wsiad.evaluation.results_input import read_windows
 from wsiad.evaluation.truth import (
     MASK_SUFFIXES,
     MAX_MASK_PX,
@@ -207,7 +206,7 @@ def _doubt(
 ) -> str | None:
     """Say so where outlines lie beyond the slide or on nothing that was scored."""
     scored = case.scored
-    windows = None if scored.windows is None else read_windows(scored.windows, case.slide)
+    windows = scored.read_windows()
     if scored.status == "no-tissue":  # seen, and nothing to score was found
         windows = np.zeros(0, [(name, float) for name in ("x", "y", "width", "height")])
     placed = place(tumour, mask, step=step, size=scored.size, windows=windows)

@@ -28,7 +28,6 @@ from wsiad.evaluation.matching import (
     SlideHits,
     match,
 )
-from wsiad.evaluation.results_input import read_windows
 from wsiad.evaluation.submission import read_detections
 from wsiad.evaluation.unscored import CountedAs, score_of_unscored
 
@@ -238,8 +237,9 @@ def collect(
         logger.warning("%s holds tumour by the reference, but none is marked on it", case.slide)
     located = truth is not None and not unmarked
     tiles = None
-    if truth is not None and located and outlined and case.scored.windows is not None:
-        tiles = sort_windows(read_windows(case.scored.windows, case.slide), truth.tumour)
+    if truth is not None and located and outlined:
+        windows = case.scored.read_windows()
+        tiles = None if windows is None else sort_windows(windows, truth.tumour)
     return SlideEvidence(
         case,
         _score(case, detections) if case.has_score else score_of_unscored(unscored),

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiad.core.csv_file import Row
 from wsiad.core.errors import EvaluationError
@@ -20,6 +21,7 @@ from wsiad.core.files import real_path
 from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.matching import Detections
 from wsiad.evaluation.table import number, read_rows, slide_name
+from wsiad.heatmaps.score_map import read_windows
 
 _HEADERS = {
     **dict.fromkeys(("confidence", "p", "probability", "prob", "score"), "confidence"),
@@ -29,6 +31,12 @@ _HEADERS = {
 _FIELDS = ("confidence", "x", "y")
 
 Status = Literal["ok", "no-tissue", "unusable", "failed"]
+
+SlideScore = Literal["max", "top_k_mean", "percentile"]
+"""Which score of a slide of ``wsiad heatmap`` is its score."""
+
+SCORE_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
+"""What to do about a slide whose results are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,23 @@ class ScoredSlide:
     mpp: Mpp | None = None
     windows: Path | None = None
     bounds: tuple[float, float] | None = None
+
+    def read_windows(self) -> npt.NDArray[Any] | None:
+        """Open the scored windows, memory-mapped; ``None`` where there are none.
+
+        Returns
+        -------
+        structured ndarray, (N,), or None
+            Fields ``x``, ``y``, ``width``, ``height`` (level-0 pixels) and ``score``.
+
+        Raises
+        ------
+        EvaluationError
+            The file is missing or not valid, or a score is not a number.
+        """
+        if self.windows is None:
+            return None
+        return read_windows(self.windows, self.slide, EvaluationError, remedy=SCORE_AGAIN)
 
 
 def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, ScoredSlide]:

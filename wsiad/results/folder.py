@@ -141,7 +141,9 @@ class Results:
         there = (self.path / name for name in (names.FACTS, names.SLIDES))
         if not any(path.is_file() for path in there):
             raise InputError(
-                "does not hold results" if self.path.exists() else "there is no such folder",
+                f"does not hold results: it has no {names.SLIDES}"
+                if self.path.exists()
+                else "there is no such folder",
                 subject=str(self.path),
                 remedy=MAKE,
             )

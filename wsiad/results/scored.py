@@ -12,10 +12,11 @@ import numpy as np
 
 from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
-from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.errors import ConfigError, EvaluationError, InputError
 from wsiad.core.labels import is_healthy
-from wsiad.evaluation.results_input import SlideScore, read_windows
+from wsiad.evaluation.submission import SlideScore
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
+from wsiad.heatmaps.score_map import read_windows
 from wsiad.results.difference import READING
 from wsiad.results.file_names import CONFIG, REGIONS, SLIDE, SLIDES, WINDOWS
 from wsiad.results.records import MAKE, SCORE_AGAIN, results_facts, slide_facts
@@ -69,7 +70,9 @@ class ScoredSlide:
         EvaluationError
             Its windows cannot be read, or a score is not a finite number.
         """
-        windows = read_windows(self.folder / WINDOWS, self.name)
+        windows = read_windows(
+            self.folder / WINDOWS, self.name, EvaluationError, remedy=SCORE_AGAIN
+        )
         regions = np.array([row.max_score for row in self.regions()], np.float64)
         tiles = np.asarray(windows["score"], np.float64)
         return SlideScores(self.score, tiles, regions, self.n_regions)

@@ -16,9 +16,9 @@ from wsiad.evaluation.evaluation_inputs import (
     cases_of,
     conditions_of,
     evidence_of,
-    read_scored,
     settings_of,
 )
+from wsiad.slides.slide_table import SLIDES
 
 if TYPE_CHECKING:
     from wsiad.evaluation.comparison import Comparison
@@ -73,6 +73,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
     from wsiad.core.files import real_path, write_json, write_text
     from wsiad.evaluation import comparison, unscored
     from wsiad.evaluation.figures import left_out, unmarked
+    from wsiad.results.evaluated_slides import read_scored
 
     if real_path(config.a) == real_path(config.b):
         raise EvaluationError("is compared with itself", subject=str(config.a))
@@ -136,7 +137,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
 
 def _is_results(folder: Path) -> bool:
     """Whether a folder is one of ``wsiad heatmap``; else it should hold detections."""
-    return (folder / "slides.csv").exists()
+    return (folder / SLIDES).exists()
 
 
 def _check_same(

@@ -17,7 +17,6 @@ from wsiad.evaluation.evaluation_inputs import (
     cases_of,
     conditions_of,
     evidence_of,
-    read_scored,
     settings_of,
 )
 
@@ -107,6 +106,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.evaluation.truth import read_groups
+    from wsiad.results import file_names as names
+    from wsiad.results.evaluated_slides import read_scored
 
     start = time.monotonic()
     source = config.detections or config.results
@@ -136,11 +137,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     more_said = [line for line in said if line not in unmarked]
     result = EvaluationResult(
         figures,
-        out / "evaluation.json",
-        out / "lesions.csv",
-        out / "roc.png",
-        out / "froc.png",
-        "\n".join([*first, *_summary(figures, more, more_said, out / "evaluation.json")]),
+        out / names.EVALUATION,
+        out / names.LESION_TABLE,
+        out / names.ROC,
+        out / names.FROC,
+        "\n".join([*first, *_summary(figures, more, more_said, out / names.EVALUATION)]),
     )
     plot_roc(
         result.roc_plot,
@@ -170,26 +171,26 @@ def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str
     """Slide AUC of a classifier of heatmaps, where one is asked for."""
     import numpy as np
 
-    from wsiad.evaluation.results_input import HEATMAP, read_heatmap, read_windows
     from wsiad.evaluation.slide_classifier import (
         NAMES,
         HealthyScale,
         cross_validated_forest,
         slide_features,
     )
+    from wsiad.results.evaluated_slides import heatmap_scores
+    from wsiad.results.folder import Results
 
     if config.slide_classifier == "none" or config.results is None:
         return {}
     # It learns from heatmaps: a slide without one is neither to be learnt from nor judged.
     slides = [slide for slide in slides if slide.case.has_score]
-    folders = {s.case.slide: config.results / s.case.slide for s in slides}
-    scale = HealthyScale.of(
-        (name, read_windows(folder / "windows.npy", name)) for name, folder in folders.items()
-    )
+    results = Results(config.results)
+    windows = ((s.case.slide, s.case.scored.read_windows()) for s in slides)
+    scale = HealthyScale.of((name, table) for name, table in windows if table is not None)
     high, low = config.feature_quantiles
     features = np.zeros((len(slides), len(NAMES)))
-    for row, (name, folder) in zip(features, folders.items(), strict=True):
-        shares = scale.of_heatmap(read_heatmap(folder / HEATMAP, name))
+    for row, slide in zip(features, slides, strict=True):
+        shares = scale.of_heatmap(heatmap_scores(results.slide(slide.case.slide)))
         row[:] = slide_features(shares, high=high, low=low)
     tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
     result = cross_validated_forest(features, tumour, seed=config.seed)
@@ -199,8 +200,8 @@ def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
     """Add the figures to the report that ``wsiad heatmap`` wrote, where it did."""
-    from wsiad.heatmaps.heatmap_task import FACTS
     from wsiad.report.report import write_results_report
+    from wsiad.results.file_names import FACTS
 
     if (results / FACTS).exists():
         write_results_report(results, evaluation=out, seconds={"evaluate": seconds})

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from wsiad.core.config import Config, verb
 from wsiad.core.errors import RunError
 from wsiad.core.files import real_path
-from wsiad.evaluation.results_input import SlideScore
+from wsiad.evaluation.submission import SlideScore
 
 if TYPE_CHECKING:
     from wsiad.conformal.judgement import FalseAlarms, HealthySlides

@@ -1,0 +1,211 @@
+"""Slides of a results folder, or of somebody's detections, as evaluation takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+
+from wsiad.core.errors import EvaluationError, InputError
+from wsiad.core.geometry import Mpp, Size
+from wsiad.evaluation.evaluation_inputs import EvaluationOptions
+from wsiad.evaluation.submission import (
+    SCORE_AGAIN,
+    ScoredSlide,
+    SlideScore,
+    Status,
+    read_submission,
+)
+from wsiad.evaluation.table import slide_name
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.results import file_names as names
+from wsiad.results.folder import Results
+from wsiad.results.slide_results import SlideResults
+from wsiad.slides.folder_kinds import RESULTS, other_kinds_named
+from wsiad.slides.slide_table import FAILED, OK
+
+_COLUMNS = ("status", "reason", "mpp_x", "mpp_y", "width", "height")
+
+
+def read_scored(
+    options: EvaluationOptions, folder: Path, *, results: bool
+) -> dict[str, ScoredSlide]:
+    """Read what a folder says of each slide.
+
+    Parameters
+    ----------
+    options : EvaluationOptions
+    folder : Path
+        Results of ``wsiad heatmap``, or detections.
+    results : bool
+        Which of them.
+
+    Raises
+    ------
+    EvaluationError
+        It is not such a folder, or something in it is not valid.
+    """
+    remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
+    beside = [options.reference]
+    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
+        if results:
+            return scored_slides(
+                folder,
+                score=options.slide_score,
+                percentile=options.score_percentile,
+                exclude=options.exclude,
+            )
+        return read_submission(folder, ignore=[options.reference])
+
+
+def scored_slides(
+    folder: Path, *, score: SlideScore, percentile: float = 99.0, exclude: Collection[str] = ()
+) -> dict[str, ScoredSlide]:
+    """Read what ``wsiad heatmap`` says of each slide.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of results; its ``run.json`` is not looked at.
+    score : str
+        Which score of a slide is its score; ``"percentile"`` is that of its heatmap pixels.
+    percentile : float
+        Which one, 0 to 100.
+    exclude : collection of str
+        Slides of which no file is read, so that nothing wrong with them is in the way.
+
+    Raises
+    ------
+    EvaluationError
+        ``slides.csv`` is missing or not valid, or lists a slide twice; or a heatmap is.
+    """
+    with as_evaluation_error():
+        results = Results(folder)
+        needed = [*_COLUMNS, *([] if score == "percentile" else [f"score_{score}"])]
+        rows = results.numbered_rows(needed=needed)
+    slides: dict[str, ScoredSlide] = {}
+    for number, row in rows:
+        where = f"{folder / names.SLIDES}, row {number}"
+        # A name that no folder can have is that of a slide that failed by it.
+        slide = row.slide if row.status == FAILED else slide_name(row.slide, subject=where)
+        if slide in exclude:
+            slides[slide] = ScoredSlide(slide, folder / slide, "failed", "excluded")
+            continue
+        if slide in slides:
+            raise EvaluationError(
+                f"{slide} is listed twice", subject=where, remedy="Keep one of the rows."
+            )
+        with as_evaluation_error():
+            of_slide = results.of(row)
+        slides[slide] = _slide(slide, row, of_slide, _Score(score, percentile), where=where)
+    return slides
+
+
+class _Score:
+    """The score of a slide, by the name of the option."""
+
+    def __init__(self, name: SlideScore, percentile: float) -> None:
+        self.name, self._percentile = name, percentile
+
+    def of(self, row: HeatmapRow, results: SlideResults) -> float | None:
+        if self.name == "max":
+            return row.score_max
+        if self.name == "top_k_mean":
+            return row.score_top_k_mean
+        scores = heatmap_scores(results)
+        return float(np.percentile(scores[np.isfinite(scores)], self._percentile))
+
+
+def _slide(
+    slide: str, row: HeatmapRow, results: SlideResults, score: _Score, *, where: str
+) -> ScoredSlide:
+    if row.status not in get_args(Status):
+        raise EvaluationError(
+            f"the status of {slide} is {row.status!r}",
+            subject=where,
+            remedy=f"It is one of: {', '.join(get_args(Status))}.",
+        )
+    detections = results.folder / names.DETECTIONS
+    if row.status != OK:
+        return _unscored(slide, row, detections)
+    for name in ("mpp_x", "mpp_y", "width", "height"):
+        if _positive(getattr(row, name)) is None:
+            raise EvaluationError(
+                f"{name} of {slide} is {_text(getattr(row, name))!r}, not above 0",
+                subject=where,
+                remedy=SCORE_AGAIN,
+            )
+    value = score.of(row, results)
+    if value is None or not math.isfinite(value):
+        raise EvaluationError(
+            f"score_{score.name} of {slide} is {_text(value)!r}, not a number",
+            subject=where,
+            remedy=SCORE_AGAIN,
+        )
+    with as_evaluation_error():
+        bounds = results.bounds()
+    known = _unscored(slide, row, detections)
+    return ScoredSlide(
+        slide,
+        detections,
+        "ok",
+        row.reason,
+        value,
+        known.size,
+        known.mpp,
+        results.folder / names.WINDOWS,
+        None if bounds is None else (bounds.x, bounds.y),
+    )
+
+
+def _unscored(slide: str, row: HeatmapRow, detections: Path) -> ScoredSlide:
+    """Return a slide without a score; of some not even the size is known."""
+    width, height = _positive(row.width), _positive(row.height)
+    mpp_x, mpp_y = _positive(row.mpp_x), _positive(row.mpp_y)
+    return ScoredSlide(
+        slide,
+        detections,
+        cast(Status, row.status),
+        row.reason,
+        size=Size(int(width), int(height)) if width and height else None,
+        mpp=Mpp((mpp_x + mpp_y) / 2) if mpp_x and mpp_y else None,
+    )
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def heatmap_scores(results: SlideResults) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Read the scores of a slide's heatmap, float32, (H, W); see :meth:`SlideResults.scores`.
+
+    Raises
+    ------
+    EvaluationError
+        The file is missing or no such image, is too large, or holds no score.
+    """
+    with as_evaluation_error():
+        return results.scores()
+
+
+@contextlib.contextmanager
+def as_evaluation_error() -> Iterator[None]:
+    """Raise errors of reading results as those of evaluation.
+
+    Raises
+    ------
+    EvaluationError
+        With the words of an ``InputError`` of the block.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise EvaluationError(error.problem, subject=error.subject, remedy=error.remedy) from error
