@@ -11,7 +11,7 @@ from builders import write_tiff
 from runs import make_run, use_channel
 
 import wsiad
-from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputError
+from wsiad.core.errors import ConfigError, ExportError, InputError
 from wsiad.core.files import fingerprint
 from wsiad.results.region_table import read_regions
 
@@ -306,7 +306,7 @@ def test_damage_is_told_and_nothing_is_claimed(here):
     windows = np.load(path)
     windows["score"][3] = np.nan
     np.save(path, windows)
-    with pytest.raises(EvaluationError, match="no finite score"):
+    with pytest.raises(InputError, match="no finite score"):
         compare(here, fdr=0.2)
     # The folder is of two comparisons now: nothing says that it is of one.
     assert not (here / "tested" / "significance.json").exists()

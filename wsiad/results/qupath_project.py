@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsiad.conformal.significance_files import read_significance
 from wsiad.core.errors import ExportError
 from wsiad.core.ownership import clear_leftovers
 from wsiad.exports.qupath.project import PROJECT, ProjectSlide, write_project
 from wsiad.heatmaps.heatmap_task import HeatmapRow
-from wsiad.slides.slide_table import read_table
+from wsiad.results.file_names import QUPATH
+from wsiad.results.folder import Results
+from wsiad.slides.slide_table import SLIDES, read_table
 from wsiad.store.tile_store import is_store
 from wsiad.store.tile_task import TileRow
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "qupath"
-"""Folder of the project within the results: QuPath's own files stay apart from ours."""
 
 
 def write_results_project(results: Path, *, made_ms: int) -> str:
@@ -37,12 +35,13 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
     str
         For people: where it lies, or why it was not written.
     """
-    rows = read_table(results / "slides.csv", HeatmapRow)
-    compared = (read_significance(results) or {}).get("slides", {})
+    folder_of_results = Results(results)
+    rows = folder_of_results.slides
+    compared = (folder_of_results.significance() or {}).get("slides", {})
     slides = project_slides(rows, compared)
     if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
         logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
-    folder = results / FOLDER
+    folder = results / QUPATH
     clear_leftovers(folder, folder / "classifiers", folder / "scripts")
     try:
         write_project(folder, slides, results=results.resolve(), made_ms=made_ms)
@@ -54,7 +53,7 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
 
 def update_results_project(results: Path) -> None:
     """Bring the project up to date, if there is one."""
-    if (results / FOLDER / PROJECT).exists():
+    if (results / QUPATH / PROJECT).exists():
         write_results_project(results, made_ms=0)
 
 
@@ -109,7 +108,7 @@ def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str,
 def _files(rows: Sequence[HeatmapRow]) -> dict[str, Path | None]:
     """Files of slides that QuPath can open: also of those whose tiles came from a store."""
     stores = {row.file for row in rows if row.file and is_store(Path(row.file))}
-    tables = {store: read_table(Path(store) / "slides.csv", TileRow) for store in stores}
+    tables = {store: read_table(Path(store) / SLIDES, TileRow) for store in stores}
     originals = {(store, row.slide): row.file for store in stores for row in tables[store]}
     found = {}
     for row in rows:

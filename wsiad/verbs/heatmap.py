@@ -54,7 +54,7 @@ def check_healthy(config: HeatmapConfig, digest: str) -> None:
     InputError
         The folder holds no results, or those of another run or other options.
     """
-    from wsiad.results.scored import read_folder
+    from wsiad.results.compared_slides import read_folder
 
     if config.healthy is None:
         return

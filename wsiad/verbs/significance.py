@@ -15,8 +15,8 @@ from wsiad.evaluation.submission import SlideScore
 
 if TYPE_CHECKING:
     from wsiad.conformal.judgement import FalseAlarms, HealthySlides
-    from wsiad.conformal.significance_files import SignificanceRow
-    from wsiad.results.scored import ScoredFolder
+    from wsiad.results.compared_slides import ComparedFolder
+    from wsiad.results.significance_files import SignificanceRow
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -83,7 +83,7 @@ def significance(config: SignificanceConfig) -> SignificanceResult:
         A folder holds no results or those of another run or other options; a healthy slide
         was used for the run, is labelled as anything but healthy, or is among the slides
         that are compared with it.
-    EvaluationError, ExportError
+    ExportError
         Results of a slide are damaged.
     """
     from wsiad.report.report import write_results_report
@@ -97,9 +97,9 @@ def significance(config: SignificanceConfig) -> SignificanceResult:
 
 def compare(config: SignificanceConfig) -> SignificanceResult:
     """Do what :func:`significance` does, but for the report."""
-    from wsiad.conformal import significance_files as files
-    from wsiad.conformal import significance_text as text
-    from wsiad.results.scored import read_folder
+    from wsiad.results import significance_files as files
+    from wsiad.results import significance_text as text
+    from wsiad.results.compared_slides import read_folder
 
     tested = read_folder(config.results, score=config.slide_score)
     healthy = read_folder(config.healthy, score=config.slide_score)
@@ -127,7 +127,7 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
 
 
 def check_folders(
-    tested: ScoredFolder, healthy: ScoredFolder, check: ScoredFolder | None
+    tested: ComparedFolder, healthy: ComparedFolder, check: ComparedFolder | None
 ) -> dict[str, str] | None:
     """Check that slides can be compared with healthy ones.
 
@@ -161,7 +161,7 @@ def _learnt_from(run: Path) -> dict[str, str] | None:
         return None
 
 
-def _reference(healthy: ScoredFolder) -> HealthySlides:
+def _reference(healthy: ComparedFolder) -> HealthySlides:
     from wsiad.conformal.judgement import HealthySlides
 
     return HealthySlides.of([slide.scores() for slide in healthy.slides])
@@ -169,7 +169,7 @@ def _reference(healthy: ScoredFolder) -> HealthySlides:
 
 def _false_alarms(
     config: SignificanceConfig,
-    check: ScoredFolder | None,
+    check: ComparedFolder | None,
     reference: HealthySlides,
     *,
     n_healthy: int,
@@ -187,11 +187,11 @@ def _false_alarms(
 
 
 def _judge(
-    config: SignificanceConfig, tested: ScoredFolder, reference: HealthySlides
+    config: SignificanceConfig, tested: ComparedFolder, reference: HealthySlides
 ) -> list[SignificanceRow]:
     """Judge each slide and write what is found into its folder."""
-    from wsiad.conformal.significance_files import rows_of, write_slide
     from wsiad.core.progress import Progress
+    from wsiad.results.significance_files import rows_of, write_slide
 
     judgements = []
     total = len(tested.slides)

@@ -12,74 +12,68 @@ import numpy as np
 
 from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
-from wsiad.core.errors import ConfigError, EvaluationError, InputError
+from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SlideScore
-from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
-from wsiad.heatmaps.score_map import read_windows
+from wsiad.heatmaps.heatmap_task import HeatmapOptions
 from wsiad.results.difference import READING
-from wsiad.results.file_names import CONFIG, REGIONS, SLIDE, SLIDES, WINDOWS
-from wsiad.results.records import MAKE, SCORE_AGAIN, results_facts, slide_facts
-from wsiad.results.region_table import RegionRow, read_regions
-from wsiad.slides.folder_kinds import RESULTS, refuse_other
-from wsiad.slides.slide_table import OK, read_table
+from wsiad.results.file_names import CONFIG, SLIDE, SLIDES
+from wsiad.results.folder import Results
+from wsiad.results.records import MAKE, SCORE_AGAIN
+from wsiad.results.slide_results import SlideResults
+from wsiad.slides.slide_table import OK
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredSlide:
+class ComparedSlide:
     """A slide with a heatmap.
 
     Parameters
     ----------
-    name, label : str
+    results : SlideResults
     fingerprint : str
-        Of its file.
+        Fingerprint of its file.
     score : float
-    n_regions : int
-        Those left out counted in.
-    folder : Path
+        The slide's score that is compared, with all its digits.
     """
 
-    name: str
-    label: str
+    results: SlideResults
     fingerprint: str
     score: float
-    n_regions: int
-    folder: Path
 
-    def regions(self) -> list[RegionRow]:
-        """Read its regions, strongest first.
+    @property
+    def name(self) -> str:
+        """Name of the slide."""
+        return self.results.name
 
-        Raises
-        ------
-        InputError
-            It was scored by a version of wsiad that wrote none.
-        ExportError
-            The table is damaged.
-        """
-        path = self.folder / REGIONS
-        if not path.exists():
-            raise InputError(f"has no {REGIONS}", subject=str(self.folder), remedy=SCORE_AGAIN)
-        return read_regions(path)
+    @property
+    def label(self) -> str:
+        """Label from the manifest."""
+        return self.results.row.label
+
+    @property
+    def n_regions(self) -> int:
+        """How many regions it has, those left out counted in."""
+        return self.results.row.regions or 0
 
     def scores(self) -> SlideScores:
         """Read all its scores.
 
         Raises
         ------
-        EvaluationError
-            Its windows cannot be read, or a score is not a finite number.
+        InputError
+            Its windows cannot be read, a score is not a finite number, or it was scored by a
+            version of wsiad that wrote no table of regions.
+        ExportError
+            The table of its regions is damaged.
         """
-        windows = read_windows(
-            self.folder / WINDOWS, self.name, EvaluationError, remedy=SCORE_AGAIN
-        )
-        regions = np.array([row.max_score for row in self.regions()], np.float64)
-        tiles = np.asarray(windows["score"], np.float64)
+        tiles = np.asarray(self.results.windows()["score"], np.float64)
+        regions = np.array([row.max_score for row in self.results.regions()], np.float64)
         return SlideScores(self.score, tiles, regions, self.n_regions)
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredFolder:
+class ComparedFolder:
     """Slides of a results folder.
 
     Parameters
@@ -87,7 +81,7 @@ class ScoredFolder:
     path : Path
     facts : dict
         Its ``run.json``: digest, run.
-    slides : tuple of ScoredSlide
+    slides : tuple of ComparedSlide
         Those with a heatmap.
     others : dict of str to str
         Status of the other slides: without tissue, unusable, failed.
@@ -97,11 +91,11 @@ class ScoredFolder:
 
     path: Path
     facts: dict[str, Any]
-    slides: tuple[ScoredSlide, ...]
+    slides: tuple[ComparedSlide, ...]
     others: dict[str, str]
     reasons: dict[str, str]
 
-    def check_same_run(self, other: ScoredFolder) -> None:
+    def check_same_run(self, other: ComparedFolder) -> None:
         """Check that two folders were scored alike.
 
         Raises
@@ -123,7 +117,7 @@ class ScoredFolder:
         return InputError(
             f"holds no scored slide{f' ({said})' if said else ''}",
             subject=str(self.path),
-            remedy="Its slides.csv says why." if said else "Score slides by `wsiad heatmap`.",
+            remedy=f"Its {SLIDES} says why." if said else "Score slides by `wsiad heatmap`.",
         )
 
     def check_healthy(self, learnt_from: Mapping[str, str]) -> None:
@@ -158,7 +152,7 @@ class ScoredFolder:
                 raise InputError(f"is the same slide as {twin}", subject=subject)
             seen[slide.fingerprint] = slide.name
 
-    def check_apart(self, other: ScoredFolder) -> None:
+    def check_apart(self, other: ComparedFolder) -> None:
         """Check that two folders share no slide.
 
         Raises
@@ -176,7 +170,7 @@ class ScoredFolder:
                 )
 
 
-def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
+def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
     """List the slides of a results folder.
 
     Parameters
@@ -190,37 +184,30 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ScoredFolder:
     InputError
         It holds no results, or those of a slide are damaged or of another run.
     """
-    refuse_other(path, RESULTS, InputError, remedy=MAKE)
-    facts = results_facts(path)
+    results = Results(path)
+    facts = results.facts
     if not (path / SLIDES).exists():
         raise InputError("does not hold results", subject=str(path), remedy=MAKE)
     slides, others, reasons = [], {}, {}
-    for row in read_table(path / SLIDES, HeatmapRow):
+    for row in results.slides:
         if row.status != OK:
             others[row.slide], reasons[row.slide] = row.status, row.reason
             continue
-        slides.append(_slide(row, path / row.slide, facts["digest"], score))
-    return ScoredFolder(path, facts, tuple(slides), others, reasons)
+        slides.append(_slide(results.of(row), facts["digest"], score))
+    return ComparedFolder(path, facts, tuple(slides), others, reasons)
 
 
-def _slide(row: HeatmapRow, folder: Path, digest: str, score: SlideScore) -> ScoredSlide:
-    facts = slide_facts(folder)
+def _slide(results: SlideResults, digest: str, score: SlideScore) -> ComparedSlide:
+    row, subject = results.row, str(results.folder)
+    facts = results.facts()
     if facts is None or facts["digest"] != digest:
-        raise InputError(f"has no {SLIDE} of this run", subject=str(folder), remedy=SCORE_AGAIN)
+        raise InputError(f"has no {SLIDE} of this run", subject=subject, remedy=SCORE_AGAIN)
     value = row.score_max if score == "max" else row.score_top_k_mean
     if value is None or not np.isfinite(value):
-        raise InputError(f"has no score_{score}", subject=str(folder), remedy=SCORE_AGAIN)
+        raise InputError(f"has no score_{score}", subject=subject, remedy=SCORE_AGAIN)
     # The table rounds to nine digits; the record has the number itself.
     exact = facts.get("row", {}).get(f"score_{score}")
-    value = value if exact is None else float(exact)
-    return ScoredSlide(
-        row.slide,
-        row.label,
-        facts["fingerprint"],
-        float(value if exact is None else exact),
-        row.regions or 0,
-        folder,
-    )
+    return ComparedSlide(results, facts["fingerprint"], float(value if exact is None else exact))
 
 
 def _difference(one: Path, two: Path) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from wsiad.conformal.judgement import FalseAlarms, Kind
 from wsiad.conformal.p_values import slides_needed
-from wsiad.results.scored import ScoredFolder
+from wsiad.results.compared_slides import ComparedFolder
 from wsiad.slides.slide_table import FAILED, UNUSABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wsiad.conformal.significance_files import SignificanceRow
+    from wsiad.results.significance_files import SignificanceRow
 
 _USUAL_LEVEL = 0.05
 _RARE = 0.01
@@ -49,9 +49,9 @@ STATED = (
 
 
 def warnings(
-    tested: ScoredFolder,
-    healthy: ScoredFolder,
-    check: ScoredFolder | None,
+    tested: ComparedFolder,
+    healthy: ComparedFolder,
+    check: ComparedFolder | None,
     *,
     learnt_from: Mapping[str, str] | None,
     alarms: Sequence[FalseAlarms],
@@ -123,7 +123,7 @@ def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
     ]
 
 
-def not_tested(tested: ScoredFolder) -> list[str]:
+def not_tested(tested: ComparedFolder) -> list[str]:
     """Say which slides have no score and so no p-value, and why."""
     if not tested.others:
         return []

@@ -16,22 +16,23 @@ from wsiad.conformal.p_values import (
     RegionSignificance,
     benjamini_hochberg,
 )
-from wsiad.conformal.significance_text import STATED
-from wsiad.core.csv_file import table_text
 from wsiad.core.errors import InputError
-from wsiad.core.files import atomic_file, read_json, write_json, write_text
+from wsiad.core.files import atomic_file, write_json, write_text
+from wsiad.core.typed_table import TableKind
 from wsiad.exports.qupath.objects import add_measurements
-from wsiad.results.region_table import REGIONS, write_regions
-from wsiad.results.scored import ScoredFolder, ScoredSlide
+from wsiad.results.compared_slides import ComparedFolder, ComparedSlide
+from wsiad.results.file_names import (
+    OUTLINES,
+    REGIONS,
+    SIGNIFICANCE,
+    SIGNIFICANCE_TABLE,
+    WINDOWS_P,
+)
+from wsiad.results.region_table import write_regions
+from wsiad.results.significance_text import STATED
 
 if TYPE_CHECKING:
     from wsiad.verbs.significance import SignificanceConfig
-
-SIGNIFICANCE, TABLE = "significance.json", "significance.csv"
-"""In a results folder; the first is written last."""
-
-WINDOWS_P = "windows_p.npy"
-"""In a slide's folder: p of each window, in the order of ``windows.npy``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,13 @@ class SignificanceRow:
     p_family_wise: float | None
 
 
+_TABLE = TableKind(
+    SignificanceRow, "slides with p-values", "Run wsiad significance again.", InputError
+)
+
+
 def rows_of(
-    judged: Sequence[tuple[ScoredSlide, float, RegionSignificance]],
+    judged: Sequence[tuple[ComparedSlide, float, RegionSignificance]],
 ) -> list[SignificanceRow]:
     """Sum up judged slides, in their order."""
     adjusted = benjamini_hochberg(np.array([p for _, p, _ in judged]))
@@ -83,7 +89,7 @@ def rows_of(
     ]
 
 
-def write_slide(slide: ScoredSlide, judgement: SlideJudgement) -> None:
+def write_slide(slide: ComparedSlide, judgement: SlideJudgement) -> None:
     """Write p-values into a slide's folder: of its windows and of its regions.
 
     Raises
@@ -91,15 +97,15 @@ def write_slide(slide: ScoredSlide, judgement: SlideJudgement) -> None:
     ExportError
         Its regions are damaged.
     """
-    found = judgement.regions
+    found, folder = judgement.regions, slide.results.folder
     columns = (found.p_family_wise, found.p, found.q, found.significant)
     each = list(zip(*(column.tolist() for column in columns), strict=True))
     rows = [
         replace(row, p_family_wise=family_wise, p=p, q=q, significant=int(significant))
-        for row, (family_wise, p, q, significant) in zip(slide.regions(), each, strict=True)
+        for row, (family_wise, p, q, significant) in zip(slide.results.regions(), each, strict=True)
     ]
     add_measurements(
-        slide.folder / "lesions.geojson",
+        folder / OUTLINES,
         [
             {
                 "wsiad: p (family-wise)": family_wise,
@@ -110,8 +116,8 @@ def write_slide(slide: ScoredSlide, judgement: SlideJudgement) -> None:
             for family_wise, p, q, significant in each
         ],
     )
-    write_regions(slide.folder / REGIONS, rows)
-    _write_array(slide.folder / WINDOWS_P, judgement.tiles)
+    write_regions(folder / REGIONS, rows)
+    _write_array(folder / WINDOWS_P, judgement.tiles)
 
 
 def _write_array(path: Path, values: FloatArray) -> None:
@@ -121,7 +127,7 @@ def _write_array(path: Path, values: FloatArray) -> None:
 
 def forget(results: Path) -> None:
     """Take away what an earlier comparison says of the folder, before slides are changed."""
-    for name in (SIGNIFICANCE, TABLE):
+    for name in (SIGNIFICANCE, SIGNIFICANCE_TABLE):
         (results / name).unlink(missing_ok=True)
 
 
@@ -129,17 +135,15 @@ def write(
     config: SignificanceConfig,
     rows: Sequence[SignificanceRow],
     *,
-    healthy: ScoredFolder,
-    check: ScoredFolder | None,
-    tested: ScoredFolder,
+    healthy: ComparedFolder,
+    check: ComparedFolder | None,
+    tested: ComparedFolder,
     reference: HealthySlides,
     alarms: Sequence[FalseAlarms],
     warnings: Sequence[str],
 ) -> Path:
     """Write ``significance.csv`` and, last, ``significance.json``; return the latter."""
-    names = list(SignificanceRow.__dataclass_fields__)
-    cells = (asdict(row).values() for row in rows)
-    write_text(config.results / TABLE, table_text(names, cells))
+    write_text(config.results / SIGNIFICANCE_TABLE, _TABLE.text(rows))
     regions = reference.regions
     path = config.results / SIGNIFICANCE
     values = {
@@ -167,18 +171,6 @@ def write(
     return path
 
 
-def _told(folder: ScoredFolder) -> dict[str, Any]:
+def _told(folder: ComparedFolder) -> dict[str, Any]:
     names = [slide.name for slide in folder.slides]
     return {"slides": len(names), "names": names, "not_used": folder.others}
-
-
-def read_significance(results: Path) -> dict[str, Any] | None:
-    """Read ``significance.json`` of a results folder; ``None`` where there is none.
-
-    Raises
-    ------
-    InputError
-        It is damaged.
-    """
-    path = results / SIGNIFICANCE
-    return read_json(path, InputError) if path.exists() else None
