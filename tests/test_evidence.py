@@ -7,12 +7,11 @@ import json
 import pytest
 
 from wsiad.core.errors import ExportError
-from wsiad.results.evidence_files import read_evidence, read_fields, read_p_values
+from wsiad.results.evidence_files import read_evidence, read_fields
 
 FIELD = {
     "rank": 1, "image": "regions/001.jpg", "x": 1, "y": 2, "width": 30, "height": 40,
-    "across_um": 300, "bar_um": 50, "max_score": 5, "mean_score": 4.5, "percentile": 100,
-    "area_um2": 12.5,
+    "across_um": 300, "bar_um": 50, "percentile": 100,
 }  # fmt: skip
 REGION = {
     "rank": 2, "x": 1, "y": 2, "width": 30, "height": 40, "score": 5, "percentile": 99.5,
@@ -28,7 +27,6 @@ def write(folder, name, regions, **more):
 
 def test_nothing_is_read_where_nothing_is(tmp_path):
     assert read_fields(tmp_path) == read_evidence(tmp_path) == ()
-    assert read_p_values(tmp_path) == {}
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -37,7 +35,7 @@ def test_what_is_written_is_read(tmp_path):
     nearest = [*REGION["nearest"], placeless]
     write(tmp_path, "evidence.json", [REGION | {"later": 1, "nearest": nearest}])
     (field,) = read_fields(tmp_path)
-    assert (field.rank, field.area_um2, field.image) == (1, 12.5, tmp_path / "regions/001.jpg")
+    assert (field.rank, field.across_um, field.image) == (1, 300, tmp_path / "regions/001.jpg")
     (region,) = read_evidence(tmp_path)
     assert region.tile == tmp_path / "evidence/002.jpg"
     assert region.reconstruction is None
@@ -73,9 +71,8 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
         "no json",
         '{"format": 2, "regions": []}',
         json.dumps({"format": 1, "regions": [{**FIELD, "rank": 0}]}),
-        json.dumps({"format": 1, "regions": [{**FIELD, "percentile": 101}]}),
         json.dumps({"format": 1, "regions": [{**FIELD, "width": 0}]}),
-        json.dumps({"format": 1, "regions": [{**FIELD, "max_score": float("nan")}]}),
+        json.dumps({"format": 1, "regions": [{**FIELD, "across_um": float("nan")}]}),
         json.dumps({"format": 1, "regions": [{k: v for k, v in FIELD.items() if k != "image"}]}),
     ],
 )
@@ -84,14 +81,3 @@ def test_damage_is_named(tmp_path, text):
     with pytest.raises(ExportError, match=r"regions\.json: is damaged") as caught:
         read_fields(tmp_path)
     assert "run wsiad heatmap again" in str(caught.value)
-
-
-def test_p_values_by_rank(tmp_path):
-    (tmp_path / "regions.csv").write_text("rank,score,p,q\n1,5,0.01,0.02\n2,4,0.5,\n3,3,,\n")
-    assert read_p_values(tmp_path) == {1: (0.01, 0.02), 2: (0.5, None)}
-    (tmp_path / "regions.csv").write_text("rank,score\n1,5\n")
-    assert read_p_values(tmp_path) == {}
-    for bad in ("rank,p\n1,1.5\n", "rank,p\nx,0.5\n", "p\n0.5\n", "rank,p\n1,nan\n"):
-        (tmp_path / "regions.csv").write_text(bad)
-        with pytest.raises(ExportError, match=r"regions\.csv: is damaged"):
-            read_p_values(tmp_path)

@@ -106,12 +106,15 @@ def test_five_fields_are_written_and_told(tmp_path):
     assert len(regions) == 8
     write_fields(tmp_path, slide, regions, heatmap=map_, percentiles=range(99, 91, -1))
     fields = read_fields(tmp_path)
-    assert [(f.rank, f.percentile) for f in fields] == [(i + 1, 99 - i) for i in range(5)]
+    stated = json.loads((tmp_path / "regions.json").read_text())["regions"]
+    assert [f.rank for f in fields] == [1, 2, 3, 4, 5]
+    assert [one["percentile"] for one in stated] == [99, 98, 97, 96, 95]
     assert sorted(p.name for p in (tmp_path / "regions").iterdir()) == [
         f"00{i}.jpg" for i in range(1, 6)
     ]
     for field, region in zip(fields, regions, strict=False):
-        assert (field.max_score, field.area_um2) == (region.max_score, region.area)
+        told = stated[field.rank - 1]
+        assert (told["max_score"], told["area_um2"]) == (region.max_score, region.area)
         assert (field.across_um, field.bar_um) == (300, 50)
         shown = shapely.box(field.x, field.y, field.x + field.width, field.y + field.height)
         assert shown.covers(region.polygon)

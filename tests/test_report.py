@@ -21,6 +21,7 @@ from wsiad.core.errors import ExportError
 from wsiad.report import wording as report_text
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.results.region_table import RegionRow
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'&{{ 7*7 }}"""
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -435,12 +436,20 @@ def test_facts_are_laid_flat_and_worded():
 def regions(folder, *, count=2):
     return [
         RegionEntry(
-            rank,
-            score=5.0 - rank,
-            percentile=99.97,
-            area_um2=8707.13,
-            p=0.0125,
-            q=None,
+            RegionRow(
+                rank,
+                0,
+                0,
+                9,
+                9,
+                4,
+                4,
+                area_um2=8707.13,
+                max_score=5.0 - rank,
+                mean_score=0.5,
+                percentile=99.97,
+                p=0.0125,
+            ),
             images=[("field", picture(folder / f"field{rank}.png", seed=rank))],
             tiles=[("healthy", picture(folder / f"tile{rank}.png", seed=10 + rank))],
         )

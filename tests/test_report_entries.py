@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from wsiad.core.errors import ExportError, InputError
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.report.report import slide_entry, with_findings, write_results_report
 from wsiad.report.report_model import SlideEntry
+from wsiad.results.folder import Results
+from wsiad.results.region_table import read_regions, write_regions
+from wsiad.results.slide_results import SlideResults
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +38,15 @@ def results(tmp_path_factory):
 
 @pytest.fixture
 def slide(results):
-    made = [results / "s" / name for name in ("evidence.json", "regions.csv")]
+    table = (results / "s" / "regions.csv").read_text()
     yield results / "s"
-    for path in made:
-        path.unlink(missing_ok=True)
+    (results / "s" / "evidence.json").unlink(missing_ok=True)
+    (results / "s" / "regions.csv").write_text(table)
 
 
 def entry(results, **more):
-    return slide_entry(HeatmapRow("s", "ok", tiles=10, **more), results, None)
+    row = HeatmapRow("s", "ok", tiles=10, **more)
+    return slide_entry(SlideResults(results, results / "s", row), None)
 
 
 def test_the_strongest_regions_are_shown_in_the_slide(results):
@@ -49,11 +54,11 @@ def test_the_strongest_regions_are_shown_in_the_slide(results):
     assert found.regions_found is None  # this row says nothing of them
     assert found.thumbnail == results / "s" / "thumbnail.jpg"
     assert max(Image.open(found.thumbnail).size) <= 144
-    assert [region.rank for region in found.regions] == [1, 2]
+    assert [entry.region.rank for entry in found.regions] == [1, 2]
     first, second = found.regions
-    assert first.score > second.score > 100
-    assert (first.area_um2, second.area_um2) == (64 * 64 / 4, 64 * 128 / 4)
-    assert (first.p, first.q) == (None, None)
+    assert first.region.max_score > second.region.max_score > 100
+    assert (first.region.area_um2, second.region.area_um2) == (64 * 64 / 4, 64 * 128 / 4)
+    assert (first.region.p, first.region.q) == (None, None)
     ((window, _),) = first.tiles  # a detector without features shows nothing beside it
     assert window.startswith("Its strangest window")
     ((caption, file),) = first.images
@@ -83,15 +88,22 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
         "nearest": [{"slide": "n1", "x": 1, "y": 2, "distance": 0.25, "tile": "evidence/h.jpg"}],
     }
     (slide / "evidence.json").write_text(json.dumps({"format": 1, "regions": [told]}))
-    (slide / "regions.csv").write_text("rank,p,q\n1,0.01,0.02\n2,0.2,0.2\n")
+    judged = [
+        replace(row, p=p, q=q)
+        for row, (p, q) in zip(
+            read_regions(slide / "regions.csv"), [(0.01, 0.02), (0.2, 0.2)], strict=True
+        )
+    ]
+    write_regions(slide / "regions.csv", judged)
     first, second = entry(results).regions
     assert [caption for caption, _ in first.tiles] == [
         "Its strangest window, 0.5 µm/px",
         "Healthy no. 1: n1, distance 0.25",
         "Difference from it",
     ]
-    assert (first.p, first.q, second.p, second.q) == (0.01, 0.02, 0.2, 0.2)
-    assert first.score > 100  # of the region itself, not of its evidence
+    p_values = [(entry.region.p, entry.region.q) for entry in (first, second)]
+    assert p_values == [(0.01, 0.02), (0.2, 0.2)]
+    assert first.region.max_score > 100  # of the region itself, not of its evidence
     write_results_report(results)
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "p&nbsp;=&nbsp;0.01, q&nbsp;=&nbsp;0.02" in page
@@ -109,7 +121,7 @@ def test_a_name_that_leads_out_of_the_results_is_refused(results):
     (results.parent / "secret").mkdir()
     for name in ("../secret", "..", str(results.parent / "secret")):
         with pytest.raises(InputError, match="cannot be used as a name"):
-            slide_entry(HeatmapRow(name, "ok"), results, None)
+            Results(results).of(HeatmapRow(name, "ok"))
 
 
 def test_what_was_found_of_a_slide_stands_with_it():

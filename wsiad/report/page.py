@@ -29,7 +29,8 @@ from PIL import Image
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
-from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.report.report_model import ColourScale, Report, SlideEntry
+from wsiad.results.region_table import RegionRow
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
@@ -125,7 +126,7 @@ _THUMBNAIL = "Heatmap"
 
 @dataclass(frozen=True, slots=True)
 class _RegionCard:
-    region: RegionEntry
+    region: RegionRow
     pictures: list[Picture]
     tiles: list[Picture]
 
@@ -198,7 +199,7 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
         picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
         shown(slide.images),
         picture(_OVERVIEW, slide.overview, folder) if slide.overview else None,
-        [_RegionCard(part, shown(part.images), shown(part.tiles)) for part in slide.regions],
+        [_RegionCard(part.region, shown(part.images), shown(part.tiles)) for part in slide.regions],
     )
 
 

@@ -16,38 +16,30 @@ import pydantic
 
 from wsiad._version import __version__
 from wsiad.core.errors import InputError
-from wsiad.core.files import checked_slide_name, write_json
+from wsiad.core.files import write_json
 from wsiad.core.json_record import read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow
-from wsiad.heatmaps.score_map import read_window_table
 from wsiad.pictures.colours import HEALTHY_LEVELS
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
-from wsiad.results.evidence_files import (
-    RegionEvidence,
-    RegionField,
-    read_evidence,
-    read_fields,
-    read_p_values,
-)
-from wsiad.results.judged import read_evaluation, read_significance
-from wsiad.results.records import results_facts
-from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged, read_table
+from wsiad.results import file_names as names
+from wsiad.results.evidence_files import RegionEvidence, RegionField
+from wsiad.results.folder import Results
+from wsiad.results.judged import read_evaluation
+from wsiad.results.slide_results import SlideResults
+from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunRecord
 
 _PICTURES = (
-    ("tissue.png", "Slide, tissue outlined"),
-    ("overlay.png", "Heatmap over the tissue; regions outlined, what was left out hatched"),
+    (names.TISSUE, "Slide, tissue outlined"),
+    (names.OVERLAY, "Heatmap over the tissue; regions outlined, what was left out hatched"),
 )
-_OVERVIEW = "overview.jpg"
-_THUMBNAIL = "thumbnail.jpg"
-_LEFT_OUT = "left_out.npy"
 
 
-def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None) -> SlideEntry:
+def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEntry:
     """Gather what the report says and shows of a slide.
 
     Results of older versions have fewer files: what is not there is not shown.
@@ -55,10 +47,10 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
     Raises
     ------
     ExportError, InputError
-        A file of its folder is damaged, or its name leads out of the results.
+        A file of its folder is damaged.
     """
-    folder = results / checked_slide_name(row.slide)
-    pictures = [(text, folder / name) for name, text in _PICTURES if (folder / name).exists()]
+    row = slide.row
+    pictures = [(text, file) for name, text in _PICTURES if (file := slide.file(name))]
     return SlideEntry(
         row.slide,
         row.status,
@@ -70,13 +62,13 @@ def slide_entry(row: HeatmapRow, results: Path, calibration: Calibration | None)
         windows=row.tiles,
         seconds=row.seconds,
         images=pictures,
-        overview=_if_there(folder / _OVERVIEW),
+        overview=slide.file(names.OVERVIEW),
         not_assessed=row.unusable > 0 or "not assessed" in row.reason,
         detections=row.detections,
-        thumbnail=_if_there(folder / _THUMBNAIL),
-        regions=_regions(folder),
+        thumbnail=slide.file(names.THUMBNAIL),
+        regions=_regions(slide),
         regions_found=row.regions,
-        left_out=_left_out(folder / _LEFT_OUT),
+        left_out=_left_out(slide),
     )
 
 
@@ -106,41 +98,35 @@ def with_findings(
     )
 
 
-def _if_there(path: Path) -> Path | None:
-    return path if path.exists() else None
-
-
 def _percentile(score: float | None, calibration: Calibration | None) -> float | None:
     if score is None or calibration is None:
         return None
     return float(calibration.percentile(score))
 
 
-def _left_out(path: Path) -> dict[str, int]:
+def _left_out(slide: SlideResults) -> dict[str, int]:
     """Count the windows that were not scored, by the reason, most frequent first."""
-    if not path.exists():
+    if slide.file(names.LEFT_OUT) is None:
         return {}
-    remedy = f"Delete {path.parent} and run wsiad heatmap again."
-    reasons = read_window_table(path, ["reason"], InputError, remedy=remedy)["reason"]
-    return dict(Counter(map(str, reasons)).most_common())
+    return dict(Counter(map(str, slide.left_out()["reason"])).most_common())
 
 
-def _regions(folder: Path) -> list[RegionEntry]:
-    fields = {field.rank: field for field in read_fields(folder)}
-    evidence = {found.rank: found for found in read_evidence(folder)}
-    p_values = read_p_values(folder)
-    known = {rank: (f.max_score, f.percentile, f.area_um2) for rank, f in fields.items()}
-    if not known:  # scored from a store: there is nothing of the slide to show
-        known = {rank: (e.score, e.percentile, e.area_um2) for rank, e in evidence.items()}
+def _regions(slide: SlideResults) -> list[RegionEntry]:
+    """Gather the regions of which there are pictures."""
+    fields = {field.rank: field for field in slide.fields()}
+    evidence = {found.rank: found for found in slide.evidence()}
+    if not fields and not evidence:
+        return []
+    # Scored from a store, there is nothing of the slide to show.
+    shown = fields or evidence
     return [
         RegionEntry(
-            rank,
-            *measures,
-            *p_values.get(rank, (None, None)),
-            images=[_field(fields[rank])] if rank in fields else [],
-            tiles=list(_tiles(evidence[rank])) if rank in evidence else [],
+            region,
+            images=[_field(fields[region.rank])] if region.rank in fields else [],
+            tiles=list(_tiles(evidence[region.rank])) if region.rank in evidence else [],
         )
-        for rank, measures in sorted(known.items())
+        for region in slide.regions()
+        if region.rank in shown
     ]
 
 
@@ -163,10 +149,8 @@ def _tiles(evidence: RegionEvidence) -> Iterator[tuple[str, Path]]:
         yield "Difference from it", evidence.difference
 
 
-REPORT = "report.html"
-_TIMINGS = "timings.json"
 _FEW_WINDOWS = 1000  # the 99.9 % quantile, the last that the colour scale names, is one of them
-_PLOTS = (("roc.png", "ROC of the slides"), ("froc.png", "FROC"))
+_PLOTS = ((names.ROC, "ROC of the slides"), (names.FROC, "FROC"))
 
 
 def write_results_report(
@@ -205,17 +189,18 @@ def write_results_report(
     """
     from wsiad.runs.run import LOSS, RunFolder
 
-    facts = results_facts(results)
-    known = _timings_file(results / _TIMINGS)
+    opened = Results(results)
+    facts = opened.facts
+    known = _timings_file(results / names.TIMINGS)
     taken = {**known.seconds, **(seconds or {})}
     judged = str(evaluation.resolve()) if evaluation else known.evaluation
-    write_json(results / _TIMINGS, {"seconds": taken, "evaluation": judged})
+    write_json(results / names.TIMINGS, {"seconds": taken, "evaluation": judged})
     folder = Path(judged) if judged else results
     run = RunFolder(Path(facts["run"]))
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
-    rows = read_table(results / "slides.csv", HeatmapRow)
-    sure = read_significance(results)
+    rows = list(opened.slides)
+    sure = opened.significance()
     evaluated = read_evaluation(folder)
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
@@ -225,7 +210,7 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=_entries(rows, results, calibration, evaluated, sure),
+        slides=_entries(opened, calibration, evaluated, sure),
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=evaluated,
         plots=plots,
@@ -242,14 +227,13 @@ def write_results_report(
         colour_scale=_legend(calibration) if calibration else None,
         versions=facts.get("versions") or {},
     )
-    path = to or results / REPORT
+    path = to or results / names.REPORT
     write_report(path, report)
     return path
 
 
 def _entries(
-    rows: Sequence[HeatmapRow],
-    results: Path,
+    results: Results,
     calibration: Calibration | None,
     evaluated: dict[str, Any] | None,
     sure: dict[str, Any] | None,
@@ -259,11 +243,11 @@ def _entries(
     compared = (sure or {}).get("slides", {})
     return [
         with_findings(
-            slide_entry(row, results, calibration),
+            slide_entry(results.of(row), calibration),
             evaluated=judged.get(row.slide),
             compared=compared.get(row.slide),
         )
-        for row in rows
+        for row in results.slides
         if row.status != FAILED
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsiad.report import wording as report_text
+from wsiad.results.region_table import RegionRow
 
 Pictures = Sequence[tuple[str, Path]]
 """Pictures as (caption, PNG or JPEG file)."""
@@ -38,26 +39,15 @@ class RegionEntry:
 
     Parameters
     ----------
-    rank : int
-        By its highest score within the slide, from 1.
-    score, percentile : float
-        Its highest score, and where that lies among healthy ones, 0 to 100.
-    area_um2 : float
-        µm².
-    p, q : float or None
-        Conformal p-value, and the same adjusted to the slide's regions.
+    region : RegionRow
+        Rank, scores, area, p and q.
     images : sequence of (str, Path)
         The region as it lies in the slide; large.
     tiles : sequence of (str, Path)
         What it is compared with; small.
     """
 
-    rank: int
-    score: float
-    percentile: float
-    area_um2: float
-    p: float | None = None
-    q: float | None = None
+    region: RegionRow
     images: Pictures = ()
     tiles: Pictures = ()
 

@@ -1,15 +1,13 @@
 """What a slide's folder holds of its strongest regions, read as files from anywhere are read.
 
-Three files, each of which may be absent: ``regions.json`` with the fields of view around
-the regions, ``regions.csv`` with their p-values, and ``evidence.json`` with the healthy
-tiles that are nearest to them. Names in them are relative to the folder and cannot lead
+Two files, each of which may be absent: ``regions.json`` with the fields of view around the
+regions, and ``evidence.json`` with the healthy tiles that are nearest to them. The regions
+themselves are in ``regions.csv``. Names in the files are relative to the folder and cannot lead
 out of it.
 """
 
 from __future__ import annotations
 
-import csv
-import math
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -17,10 +15,9 @@ import pydantic
 from pydantic import Field, ValidationInfo
 
 from wsiad.core.errors import ExportError
-
-REGIONS = "regions.json"
-P_VALUES = "regions.csv"
-EVIDENCE = "evidence.json"
+from wsiad.core.files import read_json
+from wsiad.core.json_record import checked
+from wsiad.results.file_names import EVIDENCE, FIELDS
 
 T = TypeVar("T", bound="_File")
 
@@ -60,12 +57,6 @@ class RegionField(_Value):
         Width of the field, µm.
     bar_um : float
         Length of the bar in the picture, µm.
-    max_score, mean_score : float
-        Of the heatmap pixels in the region.
-    percentile : float
-        Of the highest score among healthy windows, 0 to 100.
-    area_um2 : float
-        Of the region, µm².
     """
 
     rank: Annotated[int, Field(ge=1)]
@@ -76,10 +67,6 @@ class RegionField(_Value):
     height: _Positive
     across_um: _Positive
     bar_um: _Positive
-    max_score: float
-    mean_score: float
-    percentile: Annotated[float, Field(ge=0, le=100)]
-    area_um2: _Positive
 
 
 class HealthyTile(_Value):
@@ -151,7 +138,7 @@ def read_fields(folder: Path) -> tuple[RegionField, ...]:
     ExportError
         It is damaged, or names a file outside the folder.
     """
-    found = _read(folder / REGIONS, _Regions)
+    found = _read(folder / FIELDS, _Regions)
     return found.regions if found else ()
 
 
@@ -167,61 +154,14 @@ def read_evidence(folder: Path) -> tuple[RegionEvidence, ...]:
     return found.regions if found else ()
 
 
-def read_p_values(folder: Path) -> dict[int, tuple[float | None, float | None]]:
-    """Read p and q by rank from ``regions.csv`` of a slide's folder.
-
-    Returns
-    -------
-    dict of int to (float or None, float or None)
-        Conformal p-value and its false-discovery-adjusted q-value; empty without the
-        file, or where it has no such columns.
-
-    Raises
-    ------
-    ExportError
-        It is damaged, or states a p or q that is not a share.
-    """
-    path = folder / P_VALUES
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {
-                int(row["rank"]): (_share(row.get("p")), _share(row.get("q")))
-                for row in csv.DictReader(file)
-                if row.get("p") or row.get("q")
-            }
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _share(text: str | None) -> float | None:
-    if not text:
-        return None
-    value = float(text)
-    if not (math.isfinite(value) and 0 <= value <= 1):
-        raise ValueError(f"{text} is no probability")
-    return value
-
-
 def _read(path: Path, kind: type[T]) -> T | None:
     if not path.exists():
         return None
+    remedy = f"Delete {path.parent} and run wsiad heatmap again."
     try:
-        return kind.model_validate_json(
-            path.read_text(encoding="utf-8"), context={"folder": path.parent}
-        )
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise _damaged(path, f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, why: str) -> ExportError:
-    return ExportError(
-        f"is damaged ({why})",
-        subject=str(path),
-        remedy=f"Delete {path.parent} and run wsiad heatmap again.",
-    )
+        values = read_json(path, ExportError, remedy=remedy)
+    except ExportError as error:
+        raise ExportError(
+            f"is damaged: {error.problem}", subject=str(path), remedy=remedy
+        ) from None
+    return checked(kind, values, path, ExportError, remedy=remedy)

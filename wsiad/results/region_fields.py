@@ -21,7 +21,7 @@ from wsiad.core.files import atomic_file, write_json
 from wsiad.core.geometry import Box, PixelMap, Size
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.results.evidence_files import REGIONS
+from wsiad.results.file_names import FIELD_PICTURES, FIELDS
 from wsiad.results.overlay import outline_polygon
 from wsiad.slides.slide import Slide
 
@@ -73,7 +73,7 @@ def write_fields(
         bar_um = _bar_um(across_um)
         outline_polygon(picture, region.polygon, placement)
         _draw_bar(picture, bar_um / (placement.scale_x * slide.spacing.x))
-        image = Path("regions") / f"{rank:03d}.jpg"
+        image = Path(FIELD_PICTURES) / f"{rank:03d}.jpg"
         with atomic_file(folder / image) as partial:
             Image.fromarray(picture).save(partial, quality=82)
         entries.append(
@@ -89,7 +89,7 @@ def write_fields(
                 "area_um2": region.area,
             }
         )
-    write_json(folder / REGIONS, {"format": 1, "regions": entries})
+    write_json(folder / FIELDS, {"format": 1, "regions": entries})
 
 
 def field_around(region: Region, heatmap: Heatmap) -> Box:
