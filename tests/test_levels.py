@@ -143,3 +143,26 @@ def test_a_damaged_level_that_may_be_filled_up_does_not_stop_the_opening(tmp_pat
     with open_slide(path, backend="openslide") as slide:
         assert [level.downsample_x for level in slide.levels] == [1, 4]
         assert slide.read_level(0, 0, 0, Size(20, 20)).valid is None
+
+
+def test_large_levels_of_a_regular_pyramid_are_not_read():
+    """Most slides are such: to read their large levels would take longer than to tile them."""
+    edges = [8192, 4096, 2048, 1024, 512]
+    asked = []
+
+    def show(number):
+        asked.append(number)
+        return cv2.resize(
+            cv2.cvtColor(picture(), cv2.COLOR_RGB2GRAY), (edges[number], edges[number])
+        )
+
+    levels = find_levels(
+        [Size(edge, edge) for edge in edges],
+        reported=[8192 / edge for edge in edges],
+        tiles=[Size(512, 512)] * len(edges),
+        picture=show,
+    )
+    assert [(level.downsample_x, level.downsample_y) for level in levels] == [
+        (8192 / edge, 8192 / edge) for edge in edges
+    ]
+    assert set(asked) == {2, 3, 4}

@@ -63,8 +63,10 @@ def find_levels(
     A level was filled up if the ratios of its widths and heights differ by more than
     rounding explains; it may have been if it ends with its last tiles. Every integer that
     explains its size is then compared by picture: level ``n - 1`` is scaled to what level
-    ``n`` would hold, and correlated with it. Where there is nothing to see, a power of two
-    is preferred, then the smallest integer.
+    ``n`` would hold, and correlated with it. Where its size is by a power of two that of level
+    0, only other powers of two are compared, and nothing is where no other is possible: most
+    pyramids whose levels end with whole tiles are such. Where there is nothing to see, a power
+    of two is preferred, then the smallest integer.
     """
     seen: dict[int, Picture | None] = {}
 
@@ -112,10 +114,16 @@ def _unfilled(
     usual = _candidates(whole, size, spare=spare, filling=tile, least=least)
     small = size.width * size.height <= _SMALL_PX
     edges = (tile.width, tile.height) if tile else (0, 0)
-    more = None if small else Size(*(max(_FILLED_PX, 2 * edge) for edge in edges))
+    # Nobody fills a level up so that it is by a power of two that of level 0 by chance.
+    regular = alike and _is_power(plain.downsample_x)
+    more = None if small else tile if regular else _most_filled(edges)
     tried = _candidates(whole, size, spare=spare, filling=more, least=least)
     if alike:
         tried.insert(0, plain.downsample_x)
+        if regular:
+            tried = [value for value in tried if _is_power(value)]
+        if set(tried) == {plain.downsample_x}:
+            return None
     shown, finer = look(len(before)), look(len(before) - 1)
     if shown is not None and finer is not None:
         found = _most_alike(shown, _within(finer, before[-1], whole), whole, tried)
@@ -125,6 +133,11 @@ def _unfilled(
     if (alike and plain.downsample_x.is_integer()) or not tiled or not whole_numbers:
         return None
     return Level(size, whole_numbers[0], whole_numbers[0])
+
+
+def _most_filled(edges: Sequence[int]) -> Size:
+    width, height = (max(_FILLED_PX, 2 * edge) for edge in edges)
+    return Size(width, height)
 
 
 def _ends_with_tiles(size: Size, tile: Size) -> bool:
@@ -208,7 +221,10 @@ def _most_alike(
 
 def _correlation(one: Picture, other: Picture) -> float:
     """Correlate two pictures; -1 where one of them is blank."""
-    (_, first), (_, second) = cv2.meanStdDev(one), cv2.meanStdDev(other)
-    if min(float(first[0, 0]), float(second[0, 0])) < 1:
+    first, second = (picture.astype(np.float32).ravel() for picture in (one, other))
+    first -= first.mean()
+    second -= second.mean()
+    powers = float(first @ first), float(second @ second)
+    if min(powers) < first.size:  # a standard deviation below 1
         return -1.0
-    return float(cv2.matchTemplate(one, other, cv2.TM_CCOEFF_NORMED)[0, 0])
+    return float(first @ second) / float(np.sqrt(powers[0] * powers[1]))
