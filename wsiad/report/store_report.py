@@ -17,7 +17,7 @@ from wsiad._version import __version__
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
 from wsiad.report.page import environment, picture, policy, template
-from wsiad.slides.slide_table import read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.verdict import DAMAGED_THERE
@@ -137,7 +137,7 @@ def write_store_report(folder: Path) -> Path:
         Its table is damaged.
     """
     store = TileStore(folder)
-    rows = sorted(read_table(folder / "slides.csv", TileRow), key=lambda row: row.slide)
+    rows = sorted(read_table(folder / SLIDES_TABLE, TileRow), key=lambda row: row.slide)
     preparation, quality = store.preparation, store.preparation.quality
     words = [reason.word for reason in QUALITY_REASONS] if quality.given else []
     report = StoreReport(

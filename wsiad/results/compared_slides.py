@@ -17,7 +17,7 @@ from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SlideScore
 from wsiad.heatmaps.heatmap_task import HeatmapOptions
 from wsiad.results.difference import READING
-from wsiad.results.file_names import CONFIG, SLIDE, SLIDES
+from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
@@ -117,7 +117,7 @@ class ComparedFolder:
         return InputError(
             f"holds no scored slide{f' ({said})' if said else ''}",
             subject=str(self.path),
-            remedy=f"Its {SLIDES} says why." if said else "Score slides by `wsiad heatmap`.",
+            remedy=f"Its {SLIDES_TABLE} says why." if said else "Score slides by `wsiad heatmap`.",
         )
 
     def check_healthy(self, learnt_from: Mapping[str, str]) -> None:
@@ -186,7 +186,7 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
     """
     results = Results(path)
     facts = results.facts
-    if not (path / SLIDES).exists():
+    if not (path / SLIDES_TABLE).exists():
         raise InputError("does not hold results", subject=str(path), remedy=MAKE)
     slides, others, reasons = [], {}, {}
     for row in results.slides:

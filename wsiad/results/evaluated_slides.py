@@ -89,7 +89,7 @@ def scored_slides(
         rows = results.numbered_rows(needed=needed)
     slides: dict[str, ScoredSlide] = {}
     for number, row in rows:
-        where = f"{folder / names.SLIDES}, row {number}"
+        where = f"{folder / names.SLIDES_TABLE}, row {number}"
         # A name that no folder can have is that of a slide that failed by it.
         slide = row.slide if row.status == FAILED else slide_name(row.slide, subject=where)
         if slide in exclude:

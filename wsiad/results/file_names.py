@@ -15,7 +15,7 @@ FACTS: Final = "run.json"
 """What the results were made with."""
 CONFIG: Final = "config.yaml"
 """The resolved configuration of ``wsiad heatmap``."""
-SLIDES: Final = slide_table.SLIDES
+SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
 """One row a slide, whatever became of it."""
 REPORT: Final = "report.html"
 TIMINGS: Final = "timings.json"

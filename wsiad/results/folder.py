@@ -138,10 +138,10 @@ class Results:
             raise InputError("the path of the results is empty", remedy="Give their folder.")
         self.path = Path(path)
         refuse_other(self.path, RESULTS, InputError, remedy=MAKE)
-        there = (self.path / name for name in (names.FACTS, names.SLIDES))
+        there = (self.path / name for name in (names.FACTS, names.SLIDES_TABLE))
         if not any(path.is_file() for path in there):
             raise InputError(
-                f"does not hold results: it has no {names.SLIDES}"
+                f"does not hold results: it has no {names.SLIDES_TABLE}"
                 if self.path.exists()
                 else "there is no such folder",
                 subject=str(self.path),
@@ -168,7 +168,7 @@ class Results:
         InputError
             The table is damaged.
         """
-        return ResultRows(read_table(self.path / names.SLIDES, HeatmapRow))
+        return ResultRows(read_table(self.path / names.SLIDES_TABLE, HeatmapRow))
 
     def numbered_rows(self, *, needed: Sequence[str] = ()) -> list[tuple[int, HeatmapRow]]:
         """Read the rows of ``slides.csv``, each with its line of the file.
@@ -184,7 +184,7 @@ class Results:
             The table is missing or damaged, or lacks a column.
         """
         kind = slide_table_kind(HeatmapRow)
-        return kind.read_numbered(self.path / names.SLIDES, needed=needed)
+        return kind.read_numbered(self.path / names.SLIDES_TABLE, needed=needed)
 
     def slide(self, name: str) -> SlideResults:
         """Open the results of a slide.
@@ -199,7 +199,7 @@ class Results:
             raise InputError(
                 f"holds no slide {name!r}",
                 subject=str(self.path),
-                remedy=f"Its {names.SLIDES} lists {len(self.slides)} slides.",
+                remedy=f"Its {names.SLIDES_TABLE} lists {len(self.slides)} slides.",
             )
         return self.of(row)
 
@@ -263,7 +263,7 @@ class Results:
         try:
             return self.slides.counts
         except WsiadError:
-            return f"its {names.SLIDES} cannot be read"
+            return f"its {names.SLIDES_TABLE} cannot be read"
 
     def _repr_html_(self) -> str:
         try:

@@ -13,7 +13,7 @@ from wsiad.exports.qupath.project import PROJECT, ProjectSlide, write_project
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.results.file_names import QUPATH
 from wsiad.results.folder import Results
-from wsiad.slides.slide_table import SLIDES, read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_store import is_store
 from wsiad.store.tile_task import TileRow
 
@@ -108,7 +108,7 @@ def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str,
 def _files(rows: Sequence[HeatmapRow]) -> dict[str, Path | None]:
     """Files of slides that QuPath can open: also of those whose tiles came from a store."""
     stores = {row.file for row in rows if row.file and is_store(Path(row.file))}
-    tables = {store: read_table(Path(store) / SLIDES, TileRow) for store in stores}
+    tables = {store: read_table(Path(store) / SLIDES_TABLE, TileRow) for store in stores}
     originals = {(store, row.slide): row.file for store in stores for row in tables[store]}
     found = {}
     for row in rows:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.labels import is_healthy, label_of
-from wsiad.slides.slide_table import read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _labelled(
     store: TileStore, types: Collection[str], split: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Anomaly type of each slide that is used, and why each of the others is not."""
-    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
+    rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     labels, skipped = {}, {}
     for slide in store:
         row = rows.get(slide.name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
-from wsiad.slides.slide_table import read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -40,7 +40,7 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
     InputError
         There are none to train on.
     """
-    rows = {row.slide: row for row in read_table(store.path / "slides.csv", TileRow)}
+    rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     used: list[StoredSlide] = []
     unseen = unseen_slides(store)
     skipped = {name: why for name, why in unseen.items() if name not in store}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wsiad.core.errors import InputError, RunError, StoreMismatchError
 from wsiad.core.files import read_json
 from wsiad.slides.inputs import SlideInput
-from wsiad.slides.slide_table import FAILED, UNUSABLE, read_table
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, read_table
 from wsiad.stain.profile import StainProfile
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import Preparation
@@ -104,7 +104,7 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
 
     store = TileStore(path)
     check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
-    rows = {row.slide: row for row in read_table(path / "slides.csv", TileRow)}
+    rows = {row.slide: row for row in read_table(path / SLIDES_TABLE, TileRow)}
     slides = []
     for name in store.names():
         row = rows.get(name)

@@ -13,7 +13,7 @@ from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
 from wsiad.core.typed_table import TableKind
 
-SLIDES = "slides.csv"
+SLIDES_TABLE = "slides.csv"
 """Name of the table in a store and in a results folder."""
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"

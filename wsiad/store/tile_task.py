@@ -17,7 +17,14 @@ from wsiad.core.files import fingerprint
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
-from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, backend_text, read_table
+from wsiad.slides.slide_table import (
+    FAILED,
+    SLIDES_TABLE,
+    UNUSABLE,
+    SlideRow,
+    backend_text,
+    read_table,
+)
 from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
 
@@ -303,7 +310,7 @@ def unseen_slides(store: TileStore) -> dict[str, str]:
         The store's table is damaged.
     """
     found = {slide.name: f"{UNUSABLE}: {slide.reason}" for slide in store if slide.reason}
-    for row in read_table(store.path / "slides.csv", TileRow):
+    for row in read_table(store.path / SLIDES_TABLE, TileRow):
         # Of these the store has no group at all.
         if row.status in (FAILED, UNUSABLE) and row.slide not in store:
             found[row.slide] = f"{row.status}: {row.reason}"

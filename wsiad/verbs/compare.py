@@ -18,7 +18,7 @@ from wsiad.evaluation.evaluation_inputs import (
     evidence_of,
     settings_of,
 )
-from wsiad.slides.slide_table import SLIDES
+from wsiad.slides.slide_table import SLIDES_TABLE
 
 if TYPE_CHECKING:
     from wsiad.evaluation.comparison import Comparison
@@ -137,7 +137,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
 
 def _is_results(folder: Path) -> bool:
     """Whether a folder is one of ``wsiad heatmap``; else it should hold detections."""
-    return (folder / SLIDES).exists()
+    return (folder / SLIDES_TABLE).exists()
 
 
 def _check_same(

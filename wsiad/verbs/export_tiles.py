@@ -15,7 +15,7 @@ from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import read_json, write_json, write_text
 from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
-from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, read_table
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
 from wsiad.store.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(config.store)
-    labels = {row.slide: row.label for row in read_table(store.path / "slides.csv", TileRow)}
+    labels = {row.slide: row.label for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     names = store.names()
     if not names:
         raise InputError("holds no slides", subject=str(config.store))

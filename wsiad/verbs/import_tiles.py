@@ -17,7 +17,7 @@ from wsiad.core.config import Config, Paths, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import checked_name, fingerprint, write_json
 from wsiad.slides.inputs import SlideInput
-from wsiad.slides.slide_table import SlideTable
+from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
 from wsiad.verbs.tile import TileResult, summary
@@ -116,7 +116,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     target = stain_target(preparation).to_dict()
     TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
-    table = SlideTable(config.out / "slides.csv", TileRow)
+    table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         _Task(slide, config.out, tile, labels, part, table.get(slide.name))
         for slide, labels, part in groups

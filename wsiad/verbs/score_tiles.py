@@ -29,7 +29,7 @@ from wsiad.evaluation.groups import (
 )
 from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.runs.preparation import check_prepared_alike, run_preparation
-from wsiad.slides.slide_table import read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import TileRow, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _scored(
     *,
     batch: int,
 ) -> list[GroupScores]:
-    labels = {row.slide: row.label for row in read_table(store.path / "slides.csv", TileRow)}
+    labels = {row.slide: row.label for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     groups = []
     total = sum(len(slide) for slide in slides)
     with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:

@@ -19,6 +19,7 @@ from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (
+    SLIDES_TABLE,
     SlideRow,
     SlideTable,
     backends,
@@ -130,7 +131,7 @@ def tile(config: TileConfig) -> TileResult:
     target = stain_target(config).to_dict()
     store = TileStore.create(config.out, config, target, compression=config.compression)
     write_config(config.out / "config.yaml", config)
-    table = SlideTable(config.out / "slides.csv", TileRow)
+    table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         TileTask(
             slide,

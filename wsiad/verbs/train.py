@@ -18,7 +18,7 @@ from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
 from wsiad.runs.healthy_tiles import store_fingerprint, usable_tiles
 from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
-from wsiad.slides.slide_table import slide_seconds
+from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -183,7 +183,7 @@ def _made(
     from wsiad.runs.run import RunFolder, RunRecord
 
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
-    tile_seconds = slide_seconds(config.store / "slides.csv")
+    tile_seconds = slide_seconds(config.store / SLIDES_TABLE)
     folder = RunFolder(config.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
     parts, detector, tiles = chosen.begin(
