@@ -104,14 +104,6 @@ def percentile_interval(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
 Floats = npt.NDArray[np.float64]
 
 
-def midranks(scores: Floats) -> Floats:
-    """Return the rank of each score from 1, ties sharing the mean of theirs."""
-    ordered = np.sort(scores)
-    below = np.searchsorted(ordered, scores, side="left")
-    up_to = np.searchsorted(ordered, scores, side="right")
-    return (below + up_to + 1) / 2
-
-
 def delong(positive: Floats, negative: Floats) -> tuple[float, float]:
     """Area under the ROC curve and its standard error.
 
@@ -145,9 +137,11 @@ def placements(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
     ndarray of float64, (M,) and (N,)
         DeLong's structural components; the mean of either is the area.
     """
+    from scipy.stats import rankdata
+
     m, n = len(positive), len(negative)
-    ranks = midranks(np.concatenate([positive, negative]))
-    return (ranks[:m] - midranks(positive)) / n, 1 - (ranks[m:] - midranks(negative)) / m
+    ranks = rankdata(np.concatenate([positive, negative]))
+    return (ranks[:m] - rankdata(positive)) / n, 1 - (ranks[m:] - rankdata(negative)) / m
 
 
 def slide_auc(positive: Floats, negative: Floats) -> Estimate:

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+import google_crc32c
 import imagecodecs
 import numcodecs.zstd
 import numpy as np
@@ -253,7 +254,7 @@ class ShardWriter:
     def _finish(self) -> None:
         missing = [(_NOTHING, _NOTHING)] * (self._chunks - len(self._index))
         index = np.array(self._index + missing, "<u8").tobytes()
-        self._file.write(index + crc32c(index).to_bytes(4, "little"))
+        self._file.write(index + google_crc32c.value(index).to_bytes(4, "little"))
         self._file.close()
         self._file, self._index = None, []
         self._shards += 1
@@ -421,7 +422,7 @@ class ShardReader:
         size = 16 * self._per_shard
         start = os.fstat(handle).st_size - size - 4
         data = os.pread(handle, size + 4, max(0, start))
-        if start < 0 or crc32c(data[:size]) != int.from_bytes(data[size:], "little"):
+        if start < 0 or google_crc32c.value(data[:size]) != int.from_bytes(data[size:], "little"):
             raise ValueError("the index of a shard is damaged")
         return np.frombuffer(data[:size], "<u8").reshape(-1, 2)
 
@@ -429,29 +430,3 @@ class ShardReader:
 def shard_path(folder: Path, number: int, *, axes: int) -> Path:
     """File of a shard along the first axis (zarr v3, "default" chunk keys)."""
     return folder.joinpath("c", str(number), *("0" for _ in range(axes - 1)))
-
-
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC_TABLE = _crc_table()
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli; RFC 3720, B.4) of a few hundred bytes.
-
-    Examples
-    --------
-    >>> hex(crc32c(b"123456789"))
-    '0xe3069283'
-    """
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _CRC_TABLE[(value ^ byte) & 0xFF] ^ value >> 8
-    return value ^ 0xFFFFFFFF
