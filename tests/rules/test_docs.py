@@ -1,0 +1,92 @@
+"""The documents name files, folders and modules that exist, and the floors that are checked."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*ROOT.glob("docs/*.md"), *(ROOT / n for n in ("README.md", "CONTRIBUTING.md"))]
+    if path.exists()
+)
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
+
+CODE = re.compile(r"`([^`\n]+)`")
+SOURCE = re.compile(r"[\w./-]*\w\.(py|j2|js|css|sbatch)")
+# A path of this repository without a suffix, or of a file that is not source.
+OWN_PATH = re.compile(r"(wsiad|tests|benchmarks|pipelines|configs|examples)/[\w./-]*")
+MODULE = re.compile(r"wsiad(\.[a-z_]+)+")
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder, from the root or from the package."""
+    return any((base / path).exists() for base in (ROOT, ROOT / "wsiad"))
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def named(text: str) -> set[str]:
+    """Paths of this repository and dotted modules that a document names, in code or in links."""
+    codes = CODE.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    words = {word.strip("(),;:") for code in codes for word in code.split()}
+    return {word for word in words if SOURCE.fullmatch(word) or OWN_PATH.fullmatch(word)} | {
+        word for word in words if MODULE.fullmatch(word) and word.count(".") > 1
+    }
+
+
+def missing(text: str) -> list[str]:
+    return sorted(
+        n for n in named(text) if not (exists(n) or (MODULE.fullmatch(n) and is_module(n)))
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_a_document_names_exists(document: str) -> None:
+    assert missing((ROOT / document).read_text("utf-8")) == []
+
+
+def test_what_does_not_exist_is_missed() -> None:
+    assert missing(
+        "`slides/gone.py`, `wsiad/gone/`, `wsiad.core.gone`, `gone.py`, `draw.py x`"
+    ) == [
+        "draw.py",
+        "gone.py",
+        "slides/gone.py",
+        "wsiad.core.gone",
+        "wsiad/gone/",
+    ]
+    assert missing("`slides/tiff.py`, `wsiad/core/`, `wsiad.core.files`, `tests`, `run.json`") == []
+
+
+def rows() -> dict[str, list[str]]:
+    """Of the table "Where to add something": what is added, and the paths that its row names."""
+    table = ARCHITECTURE.split("## Where to add something")[1].split("\n## ")[0]
+    cells = [line.strip("| ").split(" | ", 1) for line in table.splitlines() if "|" in line][2:]
+    return {
+        what: [code for code in CODE.findall(where) if "/" in code or SOURCE.fullmatch(code)]
+        for what, where in cells
+    }
+
+
+def test_the_table_where_to_add_something_names_what_exists() -> None:
+    assert len(rows()) >= 10
+    for what, paths in rows().items():
+        assert paths, f"{what}: the row names no file and no folder"
+        assert [path for path in paths if not exists(path)] == [], what
+
+
+def test_the_drawing_shows_the_floors_that_are_checked() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    layers = next(c["layers"] for c in settings["contracts"] if c["type"] == "layers")
+    floors = [name.strip() for layer in layers for name in layer.split("|")]
+    drawing = ARCHITECTURE.split("```")[1].split("\n")
+    drawn = [line.split()[0] for line in drawing if line.strip()]
+    assert drawn == [name for name in floors if not name.startswith("_")]

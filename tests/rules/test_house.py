@@ -1,0 +1,150 @@
+"""Rules of the package's files: names, sizes, and file names that are spelt in one module.
+
+`exceptions.toml` lists the faults of today, which are still to be mended. Its lists may only
+shrink: what is new is refused, and so is an entry that is no longer needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "wsiad"
+MODULES = {
+    path.relative_to(PACKAGE).as_posix(): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+EXCEPTIONS = tomllib.loads((Path(__file__).parent / "exceptions.toml").read_text("utf-8"))
+
+SHORTEST, LONGEST = 100, 500
+
+# Entry points and the version, which are as short as they can be.
+ALWAYS_SHORT = {"__main__.py", "_version.py"}
+# A detector is one file, however little it adds to what the methods share.
+ALWAYS_SHORT |= {name for name in MODULES if name.startswith("detectors/")}
+
+A_FILE = re.compile(
+    r"[\w.-]*\w\.(csv|gz|geojson|html|jpg|json|npy|png|safetensors|tif|xml|yaml|zarr)"
+)
+
+# Each kind of folder has one module that spells what lies in it.
+SPELLERS = {
+    "results/file_names.py",  # results
+    "runs/run.py",  # a run
+    "slides/slide_table.py",  # the table of a store, and of results
+    "store/tile_store.py",  # a store
+}
+# Tells kinds of folders apart for errors, from below all the rooms that own them.
+KINDS = "slides/folder_kinds.py"
+# The name that zarr gives.
+FOREIGN = {"zarr.json"}
+
+
+def compared(today: set[str], listed: list[str], remedy: str) -> None:
+    """Nothing new, and nothing that is listed in vain."""
+    assert not (new := sorted(today - set(listed))), f"{new}: {remedy}"
+    assert not (mended := sorted(set(listed) - today)), (
+        f"{mended}: mended, so take them off tests/rules/exceptions.toml"
+    )
+
+
+def file_names(source: str) -> set[str]:
+    """Names of files among the texts of a module; what docstrings say does not count."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    texts = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
+    )
+    return {text for text in texts if A_FILE.fullmatch(text) and not text.startswith(".")}
+
+
+def spelt_again(sources: dict[str, str]) -> set[str]:
+    """`module: name` for every name that a module spells although another one owns it."""
+    spelt = defaultdict(set)
+    for module, source in sources.items():
+        for name in file_names(source) - FOREIGN:
+            spelt[name].add(module)
+    return {
+        f"{module}: {name}"
+        for name, modules in spelt.items()
+        if len(modules - {KINDS}) > 1
+        for module in modules - SPELLERS - {KINDS}
+    }
+
+
+def test_a_file_name_stands_once_in_the_package() -> None:
+    names = Counter(Path(module).name for module in MODULES)
+    compared(
+        {name for name, times in names.items() if times > 1},
+        EXCEPTIONS["same_names"],
+        "files of the same name; give one another noun",
+    )
+
+
+def test_files_are_neither_short_nor_long() -> None:
+    lines = {name: path.read_text("utf-8").count("\n") for name, path in MODULES.items()}
+    compared(
+        {name for name in lines.keys() - ALWAYS_SHORT if lines[name] < SHORTEST},
+        EXCEPTIONS["short_files"],
+        f"shorter than {SHORTEST} lines; let them join the module that uses them",
+    )
+    compared(
+        {name for name in lines if lines[name] > LONGEST},
+        EXCEPTIONS["long_files"],
+        f"longer than {LONGEST} lines; divide them",
+    )
+
+
+def test_a_file_of_a_folder_is_spelt_in_one_module() -> None:
+    compared(
+        spelt_again({name: path.read_text("utf-8") for name, path in MODULES.items()}),
+        EXCEPTIONS["spelt_again"],
+        "import the name from the module that owns the folder",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ('"""Reads slides.csv."""\n', set()),
+        ('open(folder / "slides.csv")\n', {"slides.csv"}),
+        ('A, B = "run.json", "not a file.json"\nC = ".json"\n', {"run.json"}),
+        (
+            'def f():\n    """windows.npy"""\n    return f"{x}/windows.npy", "windows.npy"\n',
+            {"windows.npy"},
+        ),
+    ],
+)
+def test_names_are_found_in_code_alone(source: str, names: set[str]) -> None:
+    assert file_names(source) == names
+
+
+def test_an_owner_may_spell_a_name_that_another_may_not() -> None:
+    spells = 'NAME = "slides.csv"\n'
+    assert spelt_again({"verbs/tile.py": spells}) == set()
+    assert spelt_again({"verbs/tile.py": spells, "slides/slide_table.py": spells}) == {
+        "verbs/tile.py: slides.csv"
+    }
+
+
+def test_the_lists_refuse_new_faults_and_mended_ones() -> None:
+    compared({"a.py"}, ["a.py"], "remedy")
+    with pytest.raises(AssertionError, match=r"b\.py.*remedy"):
+        compared({"a.py", "b.py"}, ["a.py"], "remedy")
+    with pytest.raises(AssertionError, match=r"a\.py.*take them off"):
+        compared(set(), ["a.py"], "remedy")
