@@ -139,7 +139,9 @@ def test_a_slides_files_are_read_to_their_numbers(slide, folder):
     assert slide.file(names.THUMBNAIL) is None
 
 
-@pytest.mark.parametrize("what", ["heatmap", "scores", "windows", "regions", "detections"])
+@pytest.mark.parametrize(
+    "what", ["heatmap", "scores", "windows", "regions", "detections", "outlines"]
+)
 def test_what_was_not_scored_is_not_without_findings(folder, what):
     results = Results(folder)
     for name, why in (("b", "no tissue was found on it \\(nothing there"), ("c", "it failed")):
@@ -185,10 +187,11 @@ def test_files_of_two_heatmaps_are_not_taken_for_one(slide, folder):
 
 
 @pytest.mark.parametrize("file", ["heatmap.json", "heatmap.ome.tif", "windows.npy", "regions.csv",
-                                  "detections.csv", "left_out.npy"])  # fmt: skip
+                                  "detections.csv", "left_out.npy", "lesions.geojson",
+                                  "not_assessed.geojson"])  # fmt: skip
 def test_a_file_that_is_gone_is_an_error(slide, folder, file):
     (folder / "a/1" / file).unlink()
-    reads = {"heatmap.json": "heatmap", "heatmap.ome.tif": "heatmap"}
+    reads = {"heatmap.json": "heatmap", "heatmap.ome.tif": "heatmap", "lesions.geojson": "outlines"}
     with pytest.raises(WsiadError, match=file.replace(".", r"\.")):
         getattr(slide, reads.get(file, file.partition(".")[0]))()
 

@@ -77,7 +77,7 @@ class _Collection(Record):
 
 
 def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
-    """Read the outlines of a GeoJSON file; an absent file has none.
+    """Read the outlines of a GeoJSON file.
 
     Parameters
     ----------
@@ -89,10 +89,8 @@ def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
     Raises
     ------
     InputError
-        The file is damaged.
+        The file is missing or damaged.
     """
-    if not path.exists():
-        return []
     collection = read_record(path, _Collection, InputError, remedy=SCORE_AGAIN)
     left, top = collection.counted_from.origin or (bounds.x, bounds.y)
     return [

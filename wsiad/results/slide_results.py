@@ -307,14 +307,14 @@ class SlideResults:
         return read_detections(path, self.name, limit=limit)
 
     def outlines(self) -> list[OutlinedShape]:
-        """Read the regions as outlines in level-0 pixels; a slide without a score has none.
+        """Read the regions as outlines in level-0 pixels, strongest first.
 
         Raises
         ------
         InputError
-            The file is damaged.
+            The slide was not scored, or the file is missing or damaged.
         """
-        return read_shapes(self.folder / names.OUTLINES, self._shown_bounds())
+        return self._shapes(self._scored(names.OUTLINES))
 
     def not_assessed(self) -> list[OutlinedShape]:
         """Read what was not assessed as outlines in level-0 pixels.
@@ -322,9 +322,14 @@ class SlideResults:
         Raises
         ------
         InputError
-            The file is damaged.
+            The file is missing, as in the results of a slide that failed, or damaged.
         """
-        return read_shapes(self.folder / names.NOT_ASSESSED, self._shown_bounds())
+        return self._shapes(self.folder / names.NOT_ASSESSED)
+
+    def _shapes(self, path: Path) -> list[OutlinedShape]:
+        # Without a heatmap nothing was found that bounds could move.
+        whole = Box(0, 0, self.row.width or 0, self.row.height or 0)
+        return read_shapes(path, self.bounds() or whole)
 
     def fields(self) -> tuple[RegionField, ...]:
         """Read the fields of view around the strongest regions; none where no file has any.
@@ -345,10 +350,6 @@ class SlideResults:
             The file is damaged, or names a picture outside the slide's folder.
         """
         return read_evidence(self.folder)
-
-    def _shown_bounds(self) -> Box:
-        # Without a heatmap nothing was found that bounds could move.
-        return self.bounds() or Box(0, 0, self.row.width or 0, self.row.height or 0)
 
     def _scored(self, name: str) -> Path:
         """Return a file that every scored slide has.

@@ -90,7 +90,8 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         A file of its folder is damaged.
     """
     assert slide.size is not None
-    known = slide.results.placement()
+    results = slide.results
+    known = results.placement()
     bounds = known.bounds.box() if known else Box(0, 0, slide.size.width, slide.size.height)
     return {
         **slide.as_json(),
@@ -103,9 +104,13 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         "overlap": overlap,
         "heatmap": known
         and {"rectangle": _rectangle(known.level0_rectangle.box()), "scale": _scale(known)},
-        "regions": _shapes(slide.results.outlines()),
-        "notAssessed": _shapes(slide.results.not_assessed()),
+        "regions": _shapes(results.outlines() if _outlined(results) else ()),
+        "notAssessed": _shapes(results.not_assessed() if results.file(names.NOT_ASSESSED) else ()),
     }
+
+
+def _outlined(results: SlideResults) -> bool:
+    return results.is_scored and results.file(names.OUTLINES) is not None
 
 
 def _scale(known: HeatmapPlacement) -> list[dict[str, Any]]:
