@@ -377,9 +377,9 @@ def test_windows_that_fail_are_shown_as_not_assessed_and_the_others_as_ever(slid
 def test_qupath_is_told_what_was_not_assessed(slide, tmp_path, score):
     import shapely
     from shapely.geometry import shape
+    from support.geojson_rules import check_collection
 
     from wsiad.core.geometry import Box
-    from wsiad.exports.geojson import check_collection
 
     expected = by_hand(spoilt(), LIMITS)
     score(slide, "out", thresholds=LIMITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import itertools
 import json
@@ -15,11 +16,11 @@ import jsonschema
 import numpy as np
 import pytest
 import shapely
+from support.geojson_rules import RuleError, check_collection, check_feature, check_file
 
 from wsiad.annotations import read_annotations
 from wsiad.core.errors import ExportError
 from wsiad.core.geometry import Box, PixelMap, Size, Spacing
-from wsiad.exports.geojson import check_collection, check_feature
 from wsiad.exports.qupath import write_lesions, write_tiles, write_unassessed
 from wsiad.exports.qupath.objects import add_measurements
 from wsiad.heatmaps.regions import find_regions
@@ -85,9 +86,9 @@ def test_both_files_fit_the_schema_of_the_importer(tiles, lesions):
     check_schema(lesions)
 
 
-def test_the_fast_path_passes_the_full_check(tiles, lesions):
-    check_collection(tiles, bounds=BOUNDS)
-    check_collection(lesions, bounds=BOUNDS)
+def test_both_files_keep_the_rules_of_the_importer(tiles, lesions, tmp_path):
+    assert check_file(tmp_path / "tiles.geojson.gz", bounds=BOUNDS) == tiles["features"]
+    assert check_file(tmp_path / "lesions.geojson", bounds=BOUNDS) == lesions["features"]
 
 
 def test_tiles_are_squares_from_the_corner_of_the_bounds(tiles):
@@ -263,6 +264,17 @@ def test_lesions_that_qupath_would_not_take_leave_no_file(tmp_path):
                 bounds=BOUNDS,
                 percentiles=[percentile] * len(regions),
             )
+    bow_tie = shapely.Polygon([(1000, 500), (1009, 509), (1009, 500), (1000, 509)])
+    sliver = shapely.Polygon([(1000, 500), (1009, 500), (1009, 500.001)])
+    for polygon, problem in [
+        (bow_tie, "not a valid polygon"),
+        (sliver, "not a valid polygon"),  # without area once it is rounded
+        (shapely.box(0, 0, 900, 400), "not a valid polygon"),  # outside of the bounds
+        (shapely.box(1000, 500, 1009, np.inf), "not finite"),
+    ]:
+        bad = [regions[0], dataclasses.replace(regions[1], polygon=polygon)]
+        with pytest.raises(ExportError, match=problem):
+            write_lesions(bad, tmp_path / "l.geojson", slide="a", bounds=BOUNDS)
     with pytest.raises(ExportError, match="identifier"):
         write_lesions([regions[0], regions[0]], tmp_path / "l.geojson", slide="a", bounds=BOUNDS)
     assert not list(tmp_path.iterdir())
@@ -317,23 +329,23 @@ def test_each_rule_of_the_importer_is_checked(rule, lesions):
     feature = lesions["features"][0]
     check_feature(feature, bounds=BOUNDS)
     BROKEN[rule](feature)
-    with pytest.raises(ExportError):
+    with pytest.raises(RuleError):
         check_feature(feature, bounds=BOUNDS)
 
 
 def test_one_bad_feature_is_named(lesions):
     lesions["features"][2]["properties"]["name"] = None
-    with pytest.raises(ExportError, match="feature 2"):
+    with pytest.raises(RuleError, match="feature 2"):
         check_collection(lesions, bounds=BOUNDS)
 
 
 def test_collections_that_import_nothing_are_refused(lesions):
     for change in ({"type": "featureCollection"}, {"crs": {}}):
-        with pytest.raises(ExportError, match="collection"):
+        with pytest.raises(RuleError, match="collection"):
             check_collection({**lesions, **change}, bounds=BOUNDS)
     twice = copy.deepcopy(lesions)
     twice["features"][1]["id"] = twice["features"][0]["id"]
-    with pytest.raises(ExportError, match="identifier of another"):
+    with pytest.raises(RuleError, match="identifier of another"):
         check_collection(twice, bounds=BOUNDS)
 
 
@@ -348,8 +360,7 @@ def test_a_hundred_thousand_tiles_in_seconds(tmp_path):
 
 
 def test_the_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
-    for module in ("qupath.objects", "geojson"):
-        monkeypatch.setattr(f"wsiad.exports.{module}.CHUNK", 64)
+    monkeypatch.setattr("wsiad.exports.qupath.objects._CHUNK", 64)
     windows = windows_of(8_000, edge=8.0, columns=400)
     tracemalloc.start()
     write_tiles(windows, tmp_path / "tiles.geojson.gz", slide="a", bounds=BOUNDS)

@@ -1,9 +1,10 @@
 """Objects for QuPath: windows as tiles, regions as annotations, in GeoJSON.
 
 QuPath's importer takes a file whole or not at all: one ring that is not closed, one
-class without a colour, and nothing appears. Every file is therefore read back and
-checked before it is put in place. QuPath's origin is the corner of the slide's bounds;
-positions are moved there, and rounded to the 0.01 pixel that QuPath keeps.
+class without a colour, and nothing appears. What is given is therefore checked before it
+is written: positions are finite and inside of the slide, outlines are valid, and no
+object is given twice. QuPath's origin is the corner of the slide's bounds; positions are
+moved there, and rounded to the 0.01 pixel that QuPath keeps.
 
 More measurements of regions that are already written for QuPath.
 """
@@ -24,7 +25,7 @@ import shapely
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.core.geometry import Box
-from wsiad.exports.geojson import CHUNK, write_features
+from wsiad.exports.geojson import write_features
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import WindowScores
 
@@ -34,6 +35,7 @@ UNASSESSED_NAME = "Not assessed"
 UNASSESSED_COLOUR = (128, 128, 128)
 
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
+_CHUNK = 1024  # tiles whose text is in memory at once
 _PER_PX = 100  # QuPath rounds positions to 0.01 px
 
 
@@ -114,7 +116,7 @@ def write_lesions(
     for rank, region in enumerate(regions):
         extra = {} if percentiles is None else {"wsiad: percentile": percentiles[rank]}
         features.append(_lesion(slide, region, rank=rank + 1, bounds=bounds, extra=extra))
-    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
+    _write_annotations(features, path, bounds)
 
 
 def write_unassessed(
@@ -150,7 +152,7 @@ def write_unassessed(
                 measurements={"wsiad: area µm^2": region.area},
             )
         )
-    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
+    _write_annotations(features, path, bounds)
 
 
 def _edges(
@@ -178,8 +180,8 @@ def _tile_texts(
     percentiles: npt.NDArray[np.float32],
 ) -> Iterator[list[str]]:
     """Yield lists of features as JSON text; equal to what json.dumps would give, faster."""
-    for start in range(0, len(edges), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(edges), _CHUNK):
+        part = slice(start, start + _CHUNK)
         # NumPy writes the shortest text that reads back as the same float32.
         rows = zip(
             edges[part].tolist(),
@@ -231,6 +233,12 @@ def _lesion(
     )
 
 
+def _write_annotations(features: Sequence[dict[str, Any]], path: Path, bounds: Box) -> None:
+    if len({feature["id"] for feature in features}) != len(features):
+        raise ExportError("two regions have the same identifier", subject=path.name)
+    write_features(path, iter([[_dumps(feature) for feature in features]]), bounds=bounds)
+
+
 def _annotation(
     rings: list[list[list[float]]],
     *,
@@ -261,8 +269,13 @@ def _rings(region: Region, bounds: Box) -> list[list[list[float]]]:
     rings = []
     for ring in (region.polygon.exterior, *region.polygon.interiors):
         moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
+        if not np.isfinite(moved).all():
+            raise ExportError("a region has a position that is not finite")
         whole = np.clip(np.rint(moved * _PER_PX), 0, ends).astype(np.int64)
         rings.append([[_px(x), _px(y)] for x, y in whole.tolist()])
+    rounded = shapely.Polygon(rings[0], rings[1:])
+    if not rounded.is_valid or rounded.area == 0:
+        raise ExportError("a region is not a valid polygon within the slide")
     return rings
 
 
