@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -361,3 +362,12 @@ def test_a_map_whose_file_states_another_place_is_refused(made, monkeypatch):
             slide.heatmap()
     finally:
         (made / "s/heatmap.json").write_text(text)
+
+
+def test_reading_results_imports_nothing_heavy():
+    code = (
+        "import sys, wsiad; wsiad.Results; print(*(m for m in"
+        " ('torch', 'scipy', 'skimage', 'matplotlib', 'zarr') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.core.typed_table import TableKind
-from wsiad.heatmaps.regions import Region
+
+if TYPE_CHECKING:
+    from wsiad.heatmaps.regions import Region
 
 REGIONS = "regions.csv"
 """In a slide's folder of results."""
