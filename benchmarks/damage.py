@@ -139,8 +139,8 @@ def attack(
 
 def drawn_slides(folder: Path) -> list[Path]:
     """Draw a slide of each kind of tiles."""
-    from test_jpeg2000_tiff import write_jpeg2000
-    from tiff_slides import smooth, write_jpeg
+    from support.jpeg2000_slides import write_jpeg2000
+    from support.tiff_slides import smooth, write_jpeg
 
     image, slides = smooth(256, 320), []
     for space, subsampling in (

@@ -247,7 +247,8 @@ KINDS = {
 def prepare(base: Path) -> None:
     """Make what is damaged, by the program itself."""
     import h5py
-    from tiff_slides import smooth, write_jpeg
+
+    from support.tiff_slides import smooth, write_jpeg
 
     (base / "slides").mkdir(parents=True)
     write_jpeg(base / "slides" / "a.tif", smooth(192, 256, seed=1), levels=2)

@@ -18,7 +18,7 @@ def _few_threads():
 @pytest.fixture
 def browser(tmp_path):
     """A page in a browser of its own; tests that take it are marked ``needs_browser``."""
-    from browser import Browser
+    from support.browser import Browser
 
     opened = Browser(tmp_path / "profile")
     yield opened

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import stained, write_tiff
 
+from support.builders import stained, write_tiff
 from wsiad.cli import VERBS, main
 from wsiad.verbs.tile import TileConfig
 

@@ -1,0 +1,1 @@
+"""What tests build with: slides, stores, runs, clusters, browsers."""

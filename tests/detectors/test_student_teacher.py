@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from support.feature_detectors import detector
+from wsiad.core.errors import DetectorError
+from wsiad.learning.detector import FitContext, HealthyTiles
+from wsiad.networks import features
+from wsiad.networks.distillation import combined, place_distances, whole_distances
+from wsiad.networks.features import BackboneFeatures
+from wsiad.store.dataset import ArrayTiles
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_distance_of_a_place_is_one_minus_the_cosine():
+    taught, found = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1)
+    distances = place_distances([taught], [found])[0].numpy()
+    for image, row, column in np.ndindex(2, 3, 4):
+        u, v = taught[image, :, row, column].numpy(), found[image, :, row, column].numpy()
+        cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+        assert distances[image, row, column] == pytest.approx(1 - cosine, abs=1e-6)
+    assert place_distances([taught], [3 * taught])[0].abs().max() < 1e-12
+    # A student that gives nothing is at a distance, not perfect.
+    assert place_distances([taught], [0 * taught])[0].min() > 0.49
+
+
+def test_whole_distance_is_one_minus_the_cosine_of_all_values():
+    taught, found = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1)
+    for image in range(2):
+        u, v = taught[image].flatten().numpy(), found[image].flatten().numpy()
+        cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+        assert float(whole_distances([taught], [found])[0][image]) == pytest.approx(1 - cosine)
+
+
+@pytest.mark.parametrize(("how", "of_two"), [("product", np.multiply), ("sum", np.add)])
+def test_layers_are_combined_on_the_finest_grid(how, of_two):
+    fine, coarse = draw(2, 8, 8).abs(), draw(2, 2, 2, seed=1).abs()
+    enlarged = nn.functional.interpolate(coarse[:, None], size=(8, 8), mode="bilinear")[:, 0]
+    expected = of_two(fine.numpy(), enlarged.numpy()).reshape(2, 4, 2, 4, 2).mean(axis=(2, 4))
+    found = combined([coarse, fine], 4, how)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    constant = combined([torch.full((1, 3, 3), 2.0), torch.full((1, 7, 7), 5.0)], 7, how)
+    np.testing.assert_allclose(constant, of_two(2, 5), rtol=1e-6)
+
+
+def test_student_with_the_teachers_weights_finds_nothing_strange():
+    found = detector("student-teacher", backbone="resnet18", places=4)
+    tensors = features.random_tensors("resnet18", 3)
+    teacher = BackboneFeatures("resnet18", found.options.chosen_layers(), 4, tensors)
+    pair = found.distillation(teacher, seed=0)
+    images = torch.rand(2, 3, 64, 64)
+    pair.eval()
+    different = place_distances(*pair(images))
+    assert [tuple(d.shape[1:]) for d in different] == [(16, 16), (8, 8), (4, 4)]
+    assert min(d.mean() for d in different) > 0.01
+    pair.student.network.load_state_dict(teacher.network.state_dict())
+    assert max(d.max() for d in place_distances(*pair(images))) < 1e-10
+
+
+def test_it_learns_the_healthy_and_finds_the_strange_place(tmp_path):
+    """Healthy tiles are of smooth blocks; noise in a quarter of one is what is strange."""
+    shape = (60, 8, 8, 3)
+    smooth = np.kron(RNG.integers(150, 220, shape), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    found = detector(
+        "student-teacher",
+        layers=["features.4"],
+        places=2,
+        batch=10,
+        learning_rate=1e-3,
+        val_interval=40,
+    )
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    tiles = HealthyTiles(ArrayTiles(smooth[:40]), ArrayTiles(smooth[40:50]))
+    found.options = found.options.model_copy(update={"max_steps": 80})
+    report = found.fit(tiles, context)
+    assert report.notes["best_stop_loss"] < 0.1
+    spoilt = smooth[50:].copy()
+    spoilt[:, :32, 32:] = RNG.integers(0, 256, (10, 32, 32, 3))
+    healthy, strange = found.score_places(smooth[50:]), found.score_places(spoilt)
+    assert strange[:, 0, 1].min() > 2 * healthy.max()
+    assert (strange.reshape(10, 4).argmax(axis=1) == 1).all()
+
+
+def test_more_places_than_features_are_refused_before_the_training(tmp_path):
+    tiles = HealthyTiles(*[ArrayTiles(np.zeros((4, 64, 64, 3), np.uint8))] * 2)
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    with pytest.raises(DetectorError, match=r"16 × 16 places .* 15 × 15"):
+        detector("student-teacher", places=16).fit(tiles, context)

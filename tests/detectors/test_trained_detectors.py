@@ -1,0 +1,131 @@
+"""What every detector with a trained network must do, with tiny networks."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.tiny_detectors import CPU, HEALTHY, SMOOTH, TINY, context, detector, fitted
+from wsiad.core.errors import DetectorError, RunError
+from wsiad.learning.checkpoint import CHECKPOINT
+from wsiad.learning.detector import State
+from wsiad.learning.loop import Training
+from wsiad.store.dataset import ArrayTiles
+
+CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
+    pytest.param("student-teacher", {"optimiser": "sgd", "learning_rate": 0.01}, id="sgd"),
+    pytest.param(
+        "student-teacher",
+        {"backbone": "resnet18", "layers": ["layer1"], "ema_decay": 0.9, "batch": 3},
+        id="batch-norm and average",
+    ),
+    pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
+]
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def die_at(monkeypatch, nth):
+    """Let the process be killed, as it were, before the nth step that is taken."""
+    taken = 0
+    whole = Training._step
+
+    def step(self, tiles):
+        nonlocal taken
+        taken += 1
+        if taken == nth:
+            raise KeyboardInterrupt
+        whole(self, tiles)
+
+    monkeypatch.setattr(Training, "_step", step)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_killed_fit_ends_like_one_that_was_not(tmp_path, monkeypatch, name, options):
+    whole = fitted(name, tmp_path / "whole", **options)
+    for nth in (6, 7):  # of deep-svdd the second is in its second part
+        with monkeypatch.context() as patch:
+            die_at(patch, nth)
+            with pytest.raises(KeyboardInterrupt):
+                fitted(name, tmp_path / "killed", **options)
+    resumed = fitted(name, tmp_path / "killed", **options)
+    assert equal(whole.state().tensors, resumed.state().tensors)
+    tiles = SMOOTH[:, 4:36, 4:36]
+    np.testing.assert_array_equal(whole.score_places(tiles), resumed.score_places(tiles))
+    ends = [load_file(tmp_path / folder / CHECKPOINT) for folder in ("whole", "killed")]
+    assert equal(*ends)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_state_round_trip(tmp_path, name, options):
+    found = fitted(name, tmp_path, steps=5, **options)
+    state = found.state()
+    again = detector(name, **options)
+    values = json.loads(json.dumps(state.values))
+    again.load_state(State({k: t.clone() for k, t in state.tensors.items()}, values), CPU)
+    tiles = SMOOTH[:, 4:36, 4:36]
+    scores = found.score_places(tiles)
+    assert scores.dtype == np.float32
+    assert scores.ndim == 3
+    assert scores.shape[1] == scores.shape[2]
+    assert np.isfinite(scores).all()
+    assert len(np.unique(scores)) > 1
+    np.testing.assert_array_equal(again.score_places(tiles), scores)
+    assert equal(again.state().tensors, state.tensors)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_scores_of_a_tile_do_not_depend_on_the_others(tmp_path, name):
+    found = fitted(name, tmp_path, steps=5)
+    tiles = SMOOTH[:5, 4:36, 4:36]
+    alone = np.concatenate([found.score_places(tiles[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(found.score_places(tiles), alone, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_damaged_state_is_refused(tmp_path, name):
+    state = fitted(name, tmp_path, steps=2).state()
+    key = sorted(k for k, t in state.tensors.items() if t.ndim > 1)[-1]
+    for tensors in (
+        {k: t for k, t in state.tensors.items() if k != key},
+        {**state.tensors, key: torch.zeros(2)},
+        {**state.tensors, "more": torch.zeros(2)},
+    ):
+        with pytest.raises(DetectorError, match="not that of this detector"):
+            detector(name).load_state(State(tensors, state.values), CPU)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_seed_decides(tmp_path, name):
+    states = [
+        fitted(name, tmp_path / str(number), steps=3, seed=seed).state().tensors
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_checkpoint_of_another_training_is_refused(tmp_path, name):
+    fitted(name, tmp_path, steps=2)
+    with pytest.raises(RunError, match="another learning_rate"):
+        fitted(name, tmp_path, steps=3, learning_rate=3e-5)
+    # What only scoring depends on may change.
+    found = detector(name, pooling="max", orientations=2)
+    assert found.fit(HEALTHY, context(tmp_path, 3)).steps == 3
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_use_before_the_fit_and_tiles_too_small(tmp_path, name):
+    with pytest.raises(DetectorError, match="not fitted"):
+        detector(name).score(SMOOTH[:1, :32, :32])
+    with pytest.raises(DetectorError, match="not fitted"):
+        detector(name).state()
+    small = replace(HEALTHY, fit=ArrayTiles(SMOOTH[:, :24, :24]))
+    with pytest.raises(DetectorError, match="24 px are smaller"):
+        detector(name).fit(small, context(tmp_path))

@@ -1,0 +1,204 @@
+"""What of a slide's folder comes into the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import wsiad
+from support.builders import stained, write_tiff
+from support.runs import make_run, use_channel
+from wsiad.core.errors import ExportError, InputError
+from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.report.report import slide_entry, with_findings, write_results_report
+from wsiad.report.report_model import SlideEntry
+from wsiad.results.folder import Results
+from wsiad.results.region_table import read_regions, write_regions
+from wsiad.results.slide_results import SlideResults
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of one slide with two bright, that is strange, spots."""
+    folder = tmp_path_factory.mktemp("results")
+    image = stained(1024, 1024) // 4 + 20
+    image[64:128, 64:128, 0] = 250
+    image[512:576, 640:768, 0] = 200
+    write_tiff(folder / "s.tif", image, mpp=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        use_channel(patch)
+        run = make_run(folder / "run")
+        wsiad.heatmap(run=run, slides=folder / "s.tif", out=folder / "out", quiet=True)
+    return folder / "out"
+
+
+@pytest.fixture
+def slide(results):
+    table = (results / "s" / "regions.csv").read_text()
+    yield results / "s"
+    (results / "s" / "evidence.json").unlink(missing_ok=True)
+    (results / "s" / "regions.csv").write_text(table)
+
+
+def entry(results, **more):
+    row = HeatmapRow("s", "ok", tiles=10, **more)
+    return slide_entry(SlideResults(results, results / "s", row), None)
+
+
+def test_the_strongest_regions_are_shown_in_the_slide(results):
+    found = entry(results)
+    assert found.regions_found is None  # this row says nothing of them
+    assert found.thumbnail == results / "s" / "thumbnail.jpg"
+    assert max(Image.open(found.thumbnail).size) <= 144
+    assert [entry.region.rank for entry in found.regions] == [1, 2]
+    first, second = found.regions
+    assert first.region.max_score > second.region.max_score > 100
+    assert (first.region.area_um2, second.region.area_um2) == (64 * 64 / 4, 64 * 128 / 4)
+    assert (first.region.p, first.region.q) == (None, None)
+    ((window, _),) = first.tiles  # a detector without features shows nothing beside it
+    assert window.startswith("Its strangest window")
+    ((caption, file),) = first.images
+    assert caption == "Outlined in the slide, 300 µm across; the bar is 50 µm"
+    red = np.asarray(Image.open(file))[..., 0].astype(int)
+    column, row = 96 * 320 / 600, 96 * 320 / 600  # the field cannot lie beyond the edge
+    assert red[round(row) - 8 : round(row) + 8, round(column) - 8 : round(column) + 8].mean() > 230
+    assert red[200:, 200:].mean() < 90
+
+
+def test_evidence_and_p_values_come_in_where_they_are(results, slide):
+    (slide / "evidence").mkdir(exist_ok=True)
+    for name in ("001.jpg", "h.jpg", "d.png"):
+        Image.new("RGB", (8, 8)).save(slide / "evidence" / name)
+    told = {
+        "rank": 1,
+        "x": 0,
+        "y": 0,
+        "width": 32,
+        "height": 32,
+        "score": 1,
+        "percentile": 99,
+        "area_um2": 1,
+        "mpp": 0.5,
+        "tile": "evidence/001.jpg",
+        "difference": "evidence/d.png",
+        "nearest": [{"slide": "n1", "x": 1, "y": 2, "distance": 0.25, "tile": "evidence/h.jpg"}],
+    }
+    (slide / "evidence.json").write_text(json.dumps({"format": 1, "regions": [told]}))
+    judged = [
+        replace(row, p=p, q=q)
+        for row, (p, q) in zip(
+            read_regions(slide / "regions.csv"), [(0.01, 0.02), (0.2, 0.2)], strict=True
+        )
+    ]
+    write_regions(slide / "regions.csv", judged)
+    first, second = entry(results).regions
+    assert [caption for caption, _ in first.tiles] == [
+        "Its strangest window, 0.5 µm/px",
+        "Healthy no. 1: n1, distance 0.25",
+        "Difference from it",
+    ]
+    p_values = [(entry.region.p, entry.region.q) for entry in (first, second)]
+    assert p_values == [(0.01, 0.02), (0.2, 0.2)]
+    assert first.region.max_score > 100  # of the region itself, not of its evidence
+    write_results_report(results)
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "p&nbsp;=&nbsp;0.01, q&nbsp;=&nbsp;0.02" in page
+    assert page.count("<h4>Strongest regions: 2 of 2</h4>") == 1
+    assert "<dt>numpy</dt>" in page  # versions
+    assert "<dt>train</dt>" in page  # timing by stage: that of the run, and those of the folder
+    assert "<dt>heatmap</dt>" in page
+    assert "<dt>heatmap, all slides</dt>" in page
+    (slide / "evidence.json").write_text("{")
+    with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):
+        write_results_report(results)
+
+
+def test_a_name_that_leads_out_of_the_results_is_refused(results):
+    (results.parent / "secret").mkdir()
+    for name in ("../secret", "..", str(results.parent / "secret")):
+        with pytest.raises(InputError, match="cannot be used as a name"):
+            Results(results).of(HeatmapRow(name, "ok"))
+
+
+def test_what_was_found_of_a_slide_stands_with_it():
+    plain = SlideEntry("s", "ok", label="of the manifest")
+    known = {
+        "slide": "s",
+        "label": "tumour",
+        "froc": {"first": {"lesions": 3, "lesions_hit": 2}, "second": {"lesions": 9}},
+    }
+    found = with_findings(plain, evaluated=known, compared={"p_slide": 0.05, "q_slide": 0.1})
+    assert (found.label, found.lesions, found.lesions_hit) == ("tumour", 3, 2)
+    assert (found.p, found.q) == (0.05, 0.1)
+    assert with_findings(plain, evaluated=None, compared=None) == plain
+    # Excluded from FROC: of its lesions nothing is known.
+    assert with_findings(plain, evaluated=known | {"froc": {}}, compared=None).lesions is None
+
+
+def test_evaluation_completes_the_report(results):
+    def evaluated(name):
+        froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit": 1}}
+        slides = [{"slide": name, "label": "tumour", "froc": froc}]
+        values = {"slides": slides, "exclusions": {"all": ["gone"], "froc": []}}
+        (results / "evaluation.json").write_text(json.dumps(values))
+        write_results_report(results)
+        return (results / "report.html").read_text(encoding="utf-8")
+
+    page = evaluated("s")
+    assert '<span class="chip">tumour</span>' in page
+    assert ">1 of 2</td>" in page
+    assert "since the evaluation" not in page
+    try:
+        page = evaluated("another")
+    finally:
+        (results / "evaluation.json").unlink()
+    assert "1 slides were scored since the evaluation, and are in none of its figures (s)" in page
+    assert ">1 of 2</td>" not in page
+
+
+def test_few_healthy_windows_are_told(results):
+    path = results.parent / "run" / "calibration.json"
+    before = path.read_text()
+    words = "rest on 56 healthy windows of 1 slide: so few say little of what lies above 98.2 %"
+    try:
+        for windows, told in ((1000, False), (56, True)):
+            path.write_text(json.dumps(json.loads(before) | {"n_windows": windows, "n_slides": 1}))
+            write_results_report(results)
+            assert (words in (results / "report.html").read_text(encoding="utf-8")) == told
+    finally:
+        path.write_text(before)
+
+
+def test_windows_left_out_are_counted_by_reason(results, slide):
+    path = slide / "left_out.npy"
+    before = path.read_bytes()
+    assert entry(results).left_out == {}
+    table = np.zeros(5, np.load(path).dtype)
+    table["reason"] = ["pen", "black", "pen", "missing", "pen"]
+    np.save(path, table)
+    found = entry(results)
+    assert found.left_out == {"pen": 3, "black": 1, "missing": 1}
+    assert found.left_out_share == pytest.approx(5 / 15)
+    for damaged in (b"", b"no array"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            entry(results)
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match="is damaged"):
+        entry(results)
+    path.write_bytes(before)
+
+
+def test_results_of_before_there_were_such_files_have_a_report(results, tmp_path):
+    (tmp_path / "s").mkdir()
+    found = entry(tmp_path)
+    assert (found.thumbnail, list(found.regions), found.left_out, found.images) == (
+        None,
+        [],
+        {},
+        [],
+    )

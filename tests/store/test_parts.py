@@ -1,0 +1,337 @@
+"""A slide written in parts: byte-identical to one that was written at once."""
+
+import errno
+import itertools
+import os
+import shutil
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wsiad
+from support.builders import stained, write_tiff
+from support.stores import content
+from wsiad.compute.batch import Divided, Divisions, PartDone
+from wsiad.core.errors import SlideReadError, StoreError
+from wsiad.core.files import fingerprint
+from wsiad.slides.opening import open_slide
+from wsiad.slides.slide import Region
+from wsiad.slides.slide_table import SlideRow
+from wsiad.stain.profile import reference_profile
+from wsiad.store import group
+from wsiad.store.parts import Part, SlideParts, split
+from wsiad.store.tile_store import GROUPS, TileStore, clear_store, parts_folder
+from wsiad.store.writer import write_slide
+from wsiad.tiling.plan import plan_slide
+from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
+from wsiad.tiling.stream import stream
+from wsiad.tissue.tissue_options import QualityOptions
+
+OPTIONS = Preparation.model_validate(
+    {
+        "mpp": 0.5, "tile": 16, "min_coverage": 0.1, "tissue": {"min_area_um2": 1000},
+        "stain": {"method": "none"},
+    }
+)  # fmt: skip
+STAINED = OPTIONS.model_copy(update={"stain": StainOptions(method="macenko", sample_px=20_000)})
+
+DROPPED, MARKED = (
+    OPTIONS.model_copy(update={"quality": QualityOptions(min_sharpness=27_000, action=action)})
+    for action in ("drop", "keep")
+)
+"""Of the slide's tiles a part is too blurred."""
+
+
+@given(
+    tiles=st.integers(0, 500_000),
+    tile=st.sampled_from([16, 96, 256, 4096]),
+    most=st.one_of(st.none(), st.integers(1, 600_000)),
+)
+@settings(max_examples=200, deadline=None)
+def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most):
+    parts = split(tiles, tile=tile, most=most)
+    shard = group.shard_tiles(tile)
+    assert (parts[0].first, parts[-1].stop) == (0, tiles)
+    assert all(a.stop == b.first for a, b in itertools.pairwise(parts))
+    assert all(part.first % shard == 0 for part in parts)
+    if most is None or tiles <= most:
+        assert len(parts) == 1
+        return
+    sizes = [-(-(part.stop - part.first) // shard) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) * shard <= max(most, shard)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    """Shards of 16 × 2 tiles, so that a small slide has many."""
+    monkeypatch.setattr(group, "_CHUNK_BYTES", 2 * 16 * 16 * 3)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 80)
+
+
+@pytest.fixture
+def slide(tmp_path):
+    image = stained(250, 420, glass=20)
+    with open_slide(write_tiff(tmp_path / "s.tif", image, mpp=0.5, levels=2)) as slide:
+        yield slide
+
+
+def holes(slide, monkeypatch, chance):
+    """Let some pixels of the slide not exist."""
+    whole = type(slide).read_level
+    rng = np.random.default_rng(1)
+    there = np.kron(rng.random((30, 30)) >= chance, np.ones((16, 16), bool))
+
+    def read_level(self, level, x, y, size):
+        region = whole(self, level, x, y, size)
+        valid = there[y : y + size.height, x : x + size.width] if level == 0 else None
+        return Region(region.rgb, None if valid is None or valid.all() else valid)
+
+    monkeypatch.setattr(type(slide), "read_level", read_level)
+
+
+def planned(slide, path, options=OPTIONS, codec="zstd"):
+    target = reference_profile(options.stain.method)
+    compression = CompressionOptions(codec=codec)
+    store = TileStore.create(path, options, target.to_dict(), compression=compression)
+    return store, plan_slide(slide, options, target=target)
+
+
+def begun(slide, path, *, most=96, options=OPTIONS, codec="zstd", **changes):
+    store, plan = planned(slide, path, options, codec)
+    parts = split(len(plan), tile=16, most=most)
+    return SlideParts(store, plan, parts, **{"fingerprint": fingerprint(slide.path), **changes})
+
+
+def at_once(slide, path, options=OPTIONS, codec="zstd"):
+    store, plan = planned(slide, path, options, codec)
+    write_slide(store, plan, fingerprint=fingerprint(slide.path))
+    return content(path)
+
+
+@pytest.mark.parametrize(
+    ("chance", "most", "options", "codec"),
+    [
+        (0, 1, OPTIONS, "zstd"), (0, 200, STAINED, "none"), (0.002, 96, STAINED, "zstd"),
+        (0.02, 200, OPTIONS, "zstd"), (0.3, 96, OPTIONS, "zstd"), (1, 200, OPTIONS, "zstd"),
+        (0.002, 96, DROPPED, "zstd"), (0, 96, MARKED, "zstd"),
+        (0, 96, OPTIONS, "jpeg"), (0.002, 96, DROPPED, "jpeg"),
+    ],
+)  # fmt: skip
+def test_joined_parts_are_the_bytes_of_one_task(
+    slide, tmp_path, monkeypatch, chance, most, options, codec
+):
+    holes(slide, monkeypatch, chance)
+    expected = at_once(slide, tmp_path / "one", options, codec)
+    whole = begun(slide, tmp_path / "parts", most=most, options=options, codec=codec)
+    assert len(whole.parts) >= 2
+    for part in reversed(whole.parts):  # in any order
+        assert part in whole.missing()
+        whole.write(part)
+    assert whole.missing() == ()
+    assert whole.join() == len(TileStore(tmp_path / "parts").slide("s"))
+    assert content(tmp_path / "parts") == expected
+    assert not parts_folder(whole.store, "s").exists()
+    if options.quality.given:
+        assert 5 < whole.store.slide("s").facts["unusable"]["sharpness"] < 200
+
+
+def test_shards_are_linked_not_made_again(slide, tmp_path, monkeypatch):
+    whole = begun(slide, tmp_path / "parts")
+    for part in whole.parts:
+        whole.write(part)
+    monkeypatch.setattr(group.TileArray, "append", None)  # would fail if it were called
+    whole.join()
+    assert "s" in whole.store
+
+
+def test_shards_are_copied_where_there_are_no_links(slide, tmp_path, monkeypatch):
+    expected = at_once(slide, tmp_path / "one")
+    whole = begun(slide, tmp_path / "parts")
+    for part in whole.parts:
+        whole.write(part)
+
+    link = os.link
+
+    def refused(source, target):
+        """As BeeGFS: links within a folder only."""
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr("wsiad.store.shards.os.link", refused)
+    whole.join()
+    assert content(tmp_path / "parts") == expected
+
+
+def test_a_part_of_the_stream_is_that_part(slide, tmp_path):
+    _, plan = planned(slide, tmp_path / "none", OPTIONS.model_copy(update={"mpp": 0.7}))
+    everything = np.concatenate([block.pixels for block in stream(plan)])
+    for first, stop in ((0, 1), (7, 8), (3, 50), (len(plan) - 2, len(plan)), (5, 5)):
+        some = [block.pixels for block in stream(plan, first=first, stop=stop)]
+        got = np.concatenate([np.empty((0, 16, 16, 3), np.uint8), *some])
+        np.testing.assert_array_equal(got, everything[first:stop])
+
+
+def test_finished_parts_are_kept_and_others_thrown_away(slide, tmp_path):
+    whole = begun(slide, tmp_path / "parts")
+    whole.write(whole.parts[0])
+    again = begun(slide, tmp_path / "parts")
+    assert again.missing() == whole.parts[1:]
+    # Of another file, or at other places: not of this slide's group.
+    for changes in ({"fingerprint": "sha256:0"}, {"coordinates": "sha256:1"}):
+        whole.write(whole.parts[0])
+        assert begun(slide, tmp_path / "parts", **changes).missing() == whole.parts
+    with pytest.raises(StoreError, match="tiles 0 to 96 of the slide are missing"):
+        whole.join()
+    assert "s" not in whole.store
+
+
+def test_a_damaged_part_is_written_again(slide, tmp_path):
+    whole = begun(slide, tmp_path / "parts")
+    for part in whole.parts:
+        whole.write(part)
+    folder = parts_folder(whole.store, "s")
+    (folder / "0-96" / "zarr.json").write_text("{")
+    assert whole.missing() == (Part(0, 96),)
+
+
+def test_parts_of_two_versions_are_not_joined(slide, tmp_path, monkeypatch):
+    whole = begun(slide, tmp_path / "parts")
+    whole.write(whole.parts[0])
+    monkeypatch.setattr("wsiad.store.writer.__version__", "999")
+    assert begun(slide, tmp_path / "parts").missing() == whole.parts
+
+
+def test_a_slide_that_changes_before_the_join_is_not_stored(slide, tmp_path):
+    whole = begun(slide, tmp_path / "parts")
+    for part in whole.parts:
+        whole.write(part)
+    slide.path.write_bytes(slide.path.read_bytes() + b"more")
+    with pytest.raises(SlideReadError, match="s: changed while it was read"):
+        whole.join()
+    assert whole.store.names() == []
+
+
+def test_a_second_run_that_joins_the_same_parts(slide, tmp_path):
+    """Two runs made the same parts together, and both join them."""
+    expected = at_once(slide, tmp_path / "one")
+    first, second = (begun(slide, tmp_path / "parts") for _ in range(2))
+    for number, part in enumerate(first.parts):
+        (first, second)[number % 2].write(part)
+        (first, second)[1 - number % 2].write(part)  # is there already
+    count = first.join()
+    assert second.join() == count  # its parts are gone, the slide is there
+    assert content(tmp_path / "parts") == expected
+
+
+def test_parts_that_a_dead_run_left_beside_the_whole_are_cleared(slide, tmp_path):
+    expected = at_once(slide, tmp_path / "one")
+    whole = begun(slide, tmp_path / "one")
+    whole.write(whole.parts[0])
+    shutil.copytree(parts_folder(whole.store, "s"), tmp_path / "one" / GROUPS / ".other.parts")
+    (tmp_path / "one" / GROUPS / ".none.parts").mkdir()
+    clear_store(tmp_path / "one")
+    kept = {name: data for name, data in content(tmp_path / "one").items() if "other" not in name}
+    assert kept == expected
+    names = sorted(p.name for p in (tmp_path / "one" / GROUPS).iterdir())
+    assert names == [".other.parts", "s", "zarr.json"]  # parts of what is not whole are kept
+
+
+def tiled(slides, out, **values):
+    options = OPTIONS.model_dump(exclude={"quality"}) | {"quiet": True} | values
+    return wsiad.tile(slides=slides, out=out, **options)
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Slides of more than a shard as it is: workers do not know of small ones."""
+    monkeypatch.undo()
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(2):
+        image = stained(320 - 220 * number, 400, seed=number, glass=10)
+        write_tiff(folder / f"s{number}.tif", image, mpp=0.5, levels=2)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tile_divides_what_is_too_large(large, tmp_path, workers):
+    # A shard of tiles of 16 px holds 16 384 of them; at a stride of 2 px there are more.
+    values = {"tile": 16, "stride": 2, "min_coverage": 0}
+    whole = tiled(large, tmp_path / "one", split_tiles=None, **values)
+    assert whole.rows[0].tiles > 16_384 > whole.rows[1].tiles
+    divided = tiled(large, tmp_path / "parts", split_tiles=16_384, workers=workers, **values)
+    assert [(r.slide, r.status, r.tiles) for r in divided.rows] == [
+        (r.slide, r.status, r.tiles) for r in whole.rows
+    ]
+    assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+def test_a_part_that_fails_fails_the_slide_once_and_others_are_kept(slide, tmp_path, monkeypatch):
+    wrong = []
+
+    def write(self, part):
+        if part.first in wrong:
+            raise SlideReadError("cannot be read there", subject="s")
+        whole(self, part)
+
+    whole = SlideParts.write
+    monkeypatch.setattr(SlideParts, "write", write)
+    wrong += [96, 192]
+    result = tiled(slide.path, tmp_path / "store", split_tiles=96)
+    assert [(row.slide, row.status, row.reason) for row in result.rows] == [
+        ("s", "failed", "cannot be read there")
+    ]
+    store = TileStore(tmp_path / "store")
+    kept = {path.name for path in parts_folder(store, "s").iterdir()}
+    assert "0-96" in kept
+    assert not kept & {"96-192", "192-288"}
+    # The next run makes what is missing, and no more.
+    wrong.clear()
+
+    def noted(self, part):
+        wrong.append(part.first)
+        whole(self, part)
+
+    monkeypatch.setattr(SlideParts, "write", noted)
+    assert not tiled(slide.path, tmp_path / "store", split_tiles=96).failed
+    assert wrong == [96, 192]
+    assert not tiled(slide.path, tmp_path / "one", split_tiles=None).failed
+    assert content(tmp_path / "store" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+@dataclass(frozen=True)
+class Task:
+    slide: SimpleNamespace
+    seconds: float = 0.0
+
+    def after(self, seconds):
+        return replace(self, seconds=seconds)
+
+
+def test_the_last_task_follows_when_all_parts_are_done():
+    a, b = (Task(SimpleNamespace(name=name)) for name in "ab")
+    divisions = Divisions()
+    assert divisions.more(a, Divided(("p", "q"), a, 1.0)) == ("p", "q")
+    assert divisions.more(b, Divided((), b, 0.5)) == [b.after(0.5)]
+    assert divisions.more(b, SlideRow("b", "ok")) == []
+    assert divisions.more(a, PartDone("a", 2.0)) == []
+    assert divisions.more(a, PartDone("a", 4.0)) == [a.after(7.0)]
+    assert divisions.more(a, SlideRow("a", "ok")) == []
+
+
+def test_failures_of_parts_are_one_of_the_slide():
+    task, failed = Task(SimpleNamespace(name="a")), SlideRow("a", "failed")
+    divisions = Divisions()
+    assert divisions.is_news(failed)
+    assert divisions.is_news(failed)  # two slides of one name
+    divisions.more(task, Divided(("p", "q", "r"), task, 1.0))
+    for number, result in enumerate([failed, failed, PartDone("a", 1.0)]):
+        assert divisions.more(task, result) == []
+        if result is failed:
+            assert divisions.is_news(result) == (number == 0)

@@ -1,0 +1,17 @@
+"""Runs of a detector that is trained at once."""
+
+import wsiad
+
+TINY = {
+    "input_px": 32,
+    "latent_px": 8,
+    "layers": {"relu1_2": 1.0},
+    "batch": 4,
+    "max_steps": 12,
+    "val_interval": 4,
+    "checkpoint_seconds": 1e-6,
+}
+
+
+def train(store, out, **values):
+    return wsiad.train(**{"store": store, "out": out, "weights": "random", "quiet": True, **values})

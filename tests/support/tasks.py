@@ -1,0 +1,20 @@
+"""Tasks that tests have worked on."""
+
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.tasks import run_tasks
+
+
+def run(function, items, **options):
+    notices = []
+    found = run_tasks(
+        function, items, options=ComputeOptions(**options), failed=lost, notice=notices.append
+    )
+    return list(found)
+
+
+def double(item):
+    return item * 2
+
+
+def lost(item, reason):
+    return f"{item} failed: {reason}"

@@ -1,0 +1,53 @@
+"""Detectors with trained networks, so small that a test trains them."""
+
+import numpy as np
+import torch
+
+from wsiad.core.config import build
+from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors import registry
+from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.store.dataset import ArrayTiles
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+SMOOTH = np.kron(RNG.integers(120, 240, (26, 5, 5, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+HEALTHY = HealthyTiles(ArrayTiles(SMOOTH[:20]), ArrayTiles(SMOOTH[20:]))
+DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
+TINY = {
+    "deep-geo": {"width": 1, "shrink": 4, "dirichlet_tiles": 12},
+    "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
+    "piad": {
+        "channels": [2, 3, 3, 4],
+        "latent_channels": 5,
+        "latent_critic_width": 8,
+        "layers": {"relu1_2": 1.0, "relu2_1": 1.0},
+        "balance_interval": 3,
+    },
+    "reverse-distillation": {**DISTILLED, "layers": ["features.3"]},
+    "student-teacher": DISTILLED,
+}
+
+
+def detector(name, **options):
+    cls = registry.load(name)
+    tiny = {"batch": 6, "val_interval": 4, "log_interval": 2}
+    return cls(build(cls.Options, {**tiny, **TINY[name], **options}), InputSpec(TilePx(32), Mpp(1)))
+
+
+def context(folder, steps=11, seed=1):
+    return FitContext(
+        seed=seed,
+        device=CPU,
+        folder=folder,
+        budget=Budget(max_steps=steps),
+        weights="random",
+        quiet=True,
+    )
+
+
+def fitted(name, folder, *, steps=11, seed=1, **options):
+    found = detector(name, **options)
+    folder.mkdir(exist_ok=True)
+    found.fit(HEALTHY, context(folder, steps, seed))
+    return found
