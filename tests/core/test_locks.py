@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsiad.core.errors import InputError
-from wsiad.core.ownership import CLAIM, claimed, locked
+from wsiad.core.ownership import CLAIM, claimed, is_alive, locked
 
 
 def add(folder, times):
@@ -177,3 +177,14 @@ def test_it_gives_up_at_last(tmp_path, monkeypatch):
         locked(tmp_path / ".lock", stale_seconds=0.1),
     ):
         pass
+
+
+def test_a_lock_that_names_nobody_is_taken_over(tmp_path):
+    """A process was killed, or a machine lost power, between making it and saying whose it is."""
+    (tmp_path / ".lock").touch()
+    with locked(tmp_path / ".lock", stale_seconds=0.1):
+        assert is_alive((tmp_path / ".lock").read_text())
+    (tmp_path / CLAIM).touch()
+    with claimed(tmp_path, beat_seconds=0.02):
+        assert is_alive((tmp_path / CLAIM).read_text())
+    assert not list(tmp_path.iterdir())
