@@ -10,10 +10,11 @@ What is wrong with a configuration, in words: each bad key or value, and what is
 from __future__ import annotations
 
 import functools
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -222,7 +223,23 @@ def _is_empty_path(value: object) -> bool:
 
 
 class Config(pydantic.BaseModel):
-    """Base of all configurations: frozen, no unknown keys, docstrings as descriptions."""
+    """Base of all configurations: frozen, no unknown keys, docstrings as descriptions.
+
+    A config may be made of others, each with the options of one matter. Theirs come in the
+    order in which the last named base, the one before it and so on list them, and its own
+    after them. ``ORDER`` names options that stand elsewhere, around ``...`` for all others;
+    it holds for `--help` and for stored configs, and configs made of this one keep it.
+
+    Examples
+    --------
+    >>> class Painted(QuietOptions):
+    ...     ORDER = (..., "quiet")
+    ...     colour: str = "red"
+    >>> list(Painted.model_fields)
+    ['colour', 'quiet']
+    """
+
+    ORDER: ClassVar[tuple[str | types.EllipsisType, ...]] = (...,)
 
     model_config = pydantic.ConfigDict(
         extra="forbid",
@@ -231,6 +248,22 @@ class Config(pydantic.BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields
+        bases = [base for base in reversed(cls.__bases__) if issubclass(base, pydantic.BaseModel)]
+        names = dict.fromkeys(name for base in bases for name in base.model_fields)
+        listed = vars(cls).get("ORDER", (...,))
+        rest = [name for name in names | dict.fromkeys(fields) if name not in listed]
+        split = listed.index(...)
+        order = [*listed[:split], *rest, *listed[split + 1 :]]
+        if order != list(fields):
+            found = {name: fields[name] for name in order}
+            fields.clear()
+            fields.update(found)
+            cls.model_rebuild(force=True)
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -241,6 +274,13 @@ class Config(pydantic.BaseModel):
         if "Path" in str(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("an empty path is no path; write . for the current folder")
         return value
+
+
+class QuietOptions(Config):
+    """How much a verb tells while it works."""
+
+    quiet: bool = False
+    """No progress output."""
 
 
 def build(

@@ -1,4 +1,4 @@
-"""How a network is trained, as options that detectors inherit."""
+"""How a network is trained, as options that detectors inherit; and where, and for how long."""
 
 from __future__ import annotations
 
@@ -55,3 +55,19 @@ class LoopOptions(Config):
         if self.lr_schedule == "cosine":
             values["max_steps"] = limit
         return values
+
+
+class DeviceOptions(Config):
+    """Which device is computed on."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+
+class LimitOptions(Config):
+    """When a training is stopped that has not ended by itself."""
+
+    max_steps: _Count | None = None
+    """Stop after so many optimiser steps."""
+    max_minutes: _Positive | None = None
+    """Stop after so many minutes of fitting."""

@@ -7,8 +7,11 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field
+
+from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.labels import is_healthy, label_of
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
@@ -27,6 +30,26 @@ if TYPE_CHECKING:
     Usable = Callable[[list[StoredSlide]], Mapping[str, npt.NDArray[np.int64]]]
 
 logger = logging.getLogger(__name__)
+
+
+def _by_comma(value: object) -> object:
+    parts = (value,) if isinstance(value, str) else value
+    if isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts):
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_by_comma)]
+"""Any number of names; also one text that commas part."""
+
+
+class AnomalyOptions(Config):
+    """Which tiles of a store of labelled anomalous ones are used."""
+
+    anomaly_types: Names = ()
+    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
+    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a detector is fitted on by ``wsiad train``, by one process or by several together."""
+"""How a detector is fitted by ``wsiad train``: on which tiles, by one process or by several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,23 +28,19 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.device import choose_device
 from wsiad.learning.ranks import Ranks
-from wsiad.runs.healthy_tiles import healthy_slides, tile_source, usable_tiles
+from wsiad.runs.healthy_tiles import FitOptions, healthy_slides, tile_source, usable_tiles
 from wsiad.runs.split import HealthySplit, SlideTiles, split_slides
 from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
 from wsiad.tissue.tissue_options import QualityOptions
 
-if TYPE_CHECKING:
-    from wsiad.verbs.train import TrainConfig
-
-
 _PATIENCE_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Chosen:
-    """What a configuration chooses: the method, and of which slides which tiles.
+    """What options choose: the method, and of which slides which tiles.
 
     Parameters
     ----------
@@ -89,33 +84,43 @@ class Chosen:
         return parts, self.cls(self.options, spec), tiles
 
 
-def choose(config: TrainConfig) -> Chosen:
-    """Find what a configuration asks for.
+def choose(options: FitOptions) -> Chosen:
+    """Find the method and the tiles that options ask for.
 
     Raises
     ------
     StoreError, InputError, DetectorError
         As by :func:`wsiad.train`.
     """
-    cls = registry.load(config.detector)
-    options = build(cls.Options, config.options, source=f"options of {config.detector}")
-    store = TileStore(config.store)
-    thresholds = store.preparation.quality.changed_by(config.quality)
-    slides, skipped = healthy_slides(store, config.split)
+    cls = registry.load(options.detector)
+    chosen = build(cls.Options, options.options, source=f"options of {options.detector}")
+    store = TileStore(options.store)
+    thresholds = store.preparation.quality.changed_by(options.quality)
+    slides, skipped = healthy_slides(store, options.split)
     usable, unusable = usable_tiles(slides, thresholds)
     tile = store.preparation.tile
-    size = options.input_px or cls.default_input_px or tile
+    size = chosen.input_px or cls.default_input_px or tile
     if size > tile:
         raise DetectorError(
             f"needs {size} px and the store's tiles have {tile} px",
-            subject=config.detector,
+            subject=options.detector,
             remedy=f"Tile with --tile {size} or larger, or give --option input_px={tile}.",
         )
-    return Chosen(cls, options, size, store, thresholds, slides, skipped, usable, unusable)
+    return Chosen(
+        cls=cls,
+        options=chosen,
+        size=size,
+        store=store,
+        thresholds=thresholds,
+        slides=slides,
+        skipped=skipped,
+        usable=usable,
+        unusable=unusable,
+    )
 
 
 def fit_context(
-    config: TrainConfig,
+    options: FitOptions,
     ranks: Ranks,
     *,
     device: torch.device,
@@ -123,12 +128,12 @@ def fit_context(
 ) -> FitContext:
     """Return the circumstances of the fit of a process."""
     return FitContext(
-        seed=config.seed,
+        seed=options.seed,
         device=_device_of(ranks, device),
-        folder=config.out,
-        budget=Budget(config.max_steps, config.max_minutes),
-        weights=config.weights,
-        quiet=config.quiet or not ranks.first,
+        folder=options.out,
+        budget=Budget(options.max_steps, options.max_minutes),
+        weights=options.weights,
+        quiet=options.quiet or not ranks.first,
         anomalies=anomalies,
         ranks=ranks,
     )
@@ -158,7 +163,7 @@ def check_devices(count: int, device: torch.device, name: str, cls: type[Detecto
 
 
 @contextmanager
-def together(config: TrainConfig, device: torch.device) -> Iterator[Ranks]:
+def together(options: FitOptions, device: torch.device) -> Iterator[Ranks]:
     """Start the other processes that a fit needs; this one is the first of them.
 
     Raises
@@ -166,7 +171,7 @@ def together(config: TrainConfig, device: torch.device) -> Iterator[Ranks]:
     RunError
         One of the others ended early; why, it said itself.
     """
-    count = config.devices
+    count = options.devices
     if count == 1:
         yield Ranks()
         return
@@ -175,7 +180,7 @@ def together(config: TrainConfig, device: torch.device) -> Iterator[Ranks]:
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         others = [
-            context.Process(target=fit_along, args=(config, rank, meeting), daemon=True)
+            context.Process(target=fit_along, args=(options, rank, meeting), daemon=True)
             for rank in range(1, count)
         ]
         for process in others:
@@ -191,7 +196,7 @@ def together(config: TrainConfig, device: torch.device) -> Iterator[Ranks]:
             if any(process.exitcode for process in others):
                 raise RunError(
                     "a process that trained along ended early",
-                    subject=str(config.out),
+                    subject=str(options.out),
                     remedy="See what it printed; the same command goes on from the last "
                     "checkpoint.",
                 ) from error
@@ -204,12 +209,12 @@ def together(config: TrainConfig, device: torch.device) -> Iterator[Ranks]:
             torch.set_num_threads(threads)
 
 
-def fit_along(config: TrainConfig, rank: int, meeting: Path) -> None:
+def fit_along(options: FitOptions, rank: int, meeting: Path) -> None:
     """Fit as one of the other processes, which write nothing."""
-    ranks, device = Ranks(rank, config.devices), choose_device(config.device)
+    ranks, device = Ranks(rank, options.devices), choose_device(options.device)
     _join(ranks, device, meeting)
-    _, detector, tiles = choose(config).begin(config.seed, only_fit=())
-    detector.fit(tiles, fit_context(config, ranks, device=device))
+    _, detector, tiles = choose(options).begin(options.seed, only_fit=())
+    detector.fit(tiles, fit_context(options, ranks, device=device))
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Tiles of a store that a detector is fitted on: which slides, which of their tiles."""
+"""What a detector is fitted on: options of a fit, and of a store which slides and tiles."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
+from wsiad.learning.training_options import DeviceOptions, LimitOptions
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
-from wsiad.store.tile_task import TileRow, unseen_slides
+from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -25,6 +30,41 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+
+class MethodOptions(Config):
+    """Which method is fitted, and how."""
+
+    detector: str = "dpa"
+    """Method; an unknown name is answered with the list of those there are."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the method, see docs/detectors.md; may be given several times."""
+    weights: str | None = None
+    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
+    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
+    can be downloaded, else `wsiad`."""
+
+
+class HealthyOptions(StoreOptions):
+    """Which healthy tiles of a store are learnt from."""
+
+    split: str | None = None
+    """Use only slides with this value in the manifest's `split` column."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used; in place of the thresholds that the store has."""
+
+
+class FitOptions(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions, MethodOptions):
+    """Fit of a method on the healthy tiles of a store, in a folder of its own."""
+
+    out: Path
+    """Folder of the run; an interrupted run in it goes on."""
+    seed: int = 0
+    """Same seed, same result."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """GPUs to train on at once, each with its share of every batch, for methods that are
+    trained step by step; with `--device cpu`, processes."""
+
 
 NO_LABEL = "it has no label, and others have one"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from wsiad.compute.batch import Divided, PartDone
+from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.slides.inputs import SlideInput
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
+
+
+class StoreOptions(Config):
+    """A store whose tiles are used."""
+
+    store: Path
+    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
 
 
 @dataclass(frozen=True, slots=True)

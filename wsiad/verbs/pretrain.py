@@ -6,18 +6,24 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from wsiad.core.config import Config, build, verb
+from wsiad.core.config import QuietOptions, build, verb
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.provenance import versions
+from wsiad.learning.training_options import DeviceOptions, LimitOptions
 from wsiad.runs.claim import taken
-from wsiad.runs.healthy_tiles import healthy_slides, store_fingerprint, tile_source, usable_tiles
+from wsiad.runs.healthy_tiles import (
+    HealthyOptions,
+    healthy_slides,
+    store_fingerprint,
+    tile_source,
+    usable_tiles,
+)
 from wsiad.store.tile_task import unseen_lines, unseen_slides
-from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
     from wsiad.learning.contrastive import ContrastiveNetwork, ContrastiveOptions
@@ -28,29 +34,17 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECORD = "weights.safetensors", "pretrain.json"
 
 
-class PretrainConfig(Config):
+class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
     """Train a perceptual network on the healthy tiles of a store, without any labels."""
 
-    store: Path
-    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
+    ORDER = ("store", "out", "options", "split", "quality", "seed", ...)
+
     out: Path
     """Folder of the network; an interrupted training in it goes on."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the network and its training, see docs/pretrain.md; may be given several times."""
-    split: str | None = None
-    """Use only slides with this value in the manifest's `split` column."""
-    quality: QualityThresholds = QualityThresholds()
-    """Which tiles are too bad to be used, in place of the thresholds that the store has."""
     seed: int = 0
     """Same seed, same result."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many optimiser steps."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop after so many minutes."""
-    quiet: bool = False
-    """No progress output."""
 
 
 @dataclass(frozen=True, slots=True)

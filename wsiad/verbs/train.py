@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from wsiad.core.config import Config, build, verb
+from wsiad.core.config import build, verb
 from wsiad.core.errors import DetectorError
 from wsiad.core.files import write_json
 from wsiad.detectors import registry
-from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
+from wsiad.runs.anomalies import AnomalyOptions, AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
-from wsiad.runs.healthy_tiles import store_fingerprint, usable_tiles
+from wsiad.runs.healthy_tiles import FitOptions, store_fingerprint, usable_tiles
 from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.tile_task import unseen_lines, unseen_slides
@@ -35,60 +35,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _by_comma(value: object) -> object:
-    parts = (value,) if isinstance(value, str) else value
-    if isinstance(parts, tuple | list) and all(isinstance(part, str) for part in parts):
-        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_by_comma)]
-"""Any number of names; also one text that commas part."""
-
-
-class TrainConfig(Config):
+class TrainConfig(AnomalyOptions, FitOptions):
     """Fit a detector on the healthy tiles of a store."""
 
-    store: Path
-    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
-    out: Path
-    """Folder of the run; an interrupted run in it goes on."""
-    detector: str = "dpa"
-    """Method; an unknown name is answered with the list of those there are."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method, see docs/detectors.md; may be given several times."""
-    weights: str | None = None
-    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
-    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
-    can be downloaded, else `wsiad`."""
+    ORDER = (
+        *("store", "out", "detector", "options", "weights", "anomalies"),
+        *("anomaly_types", "anomaly_tiles", "split", "quality", "seed", "device", "devices"),
+        *("healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
+    )
+
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
     a slide is its anomaly type."""
-    anomaly_types: Names = ()
-    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
-    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
-    split: str | None = None
-    """Use only slides with this value in the manifest's `split` column."""
     quality: QualityThresholds = QualityThresholds()
     """Which tiles are too bad to be used; in place of the thresholds that the store has, and
     for the heatmaps of the run too. Tiles that the store dropped are gone."""
-    seed: int = 0
-    """Same seed, same result."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    devices: Annotated[int, Field(ge=1)] = 1
-    """GPUs to train on at once, each with its share of every batch, for methods that are
-    trained step by step; with `--device cpu`, processes."""
     healthy_examples: Annotated[int, Field(ge=0)] = 512
     """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
     0 for none."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many optimiser steps."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop after so many minutes of fitting."""
-    quiet: bool = False
-    """No progress output."""
 
     @model_validator(mode="after")
     def _choices_need_anomalies(self) -> Self:

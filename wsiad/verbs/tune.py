@@ -18,11 +18,11 @@ from wsiad.core.files import write_json
 from wsiad.core.ownership import CLAIM, claimed
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
+from wsiad.runs.anomalies import Names
 from wsiad.tissue.tissue_options import QualityThresholds
 from wsiad.tuning.space import Parameter, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
 from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
-from wsiad.verbs.train import Names
 
 CONFIG, FOLDS = "config.yaml", "folds.json"
 
