@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import itertools
 import json
-import time
 import tracemalloc
 import uuid
 from pathlib import Path
@@ -347,16 +346,6 @@ def test_collections_that_import_nothing_are_refused(lesions):
     twice["features"][1]["id"] = twice["features"][0]["id"]
     with pytest.raises(RuleError, match="identifier of another"):
         check_collection(twice, bounds=BOUNDS)
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_tiles_in_seconds(tmp_path):
-    windows = windows_of(100_000, edge=8.0, columns=400)
-    start = time.perf_counter()
-    count = write_tiles(windows, tmp_path / "tiles.geojson.gz", slide="a", bounds=BOUNDS)
-    seconds = time.perf_counter() - start
-    assert count == 100_000
-    assert seconds < 20
 
 
 def test_the_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):

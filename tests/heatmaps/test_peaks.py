@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -225,12 +224,3 @@ def test_no_candidates():
 def test_senseless_settings_are_refused(bad):
     with pytest.raises(ConfigError):
         find_peaks(heatmap_of(np.zeros((2, 2))), **bad)
-
-
-@pytest.mark.slow
-def test_four_million_pixels_take_seconds():
-    scores = np.random.default_rng(0).random((2000, 2000), np.float32)
-    start = time.perf_counter()
-    found = find_peaks(heatmap_of(scores, scale=128.0), threshold=0)
-    assert len(found) > 10_000
-    assert time.perf_counter() - start < 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -216,19 +215,3 @@ def test_a_canvas_that_is_too_large_is_refused_with_the_remedy():
         Stitcher(20_000, 20_000, stride=1, window=96, grid=GRID)
     with pytest.raises(InputError, match="is empty"):
         Stitcher(0, 4, stride=1, window=96, grid=GRID)
-
-
-@pytest.mark.slow
-def test_two_hundred_thousand_windows_a_second():
-    rng = np.random.default_rng(0)
-    places = rng.permutation(1_000_000)[:200_000]
-    scores = rng.random((len(places), 1, 1), np.float32)
-    rates = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        stitcher = Stitcher(1000, 1000, stride=48, window=96, grid=GRID)
-        start = time.perf_counter()
-        for i in range(0, len(places), 256):
-            part = places[i : i + 256]
-            stitcher.add(part // 1000, part % 1000, scores[i : i + 256])
-        rates.append(len(places) / (time.perf_counter() - start))
-    assert max(rates) > 200_000

@@ -558,7 +558,7 @@ def test_opening_a_slide_of_a_large_report_loads_its_regions(tmp_path, browser):
 
 
 @needs_browser
-def test_five_hundred_slides_open_fast(tmp_path, browser):
+def test_five_hundred_slides_open_without_the_pictures_of_their_regions(tmp_path, browser):
     shown = [("x", picture(tmp_path / "a.png"))] * 2
     small, strongest = picture(tmp_path / "t.png"), regions(tmp_path)
     slides = [
@@ -567,9 +567,8 @@ def test_five_hundred_slides_open_fast(tmp_path, browser):
     ]
     write(tmp_path, report(slides=slides), inline_limit=0)
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
-    seconds = browser.open((tmp_path / "report.html").as_uri())
-    assert seconds < 15  # one or two, where nothing else runs
-    # What decides it: the 2000 pictures of regions are not in the page until asked for.
+    browser.open((tmp_path / "report.html").as_uri())
+    # The 2000 pictures of regions are not in the page until asked for.
     assert browser.run("document.images.length") == 500 * 3
     browser.click("#ranking th:nth-child(6) button")
     browser.click("#ranking th:nth-child(6) button")

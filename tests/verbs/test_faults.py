@@ -22,7 +22,7 @@ from wsiad.core import ownership as leftovers
 from wsiad.core.errors import SlideReadError
 from wsiad.core.files import atomic_file, atomic_folder
 from wsiad.core.geometry import Size
-from wsiad.core.ownership import clear_leftovers, locked, owner
+from wsiad.core.ownership import clear_leftovers, owner
 from wsiad.core.progress import Progress
 from wsiad.core.signals import Terminated, postponed, terminated
 from wsiad.slides import openslide_backend
@@ -214,9 +214,14 @@ def test_a_lock_that_a_dead_process_held_is_taken_at_once(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], check=True)
     assert leftovers.is_dead((tmp_path / ".lock").read_text())
     assert not leftovers.is_dead(owner())
-    start = time.monotonic()
-    with locked(tmp_path / ".lock", stale_seconds=60):
-        assert time.monotonic() - start < 30
+    # In a process that is ended if it waits for the lock to become stale.
+    taken = "from pathlib import Path; from wsiad.core.ownership import locked; import sys\n"
+    taken += "with locked(Path(sys.argv[1]), stale_seconds=1e6): print('taken')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", taken, str(tmp_path / ".lock")],
+        check=True, timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "taken\n"
     assert list(tmp_path.iterdir()) == []
 
 
