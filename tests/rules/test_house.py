@@ -29,6 +29,8 @@ SHORTEST, LONGEST = 100, 500
 ALWAYS_SHORT = {"__main__.py", "_version.py"}
 # A detector is one file, however little it adds to what the methods share.
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("detectors/")}
+# A verb is one file, however thin: what it does belongs to the rooms below.
+ALWAYS_SHORT |= {name for name in MODULES if name.startswith("verbs/")}
 
 A_FILE = re.compile(
     r"[\w.-]*\w\.(csv|gz|geojson|html|jpg|json|npy|png|safetensors|tif|xml|yaml|zarr)"

@@ -17,10 +17,9 @@ from wsiad._version import __version__
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
 from wsiad.report.page import environment, picture, policy, template
-from wsiad.slides.slide_table import SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import DAMAGED_THERE, SLIDES_TABLE, read_table
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
-from wsiad.tiling.verdict import DAMAGED_THERE
 from wsiad.tissue.quality import QUALITY_REASONS
 
 _CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"

@@ -25,10 +25,10 @@ from wsiad.results.writing import write_results
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
+from wsiad.slides.slide_table import DAMAGED_THERE
 from wsiad.slides.staging import staged
 from wsiad.store.writer import check_unchanged
 from wsiad.tiling.left_out import LeftOut
-from wsiad.tiling.verdict import DAMAGED_THERE
 from wsiad.tissue.quality import Reason
 
 

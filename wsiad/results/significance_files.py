@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,29 @@ from wsiad.results.file_names import (
     WINDOWS_P,
 )
 from wsiad.results.region_table import write_regions
-from wsiad.results.significance_text import STATED
 
-if TYPE_CHECKING:
-    from wsiad.verbs.significance import SignificanceConfig
+STATED = (
+    (
+        "A healthy slide that could as well have been one of the reference has p_slide <= a with a "
+        "probability of at most a."
+    ),
+    (
+        "Of a tile drawn at random from such a slide the same holds for its p. It is an average "
+        "over slides: a single slide may have many tiles of small p."
+    ),
+    (
+        "Such a slide has any region of p_family_wise <= a with a probability of at most a, and "
+        "any significant region with a probability of at most the false-discovery rate."
+    ),
+    (
+        "Of the regions of a slide with lesions, q is Benjamini and Hochberg's: on average at most "
+        "that share of the regions called is false, if regions of a slide depend on each other in "
+        "no worse way than that rule allows. This is not proved for them."
+    ),
+    "All of it is on average over references: one of few slides may give more alarms.",
+    "None of it holds for slides of another scanner, laboratory, tissue or stain.",
+)
+"""What the p-values promise, and what they do not; in every ``significance.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +151,26 @@ def forget(results: Path) -> None:
 
 
 def write(
-    config: SignificanceConfig,
+    results: Path,
     rows: Sequence[SignificanceRow],
     *,
+    slide_score: str,
+    fdr: float,
     healthy: ComparedFolder,
     check: ComparedFolder | None,
     tested: ComparedFolder,
     reference: HealthySlides,
     alarms: Sequence[FalseAlarms],
     warnings: Sequence[str],
+    config: Mapping[str, Any],
 ) -> Path:
     """Write ``significance.csv`` and, last, ``significance.json``; return the latter."""
-    write_text(config.results / SIGNIFICANCE_TABLE, _TABLE.text(rows))
+    write_text(results / SIGNIFICANCE_TABLE, _TABLE.text(rows))
     regions = reference.regions
-    path = config.results / SIGNIFICANCE
+    path = results / SIGNIFICANCE
     values = {
-        "slide_score": config.slide_score,
-        "fdr": config.fdr,
+        "slide_score": slide_score,
+        "fdr": fdr,
         "stated": list(STATED),
         "warnings": list(warnings),
         "reference": _told(healthy)
@@ -165,7 +187,7 @@ def write(
             for name, status in sorted(tested.others.items())
         },
         "slides": {row.slide: asdict(row) for row in rows},
-        "made_by": {"wsiad": __version__, "config": config.model_dump(mode="json")},
+        "made_by": {"wsiad": __version__, "config": dict(config)},
     }
     write_json(path, values)
     return path

@@ -24,29 +24,6 @@ _SHORT: dict[Kind, str] = {
     "significant regions": "slides, by a significant region",
 }
 
-STATED = (
-    (
-        "A healthy slide that could as well have been one of the reference has p_slide <= a with a "
-        "probability of at most a."
-    ),
-    (
-        "Of a tile drawn at random from such a slide the same holds for its p. It is an average "
-        "over slides: a single slide may have many tiles of small p."
-    ),
-    (
-        "Such a slide has any region of p_family_wise <= a with a probability of at most a, and "
-        "any significant region with a probability of at most the false-discovery rate."
-    ),
-    (
-        "Of the regions of a slide with lesions, q is Benjamini and Hochberg's: on average at most "
-        "that share of the regions called is false, if regions of a slide depend on each other in "
-        "no worse way than that rule allows. This is not proved for them."
-    ),
-    "All of it is on average over references: one of few slides may give more alarms.",
-    "None of it holds for slides of another scanner, laboratory, tissue or stain.",
-)
-"""What the p-values promise, and what they do not; in every ``significance.json``."""
-
 
 def warnings(
     tested: ComparedFolder,

@@ -18,6 +18,9 @@ SLIDES_TABLE = "slides.csv"
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
+DAMAGED_THERE = "not assessed, as the file is damaged there"
+"""In the reason of a slide of which damaged parts were left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
@@ -166,8 +169,6 @@ def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
 
 def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """Rows of the slides of which damaged parts were left out, and the rest was used."""
-    from wsiad.tiling.verdict import DAMAGED_THERE
-
     return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]
 
 

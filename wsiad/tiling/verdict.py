@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from wsiad.slides.slide_table import DAMAGED_THERE
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan, select
 from wsiad.tissue.quality import Reason
 from wsiad.tissue.unseen import Unseen
-
-DAMAGED_THERE = "not assessed, as the file is damaged there"
-"""Begins the note on a slide of which damaged parts were left out."""
 
 
 def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> str:

@@ -78,7 +78,7 @@ def add_significance(
     InputError
         As by :func:`wsiad.significance`.
     """
-    from wsiad.verbs.significance import SignificanceConfig, compare
+    from wsiad.results.significance_comparison import SignificanceConfig, compare
 
     if healthy is None or not any(row.status == OK for row in rows):
         return ""

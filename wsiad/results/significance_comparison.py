@@ -1,0 +1,199 @@
+"""P-values of a results folder from healthy slides that were held out: the comparison itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, model_validator
+
+from wsiad.core.config import Config
+from wsiad.core.errors import RunError
+from wsiad.core.files import real_path
+from wsiad.evaluation.submission import SlideScore
+
+if TYPE_CHECKING:
+    from wsiad.conformal.judgement import FalseAlarms, HealthySlides
+    from wsiad.results.compared_slides import ComparedFolder
+    from wsiad.results.significance_files import SignificanceRow
+
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SignificanceConfig(Config):
+    """P-values for the slides, regions and tiles of results, from held-out healthy slides."""
+
+    results: Path
+    """Results folder of `wsiad heatmap`; the p-values are added to it."""
+    healthy: Path
+    """Results folder of healthy slides that the run knows nothing of, scored by the same run
+    with the same options."""
+    check: Path | None = None
+    """Results folder of yet other healthy slides, on which the false alarms are counted."""
+    fdr: Level = 0.1
+    """False-discovery rate to keep over the regions of a slide."""
+    slide_score: SlideScore = "max"
+    """Which score of `wsiad heatmap` is a slide's score."""
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
+    """Levels of p at which false alarms are counted on the slides of `check`."""
+    quiet: bool = False
+    """No progress output."""
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> Self:
+        folders = [real_path(path) for path in (self.results, self.healthy, self.check) if path]
+        if len(set(folders)) < len(folders):
+            raise ValueError("`results`, `healthy` and `check` are different folders")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SignificanceResult:
+    """What comparing with healthy slides made.
+
+    Parameters
+    ----------
+    rows : tuple of SignificanceRow
+        Of the slides that have a heatmap, in order of their names.
+    false_alarms : tuple of FalseAlarms
+        Measured on the slides of `check`; empty without them.
+    warnings : tuple of str
+        What no reader may miss.
+    report : Path
+        ``significance.json``.
+    summary : str
+        For people.
+    """
+
+    rows: tuple[SignificanceRow, ...]
+    false_alarms: tuple[FalseAlarms, ...]
+    warnings: tuple[str, ...]
+    report: Path
+    summary: str
+
+
+def compare(config: SignificanceConfig) -> SignificanceResult:
+    """Add p-values to results; their report and QuPath project are left as they are.
+
+    Raises
+    ------
+    InputError, ExportError
+        As by :func:`wsiad.significance`.
+    """
+    from wsiad.results import significance_files as files
+    from wsiad.results import significance_text as text
+    from wsiad.results.compared_slides import read_folder
+
+    tested = read_folder(config.results, score=config.slide_score)
+    healthy = read_folder(config.healthy, score=config.slide_score)
+    check = read_folder(config.check, score=config.slide_score) if config.check else None
+    learnt_from = check_folders(tested, healthy, check)
+    reference = _reference(healthy)
+    alarms = _false_alarms(config, check, reference, n_healthy=len(healthy.slides))
+    files.forget(config.results)
+    rows = _judge(config, tested, reference)
+    warnings = text.warnings(
+        tested, healthy, check, learnt_from=learnt_from, alarms=alarms, fdr=config.fdr
+    )
+    report = files.write(
+        config.results,
+        rows,
+        slide_score=config.slide_score,
+        fdr=config.fdr,
+        healthy=healthy,
+        check=check,
+        tested=tested,
+        reference=reference,
+        alarms=alarms,
+        warnings=warnings,
+        config=config.model_dump(mode="json"),
+    )
+    summary = text.summary(rows, report, n_healthy=len(healthy.slides), fdr=config.fdr)
+    lines = [
+        *text.not_tested(tested),
+        summary,
+        *text.alarm_table(alarms),
+        *(f"WARNING: {one}" for one in warnings),
+    ]
+    return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
+
+
+def check_folders(
+    tested: ComparedFolder, healthy: ComparedFolder, check: ComparedFolder | None
+) -> dict[str, str] | None:
+    """Check that slides can be compared with healthy ones.
+
+    Returns
+    -------
+    dict of str to str, or None
+        What slides were used for by the run, by fingerprint; ``None`` where the run does
+        not say.
+
+    Raises
+    ------
+    InputError
+        They cannot; it names the slide or what differs.
+    """
+    learnt_from = _learnt_from(Path(tested.facts.get("run", "")))
+    for folder in [healthy, *([check] if check else [])]:
+        folder.check_same_run(tested)
+        folder.check_healthy(learnt_from or {})
+    healthy.check_apart(tested)
+    if check:
+        check.check_apart(healthy)
+    return learnt_from
+
+
+def _learnt_from(run: Path) -> dict[str, str] | None:
+    from wsiad.runs.run import RunFolder
+
+    try:
+        return RunFolder.open(run).record().slides_by_fingerprint or None
+    except RunError:  # it may have been moved since: a warning says that nobody could check
+        return None
+
+
+def _reference(healthy: ComparedFolder) -> HealthySlides:
+    from wsiad.conformal.judgement import HealthySlides
+
+    return HealthySlides.of([slide.scores() for slide in healthy.slides])
+
+
+def _false_alarms(
+    config: SignificanceConfig,
+    check: ComparedFolder | None,
+    reference: HealthySlides,
+    *,
+    n_healthy: int,
+) -> list[FalseAlarms]:
+    from wsiad.conformal.judgement import false_alarms
+
+    if check is None:
+        return []
+    return false_alarms(
+        (reference.judge(slide.scores(), fdr=config.fdr) for slide in check.slides),
+        levels=config.levels,
+        fdr=config.fdr,
+        reference=n_healthy,
+    )
+
+
+def _judge(
+    config: SignificanceConfig, tested: ComparedFolder, reference: HealthySlides
+) -> list[SignificanceRow]:
+    """Judge each slide and write what is found into its folder."""
+    from wsiad.core.progress import Progress
+    from wsiad.results.significance_files import rows_of, write_slide
+
+    judgements = []
+    total = len(tested.slides)
+    with Progress("significance", total=total, unit="slide", quiet=config.quiet) as progress:
+        for slide in tested.slides:
+            judgement = reference.judge(slide.scores(), fdr=config.fdr)
+            write_slide(slide, judgement)
+            judgements.append((slide, judgement.p, judgement.regions))
+            progress.update()
+    if not judgements:
+        raise tested.no_slides()
+    return rows_of(judgements)
