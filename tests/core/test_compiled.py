@@ -1,7 +1,5 @@
 """Words at any byte of an array, against NumPy's own view of the same bytes."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -21,12 +19,13 @@ def stored(values, start, word):
 @pytest.mark.parametrize("start", range(5))
 def test_words_lie_at_any_byte(start):
     values = np.random.default_rng(start).integers(0, 256, 9, dtype=np.uint8)
-    expected = int.from_bytes(values[start : start + 4].tobytes(), sys.byteorder)
+    expected = int.from_bytes(values[start : start + 4].tobytes(), "little")
     assert loaded(values, start) == expected
+    assert load_word.py_func(values, start) == expected
     word = 0x0403_0201 + 0xF0
     written = values.copy()
     stored(written, start, np.uint32(word))
-    assert written[start : start + 4].tobytes() == word.to_bytes(4, sys.byteorder)
+    assert written[start : start + 4].tobytes() == word.to_bytes(4, "little")
     untouched = np.r_[:start, start + 4 : 9]
     assert np.array_equal(written[untouched], values[untouched])
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import intrinsic
 
 Bytes = npt.NDArray[np.uint8]
 """A C-contiguous array of one axis."""
@@ -33,31 +31,28 @@ def compiled(function: F) -> F:
     return cast(F, made)
 
 
-def _load_word(_: object, values: Any, start: object) -> tuple[Any, Any]:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_address(context, builder, signature, arguments), align=1)
-
-    return types.uint32(values, types.intp), generate
+_8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
-def _store_word(_: object, values: Any, start: object, word: object) -> tuple[Any, Any]:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _address(context, builder, signature, arguments), align=1)
-        return context.get_dummy_value()
+@compiled
+def load_word(values: Bytes, start: int) -> np.uint32:
+    """Read four bytes of an array, the first one lowest, from any place on that is not negative.
 
-    return types.void(values, types.intp, types.uint32), generate
+    For compiled loops; nothing checks that the bytes belong to the array. LLVM makes one
+    load of the four, as the numbers of the bytes are unsigned: those that may count from
+    the end are looked at one by one.
+    """
+    at = np.uintp(start)
+    word = np.uint32(values[at]) | np.uint32(values[at + np.uintp(1)]) << _8
+    word |= np.uint32(values[at + np.uintp(2)]) << _16
+    return np.uint32(word | np.uint32(values[at + np.uintp(3)]) << _24)
 
 
-def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    word = context.get_value_type(types.uint32).as_pointer()
-    return builder.bitcast(builder.gep(array.data, [arguments[1]]), word)
-
-
-load_word = cast(Callable[[Bytes, int], np.uint32], intrinsic(_load_word))
-"""Read the four bytes of an array from the given one on, whatever that is, as a word.
-
-For compiled loops; nothing checks that the bytes belong to the array."""
-
-store_word = cast(Callable[[Bytes, int, np.uint32], None], intrinsic(_store_word))
-"""Write a word over the four bytes of an array from the given one on, likewise."""
+@compiled
+def store_word(values: Bytes, start: int, word: np.uint32) -> None:
+    """Write a word over four bytes of an array, likewise."""
+    at = np.uintp(start)
+    values[at] = np.uint8(word)
+    values[at + np.uintp(1)] = np.uint8(word >> _8)
+    values[at + np.uintp(2)] = np.uint8(word >> _16)
+    values[at + np.uintp(3)] = np.uint8(word >> _24)

@@ -10,7 +10,6 @@ so most entries are never needed. Two threads that fill the same entry write the
 from __future__ import annotations
 
 import math
-import sys
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -72,7 +71,7 @@ def map_in_place(table: Entries, formula: StainMap, pixels: npt.NDArray[np.uint8
     pixels : ndarray of uint8, C-contiguous, (..., 3)
     """
     values = pixels.reshape(-1)
-    mapped = _map_fours(table, *formula, values) if sys.byteorder == "little" else 0
+    mapped = _map_fours(table, *formula, values)
     _map_bytes(table, *formula, values[mapped:])
 
 
