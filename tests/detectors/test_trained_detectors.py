@@ -1,6 +1,5 @@
 """What every detector with a trained network must do, with tiny networks."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -59,32 +58,6 @@ def test_killed_fit_ends_like_one_that_was_not(tmp_path, monkeypatch, name, opti
     np.testing.assert_array_equal(whole.score_places(tiles), resumed.score_places(tiles))
     ends = [load_file(tmp_path / folder / CHECKPOINT) for folder in ("whole", "killed")]
     assert equal(*ends)
-
-
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_state_round_trip(tmp_path, name, options):
-    found = fitted(name, tmp_path, steps=5, **options)
-    state = found.state()
-    again = detector(name, **options)
-    values = json.loads(json.dumps(state.values))
-    again.load_state(State({k: t.clone() for k, t in state.tensors.items()}, values), CPU)
-    tiles = SMOOTH[:, 4:36, 4:36]
-    scores = found.score_places(tiles)
-    assert scores.dtype == np.float32
-    assert scores.ndim == 3
-    assert scores.shape[1] == scores.shape[2]
-    assert np.isfinite(scores).all()
-    assert len(np.unique(scores)) > 1
-    np.testing.assert_array_equal(again.score_places(tiles), scores)
-    assert equal(again.state().tensors, state.tensors)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_scores_of_a_tile_do_not_depend_on_the_others(tmp_path, name):
-    found = fitted(name, tmp_path, steps=5)
-    tiles = SMOOTH[:5, 4:36, 4:36]
-    alone = np.concatenate([found.score_places(tiles[i : i + 1]) for i in range(5)])
-    np.testing.assert_allclose(found.score_places(tiles), alone, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -132,12 +132,15 @@ class ArraySlide(Slide):
         image = self.images[level]
         out = np.zeros((size.height, size.width, 3), np.uint8)
         ok = np.zeros((size.height, size.width), bool)
-        part = image[y : y + size.height, x : x + size.width]
-        out[: part.shape[0], : part.shape[1]] = part
-        ok[: part.shape[0], : part.shape[1]] = True
+        rows = slice(max(y, 0), max(y + size.height, 0))
+        columns = slice(max(x, 0), max(x + size.width, 0))
+        part = image[rows, columns]
+        top, left = max(-y, 0), max(-x, 0)
+        here = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+        out[here] = part
+        ok[here] = True
         if self.valid is not None and level == 0:
-            hole = self.valid[y : y + size.height, x : x + size.width]
-            ok[: part.shape[0], : part.shape[1]] &= hole
+            ok[here] &= self.valid[rows, columns]
         return Region(out, None if ok.all() else ok)
 
     def close(self):

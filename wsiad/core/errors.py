@@ -110,6 +110,10 @@ class DetectorError(WsiadError, ValueError):
     """A detector is unknown, or cannot be fitted or applied as asked."""
 
 
+class PluginError(DetectorError):
+    """The package of a plug-in is not installed, or its detector cannot be used."""
+
+
 class SearchError(WsiadError, RuntimeError):
     """Hyperparameters cannot be searched for: the package that it needs is not at hand."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import pydantic
 import torch
 
 from wsiad.core.config import Config, build
-from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.core.errors import ConfigError, DetectorError, PluginError
 from wsiad.detectors import registry
 from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import (
@@ -215,6 +215,7 @@ class Ensemble(Detector):
                     "spread": member.spread,
                     "length": member.length,
                 }
+                | _plugin_of(member.name)
             )
         return State(tensors, {"members": values})
 
@@ -225,6 +226,8 @@ class Ensemble(Detector):
                 self._restored(number, dict(stored), state.tensors, device)
                 for number, stored in enumerate(state.values["members"], start=1)
             ]
+        except PluginError:
+            raise
         except (LookupError, TypeError, ValueError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
 
@@ -248,7 +251,9 @@ class Ensemble(Detector):
         tensors: dict[str, torch.Tensor],
         device: torch.device,
     ) -> _Member:
-        cls = registry.load(stored["detector"])
+        plugin = stored.get("plugin")
+        maker = registry.Distribution(**plugin) if plugin else None
+        cls = registry.load_made_by(stored["detector"], maker)
         options = build(cls.Options, stored["options"], source=f"options of member {number}")
         detector = cls(options, self.spec)
         prefix = f"{number}."
@@ -287,6 +292,12 @@ class Ensemble(Detector):
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
         return np.stack([member.standardised(tiles) for member in self._members], axis=1)
+
+
+def _plugin_of(name: str) -> dict[str, Any]:
+    """Return what is kept of the plug-in that a member comes with; nothing for wsiad's own."""
+    maker = registry.maker(name)
+    return {"plugin": asdict(maker)} if maker else {}
 
 
 def _learns(member: MemberOptions) -> bool | Literal["needed"]:

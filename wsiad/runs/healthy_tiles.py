@@ -36,7 +36,7 @@ class MethodOptions(Config):
     """Which method is fitted, and how."""
 
     detector: str = "dpa"
-    """Method; an unknown name is answered with the list of those there are."""
+    """Method, wsiad's own or of a plug-in; an unknown name is answered with the list of all."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the method, see docs/detectors.md; may be given several times."""
     weights: str | None = None

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wsiad.core.config import Config, build
-from wsiad.core.errors import RunError, WsiadError
+from wsiad.core.errors import PluginError, RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.provenance import versions
@@ -113,6 +113,8 @@ class _DetectorFile(Config):
     input_mpp: pydantic.PositiveFloat
     options: dict[str, Any]
     values: dict[str, Any]
+    plugin: registry.Distribution | None = None
+    """The package of the plug-in that the detector comes with; not written for wsiad's own."""
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -299,21 +301,28 @@ class RunFolder:
             input_mpp=detector.spec.mpp,
             options=detector.options.model_dump(mode="json"),
             values=state.values,
+            plugin=registry.maker(name),
         )
-        write_json(self.path / DETECTOR, file.model_dump(mode="json"))
+        own = None if file.plugin else {"plugin"}
+        write_json(self.path / DETECTOR, file.model_dump(mode="json", exclude=own))
 
-    def load_detector(self, device: torch.device | str = "auto") -> Detector:
+    def load_detector(
+        self, device: torch.device | str = "auto", *, cls: type[Detector] | None = None
+    ) -> Detector:
         """Load the fitted detector onto a device.
 
         Parameters
         ----------
         device : torch.device or str
             ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        cls : type of Detector, optional
+            Class of the detector, where no name is known of it.
 
         Raises
         ------
         RunError
-            Its files are missing, damaged, of an unknown format or do not fit.
+            Its files are missing, damaged, of an unknown format or do not fit; or the plug-in
+            that made the run is not installed or broken.
         """
         if isinstance(device, str):
             device = choose_device(device)
@@ -328,11 +337,18 @@ class RunFolder:
                 remedy="Train again, or copy the run again.",
             ) from error
         try:
-            cls = registry.load(file.detector)
+            cls = cls or registry.load_made_by(file.detector, file.plugin)
             options = build(cls.Options, file.options, source=str(self.path / DETECTOR))
             spec = InputSpec(TilePx(file.input_px), Mpp(file.input_mpp))
             detector = cls(options, spec)
             detector.load_state(State(tensors, file.values), device)
+        except PluginError as error:
+            what = f"{error.subject}: {error.problem}" if error.subject else error.problem
+            raise RunError(
+                f"its detector cannot be loaded: {what}",
+                subject=str(self.path),
+                remedy=error.remedy,
+            ) from error
         except WsiadError as error:
             raise RunError(
                 f"its detector cannot be loaded ({error})",

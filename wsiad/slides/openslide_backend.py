@@ -126,6 +126,8 @@ class OpenSlideBackend(Slide):
             return self._read_around(level, x, y, size)
 
     def _read_checked(self, level: int, x: int, y: int, size: Size) -> Region:
+        if x < 0 or y < 0:
+            return self._read_before(level, x, y, size)
         if self._inspector is not None:
             self._inspect(self._inspector, level, x, y, size)
         ratio = self._reported[level]
@@ -140,6 +142,22 @@ class OpenSlideBackend(Slide):
             rgba = self._read_again(level, x, y, size)
         valid = rgba[..., 3] >= _OPAQUE
         return Region(np.ascontiguousarray(rgba[..., :3]), None if valid.all() else valid)
+
+    def _read_before(self, level: int, x: int, y: int, size: Size) -> Region:
+        """Read a rectangle that begins before the level does.
+
+        OpenSlide rounds negative positions towards zero, which shifts all pixels by one where
+        its ratio is no integer: it is asked for what lies within the level alone.
+        """
+        left, top = max(0, -x), max(0, -y)
+        part = Size(size.width - left, size.height - top)
+        found = _nothing(size)
+        if part.width > 0 and part.height > 0:
+            region = self._read_checked(level, max(x, 0), max(y, 0), part)
+            found.rgb[top:, left:] = region.rgb
+            assert found.valid is not None
+            found.valid[top:, left:] = True if region.valid is None else region.valid
+        return found
 
     def _inspect(self, inspector: TileInspector, level: int, x: int, y: int, size: Size) -> None:
         """Look at the tiles of a rectangle; once more through a new handle, if they are damaged."""

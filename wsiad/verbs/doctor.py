@@ -69,6 +69,7 @@ def doctor(config: DoctorConfig) -> DoctorResult:
         _openslide,
         _torch,
         _torchvision,
+        _detectors,
         lambda: _weights(config.weights),
         _machine,
     ]
@@ -146,6 +147,24 @@ def _torchvision() -> Iterator[Check]:
             "models load; its compiled operators do not (built for another torch)",
             "Nothing in wsiad needs them. To mend: install torch and torchvision together.",
         )
+
+
+def _detectors() -> Iterator[Check]:
+    """Check that the detectors of plug-ins load; those of wsiad come with it."""
+    from wsiad.detectors import registry
+
+    plugins = registry.plugins()
+    own = len(registry.names()) - len(plugins)
+    yield Check("detectors", OK, f"{own} of wsiad, {len(plugins)} of plug-ins")
+    for name, plugin in sorted(plugins.items()):
+        try:
+            registry.load(name)
+        except WsiadError as error:
+            yield Check(name, PROBLEM, error.problem, error.remedy or "")
+        else:
+            yield Check(name, OK, f"detector of the plug-in {plugin.distribution}")
+    for fault in registry.plugin_faults():
+        yield Check(fault.name or "plug-in", PROBLEM, str(fault), "Uninstall or update the package")
 
 
 def _weights(path: Path | None) -> Iterator[Check]:

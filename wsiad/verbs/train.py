@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from wsiad.core.config import build, verb
 from wsiad.core.errors import DetectorError
 from wsiad.core.files import write_json
+from wsiad.core.provenance import versions
 from wsiad.detectors import registry
 from wsiad.runs.anomalies import AnomalyOptions, AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
@@ -193,6 +194,7 @@ def _made(
         shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
         tied = {"slides_fitted_on_whole": shared} if shared else {}
         notes |= {"anomalies": anomalies.note() | tied}
+    maker = registry.maker(config.detector)
     folder.finish(
         RunRecord(
             detector=config.detector,
@@ -206,6 +208,7 @@ def _made(
             split=parts.note,
             slides=_slides_by_use(parts, slides, anomalies.slides if anomalies else []),
             notes=notes,
+            versions=versions() | ({maker.name: maker.version} if maker else {}),
         )
     )
     summary = "\n".join(

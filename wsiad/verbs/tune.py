@@ -43,7 +43,7 @@ class TuneConfig(Config):
     out: Path
     """Folder of the search; an interrupted search in it goes on."""
     detector: str = "dpa"
-    """Method; an unknown name is answered with the list of those there are."""
+    """Method, wsiad's own or of a plug-in; an unknown name is answered with the list of all."""
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
     """What is searched: option and a list of values, or a range such as `{low: 1, high: 9}`; see
     docs/tune.md. May be given several times."""

@@ -1,0 +1,369 @@
+"""wsiad's own detectors and slides pass the suites of wsiad.testing; what is wrong does not."""
+
+import numpy as np
+import pytest
+import torch
+
+from support import tiny_detectors
+from support.builders import ArraySlide, halve, stained, write_scn, write_tiff
+from support.dicom_slides import write_level
+from support.tiff_slides import smooth, write_jpeg
+from wsiad.core.errors import DetectorError
+from wsiad.core.geometry import Box, Spacing
+from wsiad.detectors import registry
+from wsiad.learning.detector import Detector, DetectorOptions, FitReport, State
+from wsiad.slides.opening import open_slide
+from wsiad.slides.slide import Region
+from wsiad.testing import check_detector, check_slide, tissue_tiles
+
+TINY = {name: {**options, "batch": 6} for name, options in tiny_detectors.TINY.items()}
+TINY["dpa"] = {
+    "latent_px": 8,
+    "channels": 3,
+    "layers": {"relu1_2": 2.0, "relu2_1": 1.0},
+    "batch": 6,
+}
+OTHERS = {
+    "dpa, pixels and a critic": (
+        "dpa",
+        {**TINY["dpa"], "layers": {}, "image_weight": 1.0, "adversarial_weight": 0.5},
+    ),
+    "deep-svdd, soft boundary": (
+        "deep-svdd",
+        {**TINY["deep-svdd"], "objective": "soft-boundary", "grad_clip": 1.0},
+    ),
+    "student-teacher, sgd": (
+        "student-teacher",
+        {**TINY["student-teacher"], "optimiser": "sgd", "learning_rate": 0.01},
+    ),
+    "student-teacher, batch norm and average": (
+        "student-teacher",
+        {"backbone": "resnet18", "layers": ["layer1"], "ema_decay": 0.9, "batch": 3, "places": 4},
+    ),
+    "knn, in four orientations": ("knn", {"orientations": 4, "places": 4}),
+    "ensemble, with a member that is trained": (
+        "ensemble",
+        {
+            "members": [
+                {"detector": "gaussian", "options": {"places": 4}},
+                {"detector": "dpa", "options": TINY["dpa"]},
+            ]
+        },
+    ),
+}
+CASES = [(name, TINY.get(name, {})) for name in registry.names()]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
+def test_every_detector_conforms(name, options):
+    check_detector(registry.load(name), options, input_px=32 if name in TINY else 64)
+
+
+@pytest.mark.parametrize(("name", "options"), OTHERS.values(), ids=OTHERS)
+def test_detectors_conform_with_other_options(name, options):
+    check_detector(registry.load(name), options, input_px=32)
+
+
+# --- what a suite must find in a detector ------------------------------------------------
+
+
+class BrightnessOptions(DetectorOptions):
+    """Options of a small detector that conforms."""
+
+    share: float = 1.0
+    """Factor of the score."""
+
+
+class Brightness(Detector):
+    """The difference of a tile's brightness to that of healthy tiles."""
+
+    Options = BrightnessOptions
+
+    def fit(self, tiles, context):
+        every = np.concatenate(list(tiles.fit.ordered(64)))
+        self.mean = torch.tensor([every.mean()])
+        return FitReport("fitted")
+
+    def known(self):
+        if not hasattr(self, "mean"):
+            raise DetectorError("the detector is not fitted yet")
+        return float(self.mean)
+
+    def score_places(self, tiles):
+        away = np.abs(tiles.mean(axis=(1, 2, 3)) - self.known())
+        return away.reshape(-1, 1, 1).astype(np.float32)
+
+    def state(self):
+        self.known()
+        return State({"mean": self.mean}, {})
+
+    def load_state(self, state, device):
+        if [tuple(tensor.shape) for tensor in state.tensors.values()] != [(1,)]:
+            raise DetectorError("the state is not that of this detector")
+        self.mean = state.tensors["mean"]
+
+
+class Abstract(Detector):
+    pass
+
+
+class Undescribed(Brightness):
+    class Options(DetectorOptions):
+        bare: int = 1
+
+
+class WithoutFit(Brightness):
+    def known(self):
+        return float(getattr(self, "mean", torch.zeros(1)))
+
+    def state(self):
+        return State({"mean": getattr(self, "mean", torch.zeros(1))}, {})
+
+
+class Crashing(Brightness):
+    def known(self):
+        return float(self.mean)  # an AttributeError before the fit
+
+
+class Double(Brightness):
+    def score_places(self, tiles):
+        return super().score_places(tiles).astype(np.float64)
+
+
+class Flat(Brightness):
+    def score_places(self, tiles):
+        return super().score_places(tiles)[:, 0, 0]
+
+
+class Infinite(Brightness):
+    def score_places(self, tiles):
+        found = super().score_places(tiles)
+        found[:1] = np.inf
+        return found
+
+
+class Constant(Brightness):
+    def score_places(self, tiles):
+        return super().score_places(tiles) * 0
+
+
+class OfTheBatch(Brightness):
+    def score_places(self, tiles):
+        found = super().score_places(tiles)
+        return found - found.mean() if len(found) else found
+
+
+class Writing(Brightness):
+    def score_places(self, tiles):
+        found = super().score_places(tiles)
+        tiles[:1] = 0
+        return found
+
+
+class Drawing(Brightness):
+    def fit(self, tiles, context):
+        report = super().fit(tiles, context)
+        self.mean += torch.rand(1)
+        return report
+
+
+class Forgetful(Brightness):
+    def load_state(self, state, device):
+        super().load_state(state, device)
+        self.mean = self.mean + 1
+
+
+class InTheValues(Brightness):
+    def state(self):
+        return State({"mean": torch.zeros(1)}, {"mean": self.known()})
+
+    def load_state(self, state, device):
+        self.mean = torch.tensor([state.values["mean"]], dtype=torch.float64)
+
+
+class Lenient(Brightness):
+    def load_state(self, state, device):
+        self.mean = next(iter(state.tensors.values()), torch.zeros(1)).flatten()[:1]
+
+
+class Crumbling(Brightness):
+    def load_state(self, state, device):
+        self.mean = state.tensors["mean"]
+        float(self.mean)
+
+
+class Ending(Brightness):
+    def fit(self, tiles, context):
+        super().fit(tiles, context)
+        return FitReport("converged")
+
+
+class Noting(Brightness):
+    def fit(self, tiles, context):
+        super().fit(tiles, context)
+        return FitReport("fitted", notes={"mean": np.float32(1)})
+
+
+class Embedding(Brightness):
+    def embed(self, tiles):
+        return np.repeat(self.score(tiles)[:, None], 3, axis=1).astype(np.float64)
+
+
+class Reconstructing(Brightness):
+    def reconstruct(self, tiles):
+        self.known()
+        return tiles
+
+    def difference(self, tiles):
+        return self.score_map(tiles) + np.float32(1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "found"),
+    [
+        (Abstract, "lacks fit, load_state, score_places, state"),
+        (Undescribed, "bare have no description"),
+        (WithoutFit, "score_map before the fit is not refused"),
+        (Crashing, "score_map before the fit ends with AttributeError"),
+        (Double, "float64, not float32"),
+        (Flat, r"the shape \(5,\), not \(5, any, any\)"),
+        (Infinite, "not finite"),
+        (Constant, "all tiles have the same score"),
+        (OfTheBatch, "depend on the other tiles"),
+        (Writing, "scoring changes the tiles"),
+        (Drawing, "two fits with one seed differ in the tensor mean"),
+        (Forgetful, "read back of it differ in the tensor mean"),
+        (InTheValues, "a state without its tensors is not refused"),
+        (Lenient, "a state without its tensors is not refused"),
+        (Crumbling, "a state without its tensors ends with KeyError"),
+        (Ending, "ended_by is 'converged'"),
+        (Noting, "the notes of the fit are no JSON values"),
+        (Embedding, "embed gives float64"),
+        (Reconstructing, "not pooled to the score"),
+        (dict, "does not derive from wsiad's Detector"),
+    ],
+)
+def test_what_does_not_conform_is_told(cls, found):
+    with pytest.raises(AssertionError, match=found):
+        check_detector(cls)
+
+
+def test_a_small_detector_conforms():
+    check_detector(Brightness, {"share": 2.0}, input_px=16)
+
+
+def test_tiles_follow_the_seed_and_strange_ones_are_told_apart():
+    first, again, other = (tissue_tiles(3, 20, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (3, 20, 20, 3)
+    assert first.dtype == np.uint8
+    assert np.abs(first.astype(int) - other).mean() > 5
+    strange = tissue_tiles(3, 20, seed=1, strange=True)
+    assert strange[..., 1].max() > first.mean()
+
+
+# --- slides ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["openslide", "jpeg-tiff"])
+def test_slides_of_both_readers_conform(tmp_path, backend):
+    path = write_jpeg(tmp_path / "a.tif", smooth(700, 1011), space="YCBCR", subsampling="420")
+    with open_slide(path, backend=backend) as slide:
+        assert slide.backend == backend
+        check_slide(slide)
+
+
+def test_slides_of_other_formats_conform(tmp_path):
+    image = smooth(600, 515)
+    paths = [write_tiff(tmp_path / "lossless.tif", image)]
+    scn = {"mpp": 0.5, "offset_px": (100, 300), "collection_px": (2000, 3000)}
+    paths.append(write_scn(tmp_path / "area.scn", image, **scn))
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    paths.append(write_level(folder / "0.dcm", image, series=7))
+    write_level(folder / "1.dcm", halve(image), series=7, number=2, mpp=1.0)
+    for path in paths:
+        with open_slide(path) as slide:
+            check_slide(slide)
+
+
+def test_slide_with_holes_conforms():
+    valid = np.ones((300, 400), bool)
+    valid[50:120, 30:200] = False
+    check_slide(ArraySlide(smooth(300, 400), levels=3, valid=valid))
+    check_slide(ArraySlide(stained(5, 3), levels=1))
+
+
+class _Faulty(ArraySlide):
+    """A slide that does one thing wrong."""
+
+    def read_level(self, level, x, y, size):
+        region = super().read_level(level, x, y, size)
+        return self.change(region, level, x, y)
+
+
+class AllValid(_Faulty):
+    def change(self, region, level, x, y):
+        return Region(region.rgb)
+
+
+class Float(_Faulty):
+    def change(self, region, level, x, y):
+        return Region(region.rgb.astype(np.float32), region.valid)
+
+
+class Shifted(_Faulty):
+    """Is off by a pixel where a rectangle does not begin at the edge."""
+
+    def change(self, region, level, x, y):
+        return Region(np.roll(region.rgb, 1, axis=1), region.valid) if x > 0 else region
+
+
+class Changing(_Faulty):
+    calls = 0
+
+    def change(self, region, level, x, y):
+        self.calls += 1
+        return Region(region.rgb + np.uint8(self.calls % 7), region.valid)
+
+
+class Darker(_Faulty):
+    def change(self, region, level, x, y):
+        return Region(region.rgb // 2 if level else region.rgb, region.valid)
+
+
+class WholeTiles(ArraySlide):
+    def read_tiles(self, level, corners, out):
+        super().read_tiles(level, corners, out)
+        out[:] = out[::-1, ::-1]
+        return np.ones(len(out), bool)
+
+
+def wrong(**changes):
+    slide = ArraySlide(smooth(300, 400), levels=3)
+    for name, value in changes.items():
+        setattr(slide, name, value)
+    return slide
+
+
+@pytest.mark.parametrize(
+    ("slide", "found"),
+    [
+        (AllValid(smooth(300, 400), levels=2), "beyond the level are valid"),
+        (Float(smooth(300, 400)), "pixels are float32"),
+        (Shifted(smooth(300, 400)), "pixels differ"),
+        (Changing(smooth(300, 400)), "read twice: pixels differ"),
+        (Darker(smooth(300, 400), levels=2), "level 1 differs from level 0 by"),
+        (WholeTiles(smooth(300, 400)), "read_tiles: pixels differ"),
+        (wrong(spacing=Spacing(0, 0.5)), "the spacing along x is 0"),
+        (wrong(bounds=Box(0, 0, 500, 300)), "are not within"),
+        (wrong(levels=()), "there are no levels"),
+        (wrong(name=""), "name is ''"),
+        (wrong(levels=wrong().levels[::-1]), "downsample of level 0 is not 1"),
+        (wrong(levels=(wrong().levels[0], wrong().levels[0])), "from the finest to the coarsest"),
+        ("a.tif", "does not derive from wsiad's Slide"),
+    ],
+)
+def test_slides_that_do_not_conform_are_told(slide, found):
+    with pytest.raises(AssertionError, match=found):
+        check_slide(slide)
