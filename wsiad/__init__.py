@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.demo import demo
     from wsiad.verbs.doctor import doctor
     from wsiad.verbs.evaluate import evaluate
+    from wsiad.verbs.export import export
     from wsiad.verbs.export_tiles import export_tiles
     from wsiad.verbs.heatmap import heatmap
     from wsiad.verbs.import_tiles import import_tiles
@@ -64,6 +65,7 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "export_tiles",
     "heatmap",
     "import_tiles",

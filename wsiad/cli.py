@@ -200,7 +200,10 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
         info = cls.model_fields[field]
         many = _is_many(info.annotation)
         parser.add_argument(
-            field, nargs="*" if many else "?", metavar=field.upper(), help=_help(info)
+            field,
+            nargs="*" if many else "?",
+            metavar=field.upper(),
+            help=_help(info, field, cls),
         )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file of the options; flags win over it"
@@ -232,7 +235,7 @@ def _add_flags(
             _add_flags(parser, kind, prefix=path)
         elif kind is bool:
             parser.add_argument(
-                flag, dest=dest, action=argparse.BooleanOptionalAction, help=_help(info)
+                flag, dest=dest, action=argparse.BooleanOptionalAction, help=_help(info, field, cls)
             )
         elif typing.get_origin(kind) is dict:
             parser.add_argument(
@@ -241,7 +244,7 @@ def _add_flags(
                 action="append",
                 type=_pair,
                 metavar="KEY=VALUE",
-                help=_help(info),
+                help=_help(info, field, cls),
             )
         else:
             many = _is_many(kind)
@@ -250,7 +253,7 @@ def _add_flags(
                 dest=dest,
                 nargs="+" if many else None,
                 metavar=_metavar(kind),
-                help=_help(info),
+                help=_help(info, field, cls),
             )
 
 
@@ -285,8 +288,10 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     )
 
 
-def _help(info: FieldInfo) -> str:
+def _help(info: FieldInfo, field: str, cls: type[Config]) -> str:
     text = " ".join((info.description or "").split())
+    if field in cls.kept:
+        return f"{text} [default: as it is]".replace("%", "%%")
     default = info.default
     # Switches show theirs by their name; a default that is made anew has none to show.
     plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)

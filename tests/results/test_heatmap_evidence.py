@@ -15,7 +15,7 @@ from support.builders import ArraySlide, stained, write_tiff
 from support.prepared_slides import prepared
 from support.runs import make_run, use_channel
 from support.scored_slides import score
-from wsiad.core.errors import ExportError, InputError, SlideReadError
+from wsiad.core.errors import ExportError, SlideReadError
 from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
 from wsiad.heatmaps.windows import (
@@ -333,17 +333,20 @@ def test_a_detector_that_does_not_embed_shows_its_regions_alone(slide, tmp_path,
     assert all(region["difference"] is None for region in regions)
 
 
-def test_results_of_other_examples_or_options_are_not_mixed(knn, slide, tmp_path):
+def test_evidence_of_other_examples_or_options_is_made_anew(knn, slide, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(knn, run)
     wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", **EASY)
-    with pytest.raises(InputError, match="another run or of other options"):
-        wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", evidence_regions=3, **EASY)
+    wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", evidence_regions=1, **EASY)
+    assert len(read(tmp_path / "out")["regions"]) == 1
+    assert len(list((tmp_path / "out" / "odd" / "evidence").glob("*_healthy_1.jpg"))) == 1
+    before = (tmp_path / "out" / "run.json").read_text()
     data = bytearray((run / EXAMPLES).read_bytes())
     data[-1] ^= 1
     (run / EXAMPLES).write_bytes(bytes(data))
-    with pytest.raises(InputError, match="another run or of other options"):
-        wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", **EASY)
+    assert not wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", **EASY).failed
+    assert len(read(tmp_path / "out")["regions"]) > 1
+    assert (tmp_path / "out" / "run.json").read_text() != before
 
 
 @pytest.mark.parametrize("what", ["examples", "window"])

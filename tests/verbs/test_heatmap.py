@@ -159,7 +159,8 @@ def test_everything_is_written_and_fits_together(tmp_path):
     assert {p.name for p in folder.iterdir()} == {
         "annotations.xml", "detections.csv", "evidence", "evidence.json", "heatmap.json",
         "heatmap.ome.tif", "heatmap.ome.zarr", "heatmap.png", "left_out.npy", "lesions.geojson",
-        "not_assessed.geojson", "overlay.png", "overview.jpg", "regions", "regions.csv",
+        "not_assessed.geojson", "overlay.png", "overlay_plain.png", "overview.jpg", "regions",
+        "regions.csv",
         "regions.json", "s_likelihood_map.tif", "slide.json", "thumbnail.jpg",
         "tiles.geojson.gz", "tissue.png", "windows.npy",
     }  # fmt: skip
@@ -276,7 +277,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr("wsiad.results.writing.write_tiles", full)
+    monkeypatch.setattr("wsiad.exports.qupath.objects.write_tiles", full)
     result = score(run, path, tmp_path / "out")
     assert "the disk is full" in result.failed[0].reason
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == ["qupath"]
@@ -377,9 +378,9 @@ def test_options_of_viewers(tmp_path):
     run = make_run(tmp_path / "run")
     score(run, path, tmp_path / "out", viewers=("napari", "asap", "asap"))
     score(run, path, tmp_path / "out", viewers=("asap", "napari"))  # the same
-    with pytest.raises(InputError, match="other options"):
-        score(run, path, tmp_path / "out", viewers=())
-    with pytest.raises(ConfigError):
-        score(run, path, tmp_path / "out", viewers=("paint",))
+    score(run, path, tmp_path / "out", viewers=())  # those that are there stay
+    assert (tmp_path / "out" / "s" / "heatmap.ome.zarr").exists()
+    with pytest.raises(ConfigError, match=r"'asp' is no format .did you mean 'asap'"):
+        score(run, path, tmp_path / "out", viewers=("asp",))
     score(run, path, tmp_path / "none", viewers=())
     assert not [p for p in (tmp_path / "none" / "s").iterdir() if "zarr" in p.name]

@@ -12,12 +12,12 @@ from support.runs import make_run, use_channel
 from support.stores import PLAIN
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import new_file
+from wsiad.results import identity
 from wsiad.slides.slide_table import read_table
 from wsiad.stain.profile import reference_profile
 from wsiad.store import tile_store as store_module
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.tiling.preparation import Preparation
-from wsiad.verbs import heatmap as heatmap_stage
 from wsiad.verbs.tile import TileRow
 
 TARGET = reference_profile("none").to_dict()
@@ -71,7 +71,7 @@ def test_one_of_two_scorings_takes_a_new_folder_and_the_other_is_told(tmp_path, 
     use_channel(monkeypatch)
     slide = write_tiff(tmp_path / "s.tif", stained(150, 170, seed=1, glass=16), levels=1)
     runs = [make_run(tmp_path / f"run{channel}", channel=channel) for channel in (0, 1)]
-    at_once(monkeypatch, heatmap_stage)
+    at_once(monkeypatch, identity)
     out = tmp_path / "results"
     found = outcomes(
         [
@@ -80,7 +80,7 @@ def test_one_of_two_scorings_takes_a_new_folder_and_the_other_is_told(tmp_path, 
         ]
     )
     (told,) = [one for one in found if isinstance(one, InputError)]
-    assert "holds results of another run" in str(told)
+    assert "holds the scores of another run" in str(told)
     winner = next(run for run, one in zip(runs, found, strict=True) if one is not told)
     assert json.loads((out / "run.json").read_text())["run"] == str(winner)
     assert str(winner) in (out / "config.yaml").read_text()

@@ -161,6 +161,21 @@ OPTIONS = {
         device="auto"
         quiet=false
     """,
+    "export": """
+        top_k=10
+        region_quantile=0.999
+        region_min_um2=0.0
+        region_limit=300
+        region_tolerance_um=null
+        detection_quantile=0.5
+        detection_limit=1000
+        suppression="disc"
+        suppression_radius_um=187.0
+        results
+        format=[]
+        workers=1
+        quiet=false
+    """,
     "significance": """
         results
         healthy

@@ -216,6 +216,9 @@ def _config_listed(value: object) -> object:
 Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_config_listed)]
 """Any number of paths; a single one may be given as it is."""
 
+Texts = Annotated[tuple[str, ...], pydantic.BeforeValidator(_config_listed)]
+"""Any number of texts; a single one may be given as it is."""
+
 
 def _is_empty_path(value: object) -> bool:
     several = value if isinstance(value, list | tuple) else (value,)
@@ -248,6 +251,9 @@ class Config(pydantic.BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    kept: ClassVar[frozenset[str]] = frozenset()
+    """Fields that stay as they are in what the verb works on, where they are not given."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -205,6 +205,24 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, on the same disk; it is removed afterwards.
+
+    Parameters
+    ----------
+    beside : Path
+        File or folder; what a process that died left is cleared away with its other leftovers.
+    """
+    partial = beside.with_name(f".{beside.name}.{owner()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        with postponed():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def _put(folder: Path, path: Path) -> bool:
     """Rename a folder; False if there is another one of that name."""
     try:

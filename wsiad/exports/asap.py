@@ -30,6 +30,7 @@ from shapely.geometry.base import BaseGeometry
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import Size
+from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.exports.ome import reduce_by
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import Heatmap
@@ -221,3 +222,21 @@ def _add(parent: ElementTree.Element, name: str, group: str, polygon: shapely.Po
     corners = np.round(shapely.get_coordinates(polygon.exterior)[:-1], _DECIMALS)
     for order, (x, y) in enumerate(corners.tolist()):
         ElementTree.SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x}", Y=f"{y}")
+
+
+class Asap(ExportFormat):
+    """ASAP: likelihood map and annotations."""
+
+    name = "asap"
+    summary = "ASAP: the heatmap as a likelihood map, the regions as annotations"
+    shows_regions = True
+
+    def files(self, slide: str) -> tuple[str, ...]:
+        """Return the names of the map and of the annotations."""
+        return f"{Path(slide).name}{SUFFIX}", "annotations.xml"
+
+    def write(self, folder: Path, findings: Findings) -> None:
+        """Write the likelihood map and the annotations."""
+        likelihood_map, annotations = self.files(findings.heatmap.slide)
+        write_likelihood_map(findings.heatmap, folder / likelihood_map, scale=findings.scale)
+        write_annotations(findings.regions, folder / annotations, percentiles=findings.percentiles)

@@ -23,6 +23,7 @@ import zarr
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file, atomic_folder
+from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.heatmaps.score_map import Heatmap
 
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e01")
@@ -233,3 +234,19 @@ def _dataset(heatmap: Heatmap, level: int) -> dict[str, Any]:
             {"type": "translation", "translation": translation},
         ],
     }
+
+
+class OmeZarr(ExportFormat):
+    """OME-Zarr: the heatmap for napari and other readers of OME-NGFF."""
+
+    name = "ome-zarr"
+    summary = "napari and other readers of OME-NGFF 0.5: the heatmap"
+
+    def files(self, slide: str) -> tuple[str, ...]:
+        """Return the name of the folder that is written."""
+        del slide
+        return ("heatmap.ome.zarr",)
+
+    def write(self, folder: Path, findings: Findings) -> None:
+        """Write the heatmap."""
+        write_ome_zarr(findings.heatmap, folder / self.files(findings.heatmap.slide)[0])

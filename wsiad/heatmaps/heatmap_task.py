@@ -1,4 +1,8 @@
-"""What is scored: the options, one slide's task, and its row in the table."""
+"""The task of scoring one slide, its options, and its row in the table.
+
+Scores take hours and depend on few options; regions, detections and files are derived from them
+in seconds. :class:`ScoringOptions` decide the former, all others the latter.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,9 @@ from wsiad.slides.slide_table import SlideRow
 from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
 
-SLIDE = "slide.json"
-"""In a slide's folder: what was scored, and the row of the table; written last."""
 
-FACTS = "run.json"
-"""In a results folder: what its results were made with."""
-
-
-RESERVED = frozenset({"qupath", "runs"})
-"""Folders of a results folder that are not a slide's."""
-
-Viewer = Literal["qupath", "asap", "napari"]
-"""Programs that files are written for."""
-
-
-class HeatmapOptions(Config):
-    """What decides a slide's results, besides run and slide."""
+class ScoringOptions(Config):
+    """Options that decide a slide's scores, besides run and slide."""
 
     stride: Annotated[int, Field(ge=1)] | None = None
     """Step from window to window, pixels at the run's scale; by default the window's edge.
@@ -37,6 +28,11 @@ class HeatmapOptions(Config):
     detail: Literal["window", "place"] = "window"
     """What a heatmap pixel shows: the score of the windows over it, or of the places
     within them where the method scores places."""
+
+
+class RegionOptions(Config):
+    """Options that decide a slide's regions and its second score."""
+
     top_k: Annotated[int, Field(ge=1)] = 10
     """How many of the highest heatmap pixels `score_top_k_mean` averages."""
     region_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.999
@@ -48,11 +44,21 @@ class HeatmapOptions(Config):
     region_tolerance_um: Annotated[float, Field(ge=0)] | None = None
     """How far an outline may be drawn from the edges of the heatmap pixels that it encloses, µm,
     to have fewer corners; by default three quarters of such a pixel. 0: exactly along them."""
+
+
+class EvidenceOptions(Config):
+    """Options that decide what the strongest regions are shown beside."""
+
     evidence_regions: Annotated[int, Field(ge=0, le=100)] = 10
     """For so many of the strongest regions, show their strangest window beside the nearest
     healthy tiles, and its reconstruction where the method makes one; 0 for none."""
     evidence_neighbours: Annotated[int, Field(ge=0, le=20)] = 3
     """How many healthy tiles are shown beside each."""
+
+
+class DetectionOptions(Config):
+    """Options that decide a slide's detections."""
+
     detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Healthy quantile of the score above which a peak is a detection: low, so that FROC
     reaches its rate of eight false positives a slide."""
@@ -64,13 +70,22 @@ class HeatmapOptions(Config):
     `detection_quantile` for these, say to 0.99."""
     suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
     """Its radius, µm."""
-    viewers: tuple[Viewer, ...] = ("asap", "napari", "qupath")
+
+
+class DerivedOptions(DetectionOptions, EvidenceOptions, RegionOptions):
+    """Options that decide what is derived from a slide's scores."""
+
+
+class HeatmapOptions(DerivedOptions, ScoringOptions):
+    """Options that decide a slide's results, besides run and slide."""
+
+    viewers: tuple[str, ...] = ("asap", "napari", "qupath")
     """For which programs files are written besides PNG and OME-TIFF: QuPath (tiles, project),
-    ASAP (likelihood map, annotations), napari (OME-Zarr)."""
+    ASAP (likelihood map, annotations), napari (OME-Zarr); or any format of `wsiad export`."""
 
     @field_validator("viewers")
     @classmethod
-    def _in_order(cls, viewers: tuple[Viewer, ...]) -> tuple[Viewer, ...]:
+    def _in_order(cls, viewers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(viewers)))
 
 
@@ -104,7 +119,7 @@ class HeatmapRow(SlideRow):
     damaged: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTask:
     """One slide to score, as it travels to a worker.
 
@@ -120,7 +135,9 @@ class SlideTask:
     target : dict
         Stain profile that slides are given, as JSON values.
     digest : str
-        Of run and options.
+        Of the run and of the options that decide the scores.
+    derived : dict
+        What decides what is derived from the scores; see :mod:`wsiad.results.identity`.
     batch : int
     device : str
     staging : Staging, optional
@@ -137,6 +154,7 @@ class SlideTask:
     preparation: Preparation
     target: dict[str, Any]
     digest: str
+    derived: dict[str, Any]
     batch: int
     device: str
     staging: Staging | None = None

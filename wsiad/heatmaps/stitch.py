@@ -339,7 +339,7 @@ def stitch(
     return Scored(heatmap, windows, left_out, examples)
 
 
-def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Iterator[str]:
+def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
     """Yield what the reader of a slide's row has to know of how it was scored."""
     if scored.unusable:
         yield scored.unusable
@@ -360,5 +360,9 @@ def notes(source: WindowSource, scored: Scored, *, regions_left_out: int) -> Ite
         pixel = source.placement.scale_x * source.spacing.x
         area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
         yield f"pen marks hide {area:.2g} mm², which is not assessed"
-    if regions_left_out:
-        yield f"{regions_left_out} weaker regions are not outlined"
+
+
+def regions_note(left_out: int) -> Iterator[str]:
+    """Yield what the reader of a slide's row has to know of its regions."""
+    if left_out:
+        yield f"{left_out} weaker regions are not outlined"

@@ -15,6 +15,7 @@ import numpy as np
 import pydantic
 
 from wsiad._version import __version__
+from wsiad.core.config import differences
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.json_record import read_record
@@ -25,6 +26,7 @@ from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEnt
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results
+from wsiad.results.identity import DERIVED
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
@@ -219,7 +221,7 @@ def write_results_report(
         notes=[*_notes(rows, record, calibration), *_significance_notes(sure)],
         warnings=[
             *warnings,
-            *_evaluation_warnings(evaluated, rows),
+            *_evaluation_warnings(evaluated, rows, facts),
             *_significance_warnings(sure, rows),
             *_not_assessed(rows),
         ],
@@ -308,7 +310,7 @@ def _calibration_facts(calibration: Calibration) -> dict[str, object]:
 
 
 def _legend(calibration: Calibration) -> ColourScale:
-    from wsiad.results.writing import colour_scale
+    from wsiad.results.scored_files import colour_scale
 
     scale = colour_scale(calibration)
     fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)
@@ -345,12 +347,21 @@ def _were(slides: int) -> str:
     return "1 slide was" if slides == 1 else f"{slides} slides were"
 
 
-def _evaluation_warnings(evaluated: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
+def _evaluation_warnings(
+    evaluated: dict[str, Any] | None, rows: list[HeatmapRow], facts: Mapping[str, Any]
+) -> Iterator[str]:
     """Say which slides are in no figure, or in one without a score, though nobody excluded them."""
     if not evaluated:
         return
     if said := (evaluated.get("unscored") or {}).get("text"):
         yield f"Evaluation: {said}."
+    was = (evaluated.get("made_by") or {}).get(DERIVED)
+    if isinstance(was, dict) and was != facts.get(DERIVED):
+        told = ", ".join(differences(was, facts.get(DERIVED) or {}))
+        yield (
+            f"Regions or detections were derived anew since the evaluation ({told}): run wsiad "
+            "evaluate again."
+        )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])
     if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:

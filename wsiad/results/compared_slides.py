@@ -15,10 +15,10 @@ from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SlideScore
-from wsiad.heatmaps.heatmap_task import HeatmapOptions
-from wsiad.results.difference import READING
+from wsiad.heatmaps.heatmap_task import ScoringOptions
 from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
+from wsiad.results.identity import DERIVED, READING, region_differences
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import OK
@@ -103,9 +103,12 @@ class ComparedFolder:
         InputError
             Saying what differs.
         """
+        told = region_differences(self.facts, other.facts)
         if self.facts["digest"] != other.facts["digest"]:
+            told.insert(0, _difference(self.path, other.path))
+        if told:
             raise InputError(
-                f"was not scored as {other.path} was: {_difference(self.path, other.path)}",
+                f"was not scored as {other.path} was: {'; '.join(told)}",
                 subject=str(self.path),
                 remedy="Scores can be compared only if run and options are the same.",
             )
@@ -193,15 +196,21 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
         if row.status != OK:
             others[row.slide], reasons[row.slide] = row.status, row.reason
             continue
-        slides.append(_slide(results.of(row), facts["digest"], score))
+        slides.append(_slide(results.of(row), facts, score))
     return ComparedFolder(path, facts, tuple(slides), others, reasons)
 
 
-def _slide(results: SlideResults, digest: str, score: SlideScore) -> ComparedSlide:
+def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) -> ComparedSlide:
     row, subject = results.row, str(results.folder)
     facts = results.facts()
-    if facts is None or facts["digest"] != digest:
+    if facts is None or facts["digest"] != folder["digest"]:
         raise InputError(f"has no {SLIDE} of this run", subject=subject, remedy=SCORE_AGAIN)
+    if facts.get(DERIVED) != folder.get(DERIVED):
+        raise InputError(
+            "its regions are not derived by the options of the other slides",
+            subject=subject,
+            remedy="Run wsiad heatmap or wsiad export again with the options that you want.",
+        )
     value = row.score_max if score == "max" else row.score_top_k_mean
     if value is None or not np.isfinite(value):
         raise InputError(f"has no score_{score}", subject=subject, remedy=SCORE_AGAIN)
@@ -216,7 +225,7 @@ def _difference(one: Path, two: Path) -> str:
         first, second = read_yaml(one / CONFIG), read_yaml(two / CONFIG)
     except ConfigError:
         return "by another run or other options"
-    keys = [*HeatmapOptions.model_fields, *READING]
+    keys = [*ScoringOptions.model_fields, *READING]
     differ = [
         f"{key} is {first.get(key)} and not {second.get(key)}"
         for key in keys

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.files import write_json
+from wsiad.core.geometry import Mpp
 from wsiad.core.images import jpeg
 from wsiad.heatmaps.heatmap_task import HeatmapOptions
 from wsiad.heatmaps.regions import Region, strongest_windows
@@ -22,14 +24,10 @@ from wsiad.heatmaps.score_map import WindowScores
 from wsiad.heatmaps.windows import WindowSource
 from wsiad.learning.detector import Detector, Embeds, Reconstructs, Scores
 from wsiad.pictures.colours import ColourScale
+from wsiad.results.evidence_files import RegionEvidence, read_evidence
+from wsiad.results.file_names import EVIDENCE, EVIDENCE_PICTURES
 from wsiad.results.overlay import write_picture
 from wsiad.runs.examples import HealthyExamples
-
-EVIDENCE = "evidence.json"
-"""In a slide's folder: its strongest regions, and what their pictures are."""
-
-PICTURES = "evidence"
-"""Folder of the pictures, within that of the slide."""
 
 _FORMAT = 1
 _QUALITY = 95
@@ -97,25 +95,114 @@ def write_evidence(
     chosen = strongest_windows(shown, windows)
     rows, columns = _places(windows.boxes[chosen], source)
     if shown:
-        (folder / PICTURES).mkdir()
+        (folder / EVIDENCE_PICTURES).mkdir()
     found = []
     again = source.again(rows, columns)
     for number, (at, region, pixels) in enumerate(zip(chosen, shown, again, strict=True), 1):
-        x, y, width, height = windows.boxes[at].tolist()
-        entry: dict[str, Any] = {
-            "rank": number,
-            "x": x,
-            "y": y,
-            "width": width,
-            "height": height,
-            "score": float(windows.scores[at]),
-            "percentile": float(windows.percentiles[at]),
-            "area_um2": float(region.area),
-            "mpp": float(source.mpp),
-        }
-        stem = f"{PICTURES}/{number:03d}"
+        entry = _entry(number, int(at), region, windows, mpp=source.mpp)
+        stem = f"{EVIDENCE_PICTURES}/{number:03d}"
         found.append(entry | _pictures(folder, stem, explainer, pixels, options))
     write_json(folder / EVIDENCE, {"format": _FORMAT, "regions": found})
+
+
+def keep_evidence(
+    folder: Path,
+    there: Path,
+    regions: Sequence[Region],
+    windows: WindowScores,
+    *,
+    options: HeatmapOptions,
+    mpp: Mpp,
+) -> int:
+    """Write what is already known of regions whose strangest window is one that was shown.
+
+    Neither the detector nor the slide is needed. Other regions have no evidence until `wsiad
+    heatmap` makes it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write.
+    there : Path
+        The slide's folder with its earlier evidence.
+    regions : sequence of Region
+        By falling score.
+    windows : WindowScores
+        All that were scored.
+    options : HeatmapOptions
+    mpp : Mpp
+        Scale of the windows, µm/px.
+
+    Returns
+    -------
+    int
+        How many regions have no evidence that should have some.
+
+    Raises
+    ------
+    ExportError
+        The earlier evidence is damaged, or names a file outside the folder.
+    """
+    if not options.evidence_regions:
+        return 0
+    shown = regions[: options.evidence_regions]
+    known = {(e.x, e.y, e.width, e.height): e for e in read_evidence(there)}
+    found = []
+    for number, (at, region) in enumerate(
+        zip(strongest_windows(shown, windows), shown, strict=True), 1
+    ):
+        entry = _entry(number, int(at), region, windows, mpp=mpp)
+        old = known.get((entry["x"], entry["y"], entry["width"], entry["height"]))
+        if old is not None:
+            found.append(entry | _copied(folder, number, old))
+    write_json(folder / EVIDENCE, {"format": _FORMAT, "regions": found})
+    return len(shown) - len(found)
+
+
+def _entry(
+    number: int, at: int, region: Region, windows: WindowScores, *, mpp: Mpp
+) -> dict[str, Any]:
+    """Return what evidence says of a region, but for pictures."""
+    x, y, width, height = windows.boxes[at].tolist()
+    return {
+        "rank": number,
+        "x": x,
+        "y": y,
+        "width": width,
+        "height": height,
+        "score": float(windows.scores[at]),
+        "percentile": float(windows.percentiles[at]),
+        "area_um2": float(region.area),
+        "mpp": float(mpp),
+    }
+
+
+def _copied(folder: Path, number: int, old: RegionEvidence) -> dict[str, Any]:
+    """Copy the pictures of a region; return their new names, relative to the slide's folder."""
+    stem = f"{EVIDENCE_PICTURES}/{number:03d}"
+
+    def copied(file: Path | None, end: str) -> str | None:
+        if file is None:
+            return None
+        (folder / EVIDENCE_PICTURES).mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / f"{stem}{end}")
+        return f"{stem}{end}"
+
+    return {
+        "tile": copied(old.tile, ".jpg"),
+        "nearest": [
+            {
+                "slide": healthy.slide,
+                "x": healthy.x,
+                "y": healthy.y,
+                "distance": healthy.distance,
+                "tile": copied(healthy.tile, f"_healthy_{place}.jpg"),
+            }
+            for place, healthy in enumerate(old.nearest, 1)
+        ],
+        "reconstruction": copied(old.reconstruction, "_reconstruction.jpg"),
+        "difference": copied(old.difference, "_difference.png"),
+    }
 
 
 def _places(

@@ -1,5 +1,7 @@
 """Names of all files and folders in a results folder; no other module spells them.
 
+Files of export formats are named by the formats (:mod:`wsiad.exports.export_format`).
+
 docs/results-format.md says what each holds.
 """
 
@@ -20,6 +22,8 @@ SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
 REPORT: Final = "report.html"
 TIMINGS: Final = "timings.json"
 """Seconds by stage, and where the last evaluation lies."""
+CALIBRATION: Final = "calibration.json"
+"""Copy of the run's calibration: regions and detections are derived by it, without the run."""
 LEGEND: Final = "colours.png"
 """Legend of the heatmaps' colours."""
 QUPATH: Final = "qupath"
@@ -58,7 +62,6 @@ HEATMAP: Final = "heatmap.ome.tif"
 HEATMAP_PICTURE: Final = "heatmap.png"
 PLACEMENT: Final = "heatmap.json"
 """Where the picture of the heatmap lies on the slide, and its colour scale."""
-HEATMAP_ZARR: Final = "heatmap.ome.zarr"
 TISSUE: Final = "tissue.png"
 """The slide with its tissue outlined."""
 OVERLAY: Final = "overlay.png"
@@ -80,9 +83,5 @@ OUTLINES: Final = "lesions.geojson"
 """Outlined regions for QuPath."""
 NOT_ASSESSED: Final = "not_assessed.geojson"
 """What was left out, outlined for QuPath."""
-TILES: Final = "tiles.geojson.gz"
-"""Windows for QuPath."""
-ANNOTATIONS: Final = "annotations.xml"
-"""Outlined regions for ASAP."""
 DETECTIONS: Final = "detections.csv"
 """Strongest places, for FROC scripts."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
+from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import PixelMap
 from wsiad.heatmaps.score_map import Heatmap
@@ -202,12 +203,48 @@ def hatch_unscored(picture: RGB, overview: Overview) -> None:
     hatch_left_out(picture, overview, overview.placement, overview.pen)
 
 
+def reduced(picture: RGB, placement: PixelMap) -> tuple[RGB, PixelMap]:
+    """Return a picture of at most 1600 px on its longest edge, and where its pixels lie."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
+    small = np.asarray(image)
+    down, across = picture.shape[0] / small.shape[0], picture.shape[1] / small.shape[1]
+    scaled = PixelMap(
+        placement.x, placement.y, placement.scale_x * across, placement.scale_y * down
+    )
+    return small, scaled
+
+
 def write_picture(path: Path, picture: RGB) -> None:
     """Write a picture as PNG, at most 1600 px on its longest edge."""
     image = Image.fromarray(picture)
     image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
     with atomic_file(path) as partial:
         image.save(partial, optimize=True)
+
+
+def read_picture(path: Path) -> RGB:
+    """Read a picture that :func:`write_picture` wrote.
+
+    Raises
+    ------
+    InputError
+        It is missing or damaged, or is none.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            sound = max(image.size) <= _LONGEST_PX and image.mode == "RGB"
+            found = np.array(image) if sound else None
+            problem = f"it has {image.width} x {image.height} px of {image.mode}"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found, problem = None, str(error)
+    if found is None:
+        raise InputError(
+            f"is damaged or cannot be read: {problem}",
+            subject=str(path),
+            remedy="Delete the slide's folder and run wsiad heatmap again.",
+        )
+    return found
 
 
 def write_thumbnail(path: Path, picture: RGB) -> None:
@@ -217,9 +254,6 @@ def write_thumbnail(path: Path, picture: RGB) -> None:
     with atomic_file(path) as partial:
         image.save(partial, quality=75)
 
-
-LEGEND = "colours.png"
-"""In a folder of results."""
 
 _WIDTH_PX = 512
 _DPI = 120

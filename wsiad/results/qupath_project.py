@@ -20,15 +20,17 @@ from wsiad.store.tile_task import TileRow
 logger = logging.getLogger(__name__)
 
 
-def write_results_project(results: Path, *, made_ms: int) -> str:
+MADE = "run_made_ms"
+"""Key of ``run.json``: when the detector was made, ms since 1970; a new project's time stamp."""
+
+
+def write_results_project(results: Path) -> str:
     """Write the project, or bring it up to date with ``slides.csv``.
 
     Parameters
     ----------
     results : Path
         Folder that ``wsiad heatmap`` wrote.
-    made_ms : int
-        Time stamp of a new project, ms since 1970.
 
     Returns
     -------
@@ -38,23 +40,28 @@ def write_results_project(results: Path, *, made_ms: int) -> str:
     folder_of_results = Results(results)
     rows = folder_of_results.slides
     compared = (folder_of_results.significance() or {}).get("slides", {})
+    made_ms = folder_of_results.facts.get(MADE)
     slides = project_slides(rows, compared)
     if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
         logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
     folder = results / QUPATH
     clear_leftovers(folder, folder / "classifiers", folder / "scripts")
     try:
-        write_project(folder, slides, results=results.resolve(), made_ms=made_ms)
+        write_project(folder, slides, results=results.resolve(), made_ms=_whole(made_ms))
     except ExportError as error:
         logger.warning("the QuPath project was not brought up to date: %s", error)
         return f"the QuPath project was not brought up to date ({error})"
     return f"open {folder / PROJECT} in QuPath"
 
 
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 53 else 0
+
+
 def update_results_project(results: Path) -> None:
     """Bring the project up to date, if there is one."""
     if (results / QUPATH / PROJECT).exists():
-        write_results_project(results, made_ms=0)
+        write_results_project(results)
 
 
 def project_slides(

@@ -69,10 +69,10 @@ def write_fields(
     for rank, (region, percentile) in enumerate(shown, start=1):
         picture, placement = read_field(slide, field_around(region, heatmap))
         field = placement.box(Size(picture.shape[1], picture.shape[0]))
-        across_um = field.width * slide.spacing.x
+        across_um = field.width * heatmap.spacing.x
         bar_um = _bar_um(across_um)
         outline_polygon(picture, region.polygon, placement)
-        _draw_bar(picture, bar_um / (placement.scale_x * slide.spacing.x))
+        _draw_bar(picture, bar_um / (placement.scale_x * heatmap.spacing.x))
         image = Path(FIELD_PICTURES) / f"{rank:03d}.jpg"
         with atomic_file(folder / image) as partial:
             Image.fromarray(picture).save(partial, quality=82)

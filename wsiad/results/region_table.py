@@ -14,9 +14,6 @@ from wsiad.core.typed_table import TableKind
 if TYPE_CHECKING:
     from wsiad.heatmaps.regions import Region
 
-REGIONS = "regions.csv"
-"""In a slide's folder of results."""
-
 
 @dataclass(frozen=True, slots=True)
 class RegionRow:

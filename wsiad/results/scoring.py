@@ -1,15 +1,20 @@
-"""One slide scored: from its windows to its folder of results."""
+"""One slide scored, and what is derived from its scores: its whole folder of results."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from wsiad.core.errors import InputError, UnusableSlideError
-from wsiad.core.files import atomic_folder, read_json, write_json
-from wsiad.heatmaps.heatmap_task import SLIDE, HeatmapRow, SlideTask
+from wsiad.core.files import atomic_folder, read_json
+from wsiad.exports.export_format import chosen
+from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask
+from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.stitch import notes, stitch
 from wsiad.heatmaps.windows import (
     WindowSource,
@@ -20,11 +25,24 @@ from wsiad.heatmaps.windows import (
 )
 from wsiad.learning.detector import Detector
 from wsiad.learning.device import choose_device, windows_at_once
-from wsiad.results.evidence import Explainer
-from wsiad.results.writing import write_results
+from wsiad.results.deriving import (
+    LACKING,
+    NOTES,
+    Evidence,
+    Parts,
+    derive_again,
+    reason,
+    write_derived,
+    write_record,
+)
+from wsiad.results.evidence import Explainer, write_evidence
+from wsiad.results.file_names import SLIDE
+from wsiad.results.identity import DERIVED, FORMATS
+from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scored
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
+from wsiad.slides.slide import Slide
 from wsiad.slides.slide_table import DAMAGED_THERE
 from wsiad.slides.staging import staged
 from wsiad.store.writer import check_unchanged
@@ -41,18 +59,27 @@ def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration,
     return detector, calibration, explainer
 
 
-def stored_row(task: SlideTask) -> HeatmapRow | None:
-    """Row of a slide whose results are whole and of the same slide, run and options."""
+def _scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
+    """Read the record of a slide whose scores are whole and of the same slide, run and options.
+
+    Raises
+    ------
+    InputError
+        They are of another slide, or lack parts that are wanted.
+    """
     path = task.folder / SLIDE
     if not path.exists():
         return None
     try:
-        facts = read_json(path, InputError)
+        record = read_json(path, InputError)
         identity = identity_of(task)
-        same = {key: facts[key] for key in identity} == identity
-        row = HeatmapRow(**facts["row"])
+        same = {key: record[key] for key in identity} == identity
+        row = HeatmapRow(**record["row"])
+        sound = isinstance(record[GEOMETRY], dict) and isinstance(record[NOTES], list)
     except (InputError, KeyError, TypeError):
         return None  # not whole: it is made again
+    if not sound:
+        return None
     if not same:
         raise InputError(
             "has results from another file of this name, or at another µm/px",
@@ -66,11 +93,30 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
             subject=task.slide.name,
             remedy=f"Give that option again, or delete {task.folder} to score a better copy.",
         )
-    return replace(row, label=task.slide.label, split=task.slide.split)
+    return record, replace(row, label=task.slide.label, split=task.slide.split)
+
+
+def stored_row(task: SlideTask) -> HeatmapRow | None:
+    """Row of a slide that is scored and derived as it is wanted; ``None`` if it is not.
+
+    Raises
+    ------
+    InputError
+        Its folder holds results of another slide.
+    """
+    found = _scored_record(task)
+    if found is None:
+        return None
+    record, row = found
+    there = {*(record.get(FORMATS) or [])}
+    whole = record.get(DERIVED) == task.derived and not record.get(LACKING)
+    return row if whole and not {*_format_names(task)} - there else None
 
 
 def score_slide(task: SlideTask) -> HeatmapRow:
-    """Score a slide and write its folder of results, whole or not at all.
+    """Score a slide, if it is not scored; derive what is derived from its scores.
+
+    A folder of results that is not there is written whole or not at all.
 
     Raises
     ------
@@ -80,10 +126,47 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         The stored slide is damaged, or its tiles do not fit the detector.
     """
     start = time.monotonic()
+    there = _scored_record(task)
+    if there is not None and not Parts.differing(there[0], task.derived).evidence:
+        # Neither the slide nor the detector is needed.
+        calibration = RunFolder.open(task.run).calibration()
+        return _derive_again(task, calibration, *there, evidence=lambda _: _none, slide=None)
     detector, calibration, explainer = _loaded(task.run, task.device, task.digest)
+    with _opened(task) as slide:
+        source = (
+            slide_windows(task, slide, detector.spec)
+            if slide
+            else stored_windows(task, detector.spec)
+        )
+        if there is not None:
+            written = functools.partial(_evidence, task, explainer, source)
+            return _derive_again(task, calibration, *there, evidence=written, slide=slide)
+        return _score(task, calibration, explainer, source, start)
+
+
+def _none(folder: Path, regions: Sequence[Region]) -> int:
+    del folder, regions
+    return 0
+
+
+def _evidence(
+    task: SlideTask, explainer: Explainer, source: WindowSource, scored: ScoredHeatmap
+) -> Evidence:
+    """Return what writes the evidence of regions, by the detector and the slide's pixels."""
+
+    def write(folder: Path, regions: Sequence[Region]) -> int:
+        write_evidence(folder, explainer, regions, scored.windows, source, options=task.options)
+        return 0
+
+    return write
+
+
+@contextlib.contextmanager
+def _opened(task: SlideTask) -> Iterator[Slide | None]:
+    """Open the task's slide; ``None`` where its tiles are in a store."""
     if task.from_store:
-        source = stored_windows(task, detector.spec)
-        return _finish(task, calibration, explainer, source, start)
+        yield None
+        return
     with (
         staged(task.slide.path, task.staging, name=task.slide.name) as local,
         open_slide(
@@ -95,11 +178,10 @@ def score_slide(task: SlideTask) -> HeatmapRow:
             override_mpp=task.override_mpp,
         ) as slide,
     ):
-        source = slide_windows(task, slide, detector.spec)
-        return _finish(task, calibration, explainer, source, start)
+        yield slide
 
 
-def _finish(
+def _score(
     task: SlideTask,
     calibration: Calibration,
     explainer: Explainer,
@@ -115,11 +197,24 @@ def _finish(
     if source.slide:
         source.slide.forget()  # the pictures of a large slide take as much
     with atomic_folder(task.folder) as folder:
-        figures = write_results(folder, task, calibration, source, scored, explainer)
+        geometry, written = write_scored(folder, task, calibration, source, scored)
+        figures: dict[str, Any] = {}
+        if written:
+            figures = write_derived(
+                folder,
+                written,
+                options=task.options,
+                calibration=calibration,
+                formats=chosen(task.options.viewers),
+                evidence=_evidence(task, explainer, source, written),
+                slide=source.slide,  # a store has no surroundings to show
+            )
+            del figures[LACKING]
+        said = list(notes(source, scored))
         row = HeatmapRow(
             task.slide.name,
             scored.status,
-            "; ".join(notes(source, scored, regions_left_out=figures.get("regions_left_out", 0))),
+            reason(said, figures),
             tiles=len(scored.windows.scores),
             unusable=sum(scored.left_out.by_quality().values()),
             damaged=scored.left_out.count(Reason.DAMAGED),
@@ -136,5 +231,32 @@ def _finish(
         )
         if source.slide:
             check_unchanged(source.slide, source.identity["fingerprint"])
-        write_json(folder / SLIDE, source.identity | {"row": asdict(row)})
+        record = {**source.identity, GEOMETRY: geometry, NOTES: said}
+        write_record(folder, record, row, derived=task.derived, formats=_format_names(task))
     return row
+
+
+def _derive_again(
+    task: SlideTask,
+    calibration: Calibration,
+    record: dict[str, Any],
+    row: HeatmapRow,
+    *,
+    evidence: Callable[[ScoredHeatmap], Evidence],
+    slide: Slide | None,
+) -> HeatmapRow:
+    return derive_again(
+        task.folder,
+        record,
+        row,
+        options=task.options,
+        derived=task.derived,
+        calibration=calibration,
+        formats=task.options.viewers,
+        evidence=evidence,
+        slide=slide,
+    )
+
+
+def _format_names(task: SlideTask) -> list[str]:
+    return [kind.name for kind in chosen(task.options.viewers)]

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.errors import InputError
-from wsiad.heatmaps.heatmap_task import RESERVED, SlideTask
+from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.results.file_names import RESERVED
 from wsiad.runs.preparation import store_slides
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
@@ -66,6 +67,7 @@ def slide_task(
     preparation: Preparation,
     target: dict[str, Any],
     digest: str,
+    derived: dict[str, Any],
 ) -> SlideTask:
     """Return the task of one slide; see :class:`~wsiad.heatmaps.heatmap_task.SlideTask`."""
     changes: dict[str, Any] = {}
@@ -74,15 +76,16 @@ def slide_task(
     if config.allow_upsampling is not None:
         changes["allow_upsampling"] = config.allow_upsampling
     return SlideTask(
-        slide,
-        from_store,
-        config.out,
-        config.run,
-        config.options(),
-        preparation.model_copy(update=changes),
-        target,
-        digest,
-        config.batch,
-        config.device,
+        slide=slide,
+        from_store=from_store,
+        results=config.out,
+        run=config.run,
+        options=config.options(),
+        preparation=preparation.model_copy(update=changes),
+        target=target,
+        digest=digest,
+        derived=derived,
+        batch=config.batch,
+        device=config.device,
         override_mpp=config.override_mpp,
     )

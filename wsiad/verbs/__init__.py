@@ -69,6 +69,14 @@ wsiad heatmap runs/dpa test_slides/ --out results/
 wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
 wsiad heatmap runs/dpa test_store/ --out results/""",
     ),
+    "export": Verb(
+        "more files of results, or other regions and detections, without scoring again",
+        ("results",),
+        """\
+wsiad export results/ --format qupath asap
+wsiad export results/ --region-quantile 0.99 --region-min-um2 5000
+wsiad export results/ --detection-limit 500 --workers 8""",
+    ),
     "significance": Verb(
         "p-values for slides, regions and tiles, from held-out healthy slides",
         ("results",),

@@ -74,12 +74,15 @@ def compare(config: CompareConfig) -> ComparisonResult:
     from wsiad.evaluation import comparison, unscored
     from wsiad.evaluation.figures import left_out, unmarked
     from wsiad.results.evaluated_slides import read_scored
+    from wsiad.results.identity import derived_by
 
     if real_path(config.a) == real_path(config.b):
         raise EvaluationError("is compared with itself", subject=str(config.a))
     folders = {folder: _is_results(folder) for folder in (config.a, config.b)}
     if config.slide_score != "max" and not all(folders.values()):
         raise ConfigError("the slide score of detections is their highest: `max`")
+    for folder in (folder for folder, kind in folders.items() if kind):
+        derived_by(folder, exclude=config.exclude)
     scored = [read_scored(config, folder, results=kind) for folder, kind in folders.items()]
     _check_same(config, *scored)
     known = [_completed(one, other) for one, other in (scored, scored[::-1])]

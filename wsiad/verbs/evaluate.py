@@ -108,11 +108,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.truth import read_groups
     from wsiad.results import file_names as names
     from wsiad.results.evaluated_slides import read_scored
+    from wsiad.results.identity import derived_by
 
     start = time.monotonic()
     source = config.detections or config.results
     assert source is not None
     is_results = config.results is not None
+    derived = None
+    if config.results is not None:
+        derived = derived_by(config.results, exclude=config.exclude)
     scored = read_scored(config, source, results=is_results)
     groups: dict[str, str] = {}
     if config.group_by is not None:
@@ -161,6 +165,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         counted_as=config.unscored,
     )
     made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
+    if derived:
+        made_by["derived"] = derived
     write_json(result.report, {**values, "conditions": said, **more, "made_by": made_by})
     if config.results is not None:
         _complete_report(config.results, out, seconds=time.monotonic() - start)

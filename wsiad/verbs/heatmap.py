@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -20,14 +18,26 @@ from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_st
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import Paths, verb, write_config
 from wsiad.core.errors import InputError
-from wsiad.core.files import fingerprint, new_file, read_json, write_json
+from wsiad.core.files import write_json
 from wsiad.core.ownership import clear_leftovers
 from wsiad.core.provenance import versions
-from wsiad.heatmaps.heatmap_task import FACTS, SLIDE, HeatmapOptions, HeatmapRow, SlideTask
-from wsiad.results.difference import difference
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, SlideTask
+from wsiad.results.file_names import CALIBRATION, CONFIG, FACTS, SLIDE, SLIDES_TABLE
+from wsiad.results.identity import (
+    DERIVED,
+    FORMATS,
+    READING,
+    SCORED,
+    begin_results,
+    check_scores,
+    derived_values,
+    difference,
+    region_differences,
+    scored_digest,
+    scoring_values,
+)
 from wsiad.results.scoring_inputs import heatmap_inputs, slide_task
 from wsiad.runs.preparation import run_preparation
-from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (
@@ -46,7 +56,7 @@ if TYPE_CHECKING:
     from wsiad.runs.run import RunRecord
 
 
-def check_healthy(config: HeatmapConfig, digest: str) -> None:
+def check_healthy(config: HeatmapConfig, asked: dict[str, Any]) -> None:
     """Refuse a reference that would not fit, before hours of scoring.
 
     Raises
@@ -59,10 +69,12 @@ def check_healthy(config: HeatmapConfig, digest: str) -> None:
     if config.healthy is None:
         return
     facts = read_folder(config.healthy).facts
-    if facts["digest"] != digest:
-        told = difference(config.healthy, facts, config)
+    told = region_differences(facts, asked)
+    if facts["digest"] != asked["digest"]:
+        told.insert(0, difference(config.healthy, facts, config))
+    if told:
         raise InputError(
-            f"holds results of another run or of other options: {told}",
+            f"holds results of another run or of other options: {', '.join(told)}",
             subject=str(config.healthy),
             remedy="Score the healthy slides by the same run with the same options.",
         )
@@ -126,6 +138,14 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
         return None if value is None else check_mpp(value)
 
+    @field_validator("viewers")
+    @classmethod
+    def _are_formats(cls, viewers: tuple[str, ...]) -> tuple[str, ...]:
+        from wsiad.exports.export_format import check_formats
+
+        check_formats(viewers)
+        return viewers
+
     def options(self) -> HeatmapOptions:
         """Return the part that decides the results."""
         return HeatmapOptions(**{key: getattr(self, key) for key in HeatmapOptions.model_fields})
@@ -163,8 +183,9 @@ class HeatmapResult:
 def heatmap(config: HeatmapConfig) -> HeatmapResult:
     """Score slides: heatmaps, regions, detections and the report.
 
-    A slide that fails is reported and does not stop the others. Slides that are whole
-    in the results are skipped, if slide, run and options are the same.
+    A slide that fails is reported and does not stop the others. Slides that are scored are not
+    scored again, if slide, run and the options that decide scores are the same; what is derived
+    from their scores is derived anew where it was derived by other options.
 
     Raises
     ------
@@ -179,9 +200,11 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         There is no such cluster or scheduler, or it takes no jobs.
     """
     from wsiad.learning.device import choose_device
-    from wsiad.results.overlay import LEGEND, write_legend
-    from wsiad.results.writing import colour_scale
-    from wsiad.runs.run import RunFolder
+    from wsiad.results.file_names import LEGEND
+    from wsiad.results.overlay import write_legend
+    from wsiad.results.qupath_project import MADE
+    from wsiad.results.scored_files import colour_scale
+    from wsiad.runs.run import DETECTOR, RunFolder
 
     start = time.monotonic()
     choose_device(config.device)
@@ -190,9 +213,12 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     quality = preparation.quality.changed_by(config.quality)
     changed = {"quality": quality, "damaged_tiles": config.damaged_tiles}
     preparation = preparation.model_copy(update=changed)
-    digest = _digest(config, quality)
-    _claim(config, digest)
-    check_healthy(config, digest)
+    options = config.options()
+    reading = {key: getattr(config, key) for key in READING if key != "quality"}
+    digest = scored_digest(config.run, options, reading, quality)
+    derived = derived_values(options, config.run)
+    check_scores(config.out, digest, config, remedy="Give another --out, or delete this one.")
+    check_healthy(config, {"digest": digest, DERIVED: derived})
     slides, from_store = heatmap_inputs(config, preparation, target)
     tasks = [
         slide_task(
@@ -202,21 +228,30 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
             preparation=preparation,
             target=target,
             digest=digest,
+            derived=derived,
         )
         for slide in slides_of_shard(slides, config.shard)
     ]
+    run = RunFolder.open(config.run)
     facts: dict[str, Any] = {
         "digest": digest,
+        SCORED: scoring_values(options),
+        DERIVED: derived,
+        FORMATS: list(config.viewers),
         "run": str(config.run.absolute()),
         "detector": record.detector,
+        # Of the detector, not of the clock: equal results give equal projects.
+        MADE: (config.run / DETECTOR).stat().st_mtime_ns // 1_000_000,
     }
     facts["versions"] = versions()
     if note := _no_examples(config, record):
         facts["evidence"] = note
-    _begin(config, facts)
-    write_config(config.out / "config.yaml", config)
-    write_legend(config.out / LEGEND, colour_scale(RunFolder.open(config.run).calibration()))
-    table = SlideTable(config.out / "slides.csv", HeatmapRow)
+    begin_results(config.out, facts, config)
+    write_config(config.out / CONFIG, config)
+    calibration = run.calibration()
+    write_json(config.out / CALIBRATION, calibration.to_json())
+    write_legend(config.out / LEGEND, colour_scale(calibration))
+    table = SlideTable(config.out / SLIDES_TABLE, HeatmapRow)
     folders = {config.out, *(task.folder.parent for task in tasks)}
     clear_leftovers(*folders)
     try:
@@ -247,7 +282,7 @@ def _finish(
     from wsiad.report.report import write_results_report
 
     scored = outcome(rows, "scored")
-    there = read_table(config.out / "slides.csv", HeatmapRow)
+    there = read_table(config.out / SLIDES_TABLE, HeatmapRow)
     waiting = {slide.name for slide in slides} - {row.slide for row in there}
     found = ""
     if not waiting:
@@ -275,13 +310,8 @@ def _finish(
 def _project(config: HeatmapConfig) -> str:
     """Write the QuPath project, if it is wanted, and say where it is."""
     from wsiad.results.qupath_project import write_results_project
-    from wsiad.runs.run import DETECTOR
 
-    if "qupath" not in config.viewers:
-        return ""
-    # Of the detector, not of the clock: equal results give equal projects.
-    made_ms = (config.run / DETECTOR).stat().st_mtime_ns // 1_000_000
-    return f"; {write_results_project(config.out, made_ms=made_ms)}"
+    return f"; {write_results_project(config.out)}" if "qupath" in config.viewers else ""
 
 
 def _stored_row(task: SlideTask) -> HeatmapRow | None:
@@ -296,22 +326,6 @@ def _score_one(task: SlideTask) -> HeatmapRow:
     return stored_row(task) or score_slide(task)
 
 
-def _digest(config: HeatmapConfig, quality: QualityThresholds) -> str:
-    from wsiad.runs.examples import EXAMPLES
-    from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
-
-    parts = [fingerprint(config.run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
-    if config.evidence_regions and (examples := config.run / EXAMPLES).exists():
-        parts.append(fingerprint(examples))
-    reading: list[Any] = [config.slide_mpp, config.allow_upsampling]
-    if quality.given:
-        reading.append(quality.given)
-    if config.override_mpp:
-        reading.append("override_mpp")
-    text = json.dumps([*parts, *reading, config.options().model_dump(mode="json")])
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
 def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
     """Say why nothing healthy is shown beside the regions, if they are asked for."""
     if not config.evidence_regions or record.healthy_examples:
@@ -319,38 +333,3 @@ def _no_examples(config: HeatmapConfig, record: RunRecord) -> str:
     note = "the run keeps no healthy examples: regions are shown without their nearest ones"
     logger.info("%s: %s", config.run, note)
     return note
-
-
-def _begin(config: HeatmapConfig, facts: dict[str, Any]) -> None:
-    """Write what results are made with, unless another run has begun others since a moment ago."""
-    path = config.out / FACTS
-    try:
-        with new_file(path) as partial:
-            write_json(partial, facts)
-    except FileExistsError:
-        _claim(config, facts["digest"])
-        write_json(path, facts)
-
-
-def _claim(config: HeatmapConfig, digest: str) -> None:
-    """Refuse a folder that holds results of another run or other options, and name them."""
-    out = config.out
-    path = out / FACTS
-    # Looked for first: other shards, which may be starting now, write it second.
-    table = (out / "slides.csv").exists()
-    if not path.exists():
-        if table:
-            raise InputError(
-                "holds a slides.csv that is not of a heatmap",
-                subject=str(out),
-                remedy="Give another --out.",
-            )
-        return
-    refuse_other(out, RESULTS, InputError, remedy="Give another --out.")
-    facts = read_json(path, InputError, keys=["digest"])
-    if facts["digest"] != digest:
-        raise InputError(
-            f"holds results of another run or of other options: {difference(out, facts, config)}",
-            subject=str(out),
-            remedy="Give another --out, or delete this one.",
-        )

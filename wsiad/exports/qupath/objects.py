@@ -25,6 +25,7 @@ import shapely
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.core.geometry import Box
+from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.exports.geojson import write_features
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import WindowScores
@@ -327,3 +328,21 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
     texts = [json.dumps(f, ensure_ascii=False, separators=(",", ":")) for f in features]
     body = "".join(f"{',' if number else ''}\n{text}" for number, text in enumerate(texts))
     write_text(path, f'{head},"features":[{body}\n]}}\n')
+
+
+class QuPath(ExportFormat):
+    """QuPath: the heatmap as tiles with their scores; `wsiad` writes a project beside them."""
+
+    name = "qupath"
+    summary = "QuPath: the heatmap as tiles, and a project of all slides"
+
+    def files(self, slide: str) -> tuple[str, ...]:
+        """Return the name of the file of tiles."""
+        del slide
+        return ("tiles.geojson.gz",)
+
+    def write(self, folder: Path, findings: Findings) -> None:
+        """Write the scored pixels of the heatmap as tiles."""
+        heatmap = findings.heatmap
+        path = folder / self.files(heatmap.slide)[0]
+        write_tiles(findings.pixels(), path, slide=heatmap.slide, bounds=heatmap.bounds)

@@ -1,0 +1,195 @@
+"""Export formats: the files that other programs read, their interface and their names.
+
+A format knows heatmaps, regions and detections, and nothing of results folders or slides. A
+class derived from :class:`ExportFormat` in a module of this room, or named by an entry point of
+the group ``wsiad.exports``, is found by its name; nothing else has to change.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import ExportError
+from wsiad.core.terminal import did_you_mean
+from wsiad.heatmaps.peaks import Detection
+from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import Heatmap, WindowScores
+from wsiad.pictures.colours import ColourScale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that is derived from the scores of one slide, for a format to write.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        Scores with their place on the slide.
+    regions : sequence of Region
+        Outlined regions, strongest first; their polygons have few corners, level-0 pixels.
+    percentiles : sequence of float
+        Share of healthy windows below each region's highest score, 0 to 100.
+    detections : sequence of Detection
+        Peaks of the heatmap, level-0 pixels.
+    scale : ColourScale
+        Colours of the run, the same for all slides.
+    percentile_of : callable
+        Returns the share of healthy windows below each of some scores, 0 to 100.
+    """
+
+    heatmap: Heatmap
+    regions: Sequence[Region]
+    percentiles: Sequence[float]
+    detections: Sequence[Detection]
+    scale: ColourScale
+    percentile_of: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+    def pixels(self) -> WindowScores:
+        """Return the scored pixels of the heatmap as squares that do not overlap."""
+        heatmap = self.heatmap
+        rows, columns = np.nonzero(np.isfinite(heatmap.scores))
+        x, y = heatmap.placement.to_level0(columns.astype(np.float64), rows.astype(np.float64))
+        boxes = np.empty((len(rows), 4))
+        boxes[:, 0], boxes[:, 1] = x, y
+        boxes[:, 2], boxes[:, 3] = heatmap.placement.scale_x, heatmap.placement.scale_y
+        scores = heatmap.scores[rows, columns]
+        return WindowScores(boxes, scores, self.percentile_of(scores))
+
+
+class ExportFormat(ABC):
+    """A kind of file that is written for other programs."""
+
+    name: ClassVar[str]
+    """Name that `wsiad export --format` takes."""
+    summary: ClassVar[str]
+    """Program that reads the files, in a few words."""
+    shows_regions: ClassVar[bool] = False
+    """Whether the files hold regions or detections, and not the heatmap alone."""
+
+    @abstractmethod
+    def files(self, slide: str) -> tuple[str, ...]:
+        """Return the names of the files that are written for a slide, relative to its folder."""
+
+    @abstractmethod
+    def write(self, folder: Path, findings: Findings) -> None:
+        """Write the files into a folder, where none of them lies yet.
+
+        Parameters
+        ----------
+        folder : Path
+            Folder that exists.
+        findings : Findings
+            What was found on the slide.
+
+        Raises
+        ------
+        ExportError
+            The format cannot hold what was found.
+        """
+
+
+GROUP = "wsiad.exports"
+"""Group of entry points by which other packages add formats."""
+
+ALIASES = {"napari": "ome-zarr"}
+"""Other names of formats: programs that read them."""
+
+ALWAYS = ("camelyon", "geojson", "ome-tiff", "png")
+"""Formats that every results folder has: detections, outlines, scores, picture."""
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def formats() -> dict[str, type[ExportFormat]]:
+    """Return the formats that can be asked for, by name.
+
+    A format of another package that cannot be loaded, or that has the name of another one, is
+    left out with a warning.
+    """
+    found = {cls.name: cls for cls in _own()}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        source = point.dist.name if point.dist else point.value
+        try:
+            cls, problem = point.load(), ""
+        except Exception as error:  # another package may raise anything
+            cls, problem = None, f"{type(error).__name__}: {error}"
+        if not problem and not (isinstance(cls, type) and issubclass(cls, ExportFormat)):
+            problem = "it is not a class derived from ExportFormat"
+        if not problem and cls.name in {*found, *ALWAYS, *ALIASES}:
+            problem = f"the name {cls.name} is taken"
+        if problem:
+            logger.warning("%s: its export format %s is left out: %s", source, point.name, problem)
+        else:
+            found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def _own() -> list[type[ExportFormat]]:
+    room = importlib.import_module("wsiad.exports")
+    modules = [
+        importlib.import_module(f"{room.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(room.__path__)
+    ]
+    return [cls for module in modules for cls in _classes(module)]
+
+
+def _classes(module: ModuleType) -> list[type[ExportFormat]]:
+    return [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, ExportFormat)
+        and not inspect.isabstract(cls)
+        and cls.__module__.startswith(module.__name__)
+    ]
+
+
+def check_formats(names: Iterable[str]) -> None:
+    """Check that formats are known.
+
+    Raises
+    ------
+    ValueError
+        One is not; the nearest known one is named.
+    """
+    known = (*formats(), *ALIASES, *ALWAYS)
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ValueError(f"{name!r} is no format{near}; known: {', '.join(sorted(known))}")
+
+
+def chosen(names: Iterable[str]) -> list[ExportFormat]:
+    """Return formats by their names or aliases, each once, in the order of their names.
+
+    Those that every results folder has are not among them.
+
+    Raises
+    ------
+    ExportError
+        A format is not known, such as that of a package that is no longer installed.
+    """
+    found: dict[str, ExportFormat] = {}
+    for name in sorted({ALIASES.get(name, name) for name in names} - {*ALWAYS}):
+        if name not in formats():
+            raise ExportError(
+                "is no export format that is installed",
+                subject=name,
+                remedy=f"Install the package that has it, or choose of: {', '.join(formats())}.",
+            )
+        found[name] = formats()[name]()
+    return list(found.values())

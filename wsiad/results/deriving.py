@@ -1,0 +1,374 @@
+"""What is derived from a slide's scores: regions, detections, evidence, and files of them.
+
+Nothing here needs the detector, except evidence that is not there yet, and nothing reads the
+slide, except views of regions. All of it is written beside the scores, which stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiad.core.files import scratch_folder, write_json
+from wsiad.core.geometry import Microns, SquareMicrons
+from wsiad.exports.camelyon import write_detections
+from wsiad.exports.export_format import ExportFormat, Findings, chosen
+from wsiad.exports.qupath import write_lesions
+from wsiad.heatmaps.heatmap_task import (
+    DetectionOptions,
+    EvidenceOptions,
+    HeatmapOptions,
+    HeatmapRow,
+    RegionOptions,
+)
+from wsiad.heatmaps.peaks import find_peaks
+from wsiad.heatmaps.regions import Region, Regions, default_tolerance, find_regions, simplify
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.stitch import regions_note
+from wsiad.results.file_names import (
+    DETECTIONS,
+    EVIDENCE,
+    EVIDENCE_PICTURES,
+    FIELD_PICTURES,
+    FIELDS,
+    OUTLINES,
+    OVERLAY,
+    REGIONS,
+    SLIDE,
+)
+from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS
+from wsiad.results.overlay import outline_regions, write_picture
+from wsiad.results.region_fields import write_fields
+from wsiad.results.region_table import region_rows, write_regions
+from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, colour_scale, read_scored
+from wsiad.runs.calibration import Calibration
+from wsiad.slides.slide import Slide
+
+REGION_KEYS = tuple(key for key in RegionOptions.model_fields if key != "top_k")
+"""Options that decide the regions."""
+
+logger = logging.getLogger(__name__)
+
+
+Evidence = Callable[[Path, Sequence[Region]], int]
+"""Writes the evidence of a slide's regions into a folder; returns how many of them lack it."""
+
+LACKING = "lacking"
+"""Key of a slide's record: whether evidence or views of regions are missing."""
+
+NOTES = "notes"
+"""Key of a slide's record: what its reader should know of how it was scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a slide has to be derived.
+
+    Parameters
+    ----------
+    regions, evidence, detections : bool
+        Regions with their outlines and views; evidence of regions; detections.
+    """
+
+    regions: bool = True
+    evidence: bool = True
+    detections: bool = True
+
+    @classmethod
+    def differing(cls, record: Mapping[str, Any], derived: Mapping[str, Any]) -> Parts:
+        """Return what a slide's record says was derived by other options than these."""
+        there = record.get(DERIVED)
+        if not isinstance(there, Mapping):
+            return cls()
+        lacking = bool(record.get(LACKING))
+
+        def differ(*keys: str) -> bool:
+            return any(there.get(key) != derived.get(key) for key in keys)
+
+        regions = lacking or differ(*REGION_KEYS)
+        return cls(
+            regions=regions,
+            evidence=regions or differ(*EvidenceOptions.model_fields, EXAMPLES),
+            detections=differ(*DetectionOptions.model_fields),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Files and folders of a slide's results that are written."""
+        return (
+            *((REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES) if self.regions else ()),
+            *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),
+            *((DETECTIONS,) if self.detections else ()),
+        )
+
+
+def write_derived(
+    folder: Path,
+    scored: ScoredHeatmap,
+    *,
+    options: HeatmapOptions,
+    calibration: Calibration,
+    formats: Iterable[ExportFormat],
+    evidence: Evidence,
+    slide: Slide | None,
+    parts: Parts | None = None,
+) -> dict[str, Any]:
+    """Write what is derived from a slide's scores into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder in which nothing derived lies yet.
+    scored : ScoredHeatmap
+    options : HeatmapOptions
+    calibration : Calibration
+        Calibration of the run.
+    formats : iterable of ExportFormat
+        Files to write for other programs.
+    evidence : callable
+    slide : Slide or None
+        Open, to show the regions in it; without, there are no views of them.
+    parts : Parts, optional
+        What to write; by default everything.
+
+    Returns
+    -------
+    dict
+        Columns of the slide's row: its scores, and how many regions and detections there are;
+        and how many regions lack evidence.
+    """
+    parts = parts or Parts()
+    heatmap = scored.heatmap
+    regions = find_regions(
+        heatmap,
+        threshold=calibration.quantile(options.region_quantile),
+        min_area=SquareMicrons(options.region_min_um2),
+        limit=options.region_limit,
+    )
+    detections = find_peaks(
+        heatmap,
+        threshold=calibration.quantile(options.detection_quantile),
+        radius=Microns(options.suppression_radius_um),
+        suppression=options.suppression,
+        limit=options.detection_limit,
+    )
+    findings = Findings(
+        heatmap=heatmap,
+        regions=_outlines(heatmap, regions.kept, options),
+        percentiles=[float(calibration.percentile(region.max_score)) for region in regions.kept],
+        detections=detections,
+        scale=colour_scale(calibration),
+        percentile_of=calibration.percentile,
+    )
+    if parts.detections:
+        upper = _upper(calibration)
+        write_detections(detections, folder / DETECTIONS, median=calibration.median, upper=upper)
+    if parts.regions:
+        _write_regions(folder, scored, findings, regions, slide)
+    for kind in formats:
+        kind.write(folder, findings)
+    lacking = evidence(folder, regions.kept) if parts.evidence else 0
+    highest, top_k = _slide_scores(heatmap, options.top_k)
+    return {
+        "score_max": highest,
+        "score_top_k_mean": top_k,
+        "regions": len(regions.kept) + regions.left_out,
+        "regions_left_out": regions.left_out,
+        "detections": len(detections),
+        LACKING: lacking,
+    }
+
+
+def _write_regions(
+    folder: Path,
+    scored: ScoredHeatmap,
+    findings: Findings,
+    regions: Regions,
+    slide: Slide | None,
+) -> None:
+    """Write regions as outlines, as a table and as pictures."""
+    heatmap, percentiles = scored.heatmap, findings.percentiles
+    if regions.left_out:
+        logger.warning(
+            "%s: the %d strongest regions are outlined; %d weaker ones are counted only",
+            heatmap.slide,
+            len(regions.kept),
+            regions.left_out,
+        )
+    write_lesions(
+        findings.regions,
+        folder / OUTLINES,
+        slide=heatmap.slide,
+        bounds=heatmap.bounds,
+        percentiles=percentiles,
+    )
+    write_regions(folder / REGIONS, region_rows(regions.kept, percentiles))
+    if slide is not None:
+        write_fields(folder, slide, regions.kept, heatmap=heatmap, percentiles=percentiles)
+    picture = scored.picture.copy()
+    outline_regions(picture, [region.polygon for region in regions.kept], scored.shown_at)
+    write_picture(folder / OVERLAY, picture)
+
+
+def _outlines(heatmap: Heatmap, regions: Sequence[Region], options: HeatmapOptions) -> list[Region]:
+    """Return the regions with fewer corners."""
+    tolerance = options.region_tolerance_um
+    return [
+        simplify(
+            region,
+            tolerance=default_tolerance(heatmap) if tolerance is None else Microns(tolerance),
+            spacing=heatmap.spacing,
+            bounds=heatmap.bounds,
+        )
+        for region in regions
+    ]
+
+
+def _upper(calibration: Calibration) -> float:
+    """Return the healthy 99 % quantile, or what is above the median of constant scores."""
+    upper, median = calibration.quantile(0.99), calibration.median
+    return upper if upper > median else median + max(abs(median), 1.0)
+
+
+def _slide_scores(heatmap: Heatmap, top_k: int) -> tuple[float, float]:
+    """Return the highest score of a heatmap and the mean of its ``top_k`` highest."""
+    scores = np.sort(heatmap.scores[np.isfinite(heatmap.scores)])
+    return float(scores[-1]), float(scores[-top_k:].mean(dtype=np.float64))
+
+
+def derive_again(
+    folder: Path,
+    record: Mapping[str, Any],
+    row: HeatmapRow,
+    *,
+    options: HeatmapOptions,
+    derived: dict[str, Any],
+    calibration: Calibration,
+    formats: Iterable[str],
+    evidence: Callable[[ScoredHeatmap], Evidence],
+    slide: Slide | None,
+    unseen: str = "",
+) -> HeatmapRow:
+    """Derive anew what a slide's folder has by other options or not at all; scores stay.
+
+    Everything is written beside the folder first. Killed while it is put in place, the record
+    says that nothing is derived, and the same command derives it again.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the slide's results.
+    record : mapping
+        Content of its ``slide.json``.
+    row : HeatmapRow
+    options : HeatmapOptions
+    derived : dict
+        What decides what is derived; see :func:`wsiad.results.identity.derived_values`.
+    calibration : Calibration
+        Calibration of the run.
+    formats : iterable of str
+        Export formats that are wanted; those that are there stay.
+    evidence : callable
+        Returns what writes the evidence, given the scores.
+    slide : Slide or None
+    unseen : str
+        Why the slide could not be opened, if its regions were to be shown in it.
+
+    Returns
+    -------
+    HeatmapRow
+        The slide's row, as it is now.
+
+    Raises
+    ------
+    InputError
+        The scores are damaged.
+    """
+    there = set(record.get(FORMATS) or [])
+    wanted = sorted(there | {kind.name for kind in chosen(formats)})
+    parts = Parts.differing(record, derived)
+    if not record[GEOMETRY]:  # nothing was scored, and nothing is derived
+        write_record(folder, record, row, derived=derived, formats=wanted)
+        return row
+    written = [
+        kind
+        for kind in chosen(wanted)
+        if kind.name not in there or (kind.shows_regions and (parts.regions or parts.detections))
+    ]
+    scored = read_scored(folder, row.slide, record[GEOMETRY])
+    with scratch_folder(folder) as new:
+        figures = write_derived(
+            new,
+            scored,
+            options=options,
+            calibration=calibration,
+            formats=written,
+            evidence=evidence(scored),
+            slide=slide,
+            parts=parts,
+        )
+        lacking = figures.pop(LACKING)
+        unseen = unseen if parts.regions and figures["regions"] else ""
+        row = replace(row, reason=reason(record[NOTES], figures, lacking, unseen), **figures)
+        files = [name for kind in written for name in kind.files(row.slide)]
+        write_json(folder / SLIDE, {**record, DERIVED: None})
+        put_in_place(new, folder, [*parts.names, *files])
+    record = {**record, LACKING: bool(lacking or unseen)}
+    write_record(folder, record, row, derived=derived, formats=wanted)
+    return row
+
+
+def reason(
+    said: Sequence[str], figures: Mapping[str, Any], lacking: int = 0, unseen: str = ""
+) -> str:
+    """Say what the reader of a slide's row has to know, of its scores and of its regions."""
+    told = [*said, *regions_note(figures.get("regions_left_out", 0))]
+    if unseen:
+        told.append(f"regions are not shown in the slide: {unseen}")
+    if lacking:
+        told.append(
+            f"{lacking} region{'s are' if lacking != 1 else ' is'} shown without healthy tiles; "
+            "wsiad heatmap adds them"
+        )
+    return "; ".join(told)
+
+
+def write_record(
+    folder: Path,
+    record: Mapping[str, Any],
+    row: HeatmapRow,
+    *,
+    derived: dict[str, Any],
+    formats: Iterable[str],
+) -> None:
+    """Write ``slide.json``, which says that the slide's results are whole."""
+    told = {DERIVED: derived, FORMATS: sorted(formats), "row": asdict(row)}
+    write_json(folder / SLIDE, {**record, **told})
+
+
+def put_in_place(new: Path, folder: Path, names: Iterable[str]) -> None:
+    """Move derived files and folders over those of the same names; those without a new one go.
+
+    Parameters
+    ----------
+    new : Path
+        Folder that was written into, on the same disk.
+    folder : Path
+        Folder of the slide's results.
+    names : iterable of str
+        Names of what was derived anew.
+    """
+    for name in names:
+        there, made = folder / name, new / name
+        if there.is_dir() and not there.is_symlink():
+            shutil.rmtree(there)
+        elif not made.exists():
+            there.unlink(missing_ok=True)
+        if made.exists():
+            made.replace(there)

@@ -1,0 +1,225 @@
+"""Results derived anew without the detector: which slides, by which options, and one slide."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wsiad.core.config import build, differences
+from wsiad.core.errors import InputError, RunError, WsiadError
+from wsiad.core.files import checked_slide_name, read_json, write_json
+from wsiad.exports.export_format import chosen
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, RegionOptions
+from wsiad.heatmaps.regions import Region
+from wsiad.results.deriving import NOTES, Evidence, Parts, derive_again
+from wsiad.results.evidence import keep_evidence
+from wsiad.results.file_names import CALIBRATION, FACTS, SIGNIFICANCE, SLIDE, SLIDES_TABLE
+from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of
+from wsiad.results.records import results_facts
+from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap
+from wsiad.results.significance_files import forget
+from wsiad.runs.calibration import Calibration
+from wsiad.slides.inputs import SlideInput
+from wsiad.slides.opening import open_slide
+from wsiad.slides.slide import Slide
+from wsiad.slides.slide_files import slide_fingerprint
+from wsiad.slides.slide_table import FAILED, OK, read_table
+
+_AGAIN = "Delete the slide's folder and run wsiad heatmap again."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportTask:
+    """One slide whose results are derived anew, as it travels to a worker.
+
+    Parameters
+    ----------
+    slide : SlideInput
+    results : Path
+        Results folder.
+    options : HeatmapOptions
+    derived : dict
+        What decides what is derived; see :mod:`wsiad.results.identity`.
+    formats : tuple of str
+        Formats that are wanted.
+    calibration : Calibration
+    row : HeatmapRow
+        Row of the slide in the table.
+    """
+
+    slide: SlideInput
+    results: Path
+    options: HeatmapOptions
+    derived: dict[str, Any]
+    formats: tuple[str, ...]
+    calibration: Calibration
+    row: HeatmapRow
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the slide's results."""
+        return self.results / self.slide.name
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is to be exported.
+
+    Parameters
+    ----------
+    tasks : list of ExportTask
+        One for each slide that has results.
+    formats : tuple of str
+        All formats that the results then have.
+    said : tuple of str
+        What people should know of it.
+    """
+
+    tasks: list[ExportTask]
+    formats: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]) -> Export:
+    """Note in the results what they are to be, and list what has to be done for that.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    given : mapping
+        Options that are given, by name; the others stay as they are.
+    formats : iterable of str
+        Formats to add.
+
+    Raises
+    ------
+    InputError
+        The folder holds no results, or they are damaged or of an earlier version.
+    """
+    facts = results_facts(results)
+    before = options_of(facts, results)
+    changed = {**before.model_dump(), **given}
+    options = build(HeatmapOptions, changed, source="export")
+    derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
+    names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
+    calibration = _calibration(results)
+    rows = read_table(results / SLIDES_TABLE, HeatmapRow)
+    tasks = [
+        ExportTask(
+            slide=SlideInput(
+                name=row.slide, path=Path(row.file or row.slide), label=row.label, split=row.split
+            ),
+            results=results,
+            options=options,
+            derived=derived,
+            formats=names,
+            calibration=calibration,
+            row=row,
+        )
+        for row in rows
+        # One that was scored and whose results are gone fails, and says so.
+        if row.status == OK or (row.status != FAILED and _has_record(results, row.slide))
+    ]
+    if not tasks:
+        raise InputError(
+            "holds no slide with results",
+            subject=str(results),
+            remedy=f"Its {SLIDES_TABLE} says why.",
+        )
+    said = []
+    told = differences(facts[DERIVED], derived)
+    if told:
+        said.append(f"derived anew: {', '.join(told)}")
+    if any(facts[DERIVED].get(key) != derived[key] for key in RegionOptions.model_fields):
+        if (results / SIGNIFICANCE).exists():
+            said.append("p-values were of other regions and are deleted: run wsiad significance")
+        forget(results)
+    write_json(results / FACTS, {**facts, DERIVED: derived, FORMATS: list(names)})
+    return Export(tasks, names, tuple(said))
+
+
+def _has_record(results: Path, slide: str) -> bool:
+    return (results / checked_slide_name(slide) / SLIDE).exists()
+
+
+def _calibration(results: Path) -> Calibration:
+    path = results / CALIBRATION
+    try:
+        return Calibration.from_json(read_json(path, InputError))
+    except RunError as error:
+        raise InputError(error.problem, subject=str(path), remedy=error.remedy) from error
+
+
+def export_slide(task: ExportTask) -> HeatmapRow:
+    """Write what a slide's results lack of what is wanted, and derive what differs.
+
+    Raises
+    ------
+    InputError
+        Its results are damaged.
+    """
+    record = read_json(task.folder / SLIDE, InputError, remedy=_AGAIN)
+    row = _row(record, task)
+    lacking = {kind.name for kind in chosen(task.formats)} - {*(record.get(FORMATS) or [])}
+    if record.get(DERIVED) == task.derived and not lacking:
+        return row
+    with ExitStack() as stack:
+        slide, unseen = None, ""
+        if Parts.differing(record, task.derived).regions and record[GEOMETRY]:
+            slide, unseen = _opened(stack, record, row)
+        return derive_again(
+            task.folder,
+            record,
+            row,
+            options=task.options,
+            derived=task.derived,
+            calibration=task.calibration,
+            formats=task.formats,
+            evidence=functools.partial(_kept, task),
+            slide=slide,
+            unseen=unseen,
+        )
+
+
+def _row(record: Mapping[str, Any], task: ExportTask) -> HeatmapRow:
+    kinds = {GEOMETRY: dict, NOTES: list, "row": dict}
+    lacks = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
+    try:
+        row = HeatmapRow(**({} if lacks else record["row"]))
+    except TypeError as error:
+        problem = f"it has no {lacks[0]}" if lacks else str(error)
+        raise InputError(
+            f"is damaged: {problem}", subject=str(task.folder / SLIDE), remedy=_AGAIN
+        ) from error
+    return replace(row, label=task.row.label, split=task.row.split)
+
+
+def _kept(task: ExportTask, scored: ScoredHeatmap) -> Evidence:
+    def write(folder: Path, regions: Sequence[Region]) -> int:
+        return keep_evidence(
+            folder, task.folder, regions, scored.windows, options=task.options, mpp=scored.mpp
+        )
+
+    return write
+
+
+def _opened(
+    stack: ExitStack, record: Mapping[str, Any], row: HeatmapRow
+) -> tuple[Slide | None, str]:
+    """Open a slide to show its regions, or say why it is not; nothing of one from a store."""
+    if row.backend == "store" or not row.file:
+        return None, ""
+    path = Path(row.file)
+    try:
+        if not path.exists():
+            return None, "its file is not at hand"
+        if slide_fingerprint(path) != record.get("fingerprint"):
+            return None, "its file is another one by now"
+        return stack.enter_context(open_slide(path, name=row.slide, fallback_mpp=row.mpp_x)), ""
+    except (WsiadError, OSError) as error:
+        return None, f"its file cannot be read ({error})"

@@ -1,0 +1,263 @@
+"""What the results of a folder depend on: what was scored, and what was derived from it.
+
+``run.json`` of a results folder states both. ``digest`` is that of the run and of all that
+decides the scores; ``derived`` has the options that decide regions, detections and evidence, by
+name. Other scores need another folder; what is derived can be derived anew. The record of each
+slide states the same, so that a slide that is not derived as its folder says is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsiad.core.config import Config, build, differences, read_yaml
+from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.files import checked_slide_name, fingerprint, new_file, read_json, write_json
+from wsiad.heatmaps.heatmap_task import (
+    DerivedOptions,
+    HeatmapOptions,
+    RegionOptions,
+    ScoringOptions,
+)
+from wsiad.results.file_names import CONFIG, FACTS, SLIDE, SLIDES_TABLE
+from wsiad.slides.folder_kinds import RESULTS, refuse_other
+from wsiad.slides.slide_table import OK, SlideRow, read_table
+from wsiad.tissue.tissue_options import QualityThresholds
+
+READING = ("slide_mpp", "override_mpp", "allow_upsampling", "quality")
+"""Fields of the configuration that change what windows see, beside the options of scoring."""
+
+DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
+"""Keys of ``run.json``, and of a slide's record."""
+
+_ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
+
+
+def scored_digest(
+    run: Path, options: HeatmapOptions, reading: Mapping[str, Any], quality: QualityThresholds
+) -> str:
+    """Return what tells scores apart: of the run's files and of the options that decide scores.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder.
+    options : HeatmapOptions
+    reading : mapping
+        Values of `READING`, by name.
+    quality : QualityThresholds
+        Those of the run, changed by what was asked for.
+    """
+    from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
+
+    parts = [fingerprint(run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
+    values = {**reading, "quality": quality.given, **scoring_values(options)}
+    text = json.dumps([*parts, values], sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def scoring_values(options: HeatmapOptions) -> dict[str, Any]:
+    """Return the options that decide scores, as JSON values."""
+    return options.model_dump(mode="json", include=set(ScoringOptions.model_fields))
+
+
+def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
+    """Return what decides what is derived from scores, as JSON values.
+
+    Parameters
+    ----------
+    options : HeatmapOptions
+    run : Path, optional
+        Run folder; its healthy examples are shown as evidence.
+    """
+    values = options.model_dump(mode="json", include=set(DerivedOptions.model_fields))
+    values[EXAMPLES] = ""
+    if run is not None and options.evidence_regions:
+        from wsiad.runs.examples import EXAMPLES as FILE
+
+        values[EXAMPLES] = fingerprint(run / FILE) if (run / FILE).exists() else ""
+    return values
+
+
+def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
+    """Return the options that results were made with, by their ``run.json``.
+
+    Raises
+    ------
+    InputError
+        The file does not state them: it is damaged, or of a version in which scores and what is
+        derived from them were one.
+    """
+    check_parted(facts, results)
+    derived = {key: value for key, value in facts[DERIVED].items() if key != EXAMPLES}
+    values = {**facts[SCORED], **derived, "viewers": facts[FORMATS]}
+    try:
+        return build(HeatmapOptions, values, source=str(results / FACTS))
+    except ConfigError as error:
+        raise InputError(
+            f"is damaged: {error.problem}",
+            subject=str(results / FACTS),
+            remedy="Run the same wsiad heatmap again: it writes the file anew.",
+        ) from error
+
+
+def check_parted(facts: Mapping[str, Any], results: Path) -> None:
+    """Check that scores and what is derived from them can be told apart in results.
+
+    Raises
+    ------
+    InputError
+        They were made by a version that did not.
+    """
+    kinds = {DERIVED: dict, SCORED: dict, FORMATS: list}
+    if any(not isinstance(facts.get(key), kind) for key, kind in kinds.items()):
+        raise InputError(
+            "holds results of an earlier version of wsiad, which can be evaluated and looked at, "
+            "and not gone on with or derived anew",
+            subject=str(results),
+            remedy="Score the slides into another --out.",
+        )
+
+
+def check_scores(results: Path, digest: str, config: Config, *, remedy: str) -> None:
+    """Refuse a folder with the scores of another run or of other options, and name them.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder, or where one is to be made.
+    digest : str
+        See :func:`scored_digest`.
+    config : Config
+        What was asked for, with the field `run`.
+    remedy : str
+
+    Raises
+    ------
+    InputError
+        It holds others, or something else.
+    """
+    path = results / FACTS
+    # Looked for first: other shards, which may be starting now, write it second.
+    table = (results / SLIDES_TABLE).exists()
+    if not path.exists():
+        if table:
+            raise InputError(
+                f"holds a {SLIDES_TABLE} that is not of a heatmap",
+                subject=str(results),
+                remedy=remedy,
+            )
+        return
+    refuse_other(results, RESULTS, InputError, remedy=remedy)
+    facts = read_json(path, InputError, keys=["digest"])
+    check_parted(facts, results)
+    if facts["digest"] != digest:
+        raise InputError(
+            "holds the scores of another run or of other options: "
+            f"{difference(results, facts, config)}",
+            subject=str(results),
+            remedy=remedy,
+        )
+
+
+def begin_results(results: Path, facts: Mapping[str, Any], config: Config) -> None:
+    """Write ``run.json``, unless another run has begun other scores since a moment ago.
+
+    Raises
+    ------
+    InputError
+        Another has.
+    """
+    path = results / FACTS
+    try:
+        with new_file(path) as partial:
+            write_json(partial, dict(facts))
+    except FileExistsError:
+        check_scores(results, facts["digest"], config, remedy="Give another --out.")
+        there = read_json(path, InputError)
+        formats = sorted({*there[FORMATS], *facts[FORMATS]})
+        write_json(path, {**facts, FORMATS: formats})
+
+
+def difference(results: Path, facts: Mapping[str, Any], config: Config) -> str:
+    """Say which options scores were made with that are not those asked for, with both values.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    facts : mapping
+        Its ``run.json``.
+    config : Config
+        What was asked for, with the field `run`.
+    """
+    try:
+        was = read_yaml(results / CONFIG)
+    except ConfigError:
+        return f"its {CONFIG} does not say which"
+    now = config.model_dump(mode="json")
+    keys = [key for key in (*ScoringOptions.model_fields, *READING) if key in was]
+    told = differences({key: was[key] for key in keys}, {key: now.get(key) for key in keys})
+    before, after = (Path(str(run)).absolute() for run in (facts.get("run"), now["run"]))
+    if before != after:
+        told.append(f"run {before} (now {after})")
+    return ", ".join(told) or f"the run {after} was trained anew since"
+
+
+def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Say which options of regions differ between two ``run.json``: ``top_k is 3 and not 10``.
+
+    Results of earlier versions do not state them: nothing is said of these.
+    """
+    first, second = one.get(DERIVED), two.get(DERIVED)
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return []
+    return [
+        f"{key} is {first.get(key)} and not {second.get(key)}"
+        for key in RegionOptions.model_fields
+        if first.get(key) != second.get(key)
+    ]
+
+
+def derived_by(results: Path, *, exclude: Collection[str] = ()) -> dict[str, Any] | None:
+    """Return what decides the regions and detections of results, the same for all slides.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    exclude : collection of str
+        Slides that are not looked at.
+
+    Returns
+    -------
+    dict or None
+        See :func:`derived_values`; ``None`` of results that do not state it.
+
+    Raises
+    ------
+    InputError
+        They differ from slide to slide, as after a run that was interrupted while it derived
+        them anew; the first such slide is named.
+    """
+    facts = read_json(results / FACTS, InputError) if (results / FACTS).exists() else {}
+    derived = facts.get(DERIVED)
+    if not isinstance(derived, dict):
+        return None
+    for row in read_table(results / SLIDES_TABLE, SlideRow):
+        if (
+            row.status != OK
+            or not (path := results / checked_slide_name(row.slide) / SLIDE).exists()
+        ):
+            continue
+        if read_json(path, InputError).get(DERIVED) != derived:
+            raise InputError(
+                "its regions and detections are not derived by the options of the other slides",
+                subject=str(path.parent),
+                remedy=_ANEW,
+            )
+    return derived

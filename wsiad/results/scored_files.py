@@ -1,0 +1,247 @@
+"""The files of a scored slide that depend on its scores alone, and reading its heatmap back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
+from wsiad.exports.ome import write_ome_tiff
+from wsiad.exports.png import write_png
+from wsiad.exports.qupath import write_unassessed
+from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.heatmaps.regions import unassessed_regions
+from wsiad.heatmaps.score_map import Heatmap, WindowScores, read_scores, read_window_table
+from wsiad.heatmaps.stitch import Scored
+from wsiad.heatmaps.windows import WindowSource
+from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.overview import Overview, overview_jpeg
+from wsiad.results import file_names as names
+from wsiad.results.overlay import (
+    RGB,
+    enlarged,
+    hatch_unscored,
+    outline,
+    overlay,
+    read_picture,
+    reduced,
+    write_picture,
+    write_thumbnail,
+)
+from wsiad.runs.calibration import Calibration
+from wsiad.tiling.left_out import LeftOut
+from wsiad.tissue.quality import Reason
+
+WINDOW = np.dtype(
+    [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
+)
+"""A row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
+
+LEFT_OUT = np.dtype(
+    [*((name, np.float64) for name in ("x", "y", "width", "height")), ("reason", "U10")]
+)
+"""A row of ``left_out.npy``: level-0 rectangle of a window that was not scored, and why."""
+
+GEOMETRY = "geometry"
+"""Key of a slide's record: where its heatmap and its overlay lie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredHeatmap:
+    """The scores of a slide, from which the rest is derived.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+    windows : WindowScores
+    picture : ndarray of uint8, (H, W, 3)
+        The overlay before regions are outlined on it.
+    shown_at : PixelMap
+        From pixels of the picture to level-0 pixels.
+    mpp : Mpp
+        Scale of the windows, µm/px.
+    """
+
+    heatmap: Heatmap
+    windows: WindowScores
+    picture: RGB
+    shown_at: PixelMap
+    mpp: Mpp
+
+
+_AGAIN = "Delete the slide's folder and run wsiad heatmap again."
+
+
+def colour_scale(calibration: Calibration) -> ColourScale:
+    """Return the one colour scale of a run, fixed by its healthy scores."""
+    return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
+
+
+def write_scored(
+    folder: Path, task: SlideTask, calibration: Calibration, source: WindowSource, scored: Scored
+) -> tuple[dict[str, Any], ScoredHeatmap | None]:
+    """Write pictures, scores, heatmap, and what was not assessed.
+
+    Returns
+    -------
+    dict
+        Where heatmap and overlay lie, as JSON values for :func:`read_scored`; empty where no
+        window was scored.
+    ScoredHeatmap or None
+        What :func:`read_scored` reads back.
+    """
+    left_out = _write_left_out(folder, source, scored.left_out)
+    overview = _overview(task, source, scored, left_out)
+    shown = enlarged(overview)
+    write_picture(folder / names.TISSUE, outline(shown.thumbnail, shown.mask))
+    (folder / names.OVERVIEW).write_bytes(overview_jpeg(overview))
+    write_unassessed(
+        unassessed_regions(
+            overview,
+            slide_size=source.size,
+            bounds=source.bounds,
+            nothing=bool(scored.unusable),
+        ),
+        folder / names.NOT_ASSESSED,
+        slide=task.slide.name,
+        bounds=source.bounds,
+    )
+    if not scored.heatmap:
+        write_thumbnail(folder / names.THUMBNAIL, source.thumbnail)
+        return {}, None
+    scale = colour_scale(calibration)
+    write_ome_tiff(scored.heatmap, folder / names.HEATMAP)
+    write_png(scored.heatmap, folder / names.HEATMAP_PICTURE, scale=scale)
+    _write_windows(folder / names.WINDOWS, scored.windows)
+    picture = overlay(shown.thumbnail, shown.placement, scored.heatmap, scale)
+    hatch_unscored(picture, shown)
+    write_thumbnail(folder / names.THUMBNAIL, picture)
+    picture, placement = reduced(picture, shown.placement)
+    write_picture(folder / names.PLAIN_OVERLAY, picture)
+    written = ScoredHeatmap(
+        heatmap=scored.heatmap,
+        windows=scored.windows,
+        picture=picture,
+        shown_at=placement,
+        mpp=source.mpp,
+    )
+    return _geometry(written), written
+
+
+def _write_windows(path: Path, windows: WindowScores) -> None:
+    table = np.empty(len(windows.scores), WINDOW)
+    for name, column in zip(("x", "y", "width", "height"), windows.boxes.T, strict=True):
+        table[name] = column
+    table["score"], table["percentile"] = windows.scores, windows.percentiles
+    np.save(path, table, allow_pickle=False)
+
+
+def _write_left_out(
+    folder: Path, source: WindowSource, left_out: LeftOut
+) -> npt.NDArray[np.float64]:
+    """Write the windows that were not scored, and return their boxes."""
+    table = np.empty(len(left_out), LEFT_OUT)
+    boxes = source.grid.boxes(left_out.rows, left_out.columns)
+    for name, column in zip(("x", "y", "width", "height"), boxes.T, strict=True):
+        table[name] = column
+    words = np.array([reason.word for reason in Reason])
+    table["reason"] = words[left_out.reasons]
+    np.save(folder / names.LEFT_OUT, table, allow_pickle=False)
+    return boxes
+
+
+def _overview(
+    task: SlideTask, source: WindowSource, scored: Scored, left_out: npt.NDArray[np.float64]
+) -> Overview:
+    return Overview(
+        task.slide.name,
+        source.thumbnail,
+        source.mask,
+        source.pen,
+        source.placement,
+        source.spacing,
+        source.mpp,
+        scored.windows.boxes,
+        left_out,
+        scored.left_out.reasons,
+        scored.examples,
+        source.stain,
+        source.stain_fallback,
+        noun="window",
+        damaged=source.damaged,
+    )
+
+
+def _geometry(written: ScoredHeatmap) -> dict[str, Any]:
+    heatmap = written.heatmap
+    bounds, spacing = heatmap.bounds, heatmap.spacing
+    return {
+        "heatmap": _numbers(heatmap.placement),
+        "overlay": _numbers(written.shown_at),
+        "slide_size": [heatmap.slide_size.width, heatmap.slide_size.height],
+        "bounds": [float(v) for v in (bounds.x, bounds.y, bounds.width, bounds.height)],
+        "um_per_px": [float(spacing.x), float(spacing.y)],
+        "window_mpp": float(written.mpp),
+    }
+
+
+def _numbers(at: PixelMap) -> list[float]:
+    return [float(value) for value in (at.x, at.y, at.scale_x, at.scale_y)]
+
+
+def read_scored(folder: Path, slide: str, geometry: Mapping[str, Any]) -> ScoredHeatmap:
+    """Read the scores of a slide back, to the numbers that were written.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the slide's results.
+    slide : str
+        Name of the slide.
+    geometry : mapping
+        What :func:`write_scored` returned.
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged.
+    """
+    try:
+        placement, shown = (PixelMap(*geometry[key]) for key in ("heatmap", "overlay"))
+        size, bounds = Size(*geometry["slide_size"]), Box(*geometry["bounds"])
+        spacing, mpp = Spacing(*map(Mpp, geometry["um_per_px"])), Mpp(geometry["window_mpp"])
+        scales = [placement.scale_x, placement.scale_y, shown.scale_x, shown.scale_y]
+        sizes = [size.width, size.height, bounds.width, bounds.height]
+        sound = all(
+            math.isfinite(n) and n > 0 for n in [*scales, *sizes, spacing.x, spacing.y, mpp]
+        )
+        sound &= all(math.isfinite(n) for n in (placement.x, placement.y, shown.x, shown.y))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(
+            "its record does not say where the heatmap lies", subject=str(folder), remedy=_AGAIN
+        )
+    scores = read_scores(folder / names.HEATMAP, InputError, remedy=_AGAIN)
+    fields = WINDOW.names or ()
+    table = read_window_table(folder / names.WINDOWS, fields, InputError, remedy=_AGAIN)
+    boxes = np.stack([np.asarray(table[name], np.float64) for name in fields[:4]], axis=1)
+    windows = WindowScores(
+        boxes.reshape(-1, 4),
+        np.asarray(table["score"], np.float32),
+        np.asarray(table["percentile"], np.float32),
+    )
+    return ScoredHeatmap(
+        heatmap=Heatmap(slide, scores, placement, size, bounds, spacing),
+        windows=windows,
+        picture=read_picture(folder / names.PLAIN_OVERLAY),
+        shown_at=shown,
+        mpp=mpp,
+    )

@@ -1,0 +1,116 @@
+"""``wsiad export``: files, regions and detections from results that are scored already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, field_validator
+
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.config import Texts, verb
+from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, RegionOptions
+from wsiad.results.file_names import SLIDES_TABLE
+from wsiad.slides.slide_table import SlideRow, SlideTable, failures, read_table, unusable
+
+
+class ExportConfig(DetectionOptions, RegionOptions):
+    """Write more files of results, or derive regions and detections anew; nothing is scored."""
+
+    kept: ClassVar[frozenset[str]] = frozenset(
+        {*RegionOptions.model_fields, *DetectionOptions.model_fields}
+    )
+
+    results: Path
+    """Results folder of `wsiad heatmap`; it is changed in place, its scores are not."""
+    format: Texts = ()
+    """Formats to write besides those that there are: `qupath`, `asap`, `ome-zarr`, or one of
+    another package; `png`, `ome-tiff`, `geojson` and `camelyon` every results folder has."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Slides worked on at once, each by a process of its own on this machine."""
+    quiet: bool = False
+    """No progress output."""
+
+    @field_validator("format")
+    @classmethod
+    def _are_formats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from wsiad.exports.export_format import check_formats
+
+        check_formats(names)
+        return tuple(sorted(set(names)))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export changed.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    rows : tuple of HeatmapRow
+        Rows of the slides that have results.
+    summary : str
+        For people.
+    """
+
+    results: Path
+    rows: tuple[HeatmapRow, ...]
+    summary: str
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides whose files could not be written or derived."""
+        return tuple(failures(self.rows))
+
+
+@verb(ExportConfig)
+def export(config: ExportConfig) -> ExportResult:
+    """Derive files, regions and detections from finished results, without the detector.
+
+    Options that are not given stay as they are in the results. Slides are read only to show
+    regions that were not shown before; p-values of regions that are no more are deleted.
+
+    Raises
+    ------
+    InputError
+        The folder holds no results, or they are damaged or of an earlier version.
+    """
+    from wsiad.compute.batch import run_batch
+    from wsiad.core.ownership import clear_leftovers
+    from wsiad.report.report import write_results_report
+    from wsiad.results.exporting import begin_export, export_slide
+    from wsiad.results.qupath_project import write_results_project
+
+    given = {key: getattr(config, key) for key in config.model_fields_set & config.kept}
+    plan = begin_export(config.results, given, config.format)
+    folders = {config.results, *(task.folder.parent for task in plan.tasks)}
+    clear_leftovers(*folders)
+    try:
+        rows = run_batch(
+            export_slide,
+            plan.tasks,
+            row=HeatmapRow,
+            table=SlideTable(config.results / SLIDES_TABLE, HeatmapRow),
+            options=ComputeOptions(workers=config.workers),
+            label="export",
+            quiet=config.quiet,
+        )
+    finally:
+        clear_leftovers(*folders)
+    said = [*plan.said, *_outcome(rows, config.results)]
+    if "qupath" in plan.formats:
+        said.append(write_results_project(config.results))
+    report = write_results_report(config.results)
+    return ExportResult(config.results, tuple(rows), "; ".join([*said, f"see {report}"]))
+
+
+def _outcome(rows: list[HeatmapRow], results: Path) -> list[str]:
+    others = [row for row in read_table(results / SLIDES_TABLE, HeatmapRow) if row not in rows]
+    without = len(unusable(others)) + len(failures(others))
+    derived = len(rows) - len(failures(rows))
+    told = [f"{derived} of {len(rows)} scored slide{'s' if len(rows) != 1 else ''} exported"]
+    if without:
+        told.append(f"{without} without results")
+    return told
