@@ -25,48 +25,64 @@ Shard = Annotated[str, AfterValidator(_checked_shard)]
 """``"i/n"``, counted from 1: the i-th of n equal parts of the slides."""
 
 
-class ComputeOptions(Config):
-    """How many slides are worked on at once, and where."""
+class WorkerOptions(Config):
+    """How many slides or fits are worked on at once, and where."""
 
     workers: Annotated[int, Field(ge=1)] = 1
-    """Slides worked on at once, each by a process of its own on this machine."""
+    """Slides, or fits, worked on at once, each by a process of its own on this machine."""
     cluster: Path | None = None
-    """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs work on the slides; see
+    """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs do the work; see
     configs/slurm.yaml."""
     scheduler: str | None = None
-    """Address of a running dask scheduler whose workers work on the slides."""
-    shard: Shard | None = None
-    """Part of the slides to work on, `i/n`, counted from 1: `2/8` takes the second and then
-    every eighth slide of the sorted list. For job arrays; shards may run at once, overlap or
-    run twice."""
+    """Address of a running dask scheduler whose workers do the work."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """How often a slide is tried again whose worker was lost; a slide's own error is not. With
-    `scheduler`, that one decides."""
-    stage_dir: Path | None = None
-    """Folder on a local disk to which each slide is copied before it is read, and from which
-    it is deleted afterwards."""
+    """How often a slide, or a fit, is tried again whose worker was lost; an error of its own
+    is not. With `scheduler`, that one decides."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.cluster is not None and self.scheduler is not None:
             raise ValueError("give either `cluster`, to start jobs, or `scheduler`, to use theirs")
-        distant = "cluster" if self.cluster is not None else "scheduler"
-        if self.cluster is not None or self.scheduler is not None:
-            if self.workers != 1:
-                raise ValueError(
-                    f"`workers` are processes of this machine: leave it out with `{distant}`"
-                )
-            if self.shard is not None:
-                raise ValueError(
-                    f"`{distant}` shares out all slides itself: leave out `shard`, which is for "
-                    "job arrays"
-                )
+        if self.distant and self.workers != 1:
+            raise ValueError(
+                f"`workers` are processes of this machine: leave it out with `{self.distant}`"
+            )
         return self
 
     @property
+    def distant(self) -> str:
+        """Name of the option by which others than this machine work; empty without one."""
+        if self.cluster is not None:
+            return "cluster"
+        return "scheduler" if self.scheduler is not None else ""
+
+    @property
     def in_turn(self) -> bool:
-        """Whether this process works on all slides, one after the other."""
-        return self.workers == 1 and self.cluster is None and self.scheduler is None
+        """Whether this process does all the work, one after the other."""
+        return self.workers == 1 and not self.distant
+
+
+class ComputeOptions(WorkerOptions):
+    """How many slides are worked on at once, which of them, and where."""
+
+    ORDER = ("workers", "cluster", "scheduler", "shard", ...)
+
+    shard: Shard | None = None
+    """Part of the slides to work on, `i/n`, counted from 1: `2/8` takes the second and then
+    every eighth slide of the sorted list. For job arrays; shards may run at once, overlap or
+    run twice."""
+    stage_dir: Path | None = None
+    """Folder on a local disk to which each slide is copied before it is read, and from which
+    it is deleted afterwards."""
+
+    @model_validator(mode="after")
+    def _shards_stay_here(self) -> Self:
+        if self.distant and self.shard is not None:
+            raise ValueError(
+                f"`{self.distant}` shares out all slides itself: leave out `shard`, which is for "
+                "job arrays"
+            )
+        return self
 
 
 def take_shard(items: Iterable[T], shard: str | None) -> list[T]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.compute_options import WorkerOptions
 from wsiad.compute.jobs import MEMORY, JobsConfig, read_jobs
 from wsiad.compute.lifetimes import begun, close_client
 from wsiad.core.errors import ClusterError
@@ -54,7 +54,7 @@ def run_tasks(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     *,
-    options: ComputeOptions,
+    options: WorkerOptions,
     failed: Callable[[Item, str], Result],
     notice: Callable[[str], None] = _no_notice,
     more: Callable[[Item, Result], Sequence[Item]] = _nothing_more,
@@ -72,7 +72,7 @@ def run_tasks(
         Picklable; catches what can go wrong with an item itself.
     items : sequence
         Picklable; one task each.
-    options : ComputeOptions
+    options : WorkerOptions
         Where they are worked on. One worker is this process, in order.
     failed : callable
         Makes a result for an item whose task was lost more often than `options.retries`
@@ -99,7 +99,7 @@ def run_tasks(
     """
     jobs = read_jobs(options.cluster) if options.cluster is not None else None
 
-    def in_workers(some: Sequence[Item], how: ComputeOptions) -> Iterator[Result]:
+    def in_workers(some: Sequence[Item], how: WorkerOptions) -> Iterator[Result]:
         losses = _Losses(failed, whole)
         with _machinery(how.retries), _place(how, jobs, len(some)) as (client, count):
             yield from _results(client, function, some, losses, more, _Room(count, notice))
@@ -308,7 +308,7 @@ class _Room:
 
 @contextlib.contextmanager
 def _place(
-    options: ComputeOptions, jobs: JobsConfig | None, tasks: int
+    options: WorkerOptions, jobs: JobsConfig | None, tasks: int
 ) -> Iterator[tuple[Any, Callable[[int], int]]]:
     """Yield a dask client, and what counts its threads, given how many slides still wait."""
     from distributed import Client

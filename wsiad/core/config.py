@@ -225,6 +225,10 @@ def _is_empty_path(value: object) -> bool:
     return any(isinstance(each, str) and not each.strip() for each in several)
 
 
+Order = tuple[str | types.EllipsisType, ...]
+"""Names of options in their order, around ``...`` for all others."""
+
+
 class Config(pydantic.BaseModel):
     """Base of all configurations: frozen, no unknown keys, docstrings as descriptions.
 
@@ -242,7 +246,7 @@ class Config(pydantic.BaseModel):
     ['colour', 'quiet']
     """
 
-    ORDER: ClassVar[tuple[str | types.EllipsisType, ...]] = (...,)
+    ORDER: ClassVar[Order] = (...,)
 
     model_config = pydantic.ConfigDict(
         extra="forbid",

@@ -28,7 +28,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.device import choose_device
 from wsiad.learning.ranks import Ranks
-from wsiad.runs.healthy_tiles import FitOptions, healthy_slides, tile_source, usable_tiles
+from wsiad.runs.healthy_tiles import TrainingOptions, healthy_slides, tile_source, usable_tiles
 from wsiad.runs.split import HealthySplit, SlideTiles, split_slides
 from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
@@ -84,7 +84,7 @@ class Chosen:
         return parts, self.cls(self.options, spec), tiles
 
 
-def choose(options: FitOptions) -> Chosen:
+def choose(options: TrainingOptions) -> Chosen:
     """Find the method and the tiles that options ask for.
 
     Raises
@@ -120,7 +120,7 @@ def choose(options: FitOptions) -> Chosen:
 
 
 def fit_context(
-    options: FitOptions,
+    options: TrainingOptions,
     ranks: Ranks,
     *,
     device: torch.device,
@@ -163,7 +163,7 @@ def check_devices(count: int, device: torch.device, name: str, cls: type[Detecto
 
 
 @contextmanager
-def together(options: FitOptions, device: torch.device) -> Iterator[Ranks]:
+def together(options: TrainingOptions, device: torch.device) -> Iterator[Ranks]:
     """Start the other processes that a fit needs; this one is the first of them.
 
     Raises
@@ -209,7 +209,7 @@ def together(options: FitOptions, device: torch.device) -> Iterator[Ranks]:
             torch.set_num_threads(threads)
 
 
-def fit_along(options: FitOptions, rank: int, meeting: Path) -> None:
+def fit_along(options: TrainingOptions, rank: int, meeting: Path) -> None:
     """Fit as one of the other processes, which write nothing."""
     ranks, device = Ranks(rank, options.devices), choose_device(options.device)
     _join(ranks, device, meeting)

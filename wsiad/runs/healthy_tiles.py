@@ -1,4 +1,4 @@
-"""What a detector is fitted on: options of a fit, and of a store which slides and tiles."""
+"""What a detector is fitted on: options of a training, and of a store which slides and tiles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
 from wsiad.learning.training_options import DeviceOptions, LimitOptions
+from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
@@ -54,8 +55,16 @@ class HealthyOptions(StoreOptions):
     """Which tiles are too bad to be used; in place of the thresholds that the store has."""
 
 
-class FitOptions(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions, MethodOptions):
-    """Fit of a method on the healthy tiles of a store, in a folder of its own."""
+class TrainingOptions(
+    QuietOptions, LimitOptions, DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
+):
+    """Training of a method on the healthy tiles of a store, in a folder of its own."""
+
+    ORDER = (
+        *("store", "out", "detector", "options", "weights", "anomalies"),
+        *("anomaly_types", "anomaly_tiles", "split", "quality", "seed", "device", "devices"),
+        *("healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
+    )
 
     out: Path
     """Folder of the run; an interrupted run in it goes on."""
@@ -64,6 +73,21 @@ class FitOptions(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions, Meth
     devices: Annotated[int, Field(ge=1)] = 1
     """GPUs to train on at once, each with its share of every batch, for methods that are
     trained step by step; with `--device cpu`, processes."""
+    anomalies: Path | None = None
+    """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
+    a slide is its anomaly type."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which tiles are too bad to be used; in place of the thresholds that the store has, and
+    for the heatmaps of the run too. Tiles that the store dropped are gone."""
+    healthy_examples: Annotated[int, Field(ge=0)] = 512
+    """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
+    0 for none."""
+
+    @model_validator(mode="after")
+    def _choices_need_anomalies(self) -> Self:
+        if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
+            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: give it")
+        return self
 
 
 NO_LABEL = "it has no label, and others have one"

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.compute_options import WorkerOptions
 from wsiad.compute.tasks import run_tasks
 from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, WsiadError
@@ -26,7 +26,7 @@ from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, Til
 from wsiad.learning.device import choose_device, windows_at_once
 from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
-from wsiad.tuning.space import Params, options_of
+from wsiad.tuning.space import Params, SearchOptions, options_of
 from wsiad.tuning.trials import (
     COMPLETE,
     FAILED,
@@ -42,21 +42,18 @@ from wsiad.tuning.trials import (
     write_trial,
 )
 
-if TYPE_CHECKING:
-    from wsiad.verbs.tune import TuneConfig
-
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoldTask:
     """One fit and its test.
 
     Parameters
     ----------
-    config : TuneConfig
+    config : SearchOptions
     tiles : SearchTiles
     number, fold : int
         Of the trial and of the fold, counted from 1.
@@ -64,7 +61,7 @@ class FoldTask:
         What the trial tries.
     """
 
-    config: TuneConfig
+    config: SearchOptions
     tiles: SearchTiles
     number: int
     fold: int
@@ -79,10 +76,10 @@ class FoldFailed:
 
 
 def run_search(
-    config: TuneConfig,
+    config: SearchOptions,
     tiles: SearchTiles,
     *,
-    compute: ComputeOptions,
+    compute: WorkerOptions,
     at_once: int,
     progress: Progress,
 ) -> list[Trial]:
@@ -90,9 +87,9 @@ def run_search(
 
     Parameters
     ----------
-    config : TuneConfig
+    config : SearchOptions
     tiles : SearchTiles
-    compute : ComputeOptions
+    compute : WorkerOptions
         Where fits are made.
     at_once : int
         Trials in work at once.
@@ -124,7 +121,7 @@ def run_search(
 class _Search:
     """Decides what is worked on next; the trials are as they are kept, at any time."""
 
-    def __init__(self, config: TuneConfig, tiles: SearchTiles, progress: Progress) -> None:
+    def __init__(self, config: SearchOptions, tiles: SearchTiles, progress: Progress) -> None:
         self._config, self._tiles, self._progress = config, tiles, progress
         self._start = time.monotonic()
         self._by_number = {trial.number: trial for trial in read_trials(config.out)}
@@ -187,7 +184,15 @@ class _Search:
             reason = f"after {done} of {config.folds} folds below the median of complete trials"
             self._end(trial.model_copy(update={"state": PRUNED, "reason": reason}))
         elif not (done and self._is_late()):
-            return [FoldTask(config, self._tiles, number, done + 1, trial.params)]
+            return [
+                FoldTask(
+                    config=config,
+                    tiles=self._tiles,
+                    number=number,
+                    fold=done + 1,
+                    params=trial.params,
+                )
+            ]
         return []
 
     def _others(self, trial: Trial) -> list[Trial]:

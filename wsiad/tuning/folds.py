@@ -24,13 +24,12 @@ from wsiad.runs.healthy_tiles import healthy_slides, store_fingerprint, usable_t
 from wsiad.runs.preparation import check_prepared_alike
 from wsiad.runs.split import SlideTiles
 from wsiad.store.tile_task import unseen_lines, unseen_slides
-from wsiad.tuning.space import Space, options_of, values_of
+from wsiad.tuning.space import SearchOptions, Space, options_of, values_of
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import AnomalousTiles, Detector, HealthyTiles
     from wsiad.store.dataset import ArrayTiles, ChunkedTiles
     from wsiad.store.tile_store import TileStore
-    from wsiad.verbs.tune import TuneConfig
 
 Indices = npt.NDArray[np.int64]
 Tiles = Mapping[str, Indices]
@@ -228,7 +227,7 @@ def _merged(parts: Sequence[SlideTiles]) -> dict[str, Indices]:
     return {name: np.sort(np.concatenate(some)) for name, some in sorted(found.items())}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchTiles:
     """Tiles that a search works on; picklable.
 
@@ -265,7 +264,7 @@ class SearchTiles:
         """Return what the record says of the tiles."""
         return dict(self.facts)
 
-    def membership(self, config: TuneConfig) -> dict[str, Any]:
+    def membership(self, config: SearchOptions) -> dict[str, Any]:
         """Return which slides, or tiles, are in which fold, as JSON values."""
         by = {"healthy": config.healthy_folds_by, "anomalies": config.anomaly_folds_by}
         return {
@@ -325,7 +324,7 @@ class SearchTiles:
         return AnomalySlides(store, types, {}).tiles()
 
 
-def search_tiles(config: TuneConfig, cls: type[Detector], *, learns: bool) -> SearchTiles:
+def search_tiles(config: SearchOptions, cls: type[Detector], *, learns: bool) -> SearchTiles:
     """Choose the tiles of a search and deal them to folds.
 
     Raises
@@ -373,15 +372,15 @@ def search_tiles(config: TuneConfig, cls: type[Detector], *, learns: bool) -> Se
         "anomalies": anomalies.note(),
     } | ({"slides_not_used": skipped} if skipped else {})
     return SearchTiles(
-        config.store,
-        config.anomalies,
-        tile,
-        float(store.preparation.mpp),
-        folds,
-        types,
-        learns,
-        (*_unseen(store, odd), *_warnings(config, learns=learns)),
-        facts,
+        healthy=config.store,
+        anomalous=config.anomalies,
+        tile=tile,
+        mpp=float(store.preparation.mpp),
+        folds=folds,
+        types=types,
+        learns=learns,
+        warnings=(*_unseen(store, odd), *_warnings(config, learns=learns)),
+        facts=facts,
     )
 
 
@@ -390,7 +389,7 @@ def _unseen(*stores: TileStore) -> list[str]:
     return ["\n".join(said) for said in lines if said]
 
 
-def _check_inputs(config: TuneConfig, cls: type[Detector], tile: int) -> None:
+def _check_inputs(config: SearchOptions, cls: type[Detector], tile: int) -> None:
     """Check that the largest input that is to be tried fits into a tile."""
     largest = max(_inputs(config.space), default=config.options.get("input_px"))
     size = largest or cls.default_input_px or tile
@@ -412,7 +411,7 @@ def _inputs(space: Space) -> list[int]:
     return found
 
 
-def _warnings(config: TuneConfig, *, learns: bool) -> list[str]:
+def _warnings(config: SearchOptions, *, learns: bool) -> list[str]:
     found = []
     if config.healthy_folds_by == "tile":
         found.append(

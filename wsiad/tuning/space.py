@@ -1,4 +1,4 @@
-"""The search space: which options of a detector are tried with which values."""
+"""The search space: which options of a detector are tried with which values, and how."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self, TypeAlias
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import pydantic
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from wsiad.core.config import Config
+from wsiad.core.config import Config, Order
 from wsiad.core.errors import ConfigError
+from wsiad.learning.training_options import DeviceOptions
+from wsiad.runs.anomalies import AnomalyOptions
+from wsiad.runs.healthy_tiles import HealthyOptions, MethodOptions
 
 Params = dict[str, Any]
 """A value for each parameter of a space, as JSON: what a trial is made of."""
@@ -231,3 +235,51 @@ def _check_value(
                     f"{option} cannot be {value!r}: {message[0].lower()}{message[1:]}",
                     subject=subject,
                 ) from None
+
+
+class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions):
+    """What is searched, on which tiles, and how settings are tried."""
+
+    ORDER: ClassVar[Order] = (
+        *("store", "anomalies", "out", "detector", "space", "options", "trials", "max_minutes"),
+        *("random_trials", "prune", "folds", "healthy_folds_by", "anomaly_folds_by"),
+        *("healthy_tiles", "anomaly_types", "anomaly_tiles", "split", "quality", "weights"),
+        *("seed", "device", "fit_steps", "fit_minutes", ...),
+    )
+
+    store: Path
+    """Tile store of healthy slides."""
+    anomalies: Path
+    """Tile store of labelled anomalous tiles; the label of a slide is its anomaly type."""
+    out: Path
+    """Folder of the search; an interrupted search in it goes on."""
+    space: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """What is searched: option and a list of values, or a range such as `{low: 1, high: 9}`; see
+    docs/tune.md. May be given several times."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Option of the method that is the same in all trials; may be given several times."""
+    trials: Annotated[int, Field(ge=1)] = 30
+    """The most settings to try, those of earlier calls included."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Begin no further fit after so many minutes of this call."""
+    random_trials: Annotated[int, Field(ge=1)] = 10
+    """So many trials are drawn at random before what they gave decides."""
+    prune: bool = True
+    """Give a trial up whose mean after a fold is below the median of the complete ones."""
+    folds: Annotated[int, Field(ge=2)] = 3
+    """Parts of the slides; a trial is fitted and tested once for each."""
+    healthy_folds_by: Literal["slide", "tile"] = "slide"
+    """`tile` for healthy tiles of fewer slides than folds: figures are then too good."""
+    anomaly_folds_by: Literal["slide", "label", "tile"] = "slide"
+    """`label` tests on types of anomaly that no other fold has; `tile` is for anomalous tiles of
+    fewer slides than folds."""
+    healthy_tiles: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many tiles of `store`, drawn by the seed evenly over their slides."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Same seed, same result, where trials follow each other."""
+    fit_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop each fit after so many optimiser steps."""
+    fit_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Stop each fit after so many minutes; results then depend on the machine."""
+    retry_failed: bool = False
+    """Try again what failed in an earlier call."""

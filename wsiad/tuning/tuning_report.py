@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import build, write_config
-from wsiad.tuning.space import options_of
+from wsiad.runs.healthy_tiles import TrainingOptions
+from wsiad.tuning.space import SearchOptions, options_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss, trial_folder
-from wsiad.verbs.train import TrainConfig
 
 if TYPE_CHECKING:
     from wsiad.tuning.folds import SearchTiles
-    from wsiad.verbs.tune import TuneConfig
 
 BEST = "best.yaml"
 """In the folder of a search: config for ``wsiad train``."""
 
 
-def search_record(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> dict[str, Any]:
+def search_record(config: SearchOptions, trials: list[Trial], tiles: SearchTiles) -> dict[str, Any]:
     """Return what ``run.json`` says of the search."""
     states = (COMPLETE, PRUNED, FAILED)
     counts = {state: sum(trial.state == state for trial in trials) for state in states}
@@ -48,7 +47,7 @@ def _facts(trial: Trial | None) -> dict[str, Any] | None:
     }
 
 
-def search_summary(config: TuneConfig, trials: list[Trial], tiles: SearchTiles) -> str:
+def search_summary(config: SearchOptions, trials: list[Trial], tiles: SearchTiles) -> str:
     """Return what the command line prints."""
     states = {state: sum(t.state == state for t in trials) for state in (COMPLETE, PRUNED, FAILED)}
     shown = [f"{count} {state}" for state, count in states.items() if count]
@@ -78,20 +77,20 @@ TRAIN = "train.yaml"
 
 
 def write_train_configs(
-    config: TuneConfig, trials: list[Trial], found: Trial | None, *, learns: bool
+    config: SearchOptions, trials: list[Trial], found: Trial | None, *, learns: bool
 ) -> None:
     """Write by which config each complete trial, and the best, is trained."""
     for trial in trials:
         if trial.state == COMPLETE:
             folder = trial_folder(config.out, trial.number)
-            training = _train_config(config, trial, out=folder / "run", learns=learns)
+            training = _training(config, trial, out=folder / "run", learns=learns)
             write_config(folder / TRAIN, training)
     if found is not None:
-        training = _train_config(config, found, out=config.out / "best", learns=learns)
+        training = _training(config, found, out=config.out / "best", learns=learns)
         write_config(config.out / BEST, training)
 
 
-def _train_config(config: TuneConfig, trial: Trial, *, out: Path, learns: bool) -> TrainConfig:
+def _training(config: SearchOptions, trial: Trial, *, out: Path, learns: bool) -> TrainingOptions:
     """Return the config by which a trial's setting is trained on all healthy slides."""
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
@@ -101,7 +100,7 @@ def _train_config(config: TuneConfig, trial: Trial, *, out: Path, learns: bool) 
     if config.weights is not None and Path(config.weights).is_file():
         values["weights"] = str(Path(config.weights).resolve())
     return build(
-        TrainConfig,
+        TrainingOptions,
         values
         | {
             "store": config.store.resolve(),

@@ -6,22 +6,19 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import build, verb
 from wsiad.core.errors import DetectorError
 from wsiad.core.files import write_json
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
-from wsiad.runs.anomalies import AnomalyOptions, AnomalySlides, anomaly_slides, check_use
+from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
 from wsiad.runs.claim import taken
-from wsiad.runs.healthy_tiles import FitOptions, store_fingerprint, usable_tiles
+from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint, usable_tiles
 from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.tile_task import unseen_lines, unseen_slides
-from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
     import torch
@@ -36,30 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class TrainConfig(AnomalyOptions, FitOptions):
+class TrainConfig(TrainingOptions):
     """Fit a detector on the healthy tiles of a store."""
-
-    ORDER = (
-        *("store", "out", "detector", "options", "weights", "anomalies"),
-        *("anomaly_types", "anomaly_tiles", "split", "quality", "seed", "device", "devices"),
-        *("healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
-    )
-
-    anomalies: Path | None = None
-    """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
-    a slide is its anomaly type."""
-    quality: QualityThresholds = QualityThresholds()
-    """Which tiles are too bad to be used; in place of the thresholds that the store has, and
-    for the heatmaps of the run too. Tiles that the store dropped are gone."""
-    healthy_examples: Annotated[int, Field(ge=0)] = 512
-    """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
-    0 for none."""
-
-    @model_validator(mode="after")
-    def _choices_need_anomalies(self) -> Self:
-        if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
-            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: give it")
-        return self
 
 
 _FREE = frozenset(

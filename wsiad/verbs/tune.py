@@ -7,20 +7,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Config, build, differences, resolve, verb, write_config
+from wsiad.compute.compute_options import WorkerOptions
+from wsiad.core.config import QuietOptions, build, differences, resolve, verb, write_config
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
 from wsiad.core.ownership import CLAIM, claimed
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
-from wsiad.runs.anomalies import Names
-from wsiad.tissue.tissue_options import QualityThresholds
-from wsiad.tuning.space import Parameter, check_space
+from wsiad.tuning.space import SearchOptions, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
 from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
 
@@ -33,75 +31,14 @@ _MAY_CHANGE = frozenset(
 """What may differ when a search goes on: none of it changes what a trial gives."""
 
 
-class TuneConfig(Config):
+class TuneConfig(QuietOptions, WorkerOptions, SearchOptions):
     """Choose a detector's options with a few anomalous tiles, by cross-validation."""
 
-    store: Path
-    """Tile store of healthy slides."""
-    anomalies: Path
-    """Tile store of labelled anomalous tiles; the label of a slide is its anomaly type."""
-    out: Path
-    """Folder of the search; an interrupted search in it goes on."""
-    detector: str = "dpa"
-    """Method, wsiad's own or of a plug-in; an unknown name is answered with the list of all."""
-    space: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """What is searched: option and a list of values, or a range such as `{low: 1, high: 9}`; see
-    docs/tune.md. May be given several times."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method that is the same in all trials; may be given several times."""
-    trials: Annotated[int, Field(ge=1)] = 30
-    """The most settings to try, those of earlier calls included."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Begin no further fit after so many minutes of this call."""
-    random_trials: Annotated[int, Field(ge=1)] = 10
-    """So many trials are drawn at random before what they gave decides."""
-    prune: bool = True
-    """Give a trial up whose mean after a fold is below the median of the complete ones."""
-    folds: Annotated[int, Field(ge=2)] = 3
-    """Parts of the slides; a trial is fitted and tested once for each."""
-    healthy_folds_by: Literal["slide", "tile"] = "slide"
-    """`tile` for healthy tiles of fewer slides than folds: figures are then too good."""
-    anomaly_folds_by: Literal["slide", "label", "tile"] = "slide"
-    """`label` tests on types of anomaly that no other fold has; `tile` is for anomalous tiles of
-    fewer slides than folds."""
-    healthy_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many tiles of `store`, drawn by the seed evenly over their slides."""
-    anomaly_types: Names = ()
-    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
-    anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
-    split: str | None = None
-    """Use only slides with this value in the manifest's `split` column."""
-    quality: QualityThresholds = QualityThresholds()
-    """Which tiles are too bad to be used; in place of the thresholds that the store has."""
-    weights: str | None = None
-    """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
-    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
-    can be downloaded, else `wsiad`."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Same seed, same result, where trials follow each other."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    fit_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop each fit after so many optimiser steps."""
-    fit_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop each fit after so many minutes; results then depend on the machine."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Fits at once, each by a process of its own on this machine."""
-    cluster: Path | None = None
-    """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs fit; see
-    configs/slurm.yaml."""
-    scheduler: str | None = None
-    """Address of a running dask scheduler whose workers fit."""
-    retries: Annotated[int, Field(ge=0)] = 1
-    """How often a fit is tried again whose worker was lost; a fit's own error is not."""
+    ORDER = (..., "at_once", "retry_failed", "quiet")
+
     at_once: Annotated[int, Field(ge=1)] | None = None
     """Trials in work at once; by default as many as there are workers. Has to be given with
     `scheduler`."""
-    retry_failed: bool = False
-    """Try again what failed in an earlier call."""
-    quiet: bool = False
-    """No progress output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +130,8 @@ def tune(config: TuneConfig) -> TuneResult:
 
     start = time.monotonic()
     package = optuna()
-    compute, at_once = _compute(config)
-    if compute.in_turn:
+    at_once = _at_once(config)
+    if config.in_turn:
         choose_device(config.device)  # rather refused now than by each trial
     cls = registry.load(config.detector)
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
@@ -204,7 +141,7 @@ def tune(config: TuneConfig) -> TuneResult:
     with _search_folder(config):
         write_json(config.out / FOLDS, tiles.membership(config))
         with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
-            trials = run_search(config, tiles, compute=compute, at_once=at_once, progress=progress)
+            trials = run_search(config, tiles, compute=config, at_once=at_once, progress=progress)
         write_trials(config.out, trials, config.space, folds=config.folds)
         found = best(trials)
         write_train_configs(config, trials, found, learns=learns)
@@ -217,25 +154,22 @@ def tune(config: TuneConfig) -> TuneResult:
     return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
 
 
-def _compute(config: TuneConfig) -> tuple[ComputeOptions, int]:
-    """Where fits are made, and how many trials are in work at once."""
+def _at_once(config: TuneConfig) -> int:
+    """Return how many trials are in work at once."""
     from wsiad.compute.jobs import read_jobs
 
-    names = ("workers", "cluster", "scheduler", "retries")
-    given = {name: getattr(config, name) for name in names}
-    compute = build(ComputeOptions, given, source="wsiad tune")
     if config.at_once is not None:
-        return compute, config.at_once
+        return config.at_once
     if config.cluster is not None:
         jobs = read_jobs(config.cluster)
-        return compute, jobs.jobs * jobs.cores
+        return jobs.jobs * jobs.cores
     if config.scheduler is not None:
         raise ConfigError(
             "how many trials are in work at once is not known",
             subject="scheduler",
             remedy="Give --at-once, the number of its workers.",
         )
-    return compute, config.workers
+    return config.workers
 
 
 @contextlib.contextmanager
