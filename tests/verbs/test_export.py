@@ -17,6 +17,7 @@ from wsiad.core.errors import ConfigError, InputError
 from wsiad.exports import export_format
 from wsiad.exports.export_format import ExportFormat
 from wsiad.results import deriving
+from wsiad.results.identity import derived_by
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 
@@ -148,6 +149,7 @@ def test_an_export_that_was_killed_is_noticed_and_goes_on(tmp_path, slide, monke
             wsiad.export(results=out, quiet=True, **DETECTIONS)
     with pytest.raises(InputError, match="not derived by the options of the other slides"):
         wsiad.evaluate(results=out, reference=tmp_path / "reference.csv", quiet=True)
+    assert derived_by(out, exclude=["s"])["detection_limit"] == DETECTIONS["detection_limit"]
     wsiad.export(results=out, quiet=True)  # as the folder is to be by now
     assert not differing(out / "s", asked / "s")
     assert not [p.name for p in out.iterdir() if p.name.endswith(".partial")]

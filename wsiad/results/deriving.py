@@ -47,6 +47,7 @@ from wsiad.results.overlay import outline_regions, write_picture
 from wsiad.results.region_fields import write_fields
 from wsiad.results.region_table import region_rows, write_regions
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, colour_scale, read_scored
+from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.slides.slide import Slide
 
@@ -301,7 +302,7 @@ def derive_again(
         for kind in chosen(wanted)
         if kind.name not in there or (kind.shows_regions and (parts.regions or parts.detections))
     ]
-    scored = read_scored(folder, row.slide, record[GEOMETRY])
+    scored = read_scored(SlideResults(folder.parent, folder, row), record[GEOMETRY])
     with scratch_folder(folder) as new:
         figures = write_derived(
             new,

@@ -11,15 +11,15 @@ from typing import Any
 
 from wsiad.core.config import build, differences
 from wsiad.core.errors import InputError, RunError, WsiadError
-from wsiad.core.files import checked_slide_name, read_json, write_json
+from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, RegionOptions
 from wsiad.heatmaps.regions import Region
 from wsiad.results.deriving import NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, SIGNIFICANCE, SLIDE, SLIDES_TABLE
+from wsiad.results.folder import Results
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of
-from wsiad.results.records import results_facts
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap
 from wsiad.results.significance_files import forget
 from wsiad.runs.calibration import Calibration
@@ -27,7 +27,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Slide
 from wsiad.slides.slide_files import slide_fingerprint
-from wsiad.slides.slide_table import FAILED, OK, read_table
+from wsiad.slides.slide_table import FAILED, OK
 
 _AGAIN = "Delete the slide's folder and run wsiad heatmap again."
 
@@ -101,14 +101,14 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     InputError
         The folder holds no results, or they are damaged or of an earlier version.
     """
-    facts = results_facts(results)
+    folder = Results(results)
+    facts = folder.facts
     before = options_of(facts, results)
     changed = {**before.model_dump(), **given}
     options = build(HeatmapOptions, changed, source="export")
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    rows = read_table(results / SLIDES_TABLE, HeatmapRow)
     tasks = [
         ExportTask(
             slide=SlideInput(
@@ -121,9 +121,9 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
             calibration=calibration,
             row=row,
         )
-        for row in rows
+        for slide in folder
         # One that was scored and whose results are gone fails, and says so.
-        if row.status == OK or (row.status != FAILED and _has_record(results, row.slide))
+        if (row := slide.row).status == OK or (row.status != FAILED and slide.file(SLIDE))
     ]
     if not tasks:
         raise InputError(
@@ -141,10 +141,6 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
         forget(results)
     write_json(results / FACTS, {**facts, DERIVED: derived, FORMATS: list(names)})
     return Export(tasks, names, tuple(said))
-
-
-def _has_record(results: Path, slide: str) -> bool:
-    return (results / checked_slide_name(slide) / SLIDE).exists()
 
 
 def _calibration(results: Path) -> Calibration:

@@ -16,16 +16,16 @@ from typing import Any
 
 from wsiad.core.config import Config, build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
-from wsiad.core.files import checked_slide_name, fingerprint, new_file, read_json, write_json
+from wsiad.core.files import fingerprint, new_file, read_json, write_json
 from wsiad.heatmaps.heatmap_task import (
     DerivedOptions,
     HeatmapOptions,
     RegionOptions,
     ScoringOptions,
 )
-from wsiad.results.file_names import CONFIG, FACTS, SLIDE, SLIDES_TABLE
+from wsiad.results.file_names import CONFIG, FACTS, SLIDES_TABLE
+from wsiad.results.folder import Results
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
-from wsiad.slides.slide_table import OK, SlideRow, read_table
 from wsiad.tissue.tissue_options import QualityThresholds
 
 READING = ("slide_mpp", "override_mpp", "allow_upsampling", "quality")
@@ -244,20 +244,19 @@ def derived_by(results: Path, *, exclude: Collection[str] = ()) -> dict[str, Any
         They differ from slide to slide, as after a run that was interrupted while it derived
         them anew; the first such slide is named.
     """
-    facts = read_json(results / FACTS, InputError) if (results / FACTS).exists() else {}
-    derived = facts.get(DERIVED)
+    if not (results / FACTS).exists():
+        return None  # evaluation needs no more than the table
+    folder = Results(results)
+    derived = folder.facts.get(DERIVED)
     if not isinstance(derived, dict):
         return None
-    for row in read_table(results / SLIDES_TABLE, SlideRow):
-        if (
-            row.status != OK
-            or not (path := results / checked_slide_name(row.slide) / SLIDE).exists()
-        ):
+    for slide in folder:
+        if not slide.is_scored or slide.name in exclude or (facts := slide.facts()) is None:
             continue
-        if read_json(path, InputError).get(DERIVED) != derived:
+        if facts.get(DERIVED) != derived:
             raise InputError(
                 "its regions and detections are not derived by the options of the other slides",
-                subject=str(path.parent),
+                subject=str(slide.folder),
                 remedy=_ANEW,
             )
     return derived

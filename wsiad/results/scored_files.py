@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
-from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
+from wsiad.core.geometry import Mpp, PixelMap
 from wsiad.exports.ome import write_ome_tiff
 from wsiad.exports.png import write_png
 from wsiad.exports.qupath import write_unassessed
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.regions import unassessed_regions
-from wsiad.heatmaps.score_map import Heatmap, WindowScores, read_scores, read_window_table
+from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.stitch import Scored
 from wsiad.heatmaps.windows import WindowSource
 from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
@@ -35,6 +35,8 @@ from wsiad.results.overlay import (
     write_picture,
     write_thumbnail,
 )
+from wsiad.results.records import SCORE_AGAIN
+from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.tiling.left_out import LeftOut
 from wsiad.tissue.quality import Reason
@@ -50,7 +52,7 @@ LEFT_OUT = np.dtype(
 """A row of ``left_out.npy``: level-0 rectangle of a window that was not scored, and why."""
 
 GEOMETRY = "geometry"
-"""Key of a slide's record: where its heatmap and its overlay lie."""
+"""Key of a slide's record: where its overlay lies, and the scale of its windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +78,6 @@ class ScoredHeatmap:
     mpp: Mpp
 
 
-_AGAIN = "Delete the slide's folder and run wsiad heatmap again."
-
-
 def colour_scale(calibration: Calibration) -> ColourScale:
     """Return the one colour scale of a run, fixed by its healthy scores."""
     return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
@@ -92,7 +91,7 @@ def write_scored(
     Returns
     -------
     dict
-        Where heatmap and overlay lie, as JSON values for :func:`read_scored`; empty where no
+        Where the overlay lies, as JSON values for :func:`read_scored`; empty where no
         window was scored.
     ScoredHeatmap or None
         What :func:`read_scored` reads back.
@@ -180,31 +179,19 @@ def _overview(
 
 
 def _geometry(written: ScoredHeatmap) -> dict[str, Any]:
-    heatmap = written.heatmap
-    bounds, spacing = heatmap.bounds, heatmap.spacing
-    return {
-        "heatmap": _numbers(heatmap.placement),
-        "overlay": _numbers(written.shown_at),
-        "slide_size": [heatmap.slide_size.width, heatmap.slide_size.height],
-        "bounds": [float(v) for v in (bounds.x, bounds.y, bounds.width, bounds.height)],
-        "um_per_px": [float(spacing.x), float(spacing.y)],
-        "window_mpp": float(written.mpp),
-    }
+    return {"overlay": _numbers(written.shown_at), "window_mpp": float(written.mpp)}
 
 
 def _numbers(at: PixelMap) -> list[float]:
     return [float(value) for value in (at.x, at.y, at.scale_x, at.scale_y)]
 
 
-def read_scored(folder: Path, slide: str, geometry: Mapping[str, Any]) -> ScoredHeatmap:
+def read_scored(slide: SlideResults, geometry: Mapping[str, Any]) -> ScoredHeatmap:
     """Read the scores of a slide back, to the numbers that were written.
 
     Parameters
     ----------
-    folder : Path
-        Folder of the slide's results.
-    slide : str
-        Name of the slide.
+    slide : SlideResults
     geometry : mapping
         What :func:`write_scored` returned.
 
@@ -214,34 +201,29 @@ def read_scored(folder: Path, slide: str, geometry: Mapping[str, Any]) -> Scored
         A file is missing or damaged.
     """
     try:
-        placement, shown = (PixelMap(*geometry[key]) for key in ("heatmap", "overlay"))
-        size, bounds = Size(*geometry["slide_size"]), Box(*geometry["bounds"])
-        spacing, mpp = Spacing(*map(Mpp, geometry["um_per_px"])), Mpp(geometry["window_mpp"])
-        scales = [placement.scale_x, placement.scale_y, shown.scale_x, shown.scale_y]
-        sizes = [size.width, size.height, bounds.width, bounds.height]
-        sound = all(
-            math.isfinite(n) and n > 0 for n in [*scales, *sizes, spacing.x, spacing.y, mpp]
-        )
-        sound &= all(math.isfinite(n) for n in (placement.x, placement.y, shown.x, shown.y))
+        shown, mpp = PixelMap(*geometry["overlay"]), Mpp(geometry["window_mpp"])
+        sound = all(math.isfinite(n) for n in (shown.x, shown.y))
+        sound &= all(math.isfinite(n) and n > 0 for n in (shown.scale_x, shown.scale_y, mpp))
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise InputError(
-            "its record does not say where the heatmap lies", subject=str(folder), remedy=_AGAIN
+            "its record does not say where its overlay lies",
+            subject=str(slide.folder),
+            remedy=SCORE_AGAIN,
         )
-    scores = read_scores(folder / names.HEATMAP, InputError, remedy=_AGAIN)
-    fields = WINDOW.names or ()
-    table = read_window_table(folder / names.WINDOWS, fields, InputError, remedy=_AGAIN)
-    boxes = np.stack([np.asarray(table[name], np.float64) for name in fields[:4]], axis=1)
+    table = slide.windows()
+    fields = ("x", "y", "width", "height")
+    boxes = np.stack([np.asarray(table[name], np.float64) for name in fields], axis=1)
     windows = WindowScores(
         boxes.reshape(-1, 4),
         np.asarray(table["score"], np.float32),
         np.asarray(table["percentile"], np.float32),
     )
     return ScoredHeatmap(
-        heatmap=Heatmap(slide, scores, placement, size, bounds, spacing),
+        heatmap=slide.heatmap(),
         windows=windows,
-        picture=read_picture(folder / names.PLAIN_OVERLAY),
+        picture=read_picture(slide.folder / names.PLAIN_OVERLAY),
         shown_at=shown,
         mpp=mpp,
     )
