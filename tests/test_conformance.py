@@ -11,10 +11,11 @@ from support.tiff_slides import smooth, write_jpeg
 from wsiad.core.errors import DetectorError
 from wsiad.core.geometry import Box, Spacing
 from wsiad.detectors import registry
+from wsiad.exports.export_format import ExportFormat, formats
 from wsiad.learning.detector import Detector, DetectorOptions, FitReport, State
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Region
-from wsiad.testing import check_detector, check_slide, tissue_tiles
+from wsiad.testing import check_detector, check_export, check_slide, tissue_tiles
 
 TINY = {name: {**options, "batch": 6} for name, options in tiny_detectors.TINY.items()}
 TINY["dpa"] = {
@@ -367,3 +368,73 @@ def wrong(**changes):
 def test_slides_that_do_not_conform_are_told(slide, found):
     with pytest.raises(AssertionError, match=found):
         check_slide(slide)
+
+
+@pytest.mark.parametrize("name", sorted(formats()))
+def test_export_formats_pass_their_suite(name):
+    check_export(formats()[name])
+
+
+class Points(ExportFormat):
+    name = "points"
+    summary = "detections as text"
+    shows_regions = True
+
+    def files(self, slide):
+        return ("points.txt",)
+
+    def write(self, folder, findings):
+        (folder / "points.txt").write_text(repr(findings.detections) + repr(findings.regions))
+
+
+class Elsewhere(Points):
+    def write(self, folder, findings):
+        super().write(folder, findings)
+        (folder.parent / "points.txt").write_text("")
+
+
+class Unnamed(Points):
+    def write(self, folder, findings):
+        super().write(folder, findings)
+        (folder / "more.txt").write_text("")
+
+
+class Random(Points):
+    def write(self, folder, findings):
+        (folder / "points.txt").write_text(str(np.random.default_rng().random()))
+
+
+class Changing(Points):
+    def write(self, folder, findings):
+        findings.heatmap.scores[:] = 0
+        super().write(folder, findings)
+
+
+class Fails(Points):
+    def write(self, folder, findings):
+        (folder / "points.txt").write_text(repr(findings.regions[0]) + repr(findings.detections[0]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Elsewhere, "writes outside of its folder"),
+        (Unnamed, "writes .*more.txt.* and names"),
+        (Random, "writes other bytes of the same findings"),
+        (Changing, "changes the scores"),
+        (type("Silent", (Points,), {"shows_regions": False}), "shows_regions.* is False"),
+        (type("Away", (Points,), {"files": lambda self, slide: ("../a.txt",)}), "is not that of"),
+        (type("Taken", (Points,), {"name": "png"}), "is wsiad's own"),
+        (type("Spaced", (Points,), {"name": "two words"}), "as one word"),
+        (type("Nameless", (Points,), {"name": ""}), "is empty"),
+    ],
+)
+def test_an_export_format_that_is_wrong_is_told(wrong, said):
+    check_export(Points)
+    with pytest.raises(AssertionError, match=said):
+        check_export(wrong)
+
+
+def test_an_export_format_that_needs_findings_fails():
+    with pytest.raises(IndexError):
+        check_export(Fails)

@@ -1,0 +1,13 @@
+"""Conformance suites: what a detector, a slide backend or an export format of others must do.
+
+A test of a detector is one call, ``check_detector(MyDetector)``; of a slide backend,
+``check_slide(slide)``; of an export format, ``check_export(MyFormat)``. wsiad's own run the same
+suites. Each raises ``AssertionError`` at the first thing that does not hold, and says in one
+sentence what that is.
+"""
+
+from wsiad.testing.detector_suite import check_detector, tissue_tiles
+from wsiad.testing.export_suite import check_export
+from wsiad.testing.slide_suite import check_slide
+
+__all__ = ["check_detector", "check_export", "check_slide", "tissue_tiles"]
