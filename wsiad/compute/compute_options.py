@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from wsiad.core.config import Config
+from wsiad.core.config import Config, Order
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class WorkerOptions(Config):
 class ComputeOptions(WorkerOptions):
     """How many slides are worked on at once, which of them, and where."""
 
-    ORDER = ("workers", "cluster", "scheduler", "shard", ...)
+    ORDER: ClassVar[Order] = ("workers", "cluster", "scheduler", "shard", ...)
 
     shard: Shard | None = None
     """Part of the slides to work on, `i/n`, counted from 1: `2/8` takes the second and then

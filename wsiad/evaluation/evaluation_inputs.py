@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import pydantic
 
-from wsiad.core.config import Config
+from wsiad.core.config import Order, QuietOptions
 from wsiad.core.errors import EvaluationError
 from wsiad.evaluation.matching import ProtocolName
 from wsiad.evaluation.submission import SlideScore
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 _FINEST_UM = 0.01
 
 
-class EvaluationOptions(Config):
+class EvaluationOptions(QuietOptions):
     """What results are held against, and how."""
+
+    ORDER: ClassVar[Order] = (..., "quiet")
 
     reference: Path
     """CSV that says which slides hold tumour: columns `image` and `type`."""
@@ -63,8 +65,6 @@ class EvaluationOptions(Config):
     """Resamples of the slides for intervals."""
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     """Seed of the resamples."""
-    quiet: bool = False
-    """No progress output."""
 
     @pydantic.field_validator("spacing_um")
     @classmethod

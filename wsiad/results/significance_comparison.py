@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from wsiad.core.config import Config
+from wsiad.core.config import QuietOptions
 from wsiad.core.errors import RunError
 from wsiad.core.files import real_path
 from wsiad.evaluation.submission import SlideScore
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
-class SignificanceConfig(Config):
+class SignificanceConfig(QuietOptions):
     """P-values for the slides, regions and tiles of results, from held-out healthy slides."""
+
+    ORDER = (..., "quiet")
 
     results: Path
     """Results folder of `wsiad heatmap`; the p-values are added to it."""
@@ -37,8 +39,6 @@ class SignificanceConfig(Config):
     """Which score of `wsiad heatmap` is a slide's score."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
     """Levels of p at which false alarms are counted on the slides of `check`."""
-    quiet: bool = False
-    """No progress output."""
 
     @model_validator(mode="after")
     def _folders_differ(self) -> Self:

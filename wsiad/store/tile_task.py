@@ -15,6 +15,7 @@ from wsiad.compute.batch import Divided, PartDone
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
+from wsiad.core.provenance import versions
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
@@ -24,7 +25,11 @@ from wsiad.slides.slide_table import (
     UNUSABLE,
     SlideRow,
     backend_text,
+    backends,
+    failures,
+    partly_damaged,
     read_table,
+    unusable,
 )
 from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
@@ -74,6 +79,66 @@ class TileRow(SlideRow):
 
 
 @dataclass(frozen=True, slots=True)
+class TileResult:
+    """What tiling made.
+
+    Parameters
+    ----------
+    store : Path
+    rows : tuple of TileRow
+        The slides (or imported sources) of this call, in order of their names.
+    """
+
+    store: Path
+    rows: tuple[TileRow, ...]
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides that are not in the store although they were asked for."""
+        return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides without tiles that are not without tissue: they could not be looked at."""
+        return tuple(unusable(self.rows))
+
+    @property
+    def summary(self) -> str:
+        """For people: the slides of which damaged parts were left out; empty if there are none."""
+        names = [row.slide for row in partly_damaged(self.rows)]
+        if not names:
+            return ""
+        return (
+            f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
+            f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
+            f"see {self.store / 'report.html'}"
+        )
+
+
+def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+    """Return what a store's ``run.json`` says of the call that filled it."""
+    from wsiad.tissue.quality import QUALITY_REASONS
+
+    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
+    by_reason = {
+        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
+        for reason in QUALITY_REASONS
+    }
+    return {
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "tiles": tiles,
+        "missing": sum(row.missing for row in rows),
+        **({"damaged": damaged} if damaged else {}),
+        "unusable": by_reason,
+        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+        "backends": backends(rows),
+    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileTask:
     """One slide to tile, as it travels to a worker.
 

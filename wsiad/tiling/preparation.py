@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from wsiad.core.config import Config
+from wsiad.stain.profile import StainMethod
 from wsiad.tissue.tissue_options import QualityOptions, TissueOptions
 
 
 class StainOptions(Config):
     """Stain normalisation; see docs/stain.md."""
 
-    method: Literal["vahadane", "macenko", "reinhard", "none"] = "vahadane"
+    method: StainMethod = "vahadane"
     """Method, fitted once per slide."""
     target: Path | None = None
     """Image or slide whose stains all slides are given; by default a documented matrix."""

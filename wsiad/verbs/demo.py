@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,21 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from wsiad.core.config import Config, verb
+from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError
 from wsiad.core.progress import Progress
 
 _MPP, _TILE = 0.972, 96
 
 
-class DemoConfig(Config):
+class DemoConfig(QuietOptions):
     """The whole pipeline on slides that it makes itself: no data, no download.
 
     The slides are drawn, not scanned: the figures show that everything runs, not how well it
     does on tissue. The network is the one that comes with wsiad.
     """
+
+    ORDER = (..., "quiet")
 
     out: Path = Path("demo")
     """New or empty folder for slides, store, run, results and the report."""
@@ -39,8 +42,6 @@ class DemoConfig(Config):
     """Slides worked on at once."""
     seed: int = 0
     """Same seed, same slides."""
-    quiet: bool = False
-    """No progress output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,11 @@ def demo(config: DemoConfig) -> DemoResult:
     WsiadError
         Whatever a step raises.
     """
-    import wsiad
     from wsiad.report.report import write_results_report
     from wsiad.synthetic.slides import SYNTHETIC, make_slides
 
+    # The verbs as a user's script calls them; they know nothing of each other.
+    wsiad = importlib.import_module("wsiad")
     start = time.monotonic()
     _claim(config.out)
     say = Progress("demo", quiet=config.quiet).message

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from wsiad.core.config import Config, differences, verb
+from wsiad.core.config import QuietOptions, differences, verb
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import read_json, write_json, write_text
 from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
-from wsiad.store.tile_task import TileRow
+from wsiad.store.tile_task import StoreOptions, TileRow
 
 if TYPE_CHECKING:
     from wsiad.exports.tile_images import TileFile
@@ -27,19 +27,17 @@ EXPORT, TABLE = "export.json", "tiles.csv"
 COLUMNS = ("slide", "file", "index", "x", "y", "width", "height", "label")
 
 
-class ExportTilesConfig(Config):
+class ExportTilesConfig(QuietOptions, StoreOptions):
     """Tiles of a store for other programs."""
 
-    store: Path
-    """Tile store that `wsiad tile` or `wsiad import-tiles` made."""
+    ORDER = ("store", ..., "quiet")
+
     out: Path
     """Folder to write to; slides that are whole in it are not written again."""
     format: Literal["png", "jpeg", "clam", "trident"] = "png"
     """Image files, or one HDF5 of coordinates per slide; see docs/interchange.md."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Of JPEG."""
-    quiet: bool = False
-    """No progress output."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Config, Paths, verb, write_config
-from wsiad.core.errors import InputError, StoreMismatchError
-from wsiad.core.files import checked_name, fingerprint, write_json
+from wsiad.core.config import Paths, QuietOptions, verb, write_config
+from wsiad.core.errors import InputError
+from wsiad.core.files import checked_name, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
-from wsiad.store.tile_task import TileRow
+from wsiad.stain.profile import StainMethod
+from wsiad.store.import_task import ImportTask, Part, import_one, tile_images
+from wsiad.store.tile_task import TileResult, TileRow, tiling_record
 from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
-from wsiad.verbs.tile import TileResult, summary
-
-if TYPE_CHECKING:
-    from wsiad.store.foreign_tiles import TileImages
-    from wsiad.store.tile_store import TileStore
-
-Part = Literal["", "normal", "tumor"]
-"""Which tiles of a labelled source a group holds; all of them with no labels."""
 
 
 class ImportStainOptions(StainOptions):
     """As for slides, but off by default: a source may mix slides, which have no one stain."""
 
-    method: Literal["vahadane", "macenko", "reinhard", "none"] = "none"
+    method: StainMethod = "none"
     """Method, fitted once per source; only where a source is the tiles of one slide."""
 
 
-class ImportTilesConfig(Config):
+class ImportTilesConfig(QuietOptions):
     """Tiles from folders, tars and HDF5 files into a store without slide geometry."""
+
+    ORDER = (..., "quiet")
 
     sources: Annotated[Paths, Field(min_length=1)]
     """Folders of PNG, JPEG or TIFF tiles, tars of them, or HDF5 files as PCam's."""
@@ -61,8 +55,6 @@ class ImportTilesConfig(Config):
     """Sources imported at once, each by a process of its own."""
     compression: CompressionOptions = CompressionOptions()
     """How the store keeps its pixels."""
-    quiet: bool = False
-    """No progress output."""
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
@@ -76,16 +68,6 @@ class ImportTilesConfig(Config):
         """Return what decides the pixels, as a store keeps it."""
         stain = StainOptions(**self.stain.model_dump())
         return Preparation(mpp=self.mpp, tile=tile, stain=stain)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    slide: SlideInput
-    store: Path
-    tile: int
-    labels: Path | None
-    part: Part
-    earlier: TileRow | None
 
 
 @verb(ImportTilesConfig)
@@ -118,12 +100,19 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     write_config(config.out / "config.yaml", config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
-        _Task(slide, config.out, tile, labels, part, table.get(slide.name))
+        ImportTask(
+            slide=slide,
+            store=config.out,
+            tile=tile,
+            labels=labels,
+            part=part,
+            earlier=table.get(slide.name),
+        )
         for slide, labels, part in groups
     ]
     with tidied(config.out):
         rows = run_batch(
-            _import_one,
+            import_one,
             tasks,
             row=TileRow,
             table=table,
@@ -131,7 +120,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
             label="import",
             quiet=config.quiet,
         )
-    write_json(config.out / "run.json", summary(rows, time.monotonic() - start))
+    write_json(config.out / "run.json", tiling_record(rows, time.monotonic() - start))
     return TileResult(config.out, tuple(rows))
 
 
@@ -184,7 +173,7 @@ def _tile_of(config: ImportTilesConfig) -> int:
     problems = []
     for path in config.sources:
         try:
-            for _, pixels in _images(path, None, "").tiles():
+            for _, pixels in tile_images(path).tiles():
                 return len(pixels)
             problems.append(f"{path}: holds no tiles")
         except InputError as error:
@@ -192,63 +181,4 @@ def _tile_of(config: ImportTilesConfig) -> int:
     raise InputError(
         f"no size of tiles can be found: {problems[0].rstrip('.')}",
         remedy="Or give --tile in pixels.",
-    )
-
-
-def _images(path: Path, labels: Path | None, part: Part) -> TileImages:
-    from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
-    from wsiad.store.hdf5 import read_labels
-
-    match source_format(path):
-        case "folder":
-            return FolderTiles(path)
-        case "tar":
-            return TarTiles(path)
-    if labels is None:
-        return PcamTiles(path)
-    tumour = read_labels(labels)
-    return PcamTiles(path, tumour if part == "tumor" else ~tumour)
-
-
-def _import_one(task: _Task) -> TileRow:
-    from wsiad.store.foreign_tiles import write_tiles
-    from wsiad.store.tile_store import TileStore
-
-    start = time.monotonic()
-    store, name = TileStore(task.store), task.slide.name
-    source = _fingerprint(task)
-    if name in store:
-        if store.slide(name).fingerprint != source:
-            raise StoreMismatchError(
-                "is in the store, made from another source of this name",
-                subject=name,
-                remedy=f"Rename the source, or delete {store.folder(name)} to import it again.",
-            )
-        return _row(task, store, task.earlier.seconds if task.earlier else 0.0)
-    images = _images(task.slide.path, task.labels, task.part)
-    write_tiles(store, name, images, tile=task.tile, fingerprint=source)
-    return _row(task, store, time.monotonic() - start)
-
-
-def _fingerprint(task: _Task) -> str:
-    """Of the source, with its labels where they choose its tiles."""
-    source = fingerprint(task.slide.path)
-    if task.labels is None:
-        return source
-    text = f"{source} {fingerprint(task.labels)} {task.part}"
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _row(task: _Task, store: TileStore, seconds: float) -> TileRow:
-    stored = store.slide(task.slide.name)
-    fallback = stored.facts["stain"].get("fallback")
-    return TileRow(
-        task.slide.name,
-        stored.status,
-        f"stains of the reference were used: {fallback}" if fallback else "",
-        seconds,
-        tiles=len(stored),
-        label=task.slide.label,
-        split=task.slide.split,
-        file=str(task.slide.path),
     )

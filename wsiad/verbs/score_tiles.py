@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from wsiad.core.config import Config, verb, write_config
+from wsiad.core.config import QuietOptions, verb, write_config
 from wsiad.core.errors import DetectorError, InputError, StoreMismatchError
 from wsiad.core.files import write_json, write_text
 from wsiad.core.labels import is_healthy, label_of
@@ -27,10 +27,11 @@ from wsiad.evaluation.groups import (
     scores_table,
     type_line,
 )
+from wsiad.learning.training_options import DeviceOptions
 from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.runs.preparation import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
-from wsiad.store.tile_task import TileRow, unseen_lines, unseen_slides
+from wsiad.store.tile_task import StoreOptions, TileRow, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
     from wsiad.evaluation.auc import Estimate
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
 SCORES, EVALUATION = "scores.csv", "evaluation.json"
 
 
-class ScoreTilesConfig(Config):
+class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
     """Score each tile of a store with the detector of a run."""
+
+    ORDER = ("run", "store", ..., "device", "quiet")
 
     run: Path
     """Run folder that `wsiad train` made."""
-    store: Path
-    """Tile store that `wsiad import-tiles` or `wsiad tile` made."""
     out: Path
     """Folder of the scores; those of an earlier call in it are replaced."""
     normal: tuple[str, ...] = ()
@@ -62,10 +63,6 @@ class ScoreTilesConfig(Config):
     """Resamples of the groups for the interval."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the resamples."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    quiet: bool = False
-    """No progress output."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

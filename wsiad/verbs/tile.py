@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Paths, verb, write_config
+from wsiad.core.config import Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
-from wsiad.core.provenance import versions
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (
     SLIDES_TABLE,
-    SlideRow,
     SlideTable,
-    backends,
-    failures,
-    partly_damaged,
-    unusable,
 )
-from wsiad.store.tile_task import TileRow, TileTask, stored_slide, tile_one
+from wsiad.store.tile_task import (
+    TileResult,
+    TileRow,
+    TileTask,
+    stored_slide,
+    tile_one,
+    tiling_record,
+)
 from wsiad.tiling.preparation import CompressionOptions, Preparation
 
 
-class TileConfig(ComputeOptions, Preparation):
+class TileConfig(QuietOptions, ComputeOptions, Preparation):
     """Slides into a zarr store of stain-normalised tissue tiles."""
+
+    ORDER = (..., "quiet")
 
     slides: Annotated[Paths, Field(min_length=1)]
     """Slide files, folders of slides, or manifest CSVs (`slide`, `name`, `mpp`,
@@ -49,8 +51,6 @@ class TileConfig(ComputeOptions, Preparation):
     split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
     """Slides of more tiles are tiled in parts of about so many, by as many workers as are free;
     each is kept when it is whole."""
-    quiet: bool = False
-    """No progress output."""
 
     @field_validator("slide_mpp")
     @classmethod
@@ -62,43 +62,6 @@ class TileConfig(ComputeOptions, Preparation):
         if self.coords is not None and self.stride is not None:
             raise ValueError("`coords` say where tiles lie: give no `stride`")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class TileResult:
-    """What tiling made.
-
-    Parameters
-    ----------
-    store : Path
-    rows : tuple of TileRow
-        The slides (or imported sources) of this call, in order of their names.
-    """
-
-    store: Path
-    rows: tuple[TileRow, ...]
-
-    @property
-    def failed(self) -> tuple[SlideRow, ...]:
-        """Slides that are not in the store although they were asked for."""
-        return tuple(failures(self.rows))
-
-    @property
-    def unusable(self) -> tuple[SlideRow, ...]:
-        """Slides without tiles that are not without tissue: they could not be looked at."""
-        return tuple(unusable(self.rows))
-
-    @property
-    def summary(self) -> str:
-        """For people: the slides of which damaged parts were left out; empty if there are none."""
-        names = [row.slide for row in partly_damaged(self.rows)]
-        if not names:
-            return ""
-        return (
-            f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
-            f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
-            f"see {self.store / 'report.html'}"
-        )
 
 
 @verb(TileConfig)
@@ -134,13 +97,13 @@ def tile(config: TileConfig) -> TileResult:
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         TileTask(
-            slide,
-            config.out,
-            config.preparation(),
-            target,
-            table.get(slide.name),
-            config.coords,
-            config.split_tiles,
+            slide=slide,
+            store=config.out,
+            preparation=config.preparation(),
+            target=target,
+            earlier=table.get(slide.name),
+            coords=config.coords,
+            split_tiles=config.split_tiles,
             override_mpp=config.override_mpp,
         )
         for slide in inputs
@@ -157,30 +120,7 @@ def tile(config: TileConfig) -> TileResult:
             stored=stored_slide,
         )
     seconds = time.monotonic() - start
-    record = summary(rows, seconds) | ({"shard": config.shard} if config.shard else {})
+    record = tiling_record(rows, seconds) | ({"shard": config.shard} if config.shard else {})
     write_json(record_path(config.out, config.shard), record)
     write_store_report(config.out)
     return TileResult(config.out, tuple(rows))
-
-
-def summary(rows: list[TileRow], seconds: float) -> dict[str, Any]:
-    """Return what a store's ``run.json`` says of the call that filled it."""
-    from wsiad.tissue.quality import QUALITY_REASONS
-
-    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
-    by_reason = {
-        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
-        for reason in QUALITY_REASONS
-    }
-    return {
-        "versions": versions(),
-        "seconds": round(seconds, 3),
-        "slides": len(rows),
-        "failed": len(failures(rows)),
-        "tiles": tiles,
-        "missing": sum(row.missing for row in rows),
-        **({"damaged": damaged} if damaged else {}),
-        "unusable": by_reason,
-        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
-        "backends": backends(rows),
-    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})

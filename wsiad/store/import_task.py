@@ -1,0 +1,128 @@
+"""What is imported: the task of one source of tiles, its course in a worker, and its row.
+
+A source is a folder, a tar or an HDF5 file of tiles that somebody else cut; where labels come
+with it, it becomes a group of normal and one of tumour tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from wsiad.core.errors import StoreMismatchError
+from wsiad.core.files import fingerprint
+from wsiad.slides.inputs import SlideInput
+from wsiad.store.tile_task import TileRow
+
+if TYPE_CHECKING:
+    from wsiad.store.foreign_tiles import TileImages
+    from wsiad.store.tile_store import TileStore
+
+Part = Literal["", "normal", "tumor"]
+"""Which tiles of a labelled source a group holds; all of them with no labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportTask:
+    """One group of tiles to import, as it travels to a worker.
+
+    Parameters
+    ----------
+    slide : SlideInput
+        Name of the group, and the source.
+    store : Path
+    tile : int
+        Edge of the tiles, pixels.
+    labels : Path or None
+        HDF5 file that says which tiles of the source show tumour.
+    part : str
+        Which of them the group holds.
+    earlier : TileRow or None
+        Of the group, of an earlier call.
+    """
+
+    slide: SlideInput
+    store: Path
+    tile: int
+    labels: Path | None
+    part: Part
+    earlier: TileRow | None
+
+
+def import_one(task: ImportTask) -> TileRow:
+    """Import a group; pass over one that is whole in the store.
+
+    Raises
+    ------
+    StoreMismatchError
+        The store has the group from another source.
+    InputError
+        The source holds anything but tiles of the size.
+    """
+    # Heavy, and of no use to `--help`.
+    from wsiad.store.foreign_tiles import write_tiles
+    from wsiad.store.tile_store import TileStore
+
+    start = time.monotonic()
+    store, name = TileStore(task.store), task.slide.name
+    source = _fingerprint(task)
+    if name in store:
+        if store.slide(name).fingerprint != source:
+            raise StoreMismatchError(
+                "is in the store, made from another source of this name",
+                subject=name,
+                remedy=f"Rename the source, or delete {store.folder(name)} to import it again.",
+            )
+        return _row(task, store, task.earlier.seconds if task.earlier else 0.0)
+    images = tile_images(task.slide.path, task.labels, task.part)
+    write_tiles(store, name, images, tile=task.tile, fingerprint=source)
+    return _row(task, store, time.monotonic() - start)
+
+
+def tile_images(path: Path, labels: Path | None = None, part: Part = "") -> TileImages:
+    """Open a source of tiles, or a part of it by its labels.
+
+    Raises
+    ------
+    InputError
+        It does not exist, is of no known kind, or its labels cannot be read.
+    """
+    from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
+    from wsiad.store.hdf5 import read_labels
+
+    match source_format(path):
+        case "folder":
+            return FolderTiles(path)
+        case "tar":
+            return TarTiles(path)
+    if labels is None:
+        return PcamTiles(path)
+    tumour = read_labels(labels)
+    return PcamTiles(path, tumour if part == "tumor" else ~tumour)
+
+
+def _fingerprint(task: ImportTask) -> str:
+    """Identify the source, with its labels where they choose its tiles."""
+    source = fingerprint(task.slide.path)
+    if task.labels is None:
+        return source
+    text = f"{source} {fingerprint(task.labels)} {task.part}"
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _row(task: ImportTask, store: TileStore, seconds: float) -> TileRow:
+    stored = store.slide(task.slide.name)
+    fallback = stored.facts["stain"].get("fallback")
+    return TileRow(
+        task.slide.name,
+        stored.status,
+        f"stains of the reference were used: {fallback}" if fallback else "",
+        seconds,
+        tiles=len(stored),
+        label=task.slide.label,
+        split=task.slide.split,
+        file=str(task.slide.path),
+    )
