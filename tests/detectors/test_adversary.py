@@ -11,15 +11,14 @@ from support.builders import Dying
 from support.tiny_dpa import CPU, HEALTHY, SMOOTH, context, detector, equal, tiny_vgg
 from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
+from wsiad.detectors.dpa.adversarial_term import seeded_critic
 from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.detectors.dpa.objective import Objective, statistics_by_px
-from wsiad.learning.adversary import critic_loss, gradient_penalty
 from wsiad.learning.batches import endless, on_device, random_crops
 from wsiad.learning.detector import HealthyTiles, State
 from wsiad.learning.metrics import read_metrics
 from wsiad.learning.stages import Stage
 from wsiad.networks.autoencoder import images_of, seeded_autoencoder
-from wsiad.networks.critic import seeded_critic
 from wsiad.networks.growing import seeded_growing
 from wsiad.networks.perceptual import RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
@@ -44,58 +43,6 @@ def weights(tmp_path):
 
 def images(seed, count=4, edge=8):
     return torch.rand(count, 3, edge, edge, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-# --- the game -------------------------------------------------------------------------
-
-
-def test_penalty_of_a_linear_critic_is_that_of_its_slope():
-    slope = images(1, count=1).double()
-    penalty = gradient_penalty(
-        lambda x: (x * slope).sum(dim=(1, 2, 3)),
-        images(2).double(),
-        images(3).double(),
-        mix=torch.rand(4, dtype=torch.float64),
-    )
-    assert penalty.item() == pytest.approx((slope.norm().item() - 1) ** 2)
-
-
-def test_penalty_is_taken_between_the_images():
-    real, fake = images(2).double(), images(3).double()
-    mix = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
-    # The slope of ½ ‖x‖² is x.
-    found = gradient_penalty(lambda x: x.square().sum(dim=(1, 2, 3)) / 2, real, fake, mix=mix)
-    at = [m * r + (1 - m) * f for m, r, f in zip(mix, real, fake, strict=True)]
-    assert found.item() == pytest.approx(np.mean([(z.norm().item() - 1) ** 2 for z in at]))
-
-
-def test_penalty_reaches_the_critic():
-    slope = images(1, count=1).double().requires_grad_()
-    penalty = gradient_penalty(
-        lambda x: (x * slope).sum(dim=(1, 2, 3)),
-        images(2).double(),
-        images(3).double(),
-        mix=torch.zeros(4, dtype=torch.float64),
-    )
-    penalty.backward()
-    size = slope.detach().norm()
-    torch.testing.assert_close(slope.grad, 2 * (size - 1) * slope.detach() / size)
-
-
-def test_critic_loss_by_hand():
-    slope, real, fake = images(1, count=1).double(), images(2).double(), images(3).double()
-    found = critic_loss(
-        lambda x: (x * slope).sum(dim=(1, 2, 3)),
-        real,
-        fake,
-        mix=torch.rand(4, dtype=torch.float64),
-        penalty_weight=10,
-        drift_weight=0.001,
-    )
-    of_real, of_fake = ((pictures * slope).sum(dim=(1, 2, 3)).numpy() for pictures in (real, fake))
-    drift = (of_real**2).mean() + (of_fake**2).mean()
-    expected = of_fake.mean() - of_real.mean() + 0.001 * drift
-    assert found.item() == pytest.approx(expected + 10 * (slope.norm().item() - 1) ** 2)
 
 
 # --- the critic -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from support.labelled import PX, anomalies, healthy, tiles
 from wsiad.core.errors import ConfigError, DetectorError
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.detectors._labelled import LabelledVectors, _oriented, standardisation
+from wsiad.detectors._labelled import LabelledVectors, standardisation
 from wsiad.detectors.linear_probe import (
     LinearProbe,
     LinearProbeOptions,
@@ -150,14 +150,6 @@ def test_a_single_tile_is_enough(tmp_path):
 def test_tiles_of_one_slide_are_parted_by_tile(tmp_path):
     _, report = fitted(tmp_path, anomalies(4, slides=1))
     assert report.notes["cross_validated_auroc"]
-
-
-def test_orientations_are_eight_and_different():
-    image = torch.arange(3 * 4 * 4 * 3, dtype=torch.uint8).reshape(3, 4, 4, 3)
-    seen = [_oriented(image, turn).numpy() for turn in range(8)]
-    assert len({one.tobytes() for one in seen}) == 8
-    np.testing.assert_array_equal(seen[0], image.numpy())
-    assert all(sorted(one.ravel()) == sorted(seen[0].ravel()) for one in seen)
 
 
 def test_constant_channels_are_not_blown_up():

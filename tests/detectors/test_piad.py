@@ -9,14 +9,15 @@ from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, WeightsError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.piad import (
-    CriticLoss,
-    Game,
     GradientBalance,
     PerceptualImageAnomalyDetection,
+    PiadBatch,
     PiadOptions,
-    gradient_penalty,
+    Players,
     latent_critic,
 )
+from wsiad.learning.adversarial_game import WassersteinLoss
+from wsiad.learning.batches import endless, on_device, random_crops
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder, seeded_encoder
 from wsiad.networks.vgg import random_tensors
@@ -30,7 +31,7 @@ CRITIC = AutoencoderShape(8, 1, (3, 4), 1, blocks="residual9")
 
 def game():
     torch.manual_seed(3)
-    return Game(seeded_autoencoder(SHAPE, 1), seeded_encoder(CRITIC, 2), latent_critic(5, 7))
+    return Players(seeded_autoencoder(SHAPE, 1), seeded_encoder(CRITIC, 2), latent_critic(5, 7))
 
 
 def small(*, px=32, **options):
@@ -43,30 +44,6 @@ def draw(*shape, seed=0):
 
 def absolute(x, y):
     return (x - y).abs().mean(dim=(1, 2, 3))
-
-
-def test_penalty_of_a_linear_critic_is_that_of_its_weights():
-    weights = draw(12)
-    x, y = draw(4, 3, 2, 2), draw(4, 3, 2, 2, seed=1)
-
-    def critic(values):
-        return values.flatten(1) @ weights
-
-    found = gradient_penalty(critic, x, y, torch.rand(4))
-    torch.testing.assert_close(found, (weights.norm() - 1).square())
-    whole = CriticLoss(penalty=10, drift=0.5)(critic, x, y, torch.rand(4))
-    real, made = critic(x), critic(y)
-    expected = made.mean() - real.mean() + 10 * found + 0.5 * real.square().mean()
-    torch.testing.assert_close(whole, expected)
-
-
-def test_penalty_is_taken_at_the_mixtures():
-    """The gradient of |x|²/2 is x: its norm tells where it was taken."""
-    real, made = torch.full((3, 4), 2.0), torch.zeros(3, 4)
-    shares = torch.tensor([1.0, 0.5, 0.0])
-    norms = torch.tensor([4.0, 2.0, 0.0])
-    found = gradient_penalty(lambda v: v.square().sum(dim=1) / 2, real, made, shares)
-    torch.testing.assert_close(found, (norms - 1).square().mean())
 
 
 def test_balance_is_the_median_ratio_of_averages():
@@ -87,7 +64,7 @@ def test_balance_is_the_median_ratio_of_averages():
 def test_critics_loss_reaches_no_more_than_the_critics():
     found = game()
     x, z = draw(4, 3, 8, 8), draw(4, 5, 1, 1, seed=1)
-    found.critics_loss(x, z, torch.rand(2, 4), loss=CriticLoss()).backward()
+    found.game(WassersteinLoss()).critics_loss(PiadBatch(x, z, torch.rand(2, 4))).backward()
     reached = {name.split(".")[0] for name, p in found.named_parameters() if p.grad is not None}
     assert reached == {"image_critic", "latent_critic"}
 
@@ -137,12 +114,118 @@ def test_one_adam_for_all_is_as_one_for_each():
         x, z, shares = draw(4, 3, 8, 8, seed=seed), draw(4, 5, 1, 1), torch.rand(2, 4)
         for net, steps in ((shared, optimiser), (apart, own)):
             steps.zero_grad(set_to_none=True)
-            net.critics_loss(x, z, shares, loss=CriticLoss()).backward()
+            net.game(WassersteinLoss()).critics_loss(PiadBatch(x, z, shares)).backward()
             steps.step()
     for first, second in zip(shared.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(first, second)
     moved, first = (next(net.image_critic.parameters()) for net in (shared, game()))
     assert not torch.equal(moved, first)
+
+
+TINY = {
+    "channels": [2, 3, 3, 4],
+    "latent_channels": 5,
+    "latent_critic_width": 8,
+    "layers": {"relu1_2": 1.0},
+    "batch": 7,
+    "drift": 0.5,
+    "reconstruction_weight": 2.5,
+    "val_interval": 100,
+}
+
+
+def by_hand(tiles, distance, *, drift_of, steps):
+    """Train as the detector does, in plain torch; return encoder and decoder."""
+    shape = PiadOptions(**TINY).shape(32)
+    autoencoder = seeded_autoencoder(shape, 1)
+    judged = AutoencoderShape(32, 1, shape.channels, 1, blocks="residual9")
+    torch.manual_seed(3)
+    of_latents = latent_critic(5, 8)
+    of_images = seeded_encoder(judged, 2)
+    every = nn.ModuleList([autoencoder, of_latents, of_images])
+    every.to(memory_format=torch.channels_last)
+    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    adams = {
+        module: torch.optim.Adam(module.parameters(), lr=rate, betas=(0.5, 0.99))
+        for module, rate in (
+            (encoder, 2e-4),
+            (decoder, 2e-4),
+            (of_images, 5e-4),
+            (of_latents, 5e-4),
+        )
+    }
+    batches = endless(tiles, 7, seed=1)
+    for step in range(steps):
+        windows = random_crops(on_device(next(batches).tiles, CPU), 32, seed=1, step=step)
+        x = windows.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+        rng = np.random.default_rng([1, step, 1 << 33])
+        z = torch.from_numpy(rng.standard_normal((7, 5, 1, 1), dtype=np.float32))
+        shares = torch.from_numpy(rng.random((2, 7), dtype=np.float32))
+        for own in (slice(0, 3), slice(3, 5)):
+            with torch.no_grad():
+                made, code = decoder(z[own]), encoder(x[own])
+            pairs = ((of_images, x[own], made, shares[0]), (of_latents, z[own], code, shares[1]))
+            for critic, real, fake, share in pairs:
+                mix = share[own].view(-1, 1, 1, 1)
+                between = (mix * real + (1 - mix) * fake).requires_grad_()
+                of_real, of_fake = critic(real).flatten(), critic(fake).flatten()
+                (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+                drift = of_real.square().mean()
+                drift = drift + of_fake.square().mean() if drift_of == "both" else drift
+                loss = of_fake.mean() - of_real.mean() + 0.5 * drift
+                loss = loss + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+                adams[critic].zero_grad()
+                loss.backward()
+                adams[critic].step()
+        code = encoder(x[5:])
+        near = 2.5 * distance(x[5:], decoder(code)).mean()
+        losses = {
+            encoder: near - of_latents(code).mean(),
+            decoder: near - of_images(decoder(z[5:])).mean(),
+        }
+        found = {
+            module: torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+            for module, loss in losses.items()
+        }
+        for module, gradients in found.items():
+            for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            adams[module].step()
+    batches.close()
+    return autoencoder.state_dict()
+
+
+@pytest.mark.parametrize("drift_of", ["real", "both"])
+def test_training_against_a_loop_by_hand(tmp_path, drift_of):
+    tiles = np.kron(RNG.integers(120, 240, (26, 5, 5, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    healthy = HealthyTiles(ArrayTiles(tiles[:20]), ArrayTiles(tiles[20:]))
+    found = PerceptualImageAnomalyDetection(
+        build(PiadOptions, {**TINY, "drift_of": drift_of}), InputSpec(TilePx(32), Mpp(1))
+    )
+    context = FitContext(
+        seed=1, device=CPU, folder=tmp_path, budget=Budget(4), weights="random", quiet=True
+    )
+    found.fit(healthy, context)
+    expected = by_hand(healthy.fit, found.network().distance, drift_of=drift_of, steps=4)
+    state = found.state().tensors
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[f"autoencoder.{name}"], tensor, rtol=1e-4, atol=2e-6)
+    untrained = seeded_autoencoder(found.options.shape(32), 1).state_dict()
+    moved = max((expected[name] - tensor).abs().max() for name, tensor in untrained.items())
+    assert moved > 2e-4  # a hundred times what may differ
+    other = "both" if drift_of == "real" else "real"
+    unlike = by_hand(healthy.fit, found.network().distance, drift_of=other, steps=4)
+    assert max((expected[name] - tensor).abs().max() for name, tensor in unlike.items()) > 2e-5
+
+
+def test_whose_outputs_drift_decides_and_is_not_written_where_it_is_as_before(tmp_path):
+    plain, both = PiadOptions(), PiadOptions(drift_of="both")
+    assert "drift_of" not in plain.model_dump(mode="json")
+    assert "drift_of" not in plain.identity(limit=5)
+    assert both.model_dump(mode="json")["drift_of"] == "both"
+    assert both.identity(limit=5)["drift_of"] == "both"
+    with pytest.raises(ConfigError, match="drift_of"):
+        build(PiadOptions, {"drift_of": "made"})
 
 
 def test_it_learns_the_healthy_and_knows_what_is_strange(tmp_path):

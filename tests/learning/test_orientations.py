@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from support.feature_detectors import TILES, fitted_on_tiles
 from support.runs import Channel
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.heatmaps.windows import WindowBatch, score_windows
-from wsiad.learning.detector import DetectorOptions, InputSpec, turned, turned_back
+from wsiad.learning.detector import BY_QUARTERS, DetectorOptions, InputSpec, turned, turned_back
 
 RNG = np.random.default_rng(3)
 WAYS = range(8)
@@ -49,6 +50,25 @@ def test_there_are_eight_ways_and_back():
         assert len(asked) == 8
     for way in WAYS:
         np.testing.assert_array_equal(turned_back(found[way], way), tiles)
+
+
+def test_tensors_are_turned_as_arrays_are_and_copied():
+    tiles = RNG.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+    for way in WAYS:
+        tensor = torch.from_numpy(tiles.copy())
+        found = turned(tensor, way)
+        np.testing.assert_array_equal(found.numpy(), turned(tiles, way))
+        tensor.zero_()
+        assert found.any()
+
+
+def test_quarter_turns_and_their_mirror_images_are_the_eight():
+    tiles = RNG.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+    assert sorted(BY_QUARTERS) == list(WAYS)
+    for number, way in enumerate(BY_QUARTERS):
+        expected = np.rot90(tiles, number % 4, (1, 2))
+        expected = expected.swapaxes(1, 2) if number >= 4 else expected
+        np.testing.assert_array_equal(turned(tiles, way), expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])

@@ -29,6 +29,7 @@ from wsiad.detectors._features import (
 )
 from wsiad.learning.batches import centre_crops, on_device, random_crops, sample
 from wsiad.learning.detector import (
+    BY_QUARTERS,
     AnomalousTiles,
     DetectorOptions,
     FitContext,
@@ -37,11 +38,11 @@ from wsiad.learning.detector import (
     Scores,
     Tiles,
     TileSource,
+    turned,
 )
 from wsiad.networks.weights import SHIPPED
 
 _BATCH = 64
-_ORIENTATIONS = 8
 _LEAST_DEVIATION = 0.01  # of the median channel's
 
 Bools = npt.NDArray[np.bool_]
@@ -206,21 +207,21 @@ class LabelledDetector(FeatureDetector):
     ) -> LabelledVectors:
         healthy = self._healthy(tiles.fit, context, self.options.fit_tiles)
         held_out = self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4))
-        turns = range(_ORIENTATIONS if self.options.augment else 1)
+        ways = BY_QUARTERS if self.options.augment else BY_QUARTERS[:1]
         found = []
         for kind in anomalies.types:
             for part in kind.tiles.ordered(_BATCH):
                 windows = centre_crops(on_device(part, self._device), self.spec.size)
-                turned = [self.whole(_oriented(windows, turn)) for turn in turns]
-                found.append(torch.stack(turned, dim=1).flatten(0, 1).cpu().numpy())
+                vectors = [self.whole(turned(windows, way)) for way in ways]
+                found.append(torch.stack(vectors, dim=1).flatten(0, 1).cpu().numpy())
         anomalous = np.concatenate(found)
         slides = [slide for kind in anomalies.types for slide in kind.slides]
         result = LabelledVectors(
             healthy,
             held_out,
             anomalous,
-            np.repeat(_groups(slides), len(turns)),
-            np.arange(len(anomalous)) % len(turns) == 0,
+            np.repeat(_groups(slides), len(ways)),
+            np.arange(len(anomalous)) % len(ways) == 0,
         )
         for name in ("healthy", "held_out", "anomalous"):
             if not np.isfinite(getattr(result, name)).all():
@@ -260,12 +261,6 @@ def standardisation(vectors: Vectors) -> tuple[Tensor, Tensor]:
         torch.from_numpy(exact.mean(axis=0).astype(np.float32)),
         torch.from_numpy(deviation.clip(_LEAST_DEVIATION * usual).astype(np.float32)),
     )
-
-
-def _oriented(tiles: Tensor, turn: int) -> Tensor:
-    """Turn tiles (N, S, S, 3) by quarters, mirrored from the fifth orientation on."""
-    turned = torch.rot90(tiles, turn % 4, dims=(1, 2))
-    return turned.transpose(1, 2) if turn >= 4 else turned
 
 
 def _groups(slides: Sequence[str]) -> npt.NDArray[np.int64]:

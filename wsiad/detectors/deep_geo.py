@@ -25,6 +25,7 @@ from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
 from wsiad.learning.batches import check_size, on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe, Update, adam, descend
 from wsiad.learning.detector import (
+    BY_QUARTERS,
     DetectorOptions,
     Embedding,
     FitContext,
@@ -33,6 +34,7 @@ from wsiad.learning.detector import (
     State,
     Tiles,
     TileSource,
+    turned,
 )
 from wsiad.networks.wide_resnet import WideResNet
 
@@ -141,16 +143,19 @@ class GeometricTransforms(nn.Module):
         return images.flatten(2).gather(2, sources).view(images.shape)
 
 
+_MIRRORED = 3  # of the ways in which a square can lie: left is right
+
+
 def source_pixels(edge: int) -> npt.NDArray[np.int64]:
     """Return where every pixel of a transformed image comes from, int64 (72, edge²)."""
-    own = np.arange(edge**2).reshape(edge, edge)
+    own = np.arange(edge**2).reshape(1, edge, edge)
     shift = edge // 4
     shifts = (-shift, 0, shift)
     found = []
-    for flip, down, across, turns in product((False, True), shifts, shifts, range(4)):
+    for flip, down, across, way in product((0, _MIRRORED), shifts, shifts, BY_QUARTERS[:4]):
         rows, columns = _mirrored(np.arange(edge) - down), _mirrored(np.arange(edge) - across)
-        moved = (own[:, ::-1] if flip else own)[rows[:, None], columns[None, :]]
-        found.append(np.rot90(moved, turns).ravel())
+        moved = turned(own, flip)[:, rows[:, None], columns[None, :]]
+        found.append(turned(moved, way).ravel())
     return np.stack(found)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -23,6 +23,13 @@ from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.detectors.dpa.dpa_options import PerceptualOptions
 from wsiad.detectors.dpa.objective import note_of, padding_of, statistics_by_px
+from wsiad.learning.adversarial_game import (
+    AdversarialGame,
+    CriticLoss,
+    Match,
+    Side,
+    WassersteinLoss,
+)
 from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import Recipe, Update, clip_and_step, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
@@ -42,56 +49,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Maps images and their reconstructions to the distance of each, (N,)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CriticLoss:
-    """Weights in the loss of a critic.
-
-    Parameters
-    ----------
-    penalty : float
-        Of the squared difference to 1 of the gradient's norm.
-    drift : float
-        Of the squared outputs for what is real, which would else have no zero.
-    """
-
-    penalty: float = 10.0
-    drift: float = 1e-3
-
-    def __call__(
-        self, critic: Callable[[Tensor], Tensor], real: Tensor, made: Tensor, shares: Tensor
-    ) -> Tensor:
-        """Return the loss () of a critic, larger outputs meaning real.
-
-        Parameters
-        ----------
-        critic : callable
-            Maps (N, …) to (N,).
-        real, made : Tensor, (N, …)
-            Without gradients.
-        shares : Tensor, (N,)
-            Of the real one in the mixtures at which the gradient is taken, from 0 to 1.
-        """
-        judged = critic(real)
-        game = critic(made).mean() - judged.mean()
-        penalty = gradient_penalty(critic, real, made, shares)
-        loss: Tensor = game + self.penalty * penalty + self.drift * judged.square().mean()
-        return loss
-
-
-def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, made: Tensor, shares: Tensor
-) -> Tensor:
-    """Return the mean of (|∇D| − 1)² at mixtures of real and made ones.
-
-    Gulrajani et al., *Improved Training of Wasserstein GANs*, NeurIPS 2017, eq. 3.
-    """
-    share = shares.view(-1, *[1] * (real.ndim - 1))
-    mixed = (share * real + (1 - share) * made).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-
-
-class Critic(nn.Module):
+class ScalarCritic(nn.Module):
     """A network with one output for each of its inputs."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -167,7 +125,26 @@ class GradientBalance(nn.Module):
         return float(self.ratios[:count].median()) if count else 1.0
 
 
-class Game(nn.Module):
+@dataclass(frozen=True, slots=True)
+class PiadBatch:
+    """What a step of the critics is taken on.
+
+    Parameters
+    ----------
+    x : Tensor, (N, 3, S, S)
+        Images.
+    z : Tensor, (N, C, 1, 1)
+        Draws of the latent.
+    shares : Tensor, (2, N)
+        Where the gradient penalty is taken, see :class:`Match`; one row a critic.
+    """
+
+    x: Tensor
+    z: Tensor
+    shares: Tensor
+
+
+class Players(nn.Module):
     """An autoencoder and its two critics.
 
     Parameters
@@ -183,27 +160,33 @@ class Game(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
-        self.image_critic, self.latent_critic = Critic(image_critic), Critic(latent_critic)
+        self.image_critic, self.latent_critic = (
+            ScalarCritic(image_critic),
+            ScalarCritic(latent_critic),
+        )
         self.encoder_balance = GradientBalance(len(_matrices(self.encoder.parameters())))
         self.decoder_balance = GradientBalance(len(_matrices(self.decoder.parameters())))
 
-    def critics_loss(self, x: Tensor, z: Tensor, shares: Tensor, *, loss: CriticLoss) -> Tensor:
-        """Return the loss () of both critics; autoencoder and critics share no gradient.
+    def game(self, loss: CriticLoss) -> AdversarialGame[PiadBatch]:
+        """Return the game of both critics; autoencoder and critics share no gradient.
 
-        Parameters
-        ----------
-        x : Tensor, (N, 3, S, S)
-            Images.
-        z : Tensor, (N, C, 1, 1)
-            Draws.
-        shares : Tensor, (2, N)
-            See :class:`CriticLoss`; one row a critic.
-        loss : CriticLoss
+        The image critic tells images from decoded draws, the latent critic draws from encoded
+        images.
         """
-        with torch.no_grad():
-            made, encoded = self.decoder(z), self.encoder(x)
-        of_images = loss(self.image_critic, x, made, shares[0])
-        return of_images + loss(self.latent_critic, z, encoded, shares[1])
+        return AdversarialGame(
+            [
+                Side(
+                    critic=lambda batch: self.image_critic,
+                    match=lambda batch: Match(batch.x, self.decoder(batch.z), batch.shares[0]),
+                    loss=loss,
+                ),
+                Side(
+                    critic=lambda batch: self.latent_critic,
+                    match=lambda batch: Match(batch.z, self.encoder(batch.x), batch.shares[1]),
+                    loss=loss,
+                ),
+            ]
+        )
 
     def generator_descent(
         self, x: Tensor, z: Tensor, distance: Distance, *, weight: float | None, record: bool
@@ -282,7 +265,10 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     gradient_penalty: _NotNegative = 10.0
     """Weight of the gradient penalty of the critics."""
     drift: _NotNegative = 1e-3
-    """Weight of the squared outputs of the critics for what is real."""
+    """Weight of the squared outputs of the critics."""
+    drift_of: Literal["real", "both"] = "real"
+    """Whose outputs these are: those for what is real, or those for what is made too, which is what
+    the method's authors do."""
     reconstruction_weight: _NotNegative | None = None
     """Weight of the reconstruction against the critics; by default it follows the gradients."""
     balance_interval: _Count = 100
@@ -295,6 +281,16 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
         if self.batch <= self.critic_updates:
             raise ValueError("batch must exceed critic_updates: each update needs a tile")
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_options(
+        self, whole: pydantic.SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out an option that came later, where it changes nothing: old runs stay equal."""
+        values: dict[str, Any] = whole(self)
+        if values.get("drift_of") == "real":
+            del values["drift_of"]
+        return values
 
     def shape(self, input_px: int) -> AutoencoderShape:
         """Sizes of the autoencoder at an input size.
@@ -380,7 +376,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         )
         self._network = whole
         self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
-        game = self._placed(self._game(autoencoder, shape, context.seed))
+        players = self._placed(self._players(autoencoder, shape, context.seed))
 
         def loss(windows: Tensor) -> Tensor:
             x = images(windows) * 2 - 1
@@ -388,17 +384,17 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
             return distance
 
         result = self._train(
-            game,
+            players,
             loss,
             tiles=tiles,
             context=context,
             identity={"weights": found.sha256, "padding": padding, "statistics": source},
-            recipe=Recipe(self._optimiser, update=self._update(game, whole, context.seed)),
+            recipe=Recipe(self._optimiser, update=self._update(players, whole, context.seed)),
             started=started,
         )
         self._about["reconstruction_weights"] = {
-            "encoder": game.encoder_balance.weight(),
-            "decoder": game.decoder_balance.weight(),
+            "encoder": players.encoder_balance.weight(),
+            "decoder": players.decoder_balance.weight(),
         }
         return self._report(result, autoencoder)
 
@@ -442,13 +438,13 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         options = self.options
         return RelativePerceptualL1(network, statistics, options.layers, relative=options.relative)
 
-    def _game(self, autoencoder: Autoencoder, shape: AutoencoderShape, seed: int) -> Game:
+    def _players(self, autoencoder: Autoencoder, shape: AutoencoderShape, seed: int) -> Players:
         options = self.options
         judged = AutoencoderShape(shape.image_px, 1, shape.channels, 1, blocks=shape.blocks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 2)
             of_latents = latent_critic(options.latent_channels, options.latent_critic_width)
-        return Game(autoencoder, seeded_encoder(judged, seed + 1), of_latents)
+        return Players(autoencoder, seeded_encoder(judged, seed + 1), of_latents)
 
     def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
         """Return one Adam; parameters without a gradient in an update are left as they are."""
@@ -462,22 +458,26 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         ]
         return torch.optim.Adam(groups, betas=_BETAS)
 
-    def _update(self, game: Game, whole: PerceptualReconstruction, seed: int) -> Update:
+    def _update(self, players: Players, whole: PerceptualReconstruction, seed: int) -> Update:
         options = self.options
-        critic_loss = CriticLoss(options.gradient_penalty, options.drift)
+        loss = WassersteinLoss(options.gradient_penalty, options.drift, options.drift_of)
+        game = players.game(loss)
 
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
             parts = (images(windows) * 2 - 1).tensor_split(options.critic_updates + 1)
             z, shares = self._draws(len(windows), seed=seed, step=step)
-            at = 0
-            for x in parts[:-1]:
-                here = slice(at, at := at + len(x))
-                loss = game.critics_loss(x, z[here], shares[:, here], loss=critic_loss)
-                descend(optimiser, loss, clip=options.grad_clip)
+            ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
+            of_critics = zip(
+                parts, z.tensor_split(ends), shares.tensor_split(ends, dim=1), strict=True
+            )
+            game.train_critics(
+                [PiadBatch(*part) for part in of_critics][:-1],
+                lambda loss: descend(optimiser, loss, clip=options.grad_clip),
+            )
             optimiser.zero_grad(set_to_none=True)
-            distance = game.generator_descent(
+            distance = players.generator_descent(
                 parts[-1],
-                z[at:],
+                z[ends[-1] :],
                 whole.distance,
                 weight=options.reconstruction_weight,
                 record=step % options.balance_interval == 0,

@@ -19,7 +19,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    overload,
+    runtime_checkable,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +54,25 @@ _WAYS = (
 """Steps down and across (-1 mirrors), and whether it is transposed then. The first 1, 2, 4 and 8
 are groups: as it lies, half a turn, mirrored either way, and all."""
 
+BY_QUARTERS = (0, 7, 1, 6, 4, 3, 5, 2)
+"""The eight ways in another order: quarter turns against the clock, 0 to 3, and these mirrored."""
 
-def turned(squares: npt.NDArray[T], way: int) -> npt.NDArray[T]:
+
+@overload
+def turned(squares: npt.NDArray[T], way: int) -> npt.NDArray[T]: ...
+
+
+@overload
+def turned(squares: torch.Tensor, way: int) -> torch.Tensor: ...
+
+
+def turned(squares: npt.NDArray[T] | torch.Tensor, way: int) -> npt.NDArray[T] | torch.Tensor:
     """Lay squares, (N, S, S, ...), as the given one of the eight ways says; a copy."""
     down, across, transposed = _WAYS[way]
+    if isinstance(squares, torch.Tensor):
+        mirrored = [axis for axis, step in ((1, down), (2, across)) if step < 0]
+        moved = squares.flip(mirrored)
+        return moved.transpose(1, 2) if transposed else moved
     found = squares[:, ::down, ::across]
     return np.ascontiguousarray(found.swapaxes(1, 2) if transposed else found)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.progress import Progress
-from wsiad.learning.adversary import Adversary
+from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
 from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, Trained, read_checkpoint
 from wsiad.learning.detector import FitContext, HealthyTiles, Tiles, TileSource
@@ -236,7 +236,7 @@ class Training:
         identity: dict[str, Any],
         started: float | None = None,
         stages: Stages | None = None,
-        adversary: Adversary | None = None,
+        adversary: Adversary[Any] | None = None,
         recipe: Recipe | None = None,
     ) -> None:
         for source in (tiles.fit, tiles.stop):

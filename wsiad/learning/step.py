@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from wsiad.learning.adversary import Adversary
+from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import on_device, random_crops
 from wsiad.learning.checkpoint import Recipe, Trained
 from wsiad.learning.detector import FitContext, Tiles
@@ -55,7 +56,7 @@ class Step:
         context: FitContext,
         recipe: Recipe,
         stages: Stages | None = None,
-        adversary: Adversary | None = None,
+        adversary: Adversary[Any] | None = None,
     ) -> None:
         self._trained, self._module, self._loss = trained, module, loss
         self._size, self._limit = size, limit

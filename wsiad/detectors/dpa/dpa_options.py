@@ -10,7 +10,7 @@ import pydantic
 
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError
-from wsiad.learning.adversary import AdversarialOptions
+from wsiad.learning.adversarial_game import AdversarialOptions
 from wsiad.learning.detector import DetectorOptions
 from wsiad.learning.stages import Stages
 from wsiad.learning.training_options import LoopOptions

@@ -29,7 +29,6 @@ from wsiad.learning.detector import TileSource
 from wsiad.learning.stages import Stage
 from wsiad.networks import vgg
 from wsiad.networks.autoencoder import Autoencoder, images_of
-from wsiad.networks.critic import Critic
 from wsiad.networks.growing import GrowingAutoencoder, GrowingDistance, faded, shrunk
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
@@ -37,7 +36,7 @@ from wsiad.networks.weights import Weights
 
 
 class Objective:
-    """Images, their reconstructions and how far apart these are; see :class:`Game`.
+    """Images, their reconstructions and how far apart these are.
 
     Called with windows, uint8 (N, S, S, 3), it gives the loss of each, float32 (N,).
 
@@ -49,8 +48,6 @@ class Objective:
         By resolution, pixels.
     size : int
         Edge of the windows, pixels.
-    critic : Critic, optional
-        With an adversarial term.
     """
 
     def __init__(
@@ -59,9 +56,8 @@ class Objective:
         distances: Mapping[int, RelativePerceptualL1],
         *,
         size: int,
-        critic: Critic | None = None,
     ) -> None:
-        self._autoencoder, self._size, self._critic = autoencoder, size, critic
+        self._autoencoder = autoencoder
         growing = isinstance(autoencoder, GrowingAutoencoder)
         self._distance: nn.Module = GrowingDistance(distances) if growing else distances[size]
 
@@ -85,13 +81,6 @@ class Objective:
             else self._distance(original, made)
         )
         return found
-
-    def judge(self, images: Tensor, stage: Stage | None = None) -> Tensor:
-        """Return what the critic gives to each image."""
-        assert self._critic is not None
-        stage = stage or Stage(self._size)
-        judged: Tensor = self._critic(images, px=stage.px, alpha=stage.alpha)
-        return judged
 
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from torch import nn
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import group
+from wsiad.detectors.dpa.adversarial_term import AdversarialTerm, seeded_critic
 from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.detectors.dpa.objective import Objective, note_of, padding_of, statistics_by_px
-from wsiad.learning.adversary import Adversary
 from wsiad.learning.batches import check_size, on_device
 from wsiad.learning.detector import (
     DetectorOptions,
@@ -32,7 +32,6 @@ from wsiad.learning.loop import Training
 from wsiad.learning.stages import Stages
 from wsiad.networks import vgg, weights
 from wsiad.networks.autoencoder import Autoencoder, images_of, seeded_autoencoder
-from wsiad.networks.critic import seeded_critic
 from wsiad.networks.growing import GrowingAutoencoder, seeded_growing
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
 
@@ -235,7 +234,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
 
     def _start(
         self, distances: dict[int, RelativePerceptualL1], context: FitContext
-    ) -> tuple[nn.Module, Objective, Adversary | None]:
+    ) -> tuple[nn.Module, Objective, AdversarialTerm | None]:
         """Return what is to be trained, its loss, and what is trained along."""
         options, size, seed = self.options, self.spec.size, context.seed
         distances = {px: self._placed(distance) for px, distance in distances.items()}
@@ -246,8 +245,9 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         else:
             module = self._placed(seeded_growing(self._shape, self._stages.spans[0].px, seed))
             self._use(module.final, distances[size])
+        objective = Objective(module, distances, size=size)
         if not options.adversarial_weight:
-            return module, Objective(module, distances, size=size), None
+            return module, objective, None
         start_px = self._stages.spans[0].px if self._stages else size
         critic = self._placed(
             seeded_critic(
@@ -258,16 +258,16 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
                 blocks=options.blocks,
             )
         )
-        game = Objective(module, distances, size=size, critic=critic)
-        adversary = Adversary(
-            game,
+        term = AdversarialTerm(
+            objective,
             critic,
+            size=size,
             weight=options.adversarial_weight,
             options=options.adversarial,
             seed=seed,
             ranks=context.ranks,
         )
-        return module, game, adversary
+        return module, objective, term
 
     def _use(self, autoencoder: Autoencoder, distance: RelativePerceptualL1) -> None:
         self._autoencoder, self._distance = self._placed(autoencoder), self._placed(distance)
