@@ -1,26 +1,42 @@
-"""What ``wsiad heatmap`` is given to score: slides, or those of a store; a task for each."""
+"""What ``wsiad heatmap`` is given to score: slides, or those of a store."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from wsiad.core.errors import InputError
-from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.results.file_names import RESERVED
 from wsiad.runs.preparation import store_slides
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
 from wsiad.tiling.preparation import Preparation
 
-if TYPE_CHECKING:
-    from wsiad.verbs.heatmap import HeatmapConfig
-
 
 def heatmap_inputs(
-    config: HeatmapConfig, preparation: Preparation, target: dict[str, Any]
+    paths: Sequence[Path],
+    *,
+    run: Path,
+    preparation: Preparation,
+    target: dict[str, Any],
+    staged: bool,
 ) -> tuple[list[SlideInput], bool]:
     """List what is to be scored, and whether it comes from a store.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Slide files, folders of them or manifests; or one store.
+    run : Path
+        Run folder, for errors: it may be among the paths by mistake.
+    preparation : Preparation
+        Preparation of the run.
+    target : dict
+        Stain profile that slides are given, as JSON values.
+    staged : bool
+        Whether slides are to be copied to a local disk first.
 
     Raises
     ------
@@ -31,21 +47,19 @@ def heatmap_inputs(
     """
     from wsiad.store.tile_store import is_store
 
-    if not any(is_store(path) for path in config.slides):
+    if not any(is_store(path) for path in paths):
         remedy = "Give slide files, folders of them, a manifest, or a store."
-        with other_kinds_named(
-            config.slides, SLIDES, InputError, remedy=remedy, beside=[config.run]
-        ):
-            return _named_apart(find_slides(config.slides)), False
-    if len(config.slides) > 1:
+        with other_kinds_named(paths, SLIDES, InputError, remedy=remedy, beside=[run]):
+            return _named_apart(find_slides(paths)), False
+    if len(paths) > 1:
         raise InputError("give one store, or slides, not both")
-    if config.stage_dir is not None:
+    if staged:
         raise InputError(
             "is a store, which is not copied to a local disk",
-            subject=str(config.slides[0]),
+            subject=str(paths[0]),
             remedy="Leave out --stage-dir, or give the slides themselves.",
         )
-    return _named_apart(store_slides(config.slides[0], preparation, target)), True
+    return _named_apart(store_slides(paths[0], preparation, target)), True
 
 
 def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
@@ -57,35 +71,3 @@ def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
         else slide
         for slide in slides
     ]
-
-
-def slide_task(
-    slide: SlideInput,
-    config: HeatmapConfig,
-    *,
-    from_store: bool,
-    preparation: Preparation,
-    target: dict[str, Any],
-    digest: str,
-    derived: dict[str, Any],
-) -> SlideTask:
-    """Return the task of one slide; see :class:`~wsiad.heatmaps.heatmap_task.SlideTask`."""
-    changes: dict[str, Any] = {}
-    if config.slide_mpp is not None:
-        changes["slide_mpp"] = config.slide_mpp
-    if config.allow_upsampling is not None:
-        changes["allow_upsampling"] = config.allow_upsampling
-    return SlideTask(
-        slide=slide,
-        from_store=from_store,
-        results=config.out,
-        run=config.run,
-        options=config.options(),
-        preparation=preparation.model_copy(update=changes),
-        target=target,
-        digest=digest,
-        derived=derived,
-        batch=config.batch,
-        device=config.device,
-        override_mpp=config.override_mpp,
-    )

@@ -36,7 +36,7 @@ from wsiad.results.identity import (
     scored_digest,
     scoring_values,
 )
-from wsiad.results.scoring_inputs import heatmap_inputs, slide_task
+from wsiad.results.scoring_inputs import heatmap_inputs
 from wsiad.runs.preparation import run_preparation
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
@@ -219,16 +219,30 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     derived = derived_values(options, config.run)
     check_scores(config.out, digest, config, remedy="Give another --out, or delete this one.")
     check_healthy(config, {"digest": digest, DERIVED: derived})
-    slides, from_store = heatmap_inputs(config, preparation, target)
+    slides, from_store = heatmap_inputs(
+        config.slides,
+        run=config.run,
+        preparation=preparation,
+        target=target,
+        staged=config.stage_dir is not None,
+    )
+    scale = {key: getattr(config, key) for key in ("slide_mpp", "allow_upsampling")}
+    given = {key: value for key, value in scale.items() if value is not None}
+    preparation = preparation.model_copy(update=given)
     tasks = [
-        slide_task(
-            slide,
-            config,
+        SlideTask(
+            slide=slide,
             from_store=from_store,
+            results=config.out,
+            run=config.run,
+            options=options,
             preparation=preparation,
             target=target,
             digest=digest,
             derived=derived,
+            batch=config.batch,
+            device=config.device,
+            override_mpp=config.override_mpp,
         )
         for slide in slides_of_shard(slides, config.shard)
     ]
