@@ -93,7 +93,7 @@ def test_exit_codes(tmp_path, capsys):
     code, _, err = run(capsys, *tile)
     assert (code, "mpp: is required" in err) == (2, True)
     code, _, err = run(capsys, *tile, "--mpp", "wide")
-    assert (code, "mpp: 'wide' is not allowed; give a number of more than 0" in err) == (2, True)
+    assert (code, "mpp: 'wide' is not allowed; it should be a valid number" in err) == (2, True)
     (tmp_path / "c.yaml").write_text("mpp: 0.5\ntyle: 3\n")
     code, _, err = run(capsys, *tile, "--config", tmp_path / "c.yaml")
     assert (code, "tyle: unknown key (did you mean 'tile'?)" in err) == (2, True)

@@ -138,10 +138,10 @@ def test_walltimes(text, minutes):
     ("changes", "said"),
     [
         ({"walltim": "1"}, r"unknown key \(did you mean 'walltime'\?\)"),
-        ({"scheduler": "slrum"}, "scheduler: 'slrum' is not allowed; give 'slurm', "),
+        ({"scheduler": "slrum"}, "scheduler: 'slrum' is not allowed; it should be 'slurm', "),
         ({"memory": "lots"}, "memory: string should match"),
         ({"memory": "4000"}, "memory: string should match"),
-        ({"jobs": 0}, "jobs: 0 is not allowed; give a whole number of at least 1"),
+        ({"jobs": 0}, "jobs: 0 is not allowed; it should be greater than or equal to 1"),
         ({"walltime": 43200}, "should be in quotes"),
         ({"walltime": "4h"}, "is not HH:MM:SS"),
         ({"walltime": "00:00:00"}, "no time at all"),

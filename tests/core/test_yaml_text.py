@@ -56,7 +56,9 @@ def test_what_looks_like_a_date_is_a_text(tmp_path):
     (tmp_path / "c.yaml").write_text("name: 2024-13-45\n")
     assert resolve(Some, file=tmp_path / "c.yaml", flags={}).name == "2024-13-45"
     (tmp_path / "c.yaml").write_text("count: 2024-01-01\n")
-    with pytest.raises(ConfigError, match="count: '2024-01-01' is not allowed; give a whole"):
+    with pytest.raises(
+        ConfigError, match="count: '2024-01-01' is not allowed; it should be a valid int"
+    ):
         resolve(Some, file=tmp_path / "c.yaml", flags={})
 
 

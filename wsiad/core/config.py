@@ -4,21 +4,22 @@ Every verb of the package has one frozen :class:`Config`. Unknown keys are error
 values are checked where they enter, and the resolved config is stored with whatever
 it made.
 
-What is wrong with a configuration, in words: each bad key or value, and what is allowed.
+What is wrong with a configuration is told in pydantic's words, on one line, with the key, the
+value and the nearest key.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
 
 from wsiad.core import yaml_text
 from wsiad.core.errors import ConfigError
@@ -26,33 +27,23 @@ from wsiad.core.files import check_folder, write_text
 from wsiad.core.terminal import did_you_mean
 
 _LONGEST = 100
-_IN_ITS_OWN_WORDS = frozenset(
-    {"value_error", "assertion_error", "finite_number", "too_short", "too_long"}
-)
-"""Faults whose message says more than what is allowed."""
-
-_TYPES = {
-    "boolean": "true or false",
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "a text",
-    "object": "a mapping",
+_QUOTED = re.compile("'([^']*)'")
+_EXCESS = re.compile(", unable to .*| after validation")
+_SAID = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "path_type": "a path",
 }
-_BOUNDS = (
-    ("minimum", "at least"),
-    ("exclusiveMinimum", "more than"),
-    ("maximum", "at most"),
-    ("exclusiveMaximum", "less than"),
-)
-
-Schema = Mapping[str, Any]
-"""JSON schema of a config or of a field of it."""
+"""What is allowed, where pydantic says it in Python's words."""
 
 
 def explained(
     cls: type[pydantic.BaseModel],
     error: pydantic.ValidationError,
     *,
+    values: Mapping[str, Any],
     shown: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
     """Return what is wrong with the values of a config, and which keys there are.
@@ -62,147 +53,89 @@ def explained(
     cls : type
         The config that the values were for.
     error : ValidationError
+        It is told in pydantic's words, one sentence for a value that fits no alternative.
+    values : mapping
+        What was given.
     shown : mapping of str to str, optional
         How missing keys are called where they were to be given.
 
     Returns
     -------
     problem : str
-        Each bad value with those that are allowed, each key that is missing or unknown.
+        Each bad value with what it should be, each key that is missing or unknown.
     known : str
         The known keys, where one is unknown; else empty.
     """
-    schemas = _Schemas(cls)
-    faults = error.errors()
-    problems = dict.fromkeys(_explain(schemas, fault, shown or {}) for fault in faults)  # each once
-    known = {}
-    for fault in faults:
-        if fault["type"] == "extra_forbidden":
-            *parents, _ = fault["loc"]
-            place = ".".join(map(str, parents))
-            known[f"Known keys{f' of {place}' if place else ''}"] = schemas.keys(parents)
-    remedies = [f"{head}: {', '.join(keys)}." for head, keys in known.items() if keys]
-    return "; ".join(problems), " ".join(remedies)
+    faults: dict[tuple[int | str, ...], list[Mapping[str, Any]]] = {}
+    for fault in error.errors(include_url=False):
+        faults.setdefault(_place(fault, values), []).append(fault)
+    problems, remedies = [], []
+    for place, of_place in faults.items():
+        if any(other[: len(place)] == place and other != place for other in faults):
+            continue  # an alternative went further into the value: it is what was meant
+        key = ".".join(map(str, place))
+        kind = of_place[0]["type"]
+        if kind == "extra_forbidden":
+            known = _known_keys(cls, place[:-1])
+            problems.append(f"{key}: unknown key{did_you_mean(str(place[-1]), known)}")
+            parent = f" of {'.'.join(map(str, place[:-1]))}" if len(place) > 1 else ""
+            remedies += [f"Known keys{parent}: {', '.join(known)}."] if known else []
+        elif kind == "missing":
+            problems.append(f"{shown.get(key, key) if shown else key}: is required")
+        else:
+            problem = _problem(of_place)
+            # What is wrong with values together is wrong with none of them.
+            problems.append(f"{key}: {problem}" if place else problem)
+    return "; ".join(problems), " ".join(dict.fromkeys(remedies))
 
 
-def _explain(schemas: _Schemas, fault: Mapping[str, Any], shown: Mapping[str, str]) -> str:
-    place: tuple[int | str, ...] = fault["loc"]
-    key = ".".join(map(str, place))
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key" + did_you_mean(str(place[-1]), schemas.keys(place[:-1]))
-    allowed = schemas.allowed(place)
-    if fault["type"] == "missing":
-        return f"{shown.get(key, key)}: is required" + (f" ({allowed})" if allowed else "")
-    given = repr(fault["input"])
+def _place(fault: Mapping[str, Any], values: Any) -> tuple[int | str, ...]:
+    """Return where a fault is; pydantic also names the alternative of a union there."""
+    place: list[int | str] = []
+    for number, part in enumerate(fault["loc"]):
+        if isinstance(values, Mapping) and part in values:
+            values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part] if part < len(values) else None
+        elif number and not (fault["type"] == "missing" and part == fault["loc"][-1]):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _problem(faults: Sequence[Mapping[str, Any]]) -> str:
+    """Say what is wrong with a value, of which no alternative accepts it."""
+    given = repr(faults[0]["input"])
     if len(given) > _LONGEST:
         given = f"{given[:_LONGEST]}…"
-    if fault["type"] in _IN_ITS_OWN_WORDS or not allowed:
-        message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        if fault["type"] == "too_short":
-            message = f"give at least {fault['ctx']['min_length']}"
-        message = message[:1].lower() + message[1:]
-        # What is wrong with values together is wrong with none of them.
-        return f"{key}: {message} (got {given})" if place else message
-    if schemas.at(place) is None:
-        key = ".".join(map(str, place[:-1]))
-    near = ""
-    if isinstance(fault["input"], str):
-        near = did_you_mean(fault["input"], schemas.choices(place))
-    return f"{key}: {given} is not allowed; give {allowed}{near}"
+    allowed = []
+    for fault in faults:
+        message = _SAID.get(fault["type"], _EXCESS.sub("", fault["msg"]))
+        message = message.removeprefix("Input should be ")
+        if message[:1].isupper():  # a sentence of its own
+            message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            message = message[:1].lower() + message[1:]
+            return f"{message} (got {given})" if fault["loc"] else message
+        allowed.append(message)
+    choices = _QUOTED.findall(" ".join(allowed))
+    near = did_you_mean(faults[0]["input"], choices) if isinstance(faults[0]["input"], str) else ""
+    return f"{given} is not allowed; it should be {' or '.join(dict.fromkeys(allowed))}{near}"
 
 
-class _Schemas:
-    """JSON schemas of the fields of a config, by their place in it.
-
-    Parameters
-    ----------
-    cls : type
-    """
-
-    def __init__(self, cls: type[pydantic.BaseModel]) -> None:
-        try:
-            self._whole: Schema = cls.model_json_schema(schema_generator=_Quiet)
-        except pydantic.PydanticInvalidForJsonSchema:  # a type of which JSON knows nothing
-            self._whole = {"properties": {key: {} for key in cls.model_fields}}
-
-    def keys(self, place: Sequence[int | str]) -> list[str]:
-        """Return the known keys of a mapping."""
-        return list((self.at(place) or {}).get("properties", ()))
-
-    def at(self, place: Iterable[int | str]) -> Schema | None:
-        """Return the schema of a place; ``None`` if there is none of its own."""
-        schema: Schema | None = self._whole
-        for part in place:
-            if schema is None:
-                return None
-            if isinstance(part, int):
-                schema = schema.get("items")
-            else:
-                other = schema.get("additionalProperties")
-                schema = schema.get("properties", {}).get(part, other or None)
-            schema = self._plain(schema) if isinstance(schema, Mapping) else None
-        return schema
-
-    def allowed(self, place: Sequence[int | str]) -> str:
-        """Say what may be given at a place; nothing where it cannot be said in words."""
-        schema = self.at(place)
-        if schema is None and place:
-            # Of a union: pydantic names the alternative that did not fit.
-            schema = self.at(place[:-1])
-            if schema is None or "anyOf" not in schema:
-                return ""
-        return self._words(schema or {})
-
-    def choices(self, place: Sequence[int | str]) -> list[str]:
-        """Return the texts among which a value at a place is chosen."""
-        schema = self.at(place) or self.at(place[:-1]) or {}
-        parts = [schema, *schema.get("anyOf", ())]
-        found = [choice for part in parts for choice in self._plain(part).get("enum", ())]
-        return [choice for choice in found if isinstance(choice, str)]
-
-    def _plain(self, schema: Schema) -> Schema:
-        """Follow a reference; of what may be left out, take what may be given."""
-        if "$ref" in schema:
-            return self._plain(self._whole["$defs"][schema["$ref"].rpartition("/")[2]])
-        given = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
-        return self._plain(given[0]) if len(given) == 1 else schema
-
-    def _words(self, schema: Schema) -> str:
-        schema = self._plain(schema)
-        if "anyOf" in schema:
-            each = [self._words(part) for part in schema["anyOf"] if part.get("type") != "null"]
-            return _listed(list(dict.fromkeys(each))) if all(each) else ""
-        if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
-            return _listed([repr(choice) for choice in choices])
-        if schema.get("type") == "array":
-            return self._list(schema)
-        if "pattern" in schema or schema.get("type") not in _TYPES:
-            return ""
-        if schema.get("format") in {"path", "file-path", "directory-path"}:
-            return "a path"
-        bounds = [f"{words} {schema[key]:g}" for key, words in _BOUNDS if key in schema]
-        return _TYPES[schema["type"]] + (f" of {' and '.join(bounds)}" if bounds else "")
-
-    def _list(self, schema: Schema) -> str:
-        least = schema.get("minItems", 0)
-        if "prefixItems" in schema or "items" not in schema:
-            return f"a list of {least}" if least else "a list"
-        each = self._words(schema["items"])
-        head = f"a list of at least {least}" if least else "a list"
-        return f"{head}, each {each}" if each else head
+def _known_keys(cls: type[pydantic.BaseModel], place: Iterable[int | str]) -> list[str]:
+    """Return the known keys of a config or of one within it."""
+    for part in place:
+        if part in cls.model_fields:
+            cls = next(_models(cls.model_fields[str(part)].annotation), cls)
+    return list(cls.model_fields)
 
 
-class _Quiet(GenerateJsonSchema):
-    """Without warnings of defaults that are no JSON: only types are asked for."""
-
-    ignored_warning_kinds: set[JsonSchemaWarningKind] = {  # noqa: RUF012 - the base's type
-        "non-serializable-default",
-        "skipped-choice",
-    }
-
-
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    """Yield the configs that a type speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models(part)
 
 
 C = TypeVar("C", bound="Config")
@@ -320,7 +253,7 @@ def build(
     try:
         return cls.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        problem, known = explained(cls, error, shown=shown or {})
+        problem, known = explained(cls, error, values=values, shown=shown)
         raise ConfigError(problem, subject=source, remedy=known or None) from None
 
 
