@@ -65,4 +65,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/tile.py
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .nox
