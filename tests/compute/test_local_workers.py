@@ -141,6 +141,21 @@ def test_workers_end_when_nobody_wants_more_results():
         os.kill(process, 0)
 
 
+def test_a_script_need_not_guard_itself_against_its_own_workers(tmp_path):
+    """Processes that ``multiprocessing`` spawns run the script once more, dask's nannies too."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from wsiad.compute.compute_options import ComputeOptions\n"
+        "from wsiad.compute.tasks import run_tasks\n"
+        "options = ComputeOptions(workers=2)\n"
+        "print(sorted(run_tasks(abs, [-1, -2, -3], options=options, failed=print)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "[1, 2, 3]\n"), done.stderr
+
+
 def test_a_worker_is_deaf_to_sigint():
     def interrupted(item):
         os.kill(os.getpid(), signal.SIGINT)
