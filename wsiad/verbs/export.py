@@ -9,14 +9,16 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Texts, verb
+from wsiad.core.config import QuietOptions, Texts, verb
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, RegionOptions
 from wsiad.results.file_names import SLIDES_TABLE
 from wsiad.slides.slide_table import SlideRow, SlideTable, failures, read_table, unusable
 
 
-class ExportConfig(DetectionOptions, RegionOptions):
+class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
     """Write more files of results, or derive regions and detections anew; nothing is scored."""
+
+    ORDER = (..., "quiet")
 
     kept: ClassVar[frozenset[str]] = frozenset(
         {*RegionOptions.model_fields, *DetectionOptions.model_fields}
@@ -29,8 +31,6 @@ class ExportConfig(DetectionOptions, RegionOptions):
     another package; `png`, `ome-tiff`, `geojson` and `camelyon` every results folder has."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Slides worked on at once, each by a process of its own on this machine."""
-    quiet: bool = False
-    """No progress output."""
 
     @field_validator("format")
     @classmethod
