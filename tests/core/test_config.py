@@ -11,7 +11,16 @@ import pytest
 from pydantic import Field
 from safetensors.numpy import save_file
 
-from wsiad.core.config import Config, Paths, build, dump_yaml, read_yaml, resolve, verb
+from wsiad.core.config import (
+    Config,
+    Paths,
+    QuietOptions,
+    build,
+    dump_yaml,
+    read_yaml,
+    resolve,
+    verb,
+)
 from wsiad.core.errors import (
     ConfigError,
     InputError,
@@ -269,3 +278,37 @@ def test_ordinary_names_pass():
     for name in ("tumor_001", "TCGA-A1 (2)", "Präparat µ"):
         assert checked_name(name) == name
     assert Path(checked_name("a")).name == "a"
+
+
+class Painted(QuietOptions):
+    ORDER = ("width", ..., "quiet")
+
+    colour: str = "red"
+    """Of the paint."""
+    width: int
+    """Of the brush."""
+
+
+class Framed(Painted):
+    frame: str = "oak"
+    """Its wood."""
+
+
+def test_options_of_several_configs_stand_where_order_says():
+    assert list(Painted.model_fields) == ["width", "colour", "quiet"]
+    stored = dump_yaml(build(Painted, {"quiet": True, "width": 3}))
+    assert stored.splitlines() == ["width: 3", "colour: red", "quiet: true"]
+
+
+def test_what_is_made_of_a_config_keeps_its_order_and_adds_its_own():
+    assert list(Framed.model_fields) == ["width", "colour", "quiet", "frame"]
+    assert list(build(Framed, {"width": 3}).model_dump()) == list(Framed.model_fields)
+    with pytest.raises(ConfigError, match="width: 'x' is not allowed"):
+        build(Framed, {"width": "x"})
+
+
+def test_an_order_of_options_that_there_are_not_is_refused():
+    with pytest.raises(KeyError, match="wood"):
+
+        class Wrong(Painted):
+            ORDER = ("wood", ...)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 
 class GaussianOptions(FeatureOptions):
@@ -20,8 +20,7 @@ class GaussianOptions(FeatureOptions):
     shrinkage: Literal["ledoit-wolf"] | Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     """Share of the identity (times the mean variance) in the covariance; ``ledoit-wolf`` computes
     the one that estimates the covariance best, which is smaller."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class Gaussian(FeatureDetector):

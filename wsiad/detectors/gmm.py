@@ -28,7 +28,7 @@ from wsiad.detectors._vectors import (
     shrink,
     whitening,
 )
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ class GmmOptions(FeatureOptions):
     """Principal components to reduce to first: a number, a share of variance, or all."""
     max_iterations: Annotated[int, pydantic.Field(ge=1)] = 100
     """The most rounds of expectation and maximisation."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class MixtureOfGaussians(FeatureDetector):

@@ -19,7 +19,7 @@ from wsiad.detectors._vectors import (
     project,
     square_distances,
 )
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 _LEAST_VECTORS = 10
 _HELD_OUT = 5  # every fifth vector, to choose the bandwidth by
@@ -36,8 +36,7 @@ class KdeOptions(FeatureOptions):
     which healthy vectors that were held out are likeliest."""
     fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
     """The most feature vectors to fit on; the time of a score grows with them."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class KernelDensity(FeatureDetector):

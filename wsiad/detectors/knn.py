@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import pydantic
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import check_count, nearest
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 
 class KnnOptions(FeatureOptions):
@@ -18,8 +18,7 @@ class KnnOptions(FeatureOptions):
 
     neighbours: Annotated[int, pydantic.Field(ge=1)] = 1
     """Mean distance to so many nearest healthy vectors."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class NearestNeighbours(FeatureDetector):

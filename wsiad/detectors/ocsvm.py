@@ -20,7 +20,7 @@ from wsiad.detectors._vectors import (
     project,
     square_distances,
 )
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 _TOLERANCE = 1e-6  # of libsvm; its default leaves scores uncertain in the fifth digit
 
@@ -36,8 +36,7 @@ class OcsvmOptions(FeatureOptions):
     """Principal components of the standardised features: a number, a share of variance, or all."""
     fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
     """The most feature vectors to fit on; the time of a fit grows with their square."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class OneClassSvm(FeatureDetector):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pydantic
@@ -17,7 +17,7 @@ from wsiad.detectors._features import (
     Vectors,
 )
 from wsiad.detectors._vectors import check_count, float32, whitening
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 
 class PadimOptions(FeatureOptions):
@@ -30,8 +30,7 @@ class PadimOptions(FeatureOptions):
     """Channels that are kept, drawn at random from those of all layers."""
     regularisation: Annotated[float, pydantic.Field(ge=0)] = 0.01
     """Added to the variance of every channel, in the unit of the squared features."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
     default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
 

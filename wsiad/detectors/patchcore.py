@@ -17,7 +17,7 @@ from wsiad.detectors._features import (
     Vectors,
 )
 from wsiad.detectors._vectors import check_count, nearest
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 _NEIGHBOURS = 9
 
@@ -38,8 +38,7 @@ class PatchCoreOptions(FeatureOptions):
     reweight: bool = False
     """Weigh a place's distance by how strange its nearest healthy vector is among its own nine
     nearest."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
     default_layers: ClassVar[DefaultLayers] = TWO_DEPTHS
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
 from wsiad.detectors._vectors import PcaComponents, fit_projection
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 
 class PcaOptions(FeatureOptions):
@@ -17,8 +17,7 @@ class PcaOptions(FeatureOptions):
 
     components: PcaComponents = 0.9
     """How many principal components, or the share of variance that they explain at least."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class PrincipalComponents(FeatureDetector):

@@ -18,7 +18,7 @@ from wsiad.detectors._vectors import (
     float32,
     project,
 )
-from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 _ROUNDS = 2000
 _TOLERANCE = 1e-4  # of the squared radius
@@ -36,8 +36,7 @@ class SvddOptions(FeatureOptions):
     """Principal components of the standardised features: a number, a share of variance, or all."""
     whiten: bool = False
     """Give every component the variance 1."""
-    pooling: Literal["mean", "max", "quantile"] = "quantile"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "quantile"
 
 
 class SupportVectorDataDescription(FeatureDetector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.csv_file import table_text
+from wsiad.core.errors import StoreMismatchError
+from wsiad.core.labels import is_healthy, label_of
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
+    from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
 
 NORMAL, TUMOUR = "normal", "tumour"
@@ -35,6 +39,64 @@ class GroupScores:
     label: str
     truth: str
     scores: npt.NDArray[np.float32]
+
+
+def truth_of(
+    slide: StoredSlide, label: str, *, normal: Collection[str], tumour: Collection[str]
+) -> str:
+    """Tell what the tiles of a group show, by its label.
+
+    A slide with tumour holds healthy tiles too: unless the user knows better, its label
+    says nothing of a tile.
+
+    Parameters
+    ----------
+    slide : StoredSlide
+    label : str
+        Label of the group; empty where it has none.
+    normal, tumour : collection of str
+        Labels that mean normal (none: those that mean healthy), and labels of slides all of
+        whose tiles are tumour.
+
+    Returns
+    -------
+    str
+        ``"normal"``, ``"tumour"``, or empty where nothing is known.
+    """
+    if not label:
+        return ""
+    # A store keeps labels in the vocabulary's words, which need not be the user's.
+    healthy, anomalous = (
+        {word for name in names for word in (name.strip().lower(), label_of(name)) if word}
+        for names in (normal, tumour)
+    )
+    if label in healthy if healthy else is_healthy(label):
+        return NORMAL
+    return "" if slide.has_geometry and label not in anomalous else TUMOUR
+
+
+def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in batches.
+
+    Raises
+    ------
+    StoreMismatchError
+        The tiles are smaller.
+    """
+    if size > slide.tile:
+        raise StoreMismatchError(
+            f"its tiles of {slide.tile} px are smaller than the detector's {size} px",
+            subject=slide.name,
+            remedy="Train with --option input_px, or give a store with larger tiles.",
+        )
+    first = (slide.tile - size) // 2
+    centre = slice(first, first + size)
+    # Whole chunks: a part of one costs as much to read as all of it.
+    block = -(-batch // slide.chunk) * slide.chunk
+    for start in range(0, len(slide), block):
+        tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
+        for at in range(0, len(tiles), batch):
+            yield np.ascontiguousarray(tiles[at : at + batch])
 
 
 def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:

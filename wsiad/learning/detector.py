@@ -248,13 +248,21 @@ class FitReport:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+Pooling = Annotated[
+    Literal["mean", "max", "quantile"],
+    pydantic.Field(
+        description="How the scores of the places within a tile become the tile's score."
+    ),
+]
+"""How a score of a tile is made of those of its places; a method chooses its default alone."""
+
+
 class DetectorOptions(Config):
     """Options that every detector has; a detector adds its own."""
 
     input_px: Annotated[int, pydantic.Field(ge=8)] | None = None
     """Edge of the input in pixels at the store's µm/px; by default the method's own."""
-    pooling: Literal["mean", "max", "quantile"] = "mean"
-    """How the scores of the places within a tile become the tile's score."""
+    pooling: Pooling = "mean"
     pooling_quantile: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     """Which quantile of the places, with ``pooling: quantile``."""
     orientations: Literal[1, 2, 4, 8] = 1

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from wsiad.core.config import QuietOptions, verb, write_config
-from wsiad.core.errors import DetectorError, InputError, StoreMismatchError
+from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.files import write_json, write_text
-from wsiad.core.labels import is_healthy, label_of
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
 from wsiad.evaluation.groups import (
@@ -23,8 +20,10 @@ from wsiad.evaluation.groups import (
     TUMOUR,
     GroupScores,
     by_type,
+    centre_windows,
     group_facts,
     scores_table,
+    truth_of,
     type_line,
 )
 from wsiad.learning.training_options import DeviceOptions
@@ -183,7 +182,7 @@ def _scored(
                 parts.append(detector.score(windows))
                 progress.update(len(windows), note=slide.name)
             label = labels.get(slide.name, "")
-            truth = _truth(slide, label, config)
+            truth = truth_of(slide, label, normal=config.normal, tumour=config.tumour)
             scores = np.concatenate(parts)
             if not np.isfinite(scores).all():
                 raise DetectorError(
@@ -193,48 +192,6 @@ def _scored(
                 )
             groups.append(GroupScores(slide.name, label, truth, scores))
     return groups
-
-
-def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in batches.
-
-    Raises
-    ------
-    StoreMismatchError
-        The tiles are smaller.
-    """
-    if size > slide.tile:
-        raise StoreMismatchError(
-            f"its tiles of {slide.tile} px are smaller than the detector's {size} px",
-            subject=slide.name,
-            remedy="Train with --option input_px, or give a store with larger tiles.",
-        )
-    first = (slide.tile - size) // 2
-    centre = slice(first, first + size)
-    # Whole chunks: a part of one costs as much to read as all of it.
-    block = -(-batch // slide.chunk) * slide.chunk
-    for start in range(0, len(slide), block):
-        tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
-        for at in range(0, len(tiles), batch):
-            yield np.ascontiguousarray(tiles[at : at + batch])
-
-
-def _truth(slide: StoredSlide, label: str, config: ScoreTilesConfig) -> str:
-    """Tell what the tiles of a group show, by its label.
-
-    A slide with tumour holds healthy tiles too: unless the user knows better, its label
-    says nothing of a tile.
-    """
-    if not label:
-        return ""
-    # A store keeps labels in the vocabulary's words, which need not be the user's.
-    normal, tumour = (
-        {word for name in names for word in (name.strip().lower(), label_of(name)) if word}
-        for names in (config.normal, config.tumour)
-    )
-    if label in normal if normal else is_healthy(label):
-        return NORMAL
-    return "" if slide.has_geometry and label not in tumour else TUMOUR
 
 
 def _summary(
