@@ -28,7 +28,9 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.device import choose_device
 from wsiad.learning.ranks import Ranks
+from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
 from wsiad.runs.healthy_tiles import TrainingOptions, healthy_slides, tile_source, usable_tiles
+from wsiad.runs.preparation import check_prepared_alike
 from wsiad.runs.split import HealthySplit, SlideTiles, split_slides
 from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
@@ -116,6 +118,37 @@ def choose(options: TrainingOptions) -> Chosen:
         skipped=skipped,
         usable=usable,
         unusable=unusable,
+    )
+
+
+def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | None:
+    """Find the labelled anomalous tiles, if there are any; prepared as the healthy ones.
+
+    Raises
+    ------
+    StoreError, StoreMismatchError, InputError, DetectorError
+        As by :func:`wsiad.train`.
+    """
+    if options.anomalies is None:
+        return None
+    store = TileStore(options.anomalies)
+    check_prepared_alike(
+        store, chosen.store.preparation, chosen.store.target, keys=("mpp", "stain")
+    )
+    if store.preparation.tile < chosen.size:
+        raise DetectorError(
+            f"needs {chosen.size} px and the anomalous tiles have {store.preparation.tile} px",
+            subject=options.detector,
+            remedy="Give larger ones, or a smaller input by --option input_px.",
+        )
+    thresholds = store.preparation.quality.changed_by(options.quality)
+    return anomaly_slides(
+        store,
+        types=options.anomaly_types,
+        split=options.split,
+        most=options.anomaly_tiles,
+        seed=options.seed,
+        usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
     )
 
 

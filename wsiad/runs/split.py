@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
 
 _CANDIDATES = 64  # assignments of slides that are compared
 _LEAST_SLIDES = 3  # one for each part
@@ -157,3 +161,15 @@ def _by_tile(
         for part in np.split(order, np.cumsum(_part_sizes(len(owner), shares))[:2])
     )
     return HealthySplit(fit, stop, calibration, by_slide=False)
+
+
+def slides_by_use(
+    parts: HealthySplit, healthy: list[StoredSlide], anomalous: list[StoredSlide]
+) -> dict[str, dict[str, str]]:
+    """Return fingerprints of the slides by what they were used for: others are held out wholly."""
+    marks = {slide.name: slide.fingerprint for slide in healthy}
+    uses = {"fit": parts.fit, "stop": parts.stop, "calibration": parts.calibration}
+    found = {use: {item.slide: marks[item.slide] for item in part} for use, part in uses.items()}
+    if anomalous:
+        found["anomalies"] = {slide.name: slide.fingerprint for slide in anomalous}
+    return found

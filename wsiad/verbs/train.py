@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import build, verb
-from wsiad.core.errors import DetectorError
 from wsiad.core.files import write_json
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
-from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, check_use
+from wsiad.runs.anomalies import AnomalySlides, check_use
 from wsiad.runs.claim import taken
-from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint, usable_tiles
-from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint
+from wsiad.runs.preparation import PREPARATION, preparation_of
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from wsiad.learning.detector import Detector, FitReport
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.fitting import Chosen
-    from wsiad.runs.split import HealthySplit
-    from wsiad.store.stored_slide import StoredSlide
-    from wsiad.store.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +86,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.device import choose_device
-    from wsiad.runs.fitting import check_devices, choose
+    from wsiad.runs.fitting import anomalies_of, check_devices, choose
     from wsiad.runs.run import RUN
 
     start = time.monotonic()
@@ -100,7 +96,7 @@ def train(config: TrainConfig) -> TrainResult:
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
-    anomalies = _anomalies(config, chosen.store, size=chosen.size)
+    anomalies = anomalies_of(config, chosen)
     with taken(
         config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
     ) as complete:
@@ -121,6 +117,7 @@ def _made(
     from wsiad.runs.examples import choose_examples
     from wsiad.runs.fitting import fit_context, together
     from wsiad.runs.run import RunFolder, RunRecord
+    from wsiad.runs.split import slides_by_use
 
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
     tile_seconds = slide_seconds(config.store / SLIDES_TABLE)
@@ -181,7 +178,7 @@ def _made(
             tile_seconds=tile_seconds,
             stores={config.store.name: store_fingerprint(store, slides)},
             split=parts.note,
-            slides=_slides_by_use(parts, slides, anomalies.slides if anomalies else []),
+            slides=slides_by_use(parts, slides, anomalies.slides if anomalies else []),
             notes=notes,
             versions=versions() | ({maker.name: maker.version} if maker else {}),
         )
@@ -193,43 +190,6 @@ def _made(
         ]
     )
     return TrainResult(config.out, report.ended_by, report.steps, summary)
-
-
-def _slides_by_use(
-    parts: HealthySplit, healthy: list[StoredSlide], anomalous: list[StoredSlide]
-) -> dict[str, dict[str, str]]:
-    """Fingerprints of the slides by what they were used for: others are held out wholly."""
-    marks = {slide.name: slide.fingerprint for slide in healthy}
-    uses = {"fit": parts.fit, "stop": parts.stop, "calibration": parts.calibration}
-    found = {use: {item.slide: marks[item.slide] for item in part} for use, part in uses.items()}
-    if anomalous:
-        found["anomalies"] = {slide.name: slide.fingerprint for slide in anomalous}
-    return found
-
-
-def _anomalies(config: TrainConfig, healthy: TileStore, *, size: int) -> AnomalySlides | None:
-    """Labelled anomalous tiles, if there are any; prepared as the healthy ones."""
-    from wsiad.store.tile_store import TileStore
-
-    if config.anomalies is None:
-        return None
-    store = TileStore(config.anomalies)
-    check_prepared_alike(store, healthy.preparation, healthy.target, keys=("mpp", "stain"))
-    if store.preparation.tile < size:
-        raise DetectorError(
-            f"needs {size} px and the anomalous tiles have {store.preparation.tile} px",
-            subject=config.detector,
-            remedy="Give larger ones, or a smaller input by --option input_px.",
-        )
-    thresholds = store.preparation.quality.changed_by(config.quality)
-    return anomaly_slides(
-        store,
-        types=config.anomaly_types,
-        split=config.split,
-        most=config.anomaly_tiles,
-        seed=config.seed,
-        usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
-    )
 
 
 def _already_done(config: TrainConfig) -> TrainResult:
