@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 all went well; 1 something failed and was reported; 2 the command is wrong; 130
-        and 143 it was ended by SIGINT or SIGTERM, and what is whole was kept.
+        and 143 it was ended by SIGINT or SIGTERM, and finished work is kept.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _DEBUG in arguments
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         print(
-            f"wsiad {name}: {'ended by SIGTERM' if ended else 'interrupted'}; what is whole was "
-            "kept. Run the same command again to go on.",
+            f"wsiad {name}: {'ended by SIGTERM' if ended else 'interrupted'}; finished work is "
+            "kept. Run the same command again to continue.",
             file=sys.stderr,
         )
         return 143 if ended else 130

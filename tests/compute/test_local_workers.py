@@ -110,7 +110,7 @@ def test_an_ended_run_says_one_line_and_leaves_nothing(tiling, number, when, sen
     _, err = running.communicate(timeout=LIMIT_SECONDS)
     code, said = ENDS[number]
     assert err == (
-        f"wsiad tile: {said}; what is whole was kept. Run the same command again to go on.\n"
+        f"wsiad tile: {said}; finished work is kept. Run the same command again to continue.\n"
     )
     assert running.returncode == code
     until(lambda: not group(running.pid))

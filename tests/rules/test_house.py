@@ -10,6 +10,7 @@ import ast
 import re
 import tomllib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,28 @@ def test_the_lists_refuse_new_faults_and_mended_ones() -> None:
         compared({"a.py", "b.py"}, ["a.py"], "remedy")
     with pytest.raises(AssertionError, match=r"a\.py.*take them off"):
         compared(set(), ["a.py"], "remedy")
+
+
+UNREADABLE = re.compile(r"(Of|What|Who)\b")
+
+
+def docstrings(text: str) -> Iterator[str]:
+    """Docstrings of a module, its classes and functions, and of their attributes."""
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            for part in body:
+                value = part.value if isinstance(part, ast.Expr) else None
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield value.value.strip()
+
+
+def test_docstrings_read_well_alone() -> None:
+    """One that begins so is half a sentence: the name before it would be its beginning."""
+    found = [
+        f"{name}: {line.splitlines()[0]}"
+        for name, path in MODULES.items()
+        for line in docstrings(path.read_text("utf-8"))
+        if UNREADABLE.match(line)
+    ]
+    assert not found, "begin with the subject"

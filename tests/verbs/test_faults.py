@@ -424,7 +424,7 @@ def test_an_ended_run_clears_up_and_says_how_to_go_on(lasting, tmp_path, number,
         (os.killpg if group else os.kill)(running.pid, number)
         _, err = running.communicate(timeout=60)
     assert running.returncode == code, err
-    assert f"wsiad tile: {said}; what is whole was kept. Run the same command again" in err
+    assert f"wsiad tile: {said}; finished work is kept. Run the same command again" in err
     assert "Traceback" not in err
     assert hidden(out) == []
     assert TileStore(out).names() == ["s0"]

@@ -1,4 +1,4 @@
-"""What classes and groups of outlines mean: tumour, cut out of it, or nothing that is known."""
+"""Classes and groups of outlines: tumour, cut out of it, or nothing that is known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wsiad.core.errors import AnnotationError
 
 
 class Role(enum.StrEnum):
-    """What an outline says about the tissue within it."""
+    """The meaning of an outline for the tissue within it."""
 
     TUMOUR = "tumour"
     CUT_OUT = "cut-out"
@@ -45,7 +45,7 @@ def role_of(group: str) -> Role | None:
 
 
 class ClassMap:
-    """What classes mean: what the user says of them, else :func:`role_of`.
+    """The meaning of classes: the user's, else that of :func:`role_of`.
 
     Parameters
     ----------

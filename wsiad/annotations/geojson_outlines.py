@@ -78,7 +78,7 @@ def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found in a file so far."""
+    """The outlines of a file that were read so far."""
 
     meanings: ClassMap
     outlines: list[Outline] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What people outlined on a slide: areas with a role, in level-0 pixels.
+"""Outlines that people drew on a slide: areas with a role, in level-0 pixels.
 
 Rings of corners: checked where they enter, and the area that they wind around.
 

@@ -33,7 +33,7 @@ from wsiad.slides.staging import Staging, discard_staged
 
 
 class LastTaskLike(Protocol):
-    """What a division has to know of the task that joins a slide."""
+    """The task that joins a slide, as a division knows it."""
 
     def after(self, seconds: float) -> Self:
         """Return the same task, told how long others have worked on its slide."""
@@ -45,7 +45,7 @@ L = TypeVar("L", bound=LastTaskLike)
 
 @dataclass(frozen=True, slots=True)
 class Divided(Generic[L]):
-    """What a task returns that is too large: other tasks in its place.
+    """The result of a task that is too large: other tasks in its place.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Divided(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class PartDone:
-    """What the task of a part returns.
+    """The result of the task of a part.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ _TABLE_SECONDS = 1.0
 
 
 class SlideTaskLike(Protocol):
-    """What a batch has to know of a task: its slide."""
+    """A task as a batch knows it: by its slide."""
 
     @property
     def slide(self) -> SlideInput:

@@ -58,7 +58,7 @@ class JobsConfig(Config):
     account: str | None = None
     """Account, or project, to charge."""
     resource_spec: str | None = None
-    """What is asked of PBS or SGE by `-l`, where cores and memory are not enough."""
+    """Resources asked of PBS or SGE by `-l`, where cores and memory are not enough."""
     interface: str | None = None
     """Network interface of workers and scheduler, as `ib0`."""
     scheduler_interface: str | None = None

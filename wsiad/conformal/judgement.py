@@ -250,7 +250,7 @@ class SlideJudgement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HealthySlides:
-    """What held-out healthy slides show: their own scores, their tiles and their regions."""
+    """Held-out healthy slides: their own scores, their tiles and their regions."""
 
     slides: HealthyReference
     tiles: HealthyReference

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, configs, geometry, progress."""
+"""The ground of all rooms: errors, files, configs, geometry, progress."""

@@ -36,7 +36,7 @@ _SAID = {
     "list_type": "a list",
     "path_type": "a path",
 }
-"""What is allowed, where pydantic says it in Python's words."""
+"""Words for what is allowed, where pydantic says it in Python's."""
 
 
 def explained(

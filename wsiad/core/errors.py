@@ -52,7 +52,7 @@ class ConfigError(WsiadError, ValueError):
 
 
 class InputError(WsiadError, ValueError):
-    """What was given to work on is not usable: empty folder, bad manifest, name clash."""
+    """An input is not usable: an empty folder, a bad manifest, two slides of one name."""
 
 
 class ClusterError(WsiadError, RuntimeError):

@@ -1,4 +1,4 @@
-"""What is being written: names that say by whom, and clearing away what the dead left.
+"""Ownership of files that are being written: names that say by whom, and leftovers of the dead.
 
 A process that is killed cannot tidy up. The name of whatever is being written says which
 process writes it, so that the next run can tell what a dead one left from what a live

@@ -1,4 +1,4 @@
-"""What made an artefact: versions of the package and of what decides its numbers."""
+"""The origin of an artefact: versions of the package and of all that decides its numbers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 _ASKED = (signal.SIGINT, signal.SIGTERM)
 _came: list[type[KeyboardInterrupt]] = []
-"""What ended the block of :func:`terminated` that runs; a process has its signals once."""
+"""The signal that ended the running block of :func:`terminated`; a process has its signals once."""
 
 
 class Terminated(KeyboardInterrupt):

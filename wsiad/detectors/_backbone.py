@@ -1,4 +1,4 @@
-"""What detectors share that look through a backbone of torchvision or timm."""
+"""The base of detectors that look through a backbone of torchvision or timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the baselines on frozen features share: options, sampling, scoring, state.
+"""The base of detectors on frozen features: options, sampling, scoring, state.
 
 Tiles sent through a network in batches.
 
@@ -182,7 +182,7 @@ class FeatureOptions(BackboneOptions):
     """The most feature vectors to fit on, drawn evenly from all places of those tiles."""
 
     default_layers: ClassVar[DefaultLayers] = FINE
-    """Of the method."""
+    """The layers that the method looks at by default."""
 
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the layers given, or the backbone's defaults."""

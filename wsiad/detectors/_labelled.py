@@ -1,4 +1,4 @@
-"""What the detectors that learn from labelled anomalous tiles share: features and folds.
+"""The base of detectors that learn from labelled anomalous tiles: features and folds.
 
 Small networks on frozen features, trained on balanced batches of both classes.
 """
@@ -59,7 +59,7 @@ class LabelledOptions(FeatureOptions):
     """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
     larger things than nuclei, and 1 for wsiad's."""
     statistics: Literal["mean", "mean-std"] = "mean-std"
-    """What is kept of a tile's features: their mean over its places, or also their deviation.
+    """Statistics of a tile's features: their mean over its places, or also their deviation.
     With ``mean`` a linear method scores every place."""
     fit_tiles: Annotated[int, pydantic.Field(ge=2)] = 4_000
     """The most healthy tiles to fit on."""
@@ -283,9 +283,9 @@ class HeadOptions(LabelledOptions):
     batch: Annotated[int, pydantic.Field(ge=2)] = 64
     """Vectors a step, half of them anomalous."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
-    """Of Adam, decoupled."""
+    """Decoupled weight decay of Adam."""
 
 
 class HeadDetector(LabelledDetector):

@@ -1,4 +1,4 @@
-"""What the detectors share that compare a tile with its reconstruction, perceptually."""
+"""The base of detectors that compare a tile with its reconstruction, perceptually."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the detectors share whose network is trained by the common loop: fit, scores, state.
+"""The base of detectors whose network is trained by the common loop: fit, scores, state.
 
 What the detectors share whose student learns a frozen teacher's features.
 """
@@ -211,7 +211,7 @@ class DistilledOptions(BackboneOptions, TrainedOptions):
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
 
     default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
-    """Of the method."""
+    """The layers that the method looks at by default."""
 
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the layers given, or the backbone's defaults."""

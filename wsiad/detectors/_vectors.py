@@ -1,4 +1,4 @@
-"""What baselines do with vectors: count, project, whiten, find neighbours, in blocks."""
+"""Arithmetic of feature vectors: count, project, whiten, find neighbours, in blocks."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class DeepSvddOptions(TrainedOptions):
     centre_tiles: _Count = 2_048
     """The most healthy tiles whose mean output becomes the centre."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     weight_decay: _Decay = 5e-7
     """Weight of the squared weights in the loss."""
     pretrain_steps: Annotated[int, pydantic.Field(ge=0)] = 5_000

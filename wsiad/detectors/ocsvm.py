@@ -31,7 +31,7 @@ class OcsvmOptions(FeatureOptions):
     nu: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     """Share of healthy vectors that may lie outside, and the least share that is kept."""
     gamma: Literal["scale"] | Annotated[float, pydantic.Field(gt=0)] = "scale"
-    """Of the kernel exp(−γ |u − v|²); ``scale`` is 1 / (components × their mean variance)."""
+    """γ of the kernel exp(−γ |u − v|²); ``scale`` is 1 / (components × their mean variance)."""
     pca_components: PcaComponents = 0.95
     """Principal components of the standardised features: a number, a share of variance, or all."""
     fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000

@@ -120,13 +120,13 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     batch: _Count = 32
     """Healthy tiles a step, and as many anomalous ones."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-    """Of AdamW, for the backbone."""
+    """Learning rate of AdamW for the backbone."""
     head_factor: Annotated[float, pydantic.Field(gt=0)] = 10.0
     """How many times larger it is for the linear layer."""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
-    """Of AdamW, decoupled."""
+    """Decoupled weight decay of AdamW."""
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.98
     """Keep a running average of the weights with this decay a step."""
     dropout: _Share = 0.3

@@ -127,7 +127,7 @@ class GradientBalance(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PiadBatch:
-    """What a step of the critics is taken on.
+    """The tensors that a step of the critics is taken on.
 
     Parameters
     ----------
@@ -257,9 +257,9 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     batch: _Count = 96
     """Tiles a step, dealt to the updates of the critics and the one of the autoencoder."""
     learning_rate: _Positive = 2e-4
-    """Of encoder and decoder, by Adam whose moments decay by 0.5 and 0.99."""
+    """Learning rate of encoder and decoder, by Adam whose moments decay by 0.5 and 0.99."""
     critic_learning_rate: _Positive = 5e-4
-    """Of the critics."""
+    """Learning rate of the critics."""
     critic_updates: _Count = 2
     """Updates of the critics a step."""
     gradient_penalty: _NotNegative = 10.0

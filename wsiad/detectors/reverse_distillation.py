@@ -207,7 +207,7 @@ class ReverseDistillationOptions(DistilledOptions):
     batch: Annotated[int, pydantic.Field(ge=1)] = 16
     """Tiles a step."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
-    """Of Adam, whose moments decay by 0.5 and 0.999."""
+    """Learning rate of Adam, whose moments decay by 0.5 and 0.999."""
 
     default_layers: ClassVar[DefaultLayers] = CODED
 

@@ -22,7 +22,7 @@ class StudentTeacherOptions(DistilledOptions):
     """The published one is ``sgd`` with ``learning_rate`` 0.4, for ResNet-18 and its batch
     normalisation; networks without it, such as SqueezeNet, diverge then."""
     momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
-    """Of ``sgd``."""
+    """Momentum of ``sgd``."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-4
     """Weight of the squared weights in the loss."""
 

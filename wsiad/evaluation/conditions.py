@@ -1,4 +1,4 @@
-"""What figures rest on, in words: scale, origin of outlines, what was left aside."""
+"""The conditions of figures, in words: scale, origin of outlines, what was left aside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `evaluate` and `compare` read alike: ground truth, reference, results, exclusions."""
+"""The inputs of `evaluate` and `compare`: ground truth, reference, results, exclusions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FINEST_UM = 0.01
 
 
 class EvaluationOptions(QuietOptions):
-    """What results are held against, and how."""
+    """The ground truth that results are held against, and how."""
 
     ORDER: ClassVar[Order] = (..., "quiet")
 
@@ -36,7 +36,7 @@ class EvaluationOptions(QuietOptions):
     masks: Path | None = None
     """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
     class_map: dict[str, str] = pydantic.Field(default_factory=dict)
-    """What a class or group of outlines means: tumor, cut-out or ignore, as Carcinoma=tumor."""
+    """Meaning of a class or group of outlines: tumor, cut-out or ignore, as Carcinoma=tumor."""
     annotation_origin: Literal["auto", "level0", "bounds"] = "auto"
     """Where outlines count from that do not say so: `level0`, the slide's corner, `bounds`, that
     of its bounds; by default GeoJSON from the bounds, as QuPath, and ASAP's XML from level 0."""
@@ -59,7 +59,7 @@ class EvaluationOptions(QuietOptions):
     exclude_from_froc: tuple[str, ...] = ()
     """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
     unscored: CountedAs = "exclude"
-    """What becomes of slides without a score (failed, unusable, without tissue): left out of the
+    """Treatment of slides without a score (failed, unusable, without tissue): left out of the
     ranking, or counted as the lowest or the highest score. It is said either way."""
     bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
     """Resamples of the slides for intervals."""

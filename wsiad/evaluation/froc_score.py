@@ -22,7 +22,7 @@ from wsiad.evaluation.matching import Floats, Rules, SlideHits, all_thresholds, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassScore:
-    """What was found of the tumour regions of one class.
+    """The tumour regions of one class, and how many of them were found.
 
     Parameters
     ----------

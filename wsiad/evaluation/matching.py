@@ -1,4 +1,4 @@
-"""What the detections on a slide hit: which tumour regions, and which none.
+"""Matching of detections with tumour regions: which they hit, and which hit none.
 
 What the official CAMELYON16 protocols of FROC do differently: their rules, as values.
 
@@ -37,7 +37,7 @@ ProtocolName = Literal["camelyon16-2016", "camelyon16-dataset"]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the protocols do differently.
+    """The rules by which the protocols differ.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True, slots=True)
 class TumourRegion:
-    """What a protocol takes for one lesion, or for one group of isolated tumour cells.
+    """One lesion by a protocol, or one group of isolated tumour cells.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ class Detections:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideHits:
-    """What the detections on one slide hit.
+    """The hits of the detections on one slide.
 
     Parameters
     ----------

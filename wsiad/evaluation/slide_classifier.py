@@ -124,7 +124,7 @@ SUPERVISED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForestResult:
-    """What a forest makes of the slides.
+    """The scores that a forest gives the slides.
 
     Parameters
     ----------

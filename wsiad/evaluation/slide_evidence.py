@@ -1,4 +1,4 @@
-"""What each slide contributes to the figures: read once, slide by slide.
+"""The contribution of each slide to the figures, read once, slide by slide.
 
 Which scored windows show tumour, by the outlines of their slide.
 """
@@ -153,7 +153,7 @@ class ProtocolEvidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideEvidence:
-    """What one slide contributes.
+    """The contribution of one slide.
 
     Parameters
     ----------

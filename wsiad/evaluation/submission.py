@@ -36,12 +36,12 @@ SlideScore = Literal["max", "top_k_mean", "percentile"]
 """Which score of a slide of ``wsiad heatmap`` is its score."""
 
 SCORE_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
-"""What to do about a slide whose results are damaged."""
+"""Remedy for a slide whose results are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlide:
-    """What somebody, or ``wsiad heatmap``, found on a slide.
+    """The findings of somebody, or of ``wsiad heatmap``, on a slide.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from wsiad.core.files import checked_slide_name
 from wsiad.slides.slide_files import SUFFIXES
 
 _LONGEST = 4096
-"""Of a part of a slide's name, bytes."""
+"""The most bytes of a part of a slide's name."""
 
 
 def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:

@@ -26,7 +26,7 @@ class ScoringOptions(Config):
     """Step from window to window, pixels at the run's scale; by default the window's edge.
     Smaller steps overlap, and scores are averaged."""
     detail: Literal["window", "place"] = "window"
-    """What a heatmap pixel shows: the score of the windows over it, or of the places
+    """Source of a heatmap pixel: the score of the windows over it, or of the places
     within them where the method scores places."""
 
 

@@ -275,7 +275,7 @@ class Stitcher:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """What scoring a slide's windows made; no heatmap where there is no window.
+    """The scores of a slide's windows, stitched; no heatmap where there is no window.
 
     Without one, ``unusable`` says why it could not be looked at; empty where it is without tissue.
     """

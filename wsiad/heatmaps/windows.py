@@ -268,7 +268,7 @@ def score_windows(
 
 @dataclass(frozen=True, slots=True)
 class WindowSource:
-    """What both ways of reading a slide's windows have to say of it.
+    """A slide's windows, read from the slide or from a store, with all that is known of the slide.
 
     The identity is what the results depend on, as it was before anything was read; the
     slide is ``None`` where windows come from a store, which does not change. Some windows,

@@ -39,7 +39,7 @@ CriticLoss = Callable[[Critic, "Match"], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a critic is to tell apart; it carries no gradient.
+    """The tensors that a critic is to tell apart; they carry no gradient.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ class AdversarialOptions(Config):
     """The critic of an adversarial term, and how it is trained: a Wasserstein game."""
 
     learning_rate: _Positive = 2e-4
-    """Of the critic's Adam; constant."""
+    """Learning rate of the critic's Adam; constant."""
     critic_steps: _Count = 2
     """Steps of the critic before each of the autoencoder, each with a batch of its own."""
     gradient_penalty: _NotNegative = 10.0

@@ -158,7 +158,7 @@ class ContrastiveOptions(LoopOptions):
     """Channels of VGG19's blocks, as many blocks as there are numbers; VGG19's own are 64,
     128, 256, 512 and 512."""
     views: ViewOptions = ViewOptions()
-    """What two views of a tile may differ in."""
+    """The ways in which two views of a tile may differ."""
     temperature: _Positive = 0.2
     """Divides the cosines between views: a lower one looks at the most similar tiles."""
     precision: Literal["float32", "bfloat16"] = "float32"

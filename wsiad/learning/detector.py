@@ -93,7 +93,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a detector looks at.
+    """The input of a detector: size and scale of its windows.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from wsiad.core.errors import DetectorError
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one step works on.
+    """The stage that one step works on.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ Where the training has stages, the :class:`~wsiad.learning.stages.Stage` comes s
 
 
 class Step:
-    """What is done in a step, a pure function of its tiles, the seed and its number.
+    """One step of a training, a pure function of its tiles, the seed and its number.
 
     Parameters
     ----------

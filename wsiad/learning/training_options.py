@@ -13,6 +13,14 @@ _Positive = Annotated[float, pydantic.Field(gt=0)]
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _NOT_IDENTITY = frozenset({"max_steps", "checkpoint_seconds", "log_interval"})
 
+END_WORDS = {
+    "fitted": "fitted",
+    "early-stopping": "stopped early",
+    "max-steps": "stopped at max_steps",
+    "max-minutes": "stopped at max_minutes",
+}
+"""Words for people on why a fit ended."""
+
 
 class LoopOptions(Config):
     """How a network is trained."""
@@ -20,7 +28,7 @@ class LoopOptions(Config):
     batch: _Count = 128
     """Tiles a step."""
     learning_rate: _Positive = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
     grad_clip: _Positive | None = None

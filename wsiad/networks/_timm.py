@@ -27,10 +27,10 @@ _NOT_THE_NETWORKS = frozenset(
     | {"num_classes", "features_only", "out_indices", "scriptable", "exportable", "no_jit"}
     | {"pretrained_strict", "pretrained_filter_fn", "kwargs_filter", "model_name", "model_cfg"}
 )
-"""What timm's factory takes beside the arguments of a network."""
+"""Arguments of timm's factory that are not those of a network."""
 
 _AS_IT_IS = {"num_classes": 0, "pretrained": False}
-"""What is done of it anyway, and stands in the instructions of published encoders."""
+"""Arguments that change nothing here, and stand in the instructions of published encoders."""
 
 
 class _FoundAllError(Exception):

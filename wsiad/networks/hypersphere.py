@@ -64,7 +64,7 @@ class BiasFreeEncoder(nn.Sequential):
 
 
 class MirrorDecoder(nn.Sequential):
-    """What turns the representation back into an image in [0, 1]; as wide as the encoder."""
+    """A decoder from the representation back to an image in [0, 1], as wide as the encoder."""
 
     def __init__(self, image_px: int, channels: Sequence[int], representation: int) -> None:
         edge = _last_edge(image_px, channels)

@@ -89,7 +89,7 @@ SHIPPED_FILE = Path(__file__).parent / "shipped" / "lymph_node.safetensors"
 """A slim VGG19 that ``wsiad pretrain`` made of healthy PatchCamelyon tiles; docs/pretrain.md."""
 
 SHIPPED_SOURCE = f"wsiad {SHIPPED_FILE.name}"
-"""What :attr:`Weights.source` says of it."""
+"""The value of :attr:`Weights.source` for the shipped file."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -101,7 +101,7 @@ _WRAPPED = (
 
 _DEEPEST = 3
 _MOST_TIMES = 10
-"""What a file may claim to hold, of its own size: weights cannot be packed much smaller."""
+"""The most that a file may claim to hold, in its own sizes: weights hardly shrink."""
 
 
 @contextmanager

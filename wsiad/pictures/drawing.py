@@ -22,9 +22,9 @@ Colour = tuple[int, int, int]
 INK: Colour = (29, 36, 48)
 MUTED: Colour = (90, 100, 116)
 OUTLINE: Colour = (0, 110, 60)
-"""Of the tissue."""
+"""Colour of the tissue's outline."""
 KEPT: Colour = (24, 66, 140)
-"""Of the tiles that are used."""
+"""Colour of the tiles that are used."""
 
 # Colours of Okabe and Ito, which differ for all kinds of colour vision; the hatches say
 # the same without any colour.

@@ -37,7 +37,7 @@ from wsiad.tissue.quality import Reason, Reasons
 EXAMPLES = 12
 """Tiles that are kept to choose those from that are shown."""
 MAX_BYTES = 300_000
-"""Of the picture's file."""
+"""The most bytes of the picture's file."""
 
 _SLIDE_PX = (880, 760)
 _LARGEST_SCALE = 8
@@ -56,7 +56,7 @@ _MEANING = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overview:
-    """What an overview shows.
+    """The content of an overview.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the pages of the package are made with: templates, their policy, and pictures.
+"""The pages of the package: templates, their policy, and pictures.
 
 ``report.html``: one page with every slide, its pictures, the figures and the facts of a run.
 

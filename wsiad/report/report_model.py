@@ -16,7 +16,7 @@ Pictures = Sequence[tuple[str, Path]]
 
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """What the colours of the overlays mean.
+    """The meaning of the colours of the overlays.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class SlideEntry:
 
     @property
     def flags(self) -> list[str]:
-        """What the reader of the slide has to know, one thing each."""
+        """Facts that the reader of the slide has to know, one thing each."""
         return [flag for flag in self.reason.split("; ") if flag]
 
 

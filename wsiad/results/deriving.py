@@ -1,4 +1,4 @@
-"""What is derived from a slide's scores: regions, detections, evidence, and files of them.
+"""Deriving regions, detections, evidence and files of them from a slide's scores.
 
 Nothing here needs the detector, except evidence that is not there yet, and nothing reads the
 slide, except views of regions. All of it is written beside the scores, which stay as they are.
@@ -69,7 +69,7 @@ NOTES = "notes"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What of a slide has to be derived.
+    """The parts of a slide's results that have to be derived.
 
     Parameters
     ----------

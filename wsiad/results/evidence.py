@@ -36,7 +36,7 @@ _RGB = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """What the regions of a slide are explained by.
+    """The detector and the healthy examples that explain the regions of a slide.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Explainer:
 
     @property
     def scale(self) -> ColourScale | None:
-        """Of maps of differences, the same for all of a run: by those at healthy places."""
+        """Colour scale of maps of differences, one for all of a run: by those at healthy places."""
         if self.examples is None or self.examples.difference is None:
             return None
         return ColourScale.from_healthy(self.examples.difference)

@@ -1,4 +1,4 @@
-"""What a slide's folder holds of its strongest regions, read as files from anywhere are read.
+"""The files about a slide's strongest regions, read as files from anywhere are read.
 
 Two files, each of which may be absent: ``regions.json`` with the fields of view around the
 regions, and ``evidence.json`` with the healthy tiles that are nearest to them. The regions
@@ -83,7 +83,7 @@ class HealthyTile(_Value):
 
 
 class RegionEvidence(_Value):
-    """What a region is compared with.
+    """The healthy tiles that a region is compared with.
 
     Parameters
     ----------

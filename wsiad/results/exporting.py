@@ -67,7 +67,7 @@ class ExportTask:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is to be exported.
+    """The work of an export.
 
     Parameters
     ----------

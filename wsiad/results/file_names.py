@@ -14,7 +14,7 @@ from wsiad.slides import slide_table
 # In the results folder itself.
 
 FACTS: Final = "run.json"
-"""What the results were made with."""
+"""Run, options and versions that the results were made with."""
 CONFIG: Final = "config.yaml"
 """The resolved configuration of ``wsiad heatmap``."""
 SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
@@ -50,7 +50,7 @@ SIGNIFICANCE_TABLE: Final = "significance.csv"
 # In a slide's folder.
 
 SLIDE: Final = "slide.json"
-"""What was scored, and the row of the table; written last."""
+"""Record of the slide: its scores' origin and its row of the table; written last."""
 WINDOWS: Final = "windows.npy"
 """Every scored window: place, score, percentile."""
 WINDOWS_P: Final = "windows_p.npy"
@@ -82,6 +82,6 @@ EVIDENCE_PICTURES: Final = "evidence"
 OUTLINES: Final = "lesions.geojson"
 """Outlined regions for QuPath."""
 NOT_ASSESSED: Final = "not_assessed.geojson"
-"""What was left out, outlined for QuPath."""
+"""Places that were left out, outlined for QuPath."""
 DETECTIONS: Final = "detections.csv"
 """Strongest places, for FROC scripts."""

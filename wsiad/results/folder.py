@@ -150,7 +150,7 @@ class Results:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What the results were made with: ``digest``, ``run``, ``detector``, ``versions``.
+        """Facts about how the results were made: ``digest``, ``run``, ``detector``, ``versions``.
 
         Raises
         ------

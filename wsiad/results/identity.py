@@ -1,4 +1,4 @@
-"""What the results of a folder depend on: what was scored, and what was derived from it.
+"""The identity of results: all that the scores depend on, and all that is derived from them.
 
 ``run.json`` of a results folder states both. ``digest`` is that of the run and of all that
 decides the scores; ``derived`` has the options that decide regions, detections and evidence, by

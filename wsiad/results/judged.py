@@ -1,4 +1,4 @@
-"""What was found of results, read back: ``evaluation.json``, ``significance.json``."""
+"""Judgements of results, read back: ``evaluation.json``, ``significance.json``."""
 
 from __future__ import annotations
 

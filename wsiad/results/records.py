@@ -14,10 +14,10 @@ from wsiad.core.json_record import checked, read_record
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
 
 MAKE = "Make them: wsiad heatmap."
-"""What to do about a folder that holds no results."""
+"""Remedy for a folder that holds no results."""
 
 SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."
-"""What to do about a slide whose record is damaged."""
+"""Remedy for a slide whose record is damaged."""
 
 _Text = Annotated[str, pydantic.Field(strict=True)]
 _Score = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None

@@ -1,4 +1,4 @@
-"""What ``wsiad heatmap`` is given to score: slides, or those of a store."""
+"""The slides that ``wsiad heatmap`` scores, given as such or as a store."""
 
 from __future__ import annotations
 

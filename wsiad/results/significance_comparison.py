@@ -50,7 +50,7 @@ class SignificanceConfig(QuietOptions):
 
 @dataclass(frozen=True, slots=True)
 class SignificanceResult:
-    """What comparing with healthy slides made.
+    """The result of comparing with healthy slides.
 
     Parameters
     ----------

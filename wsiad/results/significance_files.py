@@ -1,4 +1,4 @@
-"""What ``wsiad significance`` writes, and what is read of it again."""
+"""The files of ``wsiad significance``, written and read again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ STATED = (
     "All of it is on average over references: one of few slides may give more alarms.",
     "None of it holds for slides of another scanner, laboratory, tissue or stain.",
 )
-"""What the p-values promise, and what they do not; in every ``significance.json``."""
+"""Statement of what the p-values promise and do not; in every ``significance.json``."""
 
 
 @dataclass(frozen=True, slots=True)

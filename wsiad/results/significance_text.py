@@ -1,4 +1,4 @@
-"""What people are told of p-values: what is stated, what weakens it, what was found."""
+"""The words about p-values: what is stated, what weakens it, what was found."""
 
 from __future__ import annotations
 

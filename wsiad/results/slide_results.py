@@ -52,7 +52,7 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SlideResults:
-    """What ``wsiad heatmap`` made of a slide; get it by :meth:`wsiad.Results.slide`.
+    """The results of one slide; get them by :meth:`wsiad.Results.slide`.
 
     Everything is read when it is asked for. A slide that was not scored has no heatmap, windows,
     regions or detections: to ask for them is an error that says why, never an empty answer.

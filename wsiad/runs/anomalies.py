@@ -54,7 +54,7 @@ class AnomalyOptions(Config):
 
 @dataclass(frozen=True, slots=True)
 class AnomalySlides:
-    """What of a store's anomalous slides is learnt from.
+    """The anomalous slides of a store that are learnt from.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ _PATIENCE_SECONDS = 10
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Chosen:
-    """What options choose: the method, and of which slides which tiles.
+    """The choice of a training: the method, the slides, and which of their tiles.
 
     Parameters
     ----------

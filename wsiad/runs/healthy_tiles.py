@@ -1,4 +1,4 @@
-"""What a detector is fitted on: options of a training, and of a store which slides and tiles."""
+"""The healthy tiles that a detector is fitted on: options, slides of a store, and their tiles."""
 
 from __future__ import annotations
 

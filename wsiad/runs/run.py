@@ -52,7 +52,7 @@ _MOST_CONFIG = 1 << 20
 
 
 class RunRecord(Config):
-    """What ``run.json`` says."""
+    """The content of ``run.json``."""
 
     format: Literal[1] = 1
     """Version of the layout of the run folder."""
@@ -65,13 +65,13 @@ class RunRecord(Config):
     device: str
     """Where it was fitted."""
     ended_by: str
-    """What ended the fit: fitted, early-stopping, max-steps or max-minutes."""
+    """Why the fit ended: fitted, early-stopping, max-steps or max-minutes."""
     steps: int = 0
     """Optimiser steps taken."""
     seconds: float
-    """Of fit and calibration."""
+    """Seconds of fit and calibration."""
     tile_seconds: float | None = None
-    """Of tiling the store, its slides together."""
+    """Seconds of tiling the store, its slides together."""
     stores: dict[str, str]
     """Fingerprint by tile store."""
     split: str = ""
@@ -80,9 +80,9 @@ class RunRecord(Config):
     """Slides that it has learnt from, by what for (`fit`, `stop`, `calibration`, `anomalies`):
     fingerprints by name. Runs of before this was recorded have none."""
     notes: dict[str, Any] = pydantic.Field(default_factory=dict)
-    """What else the method has to say, such as the source of its pretrained weights."""
+    """Notes of the method, such as the source of its pretrained weights."""
     versions: dict[str, str] = pydantic.Field(default_factory=versions)
-    """Of wsiad, Python and the packages that results depend on."""
+    """Versions of wsiad, Python and the packages that results depend on."""
     finished: str = pydantic.Field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
@@ -90,7 +90,7 @@ class RunRecord(Config):
 
     @property
     def slides_by_fingerprint(self) -> dict[str, str]:
-        """What each slide was used for, by its fingerprint, such as ``"fit"``."""
+        """Use of each slide by its fingerprint, such as ``"fit"``."""
         return {mark: use for use, slides in self.slides.items() for mark in slides.values()}
 
     @property

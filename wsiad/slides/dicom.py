@@ -31,7 +31,7 @@ _MAGIC = b"DICM"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What a DICOM file says of itself.
+    """The facts that a DICOM file states of itself.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a path is: slides, a store, a run, results, …; for errors that name what was mixed up."""
+"""The kind of a path (slides, a store, a run, results, …), for errors that name a mix-up."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class OpenSlideBackend(Slide):
 
     @functools.cached_property
     def _inspector(self) -> TileInspector | None:
-        """What looks at the bytes of the tiles that OpenSlide decodes, where they are known."""
+        """Return the inspector of the tiles that OpenSlide decodes, where they are known."""
         sizes = [level.size for level in self.levels]
         return find_inspector(self.path, self.format, sizes, name=self.name)
 

@@ -1,4 +1,4 @@
-"""What the pixels of a slide are: only colours of 8 bits can be looked at."""
+"""The type of a slide's pixels: only colours of 8 bits can be looked at."""
 
 from __future__ import annotations
 

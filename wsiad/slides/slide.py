@@ -1,4 +1,4 @@
-"""What a slide is to the rest of the package.
+"""The slide, as the rest of the package knows it.
 
 A backend reads integer pixels of a level; everything about µm/px is
 :mod:`wsiad.slides.scaled`. Coordinates of levels are true to level 0: pyramids halve

@@ -24,7 +24,7 @@ DAMAGED_THERE = "not assessed, as the file is damaged there"
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """What every verb says of a slide.
+    """The row of a slide, as far as all verbs have it.
 
     Parameters
     ----------

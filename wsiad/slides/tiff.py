@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 FORMATS = TIFF_FORMATS
 
 CACHE_BYTES = 64 * 2**20
-"""Of decoded tiles: blocks that share a tile do not decode it twice."""
+"""Bytes of decoded tiles that are kept: blocks that share a tile do not decode it twice."""
 
 AHEAD_BYTES = 96 * 2**20
-"""Of decoded tiles that were read ahead of their use: those that stains are estimated from."""
+"""Bytes of decoded tiles that were read ahead of their use: stains are estimated from them."""
 
 _COMPARED_TILES = 8
 _COMPARED_PX = 256

@@ -25,7 +25,7 @@ _ANY_JPEG2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG2000_RGB = 33005
 """Aperio's; its YCbCr (33003) is subsampled, and enlarged by each decoder in its own way."""
 _COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
-"""Of TIFF's photometric interpretation; it, not the stream's own markers, is believed."""
+"""Colour spaces by TIFF's photometric interpretation; the stream's markers are not believed."""
 _MAX_TILE_PX = 4096 * 4096
 NOT_A_TIFF = (
     tifffile.TiffFileError,
@@ -39,7 +39,7 @@ NOT_A_TIFF = (
     ValueError,
     struct.error,
 )
-"""What is raised for a file that is no whole TIFF."""
+"""Errors that are raised for a file that is no whole TIFF."""
 
 
 @dataclass(frozen=True, slots=True)

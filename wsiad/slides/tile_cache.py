@@ -113,7 +113,7 @@ class TileCache:
 
 
 class Cut(NamedTuple):
-    """What a rectangle and a tile of the file have in common.
+    """The part that a rectangle and a tile of the file have in common.
 
     Parameters
     ----------

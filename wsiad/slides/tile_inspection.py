@@ -46,7 +46,7 @@ class TileInspector:
     def __init__(self, files: Sequence[Path], layout: tuple[TiledLevel, ...]) -> None:
         self._files, self._layout = files, layout
         self._found: dict[tuple[int, int], str] = {}
-        """What is wrong with a tile; empty where nothing is."""
+        """The damage of a tile in words; empty where there is none."""
         self._doubted: set[tuple[int, int]] = set()
 
     def check(self, level: int, x: int, y: int, size: Size) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a slide's stain: a value that is stored with the slide.
+"""The stain profile of a slide: a value that is stored with the slide.
 
 The reference stain: default target, and stand-in where a slide has no stain to fit.
 
@@ -89,7 +89,7 @@ class LabStatistics:
 
 @dataclass(frozen=True, slots=True)
 class FitQuality:
-    """What a fit had to go by.
+    """The pixels that a fit had to go by.
 
     Parameters
     ----------

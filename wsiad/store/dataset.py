@@ -200,7 +200,7 @@ def _turn(chunk: Indices, *, rng: np.random.Generator) -> Indices:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is read, and what is given.
+    """The order in which tiles are read and given.
 
     Parameters
     ----------

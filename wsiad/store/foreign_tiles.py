@@ -187,7 +187,7 @@ class _Bounded:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.last = b""
-        """What was read last: an archive ends with a block of zeros."""
+        """The block that was read last: an archive ends with a block of zeros."""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_FILE_BYTES:

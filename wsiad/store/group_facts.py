@@ -1,4 +1,4 @@
-"""What a slide's group in a store says of itself, checked before any of it is believed.
+"""The facts that a slide's group in a store states, checked before any of them is believed.
 
 Metadata are JSON files that anything may have damaged, and what zarr makes of them has no
 end: they are read here, and so are columns, by their shape and type before their memory.

@@ -1,4 +1,4 @@
-"""What is imported: the task of one source of tiles, its course in a worker, and its row.
+"""The import of tiles: the task of one source, its course in a worker, and its row.
 
 A source is a folder, a tar or an HDF5 file of tiles that somebody else cut; where labels come
 with it, it becomes a group of normal and one of tumour tiles.

@@ -103,7 +103,7 @@ class SlideParts:
 
     @property
     def name(self) -> str:
-        """Of the slide."""
+        """Name of the slide."""
         return self.plan.scaled.slide.name
 
     def missing(self) -> tuple[Part, ...]:

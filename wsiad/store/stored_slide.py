@@ -81,7 +81,7 @@ class StoredSlide:
 
     @property
     def fingerprint(self) -> str:
-        """Of the slide's file when it was tiled."""
+        """Fingerprint of the slide's file when it was tiled."""
         return str(self.facts["slide"]["fingerprint"])
 
     @property

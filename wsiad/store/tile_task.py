@@ -1,4 +1,4 @@
-"""What is tiled: one slide's task, its course in a worker, and its row in the table.
+"""The tiling of one slide: its task, its course in a worker, and its row in the table.
 
 Slides of a store that could not be looked at: whoever uses the store says which.
 """
@@ -80,7 +80,7 @@ class TileRow(SlideRow):
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
-    """What tiling made.
+    """The result of tiling.
 
     Parameters
     ----------

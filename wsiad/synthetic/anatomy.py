@@ -50,7 +50,7 @@ class Tissue(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What lies where, on the coarse grid.
+    """The kind of tissue at each place of the coarse grid.
 
     Parameters
     ----------

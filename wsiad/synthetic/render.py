@@ -49,7 +49,7 @@ class Stains:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What a slide is drawn from: concentrations on the coarse grid, and noise.
+    """The canvas of a slide: concentrations on the coarse grid, and noise.
 
     ``coarse`` holds two float32 (H, W, 3): eosin, haze and gaps; contrast of fibres,
     coordinate across them and distance to the edge (µm). ``noise`` is float32 (3, H, W),

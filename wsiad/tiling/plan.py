@@ -130,7 +130,7 @@ _SAMPLE_PX = 128
 
 @dataclass(frozen=True, slots=True)
 class SlidePlan:
-    """What will be read of a slide, and how it will be coloured.
+    """The plan of a slide: which tiles are read of it, and how they are coloured.
 
     Parameters
     ----------

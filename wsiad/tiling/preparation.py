@@ -31,9 +31,9 @@ class CompressionOptions(Config):
     codec: Literal["zstd", "none", "jpeg", "jpeg-xl"] = "zstd"
     """`zstd` and `none` keep every pixel; `jpeg` and `jpeg-xl` do not, and state their error."""
     level: Annotated[int, Field(ge=-50, le=19)] = -20
-    """Of zstd: higher is smaller and slower."""
+    """Level of zstd: higher is smaller and slower."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Of `jpeg` (4:4:4) and `jpeg-xl`."""
+    """Quality of `jpeg` (4:4:4) and `jpeg-xl`, up to 100."""
 
     @property
     def lossy(self) -> bool:
@@ -73,7 +73,7 @@ class Preparation(Config):
     quality: QualityOptions = QualityOptions()
     """Which tiles are too bad to be used; see docs/quality.md."""
     damaged_tiles: Literal["fail", "skip"] = "fail"
-    """What a damaged part of a slide's file does: the slide fails; or the tiles that lie in it
+    """Effect of a damaged part of a slide's file: the slide fails; or the tiles that lie in it
     are left out, counted and shown as not assessed."""
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ _FILL_PX = 64
 _RECTANGLE = 0.95
 """Share of its bounding box that filling covers, where it does not reach the border."""
 _NEAR_PX = 6
-"""What lies so near to filling is mixed with it, or ringing of JPEG."""
+"""Distance to filling within which pixels are mixed with it, or ringing of JPEG."""
 _EVEN_RANGE = 6
 """Grey levels by which the darkest channel of glass differs within 3 × 3 pixels."""
 _GLASS_SHARE = 0.01
@@ -36,7 +36,7 @@ _LEAST_LIGHT = 150
 
 
 class Glass(NamedTuple):
-    """What is known of the glass before tissue is looked for.
+    """The glass of a slide, as it is known before tissue is looked for.
 
     Parameters
     ----------

@@ -219,7 +219,7 @@ def _check_size(slide: Slide, size: Size, mpp: float) -> None:
 
 
 class Segments(NamedTuple):
-    """What :func:`segment` tells apart."""
+    """The parts of a slide that :func:`segment` tells apart."""
 
     mask: Mask
     threshold: float

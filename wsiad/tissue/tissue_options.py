@@ -1,4 +1,4 @@
-"""What counts as tissue, and which tiles of it are good enough: the options."""
+"""Options of tissue: what counts as such, and which tiles of it are good enough."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TissueOptions(Config):
 
 
 class QualityThresholds(Config):
-    """What a tile must be to be used; by default anything, its quality is only recorded."""
+    """Thresholds that a tile must pass to be used; by default none: quality is only recorded."""
 
     min_sharpness: Annotated[float, Field(ge=0)] | None = None
     """Least variance of the Laplacian, (grey levels)²: below it, tiles are out of focus."""
@@ -61,8 +61,8 @@ class QualityThresholds(Config):
 
 
 class QualityOptions(QualityThresholds):
-    """What a tile must be to be used, and what becomes of those that are not."""
+    """Thresholds that a tile must pass to be used, and what becomes of those that do not."""
 
     action: Literal["drop", "keep"] = "drop"
-    """What `wsiad tile` does with tiles that fail: `drop` counts them and notes their places;
+    """Treatment of tiles that fail by `wsiad tile`: `drop` counts them and notes their places;
     `keep` stores them too, marked in the column `usable`, which `wsiad train` honours."""

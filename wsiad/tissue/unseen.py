@@ -1,4 +1,4 @@
-"""What may hide tissue on a slide whose mask is empty."""
+"""Places that may hide tissue on a slide whose mask is empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ a piece matters however small it is in µm²."""
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What may hide tissue, as shares of the slide's pixels, 0 to 1.
+    """Places that may hide tissue, as shares of the slide's pixels, 0 to 1.
 
     Pieces too small to be tissue do not count.
 

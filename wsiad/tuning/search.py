@@ -1,4 +1,4 @@
-"""What is tried next, and what is given up: Optuna, asked anew for each trial.
+"""The next trial, and the end of hopeless ones: Optuna, asked anew for each trial.
 
 The study of Optuna lives in memory only as long as it takes to ask it, and is made from the
 trials that are kept. What is tried next therefore depends on the seed, the trial's number and

@@ -131,7 +131,7 @@ Parameter: TypeAlias = Annotated[
     ),
     BeforeValidator(_spelt_out),
 ]
-"""What is tried of one parameter: a list of values, tied options, or a range."""
+"""The values that are tried of one parameter: a list, tied options, or a range."""
 
 Space = Mapping[str, Choices | Tied | Range]
 
@@ -238,7 +238,7 @@ def _check_value(
 
 
 class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions):
-    """What is searched, on which tiles, and how settings are tried."""
+    """Options of a search: the space, the tiles, and how settings are tried."""
 
     ORDER: ClassVar[Order] = (
         *("store", "anomalies", "out", "detector", "space", "options", "trials", "max_minutes"),
@@ -254,7 +254,7 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     out: Path
     """Folder of the search; an interrupted search in it goes on."""
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """What is searched: option and a list of values, or a range such as `{low: 1, high: 9}`; see
+    """Search space: option and a list of values, or a range such as `{low: 1, high: 9}`; see
     docs/tune.md. May be given several times."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the method that is the same in all trials; may be given several times."""

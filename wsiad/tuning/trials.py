@@ -33,7 +33,7 @@ _REMEDY = "Choose another folder for the search."
 
 
 class FoldScore(Config):
-    """What a fold of a trial gave."""
+    """The score of a fold of a trial."""
 
     fold: pydantic.PositiveInt
     """Counted from 1."""
@@ -46,11 +46,11 @@ class FoldScore(Config):
     anomalous_tiles: pydantic.PositiveInt
     """Anomalous tiles tested on."""
     ended_by: str
-    """What ended the fit."""
+    """Why the fit ended."""
     steps: pydantic.NonNegativeInt = 0
     """Optimiser steps taken."""
     seconds: pydantic.NonNegativeFloat = 0.0
-    """Of fit and test."""
+    """Seconds of fit and test."""
 
 
 class Trial(Config):
@@ -61,11 +61,11 @@ class Trial(Config):
     params: dict[str, Any]
     """Value of each parameter of the space."""
     state: Literal["running", "complete", "pruned", "failed"] = "running"
-    """What became of it; `running` also where the search was interrupted."""
+    """State of the trial; `running` also where the search was interrupted."""
     reason: str = ""
     """Why it failed, or was given up."""
     folds: tuple[FoldScore, ...] = ()
-    """What the folds gave so far, in their order."""
+    """Scores of the folds so far, in their order."""
 
     @property
     def auroc(self) -> float | None:
@@ -85,7 +85,7 @@ class Trial(Config):
 
     @property
     def seconds(self) -> float:
-        """Of all folds so far."""
+        """Seconds of all folds so far."""
         return sum(fold.seconds for fold in self.folds)
 
 

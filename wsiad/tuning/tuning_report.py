@@ -1,4 +1,4 @@
-"""What a search says of itself: in ``run.json``, and for people.
+"""The report of a search: in ``run.json``, and for people.
 
 What ``wsiad train`` is given to train what a search has tried: a file for each setting.
 """

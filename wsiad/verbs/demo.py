@@ -46,7 +46,7 @@ class DemoConfig(QuietOptions):
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo made.
+    """The result of the demo.
 
     Parameters
     ----------

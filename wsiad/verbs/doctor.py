@@ -19,7 +19,7 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 
 class DoctorConfig(Config):
-    """What is installed, which device, which formats, which weights are at hand."""
+    """Check what is installed: packages, device, formats, and weights at hand."""
 
     weights: Path | None = None
     """A weights file to check as `wsiad train --weights` would read it."""

@@ -43,7 +43,7 @@ class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What an export changed.
+    """The result of an export.
 
     Parameters
     ----------

@@ -37,12 +37,12 @@ class ExportTilesConfig(QuietOptions, StoreOptions):
     format: Literal["png", "jpeg", "clam", "trident"] = "png"
     """Image files, or one HDF5 of coordinates per slide; see docs/interchange.md."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Of JPEG."""
+    """Quality of JPEG, up to 100."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportTilesResult:
-    """What was exported.
+    """The result of exporting tiles.
 
     Parameters
     ----------

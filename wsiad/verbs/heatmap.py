@@ -121,7 +121,7 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
     """Which windows are too bad to be scored, in place of the thresholds of the run: they are
     shown as not assessed, and counted."""
     damaged_tiles: Literal["fail", "skip"] = "fail"
-    """What a damaged part of a slide's file does: the slide fails; or the windows that lie in it
+    """Effect of a damaged part of a slide's file: the slide fails; or the windows that lie in it
     are left out, counted and shown as not assessed."""
     healthy: Path | None = None
     """Results folder of held-out healthy slides, scored by the same run with the same options:
@@ -153,7 +153,7 @@ class HeatmapConfig(ComputeOptions, HeatmapOptions):
 
 @dataclass(frozen=True, slots=True)
 class HeatmapResult:
-    """What scoring made.
+    """The result of scoring slides.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class ImportTilesConfig(QuietOptions):
     """HDF5 files with `y` (0 normal, 1 tumour), one for each source and in their order; a
     source becomes two groups, `<name>-normal` and `<name>-tumor`."""
     split: str = ""
-    """What `wsiad train --split` chooses by."""
+    """Split of the tiles that `wsiad train --split` chooses by."""
     stain: ImportStainOptions = ImportStainOptions()
     """How stains are made alike."""
     workers: Annotated[int, Field(ge=1)] = 1

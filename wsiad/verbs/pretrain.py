@@ -14,7 +14,7 @@ from wsiad.core.config import QuietOptions, build, verb
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.provenance import versions
-from wsiad.learning.training_options import DeviceOptions, LimitOptions
+from wsiad.learning.training_options import END_WORDS, DeviceOptions, LimitOptions
 from wsiad.runs.claim import taken
 from wsiad.runs.healthy_tiles import (
     HealthyOptions,
@@ -49,7 +49,7 @@ class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
 
 @dataclass(frozen=True, slots=True)
 class PretrainResult:
-    """What pretraining made.
+    """The result of pretraining.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             f"{line}\n" for line in unseen_lines(unseen_slides(store), str(config.store))
         )
         summary = (
-            f"{unseen}{result.steps} steps, ended by {result.ended_by}; held-out loss "
+            f"{unseen}{END_WORDS[result.ended_by]} after {result.steps} steps; held-out loss "
             f"{result.best_loss:.4f} at step {result.best_step}\n"
             f"use it: --weights {config.out / WEIGHTS}"
         )

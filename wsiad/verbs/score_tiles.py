@@ -66,7 +66,7 @@ class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTilesResult:
-    """What scoring made.
+    """The result of scoring tiles.
 
     Parameters
     ----------

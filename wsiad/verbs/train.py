@@ -12,6 +12,7 @@ from wsiad.core.config import build, verb
 from wsiad.core.files import write_json
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
+from wsiad.learning.training_options import END_WORDS
 from wsiad.runs.anomalies import AnomalySlides, check_use
 from wsiad.runs.claim import taken
 from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint
@@ -37,13 +38,13 @@ _FREE = frozenset(
     {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
     | {"healthy_examples"}
 )
-"""What may change while a run is made: where things are, and when to stop. What was learnt from,
-and whether a limit may change, a checkpoint knows better."""
+"""Options that may change while a run is made: where things are, and when to stop. A checkpoint
+knows better what was learnt from, and whether a limit may change."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What training made.
+    """The result of a training.
 
     Parameters
     ----------
@@ -213,7 +214,7 @@ def _summary(
     number = f"{calibration.n_slides} slide{'s' if calibration.n_slides != 1 else ''}"
     source = f"{calibration.n_windows} windows of {number}"
     lines = [
-        f"{config.out}: {what}, ended by {report.ended_by}{steps}",
+        f"{config.out}: {what}, {END_WORDS.get(report.ended_by, report.ended_by)}{steps}",
         f"healthy score: {usual} ({source})",
     ]
     if anomalies:

@@ -28,7 +28,7 @@ _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
     | {"retry_failed", "quiet"}
 )
-"""What may differ when a search goes on: none of it changes what a trial gives."""
+"""Options that may differ when a search goes on: none of them changes what a trial gives."""
 
 
 class TuneConfig(QuietOptions, WorkerOptions, SearchOptions):
@@ -58,7 +58,7 @@ class FailedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """What a search found.
+    """The result of a search.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from wsiad.core.errors import SlideOpenError, SlideReadError
 from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1
-"""Of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
+"""Edge and overlap of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
 
 _QUALITY = 85
 _OPEN = 8

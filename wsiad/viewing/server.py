@@ -43,7 +43,7 @@ _POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What is answered: status, type of the content, and the content."""
+    """An answer: status, type of the content, and the content."""
 
     body: bytes
     kind: str = "text/plain; charset=utf-8"

@@ -1,4 +1,4 @@
-"""What there is to look at in a results folder: slides by rank, their files, their regions."""
+"""The slides of a results folder to look at: by rank, with their files and regions."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     growing: GrowingOptions | None = None
     """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the perceptual network in training: ``auto`` is bfloat16 on CUDA, else float32."""
+    """Precision of the perceptual network in training: `auto` is bfloat16 on CUDA, else float32."""
 
     @pydantic.model_validator(mode="after")
     def _something_to_compare_by(self) -> DpaOptions:

@@ -1,4 +1,4 @@
-"""What a training of the Deep Perceptual Autoencoder compares, at one resolution or growing.
+"""The objective of the Deep Perceptual Autoencoder, at one resolution or growing.
 
 Weights of a perceptual network: how it pads, and what a run should say of it.
 
