@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import importlib.metadata
 import json
 import shutil
 
@@ -14,6 +13,7 @@ import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
 from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.plugins import Distribution, Plugin, PluginFault
 from wsiad.exports import export_format
 from wsiad.exports.export_format import ExportFormat
 from wsiad.results import deriving
@@ -231,30 +231,32 @@ class Points(ExportFormat):
         np.save(folder / "points.npy", [(d.x, d.y) for d in findings.detections])
 
 
-def entry(name, value, load):
-    class Entry(importlib.metadata.EntryPoint):
-        def load(self):
-            return load()
-
-    return Entry(name, value, export_format.GROUP)
+NUMBER = 7
 
 
-def broken():
-    raise ImportError("no module named x")
+class Asap(Points):
+    name = "asap"
 
 
 def test_formats_of_other_packages(tmp_path, slide, monkeypatch, caplog):
+    other = Distribution("other", "1.0")
     points = [
-        entry("points", "other:Points", lambda: Points),
-        entry("broken", "other:Broken", broken),
-        entry("number", "other:Number", lambda: 7),
-        entry("asap", "other:Asap", lambda: type("Asap", (Points,), {"name": "asap"})),
+        Plugin("points", f"{__name__}:Points", other),
+        Plugin("broken", "no_such_module:Broken", other),
+        Plugin("number", f"{__name__}:NUMBER", other),
+        Plugin("asap", f"{__name__}:Asap", other),
     ]
-    monkeypatch.setattr(export_format, "entry_points", lambda group: points)
+    damaged = PluginFault("", other, "its entry points cannot be read (TypeError)")
+    monkeypatch.setattr(export_format, "claimed", lambda group: (points, [damaged]))
     export_format.formats.cache_clear()
     try:
         assert set(export_format.formats()) == {"asap", "ome-zarr", "points", "qupath"}
-        for said in ("no module named x", "not a class derived", "the name asap is taken"):
+        for said in (
+            "No module named 'no_such_module'",
+            "not a class derived",
+            "the name asap is taken",
+            "plug-in other 1.0: its entry points cannot be read",
+        ):
             assert said in caplog.text
         out = score(tmp_path, slide, "out", suppression_radius_um=20)
         wsiad.export(results=out, format="points", quiet=True)

@@ -13,6 +13,7 @@ import torch
 
 from wsiad.core.config import Config, build
 from wsiad.core.errors import ConfigError, DetectorError, PluginError
+from wsiad.core.plugins import Distribution
 from wsiad.detectors import registry
 from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import (
@@ -252,7 +253,7 @@ class Ensemble(Detector):
         device: torch.device,
     ) -> _Member:
         plugin = stored.get("plugin")
-        maker = registry.Distribution(**plugin) if plugin else None
+        maker = Distribution(**plugin) if plugin else None
         cls = registry.load_made_by(stored["detector"], maker)
         options = build(cls.Options, stored["options"], source=f"options of member {number}")
         detector = cls(options, self.spec)

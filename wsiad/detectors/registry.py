@@ -15,20 +15,16 @@ of a plug-in is imported before its detector is asked for.
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import inspect
 import logging
 import pkgutil
 import re
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsiad.core.errors import DetectorError, PluginError
+from wsiad.core.plugins import Distribution, Plugin, PluginFault, claimed, normalised
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector
@@ -41,63 +37,6 @@ GROUP = "wsiad.detectors"
 _NOT_METHODS = frozenset({"registry"})
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MOST_TEXT = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """An installed package, as ``pip`` knows it.
-
-    Parameters
-    ----------
-    name, version : str
-    """
-
-    name: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """A detector of another package.
-
-    Parameters
-    ----------
-    name : str
-        Name of the detector.
-    target : str
-        Where its class is: ``"package.module:Class"``.
-    distribution : Distribution
-        The package that it comes with.
-    """
-
-    name: str
-    target: str
-    distribution: Distribution
-
-
-@dataclass(frozen=True, slots=True)
-class PluginFault:
-    """An entry point that adds no detector.
-
-    Parameters
-    ----------
-    name : str
-        Name that it claims; empty where the entry points cannot be read.
-    distribution : Distribution
-        The package that it comes with.
-    problem : str
-        What is wrong with it.
-    """
-
-    name: str
-    distribution: Distribution
-    problem: str
-
-    def __str__(self) -> str:
-        return f"plug-in {self.distribution}: {self.problem}"
 
 
 def names() -> tuple[str, ...]:
@@ -168,12 +107,12 @@ def load_made_by(name: str, maker: Distribution | None) -> type[Detector]:
     if maker is None:
         return load(name)
     found = plugins().get(name)
-    if found and _normalised(found.distribution.name) == _normalised(maker.name):
+    if found and normalised(found.distribution.name) == normalised(maker.name):
         return _of_plugin(found)
     broken = [
         str(fault)
         for fault in plugin_faults()
-        if _normalised(fault.distribution.name) == _normalised(maker.name)
+        if normalised(fault.distribution.name) == normalised(maker.name)
     ]
     if broken:
         raise PluginError(
@@ -241,31 +180,19 @@ def _of_plugin(plugin: Plugin) -> type[Detector]:
     """Import the class of a plug-in; whatever it raises on the way is told in one line."""
     from wsiad.learning.detector import Detector, DetectorOptions
 
-    try:
-        found: Any = metadata.EntryPoint(plugin.name, plugin.target, GROUP).load()
-    except (Exception, SystemExit) as error:  # a stranger's module may do anything
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TEXT]
-        raise _broken(plugin, f"{plugin.target} cannot be loaded ({said})") from error
+    found = plugin.load()
     if not (inspect.isclass(found) and issubclass(found, Detector)):
-        raise _broken(plugin, f"{plugin.target} is not a class derived from Detector")
+        raise plugin.broken(f"{plugin.target} is not a class derived from Detector")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise _broken(plugin, f"{plugin.target} lacks {missing}")
+        raise plugin.broken(f"{plugin.target} lacks {missing}")
     if not (inspect.isclass(found.Options) and issubclass(found.Options, DetectorOptions)):
-        raise _broken(plugin, f"the Options of {plugin.target} do not derive from DetectorOptions")
+        raise plugin.broken(f"the Options of {plugin.target} do not derive from DetectorOptions")
     return found
 
 
-def _broken(plugin: Plugin, problem: str) -> PluginError:
-    return PluginError(
-        f"the plug-in {plugin.distribution} is broken: {problem}",
-        subject=plugin.name,
-        remedy=f"Update or reinstall {plugin.distribution.name}, or tell its authors.",
-    )
-
-
 def _found() -> tuple[dict[str, Plugin], tuple[PluginFault, ...]]:
-    claims, faults = _claims(tuple(sys.path))
+    claims, faults = claimed(GROUP)
     own = set(_own_names())
     plugins: dict[str, Plugin] = {}
     refused = list(faults)
@@ -289,55 +216,6 @@ def _found() -> tuple[dict[str, Plugin], tuple[PluginFault, ...]]:
         else:
             plugins[name] = claimants[0]
     return plugins, tuple(refused)
-
-
-@functools.lru_cache(maxsize=4)
-def _claims(path: tuple[str, ...]) -> tuple[tuple[Plugin, ...], tuple[PluginFault, ...]]:
-    """Return the entry points of the packages on a search path, and those not to be read.
-
-    Packages are read one by one: one whose files are damaged does not hide the others.
-    """
-    claims: list[Plugin] = []
-    faults, seen = [], set()
-    for package in metadata.distributions(path=list(path)):
-        distribution = _identity(package)
-        known = _normalised(distribution.name)
-        if known in seen:
-            continue  # of two copies the first is the one that is imported
-        seen.add(known)
-        try:
-            text = package.read_text("entry_points.txt") or ""
-        except (OSError, ValueError):
-            continue  # nothing says that it was meant for wsiad
-        if GROUP not in text:
-            continue
-        try:
-            claims += list(_points(package, distribution))
-        except Exception as error:  # its parser raises whatever it stumbles over
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TEXT]
-            problem = f"its entry points cannot be read ({said})"
-            faults.append(PluginFault("", distribution, problem))
-    return tuple(claims), tuple(faults)
-
-
-def _points(package: metadata.Distribution, distribution: Distribution) -> Iterator[Plugin]:
-    for point in package.entry_points:
-        if point.group == GROUP:
-            yield Plugin(point.name, point.value, distribution)
-
-
-def _identity(package: metadata.Distribution) -> Distribution:
-    try:
-        about = package.metadata
-        if name := about["Name"]:
-            return Distribution(name, about["Version"] or "of no version")
-    except Exception:  # noqa: S110 -- its metadata may be damaged in any way
-        pass
-    return Distribution(str(getattr(package, "_path", "without a name")), "of no version")
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 _WARNED: set[PluginFault] = set()

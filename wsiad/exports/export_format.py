@@ -15,7 +15,6 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -23,7 +22,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.errors import ExportError
+from wsiad.core.errors import ExportError, PluginError
+from wsiad.core.plugins import claimed
 from wsiad.core.terminal import did_you_mean
 from wsiad.heatmaps.peaks import Detection
 from wsiad.heatmaps.regions import Region
@@ -122,12 +122,15 @@ def formats() -> dict[str, type[ExportFormat]]:
     left out with a warning.
     """
     found = {cls.name: cls for cls in _own()}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        source = point.dist.name if point.dist else point.value
+    plugins, faults = claimed(GROUP)
+    for fault in faults:
+        logger.warning("%s", fault)
+    for point in sorted(plugins, key=lambda point: (point.name, point.distribution.name)):
+        source = point.distribution.name
         try:
             cls, problem = point.load(), ""
-        except Exception as error:  # another package may raise anything
-            cls, problem = None, f"{type(error).__name__}: {error}"
+        except PluginError as error:
+            cls, problem = None, error.problem
         if not problem and not (isinstance(cls, type) and issubclass(cls, ExportFormat)):
             problem = "it is not a class derived from ExportFormat"
         if not problem and cls.name in {*found, *ALWAYS, *ALIASES}:

@@ -31,6 +31,7 @@ from wsiad.core.config import Config, build
 from wsiad.core.errors import PluginError, RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.plugins import Distribution
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, InputSpec, State
@@ -113,7 +114,7 @@ class _DetectorFile(Config):
     input_mpp: pydantic.PositiveFloat
     options: dict[str, Any]
     values: dict[str, Any]
-    plugin: registry.Distribution | None = None
+    plugin: Distribution | None = None
     """The package of the plug-in that the detector comes with; not written for wsiad's own."""
 
 

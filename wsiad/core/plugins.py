@@ -1,0 +1,158 @@
+"""Entry points of other packages: found without importing anything, loaded in one line.
+
+The files of packages are strangers': damaged metadata of one hides nothing of the others, and
+an error names the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from wsiad.core.errors import PluginError
+
+_MOST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """An installed package, as ``pip`` knows it.
+
+    Parameters
+    ----------
+    name, version : str
+    """
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An entry point by which another package adds something.
+
+    Parameters
+    ----------
+    name : str
+        Name of the entry point.
+    target : str
+        Where its object is: ``"package.module:Class"``.
+    distribution : Distribution
+        The package that it comes with.
+    """
+
+    name: str
+    target: str
+    distribution: Distribution
+
+    def load(self) -> Any:
+        """Import the object.
+
+        Raises
+        ------
+        PluginError
+            Whatever its module raises on the way, in one line that names the package.
+        """
+        try:
+            return metadata.EntryPoint(self.name, self.target, "").load()
+        except (Exception, SystemExit) as error:  # a stranger's module may do anything
+            raise self.broken(f"{self.target} cannot be loaded ({_line(error)})") from error
+
+    def broken(self, problem: str) -> PluginError:
+        """Return the error that names the package and what is wrong with it."""
+        return PluginError(
+            f"the plug-in {self.distribution} is broken: {problem}",
+            subject=self.name,
+            remedy=f"Update or reinstall {self.distribution.name}, or tell its authors.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PluginFault:
+    """An entry point that adds nothing.
+
+    Parameters
+    ----------
+    name : str
+        Name that it claims; empty where the entry points cannot be read.
+    distribution : Distribution
+        The package that it comes with.
+    problem : str
+        What is wrong with it.
+    """
+
+    name: str
+    distribution: Distribution
+    problem: str
+
+    def __str__(self) -> str:
+        return f"plug-in {self.distribution}: {self.problem}"
+
+
+def claimed(group: str) -> tuple[tuple[Plugin, ...], tuple[PluginFault, ...]]:
+    """Return the entry points of a group, and those that cannot be read; nothing is imported.
+
+    Packages are read one by one: one whose files are damaged does not hide the others.
+    """
+    return _claimed(group, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _claimed(
+    group: str, path: tuple[str, ...]
+) -> tuple[tuple[Plugin, ...], tuple[PluginFault, ...]]:
+    claims: list[Plugin] = []
+    faults, seen = [], set()
+    for package in metadata.distributions(path=list(path)):
+        distribution = _identity(package)
+        known = normalised(distribution.name)
+        if known in seen:
+            continue  # of two copies the first is the one that is imported
+        seen.add(known)
+        try:
+            text = package.read_text("entry_points.txt") or ""
+        except (OSError, ValueError):
+            continue  # nothing says that it was meant for wsiad
+        if group not in text:
+            continue
+        try:
+            claims += list(_points(package, distribution, group))
+        except Exception as error:  # its parser raises whatever it stumbles over
+            problem = f"its entry points cannot be read ({_line(error)})"
+            faults.append(PluginFault("", distribution, problem))
+    return tuple(claims), tuple(faults)
+
+
+def _points(
+    package: metadata.Distribution, distribution: Distribution, group: str
+) -> Iterator[Plugin]:
+    for point in package.entry_points:
+        if point.group == group:
+            yield Plugin(point.name, point.value, distribution)
+
+
+def _identity(package: metadata.Distribution) -> Distribution:
+    try:
+        about = package.metadata
+        if name := about["Name"]:
+            return Distribution(name, about["Version"] or "of no version")
+    except Exception:  # noqa: S110 -- its metadata may be damaged in any way
+        pass
+    return Distribution(str(getattr(package, "_path", "without a name")), "of no version")
+
+
+def normalised(name: str) -> str:
+    """Return the name of a package as all its spellings have it in common."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TEXT]
