@@ -327,7 +327,7 @@ def test_shipped_searches_fit_their_detectors(path):
         ({"pair": {"tied": [{"focus": 0.1, "x": 1}]}}, "no option 'x'"),
         ({"focus": [0.1], "pair": {"tied": [{"focus": 0.2}]}}, "set by space.focus already"),
         ({"widths": [{3: 1}]}, "set by options already"),
-        ({"focus": {"lo": 0.1}}, "should be a list"),
+        ({"focus": {"lo": 0.1}}, "space.focus: give a list, or .*got ..lo"),
         ({"focus": {"low": 1, "high": 0}}, "below `high`"),
         ({"focus": [0.1, 0.1]}, "listed twice"),
         ({"focus": []}, "at least 1"),

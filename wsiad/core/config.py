@@ -28,6 +28,7 @@ from wsiad.core.terminal import did_you_mean
 
 _LONGEST = 100
 _QUOTED = re.compile("'([^']*)'")
+_SHOULD = "Input should be "
 _EXCESS = re.compile(", unable to .*| after validation")
 _SAID = {
     "model_type": "a mapping",
@@ -110,13 +111,12 @@ def _problem(faults: Sequence[Mapping[str, Any]]) -> str:
         given = f"{given[:_LONGEST]}…"
     allowed = []
     for fault in faults:
-        message = _SAID.get(fault["type"], _EXCESS.sub("", fault["msg"]))
-        message = message.removeprefix("Input should be ")
-        if message[:1].isupper():  # a sentence of its own
+        message = _EXCESS.sub("", fault["msg"])
+        if fault["type"] not in _SAID and not message.startswith(_SHOULD):  # says it all itself
             message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
             message = message[:1].lower() + message[1:]
             return f"{message} (got {given})" if fault["loc"] else message
-        allowed.append(message)
+        allowed.append(_SAID.get(fault["type"], message.removeprefix(_SHOULD)))
     choices = _QUOTED.findall(" ".join(allowed))
     near = did_you_mean(faults[0]["input"], choices) if isinstance(faults[0]["input"], str) else ""
     return f"{given} is not allowed; it should be {' or '.join(dict.fromkeys(allowed))}{near}"
