@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsiad.core.errors import InputError
-from wsiad.core.ownership import CLAIM, claimed, is_alive, locked
+from wsiad.core.errors import InputError, RunError
+from wsiad.core.ownership import CLAIM, claimed, is_alive, locked, refuse_foreign
 
 
 def add(folder, times):
@@ -201,3 +201,23 @@ def test_a_lock_that_names_nobody_is_taken_over(tmp_path):
     with claimed(tmp_path, beat_seconds=0.02):
         assert is_alive((tmp_path / CLAIM).read_text())
     assert not list(tmp_path.iterdir())
+
+
+def refused(folder):
+    refuse_foreign(folder, RunError, what="a search", marks=["config.yaml"])
+
+
+def test_a_folder_that_is_new_empty_claimed_or_of_the_kind_may_be_written_in(tmp_path):
+    refused(tmp_path / "new")
+    refused(tmp_path)
+    (tmp_path / CLAIM).touch()
+    refused(tmp_path)
+    (tmp_path / "other.txt").touch()
+    (tmp_path / "config.yaml").touch()
+    refused(tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(RunError, match=f"{tmp_path}: holds something that is not a search"):
+        refused(tmp_path)

@@ -20,10 +20,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, WsiadError
 
 ABANDONED_SECONDS = 24 * 3600.0
 """After that long without a change, what another machine was writing is taken for dead:
@@ -330,3 +330,33 @@ def _break(path: Path, owner: str) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
     aside.unlink(missing_ok=True)
+
+
+def refuse_foreign(
+    folder: Path, error: type[WsiadError], *, what: str, marks: Collection[str]
+) -> None:
+    """Refuse a folder to write in that holds something else than what is written there.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist; the claim of a process is nothing in it.
+    error : type of WsiadError
+        Error of the caller's kind.
+    what : str
+        What is written, such as ``"a search"``.
+    marks : collection of str
+        Names of files of which one is in every folder of this kind.
+
+    Raises
+    ------
+    WsiadError
+        It holds anything, and none of these.
+    """
+    there = {entry.name for entry in folder.iterdir()} - {CLAIM} if folder.exists() else set()
+    if there and there.isdisjoint(marks):
+        raise error(
+            f"holds something that is not {what}",
+            subject=str(folder),
+            remedy="Give an empty or a new folder as --out.",
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from wsiad.core.config import Config, differences, resolve, write_config
 from wsiad.core.errors import ConfigError, RunError, WsiadError
 from wsiad.core.files import atomic_file
-from wsiad.core.ownership import CLAIM, claimed
+from wsiad.core.ownership import CLAIM, claimed, refuse_foreign
 from wsiad.slides.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 
 CONFIG = "config.yaml"
@@ -71,12 +71,7 @@ def taken(
             yield True
             return
         there = [entry.name for entry in out.iterdir() if entry.name != CLAIM]
-        if not path.exists() and there:
-            raise RunError(
-                f"holds something that is not a {what}",
-                subject=str(out),
-                remedy="Give an empty or a new folder as --out.",
-            )
+        refuse_foreign(out, RunError, what=f"a {what}", marks=[CONFIG])
         beginnings = {CONFIG, *beginnings}
         parts = [name for name in there if name not in beginnings and not name.startswith(".")]
         if parts:

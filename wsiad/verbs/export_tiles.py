@@ -13,6 +13,7 @@ from wsiad.core.config import QuietOptions, differences, verb
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import read_json, write_json, write_text
+from wsiad.core.ownership import refuse_foreign
 from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
@@ -139,15 +140,8 @@ def _facts(config: ExportTilesConfig, digest: str, slides: dict[str, str]) -> di
 def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
     """Return the slides that an equal export left in the folder; refuse any other folder."""
     path = config.out / EXPORT
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError("is a file", subject=str(config.out), remedy="Give a folder as --out.")
     if not path.exists():
-        if config.out.exists() and any(config.out.iterdir()):
-            raise InputError(
-                "holds something that is not an export",
-                subject=str(config.out),
-                remedy="Give an empty or a new folder as --out.",
-            )
+        refuse_foreign(config.out, InputError, what="an export", marks=[EXPORT])
         # Before the first slide, so that an export that was cut off can go on.
         write_json(path, _facts(config, digest, {}))
         return {}

@@ -13,6 +13,7 @@ from pydantic import Field
 from wsiad.core.config import QuietOptions, verb, write_config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.files import write_json, write_text
+from wsiad.core.ownership import refuse_foreign
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
 from wsiad.evaluation.groups import (
@@ -114,7 +115,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     store = TileStore(config.store)
     # The tissue mask chooses tiles; it does not change what a pixel means.
     check_prepared_alike(store, *run_preparation(config.run), keys=("mpp", "stain"))
-    _claim(config.out)
+    refuse_foreign(config.out, InputError, what="scores of tiles", marks=[SCORES])
     detector, calibration = folder.load_detector(device), folder.calibration()
     batch = windows_at_once(config.batch, device, edge=detector.spec.size)
     slides = [slide for slide in store if len(slide)]
@@ -150,18 +151,6 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     return ScoreTilesResult(
         config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
     )
-
-
-def _claim(out: Path) -> None:
-    """Refuse a folder that holds anything but the scores of an earlier call."""
-    if out.exists() and not out.is_dir():
-        raise InputError("is a file", subject=str(out), remedy="Give a folder as --out.")
-    if out.exists() and any(out.iterdir()) and not (out / SCORES).exists():
-        raise InputError(
-            "holds something that is not scores of tiles",
-            subject=str(out),
-            remedy="Give an empty or a new folder as --out.",
-        )
 
 
 def _scored(

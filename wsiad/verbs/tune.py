@@ -15,7 +15,7 @@ from wsiad.compute.compute_options import WorkerOptions
 from wsiad.core.config import QuietOptions, build, differences, resolve, verb, write_config
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
-from wsiad.core.ownership import CLAIM, claimed
+from wsiad.core.ownership import claimed, refuse_foreign
 from wsiad.core.progress import Progress
 from wsiad.core.provenance import versions
 from wsiad.tuning.space import SearchOptions, check_space
@@ -184,21 +184,13 @@ def _search_folder(config: TuneConfig) -> Iterator[None]:
         Another process searches in it.
     """
     path = config.out / CONFIG
-    if config.out.exists() and not config.out.is_dir():
-        raise RunError("is a file", subject=str(config.out), remedy="Give a folder as --out.")
     with claimed(config.out):
-        if path.exists():
-            if changed := _changed(path, config):
-                raise RunError(
-                    f"holds a search of another configuration: {', '.join(changed)}",
-                    subject=str(config.out),
-                    remedy="Choose another folder, or give what was given then.",
-                )
-        elif any(entry.name != CLAIM for entry in config.out.iterdir()):
+        refuse_foreign(config.out, RunError, what="a search", marks=[CONFIG])
+        if path.exists() and (changed := _changed(path, config)):
             raise RunError(
-                "holds something that is not a search",
+                f"holds a search of another configuration: {', '.join(changed)}",
                 subject=str(config.out),
-                remedy="Give an empty or a new folder as --out.",
+                remedy="Choose another folder, or give what was given then.",
             )
         write_config(path, config)
         yield
