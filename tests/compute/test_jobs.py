@@ -176,6 +176,18 @@ def run(tmp_path, values, items=(1, 2)):
 SLURM = {"scheduler": "slurm", "jobs": 1, "memory": "1GB"}
 
 
+def test_ctrl_c_means_the_same_with_dask_jobqueue():
+    """Its import makes Ctrl-C end the process with code 0, as if all were done."""
+    code = (
+        "import signal\n"
+        "from wsiad.compute.jobs import cluster_class\n"
+        "cluster_class('slurm')\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_without_dask_jobqueue_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(ClusterError, match=r"pip install 'wsiad\[hpc\]'"):

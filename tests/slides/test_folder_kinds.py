@@ -88,7 +88,7 @@ def test_what_was_given_is_named(kinds, tmp_path):
         wsiad.tile(slides=[run], out=out, mpp=1, tile=64)
     reference = tmp_path / "reference.csv"
     reference.write_text("image,type\na,normal\n")
-    with pytest.raises(EvaluationError, match="but a tile store"):
+    with pytest.raises(InputError, match="is not a results folder, but a tile store"):
         wsiad.evaluate(results=store, reference=reference, out=out)
 
 

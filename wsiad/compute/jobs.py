@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import shutil
+import signal
 import subprocess
 import time
 import types
@@ -220,6 +221,7 @@ def cluster_class(scheduler: str) -> Any:
 
 
 def _jobqueue() -> types.ModuleType:
+    before = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue
     except ImportError as error:
@@ -228,6 +230,10 @@ def _jobqueue() -> types.ModuleType:
             subject="--cluster",
             remedy="Install it: pip install 'wsiad[hpc]' (or: pip install dask-jobqueue).",
         ) from error
+    finally:
+        # Its import lets Ctrl-C end the process with code 0, whoever handled it before.
+        if before is not None and signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
     return dask_jobqueue
 
 
