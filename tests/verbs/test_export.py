@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import shutil
@@ -171,6 +172,7 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     healthy = write_tiff(tmp_path / "h.tif", stained(300, 300, seed=3), mpp=0.5, levels=1)
     wsiad.significance(results=out, healthy=score(tmp_path, healthy, "healthy"), quiet=True)
     table = (out / "s" / "regions.csv").read_bytes()
+    score(tmp_path, slide, "out", detection_limit=5)
     wsiad.export(results=out, detection_limit=3, quiet=True)
     assert (out / "s" / "regions.csv").read_bytes() == table
     assert (out / "significance.json").exists()
@@ -180,6 +182,10 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     assert {row.p for row in wsiad.Results(out).slide("s").regions()} == {None}
     with pytest.raises(InputError, match=r"region_quantile is 0.999 and not 0.9"):
         wsiad.significance(results=out, healthy=tmp_path / "healthy", quiet=True)
+    wsiad.export(results=out, quiet=True, region_quantile=0.999, region_min_um2=0)
+    wsiad.significance(results=out, healthy=tmp_path / "healthy", quiet=True)
+    score(tmp_path, slide, "out", **REGIONS)  # heatmap derives other regions, and says so too
+    assert not (out / "significance.json").exists()
 
 
 def test_results_that_cannot_be_derived_anew_are_refused_in_one_line(tmp_path, slide):
@@ -211,6 +217,28 @@ def test_a_slide_whose_scores_are_damaged_fails_alone(tmp_path, slide, name):
     assert (out / "s" / "regions.csv").read_bytes() == before
     rows = {row.slide: row.status for row in wsiad.Results(out).slides}
     assert rows == {"s": "failed", "t": "ok"}
+
+
+def test_an_export_that_failed_is_tried_again(tmp_path, slide, monkeypatch):
+    asked = score(tmp_path, slide, "asked", **REGIONS)
+    out = score(tmp_path, slide, "out")
+
+    def full(*args, **values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deriving, "write_regions", full)
+        (row,) = wsiad.export(results=out, quiet=True, **REGIONS).failed
+    assert "the disk is full" in row.reason
+    (row,) = wsiad.export(results=out, quiet=True).rows
+    assert row.status == "ok"
+    assert row.regions == wsiad.Results(asked).slides[0].regions
+    # Results of another file of the same name, which heatmap refuses, are not taken up again.
+    write_tiff(slide, stained(200, 200, seed=9), mpp=0.5, levels=1)
+    score(tmp_path, slide, "out", **REGIONS)
+    assert wsiad.Results(out).slides[0].status == "failed"
+    with pytest.raises(InputError, match="holds no slide with results"):
+        wsiad.export(results=out, quiet=True)
 
 
 def test_a_slide_whose_results_are_gone_fails(tmp_path, slide):

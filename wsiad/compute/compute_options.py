@@ -26,7 +26,7 @@ Shard = Annotated[str, AfterValidator(_checked_shard)]
 
 
 class WorkerOptions(Config):
-    """How many slides or fits are worked on at once, and where."""
+    """Number of slides or fits that are worked on at once, and where."""
 
     workers: Annotated[int, Field(ge=1)] = 1
     """Slides, or fits, worked on at once, each by a process of its own on this machine."""
@@ -36,7 +36,7 @@ class WorkerOptions(Config):
     scheduler: str | None = None
     """Address of a running dask scheduler whose workers do the work."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """How often a slide, or a fit, is tried again whose worker was lost; an error of its own
+    """Number of new tries of a slide, or a fit, whose worker was lost; an error of its own
     is not. With `scheduler`, that one decides."""
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class WorkerOptions(Config):
 
 
 class ComputeOptions(WorkerOptions):
-    """How many slides are worked on at once, which of them, and where."""
+    """Number of slides that are worked on at once, which of them, and where."""
 
     ORDER: ClassVar[Order] = ("workers", "cluster", "scheduler", "shard", ...)
 

@@ -13,15 +13,16 @@ from wsiad.core.config import build, differences
 from wsiad.core.errors import InputError, RunError, WsiadError
 from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
-from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, RegionOptions
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
 from wsiad.results.deriving import NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
-from wsiad.results.file_names import CALIBRATION, FACTS, SIGNIFICANCE, SLIDE, SLIDES_TABLE
+from wsiad.results.file_names import CALIBRATION, FACTS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap
-from wsiad.results.significance_files import forget
+from wsiad.results.significance_files import forget_other_regions
+from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.opening import open_slide
@@ -123,7 +124,7 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
         )
         for slide in folder
         # One that was scored and whose results are gone fails, and says so.
-        if (row := slide.row).status == OK or (row.status != FAILED and slide.file(SLIDE))
+        if (row := slide.row).status == OK or _has_results(slide)
     ]
     if not tasks:
         raise InputError(
@@ -135,12 +136,27 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     told = differences(facts[DERIVED], derived)
     if told:
         said.append(f"derived anew: {', '.join(told)}")
-    if any(facts[DERIVED].get(key) != derived[key] for key in RegionOptions.model_fields):
-        if (results / SIGNIFICANCE).exists():
-            said.append("p-values were of other regions and are deleted: run wsiad significance")
-        forget(results)
-    write_json(results / FACTS, {**facts, DERIVED: derived, FORMATS: list(names)})
+    now = {**facts, DERIVED: derived, FORMATS: list(names)}
+    if gone := forget_other_regions(results, facts, now):
+        said.append(gone)
+    write_json(results / FACTS, now)
     return Export(tasks, names, tuple(said))
+
+
+def _has_results(slide: SlideResults) -> bool:
+    """Whether a slide without a score in the table has results that are of its file.
+
+    An export that failed, as on a full disk, is tried again; results of another file of the
+    same name, which ``wsiad heatmap`` refused, stay refused.
+    """
+    path = Path(slide.row.file)
+    try:
+        facts = slide.facts()
+        if facts is None or slide.row.status != FAILED:
+            return facts is not None
+        return not path.is_file() or slide_fingerprint(path) == facts["fingerprint"]
+    except (WsiadError, OSError):
+        return True  # its task says what is wrong
 
 
 def _calibration(results: Path) -> Calibration:

@@ -164,8 +164,15 @@ def check_scores(results: Path, digest: str, config: Config, *, remedy: str) -> 
         )
 
 
-def begin_results(results: Path, facts: Mapping[str, Any], config: Config) -> None:
+def begin_results(
+    results: Path, facts: Mapping[str, Any], config: Config
+) -> Mapping[str, Any] | None:
     """Write ``run.json``, unless another run has begun other scores since a moment ago.
+
+    Returns
+    -------
+    mapping or None
+        What it said before, if it was there.
 
     Raises
     ------
@@ -181,6 +188,8 @@ def begin_results(results: Path, facts: Mapping[str, Any], config: Config) -> No
         there = read_json(path, InputError)
         formats = sorted({*there[FORMATS], *facts[FORMATS]})
         write_json(path, {**facts, FORMATS: formats})
+        return there
+    return None
 
 
 def difference(results: Path, facts: Mapping[str, Any], config: Config) -> str:

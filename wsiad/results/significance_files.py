@@ -28,6 +28,7 @@ from wsiad.results.file_names import (
     SIGNIFICANCE_TABLE,
     WINDOWS_P,
 )
+from wsiad.results.identity import region_differences
 from wsiad.results.region_table import write_regions
 
 STATED = (
@@ -142,6 +143,29 @@ def write_slide(slide: ComparedSlide, judgement: SlideJudgement) -> None:
 def _write_array(path: Path, values: FloatArray) -> None:
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.save(file, values, allow_pickle=False)
+
+
+def forget_other_regions(
+    results: Path, was: Mapping[str, Any] | None, now: Mapping[str, Any]
+) -> str:
+    """Delete an earlier comparison if the regions, or a slide's score, are others than its.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    was, now : mapping
+        Content of ``run.json`` before, if there was one, and now.
+
+    Returns
+    -------
+    str
+        For people; empty where nothing is deleted.
+    """
+    if was is None or not region_differences(was, now) or not (results / SIGNIFICANCE).exists():
+        return ""
+    forget(results)
+    return "p-values were of other regions and are deleted: run wsiad significance"
 
 
 def forget(results: Path) -> None:

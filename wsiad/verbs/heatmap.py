@@ -204,6 +204,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     from wsiad.results.overlay import write_legend
     from wsiad.results.qupath_project import MADE
     from wsiad.results.scored_files import colour_scale
+    from wsiad.results.significance_files import forget_other_regions
     from wsiad.runs.run import DETECTOR, RunFolder
 
     start = time.monotonic()
@@ -260,7 +261,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     facts["versions"] = versions()
     if note := _no_examples(config, record):
         facts["evidence"] = note
-    begin_results(config.out, facts, config)
+    if gone := forget_other_regions(config.out, begin_results(config.out, facts, config), facts):
+        logger.warning("%s: %s", config.out, gone)
     write_config(config.out / CONFIG, config)
     calibration = run.calibration()
     write_json(config.out / CALIBRATION, calibration.to_json())
