@@ -25,6 +25,7 @@ MODULES = {
 EXCEPTIONS = tomllib.loads((Path(__file__).parent / "exceptions.toml").read_text("utf-8"))
 
 SHORTEST, LONGEST = 100, 500
+LONGEST_VERB = 250
 
 # Entry points and the version, which are as short as they can be.
 ALWAYS_SHORT = {"__main__.py", "_version.py"}
@@ -111,6 +112,12 @@ def test_files_are_neither_short_nor_long() -> None:
         EXCEPTIONS["long_files"],
         f"longer than {LONGEST} lines; divide them",
     )
+
+
+def test_verbs_are_a_config_a_result_and_a_function() -> None:
+    lines = {name: path.read_text("utf-8").count("\n") for name, path in MODULES.items()}
+    long = {name for name in lines if name.startswith("verbs/") and lines[name] > LONGEST_VERB}
+    assert not long, f"longer than {LONGEST_VERB} lines; the work belongs to the rooms below"
 
 
 def test_a_file_of_a_folder_is_spelt_in_one_module() -> None:

@@ -208,6 +208,10 @@ class Config(pydantic.BaseModel):
             fields.update(found)
             cls.model_rebuild(force=True)
 
+    def part(self, kind: type[C]) -> C:
+        """Return the options of one of the configs that this one is made of, alone."""
+        return kind(**{key: getattr(self, key) for key in kind.model_fields})
+
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _check_path(cls, value: object, info: pydantic.ValidationInfo) -> object:

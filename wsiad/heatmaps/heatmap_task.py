@@ -14,9 +14,11 @@ from pydantic import Field, field_validator
 
 from wsiad.core.config import Config
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SlideRow
 from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
+from wsiad.tissue.tissue_options import QualityThresholds
 
 
 class ScoringOptions(Config):
@@ -28,6 +30,26 @@ class ScoringOptions(Config):
     detail: Literal["window", "place"] = "window"
     """Source of a heatmap pixel: the score of the windows over it, or of the places
     within them where the method scores places."""
+
+
+class ReadingOptions(Config):
+    """Options that change what the windows of a slide show, in place of the run's."""
+
+    slide_mpp: Annotated[float, Field(gt=0)] | None = None
+    """µm/px of level 0 for slides that state none."""
+    override_mpp: bool = False
+    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
+    allow_upsampling: bool | None = None
+    """Accept slides that are coarser than the run's scale by more than 2 %; by default as the
+    run's store."""
+    quality: QualityThresholds = QualityThresholds()
+    """Which windows are too bad to be scored, in place of the thresholds of the run: they are
+    shown as not assessed, and counted."""
+
+    @field_validator("slide_mpp")
+    @classmethod
+    def _is_a_scale_of_slides(cls, value: float | None) -> float | None:
+        return None if value is None else check_mpp(value)
 
 
 class RegionOptions(Config):

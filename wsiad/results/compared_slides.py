@@ -15,10 +15,10 @@ from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SlideScore
-from wsiad.heatmaps.heatmap_task import ScoringOptions
+from wsiad.heatmaps.heatmap_task import ReadingOptions, ScoringOptions
 from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED, READING, region_differences
+from wsiad.results.identity import DERIVED, region_differences
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import OK
@@ -225,7 +225,7 @@ def _difference(one: Path, two: Path) -> str:
         first, second = read_yaml(one / CONFIG), read_yaml(two / CONFIG)
     except ConfigError:
         return "by another run or other options"
-    keys = [*ScoringOptions.model_fields, *READING]
+    keys = [*ScoringOptions.model_fields, *ReadingOptions.model_fields]
     differ = [
         f"{key} is {first.get(key)} and not {second.get(key)}"
         for key in keys

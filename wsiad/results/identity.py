@@ -14,12 +14,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsiad.core.config import Config, build, differences, read_yaml
+from wsiad.core.config import build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.files import fingerprint, new_file, read_json, write_json
 from wsiad.heatmaps.heatmap_task import (
     DerivedOptions,
     HeatmapOptions,
+    ReadingOptions,
     RegionOptions,
     ScoringOptions,
 )
@@ -28,9 +29,6 @@ from wsiad.results.folder import Results
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.tissue.tissue_options import QualityThresholds
 
-READING = ("slide_mpp", "override_mpp", "allow_upsampling", "quality")
-"""Fields of the configuration that change what windows see, beside the options of scoring."""
-
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
 """Keys of ``run.json``, and of a slide's record."""
 
@@ -38,7 +36,7 @@ _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want.
 
 
 def scored_digest(
-    run: Path, options: HeatmapOptions, reading: Mapping[str, Any], quality: QualityThresholds
+    run: Path, options: HeatmapOptions, reading: ReadingOptions, quality: QualityThresholds
 ) -> str:
     """Return what tells scores apart: of the run's files and of the options that decide scores.
 
@@ -47,15 +45,18 @@ def scored_digest(
     run : Path
         Run folder.
     options : HeatmapOptions
-    reading : mapping
-        Values of `READING`, by name.
+    reading : ReadingOptions
     quality : QualityThresholds
         Those of the run, changed by what was asked for.
     """
     from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
 
     parts = [fingerprint(run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
-    values = {**reading, "quality": quality.given, **scoring_values(options)}
+    values = {
+        **reading.model_dump(exclude={"quality"}),
+        "quality": quality.given,
+        **scoring_values(options),
+    }
     text = json.dumps([*parts, values], sort_keys=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -123,7 +124,12 @@ def check_parted(facts: Mapping[str, Any], results: Path) -> None:
         )
 
 
-def check_scores(results: Path, digest: str, config: Config, *, remedy: str) -> None:
+def asked_values(run: Path, options: HeatmapOptions, reading: ReadingOptions) -> dict[str, Any]:
+    """Return what scores are asked for by, to say in what those that there are differ."""
+    return {"run": str(run), **scoring_values(options), **reading.model_dump(mode="json")}
+
+
+def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy: str) -> None:
     """Refuse a folder with the scores of another run or of other options, and name them.
 
     Parameters
@@ -132,8 +138,8 @@ def check_scores(results: Path, digest: str, config: Config, *, remedy: str) -> 
         Results folder, or where one is to be made.
     digest : str
         See :func:`scored_digest`.
-    config : Config
-        What was asked for, with the field `run`.
+    asked : mapping
+        See :func:`asked_values`.
     remedy : str
 
     Raises
@@ -158,14 +164,14 @@ def check_scores(results: Path, digest: str, config: Config, *, remedy: str) -> 
     if facts["digest"] != digest:
         raise InputError(
             "holds the scores of another run or of other options: "
-            f"{difference(results, facts, config)}",
+            f"{difference(results, facts, asked)}",
             subject=str(results),
             remedy=remedy,
         )
 
 
 def begin_results(
-    results: Path, facts: Mapping[str, Any], config: Config
+    results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """Write ``run.json``, unless another run has begun other scores since a moment ago.
 
@@ -184,7 +190,7 @@ def begin_results(
         with new_file(path) as partial:
             write_json(partial, dict(facts))
     except FileExistsError:
-        check_scores(results, facts["digest"], config, remedy="Give another --out.")
+        check_scores(results, facts["digest"], asked, remedy="Give another --out.")
         there = read_json(path, InputError)
         formats = sorted({*there[FORMATS], *facts[FORMATS]})
         write_json(path, {**facts, FORMATS: formats})
@@ -192,7 +198,7 @@ def begin_results(
     return None
 
 
-def difference(results: Path, facts: Mapping[str, Any], config: Config) -> str:
+def difference(results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Say which options scores were made with that are not those asked for, with both values.
 
     Parameters
@@ -201,17 +207,16 @@ def difference(results: Path, facts: Mapping[str, Any], config: Config) -> str:
         Results folder.
     facts : mapping
         Its ``run.json``.
-    config : Config
-        What was asked for, with the field `run`.
+    asked : mapping
+        See :func:`asked_values`.
     """
     try:
         was = read_yaml(results / CONFIG)
     except ConfigError:
         return f"its {CONFIG} does not say which"
-    now = config.model_dump(mode="json")
-    keys = [key for key in (*ScoringOptions.model_fields, *READING) if key in was]
-    told = differences({key: was[key] for key in keys}, {key: now.get(key) for key in keys})
-    before, after = (Path(str(run)).absolute() for run in (facts.get("run"), now["run"]))
+    keys = [key for key in asked if key in was and key != "run"]
+    told = differences({key: was[key] for key in keys}, {key: asked[key] for key in keys})
+    before, after = (Path(str(run)).absolute() for run in (facts.get("run"), asked["run"]))
     if before != after:
         told.append(f"run {before} (now {after})")
     return ", ".join(told) or f"the run {after} was trained anew since"

@@ -113,6 +113,11 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
     return row if whole and not {*_format_names(task)} - there else None
 
 
+def scored_row(task: SlideTask) -> HeatmapRow:
+    """Row of a slide, which is scored and derived now where it is not; see :func:`stored_row`."""
+    return stored_row(task) or score_slide(task)
+
+
 def score_slide(task: SlideTask) -> HeatmapRow:
     """Score a slide, if it is not scored; derive what is derived from its scores.
 

@@ -1,18 +1,201 @@
-"""The slides that ``wsiad heatmap`` scores, given as such or as a store."""
+"""The work of ``wsiad heatmap``: which slides are scored, by what, and how their results begin."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from wsiad.compute.batch import slides_of_shard
+from wsiad.compute.compute_options import ComputeOptions
+from wsiad.core.config import Config, write_config
 from wsiad.core.errors import InputError
-from wsiad.results.file_names import RESERVED
-from wsiad.runs.preparation import store_slides
+from wsiad.core.files import write_json
+from wsiad.core.provenance import versions
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
+from wsiad.results.file_names import CALIBRATION, CONFIG, LEGEND, RESERVED
+from wsiad.results.identity import (
+    DERIVED,
+    FORMATS,
+    SCORED,
+    asked_values,
+    begin_results,
+    check_scores,
+    derived_values,
+    scored_digest,
+    scoring_values,
+)
+from wsiad.results.overlay import write_legend
+from wsiad.results.qupath_project import MADE
+from wsiad.results.scored_files import colour_scale
+from wsiad.results.significance_comparison import check_reference
+from wsiad.results.significance_files import forget_other_regions
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.preparation import run_preparation, store_slides
+from wsiad.runs.run import DETECTOR, RunFolder
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
+from wsiad.store.tile_store import is_store
 from wsiad.tiling.preparation import Preparation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """The work of a call of ``wsiad heatmap``.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    tasks : list of SlideTask
+        One for each slide of this call's shard.
+    slides : frozenset of str
+        Names of the slides of all shards.
+    facts : dict
+        What ``run.json`` says of the results as they begin.
+    asked : dict
+        See :func:`wsiad.results.identity.asked_values`.
+    calibration : Calibration
+        That of the run.
+    """
+
+    results: Path
+    tasks: list[SlideTask]
+    slides: frozenset[str]
+    facts: dict[str, Any]
+    asked: dict[str, Any]
+    calibration: Calibration
+
+    def begin(self, config: Config) -> None:
+        """Write what a results folder holds besides its slides.
+
+        Parameters
+        ----------
+        config : Config
+            Configuration that made the results, which is stored in them.
+
+        Raises
+        ------
+        InputError
+            Another call has begun other scores in the folder since a moment ago.
+        """
+        was = begin_results(self.results, self.facts, self.asked)
+        if gone := forget_other_regions(self.results, was, self.facts):
+            logger.warning("%s: %s", self.results, gone)
+        write_config(self.results / CONFIG, config)
+        write_json(self.results / CALIBRATION, self.calibration.to_json())
+        write_legend(self.results / LEGEND, colour_scale(self.calibration))
+
+
+def plan_scoring(
+    paths: Sequence[Path],
+    *,
+    run: Path,
+    results: Path,
+    options: HeatmapOptions,
+    reading: ReadingOptions,
+    damaged_tiles: Literal["fail", "skip"],
+    healthy: Path | None,
+    batch: int,
+    device: str,
+    compute: ComputeOptions,
+) -> Scoring:
+    """List what has to be done to score slides; nothing is written yet.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Slide files, folders of them or manifests; or one store.
+    run, results : Path
+        Their folders.
+    options : HeatmapOptions
+    reading : ReadingOptions
+    damaged_tiles : {"fail", "skip"}
+        Effect of a damaged part of a slide's file.
+    healthy : Path, optional
+        Results folder of healthy slides that the results are to be compared with.
+    batch : int
+        The most windows scored at once.
+    device : str
+        As for :func:`wsiad.learning.device.choose_device`.
+    compute : ComputeOptions
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    InputError
+        No slides were found, or the folder holds results of another run or options, or so does
+        that of the healthy slides.
+    StoreError
+        Slides are given as a store that is damaged or was prepared otherwise.
+    """
+    folder = RunFolder.open(run, beside=paths)
+    record = folder.record()
+    preparation, target = run_preparation(run)
+    quality = preparation.quality.changed_by(reading.quality)
+    preparation = preparation.model_copy(
+        update={"quality": quality, "damaged_tiles": damaged_tiles}
+    )
+    digest = scored_digest(run, options, reading, quality)
+    asked = asked_values(run, options, reading)
+    facts: dict[str, Any] = {
+        "digest": digest,
+        SCORED: scoring_values(options),
+        DERIVED: derived_values(options, run),
+        FORMATS: list(options.viewers),
+        "run": str(run.absolute()),
+        "detector": record.detector,
+        # Of the detector, not of the clock: equal results give equal projects.
+        MADE: (run / DETECTOR).stat().st_mtime_ns // 1_000_000,
+        "versions": versions(),
+    }
+    check_scores(results, digest, asked, remedy="Give another --out, or delete this one.")
+    if healthy is not None:
+        check_reference(healthy, facts, asked)
+    slides, from_store = heatmap_inputs(
+        paths,
+        run=run,
+        preparation=preparation,
+        target=target,
+        staged=compute.stage_dir is not None,
+    )
+    if options.evidence_regions and not record.healthy_examples:
+        note = "the run keeps no healthy examples: regions are shown without their nearest ones"
+        logger.info("%s: %s", run, note)
+        facts["evidence"] = note
+    scale = {"slide_mpp": reading.slide_mpp, "allow_upsampling": reading.allow_upsampling}
+    given = {key: value for key, value in scale.items() if value is not None}
+    preparation = preparation.model_copy(update=given)
+    tasks = [
+        SlideTask(
+            slide=slide,
+            from_store=from_store,
+            results=results,
+            run=run,
+            options=options,
+            preparation=preparation,
+            target=target,
+            digest=digest,
+            derived=facts[DERIVED],
+            batch=batch,
+            device=device,
+            override_mpp=reading.override_mpp,
+        )
+        for slide in slides_of_shard(slides, compute.shard)
+    ]
+    return Scoring(
+        results=results,
+        tasks=tasks,
+        slides=frozenset(slide.name for slide in slides),
+        facts=facts,
+        asked=asked,
+        calibration=folder.calibration(),
+    )
 
 
 def heatmap_inputs(
@@ -45,8 +228,6 @@ def heatmap_inputs(
     StoreError
         The store is damaged or was prepared otherwise than the run's.
     """
-    from wsiad.store.tile_store import is_store
-
     if not any(is_store(path) for path in paths):
         remedy = "Give slide files, folders of them, a manifest, or a store."
         with other_kinds_named(paths, SLIDES, InputError, remedy=remedy, beside=[run]):

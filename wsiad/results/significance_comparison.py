@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from wsiad.core.config import QuietOptions
-from wsiad.core.errors import RunError
+from wsiad.core.errors import InputError, RunError
 from wsiad.core.files import real_path
 from wsiad.evaluation.submission import SlideScore
+from wsiad.slides.slide_table import OK, SlideRow
 
 if TYPE_CHECKING:
     from wsiad.conformal.judgement import FalseAlarms, HealthySlides
@@ -117,6 +119,54 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         *(f"WARNING: {one}" for one in warnings),
     ]
     return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
+
+
+def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse healthy slides that results would not be comparable with, before hours of scoring.
+
+    Parameters
+    ----------
+    healthy : Path
+        Results folder of the healthy slides.
+    facts : mapping
+        What ``run.json`` of the results is to say.
+    asked : mapping
+        See :func:`wsiad.results.identity.asked_values`.
+
+    Raises
+    ------
+    InputError
+        The folder holds no results, or those of another run or other options.
+    """
+    from wsiad.results.compared_slides import read_folder
+    from wsiad.results.identity import difference, region_differences
+
+    there = read_folder(healthy).facts
+    told = region_differences(there, facts)
+    if there["digest"] != facts["digest"]:
+        told.insert(0, difference(healthy, there, asked))
+    if told:
+        raise InputError(
+            f"holds results of another run or of other options: {', '.join(told)}",
+            subject=str(healthy),
+            remedy="Score the healthy slides by the same run with the same options.",
+        )
+
+
+def add_significance(
+    results: Path, healthy: Path | None, rows: Iterable[SlideRow], *, quiet: bool
+) -> str:
+    """Compare results with those of healthy slides, if there are any; say what was found.
+
+    Raises
+    ------
+    InputError
+        As by :func:`compare`.
+    """
+    if healthy is None or not any(row.status == OK for row in rows):
+        return ""
+    found = compare(SignificanceConfig(results=results, healthy=healthy, quiet=quiet))
+    return f"\n{found.summary}"
 
 
 def check_folders(

@@ -91,7 +91,7 @@ class Preparation(Config):
 
     def preparation(self) -> Preparation:
         """Return the part that decides what the pixels are, without a verb's own fields."""
-        return Preparation(**{key: getattr(self, key) for key in Preparation.model_fields})
+        return self.part(Preparation)
 
     def as_json(self) -> dict[str, Any]:
         """Return the preparation as JSON values, as a store and a run keep it.

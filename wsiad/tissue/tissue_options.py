@@ -46,9 +46,7 @@ class QualityThresholds(Config):
 
     def thresholds(self) -> QualityThresholds:
         """Return the thresholds alone."""
-        return QualityThresholds(
-            **{key: getattr(self, key) for key in QualityThresholds.model_fields}
-        )
+        return self.part(QualityThresholds)
 
     @property
     def given(self) -> dict[str, float]:
