@@ -22,6 +22,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from wsiad.compute.compute_options import ComputeOptions, take_shard
 from wsiad.compute.tasks import run_tasks
+from wsiad.core.config import RECORD
 from wsiad.core.errors import UnusableSlideError, WsiadError
 from wsiad.core.files import DISK_FULL
 from wsiad.core.ownership import is_dead, owner
@@ -341,7 +342,7 @@ def record_path(out: Path, shard: str | None) -> Path:
 
     Shards share a folder; one that wrote its counts as those of all would be wrong.
     """
-    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else "run.json")
+    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else RECORD)
 
 
 def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:

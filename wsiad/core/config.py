@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import pydantic
 import yaml
@@ -137,6 +137,11 @@ def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
     for part in typing.get_args(annotation):
         yield from _models(part)
 
+
+CONFIG: Final = "config.yaml"
+"""In the folder of whatever a verb makes: the verb's resolved configuration."""
+RECORD: Final = "run.json"
+"""In the folder of whatever a verb makes: what was done, and by which versions."""
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from wsiad.slides import slide_table
+from wsiad.core import config
+from wsiad.slides import folder_kinds, slide_table
 
 # In the results folder itself.
 
-FACTS: Final = "run.json"
+FACTS: Final = config.RECORD
 """Run, options and versions that the results were made with."""
-CONFIG: Final = "config.yaml"
+CONFIG: Final = config.CONFIG
 """The resolved configuration of ``wsiad heatmap``."""
 SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
 """One row a slide, whatever became of it."""
-REPORT: Final = "report.html"
+REPORT: Final = slide_table.REPORT
 TIMINGS: Final = "timings.json"
 """Seconds by stage, and where the last evaluation lies."""
 CALIBRATION: Final = "calibration.json"
@@ -49,7 +50,7 @@ SIGNIFICANCE_TABLE: Final = "significance.csv"
 
 # In a slide's folder.
 
-SLIDE: Final = "slide.json"
+SLIDE: Final = folder_kinds.SLIDE_RECORD
 """Record of the slide: its scores' origin and its row of the table; written last."""
 WINDOWS: Final = "windows.npy"
 """Every scored window: place, score, percentile."""

@@ -49,7 +49,8 @@ def scored_digest(
     quality : QualityThresholds
         Those of the run, changed by what was asked for.
     """
-    from wsiad.runs.run import CALIBRATION, DETECTOR, WEIGHTS
+    from wsiad.runs.claim import WEIGHTS
+    from wsiad.runs.run import CALIBRATION, DETECTOR
 
     parts = [fingerprint(run / name) for name in (DETECTOR, WEIGHTS, CALIBRATION)]
     values = {

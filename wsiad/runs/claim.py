@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Final
 
-from wsiad.core.config import Config, differences, resolve, write_config
+from wsiad.core.config import CONFIG, Config, differences, resolve, write_config
 from wsiad.core.errors import ConfigError, RunError, WsiadError
 from wsiad.core.files import atomic_file
 from wsiad.core.ownership import CLAIM, claimed, refuse_foreign
 from wsiad.slides.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 
-CONFIG = "config.yaml"
+WEIGHTS: Final = "weights.safetensors"
+"""In a folder that a training makes: the tensors that were learnt."""
+
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
 

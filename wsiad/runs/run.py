@@ -21,13 +21,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import pydantic
 import torch
 from safetensors.torch import load_file, save_file
 
-from wsiad.core.config import Config, build
+from wsiad.core.config import CONFIG, RECORD, Config, build
 from wsiad.core.errors import PluginError, RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
@@ -38,13 +38,13 @@ from wsiad.learning.detector import Detector, InputSpec, State
 from wsiad.learning.device import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.claim import CONFIG, begin
+from wsiad.runs.claim import WEIGHTS, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
-RUN, DETECTOR, WEIGHTS = "run.json", "detector.json", "weights.safetensors"
-CALIBRATION, LOSS = "calibration.json", "loss.png"
+RUN: Final = RECORD
+DETECTOR, CALIBRATION, LOSS = "detector.json", "calibration.json", "loss.png"
 
 M = TypeVar("M", bound=Config)
 

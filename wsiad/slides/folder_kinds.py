@@ -25,6 +25,9 @@ EXPORTED: Final = "exported tiles"
 SEARCH: Final = "a search of wsiad tune"
 NETWORK: Final = "a network of wsiad pretrain"
 
+SLIDE_RECORD: Final = "slide.json"
+"""Name of the file that is in the folder of every slide's results."""
+
 _MOST_ENTRIES = 2_000
 _MARKS = (
     (STORE, ("slides.zarr",)),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from wsiad.core.errors import SlideOpenError
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
+from wsiad.slides.folder_kinds import SLIDE_RECORD
 from wsiad.slides.slide_files import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 _DICOM = ".dcm"
-_RESULTS = "slide.json"
 _OME = (".ome.tif", ".ome.tiff")
 _DERIVED = re.compile(r"(?P<slide>.+?)_(likelihood_map|mask|evaluation_mask)", re.IGNORECASE)
 _PLACEMENT = "level0_px_per_pixel_x"
@@ -183,11 +183,11 @@ def _is_derived(path: Path, there: set[Path]) -> bool:
     """Tell whether a file is a map or mask of a slide: by what is in it, or what lies by it."""
     name = path.name.lower()
     if name.endswith(_OME):
-        return (path.parent / _RESULTS).is_file() or _describes_a_heatmap(path)
+        return (path.parent / SLIDE_RECORD).is_file() or _describes_a_heatmap(path)
     found = _DERIVED.fullmatch(path.stem)
     if found is None or path.suffix.lower() not in (".tif", ".tiff"):
         return False
-    if (path.parent / _RESULTS).is_file() or path.parent / found["slide"] in there:
+    if (path.parent / SLIDE_RECORD).is_file() or path.parent / found["slide"] in there:
         return True
     return found[2].lower() == "likelihood_map" and _is_one_channel_of_floats(path)
 

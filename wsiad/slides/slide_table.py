@@ -15,6 +15,8 @@ from wsiad.core.typed_table import TableKind
 
 SLIDES_TABLE = "slides.csv"
 """Name of the table in a store and in a results folder."""
+REPORT = "report.html"
+"""Name of the report in a store and in a results folder."""
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 

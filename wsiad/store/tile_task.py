@@ -21,6 +21,7 @@ from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
     FAILED,
+    REPORT,
     SLIDES_TABLE,
     UNUSABLE,
     SlideRow,
@@ -111,7 +112,7 @@ class TileResult:
         return (
             f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
             f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
-            f"see {self.store / 'report.html'}"
+            f"see {self.store / REPORT}"
         )
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError
 from wsiad.core.progress import Progress
+from wsiad.results.file_names import REPORT
 
 _MPP, _TILE = 0.972, 96
 
@@ -146,7 +147,7 @@ def demo(config: DemoConfig) -> DemoResult:
     )
     timed("evaluate", mark)
     report = write_results_report(
-        out / "results", seconds=seconds, warnings=[SYNTHETIC], to=out / "report.html"
+        out / "results", seconds=seconds, warnings=[SYNTHETIC], to=out / REPORT
     )
     total = time.monotonic() - start
     lines = [trained.summary, evaluated.summary, f"{total:.0f} s in all; see {report}"]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Paths, QuietOptions, verb, write_config
+from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import checked_name, write_json
 from wsiad.slides.inputs import SlideInput
@@ -97,7 +97,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     preparation = config.preparation(tile)
     target = stain_target(preparation).to_dict()
     TileStore.create(config.out, preparation, target, compression=config.compression)
-    write_config(config.out / "config.yaml", config)
+    write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         ImportTask(
@@ -120,7 +120,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
             label="import",
             quiet=config.quiet,
         )
-    write_json(config.out / "run.json", tiling_record(rows, time.monotonic() - start))
+    write_json(config.out / RECORD, tiling_record(rows, time.monotonic() - start))
     return TileResult(config.out, tuple(rows))
 
 

@@ -15,7 +15,7 @@ from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.provenance import versions
 from wsiad.learning.training_options import END_WORDS, DeviceOptions, LimitOptions
-from wsiad.runs.claim import taken
+from wsiad.runs.claim import WEIGHTS, taken
 from wsiad.runs.healthy_tiles import (
     HealthyOptions,
     healthy_slides,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, RECORD = "weights.safetensors", "pretrain.json"
+RECORD = "pretrain.json"
 
 
 class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from wsiad.core.config import QuietOptions, verb, write_config
+from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.files import write_json, write_text
 from wsiad.core.ownership import refuse_foreign
@@ -28,6 +28,7 @@ from wsiad.evaluation.groups import (
     type_line,
 )
 from wsiad.learning.training_options import DeviceOptions
+from wsiad.results.file_names import EVALUATION
 from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.runs.preparation import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
 
-SCORES, EVALUATION = "scores.csv", "evaluation.json"
+SCORES = "scores.csv"
 
 
 class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
@@ -145,7 +146,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
         "versions": versions(),
     }
     write_json(config.out / EVALUATION, facts)
-    write_config(config.out / "config.yaml", config)
+    write_config(config.out / CONFIG, config)
     said = unseen_lines(unseen, str(config.store))
     summary = "\n".join([*said, _summary(config, groups, area, independent, types)])
     return ScoreTilesResult(

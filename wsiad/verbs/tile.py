@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_staging
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.core.config import Paths, QuietOptions, verb, write_config
+from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
@@ -93,7 +93,7 @@ def tile(config: TileConfig) -> TileResult:
         inputs = slides_of_shard(find_slides(config.slides), config.shard)
     target = stain_target(config).to_dict()
     store = TileStore.create(config.out, config, target, compression=config.compression)
-    write_config(config.out / "config.yaml", config)
+    write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         TileTask(

@@ -12,7 +12,16 @@ from typing import Annotated
 from pydantic import Field
 
 from wsiad.compute.compute_options import WorkerOptions
-from wsiad.core.config import QuietOptions, build, differences, resolve, verb, write_config
+from wsiad.core.config import (
+    CONFIG,
+    RECORD,
+    QuietOptions,
+    build,
+    differences,
+    resolve,
+    verb,
+    write_config,
+)
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
 from wsiad.core.ownership import claimed, refuse_foreign
@@ -22,7 +31,7 @@ from wsiad.tuning.space import SearchOptions, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
 from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
 
-CONFIG, FOLDS = "config.yaml", "folds.json"
+FOLDS = "folds.json"
 
 _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
@@ -149,7 +158,7 @@ def tune(config: TuneConfig) -> TuneResult:
             "seconds": round(time.monotonic() - start, 3),
             "versions": versions() | {"optuna": package.__version__},
         }
-        write_json(config.out / "run.json", record)
+        write_json(config.out / RECORD, record)
     summary = search_summary(config, trials, tiles)
     return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
 
