@@ -88,8 +88,10 @@ def test_a_foreign_file_in_level_0_pixels_is_warned_of_and_may_be_said_to_be(res
         result, values = run(results)
     assert found(values) == 0
     (note,) = (note for note in values["notes"] if "lies" in note)
-    assert note.startswith("a: 100 % of the outlined tumour, 1 of 1 areas wholly, lies where no")
-    assert "from the slide's corner: 0 % of the outlined tumour, 0 of 1" in note
+    assert note.startswith(
+        "a: 100 % of the outlined tumour (1 of 1 areas completely) lies where no"
+    )
+    assert "from the slide's corner: 0 % of the outlined tumour (0 of 1" in note
     assert "--annotation-origin level0" in note
     assert note in caplog.text
     assert note in result.summary
@@ -170,13 +172,13 @@ def test_what_is_left_aside_is_counted_and_named(results):
         "tile without a class": 2,
         "class Region*": 1,
     }
-    (line,) = (line for line in result.summary.splitlines() if line.startswith("left aside"))
+    (line,) = (line for line in result.summary.splitlines() if line.startswith("outlines ignored"))
     for text in ("1 of class Carcinoma", "2 of tile without", "(1 slide: a)", "--class-map"):
         assert text in line
     assert line in values["conditions"]
     result, values = run(results, class_map={"carcinoma": "tumor", "Lymph": "ignore"})
     assert found(values) == 1
-    assert "no outline has a class that is mapped: lymph" in result.summary
+    assert "mapped classes that no outline has: lymph" in result.summary
 
 
 def test_classes_are_mapped_on_the_command_line_and_in_yaml(results, capsys):
@@ -191,16 +193,16 @@ def test_classes_are_mapped_on_the_command_line_and_in_yaml(results, capsys):
     command += ["--annotations", str(root / "drawn"), "--bootstrap", "5"]
     flags = ["--class-map", "Carcinoma=tumor", "--class-map", "Tumor: Other=cut-out"]
     assert main([*command, *flags]) == 0
-    assert "no outline was left aside" in capsys.readouterr().out
+    assert "no outline was ignored" in capsys.readouterr().out
     write(root / "config.yaml", "class_map:\n  Carcinoma: tumor\n  'Tumor: Other': ignore\n")
     assert main([*command, "--config", str(root / "config.yaml")]) == 0
-    assert "left aside, as not said to be tumour: 1 of class Tumor: Other" in (
+    assert "outlines ignored because they are not known to be tumour: 1 of class Tumor: Other" in (
         capsys.readouterr().out
     )
     assert main([*command, "--class-map", "Carcinoma=malignant"]) == 2
     assert "'malignant'" in capsys.readouterr().err
     for options in ({"class_map": {"A": "tumor"}}, {"annotation_origin": "level0"}):
-        with pytest.raises(ConfigError, match="are of outlines"):
+        with pytest.raises(ConfigError, match="need outlines"):
             run(results, annotations=None, **options)
 
 

@@ -226,7 +226,10 @@ def test_a_reference_slide_without_a_file_of_detections_is_not_one_without_findi
     with pytest.raises(EvaluationError, match=r"n2: no results.*exclude the slide if nobody"):
         evaluate(**options)
     values = json.loads(evaluate(exclude=("n2",), **options).report.read_text())
-    assert "slides without detections, taken as looked at and ranked lowest: t2" in values["notes"]
+    assert (
+        "slides without detections, taken to have been looked at and ranked lowest: t2"
+        in values["notes"]
+    )
     assert values["slide_auc"]["value"] == auc([0.5, -1], [0.5])
 
 
@@ -289,7 +292,9 @@ def test_tumour_outlined_where_no_tissue_was_found_is_told(tmp_path, origin):
     result = run_outlined(tmp_path, slides, annotation_origin=origin)
     values = json.loads(result.report.read_text())
     assert any(
-        note.startswith("glass: 100 % of the outlined tumour, 1 of 1 areas wholly, lies where no")
+        note.startswith(
+            "glass: 100 % of the outlined tumour (1 of 1 areas completely) lies where no"
+        )
         for note in values["notes"]
     )
     assert values["froc"][V1]["itc"] == 1

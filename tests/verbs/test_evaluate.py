@@ -180,7 +180,7 @@ def test_a_tumour_slide_without_marked_tumour_is_told(submission):
     assert [slide["froc"] == {} for slide in values["slides"]] == [False, True, False, False]
     assert values["froc"][V1]["false_positives"] == 1
     assert values["slide_auc"]["value"] == 1
-    said = "tumour slides left out of FROC and tile figures, as no tumour is marked: test_002"
+    said = "tumour slides left out of FROC and tile figures because no tumour is marked: test_002"
     assert result.summary.splitlines()[0] == said
     assert result.summary.count(said) == 1
 
@@ -558,7 +558,7 @@ def test_outlines_beyond_the_slide_are_refused(results):
 
 
 def test_a_folder_of_ground_truth_that_does_not_exist_is_refused(results):
-    with pytest.raises(EvaluationError, match="is no folder"):
+    with pytest.raises(EvaluationError, match="is not a folder"):
         run_results(results, annotations=results / "none")
 
 

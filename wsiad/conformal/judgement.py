@@ -1,6 +1,8 @@
-"""How sure one can be of what a slide shows, by what healthy slides show.
+"""Judge a slide by p-values against healthy slides, and measure the false-alarm rates.
 
-Stated false-alarm rates, held against what healthy slides that took no part in them show.
+A slide is compared with held-out healthy slides: its own score, its tiles and its regions. The
+false-alarm rates that these p-values state are checked on healthy slides that took no part in
+the comparison.
 """
 
 from __future__ import annotations
@@ -46,19 +48,20 @@ class FalseAlarms:
     kind : Kind
         What raises the alarm.
     level : float
-        The rate that was stated: at most this.
+        Stated rate: the alarms should be no more frequent than this.
     alarms : float
-        Slides with an alarm; of tiles the sum of the slides' shares.
+        Number of slides with an alarm; for tiles, the sum of the slides' shares of alarms.
     slides : int
-        Slides that were looked at.
+        Number of slides that were examined.
     low, high : float
         95 % interval of the rate, by slide.
     chance : float or None
-        Probability of at least so many alarms, or of at most so many if they are fewer than
-        stated, if these slides are as those of the reference: rates are stated on average
-        over references, and any one of them may give more. ``None`` where it is not known.
+        Probability of this many alarms or more, provided that these slides are like those of
+        the reference; of this many or fewer where the verdict is "fewer than stated". The stated
+        rate is an average over references, so a single reference may give more alarms. ``None``
+        where the probability is not known.
     verdict : Verdict
-        How the stated rate lies to the interval.
+        Position of the stated rate relative to the interval.
     """
 
     kind: Kind
@@ -77,7 +80,7 @@ class FalseAlarms:
 
     @property
     def words(self) -> str:
-        """The rate with its interval, in words."""
+        """Rate and its interval, in words."""
         rate = f"{self.rate:.3f} ({self.low:.3f} to {self.high:.3f})"
         return f"{WORDS[self.kind]} {self.level:g}: {rate}"
 
@@ -104,17 +107,17 @@ def mean_interval(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
     Parameters
     ----------
     shares : ndarray of float64, (N,)
-        One a slide, such as the share of its tiles that raise an alarm.
+        One value per slide, such as the share of its tiles that raise an alarm.
 
     Raises
     ------
     EvaluationError
-        There are none, or one is not within 0 to 1.
+        There is no value, or a value is not between 0 and 1.
 
     Notes
     -----
-    Hoeffding (JASA 58, 1963), theorem 1, solved for the mean. It holds for every
-    distribution within 0 and 1 and every number of slides, for which it is wide.
+    This is theorem 1 of Hoeffding (JASA 58, 1963), solved for the mean. The interval holds for
+    every distribution between 0 and 1 and for every number of slides; in return, it is wide.
     """
     if not ((shares >= 0) & (shares <= 1)).all():
         raise EvaluationError("a share is not within 0 to 1")
@@ -133,7 +136,7 @@ def mean_interval(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _divergence(p: float, q: float) -> float:
-    """Kullback–Leibler divergence of two coins."""
+    """Return the Kullback–Leibler divergence of two coins with these probabilities."""
     first = p * math.log(p / q) if p > 0 else 0.0
     second = (1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0
     return first + second
@@ -143,7 +146,7 @@ def _check(alarms: float, slides: int) -> None:
     if slides < 1 or not 0 <= alarms <= slides + 1e-9:
         raise EvaluationError(
             f"{alarms:g} alarms on {slides} healthy slides give no rate",
-            remedy="Give healthy slides with tissue.",
+            remedy="Pass healthy slides with tissue.",
         )
 
 
@@ -155,19 +158,19 @@ def count_slides(
     Parameters
     ----------
     kind : Kind
-        What raises it.
+        What raises the alarm.
     alarms : ndarray of bool, (N,)
-        Of each slide.
+        True for each slide that raises an alarm.
     level : float
-        Rate that was stated.
+        Stated rate.
     reference : int
-        Slides of the reference.
+        Number of slides in the reference.
 
     Notes
     -----
-    Slides exchangeable with `reference` others have ``p <= level`` as often as a
-    beta-binomial number says (Bates et al., Annals of Statistics 51, 2023:
-    given the reference the rate is a beta variable); for regions it is a bound.
+    Among slides that are exchangeable with the `reference` slides, the number with
+    ``p <= level`` is beta-binomial: given the reference, the rate is a beta variable (Bates et
+    al., Annals of Statistics 51, 2023). For regions this is a bound.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def count_slides(
 
 
 def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bool) -> float:
-    """Probability of at least (or at most) so many alarms on slides like the reference's."""
+    """Return the probability of this many alarms or more (or fewer) on slides of this kind."""
     expected = round(stated * (reference + 1))
     if expected == 0 or expected > reference:
         certain = 0 if expected == 0 else slides  # alarms that there must be
@@ -197,7 +200,9 @@ def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bo
 
 
 def mean_share(shares: npt.NDArray[np.float64], *, level: float) -> FalseAlarms:
-    """Measure the share of healthy slides' tiles that raise an alarm, every slide alike.
+    """Measure the mean share of a healthy slide's tiles that raise an alarm.
+
+    Every slide has the same weight.
 
     Raises
     ------
@@ -217,13 +222,14 @@ class SlideScores:
     Parameters
     ----------
     slide : float
-        Its own.
+        Score of the slide.
     tiles : ndarray of float64, (N,)
-        Of its windows.
+        Scores of its windows.
     regions : ndarray of float64, (M,)
         Highest score of each region that was kept, strongest first.
     n_regions : int
-        Regions in all; those that were not kept are no stronger than any that was.
+        Number of all regions. Regions that were not kept are no stronger than the weakest that
+        was kept.
     """
 
     slide: float
@@ -232,7 +238,7 @@ class SlideScores:
     n_regions: int
 
     def all_regions(self) -> FloatArray:
-        """Highest score of each region, or what it is at most."""
+        """Return the highest score of each region; for regions not kept, an upper bound."""
         missing = self.n_regions - len(self.regions)
         if missing <= 0 or not len(self.regions):
             return self.regions
@@ -241,7 +247,7 @@ class SlideScores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideJudgement:
-    """P-values of a slide, of its tiles, (N,), and of its regions, (M,)."""
+    """P-values of a slide, of its N tiles and of its M regions."""
 
     p: float
     tiles: FloatArray
@@ -258,7 +264,7 @@ class HealthySlides:
 
     @classmethod
     def of(cls, healthy: Sequence[SlideScores]) -> Self:
-        """Take the scores of healthy slides.
+        """Build the reference from the scores of healthy slides.
 
         Raises
         ------
@@ -272,7 +278,14 @@ class HealthySlides:
         )
 
     def judge(self, slide: SlideScores, *, fdr: float) -> SlideJudgement:
-        """Compare a slide that is not among them; ``fdr`` is kept over its regions.
+        """Compare a slide that is not in the reference with it.
+
+        Parameters
+        ----------
+        slide : SlideScores
+            Scores of the slide.
+        fdr : float
+            False-discovery rate to keep over the slide's regions.
 
         Raises
         ------
@@ -290,18 +303,18 @@ class HealthySlides:
 def false_alarms(
     healthy: Iterable[SlideJudgement], *, levels: Sequence[float], fdr: float, reference: int
 ) -> list[FalseAlarms]:
-    """Measure the false alarms on healthy slides that took no part in anything.
+    """Measure the false alarms on healthy slides that were used neither to fit nor to compare.
 
     Parameters
     ----------
     healthy : iterable of SlideJudgement
-        Of these slides, made with the same ``fdr``; gone through once.
+        Judgements of these slides, made with the same ``fdr``; read once.
     levels : sequence of float
-        At which slides, tiles and family-wise regions are counted.
+        Levels at which slides, tiles and family-wise regions are counted.
     fdr : float
-        At which significant regions are.
+        False-discovery rate at which significant regions are counted.
     reference : int
-        Slides of the reference.
+        Number of slides in the reference.
 
     Raises
     ------

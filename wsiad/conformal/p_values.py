@@ -1,8 +1,8 @@
-"""Conformal p-values: how rare a score would be among healthy slides that were held out.
+"""Conformal p-values: how rare a score would be among held-out healthy slides.
 
-Nothing is assumed of the scores, only that a new healthy slide and those of the reference
-could have come in any order: *exchangeable by slide*. Tiles of one slide share its stain,
-scanner and patient; to count them as independent would promise far more than is known.
+They assume nothing about the scores. They assume only that a new healthy slide and those of the
+reference are *exchangeable by slide*: they could have come in any order. Tiles of one slide share
+its stain, scanner and patient; counting them as independent would promise far more than is known.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _ROUNDING = 1e-9  # of a product that is a whole number but for it
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HealthyReference:
-    """Scores of things (slides, regions, tiles) that were seen on healthy slides.
+    """Scores of slides, regions or tiles that were seen on healthy slides.
 
     Parameters
     ----------
     scores : ndarray of float64, (N,)
-        Of all slides, rising.
+        Scores of all slides, ascending.
     tails : ndarray of float64, (N,)
         For each score, the sum over slides of the share of a slide's scores that are at
         least as high.
     slides : int
-        How many slides there are, those without any score counted in.
+        Number of slides, including those without any score.
 
     Notes
     -----
-    16 bytes a score, and 40 while it is made: a thousand slides of ten thousand tiles take
-    160 MB, and 400 MB at first.
+    A reference takes 16 bytes per score, and 40 while it is built: a thousand slides of ten
+    thousand tiles each take 160 MB, and 400 MB at first.
     """
 
     scores: FloatArray
@@ -49,10 +49,10 @@ class HealthyReference:
 
     @classmethod
     def of(cls, groups: Sequence[npt.NDArray[np.floating]]) -> Self:
-        """Take the scores of each healthy slide, one array (any length) a slide.
+        """Build the reference from one array of scores per healthy slide, of any length.
 
-        A slide without scores, such as one without a region, counts: nothing on it is as
-        strange as anything.
+        A slide without scores, such as a slide without a region, counts as a slide on which
+        nothing reaches any score.
 
         Raises
         ------
@@ -74,22 +74,22 @@ class HealthyReference:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p-value that so many slides can give; there is no smaller one."""
+        """Smallest p-value that this number of slides can give."""
         return 1 / (self.slides + 1)
 
     def p_values(self, scores: npt.ArrayLike) -> FloatArray:
-        """Return the p-value of each score: high scores give small ones.
+        """Return the p-value of each score: high scores have small p-values.
 
         Parameters
         ----------
         scores : array_like of float, (...)
-            Of a slide that is not in the reference.
+            Scores of a slide that is not in the reference.
 
         Returns
         -------
         ndarray of float64, (...)
-            ``(1 + sum over healthy slides of their share of scores as high) / (slides + 1)``,
-            from ``smallest_p`` to 1, and never 0.
+            ``(1 + sum over healthy slides of their share of scores as high) / (slides + 1)``:
+            from ``smallest_p`` to 1, never 0.
 
         Raises
         ------
@@ -98,18 +98,18 @@ class HealthyReference:
 
         Notes
         -----
-        With one score a slide this is the conformal p-value (Vovk, Gammerman and Shafer,
+        With one score per slide this is the conformal p-value (Vovk, Gammerman and Shafer,
         *Algorithmic Learning in a Random World*, 2005; Bates et al., Annals of Statistics
         51, 2023): a new healthy slide, exchangeable with those of the reference,
-        has ``p <= a`` with a probability of at most ``a``, whatever ``a``.
+        has ``p <= a`` with a probability of at most ``a``, for every ``a``.
 
-        With several it is the hierarchical one of Lee, Barber and Willett
-        (arXiv:2306.06342, 2023; cf. Dunn, Wasserman and Ramdas, JASA 118,
-        2023): the same holds for *one* score drawn at random from those of a new healthy
-        slide, however alike the scores of a slide are and however many it has. To see
-        why, replace the 1, which stands for the new slide, by the new slide's own share:
-        that makes p smaller, all slides are alike in it, and of the weights of all slides
-        together at most ``a`` lie on scores whose tail is at most ``a``.
+        With several scores per slide it is the hierarchical p-value of Lee, Barber and Willett
+        (arXiv:2306.06342, 2023; cf. Dunn, Wasserman and Ramdas, JASA 118, 2023). The same
+        statement then holds for *one* score drawn at random from those of a new healthy slide,
+        however similar and however many the scores of a slide are. To see why, replace the 1,
+        which stands for the new slide, by the new slide's own share. That makes p smaller and
+        treats all slides alike, and at most a share ``a`` of the weights of all slides lies on
+        scores whose tail is at most ``a``.
         """
         asked = np.asarray(scores, np.float64)
         if not np.isfinite(asked).all():
@@ -119,7 +119,7 @@ class HealthyReference:
 
 
 def attainable(level: float, slides: int) -> float:
-    """Return the highest rate of ``p <= level`` that a reference of so many slides states.
+    """Return the highest rate of ``p <= level`` that a reference of this size can state.
 
     Conformal p-values of slides are multiples of 1 / (slides + 1).
 
@@ -132,7 +132,7 @@ def attainable(level: float, slides: int) -> float:
 
 
 def slides_needed(level: float) -> int:
-    """Return how many healthy slides it takes for a p-value to reach a level.
+    """Return the number of healthy slides with which a p-value can be as small as a level.
 
     Examples
     --------
@@ -143,26 +143,29 @@ def slides_needed(level: float) -> int:
 
 
 def benjamini_hochberg(p_values: FloatArray, *, tests: int | None = None) -> FloatArray:
-    """Adjust p-values for false discoveries: the smallest rate at which each is significant.
+    """Adjust p-values for false discoveries.
+
+    The adjusted value is the smallest false-discovery rate at which the test is significant.
 
     Parameters
     ----------
     p_values : ndarray of float64, (N,)
-        In any order.
+        P-values in any order.
     tests : int, optional
-        How many there are in all, if only the smallest were kept; the others count as 1,
-        which can only make these larger.
+        Number of all tests, if only the smallest p-values were kept. The others count as 1,
+        which can only make the adjusted values larger.
 
     Returns
     -------
     ndarray of float64, (N,)
-        Step-up adjusted p-values, or *q-values* (Benjamini and Hochberg, JRSS B 57, 1995),
-        to 12 decimals, so that rounding does not carry one over the rate it should meet.
+        Step-up adjusted p-values, or *q-values* (Benjamini and Hochberg, JRSS B 57, 1995). They
+        are rounded to 12 decimals, so that rounding errors lift none above the rate that it
+        should meet.
 
     Raises
     ------
     EvaluationError
-        A p-value is not within 0 to 1, or there are more of them than tests.
+        A p-value is not between 0 and 1, or there are more p-values than tests.
     """
     if not ((p_values >= 0) & (p_values <= 1)).all():
         raise EvaluationError("a p-value is not within 0 to 1")
@@ -178,18 +181,19 @@ def benjamini_hochberg(p_values: FloatArray, *, tests: int | None = None) -> Flo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegionSignificance:
-    """How sure one can be of the regions of a slide; arrays in the regions' order.
+    """Statistical significance of the regions of a slide; arrays in the regions' order.
 
     Parameters
     ----------
     p_family_wise : ndarray of float64, (N,)
-        Chance that a healthy slide has *any* region as strange.
+        Probability that a healthy slide has *any* region with at least this score.
     p : ndarray of float64, (N,)
-        Chance that *one* region, drawn at random from those of a healthy slide if it has
-        any, is as strange.
+        Probability that *one* region, drawn at random from those of a healthy slide if it has
+        any, has at least this score.
     q : ndarray of float64, (N,)
         `p`, adjusted over the slide's regions by Benjamini and Hochberg.
     significant : ndarray of bool, (N,)
+        True for each significant region, see :meth:`HealthyRegions.judge`.
     """
 
     p_family_wise: FloatArray
@@ -207,7 +211,9 @@ class HealthyRegions:
 
     @classmethod
     def of(cls, groups: Sequence[FloatArray]) -> Self:
-        """Take the scores of each healthy slide's regions; many slides have none.
+        """Build the reference from one array of region scores per healthy slide.
+
+        Many slides have no region; their arrays are empty.
 
         Raises
         ------
@@ -222,13 +228,13 @@ class HealthyRegions:
     ) -> RegionSignificance:
         """Judge the regions of a slide that is not in the reference.
 
-        A region is significant if its q is at most ``fdr``, *and* if the slide's strongest
-        region has a family-wise p of at most ``fdr``. The second condition is what makes
-        the rate exact: on a new healthy slide every significant region is false, and by it
-        such a slide has one with a probability of at most ``fdr``. Benjamini and Hochberg's
-        rule alone promises this for p-values that are independent, or positively dependent
-        in a certain way (Benjamini and Yekutieli, Annals of Statistics 29, 2001), which
-        nobody knows of the regions of one slide.
+        A region is significant if its q is at most ``fdr`` *and* the slide's strongest region
+        has a family-wise p of at most ``fdr``. The second condition is what keeps the rate: on a
+        new healthy slide every significant region is false, and with this condition such a slide
+        has one with a probability of at most ``fdr``. Benjamini and Hochberg's rule alone
+        promises this only for p-values that are independent, or positively dependent in a
+        certain way (Benjamini and Yekutieli, Annals of Statistics 29, 2001). Whether the regions
+        of one slide are so is not known.
 
         Parameters
         ----------
@@ -237,7 +243,7 @@ class HealthyRegions:
         fdr : float
             False-discovery rate to keep.
         tests : int, optional
-            Number of the slide's regions, if only the strongest are given.
+            Number of all regions of the slide, if only the strongest are passed.
 
         Raises
         ------

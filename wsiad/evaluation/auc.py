@@ -1,12 +1,10 @@
-"""Area under the ROC curve with an interval: slides by DeLong, tiles by resampling slides.
+"""Area under the ROC curve (AUC) with its interval: slides by DeLong, tiles by resampling slides.
 
-Higher scores stand for tumour. An area below 0.5 is what the scores are worth and is
-reported as it is.
+Higher scores stand for tumour. An area below 0.5 is reported as it is.
 
-Intervals by resampling slides: what the figures would be on other slides like these.
-
-Lesions and tiles of one slide are not independent, slides are; so slides are drawn,
-each with all that is on it.
+Resampling slides estimates the figures on other slides of the same kind. Slides are independent,
+but lesions and tiles of one slide are not. Slides are therefore drawn, each with all its lesions
+and tiles.
 """
 
 from __future__ import annotations
@@ -20,28 +18,28 @@ import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.95
-"""Coverage that all intervals aim at."""
+"""Nominal coverage of all intervals."""
 
 NO_RESAMPLES = "no resample of the slides gives the figure"
-"""Why an interval is not defined where the bootstrap has nothing to show."""
+"""Reason why an interval is not defined: the bootstrap has no usable resample."""
 
 _ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval, or why there is none.
+    """Figure with its interval, or the reason why it is not defined.
 
     Parameters
     ----------
     value : float or None
         The figure; ``None`` where it is not defined.
     low, high : float or None
-        Ends of its 95 % interval; ``None`` where it is not defined.
+        Ends of the 95 % interval; ``None`` where it is not defined.
     undefined : str or None
-        Why the figure is not defined.
+        Reason why the figure is not defined.
     interval_undefined : str or None
-        Why the interval is not defined though the figure is.
+        Reason why the interval is not defined although the figure is.
     """
 
     value: float | None
@@ -68,15 +66,15 @@ class Estimate:
 
 
 def undefined(reason: str) -> Estimate:
-    """Return the estimate of a figure that is not defined."""
+    """Return an estimate that states why the figure is not defined."""
     return Estimate(None, undefined=reason)
 
 
 def slide_weights(slides: int, *, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield how often each slide is drawn, (slides,), for each resample.
+    """Yield the number of times that each slide is drawn, (slides,), for each resample.
 
-    As many slides as there are, are drawn with replacement. The same seed gives the same
-    draws.
+    A resample has as many slides as there are, drawn with replacement. The same seed gives the
+    same draws.
     """
     generator = np.random.default_rng(seed)
     share = np.full(slides, 1 / slides)
@@ -85,12 +83,12 @@ def slide_weights(slides: int, *, resamples: int, seed: int) -> Iterator[npt.NDA
 
 
 def percentile_interval(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Percentile interval of resampled figures.
+    """Return the percentile interval of resampled figures.
 
     Parameters
     ----------
     samples : ndarray of float64, (R, ...)
-        One figure, or several, per resample; R at least 1.
+        One or several figures per resample; R at least 1.
 
     Returns
     -------
@@ -105,20 +103,20 @@ Floats = npt.NDArray[np.float64]
 
 
 def delong(positive: Floats, negative: Floats) -> tuple[float, float]:
-    """Area under the ROC curve and its standard error.
+    """Return the area under the ROC curve and its standard error.
 
-    DeLong et al., Biometrics 44 (1988), by way of midranks as in Sun & Xu, IEEE Signal
-    Processing Letters 21 (2014). A tie counts half.
+    The method is that of DeLong et al., Biometrics 44 (1988), by midranks as in Sun & Xu, IEEE
+    Signal Processing Letters 21 (2014). A tie counts half.
 
     Parameters
     ----------
     positive, negative : ndarray of float64, (M,) and (N,)
-        Scores of either class, at least one each; minus infinity is a score too.
+        Scores of the two classes, at least one each; minus infinity is a score too.
 
     Returns
     -------
     area, standard_error : float
-        The error is NaN where a class has fewer than two scores.
+        Area, 0 to 1, and its error, which is NaN where a class has fewer than two scores.
     """
     of_positive, of_negative = placements(positive, negative)
     m, n = len(positive), len(negative)
@@ -130,12 +128,15 @@ def delong(positive: Floats, negative: Floats) -> tuple[float, float]:
 
 
 def placements(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
-    """Share of the other class that each score is on the right side of, a tie by half.
+    """Return, for each score, the share of the other class that is on its right side.
+
+    The right side of a positive score is below it, that of a negative score above it. A tie
+    counts half.
 
     Returns
     -------
     ndarray of float64, (M,) and (N,)
-        DeLong's structural components; the mean of either is the area.
+        DeLong's structural components of the two classes; the mean of either is the area.
     """
     from scipy.stats import rankdata
 
@@ -145,10 +146,11 @@ def placements(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
 
 
 def slide_auc(positive: Floats, negative: Floats) -> Estimate:
-    """Area under the ROC curve with DeLong's 95 % interval on the logit scale.
+    """Return the area under the ROC curve with DeLong's 95 % interval on the logit scale.
 
-    The logit keeps the interval within 0 and 1 and covers better near the ends than the
-    plain one (Pepe, *The Statistical Evaluation of Medical Tests*, 2003, section 5.2).
+    The logit keeps the interval between 0 and 1, with better coverage near the ends than the
+    interval on the plain scale (Pepe, *The Statistical Evaluation of Medical Tests*, 2003,
+    section 5.2).
     """
     from scipy import special
 
@@ -169,7 +171,7 @@ def slide_auc(positive: Floats, negative: Floats) -> Estimate:
 
 
 def roc_curve(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
-    """Return false and true positive rates from the strictest threshold on, from (0, 0)."""
+    """Return false and true positive rates, starting at (0, 0) with the strictest threshold."""
     thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
     rates = [
         1 - np.searchsorted(np.sort(scores), thresholds, side="left") / len(scores)
@@ -181,21 +183,21 @@ def roc_curve(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
 def roc_band(
     positive: Floats, negative: Floats, grid: Floats, *, resamples: int, seed: int
 ) -> Floats | None:
-    """Pointwise 95 % band of the true positive rate over slides.
+    """Return the pointwise 95 % band of the true positive rate, by resampling slides.
 
     Parameters
     ----------
     positive, negative : ndarray of float64
-        Slide scores of either class.
+        Slide scores of the two classes.
     grid : ndarray of float64, (G,)
         False positive rates.
     resamples, seed : int
-        Of the bootstrap.
+        Number of resamples and seed of the bootstrap.
 
     Returns
     -------
     ndarray of float64, (2, G), or None
-        ``None`` where no resample has slides of both classes.
+        Low and high ends; ``None`` where no resample has slides of both classes.
     """
     scores = np.concatenate([positive, negative])
     is_positive = np.arange(len(scores)) < len(positive)
@@ -214,17 +216,17 @@ def tile_auroc(
     resamples: int,
     seed: int,
 ) -> Estimate:
-    """Area under the ROC curve of all tiles, with an interval over slides.
+    """Return the area under the ROC curve of all tiles, with an interval by resampling slides.
 
-    Tiles of one slide share stain, scanner and patient; an interval over tiles would be
-    far too narrow.
+    Tiles of one slide share stain, scanner and patient. An interval by resampling tiles would
+    be far too narrow.
 
     Parameters
     ----------
     positive, negative : sequence of ndarray of float64
-        Scores of tumour and healthy tiles of each slide, either possibly empty.
+        Scores of the tumour tiles and of the healthy tiles of each slide; either may be empty.
     resamples, seed : int
-        Of the bootstrap.
+        Number of resamples and seed of the bootstrap.
     """
     pool = TilePool(positive, negative)
     value = pool.area()
@@ -243,15 +245,15 @@ def tile_auroc(
 
 
 class TilePool:
-    """The tiles of all slides, made ready for areas of weighted slides.
+    """Tiles of all slides, prepared to compute the area for any weights of the slides.
 
-    Pairs won by tumour tiles of slide i over healthy tiles of slide j are counted once;
-    with them the area of any resample of slides is exact without another sort.
+    The pairs that tumour tiles of slide i win over healthy tiles of slide j are counted once.
+    With these counts, the area of any resample of slides is exact without another sort.
 
     Parameters
     ----------
     positive, negative : sequence of ndarray of float64
-        Scores of tumour and healthy tiles of each slide, either possibly empty.
+        Scores of the tumour tiles and of the healthy tiles of each slide; either may be empty.
     """
 
     def __init__(self, positive: Sequence[Floats], negative: Sequence[Floats]) -> None:
@@ -262,18 +264,18 @@ class TilePool:
 
     @property
     def missing(self) -> str:
-        """Which class there is no tile of, where there is no area."""
+        """Reason why there is no area: the class without tiles."""
         return f"there is no {'healthy' if self._tumour.any() else 'tumour'} tile"
 
     @property
     def fewest_slides(self) -> int:
-        """Number of slides with tiles of a class, of the class that fewer have."""
+        """Number of slides with tumour tiles or with healthy tiles, whichever is smaller."""
         return int(min(np.count_nonzero(self._tumour), np.count_nonzero(self._healthy)))
 
     def area(self, weights: npt.NDArray[np.int64] | None = None) -> float | None:
-        """Return the area, each slide taken as often as its weight says, once by default.
+        """Return the area with each slide counted as often as its weight, once by default.
 
-        ``None`` where a class has no tile.
+        The area is ``None`` where a class has no tile.
         """
         if weights is None:
             weights = np.ones(len(self._tumour), dtype=np.int64)
@@ -282,7 +284,10 @@ class TilePool:
 
 
 def _wins(positive: Sequence[Floats], negative: Sequence[Floats]) -> Floats:
-    """Pairs won by tumour tiles of slide i over healthy tiles of slide j, (slides, slides)."""
+    """Count the pairs won by tumour tiles of slide i over healthy tiles of slide j.
+
+    The result has the shape (slides, slides); a tie counts half.
+    """
     slides = len(positive)
     owner = np.repeat(np.arange(slides), [len(scores) for scores in positive])
     scores = np.concatenate([np.zeros(0), *positive])

@@ -1,4 +1,4 @@
-"""Which slides are evaluated: reference, results and exclusions brought together."""
+"""Choose the slides to evaluate, from the reference, the results and the exclusions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Case:
     Parameters
     ----------
     slide : str
-        Its name.
+        Name of the slide.
     tumour : bool
-        Whether it holds tumour, by the reference.
+        True where the slide holds tumour by the reference.
     scored : ScoredSlide
-        What was found on it.
+        Findings on the slide.
     located : bool
-        Whether it takes part in the figures that need to know where the tumour is.
+        True where the slide takes part in figures that need the position of tumour.
     """
 
     slide: str
@@ -35,12 +35,12 @@ class Case:
 
     @property
     def has_score(self) -> bool:
-        """Whether the slide was scored: without tissue, unusable or failed it was not."""
+        """True where the slide was scored; slides without tissue, unusable or failed were not."""
         return self.scored.status == "ok"
 
     @property
     def was_seen(self) -> bool:
-        """Whether what was found on it is all there is to find, be it nothing."""
+        """True where the slide was looked at, so that its findings are complete, even if none."""
         return self.scored.status in ("ok", "no-tissue")
 
 
@@ -52,24 +52,24 @@ def gather(
     exclude_from_froc: Sequence[str],
     source: Path,
 ) -> list[Case]:
-    """Pair every slide of the reference with its results; nothing is left out unasked.
+    """Pair every slide of the reference with its results; no slide is left out silently.
 
     Parameters
     ----------
     reference : mapping of str to bool
-        Whether each slide holds tumour.
+        True for each slide that holds tumour.
     scored : mapping of str to ScoredSlide
         Results by slide.
     exclude, exclude_from_froc : sequence of str
-        Slides to leave out altogether, or out of FROC and tile AUROC.
+        Slides to leave out of all figures, or only of FROC and tile AUROC.
     source : Path
-        Of the results, for errors.
+        Source of the results, for errors.
 
     Raises
     ------
     EvaluationError
-        A slide is on one side only and is not excluded; or an exclusion names a slide that
-        does not exist, which would otherwise pass unnoticed.
+        A slide is in only one of reference and results and is not excluded; or an exclusion
+        names a slide that does not exist, which would otherwise pass unnoticed.
     """
     _check_exclusions("exclude", exclude, {*reference, *scored})
     _check_exclusions("exclude_from_froc", exclude_from_froc, set(reference) - set(exclude))
@@ -77,7 +77,7 @@ def gather(
     _refuse(
         (slide for slide in wanted if slide not in scored),
         f"no results in {source}",
-        "Complete the results (an empty file says that the slide was looked at and nothing was "
+        "Complete the results (an empty file states that the slide was looked at and nothing was "
         "found), or exclude the slide if nobody looked at it.",
     )
     _refuse(
@@ -96,8 +96,8 @@ def gather(
 def _check_exclusions(name: str, slides: Sequence[str], known: set[str]) -> None:
     _refuse(
         (slide for slide in slides if slide not in known),
-        f"named in `{name}`, but no slide of this evaluation",
-        "Name slides as the reference does, without the suffix.",
+        f"named in `{name}`, but not a slide of this evaluation",
+        "Name slides as in the reference, without the suffix.",
     )
 
 

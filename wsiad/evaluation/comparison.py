@@ -1,9 +1,8 @@
-"""The figures of two results on the same slides side by side, with their differences.
+"""Compare the figures of two results on the same slides, with intervals of the differences.
 
-Two results on the same slides: a difference beyond what the choice of slides makes.
-
-Both are taken on the same slides, and the same resamples of them, so that what makes a
-slide hard for both does not count as uncertainty of the difference.
+Both results are evaluated on the same slides and on the same resamples of them. What makes a
+slide hard for both therefore does not count as uncertainty of the difference. The interval covers
+the choice of slides.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ from wsiad.evaluation.slide_evidence import SlideEvidence
 Weights = npt.NDArray[np.int64]
 
 _NOTHING = 1e-18
-"""Variance that is rounding alone."""
+"""Variances up to this are rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much a figure of the second result is above that of the first.
+    """Difference of a figure between two results, b minus a.
 
     Parameters
     ----------
     a, b : float or None
-        The figure of either; ``None`` where it is not defined.
+        Figure of the first and of the second result; ``None`` where it is not defined.
     estimate : Estimate
-        Second less first, with a 95 % interval.
+        Second minus first, with a 95 % interval.
     p : float or None
-        Two-sided, of there being no difference; ``None`` where there is no interval.
+        Two-sided p-value for no difference; ``None`` where there is no interval.
     """
 
     a: float | None
@@ -64,19 +63,20 @@ class Difference:
 
 
 def delong_pair(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
-    """Areas under the ROC curves of several scores of the same slides, and their covariance.
+    """Return the areas under the ROC curves of several results, and their covariance.
 
-    DeLong et al., Biometrics 44 (1988), equations 4 to 6; by midranks as in Sun & Xu, IEEE
-    Signal Processing Letters 21 (2014).
+    The method is that of DeLong et al., Biometrics 44 (1988), equations 4 to 6, by midranks as
+    in Sun & Xu, IEEE Signal Processing Letters 21 (2014).
 
     Parameters
     ----------
     positive, negative : ndarray of float64, (K, M) and (K, N)
-        Scores of either class by each of K results; M and N at least 2.
+        Scores of the two classes by each of K results on the same slides; M and N at least 2.
 
     Returns
     -------
     areas, covariance : ndarray of float64, (K,) and (K, K)
+        Areas, 0 to 1, and their covariance.
     """
     parts = [placements(p, n) for p, n in zip(positive, negative, strict=True)]
     of_positive, of_negative = (np.array(side) for side in zip(*parts, strict=True))
@@ -85,12 +85,12 @@ def delong_pair(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
 
 
 def auc_difference(positive: Floats, negative: Floats) -> Difference:
-    """Difference of two slide AUCs with DeLong's paired test.
+    """Return the difference of two slide AUCs with DeLong's paired test.
 
     Parameters
     ----------
     positive, negative : ndarray of float64, (2, M) and (2, N)
-        Scores of tumour and of normal slides by either result, slides in the same order.
+        Scores of tumour and of normal slides by the two results, slides in the same order.
     """
     from scipy import special
 
@@ -119,19 +119,19 @@ def auc_difference(positive: Floats, negative: Floats) -> Difference:
 
 
 def froc_differences(a: Pool, b: Pool, *, resamples: int, seed: int) -> list[Difference]:
-    """Differences of the FROC score, then of the sensitivity at each operating point.
+    """Return the differences of the FROC score and of the sensitivity at each operating point.
 
     Parameters
     ----------
     a, b : Pool
         Hits on the same slides, in the same order, by the same protocol.
     resamples, seed : int
-        Of the bootstrap over slides.
+        Number of resamples and seed of the bootstrap over slides.
 
     Returns
     -------
     list of Difference
-        Seven.
+        Seven differences; that of the FROC score is the first.
     """
 
     def figures(pool: Pool, weights: Weights | None) -> Floats | None:
@@ -150,14 +150,14 @@ def froc_differences(a: Pool, b: Pool, *, resamples: int, seed: int) -> list[Dif
 
 
 def tile_difference(a: TilePool, b: TilePool, *, resamples: int, seed: int) -> Difference:
-    """Difference of two tile AUROCs, with an interval over slides.
+    """Return the difference of two tile AUROCs, with an interval by resampling slides.
 
     Parameters
     ----------
     a, b : TilePool
         Tiles of the same slides, in the same order; the tiles may differ.
     resamples, seed : int
-        Of the bootstrap over slides.
+        Number of resamples and seed of the bootstrap over slides.
     """
 
     def figures(pool: TilePool, weights: Weights | None) -> Floats | None:
@@ -180,7 +180,10 @@ def _differences(
     draws: Iterable[Weights],
     no_interval: str,
 ) -> list[Difference]:
-    """Differences of several figures, defined without weights, over the same draws for both."""
+    """Return the differences of several figures, with the same draws of slides for both results.
+
+    Figures without weights must be defined.
+    """
     a, b = figures(None)
     assert a is not None
     assert b is not None
@@ -202,25 +205,26 @@ def _differences(
 
 
 def bootstrap_p(samples: Floats) -> float:
-    """Two-sided p-value of no difference: twice the smaller tail of the resamples beyond 0.
+    """Return the two-sided p-value for no difference.
 
-    One is added to either count, so that no number of resamples shows a p-value of 0
-    (Davison & Hinkley, *Bootstrap Methods and their Application*, 1997, section 4.2).
+    It is twice the smaller tail of the resamples beyond 0. One is added to both counts, so that
+    no number of resamples gives a p-value of 0 (Davison & Hinkley, *Bootstrap Methods and their
+    Application*, 1997, section 4.2).
 
     Parameters
     ----------
     samples : ndarray of float64, (R,)
-        Differences of resamples; a difference of 0 is in both tails.
+        Differences in the resamples; a difference of 0 is in both tails.
     """
     tails = np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0)
     return min(1.0, 2 * (1 + int(min(tails))) / (1 + len(samples)))
 
 
 _NOTE = (
-    "Differences are b less a. Slide AUC: DeLong's paired test. All others: percentiles of paired "
+    "Differences are b minus a. Slide AUC: DeLong's paired test. All others: percentiles of paired "
     "resamples of the slides, each slide with all its lesions and tiles on both sides. p-values "
-    "are two-sided and each by itself: not corrected for how many there are. They cover the choice "
-    "of slides, not another fit of either detector."
+    "are two-sided and not corrected for their number. They cover the choice of slides, not "
+    "another fit of either detector."
 )
 
 
@@ -233,10 +237,10 @@ class Comparison:
     slide_auc, tile_auroc : Difference
         Areas under the ROC curves of slides and of tiles.
     froc : Mapping of str to list of Difference
-        By protocol: the score, then the sensitivity at each of
+        By protocol, the difference of the score, then that of the sensitivity at each of
         :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
     counts : Mapping of str to int or None
-        Slides and lesions; lesions are those of the first protocol, ``None`` without
+        Numbers of slides and lesions; lesions are those of the first protocol, ``None`` without
         ground truth.
     """
 
@@ -256,14 +260,14 @@ def compare(
     Parameters
     ----------
     a, b : sequence of SlideEvidence
-        Of the same slides in the same order.
+        Evidence of the two results, on the same slides in the same order.
     settings : Settings
-        Reasons why there is nothing to compute are of both.
+        Settings of the computation; its reasons apply to both results.
 
     Raises
     ------
     EvaluationError
-        The two do not have the same slides, or lesions on a slide differ.
+        The two results do not have the same slides, or lesions on a slide differ.
     """
     _check(a, b)
     pairs = list(zip(a, b, strict=True))
@@ -331,13 +335,13 @@ def _check(a: Sequence[SlideEvidence], b: Sequence[SlideEvidence]) -> None:
                     f"has {found.hits.lesions} lesions on one side and "
                     f"{other.by_protocol[name].hits.lesions} on the other",
                     subject=one.case.slide,
-                    remedy="Size or µm/px of the slide differ; give --spacing-um and "
+                    remedy="The size or the µm/px of the slide differ: set --spacing-um and "
                     "--mask-downsample.",
                 )
 
 
 def as_json(found: Comparison, a: str, b: str) -> dict[str, Any]:
-    """Return ``comparison.json`` as JSON values; what is not defined is null with a reason."""
+    """Return ``comparison.json`` as JSON values; an undefined figure is null with a reason."""
     return {
         "a": a,
         "b": b,
@@ -362,7 +366,7 @@ _HEADER = ("figure", "a", "b", "b - a", "95 %", "p")
 
 
 def as_table(found: Comparison, a: str, b: str, excluded: Sequence[str]) -> str:
-    """Return the comparison as a table for a terminal; what is left out stands first."""
+    """Return the comparison as a table for a terminal; it starts with what was left out."""
     rows = [_HEADER, *_rows(found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [

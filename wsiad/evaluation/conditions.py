@@ -1,4 +1,4 @@
-"""The conditions of figures, in words: scale, origin of outlines, what was left aside."""
+"""State the conditions of figures in words: scale, origin of outlines, ignored annotations."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ _LISTED = 8
 def conditions(
     slides: Sequence[SlideEvidence], *, protocols: Sequence[ProtocolName], classes: ClassMap
 ) -> list[str]:
-    """Say in lines what the figures of some slides rest on; no figure goes without it.
+    """Return lines that state the conditions of the figures; they accompany every figure.
 
     Parameters
     ----------
     slides : sequence of SlideEvidence
+        Evaluated slides.
     protocols : sequence of str
         FROC protocols.
     classes : ClassMap
-        What the user says that classes mean.
+        Meaning of classes that the user sets.
     """
     return [*_scales(slides, protocols), *_origins(slides), *_left_aside(slides, classes)]
 
 
 def _scales(slides: Sequence[SlideEvidence], protocols: Sequence[ProtocolName]) -> Iterator[str]:
-    """Yield the µm/px of each protocol, those that are the same at once."""
+    """Yield the µm/px of the protocols; protocols with the same µm/px share a line."""
     texts: dict[str, list[str]] = {}
     for protocol in protocols:
         said = _scale(slides, protocol)
@@ -55,7 +56,7 @@ def _scale(slides: Sequence[SlideEvidence], protocol: ProtocolName) -> str:
 
 
 def _origins(slides: Sequence[SlideEvidence]) -> Iterator[str]:
-    """Yield where outlines count from, where there are any."""
+    """Yield a line with the origins of the outlines' positions, if there are outlines."""
     found: dict[str, list[str]] = {}
     for slide in slides:
         if slide.reading.counted_from:
@@ -66,7 +67,7 @@ def _origins(slides: Sequence[SlideEvidence]) -> Iterator[str]:
 
 
 def _left_aside(slides: Sequence[SlideEvidence], classes: ClassMap) -> Iterator[str]:
-    """Yield what was not read as tumour or cut out of it, and mappings that mean nothing."""
+    """Yield the annotations that were ignored, and the class mappings that match no outline."""
     outlined = [slide for slide in slides if slide.reading.counted_from]
     counts: Counter[str] = Counter()
     for slide in outlined:
@@ -76,15 +77,15 @@ def _left_aside(slides: Sequence[SlideEvidence], classes: ClassMap) -> Iterator[
         more = len(counts) - _LISTED
         names = [slide.case.slide for slide in outlined if slide.reading.ignored]
         yield (
-            f"left aside, as not said to be tumour: {', '.join(kinds)}"
+            f"outlines ignored because they are not known to be tumour: {', '.join(kinds)}"
             f"{f' and {more} more kinds' if more > 0 else ''} ({_named(names)}); "
-            "say what a class means by --class-map, such as Carcinoma=tumor"
+            "set the meaning of a class with --class-map, such as Carcinoma=tumor"
         )
     elif outlined:
-        yield "no outline was left aside"
+        yield "no outline was ignored"
     seen = frozenset[str]().union(*(slide.reading.classes for slide in outlined))
     if unused := classes.unused(seen):
-        yield f"no outline has a class that is mapped: {', '.join(map(class_text, unused))}"
+        yield f"mapped classes that no outline has: {', '.join(map(class_text, unused))}"
 
 
 def _range(values: Sequence[float]) -> str:

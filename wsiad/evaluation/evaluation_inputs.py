@@ -1,4 +1,4 @@
-"""The inputs of `evaluate` and `compare`: ground truth, reference, results, exclusions."""
+"""Options and inputs that `evaluate` and `compare` share: ground truth and exclusions."""
 
 from __future__ import annotations
 
@@ -25,44 +25,47 @@ _FINEST_UM = 0.01
 
 
 class EvaluationOptions(QuietOptions):
-    """The ground truth that results are held against, and how."""
+    """Options of the ground truth, and of its comparison with results."""
 
     ORDER: ClassVar[Order] = (..., "quiet")
 
     reference: Path
-    """CSV that says which slides hold tumour: columns `image` and `type`."""
+    """CSV that states which slides hold tumour, in the columns `image` and `type`."""
     annotations: Path | None = None
-    """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; or else `masks`."""
+    """Folder of outlines, `<slide>.xml` (ASAP) or `<slide>.geojson`; an alternative to `masks`."""
     masks: Path | None = None
-    """Folder of masks, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
+    """Folder of mask images, `<slide>.png` or `.tif`, at level 5 (see `mask_downsample`)."""
     class_map: dict[str, str] = pydantic.Field(default_factory=dict)
-    """Meaning of a class or group of outlines: tumor, cut-out or ignore, as Carcinoma=tumor."""
+    """Meaning of a class or group of outlines: tumor, cut-out or ignore; for example
+    Carcinoma=tumor."""
     annotation_origin: Literal["auto", "level0", "bounds"] = "auto"
-    """Where outlines count from that do not say so: `level0`, the slide's corner, `bounds`, that
-    of its bounds; by default GeoJSON from the bounds, as QuPath, and ASAP's XML from level 0."""
+    """Origin of positions in outline files that do not state it: `level0` is the corner of the
+    slide, `bounds` that of its bounds. By default bounds for GeoJSON, as in QuPath, and level 0
+    for ASAP's XML."""
     protocols: Annotated[tuple[ProtocolName, ...], pydantic.Field(min_length=1)] = (
         "camelyon16-2016",
         "camelyon16-dataset",
     )
-    """FROC protocols; the first one's counts of lesions are the ones shown on top."""
+    """FROC protocols; the summary shows the lesion counts of the first."""
     slide_score: SlideScore = "max"
-    """Which score of `wsiad heatmap` is a slide's score, or a percentile of its heatmap."""
+    """Score of a slide: the highest heatmap pixel, the mean of the highest, or a percentile."""
     score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
-    """Which percentile of a slide's heatmap pixels, for `slide_score: percentile`."""
+    """Percentile of a slide's heatmap pixels that is its score, for `slide_score: percentile`."""
     spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
     """µm per level-0 pixel for all slides; by default each slide's own. 0.243 for CAMELYON16."""
     mask_downsample: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Level-0 pixels per mask pixel; by default 32 (level 5), on outlines of slides of
-    other magnification the power of two that is nearest to it in µm."""
+    """Level-0 pixels per mask pixel. The default is 32 (level 5); for outlines of slides with
+    other µm/px, it is the power of two that is closest to that size in µm."""
     exclude: tuple[str, ...] = ()
-    """Slides to leave out altogether."""
+    """Slides to leave out of all figures."""
     exclude_from_froc: tuple[str, ...] = ()
-    """Slides to leave out of FROC and tile AUROC, such as test_114: not all outlined."""
+    """Slides to leave out of FROC and tile AUROC, such as test_114, whose outlines are
+    incomplete."""
     unscored: CountedAs = "exclude"
-    """Treatment of slides without a score (failed, unusable, without tissue): left out of the
-    ranking, or counted as the lowest or the highest score. It is said either way."""
+    """Treatment of slides without a score (failed, unusable, without tissue): leave them out of
+    the ranking, or count them as the lowest or the highest score. The output states the choice."""
     bootstrap: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 1000
-    """Resamples of the slides for intervals."""
+    """Number of resamples of the slides, for intervals."""
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     """Seed of the resamples."""
 
@@ -75,7 +78,7 @@ class EvaluationOptions(QuietOptions):
     @pydantic.model_validator(mode="after")
     def _check_options(self) -> Self:
         if self.annotations is not None and self.masks is not None:
-            raise ValueError("give either `annotations` or `masks`")
+            raise ValueError("set either `annotations` or `masks`, not both")
         for name in ("protocols", "exclude", "exclude_from_froc"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"`{name}` names something twice")
@@ -84,19 +87,19 @@ class EvaluationOptions(QuietOptions):
 
             ClassMap(self.class_map)
         if self.annotations is None and (self.class_map or self.annotation_origin != "auto"):
-            raise ValueError("`class_map` and `annotation_origin` are of outlines, `annotations`")
+            raise ValueError("`class_map` and `annotation_origin` need outlines (`annotations`)")
         return self
 
 
 def cases_of(
     options: EvaluationOptions, scored: Mapping[str, ScoredSlide], source: Path
 ) -> list[Case]:
-    """Pair what was found with the reference.
+    """Pair the findings on slides with the reference.
 
     Raises
     ------
     EvaluationError
-        A slide is on one side only, and is not excluded by name.
+        A slide is in only one of reference and results, and is not excluded by name.
     """
     from wsiad.evaluation.cohort import gather
     from wsiad.evaluation.truth import read_reference
@@ -113,7 +116,7 @@ def cases_of(
 def evidence_of(
     options: EvaluationOptions, cases: list[Case], *, label: str
 ) -> list[SlideEvidence]:
-    """Read ground truth, detections and windows of each slide and match them.
+    """Read the ground truth, detections and windows of each slide, and match them.
 
     Raises
     ------
@@ -130,9 +133,9 @@ def evidence_of(
     folder = options.annotations or options.masks
     if folder is not None and not folder.is_dir():
         raise EvaluationError(
-            "is no folder",
+            "is not a folder",
             subject=str(folder),
-            remedy="Name the folder that holds the ground truth of each slide.",
+            remedy="Name the folder that contains the ground truth of each slide.",
         )
     outlines = OutlineOptions(ClassMap(options.class_map), options.annotation_origin)
     slides = []
@@ -164,7 +167,7 @@ def evidence_of(
 
 
 def conditions_of(options: EvaluationOptions, slides: list[SlideEvidence]) -> list[str]:
-    """Say in lines what the figures rest on, and what a reader of them has to know."""
+    """Return lines with the conditions of the figures and the facts a reader must know."""
     from wsiad.annotations import ClassMap
     from wsiad.evaluation.conditions import conditions
     from wsiad.evaluation.figures import notes
@@ -177,14 +180,16 @@ def conditions_of(options: EvaluationOptions, slides: list[SlideEvidence]) -> li
 def settings_of(
     options: EvaluationOptions, slides: list[SlideEvidence], *, results: bool
 ) -> Settings:
-    """Return how figures are computed, and why some cannot be.
+    """Return the settings of the computation, with reasons for figures that are not defined.
 
     Parameters
     ----------
     options : EvaluationOptions
+        Options of the evaluation.
     slides : list of SlideEvidence
+        Evaluated slides.
     results : bool
-        Whether they come from results, which have tile scores.
+        True where the slides come from results, which have tile scores.
     """
     from wsiad.evaluation.figures import Settings
 
@@ -192,9 +197,7 @@ def settings_of(
     if options.annotations is None and options.masks is None:
         no_truth = "neither annotations nor masks were given"
     elif not any(slide.by_protocol for slide in slides):
-        no_truth = (
-            "all slides are excluded from FROC, or were not looked at, or have no tumour marked"
-        )
+        no_truth = "all slides are excluded from FROC, were not looked at, or have no tumour marked"
     if not results:
         no_tiles = "detections come without tile scores"
     elif options.annotations is None:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, and ``evaluation.json`` that tells them."""
+"""Compute the figures of an evaluation and make ``evaluation.json`` from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INTERVALS = (
 
 
 _LISTED = 8
-"""Slides that a line names; ``evaluation.json`` names all."""
+"""Maximum number of slides that a line names; ``evaluation.json`` names all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,11 +38,12 @@ class Figures:
     slide_auc : Estimate
         Area under the ROC curve of slides.
     tile_auroc, tile_auroc_by_share : Estimate
-        The same of tiles, which are tumour by their centre, or by their share of tumour.
+        Area under the ROC curve of tiles, which are tumour by their centre, or by their share of
+        tumour.
     froc : Mapping of str to FrocScore
-        By protocol.
+        FROC score by protocol.
     counts : Mapping of str to int or None
-        Slides that are ranked, lesions and the like; lesions are those of the first protocol.
+        Numbers of ranked slides, lesions and so on; lesions are those of the first protocol.
     """
 
     slide_auc: Estimate
@@ -54,16 +55,17 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How figures are computed.
+    """Settings of the computation of figures.
 
     Parameters
     ----------
     protocols : sequence of str
         FROC protocols.
     resamples, seed : int
-        Of the bootstrap.
+        Number of resamples and seed of the bootstrap.
     no_truth, no_tiles : str or None
-        Why there is no ground truth, and why there are no tile scores, if so.
+        Reason why there is no ground truth, and reason why there are no tile scores; ``None``
+        where there are.
     """
 
     protocols: Sequence[ProtocolName]
@@ -105,14 +107,17 @@ def compute(slides: Sequence[SlideEvidence], settings: Settings) -> Figures:
 def compute_groups(
     slides: Sequence[SlideEvidence], groups: Mapping[str, str], settings: Settings
 ) -> dict[str, Figures]:
-    """Compute all figures of each group of slides by itself, groups by name.
+    """Compute all figures separately for each group of slides, sorted by name of the group.
 
     Parameters
     ----------
     slides : sequence of SlideEvidence
+        Evaluated slides.
     groups : mapping of str to str
-        Group of each slide; those that are not in it are a group of their own.
+        Group of each slide. Slides that it does not list form the group
+        :data:`~wsiad.evaluation.truth.NOT_STATED`.
     settings : Settings
+        Settings of the computation.
     """
     members: dict[str, list[SlideEvidence]] = {}
     for slide in slides:
@@ -129,7 +134,7 @@ _NONE_LOCATED = "all slides of the group are excluded from FROC"
 
 
 def slide_scores(slides: Sequence[SlideEvidence]) -> tuple[Floats, Floats]:
-    """Return the scores of tumour and of normal slides, of those that are ranked."""
+    """Return the scores of the ranked tumour slides and of the ranked normal slides."""
     slides = [slide for slide in slides if slide.ranked]
     scores = np.array([slide.score for slide in slides], dtype=np.float64)
     tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
@@ -178,7 +183,10 @@ def lesions(
 
 
 def left_out(exclude: Sequence[str], exclude_from_froc: Sequence[str], unscored: str = "") -> str:
-    """Say in a line which slides were excluded or have no score: no figure goes without it."""
+    """Return a line that names the slides that were excluded or have no score.
+
+    The line accompanies every figure.
+    """
     texts = {"excluded": exclude, "excluded from FROC and tile figures": exclude_from_froc}
     said = [f"{text}: {_listed(sorted(names))}" for text, names in texts.items() if names]
     if unscored:
@@ -199,7 +207,7 @@ def as_json(
     exclude_from_froc: Sequence[str],
     counted_as: CountedAs = "exclude",
 ) -> dict[str, Any]:
-    """Return ``evaluation.json`` as JSON values; what is not defined is null with a reason."""
+    """Return ``evaluation.json`` as JSON values; an undefined figure is null with a reason."""
     return {
         "unscored": told([slide.case for slide in slides], counted_as),
         **_areas(figures),
@@ -246,15 +254,15 @@ def _froc(name: ProtocolName, score: FrocScore, slides: Sequence[SlideEvidence])
 
 
 def notes(slides: Sequence[SlideEvidence]) -> list[str]:
-    """Say what a reader of the figures has to know of the slides."""
+    """Return lines with facts about the slides that a reader of the figures must know."""
     groups = {
         "slides without tissue, which FROC counts as slides without detections": [
             s for s in slides if s.case.scored.status == "no-tissue" and s.by_protocol
         ],
-        "slides without detections, taken as looked at and ranked lowest": [
+        "slides without detections, taken to have been looked at and ranked lowest": [
             s for s in slides if s.case.has_score and s.score == -math.inf
         ],
-        "slides of unknown size, on which coordinates that are too large were not noticed": [
+        "slides of unknown size, for which coordinates that are too large go unnoticed": [
             s for s in slides if s.case.has_score and not s.bounded
         ],
     }
@@ -268,9 +276,9 @@ def notes(slides: Sequence[SlideEvidence]) -> list[str]:
 
 
 def unmarked(slides: Sequence[SlideEvidence]) -> list[str]:
-    """Say in a line which tumour slides have no tumour marked; nothing of none."""
+    """Return a line that names the tumour slides on which no tumour is marked, if any."""
     names = [slide.case.slide for slide in slides if slide.unmarked]
-    text = "tumour slides left out of FROC and tile figures, as no tumour is marked"
+    text = "tumour slides left out of FROC and tile figures because no tumour is marked"
     return [f"{text}: {', '.join(names)}"] if names else []
 
 

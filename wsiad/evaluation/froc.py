@@ -1,6 +1,6 @@
-"""Free-response ROC: curves of pooled hits under the rules of a protocol.
+"""Compute free-response ROC curves (FROC) of pooled hits, by the rules of a protocol.
 
-Pure arithmetic, no files. The protocols differ (:mod:`wsiad.evaluation.matching`).
+The rules of the protocols are in :mod:`wsiad.evaluation.matching`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy.typing as npt
 from wsiad.evaluation.matching import Floats, Rules, SlideHits
 
 OPERATING_POINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Mean false positives per slide at which sensitivity is read; the score is the mean."""
+"""Mean false positives per slide at which sensitivity is read; the score is their mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Points of an FROC curve, from the lowest threshold to none above.
+    """Points of a FROC curve, from the lowest threshold to one that no detection reaches.
 
     Parameters
     ----------
     false_positives : ndarray of float64, (N,)
-        Mean number per slide, descending to 0.
+        Mean number of false positives per slide, descending to 0.
     sensitivity : ndarray of float64, (N,)
         Share of the lesions that are hit, descending to 0.
     """
@@ -34,17 +34,17 @@ class Curve:
 
 
 class Pool:
-    """The hits of all slides, made ready for curves of weighted slides.
+    """Hits of all slides, prepared to compute the curve for any weights of the slides.
 
-    A bootstrap needs the curve of a thousand resamples: scores are sorted once here, and
+    A bootstrap needs the curves of a thousand resamples. Scores are therefore sorted once, and
     a resample is a weight per slide.
 
     Parameters
     ----------
     hits : sequence of SlideHits
-        One per slide.
+        Hits of each slide.
     rules : Rules
-        Of the protocol.
+        Rules of the protocol.
     """
 
     def __init__(self, hits: Sequence[SlideHits], rules: Rules) -> None:
@@ -78,10 +78,10 @@ class Pool:
 
     @property
     def ties(self) -> int:
-        """False positives whose score another false positive or a hit region has too.
+        """Number of false positives with the same score as another one or as a hit region.
 
-        Where there are none, and a lesion is missed or there are isolated tumour cells,
-        the protocols differ by their coordinates and readings alone.
+        If it is 0, and a lesion is missed or there are isolated tumour cells, the protocols
+        differ only in their coordinates and readings.
         """
         size = len(self._thresholds)
         fp = np.bincount(self._fp_value, minlength=size)
@@ -94,21 +94,21 @@ class Pool:
         *,
         among: npt.NDArray[np.bool_] | None = None,
     ) -> Curve | None:
-        """Return the FROC curve, each slide taken as often as its weight says.
+        """Return the FROC curve with each slide counted as often as its weight.
 
         Parameters
         ----------
         weights : ndarray of int, (slides,), optional
-            How often each slide counts; once by default.
+            Number of times that each slide counts; once by default.
         among : ndarray of bool, (regions,), optional
-            Which regions of all slides, in order, are the lesions; by default those that
-            the protocol takes for lesions. Thresholds stay those of all, so that the
-            sensitivities of classes add up to that of all lesions.
+            True for the regions of all slides, in order, that are the lesions; by default those
+            that the protocol counts as lesions. The thresholds remain those of all regions, so
+            that the sensitivities of classes add up to that of all lesions.
 
         Returns
         -------
         Curve or None
-            ``None`` where there is no lesion, hence no sensitivity.
+            The curve; ``None`` where there is no lesion, hence no sensitivity.
         """
         if weights is None:
             weights = np.ones(self.slides, dtype=np.int64)
@@ -134,19 +134,20 @@ class Pool:
         *,
         among: npt.NDArray[np.bool_] | None = None,
     ) -> Floats | None:
-        """Sensitivity at each of :data:`OPERATING_POINTS`; ``None`` without lesions."""
+        """Return the sensitivity at each of :data:`OPERATING_POINTS`; ``None`` without lesions."""
         curve = self.curve(weights, among=among)
         return None if curve is None else read_curve(curve, self.rules)
 
     def false_positives_from(self, confidence: float) -> float:
-        """Mean number of false positives per slide of at least a confidence."""
+        """Return the mean number of false positives per slide of at least `confidence`."""
         return (len(self._fp) - int(np.searchsorted(self._fp, confidence))) / self.slides
 
     def thresholds(self) -> list[float | None]:
-        """Lowest score that keeps to each of :data:`OPERATING_POINTS`.
+        """Return the lowest score that keeps to each of :data:`OPERATING_POINTS`.
 
-        Of all scores above 0, the lowest from which on there are at most so many false
-        positives per slide; ``None`` where even the highest has more.
+        Only scores above 0 count. A score keeps to an operating point if the mean number of
+        false positives per slide, from that score upwards, is not above it. The threshold is
+        ``None`` where even the highest score does not.
         """
         scores = self._thresholds[self._thresholds > 0]
         rate = (len(self._fp) - np.searchsorted(self._fp, scores)) / self.slides
@@ -157,7 +158,7 @@ class Pool:
 def _sorted(
     parts: Sequence[Floats],
 ) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Scores of all slides ascending, with the slide of each, and their former places."""
+    """Return the scores of all slides in ascending order, the slide of each, and the order."""
     values = np.concatenate([np.zeros(0), *parts])
     slide = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.argsort(values, kind="stable")
@@ -165,12 +166,12 @@ def _sorted(
 
 
 def _weight_from(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Sum of the weights from each place to the end, (N + 1,)."""
+    """Return the sum of the weights from each position to the end, (N + 1,)."""
     return np.append(np.cumsum(weights[::-1])[::-1], 0)
 
 
 def read_curve(curve: Curve, rules: Rules) -> Floats:
-    """Read the sensitivity at each of :data:`OPERATING_POINTS` off a curve, (6,)."""
+    """Return the sensitivity of a curve at each of :data:`OPERATING_POINTS`, (6,)."""
     x, y = curve.false_positives[::-1], curve.sensitivity[::-1]
     match rules.reading:
         case "linear":

@@ -1,4 +1,4 @@
-"""The FROC score of one protocol, with its interval and what qualifies it."""
+"""Compute the FROC score of one protocol, with its interval and alternative readings."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from wsiad.evaluation.matching import Floats, Rules, SlideHits, all_thresholds, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassScore:
-    """The tumour regions of one class, and how many of them were found.
+    """Tumour regions of one class, and the number that were hit.
 
     Parameters
     ----------
     regions, hit : int
-        How many there are, and how many of them some detection hits.
+        Number of regions, and number of those that a detection hits.
     sensitivities : ndarray of float64, (6,), or None
-        At each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`, which are rates of all
-        false positives; ``None`` where there is no region, and for isolated tumour cells,
-        which are not to be found.
+        Sensitivity at each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`, which are rates
+        of all false positives. ``None`` where there is no region, and for isolated tumour cells,
+        which do not count as lesions.
     """
 
     regions: int
@@ -41,32 +41,32 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrocScore:
-    """Sensitivity over mean false positives per slide.
+    """FROC score: sensitivity against mean false positives per slide.
 
     Parameters
     ----------
     rules : Rules
-        Of the protocol.
+        Rules of the protocol.
     score : Estimate
-        Mean sensitivity at the six operating points, with an interval over slides.
+        Mean sensitivity at the six operating points, with an interval by resampling slides.
     curve : Curve or None
-        All points; ``None`` without lesions.
+        Complete curve; ``None`` without lesions.
     sensitivities : ndarray of float64, (6,), or None
-        At each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
+        Sensitivity at each of :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
     interval : ndarray of float64, (2, 6), or None
-        Low and high ends of each of them.
+        Low and high ends of the interval of each sensitivity.
     thresholds : list of float or None
         Lowest score that keeps to each of the operating points, see
         :meth:`~wsiad.evaluation.froc.Pool.thresholds`.
     by_class : Mapping of str to ClassScore
-        By class of size; empty where lesions were not sorted into classes.
+        Score by class of size; empty where lesions were not sorted into classes.
     score_all_thresholds, score_conservative, score_with_itc : float or None
-        The score with all thresholds and exact ties, without optimistic readings, and
+        Score with all thresholds and exact ties, score without optimistic readings, and score
         with isolated tumour cells as lesions.
     lesions, itc, slides, false_positives, ties : int or None
-        Counts; ``None`` where there is no ground truth to count in.
+        Counts; ``None`` without ground truth.
     resamples_without_lesion : int
-        Resamples that could not be used.
+        Number of resamples that could not be used.
     """
 
     rules: Rules
@@ -136,13 +136,13 @@ def froc_score(
     Parameters
     ----------
     hits, hits_with_itc : sequence of SlideHits
-        One per slide; isolated tumour cells left out, and taken as lesions.
+        Hits of each slide without isolated tumour cells, and with them as lesions.
     rules : Rules
-        Of the protocol.
+        Rules of the protocol.
     resamples, seed : int
-        Of the bootstrap over slides.
+        Number of resamples and seed of the bootstrap over slides.
     no_truth : str, optional
-        Why there are no hits to score.
+        Reason why there are no hits to score.
     kinds : sequence of str, optional
         Class of each tumour region of all slides, in order.
     """
@@ -197,7 +197,7 @@ def _estimate(
     resamples: int,
     seed: int,
 ) -> tuple[Estimate, Floats | None, int]:
-    """Score with its interval, intervals of the sensitivities, resamples of no use."""
+    """Return the score with its interval, the sensitivities' intervals, and unusable resamples."""
     if sensitivities is None:
         cells = f": all {itc} tumour regions are isolated tumour cells" if itc else ""
         return undefined(f"there is no lesion to find{cells}"), None, 0

@@ -1,4 +1,4 @@
-"""Scores of the tiles of a store by group, and what they say of each and of anomaly types."""
+"""Evaluate the scores of a store's tiles by group and by anomaly type."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class GroupScores:
     Parameters
     ----------
     name, label : str
-        Of the group; the label is empty where none was given.
+        Name and label of the group; the label is empty where the group has none.
     truth : str
-        ``"normal"``, ``"tumour"``, or empty where its tiles are not evaluated.
+        ``"normal"``, ``"tumour"``, or empty where the tiles are not evaluated.
     scores : ndarray of float32, (N,)
-        In the tiles' order.
+        Score of each tile, in the order of the tiles.
     """
 
     name: str
@@ -44,19 +44,20 @@ class GroupScores:
 def truth_of(
     slide: StoredSlide, label: str, *, normal: Collection[str], tumour: Collection[str]
 ) -> str:
-    """Tell what the tiles of a group show, by its label.
+    """Return what the tiles of a group show, by the label of the group.
 
-    A slide with tumour holds healthy tiles too: unless the user knows better, its label
-    says nothing of a tile.
+    A slide with tumour holds healthy tiles too. Its label therefore says nothing about a single
+    tile, unless `tumour` lists it.
 
     Parameters
     ----------
     slide : StoredSlide
+        Group of tiles.
     label : str
         Label of the group; empty where it has none.
     normal, tumour : collection of str
-        Labels that mean normal (none: those that mean healthy), and labels of slides all of
-        whose tiles are tumour.
+        Labels that mean normal (if empty, the labels that mean healthy), and labels of slides
+        of which every tile shows tumour.
 
     Returns
     -------
@@ -81,13 +82,13 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
     Raises
     ------
     StoreMismatchError
-        The tiles are smaller.
+        The tiles are smaller than the window.
     """
     if size > slide.tile:
         raise StoreMismatchError(
             f"its tiles of {slide.tile} px are smaller than the detector's {size} px",
             subject=slide.name,
-            remedy="Train with --option input_px, or give a store with larger tiles.",
+            remedy="Train with --option input_px, or pass a store with larger tiles.",
         )
     first = (slide.tile - size) // 2
     centre = slice(first, first + size)
@@ -100,7 +101,7 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
 
 
 def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:
-    """Return what ``evaluation.json`` says of a group."""
+    """Return the entry of a group in ``evaluation.json``."""
     above = group.scores > calibration.quantile(0.99)
     return {
         "group": group.name,
@@ -113,10 +114,9 @@ def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:
 
 
 def by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """AUROC of each anomaly type by itself, and whether the run had learnt from that type.
+    """Return the AUROC of each anomaly type, and whether the run was trained on that type.
 
-    Groups of slides that the run learnt from are left out: what it gives them says nothing
-    of other slides.
+    Slides that the run was fitted on are left out: their scores say nothing about other slides.
     """
     from wsiad.evaluation.auc import slide_auc
 
@@ -144,7 +144,7 @@ def by_type(groups: list[GroupScores], learnt: dict[str, Any] | None) -> list[di
 
 
 def type_line(kind: dict[str, Any]) -> str:
-    """Say what :func:`by_type` found of a type."""
+    """Return the line of a summary for one type of :func:`by_type`."""
     seen = "learnt from" if kind["learnt_from"] else "not seen in training"
     area = "undefined" if kind["tile_auroc"] is None else f"{kind['tile_auroc']:.3f}"
     left = kind["left_out"]

@@ -1,9 +1,9 @@
-"""Every lesion by itself: how large it is, whether it was hit, and what that took.
+"""List each lesion with its size, whether it was hit, and the false positives that cost.
 
-Sizes are the longest axis as the protocols measure it, less the :data:`MERGE_UM` by which
-they widen a region: the 275 µm below which a region is isolated tumour cells are then the
-0.2 mm of the AJCC, whose 2 mm part micro- from macrometastases (AJCC Cancer Staging
-Manual, 8th edition, 2017, breast).
+The size of a lesion is its longest axis as the protocols measure it, minus the :data:`MERGE_UM`
+by which they widen a region. The limit of 275 µm for isolated tumour cells is then the 0.2 mm of
+the AJCC. Its limit between micro- and macrometastases is 2 mm (AJCC Cancer Staging Manual, 8th
+edition, 2017, breast).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LesionClass = Literal["macro", "micro", "itc"]
 CLASSES: tuple[LesionClass, ...] = ("macro", "micro", "itc")
 
 MACRO_UM = Microns(2000.0)
-"""Larger lesions are macrometastases."""
+"""Lesions larger than this, µm, are macrometastases."""
 
 CLASS_RULE = (
     "size: longest axis of the region (of the ellipse with its second moments) less the 75 µm by "
@@ -62,24 +62,24 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """One tumour region of a slide, by one protocol.
+    """Tumour region of a slide, by one protocol.
 
     Parameters
     ----------
     number : int
-        On its slide, from 1 in reading order.
+        Number of the region on its slide, from 1 in reading order.
     kind : str
         ``"macro"``, ``"micro"`` or ``"itc"``.
     axis_um : Microns
         Longest axis as the protocol measures it, after widening.
     tumour : SquareMicrons
-        Area of the tumour within, as it is outlined.
+        Area of the outlined tumour in the region, µm².
     x, y : float
-        Centroid, level-0 pixels; of a crescent it may lie outside.
+        Centroid, level-0 pixels; that of a crescent may be outside the region.
     score : float or None
-        Highest confidence on it; ``None`` if it was missed.
+        Highest confidence on the region; ``None`` if it was missed.
     rank : int or None
-        Of that detection among all on the slide, from 1; equal ones share the first.
+        Rank of that detection among all on the slide, from 1; equal ones share the lowest.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Lesion:
 
     @property
     def size_um(self) -> Microns:
-        """Longest axis without what the region was widened by; never below 0."""
+        """Longest axis minus the distance by which the region was widened; never below 0."""
         return Microns(max(self.axis_um - MERGE_UM, 0.0))
 
 
@@ -105,16 +105,16 @@ def list_lesions(
     downsample: float,
     pixel_um: float,
 ) -> tuple[Lesion, ...]:
-    """List the tumour regions of a slide with what was found on each.
+    """List the tumour regions of a slide with the best detection on each.
 
     Parameters
     ----------
     truth : EvaluationMask or None
-        Of the slide; ``None`` for a normal one.
+        Regions of the slide; ``None`` for a normal slide.
     hits_with_itc : SlideHits
-        Of the same regions, isolated tumour cells taken as lesions.
+        Hits on the same regions, with isolated tumour cells as lesions.
     detections : Detections
-        On the slide.
+        Detections on the slide.
     downsample, pixel_um : float
         Level-0 pixels and µm per mask pixel.
     """
@@ -145,7 +145,7 @@ def _kind(axis: Microns) -> LesionClass:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideLesions:
-    """The lesions of one slide by one protocol, and what was hit on it."""
+    """Lesions of one slide by one protocol, and the hits on them."""
 
     slide: str
     lesions: Sequence[Lesion]
@@ -158,10 +158,10 @@ def write_lesions(path: Path, found: Mapping[ProtocolName, Sequence[SlideLesions
     Parameters
     ----------
     path : Path
-        CSV to write, atomically. Without a lesion it is a header alone.
+        CSV to write, atomically. Without lesions it has only a header.
     found : mapping of str to sequence of SlideLesions
-        By protocol, one of each slide that takes part in FROC, normal ones too: the mean
-        of false positives is over all.
+        By protocol, one entry for each slide that takes part in FROC, normal slides included:
+        the mean number of false positives is over all these slides.
     """
     rows: list[list[str | int | float]] = []
     for protocol, slides in found.items():

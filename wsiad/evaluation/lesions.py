@@ -1,4 +1,4 @@
-"""Where the tumour of a slide is: outlines or a mask image brought to one form."""
+"""Ground truth of one slide: its tumour as a mask, read from outlines or from a mask image."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ _FINEST_MPP = Mpp(0.05)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """How the outlines of one slide were read, and what is doubtful about them.
+    """Facts about the reading of a slide's outlines, and doubts about them.
 
     Parameters
     ----------
     ignored : Mapping of str to int
-        Annotations left aside, by reason.
+        Number of annotations that were ignored, by reason.
     classes : frozenset of str
-        Classes and groups of the file, ``""`` for none.
+        Classes and groups in the file; ``""`` stands for none.
     counted_from : str
-        Where its positions count from, in words; ``""`` without a file.
+        Origin of the file's positions, in words; ``""`` without a file.
     doubts : tuple of str
-        What to look at, a sentence each.
+        One sentence for each thing that the user should check.
     """
 
     ignored: Mapping[str, int] = field(default_factory=dict)
@@ -71,14 +71,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutlineOptions:
-    """How outlines are read.
+    """Options of reading outlines.
 
     Parameters
     ----------
     classes : ClassMap
-        What classes and groups mean.
+        Meaning of classes and groups.
     origin : str
-        Where files count from that do not say so themselves.
+        Origin of positions in files that do not state it.
     """
 
     classes: ClassMap = field(default_factory=ClassMap)
@@ -87,7 +87,7 @@ class OutlineOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideTruth:
-    """Where the tumour of one slide is.
+    """Tumour of one slide, as a mask and, if known, as outlines.
 
     Parameters
     ----------
@@ -96,13 +96,13 @@ class SlideTruth:
     downsample : int
         Level-0 pixels per mask pixel.
     limit : Size or None
-        Level-0 pixels beyond which no detection can lie, if known.
+        Size of the slide, level-0 pixels, if known; no detection can be beyond it.
     mpp : Mpp or None
         µm per level-0 pixel, if known.
     tumour : geometry or None
-        Tumour area in level-0 pixels, where outlines are given.
+        Tumour area in level-0 pixels, where there are outlines.
     reading : Reading
-        What its file says besides.
+        Facts about the reading of the outlines.
     """
 
     mask: Mask | None
@@ -114,9 +114,9 @@ class SlideTruth:
 
     @property
     def is_unmarked(self) -> bool:
-        """Whether tumour is marked nowhere, although the slide holds some.
+        """True where the slide holds tumour, but none is marked.
 
-        An outline may be marked and yet lie between the pixels of the mask.
+        Outlines decide where there are any: a thin outline may lie between the mask's pixels.
         """
         if self.mask is None:
             return False
@@ -125,19 +125,19 @@ class SlideTruth:
     def protocol_mpp(
         self, protocol: ProtocolName, given: float | None, slide: str | None = None
     ) -> tuple[Mpp, str]:
-        """µm per level-0 pixel that a protocol takes for the slide, and where it is from.
+        """Return the µm per level-0 pixel that a protocol uses for the slide, and its source.
 
         Raises
         ------
         EvaluationError
-            There is tumour on the slide, and neither is known.
+            There is tumour on the slide, and neither the user nor the slide states a spacing.
         """
         if self.mask is None and given is None and self.mpp is None:
             return SCRIPT_MPP, "none is needed without tumour"
         return protocol_mpp(protocol, given=given, known=self.mpp, slide=slide)
 
     def regions(self, mpp: Mpp) -> EvaluationMask | None:
-        """Return the regions of the slide at a scale; ``None`` for a normal slide."""
+        """Return the tumour regions of the slide at `mpp`; ``None`` for a normal slide."""
         if self.mask is None:
             return None
         return evaluation_mask(self.mask, pixel_um=mpp * self.downsample)
@@ -161,20 +161,20 @@ def load_truth(
     annotations, masks : Path or None
         Folder of annotation files, or of mask images; at most one of them.
     downsample : int or None
-        Level-0 pixels per mask pixel; by default as CAMELYON16's, see
+        Level-0 pixels per mask pixel; by default that of CAMELYON16, see
         :func:`~wsiad.evaluation.matching.mask_downsample`.
     given_mpp : float, optional
-        µm per level-0 pixel that the user gives for all slides.
+        µm per level-0 pixel that the user sets for all slides.
     outlines : OutlineOptions, optional
-        How annotation files are read.
+        Options of reading annotation files.
 
     Raises
     ------
     EvaluationError
-        A tumour slide has no file, or a mask is not valid or not of this slide.
+        A tumour slide has no file, or a mask is not valid or belongs to another slide.
     AnnotationError
-        An annotation file is not valid, is not of this slide, or marks tumour on a
-        normal one.
+        An annotation file is not valid, belongs to another slide, or marks tumour on a
+        normal slide.
     """
     scored = case.scored
     if masks is not None:
@@ -204,7 +204,7 @@ def load_truth(
 def _doubt(
     case: Case, drawn: Annotations, tumour: BaseGeometry, mask: Mask, step: int
 ) -> str | None:
-    """Say so where outlines lie beyond the slide or on nothing that was scored."""
+    """Return a sentence if outlines lie beyond the slide or where nothing was scored."""
     scored = case.scored
     windows = scored.read_windows()
     if scored.status == "no-tissue":  # seen, and nothing to score was found
@@ -232,9 +232,9 @@ def _find(case: Case, folder: Path, suffixes: tuple[str, ...]) -> Path | None:
     path = find_truth(folder, case.slide, suffixes=suffixes)
     if path is None and case.tumour:
         raise EvaluationError(
-            f"holds tumour by the reference, but {folder} says nothing of where",
+            f"holds tumour by the reference, but {folder} has no file that says where",
             subject=case.slide,
-            remedy=f"Add {case.slide}{suffixes[0]}, or name it in `exclude_from_froc`.",
+            remedy=f"Add {case.slide}{suffixes[0]}, or name the slide in `exclude_from_froc`.",
         )
     return path
 
@@ -260,7 +260,7 @@ def _from_mask(case: Case, path: Path | None, step: int) -> SlideTruth:
             f"its mask of {width} × {height} pixels, {step} level-0 pixels each, does not fit "
             f"the slide of {scored.size.width} × {scored.size.height}",
             subject=case.slide,
-            remedy="Give the slide's own mask, or --mask-downsample.",
+            remedy="Pass the slide's own mask, or set --mask-downsample.",
         )
     _check_label(case, has_tumour=bool(read.pixels.any()))
     mask = read.pixels if case.tumour else None
@@ -268,17 +268,17 @@ def _from_mask(case: Case, path: Path | None, step: int) -> SlideTruth:
 
 
 def _fits(covered: Size, slide: Size, step: int) -> bool:
-    """Whether a mask covers a slide to within the pixel that its level may round off."""
+    """Tell whether a mask covers a slide, to within the pixel that rounding may take away."""
     return abs(covered.width - slide.width) <= step and abs(covered.height - slide.height) <= step
 
 
 def _mask_size(case: Case, drawn: Annotations, step: int) -> Size:
-    """Size of the mask to draw: the slide's, or what the outlines need where that is unknown.
+    """Return the size of the mask to draw, from the slide or, if unknown, from the outlines.
 
     Raises
     ------
     AnnotationError
-        An outline lies wholly beyond the slide.
+        An outline lies completely beyond the slide.
     """
     size = case.scored.size
     if size is None:
@@ -305,6 +305,6 @@ def _checked_size(case: Case, width: int, height: int) -> Size:
         raise AnnotationError(
             f"needs a mask of {width} × {height} pixels",
             subject=case.slide,
-            remedy="Outlines are in level-0 pixels; if they are, give a larger --mask-downsample.",
+            remedy="Check that outlines are in level-0 pixels, or set a larger --mask-downsample.",
         )
     return Size(width, height)

@@ -1,21 +1,17 @@
-"""Matching of detections with tumour regions: which they hit, and which hit none.
+"""Match detections with the tumour regions of a slide, by the rules of a FROC protocol.
 
-What the official CAMELYON16 protocols of FROC do differently: their rules, as values.
+Lesions are made from a tumour mask as in the CAMELYON16 evaluation (Ehteshami Bejnordi et al.,
+JAMA 318, 2017). Tumour within 75 µm belongs to one lesion, and holes are filled. A region whose
+longest axis is below 275 µm is a group of isolated tumour cells (ITC): it counts neither as a
+lesion nor as a false positive.
 
-``camelyon16-2016`` is the script of the challenge (Ehteshami Bejnordi, January 2016),
-by which published numbers were made; ``camelyon16-dataset`` is the one that comes with
-the public data set. Each is followed to the letter, oddities included; what they make
-of the score is shown by two readings without them (:func:`all_thresholds` and
-:func:`conservative`).
+The two official protocols of FROC differ in their rules, which are values here.
+``camelyon16-2016`` is the script of the challenge (Ehteshami Bejnordi, January 2016), with which
+published figures were computed. ``camelyon16-dataset`` is the script that comes with the public
+data set. Each is followed to the letter, oddities included. Two readings without the oddities
+(:func:`all_thresholds` and :func:`conservative`) show what these do to the score.
 
-From a tumour mask to lesions: what counts as one, and what is too small to count.
-
-Follows the CAMELYON16 evaluation (Ehteshami Bejnordi et al., JAMA 318, 2017): tumour
-within 75 µm belongs to one lesion, holes are filled, and a region whose longest
-diameter is below 275 µm is a group of isolated tumour cells (ITC), which is neither to
-be found nor wrong to find.
-
-How large the pixels of evaluation masks are, by each protocol.
+The protocols also differ in the size of the pixels of evaluation masks (:func:`protocol_mpp`).
 """
 
 from __future__ import annotations
@@ -37,24 +33,24 @@ ProtocolName = Literal["camelyon16-2016", "camelyon16-dataset"]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules by which the protocols differ.
+    """Rules by which the protocols differ.
 
     Parameters
     ----------
     coordinate : str
-        How a level-0 coordinate becomes a mask pixel: ``"truncate"``, or ``"round"``
+        Conversion of a level-0 coordinate to a mask pixel: ``"truncate"``, or ``"round"``
         (halves to even).
     single_precision : bool
-        Scores of hit lesions are float32 while those of false positives are float64,
+        True where the scores of hit lesions are float32 and those of false positives float64,
         so that equal scores may or may not tie.
     drop_lowest : bool
-        The lowest score of all is no threshold. It is 0, and nothing is lost, as soon as
-        a lesion is missed or there are isolated tumour cells; else a hit may be lost.
-        Without it, every score above 0 is a threshold.
+        True where the lowest score of all is not a threshold. That score is 0, and nothing is
+        lost, if a lesion is missed or there are isolated tumour cells; otherwise a hit may be
+        lost. False makes every score above 0 a threshold.
     reading : str
         Sensitivity at f false positives per slide: ``"linear"`` interpolates;
         ``"step-up"`` takes the first point with at least f, which is optimistic where
-        the curve jumps; ``"step-down"`` the best point with at most f.
+        the curve jumps; ``"step-down"`` takes the best point with at most f.
     """
 
     coordinate: Literal["truncate", "round"]
@@ -76,15 +72,15 @@ def all_thresholds(rules: Rules) -> Rules:
 
 
 def conservative(rules: Rules) -> Rules:
-    """Return the rules with every threshold, exact ties and no sensitivity not reached."""
+    """Return the rules with every threshold, exact ties and the ``"step-down"`` reading."""
     return dataclasses.replace(all_thresholds(rules), reading="step-down")
 
 
 MERGE_UM = Microns(75.0)
-"""Tumour regions up to this far apart are one lesion."""
+"""Tumour regions closer together than this distance, µm, are one lesion."""
 
 ITC_UM = Microns(275.0)
-"""Regions with a shorter longest axis are isolated tumour cells."""
+"""Regions whose longest axis is shorter than this, µm, are isolated tumour cells."""
 
 _COARSE = 16
 """Mask pixels per cell of the coarse search for tumour."""
@@ -99,14 +95,14 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True, slots=True)
 class TumourRegion:
-    """One lesion by a protocol, or one group of isolated tumour cells.
+    """Lesion by a protocol, or group of isolated tumour cells.
 
     Parameters
     ----------
     axis_px : float
-        Longest axis after widening, mask pixels: what tells isolated tumour cells.
+        Longest axis after widening, mask pixels; it decides what is isolated tumour cells.
     tumour_px : int
-        Mask pixels of tumour within, as it is outlined: not widened, holes not filled.
+        Number of tumour pixels in the region as outlined: not widened, holes not filled.
     column, row : float
         Centroid after widening, mask pixels from the mask's corner.
     """
@@ -119,15 +115,15 @@ class TumourRegion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationMask:
-    """The lesions of a slide.
+    """Lesions of a slide, as numbered regions of a mask.
 
     Parameters
     ----------
     labels : ndarray of int32, (H, W)
-        0 outside, else the number of the region, counted from 1 in reading order of
-        their first pixels.
+        0 outside all regions, else the number of the region, counted from 1 in reading order
+        of the regions' first pixels.
     regions : tuple of TumourRegion
-        In order of their numbers.
+        Regions in order of their numbers.
     itc : frozenset of int
         Numbers of the regions that are isolated tumour cells.
     """
@@ -150,11 +146,11 @@ class EvaluationMask:
 def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
     """Merge, fill, number and measure the tumour regions of a mask.
 
-    Tumour is widened by half of :data:`MERGE_UM` (distances strictly below it), holes
-    are filled, regions that touch at an edge or corner are one. The longest axis is
+    Tumour is widened by half of :data:`MERGE_UM` (distances strictly below it) and holes
+    are filled. Regions that touch at an edge or corner are one region. The longest axis is
     that of the ellipse with the region's second moments, after widening, as in the
-    official scripts. Only the surroundings of tumour are worked on; the result is that
-    of working on the whole mask.
+    official scripts. Only the surroundings of tumour are processed; the result is the same as
+    for the complete mask.
 
     Parameters
     ----------
@@ -179,7 +175,7 @@ def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """A region before it has its number: first pixel, bounding window, pixels, facts."""
+    """Region without a number yet: first pixel, bounding window, pixels, measurements."""
 
     first: tuple[int, int]
     box: Window
@@ -188,7 +184,7 @@ class _Found:
 
 
 def _regions(tumour: Pixels, window: Window, reach: float) -> Iterator[_Found]:
-    """Yield the regions of a window, in no order."""
+    """Yield the regions of a window, in no particular order."""
     import cv2
 
     filled = _filled(_widened(tumour, reach))
@@ -205,7 +201,7 @@ def _regions(tumour: Pixels, window: Window, reach: float) -> Iterator[_Found]:
 
 
 def _widened(tumour: Pixels, reach: float) -> Pixels:
-    """Pixels whose centre is less than `reach` pixels away from that of a tumour pixel."""
+    """Return the pixels whose centre is less than `reach` pixels from that of a tumour pixel."""
     import cv2
     from scipy import ndimage
 
@@ -217,7 +213,7 @@ def _widened(tumour: Pixels, reach: float) -> Pixels:
 
 
 def _filled(mask: Pixels) -> Pixels:
-    """Mask with all that its pixels enclose, corners touching included."""
+    """Return the mask with its holes filled; pixels that touch at a corner enclose a hole too."""
     import cv2
 
     outside = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=[0])
@@ -226,7 +222,7 @@ def _filled(mask: Pixels) -> Pixels:
 
 
 def _facts(region: Pixels, top: int, left: int, tumour_px: int) -> TumourRegion:
-    """Measure a region; its axis is that of the ellipse with the same second moments."""
+    """Measure a region; its axis is that of the ellipse with the region's second moments."""
     import cv2
 
     moments = cv2.moments(region.view(np.uint8), binaryImage=True)
@@ -241,10 +237,10 @@ def _facts(region: Pixels, top: int, left: int, tumour_px: int) -> TumourRegion:
 
 
 def _windows_with_tumour(tumour: Pixels, *, margin: int) -> list[Window]:
-    """Disjoint windows that hold all tumour with a margin around it.
+    """Return disjoint windows that contain all tumour with a margin around it.
 
-    Found on a coarse grid, so that no array of the size of the mask is needed. Windows
-    that overlap are merged until none does: nothing in one then touches or encloses
+    They are found on a coarse grid, so that no array of the size of the mask is needed. Windows
+    that overlap are merged until none does. Nothing in one window then touches or encloses
     anything in another.
     """
     from scipy import ndimage
@@ -266,7 +262,7 @@ def _windows_with_tumour(tumour: Pixels, *, margin: int) -> list[Window]:
 
 
 def _any_of_rows(mask: Pixels) -> Pixels:
-    """Whether any of each :data:`_COARSE` rows is set, by column."""
+    """Return, by column, True where any pixel of each :data:`_COARSE` rows is set."""
     height, width = mask.shape
     whole = height // _COARSE * _COARSE
     # Many times as fast as `reduceat`: this is all that is done to the whole of a mask.
@@ -311,9 +307,9 @@ class Detections:
     Parameters
     ----------
     confidence : ndarray of float64, (N,)
-        At least 0; higher is surer.
+        Confidence of each detection, at least 0; a higher one is more certain.
     x, y : ndarray of float64, (N,)
-        Level-0 pixels.
+        Position of each detection, level-0 pixels.
     """
 
     confidence: Floats
@@ -326,17 +322,17 @@ class Detections:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideHits:
-    """The hits of the detections on one slide.
+    """Hits and false positives among the detections on one slide.
 
     Parameters
     ----------
     regions : ndarray of float64, (R,)
-        Highest confidence on each tumour region; 0 for a missed one, and for isolated
+        Highest confidence on each tumour region; 0 for a missed region and for isolated
         tumour cells.
     false_positives : ndarray of float64, (F,)
         Confidence of every detection outside all regions.
     lesions : int
-        Regions that are to be found.
+        Number of regions that should be found.
     """
 
     regions: Floats
@@ -355,22 +351,22 @@ def match(
     """Match the detections on a slide to its tumour regions.
 
     Several hits on a region count once, with the highest confidence. Hits on isolated
-    tumour cells count neither way, unless they are included. A detection beyond the mask
-    is outside all regions, save that one which rounding puts one pixel beyond it
-    belongs to the pixel that it lies in.
+    tumour cells count neither as hits nor as false positives, unless they are included. A
+    detection beyond the mask is outside all regions. A detection that only rounding puts one
+    pixel beyond the mask counts at the pixel that contains it.
 
     Parameters
     ----------
     detections : Detections
-        In level-0 pixels, none negative.
+        Detections in level-0 pixels, none negative.
     truth : EvaluationMask or None
         Regions of the slide; ``None`` for a normal slide.
     rules : Rules
-        Of the protocol.
+        Rules of the protocol.
     downsample : float
         Level-0 pixels per mask pixel.
     include_itc : bool
-        Take isolated tumour cells as lesions.
+        Count isolated tumour cells as lesions.
     """
     if truth is None:
         return SlideHits(np.zeros(0), detections.confidence, 0)
@@ -396,7 +392,7 @@ def _labels_at(
 
 
 SCRIPT_MPP = Mpp(0.243)
-"""µm per level-0 pixel that the 2016 script takes for every slide."""
+"""µm per level-0 pixel that the 2016 script assumes for every slide."""
 
 LEVEL5_DOWNSAMPLE = 32
 """Level-0 pixels per mask pixel in both scripts."""
@@ -407,10 +403,9 @@ _SAME_SCANNER = 0.1
 def mask_downsample(mpp: Mpp | None) -> int:
     """Return the power of two whose mask pixels come nearest to those of CAMELYON16.
 
-    It is 32, level 5, for both scanners of CAMELYON16, and where nothing is known (which
-    :func:`protocol_mpp` refuses where it matters); on a
-    slide of 0.97 µm/px it is 8, so that the 75 µm and 275 µm of the protocols still span
-    several pixels.
+    It is 32, level 5, for both scanners of CAMELYON16. It is also 32 where the spacing is
+    unknown, which :func:`protocol_mpp` refuses where it matters. For a slide of 0.97 µm/px it is
+    8, so that the 75 µm and 275 µm of the protocols still span several pixels.
     """
     if mpp is None:
         return LEVEL5_DOWNSAMPLE
@@ -420,36 +415,36 @@ def mask_downsample(mpp: Mpp | None) -> int:
 def protocol_mpp(
     protocol: ProtocolName, *, given: float | None, known: Mpp | None, slide: str | None = None
 ) -> tuple[Mpp, str]:
-    """µm per level-0 pixel that a protocol reckons with, and where it comes from.
+    """Return the µm per level-0 pixel that a protocol uses, and the source of the value.
 
-    What the user gives holds for all; where nothing is known, nothing is assumed. Else
-    ``camelyon16-dataset`` goes by the slide, and ``camelyon16-2016`` by its constant, as
-    long as the slide is within 10 % of it, which both scanners of CAMELYON16 are; on other
-    slides the constant would mean nothing.
+    A value that the user sets is used for all protocols. Otherwise ``camelyon16-dataset`` uses
+    the value of the slide. ``camelyon16-2016`` uses its constant if the slide is within 10 % of
+    it, as for both scanners of CAMELYON16, and the value of the slide otherwise: on other slides
+    the constant would mean nothing. An unknown spacing is an error, never an assumption.
 
     Parameters
     ----------
     protocol : str
         Name of the protocol.
     given : float or None
-        The user's value.
+        Value that the user sets.
     known : Mpp or None
-        The slide's own.
+        Value of the slide.
     slide : str, optional
-        Its name, for the error.
+        Name of the slide, for errors.
 
     Raises
     ------
     EvaluationError
-        Neither is known.
+        Neither value is known.
     """
     if given is not None:
         return Mpp(given), "given"
     if known is None:
         raise EvaluationError(
-            "no µm/px is known, by which tumour becomes lesions",
+            "no µm/px is known, so tumour cannot be divided into lesions",
             subject=slide,
-            remedy=f"Give --spacing-um; it is {SCRIPT_MPP} for CAMELYON16.",
+            remedy=f"Set --spacing-um; it is {SCRIPT_MPP} for CAMELYON16.",
         )
     if protocol == "camelyon16-2016" and abs(known / SCRIPT_MPP - 1) <= _SAME_SCANNER:
         return SCRIPT_MPP, "the 2016 script's 0.243 µm/px"

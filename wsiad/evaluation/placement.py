@@ -1,4 +1,4 @@
-"""Whether outlines lie on what was looked at: on the slide, and on windows that were scored."""
+"""Check that outlines are on the slide and on windows that were scored."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from wsiad.core.geometry import Size
 from wsiad.evaluation.truth import Mask
 
 MOST_BEYOND = 0.001
-"""Share of the outlined tumour beyond the slide above which people are told."""
+"""Maximum share of the outlined tumour beyond the slide; users are warned above it."""
 
 MOST_UNSCORED = 0.25
-"""The same of what no window shows: at the edges of tissue, some of it always is."""
+"""Maximum share of the outlined tumour on no window; at the edges of tissue, some always is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the outlined tumour of a slide lies.
+    """Position of a slide's outlined tumour, relative to the slide and to its scored windows.
 
     Parameters
     ----------
     beyond : float or None
-        Share of its area beyond the slide; ``None`` where the slide's size is unknown.
+        Share of the tumour's area beyond the slide; ``None`` where the slide's size is unknown.
     unscored : float or None
-        Share of its mask on no scored window; ``None`` where no windows are known or the
-        mask is empty.
+        Share of the tumour's mask on no scored window; ``None`` where the windows are unknown or
+        the mask is empty.
     areas, unscored_areas : int
-        Areas of the mask that hang together, and those of them that are on no window.
+        Number of connected areas of the mask, and number of those that are on no window.
     """
 
     beyond: float | None
@@ -42,7 +42,7 @@ class Placement:
 
     @property
     def doubtful(self) -> bool:
-        """Whether people are told."""
+        """True where the user should be warned."""
         return (
             (self.beyond or 0.0) > MOST_BEYOND
             or (self.unscored or 0.0) > MOST_UNSCORED
@@ -57,8 +57,8 @@ class Placement:
             self.unscored > MOST_UNSCORED or self.unscored_areas or not said
         ):
             said.append(
-                f"{_percent(self.unscored)} of the outlined tumour, {self.unscored_areas} of "
-                f"{self.areas} areas wholly, lies where no tissue was scored"
+                f"{_percent(self.unscored)} of the outlined tumour ({self.unscored_areas} of "
+                f"{self.areas} areas completely) lies where no tissue was scored"
             )
         return "; ".join(said)
 
@@ -71,18 +71,18 @@ def place(
     size: Size | None,
     windows: npt.NDArray[Any] | None,
 ) -> Placement:
-    """Tell where outlined tumour lies.
+    """Measure the position of outlined tumour.
 
     Parameters
     ----------
     tumour : geometry
         Outlined area, level-0 pixels.
     mask : ndarray of bool, (H, W)
-        The same as a mask of the slide.
+        The same area as a mask of the slide.
     step : int
         Level-0 pixels per mask pixel.
     size : Size or None
-        Of the slide, if known.
+        Size of the slide, level-0 pixels, if known.
     windows : structured ndarray, (N,), or None
         Scored windows, fields ``x``, ``y``, ``width``, ``height`` in level-0 pixels.
     """
@@ -102,7 +102,7 @@ def place(
 
 
 def covered(windows: npt.NDArray[Any], shape: tuple[int, ...], step: int) -> Mask:
-    """Return the mask pixels whose top-left corner is within a window, (H, W) as ``shape``."""
+    """Return a mask, (H, W) as ``shape``, of the pixels whose top-left corner is in a window."""
     height, width = shape
     left, right = (
         np.ceil(edge / step).clip(0, width).astype(np.int64)

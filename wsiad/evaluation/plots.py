@@ -27,7 +27,7 @@ _CAPTION_COLUMNS = 90
 
 _MOST_FP = 10.0
 _DRAWN = {"linear": "default", "step-up": "steps-pre", "step-down": "steps-post"}
-"""How points are joined, so that what a protocol reads off lies on its line."""
+"""Draw style by reading rule, so that the sensitivities that a protocol reads lie on its line."""
 
 
 def plot_roc(
@@ -42,7 +42,7 @@ def plot_roc(
 ) -> None:
     """Plot the ROC curve of slides with its pointwise 95 % band over slides.
 
-    Where the area is not defined, the plot says why. The caption stands below.
+    Where the area is not defined, the plot states the reason. The caption is below the plot.
     """
     figure, axes = _figure()
     colour, _, _ = _STYLES[0]
@@ -73,9 +73,9 @@ def plot_froc(path: Path, scores: Mapping[ProtocolName, FrocScore], *, caption: 
     path : Path
         PNG to write.
     scores : mapping of str to FrocScore
-        By protocol. Where none is defined, the plot says why.
+        Score by protocol. Where none is defined, the plot states the reason.
     caption : str
-        Stands below.
+        Text below the plot.
     """
     figure, axes = _figure()
     reasons = []

@@ -1,18 +1,16 @@
 """Slide classification by a random forest on heatmap features, cross-validated by slide.
 
-This is *supervised*: the forest learns from the reference labels of the very slides that
-are evaluated, each slide judged by a forest that has not seen it.
+This method is *supervised*: the forest learns from the reference labels of the slides that are
+evaluated. Each slide is classified by a forest that has not seen it.
 
-Features of a slide's heatmap: how many regions stand out, how large, of what shape.
+The features of a heatmap describe the number, the size and the shape of the regions that stand
+out. Wang et al. (arXiv:1606.05718, 2016) used a random forest on 28 geometric features of their
+tumour probability maps, which are not published in full. The 31 features here are those of the
+open reimplementation of their method by Vekariya (2017), by definition.
 
-Wang et al. (arXiv:1606.05718, 2016) gave a random forest 28 geometric features of their
-tumour probability maps; which ones is not published in full. These are the 31 of the open
-reimplementation of their method by Vekariya (2017), by definition. Pure arithmetic.
-
-Scores of a heatmap as shares of healthy windows with a lower score.
-
-The windows of a results folder carry both, score and percentile; so the scale of a run is
-read off its results, wherever the run itself is now.
+The features need values from 0 to 1: scores become the share of healthy windows with a lower
+score. The windows of a results folder have both score and percentile, so this scale is read from
+the results, and the run itself is not needed.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from wsiad.evaluation.auc import Estimate, slide_auc, undefined
 Floats = npt.NDArray[np.float64]
 
 HIGH, LOW = 0.9, 0.5
-"""Thresholds on a tumour probability: at least the first, more than the second."""
+"""Thresholds on a tumour probability: at least `HIGH`, more than `LOW`."""
 
 _STATISTICS = ("max", "mean", "variance", "skewness", "kurtosis")
 _SHAPES = (
@@ -50,7 +48,7 @@ NAMES = (
     "mean of region means high",
     *(f"{shape} {level} {name}" for shape, level in _SHAPES for name in _STATISTICS),
 )
-"""Names of the 31 features; high and low say by which threshold regions are found."""
+"""Names of the 31 features; "high" and "low" name the threshold by which regions are found."""
 
 
 def slide_features(values: Floats, *, high: float = HIGH, low: float = LOW) -> Floats:
@@ -59,18 +57,18 @@ def slide_features(values: Floats, *, high: float = HIGH, low: float = LOW) -> F
     Parameters
     ----------
     values : ndarray of float64, (H, W)
-        From 0 (healthy) to 1, such as a tumour probability or a percentile among healthy
-        tissue; NaN where there is no tissue.
+        Heatmap with values from 0 (healthy) to 1, such as a tumour probability or a percentile
+        among healthy tissue; NaN where there is no tissue.
     high, low : float
-        Regions are the connected pixels (8-connectivity) of at least `high`, and of more
-        than `low`.
+        Thresholds: a region is a set of connected pixels (8-connectivity) of at least `high`,
+        or of more than `low`.
 
     Returns
     -------
     ndarray of float64, (31,)
-        In the order of :data:`NAMES`, lengths and areas in heatmap pixels. All are 0 where
-        no pixel reaches `high`. Variance is that of the population, kurtosis is excess
-        kurtosis; both and skewness are 0 for a single region. Not rounded.
+        Features in the order of :data:`NAMES`, not rounded; lengths and areas in heatmap pixels.
+        All are 0 where no pixel reaches `high`. Variance is that of the population, kurtosis is
+        excess kurtosis; both and skewness are 0 for a single region.
     """
     features = np.zeros(len(NAMES))
     strong, weak = _regions(values, values >= high), _regions(values, values > low)
@@ -101,7 +99,10 @@ def _regions(values: Floats, mask: npt.NDArray[np.bool_]) -> list[Any]:
 
 
 def _statistics(values: Floats) -> tuple[float, ...]:
-    """Maximum, mean, population variance, skewness and excess kurtosis; shapeless ones are 0."""
+    """Return maximum, mean, population variance, skewness and excess kurtosis.
+
+    The last three are 0 where the values do not vary.
+    """
     mean, variance = float(values.mean()), float(values.var())
     away = values - mean
     if variance <= (1e-9 * max(1.0, abs(mean))) ** 2:
@@ -124,16 +125,16 @@ SUPERVISED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForestResult:
-    """The scores that a forest gives the slides.
+    """Scores of slides by random forests.
 
     Parameters
     ----------
     slide_auc : Estimate
-        Of the out-of-fold probabilities.
+        Slide AUC of the out-of-fold probabilities.
     probabilities : ndarray of float64, (N,), or None
-        Probability of tumour by forests that have not seen the slide.
+        Probability of tumour of each slide, by a forest that has not seen the slide.
     folds, trees : int
-        How many; 0 folds where there are too few slides.
+        Number of folds, 0 where there are too few slides, and of trees per forest.
     """
 
     slide_auc: Estimate
@@ -165,19 +166,19 @@ def cross_validated_forest(
     Parameters
     ----------
     features : ndarray of float64, (N, F)
-        Of each slide.
+        Features of each slide.
     tumour : ndarray of bool, (N,)
-        Whether it holds tumour.
+        True for each slide that holds tumour.
     seed : int
-        Of the folds and of the forests.
+        Seed of the folds and of the forests.
     trees : int
-        Of each forest.
+        Number of trees per forest.
 
     Returns
     -------
     ForestResult
-        At most :data:`FOLDS` folds, each with slides of both classes; not defined where a
-        class has fewer than two slides.
+        Result of at most :data:`FOLDS` folds, each with slides of both classes; not defined
+        where a class has fewer than two slides.
     """
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedKFold
@@ -197,13 +198,13 @@ def cross_validated_forest(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HealthyScale:
-    """Which share of healthy windows scores less than a score.
+    """Share of healthy windows that have a lower score, as a function of the score.
 
     Parameters
     ----------
     scores, shares : ndarray of float64, (N,)
-        Both rising; shares are 0 to 1. Between two scores the share is linear, beyond
-        the ends it is that of the end.
+        Points of the function, both ascending; shares are 0 to 1. Between two scores the share
+        is linear; beyond the ends it is constant.
     """
 
     scores: Floats
@@ -211,12 +212,13 @@ class HealthyScale:
 
     @classmethod
     def of(cls, slides: Iterable[tuple[str, npt.NDArray[Any]]]) -> Self:
-        """Read the scale off the windows of slides scored by one run.
+        """Read the scale from the windows of slides that one run has scored.
 
         Parameters
         ----------
         slides : iterable of (str, structured ndarray)
-            Name, and windows with the fields ``score`` and ``percentile`` (0 to 100).
+            Name of each slide, and its windows with the fields ``score`` and ``percentile``
+            (0 to 100).
 
         Raises
         ------
@@ -241,11 +243,12 @@ class HealthyScale:
         return cls(scores, np.maximum.accumulate(percentiles[first]) / 100)
 
     def of_heatmap(self, scores: npt.NDArray[np.float32]) -> Floats:
-        """Return the share of each pixel, NaN where nothing was scored.
+        """Return the share of healthy windows below each pixel, NaN where nothing was scored.
 
         Parameters
         ----------
         scores : ndarray of float32, (H, W)
+            Heatmap of the slide.
         """
         placed = np.interp(scores.astype(np.float64), self.scores, self.shares)
         return np.where(np.isfinite(scores), placed, np.nan)

@@ -1,6 +1,7 @@
-"""The contribution of each slide to the figures, read once, slide by slide.
+"""Read what each slide contributes to the figures: its score, its hits and its windows.
 
-Which scored windows show tumour, by the outlines of their slide.
+The files of a slide are read once, slide by slide. Windows are sorted into tumour and healthy by
+the outlines of their slide.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from wsiad.evaluation.unscored import CountedAs, score_of_unscored
 Floats = npt.NDArray[np.float64]
 
 MIN_SHARE = 0.5
-"""Share of a window that is tumour from which it counts as tumour by share."""
+"""Minimum share of tumour in a window that counts as tumour by share."""
 
 _MAX_CORNERS = 256
 _ROUNDING = 1e-9
@@ -42,9 +43,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileScores:
-    """Scores of the windows of one slide by what they show.
+    """Scores of the windows of one slide, sorted by what the windows show.
 
-    Windows that are neither tumour nor free of it are left out; how many is told.
+    Windows that are neither tumour nor free of tumour are left out; `windows` counts them too.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ class TileScores:
     mostly_tumour : ndarray of float64
         Scores of windows of which at least :data:`MIN_SHARE` is tumour.
     healthy : ndarray of float64
-        Scores of windows with no tumour at all.
+        Scores of windows without any tumour.
     windows : int
         Number of all windows.
     """
@@ -67,16 +68,16 @@ class TileScores:
 def sort_windows(windows: npt.NDArray[Any], tumour: BaseGeometry | None) -> TileScores:
     """Sort the scored windows of a slide into tumour and healthy.
 
-    A window is tumour where its centre is, as in PatchCamelyon (Veeling et al., MICCAI
-    2018), whose label looks at the centre of a tile too; a window beside it that merely
-    touches tumour is neither.
+    A window is tumour if its centre is, as in PatchCamelyon (Veeling et al., MICCAI 2018), whose
+    labels also depend on the centre of a tile. A window that merely touches tumour is neither
+    tumour nor healthy.
 
     Parameters
     ----------
     windows : structured ndarray, (N,)
         Fields ``x``, ``y``, ``width``, ``height`` in level-0 pixels, and ``score``.
     tumour : geometry or None
-        Tumour area in level-0 pixels, cut-outs taken off; ``None`` for a normal slide.
+        Tumour area in level-0 pixels without the cut-outs; ``None`` for a normal slide.
     """
     scores = np.asarray(windows["score"], dtype=np.float64)
     none = np.zeros(0)
@@ -94,9 +95,9 @@ def sort_windows(windows: npt.NDArray[Any], tumour: BaseGeometry | None) -> Tile
 
 
 def _pieces(area: BaseGeometry) -> list[BaseGeometry]:
-    """Cut an area into pieces of few corners: outlines have tens of thousands.
+    """Cut an area into pieces with few corners; outlines have tens of thousands of corners.
 
-    What is measured on the pieces is measured on the whole, many times sooner.
+    Measuring the pieces gives the same result as measuring the area, many times faster.
     """
     pieces: list[BaseGeometry] = []
     waiting = [part for part in shapely.get_parts(area) if part.area > 0]
@@ -119,7 +120,7 @@ def _pieces(area: BaseGeometry) -> list[BaseGeometry]:
 
 
 def _area_within(pieces: shapely.STRtree, boxes: npt.NDArray[Any]) -> Floats:
-    """Area of each box that the pieces, which do not overlap, cover."""
+    """Return the area of each box that the pieces cover; pieces do not overlap."""
     box, piece = pieces.query(boxes, predicate="intersects")
     areas = shapely.area(shapely.intersection(boxes[box], pieces.geometries[piece]))
     return np.bincount(box, areas, len(boxes)).astype(np.float64)
@@ -135,11 +136,11 @@ class ProtocolEvidence:
     Parameters
     ----------
     hits, hits_with_itc : SlideHits
-        Isolated tumour cells left out, and taken as lesions.
+        Hits without isolated tumour cells, and hits with isolated tumour cells as lesions.
     lesions : tuple of Lesion
-        Tumour regions one by one, isolated tumour cells too.
+        All tumour regions, including isolated tumour cells.
     spacing : str
-        Where the µm/px come from.
+        Source of the µm/px.
     mpp : Mpp or None
         µm per level-0 pixel; ``None`` where there is no tumour to measure.
     """
@@ -153,30 +154,30 @@ class ProtocolEvidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideEvidence:
-    """The contribution of one slide.
+    """Contribution of one slide to the figures.
 
     Parameters
     ----------
     case : Case
         The slide.
     score : float
-        Its anomaly score; minus infinity where it was looked at and nothing was found, NaN where
-        it has none and is not ranked.
+        Anomaly score of the slide; minus infinity where it was looked at and nothing was found,
+        NaN where it has no score and is not ranked.
     detections : int
-        How many there are on it.
+        Number of detections on the slide.
     bounded : bool
-        Whether the detections could be checked against the slide's size.
+        True where the detections could be checked against the slide's size.
     by_protocol : Mapping of str to ProtocolEvidence
-        Empty where the slide takes no part in FROC.
+        Hits by protocol; empty where the slide takes no part in FROC.
     tiles : TileScores or None
-        Its windows, where there are outlines and windows.
+        Scores of the windows, where there are outlines and windows.
     unmarked : bool
-        Whether it holds tumour by the reference while its ground truth marks none; it then takes
-        no part in figures that need to know where tumour is.
+        True where the slide holds tumour by the reference but its ground truth marks none. It
+        then takes no part in figures that need the position of tumour.
     reading : Reading
-        What its file of ground truth says besides.
+        Facts about the reading of the outlines.
     downsample : int
-        Level-0 pixels per mask pixel; 0 where it takes no part in FROC.
+        Level-0 pixels per mask pixel; 0 where the slide takes no part in FROC.
     """
 
     case: Case
@@ -191,7 +192,7 @@ class SlideEvidence:
 
     @property
     def ranked(self) -> bool:
-        """Whether it takes part in figures of slides."""
+        """True where the slide takes part in figures of slides."""
         return not math.isnan(self.score)
 
 
@@ -211,15 +212,15 @@ def collect(
     case : Case
         The slide.
     truth : SlideTruth or None
-        Where its tumour is; ``None`` if the slide takes no part in FROC.
+        Ground truth of the slide; ``None`` if the slide takes no part in FROC.
     protocols : sequence of str
         FROC protocols.
     given_mpp : float or None
-        µm per level-0 pixel that the user gives for all slides.
+        µm per level-0 pixel that the user sets for all slides.
     outlined : bool
-        Whether ground truth is outlines, by which windows can be told apart.
+        True where the ground truth is outlines, by which windows can be sorted.
     unscored : str
-        What is made of a slide without a score.
+        Treatment of a slide without a score.
 
     Raises
     ------

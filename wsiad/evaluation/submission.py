@@ -1,8 +1,8 @@
-"""Detections from files, in either of the formats that CAMELYON16 submissions have.
+"""Read detections from files in the two formats of CAMELYON16 submissions.
 
-One CSV a slide, named as the slide: rows of confidence, x and y in level-0 pixels,
-without a header (2016) or with one (``p,x,y``; ``confidence,x,y``). A file without
-rows is a slide without detections; a file that is missing is an error.
+A submission has one CSV per slide, named after the slide. Its rows are confidence, x and y in
+level-0 pixels, without a header (2016) or with one (``p,x,y``; ``confidence,x,y``). A file
+without rows is a slide without detections; a missing file is an error.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ _FIELDS = ("confidence", "x", "y")
 Status = Literal["ok", "no-tissue", "unusable", "failed"]
 
 SlideScore = Literal["max", "top_k_mean", "percentile"]
-"""Which score of a slide of ``wsiad heatmap`` is its score."""
+"""Scores of ``wsiad heatmap`` that can serve as the score of a slide."""
 
 SCORE_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
-"""Remedy for a slide whose results are damaged."""
+"""Remedy that errors state for a slide with damaged results."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlide:
-    """The findings of somebody, or of ``wsiad heatmap``, on a slide.
+    """Findings of a submission, or of ``wsiad heatmap``, on a slide.
 
     Parameters
     ----------
     slide : str
-        Its name.
+        Name of the slide.
+    detections : Path
+        CSV of the detections.
     status : str
         ``"ok"``; ``"no-tissue"`` for a slide that was seen and has nothing to score;
-        ``"unusable"`` for one that could not be looked at; ``"failed"``. Only the first has a
-        score.
+        ``"unusable"`` for a slide that could not be looked at; ``"failed"``. Only a slide with
+        ``"ok"`` has a score.
     reason : str
-        Why it has no score.
-    detections : Path
-        CSV of its detections.
+        Reason why the slide has no score.
     score : float or None
-        Anomaly score of the slide; ``None`` where there is none, or where it is the highest
-        confidence.
+        Anomaly score of the slide; ``None`` where there is none, or where the highest confidence
+        is the score.
     size : Size or None
-        Level-0 pixels, if known.
+        Size of level 0, pixels, if known.
     mpp : Mpp or None
         µm per level-0 pixel, if known.
     windows : Path or None
-        Scored windows, if there are any.
+        File of the scored windows, if there are any.
     bounds : (float, float) or None
-        Corner of its bounds, level-0 pixels, if known.
+        Top-left corner of the slide's bounds, level-0 pixels, if known.
     """
 
     slide: str
@@ -102,9 +102,9 @@ def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, S
     Parameters
     ----------
     folder : Path
-        Holds ``<slide>.csv`` files.
+        Folder of ``<slide>.csv`` files.
     ignore : iterable of Path
-        Files in it that are no detections, such as the reference.
+        Files in the folder that do not hold detections, such as the reference.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def read_submission(folder: Path, *, ignore: Iterable[Path] = ()) -> dict[str, S
         raise EvaluationError(
             "holds no detections",
             subject=str(folder),
-            remedy="Give a folder of CSV files, each named as its slide.",
+            remedy="Pass a folder of CSV files, each named after its slide.",
         )
     found: dict[str, ScoredSlide] = {}
     for path in paths:
@@ -140,16 +140,16 @@ def read_detections(path: Path, slide: str, *, limit: Size | None = None) -> Det
     path : Path
         CSV file.
     slide : str
-        Named in errors.
+        Name of the slide, for errors.
     limit : Size, optional
-        Of the slide in level-0 pixels; without it, large coordinates cannot be known to
-        be wrong.
+        Size of the slide, level-0 pixels. Without it, coordinates that are too large are not
+        noticed.
 
     Raises
     ------
     EvaluationError
-        The file is missing, or a row has not three numbers, a negative one, or lies
-        beyond the slide.
+        The file is missing, or a row does not consist of three numbers, has a negative number,
+        or lies beyond the slide.
     """
     rows = read_rows(path, subject=slide)
     order = _header(rows[0]) if rows else None
@@ -161,7 +161,7 @@ def read_detections(path: Path, slide: str, *, limit: Size | None = None) -> Det
 
 
 def _header(row: Row) -> tuple[int, int, int] | None:
-    """Columns of confidence, x and y if the row names them."""
+    """Return the columns of confidence, x and y if the row is a header, else ``None``."""
     names = [_HEADERS.get(cell.lower()) for cell in row.cells]
     if sorted(name or "" for name in names) != sorted(_FIELDS):
         return None
@@ -183,14 +183,14 @@ def _values(
     for name, value, cell in zip(_FIELDS, (confidence, x, y), cells, strict=True):
         if value is None:
             raise refuse(
-                f"has {cell!r} as {name}, which is no finite number",
+                f"has {cell!r} as {name}, which is not a finite number",
                 "A row is: confidence,x,y. A header, if any, is `confidence,x,y` or `p,x,y`.",
             )
         if value < 0:
             raise refuse(
                 f"has a negative {name} ({cell})",
-                "Positions are level-0 pixels; confidences start at 0, which both official "
-                "protocols take for a miss.",
+                "Positions are level-0 pixels. Confidences start at 0, which both official "
+                "protocols count as a miss.",
             )
     assert confidence is not None
     assert x is not None
@@ -198,6 +198,6 @@ def _values(
     if limit is not None and (x >= limit.width or y >= limit.height):
         raise refuse(
             f"lies at ({x:g}, {y:g}), beyond the slide of {limit.width} × {limit.height} pixels",
-            "Give level-0 pixels, x before y, of the same slide.",
+            "Write level-0 pixels of the same slide, x before y.",
         )
     return confidence, x, y

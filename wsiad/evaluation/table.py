@@ -1,4 +1,4 @@
-"""CSV files from outside: rows with the number by which an error can name them."""
+"""Read CSV files of other programs, with row numbers for error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsiad.core.files import checked_slide_name
 from wsiad.slides.slide_files import SUFFIXES
 
 _LONGEST = 4096
-"""The most bytes of a part of a slide's name."""
+"""Maximum bytes of a part of a slide's name."""
 
 
 def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") -> list[Row]:
@@ -21,7 +21,7 @@ def read_rows(path: Path, *, subject: str | None = None, delimiters: str = ",") 
     Raises
     ------
     EvaluationError
-        The file is missing or is not CSV.
+        The file is missing or not a CSV file.
     """
     return csv_file.read_rows(path, EvaluationError, subject=subject, delimiters=delimiters)
 
@@ -39,12 +39,12 @@ def number(text: str) -> float | None:
 def slide_name(text: str, *, subject: str) -> str:
     """Return a slide's name from a name or file name: ``test_001.tif`` is ``test_001``.
 
-    It may be longer than a folder's can be: slides of such names have a row, and no results.
+    The name may be longer than that of a folder can be: such slides have a row, but no results.
 
     Raises
     ------
     EvaluationError
-        It cannot be the name of a slide's results, such as one with a path in it.
+        The name cannot be that of a slide's results, for example because it contains a path.
     """
     stem = text[: -len(Path(text).suffix)] if Path(text).suffix.lower() in SUFFIXES else text
     try:

@@ -1,16 +1,15 @@
-"""Ground truth from files: which slides hold tumour, and where.
+"""Read ground truth from files: which slides hold tumour, and the position of the tumour.
 
-``reference.csv`` says which; an annotation file or a mask image of the slide says where.
+``reference.csv`` states which slides hold tumour. An annotation file or a mask image of a slide
+states the position.
 
-Outlines as masks, by the rule of the program that made the CAMELYON masks.
-
-ASAP paints level 0 and takes the top-left pixel of each block for the next level, so a
-mask pixel is inside where its top-left corner is. A corner is inside where the outline
-winds around it at least once (Sunday's winding number, in ``AnnotationToMask``: of two
-areas that share an edge exactly one has the corners on it). ASAP besides leaves out
-corners that lie exactly on the left or upper side of an outline's bounding box; that is
-not done here, since it makes a rectangle smaller than it is, and no outline drawn by
-hand has such corners.
+Outlines become masks by the rule of ASAP, the program that made the CAMELYON masks. ASAP paints
+level 0 and takes the top-left pixel of each block for the next level, so a mask pixel is inside
+an outline if its top-left corner is. A corner is inside if the outline winds around it at least
+once (Sunday's winding number, in ``AnnotationToMask``); of two areas that share an edge, exactly
+one contains the corners on it. ASAP also leaves out corners that lie exactly on the left or upper
+side of an outline's bounding box. This is not done here: it would make a rectangle too small, and
+no outline drawn by hand has such corners.
 """
 
 from __future__ import annotations
@@ -48,17 +47,17 @@ _TIFF = (".tif", ".tiff")
 _PLAUSIBLE_MPP = (0.05, 5.0)
 
 MASK_SUFFIXES = _PNG + _TIFF
-"""Suffixes of files that :func:`read_mask` reads."""
+"""Suffixes of files that :func:`read_mask` accepts."""
 
 MAX_MASK_PX = 1 << 28
-"""Most pixels of a mask: level 5 of a slide of half a million pixels to a side."""
+"""Maximum pixels of a mask: level 5 of a slide of half a million pixels along each side."""
 
 
 def read_reference(path: Path) -> dict[str, bool]:
-    """Read which slides hold tumour.
+    """Read the reference: which slides hold tumour.
 
-    Columns ``image`` (or ``slide`` …) and ``type`` (or ``label`` …), as CAMELYON16 has them;
-    others are not looked at. Columns and labels are those of manifests, see
+    The columns are ``image`` (or ``slide`` …) and ``type`` (or ``label`` …), as in CAMELYON16;
+    other columns are ignored. Columns and labels are those of manifests, see
     :mod:`wsiad.core.labels`.
 
     Returns
@@ -70,7 +69,7 @@ def read_reference(path: Path) -> dict[str, bool]:
     ------
     EvaluationError
         The file is missing or lists nothing, a column is missing, a label is not
-        understood, or a slide is listed twice .
+        understood, or a slide is listed twice.
     """
     rows = read_rows(path, delimiters=_DELIMITERS)
     if not rows:
@@ -103,24 +102,25 @@ def read_reference(path: Path) -> dict[str, bool]:
 
 
 NOT_STATED = "not stated"
-"""Group of the slides of which none is known."""
+"""Name of the group of slides whose group is not known."""
 
 
 def read_groups(
     path: Path, column: str, *, slides: Collection[str] | None = None
 ) -> dict[str, str]:
-    """Read which group each slide belongs to.
+    """Read the group of each slide.
 
     Parameters
     ----------
     path : Path
-        That :func:`read_reference` accepts, or a manifest of slides: any CSV with the column
-        and one named ``image`` or ``slide``. Of a path to a slide its file's name counts.
+        File that :func:`read_reference` accepts, or a manifest of slides: any CSV with the
+        column and a column named ``image`` or ``slide``. If that column holds paths, the names
+        of the files count.
     column : str
-        Name of the column, such as ``center``; capitals do not matter.
+        Name of the column, such as ``center``, in any case.
     slides : collection of str, optional
-        Names that matter; by default all. One may hold the last folders of a slide's path, as
-        ``patient1/1``.
+        Names of the slides that matter; by default all. A name may include the last folders of a
+        slide's path, as in ``patient1/1``.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def read_groups(
 
 
 def _names(file: str, where: str) -> Iterator[str]:
-    """Yield the names that a file may be known by: its own, and with the folders it lies in."""
+    """Yield the names by which a file may be known: its own, and its own with its folders."""
     parts = Path(file).parts
     yield slide_name(Path(file).name, subject=where)
     for first in range(len(parts) - 2, -1, -1):
@@ -167,7 +167,7 @@ def _names(file: str, where: str) -> Iterator[str]:
 
 
 def _slide_column(header: Sequence[str], path: Path) -> list[int]:
-    """Where a table has the slides' names: as files, or else as names."""
+    """Return the columns of the slides' files or, if there are none, of the slides' names."""
     columns = known_columns(header)
     return columns.get(SLIDE) or columns.get(NAME) or _column(header, SLIDE, path)
 
@@ -200,7 +200,7 @@ def _cell(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TumourMask:
-    """A mask image of a slide.
+    """Mask image of a slide.
 
     Parameters
     ----------
@@ -217,13 +217,13 @@ class TumourMask:
 def find_truth(folder: Path, slide: str, *, suffixes: tuple[str, ...]) -> Path | None:
     """Find the one file of a slide, such as ``<slide>.xml``; ``None`` if there is none.
 
-    Masks may also be named as CAMELYON16 names them, ``<slide>_mask.tif`` and
+    Masks may also have the names of CAMELYON16, ``<slide>_mask.tif`` and
     ``<slide>_evaluation_mask.png``.
 
     Raises
     ------
     EvaluationError
-        There are several, so that one would be ignored.
+        There are several files, so that all but one would be ignored.
     """
     names = _MASK_NAMES if suffixes == MASK_SUFFIXES else ("{}",)
     paths = [folder / f"{name.format(slide)}{suffix}" for name in names for suffix in suffixes]
@@ -240,21 +240,22 @@ def find_truth(folder: Path, slide: str, *, suffixes: tuple[str, ...]) -> Path |
 def read_mask(path: Path, *, downsample: int) -> TumourMask:
     """Read a mask image.
 
-    Tumour is 255 in an image of 0 and 255 (the 2016 script), and 2 in a TIFF of 0, 1 and
-    2 (the data set's). A TIFF with a pyramid is read at the level of ``downsample``.
+    Tumour is 255 in an image of 0 and 255 (as in the 2016 script), and 2 in a TIFF of 0, 1 and
+    2 (as in the data set). A TIFF with a pyramid is read at the level of ``downsample``.
 
     Parameters
     ----------
     path : Path
-        PNG or TIFF, 8 bits, one channel or equal ones.
+        PNG or TIFF with 8 bits, and one channel or several equal channels.
     downsample : int
         Level-0 pixels per mask pixel.
 
     Raises
     ------
     EvaluationError
-        The file cannot be read, is too large, has no such level, or has other values;
-        0 and 1 alone are refused too, since 1 is tumour to some and tissue to others.
+        The file cannot be read, is too large, has no level of ``downsample``, or has other
+        values. An image of 0 and 1 alone is refused too: 1 is tumour to some and tissue to
+        others.
     """
     tiff = path.suffix.lower() in _TIFF
     try:
@@ -273,7 +274,7 @@ def read_mask(path: Path, *, downsample: int) -> TumourMask:
         return TumourMask(values, mpp)
     if values.dtype != np.uint8 or values.ndim != 2:
         raise EvaluationError(
-            f"is no 8-bit mask ({values.dtype}, shape {values.shape})",
+            f"is not an 8-bit mask ({values.dtype}, shape {values.shape})",
             subject=str(path),
             remedy="Save the mask as 8-bit grey, tumour 255.",
         )
@@ -335,7 +336,7 @@ def _read_tiff(path: Path, downsample: int) -> tuple[npt.NDArray[Any], Mpp | Non
                     f"has no level of {downsample} level-0 pixels per pixel "
                     f"(its levels: {', '.join(f'{ratio:.4g}' for ratio in ratios)})",
                     subject=str(path),
-                    remedy="Give --mask-downsample, or a mask with that level.",
+                    remedy="Set --mask-downsample, or pass a mask with that level.",
                 )
             level = levels[nearest]
         _check_size(level.shape[1], level.shape[0], path)
@@ -353,10 +354,10 @@ def _stated_mpp(file: Any) -> Mpp | None:
 
 
 Mask = npt.NDArray[np.bool_]
-"""Tumour pixels, bool (H, W)."""
+"""Mask of tumour pixels, bool (H, W)."""
 
 _BAND_PX = 1 << 22
-"""Pixels that are worked on at once: bounds memory whatever the size of an outline."""
+"""Maximum pixels that are processed at a time, to bound memory for outlines of any size."""
 
 
 def rasterise(
@@ -366,19 +367,19 @@ def rasterise(
     scale: float,
     sample: Literal["corner", "centre"] = "corner",
 ) -> Mask:
-    """Paint tumour outlines, then cut-outs over them.
+    """Make a mask: paint the tumour outlines, then the cut-outs over them.
 
     Parameters
     ----------
     annotations : Annotations
         Outlines in level-0 pixels.
     size : Size
-        Of the mask.
+        Size of the mask, pixels.
     scale : float
         Level-0 pixels per mask pixel; the mask starts at the slide's corner.
     sample : str
-        Which point of a mask pixel decides: its top-left ``"corner"`` as in the CAMELYON
-        masks, or its ``"centre"``, which is nearer to the outline on average.
+        Point of a mask pixel that must be inside an outline: its top-left ``"corner"`` as in the
+        CAMELYON masks, or its ``"centre"``, which is closer to the outline on average.
 
     Returns
     -------
@@ -411,7 +412,7 @@ def _paint(mask: Mask, shell: Ring, holes: Sequence[Ring], *, value: bool, scale
 
 
 def _bounds(ring: Ring, shape: tuple[int, ...], scale: float) -> tuple[int, int, int, int]:
-    """Rows and columns of the mask that an outline may touch."""
+    """Return the range of rows and columns of the mask that an outline can touch."""
     low = np.floor(ring.min(axis=0) / scale).astype(int)
     high = np.floor(ring.max(axis=0) / scale).astype(int) + 2
     (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, shape[1::-1])
@@ -419,7 +420,7 @@ def _bounds(ring: Ring, shape: tuple[int, ...], scale: float) -> tuple[int, int,
 
 
 def _wound(ring: Ring, rows: tuple[int, int], columns: tuple[int, int], scale: float) -> Mask:
-    """Which pixel corners a ring winds around, within a range of rows and columns."""
+    """Return the pixels whose corner a ring winds around, in a range of rows and columns."""
     start, end = ring, np.roll(ring, -1, axis=0)
     low = _first_row(np.minimum(start[:, 1], end[:, 1]), scale).clip(*rows)
     high = _first_row(np.maximum(start[:, 1], end[:, 1]), scale).clip(*rows)

@@ -1,4 +1,4 @@
-"""Slides without a score: what became of them, and what an evaluation makes of them."""
+"""List the slides without a score, and state how an evaluation counts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {
 
 
 def score_of_unscored(counted_as: CountedAs) -> float:
-    """Return the score that a slide without one is given; NaN where it is not ranked."""
+    """Return the score that counts for a slide without a score; NaN where it is not ranked."""
     return {"exclude": math.nan, "lowest": -math.inf, "highest": math.inf}[counted_as]
 
 
@@ -32,7 +32,7 @@ def told(cases: Sequence[Case], counted_as: CountedAs) -> dict[str, Any]:
     cases : sequence of Case
         All slides of the evaluation.
     counted_as : str
-        What is made of those without a score.
+        Treatment of slides without a score.
     """
     some = _unscored(cases)
     return {
@@ -55,7 +55,10 @@ def told(cases: Sequence[Case], counted_as: CountedAs) -> dict[str, Any]:
 
 
 def headline(cases: Sequence[Case], counted_as: CountedAs) -> str:
-    """Say in a line how many slides have no score and what that does; empty without any."""
+    """Return a line with the number of slides without a score and how they are counted.
+
+    The line is empty if all slides have a score.
+    """
     some = _unscored(cases)
     if not some:
         return ""
@@ -70,7 +73,7 @@ def headline(cases: Sequence[Case], counted_as: CountedAs) -> str:
 
 
 def lines(cases: Sequence[Case], counted_as: CountedAs) -> list[str]:
-    """Say which slides have no score, and why; slides with tumour first."""
+    """Return lines that list the slides without a score, and why; tumour slides come first."""
     some = _unscored(cases)
     if not some:
         return []
