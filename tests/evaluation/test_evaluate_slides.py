@@ -211,7 +211,7 @@ def test_heatmaps_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(EvaluationError, match=r"heatmap\.ome\.tif: .*cannot be read"):
         heatmap_scores(slide)
     tifffile.imwrite(path, np.zeros((5, 5), np.uint8))
-    with pytest.raises(EvaluationError, match="no heatmap of float32"):
+    with pytest.raises(EvaluationError, match="not a heatmap of float32"):
         heatmap_scores(slide)
     tifffile.imwrite(path, np.full((5, 5), np.nan, np.float32))
     with pytest.raises(EvaluationError, match="holds no score"):

@@ -537,7 +537,7 @@ def test_missing_and_damaged_files_of_a_slide_are_refused(results):
     with pytest.raises(EvaluationError, match=r"b: window 1 .*no finite score"):
         run_results(results)
     np.save(results / "b/windows.npy", np.zeros((3, 6)))
-    with pytest.raises(EvaluationError, match=r"b.windows.npy: .*no table of"):
+    with pytest.raises(EvaluationError, match=r"b.windows.npy: .*not a table of"):
         run_results(results)
     np.save(results / "b/windows.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(EvaluationError, match=r"\bb(: |/windows.npy: ).*cannot be read"):

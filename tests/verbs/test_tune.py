@@ -269,7 +269,7 @@ def test_no_trial_succeeds(stores, tmp_path, toy):
     result = tune(stores, tmp_path / "out", space={"mode": ["broken"]})
     assert result.best is None
     assert result.exit_code == 1
-    assert "there is no best one" in result.summary
+    assert "there is no best trial" in result.summary
     assert not (tmp_path / "out/best.yaml").exists()
 
 
@@ -299,7 +299,7 @@ def test_no_fit_is_begun_when_time_is_over(stores, tmp_path, toy, monkeypatch):
     result = tune(stores, tmp_path / "out", max_minutes=1)
     assert len(Toy.seen) == 1
     assert [trial.state for trial in result.trials] == ["running"]
-    assert "1 not ended: the same command goes on" in result.summary
+    assert "1 not finished: run the same command" in result.summary
     assert result.exit_code == 1
     assert len(tune(stores, tmp_path / "out").trials) == 4
 
@@ -327,7 +327,7 @@ def test_shipped_searches_fit_their_detectors(path):
         ({"pair": {"tied": [{"focus": 0.1, "x": 1}]}}, "no option 'x'"),
         ({"focus": [0.1], "pair": {"tied": [{"focus": 0.2}]}}, "set by space.focus already"),
         ({"widths": [{3: 1}]}, "set by options already"),
-        ({"focus": {"lo": 0.1}}, "space.focus: give a list, or .*got ..lo"),
+        ({"focus": {"lo": 0.1}}, "space.focus: write a list, or .*got ..lo"),
         ({"focus": {"low": 1, "high": 0}}, "below `high`"),
         ({"focus": [0.1, 0.1]}, "listed twice"),
         ({"focus": []}, "at least 1"),
@@ -347,7 +347,7 @@ def test_what_else_is_refused_before_anything_runs(stores, tmp_path, toy, monkey
         ({"options": {"fokus": 1}}, ConfigError, "unknown key"),
         ({"folds": 5}, InputError, "4 anomalous slides cannot fill 5 folds"),
         ({"anomaly_folds_by": "label"}, InputError, "2 types of anomalous slides"),
-        ({"space": {"input_px": [16, 64]}}, DetectorError, "needs 64 px and the tiles have 32"),
+        ({"space": {"input_px": [16, 64]}}, DetectorError, "needs 64 px, but the tiles have 32"),
         ({"space": {"input_px": {"low": 16, "high": 48}}}, DetectorError, "needs 48 px"),
         ({"scheduler": "tcp://h:1"}, ConfigError, "Give --at-once"),
         ({"scheduler": "tcp://h:1", "workers": 2}, ConfigError, "processes of this machine"),
@@ -393,7 +393,7 @@ def test_folds_by_tile_are_said_to_be_too_good(stores, tmp_path, toy):
     assert result.summary.count("WARNING") == 2
     assert json.loads((tmp_path / "a/run.json").read_text())["warnings"] == [*result.warnings]
     learner = tune(stores, tmp_path / "b", detector="learner", space={"focus": [0.7]}, **given)
-    assert "has learnt from slides that it is tested on" in learner.warnings[1]
+    assert "are tested on slides that they learnt from" in learner.warnings[1]
     members = json.loads((tmp_path / "a/folds.json").read_text())
     assert members["tiles_are"] == "indices"
     for kind, path in zip(("healthy", "anomalies"), stores, strict=True):

@@ -1,7 +1,7 @@
-"""The task of scoring one slide, its options, and its row in the table.
+"""Task of scoring one slide, its options, and its row in the table of slides.
 
-Scores take hours and depend on few options; regions, detections and files are derived from them
-in seconds. :class:`ScoringOptions` decide the former, all others the latter.
+Scores take hours and depend on few options, :class:`ScoringOptions`. Regions, detections and files
+are derived from the scores in seconds, by all other options.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from wsiad.tissue.tissue_options import QualityThresholds
 
 
 class ScoringOptions(Config):
-    """Options that decide a slide's scores, besides run and slide."""
+    """Options that decide a slide's scores, together with the run and the slide."""
 
     stride: Annotated[int, Field(ge=1)] | None = None
     """Step from window to window, pixels at the run's scale; by default the window's edge.
-    Smaller steps overlap, and scores are averaged."""
+    With smaller steps windows overlap, and their scores are averaged."""
     detail: Literal["window", "place"] = "window"
-    """Source of a heatmap pixel: the score of the windows over it, or of the places
-    within them where the method scores places."""
+    """Source of a heatmap pixel: the scores of the windows over it, or the scores of places
+    within the windows if the method scores places."""
 
 
 class ReadingOptions(Config):
-    """Options that change what the windows of a slide show, in place of the run's."""
+    """Options of reading a slide's windows, which replace those of the run."""
 
     slide_mpp: Annotated[float, Field(gt=0)] | None = None
     """µm/px of level 0 for slides that state none."""
     override_mpp: bool = False
-    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
+    """Use the µm/px of the manifest, or else of `slide_mpp`, also for slides that state others."""
     allow_upsampling: bool | None = None
-    """Accept slides that are coarser than the run's scale by more than 2 %; by default as the
-    run's store."""
+    """Accept slides that are coarser than the run's scale by more than 2 %; by default as for
+    the run's store."""
     quality: QualityThresholds = QualityThresholds()
-    """Which windows are too bad to be scored, in place of the thresholds of the run: they are
-    shown as not assessed, and counted."""
+    """Quality thresholds that replace those of the run. Windows that fail them are not scored,
+    but shown as not assessed and counted."""
 
     @field_validator("slide_mpp")
     @classmethod
@@ -56,53 +56,53 @@ class RegionOptions(Config):
     """Options that decide a slide's regions and its second score."""
 
     top_k: Annotated[int, Field(ge=1)] = 10
-    """How many of the highest heatmap pixels `score_top_k_mean` averages."""
+    """Number of highest heatmap pixels that `score_top_k_mean` averages."""
     region_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Healthy quantile of the score above which a region is outlined."""
     region_min_um2: Annotated[float, Field(ge=0)] = 0.0
-    """Smaller regions are not outlined, µm²."""
+    """Minimum area of a region, µm²; smaller ones are not outlined."""
     region_limit: Annotated[int, Field(ge=1)] = 300
-    """The most regions of a slide; the strongest are kept."""
+    """Maximum number of regions per slide; the strongest are kept."""
     region_tolerance_um: Annotated[float, Field(ge=0)] | None = None
-    """How far an outline may be drawn from the edges of the heatmap pixels that it encloses, µm,
-    to have fewer corners; by default three quarters of such a pixel. 0: exactly along them."""
+    """Maximum distance of an outline from the edges of its heatmap pixels, µm, so that it has
+    fewer corners; by default three quarters of a heatmap pixel. 0 follows the edges exactly."""
 
 
 class EvidenceOptions(Config):
-    """Options that decide what the strongest regions are shown beside."""
+    """Options that decide the evidence for the strongest regions."""
 
     evidence_regions: Annotated[int, Field(ge=0, le=100)] = 10
-    """For so many of the strongest regions, show their strangest window beside the nearest
-    healthy tiles, and its reconstruction where the method makes one; 0 for none."""
+    """Number of strongest regions with evidence: their strangest window next to the nearest
+    healthy tiles, and its reconstruction if the method makes one; 0 for none."""
     evidence_neighbours: Annotated[int, Field(ge=0, le=20)] = 3
-    """How many healthy tiles are shown beside each."""
+    """Number of healthy tiles shown next to each window."""
 
 
 class DetectionOptions(Config):
     """Options that decide a slide's detections."""
 
     detection_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Healthy quantile of the score above which a peak is a detection: low, so that FROC
-    reaches its rate of eight false positives a slide."""
+    """Healthy quantile of the score above which a peak is a detection. It is low so that FROC
+    reaches its rate of eight false positives per slide."""
     detection_limit: Annotated[int, Field(ge=1)] = 1000
-    """The most detections of a slide."""
+    """Maximum number of detections per slide."""
     suppression: Literal["disc", "square", "regions-max", "regions-mean"] = "disc"
-    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window; or the centre
-    of each connected region with its highest or mean score (Wang 2016): raise
-    `detection_quantile` for these, say to 0.99."""
+    """Non-maximum suppression by a disc (Liu 2017) or by NCRF's square window; or one detection
+    at the centre of each connected region, with its highest or mean score (Wang 2016). For the
+    latter, raise `detection_quantile`, for example to 0.99."""
     suppression_radius_um: Annotated[float, Field(gt=0)] = 187.0
-    """Its radius, µm."""
+    """Radius of the suppression by a disc or square, µm."""
 
 
 class DerivedOptions(DetectionOptions, EvidenceOptions, RegionOptions):
-    """Options that decide what is derived from a slide's scores."""
+    """Options that decide everything that is derived from a slide's scores."""
 
 
 class HeatmapOptions(DerivedOptions, ScoringOptions):
-    """Options that decide a slide's results, besides run and slide."""
+    """Options that decide a slide's results, together with the run and the slide."""
 
     viewers: tuple[str, ...] = ("asap", "napari", "qupath")
-    """For which programs files are written besides PNG and OME-TIFF: QuPath (tiles, project),
+    """Programs to write files for, in addition to PNG and OME-TIFF: QuPath (tiles, project),
     ASAP (likelihood map, annotations), napari (OME-Zarr); or any format of `wsiad export`."""
 
     @field_validator("viewers")
@@ -113,22 +113,22 @@ class HeatmapOptions(DerivedOptions, ScoringOptions):
 
 @dataclass(frozen=True, slots=True)
 class HeatmapRow(SlideRow):
-    """A slide in a results folder's ``slides.csv``.
+    """Row of a slide in ``slides.csv`` of a results folder.
 
     Parameters
     ----------
     score_max, score_top_k_mean : float or None
         Highest heatmap pixel, and mean of the highest ones; ``None`` without tissue.
     tiles : int
-        Scored.
-    unusable : int
-        Windows that were not scored as they fail a quality threshold.
+        Number of scored windows.
     regions, detections : int or None
-        Regions above the healthy quantile, those left out counted in; peaks.
-    damaged : int
-        Windows that were not scored as their part of the file is damaged.
+        Number of regions above the healthy quantile, including those left out, and of peaks.
+    unusable : int
+        Number of windows that were not scored because they fail a quality threshold.
     regions_left_out : int
-        Of the regions, those beyond the limit, which are not outlined.
+        Number of the regions that are not outlined because they are beyond the limit.
+    damaged : int
+        Number of windows that were not scored because their part of the file is damaged.
     """
 
     score_max: float | None = None
@@ -143,29 +143,34 @@ class HeatmapRow(SlideRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTask:
-    """One slide to score, as it travels to a worker.
+    """One slide to score; a worker gets all that it needs with it.
 
     Parameters
     ----------
     slide : SlideInput
-        Its path is that of the store where windows come from one.
+        The slide. Its path is that of the store where windows come from a store.
     from_store : bool
+        True where windows come from a store.
     results, run : Path
+        Folder of the results, and folder of the run.
     options : HeatmapOptions
+        Options that decide the results.
     preparation : Preparation
-        Of the run.
+        Preparation of the run.
     target : dict
-        Stain profile that slides are given, as JSON values.
+        Stain profile to which slides are normalised, as JSON values.
     digest : str
-        Of the run and of the options that decide the scores.
+        Digest of the run and of the options that decide the scores.
     derived : dict
-        What decides what is derived from the scores; see :mod:`wsiad.results.identity`.
+        Values that decide what is derived from the scores; see :mod:`wsiad.results.identity`.
     batch : int
+        Maximum number of windows that are scored at a time.
     device : str
+        Device on which windows are scored.
     staging : Staging, optional
-        Where the slide is copied to before it is read.
+        Place to which the slide is copied before it is read.
     override_mpp : bool
-        The µm/px that the user states holds where the slide states another.
+        True where the µm/px that the user states replaces that of the slide.
     """
 
     slide: SlideInput

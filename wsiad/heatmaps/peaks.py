@@ -1,4 +1,4 @@
-"""Peaks: non-maximum suppression, or connected regions, turn a heatmap into detections."""
+"""Make detections from a heatmap, by non-maximum suppression or from connected regions."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from wsiad.heatmaps.score_map import Heatmap
 Suppression = Literal["disc", "square", "regions-max", "regions-mean"]
 
 DEFAULT_RADIUS = Microns(187.0)
-"""Six pixels of a map with a stride of 128 level-0 pixels at 0.243 µm/px (Liu et al.)."""
+"""Radius of suppression: six pixels of 128 level-0 pixels at 0.243 µm/px (Liu et al.)."""
 
 _FIRST_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A place that is held to be abnormal.
+    """Point on a slide that is taken to be abnormal.
 
     Parameters
     ----------
     x, y : float
-        Position in level-0 pixels, never off the slide.
+        Position in level-0 pixels, always on the slide.
     score : float
-        Anomaly score there.
+        Anomaly score at this point.
     """
 
     x: float
@@ -46,37 +46,38 @@ def find_peaks(
     suppression: Suppression = "disc",
     limit: int | None = None,
 ) -> list[Detection]:
-    """Report the strongest pixel, suppress those around it, and so on.
+    """Report the strongest pixel of a heatmap, suppress its surroundings, and repeat.
 
     Parameters
     ----------
     heatmap : Heatmap
-        Anomaly scores; NaN is no candidate.
+        Anomaly scores; NaN pixels are not candidates.
     threshold : float
-        Only scores above it, not those equal to it, are reported.
+        Lower limit of the score; only scores above it, not equal to it, are reported.
     radius : Microns
-        Reach of the suppression, µm.
+        Radius of the suppression, µm.
     suppression : {"disc", "square", "regions-max", "regions-mean"}
-        ``"disc"``: every pixel whose centre is at most `radius` away, as Liu et al.
-        describe it. ``"square"``: pixels from ``-r`` to ``r - 1`` in rows and columns,
-        where ``r`` is the radius in whole pixels; the asymmetric window of NCRF, with
-        which published numbers were made. ``"regions-max"``, ``"regions-mean"``: one
-        detection for each connected region above the threshold, as in Wang et al.; see
-        :func:`find_region_peaks`. The radius is then not looked at.
+        ``"disc"`` suppresses every pixel whose centre is at most `radius` away, as Liu et al.
+        describe it. ``"square"`` suppresses pixels from ``-r`` to ``r - 1`` in rows and columns,
+        where ``r`` is the radius in whole pixels; it is the asymmetric window of NCRF, with
+        which published figures were computed. ``"regions-max"`` and ``"regions-mean"`` report
+        one detection for each connected region above the threshold, as in Wang et al.; see
+        :func:`find_region_peaks`. They ignore the radius.
     limit : int, optional
-        The most detections.
+        Maximum number of detections.
 
     Returns
     -------
     list of Detection
-        Strongest first; of equal scores the first in row-major order. The position is
-        the centre of the pixel's part that lies on the slide; pixels wholly off the
-        slide are no candidates.
+        Detections, strongest first; of equal scores the first in row-major order. The position
+        is the centre of the part of the pixel that is on the slide. Pixels completely off the
+        slide are not candidates.
 
     Raises
     ------
     ConfigError
-        Threshold, radius, limit or the name of the suppression make no sense.
+        Threshold or radius is not a valid number, the limit is below 1, or the suppression has
+        an unknown name.
 
     References
     ----------
@@ -112,20 +113,21 @@ def find_region_peaks(
     Parameters
     ----------
     heatmap : Heatmap
-        Anomaly scores; NaN is in no region.
+        Anomaly scores; NaN pixels are in no region.
     threshold : float
-        Only scores above it count. Pixels that share an edge or a corner are connected.
+        Lower limit of the score; only pixels above it count. Pixels that share an edge or a
+        corner are connected.
     mean : bool
-        A region's score is the mean of its pixels; else their maximum.
+        True where a region's score is the mean of its pixels; otherwise it is their maximum.
     limit : int, optional
-        The most detections.
+        Maximum number of detections.
 
     Returns
     -------
     list of Detection
-        Strongest first, of equal ones the upper. The position is the region's own pixel
-        that is nearest to its centroid (of equally near ones the first in row-major
-        order): the centroid itself may lie outside of it, as a crescent's does.
+        Detections, strongest first; of equal scores the upper first. The position is the pixel
+        of the region that is nearest to the region's centroid (of equally near ones the first
+        in row-major order). The centroid itself can be outside the region, as for a crescent.
     """
     x, y = _visible_centres(heatmap)
     above = (heatmap.scores > threshold) & ~np.isnan(y)[:, None] & ~np.isnan(x)
@@ -158,7 +160,7 @@ def find_region_peaks(
 
 @dataclass(frozen=True, slots=True)
 class _Stamp:
-    """Pixels to suppress around a peak, the peak itself at ``(row, column)`` of the mask."""
+    """Mask of the pixels to suppress around a peak, which is at ``(row, column)`` of the mask."""
 
     mask: npt.NDArray[np.bool_]
     row: int
@@ -215,7 +217,10 @@ def _suppress(
 def _visible_centres(
     heatmap: Heatmap,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Centres of columns and rows, cut to the slide, in level-0 pixels; NaN off the slide."""
+    """Return the centres of columns and rows, level-0 pixels; NaN off the slide.
+
+    They are the centres of the parts that are on the slide.
+    """
     x, y = heatmap.placement.to_level0(
         np.arange(heatmap.size.width + 1.0), np.arange(heatmap.size.height + 1.0)
     )
@@ -240,4 +245,6 @@ def _check(
             remedy=f"Known: {', '.join(get_args(Suppression))}.",
         )
     if limit is not None and limit < 1:
-        raise ConfigError(f"at most {limit} detections leaves none", remedy="Give 1 or more.")
+        raise ConfigError(
+            f"a limit of {limit} detections leaves none", remedy="Set a limit of 1 or more."
+        )

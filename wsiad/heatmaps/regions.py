@@ -1,10 +1,8 @@
-"""Regions: connected parts of a heatmap above a threshold, as polygons.
+"""Outline the regions of a heatmap: connected parts above a threshold, as polygons.
 
-Outlines for people: a region's polygon with fewer corners, never far from the pixels'.
-
-The window that stands for a region: the strangest one within it.
-
-What of a slide was not assessed, as outlines: no finding there means nothing.
+An outline can be simplified to fewer corners, within a tolerance. The window that represents a
+region is the strangest one in it. Parts of a slide that were not assessed are outlined in the same
+way, because the absence of findings there means nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.pictures.overview import Overview, left_out_areas
 
 DEFAULT_LIMIT = 300
-"""The most regions: viewers that let people edit outlines grow slow with more."""
+"""Maximum number of regions by default; viewers with editable outlines get slow with more."""
 
 ANY_AREA = SquareMicrons(0.0)
-"""No region is too small."""
+"""Minimum area that keeps regions of any size."""
 
 EXACT = Microns(0.0)
-"""A polygon runs along pixel edges."""
+"""Tolerance of polygons that run along pixel edges."""
 
 _LEAST_VISIBLE_PX = 0.5
 
@@ -38,18 +36,18 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A connected part of a slide whose scores exceed a threshold.
+    """Connected part of a slide whose scores exceed a threshold.
 
     Parameters
     ----------
     polygon : shapely.Polygon
         Outline and holes along heatmap pixel edges, level-0 pixels.
     area : SquareMicrons
-        Area of the heatmap pixels within, µm².
+        Area of the region's heatmap pixels, µm².
     max_score, mean_score : float
-        Of the heatmap pixels within.
+        Highest and mean score of the region's heatmap pixels.
     tolerance : Microns
-        How far the polygon may lie from the pixels' edges, µm; see
+        Maximum distance of the polygon from the pixels' edges, µm; see
         :func:`wsiad.heatmaps.regions.simplify`.
     """
 
@@ -62,14 +60,14 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """The strongest regions of a slide.
+    """Strongest regions of a slide.
 
     Parameters
     ----------
     kept : tuple of Region
-        By falling maximum score; of equal ones the larger, then the upper first.
+        Regions by descending maximum score; of equal ones the larger, then the upper first.
     left_out : int
-        How many large enough ones there were besides.
+        Number of further regions that are large enough.
     """
 
     kept: tuple[Region, ...]
@@ -88,25 +86,25 @@ def find_regions(
     Parameters
     ----------
     heatmap : Heatmap
-        Anomaly scores; NaN exceeds nothing.
+        Anomaly scores; NaN pixels are in no region.
     threshold : float
-        Only scores above it, not those equal to it, count.
+        Lower limit of the score; only pixels above it, not equal to it, count.
     min_area : SquareMicrons
-        Smaller regions are noise: neither kept nor counted as left out.
+        Minimum area, µm². Smaller regions are noise: neither kept nor counted as left out.
     limit : int
-        How many of the strongest to keep.
+        Maximum number of regions to keep; the strongest are kept.
 
     Returns
     -------
     Regions
-        Pixels that share an edge are connected (4-connectivity). Polygons are valid,
-        follow pixel edges exactly and are cut off at the slide's bounds. Pixels that
-        show less than half a level-0 pixel within the bounds are left aside.
+        Regions of pixels that share an edge (4-connectivity). Polygons are valid, follow pixel
+        edges exactly and end at the slide's bounds. Pixels with less than half a level-0 pixel
+        inside the bounds are ignored.
 
     Raises
     ------
     ConfigError
-        A threshold or area that is not a number, or a limit below 1.
+        The threshold or the area is not a finite number, or the limit is below 1.
     """
     if not np.isfinite(threshold) or not np.isfinite(min_area) or limit < 1:
         raise ConfigError(
@@ -141,7 +139,7 @@ def find_regions(
 
 
 def _visible_edges(heatmap: Heatmap) -> tuple[FloatArray, FloatArray]:
-    """Edges of columns and rows, cut to the slide's bounds, level-0 pixels."""
+    """Return the edges of columns and rows, limited to the slide's bounds, level-0 pixels."""
     x, y = heatmap.placement.to_level0(
         np.arange(heatmap.size.width + 1.0), np.arange(heatmap.size.height + 1.0)
     )
@@ -156,7 +154,7 @@ def _measure(
     *,
     count: int,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Area (µm²), maximum and mean score of each label, (count,)."""
+    """Return the area (µm²), the maximum and the mean score of each label, (count,)."""
     index = labels - 1
     areas = np.bincount(index, weights=pixel_areas, minlength=count)
     means = np.bincount(index, weights=scores, minlength=count) / np.bincount(
@@ -168,7 +166,7 @@ def _measure(
 
 
 def _polygon(mask: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> shapely.Polygon:
-    """Outline a 4-connected mask whose pixel edges lie at ``x`` and ``y``."""
+    """Outline a 4-connected mask whose pixel edges are at ``x`` and ``y``."""
     rings = [np.column_stack((x[columns], y[rows])) for rows, columns in _rings(mask)]
     return shapely.Polygon(rings[0], rings[1:])
 
@@ -176,16 +174,16 @@ def _polygon(mask: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> shape
 def _rings(
     mask: npt.NDArray[np.bool_],
 ) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-    """Corners (rows, columns) of a 4-connected mask's outline, then of its holes.
+    """Return the corners (rows, columns) of a 4-connected mask's outline, then of its holes.
 
-    Along each grid line the corners pair up, first with second, third with fourth, and
-    so on: those pairs are the outline's edges, and walking from horizontal to vertical
-    edges gives the rings. (A union of boxes gives the same polygon, but takes a minute
-    where this takes seconds: a noisy map of four million pixels.)
+    Along each grid line the corners form pairs: first with second, third with fourth, and
+    so on. These pairs are the edges of the outline, and walking from horizontal to vertical
+    edges gives the rings. (A union of boxes gives the same polygon, but for a noisy map of four
+    million pixels it takes a minute where this takes seconds.)
 
-    Where two pixels touch in a corner only, two rings meet. They are told apart there
-    by the gap that each of them surrounds, so no ring touches itself and the polygon
-    is valid: as the mask is 4-connected, the two gaps are different ones.
+    Where two pixels touch only in a corner, two rings meet. They are distinguished there
+    by the gap that each of them surrounds, so that no ring touches itself and the polygon
+    is valid: because the mask is 4-connected, the two gaps are different.
     """
     padded = np.pad(mask, 1)
     a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -207,7 +205,7 @@ def _rings(
 
 
 def _walk(vertical: list[int]) -> list[list[int]]:
-    """Follow horizontal (``k ^ 1``) and vertical partners in turn into rings of corners."""
+    """Return rings of corners, following horizontal (``k ^ 1``) and vertical partners in turn."""
     visited = bytearray(len(vertical))
     rings = []
     # Corner 0 is the topmost leftmost: its ring, the first, is the outline.
@@ -225,8 +223,9 @@ def _walk(vertical: list[int]) -> list[list[int]]:
 
 
 TOLERANCE_PX = 0.75
-"""Tolerance by default, heatmap pixels: corners of a slanting outline's steps lie up to
-1/√2 of a pixel off the line through their neighbours, so less would leave all steps."""
+"""Default tolerance, heatmap pixels. The corners of the steps of a slanting outline are up to
+1/√2 of a pixel away from the line through their neighbours; a smaller tolerance would leave them
+all."""
 
 _MOST_AREA_CHANGE = 0.05
 _MOST_CORNERS = 30_000  # the time that GEOS takes grows with their square: a second
@@ -234,34 +233,35 @@ _PER_PX = 100  # viewers keep 0.01 px
 
 
 def default_tolerance(heatmap: Heatmap) -> Microns:
-    """Return `TOLERANCE_PX` of a heatmap's pixels, µm."""
+    """Return the default tolerance of outlines, `TOLERANCE_PX` heatmap pixels, in µm."""
     width, height = heatmap.pixel_um
     return Microns(TOLERANCE_PX * float(np.sqrt(width * height)))
 
 
 def simplify(region: Region, *, tolerance: Microns, spacing: Spacing, bounds: Box) -> Region:
-    """Leave out corners of a region's outline and holes that lie within a tolerance.
+    """Remove corners of a region's outline and holes that are within a tolerance.
 
-    By Douglas and Peucker (1973), such that outline and holes stay apart. Where this would
-    change the area by more than 5 %, as that of a few pixels, take a small ring further
-    away, or give no valid polygon once positions are rounded to 0.01 px, half the
-    tolerance is tried, then none. Outlines of more than 30,000 corners stay as they are.
+    The method is that of Douglas and Peucker (1973); outline and holes stay apart. Half the
+    tolerance is tried, then none, in three cases: the area would change by more than 5 %, as for
+    a region of a few pixels; a ring would move further away than the tolerance; or the polygon
+    would not be valid after positions are rounded to 0.01 px. Outlines of more than 30,000
+    corners are returned unchanged.
 
     Parameters
     ----------
     region : Region
-        As found: along pixel edges.
+        Region whose outline runs along pixel edges.
     tolerance : Microns
-        How far the new outline may lie from the old one.
+        Maximum distance of the new outline from the old one, µm.
     spacing : Spacing
         µm per level-0 pixel.
     bounds : Box
-        Non-empty part of the slide, level-0 pixels: positions are rounded from its corner.
+        Non-empty part of the slide, level-0 pixels; positions are rounded relative to its corner.
 
     Returns
     -------
     Region
-        With the tolerance that was used; scores and area are still those of its pixels.
+        Region with the tolerance that was used; scores and area are still those of its pixels.
 
     Raises
     ------
@@ -291,10 +291,10 @@ def simplify(region: Region, *, tolerance: Microns, spacing: Spacing, bounds: Bo
 
 
 def _distance(new: shapely.Polygon, old: shapely.Polygon) -> float:
-    """Return how far corners that were left out lie from the new outline and holes.
+    """Return the maximum distance of removed corners from the new outline and holes.
 
-    GEOS does not hold a ring's first corner: near it a ring may go further than it was
-    told to. (The Hausdorff distance would say so too, in quadratic time.)
+    GEOS does not keep the first corner of a ring: near it a ring can move further than the
+    tolerance. (The Hausdorff distance would show this too, in quadratic time.)
     """
     rings = zip((new.exterior, *new.interiors), (old.exterior, *old.interiors), strict=True)
     return max(_ring_distance(*map(_corners, pair)) for pair in rings)
@@ -306,7 +306,7 @@ def _corners(ring: shapely.LinearRing) -> npt.NDArray[np.complex128]:
 
 
 def _ring_distance(new: npt.NDArray[np.complex128], old: npt.NDArray[np.complex128]) -> float:
-    """Distance of old corners from the new edge that is drawn in their stead."""
+    """Return the maximum distance of old corners from the new edge that replaces them."""
     kept = np.flatnonzero(np.isin(old, new))
     after = np.searchsorted(kept, np.arange(len(old)), side="right")
     start, end = old[kept[after - 1]], old[kept[after % len(kept)]]
@@ -321,27 +321,28 @@ def _rounded(polygon: shapely.Polygon, bounds: Box) -> shapely.Polygon:
 
 
 def strongest_windows(regions: Sequence[Region], windows: WindowScores) -> npt.NDArray[np.int64]:
-    """Return the strangest window within each region.
+    """Return the strangest window in each region.
 
-    Within a region is a window whose centre is; where there is none (regions smaller than
-    windows), one that shares some area with it. Of equally strange ones it is the upper,
-    then the left one, in whichever order they were scored.
+    A window is in a region if its centre is. If a region contains no centre (because it is
+    smaller than a window), the windows that share some area with it count. Of equally strange
+    windows, the upper, then the left one is chosen, independently of the order of scoring.
 
     Parameters
     ----------
     regions : sequence of Region
-        Of a heatmap that these windows made.
+        Regions of the heatmap that was made from these windows.
     windows : WindowScores
+        Scored windows of the slide.
 
     Returns
     -------
     ndarray of int64, (len(regions),)
-        Indices of windows.
+        Index of a window for each region.
 
     Raises
     ------
     ExportError
-        A region shares nothing with any window.
+        A region shares no area with any window.
     """
     x, y, width, height = windows.boxes.T
     found = np.empty(len(regions), np.int64)
@@ -358,7 +359,7 @@ def strongest_windows(regions: Sequence[Region], windows: WindowScores) -> npt.N
 
 
 def _within(polygon: shapely.Polygon, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which boxes (N, 4) have their centre in a polygon, or if none, share area with it."""
+    """Tell which boxes (N, 4) have their centre in a polygon or, if none, share area with it."""
     x, y, width, height = boxes.T
     centred = np.asarray(shapely.contains_xy(polygon, x + width / 2, y + height / 2), bool)
     if centred.any():
@@ -373,27 +374,27 @@ _LIMIT = 10_000
 def unassessed_regions(
     overview: Overview, *, slide_size: Size, bounds: Box, nothing: bool = False
 ) -> Iterator[tuple[str, Region]]:
-    """Outline what was left out of a slide, reason by reason.
+    """Outline the parts of a slide that were left out, reason by reason.
 
     Parameters
     ----------
     overview : Overview
-        What was scored and what was not; windows that overlap scored ones are assessed.
+        Overview of scored and left-out windows; windows that overlap scored ones are assessed.
     slide_size : Size
-        Of level 0, pixels.
+        Size of level 0, pixels.
     bounds : Box
         Non-empty part of the slide, level-0 pixels.
     nothing : bool
-        Whether nothing of the slide could be looked at: all of it is outlined.
+        True where nothing of the slide could be looked at; the complete slide is then outlined.
 
     Yields
     ------
     reason : str
-        ``"missing"``, or the quality column that tells; pen marks that are left out of
-        the tissue are ``"pen"`` too; ``"all"`` of the whole slide.
+        ``"missing"``, or the name of the failed quality column; ``"pen"`` also for pen marks
+        that are left out of the tissue; ``"all"`` for the complete slide.
     region : Region
-        Its outline runs along the pixels of the overview's thumbnail (about 8 µm); its
-        scores mean nothing.
+        Part of the slide, outlined along the pixels of the overview's thumbnail (about 8 µm);
+        its scores have no meaning.
     """
     shape = (overview.mask.shape[0], overview.mask.shape[1])
     areas = [

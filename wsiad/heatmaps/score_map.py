@@ -1,8 +1,7 @@
-"""The heatmap: an array of anomaly scores with one affine map to level 0.
+"""Heatmap of a slide: an array of anomaly scores with an affine map to level 0.
 
-The scores of ``heatmap.ome.tif``, read back by whom they are judged or shown.
-
-Tables of windows as ``.npy`` files: those that were scored, and those that were left out.
+The scores are read back from ``heatmap.ome.tif``, and the tables of scored and of left-out windows
+from ``.npy`` files. Files are checked first, since they may be damaged.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """Anomaly scores over a slide.
+    """Anomaly scores of a slide, as an image with its position on the slide.
 
     Parameters
     ----------
@@ -31,12 +30,12 @@ class Heatmap:
     scores : ndarray of float32, (H, W)
         Mean anomaly score of the windows over each pixel; NaN where none was scored.
     placement : PixelMap
-        From heatmap pixel edges to level-0 pixels.
+        Map from heatmap pixel edges to level-0 pixels.
     slide_size : Size
-        Of level 0, pixels.
+        Size of level 0, pixels.
     bounds : Box
-        Non-empty part of the slide in level-0 pixels; the whole slide where the
-        format states none. QuPath's coordinates start at its corner.
+        Non-empty part of the slide in level-0 pixels; the complete slide where the
+        format states no bounds. QuPath's coordinates start at its corner.
     spacing : Spacing
         µm per level-0 pixel.
     """
@@ -66,7 +65,7 @@ class Heatmap:
 
 @dataclass(frozen=True, slots=True)
 class WindowScores:
-    """The scored windows of a slide, as they were read.
+    """Scored windows of a slide.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ class WindowScores:
 
 _MOST_PX = 1 << 28
 _MOST_EXPANSION = 1100
-"""Bytes that deflate can make of one at the most are 1032."""
+"""Maximum expansion of a compressed file that is believed; deflate can expand by 1032."""
 
 _MOST_DESCRIPTION = 1 << 20
 
@@ -98,22 +97,24 @@ def read_scores(
     Parameters
     ----------
     path : Path
+        ``heatmap.ome.tif`` of a slide.
     error : type
-        Of the error where they cannot be read.
+        Class of the error to raise.
     remedy : str
+        Remedy that the error states.
     few : int, optional
-        Take the finest level of at most so many pixels, or the coarsest; by default the
-        full resolution is read.
+        Maximum number of pixels: the finest level with at most this many is read, or else the
+        coarsest. By default the full resolution is read.
 
     Returns
     -------
     ndarray of float32, (H, W)
-        NaN where nothing was scored.
+        Scores; NaN where nothing was scored.
 
     Raises
     ------
     WsiadError
-        An `error`: the file is missing, no such image, too large, or damaged.
+        An `error`: the file is missing, not a heatmap, too large, or damaged.
     """
     try:
         return _read(path, few)
@@ -125,7 +126,7 @@ def read_scores(
 
 
 def read_description(path: Path, error: type[WsiadError], *, remedy: str) -> str:
-    """Read what the image of a heatmap says of itself, OME-XML; empty where it says nothing.
+    """Read the description (OME-XML) in the image of a heatmap; empty if there is none.
 
     Raises
     ------
@@ -154,7 +155,7 @@ def _read(path: Path, few: int | None) -> npt.NDArray[np.float32]:
         if few is not None:
             level = next((one for one in levels if one.size <= few), levels[-1])
         if level.ndim != 2 or level.dtype != np.float32:
-            raise ValueError("it is no heatmap of float32")
+            raise ValueError("it is not a heatmap of float32")
         most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
         if not 0 < level.size <= _MOST_PX or level.nbytes > most:
             raise ValueError(f"it claims {' x '.join(map(str, level.shape))} pixels")
@@ -177,11 +178,13 @@ def read_windows(
     Parameters
     ----------
     path : Path
+        ``windows.npy`` of a slide.
     slide : str
         Name of the slide, for errors.
     error : type
-        Class of the error where they cannot be read.
+        Class of the error to raise.
     remedy : str
+        Remedy that the error states.
 
     Returns
     -------
@@ -191,13 +194,13 @@ def read_windows(
     Raises
     ------
     WsiadError
-        An `error`: the file is missing or damaged, or a number of a window makes no sense.
+        An `error`: the file is missing or damaged, or a number of a window is not valid.
     """
     windows = read_window_table(path, _WINDOW_COLUMNS, error, remedy=remedy)
     for name in _WINDOW_COLUMNS:
         column = windows[name]
         if column.dtype.kind not in "iuf":
-            raise error(f"{name} of its windows is no number", subject=str(path), remedy=remedy)
+            raise error(f"{name} of its windows is not a number", subject=str(path), remedy=remedy)
         # A slide is smaller than 2**31 px; what is farther off is damage, and breaks sums.
         sound = np.isfinite(column) & (np.abs(column) < _MOST_PLACE)
         if name in ("width", "height"):
@@ -217,28 +220,30 @@ def read_windows(
 def read_window_table(
     path: Path, fields: Sequence[str], error: type[WsiadError], *, remedy: str | None = None
 ) -> npt.NDArray[Any]:
-    """Open a ``.npy`` file that holds a table of numbers, memory-mapped.
+    """Open a ``.npy`` file that contains a table of numbers, memory-mapped.
 
-    Nothing of what its header claims is believed before it fits the file.
+    The claims of its header are checked against the file first.
 
     Parameters
     ----------
     path : Path
+        File of the table.
     fields : sequence of str
-        Columns that it has to have.
+        Columns that the table must have.
     error : type
-        Of the error where it cannot be read.
+        Class of the error to raise.
     remedy : str, optional
+        Remedy that the error states.
 
     Returns
     -------
     structured ndarray, (N,)
-        Read-only.
+        Rows of the table, read-only.
 
     Raises
     ------
     WsiadError
-        An `error`: there is no such file, or it is not such a table, or cut short.
+        An `error`: the file is missing, truncated, or not such a table.
     """
     try:
         return _read_rows(path, fields)
@@ -260,11 +265,11 @@ def _read_rows(path: Path, fields: Sequence[str]) -> npt.NDArray[Any]:
         start, size = file.tell(), os.fstat(file.fileno()).st_size
     kinds = [dtype[name] for name in dtype.names or ()]
     if len(shape) != 1 or not set(fields) <= set(dtype.names or ()):
-        raise ValueError(f"it is no table of {', '.join(fields)}")
+        raise ValueError(f"it is not a table of {', '.join(fields)}")
     if any(kind.kind not in "biufU" or kind.shape for kind in kinds):
         raise ValueError("its columns are not numbers")
     if start + shape[0] * dtype.itemsize != size:
-        raise ValueError(f"it has {size} bytes, and its header says {shape[0]} rows")
+        raise ValueError(f"it has {size} bytes, but its header states {shape[0]} rows")
     if not shape[0]:
         return np.empty(0, dtype)
     return np.memmap(path, dtype, "r", start, shape)

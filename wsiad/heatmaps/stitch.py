@@ -1,12 +1,10 @@
-"""Stitching: the scores of overlapping windows become one heatmap.
+"""Stitch the scores of a slide's overlapping windows to one heatmap.
 
-Windows lie on a lattice. A heatmap pixel is the whole fraction ``stride / p`` of a
-step of the lattice that comes nearest to the parts that a window's scores stand for,
-so that every window covers the same pattern of heatmap pixels, wherever it lies. A
-pixel's score is the mean of all parts over it, weighted by the area that they share
-with it. Nothing is smoothed and nothing is rounded to the pixels of the slide.
-
-The windows of a slide scored, and stitched to a heatmap.
+Windows are on a lattice. A heatmap pixel is ``1 / p`` of a step of the lattice, with the whole
+number ``p`` for which its size is closest to that of the parts that a window's scores represent.
+Every window then covers the same pattern of heatmap pixels, wherever it is. The score of a pixel
+is the mean of all parts over it, weighted by the area that they share with it. Nothing is smoothed
+and nothing is rounded to the pixels of the slide.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from wsiad.tiling.verdict import damage_note, missing_note
 from wsiad.tissue.quality import Reason, in_words
 
 MAX_PIXELS = 100_000_000
-"""The most pixels of a heatmap: 1.2 GB while it is stitched, 0.4 GB when it is done."""
+"""Maximum pixels of a heatmap: 1.2 GB while it is stitched, 0.4 GB when it is done."""
 
 _CHUNK_VALUES = 1 << 20
 _LARGER_STRIDE = "Choose a larger --stride."
@@ -40,12 +38,12 @@ IntArray = npt.NDArray[np.int64]
 
 
 def pixels_per_stride(stride: int, window: int, *, places: int) -> int:
-    """Heatmap pixels per step of the lattice: those nearest in size to a window's parts."""
+    """Return the heatmap pixels per step of the lattice: closest in size to a window's parts."""
     return max(1, round(stride * places / window))
 
 
 def overlap_lengths(stride: int, window: int, *, places: int) -> IntArray:
-    """Overlap of the heatmap pixels under a window with the window's parts, in 1-D.
+    """Return the overlap of the heatmap pixels under a window with the window's parts, in 1-D.
 
     Parameters
     ----------
@@ -58,7 +56,7 @@ def overlap_lengths(stride: int, window: int, *, places: int) -> IntArray:
     -------
     ndarray of int64, (cells, places)
         Length that pixel ``c`` (from the window's left edge) shares with part ``i``,
-        in the largest unit in which all are whole numbers. Whole numbers keep the
+        in the largest unit in which all lengths are whole numbers. Whole numbers keep the
         weighted sums exact.
 
     Examples
@@ -78,7 +76,7 @@ def overlap_lengths(stride: int, window: int, *, places: int) -> IntArray:
 
 
 class Stitcher:
-    """Collect the scores of windows, in any order, and average them into a heatmap.
+    """Collects the scores of windows, in any order, and averages them into a heatmap.
 
     Parameters
     ----------
@@ -88,29 +86,29 @@ class Stitcher:
     stride, window : TilePx
         Step of the lattice and edge of the windows, target pixels.
     grid : PixelMap
-        From target pixel edges to level-0 pixels; its origin is that of the lattice.
+        Map from target pixel edges to level-0 pixels; its origin is that of the lattice.
     places : int
-        Each window brings ``places`` × ``places`` scores of equal parts of it.
+        Number of parts along a window's edge: each window has ``places`` × ``places`` scores.
 
     Raises
     ------
     InputError
-        A number is not positive, or the heatmap would have more than `MAX_PIXELS`.
+        A number is not positive, or the heatmap would have more than `MAX_PIXELS` pixels.
 
     Notes
     -----
     **Memory bound.** The canvas holds one float64 sum for each heatmap pixel and one
     byte for each place of the lattice: at most 0.9 GB at `MAX_PIXELS`, and 0.4 GB more
-    for the result while :meth:`finish` runs. Areas are not stored, they follow from
-    which windows were seen. A batch is worked off in chunks of about a million
-    contributions, so its size does not matter. What breaks the bound is a stride so
-    small that the lattice itself is too large, and that is refused at once.
+    for the result while :meth:`finish` runs. Areas are not stored; they follow from
+    which windows were seen. A batch is processed in chunks of about a million
+    contributions, so its size does not matter. Only a stride so small that the lattice itself
+    is too large would break the bound, and it is refused immediately.
 
     **Order.** Contributions are float32 scores times whole numbers, summed in float64.
-    No batch boundary changes the result. The order of the windows changes nothing
-    either as long as those sums are exact, which they are while the scores around a
-    pixel lie within a factor of about 2**12 of each other; beyond that it changes the
-    last bit of a float32 at most.
+    The division into batches does not change the result. The order of the windows does not
+    change it either while those sums are exact. They are exact if the scores around a
+    pixel are within a factor of about 2**12 of each other. Beyond that, the order changes at
+    most the last bit of a float32.
     """
 
     def __init__(
@@ -139,7 +137,7 @@ class Stitcher:
         if self.size.width * self.size.height > MAX_PIXELS:
             raise InputError(
                 f"the heatmap would have {self.size.width} × {self.size.height} pixels, "
-                f"the most are {MAX_PIXELS:,}",
+                f"more than the maximum of {MAX_PIXELS:,}",
                 remedy=_LARGER_STRIDE,
             )
         self.placement = PixelMap(
@@ -157,22 +155,22 @@ class Stitcher:
         columns: npt.NDArray[np.signedinteger],
         maps: npt.NDArray[np.float32],
     ) -> None:
-        """Add windows.
+        """Add the scores of windows.
 
         Parameters
         ----------
         rows, columns : ndarray of int, (N,)
-            Where on the lattice they lie.
+            Positions of the windows on the lattice.
         maps : ndarray of float32, (N, places, places)
-            Scores of their parts, row by row.
+            Scores of the windows' parts, row by row.
 
         Raises
         ------
         InputError
-            Shapes do not fit, a window lies outside the lattice or was added before.
-            Nothing has been added then.
+            Shapes do not fit, or a window is outside the lattice or was added before. Nothing
+            is added then.
         DetectorError
-            A score is not a finite number. Nothing has been added then.
+            A score is not a finite number. Nothing is added then.
         """
         row, column = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
         maps = np.asarray(maps, np.float32)
@@ -196,7 +194,7 @@ class Stitcher:
         slide : str
             Name of the slide.
         slide_size : Size
-            Of level 0, pixels.
+            Size of level 0, pixels.
         bounds : Box
             Non-empty part of the slide, level-0 pixels.
         spacing : Spacing
@@ -205,8 +203,8 @@ class Stitcher:
         Returns
         -------
         Heatmap
-            Of the whole lattice: pixels that no window covers are NaN, and pixels at
-            the right and the bottom may reach beyond the slide, as windows do. Nothing
+            Heatmap of the complete lattice. Pixels that no window covers are NaN. Pixels at
+            the right and at the bottom may reach beyond the slide, as windows do. Nothing
             is cropped, so the placement stays exact.
         """
         scores = np.full((self.size.height, self.size.width), np.nan, np.float32)
@@ -226,7 +224,7 @@ class Stitcher:
         )
 
     def _contributions(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Score times shared area, (N, cells, cells)."""
+        """Return score times shared area, (N, cells, cells)."""
         lengths = self._lengths.astype(np.float64)
         if self.places == 1:  # many times faster than a product of 1 × 1 matrices
             return maps.astype(np.float64) * (lengths @ lengths.T)
@@ -234,7 +232,7 @@ class Stitcher:
         return product
 
     def _areas(self, y: int, seen: npt.NDArray[np.bool_]) -> IntArray:
-        """Area of the seen windows over each pixel of line ``y``, (width,)."""
+        """Return the area of the seen windows over each pixel of line ``y``, (width,)."""
         step, cells = self._per_stride, len(self._cover)
         first = max(0, -(-(y - cells + 1) // step))
         last = min(self.rows - 1, y // step)
@@ -275,9 +273,10 @@ class Stitcher:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """The scores of a slide's windows, stitched; no heatmap where there is no window.
+    """Scores of a slide's windows, with the heatmap that was stitched from them.
 
-    Without one, ``unusable`` says why it could not be looked at; empty where it is without tissue.
+    A slide without scored windows has no heatmap. ``unusable`` then states why the slide could not
+    be looked at; it is empty for a slide without tissue.
     """
 
     heatmap: Heatmap | None
@@ -288,7 +287,7 @@ class Scored:
 
     @property
     def status(self) -> str:
-        """Status of the slide's row."""
+        """Status of the slide, for its row in the table."""
         if self.heatmap:
             return OK
         # Not to be taken for a slide without tissue, of which there is nothing to fear.
@@ -298,7 +297,7 @@ class Scored:
 def stitch(
     task: SlideTask, calibration: Calibration, source: WindowSource, scored: Iterator[ScoredBatch]
 ) -> Scored:
-    """Stitch the scores of all windows."""
+    """Stitch the scores of all windows of a slide."""
     stitcher: Stitcher | None = None
     rows, columns, scores = [], [], []
     parts: list[LeftOut] = []
@@ -340,7 +339,7 @@ def stitch(
 
 
 def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
-    """Yield what the reader of a slide's row has to know of how it was scored."""
+    """Yield notes on the scoring of a slide that the reader of its row must know."""
     if scored.unusable:
         yield scored.unusable
     elif source.stain_fallback:
@@ -355,7 +354,7 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
     if why := damage_note(scored.left_out.count(Reason.DAMAGED), share, noun="windows"):
         yield why
     if why := in_words(scored.left_out.by_quality()):
-        yield f"windows not assessed, as they fail the quality thresholds: {why}"
+        yield f"windows not assessed because they fail the quality thresholds: {why}"
     if source.pen is not None:
         pixel = source.placement.scale_x * source.spacing.x
         area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
@@ -363,6 +362,6 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
 
 
 def regions_note(left_out: int) -> Iterator[str]:
-    """Yield what the reader of a slide's row has to know of its regions."""
+    """Yield the note on regions that were left out, if there are any."""
     if left_out:
         yield f"{left_out} weaker regions are not outlined"

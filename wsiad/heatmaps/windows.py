@@ -1,7 +1,4 @@
-"""A detector's windows over a slide, read from the slide itself or cut from stored tiles.
-
-Where a slide's windows come from: the slide itself, or a store of its tiles.
-"""
+"""Read and score a detector's windows, from a slide itself or from a store of its tiles."""
 
 from __future__ import annotations
 
@@ -39,19 +36,19 @@ _READ_TILES = 256
 
 @dataclass(frozen=True, slots=True)
 class WindowBatch:
-    """Some windows with their places on the lattice.
+    """Batch of windows with their positions on the lattice.
 
     Parameters
     ----------
     pixels : ndarray of uint8, (N, size, size, 3)
-        RGB, stain-normalised.
+        RGB pixels, stain-normalised.
     rows, columns : ndarray of int32, (N,)
-        On the grid of the windows.
+        Positions on the grid of the windows.
     left_out : LeftOut
-        Windows that are not scored: the slide has no pixels for a part of them, or they
-        fail a quality threshold.
+        Windows that are not scored: the slide lacks pixels for a part of them, or they fail a
+        quality threshold.
     examples : tuple of Example
-        Some windows to look at.
+        Example windows to look at.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -89,33 +86,34 @@ def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
 def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
     """Return the lattice of windows within stored tiles.
 
-    Windows lie on one lattice over the slide and wholly within a tile, so the stride
-    must divide the step of the tiles. The default is the largest that does.
+    Windows are on one lattice over the slide and completely inside a tile. The stride must
+    therefore divide the step of the tiles. The default is the largest stride that does.
 
     Raises
     ------
     StoreMismatchError
-        Tiles are smaller than the windows, or the stride does not divide their step.
+        Tiles are smaller than the windows, were cut at coordinates instead of on a lattice, or
+        have a step that the stride does not divide.
     """
     grid = slide.grid
     if "coordinates" in slide.facts:
         raise StoreMismatchError(
-            "its tiles lie where coordinates were given, not on a lattice",
+            "its tiles are at given coordinates, not on a lattice",
             subject=slide.name,
-            remedy="Give the slides themselves, or score the tiles by `wsiad score-tiles`.",
+            remedy="Pass the slides themselves, or score the tiles with `wsiad score-tiles`.",
         )
     if spec.size > grid.tile:
         raise StoreMismatchError(
             f"its tiles of {grid.tile} px are smaller than the detector's {spec.size} px",
             subject=slide.name,
-            remedy="Give the slides themselves, or a store with larger tiles.",
+            remedy="Pass the slides themselves, or a store with larger tiles.",
         )
     step = stride or math.gcd(grid.stride, spec.size)
     if grid.stride % step or step > spec.size:
         raise StoreMismatchError(
             f"a stride of {step} px does not divide the {grid.stride} px from tile to tile",
             subject=slide.name,
-            remedy=f"Give a divisor of {grid.stride} up to {spec.size}, or the slides themselves.",
+            remedy=f"Set a divisor of {grid.stride} up to {spec.size}, or pass the slides.",
         )
     per_tile, within = grid.stride // step, (grid.tile - spec.size) // step
     pixels = PixelMap(grid.pixels.x, grid.pixels.y, grid.pixels.scale_x, grid.pixels.scale_y)
@@ -131,11 +129,10 @@ def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
 def from_store(
     slide: StoredSlide, windows: Grid, *, thresholds: QualityThresholds
 ) -> Iterator[WindowBatch]:
-    """Yield the windows within the stored tiles of a slide that pass the thresholds.
+    """Yield the windows inside the stored tiles of a slide that pass the thresholds.
 
-    A window that lies within two overlapping tiles comes once. A store knows the
-    quality of its tiles only: a window is left out if all tiles around it are not in
-    the store or fail.
+    A window inside two overlapping tiles is yielded once. A store knows only the quality of
+    tiles: a window is left out if every tile that contains it is missing from the store or fails.
     """
     reasons = judge(slide.quality(), thresholds)
     usable = np.flatnonzero(reasons == Reason.USABLE)
@@ -165,9 +162,10 @@ def from_store(
 def _cuts(
     slide: StoredSlide, windows: Grid, usable: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], int, int, IntArray, IntArray]]:
-    """Yield which window is cut from which tile: the tiles, the place within them, the windows.
+    """Yield tiles, a position inside them, and the windows that are cut there.
 
-    Every window comes once; the tiles of a part all lie within `_READ_TILES` of each other.
+    Each window comes once. The indices of the tiles of one item are within `_READ_TILES` of each
+    other.
     """
     lattice = slide.column("lattice")
     seen = np.zeros((windows.rows, windows.columns), bool)
@@ -183,7 +181,7 @@ def _cuts(
 def _windows_within(
     slide: StoredSlide, windows: Grid, lattice: IntArray
 ) -> Iterator[tuple[int, int, IntArray, IntArray]]:
-    """Yield each place within a tile (y, x, pixels), and the windows there, by tile."""
+    """Yield each position inside a tile (y, x, pixels), and the windows there, by tile."""
     per_tile = slide.grid.stride // windows.stride
     corner = lattice * per_tile
     offsets = range((slide.grid.tile - windows.tile) // windows.stride + 1)
@@ -194,13 +192,14 @@ def _windows_within(
 
 
 def read_planned(plan: SlidePlan, rows: IntArray, columns: IntArray) -> Iterator[Pixels]:
-    """Read windows of a planned slide once more, to the pixels that :func:`from_plan` gave.
+    """Read windows of a planned slide again, with the same pixels as from :func:`from_plan`.
 
     Parameters
     ----------
     plan : SlidePlan
+        Plan of the slide.
     rows, columns : ndarray of int32, (N,)
-        On the plan's grid; windows of the plan.
+        Positions on the plan's grid of windows of the plan.
 
     Raises
     ------
@@ -221,9 +220,9 @@ def read_stored(
     *,
     thresholds: QualityThresholds,
 ) -> Iterator[Pixels]:
-    """Read windows of a stored slide once more, to the pixels that :func:`from_store` gave.
+    """Read windows of a stored slide again, with the same pixels as from :func:`from_store`.
 
-    They are cut from the same tiles: where tiles overlap, lossy ones differ.
+    They are cut from the same tiles, because lossy tiles differ where they overlap.
 
     Raises
     ------
@@ -245,7 +244,7 @@ def read_stored(
 def score_windows(
     detector: Detector, batches: Iterator[WindowBatch], *, batch: int
 ) -> Iterator[ScoredBatch]:
-    """Score windows in batches of at most ``batch``."""
+    """Score windows in batches of at most ``batch`` windows."""
     for windows in batches:
         # A block without a whole window still says what is left out.
         for start in range(0, max(1, len(windows.pixels)), batch):
@@ -268,13 +267,13 @@ def score_windows(
 
 @dataclass(frozen=True, slots=True)
 class WindowSource:
-    """A slide's windows, read from the slide or from a store, with all that is known of the slide.
+    """Windows of a slide, from the slide or from a store, with everything known about the slide.
 
-    The identity is what the results depend on, as it was before anything was read; the
-    slide is ``None`` where windows come from a store, which does not change. Some windows,
-    by their rows and columns on the grid, can be read again, to the very same pixels. Where no
-    window is scored, it can be asked why the slide could not be looked at, by the windows that
-    are left out; it says nothing where there is no tissue.
+    `identity` is what the results depend on, as it was before anything was read. `again` reads
+    windows a second time, by their rows and columns on the grid, with exactly the same pixels.
+    If no window is scored, `why_unusable` states, from the windows that are left out, why the slide
+    could not be looked at; the text is empty if there is no tissue. `slide` is ``None`` where
+    windows come from a store, which does not change.
     """
 
     batches: Iterator[WindowBatch]
@@ -300,7 +299,7 @@ class WindowSource:
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:
-    """Return what a slide's results depend on, as JSON values."""
+    """Return the identity of a slide's results: everything they depend on, as JSON values."""
     return {
         "digest": task.digest,
         "fingerprint": _fingerprint(task),
@@ -320,7 +319,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
     Raises
     ------
     SlideError
-        It cannot be decoded, or its µm/px does not fit the run.
+        The slide cannot be decoded, or its µm/px do not fit the run.
     """
     identity = identity_of(task)
     plan = plan_slide(
@@ -355,7 +354,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
 
 
 def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
-    """Take the windows of a slide out of a store.
+    """Cut the windows of a slide from the tiles of a store.
 
     Raises
     ------
@@ -392,5 +391,5 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
 
 
 def _why_stored(slide: StoredSlide, left_out: LeftOut) -> str:
-    """Say why no window of a stored slide is scored; empty where it holds no tissue."""
+    """Return why no window of a stored slide is scored; empty if the slide has no tissue."""
     return slide.reason or (why_left_out(left_out, noun="window") if len(left_out) else "")

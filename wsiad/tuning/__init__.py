@@ -1,1 +1,1 @@
-"""Hyperparameters chosen with a few anomalous tiles: space, folds, trials, what is tried next."""
+"""Search for hyperparameters with a few anomalous tiles: space, folds, trials and their order."""

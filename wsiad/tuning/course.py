@@ -1,4 +1,4 @@
-"""The course of a search: fold by fold and trial by trial, in this process or by workers."""
+"""Run a search fold by fold and trial by trial, in this process or with workers."""
 
 from __future__ import annotations
 
@@ -49,16 +49,18 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldTask:
-    """One fit and its test.
+    """Task of fitting a trial on one fold and testing it there.
 
     Parameters
     ----------
     config : SearchOptions
+        Options of the search.
     tiles : SearchTiles
+        Tiles of the search.
     number, fold : int
-        Of the trial and of the fold, counted from 1.
+        Number of the trial and of the fold, counted from 1.
     params : dict
-        What the trial tries.
+        Parameter values that the trial tries.
     """
 
     config: SearchOptions
@@ -70,7 +72,7 @@ class FoldTask:
 
 @dataclass(frozen=True, slots=True)
 class FoldFailed:
-    """A fold that could not be fitted or tested, and why."""
+    """Failure of a fold that could not be fitted or tested, with its reason."""
 
     reason: str
 
@@ -83,25 +85,27 @@ def run_search(
     at_once: int,
     progress: Progress,
 ) -> list[Trial]:
-    """Try settings until there are enough, and return all trials, of earlier calls too.
+    """Try settings until there are enough, and return all trials, including earlier calls' ones.
 
     Parameters
     ----------
     config : SearchOptions
+        Options of the search.
     tiles : SearchTiles
+        Tiles of the search.
     compute : WorkerOptions
-        Where fits are made.
+        Options of the workers that fit.
     at_once : int
-        Trials in work at once.
+        Number of trials that run at the same time.
     progress : Progress
-        Counts trials.
+        Progress display; it counts trials.
 
     Raises
     ------
     RunError
-        What an earlier call left is damaged.
+        A file of an earlier call is damaged.
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        The cluster or scheduler does not exist or accepts no jobs.
     """
     search = _Search(config, tiles, progress)
     results = run_tasks(
@@ -119,7 +123,7 @@ def run_search(
 
 
 class _Search:
-    """Decides what is worked on next; the trials are as they are kept, at any time."""
+    """Decides on the next work of a search; its trials always equal the stored ones."""
 
     def __init__(self, config: SearchOptions, tiles: SearchTiles, progress: Progress) -> None:
         self._config, self._tiles, self._progress = config, tiles, progress
@@ -134,18 +138,18 @@ class _Search:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials, in order of their numbers."""
+        """All trials in order of their numbers."""
         return [trial for _, trial in sorted(self._by_number.items())]
 
     def begin(self, count: int) -> list[FoldTask]:
-        """Return the next fold of up to so many trials: interrupted ones, then new ones."""
+        """Return the next fold of up to `count` trials: interrupted ones first, then new ones."""
         tasks: list[FoldTask] = []
         while len(tasks) < count and (number := self._next()) is not None:
             tasks += self._go_on(number)
         return tasks
 
     def more(self, task: FoldTask, result: FoldScore | FoldFailed) -> Sequence[FoldTask]:
-        """Take in what a fold gave, and return what follows from it."""
+        """Record the result of a fold, and return the tasks that follow from it."""
         trial = self._by_number[task.number]
         if isinstance(result, FoldFailed):
             reason = f"fold {task.fold}: {result.reason}"
@@ -159,7 +163,7 @@ class _Search:
         return self.begin(1)
 
     def _next(self) -> int | None:
-        """Return the number of the trial that is next, if there is one."""
+        """Return the number of the next trial, or ``None`` if there is none."""
         if self._is_late():
             return None
         if self._waiting:
@@ -175,13 +179,13 @@ class _Search:
         return trial.number
 
     def _go_on(self, number: int) -> list[FoldTask]:
-        """Return the next fold of a trial, or none where it ends here."""
+        """Return the next fold of a trial; empty where the trial ends or time is up."""
         trial, config = self._by_number[number], self._config
         done = len(trial.folds)
         if done == config.folds:
             self._end(trial.model_copy(update={"state": COMPLETE}))
         elif done and config.prune and falls_behind(trial, self._others(trial)):
-            reason = f"after {done} of {config.folds} folds below the median of complete trials"
+            reason = f"below the median of complete trials after {done} of {config.folds} folds"
             self._end(trial.model_copy(update={"state": PRUNED, "reason": reason}))
         elif not (done and self._is_late()):
             return [
@@ -231,7 +235,7 @@ def _guarded(task: FoldTask) -> FoldScore | FoldFailed:
 
 
 def _evaluated(task: FoldTask) -> FoldScore:
-    """Fit on the other folds and test on this one; what it gives is kept."""
+    """Fit on the other folds, test on this one, and store the score."""
     start = time.monotonic()
     config, tiles = task.config, task.tiles
     detector = _detector(task)
@@ -295,11 +299,11 @@ def _scores(detector: Detector, source: TileSource, *, batch: int) -> Any:
     ]
     scores = np.concatenate(parts).astype(np.float64)
     if not np.isfinite(scores).all():
-        raise DetectorError("the detector gives scores that are not finite")
+        raise DetectorError("the detector returned scores that are not finite")
     return scores
 
 
 def _healthy_loss(notes: dict[str, Any]) -> float | None:
-    """Lowest loss on held-out healthy tiles, where the method has one."""
+    """Return the lowest loss on held-out healthy tiles, or ``None`` if the method has no loss."""
     loss = notes.get("best_stop_loss")
     return float(loss) if loss is not None and np.isfinite(loss) else None

@@ -1,11 +1,9 @@
-"""Folds of healthy and anomalous tiles: what a detector is tested on it has not learnt from.
+"""Choose the tiles of a search and divide them into folds, so that a test has only unseen tiles.
 
 The protocol is that of Shvetsova et al. 2021, section IV-C: a detector is fitted on the healthy
-tiles of all folds but one, and tested on the healthy and the anomalous tiles of that one. In
-the folds that were released with the paper, every slide occurs in each of them; here a slide is in
+tiles of all folds except one, and tested on the healthy and the anomalous tiles of that one. In
+the folds that were released with the paper, every slide is in every fold; here a slide is in
 exactly one.
-
-The tiles of a search: which, in which fold, and as sources of one fold's fit and test.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ Tiles = Mapping[str, Indices]
 
 @dataclass(frozen=True, slots=True)
 class FoldParts:
-    """One fold as it is used; indices of tiles by slide.
+    """Tiles that one fold fits on and tests on, as indices by slide.
 
     Parameters
     ----------
     fit, test : dict of str to ndarray of int64
-        Healthy tiles of the other folds, and of this one.
+        Healthy tiles of the other folds, and of this fold.
     anomalies_fit, anomalies_test : dict of str to ndarray of int64
-        Anomalous tiles of the other folds, for detectors that learn from them, and of this one.
+        Anomalous tiles of the other folds, for detectors that learn from them, and of this fold.
     """
 
     fit: dict[str, Indices]
@@ -61,7 +59,7 @@ class Folds:
     Parameters
     ----------
     healthy, anomalous : tuple of tuple of SlideTiles
-        Of each fold, in order of the slides' names.
+        Tiles of each fold, in order of the slides' names.
     """
 
     healthy: tuple[tuple[SlideTiles, ...], ...]
@@ -71,7 +69,7 @@ class Folds:
         return len(self.healthy)
 
     def parts(self, fold: int) -> FoldParts:
-        """Return what is fitted on and tested on in a fold, counted from 1."""
+        """Return the tiles that a fold fits on and tests on; folds are counted from 1."""
         test, others = fold - 1, [i for i in range(len(self)) if i != fold - 1]
         return FoldParts(
             fit=_merged([item for i in others for item in self.healthy[i]]),
@@ -81,7 +79,7 @@ class Folds:
         )
 
     def as_json(self, *, tiles: bool) -> list[dict[str, Any]]:
-        """Return the membership: number of tiles by slide, or all their indices."""
+        """Return the content of the folds: the number of tiles by slide, or all their indices."""
 
         def listed(part: Sequence[SlideTiles]) -> dict[str, Any]:
             return {
@@ -105,22 +103,22 @@ def make_folds(
     anomalous_by_tile: bool = False,
     types: Mapping[str, str] | None = None,
 ) -> Folds:
-    """Deal slides, or tiles, to folds of about as many tiles each.
+    """Divide slides, or tiles, into folds with about the same number of tiles each.
 
-    A slide that has both healthy and anomalous tiles is in one fold with all of them.
+    A slide with both healthy and anomalous tiles is in one fold with all of them.
 
     Parameters
     ----------
     healthy, anomalous : mapping of str to ndarray of int64
         Indices of tiles by slide; slides without tiles are left out.
     folds : int
-        At least two.
+        Number of folds, at least two.
     seed : int
-        Same seed, slides and tiles, same folds.
+        Seed; the same seed, slides and tiles give the same folds.
     healthy_by_tile, anomalous_by_tile : bool
-        Deal tiles, not slides: then tiles of one slide are in several folds.
+        Divide tiles instead of slides, so that tiles of one slide are in several folds.
     types : mapping of str to str, optional
-        Type of each anomalous slide; all slides of a type come into one fold.
+        Type of each anomalous slide; all slides of a type are in one fold.
 
     Raises
     ------
@@ -166,7 +164,7 @@ def _summed(tiles: Tiles, groups: Mapping[str, str]) -> dict[str, int]:
 def _balanced(
     weights: Mapping[str, int], loads: Sequence[int], rng: np.random.Generator
 ) -> dict[str, int]:
-    """Give each group, the largest first, to the fold with the least."""
+    """Put each group, the largest first, into the fold with the fewest tiles."""
     filled = list(loads)
     names = sorted(weights)
     shuffled = [names[i] for i in rng.permutation(len(names))]
@@ -185,9 +183,9 @@ def _counted(number: int, what: str, rest: str = "") -> str:
 def _check_filled(fold_of: Iterable[int], folds: int, what: str, option: str) -> None:
     if len(set(fold_of)) < folds:
         raise InputError(
-            f"{what} cannot fill {folds} folds, of which each slide is in exactly one",
-            remedy=f"Add slides, lower --folds, or give {option} tile: then tiles of one slide are "
-            "in several folds, and the result says so.",
+            f"{what} cannot fill {folds} folds, because each slide is in exactly one fold",
+            remedy=f"Add slides, lower --folds, or set {option} tile: tiles of one slide are then "
+            "in several folds, and the result states this.",
         )
 
 
@@ -220,7 +218,7 @@ def _by_tile(
 
 
 def _merged(parts: Sequence[SlideTiles]) -> dict[str, Indices]:
-    """Tiles by slide, sorted; a slide may be in several parts."""
+    """Return the indices of tiles by slide, sorted; a slide may be in several parts."""
     found: dict[str, list[Indices]] = {}
     for item in parts:
         found.setdefault(item.slide, []).append(item.indices)
@@ -229,23 +227,24 @@ def _merged(parts: Sequence[SlideTiles]) -> dict[str, Indices]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchTiles:
-    """Tiles that a search works on; picklable.
+    """Tiles that a search uses; picklable, so that workers can get them.
 
     Parameters
     ----------
     healthy, anomalous : Path
-        Their stores.
+        Store of the healthy tiles, and store of the anomalous tiles.
     tile : int
-        Edge of the smaller of their tiles, pixels.
+        Edge of the tiles, pixels; the smaller one if the stores differ.
     mpp : float
-        µm/px.
+        Scale of the tiles, µm/px.
     folds : Folds
+        Tiles of each fold.
     types : dict of str to str
         Type of each anomalous slide.
     learns : bool
-        Whether the detector learns from anomalous tiles.
+        True where the detector learns from anomalous tiles.
     warnings : tuple of str
-        What takes away from the figures.
+        Reasons why the figures are worth less.
     facts : dict
         JSON values for the record.
     """
@@ -261,11 +260,11 @@ class SearchTiles:
     facts: dict[str, Any]
 
     def note(self) -> dict[str, Any]:
-        """Return what the record says of the tiles."""
+        """Return the record's entry on the tiles, as JSON values."""
         return dict(self.facts)
 
     def membership(self, config: SearchOptions) -> dict[str, Any]:
-        """Return which slides, or tiles, are in which fold, as JSON values."""
+        """Return the slides, or tiles, of each fold as JSON values."""
         by = {"healthy": config.healthy_folds_by, "anomalies": config.anomaly_folds_by}
         return {
             "by": by,
@@ -277,9 +276,10 @@ class SearchTiles:
         }
 
     def fit_sources(self, fold: int, *, seed: int) -> tuple[HealthyTiles, AnomalousTiles | None]:
-        """Return what a detector is fitted on in a fold, anomalies only if it learns from them.
+        """Return the healthy tiles that a fold is fitted on, and the anomalous ones.
 
-        A part of the slides is held out, to know when to stop.
+        A part of the healthy slides is held out, to decide when to stop. The anomalous tiles are
+        ``None`` if the detector does not learn from them.
 
         Raises
         ------
@@ -325,18 +325,18 @@ class SearchTiles:
 
 
 def search_tiles(config: SearchOptions, cls: type[Detector], *, learns: bool) -> SearchTiles:
-    """Choose the tiles of a search and deal them to folds.
+    """Choose the tiles of a search and divide them into folds.
 
     Raises
     ------
     StoreError
-        There is no store, or it is damaged.
+        A store does not exist or is damaged.
     StoreMismatchError
-        The anomalous tiles were prepared otherwise than the healthy ones.
+        The anomalous tiles were prepared differently from the healthy ones.
     InputError
-        There are no healthy or anomalous tiles, or fewer slides than folds.
+        There are no healthy or no anomalous tiles, or fewer slides than folds.
     DetectorError
-        The tiles are smaller than an input that is to be tried.
+        The tiles are smaller than an input size to try.
     """
     from wsiad.store.tile_store import TileStore
 
@@ -390,19 +390,19 @@ def _unseen(*stores: TileStore) -> list[str]:
 
 
 def _check_inputs(config: SearchOptions, cls: type[Detector], tile: int) -> None:
-    """Check that the largest input that is to be tried fits into a tile."""
+    """Check that the largest input size to try fits into a tile."""
     largest = max(_inputs(config.space), default=config.options.get("input_px"))
     size = largest or cls.default_input_px or tile
     if size > tile:
         raise DetectorError(
-            f"needs {size} px and the tiles have {tile} px",
+            f"needs {size} px, but the tiles have {tile} px",
             subject=config.detector,
             remedy=f"Tile with --tile {size} or larger, or try a smaller input_px.",
         )
 
 
 def _inputs(space: Space) -> list[int]:
-    """All values of ``input_px`` in a space; of a range its ends."""
+    """Return all values of ``input_px`` in a space; for a range, its ends."""
     found = []
     for name, parameter in space.items():
         values = values_of(parameter) or [parameter.low, parameter.high]  # type: ignore[union-attr]
@@ -415,16 +415,16 @@ def _warnings(config: SearchOptions, *, learns: bool) -> list[str]:
     found = []
     if config.healthy_folds_by == "tile":
         found.append(
-            "healthy tiles are dealt to folds one by one: a slide is fitted on and tested on, and "
-            "the figures are too good"
+            "healthy tiles are divided into folds tile by tile: detectors are tested on slides "
+            "that they were fitted on, and the figures are too good"
         )
     if config.anomaly_folds_by == "tile":
         effect = (
-            "the detector has learnt from slides that it is tested on, and the figures are too good"
+            "detectors are tested on slides that they learnt from, and the figures are too good"
             if learns
             else "the detector does not learn from them, but the spread over folds is too small"
         )
-        found.append(f"anomalous tiles are dealt to folds one by one: {effect}")
+        found.append(f"anomalous tiles are divided into folds tile by tile: {effect}")
     return found
 
 

@@ -1,8 +1,8 @@
-"""The next trial, and the end of hopeless ones: Optuna, asked anew for each trial.
+"""Choose the next trial and stop hopeless ones, with Optuna.
 
-The study of Optuna lives in memory only as long as it takes to ask it, and is made from the
-trials that are kept. What is tried next therefore depends on the seed, the trial's number and
-the trials before it, and on nothing that a killed process could lose.
+A study of Optuna is made from the stored trials for each question, and is not kept. The next trial
+therefore depends only on the seed, its number and the trials before it, and on nothing that a
+killed process could lose.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from wsiad.tuning.space import Choices, Params, Range, Space, Tied, key, size, v
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial
 
 _TRIES = 16
-"""How often a setting that was tried before is drawn anew, before those left are counted."""
+"""Maximum draws to find a setting that was not tried before; then the remaining are listed."""
 
 _COUNTED = 100_000
-"""A space of more settings is not exhausted by so many draws in vain."""
+"""Maximum settings of a space whose remaining settings are listed."""
 
 _LEAST_COMPLETE = 5
-"""So many complete trials are needed before one is given up for being worse than them."""
+"""Minimum complete trials before a worse trial is stopped."""
 
 
 def optuna() -> types.ModuleType:
-    """Return the package.
+    """Return the package Optuna.
 
     Raises
     ------
     SearchError
-        It is not installed.
+        Optuna is not installed.
     """
     try:
         import optuna
@@ -52,20 +52,22 @@ def optuna() -> types.ModuleType:
 def suggest(
     space: Space, trials: Sequence[Trial], *, seed: int, random_trials: int
 ) -> Params | None:
-    """Choose the setting that is tried next; ``None`` if all have been tried.
+    """Choose the next setting to try; ``None`` if all have been tried.
 
-    By a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), once
-    ``random_trials`` have ended; before, at random. No setting is tried twice: the same seed
-    gives the same result.
+    The first ``random_trials`` settings are drawn at random. Later ones come from a
+    tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011). No setting is tried twice,
+    because the same seed would give the same result.
 
     Parameters
     ----------
     space : mapping of str to parameter
+        Search space.
     trials : sequence of Trial
-        All so far, those that are running included.
+        All trials so far, including those that are running.
     seed : int
-        With the number of trials it names the draw.
+        Seed; together with the number of trials it determines the draw.
     random_trials : int
+        Number of trials that must have ended before the estimator chooses.
     """
     tried = {key(trial.params) for trial in trials}
     count = size(space)
@@ -85,16 +87,16 @@ def suggest(
 
 
 def falls_behind(trial: Trial, trials: Sequence[Trial]) -> bool:
-    """Whether a trial is to be given up: worse than the median of complete ones by now.
+    """Tell whether to stop a trial because it is worse than the median of complete ones.
 
-    After each fold the mean so far is compared with theirs after as many folds.
+    After each fold, the trial's mean so far is compared with theirs after as many folds.
 
     Parameters
     ----------
     trial : Trial
-        With at least one fold.
+        Trial with at least one fold.
     trials : sequence of Trial
-        All others.
+        All other trials.
     """
     package = optuna()
     pruner = package.pruners.MedianPruner(n_startup_trials=_LEAST_COMPLETE, n_warmup_steps=0)
@@ -139,7 +141,7 @@ def _value(parameter: Choices | Tied | Range, found: Any) -> Any:
 
 
 def _frozen(trial: Trial, space: Space) -> Any:
-    """Return a trial as Optuna keeps it; with an empty space without its parameters."""
+    """Return a trial as an object of Optuna; an empty space leaves out its parameters."""
     package = optuna()
     states = package.trial.TrialState
     state = {COMPLETE: states.COMPLETE, PRUNED: states.PRUNED, FAILED: states.FAIL}
@@ -169,7 +171,7 @@ def _all(space: Space) -> Iterator[Params]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Optuna tell what is wrong, and not what it does."""
+    """Let Optuna log warnings and errors, but not its progress."""
     package = optuna()
     before = package.logging.get_verbosity()
     package.logging.set_verbosity(package.logging.WARNING)

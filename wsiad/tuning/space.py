@@ -1,4 +1,4 @@
-"""The search space: which options of a detector are tried with which values, and how."""
+"""Describe a search: the options of a detector to try, their values, and how they are tried."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.runs.healthy_tiles import HealthyOptions, MethodOptions
 
 Params = dict[str, Any]
-"""A value for each parameter of a space, as JSON: what a trial is made of."""
+"""Value of each parameter of a space, as JSON; these values define a trial."""
 
 _Number = int | float
 _INSIDE = 0.382  # a place within a range that is no whole number where its ends are
 
 
 def key(value: object) -> str:
-    """Return the same text for the same JSON value."""
+    """Return a JSON value as text, always the same text for the same value."""
     return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
 def _plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return values as JSON gives them back; a value that is listed twice is an error."""
+    """Return values as they are after a round trip through JSON; duplicates are an error."""
     try:
         keys = [key(value) for value in values]
     except (TypeError, ValueError) as error:
@@ -42,10 +42,10 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Choices(Config):
-    """One of several values of the option that the parameter is named after."""
+    """Values to try for the option that has the parameter's name."""
 
     choices: Annotated[tuple[Any, ...], Field(min_length=1)]
-    """The values."""
+    """Values to try."""
 
     @field_validator("choices")
     @classmethod
@@ -54,10 +54,10 @@ class Choices(Config):
 
 
 class Tied(Config):
-    """Options that change together; the parameter's name is only a name."""
+    """Options that change together; the parameter's name need not be that of an option."""
 
     tied: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
-    """Groups of option and value, each with the same options."""
+    """Groups of options and values; all groups set the same options."""
 
     @field_validator("tied")
     @classmethod
@@ -68,16 +68,16 @@ class Tied(Config):
 
 
 class Range(Config):
-    """A number between two bounds, both included; a whole one if both bounds are."""
+    """Numbers between two bounds, both included; whole numbers if both bounds are whole."""
 
     low: _Number
-    """The smallest."""
+    """Smallest value."""
     high: _Number
-    """The largest."""
+    """Largest value."""
     log: bool = False
-    """Look as closely at each order of magnitude."""
+    """Sample on a logarithmic scale."""
     step: Annotated[_Number, Field(gt=0)] | None = None
-    """Distance between values that are tried."""
+    """Distance between the values to try."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -93,11 +93,11 @@ class Range(Config):
 
     @property
     def whole(self) -> bool:
-        """Whether its values are whole numbers."""
+        """True where the values are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def values(self) -> list[_Number] | None:
-        """Return all values, or ``None`` if there is no end of them."""
+        """Return all values, or ``None`` if there are infinitely many."""
         if self.whole:
             return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
         if self.step is None:
@@ -107,7 +107,7 @@ class Range(Config):
 
 
 def _spelt_out(value: object) -> object:
-    """Let a list stand for choices, and a single value for the only choice."""
+    """Convert a list, or a single value, to the mapping of :class:`Choices`."""
     if isinstance(value, list | tuple):
         return {"choices": value}
     return value if isinstance(value, Mapping | Config) else {"choices": [value]}
@@ -126,18 +126,18 @@ Parameter: TypeAlias = Annotated[
     Discriminator(
         _kind,
         custom_error_type="parameter",
-        custom_error_message="give a list, or a mapping with `choices`, `tied`, or `low` and "
-        "`high`; what is not searched belongs into `options`",
+        custom_error_message="write a list, or a mapping with `choices`, `tied`, or `low` and "
+        "`high`; options that are not searched belong in `options`",
     ),
     BeforeValidator(_spelt_out),
 ]
-"""The values that are tried of one parameter: a list, tied options, or a range."""
+"""Values to try of one parameter: a list, tied options, or a range."""
 
 Space = Mapping[str, Choices | Tied | Range]
 
 
 def options_of(space: Space, params: Params) -> dict[str, Any]:
-    """Return the detector's options that the values of a trial's parameters mean."""
+    """Return the detector's options that a trial's parameter values set."""
     options: dict[str, Any] = {}
     for name, parameter in space.items():
         options |= params[name] if isinstance(parameter, Tied) else {name: params[name]}
@@ -145,7 +145,7 @@ def options_of(space: Space, params: Params) -> dict[str, Any]:
 
 
 def values_of(parameter: Choices | Tied | Range) -> list[Any] | None:
-    """Return all values of a parameter, or ``None`` if there is no end of them."""
+    """Return all values of a parameter, or ``None`` if there are infinitely many."""
     match parameter:
         case Choices():
             return list(parameter.choices)
@@ -156,29 +156,29 @@ def values_of(parameter: Choices | Tied | Range) -> list[Any] | None:
 
 
 def size(space: Space) -> int | None:
-    """Count the settings in a space; ``None`` if there is no end of them."""
+    """Return the number of settings in a space, or ``None`` if there are infinitely many."""
     counts = [values_of(parameter) for parameter in space.values()]
     return None if None in counts else math.prod(len(values or ()) for values in counts)
 
 
 def check_space(space: Space, fixed: Mapping[str, Any], options: type[Config]) -> None:
-    """Check names and values of a space before anything is tried.
+    """Check the names and values of a space before anything is tried.
 
-    Values are checked one by one; a combination that a detector refuses makes a trial that
-    fails.
+    Values are checked one by one. A combination that a detector refuses becomes a failed trial.
 
     Parameters
     ----------
     space : mapping of str to parameter
+        Search space.
     fixed : mapping of str to value
         Options that are the same in all trials.
     options : type
-        The detector's options.
+        Class of the detector's options.
 
     Raises
     ------
     ConfigError
-        An option is unknown, is set twice, or cannot have a value; names it.
+        An option is unknown, is set twice, or cannot have one of its values.
     """
     owner = dict.fromkeys(fixed, "options")
     for name, parameter in space.items():
@@ -196,7 +196,10 @@ def check_space(space: Space, fixed: Mapping[str, Any], options: type[Config]) -
 
 
 def _looked_at(name: str, parameter: Choices | Tied | Range) -> Iterator[tuple[str, Any]]:
-    """Options and values to check: all that are listed, ends and inside of a range."""
+    """Yield options and values to check: all listed ones; for a range, its ends and a value inside.
+
+    A value inside is only checked for a range of real numbers without a step.
+    """
     match parameter:
         case Choices():
             yield from ((name, value) for value in parameter.choices)
@@ -217,8 +220,8 @@ def _check_known(option: str, subject: str, options: type[Config]) -> None:
         f"the detector has no option {option!r}"
         + (f" (did you mean {near[0]!r}?)" if near else ""),
         subject=subject,
-        remedy=f"Its options are {', '.join(known)}; options that change together are given as "
-        "`tied`.",
+        remedy=f"Use one of its options: {', '.join(known)}. Write options that change together "
+        "as `tied`.",
     )
 
 
@@ -238,7 +241,7 @@ def _check_value(
 
 
 class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions):
-    """Options of a search: the space, the tiles, and how settings are tried."""
+    """Options of a search: the space, the tiles, and the way in which settings are tried."""
 
     ORDER: ClassVar[Order] = (
         *("store", "anomalies", "out", "detector", "space", "options", "trials", "max_minutes"),
@@ -252,34 +255,35 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     anomalies: Path
     """Tile store of labelled anomalous tiles; the label of a slide is its anomaly type."""
     out: Path
-    """Folder of the search; an interrupted search in it goes on."""
+    """Folder of the search; an interrupted search in it continues."""
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """Search space: option and a list of values, or a range such as `{low: 1, high: 9}`; see
-    docs/tune.md. May be given several times."""
+    """Search space: an option and a list of values, or a range such as `{low: 1, high: 9}`; see
+    docs/tune.md. Can be passed several times."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method that is the same in all trials; may be given several times."""
+    """Option of the method that is the same in all trials; can be passed several times."""
     trials: Annotated[int, Field(ge=1)] = 30
-    """The most settings to try, those of earlier calls included."""
+    """Maximum number of settings to try, including those of earlier calls."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Begin no further fit after so many minutes of this call."""
+    """Start no further fit after this many minutes of this call."""
     random_trials: Annotated[int, Field(ge=1)] = 10
-    """So many trials are drawn at random before what they gave decides."""
+    """Number of trials drawn at random, before earlier trials decide on the next."""
     prune: bool = True
-    """Give a trial up whose mean after a fold is below the median of the complete ones."""
+    """Stop a trial if its mean after a fold is below the median of the complete trials."""
     folds: Annotated[int, Field(ge=2)] = 3
-    """Parts of the slides; a trial is fitted and tested once for each."""
+    """Number of parts of the slides; a trial is fitted and tested once for each."""
     healthy_folds_by: Literal["slide", "tile"] = "slide"
-    """`tile` for healthy tiles of fewer slides than folds: figures are then too good."""
+    """Unit of the folds of healthy tiles. `tile` is for fewer slides than folds; figures are
+    then too good."""
     anomaly_folds_by: Literal["slide", "label", "tile"] = "slide"
-    """`label` tests on types of anomaly that no other fold has; `tile` is for anomalous tiles of
-    fewer slides than folds."""
+    """Unit of the folds of anomalous tiles. `label` tests on types of anomaly that no other fold
+    has; `tile` is for fewer slides than folds."""
     healthy_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many tiles of `store`, drawn by the seed evenly over their slides."""
+    """Number of tiles of `store` to use, drawn by the seed evenly over the slides; default all."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Same seed, same result, where trials follow each other."""
+    """Seed of the search; the same seed gives the same result if trials run one at a time."""
     fit_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop each fit after so many optimiser steps."""
+    """Maximum number of optimiser steps of each fit."""
     fit_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop each fit after so many minutes; results then depend on the machine."""
+    """Maximum minutes of each fit; results then depend on the machine."""
     retry_failed: bool = False
-    """Try again what failed in an earlier call."""
+    """Try trials that failed in an earlier call again."""

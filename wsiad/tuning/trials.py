@@ -1,10 +1,8 @@
-"""Trials as they are kept: one folder each, read back by the next call.
+"""Store the trials of a search, one folder each, and write their table and plot.
 
-``trials/0001/trial.json`` says what is tried and what became of it, ``fold-1.json`` what a
-fold gave. Each is written at once and whole, so that a search that is killed goes on with the
-fold that it was at.
-
-``trials.csv`` and ``trials.png``: what a search has tried, and what it gave.
+``trials/0001/trial.json`` has the setting of a trial and its state; ``fold-1.json`` has the score
+of a fold. Each file is written immediately and atomically, so that a killed search continues with
+the fold that it had reached. ``trials.csv`` and ``trials.png`` show all trials with their scores.
 """
 
 from __future__ import annotations
@@ -33,70 +31,70 @@ _REMEDY = "Choose another folder for the search."
 
 
 class FoldScore(Config):
-    """The score of a fold of a trial."""
+    """Score of a fold of a trial."""
 
     fold: pydantic.PositiveInt
-    """Counted from 1."""
+    """Number of the fold, counted from 1."""
     auroc: pydantic.confloat(ge=0, le=1)  # type: ignore[valid-type]
     """Area under the ROC curve of held-out healthy and anomalous tiles."""
     healthy_loss: float | None = None
     """Lowest loss of healthy tiles held out of the fit, where the detector has a loss."""
     healthy_tiles: pydantic.PositiveInt
-    """Healthy tiles tested on."""
+    """Number of healthy tiles in the test."""
     anomalous_tiles: pydantic.PositiveInt
-    """Anomalous tiles tested on."""
+    """Number of anomalous tiles in the test."""
     ended_by: str
-    """Why the fit ended."""
+    """Reason why the fit ended."""
     steps: pydantic.NonNegativeInt = 0
-    """Optimiser steps taken."""
+    """Number of optimiser steps."""
     seconds: pydantic.NonNegativeFloat = 0.0
-    """Seconds of fit and test."""
+    """Duration of fit and test, seconds."""
 
 
 class Trial(Config):
-    """A setting that is tried."""
+    """Setting that a search tries, with its state and scores."""
 
     number: pydantic.PositiveInt
-    """Counted from 1."""
+    """Number of the trial, counted from 1."""
     params: dict[str, Any]
     """Value of each parameter of the space."""
     state: Literal["running", "complete", "pruned", "failed"] = "running"
-    """State of the trial; `running` also where the search was interrupted."""
+    """State of the trial; `running` also if the search was interrupted."""
     reason: str = ""
-    """Why it failed, or was given up."""
+    """Reason why the trial failed or was stopped."""
     folds: tuple[FoldScore, ...] = ()
-    """Scores of the folds so far, in their order."""
+    """Scores of the folds so far, in order of the folds."""
 
     @property
     def auroc(self) -> float | None:
-        """Mean over the folds so far."""
+        """Mean AUROC over the folds so far."""
         return statistics.fmean(fold.auroc for fold in self.folds) if self.folds else None
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the folds, of two or more."""
+        """Standard deviation of the AUROC over two or more folds."""
         return statistics.stdev(f.auroc for f in self.folds) if len(self.folds) > 1 else None
 
     @property
     def healthy_loss(self) -> float | None:
-        """Mean over the folds, if each has one."""
+        """Mean healthy loss over the folds; ``None`` unless each fold has one."""
         losses = [fold.healthy_loss for fold in self.folds if fold.healthy_loss is not None]
         return statistics.fmean(losses) if losses and len(losses) == len(self.folds) else None
 
     @property
     def seconds(self) -> float:
-        """Seconds of all folds so far."""
+        """Duration of all folds so far, seconds."""
         return sum(fold.seconds for fold in self.folds)
 
 
 def best(trials: list[Trial]) -> Trial | None:
-    """Return the complete trial with the highest mean AUROC; of equal ones the first."""
+    """Return the complete trial with the highest mean AUROC; of equal trials, the first."""
     done = [trial for trial in trials if trial.state == COMPLETE]
     return max(done, key=lambda t: (t.auroc or 0.0, -t.number), default=None)
 
 
 def lowest_loss(trials: list[Trial]) -> Trial | None:
-    """Return the complete trial that would be chosen without anomalies, by its healthy loss."""
+    """Return the complete trial with the lowest healthy loss: the choice without anomalies."""
     done = [(t.healthy_loss, t) for t in trials if t.state == COMPLETE]
     known = [(loss, trial.number, trial) for loss, trial in done if loss is not None]
     return min(known)[2] if known else None
@@ -108,13 +106,13 @@ def trial_folder(out: Path, number: int) -> Path:
 
 
 def write_trial(out: Path, trial: Trial) -> None:
-    """Keep a trial; its folds are kept by themselves."""
+    """Write a trial without its folds, which have files of their own."""
     values = trial.model_dump(mode="json", exclude={"folds"})
     write_json(trial_folder(out, trial.number) / "trial.json", values)
 
 
 def write_fold(out: Path, number: int, fold: FoldScore) -> None:
-    """Keep what a fold of a trial gave."""
+    """Write the score of a fold of a trial."""
     path = trial_folder(out, number) / f"fold-{fold.fold}.json"
     write_json(path, fold.model_dump(mode="json"))
 
@@ -165,16 +163,18 @@ def write_table(out: Path, trials: Sequence[Trial], space: Space, *, folds: int)
 
 
 def write_trials(out: Path, trials: Sequence[Trial], space: Space, *, folds: int) -> None:
-    """Write table and picture of a search into its folder.
+    """Write the table and the plot of a search into its folder.
 
     Parameters
     ----------
     out : Path
+        Folder of the search.
     trials : sequence of Trial
-        In order of their numbers.
+        Trials in order of their numbers.
     space : mapping of str to parameter
+        Search space.
     folds : int
-        Of a complete trial.
+        Number of folds of a complete trial.
     """
     write_table(out, trials, space, folds=folds)
     if any(trial.folds for trial in trials):
@@ -184,7 +184,7 @@ def write_trials(out: Path, trials: Sequence[Trial], space: Space, *, folds: int
 def table(trials: Sequence[Trial], space: Space, *, folds: int) -> str:
     """Return the trials as CSV: state, figures, folds, and the options that were set.
 
-    Nothing in it depends on how long a trial took: the same search gives the same bytes.
+    The table does not contain durations, so the same search gives the same bytes.
     """
     options = _options(space, trials)
     names = [f"fold_{fold}" for fold in range(1, folds + 1)]
@@ -252,7 +252,7 @@ def _plot(path: Path, trials: Sequence[Trial], space: Space) -> None:
 
 
 def _tick(text: str) -> str:
-    """Return a value's text in short lines without the marks of JSON."""
+    """Return a value's text in short lines, without the brackets and quotes of JSON."""
     return "\n".join(textwrap.wrap(text.translate(_MARKS), _TICK_WIDTH))
 
 

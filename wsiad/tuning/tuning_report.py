@@ -1,6 +1,6 @@
-"""The report of a search: in ``run.json``, and for people.
+"""Report a search in ``run.json`` and in a summary, and write configurations for ``wsiad train``.
 
-What ``wsiad train`` is given to train what a search has tried: a file for each setting.
+Each complete trial gets a configuration that trains its setting, and so does the best one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from wsiad.tuning.folds import SearchTiles
 
 BEST = "best.yaml"
-"""In the folder of a search: config for ``wsiad train``."""
+"""File in the folder of a search: configuration of ``wsiad train`` for the best setting."""
 
 
 def search_record(config: SearchOptions, trials: list[Trial], tiles: SearchTiles) -> dict[str, Any]:
-    """Return what ``run.json`` says of the search."""
+    """Return the entry of a search in ``run.json``, as JSON values."""
     states = (COMPLETE, PRUNED, FAILED)
     counts = {state: sum(trial.state == state for trial in trials) for state in states}
     return {
@@ -48,24 +48,24 @@ def _facts(trial: Trial | None) -> dict[str, Any] | None:
 
 
 def search_summary(config: SearchOptions, trials: list[Trial], tiles: SearchTiles) -> str:
-    """Return what the command line prints."""
+    """Return the summary of a search for the terminal."""
     states = {state: sum(t.state == state for t in trials) for state in (COMPLETE, PRUNED, FAILED)}
     shown = [f"{count} {state}" for state, count in states.items() if count]
     if left := len(trials) - sum(states.values()):
-        shown.append(f"{left} not ended: the same command goes on with them")
-    lines = [f"{config.out}: {len(trials)} trials ({', '.join(shown) or 'none ended'})"]
+        shown.append(f"{left} not finished: run the same command to continue them")
+    lines = [f"{config.out}: {len(trials)} trials ({', '.join(shown) or 'none finished'})"]
     found, unlabelled = best(trials), lowest_loss(trials)
     if found is None:
-        lines.append("no trial is complete: there is no best one")
+        lines.append("no trial is complete, so there is no best trial")
     else:
         values = ", ".join(f"{name} {value}" for name, value in found.params.items())
         lines.append(f"best: trial {found.number}, AUROC {_shown(found)}: {values}")
         if unlabelled is not None and unlabelled.number != found.number:
             lines.append(
-                f"without anomalies the lowest healthy loss would have chosen trial "
+                f"without anomalies, the lowest healthy loss would have chosen trial "
                 f"{unlabelled.number}, AUROC {_shown(unlabelled)}"
             )
-        lines.append(f"train it: wsiad train --config {config.out / BEST}")
+        lines.append(f"to train it: wsiad train --config {config.out / BEST}")
     return "\n".join([*lines, *(f"WARNING: {text}" for text in tiles.warnings)])
 
 
@@ -79,7 +79,7 @@ TRAIN = "train.yaml"
 def write_train_configs(
     config: SearchOptions, trials: list[Trial], found: Trial | None, *, learns: bool
 ) -> None:
-    """Write by which config each complete trial, and the best, is trained."""
+    """Write the configurations of ``wsiad train`` for each complete trial and for the best."""
     for trial in trials:
         if trial.state == COMPLETE:
             folder = trial_folder(config.out, trial.number)
@@ -91,7 +91,7 @@ def write_train_configs(
 
 
 def _training(config: SearchOptions, trial: Trial, *, out: Path, learns: bool) -> TrainingOptions:
-    """Return the config by which a trial's setting is trained on all healthy slides."""
+    """Return the configuration that trains a trial's setting on all healthy slides."""
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
     if learns:

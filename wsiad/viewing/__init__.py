@@ -1,1 +1,1 @@
-"""Looking at results in a browser: a zoomable slide with its heatmap over it."""
+"""Viewer of results in a browser: a zoomable slide with its heatmap over it."""

@@ -1,7 +1,7 @@
-"""Pixels for the page: deep-zoom tiles of a slide, and the scores under its heatmap.
+"""Cut the deep-zoom tiles of a slide for the page.
 
-OpenSlide's own generator cuts the tiles, so that every format is shown that is scored. A
-handle is used by one thread at a time; few are kept open.
+OpenSlide's generator cuts the tiles, so that every format that can be scored can also be shown.
+A handle is used by one thread at a time, and only a few handles are kept open.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from wsiad.core.errors import SlideOpenError, SlideReadError
 from wsiad.slides.reader import ReadSlide
 
 TILE_SIZE, OVERLAP = 254, 1
-"""Edge and overlap of the deep-zoom tiles, pixels: with their overlap they are 256 px wide."""
+"""Edge and overlap of the deep-zoom tiles, pixels; with both overlaps a tile is 256 px wide."""
 
 _QUALITY = 85
 _OPEN = 8
 
 
 class Pictures:
-    """A slide as OpenSlide's generator takes one, read in a process of its own.
+    """Slide with the interface that OpenSlide's generator needs, read in a separate process.
 
     Parameters
     ----------
     file : Path
-        The slide's file.
+        File of the slide.
 
     Raises
     ------
     openslide.OpenSlideError
-        It cannot be opened.
+        The slide cannot be opened.
     """
 
     def __init__(self, file: Path) -> None:
@@ -48,7 +48,7 @@ class Pictures:
         self.level_count = len(self.level_dimensions)
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the coarsest level that is as fine as a downsample."""
+        """Return the coarsest level that is at least as fine as a downsample."""
         fine = [n for n, own in enumerate(self.level_downsamples) if own <= downsample]
         return max(fine, default=0)
 
@@ -62,13 +62,13 @@ class Pictures:
         return picture
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._slide.close()
 
 
 @dataclass
 class _Handle:
-    """An open slide and its generator, for one thread at a time."""
+    """Open slide and its generator, for one thread at a time."""
 
     slide: Pictures
     generator: DeepZoomGenerator
@@ -90,7 +90,7 @@ class DeepZoom:
         SlideOpenError
             The slide cannot be opened.
         SlideReadError
-            The tile cannot be decoded, also not by a fresh handle.
+            The tile cannot be decoded, even with a new handle.
         """
         for last in (False, True):
             handle = self._handle(file)

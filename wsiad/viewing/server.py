@@ -1,9 +1,9 @@
-"""The server behind ``wsiad view``: on loopback, for who knows its address, and read-only.
+"""Serve ``wsiad view``: on loopback, read-only, and only to those who know the address.
 
-Nothing that a request says reaches the file system: a path is matched as a whole against
-a few patterns, and its numbers choose among the slides and tiles that there are. A page
-from elsewhere can guess neither the token in the path nor, having pointed a name of its
-own at this machine, pass the check of the host.
+No text of a request reaches the file system. A path must match one of a few patterns completely,
+and its numbers choose among the existing slides and tiles. A page from elsewhere cannot guess the
+token in the path. If it points a host name of its own at this machine, it does not pass the check
+of the host.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer: status, type of the content, and the content."""
+    """Answer to a request: content, type of the content, status and headers."""
 
     body: bytes
     kind: str = "text/plain; charset=utf-8"
@@ -66,16 +66,16 @@ def _failed(why: str) -> Response:
 
 
 class Pages:
-    """Answers to requests, by their path below the token; knows nothing of sockets.
+    """Answers requests by their path below the token; independent of sockets.
 
     Parameters
     ----------
     slides : sequence of ViewedSlide
-        By rank.
+        Slides in order of their ranks.
     title : str
-        Of the page.
+        Title of the page.
     problem : callable
-        Says why the own pixels of a slide cannot be shown, or nothing where they can.
+        Function of a slide that returns why its own pixels cannot be shown; empty if they can.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Pages:
         Parameters
         ----------
         path : str
-            Below the token, without a leading slash and a query.
+            Path below the token, without leading slash and query.
         """
         if path in self._STATIC_FILES:
             name, kind = self._STATIC_FILES[path]
@@ -124,7 +124,7 @@ class Pages:
 
     def _info(self, slide: ViewedSlide) -> Response:
         if slide.size is None:
-            return _nothing(f"Of this slide there is nothing to see: {slide.reason}")
+            return _nothing(f"There is nothing to show of this slide: {slide.reason}")
         problem = self._problem(slide)
         return _json(describe(slide, problem=problem, tile_size=TILE_SIZE, overlap=OVERLAP))
 
@@ -149,12 +149,12 @@ def _file(path: Path | None, kind: str) -> Response:
 
 
 class ViewServer(http.server.ThreadingHTTPServer):
-    """A server on loopback that answers with pages; one thread a connection.
+    """Server on loopback that answers with pages, with one thread per connection.
 
     Attributes
     ----------
     url : str
-        Its address, the token within.
+        Address of the page, including the token.
     """
 
     daemon_threads = True
@@ -165,7 +165,7 @@ class ViewServer(http.server.ThreadingHTTPServer):
         super().__init__((LOOPBACK, port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong with a connection; that a browser gave one up is no error."""
+        """Log the failure of a connection; a connection that a browser closed is not an error."""
         gone = isinstance(sys.exception(), ConnectionError | TimeoutError)
         logger.log(logging.DEBUG if gone else logging.ERROR, "request failed", exc_info=True)
 
@@ -176,7 +176,7 @@ class ViewServer(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Checks a request, and sends what the pages answer."""
+    """Checks a request and sends the answer of the pages."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "wsiad", ""
@@ -229,5 +229,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(response.body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log a request, for who wants to know."""
+        """Log a request at debug level."""
         logger.debug(format, *args)

@@ -1,4 +1,4 @@
-"""The slides of a results folder to look at: by rank, with their files and regions."""
+"""Describe the slides of a results folder for the page: rank, files, regions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from wsiad.slides.slide_table import FAILED
 
 @dataclass(frozen=True, slots=True)
 class ViewedSlide:
-    """A slide of a results folder, as the page lists it.
+    """Slide of a results folder, as the page lists it.
 
     Parameters
     ----------
     results : SlideResults
+        Results of the slide.
     rank : int or None
-        Place from 1, by the highest score; ``None`` for a slide without one.
+        Rank from 1, by the highest score; ``None`` for a slide without a score.
     file : Path or None
-        The slide itself, if it is at hand.
+        File of the slide itself, if it is available.
     """
 
     results: SlideResults
@@ -40,7 +41,7 @@ class ViewedSlide:
 
     @property
     def reason(self) -> str:
-        """Why it failed or could not be looked at, or what its reader should know."""
+        """Reason why the slide failed or could not be looked at, or a note for its reader."""
         return self.results.row.reason
 
     @property
@@ -58,7 +59,7 @@ class ViewedSlide:
         return (row.mpp_x, row.mpp_y) if row.mpp_x and row.mpp_y else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the list of slides shows."""
+        """Return the entry of the slide in the page's list, as JSON values."""
         row = self.results.row
         return {
             "rank": self.rank,
@@ -73,21 +74,21 @@ class ViewedSlide:
 
 
 def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) -> dict[str, Any]:
-    """Return all that the page needs of a slide, in level-0 pixels.
+    """Return everything that the page needs of a slide, in level-0 pixels.
 
     Parameters
     ----------
     slide : ViewedSlide
-        With a size.
+        Slide whose size is known.
     problem : str
-        Why its own pixels cannot be shown; empty where they can.
+        Reason why the slide's own pixels cannot be shown; empty if they can.
     tile_size, overlap : int
-        Of the deep-zoom tiles, pixels.
+        Edge and overlap of the deep-zoom tiles, pixels.
 
     Raises
     ------
     InputError
-        A file of its folder is damaged.
+        A file of the slide's results is damaged.
     """
     assert slide.size is not None
     results = slide.results
@@ -114,7 +115,7 @@ def _outlined(results: SlideResults) -> bool:
 
 
 def _scale(known: HeatmapPlacement) -> list[dict[str, Any]]:
-    """Scores at equal distances on the colour scale, and the healthy share below each."""
+    """Return scores at equal distances on the colour scale, and the healthy share below each."""
     steps = known.colour_scale.steps
     shares: list[float | None] = [*HEALTHY_LEVELS, *([None] * len(steps))]
     return [

@@ -117,7 +117,7 @@
   const listRegions = () => {
     const p = { "wsiad: p (family-wise)": "p (any region of a healthy slide)", "wsiad: p": "p", "wsiad: q": "q" };
     byId("count").textContent = state.slide.heatmap
-      ? `Regions (${state.slide.regions.length})` : `Not scored: ${state.slide.status}`;
+      ? `Regions (${state.slide.regions.length})` : `Not scored (${state.slide.status})`;
     byId("regions").replaceChildren(...state.slide.regions.map((shape, index) => {
       const measured = shape.measurements;
       const further = Object.entries(p)
@@ -153,7 +153,7 @@
       if (step.below) drawn("text", { ...place, y: 47 }, svg).textContent = `${Number((100 * step.below).toFixed(2))} %`;
     });
     drawn("rect", { width: 240, height: 15, fill: "url(#colours)", stroke: "#566071" }, svg);
-    legend.append(svg, "Score, and share of healthy windows with a lower one. The same for all slides.");
+    legend.append(svg, "Score, and share of healthy windows with a lower score. The scale is the same for all slides.");
   };
 
   const read = (event) => {
@@ -171,7 +171,7 @@
       const score = within ? state.scores.values[row * state.scores.width + column] : NaN;
       if (Number.isFinite(score)) words = `score ${digits(score)}`;
     }
-    byId("pointer").textContent = inside ? `${words} at x ${Math.floor(x)}, y ${Math.floor(y)}` : "beside the slide";
+    byId("pointer").textContent = inside ? `${words} at x ${Math.floor(x)}, y ${Math.floor(y)}` : "outside the slide";
   };
   viewer.element.addEventListener("pointermove", read);
 
