@@ -91,7 +91,7 @@ _VERBS = frozenset(__all__) - {"__version__"} - _CLASSES.keys()
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
-        return getattr(importlib.import_module(f"wsiad.verbs.{name}"), name)
+        return importlib.import_module("wsiad.verbs").function_of(name)
     if name in _CLASSES:
         return getattr(importlib.import_module(_CLASSES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

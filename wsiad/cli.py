@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ from wsiad.core.errors import ConfigError, WsiadError
 from wsiad.core.files import said
 from wsiad.core.signals import Terminated, terminated
 from wsiad.core.terminal import OneLine, did_you_mean, lines, one_line
-from wsiad.verbs import VERBS
+from wsiad.verbs import VERBS, function_of
 
 if typing.TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -122,9 +121,7 @@ class _Parser(argparse.ArgumentParser):
 def _run(name: str, arguments: list[str]) -> int:
     from wsiad.core.config import config_class, resolve
 
-    module = name.replace("-", "_")
-    stage = importlib.import_module(f"wsiad.verbs.{module}")
-    function: Callable[..., Any] = getattr(stage, module)
+    function = function_of(name)
     cls = config_class(function)
     values = vars(_verb_parser(name, cls).parse_args(arguments))
     file = values.pop("config", None)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsiad.core.errors import InputError, RunError
-from wsiad.core.ownership import CLAIM, claimed, is_alive, locked, refuse_foreign
+from wsiad.core.ownership import CLAIM, claimed, holds_other, is_alive, locked, refuse_foreign
 
 
 def add(folder, times):
@@ -221,3 +221,28 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "other.txt").touch()
     with pytest.raises(RunError, match=f"{tmp_path}: holds something that is not a search"):
         refused(tmp_path)
+
+
+def test_what_is_hidden_counts_for_nothing_in_a_folder(tmp_path):
+    (tmp_path / ".0a1b2c3d-7-1-0a1b2c3d.partial").touch()  # half written by one that was killed
+    assert not holds_other(tmp_path)
+    refused(tmp_path)
+    (tmp_path / "other.txt").touch()
+    assert holds_other(tmp_path)
+
+
+def test_a_folder_that_another_process_is_making_is_not_taken_for_something_else(tmp_path):
+    def other():
+        return holds_other(tmp_path, marks=["groups/root.json"], begun=["groups"])
+
+    (tmp_path / "groups").mkdir()
+    assert not other()
+    (tmp_path / "groups" / "thesis.docx").touch()
+    assert other()
+    (tmp_path / "groups" / "root.json").touch()
+    assert not other()
+
+
+def test_a_mark_counts_where_it_belongs(tmp_path):
+    (tmp_path / "root.json").touch()
+    assert holds_other(tmp_path, marks=["groups/root.json"], begun=["groups"])

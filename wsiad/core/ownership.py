@@ -332,29 +332,55 @@ def _break(path: Path, owner: str) -> None:
     aside.unlink(missing_ok=True)
 
 
+def holds_other(folder: Path, *, marks: Collection[str] = (), begun: Collection[str] = ()) -> bool:
+    """Tell whether a folder holds anything, and is not of a kind.
+
+    Hidden entries count for nothing: they are claims, notes, and what was half written.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist.
+    marks : collection of str
+        Files of which one is in every folder of the kind.
+    begun : collection of str
+        Folders in it that may be there before any mark, while another process makes it: only
+        their entries count.
+    """
+    folders = [folder, *(folder / name for name in begun)]
+    names = {entry.name for one in folders if one.is_dir() for entry in one.iterdir()} - {*begun}
+    # Marks are looked for afterwards: another process may make the folder right now.
+    there = any(not name.startswith(".") for name in names)
+    return there and not any((folder / mark).exists() for mark in marks)
+
+
 def refuse_foreign(
-    folder: Path, error: type[WsiadError], *, what: str, marks: Collection[str]
+    folder: Path,
+    error: type[WsiadError],
+    *,
+    what: str,
+    marks: Collection[str],
+    begun: Collection[str] = (),
 ) -> None:
     """Refuse a folder to write in that holds something else than what is written there.
 
     Parameters
     ----------
     folder : Path
-        It need not exist; the claim of a process is nothing in it.
+        It need not exist; see :func:`holds_other`.
     error : type of WsiadError
         Error of the caller's kind.
     what : str
         What is written, such as ``"a search"``.
-    marks : collection of str
-        Names of files of which one is in every folder of this kind.
+    marks, begun : collection of str
+        See :func:`holds_other`.
 
     Raises
     ------
     WsiadError
         It holds anything, and none of these.
     """
-    there = {entry.name for entry in folder.iterdir()} - {CLAIM} if folder.exists() else set()
-    if there and there.isdisjoint(marks):
+    if holds_other(folder, marks=marks, begun=begun):
         raise error(
             f"holds something that is not {what}",
             subject=str(folder),

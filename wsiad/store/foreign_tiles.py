@@ -27,13 +27,13 @@ import zarr
 
 from wsiad._version import __version__
 from wsiad.core.errors import InputError
+from wsiad.core.hdf5 import Hdf5Tiles
 from wsiad.core.images import MAX_FILE_BYTES, decode, is_picture
 from wsiad.stain.colour_table import ColourTable
 from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group import TileArray, beside, create_group, write_array
-from wsiad.store.hdf5 import Hdf5Tiles
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.preparation import StainOptions
 from wsiad.tissue.artefacts import without_ink

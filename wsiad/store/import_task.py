@@ -90,8 +90,8 @@ def tile_images(path: Path, labels: Path | None = None, part: Part = "") -> Tile
     InputError
         It does not exist, is of no known kind, or its labels cannot be read.
     """
+    from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
-    from wsiad.store.hdf5 import read_labels
 
     match source_format(path):
         case "folder":

@@ -13,7 +13,7 @@ import pydantic
 
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
-from wsiad.core.ownership import clear_leftovers, discard
+from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
 from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
@@ -26,6 +26,7 @@ FORMAT = "wsiad-tile-store"
 FORMAT_VERSION = 1
 GROUPS = "slides.zarr"
 """Folder of the zarr hierarchy within a store."""
+_ROOT = f"{GROUPS}/zarr.json"
 OVERVIEWS = "overviews"
 """Folder of the overviews: within the groups, zarr warns of files that it does not know."""
 
@@ -48,7 +49,7 @@ class TileStore:
         if not str(path):
             raise StoreError("the path of the store is empty", remedy="Give its folder.")
         path = self.path = Path(path)
-        if not (path / GROUPS / "zarr.json").exists():
+        if not (path / _ROOT).exists():
             remedy = "Make one with `wsiad tile`."
             refuse_other(path, STORE, StoreError, remedy=remedy)
             raise StoreError("is not a tile store", subject=str(path), remedy=remedy)
@@ -112,16 +113,9 @@ class TileStore:
         preparation = preparation.preparation()
         target = json.loads(json.dumps(target))  # tuples become lists, as when read back
         compression = compression or CompressionOptions()
-        # Looked at first: another shard may be creating the store now.
-        foreign = _holds_something(path)
-        if (path / GROUPS / "zarr.json").exists():
+        refuse_foreign(path, StoreError, what="a tile store", marks=[_ROOT], begun=[GROUPS])
+        if (path / _ROOT).exists():
             return cls._made_alike(path, preparation, target, compression)
-        if foreign:
-            raise StoreError(
-                "holds something that is not a tile store",
-                subject=str(path),
-                remedy="Give an empty or a new folder as --out.",
-            )
         facts = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -135,7 +129,7 @@ class TileStore:
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}}
         with (
             contextlib.suppress(FileExistsError),
-            new_file(path / GROUPS / "zarr.json") as partial,
+            new_file(path / _ROOT) as partial,
         ):
             write_json(partial, group)
         return cls._made_alike(path, preparation, target, compression)
@@ -237,13 +231,6 @@ class TileStore:
     def __repr__(self) -> str:
         made = self.preparation
         return f"TileStore({str(self.path)!r}, tiles of {made.tile} px at {made.mpp:g} µm/px)"
-
-
-def _holds_something(path: Path) -> bool:
-    """Tell whether a folder holds more than the beginnings of a store."""
-    folders = [folder for folder in (path, path / GROUPS) if folder.is_dir()]
-    names = {entry.name for folder in folders for entry in folder.iterdir()}
-    return any(not name.startswith(".") for name in names - {GROUPS})
 
 
 def _one_line(error: Exception) -> str:

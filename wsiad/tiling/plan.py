@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from wsiad.core.errors import InputError, SlideOpenError, StainError
 from wsiad.core.geometry import Grid, IntArray, Mpp, Size
+from wsiad.core.hdf5 import dataset, open_hdf5, reading
 from wsiad.slides.opening import open_slide
 from wsiad.slides.pixel_type import check_pixels
 from wsiad.slides.scaled import ScaledSlide
@@ -26,7 +27,6 @@ from wsiad.stain.colour_table import ColourTable
 from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains
 from wsiad.stain.profile import StainProfile, reference_profile
-from wsiad.store.hdf5 import dataset, open_hdf5, reading
 from wsiad.tiling.preparation import Preparation, StainOptions
 from wsiad.tissue.artefacts import without_ink
 from wsiad.tissue.mask import TissueMask, coverage, find_tissue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,13 @@ class Verb:
     summary: str
     positional: tuple[str, ...]
     examples: str
+
+
+def function_of(verb: str) -> Callable[..., Any]:
+    """Return the function of a verb, such as ``score-tiles``, and import its module for that."""
+    name = verb.replace("-", "_")
+    function: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return function
 
 
 VERBS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from pydantic import Field
 
 from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError
+from wsiad.core.ownership import holds_other
 from wsiad.core.progress import Progress
 from wsiad.results.file_names import REPORT
+from wsiad.verbs import function_of
 
 _MPP, _TILE = 0.972, 96
 
@@ -74,10 +75,13 @@ def demo(config: DemoConfig) -> DemoResult:
     from wsiad.report.report import write_results_report
     from wsiad.synthetic.slides import SYNTHETIC, make_slides
 
-    # The verbs as a user's script calls them; they know nothing of each other.
-    wsiad = importlib.import_module("wsiad")
     start = time.monotonic()
-    _claim(config.out)
+    if holds_other(config.out):
+        raise InputError(
+            "is not empty",
+            subject=str(config.out),
+            remedy="Give another --out, or delete this one, to run the demo again.",
+        )
     say = Progress("demo", quiet=config.quiet).message
     quiet, workers = config.quiet, config.workers
     size: dict[str, Any] = {"size_px": (2304, 1728)} if config.fast else {}
@@ -97,7 +101,7 @@ def demo(config: DemoConfig) -> DemoResult:
 
     say(f"2/5 wsiad tile {out}/slides/train --out {out}/store --mpp {_MPP} --tile {_TILE}")
     mark = time.monotonic()
-    tiled = wsiad.tile(
+    tiled = function_of("tile")(
         slides=out / "slides/train",
         out=out / "store",
         mpp=_MPP,
@@ -110,7 +114,7 @@ def demo(config: DemoConfig) -> DemoResult:
         f"3/5 wsiad train {out}/store --out {out}/run --detector {config.detector} "
         f"--weights {config.weights}"
     )
-    trained = wsiad.train(
+    trained = function_of("train")(
         store=out / "store",
         out=out / "run",
         detector=config.detector,
@@ -122,7 +126,7 @@ def demo(config: DemoConfig) -> DemoResult:
     )
     mark = timed("train", mark)
     say(f"4/5 wsiad heatmap {out}/run {out}/slides/test --out {out}/results")
-    scored = wsiad.heatmap(
+    scored = function_of("heatmap")(
         run=out / "run",
         slides=out / "slides/test",
         out=out / "results",
@@ -137,7 +141,7 @@ def demo(config: DemoConfig) -> DemoResult:
         f"5/5 wsiad evaluate {out}/results --reference {out}/slides/test/reference.csv "
         f"--annotations {out}/slides/test --out {out}/results"
     )
-    evaluated = wsiad.evaluate(
+    evaluated = function_of("evaluate")(
         results=out / "results",
         reference=out / "slides/test/reference.csv",
         annotations=out / "slides/test",
@@ -152,15 +156,6 @@ def demo(config: DemoConfig) -> DemoResult:
     total = time.monotonic() - start
     lines = [trained.summary, evaluated.summary, f"{total:.0f} s in all; see {report}"]
     return DemoResult(report, "\n".join(lines))
-
-
-def _claim(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        raise InputError(
-            "is not empty",
-            subject=str(out),
-            remedy="Give another --out, or delete this one, to run the demo again.",
-        )
 
 
 def _options(config: DemoConfig) -> dict[str, Any]:

@@ -126,8 +126,8 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
 
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
     """List the groups that the sources become; clashing or unsafe names state their problem."""
+    from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import source_format, source_name
-    from wsiad.store.hdf5 import read_labels
 
     found: list[tuple[str, Path, Path | None, Part, str]] = []
     for number, path in enumerate(config.sources):

@@ -1,4 +1,7 @@
-"""Tiles in HDF5 as PatchCamelyon has them: ``x`` uint8 (N, S, S, 3), ``y`` 0 or 1."""
+"""HDF5 files that other programs made: opened without a lock, and checked before they are read.
+
+Tiles in them as PatchCamelyon has them: ``x`` uint8 (N, S, S, 3), ``y`` 0 or 1.
+"""
 
 from __future__ import annotations
 
