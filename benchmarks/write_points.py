@@ -222,11 +222,12 @@ def main() -> None:
     """Cut the command short at its changes; print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mode", choices=("kill", "full"))
-    parser.add_argument("folder", type=Path, help="for the output of all runs")
+    parser.add_argument("folder", type=Path, help="for the output of all runs; made if need be")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     warm_up()
     found = enumerate_points(
         given.command, given.folder, mode=given.mode, every=given.every, first=given.first

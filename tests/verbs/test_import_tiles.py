@@ -246,6 +246,35 @@ def test_bad_members_of_a_tar_are_named_and_leave_nothing(tmp_path, case):
     assert rows == {"bad": "failed", "fine": "ok"}
 
 
+def with_exif(pixels, suffix, exif):
+    data = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.save(data, suffix, exif=exif, **({"quality": 100} if suffix == "JPEG" else {}))
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_tiles_are_turned_as_their_exif_says(suffix, orientation, quarters):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8, :8] = 255  # whole blocks of JPEG
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(with_exif(pixels, suffix, exif), subject="t")
+    np.testing.assert_array_equal(found > 127, np.rot90(pixels, quarters) > 127)
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0"]
+)
+def test_exif_that_cannot_be_read_says_nothing(suffix, exif):
+    pixels = tiles(1)[0]
+    found = decode(with_exif(pixels, suffix, exif), subject="t")
+    expected = decode(with_exif(pixels, suffix, b""), subject="t")
+    np.testing.assert_array_equal(found, expected)
+
+
 def huge_png(edge):
     """A valid header that declares edge × edge pixels, in under a hundred bytes."""
 

@@ -316,6 +316,19 @@ def test_shipped_searches_fit_their_detectors(path):
             options.shape(64)
 
 
+def test_a_single_value_is_a_list_of_one():
+    given = {"store": "healthy", "anomalies": "anomalous", "out": "out", "detector": "toy"}
+    one, several = (
+        TuneConfig(**given, space={"focus": focus, "mode": mode})
+        for focus, mode in ((0.3, "soft"), ([0.3], ["soft"]))
+    )
+    assert one == several
+    assert {name: values_of(parameter) for name, parameter in one.space.items()} == {
+        "focus": [0.3],
+        "mode": ["soft"],
+    }
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [

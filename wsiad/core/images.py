@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wsiad.core.errors import InputError
 
@@ -40,7 +41,7 @@ def is_picture(name: str) -> bool:
 
 
 def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray[np.uint8]:
-    """Decode a tile.
+    """Decode a tile, turned as its EXIF orientation says.
 
     Size and colours are checked before a pixel is decoded, so that a small file cannot
     make a large image.
@@ -75,6 +76,7 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
             _check_samples(image, data, subject)
             if image.format == "JPEG":
                 _check_jpeg(data, subject)
+            _turn(image)
             opaque = image.mode == "RGB" and "transparency" not in image.info
             pixels = np.asarray(image if opaque else image.convert("RGBA"))
     except InputError:
@@ -88,6 +90,18 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
             "has transparent pixels", subject=subject, remedy="Save the tile without alpha."
         )
     return np.ascontiguousarray(pixels[..., :3])
+
+
+def _turn(image: Image.Image) -> None:
+    """Turn an image as its EXIF says, which Pillow does by itself for TIFF alone.
+
+    EXIF that cannot be read says nothing: the pixels are whole without it.
+    """
+    image.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with contextlib.suppress(*_BROKEN):
+            ImageOps.exif_transpose(image, in_place=True)
 
 
 def jpeg(picture: npt.NDArray[np.uint8], *, quality: int) -> bytes:

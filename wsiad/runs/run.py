@@ -31,6 +31,7 @@ from wsiad.core.config import CONFIG, RECORD, Config, build
 from wsiad.core.errors import PluginError, RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.json_record import checked
 from wsiad.core.plugins import Distribution
 from wsiad.core.provenance import versions
 from wsiad.detectors import registry
@@ -49,6 +50,7 @@ DETECTOR, CALIBRATION, LOSS = "detector.json", "calibration.json", "loss.png"
 M = TypeVar("M", bound=Config)
 
 _FORMAT = 1
+_REMEDY = "Use the version of wsiad that made the run, or train again."
 _MOST_CONFIG = 1 << 20
 
 
@@ -289,7 +291,7 @@ class RunFolder:
         RunError
             It is missing, damaged or of an unknown format version.
         """
-        return _checked(RunRecord, self.path / RUN)
+        return _read(RunRecord, self.path / RUN)
 
     def save_detector(self, detector: Detector, *, name: str) -> None:
         """Store a fitted detector."""
@@ -327,7 +329,7 @@ class RunFolder:
         """
         if isinstance(device, str):
             device = choose_device(device)
-        file = _checked(_DetectorFile, self.path / DETECTOR)
+        file = _read(_DetectorFile, self.path / DETECTOR)
         path = self.path / WEIGHTS
         try:
             tensors = load_file(path)
@@ -370,18 +372,13 @@ def load_detector(folder: Path, device: torch.device) -> Detector:
     return RunFolder.open(folder).load_detector(device)
 
 
-def _checked(model: type[M], path: Path) -> M:
+def _read(model: type[M], path: Path) -> M:
     stored = read_json(path, RunError)
     version = stored.get("format")
     if version is not None and version != _FORMAT:
         raise RunError(
             f"has the format version {version!r}, and this wsiad knows {_FORMAT}",
             subject=str(path),
-            remedy="Use the version of wsiad that made the run, or train again.",
+            remedy=_REMEDY,
         )
-    try:
-        return model.model_validate(stored)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise RunError(f"is not valid: {key}: {first['msg']}", subject=str(path)) from error
+    return checked(model, stored, path, RunError, remedy=_REMEDY)
