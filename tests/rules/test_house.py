@@ -183,3 +183,46 @@ def test_docstrings_read_well_alone() -> None:
         if UNREADABLE.match(line)
     ]
     assert not found, "begin with the subject"
+
+
+MOST_POSITIONAL = 4
+
+
+def called_by_position(sources: dict[str, str]) -> list[str]:
+    """`module:line: name` for every call of a function or class of ours by too many positions.
+
+    Compiled functions, which take keywords slowly, and those of any number of arguments may be
+    called so; and so may the functions of other libraries.
+    """
+    trees = {module: ast.parse(source) for module, source in sources.items()}
+    ours, others = set(), set()
+    for node in (node for tree in trees.values() for node in ast.walk(tree)):
+        if isinstance(node, ast.ClassDef):
+            ours.add(node.name)
+        elif isinstance(node, ast.FunctionDef):
+            compiled = any(ast.unparse(one) == "compiled" for one in node.decorator_list)
+            (others if compiled or node.args.vararg else ours).add(node.name)
+    found = []
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and len(node.args) > MOST_POSITIONAL:
+                name = ast.unparse(node.func).rpartition(".")[2]
+                if name in {*ours, "cls"} - others:
+                    found.append(f"{module}:{node.lineno}: {name}")
+    return found
+
+
+def test_more_than_four_arguments_go_by_keyword() -> None:
+    found = called_by_position({name: path.read_text("utf-8") for name, path in MODULES.items()})
+    assert not found, "two neighbours of one type could be swapped; name the arguments"
+
+
+def test_calls_by_position_are_found() -> None:
+    ours = "class Box: ...\ndef cut(a, b, c, d, e): ...\ndef f(*sizes): ...\n"
+    compiled = "@compiled\ndef g(a, b, c, d, e): ...\n"
+    calls = "Box(1, 2, 3, 4, 5)\nx.cut(1, 2, 3, 4, 5)\ncut(1, 2, 3, 4, e=5)\n"
+    free = "f(1, 2, 3, 4, 5)\ng(1, 2, 3, 4, 5)\ncv2.line(1, 2, 3, 4, 5)\n"
+    assert called_by_position({"a.py": ours + compiled, "b.py": calls + free}) == [
+        "b.py:1: Box",
+        "b.py:2: cut",
+    ]

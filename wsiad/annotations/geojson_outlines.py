@@ -108,7 +108,9 @@ class _Found:
                 self.ignored["no area"] += 1
                 continue
             holes = tuple(ring for ring in rings[1:] if has_area(ring))
-            self.outlines.append(Outline(title, name, role, rings[0], holes))
+            self.outlines.append(
+                Outline(name=title, group=name, role=role, shell=rings[0], holes=holes)
+            )
 
 
 def _why_ignored(name: str, kind: str) -> str:

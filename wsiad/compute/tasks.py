@@ -102,7 +102,9 @@ def run_tasks(
     def in_workers(some: Sequence[Item], how: WorkerOptions) -> Iterator[Result]:
         losses = _Losses(failed, whole)
         with _machinery(how.retries), _place(how, jobs, len(some)) as (client, count):
-            yield from _results(client, function, some, losses, more, _Room(count, notice))
+            yield from _results(
+                client, function, items=some, losses=losses, more=more, room=_Room(count, notice)
+            )
 
     def in_turn(item: Item) -> tuple[Sequence[Result], Sequence[Item]]:
         with noted(item):

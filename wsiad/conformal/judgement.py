@@ -186,7 +186,16 @@ def count_slides(
     elif kind == "slides" and high < stated:
         verdict = "fewer than stated"  # others are stated as bounds only
     chance = _chance(count, slides, stated, reference, most=verdict == "fewer than stated")
-    return FalseAlarms(kind, level, count, slides, low, high, chance, verdict)
+    return FalseAlarms(
+        kind=kind,
+        level=level,
+        alarms=count,
+        slides=slides,
+        low=low,
+        high=high,
+        chance=chance,
+        verdict=verdict,
+    )
 
 
 def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bool) -> float:
@@ -212,7 +221,16 @@ def mean_share(shares: npt.NDArray[np.float64], *, level: float) -> FalseAlarms:
     low, high = mean_interval(shares)
     verdict: Verdict = "more than stated" if low > level else "as stated"
     total = float(shares.sum())
-    return FalseAlarms("tiles", level, total, len(shares), low, high, None, verdict)
+    return FalseAlarms(
+        kind="tiles",
+        level=level,
+        alarms=total,
+        slides=len(shares),
+        low=low,
+        high=high,
+        chance=None,
+        verdict=verdict,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

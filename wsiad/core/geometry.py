@@ -171,7 +171,9 @@ class Grid:
             (length - tile) // stride + 1 if length >= tile else 0
             for length in (size.width, size.height)
         )
-        return cls(TilePx(tile), TilePx(stride), columns, rows, pixels)
+        return cls(
+            tile=TilePx(tile), stride=TilePx(stride), columns=columns, rows=rows, pixels=pixels
+        )
 
     def boxes(self, rows: IntArray, columns: IntArray) -> npt.NDArray[np.float64]:
         """Level-0 rectangles of tiles.

@@ -217,11 +217,11 @@ class LabelledDetector(FeatureDetector):
         anomalous = np.concatenate(found)
         slides = [slide for kind in anomalies.types for slide in kind.slides]
         result = LabelledVectors(
-            healthy,
-            held_out,
-            anomalous,
-            np.repeat(_groups(slides), len(ways)),
-            np.arange(len(anomalous)) % len(ways) == 0,
+            healthy=healthy,
+            held_out=held_out,
+            anomalous=anomalous,
+            groups=np.repeat(_groups(slides), len(ways)),
+            upright=np.arange(len(anomalous)) % len(ways) == 0,
         )
         for name in ("healthy", "held_out", "anomalous"):
             if not np.isfinite(getattr(result, name)).all():
@@ -328,7 +328,9 @@ class HeadDetector(LabelledDetector):
             torch.manual_seed(context.seed)
             network = _network(healthy.shape[1], self.options.hidden, self.outputs(), self.bias)
         fixed = self.fixed(network, healthy, seed=context.seed)
-        steps, ended_by = self._train(network, healthy, anomalous, fixed, context)
+        steps, ended_by = self._train(
+            network, healthy, anomalous=anomalous, fixed=fixed, context=context
+        )
         weights = {_PREFIX + name: value.detach() for name, value in network.state_dict().items()}
         fitted = {"mean": mean, "deviation": deviation, **fixed, **weights}
         return fitted, {"steps": steps, "ended_by": ended_by}

@@ -92,11 +92,15 @@ class ReverseStudent(nn.Module):
         )
         code = 2 * channels[-1]
         self.bottleneck = _stage(
-            len(channels) * channels[-1], code, _BOTTLENECK_BLOCKS, blocks.inner, "halve"
+            len(channels) * channels[-1],
+            code,
+            count=_BOTTLENECK_BLOCKS,
+            inner=blocks.inner,
+            first="halve",
         )
         widths = pairwise((code, *reversed(channels)))
         self.decoder = nn.ModuleList(
-            _stage(above, below, count, blocks.inner, "double")
+            _stage(above, below, count=count, inner=blocks.inner, first="double")
             for (above, below), count in zip(widths, blocks.counts, strict=True)
         )
 

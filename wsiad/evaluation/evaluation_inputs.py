@@ -202,4 +202,10 @@ def settings_of(
         no_tiles = "detections come without tile scores"
     elif options.annotations is None:
         no_tiles = "no annotations were given"
-    return Settings(options.protocols, options.bootstrap, options.seed, no_truth, no_tiles)
+    return Settings(
+        protocols=options.protocols,
+        resamples=options.bootstrap,
+        seed=options.seed,
+        no_truth=no_truth,
+        no_tiles=no_tiles,
+    )

@@ -100,7 +100,11 @@ def compute(slides: Sequence[SlideEvidence], settings: Settings) -> Figures:
         for tumour in ([tile.tumour for tile in tiles], [tile.mostly_tumour for tile in tiles])
     )
     return Figures(
-        slide_auc(*slide_scores(slides)), by_centre, by_share, froc, _counts(slides, froc)
+        slide_auc=slide_auc(*slide_scores(slides)),
+        tile_auroc=by_centre,
+        tile_auroc_by_share=by_share,
+        froc=froc,
+        counts=_counts(slides, froc),
     )
 
 

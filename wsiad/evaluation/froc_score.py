@@ -168,7 +168,9 @@ def froc_score(
     pool, exact = Pool(hits, rules), Pool(hits, all_thresholds(rules))
     itc = sum(full.lesions - hit.lesions for hit, full in zip(hits, hits_with_itc, strict=True))
     sensitivities = pool.sensitivities()
-    score, interval, unused = _estimate(pool, hits, sensitivities, itc, resamples, seed)
+    score, interval, unused = _estimate(
+        pool, hits, sensitivities=sensitivities, itc=itc, resamples=resamples, seed=seed
+    )
     return FrocScore(
         rules,
         score,

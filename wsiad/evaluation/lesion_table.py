@@ -125,15 +125,15 @@ def list_lesions(
         axis = Microns(region.axis_px * pixel_um)
         lesions.append(
             Lesion(
-                number,
-                "itc" if number in truth.itc else _kind(axis),
-                axis,
-                SquareMicrons(region.tumour_px * pixel_um**2),
-                region.column * downsample,
-                region.row * downsample,
+                number=number,
+                kind="itc" if number in truth.itc else _kind(axis),
+                axis_um=axis,
+                tumour=SquareMicrons(region.tumour_px * pixel_um**2),
+                x=region.column * downsample,
+                y=region.row * downsample,
                 # Both protocols take a confidence of 0 for a miss.
-                best if best > 0 else None,
-                1 + int(np.count_nonzero(detections.confidence > best)) if best > 0 else None,
+                score=best if best > 0 else None,
+                rank=1 + int(np.count_nonzero(detections.confidence > best)) if best > 0 else None,
             )
         )
     return tuple(lesions)

@@ -192,13 +192,27 @@ def load_truth(
     _check_label(case, has_tumour=not tumour.is_empty)
     reading = Reading(drawn.ignored, drawn.classes, drawn.counted_from)
     if not case.tumour:
-        return SlideTruth(None, step, scored.size, scored.mpp, None, reading)
+        return SlideTruth(
+            mask=None,
+            downsample=step,
+            limit=scored.size,
+            mpp=scored.mpp,
+            tumour=None,
+            reading=reading,
+        )
     size = _mask_size(case, drawn, step)
     mask = rasterise(drawn, size, scale=step)
-    if doubt := _doubt(case, drawn, tumour, mask, step):
+    if doubt := _doubt(case, drawn, tumour=tumour, mask=mask, step=step):
         logger.warning("%s", doubt)
         reading = replace(reading, doubts=(doubt,))
-    return SlideTruth(mask, step, scored.size, scored.mpp, tumour, reading)
+    return SlideTruth(
+        mask=mask,
+        downsample=step,
+        limit=scored.size,
+        mpp=scored.mpp,
+        tumour=tumour,
+        reading=reading,
+    )
 
 
 def _doubt(

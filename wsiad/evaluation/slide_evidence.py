@@ -242,15 +242,19 @@ def collect(
         windows = case.scored.read_windows()
         tiles = None if windows is None else sort_windows(windows, truth.tumour)
     return SlideEvidence(
-        case,
-        _score(case, detections) if case.has_score else score_of_unscored(unscored),
-        len(detections),
-        limit is not None,
-        _by_protocol(case, truth, detections, protocols, given_mpp) if truth and located else {},
-        tiles,
-        unmarked,
-        Reading() if truth is None else truth.reading,
-        0 if truth is None else truth.downsample,
+        case=case,
+        score=_score(case, detections) if case.has_score else score_of_unscored(unscored),
+        detections=len(detections),
+        bounded=limit is not None,
+        by_protocol=_by_protocol(
+            case, truth, detections=detections, protocols=protocols, given_mpp=given_mpp
+        )
+        if truth and located
+        else {},
+        tiles=tiles,
+        unmarked=unmarked,
+        reading=Reading() if truth is None else truth.reading,
+        downsample=0 if truth is None else truth.downsample,
     )
 
 
@@ -291,6 +295,10 @@ def _by_protocol(
             pixel_um=mpp * truth.downsample,
         )
         evidence[protocol] = ProtocolEvidence(
-            hits, with_itc, lesions, source, mpp if truth.mask is not None else None
+            hits=hits,
+            hits_with_itc=with_itc,
+            lesions=lesions,
+            spacing=source,
+            mpp=mpp if truth.mask is not None else None,
         )
     return evidence

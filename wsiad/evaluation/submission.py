@@ -155,7 +155,7 @@ def read_detections(path: Path, slide: str, *, limit: Size | None = None) -> Det
     order = _header(rows[0]) if rows else None
     if order is not None:
         rows = rows[1:]
-    values = [_values(row, order or (0, 1, 2), path, slide, limit) for row in rows]
+    values = [_values(row, order or (0, 1, 2), path=path, slide=slide, limit=limit) for row in rows]
     table = np.array(values, dtype=np.float64).reshape(-1, 3)
     return Detections(table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy())
 

@@ -405,12 +405,12 @@ def unassessed_regions(
         areas.append(("all", np.ones(shape, bool)))
     for reason, area in areas:
         marked = Heatmap(
-            overview.slide,
-            area.astype(np.float32),
-            overview.placement,
-            slide_size,
-            bounds,
-            overview.spacing,
+            slide=overview.slide,
+            scores=area.astype(np.float32),
+            placement=overview.placement,
+            slide_size=slide_size,
+            bounds=bounds,
+            spacing=overview.spacing,
         )
         for region in find_regions(marked, threshold=0.5, limit=_LIMIT).kept:
             yield reason, region

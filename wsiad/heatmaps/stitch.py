@@ -325,7 +325,13 @@ def stitch(
     if stitcher is None:
         none = np.empty(0, np.float32)
         windows = WindowScores(np.empty((0, 4)), none, none)
-        return Scored(None, windows, left_out, examples, source.why_unusable(left_out))
+        return Scored(
+            heatmap=None,
+            windows=windows,
+            left_out=left_out,
+            examples=examples,
+            unusable=source.why_unusable(left_out),
+        )
     flat = np.concatenate(scores)
     windows = WindowScores(
         source.grid.boxes(np.concatenate(rows), np.concatenate(columns)),

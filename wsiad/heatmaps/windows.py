@@ -80,7 +80,13 @@ def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
     """
     examples = choose_examples(plan, count=EXAMPLES)
     for block in stream(plan, guard=plan.quality, examples=examples):
-        yield WindowBatch(block.pixels, block.rows, block.columns, block.left_out, block.examples)
+        yield WindowBatch(
+            pixels=block.pixels,
+            rows=block.rows,
+            columns=block.columns,
+            left_out=block.left_out,
+            examples=block.examples,
+        )
 
 
 def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
@@ -118,11 +124,11 @@ def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
     per_tile, within = grid.stride // step, (grid.tile - spec.size) // step
     pixels = PixelMap(grid.pixels.x, grid.pixels.y, grid.pixels.scale_x, grid.pixels.scale_y)
     return Grid(
-        spec.size,
-        TilePx(step),
-        (grid.columns - 1) * per_tile + within + 1 if grid.columns else 0,
-        (grid.rows - 1) * per_tile + within + 1 if grid.rows else 0,
-        pixels,
+        tile=spec.size,
+        stride=TilePx(step),
+        columns=(grid.columns - 1) * per_tile + within + 1 if grid.columns else 0,
+        rows=(grid.rows - 1) * per_tile + within + 1 if grid.rows else 0,
+        pixels=pixels,
     )
 
 
@@ -252,16 +258,22 @@ def score_windows(
             if not len(windows.pixels):
                 empty = np.empty(0, np.float32)
                 places = empty.reshape(0, 1, 1)
-                yield ScoredBatch(windows.rows, windows.columns, empty, places, windows.left_out)
+                yield ScoredBatch(
+                    rows=windows.rows,
+                    columns=windows.columns,
+                    scores=empty,
+                    places=places,
+                    left_out=windows.left_out,
+                )
                 continue
             places = detector.score_map(windows.pixels[part])
             yield ScoredBatch(
-                windows.rows[part],
-                windows.columns[part],
-                detector.pool(places),
-                places,
-                windows.left_out if start == 0 else LeftOut(),
-                windows.examples if start == 0 else (),
+                rows=windows.rows[part],
+                columns=windows.columns[part],
+                scores=detector.pool(places),
+                places=places,
+                left_out=windows.left_out if start == 0 else LeftOut(),
+                examples=windows.examples if start == 0 else (),
             )
 
 
@@ -330,20 +342,20 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         stride=task.options.stride or spec.size,
     )
     return WindowSource(
-        from_plan(plan),
-        plan.grid,
-        slide.size,
-        slide.bounds,
-        slide.spacing,
-        plan.tissue.thumbnail,
-        plan.tissue.mask,
-        plan.tissue.pen,
-        plan.tissue.placement,
-        plan.scaled.mpp,
-        plan.stain.method,
-        plan.stain.fallback,
-        slide.read_by,
-        identity,
+        batches=from_plan(plan),
+        grid=plan.grid,
+        size=slide.size,
+        bounds=slide.bounds,
+        spacing=slide.spacing,
+        thumbnail=plan.tissue.thumbnail,
+        mask=plan.tissue.mask,
+        pen=plan.tissue.pen,
+        placement=plan.tissue.placement,
+        mpp=plan.scaled.mpp,
+        stain=plan.stain.method,
+        stain_fallback=plan.stain.fallback,
+        backend=slide.read_by,
+        identity=identity,
         again=functools.partial(read_planned, plan),
         why_unusable=functools.partial(why_unusable, plan, noun="window"),
         slide=slide,
@@ -368,20 +380,20 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
     # A store keeps no thumbnail: tissue is drawn in grey instead.
     thumbnail = np.where(mask[..., None], np.uint8(200), np.uint8(244)).repeat(3, axis=2)
     return WindowSource(
-        from_store(slide, grid, thresholds=thresholds),
-        grid,
-        slide.size,
-        slide.bounds,
-        slide.spacing,
-        thumbnail,
-        mask,
-        slide.column("pen_mask") if slide.has("pen_mask") else None,
-        PixelMap(*slide.facts["tissue"]["placement"]),
-        spec.mpp,
-        slide.facts["stain"]["method"],
-        slide.facts["stain"].get("fallback"),
-        "store",
-        identity_of(task),
+        batches=from_store(slide, grid, thresholds=thresholds),
+        grid=grid,
+        size=slide.size,
+        bounds=slide.bounds,
+        spacing=slide.spacing,
+        thumbnail=thumbnail,
+        mask=mask,
+        pen=slide.column("pen_mask") if slide.has("pen_mask") else None,
+        placement=PixelMap(*slide.facts["tissue"]["placement"]),
+        mpp=spec.mpp,
+        stain=slide.facts["stain"]["method"],
+        stain_fallback=slide.facts["stain"].get("fallback"),
+        backend="store",
+        identity=identity_of(task),
         again=functools.partial(read_stored, slide, grid, thresholds=thresholds),
         why_unusable=functools.partial(_why_stored, slide),
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,

@@ -210,7 +210,7 @@ def endless(
         The source yields nothing.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
-        batches = _forever(source, batch, seed, epoch, position)
+        batches = _forever(source, batch, seed=seed, epoch=epoch, position=position)
 
         def following() -> Batch:
             found = next(batches)

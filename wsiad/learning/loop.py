@@ -310,7 +310,11 @@ class Training:
             self._finish()
         stopping = self._stopping
         return TrainingResult(
-            ended_by, at.step, stopping.best_step, stopping.best_loss, self._seconds()
+            ended_by=ended_by,
+            steps=at.step,
+            best_step=stopping.best_step,
+            best_loss=stopping.best_loss,
+            seconds=self._seconds(),
         )
 
     def _batches(self) -> Generator[Batch, None, None]:
@@ -401,7 +405,13 @@ class Training:
         train_loss = self._context.averaged(at.loss_sum / at.loss_count) if at.loss_count else None
         at.loss_sum, at.loss_count = 0.0, 0
         rate = self._options.rate(max(at.step - 1, 0), limit=self._limit)
-        row = MetricsRow(at.step, round(self._seconds(), 3), rate, train_loss, stop_loss)
+        row = MetricsRow(
+            step=at.step,
+            seconds=round(self._seconds(), 3),
+            learning_rate=rate,
+            train_loss=train_loss,
+            stop_loss=stop_loss,
+        )
         if self._metrics:
             self._metrics.append(row)
         shown = (("loss", train_loss), ("held out", stop_loss))

@@ -300,7 +300,9 @@ def _loaded(
         of_head = {key: tensors.get(key, t) for key, t in of_head.items()}
     of_timm = backbone.startswith(_timm.PREFIX)
     remedy = f"Give weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
-    to = Fit(backbone, every, tuple(own), of_head, remedy, of_timm)
+    to = Fit(
+        name=backbone, whole=every, needed=tuple(own), head=of_head, remedy=remedy, of_timm=of_timm
+    )
     cut.load_state_dict({**own, **fitted(tensors, to)})
     return cut, left_off(tensors, to)
 

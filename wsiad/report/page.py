@@ -195,11 +195,14 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
         return [picture(caption, file, folder) for caption, file in pictures]
 
     return _Section(
-        slide,
-        picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
-        shown(slide.images),
-        picture(_OVERVIEW, slide.overview, folder) if slide.overview else None,
-        [_RegionCard(part.region, shown(part.images), shown(part.tiles)) for part in slide.regions],
+        slide=slide,
+        thumbnail=picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
+        pictures=shown(slide.images),
+        overview=picture(_OVERVIEW, slide.overview, folder) if slide.overview else None,
+        regions=[
+            _RegionCard(part.region, shown(part.images), shown(part.tiles))
+            for part in slide.regions
+        ],
     )
 
 

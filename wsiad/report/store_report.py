@@ -163,13 +163,13 @@ def write_store_report(folder: Path) -> Path:
 def _slide(row: TileRow, store: TileStore, words: list[str]) -> TiledSlide:
     overview = store.overview(row.slide)
     return TiledSlide(
-        row.slide,
-        row.status,
-        row.reason,
-        row.label,
-        row.tiles,
-        {word: getattr(row, f"unusable_{word}") for word in words},
-        row.missing,
-        row.tissue_share,
-        overview if row.slide in store and overview.exists() else None,
+        name=row.slide,
+        status=row.status,
+        reason=row.reason,
+        label=row.label,
+        tiles=row.tiles,
+        unusable={word: getattr(row, f"unusable_{word}") for word in words},
+        missing=row.missing,
+        tissue_share=row.tissue_share,
+        overview=overview if row.slide in store and overview.exists() else None,
     )

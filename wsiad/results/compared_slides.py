@@ -197,7 +197,9 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
             others[row.slide], reasons[row.slide] = row.status, row.reason
             continue
         slides.append(_slide(results.of(row), facts, score))
-    return ComparedFolder(path, facts, tuple(slides), others, reasons)
+    return ComparedFolder(
+        path=path, facts=facts, slides=tuple(slides), others=others, reasons=reasons
+    )
 
 
 def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) -> ComparedSlide:

@@ -171,7 +171,7 @@ def write_derived(
         upper = _upper(calibration)
         write_detections(detections, folder / DETECTIONS, median=calibration.median, upper=upper)
     if parts.regions:
-        _write_regions(folder, scored, findings, regions, slide)
+        _write_regions(folder, scored, findings=findings, regions=regions, slide=slide)
     for kind in formats:
         kind.write(folder, findings)
     lacking = evidence(folder, regions.kept) if parts.evidence else 0

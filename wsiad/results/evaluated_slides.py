@@ -150,15 +150,15 @@ def _slide(
         bounds = results.bounds()
     known = _unscored(slide, row, detections)
     return ScoredSlide(
-        slide,
-        detections,
-        "ok",
-        row.reason,
-        value,
-        known.size,
-        known.mpp,
-        results.folder / names.WINDOWS,
-        None if bounds is None else (bounds.x, bounds.y),
+        slide=slide,
+        detections=detections,
+        status="ok",
+        reason=row.reason,
+        score=value,
+        size=known.size,
+        mpp=known.mpp,
+        windows=results.folder / names.WINDOWS,
+        bounds=None if bounds is None else (bounds.x, bounds.y),
     )
 
 

@@ -101,7 +101,9 @@ def write_evidence(
     for number, (at, region, pixels) in enumerate(zip(chosen, shown, again, strict=True), 1):
         entry = _entry(number, int(at), region, windows, mpp=source.mpp)
         stem = f"{EVIDENCE_PICTURES}/{number:03d}"
-        found.append(entry | _pictures(folder, stem, explainer, pixels, options))
+        found.append(
+            entry | _pictures(folder, stem, explainer=explainer, pixels=pixels, options=options)
+        )
     write_json(folder / EVIDENCE, {"format": _FORMAT, "regions": found})
 
 
@@ -221,7 +223,9 @@ def _pictures(
     detector = explainer.detector
     names: dict[str, Any] = {
         "tile": _write(folder, f"{stem}.jpg", jpeg(pixels, quality=_QUALITY)),
-        "nearest": _nearest(folder, stem, explainer, pixels, options.evidence_neighbours),
+        "nearest": _nearest(
+            folder, stem, explainer=explainer, pixels=pixels, count=options.evidence_neighbours
+        ),
         "reconstruction": None,
         "difference": None,
     }

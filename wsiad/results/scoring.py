@@ -146,7 +146,7 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         if there is not None:
             written = functools.partial(_evidence, task, explainer, source)
             return _derive_again(task, calibration, *there, evidence=written, slide=slide)
-        return _score(task, calibration, explainer, source, start)
+        return _score(task, calibration, explainer=explainer, source=source, start=start)
 
 
 def _none(folder: Path, regions: Sequence[Region]) -> int:
@@ -160,7 +160,14 @@ def _evidence(
     """Return what writes the evidence of regions, by the detector and the slide's pixels."""
 
     def write(folder: Path, regions: Sequence[Region]) -> int:
-        write_evidence(folder, explainer, regions, scored.windows, source, options=task.options)
+        write_evidence(
+            folder,
+            explainer,
+            regions=regions,
+            windows=scored.windows,
+            source=source,
+            options=task.options,
+        )
         return 0
 
     return write
@@ -202,7 +209,9 @@ def _score(
     if source.slide:
         source.slide.forget()  # the pictures of a large slide take as much
     with atomic_folder(task.folder) as folder:
-        geometry, written = write_scored(folder, task, calibration, source, scored)
+        geometry, written = write_scored(
+            folder, task, calibration=calibration, source=source, scored=scored
+        )
         figures: dict[str, Any] = {}
         if written:
             figures = write_derived(

@@ -118,7 +118,13 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         *text.alarm_table(alarms),
         *(f"WARNING: {one}" for one in warnings),
     ]
-    return SignificanceResult(tuple(rows), tuple(alarms), tuple(warnings), report, "\n".join(lines))
+    return SignificanceResult(
+        rows=tuple(rows),
+        false_alarms=tuple(alarms),
+        warnings=tuple(warnings),
+        report=report,
+        summary="\n".join(lines),
+    )
 
 
 def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

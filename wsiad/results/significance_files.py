@@ -96,14 +96,14 @@ def rows_of(
     adjusted = benjamini_hochberg(np.array([p for _, p, _ in judged]))
     return [
         SignificanceRow(
-            slide.name,
-            slide.label,
-            slide.score,
-            p,
-            q,
-            slide.n_regions,
-            int(regions.significant.sum()),
-            float(regions.p_family_wise.min()) if len(regions.p) else None,
+            slide=slide.name,
+            label=slide.label,
+            score=slide.score,
+            p_slide=p,
+            q_slide=q,
+            regions=slide.n_regions,
+            significant_regions=int(regions.significant.sum()),
+            p_family_wise=float(regions.p_family_wise.min()) if len(regions.p) else None,
         )
         for (slide, p, regions), q in zip(judged, adjusted.tolist(), strict=True)
     ]

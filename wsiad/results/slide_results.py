@@ -207,12 +207,12 @@ class SlideResults:
                 f"has no {names.PLACEMENT}", subject=str(self.folder), remedy=SCORE_AGAIN
             )
         return Heatmap(
-            self.name,
-            scores,
-            self._pixel_map(Size(scores.shape[1], scores.shape[0]), placement),
-            Size(placement.slide_size.width, placement.slide_size.height),
-            placement.bounds.box(),
-            Spacing(Mpp(placement.level0_um_per_px.x), Mpp(placement.level0_um_per_px.y)),
+            slide=self.name,
+            scores=scores,
+            placement=self._pixel_map(Size(scores.shape[1], scores.shape[0]), placement),
+            slide_size=Size(placement.slide_size.width, placement.slide_size.height),
+            bounds=placement.bounds.box(),
+            spacing=Spacing(Mpp(placement.level0_um_per_px.x), Mpp(placement.level0_um_per_px.y)),
         )
 
     def _pixel_map(self, size: Size, placement: HeatmapPlacement) -> PixelMap:

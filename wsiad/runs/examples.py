@@ -183,13 +183,13 @@ class HealthyExamples:
         ends = found["picture_end"].tolist()
         data = found["picture"].tobytes()
         return cls(
-            tuple(about.slides[place] for place in found["slide"].tolist()),
-            found["position"],
-            tuple(data[first:end] for first, end in zip([0, *ends], ends, strict=False)),
-            found["embedding"],
-            about.size_px,
-            about.mpp,
-            about.difference,
+            slides=tuple(about.slides[place] for place in found["slide"].tolist()),
+            positions=found["position"],
+            pictures=tuple(data[first:end] for first, end in zip([0, *ends], ends, strict=False)),
+            embedding=found["embedding"],
+            size=about.size_px,
+            mpp=about.mpp,
+            difference=about.difference,
         )
 
 
@@ -290,13 +290,13 @@ def choose_examples(
             remedy="Fit it again; for a trained method with a smaller learning_rate.",
         )
     return HealthyExamples(
-        tuple(names),
-        np.concatenate(positions),
-        tuple(pictures),
-        embedding,
-        detector.spec.size,
-        detector.spec.mpp,
-        _differences(detector, held_out, seed=seed),
+        slides=tuple(names),
+        positions=np.concatenate(positions),
+        pictures=tuple(pictures),
+        embedding=embedding,
+        size=detector.spec.size,
+        mpp=detector.spec.mpp,
+        difference=_differences(detector, held_out, seed=seed),
     )
 
 

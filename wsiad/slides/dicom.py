@@ -214,7 +214,17 @@ def _level(path: Path) -> TiledLevel:
             raise DirectReadError("another number of frames than its size needs")
         offsets, counts = _frames(file, columns * rows)
     space = "RGB" if head.PhotometricInterpretation == "RGB" else "YCBCR"
-    return TiledLevel(size, tile, columns, rows, offsets, counts, None, space, codec)
+    return TiledLevel(
+        size=size,
+        tile=tile,
+        columns=columns,
+        rows=rows,
+        offsets=offsets,
+        counts=counts,
+        tables=None,
+        colour_space=space,
+        codec=codec,
+    )
 
 
 def _frames(file: BinaryIO, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -295,5 +295,13 @@ def _from_row(row: ManifestRow, root: Path) -> _Found:
             problem = problem or f"its folder holds {len(slides)} slides, not one: name a file"
     elif not problem and path.is_symlink() and not path.exists():
         problem = f"is a link to {path.readlink()}, which is not there"
-    slide = SlideInput(name, path, row.mpp, row.label, row.split, row.extra, problem)
+    slide = SlideInput(
+        name=name,
+        path=path,
+        mpp=row.mpp,
+        label=row.label,
+        split=row.split,
+        extra=row.extra,
+        problem=problem,
+    )
     return _Found(slide, row.where, _FROM_MANIFEST, root, named=bool(row.name))

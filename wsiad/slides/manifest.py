@@ -95,7 +95,9 @@ def read_manifest(path: Path) -> list[ManifestRow]:
                 hold_labels.add(cell)
     _tell_unknown(path, [cell for cell in unknown.values() if cell], hold_labels)
     columns[SLIDE] = slide_at
-    return [_row(row, path, columns, unknown, len(header)) for row in rows[1:]]
+    return [
+        _row(row, path, columns=columns, unknown=unknown, width=len(header)) for row in rows[1:]
+    ]
 
 
 def _tell_unknown(path: Path, unknown: list[str], hold_labels: set[str]) -> None:
@@ -162,11 +164,11 @@ def _row(
             )
         label = kind
     return ManifestRow(
-        where,
-        path.parent / text,
-        said(NAME),
-        mpp,
-        label,
-        said(SPLIT).lower(),
-        {cell: row.cells[at] for at, cell in unknown.items()},
+        where=where,
+        path=path.parent / text,
+        name=said(NAME),
+        mpp=mpp,
+        label=label,
+        split=said(SPLIT).lower(),
+        extra={cell: row.cells[at] for at, cell in unknown.items()},
     )

@@ -129,7 +129,7 @@ class OpenSlideBackend(Slide):
         if x < 0 or y < 0:
             return self._read_before(level, x, y, size)
         if self._inspector is not None:
-            self._inspect(self._inspector, level, x, y, size)
+            self._inspect(self._inspector, level, x=x, y=y, size=size)
         ratio = self._reported[level]
         at = (round(x * ratio), round(y * ratio))
         try:
@@ -165,13 +165,13 @@ class OpenSlideBackend(Slide):
             inspector.check(level, x, y, size)
         except DamagedTileError as error:
             if not inspector.doubt(level, x, y, size):
-                raise self.damage(level, x, y, size, error.problem) from error
+                raise self.damage(level, x, y=y, size=size, problem=error.problem) from error
             self.check_unchanged()
             self._reopen()
             try:
                 inspector.check(level, x, y, size)
             except DamagedTileError as still:
-                raise self.damage(level, x, y, size, still.problem) from still
+                raise self.damage(level, x, y=y, size=size, problem=still.problem) from still
         except OSError as error:
             self.check_unchanged()  # it may be gone
             raise SlideReadError(
@@ -233,7 +233,7 @@ class OpenSlideBackend(Slide):
         except openslide.OpenSlideError as error:
             self.check_unchanged()
             self._reopen()
-            raise self.damage(level, x, y, size, str(error)) from error
+            raise self.damage(level, x, y=y, size=size, problem=str(error)) from error
 
     def _reopen(self) -> None:
         self._handle.close()

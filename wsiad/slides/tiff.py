@@ -210,7 +210,9 @@ class JpegTiffBackend(Slide):
             size = Size(min(most, size.width), min(most, size.height))
         region = self._reference.read_level(level, x, y, size)
         if region.valid is not None:
-            raise self._reference.damage(level, x, y, size, "OpenSlide has no pixels there")
+            raise self._reference.damage(
+                level, x, y=y, size=size, problem="OpenSlide has no pixels there"
+            )
         return region.rgb
 
     def _place(self, level: int, row: int, column: int) -> tuple[int, int, Size]:

@@ -211,7 +211,17 @@ def _level(page: tifffile.TiffPage, size: Size, *, name: str, any_pixels: bool) 
     if not isinstance(tables, bytes | None):
         raise DirectReadError("the JPEG tables of a directory are no bytes")
     tile = Size(page.tilewidth, page.tilelength)
-    return TiledLevel(size, tile, columns, rows, offsets, counts, tables, colour_space, codec)
+    return TiledLevel(
+        size=size,
+        tile=tile,
+        columns=columns,
+        rows=rows,
+        offsets=offsets,
+        counts=counts,
+        tables=tables,
+        colour_space=colour_space,
+        codec=codec,
+    )
 
 
 def _coding(page: tifffile.TiffPage) -> tuple[str, str]:

@@ -85,7 +85,9 @@ def fit_stains(histogram: ColourHistogram, *, method: StainMethod = "vahadane") 
         flatness=flatness,
         angle_deg=stains.angle_deg if stains and not reason else None,
     )
-    return StainProfile(method, white, stains, lab, reason, quality)
+    return StainProfile(
+        method=method, white=white, stains=stains, lab=lab, fallback=reason, quality=quality
+    )
 
 
 def glass_colour(histogram: ColourHistogram) -> Triple:

@@ -368,7 +368,9 @@ def write_tiles(
             write_array(group, column, np.concatenate([part[column] for part in quality]))
         if any(names):
             write_array(group, "source_name", _padded(names))
-        facts = _facts(store, source, tile, tiles.count, stain, fingerprint)
+        facts = _facts(
+            store, source, tile=tile, count=tiles.count, stain=stain, fingerprint=fingerprint
+        )
         group.attrs.put({"wsiad": facts | {"compression": tiles.facts()}})
         return tiles.count
 

@@ -285,13 +285,15 @@ def _kept(group: zarr.Group, folder: Path) -> TileBlock:
     index = column("example_index")
     pictures = (column("example_before"), column("example_after")) if len(index) else ((), ())
     return TileBlock(
-        np.empty((0, 0, 0, 3), np.uint8),
-        column("rows"),
-        column("columns"),
-        column("coverage"),
-        {name: column(f"quality_{name}") for name in COLUMNS},
-        LeftOut(column("left_out_rows"), column("left_out_columns"), column("left_out_reasons")),
-        tuple(
+        pixels=np.empty((0, 0, 0, 3), np.uint8),
+        rows=column("rows"),
+        columns=column("columns"),
+        coverage=column("coverage"),
+        quality={name: column(f"quality_{name}") for name in COLUMNS},
+        left_out=LeftOut(
+            column("left_out_rows"), column("left_out_columns"), column("left_out_reasons")
+        ),
+        examples=tuple(
             Example(int(at), before, after)
             for at, before, after in zip(index, *pictures, strict=True)
         ),

@@ -118,11 +118,11 @@ class StoredSlide:
         """Grid of the tiles."""
         grid = self.facts["grid"]
         return Grid(
-            TilePx(grid["tile_px"]),
-            TilePx(grid["stride_px"]),
-            grid["columns"],
-            grid["rows"],
-            PixelMap(*grid["pixels"]),
+            tile=TilePx(grid["tile_px"]),
+            stride=TilePx(grid["stride_px"]),
+            columns=grid["columns"],
+            rows=grid["rows"],
+            pixels=PixelMap(*grid["pixels"]),
         )
 
     def tiles(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
@@ -311,7 +311,7 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
             subject=str(store),
             remedy=f"Delete {folder} and tile the slide again.",
         )
-    return StoredSlide(name, group, facts, folder, reader)
+    return StoredSlide(name=name, group=group, facts=facts, folder=folder, reader=reader)
 
 
 def _fault(name: str, values: npt.NDArray[Any]) -> str:

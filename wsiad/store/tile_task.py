@@ -315,7 +315,9 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
         target = StainProfile.from_dict(task.target)
         plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
         pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
-        parts = SlideParts(store, plan, pieces, whole, coordinates)
+        parts = SlideParts(
+            store=store, plan=plan, parts=pieces, fingerprint=whole, coordinates=coordinates
+        )
         if len(pieces) == 1:
             write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
         elif task.part is not None:

@@ -128,7 +128,7 @@ def write_rest(
     if plan.tissue.damaged is not None:
         write_array(group, "damaged_mask", plan.tissue.damaged)
     count, missing = len(reasons), left_out.count(Reason.MISSING) + plan.outside
-    facts = _facts(plan, store, fingerprint, count, missing)
+    facts = _facts(plan, store, fingerprint=fingerprint, count=count, missing=missing)
     facts["compression"] = compression
     if (damaged := left_out.count(Reason.DAMAGED)) or plan.tissue.damaged is not None:
         facts["damaged"] = {"tiles": damaged, "share": plan.tissue.damaged_share}
@@ -144,7 +144,11 @@ def write_rest(
     check_unchanged(slide, fingerprint)
     # Before the group is there: a slide that is whole has its overview.
     with atomic_file(store.overview(slide.name)) as partial:
-        partial.write_bytes(overview_jpeg(_overview(plan, columns, reasons, left_out, blocks)))
+        partial.write_bytes(
+            overview_jpeg(
+                _overview(plan, columns, reasons=reasons, left_out=left_out, parts=blocks)
+            )
+        )
 
 
 def _status_without_tiles(plan: SlidePlan, left_out: LeftOut) -> dict[str, Any]:
@@ -188,19 +192,19 @@ def _overview(
     lattice, failed = columns["lattice"], reasons != Reason.USABLE
     boxes = plan.grid.boxes(lattice[:, 0], lattice[:, 1])
     return Overview(
-        plan.scaled.slide.name,
-        plan.tissue.thumbnail,
-        plan.tissue.mask,
-        plan.tissue.pen,
-        plan.tissue.placement,
-        plan.scaled.slide.spacing,
-        plan.scaled.mpp,
-        boxes[~failed],
-        np.concatenate([boxes[failed], plan.grid.boxes(left_out.rows, left_out.columns)]),
-        np.concatenate([reasons[failed], left_out.reasons]),
-        [example for part in parts for example in part.examples],
-        plan.stain.method,
-        plan.stain.fallback,
+        slide=plan.scaled.slide.name,
+        thumbnail=plan.tissue.thumbnail,
+        mask=plan.tissue.mask,
+        pen=plan.tissue.pen,
+        placement=plan.tissue.placement,
+        spacing=plan.scaled.slide.spacing,
+        mpp=plan.scaled.mpp,
+        boxes=boxes[~failed],
+        left_out=np.concatenate([boxes[failed], plan.grid.boxes(left_out.rows, left_out.columns)]),
+        reasons=np.concatenate([reasons[failed], left_out.reasons]),
+        examples=[example for part in parts for example in part.examples],
+        stain=plan.stain.method,
+        fallback=plan.stain.fallback,
         damaged=plan.tissue.damaged,
     )
 

@@ -73,7 +73,9 @@ def draw(
     for y in range(0, height, _BLOCK_PX):
         for x in range(0, width, _BLOCK_PX):
             part = image[y : y + _BLOCK_PX, x : x + _BLOCK_PX]
-            part[:] = _block(canvas, nuclei, stains, x, y, part.shape[1], part.shape[0])
+            part[:] = _block(
+                canvas, nuclei, stains=stains, x=x, y=y, width=part.shape[1], height=part.shape[0]
+            )
     return image
 
 

@@ -118,7 +118,7 @@ def make_slides(
             for number in range(1, count + 1):
                 rng = np.random.default_rng([seed, int(kind == "tumor"), number])
                 path = out / f"{kind}_{number:03d}.tif"
-                made.append(_make_slide(path, kind == "tumor", size_px, mpp, rng))
+                made.append(_make_slide(path, kind == "tumor", size_px=size_px, mpp=mpp, rng=rng))
                 bar.update()
     rows = [(s.path.stem, "tumor" if s.annotations else "normal") for s in made]
     with atomic_file(out / "reference.csv") as partial, partial.open("w", newline="") as file:

@@ -80,7 +80,14 @@ def check_detector(
     """
     _check_class(cls)
     with tempfile.TemporaryDirectory() as folder:
-        made = _Made(cls, dict(options or {}), input_px, max_steps, weights, Path(folder))
+        made = _Made(
+            cls=cls,
+            options=dict(options or {}),
+            input_px=input_px,
+            max_steps=max_steps,
+            weights=weights,
+            root=Path(folder),
+        )
         _check_unfitted(made)
         detector = _check_fit(made)
         scores = _check_scores(detector, made.asked, tolerance)

@@ -62,12 +62,12 @@ def _findings(slide: str = "slide", *, scored: int = 900) -> Findings:
     scores = np.where(np.arange(1200).reshape(30, 40) < scored, spots, np.nan).astype(np.float32)
     size = Size(1600, 1200)
     heatmap = Heatmap(
-        slide,
-        scores,
-        PixelMap(20.0, 10.0, 32.5, 32.5),
-        size,
-        Box(16.0, 8.0, 1500.0, 1100.0),
-        Spacing(Mpp(0.5), Mpp(0.5)),
+        slide=slide,
+        scores=scores,
+        placement=PixelMap(20.0, 10.0, 32.5, 32.5),
+        slide_size=size,
+        bounds=Box(16.0, 8.0, 1500.0, 1100.0),
+        spacing=Spacing(Mpp(0.5), Mpp(0.5)),
     )
     return _found(heatmap, _THRESHOLD)
 

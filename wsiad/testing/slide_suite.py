@@ -121,15 +121,15 @@ def _check_reads(slide: Slide, level: int) -> None:
     edge = min(_WINDOW, size.width, size.height)
     odd = max(1, edge // 3 | 1)
     for x, y in _corners(size, edge):
-        whole = _read(slide, level, x, y, Size(edge, edge))
-        again = _read(slide, level, x, y, Size(edge, edge))
+        whole = _read(slide, level, x=x, y=y, size=Size(edge, edge))
+        again = _read(slide, level, x=x, y=y, size=Size(edge, edge))
         _check_same(again, whole, f"level {level} at {x}, {y}, read twice", exact=True)
         rest = edge - odd
         parts = [(0, 0, odd, odd)]
         if rest:
             parts += [(odd, 0, rest, edge), (0, odd, odd, rest)]
         for left, top, width, height in parts:
-            part = _read(slide, level, x + left, y + top, Size(width, height))
+            part = _read(slide, level, x=x + left, y=y + top, size=Size(width, height))
             expected = _part(whole, slice(top, top + height), slice(left, left + width))
             what = f"level {level} at {x + left}, {y + top}, read in parts"
             _check_same(part, expected, what, exact=slide.reads_tiles)
@@ -138,7 +138,7 @@ def _check_reads(slide: Slide, level: int) -> None:
             out = np.zeros((len(corners), odd, odd, 3), np.uint8)
             valid = slide.read_tiles(level, corners.astype(np.int64), out)
             for (left, top), tile, is_whole in zip(corners.tolist(), out, valid, strict=True):
-                one = _read(slide, level, left, top, Size(odd, odd))
+                one = _read(slide, level, x=left, y=top, size=Size(odd, odd))
                 assert bool(is_whole) == bool(_valid(one).all()), (
                     f"level {level} at {left}, {top}: read_tiles and read_level disagree on "
                     "whether all pixels are valid"
@@ -155,15 +155,15 @@ def _check_edges(slide: Slide, level: int) -> None:
     edge = min(64, size.width, size.height)
     last = (size.width - edge, size.height - edge)
     for x, y, dx, dy in ((0, 0, out, out), (*last, 0, 0)):
-        inside = _read(slide, level, x, y, Size(edge, edge))
-        beyond = _read(slide, level, x - dx, y - dy, Size(edge + out, edge + out))
+        inside = _read(slide, level, x=x, y=y, size=Size(edge, edge))
+        beyond = _read(slide, level, x=x - dx, y=y - dy, size=Size(edge + out, edge + out))
         within = (slice(dy, dy + edge), slice(dx, dx + edge))
         what = f"level {level} at {x - dx}, {y - dy}, over the edge"
         _check_same(_part(beyond, *within), inside, what, exact=slide.reads_tiles)
         outside = _valid(beyond).copy()
         outside[within] = False
         assert not outside.any(), f"{what}: pixels beyond the level are valid"
-    far = _read(slide, level, size.width + 5, size.height + 5, Size(8, 8))
+    far = _read(slide, level, x=size.width + 5, y=size.height + 5, size=Size(8, 8))
     assert not _valid(far).any(), f"level {level}: pixels beyond the level are valid"
 
 
@@ -198,7 +198,7 @@ def _means(
     """Return the mean colour of equal areas of a rectangle; NaN where one is not wholly valid."""
     x, y, width, height = box
     left, top = round(x), round(y)
-    region = _read(slide, level, left, top, Size(round(width), round(height)))
+    region = _read(slide, level, x=left, y=top, size=Size(round(width), round(height)))
     valid = _valid(region)
     rows = np.linspace(0, valid.shape[0], _CELLS + 1).round().astype(int)
     columns = np.linspace(0, valid.shape[1], _CELLS + 1).round().astype(int)

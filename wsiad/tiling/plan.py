@@ -223,17 +223,17 @@ def plan_slide(
         share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
     stain = estimate_stains(scaled, tissue, options.stain)
     return SlidePlan(
-        scaled,
-        tissue,
-        grid,
-        rows,
-        columns,
-        share,
-        stain,
-        ColourTable.between(stain, target),
-        outside,
-        options.quality,
-        None if coordinates else options.min_coverage,
+        scaled=scaled,
+        tissue=tissue,
+        grid=grid,
+        rows=rows,
+        columns=columns,
+        coverage=share,
+        stain=stain,
+        table=ColourTable.between(stain, target),
+        outside=outside,
+        quality=options.quality,
+        min_coverage=None if coordinates else options.min_coverage,
     )
 
 
@@ -292,7 +292,13 @@ def estimate_stains(scaled: ScaledSlide, tissue: TissueMask, options: StainOptio
             # Outside of the mask, colours only tell the colour of the slide's glass.
             overview = tissue.thumbnail[::4, ::4]
             histogram.add(overview, np.zeros(overview.shape[:2], bool))
-            _sample(histogram, scaled, tissue, edge, max(1, options.sample_px // edge**2))
+            _sample(
+                histogram,
+                scaled,
+                tissue=tissue,
+                edge=edge,
+                count=max(1, options.sample_px // edge**2),
+            )
     return fit_stains(histogram, method=options.method)
 
 

@@ -128,7 +128,7 @@ def stream(
     for chosen in blocks(plan):
         part = slice(max(0, first - at), max(0, stop - at))
         if len(chosen[part]):
-            yield _read_block(plan, chosen, part, quality, guard, wanted)
+            yield _read_block(plan, chosen, part=part, quality=quality, guard=guard, wanted=wanted)
         at += len(chosen)
 
 
@@ -233,12 +233,12 @@ def _read_block(
         pixels, chosen = pixels[good], chosen[good]
         measured = {name: values[good] for name, values in measured.items()}
     block = TileBlock(
-        pixels,
-        plan.rows[chosen],
-        plan.columns[chosen],
-        plan.coverage[chosen],
-        measured if quality else {},
-        left_out,
+        pixels=pixels,
+        rows=plan.rows[chosen],
+        columns=plan.columns[chosen],
+        coverage=plan.coverage[chosen],
+        quality=measured if quality else {},
+        left_out=left_out,
     )
     if region is None:
         return _normalised(plan, block, chosen, wanted)

@@ -81,7 +81,9 @@ def find_ink(rgb: RGB, saturation: npt.NDArray[np.float32], coloured: Mask, *, m
         reach = 8
         part = np.s_[max(0, y - reach) : y + height + reach, max(0, x - reach) : x + width + reach]
         mark = np.asarray(labels)[part] == label
-        found[part] |= _ink_of(mark, even[part], dark[part], stained[part], rgb[part])
+        found[part] |= _ink_of(
+            mark, even[part], dark=dark[part], stained=stained[part], rgb=rgb[part]
+        )
     return found
 
 

@@ -131,7 +131,7 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
                 rgb[window] = np.where(valid[window][..., None], region.rgb, 255)
             if valid[window].all():
                 continue
-            hidden = _read_finer(scaled, left, top, rgb[window], valid[window])
+            hidden = _read_finer(scaled, left, top=top, rgb=rgb[window], valid=valid[window])
             if damaged is not None:
                 damaged[window] = hidden
     found = segment(rgb, valid, mpp=mpp, options=options)
@@ -142,15 +142,15 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
             rgb, valid, found.pen, threshold=found.threshold, mpp=mpp, options=options
         )
     return TissueMask(
-        found.mask,
-        rgb,
-        scaled.pixels,
-        found.threshold,
-        found.pen_share,
-        pen,
-        unseen,
-        damaged if damaged is not None and damaged.any() else None,
-        _missing_share(slide, valid, damaged),
+        mask=found.mask,
+        thumbnail=rgb,
+        placement=scaled.pixels,
+        threshold=found.threshold,
+        pen_share=found.pen_share,
+        pen=pen,
+        unseen=unseen,
+        damaged=damaged if damaged is not None and damaged.any() else None,
+        missing_share=_missing_share(slide, valid, damaged),
     )
 
 

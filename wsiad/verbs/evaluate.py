@@ -140,12 +140,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     said = conditions_of(config, slides)
     more_said = [line for line in said if line not in unmarked]
     result = EvaluationResult(
-        figures,
-        out / names.EVALUATION,
-        out / names.LESION_TABLE,
-        out / names.ROC,
-        out / names.FROC,
-        "\n".join([*first, *_summary(figures, more, more_said, out / names.EVALUATION)]),
+        figures=figures,
+        report=out / names.EVALUATION,
+        lesions=out / names.LESION_TABLE,
+        roc_plot=out / names.ROC,
+        froc_plot=out / names.FROC,
+        summary="\n".join([*first, *_summary(figures, more, more_said, out / names.EVALUATION)]),
     )
     plot_roc(
         result.roc_plot,

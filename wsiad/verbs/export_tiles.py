@@ -110,7 +110,13 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
         write_text(config.out / TABLE, table_text(COLUMNS, table))
     what = "tiles" if config.format in ("png", "jpeg") else "coordinates of tiles"
     summary = f"{config.out}: {tiles} {what} of {len(exported)} slides as {config.format}"
-    return ExportTilesResult(config.out, tuple(exported), tuple(failed), tuple(unusable), summary)
+    return ExportTilesResult(
+        out=config.out,
+        slides=tuple(exported),
+        failed=tuple(failed),
+        unusable=tuple(unusable),
+        summary=summary,
+    )
 
 
 def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> list[TileFile]:

@@ -137,7 +137,14 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             "slides_not_used": skipped,
             "tiles_not_used": unusable,
         }
-        _write(config, options, network, result, used, seconds=time.monotonic() - start)
+        _write(
+            config,
+            options,
+            network=network,
+            result=result,
+            used=used,
+            seconds=time.monotonic() - start,
+        )
         unseen = "".join(
             f"{line}\n" for line in unseen_lines(unseen_slides(store), str(config.store))
         )

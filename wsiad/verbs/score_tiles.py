@@ -148,9 +148,15 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     write_json(config.out / EVALUATION, facts)
     write_config(config.out / CONFIG, config)
     said = unseen_lines(unseen, str(config.store))
-    summary = "\n".join([*said, _summary(config, groups, area, independent, types)])
+    summary = "\n".join(
+        [*said, _summary(config, groups, area=area, independent=independent, types=types)]
+    )
     return ScoreTilesResult(
-        config.out / SCORES, config.out / EVALUATION, tuple(groups), area, summary
+        scores=config.out / SCORES,
+        evaluation=config.out / EVALUATION,
+        groups=tuple(groups),
+        tile_auroc=area,
+        summary=summary,
     )
 
 

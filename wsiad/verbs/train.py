@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> TrainResult:
     ) as complete:
         if complete:
             return _already_done(config)
-        return _made(config, chosen, anomalies, device, start)
+        return _made(config, chosen, anomalies=anomalies, device=device, start=start)
 
 
 def _made(
@@ -187,7 +187,13 @@ def _made(
     summary = "\n".join(
         [
             *unseen_lines(unseen_slides(store), str(config.store)),
-            _summary(config, detector, report, calibration, notes.get("anomalies")),
+            _summary(
+                config,
+                detector,
+                report=report,
+                calibration=calibration,
+                anomalies=notes.get("anomalies"),
+            ),
         ]
     )
     return TrainResult(config.out, report.ended_by, report.steps, summary)

@@ -160,7 +160,9 @@ def tune(config: TuneConfig) -> TuneResult:
         }
         write_json(config.out / RECORD, record)
     summary = search_summary(config, trials, tiles)
-    return TuneResult(config.out, tuple(trials), found, tiles.warnings, summary)
+    return TuneResult(
+        out=config.out, trials=tuple(trials), best=found, warnings=tiles.warnings, summary=summary
+    )
 
 
 def _at_once(config: TuneConfig) -> int:
