@@ -40,6 +40,7 @@ from wsiad.learning.detector import (
     TileSource,
     turned,
 )
+from wsiad.learning.training_options import LearningRate
 from wsiad.networks.weights import SHIPPED
 
 _BATCH = 64
@@ -282,8 +283,7 @@ class HeadOptions(LabelledOptions):
     """Optimiser steps; the run's ``--max-steps`` may set a smaller bound."""
     batch: Annotated[int, pydantic.Field(ge=2)] = 64
     """Vectors a step, half of them anomalous."""
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-    """Learning rate of Adam."""
+    learning_rate: LearningRate = 1e-4
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
     """Decoupled weight decay of Adam."""
 

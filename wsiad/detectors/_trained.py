@@ -35,7 +35,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.loop import Training, TrainingResult
 from wsiad.learning.step import Loss
-from wsiad.learning.training_options import LoopOptions
+from wsiad.learning.training_options import BatchSize, LoopOptions, ValInterval
 from wsiad.networks import features
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
@@ -203,10 +203,8 @@ class DistilledOptions(BackboneOptions, TrainedOptions):
     """Edge of the grid of places in a tile."""
     combine: Combine = "product"
     """How the distances of the layers at a place become one."""
-    batch: _Count = 32
-    """Tiles a step."""
-    val_interval: _Count = 200
-    """Steps between two looks at the held-out healthy tiles."""
+    batch: BatchSize = 32
+    val_interval: ValInterval = 200
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
 

@@ -36,6 +36,7 @@ from wsiad.learning.detector import (
     TileSource,
     turned,
 )
+from wsiad.learning.training_options import ValInterval
 from wsiad.networks.wide_resnet import WideResNet
 
 Values = npt.NDArray[np.float64]
@@ -240,8 +241,7 @@ class DeepGeoOptions(TrainedOptions):
     """Weight of the squared weights in the loss."""
     dirichlet_tiles: Annotated[int, pydantic.Field(ge=2)] = 500
     """The most healthy tiles that are shown in all transforms after the training."""
-    val_interval: _Count = 200
-    """Steps between two looks at the held-out healthy tiles."""
+    val_interval: ValInterval = 200
 
 
 class DeepGeo(TrainedDetector):

@@ -25,6 +25,7 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.learning.loop import TrainingResult
+from wsiad.learning.training_options import LearningRate, ValInterval
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,
@@ -52,16 +53,14 @@ class DeepSvddOptions(TrainedOptions):
     """Dimensions of the space of the ball."""
     centre_tiles: _Count = 2_048
     """The most healthy tiles whose mean output becomes the centre."""
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
-    """Learning rate of Adam."""
+    learning_rate: LearningRate = 1e-4
     weight_decay: _Decay = 5e-7
     """Weight of the squared weights in the loss."""
     pretrain_steps: Annotated[int, pydantic.Field(ge=0)] = 5_000
     """The most steps as the encoder of an autoencoder before; 0 for none."""
     pretrain_weight_decay: _Decay = 5e-4
     """Weight of the squared weights there."""
-    val_interval: _Count = 100
-    """Steps between two looks at the held-out healthy tiles."""
+    val_interval: ValInterval = 100
 
 
 class DeepSvdd(TrainedDetector):

@@ -34,6 +34,7 @@ from wsiad.learning.detector import (
     State,
     Tiles,
 )
+from wsiad.learning.training_options import MaxSteps, Schedule
 from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
@@ -123,8 +124,7 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     """Learning rate of AdamW for the backbone."""
     head_factor: Annotated[float, pydantic.Field(gt=0)] = 10.0
     """How many times larger it is for the linear layer."""
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
-    """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
+    lr_schedule: Schedule = "cosine"
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
     """Decoupled weight decay of AdamW."""
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.98
@@ -136,8 +136,7 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     exposures: Annotated[float, pydantic.Field(gt=0)] = 100.0
     """How often each anomalous tile is shown, on average: a training on few tiles ends early,
     before it knows them by heart. There are no held-out anomalies to stop by."""
-    max_steps: _Count = 5_000
-    """The most steps; the run's ``--max-steps`` may set a smaller bound."""
+    max_steps: MaxSteps = 5_000
     val_interval: _Count = 100
     """Steps between two looks at the held-out healthy tiles, which are for the log alone."""
     scale: Annotated[float, pydantic.Field(ge=1)] = 1.2

@@ -33,6 +33,7 @@ from wsiad.learning.adversarial_game import (
 from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import Recipe, Update, clip_and_step, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
+from wsiad.learning.training_options import ValInterval
 from wsiad.networks import vgg, weights
 from wsiad.networks.autoencoder import (
     Autoencoder,
@@ -273,8 +274,7 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     """Weight of the reconstruction against the critics; by default it follows the gradients."""
     balance_interval: _Count = 100
     """Steps between two measurements of the gradients for it."""
-    val_interval: _Count = 500
-    """Steps between two looks at the held-out healthy tiles."""
+    val_interval: ValInterval = 500
 
     @pydantic.model_validator(mode="after")
     def _enough_tiles(self) -> Self:

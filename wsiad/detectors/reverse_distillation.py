@@ -19,6 +19,7 @@ from wsiad.detectors._features import CODED, DefaultLayers
 from wsiad.detectors._trained import DistilledDetector, DistilledOptions
 from wsiad.learning.checkpoint import Recipe, adam
 from wsiad.learning.detector import DetectorOptions
+from wsiad.learning.training_options import BatchSize
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
 
@@ -208,8 +209,7 @@ class ReverseDistillationOptions(DistilledOptions):
     and ``layer3`` of a ResNet."""
     combine: Combine = "sum"
     """How the distances of the layers at a place become one."""
-    batch: Annotated[int, pydantic.Field(ge=1)] = 16
-    """Tiles a step."""
+    batch: BatchSize = 16
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
     """Learning rate of Adam, whose moments decay by 0.5 and 0.999."""
 

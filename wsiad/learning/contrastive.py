@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsiad.learning.batches import ViewOptions, random_views
 from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.learning.loop import Training
-from wsiad.learning.training_options import LoopOptions
+from wsiad.learning.training_options import LoopOptions, MaxSteps, Patience, Schedule
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, LAYERS
 
 
@@ -165,12 +165,9 @@ class ContrastiveOptions(LoopOptions):
     """`bfloat16` is faster on GPUs, and on CPUs with AMX."""
     batch: Annotated[int, pydantic.Field(ge=2)] = 256
     """Tiles a step; each is told apart from all others of its batch."""
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
-    """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
-    max_steps: Annotated[int, pydantic.Field(ge=1)] = 20_000
-    """The most steps; the run's ``--max-steps`` may set a smaller bound."""
-    patience: Annotated[int, pydantic.Field(ge=0)] = 10
-    """Stop when more than so many looks in a row brought no improvement."""
+    lr_schedule: Schedule = "cosine"
+    max_steps: MaxSteps = 20_000
+    patience: Patience = 10
 
 
 class ContrastiveLoss:

@@ -11,6 +11,32 @@ from wsiad.core.config import Config
 
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _Count = Annotated[int, pydantic.Field(ge=1)]
+
+BatchSize = Annotated[_Count, pydantic.Field(description="Tiles a step.")]
+LearningRate = Annotated[_Positive, pydantic.Field(description="Learning rate of Adam.")]
+Schedule = Annotated[
+    Literal["constant", "cosine"],
+    pydantic.Field(
+        description="``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."
+    ),
+]
+MaxSteps = Annotated[
+    _Count,
+    pydantic.Field(
+        description="The most steps; the run's ``--max-steps`` may set a smaller bound."
+    ),
+]
+ValInterval = Annotated[
+    _Count, pydantic.Field(description="Steps between two looks at the held-out healthy tiles.")
+]
+Patience = Annotated[
+    int,
+    pydantic.Field(
+        ge=0,
+        description="Stop when more than so many looks in a row brought no improvement.",
+    ),
+]
+
 _NOT_IDENTITY = frozenset({"max_steps", "checkpoint_seconds", "log_interval"})
 
 END_WORDS = {
@@ -25,24 +51,18 @@ END_WORDS = {
 class LoopOptions(Config):
     """How a network is trained."""
 
-    batch: _Count = 128
-    """Tiles a step."""
-    learning_rate: _Positive = 1e-3
-    """Learning rate of Adam."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."""
+    batch: BatchSize = 128
+    learning_rate: LearningRate = 1e-3
+    lr_schedule: Schedule = "constant"
     grad_clip: _Positive | None = None
     """Greatest norm of the gradient; larger ones are scaled down."""
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Validate and keep a running average of the weights with this decay a step."""
-    max_steps: _Count = 100_000
-    """The most steps; the run's ``--max-steps`` may set a smaller bound."""
-    val_interval: _Count = 1_000
-    """Steps between two looks at the held-out healthy tiles."""
+    max_steps: MaxSteps = 100_000
+    val_interval: ValInterval = 1_000
     val_tiles: _Count | None = 2_048
     """The most held-out tiles to look at (a fixed sample); ``null`` for all."""
-    patience: Annotated[int, pydantic.Field(ge=0)] = 3
-    """Stop when more than so many looks in a row brought no improvement."""
+    patience: Patience = 3
     min_delta: Annotated[float, pydantic.Field(ge=0)] = 1e-3
     """How much lower the held-out loss must be to count as an improvement."""
     checkpoint_seconds: _Positive = 300.0
