@@ -4,7 +4,7 @@ import errno
 import itertools
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import wsiad
 from support.builders import stained, write_tiff
 from support.stores import content
-from wsiad.compute.batch import Divided, Divisions, PartDone
+from wsiad.compute.batch import BatchTask, Divided, Divisions, PartDone
 from wsiad.core.errors import SlideReadError, StoreError
 from wsiad.core.files import fingerprint
 from wsiad.slides.opening import open_slide
@@ -305,28 +305,19 @@ def test_a_part_that_fails_fails_the_slide_once_and_others_are_kept(slide, tmp_p
     assert content(tmp_path / "store" / GROUPS) == content(tmp_path / "one" / GROUPS)
 
 
-@dataclass(frozen=True)
-class Task:
-    slide: SimpleNamespace
-    seconds: float = 0.0
-
-    def after(self, seconds):
-        return replace(self, seconds=seconds)
-
-
 def test_the_last_task_follows_when_all_parts_are_done():
-    a, b = (Task(SimpleNamespace(name=name)) for name in "ab")
+    a, b = (BatchTask(slide=SimpleNamespace(name=name)) for name in "ab")
     divisions = Divisions()
     assert divisions.more(a, Divided(("p", "q"), a, 1.0)) == ("p", "q")
-    assert divisions.more(b, Divided((), b, 0.5)) == [b.after(0.5)]
+    assert divisions.more(b, Divided((), b, 0.5)) == [replace(b, spent=0.5)]
     assert divisions.more(b, SlideRow("b", "ok")) == []
     assert divisions.more(a, PartDone("a", 2.0)) == []
-    assert divisions.more(a, PartDone("a", 4.0)) == [a.after(7.0)]
+    assert divisions.more(a, PartDone("a", 4.0)) == [replace(a, spent=7.0)]
     assert divisions.more(a, SlideRow("a", "ok")) == []
 
 
 def test_failures_of_parts_are_one_of_the_slide():
-    task, failed = Task(SimpleNamespace(name="a")), SlideRow("a", "failed")
+    task, failed = BatchTask(slide=SimpleNamespace(name="a")), SlideRow("a", "failed")
     divisions = Divisions()
     assert divisions.is_news(failed)
     assert divisions.is_news(failed)  # two slides of one name

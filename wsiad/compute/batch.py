@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wsiad.compute.compute_options import ComputeOptions, take_shard
 from wsiad.compute.tasks import run_tasks
@@ -33,19 +33,29 @@ from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, fai
 from wsiad.slides.staging import Staging, discard_staged
 
 
-class LastTaskLike(Protocol):
-    """The task that joins a slide, as a division knows it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTask:
+    """One slide to work on, as it travels to a worker; the task of a verb adds what that needs.
 
-    def after(self, seconds: float) -> Self:
-        """Return the same task, told how long others have worked on its slide."""
-        ...
+    Parameters
+    ----------
+    slide : SlideInput
+    staging : Staging, optional
+        Where the slide is copied to before it is read.
+    spent : float
+        Seconds that others have worked on it, where its work was divided.
+    """
+
+    slide: SlideInput
+    staging: Staging | None = None
+    spent: float = 0.0
 
 
-L = TypeVar("L", bound=LastTaskLike)
+T = TypeVar("T", bound=BatchTask)
 
 
 @dataclass(frozen=True, slots=True)
-class Divided(Generic[L]):
+class Divided(Generic[T]):
     """The result of a task that is too large: other tasks in its place.
 
     Parameters
@@ -58,8 +68,8 @@ class Divided(Generic[L]):
         Spent so far.
     """
 
-    parts: tuple[L, ...]
-    last: L
+    parts: tuple[T, ...]
+    last: T
     seconds: float
 
 
@@ -82,7 +92,7 @@ class PartDone:
 class _Open:
     """A slide of which parts are still to be done."""
 
-    last: LastTaskLike
+    last: BatchTask
     left: int
     seconds: float
     failed: bool = False
@@ -105,7 +115,7 @@ class Divisions:
         if isinstance(result, Divided):
             self._said[name] = False
             if not result.parts:
-                return [result.last.after(result.seconds)]
+                return [replace(result.last, spent=result.seconds)]
             self._open[name] = _Open(result.last, len(result.parts), result.seconds)
             return result.parts
         if (division := self._open.get(name)) is None:
@@ -118,7 +128,7 @@ class Divisions:
             )
             return []
         del self._open[name]
-        return [] if failed else [division.last.after(seconds)]
+        return [] if failed else [replace(division.last, spent=seconds)]
 
     def is_news(self, row: SlideRow) -> bool:
         """Whether no part of the same slide said before that the slide failed."""
@@ -175,16 +185,6 @@ _TABLE_SECONDS = 1.0
 """The least time between two writings of the table: on resumption slides take no time."""
 
 
-class SlideTaskLike(Protocol):
-    """A task as a batch knows it: by its slide."""
-
-    @property
-    def slide(self) -> SlideInput:
-        """Slide to work on."""
-        ...
-
-
-T = TypeVar("T", bound=SlideTaskLike)
 R = TypeVar("R", bound=SlideRow)
 
 
@@ -296,21 +296,9 @@ def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
     return ", ".join(parts)
 
 
-class StagedTaskLike(SlideTaskLike, Protocol):
-    """A task whose slide can be copied to a local disk first."""
-
-    @property
-    def staging(self) -> Staging | None:
-        """Where to, and which slide is the next."""
-        ...
-
-
-S = TypeVar("S", bound=StagedTaskLike)
-
-
 def with_staging(
-    tasks: Sequence[S], options: ComputeOptions, *, done: Callable[[S], bool]
-) -> list[S]:
+    tasks: Sequence[T], options: ComputeOptions, *, done: Callable[[T], bool]
+) -> list[T]:
     """Tell each task where to copy its slide to, and which slide to copy ahead meanwhile.
 
     Only where one process works on all in turn is it known which slide it reads next; it
@@ -321,7 +309,7 @@ def with_staging(
     following: Path | None = None
     staged = []
     for task in reversed(tasks):
-        staged.append(replace(task, staging=Staging(options.stage_dir, following)))  # type: ignore[type-var]
+        staged.append(replace(task, staging=Staging(options.stage_dir, following)))
         if options.in_turn and not task.slide.problem and not done(task):
             following = task.slide.path
     return staged[::-1]

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from wsiad.compute.batch import BatchTask
 from wsiad.core.config import Config
-from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SlideRow
-from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -142,15 +141,13 @@ class HeatmapRow(SlideRow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlideTask:
+class SlideTask(BatchTask):
     """One slide to score; a worker gets all that it needs with it.
 
     Parameters
     ----------
-    slide : SlideInput
-        The slide. Its path is that of the store where windows come from a store.
     from_store : bool
-        True where windows come from a store.
+        True where windows come from a store, whose path is then that of the slide.
     results, run : Path
         Folder of the results, and folder of the run.
     options : HeatmapOptions
@@ -167,13 +164,10 @@ class SlideTask:
         Maximum number of windows that are scored at a time.
     device : str
         Device on which windows are scored.
-    staging : Staging, optional
-        Place to which the slide is copied before it is read.
     override_mpp : bool
         True where the µm/px that the user states replaces that of the slide.
     """
 
-    slide: SlideInput
     from_store: bool
     results: Path
     run: Path
@@ -184,7 +178,6 @@ class SlideTask:
     derived: dict[str, Any]
     batch: int
     device: str
-    staging: Staging | None = None
     override_mpp: bool = False
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsiad.compute.batch import BatchTask
 from wsiad.core.config import build, differences
 from wsiad.core.errors import InputError, RunError, WsiadError
 from wsiad.core.files import read_json, write_json
@@ -34,12 +35,11 @@ _AGAIN = "Delete the slide's folder and run wsiad heatmap again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportTask:
+class ExportTask(BatchTask):
     """One slide whose results are derived anew, as it travels to a worker.
 
     Parameters
     ----------
-    slide : SlideInput
     results : Path
         Results folder.
     options : HeatmapOptions
@@ -52,7 +52,6 @@ class ExportTask:
         Row of the slide in the table.
     """
 
-    slide: SlideInput
     results: Path
     options: HeatmapOptions
     derived: dict[str, Any]

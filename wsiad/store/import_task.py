@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from wsiad.compute.batch import BatchTask
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
-from wsiad.slides.inputs import SlideInput
 from wsiad.store.tile_task import TileRow
 
 if TYPE_CHECKING:
@@ -26,13 +26,11 @@ Part = Literal["", "normal", "tumor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportTask:
-    """One group of tiles to import, as it travels to a worker.
+class ImportTask(BatchTask):
+    """One group of tiles to import, as it travels to a worker; its slide names group and source.
 
     Parameters
     ----------
-    slide : SlideInput
-        Name of the group, and the source.
     store : Path
     tile : int
         Edge of the tiles, pixels.
@@ -44,7 +42,6 @@ class ImportTask:
         Of the group, of an earlier call.
     """
 
-    slide: SlideInput
     store: Path
     tile: int
     labels: Path | None

@@ -9,14 +9,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from wsiad.compute.batch import Divided, PartDone
+from wsiad.compute.batch import BatchTask, Divided, PartDone
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.core.provenance import versions
-from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
@@ -32,7 +31,6 @@ from wsiad.slides.slide_table import (
     read_table,
     unusable,
 )
-from wsiad.slides.staging import Staging
 from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -140,12 +138,11 @@ def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TileTask:
+class TileTask(BatchTask):
     """One slide to tile, as it travels to a worker.
 
     Parameters
     ----------
-    slide : SlideInput
     store : Path
     preparation : Preparation
     target : dict
@@ -156,34 +153,23 @@ class TileTask:
         Folder of files that say where tiles lie.
     split_tiles : int, optional
         Slides of more tiles are tiled in parts of about so many.
-    staging : Staging, optional
-        Where the slide is copied to before it is read.
     part : Part, optional
         Only this part is to be tiled.
     join : bool
         All parts are there, and are to become the slide.
-    spent : float
-        Seconds that its parts took.
     override_mpp : bool
         The µm/px that the user states holds where the slide states another.
     """
 
-    slide: SlideInput
     store: Path
     preparation: Preparation
     target: dict[str, Any]
     earlier: TileRow | None
     coords: Path | None = None
     split_tiles: int | None = None
-    staging: Staging | None = None
     part: Part | None = None
     join: bool = False
-    spent: float = 0.0
     override_mpp: bool = False
-
-    def after(self, seconds: float) -> Self:
-        """Return the task with the time that its parts took."""
-        return replace(self, spent=seconds)
 
 
 def tile_one(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
