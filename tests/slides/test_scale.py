@@ -117,7 +117,7 @@ def test_a_contradiction_is_in_the_table_and_stays_there(tmp_path):
         assert "says 0.5 µm/px, the manifest 0.25; the slide is believed" in row.reason
     row = tiled(tmp_path, 0.25, override_mpp=True)
     assert row.status == "failed"
-    assert "in the store at 0.5 µm/px, and 0.25 is now to override" in row.reason
+    assert "in the store at 0.5 µm/px, but 0.25 should now replace" in row.reason
 
 
 def test_a_manifest_overrides_a_wrong_header_by_a_flag(tmp_path):

@@ -150,7 +150,7 @@ def test_labels_of_pcam_make_two_groups(tmp_path):
     for bad, message in (
         (write_h5(tmp_path / "two.h5", y=labels + 1), "other than 0 and 1"),
         (write_h5(tmp_path / "no.h5", z=labels), "no dataset `y`"),
-        (write_h5(tmp_path / "wide.h5", y=np.zeros((9, 2))), "not a number a tile"),
+        (write_h5(tmp_path / "wide.h5", y=np.zeros((9, 2))), "not one per tile"),
     ):
         with pytest.raises(InputError, match=message):
             load(source, tmp_path / "new", labels=bad)

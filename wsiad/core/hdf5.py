@@ -1,6 +1,6 @@
 """HDF5 files that other programs made: opened without a lock, and checked before they are read.
 
-Tiles in them as PatchCamelyon has them: ``x`` uint8 (N, S, S, 3), ``y`` 0 or 1.
+Files of tiles have PatchCamelyon's layout: ``x`` uint8 (N, S, S, 3), ``y`` 0 or 1.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _READ_BYTES = 32 * 2**20
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_LABELS = 100_000_000
 _MOST_EXPANSION = 1100
-"""Bytes that deflate can make of one at the most are 1032."""
+"""Limit of the expansion; deflate makes at most 1032 bytes out of one."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading, without a lock.
 
-    A lock cannot be had on many network and read-only file systems, and two readers
-    need none; so HDF5_USE_FILE_LOCKING need not be set.
+    Many network and read-only file systems do not support locks, and two readers need none.
+    HDF5_USE_FILE_LOCKING therefore need not be set.
 
     Raises
     ------
     InputError
-        It is not an HDF5 file, or a damaged one.
+        The file is not an HDF5 file, or is damaged.
     """
     try:
         return h5py.File(path, "r", locking=False)
@@ -47,12 +47,12 @@ def open_hdf5(path: Path) -> h5py.File:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say what is damaged where HDF5 finds a heap, tree or header that is not one.
+    """Report damage that HDF5 finds in its own structures as one kind of error.
 
     Raises
     ------
     InputError
-        In place of whatever h5py makes of that.
+        The file is damaged; this replaces whatever error h5py raises.
     """
     try:
         yield
@@ -66,14 +66,15 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def dataset(file: h5py.File, name: str, *, path: Path) -> h5py.Dataset:
-    """Return a dataset that lies in the file itself.
+    """Return a dataset whose data are in the file itself.
 
-    Links, external storage and virtual datasets may name any other file of this machine.
+    Links, external storage and virtual datasets could name any other file of this machine.
 
     Raises
     ------
     InputError
-        There is none, or its data lie elsewhere, or in chunks too large to read.
+        There is no such dataset, its data are in another file, or its chunks are too large to
+        read.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
@@ -85,7 +86,7 @@ def dataset(file: h5py.File, name: str, *, path: Path) -> h5py.Dataset:
         )
     found = file[name]
     if found.external or found.is_virtual:
-        raise InputError(f"the data of `{name}` lie in another file", subject=str(path))
+        raise InputError(f"the data of `{name}` are in another file", subject=str(path))
     most = max(1 << 20, _MOST_EXPANSION * path.stat().st_size)
     if math.prod(found.shape or ()) * found.dtype.itemsize > most:
         raise InputError(
@@ -108,7 +109,7 @@ class Hdf5Tiles:
     Raises
     ------
     InputError
-        It is not HDF5, or has no dataset ``x`` of square RGB tiles.
+        The file is not HDF5, or has no dataset ``x`` of square RGB tiles.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,16 +142,16 @@ class Hdf5Tiles:
         return int(self._x.shape[0])
 
     def tiles(self, chosen: npt.NDArray[np.bool_] | None = None) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield tiles in order, uint8 (tile, tile, 3); read in blocks of whole chunks.
+        """Yield tiles in order, uint8 (tile, tile, 3), read in blocks of complete chunks.
 
         Raises
         ------
         InputError
-            They cannot be decoded, or there are not as many as choices.
+            The tiles cannot be decoded, or their number differs from that of ``chosen``.
         """
         if chosen is not None and len(chosen) != len(self):
             raise InputError(
-                f"has {len(self)} tiles and {len(chosen)} labels", subject=str(self._path)
+                f"has {len(self)} tiles, but {len(chosen)} labels", subject=str(self._path)
             )
         chunk = self._x.chunks[0] if self._x.chunks else 1
         block = max(1, _READ_BYTES // (self.tile**2 * 3) // chunk) * chunk
@@ -175,24 +176,24 @@ def _images(file: h5py.File, path: Path) -> h5py.Dataset:
 
 
 def read_labels(path: Path) -> npt.NDArray[np.bool_]:
-    """Read ``y``, 0 or 1 for each tile in any shape such as PCam's (N, 1, 1, 1).
+    """Read ``y``, 0 or 1 for each tile, in a shape such as (N,) or PCam's (N, 1, 1, 1).
 
     Returns
     -------
     ndarray of bool, (N,)
-        Whether a tile shows tumour.
+        True where a tile shows tumour.
 
     Raises
     ------
     InputError
-        There is no such dataset, or it holds something else.
+        The dataset is missing, or holds something other than 0 and 1.
     """
     with reading(path), open_hdf5(path) as file:
         found = dataset(file, "y", path=path)
         shape = found.shape or (0,)
         if math.prod(shape) != shape[0] or shape[0] > _MAX_LABELS or found.dtype.kind not in "biuf":
             raise InputError(
-                f"its `y` is {found.dtype} {tuple(shape)}, not a number a tile", subject=str(path)
+                f"its `y` is {found.dtype} {tuple(shape)}, not one per tile", subject=str(path)
             )
         values: npt.NDArray[Any] = np.asarray(found[...]).reshape(-1)
     if not np.isin(values, (0, 1)).all():

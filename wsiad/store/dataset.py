@@ -1,23 +1,17 @@
-"""Tiles of a store as what a detector draws from (:class:`wsiad.learning.detector.TileSource`).
+"""Sources of tiles that detectors draw from (:class:`wsiad.learning.detector.TileSource`).
 
-Reading single tiles of a chunked, compressed store at random decodes a whole chunk for
-each. Here whole chunks are read: all of them once, where the tiles fit in memory, else
-through a shuffling buffer (:mod:`wsiad.store.dataset`).
+A source reads tiles of a store, or holds tiles in memory (:class:`ArrayTiles`: small data, tests
+and notebooks). Reading single tiles of a chunked, compressed store at random decodes a
+complete chunk for each. Complete chunks are read here instead: all of them once if the tiles
+fit in memory, otherwise through a shuffling buffer.
+
+The order of reading is arithmetic of indices, without a pixel. Chunks are visited in a random
+order. Each tile of visit v is given at the time v + u, with u uniform in [0, window): the
+tiles of a chunk spread over as many visits as fit in a buffer, chunks come and go one by one,
+and at most window + 1 of them are held at any time. The order is a pure function of the seed,
+the epoch and the share. Threads read the chunks that come next.
 
 Memory bound: ``buffer_bytes`` and one batch.
-
-Tiles in memory as a source of tiles: small data, tests and notebooks.
-
-In which order tiles are read and given: arithmetic of indices, without a pixel.
-
-Chunks are visited in a random order. Each tile of the visit with number v is given at the
-time v + u, with u uniform in [0, window): a chunk's tiles spread over as many visits as fit
-in a buffer, chunks come and go one by one, and no more than window + 1 of them are held at
-any time. All of it is a pure function of the seed, the epoch and the share.
-
-Tiles given in a shuffled order, while threads read the chunks that come next.
-
-Memory bound: the buffer that :func:`window_of` was asked for, and one batch.
 """
 
 from __future__ import annotations
@@ -47,7 +41,7 @@ class ArrayTiles:
     Raises
     ------
     InputError
-        The array is not of that shape or dtype, or holds no tile.
+        The array has another shape or dtype, or holds no tile.
     """
 
     def __init__(self, tiles: npt.NDArray[np.uint8]) -> None:
@@ -82,8 +76,8 @@ class ArrayTiles:
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
 
-        The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
-        one by coming round again.
+        The tiles left over at the end of an epoch are dropped. If there are fewer tiles than a
+        batch holds, they are repeated to fill one.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self._tiles))
         if len(order) < batch:
@@ -97,16 +91,16 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The wanted tiles of some slides, by the chunks that they lie in.
+    """The wanted tiles of some slides, grouped by the chunks that hold them.
 
     Parameters
     ----------
     slide, number : ndarray of int64, (C,)
         Index of each chunk's slide, and its number in the slide.
     first : ndarray of int64, (C + 1,)
-        Where the tiles of each chunk begin in ``offset``.
+        Index in ``offset`` of the first tile of each chunk, and its length at the end.
     offset : ndarray of int64, (T,)
-        Wanted tiles, counted from the first of their chunk.
+        Wanted tiles, counted from the first tile of their chunk.
     """
 
     slide: Indices
@@ -123,7 +117,7 @@ class Chunks:
         wanted : sequence of ndarray of int64
             Indices of the wanted tiles of each slide.
         sizes : sequence of int
-            Tiles a chunk, of each slide.
+            Number of tiles in a chunk, for each slide.
         """
         tiles = [np.unique(indices) for indices in wanted]
         slide = np.repeat(np.arange(len(tiles)), [len(indices) for indices in tiles])
@@ -141,19 +135,20 @@ class Chunks:
         return len(self.offset)
 
     def tiles_of(self, chunk: int) -> Indices:
-        """Wanted tiles of a chunk, counted from its first."""
+        """Return the wanted tiles of a chunk, counted from its first tile."""
         return self.offset[self.first[chunk] : self.first[chunk + 1]]
 
 
 @dataclass(frozen=True, slots=True)
 class Visits:
-    """Readings of chunks, each with the tiles that are taken of it.
+    """Readings of chunks, each with the tiles that are taken from it.
 
     Parameters
     ----------
     chunk : ndarray of int64, (V,)
+        Chunk that each visit reads.
     visit, offset : ndarray of int64, (T,)
-        Of each tile: the visit that reads it, and its place in the chunk.
+        For each tile, the visit that reads it and its position in the chunk.
     """
 
     chunk: Indices
@@ -162,17 +157,17 @@ class Visits:
 
 
 def every_tile(chunks: Chunks) -> Visits:
-    """Visit each chunk once, and take all its tiles."""
+    """Visit each chunk once and take all its wanted tiles."""
     visit = np.repeat(np.arange(len(chunks)), np.diff(chunks.first))
     return Visits(np.arange(len(chunks)), visit, chunks.offset)
 
 
 def fair_to_slides(chunks: Chunks, *, per_slide: int, seed: int, epoch: int) -> Visits:
-    """Take equally many tiles of each slide, whatever its size.
+    """Take equally many tiles from each slide, regardless of its size.
 
-    Of each slide there is an endless sequence of passes over its tiles, each in another
-    order of chunks; an epoch takes the next ``per_slide`` of it. Over the epochs, every
-    tile of a slide is therefore taken as often as the others, give or take one.
+    Each slide has an endless sequence of passes over its tiles, each in a different order of
+    chunks. An epoch takes the next ``per_slide`` tiles of this sequence. Over the epochs, every
+    tile of a slide is therefore taken equally often, give or take once.
     """
     parts: list[tuple[Indices, Indices, Indices]] = []
     count = 0
@@ -193,7 +188,7 @@ def fair_to_slides(chunks: Chunks, *, per_slide: int, seed: int, epoch: int) -> 
 
 
 def _turn(chunk: Indices, *, rng: np.random.Generator) -> Indices:
-    """Order of a slide's tiles in a pass: chunk by chunk, at random in both."""
+    """Return a random order of a slide's tiles: chunk by chunk, shuffled within each chunk."""
     rank = rng.permutation(int(chunk.max()) + 1)
     return np.lexsort((rng.random(len(chunk)), rank[chunk]))
 
@@ -207,10 +202,10 @@ class Order:
     chunk : ndarray of int64, (V,)
         Chunks in the order of reading.
     visit, offset : ndarray of int64, (T,)
-        Of each tile in the order of giving: which of the readings it comes from, and its
-        place in the chunk.
+        For each tile in the order of giving, the index of the reading that it comes from and
+        its position in the chunk.
     least : int
-        Tiles of the share that has fewest.
+        Number of tiles of the smallest share.
     """
 
     chunk: Indices
@@ -225,18 +220,19 @@ class Order:
 def shuffled(
     visits: Visits, *, window: int, seed: int, epoch: int, share: int = 0, shares: int = 1
 ) -> Order:
-    """Order a share of visits.
+    """Return the order of the tiles of a share of visits.
 
     Parameters
     ----------
     visits : Visits
     window : int
-        Over how many visits the tiles of one are spread; at most ``window + 1`` chunks
-        are held at a time.
+        Number of visits over which the tiles of one visit are spread. At most ``window + 1``
+        chunks are held at a time.
     seed, epoch : int
-        Name the order.
+        Numbers that decide the order.
     share, shares : int
-        Which of how many parts without overlap, as even as whole visits allow.
+        Index of this share and number of shares. Shares do not overlap, and are as even as
+        complete visits allow.
     """
     rng = np.random.default_rng([seed, epoch])
     place = rng.permutation(len(visits.chunk))
@@ -253,7 +249,7 @@ def shuffled(
 
 
 def _run_starts(*columns: Indices) -> Indices:
-    """Where a new combination of values begins."""
+    """Return the indices at which a new combination of values begins."""
     if not len(columns[0]):
         return np.empty(0, np.int64)
     changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
@@ -273,11 +269,11 @@ AHEAD = 4
 """Chunks that are read before they are needed."""
 
 THREADS = 2
-"""Decoding a tile takes about three times as long as copying it into a batch."""
+"""Threads that read chunks: decoding a tile takes about three times as long as copying it."""
 
 
 def window_of(buffer_bytes: int, chunk_bytes: int) -> int:
-    """How many visits a tile may wait, for the chunks held to fit in a buffer; at least 1."""
+    """Return the most visits that a tile can wait if the chunks held must fit in a buffer."""
     return max(1, buffer_bytes // chunk_bytes - 1 - AHEAD)
 
 
@@ -291,29 +287,29 @@ def batches(
     stop: int | None = None,
     threads: int = THREADS,
 ) -> Iterator[tuple[Tiles, slice]]:
-    """Yield tiles in their order, in batches of ``batch`` and a last one of what is left.
+    """Yield tiles in their order, in batches of ``batch`` and a last one with the rest.
 
     Parameters
     ----------
     order : Order
     read : callable
-        Reads a chunk; called by other threads.
+        Function that reads a chunk; it is called by other threads.
     chunk_shape : tuple of int
-        Tiles a chunk, and the shape of a tile.
+        Number of tiles in a chunk, and the shape of a tile.
     batch : int
-        Tiles a batch.
+        Number of tiles in a batch.
     start, stop : int
-        First tile to give, and the one before which to end; chunks of which nothing is
-        given are not read.
+        First tile to yield, and the end of the range (excluded). Chunks from which no tile is
+        yielded are not read.
     threads : int
-        That read chunks; decoding does not hold Python's lock.
+        Number of threads that read chunks; decoding does not hold Python's lock.
 
     Yields
     ------
     tiles : ndarray of uint8, (batch, S, S, 3)
-        Memory of its own.
+        Tiles in memory that is not used again.
     given : slice
-        Which tiles of the order they are.
+        Their range in the order.
     """
     stop = len(order) if stop is None else min(stop, len(order))
     left = np.bincount(order.visit[start:stop], minlength=len(order.chunk))
@@ -327,7 +323,7 @@ def batches(
 
 
 class _Held:
-    """The chunks that are held: read ahead, kept while tiles of them are to come."""
+    """Chunks in memory: read ahead, and kept until their last tile was given."""
 
     def __init__(
         self,
@@ -348,7 +344,7 @@ class _Held:
             self._request()
 
     def cancel(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         for _, future in self._coming:
             future.cancel()
 
@@ -364,7 +360,7 @@ class _Held:
         return memory
 
     def take(self, given: slice) -> Tiles:
-        """Return tiles of the order."""
+        """Return the tiles of a range of the order, uint8 (N, S, S, 3)."""
         visits = self._order.visit[given].tolist()
         offsets = self._order.offset[given].tolist()
         out = np.empty((len(visits), *self._shape[1:]), np.uint8)
@@ -388,14 +384,14 @@ def store_tiles(
     *,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> ArrayTiles | ChunkedTiles:
-    """Return tiles of stored slides as a source.
+    """Return tiles of stored slides as a source: in memory if they fit, otherwise by chunks.
 
     Parameters
     ----------
     parts : sequence of (StoredSlide, ndarray of int64)
-        Slides and the indices of their tiles that are wanted.
+        Slides, each with the indices of its wanted tiles.
     buffer_bytes : int
-        Up to this many bytes of tiles are held in memory.
+        Maximum size of the tiles held in memory.
 
     Raises
     ------
@@ -457,8 +453,8 @@ class ChunkedTiles:
     def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
         """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
 
-        The tiles left over in an epoch are dropped. Fewer tiles than a batch fill
-        one by coming round again.
+        The tiles left over at the end of an epoch are dropped. If there are fewer tiles than a
+        batch holds, they are repeated to fill one.
         """
         visits = every_tile(self._chunks)
         chosen = shuffled(visits, window=self._window, seed=seed, epoch=epoch)

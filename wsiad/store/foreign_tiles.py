@@ -1,10 +1,9 @@
-"""Tiles that somebody else cut: a folder, a tar or an HDF5 file in the layout of PCam.
+"""Tiles that other software cut, read from a folder, a tar or an HDF5 file into a store.
 
-Sources are untrusted. Nothing of them is written under a name of theirs, a tar is read
-in memory and member by member, links are refused, and sizes are checked before bytes
-are read or decoded.
-
-Tiles without a slide, written into a store: a group without geometry.
+HDF5 files have the layout of PCam. Sources are untrusted. No name of a source becomes the name
+of a file, a tar is read in memory and member by member, links are refused, and sizes are
+checked before bytes are read or decoded. The tiles belong to no slide, so their group in the
+store has no geometry.
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ from wsiad.tissue.quality import COLUMNS, measure
 Tile = npt.NDArray[np.uint8]
 
 MAX_NAME_BYTES = 1024
-"""Longest name of a tile within its source."""
+"""Maximum length of a tile's name in its source."""
 
 _BLOCK = 512  # of a tar
 _GZIP = b"\x1f\x8b"
 
 
 class TileImages(ABC):
-    """Tiles of one source, readable any number of times and always in the same order.
+    """Tiles of one source, which can be read repeatedly and always in the same order.
 
     Parameters
     ----------
     path : Path
-        The source.
+        Path of the source.
     """
 
     format: str
@@ -64,7 +63,7 @@ class TileImages(ABC):
 
     @abstractmethod
     def count(self) -> int:
-        """Count the tiles, without decoding any.
+        """Count the tiles without decoding any.
 
         Raises
         ------
@@ -74,25 +73,25 @@ class TileImages(ABC):
 
     @abstractmethod
     def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
-        """Yield names and pixels, uint8 (tile, tile, 3), of every so many-th tile.
+        """Yield names and pixels, uint8 (tile, tile, 3), of every ``every``-th tile.
 
         Parameters
         ----------
         tile : int, optional
             Edge that tiles must have, pixels.
         every : int
-            1 for all tiles; tiles between are not decoded.
+            Step from tile to tile, 1 for all; the tiles between are not decoded.
 
         Raises
         ------
         InputError
-            Something in the source is not a tile of that size, or not safe to read;
-            names it.
+            The source holds something that is not a tile of that size or not safe to read; the
+            error names it.
         """
 
 
 class FolderTiles(TileImages):
-    """The image files of a folder, in order of their names; hidden files are no tiles."""
+    """The image files of a folder, in the order of their names, without hidden files."""
 
     format = "folder"
 
@@ -108,7 +107,7 @@ class FolderTiles(TileImages):
                 raise InputError(
                     "is a folder within a folder of tiles",
                     subject=subject,
-                    remedy="Give each folder of tiles as a source of its own.",
+                    remedy="Import each folder of tiles as a separate source.",
                 )
             _check_name(path.name, subject)
             if index % every:
@@ -124,12 +123,12 @@ class FolderTiles(TileImages):
 
 
 class TarTiles(TileImages):
-    """The image files of a tar, plain or gzipped, in the archive's order."""
+    """The image files of a plain or gzipped tar, in the archive's order."""
 
     format = "tar"
 
     def count(self) -> int:
-        """Count the files by their headers."""
+        """Count the files by reading their headers."""
         return sum(1 for _ in self._members())
 
     def tiles(self, *, tile: int | None = None, every: int = 1) -> Iterator[tuple[str, Tile]]:
@@ -161,7 +160,7 @@ class TarTiles(TileImages):
                             yield archive, member
                 # The library takes a damaged header for the end.
                 if bounded.last != bytes(_BLOCK):
-                    raise tarfile.ReadError("it breaks off, or is damaged")
+                    raise tarfile.ReadError("it is incomplete or damaged")
             except _DAMAGED as error:
                 raise self._damaged(error) from error
 
@@ -177,21 +176,21 @@ _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeErr
 
 
 def _passed_over(member: tarfile.TarInfo) -> bool:
-    """Folders, and hidden files such as macOS's, are no tiles."""
+    """Tell whether a member is skipped: a folder, or a hidden file such as macOS's."""
     return member.isdir() or (member.isfile() and PurePosixPath(member.name).name.startswith("."))
 
 
 class _Bounded:
-    """A file that refuses to read very much at once, as a false header might ask for."""
+    """A file that refuses to read the very large blocks that a false header might request."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.last = b""
-        """The block that was read last: an archive ends with a block of zeros."""
+        """The block that was read last; an archive ends with a block of zeros."""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_FILE_BYTES:
-            raise tarfile.ReadError("a header asks for too much")
+            raise tarfile.ReadError("a header states a size that is too large")
         self.last = self._file.read(size)
         return self.last
 
@@ -205,7 +204,7 @@ class _Bounded:
 def _check_member(member: tarfile.TarInfo, subject: str) -> None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        raise InputError("its name leads out of the archive", subject=subject)
+        raise InputError("the name leads out of the archive", subject=subject)
     if not member.isreg() or member.issparse():
         raise InputError(
             "is a link or another special file",
@@ -238,13 +237,13 @@ def _too_large(subject: str) -> InputError:
 
 
 class PcamTiles(TileImages):
-    """Tiles of an HDF5 file as PatchCamelyon's; they have no names.
+    """Tiles of an HDF5 file in the layout of PatchCamelyon; they have no names.
 
     Parameters
     ----------
     path : Path
     chosen : ndarray of bool, (N,), optional
-        Which of its tiles belong to the source; by default all.
+        True for the tiles that belong to the source; by default all do.
     """
 
     format = "hdf5"
@@ -275,12 +274,12 @@ class PcamTiles(TileImages):
 
 
 def source_format(path: Path) -> str:
-    """Tell what a source is: ``"folder"``, ``"tar"`` or ``"hdf5"``.
+    """Return the format of a source: ``"folder"``, ``"tar"`` or ``"hdf5"``.
 
     Raises
     ------
     InputError
-        It does not exist, or is none of them.
+        The source does not exist or has another format.
     """
     if path.is_dir():
         return "folder"
@@ -308,7 +307,7 @@ def _inner_name(path: Path) -> str:
 
 
 def source_name(path: Path) -> str:
-    """Name of a source's group: the file's stem, without ``.tar.gz`` too."""
+    """Return the name of a source's group: the file name without its suffix or ``.tar.gz``."""
     if path.is_dir():
         return path.resolve().name
     return Path(path.stem).stem if path.name.lower().endswith(".tar.gz") else path.stem
@@ -322,32 +321,32 @@ def write_tiles(
 ) -> int:
     """Write the tiles of a source as a group of a store.
 
-    Memory bound: a chunk of the store (about 3 MB) and some blocks of 8 MB.
+    Memory bound: a chunk of the store (about 3 MB) and a few blocks of 8 MB.
 
     Parameters
     ----------
     store : TileStore
-        Its preparation says how stains are made alike.
+        Store to write to; its preparation decides the stain normalisation.
     name : str
-        Of the group.
+        Name of the group.
     source : TileImages
     tile : int
         Edge of the tiles, pixels.
     fingerprint : str
-        Of the source.
+        Fingerprint of the source.
 
     Returns
     -------
     int
-        Tiles written.
+        Number of tiles written.
 
     Raises
     ------
     InputError
-        The source holds no tile, or something that is not one; nothing is left in the
+        The source holds no tile, or something that is not a tile; nothing remains in the
         store.
     OSError
-        The disk is full; nothing is left in the store.
+        The disk is full; nothing remains in the store.
     """
     stain = estimate(source, store.preparation.stain, tile=tile)
     table = ColourTable.between(stain, StainProfile.from_dict(store.target))
@@ -376,7 +375,7 @@ def write_tiles(
 
 
 def estimate(source: TileImages, options: StainOptions, *, tile: int) -> StainProfile:
-    """Estimate the stains of a source from tiles spread over it, as a slide's are.
+    """Estimate the stains of a source from tiles spread over it, as for a slide.
 
     Raises
     ------
@@ -401,7 +400,7 @@ def _blocks(tiles: Iterator[tuple[str, Tile]], tile: int) -> Iterator[list[tuple
 
 
 def _padded(names: list[bytes]) -> npt.NDArray[np.uint8]:
-    """Names as rows of UTF-8, filled up with zeros: any zarr v3 reader has uint8."""
+    """Return names as rows of UTF-8 padded with zeros: any zarr v3 reader knows uint8."""
     rows = np.zeros((len(names), max(map(len, names))), np.uint8)
     for row, name in zip(rows, names, strict=True):
         row[: len(name)] = np.frombuffer(name, np.uint8)

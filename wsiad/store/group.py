@@ -1,6 +1,6 @@
-"""A group of a store while it is written: beside it, tile by tile, renamed when whole.
+"""A slide's group while it is written: in a hidden folder, tile by tile, renamed when complete.
 
-What a lossy codec did to pixels.
+Where a codec is lossy, the writer also measures how much it changes the pixels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from wsiad.tiling.preparation import CompressionOptions
 
 
 class PixelError:
-    """The difference of coded pixels to what they were, over any number of tiles."""
+    """The difference between pixels before and after coding, over any number of tiles."""
 
     def __init__(self) -> None:
         # Counts of the absolute differences 0 to 255: exact, whatever the number of tiles.
         self._counts = np.zeros(256, np.int64)
 
     def add(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> None:
-        """Add tiles, uint8 of one shape."""
+        """Add tiles before and after coding, uint8 arrays of the same shape."""
         difference = np.maximum(before, after) - np.minimum(before, after)
         self._counts += np.bincount(difference.ravel(), minlength=256)
 
@@ -43,8 +43,8 @@ class PixelError:
         -------
         dict
             ``max_abs`` and ``mean_abs`` in grey levels of 0 to 255 over all channels, and
-            ``psnr_db``, 10 · log10(255² / mean squared error); ``None`` where nothing
-            differs, or nothing was added.
+            ``psnr_db``, 10 · log10(255² / mean squared error). ``psnr_db`` is ``None`` if nothing
+            differs, and all are ``None`` if no tile was added.
         """
         total = int(self._counts.sum())
         if not total:
@@ -59,31 +59,31 @@ class PixelError:
 
 
 _CHUNK_BYTES = 3 * 2**20
-"""About 16 tiles of 256 px: measured, larger chunks are not faster, and smaller ones cost
-more of what a chunk costs whatever its size (docs/performance.md)."""
+"""About 16 tiles of 256 px. As measured, larger chunks are not faster; smaller ones cost more,
+because every chunk has a fixed cost (docs/performance.md)."""
 _CHUNKS_PER_SHARD = 16
 
 
 class TileArray:
     """The array of tiles of a group, written chunk by chunk.
 
-    Memory bound: one chunk, about 3 MB, and what its coding takes.
+    Memory bound: one chunk, about 3 MB, and the memory for coding it.
 
     Parameters
     ----------
     group : zarr.Group
-        New, in a folder, without an array of that name.
+        New group in a folder, without an array ``tiles``.
     tile : int
         Edge of the tiles, pixels.
     compression : CompressionOptions
     first : int
-        Place of the first tile that will come: that of a shard. Those before are written
-        elsewhere.
+        Index of the first tile that will be added, the beginning of a shard. The tiles before
+        it are written elsewhere.
 
     Attributes
     ----------
     shard : int
-        Tiles of a shard.
+        Number of tiles in a shard.
     """
 
     def __init__(
@@ -109,24 +109,24 @@ class TileArray:
 
     @property
     def count(self) -> int:
-        """Tiles given so far, and those before the first."""
+        """Number of tiles added so far, including those before the first."""
         return self._written + self._filled
 
     def link(self, source: Path, tiles: int) -> None:
-        """Take the next tiles from the shards of another array, as they are.
+        """Take the next tiles from the shards of another array, unchanged.
 
         Parameters
         ----------
         source : Path
-            Folder of an array that has these tiles at these places, coded alike.
+            Folder of an array that has these tiles at the same indices and in the same coding.
         tiles : int
-            As many as fill shards, or up to the array's end.
+            Number of tiles: complete shards, or all up to the array's end.
         """
         self._writer.link(source, -(-tiles // self.shard))
         self._written += tiles
 
     def append(self, tiles: npt.NDArray[np.uint8]) -> None:
-        """Add tiles, uint8 (N, tile, tile, 3)."""
+        """Append tiles, uint8 (N, tile, tile, 3)."""
         chunk = len(self._buffer)
         while len(tiles):
             if not self._filled and len(tiles) >= chunk:
@@ -154,7 +154,7 @@ class TileArray:
 
     @postponed()
     def finish(self) -> None:
-        """Write what is left, and the array's metadata."""
+        """Write the remaining tiles and the array's metadata."""
         if self._filled:
             self._flush()
         self._writer.close()
@@ -170,19 +170,19 @@ class TileArray:
         )
 
     def facts(self) -> dict[str, Any]:
-        """How the tiles are kept, and the error of it if there is one, as JSON values."""
+        """Return the compression, and its error if it is lossy, as JSON values."""
         facts = self._compression.facts()
         return facts if self._error is None else facts | {"error": self._error.values()}
 
 
 def chunk_tiles(tile: int) -> int:
-    """Tiles of so many pixels' edge in a chunk."""
+    """Return the number of tiles in a chunk; ``tile`` is their edge in pixels."""
     chunk = 2 ** round(np.log2(max(1.0, _CHUNK_BYTES / (tile * tile * 3))))
     return int(max(1, min(1024, chunk)))
 
 
 def shard_tiles(tile: int) -> int:
-    """Tiles in a shard, a file of the store."""
+    """Return the number of tiles in a shard, which is one file of the store."""
     return chunk_tiles(tile) * _CHUNKS_PER_SHARD
 
 
@@ -200,7 +200,7 @@ def write_attributes(group: zarr.Group, facts: dict[str, Any]) -> None:
 
 @postponed()
 def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    """Write a column of a group whole."""
+    """Write a complete column of a group."""
     array = group.create_array(
         name,
         shape=values.shape,
@@ -214,10 +214,10 @@ def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
 
 @contextmanager
 def beside(store: TileStore, name: str) -> Iterator[Path]:
-    """Yield a folder that becomes the slide's group when whole.
+    """Yield a folder that becomes the slide's group when it is complete.
 
-    What a dead process left of the same slide is cleared away, what another live one is
-    writing is not touched; of two that are whole the first stays.
+    Leftovers of a dead process for the same slide are removed; files that another live process
+    is writing are not touched. If two processes complete the slide, the first result stays.
     """
     group = store.folder(name)
     clear_leftovers(group.parent, of=group.name)

@@ -1,7 +1,8 @@
-"""The facts that a slide's group in a store states, checked before any of them is believed.
+"""The facts that a slide's group in a store states, checked before any of them is used.
 
-Metadata are JSON files that anything may have damaged, and what zarr makes of them has no
-end: they are read here, and so are columns, by their shape and type before their memory.
+Metadata are JSON files that anything may have damaged, and the errors that zarr makes of damage
+are unpredictable. They are therefore read here. The shape and type of a column are also checked
+before memory is reserved for it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _Map = tuple[_Number, _Number, _Positive, _Positive]
 
 
 class _Part(pydantic.BaseModel):
-    """Part of the attributes; keys that are not looked at may be anything."""
+    """Part of the attributes; keys that are not listed can hold anything."""
 
 
 class _Slide(_Part):
@@ -88,7 +89,7 @@ class _Facts(_Part):
         places = (slide.size_px, slide.bounds_px, slide.spacing_um, grid.stride_px, grid.pixels)
         whole = (*places, grid.columns, grid.rows, self.read, self.tissue)
         if slide.geometry and any(part is None for part in whole):
-            raise ValueError("the slide's geometry is not whole")
+            raise ValueError("the slide's geometry is incomplete")
         return self
 
 
@@ -98,20 +99,20 @@ def slide_facts(folder: Path) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        They are missing or damaged.
+        The attributes are missing or damaged.
     """
     facts = group_facts(folder)
     try:
         _Facts.model_validate(facts)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"])) or "the attributes"
         raise StoreError(f"is damaged: {where}: {first['msg']}", subject=str(folder)) from None
     return facts
 
 
 def group_facts(folder: Path) -> dict[str, Any]:
-    """Read the ``wsiad`` attributes of a group, of whatever they consist.
+    """Read the ``wsiad`` attributes of a group without checking their content.
 
     Raises
     ------
@@ -123,19 +124,19 @@ def group_facts(folder: Path) -> dict[str, Any]:
     attributes = values["attributes"]
     facts = attributes.get("wsiad") if isinstance(attributes, dict) else None
     if values.get("zarr_format") != 3 or values.get("node_type") != "group":
-        raise StoreError("is not that of a zarr v3 group", subject=str(path))
+        raise StoreError("is not the metadata of a zarr v3 group", subject=str(path))
     if not isinstance(facts, dict):
-        raise StoreError("says nothing of wsiad", subject=str(path))
+        raise StoreError("has no attributes of wsiad", subject=str(path))
     return facts
 
 
 def open_group(folder: Path) -> zarr.Group:
-    """Open a group.
+    """Open a group for reading.
 
     Raises
     ------
     StoreError
-        It is missing or damaged.
+        The group is missing or damaged.
     """
     try:
         return zarr.open_group(folder, mode="r")
@@ -152,26 +153,26 @@ def read_column(
     kind: npt.DTypeLike | None = None,
     whole: bool = False,
 ) -> npt.NDArray[Any]:
-    """Read an array of a group whole.
+    """Read a complete array of a group.
 
     Parameters
     ----------
     group : zarr.Group
     name : str
     folder : Path
-        Of the group.
+        Folder of the group.
     shape : sequence of int or None, optional
-        That the array has to have; ``None`` of any length.
+        Shape that the array must have; ``None`` stands for any length.
     kind : dtype, optional
-        That it has to have.
+        Type that the array must have.
     whole : bool
-        Every chunk has to be there. Without, what is missing is zero: zarr does not write
-        chunks of nothing but zeros.
+        Require every chunk to be present. By default a missing chunk is read as zeros, because
+        zarr does not write chunks that hold only zeros.
 
     Raises
     ------
     StoreError
-        There is none, it is damaged, or of another shape or type.
+        The array is missing or damaged, or has another shape or type.
     """
     try:
         array = _checked(group, name, shape, None if kind is None else np.dtype(kind))
@@ -186,17 +187,17 @@ def read_column(
 def array_shape(
     group: zarr.Group, name: str, *, folder: Path, kind: npt.DTypeLike
 ) -> tuple[int, ...]:
-    """Return the shape of an array that is read in parts, and of which every chunk is there.
+    """Return the shape of an array that is read in parts; every chunk must be present.
 
     Raises
     ------
     StoreError
-        There is none, it is damaged or of another type.
+        The array is missing or damaged, or has another type.
     """
     try:
         array = group[name]
         if not isinstance(array, zarr.Array) or array.dtype != np.dtype(kind):
-            raise TypeError(f"it is no array of {kind}")  # noqa: TRY301 - said as all else is
+            raise TypeError(f"it is not an array of {kind}")  # noqa: TRY301 - said as all else is
         if not 0 < math.prod(array.chunks) * array.dtype.itemsize <= _MOST_CHUNK_BYTES:
             raise ValueError(f"it claims chunks of {array.chunks}")  # noqa: TRY301
         if array.size and array.nchunks_initialized < array.nchunks:
@@ -211,25 +212,25 @@ def _checked(
 ) -> zarr.Array[Any]:
     array = group[name]
     if not isinstance(array, zarr.Array):
-        raise TypeError("it is no array")
+        raise TypeError("it is not an array")
     wanted = [None] * array.ndim if shape is None else shape
     fits = len(array.shape) == len(wanted) and all(
         length in (None, there) for length, there in zip(wanted, array.shape, strict=True)
     )
     if not fits or kind not in (None, array.dtype):
         words = ", ".join("any" if length is None else str(length) for length in wanted)
-        raise ValueError(f"it is {array.dtype} {array.shape}, and not {kind} ({words})")
+        raise ValueError(f"it is {array.dtype} {array.shape}, not {kind} ({words})")
     item, chunk = array.dtype.itemsize, math.prod(array.chunks)
     most = _MOST_CHUNK_BYTES // max(1, item)
     if math.prod(array.shape) * item > _MOST_BYTES or not 0 < chunk <= most:
         raise ValueError(f"it claims {array.shape} in chunks of {array.chunks}")
     if not _reads_whole(array):
-        raise ValueError("its chunks have other names than those that wsiad writes")
+        raise ValueError("the names of its chunks are not those that wsiad writes")
     return array
 
 
 def _reads_whole(array: zarr.Array[Any]) -> bool:
-    """Tell whether what zarr does not find reads as zero, and under our names of chunks."""
+    """Tell whether missing chunks read as zeros, and chunks have the names that wsiad writes."""
     names = getattr(array.metadata, "chunk_key_encoding", None)
     return getattr(names, "separator", None) == "/" and not np.any(array.fill_value)
 

@@ -1,7 +1,7 @@
-"""The import of tiles: the task of one source, its course in a worker, and its row.
+"""The import of tiles: the task for one source, its work in a worker process, and its row.
 
-A source is a folder, a tar or an HDF5 file of tiles that somebody else cut; where labels come
-with it, it becomes a group of normal and one of tumour tiles.
+A source is a folder, a tar or an HDF5 file of tiles that other software cut. A source with
+labels becomes two groups, one of normal and one of tumour tiles.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from wsiad.store.tile_store import TileStore
 
 Part = Literal["", "normal", "tumor"]
-"""Which tiles of a labelled source a group holds; all of them with no labels."""
+"""Tiles of a labelled source that a group holds; empty for all tiles of one without labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportTask(BatchTask):
-    """One group of tiles to import, as it travels to a worker; its slide names group and source.
+    """A group of tiles to import, as it is sent to a worker; its slide names group and source.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ class ImportTask(BatchTask):
     tile : int
         Edge of the tiles, pixels.
     labels : Path or None
-        HDF5 file that says which tiles of the source show tumour.
+        HDF5 file that states which tiles of the source show tumour.
     part : str
-        Which of them the group holds.
+        Tiles that the group holds: all, the normal ones or those with tumour.
     earlier : TileRow or None
-        Of the group, of an earlier call.
+        Row of the group from an earlier call.
     """
 
     store: Path
@@ -50,14 +50,14 @@ class ImportTask(BatchTask):
 
 
 def import_one(task: ImportTask) -> TileRow:
-    """Import a group; pass over one that is whole in the store.
+    """Import a group, unless it is complete in the store already.
 
     Raises
     ------
     StoreMismatchError
-        The store has the group from another source.
+        The store has a group of this name from another source.
     InputError
-        The source holds anything but tiles of the size.
+        The source holds something other than tiles of the requested size.
     """
     # Heavy, and of no use to `--help`.
     from wsiad.store.foreign_tiles import write_tiles
@@ -80,12 +80,12 @@ def import_one(task: ImportTask) -> TileRow:
 
 
 def tile_images(path: Path, labels: Path | None = None, part: Part = "") -> TileImages:
-    """Open a source of tiles, or a part of it by its labels.
+    """Open a source of tiles, or the part of it that its labels select.
 
     Raises
     ------
     InputError
-        It does not exist, is of no known kind, or its labels cannot be read.
+        The source does not exist or has an unknown format, or its labels cannot be read.
     """
     from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
@@ -102,7 +102,7 @@ def tile_images(path: Path, labels: Path | None = None, part: Part = "") -> Tile
 
 
 def _fingerprint(task: ImportTask) -> str:
-    """Identify the source, with its labels where they choose its tiles."""
+    """Return a fingerprint of the source, and of its labels if they select its tiles."""
     source = fingerprint(task.slide.path)
     if task.labels is None:
         return source

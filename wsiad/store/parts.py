@@ -1,9 +1,9 @@
-"""A slide too large for one task: written in parts, rows of shards, and joined.
+"""A slide that is too large for one task: written in parts of complete shards, then joined.
 
-Every part is written by whoever has time: it makes the same plan again, which is a
-function of the slide, and writes its shards under the names that they have in the whole.
-The join links them into the slide's group, whose bytes are those that a single task
-would have written. Parts that are whole are kept until then, and used by the next run.
+Any worker can write a part. It makes the same plan again, which is a function of the slide,
+and writes its shards under the names that they have in the complete array. The join links them
+into the slide's group, whose bytes are those that a single task would have written. Complete
+parts are kept until the join, and the next run uses them.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from wsiad.tissue.quality import COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a slide's tiles, in the order in which they are read.
+    """A range of a slide's tiles, in the order in which they are read.
 
     Parameters
     ----------
     first, stop : int
-        From this tile to before that one; ``first`` begins a shard.
+        First tile, which begins a shard, and the end of the range (excluded).
     """
 
     first: int
@@ -54,21 +54,21 @@ class Part:
 
 
 def split(tiles: int, *, tile: int, most: int | None) -> tuple[Part, ...]:
-    """Divide a slide's tiles into parts of whole shards, as equal as these allow.
+    """Divide a slide's tiles into parts of complete shards, as equal as possible.
 
     Parameters
     ----------
     tiles : int
-        Of the slide's plan.
+        Number of tiles in the slide's plan.
     tile : int
-        Their edge, pixels.
+        Edge of the tiles, pixels.
     most : int or None
-        The most tiles of a part, but at least a shard; ``None`` for all in one.
+        Maximum number of tiles in a part, but at least one shard; ``None`` for a single part.
 
     Returns
     -------
     tuple of Part
-        A single one where the slide is not too large.
+        The parts; a single one if the slide is not too large.
     """
     if most is None or tiles <= most:
         return (Part(0, tiles),)
@@ -81,18 +81,18 @@ def split(tiles: int, *, tile: int, most: int | None) -> tuple[Part, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SlideParts:
-    """The parts of a slide, on their way into a store.
+    """The parts of a slide that is being written to a store.
 
     Parameters
     ----------
     store : TileStore
     plan : SlidePlan
-        Of the whole slide.
+        Plan of the complete slide.
     parts : tuple of Part
     fingerprint : str
-        Of the slide's file, taken after it was opened.
+        Fingerprint of the slide's file, taken after it was opened.
     coordinates : str or None
-        Fingerprint of the coordinates that the plan was made by.
+        Fingerprint of the coordinates from which the plan was made.
     """
 
     store: TileStore
@@ -109,20 +109,20 @@ class SlideParts:
     def missing(self) -> tuple[Part, ...]:
         """Return the parts that are still to be written.
 
-        Parts of another slide, preparation or version are thrown away.
+        Parts of another slide, preparation or version are deleted.
         """
         clear_leftovers(parts_folder(self.store, self.name))
         return tuple(part for part in self.parts if not self._is_held(part))
 
     def write(self, part: Part) -> None:
-        """Write a part; at once with others, by any process.
+        """Write a part. Several processes can write parts at the same time.
 
         Raises
         ------
         SlideReadError
-            The slide cannot be decoded, or changed meanwhile; nothing of the part is left.
+            The slide cannot be decoded, or changed meanwhile; nothing of the part remains.
         OSError
-            The disk is full; nothing of the part is left.
+            The disk is full; nothing of the part remains.
         """
         if self._is_held(part):
             return
@@ -141,19 +141,19 @@ class SlideParts:
         check_unchanged(self.plan.scaled.slide, self.fingerprint)
 
     def join(self) -> int:
-        """Make the slide's group of its parts, and remove them.
+        """Make the slide's group out of its parts, and remove them.
 
         Returns
         -------
         int
-            Tiles written.
+            Number of tiles written.
 
         Raises
         ------
         StoreError
             A part is missing.
         SlideReadError
-            The slide changed since its parts were begun.
+            The slide changed after its first part was begun.
         """
         try:
             tiles = self._join()
@@ -183,7 +183,7 @@ class SlideParts:
             return tiles.count
 
     def _take(self, part: Part, tiles: TileArray) -> TileBlock:
-        """Add a part's tiles to the whole; return them without pixels."""
+        """Add a part's tiles to the slide's, and return them without pixels."""
         if not self._is_held(part):
             raise StoreError(
                 f"tiles {part.first} to {part.stop} of the slide are missing",
@@ -205,10 +205,10 @@ class SlideParts:
 
     @property
     def _kept_by(self) -> CompressionOptions:
-        """Compression of the parts: one that keeps every pixel.
+        """Compression of the parts, which is always lossless.
 
-        Where a tile is missing those after it move up, and are coded with other
-        neighbours; pixels that had been changed by a codec would be changed again.
+        If a tile is missing, the tiles after it move up and are coded with other neighbours.
+        A lossy codec would then change their pixels a second time.
         """
         lossy = self.store.compression.lossy
         return CompressionOptions() if lossy else self.store.compression
@@ -217,7 +217,7 @@ class SlideParts:
         return parts_folder(self.store, self.name) / f"{part.first}-{part.stop}"
 
     def _is_held(self, part: Part) -> bool:
-        """Whether a part is whole; one of something else is removed."""
+        """Tell whether a part is complete; delete it if it does not belong to this slide."""
         folder = self._folder(part)
         if not folder.exists():
             return False
@@ -231,7 +231,7 @@ class SlideParts:
         return False
 
     def _identity(self, part: Part) -> dict[str, Any]:
-        """Return what the bytes of a part depend on, as JSON values."""
+        """Return everything that the bytes of a part depend on, as JSON values."""
         slide = self.plan.scaled.slide
         identity = {
             "part": [part.first, part.stop, len(self.plan)],
@@ -253,7 +253,7 @@ class SlideParts:
 
 
 def _keep(group: zarr.Group, blocks: Sequence[TileBlock], identity: dict[str, Any]) -> None:
-    """Write what is known of a part's tiles besides their pixels."""
+    """Write everything that is known of a part's tiles except their pixels."""
     left_out = LeftOut.join(block.left_out for block in blocks)
     examples = [example for block in blocks for example in block.examples]
     arrays = {
@@ -277,7 +277,7 @@ def _keep(group: zarr.Group, blocks: Sequence[TileBlock], identity: dict[str, An
 
 
 def _kept(group: zarr.Group, folder: Path) -> TileBlock:
-    """Read what :func:`_keep` wrote, as one block."""
+    """Read the arrays that :func:`_keep` wrote, as one block."""
 
     def column(name: str) -> npt.NDArray[Any]:
         return read_column(group, name, folder=folder)

@@ -1,19 +1,18 @@
-"""Files of chunks: zarr v3's ``sharding_indexed``, written and read directly.
+"""Shards, the files of a store's chunks, and the coding of chunks, written and read directly.
 
-A shard is its chunks one after the other, then an index of offset and length of each and the
-index's CRC-32C (zarr v3 specification, "Sharding codec", index at the end). Written chunk by
-chunk, so that a shard need not be in memory; read chunk by chunk without an event loop.
-No file stays open between two calls: readers may be pickled and forked at will.
-
-Chunks of tiles as bytes and back: what a store's codecs do.
+A shard (zarr v3's ``sharding_indexed``) holds its chunks one after the other, then an index of
+the offset and length of each, and the CRC-32C of the index (zarr v3 specification, "Sharding
+codec", index at the end). Shards are written chunk by chunk, so a complete shard is never in
+memory, and are read chunk by chunk without an event loop. No file stays open between two calls,
+so readers can be pickled and forked at any time.
 
 zarr's own pipeline passes each chunk through an event loop and several copies, which costs
-more than the compression. A store's chunks are therefore coded here, to the very bytes that
-zarr reads and writes (docs/store-format.md; measured in docs/performance.md).
+more than the compression. Chunks are therefore coded here, to exactly the bytes that zarr reads
+and writes (docs/store-format.md; measured in docs/performance.md).
 
-A lossy chunk is one image, the tiles one below the other. Its codecs have the names and the
-form of the package ``imagecodecs-zarr``, so that either package reads them; importing this
-module registers them with zarr where nothing else has.
+A lossy chunk is one image with the tiles one below the other. Its codecs have the names and the
+form of the package ``imagecodecs-zarr``, so that either package reads them. Importing this
+module registers them with zarr, unless another package has done so.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ Tiles = npt.NDArray[np.uint8]
 
 _JXL_EFFORT = 3
 _SEAL_LEVEL = -10
-"""zstd of what is compressed already, for its checksum: damaged images decode to something."""
+"""Level of zstd around an image, added for its checksum: damaged images decode without error."""
 
 
 @dataclass(frozen=True)
 class ImageCodec(ArrayBytesCodec):  # type: ignore[misc]  # zarr has no types here
-    """A chunk of tiles as one image, for zarr.
+    """A zarr codec that stores a chunk of tiles as one image.
 
     Parameters
     ----------
@@ -64,7 +63,7 @@ class ImageCodec(ArrayBytesCodec):  # type: ignore[misc]  # zarr has no types he
 
     @abstractmethod
     def encode_image(self, image: Tiles) -> bytes:
-        """Code an image, uint8 (H, W, 3)."""
+        """Encode an image, uint8 (H, W, 3)."""
 
     @staticmethod
     @abstractmethod
@@ -96,7 +95,7 @@ class ImageCodec(ArrayBytesCodec):  # type: ignore[misc]  # zarr has no types he
         return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
 
     def compute_encoded_size(self, input_byte_length: int, _chunk_spec: Any) -> int:
-        """Not known beforehand."""
+        """Refuse: the encoded size is not known beforehand."""
         raise NotImplementedError
 
 
@@ -106,7 +105,7 @@ class JpegCodec(ImageCodec):
     name = "imagecodecs_jpeg"
 
     def encode_image(self, image: Tiles) -> bytes:
-        """Code an image, uint8 (H, W, 3)."""
+        """Encode an image, uint8 (H, W, 3)."""
         return bytes(imagecodecs.jpeg8_encode(image, level=self.level, subsampling="444"))
 
     @staticmethod
@@ -116,12 +115,12 @@ class JpegCodec(ImageCodec):
 
 
 class JpegXlCodec(ImageCodec):
-    """JPEG XL in its lossy form."""
+    """Lossy JPEG XL."""
 
     name = "imagecodecs_jpegxl"
 
     def encode_image(self, image: Tiles) -> bytes:
-        """Code an image, uint8 (H, W, 3)."""
+        """Encode an image, uint8 (H, W, 3)."""
         return bytes(
             imagecodecs.jpegxl_encode(image, level=self.level, effort=_JXL_EFFORT, numthreads=1)
         )
@@ -136,7 +135,7 @@ _BY_OPTION: dict[str, type[ImageCodec]] = {"jpeg": JpegCodec, "jpeg-xl": JpegXlC
 _BY_NAME = {codec.name: codec for codec in _BY_OPTION.values()}
 
 READABLE = frozenset({("bytes",), ("bytes", "zstd")} | {(name, "zstd") for name in _BY_NAME})
-"""zarr's names of the codecs that :func:`decode` knows, in the order of writing."""
+"""zarr's names of the codecs that :func:`decode` knows, in the order in which they encode."""
 
 for _name, _codec in _BY_NAME.items():
     try:
@@ -146,7 +145,7 @@ for _name, _codec in _BY_NAME.items():
 
 
 def array_codecs(options: CompressionOptions) -> dict[str, Any]:
-    """Arguments of ``zarr.create_array`` that describe what :func:`encode` makes."""
+    """Return arguments of ``zarr.create_array`` that describe the output of :func:`encode`."""
     match options.codec:
         case "none":
             return {"compressors": None}
@@ -159,7 +158,7 @@ def array_codecs(options: CompressionOptions) -> dict[str, Any]:
 
 
 def encode(tiles: Tiles, options: CompressionOptions) -> bytes:
-    """Code a chunk, uint8 (N, S, S, 3), as an array made with :func:`array_codecs` keeps it."""
+    """Encode a chunk, uint8 (N, S, S, 3), for an array made with :func:`array_codecs`."""
     tiles = np.ascontiguousarray(tiles)
     match options.codec:
         case "none":
@@ -177,9 +176,9 @@ def decode(data: bytes, names: tuple[str, ...], out: Tiles) -> None:
     ----------
     data : bytes
     names : tuple of str
-        Of :data:`READABLE`.
+        Names of the codecs, an element of :data:`READABLE`.
     out : ndarray of uint8, (N, S, S, 3)
-        Where to; C-contiguous.
+        Array to fill; C-contiguous.
 
     Raises
     ------
@@ -201,7 +200,7 @@ def decode(data: bytes, names: tuple[str, ...], out: Tiles) -> None:
 
 
 def decoded(data: bytes, tiles: Tiles, options: CompressionOptions) -> Tiles:
-    """Return what became of tiles, uint8 (N, S, S, 3), that :func:`encode` coded."""
+    """Return tiles, uint8 (N, S, S, 3), as they are after :func:`encode` and decoding."""
     names = (_BY_OPTION[options.codec].name, "zstd") if options.lossy else ("bytes", "zstd")
     out = np.empty(tiles.shape, np.uint8)
     decode(data, names[:1] if options.codec == "none" else names, out)
@@ -209,27 +208,27 @@ def decoded(data: bytes, tiles: Tiles, options: CompressionOptions) -> Tiles:
 
 
 def _column(tiles: Tiles) -> Tiles:
-    """Tiles one below the other as one image, a view of them."""
+    """Return a view of tiles as one image, one below the other."""
     return tiles.reshape(-1, *tiles.shape[2:])
 
 
 _MOST_CHUNK_BYTES = 256 << 20
 _MOST_CHUNKS = 1 << 16  # of a shard
 _NOTHING = 2**64 - 1
-"""Offset and length of a chunk that a shard does not hold."""
+"""Value of offset and length for a chunk that a shard does not hold."""
 
 
 class ShardWriter:
-    """Writes the chunks of an array along its first axis, in their order.
+    """Writer of the chunks of an array along its first axis, in their order.
 
     Parameters
     ----------
     folder : Path
-        Of the array.
+        Folder of the array.
     chunks : int
-        Chunks a shard.
+        Number of chunks in a shard.
     axes : int
-        Of the array; all but the first have one chunk.
+        Number of axes of the array; all but the first have one chunk.
     first : int
         Number of the first shard.
     """
@@ -241,7 +240,7 @@ class ShardWriter:
         self._file: Any = None
 
     def append(self, data: bytes) -> None:
-        """Write one more coded chunk."""
+        """Append an encoded chunk."""
         if self._file is None:
             path = shard_path(self._folder, self._shards, axes=self._axes)
             path.parent.mkdir(parents=True)
@@ -260,12 +259,12 @@ class ShardWriter:
         self._shards += 1
 
     def link(self, source: Path, shards: int) -> None:
-        """Take the next shards from another array's folder, where they stay as well.
+        """Link or copy the next shards from another array's folder, where they remain.
 
         Raises
         ------
         FileNotFoundError
-            One of them is not there.
+            A shard is missing.
         """
         if self._file is not None:
             raise ValueError("a shard has been begun")
@@ -302,22 +301,22 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads chunks of an array of tiles.
+    """Reader of the chunks of an array of tiles.
 
     Parameters
     ----------
     folder : Path
-        Of the array.
+        Folder of the array.
     chunk : int
-        Tiles a chunk.
+        Number of tiles in a chunk.
     per_shard : int
-        Chunks a shard.
+        Number of chunks in a shard.
     tile_shape : tuple of int
-        Of a tile.
+        Shape of a tile.
     codecs : tuple of str
-        See :func:`wsiad.store.shards.decode`.
+        Names of the codecs; see :func:`wsiad.store.shards.decode`.
     count : int
-        Tiles in the array.
+        Number of tiles in the array.
     """
 
     def __init__(
@@ -337,7 +336,7 @@ class ShardReader:
 
     @classmethod
     def of(cls, folder: Path) -> ShardReader | None:
-        """Return the reader of an array, ``None`` if it is not laid out as wsiad does.
+        """Return the reader of an array, or ``None`` if its layout is not that of wsiad.
 
         Raises
         ------
@@ -388,9 +387,9 @@ class ShardReader:
         Parameters
         ----------
         number : int
-            Of the chunk in the array.
+            Index of the chunk in the array.
         out : ndarray of uint8, (chunk, S, S, 3)
-            Where to; C-contiguous. Beyond the array's end it is filled as zarr fills it.
+            Array to fill; C-contiguous. Beyond the array's end it holds zarr's fill value.
 
         Raises
         ------
@@ -411,7 +410,7 @@ class ShardReader:
                 raise ValueError(f"{path.name} does not hold chunk {within}")
             if self._codecs == ("bytes",) and length == out.nbytes:
                 if os.preadv(handle, [out.data.cast("B")], offset) != length:
-                    raise ValueError(f"{path.name} ended within chunk {within}")
+                    raise ValueError(f"{path.name} ends within chunk {within}")
                 return  # there is nothing to decode
             data = os.pread(handle, length, offset)
         finally:
@@ -428,5 +427,5 @@ class ShardReader:
 
 
 def shard_path(folder: Path, number: int, *, axes: int) -> Path:
-    """File of a shard along the first axis (zarr v3, "default" chunk keys)."""
+    """Return the path of a shard along the first axis (zarr v3, "default" chunk keys)."""
     return folder.joinpath("c", str(number), *("0" for _ in range(axes - 1)))

@@ -36,7 +36,7 @@ _COLUMNS: dict[str, tuple[tuple[int | None, ...], str]] = {
     "damaged_mask": ((None, None), "bool"),
     "usable": ((0,), "bool"),
 }
-"""Shape, 0 for the number of tiles and ``None`` for any, and type of each column."""
+"""Shape and type of each column; 0 stands for the number of tiles, ``None`` for any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class StoredSlide:
     facts : dict
         The group's ``wsiad`` attributes; see docs/store-format.md.
     folder : Path
-        Of the group.
+        Folder of the group.
     reader : ShardReader or None
-        Of the tiles; ``None`` where only zarr can read them.
+        Reader of the tiles; ``None`` if only zarr can read them.
     """
 
     name: str
@@ -66,13 +66,13 @@ class StoredSlide:
 
     @property
     def status(self) -> str:
-        """``"ok"``, ``"no-tissue"``, or ``"unusable"``: it could not be looked at."""
+        """Status: ``"ok"``, ``"no-tissue"``, or ``"unusable"`` if it could not be looked at."""
         status = str(self.facts["status"])
         return "unusable" if status == "no-tissue" and not self.facts.get("seen") else status
 
     @property
     def reason(self) -> str:
-        """Why the slide is ``"unusable"``; empty of all others."""
+        """Reason why the slide is ``"unusable"``; empty for all others."""
         if self.status != "unusable":
             return ""
         if self.facts["status"] == "unusable":
@@ -86,9 +86,9 @@ class StoredSlide:
 
     @property
     def has_geometry(self) -> bool:
-        """Whether the tiles' places on a slide are known; imported tiles have none.
+        """True where the tiles' positions on a slide are known; imported tiles have none.
 
-        Without, there is no size, bounds, spacing, grid, nor the columns of places.
+        A slide without geometry has no size, bounds, spacing or grid, and no columns of positions.
         """
         return bool(self.facts["slide"].get("geometry", True))
 
@@ -109,7 +109,7 @@ class StoredSlide:
 
     @property
     def spacing(self) -> Spacing:
-        """µm per level-0 pixel."""
+        """Size of a level-0 pixel, µm."""
         x, y = self.facts["slide"]["spacing_um"]
         return Spacing(Mpp(x), Mpp(y))
 
@@ -148,7 +148,7 @@ class StoredSlide:
         return out
 
     def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Read tiles by their indices, uint8 (N, tile, tile, 3); every chunk is read once.
+        """Read tiles by their indices, uint8 (N, tile, tile, 3), and each chunk only once.
 
         Raises
         ------
@@ -165,19 +165,19 @@ class StoredSlide:
         return out
 
     def read_chunk(self, number: int, out: npt.NDArray[np.uint8]) -> None:
-        """Read a chunk of :attr:`chunk` tiles, what is beyond the last tile is undefined.
+        """Read a chunk of :attr:`chunk` tiles; values beyond the last tile are undefined.
 
         Parameters
         ----------
         number : int
-            Tiles ``number * chunk`` and on.
+            Index of the chunk, which begins with tile ``number * chunk``.
         out : ndarray of uint8, (chunk, tile, tile, 3)
-            Where to; C-contiguous.
+            Array to fill; C-contiguous.
 
         Raises
         ------
         StoreError
-            It is damaged or missing.
+            The chunk is damaged or missing.
         """
         first = number * self.chunk
         try:
@@ -195,7 +195,7 @@ class StoredSlide:
             ) from error
 
     def has(self, name: str) -> bool:
-        """Tell whether the slide has a column, or the remains of one."""
+        """Tell whether the slide has a column, even a damaged one."""
         return (self.folder / name).exists()
 
     def column(self, name: str) -> npt.NDArray[Any]:
@@ -230,18 +230,18 @@ class StoredSlide:
         Raises
         ------
         StoreError
-            One is damaged.
+            A column is damaged.
         """
         return {name: self.column(name) for name in COLUMNS}
 
     @property
     def left_out(self) -> LeftOut:
-        """Tiles of the plan that are not stored; none are known of before there were any.
+        """Tiles of the plan that are not stored; empty if the slide's group has no record of them.
 
         Raises
         ------
         StoreError
-            They are damaged.
+            The record is damaged.
         """
         if not (self.has("left_out_reason") or self.has("left_out_lattice")):
             return LeftOut()
@@ -252,14 +252,14 @@ class StoredSlide:
         return LeftOut(lattice[:, 0], lattice[:, 1], reasons)
 
     def source_names(self) -> list[str]:
-        """Names that imported tiles had at their source, in the tiles' order.
+        """Return the names that imported tiles had in their source, in the tiles' order.
 
-        Empty for tiles of a slide, and for sources whose tiles have no names.
+        The list is empty for tiles of a slide, and for sources whose tiles have no names.
 
         Raises
         ------
         StoreError
-            They are damaged.
+            The names are damaged.
         """
         if not self.has("source_name"):
             return []
@@ -279,19 +279,19 @@ class StoredSlide:
 
     @property
     def chunk(self) -> int:
-        """Tiles per chunk: what is read from disk at once."""
+        """Number of tiles in a chunk, which is the smallest unit that is read from disk."""
         if self.reader is not None:
             return self.reader.shape[0]
         return int(self.group["tiles"].chunks[0])
 
 
 def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
-    """Open a slide's group, and check what it says of itself.
+    """Open a slide's group and check the facts that it states.
 
     Raises
     ------
     StoreError
-        It is damaged.
+        The group is damaged.
     """
     try:
         facts = slide_facts(folder)
@@ -302,7 +302,7 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
         else:
             found = array_shape(group, "tiles", folder=folder, kind="uint8")
         shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
-        fault = "" if found == shape else f"its tiles are {found}, and it says {shape}"
+        fault = "" if found == shape else f"its tiles have the shape {found}, not {shape}"
     except (StoreError, OSError, ValueError) as error:
         fault = " ".join(str(error).split())
     if fault:
@@ -315,7 +315,7 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
 
 
 def _fault(name: str, values: npt.NDArray[Any]) -> str:
-    """Say what is wrong with the values of a column, if anything."""
+    """Return the fault of a column's values; empty if there is none."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return "a value is not finite"
     if name == "coverage" and ((values < 0) | (values > 1)).any():

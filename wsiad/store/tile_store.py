@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 FORMAT = "wsiad-tile-store"
 FORMAT_VERSION = 1
 GROUPS = "slides.zarr"
-"""Folder of the zarr hierarchy within a store."""
+"""Folder of the zarr hierarchy in a store."""
 _ROOT = f"{GROUPS}/zarr.json"
 OVERVIEWS = "overviews"
-"""Folder of the overviews: within the groups, zarr warns of files that it does not know."""
+"""Folder of the overviews, outside of the groups, where zarr would warn of unknown files."""
 
 
 class TileStore:
@@ -42,12 +42,12 @@ class TileStore:
     Raises
     ------
     StoreError
-        There is no store, or one of an unknown format version.
+        The folder is not a store, is damaged, or has an unknown format version.
     """
 
     def __init__(self, path: str | Path) -> None:
         if not str(path):
-            raise StoreError("the path of the store is empty", remedy="Give its folder.")
+            raise StoreError("the path of the store is empty", remedy="Pass the store's folder.")
         path = self.path = Path(path)
         if not (path / _ROOT).exists():
             remedy = "Make one with `wsiad tile`."
@@ -96,17 +96,17 @@ class TileStore:
         ----------
         path : Path
         preparation : Preparation
-            What decides the pixels; one for all slides of a store.
+            Options that decide the pixels; the same for all slides of a store.
         target : dict
             The stain target's profile as JSON values.
         compression : CompressionOptions, optional
-            A store keeps that which it was made with; another one is refused if it
-            changes pixels.
+            Compression of a new store. A store keeps the compression that it was made with; a
+            different one is refused if either changes pixels.
 
         Raises
         ------
         StoreMismatchError
-            It was made with another preparation; names the differences.
+            The store was made with another preparation; the error names the differences.
         StoreError
             The folder holds something else.
         """
@@ -152,18 +152,18 @@ class TileStore:
             )
         if store.compression.facts() != compression.facts():
             logger.warning(
-                "%s: keeps the compression that it was made with, %s",
+                "%s: keeps the compression that it was made with: %s",
                 path,
                 store.compression.facts(),
             )
         return store
 
     def folder(self, name: str) -> Path:
-        """Folder of a slide's group."""
+        """Return the folder of a slide's group."""
         return self.path / GROUPS / name
 
     def overview(self, name: str) -> Path:
-        """File of a slide's overview; stores made before there were any have none."""
+        """Return the path of a slide's overview; stores of early versions have no overviews."""
         return self.path / OVERVIEWS / f"{name}.jpg"
 
     def __contains__(self, name: str) -> bool:
@@ -173,7 +173,7 @@ class TileStore:
             return False
 
     def names(self) -> list[str]:
-        """Names of the slides that are whole in the store, sorted."""
+        """Return the names of the slides that are complete in the store, sorted."""
         groups = self.path / GROUPS
         return sorted(
             entry.relative_to(groups).as_posix()
@@ -183,7 +183,7 @@ class TileStore:
         )
 
     def folders(self) -> list[Path]:
-        """Folders that groups lie in: that of all, and those of slides named as ``patient1/1``."""
+        """Return the folders of groups: the root, and those of names such as ``patient1/1``."""
         found = [self.path / GROUPS]
         for folder in found:
             found += [
@@ -202,9 +202,9 @@ class TileStore:
         Raises
         ------
         StoreError
-            There is none, or it is damaged.
+            The store has no such slide, or its group is damaged.
         StoreMismatchError
-            It was prepared with another configuration than the store's.
+            The slide was prepared with another configuration than the store's.
         """
         if name not in self:
             raise StoreError(
@@ -234,7 +234,7 @@ class TileStore:
 
 
 def _one_line(error: Exception) -> str:
-    """Say what is wrong, the first of it, in one line."""
+    """Return the first fault that an error reports, in one line."""
     if isinstance(error, pydantic.ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -276,13 +276,13 @@ def _differences(
 
 
 def parts_folder(store: TileStore, name: str) -> Path:
-    """Folder of the parts of a slide that is not whole yet."""
+    """Return the folder of the parts of a slide that is not complete yet."""
     group = store.folder(name)
     return group.with_name(f".{group.name}.parts")
 
 
 def clear_store(path: Path) -> None:
-    """Clear away what dead runs left in a store, and parts of slides that are whole.
+    """Remove leftovers of dead runs from a store, and the parts of slides that are complete.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ def clear_store(path: Path) -> None:
 
 @contextlib.contextmanager
 def tidied(path: Path) -> Iterator[None]:
-    """Clear a store of leftovers before and after: of earlier runs, and of lost workers."""
+    """Remove leftovers of earlier runs before the work, and of lost workers after it."""
     clear_store(path)
     try:
         yield

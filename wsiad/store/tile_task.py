@@ -1,6 +1,6 @@
-"""The tiling of one slide: its task, its course in a worker, and its row in the table.
+"""The tiling of one slide: its task, its work in a worker process, and its row in the table.
 
-Slides of a store that could not be looked at: whoever uses the store says which.
+Slides of a store that could not be looked at are listed here, for everyone who uses the store.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class TileRow(SlideRow):
     Parameters
     ----------
     tiles : int
-        In the store.
+        Number of tiles in the store.
     tissue_share : float or None
         Share of the slide that is tissue, 0 to 1.
     missing : int
-        Tiles left out because the slide has no pixels there.
+        Number of tiles left out because the slide has no pixels there.
     damaged : int
-        Tiles left out because their part of the file is damaged.
+        Number of tiles left out because their part of the file is damaged.
     unusable : int
-        Tiles that fail a quality threshold: not in the store, or marked in it.
+        Number of tiles that fail a quality threshold: left out of the store, or marked in it.
     unusable_black, unusable_pen, unusable_saturation, unusable_sharpness : int
-        Those by the first threshold that they fail.
+        The unusable tiles, counted by the first threshold that they fail.
     """
 
     tiles: int = 0
@@ -93,17 +93,17 @@ class TileResult:
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
-        """Slides that are not in the store although they were asked for."""
+        """Slides that were requested and are not in the store."""
         return tuple(failures(self.rows))
 
     @property
     def unusable(self) -> tuple[SlideRow, ...]:
-        """Slides without tiles that are not without tissue: they could not be looked at."""
+        """Slides that could not be looked at: they have no tiles, but may have tissue."""
         return tuple(unusable(self.rows))
 
     @property
     def summary(self) -> str:
-        """For people: the slides of which damaged parts were left out; empty if there are none."""
+        """Sentence about slides whose damaged parts were left out; empty if there are none."""
         names = [row.slide for row in partly_damaged(self.rows)]
         if not names:
             return ""
@@ -115,7 +115,7 @@ class TileResult:
 
 
 def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
-    """Return what a store's ``run.json`` says of the call that filled it."""
+    """Return the record in a store's ``run.json`` of the call that filled it."""
     from wsiad.tissue.quality import QUALITY_REASONS
 
     tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
@@ -139,26 +139,26 @@ def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileTask(BatchTask):
-    """One slide to tile, as it travels to a worker.
+    """A slide to tile, as it is sent to a worker process.
 
     Parameters
     ----------
     store : Path
     preparation : Preparation
     target : dict
-        Stain profile that slides are given, as JSON values.
+        Stain profile to which slides are normalised, as JSON values.
     earlier : TileRow or None
-        Of the slide, of an earlier call.
+        Row of the slide from an earlier call.
     coords : Path, optional
-        Folder of files that say where tiles lie.
+        Folder of files with the positions of tiles.
     split_tiles : int, optional
-        Slides of more tiles are tiled in parts of about so many.
+        Slides with more tiles are tiled in parts of about this many.
     part : Part, optional
-        Only this part is to be tiled.
+        The only part to tile.
     join : bool
-        All parts are there, and are to become the slide.
+        True if all parts are written and must be joined to the slide.
     override_mpp : bool
-        The µm/px that the user states holds where the slide states another.
+        True if the user's µm/px replaces the one that the slide states.
     """
 
     store: Path
@@ -173,25 +173,25 @@ class TileTask(BatchTask):
 
 
 def tile_one(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
-    """Tile a slide, a part of it, or join its parts; pass over one that is whole in the store.
+    """Tile a slide or a part, or join its parts; skip a slide that is complete in the store.
 
     Raises
     ------
     SlideError
-        The slide cannot be opened or decoded, or its µm/px does not allow what is asked.
+        The slide cannot be opened or decoded, or its µm/px does not allow the requested one.
     StoreMismatchError
-        The store has the slide from another file, at another µm/px, or by other coordinates.
+        The store has the slide from another file, at another µm/px, or from other coordinates.
     """
     return _stored(task) or _tiled(task)
 
 
 def stored_slide(task: TileTask) -> TileRow | None:
-    """Return the row of a slide that is whole in the store, unless the task is a part's."""
+    """Return the row of a slide that is complete in the store; ``None`` for a part's task."""
     return None if task.part else _stored(task)
 
 
 def _stored(task: TileTask) -> TileRow | None:
-    """Row of a slide that is whole in the store already."""
+    """Return the row of a slide that is complete in the store already."""
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(task.store)
@@ -207,59 +207,59 @@ def _stored(task: TileTask) -> TileRow | None:
         )
     if problem := _other_scale(task, stored):
         raise StoreMismatchError(
-            f"is in the store at {stored.spacing.x:g} µm/px, and {problem}",
+            f"is in the store at {stored.spacing.x:g} µm/px, but {problem}",
             subject=name,
-            remedy=f"Mend the manifest, or delete {store.folder(name)} to tile it again.",
+            remedy=f"Correct the manifest, or delete {store.folder(name)} to tile it again.",
         )
     if (stored.facts.get("coordinates") or {}).get("fingerprint") != _coordinates(task)[1]:
         raise StoreMismatchError(
-            "is in the store, tiled by other coordinates or by none",
+            "is in the store, tiled from other coordinates or without any",
             subject=name,
-            remedy=f"Give the same --coords, or delete {store.folder(name)} to tile it again.",
+            remedy=f"Pass the same --coords, or delete {store.folder(name)} to tile it again.",
         )
     if "damaged" in stored.facts and task.preparation.damaged_tiles == "fail":
         raise StoreMismatchError(
             "is in the store without its damaged parts, which --damaged-tiles skip left out",
             subject=name,
-            remedy=f"Give that option again, or delete {store.folder(name)} to tile a better copy.",
+            remedy=f"Pass that option again, or delete {store.folder(name)} to tile a better copy.",
         )
     seconds = task.earlier.seconds if task.earlier else 0.0
     return _row(task, store, seconds)
 
 
 def _other_scale(task: TileTask, stored: StoredSlide) -> str:
-    """Say how the scale of a stored slide is not what is stated now; empty if it is."""
+    """Say how the scale of a stored slide differs from the one stated now; empty if it does not."""
     source = stored.facts["slide"]["spacing_source"]
     overridden = stored.facts["slide"].get("spacing_overridden", False)
     given = task.preparation.slide_mpp if task.slide.mpp is None else task.slide.mpp
     if source == "manifest" and task.slide.mpp != stored.spacing.x:
         return f"the manifest now states {task.slide.mpp or 'none'}"
     if overridden and not task.override_mpp:
-        return "that overrides the slide's own, which is now to be believed"
+        return "that replaced the slide's own, which should be used now"
     if task.override_mpp and given is not None:
         same = abs(given / stored.spacing.mean - 1) <= SAME_SCALE
-        return "" if same else f"{given:g} is now to override the slide's own"
+        return "" if same else f"{given:g} should now replace the slide's own"
     return ""
 
 
 def _changed(path: Path, stored: str) -> str:
-    """Say how a slide is not the one that was stored; empty if it is."""
+    """Say how a slide differs from the one that was stored; empty if it does not."""
     if not path.exists():
-        return "made from another file of this name, and this one is not there"
+        return "made from another file of this name, and this one does not exist"
     if slide_fingerprint(path) == stored:
         return ""
     if len(slide_files(path)) > 1:
         if fingerprint(path) == stored:
             return (
-                "made by wsiad 0.1, which knew a slide of many files by its first: whether the "
-                "others changed since cannot be told"
+                "made by wsiad 0.1, which identified a slide of many files by the first one: "
+                "the others may have changed since"
             )
-        return "made from another slide of this name: one of its files changed, came or went"
+        return "made from another slide of this name: a file of it was changed, added or removed"
     return "made from another file of this name"
 
 
 def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
-    """File that says where the slide's tiles lie, and its fingerprint."""
+    """Return the file of the positions of the slide's tiles, and its fingerprint."""
     from wsiad.tiling.plan import find_coordinates
 
     if task.coords is None:
@@ -281,7 +281,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     store = TileStore(task.store)
     if store.digest != task.preparation.digest(task.target, compression=store.compression):
         raise StoreMismatchError(
-            "the store was made anew with another configuration meanwhile",
+            "the store was replaced meanwhile by one with another configuration",
             subject=task.slide.name,
             remedy="Use another --out.",
         )
@@ -380,7 +380,7 @@ def unseen_slides(store: TileStore) -> dict[str, str]:
 
 
 def unseen_lines(found: Mapping[str, str], store: str) -> list[str]:
-    """Say how many slides of a store could not be looked at, which and why; nothing of none."""
+    """Return lines that list slides that could not be looked at, with reasons; none if empty."""
     if not found:
         return []
     lines = [f"{len(found)} of the slides of {store} failed or could not be looked at:"]

@@ -31,19 +31,19 @@ Balance = Literal["slides", "tiles"]
 
 
 class TileBatch(NamedTuple):
-    """A batch and where its tiles come from.
+    """A batch of tiles with their slides and positions.
 
     Parameters
     ----------
     tiles : Tensor of uint8, (N, S, S, 3)
         RGB.
     slide : Tensor of int64, (N,)
-        Indices into :attr:`TileDataset.slides`.
+        Index of each tile's slide in :attr:`TileDataset.slides`.
     row : Tensor of int64, (N,)
         Index of the tile in its slide, and in the columns of the slide's group.
     position : Tensor of float64, (N, 2), or None
-        x, y of the tile's top-left corner, level-0 pixels; ``None`` if tiles of any of
-        the slides have no known place.
+        x, y of the tile's top-left corner, level-0 pixels; ``None`` if any slide has tiles
+        without known positions.
     """
 
     tiles: Tensor
@@ -55,46 +55,49 @@ class TileBatch(NamedTuple):
 class TileDataset(IterableDataset[Any]):
     """Shuffled batches of the tiles of stores.
 
-    Chunks are read in a random order into a bounded buffer, out of which batches are
-    drawn; nothing is decoded twice in an epoch. No file stays open, so the dataset can be
-    sent to worker processes of any start method. The order is a pure function of the seed,
-    the epoch, the rank and the number of ranks and workers.
+    Chunks are read in a random order into a bounded buffer, from which batches are drawn.
+    Nothing is decoded twice in an epoch. No file stays open, so the dataset can be sent to
+    worker processes of any start method. The order is a pure function of the seed, the epoch,
+    the rank and the number of ranks and workers.
 
-    The batches are built here: give the loader ``batch_size=None``, or use :meth:`loader`.
+    The dataset builds the batches: pass ``batch_size=None`` to the loader, or use :meth:`loader`.
 
     Parameters
     ----------
     stores : Path, str, TileStore or sequence of them
         Stores of one preparation.
     batch : int
-        Tiles a batch.
+        Number of tiles in a batch.
     slides : sequence of str, optional
         Names of the slides to use; by default all that have tiles.
     balance : {"slides", "tiles"}
-        ``"slides"``: equally many tiles of each slide an epoch, whatever its size; over
-        the epochs, all tiles of a slide equally often. ``"tiles"``: every tile once.
+        ``"slides"``: an epoch has equally many tiles of each slide, regardless of its size; over
+        the epochs, all tiles of a slide come equally often. ``"tiles"``: every tile comes once.
     tiles_per_slide : int, optional
-        An epoch's tiles of each slide with ``balance="slides"``; by default such that
-        an epoch has about as many tiles as the stores.
+        Number of tiles of each slide in an epoch with ``balance="slides"``. By default an
+        epoch has about as many tiles as the stores.
     seed : int
     buffer_bytes : int
-        Memory for tiles, over all workers of this rank; each takes at least 6 chunks
-        (18 MB), and torch keeps some batches.
+        Memory for tiles, over all workers of this rank. Each worker needs at least 6 chunks
+        (18 MB), and torch keeps some batches besides.
     drop_last : bool
-        Give full batches only, and every rank and worker as many; at most some chunks'
-        tiles an epoch are left out, others in each. Else every tile is given.
+        Yield only full batches, and equally many in every rank and worker. The tiles of at most
+        a few chunks are left out of an epoch, different ones in each. Otherwise every tile is
+        yielded.
     places : bool
-        Give :class:`TileBatch` with the tiles' places instead of the pixels alone.
+        Yield :class:`TileBatch` with the tiles' positions instead of the pixels alone.
     threads : int
-        That read and decode, of each worker; the order does not depend on them. They need
-        no worker processes, which pay for handing each batch over (docs/performance.md).
+        Number of threads in each worker that read and decode; the order does not depend on it.
+        Threads need no worker processes, which cost time to hand over each batch
+        (docs/performance.md).
     rank, world_size : int, optional
-        Which of how many processes this is; by default ``torch.distributed`` is asked.
+        Index of this process and number of processes; by default those of
+        ``torch.distributed``.
 
     Attributes
     ----------
     slides : tuple of StoredSlide
-        What is drawn from.
+        Slides from which tiles are drawn.
 
     Raises
     ------
@@ -149,14 +152,14 @@ class TileDataset(IterableDataset[Any]):
         self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the epoch that the next iteration gives; without, it is always the same.
+        """Choose the epoch of the next iteration; without this call, it is always the same.
 
         Parameters
         ----------
         epoch : int
         start : int
-            Batches of the epoch that were taken already (by this rank, with as many
-            workers): the iteration goes on after them.
+            Number of batches of the epoch that were taken already (by this rank, with as many
+            workers): the iteration continues after them.
         """
         self._at[0], self._at[1] = epoch, start
 
@@ -165,10 +168,10 @@ class TileDataset(IterableDataset[Any]):
 
         Parameters
         ----------
-        workers : int
-            Processes that read, started by ``forkserver``; 0 to read in this process, by
+            Number of processes that read, started by ``forkserver``. With 0, this process reads
+            by the dataset's threads.
             the dataset's threads.
-        **options
+        Options of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
             Of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
         """
         values: dict[str, Any] = {"batch_size": None, "num_workers": workers}
@@ -266,7 +269,7 @@ def _slides(
 
 
 def _ranks(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Which of how many ranks this is."""
+    """Return the rank of this process and the number of ranks."""
     if (rank is None) != (world is None):
         raise InputError("give both `rank` and `world_size`, or neither")
     if rank is None or world is None:

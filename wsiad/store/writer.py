@@ -1,4 +1,4 @@
-"""Writing a slide's group into a store: beside it, and renamed when whole."""
+"""The writer of a slide's group into a store: in a hidden folder that is renamed when complete."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def write_slide(
 ) -> int:
     """Write the tiles of a plan as a slide's group.
 
-    The bytes are a function of slide, preparation and library versions: no times, no
-    paths, no order of workers.
+    The bytes are a function of slide, preparation and library versions. They hold no times and
+    no paths, and do not depend on the order of workers.
 
     Parameters
     ----------
     store : TileStore
     plan : SlidePlan
     fingerprint : str
-        Of the slide's file; see :func:`wsiad.slides.slide_files.slide_fingerprint`.
+        Fingerprint of the slide; see :func:`wsiad.slides.slide_files.slide_fingerprint`.
     coordinates : str, optional
-        Fingerprint of the coordinates that the plan was made by.
+        Fingerprint of the coordinates from which the plan was made.
 
     Returns
     -------
     int
-        Tiles written.
+        Number of tiles written.
 
     Raises
     ------
     SlideReadError
-        The slide cannot be decoded, or changed meanwhile; nothing is left in the store.
+        The slide cannot be decoded, or changed meanwhile; nothing remains in the store.
     OSError
-        The disk is full; nothing is left in the store.
+        The disk is full; nothing remains in the store.
     """
     slide = plan.scaled.slide
     with beside(store, slide.name) as folder:
@@ -71,7 +71,7 @@ def write_slide(
 def write_tiles(
     tiles: TileArray, plan: SlidePlan, *, first: int = 0, stop: int | None = None
 ) -> list[TileBlock]:
-    """Write tiles, all or some, and return their blocks without pixels."""
+    """Write all tiles or a range of them, and return their blocks without pixels."""
     guard = plan.quality if plan.quality.action == "drop" else None
     examples = choose_examples(plan, count=EXAMPLES)
     parts: list[TileBlock] = []
@@ -94,7 +94,7 @@ def write_rest(
     fingerprint: str,
     coordinates: str | None,
 ) -> None:
-    """Write what a slide has once, when all of its tiles are written.
+    """Write everything that a slide has only once, after all of its tiles are written.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ def write_rest(
     store : TileStore
     plan : SlidePlan
     blocks : sequence of TileBlock
-        What was written, in order, without pixels: of one task, or of all parts of a slide.
+        The blocks written, in order and without pixels: of one task, or of all parts of a slide.
     compression : dict
-        How the tiles are kept; see :meth:`TileArray.facts`.
+        Compression of the tiles; see :meth:`TileArray.facts`.
     fingerprint, coordinates : str
         See :func:`write_slide`.
 
@@ -152,26 +152,26 @@ def write_rest(
 
 
 def _status_without_tiles(plan: SlidePlan, left_out: LeftOut) -> dict[str, Any]:
-    """Tell a slide without tissue from one that could not be looked at."""
+    """Return the status of a slide without tiles: no tissue, or it could not be looked at."""
     if reason := why_unusable(plan, left_out):
         return {"status": "unusable", "reason": reason}
     return {"status": "no-tissue", "seen": True}
 
 
 def check_unchanged(slide: Slide, fingerprint: str) -> None:
-    """Check that a slide's files are what they were before it was read.
+    """Check that a slide's files did not change while it was read.
 
     Raises
     ------
     SlideReadError
-        It is not, or it is gone: what was read of it may be of two slides.
+        The slide changed or is gone; the pixels that were read may be of two slides.
     """
     slide.check_unchanged()
     if slide_fingerprint(slide.path) != fingerprint:
         raise SlideReadError(
             "changed while it was read; nothing of it was kept",
             subject=slide.name,
-            remedy="Let what writes to it finish, and run again.",
+            remedy="Wait until it is copied completely, and run again.",
         )
 
 
@@ -271,7 +271,7 @@ def _facts(
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that the bytes of a group may depend on."""
+    """Return the versions of the libraries on which the bytes of a group may depend."""
     return {
         "wsiad": __version__,
         "openslide": openslide.__library_version__,
@@ -282,7 +282,7 @@ def library_versions() -> dict[str, str]:
 def slide_facts(slide: Slide) -> dict[str, Any]:
     """Describe a slide as JSON values: file name, format, size, bounds and spacing.
 
-    Where slide and user contradict each other on the spacing, that too.
+    Where slide and user disagree on the spacing, the facts state that too.
     """
     doubt = {"spacing_note": slide.scale_note, "spacing_overridden": slide.scale_overridden}
     return {
