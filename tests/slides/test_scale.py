@@ -132,7 +132,7 @@ def test_a_manifest_overrides_a_wrong_header_by_a_flag(tmp_path):
         assert "the manifest 0.25; 0.25 is taken (--override-mpp)" in row.reason
     facts = TileStore(tmp_path / "store").slide("a").facts["slide"]
     assert (facts["spacing_source"], facts["spacing_overridden"]) == ("manifest", True)
-    assert "overrides the slide's own" in tiled(tmp_path, 0.25).reason
+    assert "replaced the slide's own" in tiled(tmp_path, 0.25).reason
     assert "the manifest now states 0.3" in tiled(tmp_path, 0.3, override_mpp=True).reason
 
 

@@ -94,7 +94,7 @@ def test_a_file_that_is_replaced_after_tiling_is_seen(tmp_path, series):
     write_level(series / "1_l1", other, series=1, number=2, mpp=2.0)
     row = tile()
     assert row.status == "failed"
-    assert "one of its files changed" in row.reason
+    assert "a file of it was changed" in row.reason
     assert "delete" in row.reason
 
 
@@ -110,7 +110,7 @@ def test_a_store_of_0_1_that_knew_the_first_file_only_is_told_of(tmp_path, serie
     wsiad.tile(**given)
     (row,) = read_table(tmp_path / "store" / "slides.csv", TileRow)
     assert row.status == "failed"
-    assert "by wsiad 0.1, which knew a slide of many files by its first" in row.reason
+    assert "by wsiad 0.1, which identified a slide of many files by the first one" in row.reason
 
 
 def test_a_level_that_changes_while_the_slide_is_read_is_seen(series):

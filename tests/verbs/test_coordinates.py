@@ -82,11 +82,11 @@ def test_resume(tmp_path, slide):
     folder = write(tmp_path / "h5" / "s.h5", **CLAM)
     tile(slide, tmp_path / "store", folder)
     assert not tile(slide, tmp_path / "store", folder).failed
-    assert "tiled by other coordinates" in reason(tile(slide, tmp_path / "store", None))
+    assert "tiled from other coordinates" in reason(tile(slide, tmp_path / "store", None))
     write(tmp_path / "h5" / "s.h5", CORNERS[:2], **CLAM)
-    assert "tiled by other coordinates" in reason(tile(slide, tmp_path / "store", folder))
+    assert "tiled from other coordinates" in reason(tile(slide, tmp_path / "store", folder))
     tile(slide, tmp_path / "plain", None)
-    assert "tiled by other coordinates" in reason(tile(slide, tmp_path / "plain", folder))
+    assert "tiled from other coordinates" in reason(tile(slide, tmp_path / "plain", folder))
 
 
 def test_what_works_on_such_a_store(tmp_path, slide, monkeypatch):

@@ -146,7 +146,7 @@ def test_labels_of_pcam_make_two_groups(tmp_path):
     assert "another source" in load(source, tmp_path / "store", labels=other).failed[0].reason
     short = write_h5(tmp_path / "short.h5", y=labels[:5])
     failed = load(source, tmp_path / "new", labels=short, tile=PX).failed
-    assert all("9 tiles and 5 labels" in row.reason for row in failed)
+    assert all("9 tiles, but 5 labels" in row.reason for row in failed)
     for bad, message in (
         (write_h5(tmp_path / "two.h5", y=labels + 1), "other than 0 and 1"),
         (write_h5(tmp_path / "no.h5", z=labels), "no dataset `y`"),
@@ -328,7 +328,9 @@ def test_a_header_cannot_ask_for_all_memory(tmp_path):
         for _ in range(300):
             file.write(bytes(1_000_000))
     tracemalloc.start()
-    assert "asks for too much" in reason(load(tmp_path / "b.tar.gz", tmp_path / "s", tile=PX))
+    assert "states a size that is too large" in reason(
+        load(tmp_path / "b.tar.gz", tmp_path / "s", tile=PX)
+    )
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
 
@@ -361,8 +363,8 @@ def test_bad_hdf5(tmp_path):
         (write_h5(tmp_path / "flat.h5", x=np.zeros((2, PX, PX), np.uint8)), "not uint8"),
         (write_h5(tmp_path / "big.h5", x=np.stack(tiles(1, size=48))), "its tiles have 48 px"),
         (linked, "no dataset `x`"),
-        (virtual, "lie in another file"),
-        (raw, "lie in another file"),
+        (virtual, "are in another file"),
+        (raw, "are in another file"),
         (cut, "cannot be read as HDF5"),
         (chunks, r"`x` claims \(1000000, 32, 32, 3\) values"),
     ):
