@@ -187,7 +187,7 @@ def test_files_that_are_missing_or_unknown_are_refused(tmp_path):
         read_asap_xml(tmp_path / "none.xml")
     with pytest.raises(AnnotationError, match="cannot be read"):
         read_annotations(tmp_path / "none.geojson")
-    with pytest.raises(AnnotationError, match="no annotation file"):
+    with pytest.raises(AnnotationError, match="not a known annotation file"):
         read_annotations(tmp_path / "a.txt")
 
 

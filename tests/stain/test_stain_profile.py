@@ -94,5 +94,5 @@ def test_what_is_no_profile_is_refused(values):
 
 
 def test_what_is_not_even_a_mapping_is_refused():
-    with pytest.raises(StainError, match="no stain profile"):
+    with pytest.raises(StainError, match="not a stain profile"):
         StainProfile.from_dict([1, 2])

@@ -142,7 +142,7 @@ def test_manifest_that_changed_its_scale_is_noticed(tmp_path):
         manifest.write_text(f"slide,mpp\ns.tif,{mpp}\n")
         result = wsiad.tile(slides=manifest, out=tmp_path / "store", **PLAIN)
         assert len(result.failed) == failed
-    assert "at 0.5 µm/px, and the manifest now states 0.25" in result.failed[0].reason
+    assert "at 0.5 µm/px, but the manifest now states 0.25" in result.failed[0].reason
 
 
 def test_bad_slides_are_reported_and_the_others_go_on(slides, tmp_path):

@@ -1,8 +1,8 @@
-"""Outlines drawn by people: ASAP XML and GeoJSON, read into level-0 polygons.
+"""Outlines drawn by people, read from ASAP XML and GeoJSON into level-0 polygons.
 
-Nothing here knows of detections or metrics. Both formats come from outside: XML is
-parsed without entities or document types, and whatever is not understood is an error
-or is counted in :attr:`Annotations.ignored`, never dropped without a word.
+Nothing here depends on detections or metrics. Both formats come from outside. XML is parsed
+without entities or document types. Content that is not understood is an error, or is counted in
+:attr:`Annotations.ignored`; it is never dropped silently.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SUFFIXES = (".xml", ".geojson", ".json")
 """Suffixes of files that :func:`read_annotations` reads."""
 
 Origin = Literal["auto", "level0", "bounds"]
-"""Where the positions of a file count from that does not say so itself."""
+"""Origin of the positions of a file that does not state it."""
 
 
 def read_annotations(
@@ -55,20 +55,20 @@ def read_annotations(
     ----------
     path : Path
     classes : ClassMap or mapping of str to str, optional
-        What classes and groups mean, where they do not say so themselves.
+        Meaning of classes and groups; it overrides their own meaning.
     origin : str
-        Where a file counts from that does not say so, as files of this package do:
-        ``"level0"``, the slide's corner; ``"bounds"``, that of its bounds; ``"auto"``, as
-        the programs do, QuPath's GeoJSON from the bounds and ASAP's XML from level 0.
+        Origin of the positions in a file that does not state it (files of this package do):
+        ``"level0"``, the slide's corner; ``"bounds"``, the corner of its bounds; ``"auto"``, the
+        convention of the programs: bounds for QuPath's GeoJSON, level 0 for ASAP's XML.
     bounds : (float, float), optional
-        Corner of the slide's bounds, level-0 pixels, if known. Where it is not,
-        ``"auto"`` takes level 0, which is the same on slides without bounds.
+        Corner of the slide's bounds, level-0 pixels, if known. If it is not, ``"auto"`` counts
+        from level 0, which is the same on slides without bounds.
 
     Raises
     ------
     AnnotationError
-        The file is missing, not valid or not safe to read; or it counts from bounds that
-        are not known.
+        The file is missing, not valid or not safe to read; or its positions count from bounds
+        that are not known.
     """
     meanings = classes if isinstance(classes, ClassMap) else ClassMap(classes)
     if path.suffix.lower() == ".xml":
@@ -77,9 +77,9 @@ def read_annotations(
         read = read_geojson(path, meanings)
     else:
         raise AnnotationError(
-            "is no annotation file that is known",
+            "is not a known annotation file",
             subject=str(path),
-            remedy=f"Give a file that ends in {', '.join(SUFFIXES)}.",
+            remedy=f"Pass a file that ends in {', '.join(SUFFIXES)}.",
         )
     if read.counted_from != LEVEL_0:  # the file says so itself
         return read
@@ -87,7 +87,7 @@ def read_annotations(
         raise AnnotationError(
             "counts from the corner of the slide's bounds, which is not known",
             subject=str(path),
-            remedy="Give results of `wsiad heatmap`, which know it, or outlines in level-0 pixels.",
+            remedy="Pass results of `wsiad heatmap`, which know it, or outlines in level-0 pixels.",
         )
     if origin == "level0" or (origin == "auto" and path.suffix.lower() == ".xml"):
         return read

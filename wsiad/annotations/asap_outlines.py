@@ -1,4 +1,4 @@
-"""Annotations of ASAP's XML files."""
+"""Reader of the annotations in ASAP's XML files."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ _MOST_DIGITS = 15
 def read_asap_xml(path: Path, classes: ClassMap | None = None) -> Annotations:
     """Read the annotations of an ASAP XML file (https://github.com/computationalpathologygroup/ASAP).
 
-    Groups with a role (`ClassMap`) are kept, and groups within them that have none of
-    their own; others are counted as ignored, as are annotations that enclose no area. A
-    spline is taken as the polygon of its points, which is what ASAP makes its masks of.
+    Groups with a role (`ClassMap`) are kept, and so are groups within them that have no role of
+    their own. Others are counted as ignored, as are annotations that enclose no area. A spline
+    becomes the polygon of its points, from which ASAP makes its masks too.
 
     Parameters
     ----------
     path : Path
     classes : ClassMap, optional
-        What groups mean.
+        Meaning of groups.
 
     Raises
     ------
     AnnotationError
-        The file is missing or too large, is no XML or no ASAP file, declares a document
-        type or an entity, uses a group that it does not declare, declares one within two
-        others, or has a coordinate that
-        is no finite number or whose order is not clear.
+        The file is missing, too large, not XML or not an ASAP file. It declares a document type
+        or an entity. It uses a group that it does not declare, or declares one within two
+        others. Or a coordinate is not a finite number, or has no clear order.
     """
     meanings = classes or ClassMap()
     root = _parse_xml(path)
@@ -103,7 +102,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _parents(root: ElementTree.Element, path: Path) -> dict[str, str]:
-    """Group that each group is in."""
+    """Return the group that contains each group."""
     parents: dict[str, str] = {}
     for element in root.iterfind("AnnotationGroups/Group"):
         group = element.get("Name", "").strip()
@@ -119,7 +118,7 @@ def _parents(root: ElementTree.Element, path: Path) -> dict[str, str]:
 
 
 def _role(group: str, parents: dict[str, str], meanings: ClassMap) -> Role | None:
-    """Role of a group: its own, else that of the group that it is in, and so on."""
+    """Return the role of a group: its own, or that of the nearest group around it that has one."""
     for _ in range(MAX_DEPTH):
         if meanings.knows(group) or says_nothing(group) or group.endswith("*"):
             return meanings.role(group)
@@ -136,7 +135,7 @@ def _why_no_area(group: str, kind: str, ring: Ring) -> str | None:
 
 
 def _asap_corners(element: ElementTree.Element, where: str) -> list[tuple[str, str]]:
-    """Coordinates as text, in the order that their attribute ``Order`` gives."""
+    """Return coordinates as text, in the order of their attribute ``Order``."""
     corners: dict[int, tuple[str, str]] = {}
     for coordinate in element.iterfind("Coordinates/Coordinate"):
         order = coordinate.get("Order", "")

@@ -1,4 +1,4 @@
-"""Classes and groups of outlines: tumour, cut out of it, or nothing that is known."""
+"""Classes and groups of outlines, and their meaning: tumour, cut out of it, or none."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ _LONGEST = 80
 
 
 def role_of(group: str) -> Role | None:
-    """Role of an annotation group by its name, letter case aside; ``None`` if it has none.
+    """Return the role of an annotation group by its name, in any letter case; ``None`` for no role.
 
-    ``_0``, ``_1`` and ``_2`` are CAMELYON16's groups, ``metastases`` and ``normal``
-    those of CAMELYON17. QuPath's derived classes (``Tumor: Positive``) and those that end
-    in ``*`` have none: what they mean is the user's to say, by a :class:`ClassMap`.
+    ``_0``, ``_1`` and ``_2`` are CAMELYON16's groups, ``metastases`` and ``normal`` those of
+    CAMELYON17. QuPath's derived classes (``Tumor: Positive``) and those that end in ``*`` have
+    no role: the user states their meaning with a :class:`ClassMap`.
     """
     return _ROLES.get(_key(group))
 
 
 class ClassMap:
-    """The meaning of classes: the user's, else that of :func:`role_of`.
+    """Meaning of classes: the user's, otherwise that of :func:`role_of`.
 
     Parameters
     ----------
     meanings : mapping of str to str, optional
-        By class: ``tumor`` (or ``tumour``), ``cut-out`` (``exclusion``, ``normal``) or
+        Meaning of each class: ``tumor`` (or ``tumour``), ``cut-out`` (``exclusion``, ``normal``) or
         ``ignore``. Letter case and blanks at the ends do not matter. A derived class is
         written as QuPath shows it, ``Tumor: Positive``; ``none`` stands for outlines
         without a class.
@@ -58,7 +58,7 @@ class ClassMap:
     Raises
     ------
     AnnotationError
-        A meaning is none of these, or a class is given two.
+        A meaning is none of these, or a class has two meanings.
     """
 
     def __init__(self, meanings: Mapping[str, str] | None = None) -> None:
@@ -75,7 +75,7 @@ class ClassMap:
                 raise AnnotationError(
                     f"the class {class_text(name)!r} is mapped twice",
                     subject="class_map",
-                    remedy="Letter case does not tell classes apart: keep one of them.",
+                    remedy="Letter case does not distinguish classes: keep one of them.",
                 )
 
     def knows(self, name: str) -> bool:
@@ -83,17 +83,17 @@ class ClassMap:
         return _key(name) in self.given or _key(name) in _ROLES
 
     def role(self, name: str) -> Role | None:
-        """Role of a class, ``""`` for no class; ``None`` if it has none."""
+        """Return the role of a class, ``""`` for no class; ``None`` if it has no role."""
         key = _key(name)
         return self.given[key] if key in self.given else _ROLES.get(key)
 
     def unused(self, seen: frozenset[str]) -> list[str]:
-        """Classes that the user gave a meaning, and that are not among those seen."""
+        """Return the classes to which the user gave a meaning and that were not seen."""
         return sorted(set(self.given) - {_key(name) for name in seen})
 
 
 def says_nothing(name: str) -> bool:
-    """Tell whether a class is none: empty, or what programs show in its place."""
+    """Tell whether a name stands for no class: it is empty, or a placeholder of a program."""
     return _key(name) == NO_CLASS
 
 

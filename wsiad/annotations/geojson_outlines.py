@@ -1,4 +1,4 @@
-"""Annotations of GeoJSON files, read as QuPath means them."""
+"""Reader of the annotations in GeoJSON files, with QuPath's conventions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wsiad.annotations.outlines import (
 from wsiad.core.errors import AnnotationError
 
 MEMBER = "wsiad"
-"""Member of a feature collection in which this package says where positions count from."""
+"""Member of a feature collection in which this package states the origin of positions."""
 
 _AREAS = ("Polygon", "MultiPolygon")
 _SHAPES = ("Point", "MultiPoint", "LineString", "MultiLineString", *_AREAS, "GeometryCollection")
@@ -34,30 +34,30 @@ _MAX_POSITION = 1e9
 
 
 def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
-    """Read the areas of a GeoJSON file, in pixels from where the file counts.
+    """Read the areas of a GeoJSON file, in pixels from the file's origin.
 
-    A FeatureCollection, a Feature, a geometry, or an array of these is taken;
-    ``childObjects`` and the members of collections are read like all others. What an
-    area is, its class says (`ClassMap`): one without a class, a tile, cell, detection or
-    annotation alike, says nothing, and a TMA core is a place. Whatever is no tumour and not
-    cut out of it is counted in `Annotations.ignored`.
+    The document is a FeatureCollection, a Feature, a geometry, or an array of these;
+    ``childObjects`` and the members of collections are read like all others. The class of an
+    area gives its meaning (`ClassMap`). An area without a class has no meaning, even if it is a
+    tile, a cell, a detection or an annotation. A TMA core is a place, not tissue. Everything that
+    is neither tumour nor cut out of it is counted in `Annotations.ignored`.
 
     Parameters
     ----------
     path : Path
     classes : ClassMap, optional
-        What classes mean.
+        Meaning of classes.
 
     Returns
     -------
     Annotations
-        Its origin is the one that the file states, which files of this package do.
+        The outlines; their origin is the one that the file states, as files of this package do.
 
     Raises
     ------
     AnnotationError
         The file is missing, is too large or too deep, is not GeoJSON, or has a coordinate
-        that is no number.
+        that is not a number.
     """
     try:
         # Bytes, of which Python knows UTF-8, -16 and -32 apart, with and without a mark.
@@ -78,7 +78,7 @@ def read_geojson(path: Path, classes: ClassMap | None = None) -> Annotations:
 
 @dataclass(slots=True)
 class _Found:
-    """The outlines of a file that were read so far."""
+    """The outlines that were read so far from a file."""
 
     meanings: ClassMap
     outlines: list[Outline] = field(default_factory=list)
@@ -86,7 +86,7 @@ class _Found:
     classes: set[str] = field(default_factory=set)
 
     def take(self, feature: dict[str, Any], where: str) -> None:
-        """Take a feature as outlines, or count it as ignored."""
+        """Add the outlines of a feature, or count it as ignored."""
         properties = _mapping(feature.get("properties"), where)
         geometry = _mapping(feature.get("geometry"), where)
         name, kind = _class_name(properties.get("classification")), _object_type(feature)
@@ -122,7 +122,7 @@ def _why_ignored(name: str, kind: str) -> str:
 
 
 def _features(document: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every feature of a file, those within others too, and what it is called."""
+    """Yield every feature of a file, nested ones included, with its name for errors."""
     if isinstance(document, dict) and document.get("type") == "FeatureCollection":
         document = document.get("features")
     elif isinstance(document, dict) and document.get("type") in ("Feature", *_SHAPES):
@@ -150,15 +150,15 @@ def _features(document: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _children(feature: dict[str, Any], where: str, *, key: str) -> list[dict[str, Any]]:
-    """Objects within an object: QuPath has them among the properties, others beside them."""
+    """Return the objects within an object, which QuPath puts among the properties."""
     found: list[Any] = []
     for holder in (_mapping(feature.get("properties"), where), feature):
         children = holder.get(key)
         if children is not None and not isinstance(children, list):
-            raise AnnotationError(f"has {key} that are no list", subject=where)
+            raise AnnotationError(f"has {key} that are not a list", subject=where)
         found.extend(children or ())
     if not all(isinstance(child, dict) for child in found):
-        raise AnnotationError(f"has {key} that are no features", subject=where)
+        raise AnnotationError(f"has {key} that are not features", subject=where)
     return found
 
 
@@ -179,7 +179,7 @@ def _shapes(geometry: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
 
 
 def _areas(geometry: dict[str, Any], where: str) -> tuple[list[list[Ring]], list[Any]]:
-    """Rings of every polygon of a geometry, and the types of what is no polygon."""
+    """Return the rings of every polygon of a geometry, and the types of its other shapes."""
     areas: list[list[Ring]] = []
     others = []
     for shape in _shapes(geometry, where):
@@ -204,7 +204,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def _object_type(feature: dict[str, Any]) -> str:
-    """Return what an object is to QuPath, to which one that it does not know is an annotation."""
+    """Return the type of an object in QuPath, where an unknown type is an annotation."""
     properties = feature.get("properties") or {}
     # QuPath 0.2 wrote the type where newer ones have the identifier.
     texts = [*(properties.get(key) for key in _TYPE_KEYS), feature.get("id")]
@@ -218,9 +218,9 @@ def _object_type(feature: dict[str, Any]) -> str:
 
 
 def _class_name(value: Any) -> str:
-    """Name of a classification in any of its forms, ``""`` for none.
+    """Return the name of a classification in any of its forms; ``""`` if there is none.
 
-    That of a derived class is as QuPath shows it, ``Tumor: Positive``.
+    A derived class is named as QuPath shows it, ``Tumor: Positive``.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         # Programs of geographers write what they do not know as text.
@@ -238,7 +238,7 @@ def _class_name(value: Any) -> str:
 
 
 def _stated_origin(document: Any, path: Path) -> tuple[float, float] | None:
-    """Where the file says that its positions count from, level-0 pixels."""
+    """Return the origin of positions that the file states, level-0 pixels; ``None`` without one."""
     if not isinstance(document, dict) or MEMBER not in document:
         return None
     member = document[MEMBER]
@@ -251,7 +251,7 @@ def _stated_origin(document: Any, path: Path) -> tuple[float, float] | None:
     ):
         return float(origin[0]), float(origin[1])
     raise AnnotationError(
-        f"its member {MEMBER!r} does not say where positions count from",
+        f"its member {MEMBER!r} does not state where positions count from",
         subject=str(path),
         remedy=f'It is "{MEMBER}": {{"origin": [x, y]}}, level-0 pixels; or remove it.',
     )

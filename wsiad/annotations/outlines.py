@@ -1,8 +1,7 @@
 """Outlines that people drew on a slide: areas with a role, in level-0 pixels.
 
-Rings of corners: checked where they enter, and the area that they wind around.
-
-Annotation files as bytes: of a size that can be worked on.
+Rings of corners are checked when they are read, and become the area around which they wind.
+Annotation files are read as bytes of a limited size.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Ring = npt.NDArray[np.float64]
 """Corners of an outline, (N, 2) ``x, y`` in level-0 pixels; open, the last joins the first."""
 
 MAX_CROSSINGS = 20_000
-"""Most crossings of a ring with itself that are mended: half a second's work."""
+"""Maximum number of crossings of a ring with itself that are mended: half a second's work."""
 
 _MAX_COORDINATE = 1e9
 _PLAIN_AREA = 1e-6
@@ -45,7 +44,7 @@ def read_ring(corners: Iterable[Sequence[Any]], where: str) -> Ring:
     Raises
     ------
     AnnotationError
-        A coordinate is no position on a slide.
+        A coordinate is not a position on a slide.
     """
     points: list[tuple[float, float]] = []
     for corner in corners:
@@ -67,14 +66,14 @@ def read_ring(corners: Iterable[Sequence[Any]], where: str) -> Ring:
 
 
 def _number(value: Any) -> float:
-    """Return a number as files have it: not True, nor 1_000, which Python takes for one too."""
+    """Return a number as files write it; refuse True and 1_000, which Python takes for numbers."""
     if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         raise ValueError
     return float(value)
 
 
 def has_area(ring: Ring) -> bool:
-    """Tell whether the corners are not all on one line."""
+    """Tell whether the corners enclose an area, that is, are not all on one line."""
     if len(ring) < 3:
         return False
     from_first = ring - ring[0]
@@ -87,21 +86,21 @@ def has_area(ring: Ring) -> bool:
 
 
 def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
-    """Return what a ring winds around at least once; rings that cross themselves included.
+    """Return the area around which a ring winds at least once, even if the ring crosses itself.
 
     Parameters
     ----------
     ring : ndarray of float64, (N, 2)
         Corners.
     subject : str, optional
-        Whose ring it is, for the error.
+        Name of the ring's outline, for the error.
 
     Raises
     ------
     AnnotationError
-        The ring crosses itself more than `MAX_CROSSINGS` times, or so many of its edges
-        are as long as itself that it would take minutes to tell: what is drawn by hand
-        does neither.
+        The ring crosses itself more than `MAX_CROSSINGS` times, or so many of its edges are as
+        long as the ring itself that the check would take minutes. Rings drawn by hand do
+        neither.
     """
     if len(ring) > _FEW_CORNERS and _are_tangled([ring], most=None):
         raise _tangled(f"the outline of {len(ring)} corners crosses itself", subject)
@@ -118,20 +117,20 @@ def ring_area(ring: Ring, *, subject: str | None = None) -> BaseGeometry:
 
 
 def check_rings(rings: Sequence[tuple[str, Ring]], source: str) -> None:
-    """Refuse rings that cross themselves and each other too often to be worked on together.
+    """Refuse rings that cross themselves and each other too often to be processed together.
 
     Parameters
     ----------
     rings : sequence of (str, ndarray)
-        With the name of each one's outline.
+        Rings, each with the name of its outline.
     source : str
-        The file.
+        Path of the file.
 
     Raises
     ------
     AnnotationError
-        There are more crossings than ten times `MAX_CROSSINGS`, corners counted in; a ring
-        that has too many by itself is named.
+        There are more crossings than ten times the sum of `MAX_CROSSINGS` and the number of
+        corners. A ring that alone has too many is named.
     """
     corners = sum(len(ring) for _, ring in rings)
     most = 10 * (MAX_CROSSINGS + corners)
@@ -147,20 +146,20 @@ def check_rings(rings: Sequence[tuple[str, Ring]], source: str) -> None:
 
 def _tangled(problem: str, subject: str | None) -> AnnotationError:
     return AnnotationError(
-        f"{problem} too often to be worked on",
+        f"{problem} too often to be processed",
         subject=subject,
         remedy="Draw along the edge of the area.",
     )
 
 
 def _are_tangled(rings: Sequence[Ring], *, most: int | None) -> bool:
-    """Tell whether edges of rings are near each other, or cross, too often to be worked on.
+    """Tell whether edges of rings are near each other, or cross, too often to be processed.
 
     Parameters
     ----------
     rings : sequence of ndarray of float64, (N, 2)
     most : int or None
-        Crossings that are allowed; ``None`` to look at bounding boxes alone.
+        Maximum number of crossings; ``None`` to look only at bounding boxes.
     """
     ends = [np.stack([ring, np.roll(ring, -1, axis=0)], axis=1) for ring in rings]
     edges = np.asarray(shapely.linestrings(np.concatenate(ends)))
@@ -184,7 +183,7 @@ def _are_tangled(rings: Sequence[Ring], *, most: int | None) -> bool:
 
 
 def _winding_numbers(ring: Ring, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """How often a ring winds around each of some points, (N, 2), that are not on it."""
+    """Count how often a ring winds around each of some points, (N, 2), that are not on it."""
     start, end = ring, np.roll(ring, -1, axis=0)
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
     order = np.argsort(points[:, 1])
@@ -204,25 +203,25 @@ def _winding_numbers(ring: Ring, points: npt.NDArray[np.float64]) -> npt.NDArray
 
 
 LEVEL_0 = "the slide's corner"
-"""Where positions of a file count from, in words: that of OpenSlide's level 0."""
+"""Origin of a file's positions in words: the corner of OpenSlide's level 0."""
 
 BOUNDS = "the corner of its bounds"
-"""The same: that of the part of the slide that holds anything, as QuPath counts."""
+"""Origin of a file's positions in words: the corner of the slide's bounds, as in QuPath."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outline:
-    """One outlined area.
+    """An outlined area.
 
     Parameters
     ----------
     name, group : str
-        As the file has them.
+        Name and group as in the file.
     role : Role
-        Tumour, or cut out of it.
+        Meaning: tumour, or cut out of it.
     shell : ndarray of float64, (N, 2)
-        Outer ring, level-0 pixels. It may cross itself: what it winds around at least
-        once is inside.
+        Outer ring, level-0 pixels. It can cross itself: the points around which it winds at
+        least once are inside.
     holes : tuple of ndarray
         Inner rings; only GeoJSON has them.
     """
@@ -239,7 +238,7 @@ class Outline:
         Raises
         ------
         AnnotationError
-            It crosses itself too often; ``source``, the file, is named.
+            The outline crosses itself too often; the error names ``source``, the file.
         """
         subject = f"{source}, {self.name}" if source else self.name
         area = ring_area(self.shell, subject=subject)
@@ -249,7 +248,7 @@ class Outline:
         return area.difference(shapely.union_all(holes))
 
     def moved(self, dx: float, dy: float) -> Outline:
-        """Return the outline elsewhere."""
+        """Return the outline moved by ``dx`` and ``dy``, pixels."""
         by = np.array([dx, dy])
         holes = tuple(hole + by for hole in self.holes)
         return dataclasses.replace(self, shell=self.shell + by, holes=holes)
@@ -257,23 +256,22 @@ class Outline:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotations:
-    """All outlines of a slide that have a role, and what the file holds besides.
+    """All outlines of a slide that have a role, and counts of the rest of the file.
 
     Parameters
     ----------
     source : str
-        The file.
+        Path of the file.
     outlines : tuple of Outline
-        In the order of the file.
+        Outlines in the order of the file.
     ignored : Mapping of str to int
-        How many annotations were left aside, by reason.
+        Number of ignored annotations for each reason.
     classes : frozenset of str
-        Every class or group that an object of the file has, ``""`` for none.
+        Every class or group of the file's objects, ``""`` for none.
     origin : (float, float)
-        Where the file's positions count from, level-0 pixels; outlines are moved there
-        already.
+        Origin of the file's positions, level-0 pixels; the outlines are already moved by it.
     counted_from : str
-        The same in words.
+        The origin in words.
     """
 
     source: str
@@ -284,14 +282,14 @@ class Annotations:
     counted_from: str = LEVEL_0
 
     def with_role(self, role: Role) -> tuple[Outline, ...]:
-        """Outlines of one role."""
+        """Return the outlines of one role."""
         return tuple(outline for outline in self.outlines if outline.role is role)
 
     def tumour(self) -> BaseGeometry:
-        """Return the tumour area: all tumour outlines less all cut-outs, level-0 pixels.
+        """Return the tumour area: all tumour outlines without all cut-outs, level-0 pixels.
 
-        A cut-out wins over every tumour outline under it, as in the CAMELYON masks,
-        where it is painted last.
+        A cut-out prevails over every tumour outline under it, as in the CAMELYON masks, where
+        cut-outs are painted last.
 
         Raises
         ------
@@ -309,7 +307,7 @@ class Annotations:
         return tumour.difference(cut_out)
 
     def moved_to(self, origin: tuple[float, float], counted_from: str) -> Annotations:
-        """Return the outlines as they lie if the file counts from another origin."""
+        """Return the outlines at their positions if the file counts from another origin."""
         dx, dy = origin[0] - self.origin[0], origin[1] - self.origin[1]
         outlines = self.outlines
         if (dx, dy) != (0.0, 0.0):
@@ -320,19 +318,19 @@ class Annotations:
 
 
 MAX_BYTES = 1 << 27
-"""Largest annotation file that is read: half a million objects."""
+"""Maximum size of an annotation file in bytes: half a million objects."""
 
 MAX_DEPTH = 32
-"""How deep groups, collections and objects may lie within each other."""
+"""Maximum depth of groups, collections and objects within each other."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what an annotation file holds.
+    """Read the bytes of an annotation file.
 
     Raises
     ------
     AnnotationError
-        It is missing, cannot be read, or is larger than `MAX_BYTES`.
+        The file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
     try:
         with path.open("rb") as file:

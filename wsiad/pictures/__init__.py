@@ -1,1 +1,1 @@
-"""Pictures for people: colours, drawing, the overview of a slide."""
+"""Pictures for people: colours, drawing, and the overview of a slide."""

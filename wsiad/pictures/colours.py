@@ -1,4 +1,4 @@
-"""Colours: one fixed scale from healthy scores, so that a healthy slide looks calm."""
+"""Colour scale of anomaly scores, fixed by healthy scores, so that a healthy slide looks calm."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from wsiad.core.errors import ConfigError
 
 ColourMap = Literal["inferno", "viridis", "magma", "plasma", "cividis"]
-"""Maps in which equal steps look equal, with and without colour vision."""
+"""Colour maps in which equal steps look equal, with and without normal colour vision."""
 
 HEALTHY_LEVELS = (0.5, 0.9, 0.99, 0.999)
-"""Quantiles of healthy scores that stand at equal distances on the scale."""
+"""Quantiles of healthy scores that are at equal distances on the scale."""
 
 _ALPHA_LOW, _ALPHA_HIGH = 24, 216
 _ALPHA_POWER = 1.5
@@ -28,20 +28,20 @@ _ALPHA_POWER = 1.5
 class ColourScale:
     """A fixed map from anomaly scores to colours, the same for all slides of a run.
 
-    A scale fitted to each picture would paint the strangest spot of a healthy slide as
-    a tumour. This one hangs on the scores of healthy windows: equal steps of colour are
-    equally rarer among them, whatever the unit of the detector. Opacity grows faster
-    than strangeness, so that what healthy slides hold stays faint.
+    A scale fitted to each picture would paint the strangest window of a healthy slide as a
+    tumour. This scale depends on the scores of healthy windows: equal steps of colour are
+    equally rarer among them, whatever the unit of the detector. Opacity grows faster than
+    the score, so the windows of healthy slides stay faint.
 
     Parameters
     ----------
     knots : tuple of float
-        Rising scores at equal distances on the scale; beyond the ends colours stay what
-        they are, between knots they go linearly.
+        Rising scores at equal distances on the scale. Colours are linear between knots and
+        constant beyond the ends.
     name : ColourMap
-        Of the colour map, as in matplotlib.
+        Name of the colour map in matplotlib.
     levels : tuple of float
-        Share of healthy windows below each of the first knots, as far as it is known.
+        Share of healthy windows below each of the first knots, where it is known.
 
     Raises
     ------
@@ -72,24 +72,24 @@ class ColourScale:
 
     @classmethod
     def from_healthy(cls, quantiles: Sequence[float], *, name: ColourMap = "inferno") -> Self:
-        """Return the scale that healthy windows fix.
+        """Return the scale that healthy windows define.
 
         Parameters
         ----------
         quantiles : sequence of float
-            Scores at `HEALTHY_LEVELS`, not falling. Equal ones are held apart by the
-            smallest step that floats of their size allow to be drawn.
+            Scores at `HEALTHY_LEVELS`, not falling. Equal scores are separated by the smallest
+            step that can be drawn with floats of their size.
         name : ColourMap
-            Of the colour map.
+            Name of the colour map.
 
         Notes
         -----
-        The last knot lies as far beyond the last quantile as that is from the one before.
+        The last knot is as far above the last quantile as that is above the one before.
 
         Raises
         ------
         ConfigError
-            There are not as many as levels, or they fall.
+            The number of quantiles is not that of the levels, or they fall.
         """
         if len(quantiles) != len(HEALTHY_LEVELS) or sorted(quantiles) != list(quantiles):
             raise ConfigError(f"healthy quantiles {quantiles} are not {HEALTHY_LEVELS}, rising")
@@ -116,18 +116,18 @@ class ColourScale:
         return np.interp(np.asarray(scores, np.float64), self.knots, places).astype(np.float32)
 
     def rgba(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-        """Colour scores.
+        """Return the colours of scores.
 
         Parameters
         ----------
         scores : ndarray of float, (...)
-            Anomaly scores; NaN where none was given.
+            Anomaly scores; NaN where there is none.
 
         Returns
         -------
         ndarray of uint8, (..., 4)
-            Red, green, blue, opacity. NaN is ``(0, 0, 0, 0)``; every scored pixel has
-            some opacity, so that "healthy" and "not looked at" can be told apart.
+            Red, green, blue, opacity. NaN is ``(0, 0, 0, 0)``. Every scored pixel has some
+            opacity, so that "healthy" and "not looked at" can be distinguished.
         """
         unit = self.unit(scores)
         missing = np.isnan(unit)
@@ -139,7 +139,7 @@ class ColourScale:
     def legend(self) -> dict[str, Any]:
         """Describe the scale as JSON values: ends, map, and score and colour of each knot.
 
-        The percentile of a knot is ``None`` where it is not known, as beyond the last quantile.
+        The percentile of a knot is ``None`` if it is not known, as beyond the last quantile.
         """
         colours = self.rgba(np.array(self.knots))
         shares = itertools.chain(self.levels, itertools.repeat(None))

@@ -1,4 +1,4 @@
-"""Drawing onto pictures for people: boxes, hatched areas, a scale bar and text."""
+"""Drawing on pictures for people: boxes, hatched areas, a scale bar and text."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ _JPEG_QUALITIES = (85, 75, 60, 45, 30)
 
 
 def pixel_edges(boxes: npt.NDArray[np.float64], placement: PixelMap) -> npt.NDArray[np.int64]:
-    """Round boxes to the pixels of a picture; none vanishes, and neighbours still abut.
+    """Round boxes to the pixels of a picture; none vanishes, and neighbours still touch.
 
     Parameters
     ----------
     boxes : ndarray of float64, (N, 4)
         ``x, y, width, height``, level-0 pixels.
     placement : PixelMap
-        From the picture's pixels to level-0 pixels.
+        Map from the picture's pixels to level-0 pixels.
 
     Returns
     -------
     ndarray of int64, (N, 4)
-        ``left, top, right, bottom``; right and bottom are beyond the box.
+        Columns ``left, top, right, bottom``; right and bottom are excluded.
     """
     left, top = placement.from_level0(boxes[:, 0], boxes[:, 1])
     right, bottom = placement.from_level0(boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3])
@@ -63,14 +63,14 @@ def pixel_edges(boxes: npt.NDArray[np.float64], placement: PixelMap) -> npt.NDAr
 
 
 def covered(edges: npt.NDArray[np.int64], shape: tuple[int, int]) -> Mask:
-    """Pixels (H, W) that lie in any box; the cost hardly grows with the number of boxes.
+    """Return the pixels (H, W) in any box; the cost hardly grows with the number of boxes.
 
     Parameters
     ----------
     edges : ndarray of int64, (N, 4)
-        As :func:`pixel_edges` returns them; parts beyond the picture are cut off.
+        Edges as :func:`pixel_edges` returns them; parts outside of the picture are cut off.
     shape : (int, int)
-        Height and width.
+        Height and width of the picture, pixels.
     """
     height, width = shape
     if not len(edges):
@@ -87,7 +87,7 @@ def covered(edges: npt.NDArray[np.int64], shape: tuple[int, int]) -> Mask:
 
 
 def borders(edges: npt.NDArray[np.int64], shape: tuple[int, int]) -> Mask:
-    """Pixels (H, W) along the inner rim of each box."""
+    """Return the pixels (H, W) along the inner rim of each box."""
     sides = [edges.copy() for _ in range(4)]
     sides[0][:, 3] = edges[:, 1] + 1
     sides[1][:, 1] = edges[:, 3] - 1
@@ -104,7 +104,7 @@ def blend(picture: RGB, where: Mask, colour: Colour, share: float) -> None:
 
 
 def hatch(picture: RGB, where: Mask, reason: Reason) -> None:
-    """Draw an area as one that is not used, by the colour and the hatch of its reason."""
+    """Draw an area as one that is not used, in the colour and the hatch of its reason."""
     if not where.any():
         return
     blend(picture, where, (255, 255, 255), 0.5)
@@ -118,7 +118,7 @@ def hatch(picture: RGB, where: Mask, reason: Reason) -> None:
 
 @functools.cache
 def _pattern(reason: Reason) -> Mask:
-    """One period of a hatch."""
+    """Return the hatch of a reason over a single period."""
     y, x = np.mgrid[:_PERIOD, :_PERIOD]
     rising, falling = (x + y) % _PERIOD == 0, (x - y) % _PERIOD == 0
     half = _PERIOD // 2
@@ -134,13 +134,13 @@ def _pattern(reason: Reason) -> Mask:
 
 
 def outline(picture: RGB, mask: Mask, *, width: int = 1, colour: Colour = OUTLINE) -> None:
-    """Draw the outline of a mask (H, W) of the picture's size."""
+    """Draw the outline of a mask (H, W) that has the picture's size."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, colour, width)
 
 
 def nice_length(at_most: float) -> float:
-    """Largest of 1, 2, 5, 10, 20, … that is at most this."""
+    """Return the largest of 1, 2, 5, 10, 20, … that is at most ``at_most``."""
     power = 10.0 ** np.floor(np.log10(at_most))
     return float(max(step * power for step in (1, 2, 5) if step * power <= at_most * (1 + 1e-9)))
 
@@ -152,12 +152,12 @@ def scale_bar(picture: RGB, *, um_per_px: float) -> RGB:
     ----------
     picture : ndarray of uint8, (H, W, 3)
     um_per_px : float
-        Along its rows.
+        Size of a pixel along the rows, µm.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
-        The picture with the bar; as it was where there is no room for one.
+        The picture with the bar, or unchanged if there is no room for it.
     """
     height, width = picture.shape[:2]
     if width < 60 or height < 44:
@@ -176,23 +176,22 @@ def scale_bar(picture: RGB, *, um_per_px: float) -> RGB:
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans of matplotlib, pixels high.
+    """Return matplotlib's DejaVu Sans, ``size`` pixels high.
 
-    None of the system's, which differ from machine to machine, and not Pillow's own,
-    which lacks even µ.
+    The fonts of the system differ from machine to machine, and Pillow's own lacks even µ.
     """
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def text_width(text: str, size: int) -> int:
-    """Width of a line of text, pixels."""
+    """Return the width of a line of text, pixels."""
     left, _, right, _ = font(size).getbbox(text)
     return int(np.ceil(right - left))
 
 
 def shortened(text: str, size: int, width: int) -> str:
-    """Cut a text so that it is at most so many pixels wide, and say so by an ellipsis."""
+    """Cut a text to at most ``width`` pixels, and mark the cut with an ellipsis."""
     if text_width(text, size) <= width:
         return text
     low, high = 0, len(text)
@@ -204,7 +203,7 @@ def shortened(text: str, size: int, width: int) -> str:
 
 
 def wrapped(text: str, size: int, width: int, *, lines: int) -> Sequence[str]:
-    """Break a text into lines of at most so many pixels; the last one may be cut."""
+    """Break a text into lines of at most ``width`` pixels; the last line can be cut."""
     out: list[str] = []
     words = text.split()
     while words and len(out) < lines - 1:
@@ -217,7 +216,7 @@ def wrapped(text: str, size: int, width: int, *, lines: int) -> Sequence[str]:
 
 
 def as_jpeg(picture: RGB, *, limit: int) -> bytes:
-    """Encode a picture as JPEG of at most so many bytes, as good as that allows."""
+    """Encode a picture as a JPEG of at most ``limit`` bytes, in the best quality that fits."""
     bgr = picture[..., ::-1]
     while True:
         for quality in _JPEG_QUALITIES:

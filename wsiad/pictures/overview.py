@@ -1,4 +1,4 @@
-"""The overview of a slide: one picture that says what is used of it, what is not, and why."""
+"""The overview of a slide: one picture that shows what is used of it, what is not, and why."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from wsiad.tiling.stream import Example
 from wsiad.tissue.quality import Reason, Reasons
 
 EXAMPLES = 12
-"""Tiles that are kept to choose those from that are shown."""
+"""Number of tiles that are kept, from which the tiles that are shown are chosen."""
 MAX_BYTES = 300_000
-"""The most bytes of the picture's file."""
+"""Maximum size of the picture's file in bytes."""
 
 _SLIDE_PX = (880, 760)
 _LARGEST_SCALE = 8
@@ -61,34 +61,34 @@ class Overview:
     Parameters
     ----------
     slide : str
-        Name of the slide; whatever characters it has.
+        Name of the slide, with any characters.
     thumbnail : ndarray of uint8, (H, W, 3)
     mask : ndarray of bool, (H, W)
-        Its tissue.
+        Tissue on the thumbnail.
     pen : ndarray of bool, (H, W), or None
         Pen marks that are left out of the tissue.
     placement : PixelMap
-        From thumbnail pixels to level-0 pixels.
+        Map from thumbnail pixels to level-0 pixels.
     spacing : Spacing
-        µm per level-0 pixel.
+        Size of a level-0 pixel, µm.
     mpp : Mpp
         Scale of the tiles, µm/px.
     boxes : ndarray of float64, (N, 4)
         Tiles that are used: ``x, y, width, height``, level-0 pixels.
     left_out : ndarray of float64, (M, 4)
-        Tiles that are not.
+        Tiles that are not used, in the same form.
     reasons : ndarray of uint8, (M,)
-        Why; :class:`wsiad.tissue.quality.Reason`.
+        Reason for each tile that is not used; :class:`wsiad.tissue.quality.Reason`.
     examples : sequence of Example
         Tiles to show, at most `EXAMPLES`.
     stain : str
-        Method of the normalisation.
+        Method of the stain normalisation.
     fallback : str or None
-        Why the stains of the reference were used.
+        Reason why the stains of the reference were used; ``None`` if they were not.
     noun : str
-        What a tile is called: ``"tile"`` or ``"window"``.
+        Word for a tile: ``"tile"`` or ``"window"``.
     damaged : ndarray of bool, (H, W), or None
-        Where the thumbnail could not be read, so that tissue may have been overlooked.
+        True where the thumbnail could not be read, so that tissue may have been overlooked.
     """
 
     slide: str
@@ -111,13 +111,13 @@ class Overview:
 def overview_jpeg(overview: Overview) -> bytes:
     """Draw an overview as a JPEG file of at most `MAX_BYTES`.
 
-    The bytes are a function of what is shown and of the versions of the libraries.
+    The bytes are a function of the content and of the versions of the libraries.
     """
     return as_jpeg(draw(overview), limit=MAX_BYTES)
 
 
 def draw(overview: Overview) -> RGB:
-    """Draw an overview, uint8 (H, W, 3): the slide on the left, the legend beside it."""
+    """Draw an overview, uint8 (H, W, 3): the slide on the left, the legend on the right."""
     slide, _ = slide_picture(overview)
     panel = _panel(overview, height=len(slide))
     width = max(slide.shape[1], 300) + _PANEL_PX + 3 * _MARGIN
@@ -134,13 +134,13 @@ def draw(overview: Overview) -> RGB:
 
 
 def slide_picture(overview: Overview) -> tuple[RGB, PixelMap]:
-    """Draw the slide with its tissue, its tiles and what is left out of it.
+    """Draw the slide with its tissue, its tiles and the areas that are left out.
 
     Returns
     -------
     picture : ndarray of uint8, (H, W, 3)
     placement : PixelMap
-        From its pixels to level-0 pixels.
+        Map from its pixels to level-0 pixels.
     """
     picture, mask, pen, placement = _scaled(overview)
     shape = (picture.shape[0], picture.shape[1])
@@ -162,15 +162,15 @@ def slide_picture(overview: Overview) -> tuple[RGB, PixelMap]:
 
 
 def hatch_left_out(picture: RGB, overview: Overview, placement: PixelMap, pen: Mask | None) -> None:
-    """Hatch what is not used of a slide onto a picture of it.
+    """Hatch the areas of a slide that are not used, on a picture of it.
 
     Parameters
     ----------
     picture : ndarray of uint8, (H, W, 3)
-        Changed in place.
+        Picture, which is changed in place.
     overview : Overview
     placement : PixelMap
-        From the picture's pixels to level-0 pixels.
+        Map from the picture's pixels to level-0 pixels.
     pen : ndarray of bool, (H, W), or None
         Pen marks, in the picture's pixels.
     """
@@ -182,10 +182,10 @@ def hatch_left_out(picture: RGB, overview: Overview, placement: PixelMap, pen: M
 def left_out_areas(
     overview: Overview, shape: tuple[int, int], placement: PixelMap, pen: Mask | None
 ) -> Iterator[tuple[Reason, Mask]]:
-    """Yield the area (H, W) that is not used for each reason, where there is any.
+    """Yield the area (H, W) that is not used for each reason that occurs.
 
-    Where tiles overlap, what another tile shows is not lost. Pen marks that are left out
-    of the tissue and tiles left out for their pen are one area.
+    Where tiles overlap, an area that another tile shows counts as used. Pen marks that are left
+    out of the tissue and tiles left out for their pen are one area.
     """
     unused = ~covered(pixel_edges(overview.boxes, placement), shape)
     for reason in COLOURS:
@@ -201,7 +201,7 @@ def left_out_areas(
 
 
 def _scaled(overview: Overview) -> tuple[RGB, Mask, Mask | None, PixelMap]:
-    """Bring the thumbnail and its masks to the size of the picture."""
+    """Return the thumbnail and its masks in the size of the picture."""
     height, width = overview.mask.shape
     if not width or not height:
         nothing = np.full((1, 1, 3), 255, np.uint8)
@@ -245,7 +245,7 @@ def _headline(overview: Overview) -> str:
 
 
 def _panel(overview: Overview, *, height: int) -> RGB:
-    """Legend, notes on the stain, and as many tiles as fit beside the slide, two at least."""
+    """Draw the legend, notes on the stain, and two or more tiles, as many as fit in the height."""
     notes = _stain_notes(overview)
     entries = _legend(overview)
     top = len(entries) * _LINE_PX + 14
@@ -274,7 +274,7 @@ def _panel(overview: Overview, *, height: int) -> RGB:
 
 
 def _legend(overview: Overview) -> list[tuple[RGB, str]]:
-    """Swatches and what they stand for, with counts."""
+    """Return the swatches of the legend and their meaning, with counts."""
     noun = overview.noun
 
     def swatch() -> RGB:
@@ -313,7 +313,7 @@ def _stain_notes(overview: Overview) -> Sequence[str]:
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """Choose those to show, spread over all there are."""
+    """Choose the examples to show, spread evenly over all of them."""
     ordered = sorted(examples, key=lambda example: example.index)
     if len(ordered) <= count:
         return ordered

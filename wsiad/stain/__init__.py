@@ -1,1 +1,1 @@
-"""Stain: what colours a slide, and how to make slides alike."""
+"""The stain of slides: its estimation, and the normalisation of slides to a common stain."""

@@ -1,9 +1,8 @@
-"""The colour table: a slide's whole normalisation as one look-up per pixel.
+"""The colour table: the complete normalisation of a slide as one look-up per pixel.
 
-Looking colours up in a table that is filled as they come: compiled loops, no state.
-
-An entry holds red in its lowest byte, then green and blue, and 255 in its highest; an entry
-of 0 is not known yet. A slide has a hundred thousand to a few million of the 256³ colours,
+Compiled loops without state look colours up in a table and fill it when a colour first occurs.
+An entry holds red in its lowest byte, then green and blue, and 255 in its highest byte; an
+entry of 0 is not known yet. A slide has a hundred thousand to a few million of the 256³ colours,
 so most entries are never needed. Two threads that fill the same entry write the same value.
 """
 
@@ -32,19 +31,20 @@ _8, _16 = np.uint32(8), np.uint32(16)
 
 
 class StainMap(NamedTuple):
-    """A map between two pairs of stains, as numbers that a loop can use.
+    """A map between two pairs of stains, as numbers that a compiled loop can use.
 
-    The product of a stain vector with a density is a sum over its channels, so that a few
-    hundred products serve all colours.
+    The product of a stain vector with a density is a sum over its channels, so a few
+    hundred products are enough for all colours.
 
     Parameters
     ----------
     products : ndarray of float64, (2, 3, 256)
         Stain vectors of the slide times the optical density of each value of each channel.
     penalty : float
-        Subtracted from both sums; see :func:`wsiad.stain.methods.concentrations`.
+        Number that is subtracted from both sums; see
+        :func:`wsiad.stain.methods.concentrations`.
     cosine : float
-        Between both stain vectors.
+        Cosine of the angle between both stain vectors.
     exponents : ndarray of float64, (2, 3)
         Log intensity of the result's channels for one unit of each of the slide's stains.
     """
@@ -56,18 +56,18 @@ class StainMap(NamedTuple):
 
 
 NO_MAP: Final = StainMap(np.zeros((2, 3, 256)), 0.0, 0.0, np.zeros((2, 3)))
-"""For tables that are filled already."""
+"""Map for tables that are filled already."""
 
 
 def map_in_place(table: Entries, formula: StainMap, pixels: npt.NDArray[np.uint8]) -> None:
-    """Replace pixels by their entries.
+    """Replace pixels by their entries, in place.
 
     Parameters
     ----------
     table : ndarray of uint32, (256³,)
-        Entries that are not known are filled in.
+        Table in which entries that are not known yet are filled.
     formula : StainMap
-        Says what they are.
+        Map that gives the values of these entries.
     pixels : ndarray of uint8, C-contiguous, (..., 3)
     """
     values = pixels.reshape(-1)
@@ -83,7 +83,7 @@ def _entry(
     cosine: float,
     exponents: npt.NDArray[np.float64],
 ) -> np.uint32:
-    """Concentrations of a colour by the active set of the lasso, shown in other stains."""
+    """Return the entry of a colour: its concentrations by the lasso, shown in other stains."""
     red, green, blue = colour & _BYTE, (colour >> _8) & _BYTE, (colour >> _16) & _BYTE
     first = products[0, 1, green] + products[0, 0, red] - penalty + products[0, 2, blue]
     second = products[1, 1, green] + products[1, 0, red] - penalty + products[1, 2, blue]
@@ -141,11 +141,12 @@ def _map_fours(
     exponents: npt.NDArray[np.float64],
     values: npt.NDArray[np.uint8],
 ) -> int:
-    """Map pixels four at a time, as long as a fifth follows; return how many values these are.
+    """Map pixels four at a time while a fifth follows; return the number of values mapped.
 
-    A colour is the word at its first byte, wherever that lies: a load and a store a pixel
-    in place of three each, and half of the time. A word's last byte is the next pixel's
-    first, so that word is read before it is written over, and comes right when its turn does.
+    A colour is read as the word at its first byte, without regard to alignment. This takes one
+    load and one store for a pixel instead of three each, and half of the time. The last byte of a
+    word is the next pixel's first: that word is read before its first byte is overwritten, and
+    its own store corrects the byte.
     """
     stop = len(values) // 12 * 12 - 12
     if stop <= 0:
@@ -179,10 +180,10 @@ _SLAB_BLUES: Final = 4
 
 
 class ColourTable:
-    """A map from each of the 256³ colours to another, or none at all.
+    """A map from each of the 256³ colours to another colour, or the identity.
 
-    One table serves a slide and may be used by several threads at once. It takes up to
-    64 MB: colours are worked out when they first occur.
+    One table serves a slide, and several threads can use it at the same time. It takes up to
+    64 MB. Entries are computed when their colours first occur.
 
     Examples
     --------
@@ -197,23 +198,23 @@ class ColourTable:
 
     @classmethod
     def identity(cls) -> Self:
-        """Return the map of each colour to itself; it holds no table."""
+        """Return the map of each colour to itself, which needs no table."""
         return cls(None)
 
     @classmethod
     def between(cls, profile: StainProfile, target: StainProfile) -> Self:
         """Return the map from a slide's stain to the target's.
 
-        With two stains, a colour's concentrations are scaled by the ratio of the
-        strengths and shown in the target's stains; glass becomes pure white. Values
-        are rounded to the nearest integer (StainTools cuts them off).
+        With two stains, the concentrations of a colour are scaled by the ratio of the
+        strengths and shown in the target's stains; glass becomes pure white. Values are
+        rounded to the nearest integer (StainTools truncates them).
 
         Parameters
         ----------
         profile : StainProfile
-            Of the slide.
+            Profile of the slide.
         target : StainProfile
-            What the slide shall look like.
+            Profile to which the slide is normalised.
 
         Raises
         ------
@@ -224,7 +225,7 @@ class ColourTable:
             return cls.identity()
         if profile.method != target.method:
             raise StainError(
-                f"a slide's stain by {profile.method} cannot be brought to a target's by "
+                f"a slide's stain by {profile.method} cannot be normalised to a target by "
                 f"{target.method}",
                 remedy="Estimate slide and target with the same method.",
             )
@@ -237,7 +238,7 @@ class ColourTable:
 
     @property
     def is_identity(self) -> bool:
-        """Whether every colour stays as it is."""
+        """True if every colour stays as it is."""
         return self._entries is None
 
     def apply(self, rgb: Pixels, *, out: Pixels | None = None) -> Pixels:
@@ -246,19 +247,20 @@ class ColourTable:
         Parameters
         ----------
         rgb : ndarray of uint8, (..., 3)
-            Pixels.
+            Pixels to map.
         out : ndarray of uint8, (..., 3), C-contiguous, optional
-            Where to put the result; may be ``rgb`` itself.
+            Array for the result, which can be ``rgb`` itself.
 
         Returns
         -------
         ndarray of uint8, (..., 3)
-            A new array, ``out``, or, with the identity and no ``out``, ``rgb`` itself.
+            A new array; ``out`` if it was passed; or ``rgb`` itself with the identity and no
+            ``out``.
 
         Raises
         ------
         StainError
-            These are no RGB pixels, or ``out`` does not fit them.
+            The array does not hold RGB pixels, or ``out`` has another shape or type.
         """
         if rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
             raise StainError(f"expected uint8 (..., 3) pixels, got {rgb.dtype} {rgb.shape}")

@@ -1,12 +1,12 @@
-"""The colours of a slide, counted block by block.
+"""Colours of a slide: counted block by block, as optical density and as CIE L*a*b*.
 
-sRGB to CIE L*a*b* (illuminant D65, 2° observer) and back, on arrays of any shape.
+Optical density decides which colours can show how a slide is stained. sRGB is converted to
+L*a*b* (illuminant D65, 2° observer) and back, on arrays of any shape. Sources: IEC 61966-2-1
+(sRGB); CIE 15:2004, section 8.2.1 (L*a*b*).
 
-Sources: IEC 61966-2-1 (sRGB); CIE 15:2004, section 8.2.1 (L*a*b*). Written out because
-a colour table needs 16.7 million conversions each way: scikit-image, which the tests
-compare with, takes three times as long, and OpenCV's are off by up to 0.3.
-
-Optical density, and which colours may say how a slide is stained.
+The conversions are written out because a colour table needs 16.7 million of them each way:
+scikit-image, with which the tests compare, takes three times as long, and OpenCV's are off by
+up to 0.3.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def to_lab(rgb: npt.NDArray[Real]) -> npt.NDArray[Real]:
 
 
 def from_lab(lab: npt.NDArray[Real]) -> npt.NDArray[Real]:
-    """Convert L*a*b*, (..., 3), to sRGB; what sRGB cannot show is clipped to 0 and 255."""
+    """Convert L*a*b*, (..., 3), to sRGB; colours that sRGB cannot show are clipped to 0 and 255."""
     y = (lab[..., 0] + 16) / 116
     root = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     xyz = np.where(root > _LINEAR_BELOW, root * root * root, (root - 4 / 29) / _SLOPE)
@@ -65,25 +65,26 @@ Densities = npt.NDArray[np.float64]
 """Optical densities (natural logarithm) of R, G and B, (n, 3)."""
 
 Weights = npt.NDArray[np.float64]
-"""How many pixels have each colour, (n,)."""
+"""Number of pixels of each colour, (n,)."""
 
 MAX_LIGHTNESS: Final = 80.0
-"""CIE L* from which on a colour is glass, or too pale to tell its stains."""
+"""CIE L* from which a colour is glass, or too pale to distinguish its stains."""
 MIN_CHANNEL: Final = 24.0
-"""A channel that is darker was clipped by the scanner or by JPEG: its density is no measure
-of stain, and being large it would draw a stain vector to itself."""
+"""Darkest value of a channel that is used. Darker ones were clipped by the scanner or by JPEG.
+Their density does not measure stain, and being large it would attract a stain vector."""
 MIN_GREY_ANGLE_DEG: Final = 6.0
 """Angle to the grey axis below which a colour is a scan border, black ink or dust."""
 BLUE_INK: Final = (0.8, 0.4)
-"""Red and blue density over green density, more and less than which a colour is blue ink."""
+"""Ratios of red and of blue to green density: a colour above the first and below the second is
+blue ink."""
 RED_INK: Final = (1.2, 0.2, 0.6)
-"""Green density, and red and blue density over it, more, less and more than which a colour
-is red ink (or blood)."""
+"""Green density, and ratios of red and of blue to green density: a colour above the first, below
+the second and above the third is red ink (or blood)."""
 
 GLASS_MIN_CHANNEL: Final = 200.0
-"""Glass is at least as bright in every channel,"""
+"""Smallest value of the darkest channel of glass."""
 GLASS_MAX_CHROMA: Final = 12.0
-"""and its channels differ by no more; pale tissue's do."""
+"""Largest difference between the channels of glass; pale tissue has a larger one."""
 
 
 _GREY_AXIS: Final = np.full(3, 1 / np.sqrt(3))
@@ -92,8 +93,8 @@ _GREY_AXIS: Final = np.full(3, 1 / np.sqrt(3))
 def optical_density(rgb: Colours, white: tuple[float, float, float] = WHITE) -> Densities:
     """Return the optical density −ln(I / I₀), never negative.
 
-    Black is taken as 1 of 255 for want of a logarithm of 0; what is brighter than the
-    glass absorbs nothing.
+    Black is taken as 1 of 255, because 0 has no logarithm. Colours brighter than the glass
+    absorb nothing.
 
     Parameters
     ----------
@@ -112,8 +113,8 @@ def optical_density(rgb: Colours, white: tuple[float, float, float] = WHITE) -> 
 def is_stained(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Tell which colours are tissue stained with haematoxylin and eosin.
 
-    Both stains absorb green most, so a colour that absorbs more red (green and most
-    blue ink) or more blue (yellow ink, brown pigment) is neither.
+    Both stains absorb green most. A colour that absorbs more red (green and most blue ink) or
+    more blue (yellow ink, brown pigment) is therefore neither.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def is_stained(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 def is_glass(rgb: Colours) -> npt.NDArray[np.bool_]:
     """Tell which colours are empty glass: bright and nearly grey, (n,).
 
-    Pure white is left out: readers fill in with it what was not scanned.
+    Pure white is not counted as glass: readers fill areas that were not scanned with it.
     """
     darkest, brightest = np.min(rgb, axis=-1), np.max(rgb, axis=-1)
     bright_grey = (darkest >= GLASS_MIN_CHANNEL) & (brightest - darkest <= GLASS_MAX_CHROMA)
@@ -158,7 +159,7 @@ def weighted_quantile(
     weights : ndarray of float64, (n,)
         Weight of each row.
     share : float
-        0 to 1.
+        Share of the weight, 0 to 1.
 
     Returns
     -------
@@ -177,14 +178,14 @@ _BINS: Final = 1 << 3 * _BITS
 
 @dataclass(frozen=True, slots=True)
 class ColourSample:
-    """Colours and how many pixels have each.
+    """Colours and the number of pixels of each.
 
     Parameters
     ----------
     rgb : ndarray of float64, (n, 3)
         Colours, 0 to 255.
     weights : ndarray of float64, (n,)
-        Pixels of each colour.
+        Number of pixels of each colour.
     """
 
     rgb: npt.NDArray[np.float64]
@@ -192,19 +193,19 @@ class ColourSample:
 
     @property
     def pixels(self) -> int:
-        """How many pixels there are."""
+        """Number of pixels."""
         return int(self.weights.sum())
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> ColourSample:
-        """Return the chosen colours only."""
+        """Return only the chosen colours."""
         return ColourSample(self.rgb[chosen], self.weights[chosen])
 
 
 class ColourHistogram:
-    """Counts of the colours of a slide, 6 bits a channel, with each bin's mean colour.
+    """Counts of the colours of a slide, 6 bits per channel, with the mean colour of each bin.
 
-    Counts and sums are integers, so that neither the order nor the size of the blocks
-    that a slide is read in changes anything. A histogram takes 16 MB.
+    Counts and sums are integers, so neither the order nor the size of the blocks in which a
+    slide is read changes the result. A histogram takes 16 MB.
 
     Examples
     --------
@@ -227,13 +228,13 @@ class ColourHistogram:
         rgb : ndarray of uint8, (..., 3)
             Pixels.
         mask : ndarray of bool, (...), optional
-            Which are tissue; by default all may be. The others serve only to find the
-            colour of the glass.
+            True where pixels can be tissue; by default everywhere. The other pixels serve only
+            to find the colour of the glass.
 
         Raises
         ------
         StainError
-            These are no RGB pixels, or the mask does not fit them.
+            The array does not hold RGB pixels, or the mask has another shape or type.
         """
         if rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
             raise StainError(f"expected uint8 (..., 3) pixels, got {rgb.dtype} {rgb.shape}")
@@ -246,15 +247,15 @@ class ColourHistogram:
 
     @property
     def pixels(self) -> int:
-        """How many pixels were counted, within and outside of the masks."""
+        """Number of pixels counted, inside and outside of the masks."""
         return int(self._counts.sum())
 
     def tissue(self) -> ColourSample:
-        """Return the colours within the masks."""
+        """Return the colours inside the masks."""
         return self._sample(self._counts[_BINS:], self._sums[:, _BINS:])
 
     def all(self) -> ColourSample:
-        """Return all colours, within and outside of the masks."""
+        """Return all colours, inside and outside of the masks."""
         return self._sample(
             self._counts.reshape(2, -1).sum(axis=0), self._sums.reshape(3, 2, -1).sum(axis=1)
         )
@@ -273,7 +274,7 @@ def _count(
     counts: npt.NDArray[np.int64],
     sums: npt.NDArray[np.int64],
 ) -> None:
-    """Count pixels; a single element of ``within`` is that of all."""
+    """Count pixels; a single element of ``within`` holds for all of them."""
     drop, alike = 8 - _BITS, len(within) == 1
     for pixel in range(len(values) // 3):
         red, green = np.int64(values[3 * pixel]), np.int64(values[3 * pixel + 1])

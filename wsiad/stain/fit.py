@@ -1,4 +1,4 @@
-"""From the colours of a slide to its stain profile, guarded against slides without one."""
+"""The fit of a stain profile to the colours of a slide, with a fallback if none can be fitted."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ from wsiad.stain.profile import (
 )
 
 MIN_STAINED_PIXELS: Final = 2000
-"""Fewer pixels of stained tissue say nothing of a slide."""
+"""Minimum number of pixels of stained tissue from which a stain is estimated."""
 MIN_GLASS_SHARE: Final = 0.01
-"""Share of the pixels that must be glass for its colour to be believed."""
+"""Share of the pixels that must be glass for its colour to be used."""
 MIN_FLATNESS: Final = 0.03
-"""Second over first singular value of the densities: below there is but one stain."""
+"""Second over first singular value of the densities, below which there is only one stain."""
 MIN_ANGLE_DEG: Final = 5.0
-"""Angle between the stains below which their concentrations are but noise."""
+"""Angle between the stains, degrees, below which their concentrations are mere noise."""
 MIN_RED_DIFFERENCE: Final = 0.03
-"""How much more red than eosin haematoxylin must absorb to be told from it."""
+"""Minimum by which haematoxylin must absorb more red than eosin, to distinguish the two."""
 MIN_STRENGTH: Final = 0.4
-"""99th percentile of a concentration below which the stain is as good as absent."""
+"""99th percentile of a concentration, below which the stain is practically absent."""
 MIN_LAB_STD: Final = (5.0, 2.0, 2.0)
 """Standard deviations of L*, a* and b* below which all tissue has one colour."""
 STRENGTH_QUANTILE: Final = 0.99
 
 
 def fit_stains(histogram: ColourHistogram, *, method: StainMethod = "vahadane") -> StainProfile:
-    """Estimate the stain of a slide; never fail, but say so where there is none.
+    """Estimate the stain of a slide; fall back on the reference's stain where there is none.
 
     Parameters
     ----------
     histogram : ColourHistogram
-        Of the slide, at the µm/px at which it will be normalised or near it.
+        Colours of the slide, counted at or near the µm/px at which it will be normalised.
     method : StainMethod
-        How to estimate.
+        Method of the estimate.
 
     Returns
     -------
     StainProfile
-        With ``fallback`` set, and the reference's stain, where the slide shows too
-        little tissue, one stain only, or nothing that could be haematoxylin and eosin.
+        The profile. If the slide shows too little tissue, only one stain, or nothing that could
+        be haematoxylin and eosin, ``fallback`` states why, and the stain is the reference's.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def fit_stains(histogram: ColourHistogram, *, method: StainMethod = "vahadane") 
 
 
 def glass_colour(histogram: ColourHistogram) -> Triple:
-    """Return the median colour of the glass, or pure white where too little is seen."""
+    """Return the median colour of the glass, or pure white if too little glass is seen."""
     everything = histogram.all()
     glass = everything.where(is_glass(everything.rgb))
     if glass.pixels < max(MIN_GLASS_SHARE * everything.pixels, 1):

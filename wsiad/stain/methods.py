@@ -1,10 +1,9 @@
-"""Stain vectors by sparse non-negative matrix factorisation (Vahadane).
+"""Methods that estimate the stains of a slide.
 
-How much of each of two stains a colour holds: the non-negative lasso, solved exactly.
-
-Stain vectors from the extreme directions of the optical density plane (Macenko).
-
-Colour statistics of the tissue and their transfer (Reinhard).
+Vahadane's finds stain vectors by sparse non-negative matrix factorisation, Macenko's by the
+extreme directions of the optical density plane. The amounts of both stains in a colour are the
+solution of a non-negative lasso, computed exactly. Reinhard's transfers the colour statistics
+of the tissue.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Concentrations = npt.NDArray[np.float64]
 """Concentrations of haematoxylin and eosin, (n, 2)."""
 
 PENALTY: Final = 0.01
-"""λ of the concentrations, as in StainTools; the dictionary is learned with a larger one."""
+"""λ of the concentrations, as in StainTools; the dictionary is learnt with a larger one."""
 
 
 def concentrations(
@@ -39,9 +38,9 @@ def concentrations(
 ) -> Concentrations:
     """Minimise ½‖x − aD‖² + λ(a₁ + a₂) over a ≥ 0 for each density x.
 
-    With two unit stains at an acute angle the active set is known from the signs of
-    two numbers, so that no solver is needed: with b = Dx − λ and c = d₁·d₂ both stains
-    are active where b₁ > c b₂ and b₂ > c b₁, and else at most the one with the larger b.
+    With two unit stains at an acute angle, the signs of two numbers give the active set, so no
+    solver is needed. With b = Dx − λ and c = d₁·d₂, both stains are active where b₁ > c b₂ and
+    b₂ > c b₁; elsewhere at most the one with the larger b is active.
 
     Parameters
     ----------
@@ -85,19 +84,19 @@ _MAX_STEPS: Final = 2000
 
 
 def learn_stains(density: Densities, weights: Weights) -> Stains:
-    """Learn the two stains that best explain weighted optical densities.
+    """Learn the two stains that explain weighted optical densities best.
 
     Minimises the weighted mean of ½‖x − aD‖² + λ(a₁ + a₂) over concentrations a ≥ 0 and
-    stains D ≥ 0 with unit rows, by turns: the concentrations exactly, the stains by
-    block coordinate descent. It stops when no element of D moves by more than 1e-7
-    (some 60 steps), at the latest after 2,000 steps.
+    stains D ≥ 0 with unit rows. It alternates: the concentrations are solved exactly, the
+    stains by block coordinate descent. It stops when no element of D moves by more than 1e-7
+    (after some 60 steps), or after 2,000 steps.
 
     Parameters
     ----------
     density : ndarray of float64, (n, 3)
         Optical densities of stained tissue.
     weights : ndarray of float64, (n,)
-        Pixels of each density.
+        Number of pixels of each density.
 
     Returns
     -------
@@ -132,7 +131,7 @@ def objective(density: Densities, weights: Weights, stains: Stains) -> float:
 
 
 def _update(stains: Stains, second_moment: Stains, cross_moment: Stains) -> Stains:
-    """Minimise over one stain after the other with the concentrations fixed."""
+    """Minimise over one stain after the other, with the concentrations fixed."""
     stains = stains.copy()
     for row in range(2):
         if second_moment[row, row] <= 0.0:
@@ -146,22 +145,22 @@ def _update(stains: Stains, second_moment: Stains, cross_moment: Stains) -> Stai
 
 
 ROBUST_SHARE: Final = 0.01
-"""Share of the pixels beyond each extreme direction (the paper's α = 1 %)."""
+"""Share of the pixels beyond each extreme direction (α = 1 % in the paper)."""
 
 
 def extreme_stains(density: Densities, weights: Weights) -> Stains:
     """Return the directions between which all but 2 % of the densities lie.
 
     The densities are projected on the plane of their two largest principal
-    components; the stains are the 1st and the 99th percentile of the angle within it.
-    An element below zero, which no stain can have, is set to zero.
+    components. The stains are the 1st and the 99th percentile of the angle in this plane.
+    An element below zero is set to zero, because no stain can have one.
 
     Parameters
     ----------
     density : ndarray of float64, (n, 3)
         Optical densities of stained tissue.
     weights : ndarray of float64, (n,)
-        Pixels of each density.
+        Number of pixels of each density.
 
     Returns
     -------
@@ -198,7 +197,7 @@ def lab_statistics(rgb: npt.NDArray[np.float64], weights: Weights) -> LabStatist
     rgb : ndarray of float64, (n, 3)
         Colours of stained tissue relative to white glass, 0 to 255.
     weights : ndarray of float64, (n,)
-        Pixels of each colour.
+        Number of pixels of each colour.
 
     Raises
     ------
@@ -219,21 +218,21 @@ def transfer(
 ) -> npt.NDArray[np.float32]:
     """Give colours the mean and standard deviation of the target's tissue.
 
-    Exactly that up to L* = 80, that is for all colours that :func:`lab_statistics`
-    was told of. From there on lightness goes linearly on to white, and what is done to
-    a* and b* fades to nothing: glass stays glass.
+    The statistics match exactly up to L* = 80, that is for all colours that
+    :func:`lab_statistics` counted. Above, lightness continues linearly to white, and the
+    change of a* and b* fades out: glass stays glass.
 
     Parameters
     ----------
     rgb : ndarray of float32, (n, 3)
         Colours relative to white glass, 0 to 255.
     source, target : LabStatistics
-        Of the slide and of what it shall look like.
+        Statistics of the slide, and those that it should have.
 
     Returns
     -------
     ndarray of float32, (n, 3)
-        0 to 255, not rounded.
+        Colours, 0 to 255, not rounded.
 
     References
     ----------

@@ -1,13 +1,11 @@
-"""The stain profile of a slide: a value that is stored with the slide.
+"""The stain profile of a slide, a value that is stored with the slide, and the reference stain.
 
-The reference stain: default target, and stand-in where a slide has no stain to fit.
-
-It is the mean of three real appearances of haematoxylin and eosin, each fitted by this
-package: healthy lymph node of either centre of CAMELYON16 (the 8,835 normal training
-tiles of PatchCamelyon that hold enough tissue, at about 1 µm/px, parted by their blue
-over green density) and skin (OpenSlide's CMU-1-Small-Region, 0.5 µm/px). All are CC0.
-Lying between them, it changes each as little as can be. ``benchmarks/stain.py
-reference`` computes it.
+The reference stain is the default target, and the fallback for a slide that has no stain to fit.
+It is the mean of three real appearances of haematoxylin and eosin, each fitted by this package:
+healthy lymph node of either centre of CAMELYON16 (the 8,835 normal training tiles of
+PatchCamelyon with enough tissue, at about 1 µm/px, separated by their ratio of blue to green
+density), and skin (OpenSlide's CMU-1-Small-Region, 0.5 µm/px). All are CC0. As it is between
+them, it changes each as little as possible. ``benchmarks/stain.py reference`` computes it.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ import numpy.typing as npt
 from wsiad.core.errors import StainError
 
 WHITE: Final = (255.0, 255.0, 255.0)
-"""The colour of empty glass where a slide does not show any."""
+"""Colour of empty glass if a slide does not show any."""
 
 StainMethod: TypeAlias = Literal["vahadane", "macenko", "reinhard", "none"]
-"""How the stain of a slide is estimated."""
+"""Method by which the stain of a slide is estimated."""
 
 Triple: TypeAlias = tuple[float, float, float]
 
@@ -89,17 +87,17 @@ class LabStatistics:
 
 @dataclass(frozen=True, slots=True)
 class FitQuality:
-    """The pixels that a fit had to go by.
+    """Measures of the pixels on which a fit is based.
 
     Parameters
     ----------
-    stained_pixels : int
+    Number of pixels of stained tissue.
         Pixels of stained tissue.
     stained_share : float
         Their share of all pixels counted.
     flatness : float
-        Second over first singular value of their optical densities: near 0 where
-        there is but one stain.
+        Second over first singular value of their optical densities, near 0 if there is
+        only one stain.
     angle_deg : float or None
         Angle between the fitted stain vectors, degrees.
     """
@@ -121,17 +119,17 @@ class StainProfile:
     Parameters
     ----------
     method : StainMethod
-        How it was estimated.
+        Method by which it was estimated.
     white : tuple of float
         Colour of empty glass, 0 to 255.
     stains : TwoStains or None
-        With the methods ``vahadane`` and ``macenko``.
+        The stains, with the methods ``vahadane`` and ``macenko``.
     lab : LabStatistics or None
-        With the method ``reinhard``.
+        The statistics, with the method ``reinhard``.
     fallback : str or None
-        Why the reference stands in for the slide's own stain, where it does.
+        Reason why the reference's stain replaces the slide's own; ``None`` if it does not.
     quality : FitQuality or None
-        What the fit had to go by; ``None`` where nothing was fitted.
+        Measures of the fit; ``None`` if nothing was fitted.
     """
 
     method: StainMethod
@@ -144,7 +142,7 @@ class StainProfile:
     def __post_init__(self) -> None:
         checked_method(self.method)
         if not all(1 <= value <= 255 for value in _numbers("white", self.white, 3)):
-            raise StainError(f"white must lie within 1 and 255, got {self.white}")
+            raise StainError(f"white must be within 1 and 255, got {self.white}")
         has = {"vahadane": self.stains, "macenko": self.stains, "reinhard": self.lab}
         if self.method != "none" and has[self.method] is None:
             raise StainError(f"a profile of {self.method} lacks its numbers")
@@ -159,12 +157,12 @@ class StainProfile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StainProfile:
-        """Make a profile of what :meth:`to_dict` returned, by way of JSON or not.
+        """Make a profile from the values that :meth:`to_dict` returned, even by way of JSON.
 
         Raises
         ------
         StainError
-            These are not the values of a profile.
+            The values are not those of a profile.
         """
         try:
             parts = dict(values)
@@ -179,16 +177,16 @@ class StainProfile:
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(error, StainError):
                 raise
-            raise StainError(f"this is no stain profile ({error})") from error
+            raise StainError(f"this is not a stain profile ({error})") from error
 
 
 def checked_method(method: str) -> StainMethod:
-    """Return the method if it is one.
+    """Return the method if it is known.
 
     Raises
     ------
     StainError
-        It is not.
+        The method is unknown.
     """
     for known in get_args(StainMethod):
         if method == known:

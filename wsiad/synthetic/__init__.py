@@ -1,1 +1,1 @@
-"""Synthetic H&E-like slides: drawn, not scanned; for the demo and for tests."""
+"""Synthetic H&E-like slides, drawn and not scanned, for the demo and for tests."""

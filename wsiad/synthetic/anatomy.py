@@ -1,14 +1,12 @@
-"""The anatomy of a synthetic lymph node: which kind of tissue lies where.
+"""The anatomy of a synthetic lymph node: the place of each kind of tissue, and the nuclei.
 
-Laid out in µm on a coarse grid, so that it does not depend on the scale at which the
-slide is drawn. Invented, with the proportions of a textbook: a capsule, a sinus below
+Tissue is laid out in µm on a coarse grid, so the layout does not depend on the scale at which the
+slide is drawn. It is invented, with the proportions of a textbook: a capsule, a sinus below
 it, follicles in the cortex, sinuses and trabeculae within, a few vessels, lesions.
 
-The nuclei of a synthetic lymph node: points with a size, a shape and a texture.
-
-Every kind of tissue has its own look. What makes a lesion strange is what makes one
-strange under a microscope: nuclei twice as large, pale and uneven, with nucleoli, in
-more and pinker cytoplasm.
+Nuclei are points with a size, a shape and a texture. Every kind of tissue has its own look.
+Lesions look strange as they do under a microscope: their nuclei are twice as large, pale and
+uneven, with nucleoli, in more and pinker cytoplasm.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class Tissue(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """The kind of tissue at each place of the coarse grid.
+    """The kind of tissue in each cell of the coarse grid.
 
     Parameters
     ----------
@@ -58,10 +56,10 @@ class Anatomy:
         :class:`Tissue` of each cell.
     edge_um : ndarray of float32, (H, W)
         Signed distance to the edge of the tissue, µm; positive within.
-    fibre_um : ndarray of float32, (H, W)
+    Coordinate across the fibres of the stroma, µm.
         A coordinate across the fibres of the stroma, µm.
     lesions : list of ndarray of float64, (N, 2)
-        Outlines (x, y), µm, as open rings.
+        Outlines of the lesions (x, y), µm, as open rings.
     """
 
     code: Codes
@@ -73,7 +71,7 @@ class Anatomy:
 def lay_out(
     width_um: float, height_um: float, *, lesions: int, rng: np.random.Generator
 ) -> Anatomy:
-    """Lay out a lymph node with up to ``lesions`` lesions, at least one if any is asked for.
+    """Lay out a lymph node with up to ``lesions`` lesions, and at least one if any is requested.
 
     Raises
     ------
@@ -92,14 +90,14 @@ def lay_out(
 
 
 def field(shape: tuple[int, int], scale_um: float, rng: np.random.Generator) -> Floats:
-    """Smooth random field on the coarse grid, mean 0 and standard deviation 1."""
+    """Return a smooth random field on the coarse grid, mean 0 and standard deviation 1."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     smooth = ndimage.gaussian_filter(noise, scale_um / STEP_UM, mode="reflect", truncate=3.0)
     return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
 
 
 def _tissue_edge(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Signed distance in µm to the edge of one or two smooth pieces of tissue."""
+    """Return the signed distance in µm to the edge of one or two smooth pieces of tissue."""
     short_um = min(shape) * STEP_UM
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     score = field(shape, short_um / 8, rng) + 0.1 * field(shape, short_um / 50, rng)
@@ -115,7 +113,7 @@ def _tissue_edge(shape: tuple[int, int], rng: np.random.Generator) -> Floats:
 
 
 def _paint_sinuses_and_stroma(code: Codes, edge: Floats, rng: np.random.Generator) -> Floats:
-    """Paint medullary and subcapsular sinuses, trabeculae and the capsule; return fibre_um."""
+    """Paint sinuses, trabeculae and the capsule; return the coordinate across fibres, µm."""
     shape = (edge.shape[0], edge.shape[1])
     deep = np.clip((edge - 130) / 150, 0, 1)
     web = np.abs(field(shape, 40, rng)) - 0.16 * deep * (field(shape, 150, rng) > -0.2)
@@ -135,13 +133,13 @@ def _paint_sinuses_and_stroma(code: Codes, edge: Floats, rng: np.random.Generato
 def _disc(
     shape: tuple[int, ...], at: npt.NDArray[np.intp], wobble: Floats
 ) -> npt.NDArray[np.float64]:
-    """Distance in µm of every cell to the cell ``at``, with an uneven outline."""
+    """Return the distance in µm of every cell to the cell ``at``, with an uneven outline."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     return np.asarray(np.hypot(rows - at[0], columns - at[1]) * STEP_UM * (1 + 0.08 * wobble))
 
 
 def _paint_follicles(code: Codes, edge: Floats, rng: np.random.Generator) -> None:
-    """Paint round follicles along the cortex: a dark mantle about a pale germinal centre."""
+    """Paint round follicles along the cortex: a dark mantle around a pale germinal centre."""
     wobble = field((edge.shape[0], edge.shape[1]), 60, rng)
     free = (edge > 120) & (edge < 330)
     for _ in range(int(1 + edge.clip(0).astype(bool).sum() * STEP_UM**2 / 2.6e5)):
@@ -157,7 +155,7 @@ def _paint_follicles(code: Codes, edge: Floats, rng: np.random.Generator) -> Non
 
 
 def _paint_vessels(code: Codes, edge: Floats, fibre: Floats, rng: np.random.Generator) -> None:
-    """Paint a few small vessels: a wall about an empty lumen."""
+    """Paint a few small vessels: a wall around an empty lumen."""
     wobble = field((edge.shape[0], edge.shape[1]), 25, rng)
     places = np.argwhere((edge > 60) & (code == Tissue.PARACORTEX))
     for at in places[rng.integers(len(places), size=rng.integers(3, 9))] if len(places) else ():
@@ -170,7 +168,7 @@ def _paint_vessels(code: Codes, edge: Floats, fibre: Floats, rng: np.random.Gene
 
 
 def _place_lesions(edge: Floats, count: int, rng: np.random.Generator) -> list[Outline]:
-    """Outlines in µm, from the longest to the shortest, within the tissue and apart."""
+    """Return outlines in µm, from the longest to the shortest, within the tissue and apart."""
     low, high = _OTHERS_UM
     others = np.exp(rng.uniform(np.log(low), np.log(high), size=max(0, count - 1)))
     lengths = [rng.uniform(*_LARGE_UM), *sorted(others, reverse=True)] if count else []
@@ -182,7 +180,7 @@ def _place_lesions(edge: Floats, count: int, rng: np.random.Generator) -> list[O
             raise InputError(
                 "there is no room for a lesion in the tissue",
                 subject="demo slides",
-                remedy="Ask for larger slides.",
+                remedy="Request larger slides.",
             )
         if outline is not None:
             outlines.append(outline)
@@ -194,7 +192,7 @@ def _place_lesions(edge: Floats, count: int, rng: np.random.Generator) -> list[O
 def _place(
     length_um: float, free: npt.NDArray[np.bool_], rng: np.random.Generator
 ) -> Outline | None:
-    """Find a place for a lesion; a smaller one where that length does not fit."""
+    """Find a place for a lesion; make it smaller if that length does not fit."""
     places = np.argwhere(free)
     while length_um >= _LEAST_UM and len(places):
         ring = _ring(length_um, rng)
@@ -210,7 +208,7 @@ def _place(
 
 
 def _ring(length_um: float, rng: np.random.Generator) -> Outline:
-    """Uneven closed curve about the origin whose longest extent is ``length_um``."""
+    """Return an uneven closed curve around the origin whose longest extent is ``length_um``."""
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     radius = np.ones_like(angle)
     for wave in range(2, 9):
@@ -226,7 +224,7 @@ def _ring(length_um: float, rng: np.random.Generator) -> Outline:
 
 
 def _fill(shape: tuple[int, ...], outline: Outline) -> npt.NDArray[np.bool_]:
-    """Cells of the coarse grid within an outline in µm."""
+    """Return the cells of the coarse grid within an outline in µm."""
     mask = np.zeros(shape[:2], np.uint8)
     cells = np.round((outline / STEP_UM - 0.5) * 256).astype(np.int32)
     cv2.fillPoly(mask, [cells], 1, shift=8)
@@ -249,28 +247,28 @@ def _paint_lesions(
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a kind of tissue looks.
+    """Appearance of a kind of tissue.
 
     Parameters
     ----------
     pitch_um : float
-        Distance between neighbouring nuclei; 0 for none.
+        Distance between neighbouring nuclei, µm; 0 for no nuclei.
     diameter_um : tuple of float
-        Smallest and largest nuclear diameter.
+        Smallest and largest diameter of a nucleus, µm.
     elongation : float
-        Long over short axis of a nucleus.
+        Ratio of the long to the short axis of a nucleus.
     haematoxylin : float
-        In a nucleus.
+        Haematoxylin in a nucleus, optical density.
     vesicular : float
-        How much paler the middle of a nucleus is than its rim, 0 to 1.
+        Difference in darkness between the rim and the paler middle of a nucleus, 0 to 1.
     nucleolus : float
         Haematoxylin that a nucleolus adds.
     rough : float
         Irregularity of the nuclear outline, in radii.
     eosin, haze : float
-        Eosin and haematoxylin between the nuclei.
+        Eosin and haematoxylin between the nuclei, optical density.
     gaps : float
-        How many white clefts: 0 for none, 1 for mostly.
+        Share of white clefts, 0 for none to 1 for mostly clefts.
     fibre : float
         Contrast of fibres, 0 to 1.
     """
@@ -313,7 +311,7 @@ LOOKS = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A block with its margin: corner and size in pixels of level 0."""
+    """A block with its margin: its corner and size in pixels of level 0."""
 
     left: int
     top: int
@@ -336,17 +334,17 @@ class Nuclei:
     rough: Floats
 
     def within(self, window: Window) -> Nuclei:
-        """Those whose centre lies in a window."""
+        """Return the nuclei whose centre is in a window."""
         x, y = self.x - window.left, self.y - window.top
         keep = (x >= 0) & (x < window.width) & (y >= 0) & (y < window.height)
         return Nuclei(*(getattr(self, column.name)[keep] for column in fields(self)))
 
     def to_axes(self) -> npt.NDArray[np.float32]:
-        """Linear maps to coordinates along the axes of each nucleus, (N, 6).
+        """Return linear maps to coordinates along the axes of each nucleus, (N, 6).
 
-        ``m[0] x + m[1] y + m[2]`` is a pixel's position along the long axis of a nucleus
-        and ``m[3] x + m[4] y + m[5]`` that along the short one, both in half-axes: what
-        lies within has a norm below 1.
+        ``m[0] x + m[1] y + m[2]`` is a pixel's position along the long axis of a nucleus,
+        and ``m[3] x + m[4] y + m[5]`` that along the short one, both in half-axes. Points
+        within the nucleus have a norm below 1.
         """
         stretch = np.sqrt(self.elongation)
         cos, sin = np.cos(self.angle) / self.radius, np.sin(self.angle) / self.radius
@@ -402,7 +400,7 @@ def seed_nuclei(anatomy: Anatomy, *, mpp: float, rng: np.random.Generator) -> Nu
 def _hexagonal(
     width: float, height: float, pitch: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Jittered hexagonal grid with some places left empty, (N, 2) as x, y."""
+    """Return a jittered hexagonal grid with some places left empty, (N, 2) as x, y."""
     y, x = np.mgrid[0 : height : pitch * 0.866, 0:width:pitch]
     x[1::2] += pitch / 2
     points = np.stack([x.ravel(), y.ravel()], axis=1)

@@ -1,4 +1,4 @@
-"""Drawing synthetic H&E: concentrations of two stains, and the light that they leave.
+"""The rendering of synthetic H&E: concentrations of two stains, and the light that passes them.
 
 Haematoxylin and eosin concentrations are drawn block by block and become light by the
 Beer–Lambert law, ``I = I0 · exp(−(c_H · h + c_E · e))``, with stain vectors ``h`` and
@@ -80,7 +80,7 @@ def draw(
 
 
 def _random_stains(rng: np.random.Generator) -> Stains:
-    """Stain vectors of a slide: direction and strength differ as between laboratories."""
+    """Return random stain vectors: direction and strength vary as between laboratories."""
 
     def vector(base: tuple[float, float, float], low: float, high: float) -> Floats:
         jittered = np.clip(np.array(base) + rng.normal(0, 0.035, 3), 0.03, None)
@@ -139,7 +139,7 @@ def _block(
 def _concentrations(
     canvas: Canvas, nuclei: Nuclei, window: Window, noise: Floats
 ) -> tuple[Floats, Floats]:
-    """Haematoxylin and eosin, float32 (H, W) each."""
+    """Return haematoxylin and eosin of a window, float32 (H, W) each."""
     fine, medium, broad = noise
     eosin, haze, gaps, fibre, across, edge = _upsampled(canvas, window)
     if edge.max() < -10:
@@ -158,7 +158,7 @@ def _concentrations(
 
 
 def _upsampled(canvas: Canvas, window: Window) -> tuple[Floats, ...]:
-    """Planes of the coarse grid at the pixels of a window."""
+    """Return the planes of the coarse grid at the pixels of a window."""
     scale = canvas.mpp / STEP_UM
     to_grid = np.array(
         [
@@ -180,10 +180,10 @@ def _upsampled(canvas: Canvas, window: Window) -> tuple[Floats, ...]:
 
 
 def _nuclei(nuclei: Nuclei, window: Window, noise: Floats) -> tuple[Floats, Floats]:
-    """Haematoxylin of the nuclei, and how near a pixel is to the border between two cells.
+    """Return the haematoxylin of the nuclei, and the nearness of pixels to a border between cells.
 
-    Every pixel belongs to its nearest nucleus, as in a Voronoi diagram, and is shaded by
-    where it lies within that nucleus: the cost does not depend on how many there are.
+    Every pixel belongs to its nearest nucleus, as in a Voronoi diagram, and its position within
+    that nucleus gives its shade. The cost therefore does not depend on the number of nuclei.
     """
     fine, medium, broad = noise
     nuclei = nuclei.within(window)
@@ -205,7 +205,7 @@ def _nuclei(nuclei: Nuclei, window: Window, noise: Floats) -> tuple[Floats, Floa
 
 
 def _borders(owner: npt.NDArray[np.intp]) -> Floats:
-    """Soft lines between the pixels of different owners, 0 to about 1."""
+    """Return soft lines between the pixels of different owners, 0 to about 1."""
     border = np.zeros(owner.shape, np.float32)
     border[:, 1:] = owner[:, 1:] != owner[:, :-1]
     border[1:] += owner[1:] != owner[:-1]
@@ -213,7 +213,7 @@ def _borders(owner: npt.NDArray[np.intp]) -> Floats:
 
 
 def _nearest(nuclei: Nuclei, window: Window) -> npt.NDArray[np.intp]:
-    """Which nucleus is nearest to each pixel, (H, W)."""
+    """Return the index of the nucleus nearest to each pixel, (H, W)."""
     column = (nuclei.x - window.left).astype(int)
     row = (nuclei.y - window.top).astype(int)
     seeds = np.ones((window.height, window.width), np.uint8)

@@ -1,9 +1,9 @@
 """Synthetic H&E-like lymph-node slides as files: drawn, not scanned.
 
-Everything here is made up by arithmetic: no pixel, outline or colour comes from a
-patient. The slides exist so that every stage can be run, from tiling to FROC, on a
-machine that holds no data. **Figures measured on them prove that the software runs;
-they say nothing about real tissue.**
+Everything here is invented by arithmetic: no pixel, outline or colour comes from a
+patient. With these slides every stage can be run, from tiling to FROC, on a machine
+without data. **Figures measured on them prove that the software runs; they say nothing
+about real tissue.**
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SYNTHETIC = (
     "Synthetic slide, drawn by wsiad; not real tissue. Figures measured on it prove that "
     "the software runs and say nothing about real tissue."
 )
-"""Stands in every file that is made, where a reader or a viewer shows it."""
+"""Statement in every file that is made, where a reader or a viewer shows it."""
 
 _MPP = Mpp(0.486)  # 20×
 _LEAST_SIDE_UM = 400.0
@@ -57,7 +57,7 @@ class DemoSlide:
     Parameters
     ----------
     path : Path
-        The pyramidal TIFF.
+        Path of the pyramidal TIFF.
     annotations : Path or None
         ASAP XML with the outlines of its lesions; ``None`` for a healthy slide.
     lesions : int
@@ -83,33 +83,33 @@ def make_slides(
 
     Writes ``normal_001.tif``, … and ``tumor_001.tif`` with ``tumor_001.xml``, …,
     ``reference.csv`` (``image,type`` with ``normal`` and ``tumor``, as CAMELYON16 has
-    them) and a ``README.txt``. What a slide looks like depends on its kind, its number,
-    the size, the scale and the seed, not on how many others are made.
+    them) and a ``README.txt``. The content of a slide depends on its kind, its number, the
+    size, the scale and the seed, and not on the number of other slides.
 
     Parameters
     ----------
     out : Path
-        Folder to write to; made if need be. Files of these names are replaced.
+        Folder to write to, created if missing. Files of these names are replaced.
     healthy, tumorous : int
-        How many slides of each kind.
+        Number of slides of each kind.
     size_px : tuple of int
         Width and height of level 0, pixels.
     mpp : Mpp
         µm per level-0 pixel.
     seed : int
-        Same seed, same slides.
+        Seed; the same seed makes the same slides.
     quiet : bool
-        No progress output.
+        True for no progress output.
 
     Returns
     -------
     list of DemoSlide
-        In the order of ``reference.csv``: the healthy slides first.
+        The slides in the order of ``reference.csv``: the healthy slides first.
 
     Raises
     ------
     InputError
-        Nothing to make, or slides too small to hold a lymph node with a lesion.
+        No slide is requested, or the slides are too small for a lymph node with a lesion.
     """
     _check(healthy, tumorous, size_px, mpp)
     made: list[DemoSlide] = []
@@ -132,7 +132,7 @@ def _check(healthy: int, tumorous: int, size_px: tuple[int, int], mpp: float) ->
         raise InputError(
             f"{healthy} healthy and {tumorous} tumorous slides cannot be made",
             subject="demo slides",
-            remedy="Ask for at least one slide.",
+            remedy="Request at least one slide.",
         )
     if not (0.1 <= mpp <= 1.0 and min(size_px) * mpp >= _LEAST_SIDE_UM):
         raise InputError(
@@ -160,9 +160,9 @@ def write_pyramid(path: Path, image: Rgb, *, mpp: Mpp) -> None:
     Parameters
     ----------
     path : Path
-        The file to write, atomically.
+        File to write, atomically.
     image : ndarray of uint8, (H, W, 3)
-        Level 0; every further level has half the edge, down to below 1024 px.
+        Level 0; every further level has half the edge, until it is below 1024 px.
     mpp : Mpp
         µm per level-0 pixel, written as the resolution in px/cm.
     """
@@ -193,9 +193,9 @@ def write_pyramid(path: Path, image: Rgb, *, mpp: Mpp) -> None:
 
 
 def _tiles(level: Rgb) -> Iterator[Rgb]:
-    """Tiles of a level, row by row; those that reach over its edge repeat its last pixels.
+    """Yield the tiles of a level, row by row; those at its edge repeat its last pixels.
 
-    Left to itself the writer fills them with black, which JPEG smears into the slide.
+    The TIFF writer would fill them with black, which JPEG smears into the slide.
     """
     height, width = level.shape[:2]
     for y in range(0, height, _TILE_PX):
@@ -206,7 +206,7 @@ def _tiles(level: Rgb) -> Iterator[Rgb]:
 
 
 def _asap_xml(outlines: list[Outline]) -> str:
-    """ASAP XML of outlines in level-0 pixels, all in the group ``_0`` (tumour)."""
+    """Return the ASAP XML of outlines in level-0 pixels, all in the group ``_0`` (tumour)."""
     annotations = []
     for number, outline in enumerate(outlines):
         coordinates = "\n".join(
