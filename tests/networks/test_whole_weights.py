@@ -253,7 +253,7 @@ def test_detectors_keep_arguments_and_normalisation(timm, tmp_path, name):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mean": [0.5, 0.5, 0.5]}, "mean and std are given together"),
+        ({"mean": [0.5, 0.5, 0.5]}, "set both mean and std"),
         ({"mean": [0.5, 0.5, 0.5], "std": [0, 1, 1]}, r"std"),
         ({"backbone_args": {"depth": 10**9}}, "65536"),
         ({"backbone_args": {"x": {"y": 1}}}, r"backbone_args\.x: is neither a number"),

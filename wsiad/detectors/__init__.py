@@ -1,1 +1,1 @@
-"""Detectors: one file or folder a method; the interface is :mod:`wsiad.learning.detector`."""
+"""Detectors, one file or folder per method, with the interface :mod:`wsiad.learning.detector`."""

@@ -1,4 +1,4 @@
-"""The base of detectors that look through a backbone of torchvision or timm."""
+"""The base of detectors that use a backbone network of torchvision or timm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST = 1 << 16
 
 
 def _argument(value: Any) -> Any:
-    """Check a value that YAML can hold; ``1e-5`` is a number, though YAML wants ``1.0e-5``."""
+    """Check a value that YAML can hold; accept ``1e-5``, though YAML requires ``1.0e-5``."""
     if isinstance(value, str):
         return float(value) if _FLOAT.fullmatch(value) else value
     for part in value if isinstance(value, list | tuple) else [value]:
@@ -35,27 +35,27 @@ _Deviation = Annotated[float, pydantic.Field(gt=0, le=10)]
 
 
 class BackboneOptions(DetectorOptions):
-    """Options of every detector with a backbone, of what it is made of and what it is fed."""
+    """Options of every detector with a backbone: its network and the images that it receives."""
 
     backbone: str = AUTO
-    """As :func:`wsiad.networks.backbones.settle` takes it; each detector says which it is."""
+    """Backbone network, as :func:`wsiad.networks.backbones.settle` accepts it."""
     backbone_args: dict[str, Argument] = pydantic.Field(default_factory=dict)
-    """Arguments of the constructor of a network of timm, such as {init_values: 1.0}."""
+    """Arguments of the constructor of a timm network, such as {init_values: 1.0}."""
     mean: tuple[_Channel, _Channel, _Channel] | None = None
-    """Mean of red, green and blue (0 to 1) by which images are normalised, as the weights were
-    trained; with std. By default ImageNet's, and of timm's networks what timm states for the
-    name."""
+    """Mean of red, green and blue (0 to 1) by which images are normalised, as when the weights were
+    trained. Set it together with std. The default is ImageNet's, or for a network of timm the one
+    that timm states."""
     std: tuple[_Deviation, _Deviation, _Deviation] | None = None
-    """Standard deviation of red, green and blue by which images are normalised; with mean."""
+    """Standard deviation of red, green and blue by which images are normalised; set with mean."""
 
     @pydantic.model_validator(mode="after")
     def _mean_with_std(self) -> Self:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std are given together or not at all")
+            raise ValueError("set both mean and std, or neither")
         return self
 
     def normalisation(self) -> Normalisation | None:
-        """Return mean and deviation, where they are set."""
+        """Return mean and deviation, or ``None`` if they are not set."""
         return (self.mean, self.std) if self.mean and self.std else None
 
 
@@ -63,9 +63,9 @@ O = TypeVar("O", bound=BackboneOptions)  # noqa: E741
 
 
 def about(found: Weights, backbone: BackboneFeatures, *, name: str) -> dict[str, Any]:
-    """Return what a run should say of its backbone, as JSON values.
+    """Return the facts about its backbone that a run records, as JSON values.
 
-    The normalisation is there where a later timm might state another one for the name.
+    The normalisation is included if a later timm might state another one for the name.
     """
     note = found.note()
     if backbone.left_off:
@@ -78,12 +78,12 @@ def about(found: Weights, backbone: BackboneFeatures, *, name: str) -> dict[str,
 
 
 def restored(options: O, values: Mapping[str, Any]) -> O:
-    """Return options with the backbone and the normalisation that a run states.
+    """Return options with the backbone and the normalisation that a run recorded.
 
     Raises
     ------
     ValueError, TypeError
-        It states something else.
+        The record is not a valid backbone or normalisation.
     """
     update: dict[str, Any] = {"backbone": values.get("backbone", options.backbone)}
     if (stated := values.get("normalisation")) is not None:

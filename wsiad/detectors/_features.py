@@ -1,8 +1,7 @@
 """The base of detectors on frozen features: options, sampling, scoring, state.
 
-Tiles sent through a network in batches.
-
-Which layers of a backbone a method looks at, where the user does not say.
+Tiles pass through a backbone network in batches. Each method has default layers of the backbone,
+for users who do not choose any.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from wsiad.networks.weights import Weights
 def in_batches(
     function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device, *, batch: int
 ) -> npt.NDArray[np.float32]:
-    """Apply a function to tiles, uint8 (N, S, S, 3), on a device; its results as float32.
+    """Apply a function to tiles, uint8 (N, S, S, 3), on a device; return its results as float32.
 
-    The function is called at least once, so that no tiles give a result of its shape.
+    The function is called at least once, so the result has the right shape even for no tiles.
     """
     with torch.inference_mode():
         found = [
@@ -58,19 +57,19 @@ def in_batches(
 
 
 Layers = tuple[str, ...]
-"""Names of modules of a network, from the finest."""
+"""Names of modules of a network, from the finest to the coarsest."""
 
 
 @dataclass(frozen=True, slots=True)
 class DefaultLayers:
-    """A method's choice of layers, by backbone.
+    """Default layers of a method for each backbone.
 
     Parameters
     ----------
     squeezenet1_0, squeezenet1_1, vgg19, wsiad : tuple of str
-        Of the networks of these names; the last is the one that comes along.
+        Layers of the networks of these names; ``wsiad`` is the network that comes with wsiad.
     others : tuple of str
-        Of all others: stages of a residual network.
+        Layers of all other networks: stages of a residual network.
     """
 
     squeezenet1_0: Layers
@@ -80,7 +79,7 @@ class DefaultLayers:
     others: Layers
 
     def of(self, backbone: str) -> Layers:
-        """Return the layers of a backbone."""
+        """Return the layers for a backbone."""
         named = {
             "squeezenet1_0": self.squeezenet1_0,
             "squeezenet1_1": self.squeezenet1_1,
@@ -106,7 +105,7 @@ TWO_DEPTHS = DefaultLayers(
     wsiad=("features.17", "features.26"),
     others=("layer2", "layer3"),
 )
-"""The ends of SqueezeNet's first two resolutions and of those of a VGG19 that are as coarse, or
+"""The ends of SqueezeNet's first two resolutions, of the equally coarse ones of a VGG19, or of
 the second and third residual stages."""
 
 THREE_DEPTHS = DefaultLayers(
@@ -125,7 +124,7 @@ MIDDLE = DefaultLayers(
     wsiad=("features.17", "features.26"),
     others=("layer2", "layer3"),
 )
-"""Two layers from the middle of the network on."""
+"""Two layers from the middle of the network."""
 
 CODED = DefaultLayers(
     squeezenet1_0=THREE_DEPTHS.squeezenet1_0[:2],
@@ -134,7 +133,7 @@ CODED = DefaultLayers(
     wsiad=THREE_DEPTHS.wsiad[:2],
     others=THREE_DEPTHS.others,
 )
-"""As many of :data:`THREE_DEPTHS` as one small code can hold."""
+"""As many layers of :data:`THREE_DEPTHS` as one small code can hold."""
 
 DEEPEST = DefaultLayers(
     squeezenet1_0=("features.12",),
@@ -158,46 +157,46 @@ class FeatureOptions(BackboneOptions):
 
     backbone: str = AUTO
     """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2, or
-    one of timm, such as timm/convnext_atto. ``auto`` is what a weights file is of; without one
-    it is squeezenet1_1, or where its ImageNet weights are not at hand ``wsiad``, the network
-    that comes along."""
+    one of timm, such as timm/convnext_atto. ``auto`` is the network of the weights file. Without a
+    file it is squeezenet1_1, or ``wsiad``, the network that comes with wsiad, if the ImageNet
+    weights are not on this machine."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default ``features.4`` of SqueezeNet, ``features.12``
+    """Modules whose output is used. Default: ``features.4`` of SqueezeNet, ``features.12``
     (relu3_2) of VGG19 and of wsiad's network, or ``layer1`` and ``layer2`` of a ResNet."""
     places: _Count = 8
-    """Edge of the grid of places in a tile; 1 averages the features over the whole tile."""
+    """Edge of the grid of places in a tile; 1 averages the features over the complete tile."""
     neighbourhood: Literal[1, 3, 5, 7] = 1
-    """Edge of the square over which features are averaged before they become places."""
+    """Edge of the square over which features are averaged before they are assigned to places."""
     l2_normalise: bool = False
     """Scale every feature vector to length 1."""
     magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
-    """Enlarge tiles so many times before the network; not by default. Enlarged ones suit deeper
-    layers: nuclei are smaller than the things that ImageNet's networks know."""
+    """Factor by which tiles are enlarged before the network; 1 by default. Enlarged tiles suit
+    deeper layers, because nuclei are smaller than the objects that networks of ImageNet know."""
     contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
-    """Stretch intensities about white so many times before the network: tissue on glass is paler
-    than the photographs that ImageNet's networks know. 1 leaves them as they are."""
+    """Factor by which intensities are stretched around white before the network; 1 leaves them
+    unchanged. Tissue on glass is paler than the photographs that networks of ImageNet know."""
     fit_tiles: _Count = 20_000
-    """The most healthy tiles to look at."""
+    """Maximum number of healthy tiles to fit on."""
     fit_vectors: _Count = 20_000
-    """The most feature vectors to fit on, drawn evenly from all places of those tiles."""
+    """Maximum number of feature vectors to fit on, drawn evenly from all places of those tiles."""
 
     default_layers: ClassVar[DefaultLayers] = FINE
-    """The layers that the method looks at by default."""
+    """The layers that the method uses by default."""
 
     def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or the backbone's defaults."""
+        """Return the chosen layers, or the backbone's defaults."""
         return self.layers or self.default_layers.of(self.backbone)
 
     def enlarged_by(self) -> float:
-        """Return how many times tiles are enlarged, also where the options leave it open."""
+        """Return the factor by which tiles are enlarged, including the default."""
         return self.magnify or 1
 
 
 class FeatureDetector(Detector):
     """A detector that compares feature vectors of places with healthy ones.
 
-    A subclass says what it keeps of healthy vectors (:meth:`fit_vectors`), how far a
-    vector is from it (:meth:`distance`), and how to take it up again (:meth:`restore`).
+    A subclass defines what is kept of healthy vectors (:meth:`fit_vectors`), the distance of a
+    vector from it (:meth:`distance`), and how a state is loaded (:meth:`restore`).
     """
 
     Options: ClassVar[type[DetectorOptions]] = FeatureOptions
@@ -215,22 +214,22 @@ class FeatureDetector(Detector):
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return what is kept of healthy vectors, tensors on the CPU.
 
-        What is drawn at random follows ``self._seed``, that of the fit.
+        Random draws follow ``self._seed``, the seed of the fit.
         """
 
     @abstractmethod
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return the strangeness of vectors, (N, C) to (N,), on their device."""
+        """Return the anomaly scores of vectors, (N, C) to (N,), on their device."""
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Take the features of healthy tiles; tiles larger than the input give a random window.
+        """Fit on the features of healthy tiles; a tile larger than the input gives a random window.
 
         Raises
         ------
         DetectorError
-            The backbone or layer is unknown, the tiles too small, or all alike.
+            The backbone or layer is unknown, the tiles are too small, or all are alike.
         WeightsError
-            The backbone's weights are not at hand.
+            The backbone's weights are not on this machine.
         """
         self._device, self._seed = context.device, context.seed
         found = self._settled(context)
@@ -247,7 +246,7 @@ class FeatureDetector(Detector):
         return FitReport(ended_by="fitted", notes=dict(self._about))
 
     def _settled(self, context: FitContext) -> Weights:
-        """Return the backbone's weights; the options name it from here on."""
+        """Return the backbone's weights, and record the backbone in the options."""
         chosen = settle(
             self.options.backbone,
             context.weights,
@@ -258,7 +257,7 @@ class FeatureDetector(Detector):
         return chosen.weights
 
     def _look_through(self, found: Weights) -> dict[str, Any]:
-        """Take weights for the backbone; return what a run should say of it."""
+        """Load weights into the backbone; return the facts that a run records."""
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         backbone = self._set_backbone(found.tensors, padding, source=source)
@@ -281,20 +280,20 @@ class FeatureDetector(Detector):
     def embed(self, tiles: Tiles) -> Vectors:
         """Return the features of the places, averaged over each tile.
 
-        They are as the backbone gives them, before any projection or whitening of the
-        method. See :class:`wsiad.learning.detector.Embeds`.
+        They are the backbone's features, before any projection or whitening of the method. See
+        :class:`wsiad.learning.detector.Embeds`.
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")
         return in_batches(self._averages, tiles, self._device, batch=_BATCH)
 
     def _averages(self, tiles: Tensor) -> Tensor:
-        """Return float32 (N, C) of tiles, uint8 (N, S, S, 3)."""
+        """Return the mean features, float32 (N, C), of tiles, uint8 (N, S, S, 3)."""
         found = self._features(tiles)
         return found.reshape(len(tiles), self.options.places**2, found.shape[1]).mean(dim=1)
 
     def state(self) -> State:
-        """Return the used part of the backbone and what was fitted."""
+        """Return the used part of the backbone, and the fitted tensors."""
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")
         network = self._backbone.network.state_dict()
@@ -306,7 +305,7 @@ class FeatureDetector(Detector):
         return State({**tensors, **fitted}, {**self._about, **padding})
 
     def load_state(self, state: State, device: torch.device) -> None:
-        """Become the detector whose state this is."""
+        """Load a state of this detector."""
         self._device = device
         groups: dict[str, dict[str, Tensor]] = {"backbone": {}, "fitted": {}}
         try:
@@ -323,7 +322,7 @@ class FeatureDetector(Detector):
         self._about = dict(state.values)
 
     def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
-        """Check that what was fitted belongs to this method and these features."""
+        """Check that the fitted tensors belong to this method and these features."""
         channels = self._features(
             torch.zeros(
                 1, self.spec.size, self.spec.size, 3, dtype=torch.uint8, device=self._device
@@ -361,7 +360,7 @@ class FeatureDetector(Detector):
         return vectors
 
     def _sample(self, tiles: TileSource, context: FitContext) -> tuple[Vectors, int]:
-        """Return vectors drawn evenly from the places of healthy tiles, and how many tiles."""
+        """Return vectors drawn evenly from the places of healthy tiles, and the number of tiles."""
         options = self.options
         count, batches = sample(tiles, options.fit_tiles, batch=_BATCH, seed=context.seed)
         total = count * options.places**2

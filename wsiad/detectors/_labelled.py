@@ -1,6 +1,7 @@
-"""The base of detectors that learn from labelled anomalous tiles: features and folds.
+"""The base of detectors that learn from labelled anomalous tiles.
 
-Small networks on frozen features, trained on balanced batches of both classes.
+It holds features and cross-validation folds, and small networks on frozen features that are
+trained on balanced batches of both classes.
 """
 
 from __future__ import annotations
@@ -53,24 +54,24 @@ class LabelledOptions(FeatureOptions):
     """Options of every detector that learns from labelled tiles on frozen features."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used, concatenated; by default ``features.7`` and ``features.10``
+    """Modules whose output is used, concatenated. Default: ``features.7`` and ``features.10``
     of SqueezeNet, ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or
     ``layer2`` and ``layer3`` of a ResNet."""
     magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
-    """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
-    larger things than nuclei, and 1 for wsiad's."""
+    """Factor by which tiles are enlarged before the network. Default: 2, because networks of
+    ImageNet know larger objects than nuclei, and 1 for wsiad's network."""
     statistics: Literal["mean", "mean-std"] = "mean-std"
-    """Statistics of a tile's features: their mean over its places, or also their deviation.
-    With ``mean`` a linear method scores every place."""
+    """Statistics of a tile's features: their mean over its places, or mean and deviation.
+    With ``mean``, a linear method scores every place."""
     fit_tiles: Annotated[int, pydantic.Field(ge=2)] = 4_000
-    """The most healthy tiles to fit on."""
+    """Maximum number of healthy tiles to fit on."""
     augment: bool = True
-    """Show every anomalous tile in its eight orientations."""
+    """Use every anomalous tile in its eight orientations."""
 
     default_layers: ClassVar[DefaultLayers] = MIDDLE
 
     def enlarged_by(self) -> float:
-        """Return how many times tiles are enlarged, also where the options leave it open."""
+        """Return the factor by which tiles are enlarged, including the default."""
         return self.magnify or (1 if self.backbone == SHIPPED else 2)
 
 
@@ -81,14 +82,14 @@ class LabelledVectors:
     Parameters
     ----------
     healthy, held_out : ndarray of float32, (N, D) and (M, D)
-        Healthy tiles to fit on, and others (of other slides where there are slides enough).
+        Vectors of healthy tiles to fit on, and of others (of other slides, if there are enough).
     anomalous : ndarray of float32, (A, D)
-        Anomalous tiles in all their orientations; those of a tile follow each other.
+        Vectors of anomalous tiles in all their orientations; those of a tile follow each other.
     groups : ndarray of int64, (A,)
-        What must not be parted by a fold: the slides, or where all tiles are of one slide
-        the tiles.
+        Group of each anomalous vector, which a fold must not split: its slide, or its tile if
+        all tiles are of one slide.
     upright : ndarray of bool, (A,)
-        Tiles as they are stored.
+        True for tiles in their stored orientation.
     """
 
     healthy: Vectors
@@ -98,10 +99,10 @@ class LabelledVectors:
     upright: Bools
 
     def folds(self, most: int, *, seed: int) -> Iterator[tuple[Bools, Bools]]:
-        """Yield (fit on, test on) over the anomalous vectors; no group is in both.
+        """Yield (fit on, test on) masks over the anomalous vectors; no group is in both.
 
-        There are as many folds as groups, at most ``most``; groups are dealt to them in
-        the order of a seed. With a single group there is none.
+        There are as many folds as groups, but at most ``most``. The seed decides which groups a
+        fold gets. With a single group there are no folds.
         """
         names = np.unique(self.groups)
         count = min(most, len(names))
@@ -114,9 +115,9 @@ class LabelledVectors:
 
 
 class LabelledDetector(FeatureDetector):
-    """A detector that tells anomalous tiles from healthy ones by frozen features.
+    """A detector that distinguishes anomalous from healthy tiles by frozen features.
 
-    A subclass learns from feature vectors of whole tiles (:meth:`fit_labelled`) and scores
+    A subclass learns from feature vectors of complete tiles (:meth:`fit_labelled`) and scores
     them (:meth:`distance`).
     """
 
@@ -124,7 +125,7 @@ class LabelledDetector(FeatureDetector):
     options: LabelledOptions
     uses_anomalies: ClassVar[bool | Literal["needed"]] = "needed"
     linear: ClassVar[bool] = False
-    """Whether the mean of the scores of places is the score of the mean of the places."""
+    """True if the mean of the scores of places is the score of the mean of the places."""
 
     @abstractmethod
     def fit_labelled(
@@ -134,22 +135,23 @@ class LabelledDetector(FeatureDetector):
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Refuse: these methods learn from labels."""
-        raise DetectorError("healthy vectors alone are nothing to learn from here")
+        raise DetectorError("this detector cannot learn from healthy vectors alone")
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Learn from healthy and anomalous tiles; of larger ones from a window.
+        """Learn from healthy and anomalous tiles.
 
-        Of an anomalous tile it is the centre, of a healthy one any.
+        Of a tile larger than the input, one window is used: the central one of an anomalous tile,
+        a random one of a healthy tile.
 
         Raises
         ------
         DetectorError
-            There are no anomalous tiles, or tiles, backbone or layer do not fit.
+            There are no anomalous tiles, or the tiles, the backbone or a layer do not fit.
         WeightsError
-            The backbone's weights are not at hand.
+            The backbone's weights are not on this machine.
         """
         if context.anomalies is None:
-            raise DetectorError("it learns from labelled anomalous tiles, and there are none")
+            raise DetectorError("the detector needs labelled anomalous tiles, and there are none")
         self._device = context.device
         found = self._settled(context)
         about = self._look_through(found)
@@ -168,7 +170,7 @@ class LabelledDetector(FeatureDetector):
         return FitReport(ended_by=ended_by, steps=steps, notes=dict(self._about))
 
     def score_places(self, tiles: Tiles) -> Scores:
-        """Score tiles; the places within them where the method is linear in their means."""
+        """Score tiles, or the places within them if the method is linear in their means."""
         if not self._fitted:
             raise DetectorError("the detector is not fitted yet")
         by_place = self.linear and self.options.statistics == "mean"
@@ -181,7 +183,7 @@ class LabelledDetector(FeatureDetector):
         return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
 
     def embed(self, tiles: Tiles) -> Vectors:
-        """Return what is learnt from: mean, and deviation, of the features over each tile.
+        """Return the vectors that are learnt: mean, and deviation, of each tile's features.
 
         See :class:`wsiad.learning.detector.Embeds`.
         """
@@ -190,7 +192,7 @@ class LabelledDetector(FeatureDetector):
         return in_batches(self.whole, tiles, self._device, batch=_BATCH)
 
     def whole(self, tiles: Tensor) -> Tensor:
-        """Return feature vectors, float32 (N, D), of whole tiles, uint8 (N, S, S, 3)."""
+        """Return feature vectors, float32 (N, D), of complete tiles, uint8 (N, S, S, 3)."""
         found = self._features(tiles)
         places = found.reshape(len(tiles), self.options.places**2, found.shape[1])
         mean = places.mean(dim=1)
@@ -245,8 +247,8 @@ class LabelledDetector(FeatureDetector):
 def standardisation(vectors: Vectors) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of healthy vectors, (D,) each.
 
-    A channel that hardly varies on healthy tiles is not blown up by it: no deviation is
-    smaller than a hundredth of their median.
+    A channel that hardly varies over healthy tiles is not amplified: no deviation is smaller
+    than a hundredth of their median.
 
     Raises
     ------
@@ -265,7 +267,7 @@ def standardisation(vectors: Vectors) -> tuple[Tensor, Tensor]:
 
 
 def _groups(slides: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return a number for each tile: of its slide, or its own where all are of one slide."""
+    """Return a group number for each tile: that of its slide, or its own if there is one slide."""
     groups = np.unique(np.asarray(slides), return_inverse=True)[1].astype(np.int64)
     return groups if len(set(slides)) > 1 else np.arange(len(slides), dtype=np.int64)
 
@@ -275,24 +277,24 @@ _PREFIX = "network."
 
 
 class HeadOptions(LabelledOptions):
-    """Options of the networks on frozen features."""
+    """Options of the small networks on frozen features."""
 
     hidden: _Count = 64
-    """Units of the hidden layer."""
+    """Number of units in the hidden layer."""
     steps: _Count = 200
-    """Optimiser steps; the run's ``--max-steps`` may set a smaller bound."""
+    """Number of optimiser steps; the run's ``--max-steps`` can set a smaller limit."""
     batch: Annotated[int, pydantic.Field(ge=2)] = 64
-    """Vectors a step, half of them anomalous."""
+    """Number of vectors in a step, half of them anomalous."""
     learning_rate: LearningRate = 1e-4
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
     """Decoupled weight decay of Adam."""
 
 
 class HeadDetector(LabelledDetector):
-    """A network of one hidden layer on the standardised features of whole tiles.
+    """A network with one hidden layer on the standardised features of complete tiles.
 
-    A subclass says what its outputs are: their number and whether layers have biases,
-    the loss (:meth:`loss`), and the score (:meth:`strangeness`).
+    A subclass defines the outputs: their number, whether layers have biases, the loss
+    (:meth:`loss`), and the score (:meth:`strangeness`).
     """
 
     Options: ClassVar[type[DetectorOptions]] = HeadOptions
@@ -312,13 +314,13 @@ class HeadDetector(LabelledDetector):
         """Return the score (N,) of outputs (N, outputs)."""
 
     def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:
-        """Return what is set before the training and kept."""
+        """Return tensors that are set before the training and kept."""
         return {}
 
     def fit_labelled(
         self, vectors: LabelledVectors, context: FitContext
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train on the CPU, where so small a network is fastest and repeats bit for bit."""
+        """Train on the CPU, where so small a network is fastest and every result is repeatable."""
         mean, deviation = standardisation(vectors.healthy)
         healthy, anomalous = (
             (torch.from_numpy(part) - mean) / deviation

@@ -1,4 +1,4 @@
-"""The base of detectors that compare a tile with its reconstruction, perceptually."""
+"""The base of detectors that compare a tile with its reconstruction by a perceptual distance."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class ReconstructingDetector(Detector):
 
     @abstractmethod
     def judged(self) -> tuple[Autoencoder, RelativePerceptualL1, torch.device]:
-        """Return what reconstructs, what judges the result, and where they are.
+        """Return the autoencoder, the distance that judges its results, and their device.
 
         Raises
         ------
         DetectorError
-            There is nothing before the fit.
+            The detector is not fitted yet.
         """
 
     def embed(self, tiles: Tiles) -> Embedding:
-        """Return what the distance compares: perceptual features, averaged over the tile.
+        """Return the features that the distance compares, averaged over the tile.
 
-        Channels are normalised as for the score, layers count by their weights. Without
+        Channels are normalised as for the score, and layers count by their weights. Without
         layers it is the latent, place by place. See :class:`wsiad.learning.detector.Embeds`.
         """
         autoencoder, distance, device = self.judged()
@@ -51,5 +51,5 @@ class ReconstructingDetector(Detector):
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
     def difference(self, tiles: Tiles) -> Scores:
-        """Return the distance by place, which is what is scored."""
+        """Return the distance at each place, which is also the score."""
         return self.score_map(tiles)

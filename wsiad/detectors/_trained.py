@@ -1,6 +1,6 @@
 """The base of detectors whose network is trained by the common loop: fit, scores, state.
 
-What the detectors share whose student learns a frozen teacher's features.
+It also holds what is common to detectors whose student learns the features of a frozen teacher.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class TrainedOptions(DetectorOptions, LoopOptions):
 
 
 class TrainedDetector(Detector):
-    """A detector that is one network, some of it trained.
+    """A detector that consists of one network, which is trained completely or in part.
 
-    A subclass fits (:meth:`fit`, with :meth:`_train` and :meth:`_report`), says how images
-    are scored (:meth:`places`), and makes a network that takes up a state (:meth:`empty`).
+    A subclass fits (:meth:`fit`, with :meth:`_train` and :meth:`_report`), defines how images
+    are scored (:meth:`places`), and makes a network into which a state fits (:meth:`empty`).
     """
 
     Options: ClassVar[type[DetectorOptions]] = TrainedOptions
@@ -79,7 +79,7 @@ class TrainedDetector(Detector):
 
     @abstractmethod
     def empty(self, state: State) -> nn.Module:
-        """Return a network that holds tensors of the state's names and shapes."""
+        """Return a network whose tensors have the names and shapes of the state's."""
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
@@ -94,14 +94,14 @@ class TrainedDetector(Detector):
         return torch.cat(scores).float().cpu().numpy()
 
     def embed_images(self, function: Callable[[Tensor], Tensor], tiles: Tiles) -> Embedding:
-        """Return vectors of tiles by a function of images (N, 3, S, S) in [0, 1]: (N, D)."""
+        """Return vectors (N, D) of tiles, by a function of images (N, 3, S, S) in [0, 1]."""
         self.network().eval()
         return in_batches(
             lambda part: function(images(part)), tiles, self._device, batch=SCORE_BATCH
         )
 
     def state(self) -> State:
-        """Return the network."""
+        """Return the tensors of the network."""
         tensors = self.network().state_dict()
         return State(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -109,7 +109,7 @@ class TrainedDetector(Detector):
         )
 
     def load_state(self, state: State, device: torch.device) -> None:
-        """Become the detector whose state this is."""
+        """Load a state of this detector."""
         try:
             network = self.empty(state)
             network.load_state_dict(state.tensors)
@@ -124,7 +124,7 @@ class TrainedDetector(Detector):
         Raises
         ------
         DetectorError
-            There is none before the fit.
+            The detector is not fitted yet.
         """
         if self._network is None:
             raise DetectorError("the detector is not fitted yet")
@@ -149,7 +149,7 @@ class TrainedDetector(Detector):
     ) -> TrainingResult:
         """Train a part of the network; see :class:`~wsiad.learning.loop.Training`.
 
-        Windows are those of the input, or larger ones.
+        Windows have the size of the input, or ``size`` if it is larger.
         """
         training = Training(
             module,
@@ -165,7 +165,7 @@ class TrainedDetector(Detector):
         return training.run()
 
     def _report(self, result: TrainingResult, module: nn.Module) -> FitReport:
-        """Return how the training of a module ended."""
+        """Return the report on the training of a module."""
         notes = {
             **self._about,
             "parameters": sum(p.numel() for p in module.parameters()),
@@ -182,7 +182,7 @@ def images(windows: Tensor) -> Tensor:
 
 
 def group(state: State, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a state whose names begin with ``prefix.``, without it."""
+    """Return the tensors of a state whose names begin with ``prefix.``, without this prefix."""
     start = f"{prefix}."
     return {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
 
@@ -194,32 +194,32 @@ class DistilledOptions(BackboneOptions, TrainedOptions):
     """Options of every detector with a student and a teacher."""
 
     backbone: str = AUTO
-    """The teacher: a torchvision classification network, such as squeezenet1_1 or resnet18, or
-    one of timm, such as timm/convnext_atto; ``auto`` as for all on frozen features."""
+    """Teacher network: a torchvision classification network, such as squeezenet1_1 or resnet18, or
+    one of timm, such as timm/convnext_atto. ``auto`` is as for all detectors on frozen features."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is learnt, from the finest; by default the ends of SqueezeNet's three
+    """Modules whose output is learnt, from the finest. Default: the ends of SqueezeNet's three
     resolutions, or ``layer1``, ``layer2`` and ``layer3`` of a ResNet."""
     places: _Count = 8
     """Edge of the grid of places in a tile."""
     combine: Combine = "product"
-    """How the distances of the layers at a place become one."""
+    """Way in which the distances of the layers at a place are combined."""
     batch: BatchSize = 32
     val_interval: ValInterval = 200
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
 
     default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
-    """The layers that the method looks at by default."""
+    """The layers that the method uses by default."""
 
     def chosen_layers(self) -> tuple[str, ...]:
-        """Return the layers given, or the backbone's defaults."""
+        """Return the chosen layers, or the backbone's defaults."""
         return self.layers or self.default_layers.of(self.backbone)
 
 
 class DistilledDetector(TrainedDetector):
-    """A detector that scores places by how far a student is from its teacher there.
+    """A detector that scores a place by the distance between a student and its teacher there.
 
-    A subclass makes the student (:meth:`student`), says what it minimises
+    A subclass makes the student (:meth:`distillation`), and defines what it minimises
     (:meth:`distances`) and how (:meth:`recipe`).
     """
 
@@ -232,11 +232,11 @@ class DistilledDetector(TrainedDetector):
 
     @abstractmethod
     def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
-        """Return the loss (N,) of every layer, of features (N, C, h, w)."""
+        """Return the loss (N,) of every layer, from features (N, C, h, w)."""
 
     @abstractmethod
     def recipe(self) -> Recipe:
-        """Return how the student is trained."""
+        """Return the recipe by which the student is trained."""
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Train the student on random windows; see :class:`~wsiad.learning.loop.Training`.
@@ -247,7 +247,7 @@ class DistilledDetector(TrainedDetector):
             The backbone or a layer is unknown, the tiles or features are too small, or the
             training diverged.
         WeightsError
-            The teacher's weights are not at hand.
+            The teacher's weights are not on this machine.
         RunError
             The folder holds the checkpoint of another training.
         """
@@ -300,7 +300,7 @@ class DistilledDetector(TrainedDetector):
         return self.embed_images(distillation.directions, tiles)
 
     def empty(self, state: State) -> Distillation:
-        """Return teacher and student of the state's shapes."""
+        """Return a teacher and a student of the state's shapes."""
         self.options = _backbone.restored(self.options, state.values)
         tensors, padding = group(state, "teacher.network"), state.values["padding"]
         return self.distillation(self._teacher(tensors, padding), seed=0)

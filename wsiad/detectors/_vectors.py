@@ -1,4 +1,4 @@
-"""Arithmetic of feature vectors: count, project, whiten, find neighbours, in blocks."""
+"""Arithmetic of feature vectors in blocks: counting, projection, whitening, neighbours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsiad.detectors._features import Vectors
 PcaComponents = (
     Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, lt=1)] | None
 )
-"""How many principal components: a number, the share of variance to explain, or all."""
+"""Number of principal components, or the share of variance to explain, or ``None`` for all."""
 
 Matrix = npt.NDArray[np.float64]
 
@@ -28,12 +28,12 @@ _NO_VARIANCE = 1e-10  # of the largest: what is below is rounding
 
 
 def check_count(vectors: Vectors, least: int, purpose: str) -> None:
-    """Check that there are vectors enough.
+    """Check that there are enough vectors.
 
     Raises
     ------
     DetectorError
-        There are fewer than ``least``.
+        There are fewer vectors than ``least``.
     """
     if len(vectors) < least:
         raise DetectorError(
@@ -43,7 +43,7 @@ def check_count(vectors: Vectors, least: int, purpose: str) -> None:
 
 
 def random_state(seed: int) -> int:
-    """Return a seed that scikit-learn takes (32 bits), of any seed."""
+    """Return a seed that scikit-learn accepts (32 bits), from any seed."""
     return int(np.random.default_rng(seed).integers(1 << 31))
 
 
@@ -53,7 +53,7 @@ def float32(values: npt.NDArray[np.floating]) -> Tensor:
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], vectors: Tensor, width: int) -> Tensor:
-    """Apply a function to vectors in blocks, where it holds ``width`` values a vector."""
+    """Apply a function that holds ``width`` values for a vector, to vectors in blocks."""
     rows = max(1, _BLOCK_VALUES // max(width, 1))
     return torch.cat([function(part) for part in torch.split(vectors, rows)])
 
@@ -68,11 +68,11 @@ def fit_projection(
     vectors : ndarray of float32, (N, C)
         Healthy vectors.
     components : int, float or None
-        How many components, the share of variance that they explain at least, or all.
+        Number of components, the minimum share of variance that they explain, or all.
     standardise : bool
-        Divide channels by their standard deviation first; constant ones are left as they are.
+        Divide channels by their standard deviation first; constant channels are unchanged.
     whiten : bool
-        Give every component the variance 1.
+        Scale every component to the variance 1.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def fit_projection(
     Raises
     ------
     DetectorError
-        The vectors are all alike, or do not span so many components.
+        The vectors are all alike, or span fewer dimensions than components.
     """
     check_count(vectors, 2, "principal components")
     values = vectors.astype(np.float64)
@@ -100,7 +100,7 @@ def fit_projection(
     if isinstance(components, int) and used.sum() < components:
         raise DetectorError(
             f"{len(values)} healthy vectors of {values.shape[1]} channels span "
-            f"{used.sum()} dimensions, fewer than the {components} principal components asked for",
+            f"{used.sum()} dimensions, fewer than the {components} principal components requested",
             remedy="Fit on more (and different) tiles, or set fewer components.",
         )
     axes = pca.components_[used]
@@ -120,7 +120,7 @@ def _deviations(centred: Matrix) -> Matrix:
 
 
 def shrink(covariance: Matrix, share: float) -> Matrix:
-    """Return a covariance (C, C) with a share of it replaced by the mean variance times I."""
+    """Return a covariance (C, C) of which a share is replaced by the mean variance times I."""
     found = (1 - share) * covariance
     np.fill_diagonal(found, found.diagonal() + share * covariance.diagonal().mean())
     return found
@@ -132,9 +132,9 @@ def whitening(covariance: Matrix, count: int) -> Matrix:
     Parameters
     ----------
     covariance : ndarray of float64, (C, C)
-        Symmetric.
+        Symmetric covariance matrix.
     count : int
-        Of how many vectors it is, for the error.
+        Number of vectors from which it was computed, for the error.
 
     Raises
     ------
@@ -155,7 +155,8 @@ def whitening(covariance: Matrix, count: int) -> Matrix:
 def square_distances(vectors: Tensor, bank: Tensor) -> Tensor:
     """Return squared Euclidean distances, (N, C) and (B, C) to (N, B).
 
-    By one matrix product; its rounding is that of |v|², which suits centred vectors.
+    The distances come from one matrix product. The rounding is that of |v|², which suits
+    centred vectors.
     """
     squares = torch.addmm(bank.square().sum(dim=1), vectors, bank.T, beta=1, alpha=-2)
     return (squares + vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
@@ -167,16 +168,16 @@ def nearest(vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     vectors, bank : Tensor of float32, (N, C) and (B, C)
-        On one device.
+        Vectors to compare and vectors of the bank, on one device.
     count : int
-        How many neighbours, at most B.
+        Number of neighbours, at most B.
 
     Returns
     -------
     distances : Tensor of float32, (N, count)
-        Euclidean, increasing.
+        Euclidean distances, increasing.
     indices : Tensor of int64, (N, count)
-        In the bank.
+        Indices in the bank.
     """
     squares = bank.square().sum(dim=1)
 

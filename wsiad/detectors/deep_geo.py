@@ -1,8 +1,7 @@
-"""Deep GEO: strange is what a classifier of geometric transforms answers unusually.
+"""Deep GEO: a classifier of geometric transforms answers unusually for strange tiles.
 
-Maximum-likelihood fit of a Dirichlet distribution (Minka, 2000, revised 2012).
-
-Geometric transforms of images, and a classifier that tells which one was applied.
+A classifier learns to tell which of 72 geometric transforms was applied to an image. A Dirichlet
+distribution is fitted to its answers by maximum likelihood (Minka, 2000, revised 2012).
 """
 
 from __future__ import annotations
@@ -49,20 +48,20 @@ _HALVINGS = 40
 
 
 def fit_dirichlet(mean_log: Values, mean: Values, mean_square: Values) -> Values:
-    """Return the parameters α (K,) under which vectors of probabilities are likeliest.
+    """Return the parameters α (K,) under which vectors of probabilities are most likely.
 
-    The likelihood depends on the mean of log p alone and is concave in α: Newton's steps,
-    halved until they raise it, from where the moments of p point to.
+    The likelihood depends only on the mean of log p and is concave in α. Newton's steps are
+    halved until they raise it; the moments of p give the start.
 
     Parameters
     ----------
     mean_log, mean, mean_square : ndarray of float64, (K,)
-        Mean over the vectors of log p, p and p².
+        Means over the vectors of log p, p and p².
 
     Raises
     ------
     DetectorError
-        All vectors are equal: the likelihood has no maximum.
+        All vectors are equal, so the likelihood has no maximum.
     """
     variance = mean_square - mean**2
     varied = variance > _LEAST_VARIANCE
@@ -94,7 +93,7 @@ def _likelihood(alpha: Values, mean_log: Values) -> float:
 
 
 def _newton_step(alpha: Values, mean_log: Values) -> Values:
-    """Return −H⁻¹ g; H is a diagonal and a constant, and needs no matrix."""
+    """Return −H⁻¹ g; H is a diagonal plus a constant, so no matrix is needed."""
     gradient = digamma(alpha.sum()) - digamma(alpha) + mean_log
     diagonal = -polygamma(1, alpha)
     constant = polygamma(1, alpha.sum())
@@ -110,14 +109,14 @@ TRANSFORMS = 72
 class GeometricTransforms(nn.Module):
     """All 72 compositions of a flip, shifts by a quarter and turns by 90°.
 
-    An image is flipped left to right or not; shifted by −¼, 0 or ¼ of its edge across and
-    down, what is uncovered showing the mirror image of what is beside; and turned by 0, 90,
-    180 or 270 degrees. All only move pixels.
+    An image is flipped left to right or not. It is shifted by −¼, 0 or ¼ of its edge across and
+    down, and uncovered areas show the mirror image of their surroundings. It is turned by 0, 90,
+    180 or 270 degrees. All transforms only move pixels.
 
     Parameters
     ----------
     edge : int
-        Of the images, pixels.
+        Edge of the images, pixels.
     """
 
     sources: Tensor
@@ -148,7 +147,7 @@ _MIRRORED = 3  # of the ways in which a square can lie: left is right
 
 
 def source_pixels(edge: int) -> npt.NDArray[np.int64]:
-    """Return where every pixel of a transformed image comes from, int64 (72, edge²)."""
+    """Return the index from which every pixel of a transformed image comes, int64 (72, edge²)."""
     own = np.arange(edge**2).reshape(1, edge, edge)
     shift = edge // 4
     shifts = (-shift, 0, shift)
@@ -168,7 +167,7 @@ def _mirrored(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 class GeometricClassifier(nn.Module):
-    """Tells transforms apart, and says how usual its answers are.
+    """A classifier of transforms, which also measures how usual its answers are.
 
     Parameters
     ----------
@@ -199,7 +198,7 @@ class GeometricClassifier(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the logits are linear in, (N, C), for images that are not transformed."""
+        """Return the features in which the logits are linear, (N, C), for untransformed images."""
         found: Tensor = self.classifier.features(self._small(images))
         return found
 
@@ -234,34 +233,34 @@ class DeepGeoOptions(TrainedOptions):
     depth: _Count = 10
     """Depth of the wide residual network: 10, 16, 22, …; published: 16."""
     width: _Count = 2
-    """How many times as wide as a ResNet it is; published: 8."""
+    """Width of the network as a multiple of a ResNet's; published: 8."""
     shrink: _Count = 2
-    """Average tiles over squares of this edge, pixels, first; published: 1."""
+    """Edge of the squares, pixels, over which tiles are averaged first; published: 1."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 2.5e-4
     """Weight of the squared weights in the loss."""
     dirichlet_tiles: Annotated[int, pydantic.Field(ge=2)] = 500
-    """The most healthy tiles that are shown in all transforms after the training."""
+    """Maximum number of healthy tiles that are shown in all transforms after the training."""
     val_interval: ValInterval = 200
 
 
 class DeepGeo(TrainedDetector):
     """−mean over 72 transforms T_t of Σ_k (α_tk − 1) log p_k(T_t x).
 
-    A wide residual network learns which of 72 geometric transforms (two flips, nine
-    shifts, four turns) a healthy tile was put through. α_t are the parameters of the
-    Dirichlet distribution of its answers p(T_t x) for healthy tiles: the score is high
-    where the answers would be unlikely for a healthy tile. A tile has one place, and is
-    scored by 72 passes through the network.
+    A wide residual network learns which of 72 geometric transforms (two flips, nine shifts,
+    four turns) was applied to a healthy tile. α_t are the parameters of the Dirichlet
+    distribution of its answers p(T_t x) for healthy tiles. The score is high if the answers
+    would be unlikely for a healthy tile. A tile has one place, and is scored by 72 passes
+    through the network.
 
-    Transforms are drawn anew for every tile and step. Held-out tiles are shown in one
-    each, which follows from their pixels. Windows are not flipped at random, which would
-    make half of the transforms the same.
+    Transforms are drawn again for every tile and step. A held-out tile is shown in one
+    transform, which follows from its pixels. Windows are not flipped at random, because this
+    would make half of the transforms the same.
 
     Notes
     -----
     Golan & El-Yaniv, *Deep Anomaly Detection Using Geometric Transformations*, NeurIPS
     2018 (arXiv 1805.10917), section 4; for CAMELYON16 as a baseline (WRN-16-8) in
-    Shvetsova et al., IEEE Access 2021. Their training has a fixed number of epochs over
+    Shvetsova et al., IEEE Access 2021. The authors train for a fixed number of epochs over
     all transformed tiles.
     """
 
@@ -309,13 +308,13 @@ class DeepGeo(TrainedDetector):
         return self._report(result, network)
 
     def places(self, images: Tensor) -> Tensor:
-        """Return how unusual the answers are: (N, 1, 1)."""
+        """Return how unusual the answers are, (N, 1, 1)."""
         network = self.network()
         assert isinstance(network, GeometricClassifier)
         return network.unusualness(images).float().view(-1, 1, 1)
 
     def embed(self, tiles: Tiles) -> Embedding:
-        """Return what the classifier's last layer decides by, of tiles as they lie."""
+        """Return the input of the classifier's last layer, for untransformed tiles."""
         network = self.network()
         assert isinstance(network, GeometricClassifier)
         return self.embed_images(network.features, tiles)
@@ -351,7 +350,7 @@ class DeepGeo(TrainedDetector):
     def _fit_answers(
         self, network: GeometricClassifier, tiles: TileSource, context: FitContext
     ) -> int:
-        """Fit the Dirichlet distributions to sums over healthy tiles; return how many."""
+        """Fit the Dirichlet distributions to sums over healthy tiles; return the tiles' number."""
         options, seed = self.options, context.seed
         count, batches = sample(tiles, options.dirichlet_tiles, batch=options.batch, seed=seed)
         shape = (3, TRANSFORMS, TRANSFORMS)

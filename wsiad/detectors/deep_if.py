@@ -26,14 +26,14 @@ class DeepIfOptions(FeatureOptions):
     """Options of ``deep-if``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default the last block, ``features.12`` of SqueezeNet or
+    """Modules whose output is used. Default: the last block, ``features.12`` of SqueezeNet or
     ``layer4`` of a ResNet."""
     places: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Edge of the grid of places in a tile; 1 averages the features over the whole tile."""
+    """Edge of the grid of places in a tile; 1 averages the features over the complete tile."""
     trees: Annotated[int, pydantic.Field(ge=1)] = 100
-    """Trees in the forest."""
+    """Number of trees in the forest."""
     max_samples: Annotated[int, pydantic.Field(ge=2)] = 256
-    """Healthy vectors that each tree is grown on, at most."""
+    """Maximum number of healthy vectors for each tree."""
 
     default_layers: ClassVar[DefaultLayers] = DEEPEST
 
@@ -41,14 +41,14 @@ class DeepIfOptions(FeatureOptions):
 class DeepIsolationForest(FeatureDetector):
     """Isolation forest (Liu, Ting & Zhou, ICDM 2008) on frozen features: ``deep-if``.
 
-    A baseline of Shvetsova et al., IEEE Access 2021: features averaged over the tile, of
-    the last block or of several layers, in a forest of 100 trees of 256 samples each. They
-    took them from an Inception-ResNet-v2, of tiles enlarged to 299 px; here they come from
-    any network of torchvision, at the tiles' own size.
+    This is a baseline of Shvetsova et al., IEEE Access 2021: features averaged over the tile,
+    of the last block or of several layers, in a forest of 100 trees of 256 samples each. They
+    took the features from an Inception-ResNet-v2, of tiles enlarged to 299 px. Here they come
+    from any network of torchvision, at the tiles' own size.
 
-    The score is 2^(−h / c): h is the mean number of splits that isolate a vector, c that
-    expected of so many samples. It equals scikit-learn's ``score_samples`` with its sign
-    changed. Trees are kept as tables and walked all at once.
+    The score is 2^(−h / c), where h is the mean number of splits that isolate a vector, and c
+    the expected number for as many samples. It equals scikit-learn's ``score_samples`` with
+    its sign changed. Trees are kept as tables and evaluated all at the same time.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DeepIfOptions
@@ -58,8 +58,8 @@ class DeepIsolationForest(FeatureDetector):
         """Return the trees as tables of T × nodes, and ``expected``, the c of the score.
 
         ``feature``, ``threshold``, ``left`` and ``right`` describe the splits; a leaf is its
-        own child. ``path`` is the number of splits to a leaf, plus those that its samples
-        would have taken.
+        own child. ``path`` is the number of splits to a leaf, plus the number that its samples
+        would still need.
         """
         check_count(vectors, 2, "an isolation forest")
         forest = IsolationForest(
@@ -90,7 +90,7 @@ class DeepIsolationForest(FeatureDetector):
 
 
 def _isolating_splits(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return how many splits isolate one of so many samples in the mean (Liu et al., eq. 1)."""
+    """Return the mean number of splits that isolate one of ``samples`` (Liu et al., eq. 1)."""
     n = np.maximum(samples, 2).astype(np.float64)
     mean = 2 * (np.log(n - 1) + np.euler_gamma) - 2 * (n - 1) / n
     return np.where(samples > 2, mean, np.where(samples == 2, 1.0, 0.0))
@@ -120,7 +120,7 @@ def _rounded_down(thresholds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _score(vectors: Tensor, fitted: dict[str, Tensor], depth: int) -> Tensor:
-    """Walk all trees at once: ``node`` (T, N) is where every vector stands in every tree."""
+    """Evaluate all trees together: ``node`` (T, N) is the current node of a vector in a tree."""
     columns = vectors.T.contiguous()
     node = torch.zeros(
         len(fitted["feature"]), len(vectors), dtype=torch.int64, device=vectors.device

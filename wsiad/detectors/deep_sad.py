@@ -1,4 +1,4 @@
-"""Deep SAD: healthy tiles are drawn to a centre, labelled anomalous ones pushed off it."""
+"""Deep SAD: healthy tiles are drawn to a centre, labelled anomalous ones pushed away from it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class DeepSadOptions(HeadOptions):
     """Options of ``deep-sad``."""
 
     representation: Annotated[int, pydantic.Field(ge=1)] = 32
-    """Dimensions of the space in which distances to the centre are taken."""
+    """Dimensions of the space in which distances to the centre are measured."""
     eta: Annotated[float, pydantic.Field(gt=0)] = 1.0
     """Weight of the labelled anomalous tiles."""
 
 
 class DeepSad(HeadDetector):
-    """Score by the squared distance of φ(x) to a centre c.
+    """Squared distance of φ(x) to a centre c.
 
-    The loss is the mean of ‖φ − c‖² over healthy tiles and η times the mean of
-    (‖φ − c‖² + 1e-6)⁻¹ over anomalous ones. c is the mean of the untrained network's
-    outputs, with no coordinate closer to 0 than 0.1; the network has no biases, with
-    which it could map everything to c.
+    The loss is the mean of ‖φ − c‖² over healthy tiles, plus η times the mean of
+    (‖φ − c‖² + 1e-6)⁻¹ over anomalous ones. c is the mean of the untrained network's outputs,
+    with no coordinate closer to 0 than 0.1. The network has no biases, because with them it
+    could map everything to c.
 
     Notes
     -----
@@ -44,7 +44,7 @@ class DeepSad(HeadDetector):
     bias: ClassVar[bool] = False
 
     def outputs(self) -> int:
-        """Return the dimensions of the representation."""
+        """Return the number of dimensions of the representation."""
         return self.options.representation
 
     def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:

@@ -44,41 +44,41 @@ class DeepSvddOptions(TrainedOptions):
     """Options of ``deep-svdd``."""
 
     objective: Literal["one-class", "soft-boundary"] = "one-class"
-    """Draw all healthy tiles to the centre, or those outside of a ball that leaves ``nu`` out."""
+    """Draw all healthy tiles to the centre, or those outside of a ball that excludes ``nu``."""
     nu: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
-    """Share of healthy tiles outside of the ball, with ``soft-boundary``."""
+    """Share of healthy tiles outside of the ball, for ``soft-boundary``."""
     channels: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (32, 64, 128)
     """Width of each convolution of the encoder; each is followed by a halving."""
     representation: _Count = 128
     """Dimensions of the space of the ball."""
     centre_tiles: _Count = 2_048
-    """The most healthy tiles whose mean output becomes the centre."""
+    """Maximum number of healthy tiles whose mean output becomes the centre."""
     learning_rate: LearningRate = 1e-4
     weight_decay: _Decay = 5e-7
     """Weight of the squared weights in the loss."""
     pretrain_steps: Annotated[int, pydantic.Field(ge=0)] = 5_000
-    """The most steps as the encoder of an autoencoder before; 0 for none."""
+    """Maximum number of steps of the pretraining as an autoencoder's encoder; 0 for none."""
     pretrain_weight_decay: _Decay = 5e-4
-    """Weight of the squared weights there."""
+    """Weight of the squared weights in the loss of the pretraining."""
     val_interval: ValInterval = 100
 
 
 class DeepSvdd(TrainedDetector):
-    """Score by the squared distance |φ(x) − c|² of a tile to the centre of healthy ones.
+    """Squared distance |φ(x) − c|² of a tile to the centre of healthy ones.
 
-    A convolutional encoder without biases is first trained as that of an autoencoder
-    (squared error), whose held-out loss ends it too. The mean of its outputs, with no
-    coordinate closer to 0 than 0.1, is the centre c, and the encoder is trained to lower
-    the mean of |φ − c|² (``one-class``), or R² + mean of max(0, |φ − c|² − R²) / ν
-    (``soft-boundary``, whose score is |φ − c|² − R²). R² is set after every step to the
-    quantile 1 − ν of the squared distances in the batch, and at the end to that of
-    healthy tiles. A tile has one place.
+    A convolutional encoder without biases is first trained as part of an autoencoder (squared
+    error), which also stops by its held-out loss. The mean of its outputs, with no coordinate
+    closer to 0 than 0.1, is the centre c. The encoder is then trained to lower the mean of
+    |φ − c|² (``one-class``), or R² + mean of max(0, |φ − c|² − R²) / ν (``soft-boundary``,
+    whose score is |φ − c|² − R²). After every step, R² is set to the quantile 1 − ν of the
+    squared distances in the batch, and at the end to that of healthy tiles. A tile has one
+    place.
 
     Notes
     -----
-    Ruff et al., *Deep One-Class Classification*, ICML 2018, eq. 3 and 4; the encoder is
-    theirs for CIFAR-10. Unlike theirs, tiles keep their contrast and brightness, and R² is
-    set from the first step on, so that held-out losses can be compared.
+    Ruff et al., *Deep One-Class Classification*, ICML 2018, eq. 3 and 4, with their encoder for
+    CIFAR-10. Unlike theirs, tiles keep their contrast and brightness, and R² is set from the
+    first step, so that held-out losses can be compared.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DeepSvddOptions
@@ -86,7 +86,7 @@ class DeepSvdd(TrainedDetector):
     options: DeepSvddOptions
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Train the autoencoder, then the ball; of ``max_minutes`` half is for each at most.
+        """Train the autoencoder, for at most half of ``max_minutes``, then the ball.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class DeepSvdd(TrainedDetector):
         return self._report(result, ball)
 
     def places(self, images: Tensor) -> Tensor:
-        """Return the squared distance less the squared radius, if there is one: (N, 1, 1)."""
+        """Return the squared distance, minus the squared radius if there is one: (N, 1, 1)."""
         ball = self.network()
         assert isinstance(ball, Hypersphere)
         distances: Tensor = ball(images) - ball.square_radius
@@ -163,7 +163,7 @@ class DeepSvdd(TrainedDetector):
     def _pretrain(
         self, encoder: nn.Module, tiles: HealthyTiles, context: FitContext, started: float
     ) -> TrainingResult:
-        """Train the encoder as that of an autoencoder."""
+        """Train the encoder as part of an autoencoder."""
         options, minutes = self.options, context.budget.max_minutes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -195,7 +195,7 @@ class DeepSvdd(TrainedDetector):
 
     @torch.no_grad()
     def _outputs(self, ball: Hypersphere, tiles: TileSource, seed: int) -> Tensor:
-        """Return the outputs (N, D) for windows of healthy tiles that are fitted on."""
+        """Return the outputs (N, D) for windows of the healthy tiles of the fit."""
         ball.eval()
         options, found = self.options, []
         _, batches = sample(tiles, options.centre_tiles, batch=options.batch, seed=seed)

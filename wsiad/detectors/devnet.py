@@ -1,4 +1,4 @@
-"""DevNet: the score of anomalies is pushed away from a prior that healthy scores keep to."""
+"""DevNet: the scores of anomalies are pushed away from a prior of the healthy scores."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class DevNetOptions(HeadOptions):
     """Options of ``devnet``."""
 
     loss: Literal["deviation", "bce"] = "deviation"
-    """``deviation``, as published, or ``bce``: binary cross-entropy of healthy tiles against
-    the given ones, as in outlier exposure."""
+    """Loss: ``deviation``, as published, or ``bce``, the binary cross-entropy of healthy against
+    anomalous tiles, as in outlier exposure."""
     margin: Annotated[float, pydantic.Field(gt=0)] = 5.0
-    """Deviations from the prior that an anomaly must have, with ``deviation``."""
+    """Deviations from the prior that an anomaly must have, for ``deviation``."""
 
 
 class DevNet(HeadDetector):
-    """Score by a network trained with the deviation loss on few anomalies.
+    """Output of a network that is trained with the deviation loss on few anomalies.
 
-    With μ and σ of 5,000 draws from a normal distribution and dev = (φ(x) − μ) / σ the loss
-    is |dev| for healthy tiles and max(0, margin − dev) for anomalous ones; the score is dev.
+    μ and σ are those of 5,000 draws from a normal distribution, and dev = (φ(x) − μ) / σ. The
+    loss is |dev| for healthy tiles and max(0, margin − dev) for anomalous ones; the score is dev.
 
     Notes
     -----
@@ -43,7 +43,7 @@ class DevNet(HeadDetector):
     options: DevNetOptions
 
     def outputs(self) -> int:
-        """Return 1: the score."""
+        """Return 1, the number of outputs."""
         return 1
 
     def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class DevNet(HeadDetector):
         return (usual + strange) / 2
 
     def strangeness(self, outputs: Tensor, fixed: dict[str, Tensor]) -> Tensor:
-        """Return the deviation from the prior, or with ``bce`` the logit."""
+        """Return the deviation from the prior, or the logit with ``bce``."""
         if self.options.loss == "bce":
             return outputs[:, 0]
         mean, deviation = fixed["prior"]

@@ -1,4 +1,4 @@
-"""Several detectors at once: the score is the mean of theirs, made comparable."""
+"""An ensemble of detectors: the score is the mean of their standardised scores."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _LEAST_SPREAD = 1e-12
 
 
 class MemberOptions(Config):
-    """One of the detectors."""
+    """A detector of the ensemble."""
 
     detector: str
-    """Its name."""
+    """Name of the detector."""
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
-    """Its options; the size of the input is the ensemble's."""
+    """Options of the detector; the size of the input is the ensemble's."""
     weights: str | None = None
-    """Its pretrained weights, as the run's ``--weights``; by default the run's."""
+    """Pretrained weights of the detector, as the run's ``--weights``; the run's by default."""
     share: Annotated[float, pydantic.Field(gt=0)] = 1
-    """How much it counts."""
+    """Weight of the detector in the mean."""
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Added to the run's seed: members that are alike but for it differ by chance."""
+    """Number that is added to the run's seed, to make members of equal options differ."""
 
 
 _SQUEEZENET = {"backbone": "squeezenet1_1"}
@@ -64,8 +64,8 @@ class EnsembleOptions(DetectorOptions):
     """Options of ``ensemble``."""
 
     members: Annotated[tuple[MemberOptions, ...], pydantic.Field(min_length=1)] = _THREE
-    """The detectors; by default ``knn`` through SqueezeNet's fine features, through deeper ones of
-    tiles enlarged by half, and through the network that comes with wsiad."""
+    """Detectors of the ensemble. Default: ``knn`` on SqueezeNet's fine features, on its deeper
+    features of tiles enlarged by half, and on the network that comes with wsiad."""
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class _Member:
     """Root mean square distance of its features of healthy tiles from their mean."""
 
     def standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
-        """Return its scores of tiles in deviations of healthy ones, (N,)."""
+        """Return its scores of tiles in units of the deviation over healthy ones, (N,)."""
         scores: npt.NDArray[np.float64] = self.detector.score(tiles).astype(np.float64)
         return (scores - self.mean) / self.spread
 
@@ -89,14 +89,14 @@ class _Member:
 class Ensemble(Detector):
     """The weighted mean of the scores of several detectors.
 
-    The scores of each are standardised first: their mean over held-out healthy tiles is
-    subtracted, and what is left divided by their deviation there. Detectors that err in
-    different ways do better together than the best of them (Kittler, Hatef, Duin & Matas:
-    On Combining Classifiers, IEEE TPAMI 1998, the sum rule); of anomaly scores, which have
-    no common unit, the standardised ones are added (Aggarwal & Sathe: Theoretical
-    Foundations and Algorithms for Outlier Ensembles, SIGKDD Explorations 2015).
+    The scores of each detector are standardised first: their mean over held-out healthy tiles
+    is subtracted, and the rest is divided by their deviation there. Detectors that err in
+    different ways do better together than the best of them (Kittler, Hatef, Duin & Matas: On
+    Combining Classifiers, IEEE TPAMI 1998, the sum rule). Anomaly scores have no common unit,
+    so the standardised ones are added (Aggarwal & Sathe: Theoretical Foundations and Algorithms
+    for Outlier Ensembles, SIGKDD Explorations 2015).
 
-    A tile is one place: what is added is what the members make of it by their own pooling.
+    A tile is one place; the tile scores that are added follow each member's own pooling.
     """
 
     Options: ClassVar[type[DetectorOptions]] = EnsembleOptions
@@ -109,33 +109,33 @@ class Ensemble(Detector):
 
     @classmethod
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
-        """Return whether any of the members uses, or even needs, anomalous tiles."""
+        """Tell whether any of the members uses, or even needs, anomalous tiles."""
         assert isinstance(options, EnsembleOptions)
         found = [_learns(member) for member in options.members]
         return "needed" if "needed" in found else any(found)
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Fit the members one after the other, and compare their scores of healthy tiles.
+        """Fit the members one after the other, and measure their scores of healthy tiles.
 
-        Each has a folder of its own in the run's. The minutes that a fit may take are dealt
-        to the members evenly; the bound on steps is each one's own.
+        Each member has a folder of its own in the run's. The minutes of a fit are divided
+        evenly among the members; the limit on steps holds for each member.
 
         Raises
         ------
         DetectorError
-            A member cannot be fitted, or scores all healthy tiles alike; or there are
-            anomalous tiles, and none that learns from them.
+            A member cannot be fitted, or scores all healthy tiles alike; or there are anomalous
+            tiles, but no member learns from them.
         WeightsError
-            A member's weights are not at hand.
+            A member's weights are not on this machine.
         ConfigError
-            A member's options are wrong.
+            The options of a member are wrong.
         """
         members = [self._made(number) for number in range(1, len(self.options.members) + 1)]
         learns = [m.detector.learns_from_anomalies(m.detector.options) for m in members]
         if context.anomalies is not None and not any(learns):
             raise DetectorError(
                 "none of its members learns from anomalous tiles",
-                remedy="Leave --anomalies out, or add one to the members: devnet, for example.",
+                remedy="Leave --anomalies out, or add a member that does, for example devnet.",
             )
         budget = _part(context.budget, len(members))
         reports = []
@@ -173,7 +173,7 @@ class Ensemble(Detector):
         )
 
     def score_places(self, tiles: Tiles) -> Scores:
-        """Score tiles; each is one place, float32 (N, 1, 1)."""
+        """Score tiles; a tile is one place, float32 (N, 1, 1)."""
         found = self._standardised(tiles)
         shares = [member.share for member in self._members]
         scores = np.average(found, axis=1, weights=shares)
@@ -182,9 +182,9 @@ class Ensemble(Detector):
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the members' features side by side, float32 (N, D).
 
-        Each member's are divided by their spread over healthy tiles, and count by the root of
-        its share; of members that have none it is the standardised score.
-        See :class:`wsiad.learning.detector.Embeds`.
+        The features of a member are divided by their spread over healthy tiles, and weighted by
+        the root of its share. A member without features gives its standardised score. See
+        :class:`wsiad.learning.detector.Embeds`.
         """
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
@@ -198,7 +198,7 @@ class Ensemble(Detector):
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def state(self) -> State:
-        """Return the states of the members, and how their scores compare."""
+        """Return the states of the members, with the numbers that make their scores comparable."""
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
         tensors: dict[str, torch.Tensor] = {}
@@ -221,7 +221,7 @@ class Ensemble(Detector):
         return State(tensors, {"members": values})
 
     def load_state(self, state: State, device: torch.device) -> None:
-        """Become the ensemble whose state this is."""
+        """Load a state of this ensemble."""
         try:
             self._members = [
                 self._restored(number, dict(stored), state.tensors, device)
@@ -233,7 +233,7 @@ class Ensemble(Detector):
             raise DetectorError(f"the state is not that of this detector ({error})") from error
 
     def _made(self, number: int) -> _Member:
-        """Make a member by its options; they are checked before anything is fitted."""
+        """Make a member from its options, which are checked before anything is fitted."""
         asked = self.options.members[number - 1]
         cls = registry.load(asked.detector)
         options = build(cls.Options, asked.options, source=f"options of member {number}")
@@ -241,7 +241,7 @@ class Ensemble(Detector):
             raise ConfigError(
                 "input_px is the ensemble's, not a member's",
                 subject=f"options of member {number}",
-                remedy=f"Give --option input_px={options.input_px}.",
+                remedy=f"Pass --option input_px={options.input_px}.",
             )
         return _Member(cls(options, self.spec), asked.detector, asked.share)
 
@@ -262,11 +262,11 @@ class Ensemble(Detector):
         detector.load_state(State(own, stored["values"]), device)
         numbers = {key: float(stored[key]) for key in ("share", "mean", "spread", "length")}
         if not all(np.isfinite(one) for one in numbers.values()) or numbers["spread"] <= 0:
-            raise ValueError(f"member {number} has no mean or deviation to compare it by")
+            raise ValueError(f"member {number} has no valid mean or deviation of its scores")
         return _Member(detector, stored["detector"], **numbers)
 
     def _compare(self, member: _Member, held_out: TileSource, seed: int) -> None:
-        """Find the mean and the deviation of a member's scores of held-out healthy tiles."""
+        """Measure the mean and the deviation of a member's scores of held-out healthy tiles."""
         scores: list[Scores] = []
         features: list[Embedding] = []
         for part in sample(held_out, _COMPARED_TILES, batch=_BATCH, seed=seed)[1]:
@@ -289,14 +289,14 @@ class Ensemble(Detector):
             member.length = float(np.sqrt(square)) or 1.0
 
     def _standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
-        """Return the members' scores of tiles in deviations of healthy ones, (N, members)."""
+        """Return the members' scores in units of the deviation over healthy tiles, (N, members)."""
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
         return np.stack([member.standardised(tiles) for member in self._members], axis=1)
 
 
 def _plugin_of(name: str) -> dict[str, Any]:
-    """Return what is kept of the plug-in that a member comes with; nothing for wsiad's own."""
+    """Return the record of the plug-in that a member comes from; empty for wsiad's own."""
     maker = registry.maker(name)
     return {"plugin": asdict(maker)} if maker else {}
 
@@ -312,12 +312,12 @@ def _part(budget: Budget, members: int) -> Budget:
 
 
 def _how(reports: Sequence[FitReport]) -> str:
-    """Return what ended the last member that was trained step by step."""
+    """Return the reason why the last member that was trained in steps ended."""
     return next((r.ended_by for r in reversed(reports) if r.ended_by != "fitted"), "fitted")
 
 
 def _weights(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the weights to tell of: random ones first, then any with a warning."""
+    """Return the weights to report: random ones first, then any with a warning."""
     found = [note["weights"] for note in notes if isinstance(note.get("weights"), dict)]
     found.sort(key=lambda one: (one.get("source") != "random", not one.get("warning")))
     return {"weights": found[0]} if found else {}

@@ -1,4 +1,4 @@
-"""One Gaussian of healthy features: the score is the Mahalanobis distance to it."""
+"""A Gaussian of healthy features: the score is the Mahalanobis distance to it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class GaussianOptions(FeatureOptions):
 
     shrinkage: Literal["ledoit-wolf"] | Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     """Share of the identity (times the mean variance) in the covariance; ``ledoit-wolf`` computes
-    the one that estimates the covariance best, which is smaller."""
+    the share that estimates the covariance best, which is smaller."""
     pooling: Pooling = "quantile"
 
 
 class Gaussian(FeatureDetector):
     """Mahalanobis distance of frozen features to those of healthy tiles.
 
-    Tissue has no fixed layout, so the places of a tile share one Gaussian (PaDiM,
-    Defard et al. 2020, has one a place, for aligned images).
+    Tissue has no fixed layout, so all places of a tile share one Gaussian. (PaDiM, Defard et
+    al. 2020, has one for each place, for aligned images.)
 
     Notes
     -----
-    Covariance by Ledoit & Wolf, J. Multivariate Analysis 88 (2004).
+    The covariance follows Ledoit & Wolf, J. Multivariate Analysis 88 (2004).
     """
 
     Options: ClassVar[type[DetectorOptions]] = GaussianOptions

@@ -37,35 +37,35 @@ class GmmOptions(FeatureOptions):
     """Options of ``gmm``."""
 
     gaussians: Annotated[int, pydantic.Field(ge=1)] = 5
-    """Gaussians in the mixture."""
+    """Number of Gaussians in the mixture."""
     covariance: Literal["full", "diag"] = "full"
-    """Covariance of each Gaussian: full, or the variances of the components only."""
+    """Covariance of each Gaussian: full, or only the variances of the components."""
     shrinkage: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     """Share of the identity (times the mean variance) in every covariance, after the fit."""
     pca_components: PcaComponents = None
     """Principal components to reduce to first: a number, a share of variance, or all."""
     max_iterations: Annotated[int, pydantic.Field(ge=1)] = 100
-    """The most rounds of expectation and maximisation."""
+    """Maximum number of rounds of expectation and maximisation."""
     pooling: Pooling = "quantile"
 
 
 class MixtureOfGaussians(FeatureDetector):
     """Negative log-likelihood of frozen features under a mixture of Gaussians.
 
-    The mixture is fitted with scikit-learn's ``GaussianMixture`` (expectation and
-    maximisation from a k-means start). With one Gaussian, all components and the same
-    shrinkage it orders vectors as ``gaussian`` does. The likelihood is that of the
-    principal components; their rotation changes nothing.
+    The mixture is fitted with scikit-learn's ``GaussianMixture`` (expectation and maximisation
+    from a k-means start). With one Gaussian, all components and the same shrinkage, it ranks
+    vectors as ``gaussian`` does. The likelihood is that of the principal components; their
+    rotation changes nothing.
     """
 
     Options: ClassVar[type[DetectorOptions]] = GmmOptions
     options: GmmOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return the projection, and of K Gaussians log-weights, means (K, D) and whitenings.
+        """Return the projection, and the log-weights, means (K, D) and whitenings of K Gaussians.
 
-        ``log_scale`` (K,) is the logarithm of a Gaussian's weight times its normalisation;
-        ``whitening`` is (K, D, D), or (K, D) of diagonal covariances.
+        ``log_scale`` (K,) is the logarithm of a Gaussian's weight times its normalisation.
+        ``whitening`` is (K, D, D), or (K, D) for diagonal covariances.
         """
         options = self.options
         check_count(vectors, 2 * options.gaussians, f"a mixture of {options.gaussians} Gaussians")

@@ -32,21 +32,21 @@ class KdeOptions(FeatureOptions):
     pca_components: PcaComponents = 16
     """Principal components to reduce to first, whitened: a number, a share of variance, or all."""
     bandwidth: Literal["scott", "likelihood"] | Annotated[float, pydantic.Field(gt=0)] = "scott"
-    """Standard deviation of the kernel in whitened components; by Scott's rule, or the one under
-    which healthy vectors that were held out are likeliest."""
+    """Standard deviation of the kernel in whitened components: a number, Scott's rule, or the value
+    under which held-out healthy vectors are most likely."""
     fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
-    """The most feature vectors to fit on; the time of a score grows with them."""
+    """Maximum number of feature vectors to fit on; the time of scoring grows with it."""
     pooling: Pooling = "quantile"
 
 
 class KernelDensity(FeatureDetector):
     """Negative logarithm of a Gaussian kernel density of frozen features.
 
-    As DFKDE in anomalib: the density is that of 16 principal components, its kernel has
-    the covariance of the healthy vectors times the square of Scott's factor N^(−1/(D+4)).
-    That is what whitening and a round kernel give. With ``likelihood`` the factor is
-    chosen on a fifth of the healthy vectors; places of one tile may be on both sides, which
-    favours narrow kernels.
+    The density is that of 16 principal components, as in DFKDE of anomalib. Its kernel has the
+    covariance of the healthy vectors times the square of Scott's factor N^(−1/(D+4)), which
+    whitening and a round kernel produce. With ``likelihood``, the factor is chosen on a fifth
+    of the healthy vectors. Places of one tile may be on both sides, which favours narrow
+    kernels.
     """
 
     Options: ClassVar[type[DetectorOptions]] = KdeOptions
@@ -89,7 +89,7 @@ def log_density(vectors: Tensor, bank: Tensor, bandwidth: Tensor) -> Tensor:
 
 
 def likeliest_bandwidth(bank: Tensor, *, seed: int) -> float:
-    """Return the bandwidth under which a held-out fifth of the vectors is likeliest."""
+    """Return the bandwidth under which a held-out fifth of the vectors is most likely."""
     order = np.random.default_rng(seed).permutation(len(bank))
     held = bank[torch.from_numpy(order[::_HELD_OUT])]
     rest = bank[torch.from_numpy(np.delete(order, np.s_[::_HELD_OUT]))]

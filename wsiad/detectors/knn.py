@@ -17,15 +17,15 @@ class KnnOptions(FeatureOptions):
     """Options of ``knn``."""
 
     neighbours: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Mean distance to so many nearest healthy vectors."""
+    """Number of nearest healthy vectors over which the distance is averaged."""
     pooling: Pooling = "quantile"
 
 
 class NearestNeighbours(FeatureDetector):
-    """Euclidean distance of frozen features to the nearest ones of healthy tiles.
+    """Euclidean distance of frozen features to the nearest features of healthy tiles.
 
-    Like SPADE (Cohen & Hoshen 2020) and PatchCore (Roth et al. 2022), with a bank drawn
-    at random instead of a coreset.
+    The method is like SPADE (Cohen & Hoshen 2020) and PatchCore (Roth et al. 2022), with a bank
+    that is drawn at random instead of a coreset.
     """
 
     Options: ClassVar[type[DetectorOptions]] = KnnOptions
@@ -38,5 +38,5 @@ class NearestNeighbours(FeatureDetector):
         return {"bank": torch.from_numpy(vectors)}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return the mean distance of each vector to its nearest ones in the bank."""
+        """Return the mean distance of each vector to its nearest vectors in the bank."""
         return nearest(vectors, fitted["bank"], self.options.neighbours)[0].mean(dim=1)

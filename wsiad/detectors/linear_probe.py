@@ -1,4 +1,4 @@
-"""A linear probe: a plane between healthy and a few labelled anomalous tiles' features."""
+"""A linear probe: a plane between the features of healthy and a few labelled anomalous tiles."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Exact = npt.NDArray[np.float64]
 
 _ITERATIONS = 1_000
 _STRENGTHS = {"logistic": (1e-5, 1e-4, 1e-3, 1e-2), "lda": (0.9, 0.5, 0.1)}
-"""Candidates by head, the most regularised first."""
+"""Candidate strengths for each head, the most regularised first."""
 
 
 class LinearProbeOptions(LabelledOptions):
     """Options of ``linear-probe``."""
 
     head: Literal["logistic", "lda"] = "logistic"
-    """``logistic`` regression, or ``lda``: Fisher's discriminant with the covariance of the
-    healthy tiles, closed form."""
+    """Classifier: ``logistic`` regression, or ``lda``, Fisher's discriminant with the covariance of
+    the healthy tiles, in closed form."""
     strength: Annotated[float, pydantic.Field(gt=0)] | None = None
-    """C of ``logistic`` (the smaller, the more regularised), or share of the identity in the
-    covariance of ``lda``, at most 1; by default what cross-validation chooses."""
+    """C of ``logistic`` (the smaller, the more regularised), or the share of the identity in the
+    covariance of ``lda``, at most 1. Cross-validation chooses it by default."""
     folds: Annotated[int, pydantic.Field(ge=2)] = 5
-    """Folds of that cross-validation, by slide where there are several."""
+    """Number of folds of the cross-validation, which are split by slide if there are several."""
 
     @pydantic.model_validator(mode="after")
     def _share_is_at_most_all(self) -> LinearProbeOptions:
@@ -51,10 +51,10 @@ class LinearProbeOptions(LabelledOptions):
 class LinearProbe(LabelledDetector):
     """Logit of a linear classifier on frozen features, fitted on few labelled tiles.
 
-    Features are standardised by the healthy tiles, and both classes weigh the same. How
-    strong the regularisation is, cross-validation chooses: the strongest whose mean AUROC of
-    held-out anomalous slides (or tiles, where they are all of one slide) against held-out
-    healthy tiles is within a standard error of the best.
+    Features are standardised by the healthy tiles, and both classes have equal weight.
+    Cross-validation chooses the strength of the regularisation: the strongest whose mean AUROC
+    is within a standard error of the best. The AUROC is that of held-out anomalous slides (or
+    tiles, if all are of one slide) against held-out healthy tiles.
 
     Notes
     -----
@@ -70,7 +70,7 @@ class LinearProbe(LabelledDetector):
     def fit_labelled(
         self, vectors: LabelledVectors, context: FitContext
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return mean, deviation, weight (D,) and bias (1,), and how they were chosen."""
+        """Return mean, deviation, weight (D,) and bias (1,), and notes on their choice."""
         options = self.options
         mean, deviation = standardisation(vectors.healthy)
         healthy, held_out, anomalous = (
@@ -104,7 +104,7 @@ class LinearProbe(LabelledDetector):
         return fitted, notes
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return the logit of each vector: above 0 rather anomalous."""
+        """Return the logit of each vector; above 0 it is rather anomalous."""
         standard = (vectors - fitted["mean"]) / fitted["deviation"]
         return standard @ fitted["weight"] + fitted["bias"]
 
@@ -112,8 +112,8 @@ class LinearProbe(LabelledDetector):
 def within_one_error(areas: Mapping[float, Sequence[float]]) -> float:
     """Return the first strength whose mean is within a standard error of the best mean.
 
-    The first is the most regularised: a few labels cannot tell apart what differs by less,
-    and then the simpler model is the safer one (Breiman, Friedman, Olshen & Stone,
+    The first is the most regularised. A few labels cannot distinguish strengths that differ by
+    less, and the simpler model is then the safer one (Breiman, Friedman, Olshen & Stone,
     *Classification and Regression Trees*, 1984, section 3.4.3).
     """
     best = max(areas.values(), key=np.mean)
@@ -122,11 +122,11 @@ def within_one_error(areas: Mapping[float, Sequence[float]]) -> float:
 
 
 Head = Callable[[Exact, float], tuple[Exact, float]]
-"""Takes anomalous vectors and a strength; returns weight (D,) and bias."""
+"""Function that maps anomalous vectors and a strength to weight (D,) and bias."""
 
 
 def logistic(healthy: Exact) -> Head:
-    """Prepare logistic regression of anomalous against these healthy vectors."""
+    """Prepare the logistic regression of anomalous against these healthy vectors."""
 
     def fit(anomalous: Exact, strength: float) -> tuple[Exact, float]:
         values = np.concatenate([healthy, anomalous])
@@ -141,9 +141,9 @@ def logistic(healthy: Exact) -> Head:
 def discriminant(healthy: Exact) -> Head:
     """Prepare Fisher's discriminant with the covariance of these healthy vectors.
 
-    With Σ = (1 − s) S + s · tr(S)/D · I of the healthy vectors, the weight is
-    Σ⁻¹ (m₁ − m₀), and the bias puts the middle between the means at 0. All
-    strengths s come from one eigendecomposition of S.
+    With Σ = (1 − s) S + s · tr(S)/D · I of the healthy vectors, the weight is Σ⁻¹ (m₁ − m₀),
+    and the bias puts 0 in the middle between the means. All strengths s come from one
+    eigendecomposition of S.
     """
     centre = healthy.mean(axis=0)
     values, basis = np.linalg.eigh(np.cov(healthy.T, bias=True))
@@ -154,7 +154,7 @@ def discriminant(healthy: Exact) -> Head:
         if spectrum.min() <= spectrum.max() * 1e-12:
             raise DetectorError(
                 "the covariance of the healthy tiles' features is singular",
-                remedy="Fit on more tiles, or give a larger strength.",
+                remedy="Fit on more tiles, or set a larger strength.",
             )
         other = anomalous.mean(axis=0)
         weight = basis @ ((basis.T @ (other - centre)) / spectrum)

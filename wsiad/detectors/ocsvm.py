@@ -1,4 +1,4 @@
-"""A one-class support vector machine on healthy features: the score is the side and distance."""
+"""A one-class support vector machine on healthy features; the score is the signed distance."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ class OcsvmOptions(FeatureOptions):
     """Options of ``ocsvm``."""
 
     nu: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
-    """Share of healthy vectors that may lie outside, and the least share that is kept."""
+    """Maximum share of healthy vectors outside, and minimum share that becomes support vectors."""
     gamma: Literal["scale"] | Annotated[float, pydantic.Field(gt=0)] = "scale"
     """γ of the kernel exp(−γ |u − v|²); ``scale`` is 1 / (components × their mean variance)."""
     pca_components: PcaComponents = 0.95
     """Principal components of the standardised features: a number, a share of variance, or all."""
     fit_vectors: Annotated[int, pydantic.Field(ge=1)] = 5_000
-    """The most feature vectors to fit on; the time of a fit grows with their square."""
+    """Maximum number of feature vectors to fit on; the time of a fit grows with its square."""
     pooling: Pooling = "quantile"
 
 
 class OneClassSvm(FeatureDetector):
-    """One-class SVM with a Gaussian kernel on frozen features.
+    """Signed distance of frozen features to the boundary of a Gaussian one-class SVM.
 
-    Schölkopf et al., Neural Computation 13 (2001), fitted with scikit-learn (libsvm) on
-    standardised principal components; ν = 0.1 as in the comparison of Deep SAD (Ruff et
-    al., ICLR 2020), but γ from the healthy vectors alone, not chosen on a test.
+    The method is that of Schölkopf et al., Neural Computation 13 (2001), fitted with
+    scikit-learn (libsvm) on standardised principal components. ν = 0.1 as in the comparison of
+    Deep SAD (Ruff et al., ICLR 2020), but γ follows from the healthy vectors alone and is not
+    chosen on a test set.
 
-    The score is ρ − Σ α k(v, s) over support vectors s, with Σ α = 1: scikit-learn's
-    ``decision_function`` with its sign changed, divided by ν times the number of vectors.
-    It is positive outside of the healthy region and levels off far away from it, where the
-    kernel vanishes.
+    The score is ρ − Σ α k(v, s) over support vectors s, with Σ α = 1. It is scikit-learn's
+    ``decision_function`` with its sign changed, divided by ν times the number of vectors. It is
+    positive outside of the healthy region, and constant far away from it, where the kernel
+    vanishes.
     """
 
     Options: ClassVar[type[DetectorOptions]] = OcsvmOptions
@@ -76,7 +77,7 @@ class OneClassSvm(FeatureDetector):
         }
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return how far outside of the healthy region each vector is."""
+        """Return how far each vector is outside of the healthy region."""
         support = fitted["support"]
 
         def outside(part: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Outlier exposure: a pretrained network is trained on to tell anomalous from healthy tiles.
+"""Outlier exposure: a pretrained network is trained further to distinguish anomalous tiles.
 
-A network that tells two classes of tiles apart at every place, trained from end to end.
+The network classifies tiles as healthy or anomalous at every place, and is trained end to end.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from wsiad.networks.vgg import Padding
 class PlaceClassifier(nn.Module):
     """A backbone and a linear layer: a logit at every place of its last features.
 
-    The logit of a tile is the mean over its places: that of the mean features, as the layer
-    is linear. Batch normalisations keep the statistics that they came with: batches of
-    equally many tiles of both classes are not what the network will see.
+    The logit of a tile is the mean over its places, which equals that of the mean features,
+    because the layer is linear. Batch normalisations keep the statistics that they came with:
+    the network will not see batches with equally many tiles of both classes.
 
     Parameters
     ----------
     backbone : BackboneFeatures
-        Of one layer; its weights are trained too.
+        Backbone with one layer; its weights are trained too.
     channels : int
-        Of that layer.
+        Number of channels of that layer.
     magnify : float
-        Enlarge images so many times before the backbone.
+        Factor by which images are enlarged before the backbone.
     dropout : float
-        Share of the mean features that is left out in a step of the training.
+        Share of the mean features that is left out in a training step.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PlaceClassifier(nn.Module):
         return logits
 
     def places(self, images: Tensor, edge: int | None = None) -> Tensor:
-        """Return the logits of edge × edge places, (N, edge, edge), or of all there are."""
+        """Return the logits of edge × edge places, (N, edge, edge), or of all places."""
         found = self.maps(images)
         if edge:
             found = functional.adaptive_avg_pool2d(found, edge)
@@ -107,60 +107,60 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     """Options of ``outlier-exposure``."""
 
     backbone: str = AUTO
-    """A torchvision classification network, such as squeezenet1_1 or resnet18, or one of timm,
-    such as timm/convnext_atto; ``auto`` as for all on frozen features."""
+    """Backbone: a torchvision classification network, such as squeezenet1_1 or resnet18, or one of
+    timm, such as timm/convnext_atto. ``auto`` is as for all detectors on frozen features."""
     layer: str | None = None
-    """Module whose output is classified; by default the last before the backbone's own
+    """Module whose output is classified. Default: the last one before the backbone's own
     classifier."""
     magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
-    """Enlarge tiles so many times before the network; by default 2, as ImageNet's networks know
-    larger things than nuclei, and 1 for wsiad's."""
+    """Factor by which tiles are enlarged before the network. Default: 2, because networks of
+    ImageNet know larger objects than nuclei, and 1 for wsiad's network."""
     places: _Count | None = None
-    """Edge of the grid of places in a tile; by default that of the layer's features, and then
-    the mean over the places is exactly the logit of the tile."""
+    """Edge of the grid of places in a tile. Default: that of the layer's features, for which the
+    mean over the places is exactly the logit of the tile."""
     batch: _Count = 32
-    """Healthy tiles a step, and as many anomalous ones."""
+    """Number of healthy tiles in a step, and of anomalous ones."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-4
     """Learning rate of AdamW for the backbone."""
     head_factor: Annotated[float, pydantic.Field(gt=0)] = 10.0
-    """How many times larger it is for the linear layer."""
+    """Factor by which the learning rate is larger for the linear layer."""
     lr_schedule: Schedule = "cosine"
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
     """Decoupled weight decay of AdamW."""
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = 0.98
-    """Keep a running average of the weights with this decay a step."""
+    """Decay of the running average of the weights in a step; null keeps the last weights."""
     dropout: _Share = 0.3
     """Share of the features that is left out in a step."""
     smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.05
-    """Labels are taken as this much, and 1 less it, rather than 0 and 1."""
+    """Label of healthy tiles; that of anomalous tiles is 1 minus this, instead of 0 and 1."""
     exposures: Annotated[float, pydantic.Field(gt=0)] = 100.0
-    """How often each anomalous tile is shown, on average: a training on few tiles ends early,
-    before it knows them by heart. There are no held-out anomalies to stop by."""
+    """Average number of times that each anomalous tile is shown. A training on few tiles ends
+    early, before it memorises them; there are no held-out anomalies to stop by."""
     max_steps: MaxSteps = 5_000
     val_interval: _Count = 100
-    """Steps between two looks at the held-out healthy tiles, which are for the log alone."""
+    """Steps between two validations on the held-out healthy tiles, which serve only the log."""
     scale: Annotated[float, pydantic.Field(ge=1)] = 1.2
-    """A view that is trained on is enlarged or shrunk by at most this factor."""
+    """Maximum factor by which a training view is enlarged or shrunk."""
     stain_gain: _Share = 0.2
-    """Each stain of it is made stronger or weaker by at most this share."""
+    """Maximum share by which each stain of a training view is made stronger or weaker."""
     stain_shift: _Share = 0.05
-    """Optical density that each stain of it gains or loses at most."""
+    """Maximum optical density that each stain of a training view gains or loses."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """In training: ``auto`` is bfloat16 on CUDA, else float32."""
+    """Precision of the training: ``auto`` is bfloat16 on CUDA, otherwise float32."""
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places"}
 
     def chosen_layer(self) -> str:
-        """Return the layer given, or the backbone's default."""
+        """Return the chosen layer, or the backbone's default."""
         return self.layer or DEEPEST.of(self.backbone)[-1]
 
     def bounded(self, anomalous: int) -> Self:
-        """Return the options with as many steps as so many anomalous tiles are good for."""
+        """Return the options with the number of steps limited by the number of anomalous tiles."""
         steps = math.ceil(self.exposures * anomalous / self.batch)
         return self.model_copy(update={"max_steps": min(self.max_steps, steps)})
 
     def probe(self) -> LinearProbeOptions:
-        """Return the options of the linear probe that it starts from."""
+        """Return the options of the linear probe with which the training starts."""
         return LinearProbeOptions(
             backbone=self.backbone,
             backbone_args=self.backbone_args,
@@ -173,7 +173,7 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
         )
 
     def views(self, input_px: int) -> ViewOptions:
-        """Return how views of tiles may differ from them."""
+        """Return the options of the random views of tiles."""
         return ViewOptions(
             view_px=input_px,
             scale=self.scale,
@@ -183,20 +183,20 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
 
 
 class OutlierExposure(TrainedDetector):
-    """Logit of a network trained from end to end on healthy and labelled anomalous tiles.
+    """Logit of a network that is trained end to end on healthy and labelled anomalous tiles.
 
     The linear layer starts as the linear probe on the frozen features of the backbone's last
-    layer (:class:`~wsiad.detectors.linear_probe.LinearProbe`), so that the first steps do
-    not tear up features for a layer that knows nothing yet. Then both are trained by the
-    binary cross-entropy of as many healthy as anomalous tiles a step, each in a view of
-    its own: turned, scaled, stained otherwise. The running average of the weights is kept.
+    layer (:class:`~wsiad.detectors.linear_probe.LinearProbe`), so that the first steps do not
+    damage the features for the sake of an untrained layer. Then both are trained by the binary
+    cross-entropy of equally many healthy and anomalous tiles in a step, each in a view of its
+    own: turned, scaled, with different stains. The running average of the weights is kept.
 
     Notes
     -----
     Outlier exposure: Hendrycks, Mazeika & Dietterich, *Deep Anomaly Detection with Outlier
     Exposure*, ICLR 2019 (arXiv 1812.04606), with the binary cross-entropy of Ruff et al.,
     *Rethinking Assumptions in Deep Anomaly Detection*, 2021 (arXiv 2006.00339). Probe first,
-    then all: Kumar et al., *Fine-Tuning can Distort Pretrained Features and Underperform
+    then all layers: Kumar et al., *Fine-Tuning can Distort Pretrained Features and Underperform
     Out-of-Distribution*, ICLR 2022 (arXiv 2202.10054), section 3.
     """
 
@@ -205,9 +205,9 @@ class OutlierExposure(TrainedDetector):
     options: OutlierExposureOptions
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Fit the linear probe, then train all on views of the tiles.
+        """Fit the linear probe, then train all layers on views of the tiles.
 
-        Of an anomalous tile views are cut from the centre, of a healthy one from anywhere.
+        Views are cut from the centre of an anomalous tile, and from anywhere in a healthy one.
 
         Raises
         ------
@@ -215,12 +215,12 @@ class OutlierExposure(TrainedDetector):
             There are no anomalous tiles, the backbone or layer is unknown, the tiles are too
             small, or the training diverged.
         WeightsError
-            The backbone's weights are not at hand.
+            The backbone's weights are not on this machine.
         RunError
             The folder holds the checkpoint of another training.
         """
         if context.anomalies is None:
-            raise DetectorError("it learns from labelled anomalous tiles, and there are none")
+            raise DetectorError("the detector needs labelled anomalous tiles, and there are none")
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
@@ -267,7 +267,7 @@ class OutlierExposure(TrainedDetector):
         return self._classifier().places(images, self.options.places)
 
     def embed(self, tiles: Tiles) -> Embedding:
-        """Return the mean features that the linear layer sees."""
+        """Return the mean features that the linear layer receives."""
         return self.embed_images(self._classifier().vectors, tiles)
 
     def empty(self, state: State) -> nn.Module:
@@ -301,7 +301,7 @@ class OutlierExposure(TrainedDetector):
         return PlaceClassifier(backbone, channels, magnify=times, dropout=options.dropout)
 
     def _recipe(self, network: PlaceClassifier, anomalous: Tensor, context: FitContext) -> Recipe:
-        """Return how both classes are trained on; what is drawn depends on seed and step."""
+        """Return the recipe of the training on both classes; draws depend on seed and step."""
         options, views = self.options, self.options.views(self.spec.size)
         use_bf16 = options.precision == "bf16" or (
             options.precision == "auto" and context.device.type == "cuda"

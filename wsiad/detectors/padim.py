@@ -1,4 +1,4 @@
-"""PaDiM for tissue: one Gaussian of randomly chosen channels of several layers."""
+"""PaDiM for tissue: a Gaussian of randomly chosen channels of several layers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class PadimOptions(FeatureOptions):
     """Options of ``padim``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default the ends of SqueezeNet's three resolutions, or
+    """Modules whose output is used. Default: the ends of SqueezeNet's three resolutions, or
     ``layer1``, ``layer2`` and ``layer3`` of a ResNet."""
     channels: Annotated[int, pydantic.Field(ge=1)] = 100
-    """Channels that are kept, drawn at random from those of all layers."""
+    """Number of channels that are kept, drawn at random from those of all layers."""
     regularisation: Annotated[float, pydantic.Field(ge=0)] = 0.01
-    """Added to the variance of every channel, in the unit of the squared features."""
+    """Number that is added to the variance of every channel, in the unit of squared features."""
     pooling: Pooling = "quantile"
 
     default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
@@ -38,11 +38,11 @@ class PadimOptions(FeatureOptions):
 class Padim(FeatureDetector):
     """Mahalanobis distance in random channels of the features of several layers.
 
-    PaDiM (Defard et al. 2020): layers of several depths are concatenated, 100 channels
-    (550 for wide_resnet50_2) are drawn at random, and 0.01 is added to the diagonal of
-    their covariance. PaDiM has one Gaussian for each place of aligned images and scores
-    an image by its strangest place. Tissue has no fixed layout: here all places share one
-    Gaussian, and the pooling is the user's.
+    In PaDiM (Defard et al. 2020), layers of several depths are concatenated, 100 channels (550
+    for wide_resnet50_2) are drawn at random, and 0.01 is added to the diagonal of their
+    covariance. PaDiM has one Gaussian for each place of aligned images and scores an image by
+    its strangest place. Tissue has no fixed layout: here all places share one Gaussian, and the
+    user chooses the pooling.
     """
 
     Options: ClassVar[type[DetectorOptions]] = PadimOptions

@@ -26,17 +26,17 @@ class PatchCoreOptions(FeatureOptions):
     """Options of ``patchcore``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is used; by default the ends of SqueezeNet's first two resolutions,
+    """Modules whose output is used. Default: the ends of SqueezeNet's first two resolutions,
     ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or ``layer2`` and
     ``layer3`` of a ResNet."""
     neighbourhood: Literal[1, 3, 5, 7] = 3
-    """Edge of the square over which features are averaged before they become places."""
+    """Edge of the square over which features are averaged before they are assigned to places."""
     coreset: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     """Share of the healthy vectors that is kept; 1 keeps all."""
     projection: Annotated[int, pydantic.Field(ge=1)] | None = 128
-    """Dimensions of the random projection in which the coreset is chosen; none for exact."""
+    """Dimensions of the random projection in which the coreset is chosen; null for none."""
     reweight: bool = False
-    """Weigh a place's distance by how strange its nearest healthy vector is among its own nine
+    """Weight a place's distance by how strange its nearest healthy vector is among its own nine
     nearest."""
     pooling: Pooling = "quantile"
 
@@ -46,22 +46,23 @@ class PatchCoreOptions(FeatureOptions):
 class PatchCore(FeatureDetector):
     """Distance of frozen features to the nearest of a coreset of healthy ones.
 
-    PatchCore (Roth et al. 2022): features of two layers, averaged over 3 × 3 neighbours,
-    are concatenated; a tenth of the healthy ones is kept, chosen greedily so that none is
-    far from what is kept. Features are brought to the grid of ``places``, not to that of
-    the finer layer.
+    In PatchCore (Roth et al. 2022), features of two layers, averaged over 3 × 3 neighbours, are
+    concatenated. A tenth of the healthy ones is kept, chosen greedily so that none is far from
+    the ones kept. Here features are resampled to the grid of ``places``, not to that of the
+    finer layer.
 
     PatchCore scores an image by its strangest place (``pooling: max``), times
-    1 − exp(d) / Σ exp(dᵢ): d is the distance to the nearest healthy vector and dᵢ those to
-    that one's nine nearest, itself among them. With ``reweight`` all places are weighed so, and
-    pooled then. The coreset is chosen from at most ``fit_vectors`` vectors.
+    1 − exp(d) / Σ exp(dᵢ). d is the distance to the nearest healthy vector, and dᵢ are the
+    distances to the nine vectors nearest to that one, itself included. With ``reweight``, all
+    places are weighted in this way before the pooling. The coreset is chosen from at most
+    ``fit_vectors`` vectors.
     """
 
     Options: ClassVar[type[DetectorOptions]] = PatchCoreOptions
     options: PatchCoreOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return the coreset, ``bank`` (B, C), and ``around`` (B, 9), who is near whom in it."""
+        """Return the coreset, ``bank`` (B, C), and its neighbours in it, ``around`` (B, 9)."""
         options = self.options
         count = max(1, round(options.coreset * len(vectors)))
         check_count(vectors, 2, "a coreset")
@@ -74,7 +75,7 @@ class PatchCore(FeatureDetector):
         return {"bank": bank, "around": nearest(bank, bank, _NEIGHBOURS)[1]}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return the distance of each vector to its nearest one in the coreset."""
+        """Return the distance of each vector to its nearest vector in the coreset."""
         bank = fitted["bank"]
         distances, indices = (found[:, 0] for found in nearest(vectors, bank, 1))
         if not self.options.reweight:
@@ -87,26 +88,26 @@ class PatchCore(FeatureDetector):
 def greedy_coreset(
     vectors: Tensor, count: int, *, seed: int, projection: int | None = None
 ) -> Tensor:
-    """Choose vectors of which none is far: each the farthest from those chosen before.
+    """Choose vectors to which all others are near: each is the farthest from those chosen before.
 
-    No choice of so many has a largest distance of less than half of this one's (k-centre;
-    Gonzalez, Theoretical Computer Science 38, 1985).
+    No choice of as many vectors has a largest distance of less than half of this one's
+    (k-centre; Gonzalez, Theoretical Computer Science 38, 1985).
 
     Parameters
     ----------
     vectors : Tensor of float32, (N, C)
-        To choose from.
+        Vectors to choose from.
     count : int
-        How many; fewer are returned where the rest are copies.
+        Number of vectors to choose; fewer are returned if the rest are copies.
     seed : int
-        Of the first vector and the projection.
+        Seed of the first vector and of the projection.
     projection : int or None
-        Compare in so many random directions instead of all C channels.
+        Number of random directions in which vectors are compared, instead of all C channels.
 
     Returns
     -------
     Tensor of int64, (count,)
-        Indices, in the order of their choice.
+        Indices, in the order in which they were chosen.
     """
     rng = np.random.default_rng([seed, len(vectors)])
     points = vectors

@@ -16,15 +16,15 @@ class PcaOptions(FeatureOptions):
     """Options of ``pca``."""
 
     components: PcaComponents = 0.9
-    """How many principal components, or the share of variance that they explain at least."""
+    """Number of principal components, or the minimum share of variance that they explain."""
     pooling: Pooling = "quantile"
 
 
 class PrincipalComponents(FeatureDetector):
-    """Squared error of frozen features reconstructed from their principal components.
+    """Squared error of frozen features reconstructed from principal components.
 
-    With v̂ the projection of a vector on the components of healthy vectors, the score is
-    |v − v̂|², the feature reconstruction error of DFM as in anomalib. DFM keeps the
+    With v̂ the projection of a vector on the principal components of healthy vectors, the score
+    is |v − v̂|². This is the feature reconstruction error of DFM in anomalib. DFM keeps the
     components that explain 97 % of the variance; the default of 90 % suits tissue better.
     """
 

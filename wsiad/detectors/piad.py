@@ -1,9 +1,8 @@
-"""PIAD: an autoencoder that two critics keep to healthy images, judged perceptually.
+"""PIAD: an autoencoder that two critics keep to healthy images, judged by a perceptual distance.
 
-Two adversarial games about an autoencoder: its images and its latents should look real.
-
-The generator side is an encoder E and a decoder G. An image critic tells images x from
-G(z), z drawn from the unit Gaussian; a latent critic tells E(x) from z.
+Two adversarial games train the autoencoder to make realistic images and latents. The generator
+side is an encoder E and a decoder G. An image critic distinguishes images x from G(z), with z
+drawn from the unit Gaussian; a latent critic distinguishes E(x) from z.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _SLOPE = 0.2
 _LEAST_NORM = 1e-12
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Maps images and their reconstructions to the distance of each, (N,)."""
+"""Function that maps images and their reconstructions to the distance of each, (N,)."""
 
 
 class ScalarCritic(nn.Module):
@@ -76,20 +75,20 @@ def latent_critic(channels: int, width: int) -> nn.Sequential:
 
 
 class GradientBalance(nn.Module):
-    """Weight of one loss such that its gradients are as long as those of another.
+    """Weight of a loss by which its gradients become as long as those of another loss.
 
-    For every layer the norms of both gradients are averaged exponentially over the
-    records, and their ratio is kept after each. The weight is the median over layers and
-    the last records. All of it is kept in buffers.
+    For every layer, the norms of both gradients are averaged exponentially over the records,
+    and their ratio is kept after each record. The weight is the median over layers and the
+    last records. Buffers hold all of it.
 
     Parameters
     ----------
     layers : int
-        How many.
+        Number of layers.
     alpha : float
         Share of a new record in the averages.
     records : int
-        How many ratios are kept.
+        Number of ratios that are kept.
 
     Notes
     -----
@@ -110,7 +109,7 @@ class GradientBalance(nn.Module):
 
     @torch.no_grad()
     def record(self, wanted: Iterable[Tensor], other: Iterable[Tensor]) -> None:
-        """Record the gradients of every layer by the loss to match and the one to weigh."""
+        """Record the gradients of every layer by the loss to match and by the loss to weight."""
         norms = torch.stack(
             [torch.stack([gradient.norm() for gradient in found]) for found in (wanted, other)]
         )
@@ -128,16 +127,17 @@ class GradientBalance(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PiadBatch:
-    """The tensors that a step of the critics is taken on.
+    """The tensors of a step of the critics.
 
     Parameters
     ----------
     x : Tensor, (N, 3, S, S)
-        Images.
+        Images in [−1, 1].
     z : Tensor, (N, C, 1, 1)
-        Draws of the latent.
+        Random draws of the latent.
     shares : Tensor, (2, N)
-        Where the gradient penalty is taken, see :class:`Match`; one row a critic.
+        Position at which the gradient penalty is taken, see :class:`Match`; one row for each
+        critic.
     """
 
     x: Tensor
@@ -151,7 +151,7 @@ class Players(nn.Module):
     Parameters
     ----------
     autoencoder : Autoencoder
-        With a latent (N, C, 1, 1).
+        Autoencoder with a latent (N, C, 1, 1).
     image_critic, latent_critic : nn.Module
         Networks with one output.
     """
@@ -171,8 +171,8 @@ class Players(nn.Module):
     def game(self, loss: CriticLoss) -> AdversarialGame[PiadBatch]:
         """Return the game of both critics; autoencoder and critics share no gradient.
 
-        The image critic tells images from decoded draws, the latent critic draws from encoded
-        images.
+        The image critic distinguishes images from decoded draws, and the latent critic draws
+        from encoded images.
         """
         return AdversarialGame(
             [
@@ -194,8 +194,8 @@ class Players(nn.Module):
     ) -> Tensor:
         """Set the gradients of encoder and decoder, and of nothing else.
 
-        The encoder's loss is −D_z(E(x)), the decoder's −D(G(z)); both have the distance of
-        x to G(E(x)) besides, times its weight.
+        The encoder's loss is −D_z(E(x)), the decoder's −D(G(z)). Both also include the distance
+        of x to G(E(x)), times its weight.
 
         Parameters
         ----------
@@ -203,14 +203,14 @@ class Players(nn.Module):
         z : Tensor, (N, C, 1, 1)
         distance : callable
         weight : float or None
-            Of the distance; ``None`` for that of the balance of each side.
+            Weight of the distance; ``None`` for the weight that balances each side.
         record : bool
-            Record the gradients for the balance.
+            True to record the gradients for the balance.
 
         Returns
         -------
         Tensor, ()
-            Mean distance.
+            Mean distance of the images to their reconstructions.
         """
         encoded = self.encoder(x)
         reconstruction = distance(x, self.decoder(encoded)).mean()
@@ -249,31 +249,31 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     """Options of ``piad``."""
 
     channels: _Count | tuple[_Count, ...] = (32, 64, 128, 256, 256)
-    """Width of encoder, decoder and image critic: one for all, or one a resolution from the input
-    down to 4 px."""
+    """Width of encoder, decoder and image critic: one number for all, or one for each resolution
+    from the input down to 4 px."""
     latent_channels: _Count = 256
     """Length of the latent vector."""
     latent_critic_width: _Count = 1_024
     """Width of the two hidden layers of the latent critic."""
     batch: _Count = 96
-    """Tiles a step, dealt to the updates of the critics and the one of the autoencoder."""
+    """Number of tiles in a step, divided among the updates of critics and autoencoder."""
     learning_rate: _Positive = 2e-4
     """Learning rate of encoder and decoder, by Adam whose moments decay by 0.5 and 0.99."""
     critic_learning_rate: _Positive = 5e-4
     """Learning rate of the critics."""
     critic_updates: _Count = 2
-    """Updates of the critics a step."""
+    """Number of updates of the critics in a step."""
     gradient_penalty: _NotNegative = 10.0
     """Weight of the gradient penalty of the critics."""
     drift: _NotNegative = 1e-3
     """Weight of the squared outputs of the critics."""
     drift_of: Literal["real", "both"] = "real"
-    """Whose outputs these are: those for what is real, or those for what is made too, which is what
-    the method's authors do."""
+    """Outputs to which ``drift`` applies: those for real inputs, or those for generated ones too,
+    as in the code of the method's authors."""
     reconstruction_weight: _NotNegative | None = None
     """Weight of the reconstruction against the critics; by default it follows the gradients."""
     balance_interval: _Count = 100
-    """Steps between two measurements of the gradients for it."""
+    """Steps between two measurements of the gradients for the reconstruction's weight."""
     val_interval: ValInterval = 500
 
     @pydantic.model_validator(mode="after")
@@ -286,19 +286,19 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     def _without_later_options(
         self, whole: pydantic.SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
-        """Leave out an option that came later, where it changes nothing: old runs stay equal."""
+        """Leave out an option of a later version if it changes nothing: old runs stay equal."""
         values: dict[str, Any] = whole(self)
         if values.get("drift_of") == "real":
             del values["drift_of"]
         return values
 
     def shape(self, input_px: int) -> AutoencoderShape:
-        """Sizes of the autoencoder at an input size.
+        """Return the sizes of the autoencoder at an input size.
 
         Raises
         ------
         DetectorError
-            They do not fit together.
+            The sizes do not fit together.
         """
         channels = self.channels
         if isinstance(channels, int):
@@ -327,11 +327,11 @@ class PerceptualReconstruction(nn.Module):
 class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
     """Relative perceptual L1 distance of a tile to its reconstruction G(E(x)).
 
-    Encoder and decoder play two games of WGAN-GP: an image critic tells healthy tiles from
-    G(z), a latent critic z, drawn from the unit Gaussian, from E(x). The reconstruction is
-    trained besides; its weight, one for the encoder and one for the decoder, is such that
-    its gradients are as long as the adversarial ones. The weights that are kept are those
-    of the lowest distance of held-out healthy tiles.
+    Encoder and decoder play two games of WGAN-GP. An image critic distinguishes healthy tiles
+    from G(z); a latent critic distinguishes z, drawn from the unit Gaussian, from E(x). The
+    reconstruction is trained as well. Its weights, one for the encoder and one for the decoder,
+    make its gradients as long as the adversarial ones. The weights with the lowest distance of
+    held-out healthy tiles are kept.
 
     Notes
     -----
@@ -353,7 +353,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         DetectorError
             The tiles are too small, sizes do not fit, or the training diverged.
         WeightsError
-            The perceptual network's weights are not at hand.
+            The perceptual network's weights are not on this machine.
         RunError
             The folder holds the checkpoint of another training.
         """
@@ -399,7 +399,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         return self._report(result, autoencoder)
 
     def places(self, images: Tensor) -> Tensor:
-        """Return the distance by place of the coarsest perceptual layer."""
+        """Return the distance at each place of the coarsest perceptual layer."""
         places: Tensor = self.network()(images * 2 - 1)
         return places
 
@@ -447,7 +447,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         return Players(autoencoder, seeded_encoder(judged, seed + 1), of_latents)
 
     def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return one Adam; parameters without a gradient in an update are left as they are."""
+        """Return one Adam for all; parameters without a gradient in an update are unchanged."""
         options = self.options
         critics = [p for name, p in module.named_parameters() if "_critic." in name]
         others = [p for name, p in module.named_parameters() if "_critic." not in name]
@@ -488,7 +488,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         return update
 
     def _draws(self, count: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return latents (N, C, 1, 1) and shares (2, N) of a step."""
+        """Return the latents (N, C, 1, 1) and the shares (2, N) of a step."""
         rng = np.random.default_rng([seed, step, _STREAM])
         z = rng.standard_normal((count, self.options.latent_channels, 1, 1), dtype=np.float32)
         shares = rng.random((2, count), dtype=np.float32)

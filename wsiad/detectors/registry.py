@@ -1,15 +1,14 @@
-"""Detectors by name: files beside this one, and plug-ins of other packages.
+"""The registry of detectors by name: wsiad's own modules, and plug-ins of other packages.
 
-A dash in a name is an underscore in the file's: ``deep-if`` is ``deep_if.py``.
+A dash in a name is an underscore in the file's: ``deep-if`` is ``deep_if.py``. A new detector
+is one new file or folder here that defines one class derived from
+:class:`~wsiad.learning.detector.Detector`; no other file needs a change. Modules whose names
+begin with an underscore are shared code.
 
-A new detector is one new file or folder here that defines one class derived from
-:class:`~wsiad.learning.detector.Detector`; nothing else has to know of it. Modules
-whose names begin with an underscore are shared code.
-
-Another package adds a detector by an entry point of the group ``wsiad.detectors``: its name
-is the detector's, its object the class. Names of wsiad's own detectors stay theirs, and a name
-that two packages claim is nobody's; either is told in one line that names the package. Nothing
-of a plug-in is imported before its detector is asked for.
+Another package adds a detector by an entry point of the group ``wsiad.detectors``: its name is
+the detector's, and its object is the class. wsiad's own detectors keep their names, and a name
+that two packages claim belongs to neither. Either case is reported in one line that names the
+package. A plug-in is not imported before its detector is requested.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ _MOST_TEXT = 200
 
 
 def names() -> tuple[str, ...]:
-    """Names of all detectors, sorted; nothing is imported for it."""
+    """Return the names of all detectors, sorted, without importing them."""
     return tuple(sorted({*_own_names(), *plugins()}))
 
 
 def plugins() -> dict[str, Plugin]:
-    """Return the detectors of other packages by name; nothing is imported for it."""
+    """Return the detectors of other packages by name, without importing them."""
     return dict(_found()[0])
 
 
 def plugin_faults() -> tuple[PluginFault, ...]:
-    """Return the entry points that add no detector; nothing is imported for it."""
+    """Return the entry points that add no detector, without importing them."""
     return _found()[1]
 
 
@@ -60,9 +59,9 @@ def load(name: str) -> type[Detector]:
     Raises
     ------
     DetectorError
-        There is no detector of that name, and the nearest one is named.
+        There is no detector of that name; the error names the nearest one.
     PluginError
-        It comes with a plug-in that is broken, and its package is named.
+        The detector comes from a plug-in that is broken; the error names its package.
     """
     own, others = _own_names(), plugins()
     for fault in plugin_faults():
@@ -95,14 +94,14 @@ def load_made_by(name: str, maker: Distribution | None) -> type[Detector]:
     ----------
     name : str
     maker : Distribution or None
-        The package of the plug-in that it was fitted by; ``None`` for wsiad's own detectors.
+        Package of the plug-in with which it was fitted; ``None`` for wsiad's own detectors.
 
     Raises
     ------
     DetectorError
-        As by :func:`load`.
+        The detector is unknown; see :func:`load`.
     PluginError
-        The package is not installed, and how to install it is said; or it is broken.
+        The package is broken, or is not installed; the error then says how to install it.
     """
     if maker is None:
         return load(name)
@@ -116,20 +115,20 @@ def load_made_by(name: str, maker: Distribution | None) -> type[Detector]:
     ]
     if broken:
         raise PluginError(
-            f"it comes with a plug-in that cannot be used: {broken[0]}",
+            f"comes with a plug-in that cannot be used: {broken[0]}",
             subject=name,
             remedy="Uninstall the other package, or update this one.",
         )
     other = f"; the detector of this name here is that of {found.distribution}" if found else ""
     raise PluginError(
-        f"it comes with the plug-in {maker}, which is not installed here{other}",
+        f"comes with the plug-in {maker}, which is not installed here{other}",
         subject=name,
         remedy=f"Install it: pip install {maker.name}=={maker.version}.",
     )
 
 
 def maker(name: str) -> Distribution | None:
-    """Return the package of the plug-in that a detector comes with; ``None`` for wsiad's own."""
+    """Return the package of the plug-in that a detector comes from; ``None`` for wsiad's own."""
     if name in _own_names():
         return None
     found = plugins().get(name)
@@ -137,9 +136,9 @@ def maker(name: str) -> Distribution | None:
 
 
 def names_using_anomalies() -> tuple[str, ...]:
-    """Names of the detectors that learn from labelled anomalous tiles; imports them all.
+    """Return the names of the detectors that learn from anomalous tiles; imports all detectors.
 
-    A plug-in that is broken is left out with a warning.
+    A broken plug-in is left out with a warning.
     """
     found = []
     for name in names():
@@ -177,7 +176,7 @@ def _own(name: str) -> type[Detector]:
 
 
 def _of_plugin(plugin: Plugin) -> type[Detector]:
-    """Import the class of a plug-in; whatever it raises on the way is told in one line."""
+    """Import the class of a plug-in; report any error that it raises in one line."""
     from wsiad.learning.detector import Detector, DetectorOptions
 
     found = plugin.load()
@@ -222,7 +221,7 @@ _WARNED: set[PluginFault] = set()
 
 
 def _warn(fault: PluginFault) -> None:
-    """Warn of a fault, once in a process."""
+    """Warn of a fault, once per process."""
     if fault not in _WARNED:
         _WARNED.add(fault)
         logger.warning("%s. Uninstall or update the package.", fault)

@@ -1,6 +1,7 @@
-"""Reverse distillation: strange is what cannot be restored from a code of healthy features.
+"""Reverse distillation: strange features cannot be restored from a code of healthy ones.
 
-A one-class bottleneck and a decoder that mirrors the encoder whose features it restores.
+A one-class bottleneck makes the code, and a decoder that mirrors the encoder restores its
+features.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Blocks:
     Parameters
     ----------
     inner : float or None
-        Width of the 3 × 3 convolution as a share of the block's, between two 1 × 1 ones;
+        Width of the 3 × 3 convolution between two 1 × 1 ones, as a share of the block's width;
         ``None`` for blocks of two 3 × 3 convolutions.
     counts : tuple of int
-        Blocks of each stage of the decoder, from the coarsest.
+        Number of blocks in each stage of the decoder, from the coarsest.
     """
 
     inner: float | None
@@ -61,21 +62,21 @@ class Blocks:
 
 
 class ReverseStudent(nn.Module):
-    """Restores the teacher's features of all layers from a narrow code of them.
+    """A student that restores the teacher's features of all layers from a narrow code of them.
 
-    Features of the finer layers are halved by 3 × 3 convolutions of stride 2 down to the
-    coarsest, all are concatenated, and residual blocks halve them once more to the code.
-    Stages of residual blocks, the first of each with a transposed convolution of stride 2,
-    lead from there to the coarsest layer's features, from these to the next finer ones, and
-    so on. Where a layer is not exactly half as large as the one before, as in SqueezeNet,
-    features are resampled bilinearly to the size that they must have.
+    Features of the finer layers are halved by 3 × 3 convolutions of stride 2 down to the size
+    of the coarsest. All are concatenated, and residual blocks halve them once more to the code.
+    Stages of residual blocks, the first of each with a transposed convolution of stride 2, lead
+    from the code to the coarsest layer's features, then to the next finer ones, and so on. If a
+    layer is not exactly half as large as the one before, as in SqueezeNet, features are
+    resampled bilinearly to the required size.
 
     Parameters
     ----------
     shapes : sequence of (C, h, w)
-        Of the teacher's features, from the finest.
+        Shapes of the teacher's features, from the finest.
     blocks : Blocks
-        Of the decoder; the bottleneck's are of the same kind.
+        Blocks of the decoder; those of the bottleneck are of the same kind.
 
     Notes
     -----
@@ -127,14 +128,14 @@ class ReverseStudent(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A ResNet's block that may halve the features, or double them as its mirror image.
+    """A ResNet's block that can halve the features, or double them as its mirror image.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Number of channels.
     inner : float or None
-        See :class:`Blocks`.
+        Width of the inner convolution; see :class:`Blocks`.
     resampling : {"none", "halve", "double"}
     """
 
@@ -204,11 +205,11 @@ class ReverseDistillationOptions(DistilledOptions):
     """Options of ``reverse-distillation``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
-    """Modules whose output is restored, from the finest; by default the ends of SqueezeNet's first
-    two resolutions (a code of all three would take 80 million weights), or ``layer1``, ``layer2``
+    """Modules whose output is restored, from the finest. Default: the ends of SqueezeNet's first
+    two resolutions (a code of all three would need 80 million weights), or ``layer1``, ``layer2``
     and ``layer3`` of a ResNet."""
     combine: Combine = "sum"
-    """How the distances of the layers at a place become one."""
+    """Way in which the distances of the layers at a place are combined."""
     batch: BatchSize = 16
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
     """Learning rate of Adam, whose moments decay by 0.5 and 0.999."""
@@ -219,17 +220,17 @@ class ReverseDistillationOptions(DistilledOptions):
 class ReverseDistillation(DistilledDetector):
     """Distance between a network's features and those restored from a one-class code.
 
-    A bottleneck squeezes the features of all layers into a code, a decoder that mirrors
-    the frozen encoder restores them from it, and both are trained on healthy tiles. The
-    loss is 1 − cos between a layer's features and the restored ones, each taken as one
-    vector, added over the layers; the score of a place is 1 − cos there, likewise added.
+    A bottleneck squeezes the features of all layers into a code, and a decoder that mirrors the
+    frozen encoder restores them. Both are trained on healthy tiles. The loss is 1 − cos between
+    a layer's features and the restored ones, each taken as one vector, summed over the layers.
+    The score of a place is 1 − cos there, summed likewise.
 
     Notes
     -----
     RD4AD: Deng & Li, *Anomaly Detection via Reverse Distillation from One-Class
-    Embedding*, CVPR 2022 (arXiv 2201.10703), with the loss of the authors' code
-    (eq. 2 averages over places). Published: wide_resnet50_2 at 256 px, 200 epochs, a map
-    smoothed with σ = 4 px, the strangest place as the image's score.
+    Embedding*, CVPR 2022 (arXiv 2201.10703), with the loss of the authors' code (eq. 2 averages
+    over places). The published method uses wide_resnet50_2 at 256 px, 200 epochs, a map smoothed
+    with σ = 4 px, and the strangest place as the image's score.
     """
 
     Options: ClassVar[type[DetectorOptions]] = ReverseDistillationOptions
@@ -244,9 +245,9 @@ class ReverseDistillation(DistilledDetector):
         return Distillation(teacher, student)
 
     def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
-        """Return the distance of the whole features of every layer."""
+        """Return the distance of the complete features of every layer."""
         return whole_distances(taught, found)
 
     def recipe(self) -> Recipe:
-        """Return how the student is trained."""
+        """Return the recipe by which the student is trained."""
         return Recipe(adam(betas=(0.5, 0.999)))

@@ -28,23 +28,24 @@ class SvddOptions(FeatureOptions):
     """Options of ``svdd``."""
 
     centre: Literal["ball", "median"] = "ball"
-    """Centre of the smallest ball around all but a share ``nu`` of the healthy vectors, or their
-    geometric median, which strange ones among them hardly move."""
+    """Centre of the smallest ball around all healthy vectors except a share ``nu``, or their
+    geometric median, which strange vectors among them hardly move."""
     nu: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
-    """Share of healthy vectors that may lie outside of the ball."""
+    """Share of healthy vectors that can be outside of the ball."""
     pca_components: PcaComponents = 0.95
     """Principal components of the standardised features: a number, a share of variance, or all."""
     whiten: bool = False
-    """Give every component the variance 1."""
+    """Scale every component to the variance 1."""
     pooling: Pooling = "quantile"
 
 
 class SupportVectorDataDescription(FeatureDetector):
     """Distance of frozen features to the centre of a ball around healthy ones.
 
-    SVDD (Tax & Duin, Machine Learning 54, 2004) with a linear kernel: the centre a and
-    radius R minimise R² plus the mean excess of |v − a|² over R², divided by ν. The score is
-    |v − a|² − R². With a Gaussian kernel SVDD is the one-class SVM: use ``ocsvm``.
+    SVDD (Tax & Duin, Machine Learning 54, 2004) with a linear kernel: the centre a and radius R
+    minimise R² plus the mean excess of |v − a|² over R², divided by ν. The score is
+    |v − a|² − R². With a Gaussian kernel, SVDD is the one-class SVM, for which ``ocsvm`` is
+    the detector.
 
     With ``centre: median`` the centre is the geometric median, and R² the quantile 1 − ν of
     the squared distances to it.
@@ -71,7 +72,7 @@ class SupportVectorDataDescription(FeatureDetector):
         return {**projection, "ball": float32(centre), "square_radius": float32(radius)}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return how far the squared distance of each vector exceeds the squared radius."""
+        """Return the excess of the squared distance of each vector over the squared radius."""
         away = project(vectors, fitted) - fitted["ball"]
         return away.square().sum(dim=1) - fitted["square_radius"]
 
@@ -79,10 +80,10 @@ class SupportVectorDataDescription(FeatureDetector):
 def ball_centre(values: Matrix, nu: float) -> Matrix:
     """Return the centre (D,) of the SVDD ball with a linear kernel, of vectors (N, D).
 
-    For a given centre the best R² is a quantile of the squared distances, and what is left
-    to minimise is the mean of the νN largest. Its gradient is twice the way from their mean
-    to the centre; steps of 1 / round (Frank & Wolfe on the dual) end when the dual, which
-    bounds it from below, is reached to 1e-4.
+    For a given centre, the best R² is a quantile of the squared distances, and the rest to
+    minimise is the mean of the νN largest. Its gradient is twice the vector from their mean
+    to the centre. Steps of 2 / (round + 2) (Frank & Wolfe on the dual) end when the dual, which
+    is a lower bound, is reached to 1e-4.
     """
     squares = np.square(values).sum(axis=1)
     centre = values.mean(axis=0)
@@ -104,7 +105,7 @@ def ball_centre(values: Matrix, nu: float) -> Matrix:
 
 
 def _outermost(distances: Matrix, nu: float) -> Matrix:
-    """Return weights (N,), at most 1 / (νN) each and 1 together, on the largest distances."""
+    """Return weights (N,) of the largest distances, at most 1 / (νN) each and 1 in total."""
     weights = np.zeros(len(distances))
     size = max(nu * len(distances), 1.0)
     order = np.argsort(-distances, kind="stable")
@@ -116,7 +117,7 @@ def _outermost(distances: Matrix, nu: float) -> Matrix:
 
 
 def geometric_median(values: Matrix) -> Matrix:
-    """Return the point (D,) with the least sum of distances to vectors (N, D); Weiszfeld."""
+    """Return the point (D,) with the smallest sum of distances to vectors (N, D); Weiszfeld."""
     centre = np.median(values, axis=0)
     for _ in range(_ROUNDS):
         distances = np.linalg.norm(values - centre, axis=1)

@@ -31,8 +31,8 @@ _STREAM = 1  # keeps the draws of its weights apart from the autoencoder's
 class GrowingCritic(nn.Module):
     """A critic of images at every resolution of a growing training.
 
-    It is an encoder of the autoencoder's kind down to one number, and grows as the
-    encoder of :class:`GrowingAutoencoder` does.
+    It is an encoder of the autoencoder's kind down to one number, and grows like the encoder
+    of :class:`GrowingAutoencoder`.
 
     Parameters
     ----------
@@ -74,12 +74,12 @@ def seeded_critic(
     channels: int,
     blocks: Literal["residual18", "residual9"],
 ) -> GrowingCritic:
-    """Return a critic whose weights follow from the seed alone; others than the autoencoder's.
+    """Return a critic whose weights follow from the seed alone and differ from the autoencoder's.
 
     Parameters
     ----------
     image_px, start_px : int
-        Final and first resolution, pixels; the same where nothing grows.
+        Final and first resolution, pixels; the same if nothing grows.
     seed : int
     channels : int
         Width at every resolution.
@@ -88,7 +88,7 @@ def seeded_critic(
     Raises
     ------
     DetectorError
-        It cannot halve these resolutions down to 4 px.
+        The critic cannot halve these resolutions down to 4 px.
     """
     widths = (channels,) * len(AutoencoderShape.edges(image_px, 1))
     shape = AutoencoderShape(image_px, 1, widths, latent_channels=1, blocks=blocks)
@@ -99,13 +99,14 @@ def seeded_critic(
 
 @dataclass(frozen=True, slots=True)
 class CriticBatch:
-    """Windows, uint8 (N, S, S, 3), that a step of the critic is taken on.
+    """The batch of a critic's step.
 
     Parameters
     ----------
     windows : Tensor
+        Windows, uint8 (N, S, S, 3).
     at : tuple of int
-        Number of the step, and that of the critic's step in it.
+        Number of the step, and of the critic's step in it.
     stage : Stage or None
     """
 
@@ -115,21 +116,21 @@ class CriticBatch:
 
 
 class AdversarialTerm(Adversary[CriticBatch]):
-    """The critic's side of a training: it tells images from their reconstructions.
+    """The critic's side of a training: it distinguishes images from their reconstructions.
 
     Parameters
     ----------
     objective : Objective
-        Makes the reconstructions and measures how far they are.
+        Objective that makes the reconstructions and measures their distance.
     critic : GrowingCritic
-        On the training's device.
+        Critic on the training's device.
     size : int
-        Edge of the windows, pixels: the critic's resolution where the training has no stages.
+        Edge of the windows, pixels: the critic's resolution if the training has no stages.
     weight : float
-        Of −D(reconstruction) in the loss of the autoencoder.
+        Weight of −D(reconstruction) in the loss of the autoencoder.
     options : AdversarialOptions
     seed : int
-        Decides where the gradient penalty is taken.
+        Seed of the positions at which the gradient penalty is taken.
     ranks : Ranks
         Processes that train together.
     """

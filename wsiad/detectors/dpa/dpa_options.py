@@ -38,19 +38,19 @@ _Layers = Annotated[_AnyLayers, pydantic.Field(min_length=1)]
 
 
 class GrowingOptions(Config):
-    """Progressive growing. What is not named for a resolution has its default there."""
+    """Progressive growing. A resolution that is not named has its default."""
 
     start_px: _Count = 16
     """First resolution, pixels: the input's, halved one or more times."""
     stabilise_steps: _Count | _ByPx = _STAGE_STEPS
-    """Steps at each resolution before the next one is faded in: one number, or by pixels."""
+    """Steps at each resolution before the next one is faded in: a number, or numbers by pixels."""
     transition_steps: _Count | _ByPx = _STAGE_STEPS
-    """Steps in which a resolution is faded in: one number, or by pixels."""
+    """Steps in which a resolution is faded in: a number, or numbers by pixels."""
     layers: dict[_Count, _Layers] = pydantic.Field(default={})
-    """Perceptual layers by resolution below the input's, whose are ``layers`` of the
-    detector; by default ``relu3_2`` up to 32 px, and those of the detector above."""
+    """Perceptual layers for each resolution below the input's, which has the detector's ``layers``.
+    Default: ``relu3_2`` up to 32 px, and those of the detector above."""
     batch: _ByPx = pydantic.Field(default={})
-    """Tiles a step by resolution below the input's; by default ``batch`` of the detector."""
+    """Tiles in a step for each resolution below the input's; default: the detector's ``batch``."""
 
     def stages(self, edges: tuple[int, ...], *, batch: int) -> Stages:
         """Return the stages over resolutions from the first to the input's, pixels.
@@ -59,12 +59,12 @@ class GrowingOptions(Config):
         ----------
         edges : tuple of int
         batch : int
-            Tiles a step where no other number is given.
+            Number of tiles in a step if no other number is set.
 
         Raises
         ------
         DetectorError
-            Something is set for a resolution that it cannot be set for.
+            A value is set for a resolution for which it cannot be set.
         """
         below, above = edges[:-1], edges[1:]
         _check_keys("layers", self.layers, below)
@@ -82,24 +82,24 @@ class PerceptualOptions(Config):
     layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
     """Layers of the perceptual network and their weights in the loss."""
     padding: Literal["zeros", "reflect"] | None = None
-    """Padding of the perceptual network; by default what its weights file states, else zeros."""
+    """Padding of the perceptual network; by default the one in its weights file, or zeros."""
     contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
-    """Stretch intensities about white so many times before the perceptual network: tissue on
-    glass is paler than the photographs that it knows. 1 leaves them as they are."""
+    """Factor by which intensities are stretched around white before the perceptual network; 1
+    leaves them unchanged. Tissue on glass is paler than the photographs that the network knows."""
     relative: Literal["tile", "place"] = "tile"
     """Divide the distance by the size of the features over the tile, or at each place."""
     statistics_tiles: _Count = 2_048
-    """The most healthy tiles to take the mean and deviation of each feature channel from."""
+    """Maximum number of healthy tiles that give the mean and deviation of each feature channel."""
     statistics_file: Path | None = None
-    """JSON of such statistics instead: by layer, ``mean`` and ``std``, a number a channel."""
+    """JSON of such statistics instead: ``mean`` and ``std`` of each layer, a number per channel."""
     statistics_images: Path | None = None
-    """Folder of pictures to take them from instead: one random window of each, at most
-    ``statistics_tiles``."""
+    """Folder of pictures from which to take the statistics instead: one random window of each, at
+    most ``statistics_tiles``."""
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> PerceptualOptions:
         if self.statistics_file and self.statistics_images:
-            raise ValueError("give statistics_file or statistics_images, not both")
+            raise ValueError("set statistics_file or statistics_images, not both")
         return self
 
 
@@ -107,23 +107,23 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     """Options of ``dpa``."""
 
     blocks: Literal["residual18", "residual9"] = "residual18"
-    """Two or one residual block(s) at every resolution."""
+    """Residual blocks at every resolution: two (``residual18``) or one (``residual9``)."""
     latent_px: _Count = 8
     """Edge of the latent, pixels; 1 for a vector."""
     channels: _Count | tuple[_Count, ...] = 4
-    """Width of the autoencoder: one for all, or one a resolution from the input down."""
+    """Width of the autoencoder: one number, or one for each resolution from the input down."""
     latent_channels: _Count | None = None
-    """Channels of the latent; by default those of the smallest resolution."""
+    """Number of channels of the latent; by default that of the smallest resolution."""
     layers: _AnyLayers = pydantic.Field(default={"relu4_2": 1.0})
-    """Layers of the perceptual network and their weights in the loss; ``{}`` compares pixels
-    alone, by ``image_weight``, and needs no network."""
+    """Layers of the perceptual network and their weights in the loss. ``{}`` compares only pixels,
+    by ``image_weight``, and needs no network."""
     image_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
     """Weight of the mean absolute difference of pixels (of −1 to 1), added to loss and score."""
     adversarial_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """Weight of a critic's judgement of the reconstruction, added to the loss in training, not
+    """Weight of a critic's judgement of the reconstruction, added to the loss in training but not
     to the score; 0 trains no critic."""
     adversarial: AdversarialOptions = AdversarialOptions()
-    """The critic, with ``adversarial_weight``."""
+    """Options of the critic, for ``adversarial_weight``."""
     growing: GrowingOptions | None = None
     """Progressive growing; ``{}`` grows as published, ``null`` trains at one resolution."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -138,12 +138,12 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
         return self
 
     def shape(self, input_px: int) -> AutoencoderShape:
-        """Sizes of the autoencoder at an input size.
+        """Return the sizes of the autoencoder at an input size.
 
         Raises
         ------
         DetectorError
-            They do not fit together.
+            The sizes do not fit together.
         """
         edges = AutoencoderShape.edges(input_px, self.latent_px)
         channels = self.channels
@@ -158,12 +158,12 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
         )
 
     def stages(self, input_px: int) -> Stages | None:
-        """Stages of the training at an input size; ``None`` if it does not grow.
+        """Return the stages of the training at an input size; ``None`` if it does not grow.
 
         Raises
         ------
         DetectorError
-            They do not fit the autoencoder.
+            The stages do not fit the autoencoder.
         """
         if self.growing is None:
             return None
@@ -171,7 +171,7 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
         return self.growing.stages(edges, batch=self.batch)
 
     def layers_by_px(self, input_px: int) -> dict[int, dict[str, float]]:
-        """Perceptual layers and their weights at every resolution that is trained at, pixels.
+        """Return the perceptual layers and their weights for every resolution, pixels.
 
         Raises
         ------
@@ -217,5 +217,5 @@ def _check_keys(name: str, given: Mapping[int, object], edges: tuple[int, ...]) 
     if unknown := [px for px in given if px not in edges]:
         raise DetectorError(
             f"growing.{name} cannot be set for {unknown[0]} px",
-            remedy=f"It may be set for {', '.join(map(str, edges)) or 'no resolution'} px.",
+            remedy=f"It can be set for {', '.join(map(str, edges)) or 'no resolution'} px.",
         )

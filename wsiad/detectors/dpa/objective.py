@@ -1,11 +1,8 @@
 """The objective of the Deep Perceptual Autoencoder, at one resolution or growing.
 
-Weights of a perceptual network: how it pads, and what a run should say of it.
-
-Where the perceptual network's channel statistics come from, and what that is called.
-
-A layer is measured on what it will see: the windows at the resolution at which the layer
-is used.
+The module also loads the perceptual network: its weights, their padding and the facts that a run
+records. The statistics of its channels are measured on windows at the resolution at which a
+layer is used.
 """
 
 from __future__ import annotations
@@ -36,16 +33,16 @@ from wsiad.networks.weights import Weights
 
 
 class Objective:
-    """Images, their reconstructions and how far apart these are.
+    """The distance between images and their reconstructions, as a loss.
 
-    Called with windows, uint8 (N, S, S, 3), it gives the loss of each, float32 (N,).
+    A call with windows, uint8 (N, S, S, 3), returns the loss of each, float32 (N,).
 
     Parameters
     ----------
     autoencoder : Autoencoder or GrowingAutoencoder
-        The latter is given the resolution and share of the stage.
+        Autoencoder; a growing one receives the resolution and the share of the stage.
     distances : mapping of int to RelativePerceptualL1
-        By resolution, pixels.
+        Distance for each resolution, pixels.
     size : int
         Edge of the windows, pixels.
     """
@@ -89,7 +86,7 @@ INVERTED = (
     "trained through the network that comes with wsiad, dpa scored tumour of lymph node lower than "
     "healthy tissue (docs/pretrain.md): give VGG19's ImageNet weights by --weights, or use knn"
 )
-"""Said where a distance is taken in the features of that network."""
+"""Warning where a distance is taken in the features of that network."""
 
 
 def padding_of(options: PerceptualOptions, found: Weights) -> vgg.Padding:
@@ -98,7 +95,7 @@ def padding_of(options: PerceptualOptions, found: Weights) -> vgg.Padding:
     Raises
     ------
     DetectorError
-        The weights state one that is not known.
+        The weights state an unknown padding.
     """
     stated = options.padding or found.metadata.get("padding", "zeros")
     if stated not in ("zeros", "reflect"):
@@ -111,7 +108,7 @@ def padding_of(options: PerceptualOptions, found: Weights) -> vgg.Padding:
 
 
 def note_of(found: Weights) -> dict[str, Any]:
-    """Return what a run should say of its weights, as JSON; warn where results would be bad."""
+    """Return the facts about its weights that a run records, as JSON; warn of bad results."""
     note = found.note()
     if found.shipped:
         logger.warning(INVERTED)
@@ -123,10 +120,10 @@ _BATCH = 128
 _STREAM = 1 << 32  # keeps its draws apart from those of the training
 
 Statistics = dict[int, dict[str, ChannelStatistics]]
-"""By resolution in pixels, then by layer."""
+"""Statistics by resolution in pixels, then by layer."""
 
 _Windows = Callable[[], Iterator[Tensor]]
-"""Yields windows, uint8 (N, size, size, 3); the same ones each time."""
+"""Function that yields windows, uint8 (N, size, size, 3), the same ones each time."""
 
 
 def statistics_by_px(
@@ -138,15 +135,15 @@ def statistics_by_px(
     seed: int,
     device: torch.device,
 ) -> tuple[Statistics, str]:
-    """Return the statistics at every resolution, and what they were taken from.
+    """Return the statistics at every resolution, and a description of their source.
 
     Parameters
     ----------
     options : PerceptualOptions
     networks : mapping of int to Vgg19
-        The perceptual network by resolution, pixels.
+        Perceptual network for each resolution, pixels.
     tiles : TileSource
-        Healthy tiles that are fitted on.
+        Healthy tiles of the fit.
     size : int
         Edge of the windows at the full resolution, pixels.
     seed : int
@@ -155,7 +152,7 @@ def statistics_by_px(
     Raises
     ------
     DetectorError
-        There is nothing to take them from, or it does not fit.
+        There is no source of statistics, or its values do not fit.
     InputError
         A picture cannot be read.
     """
@@ -189,7 +186,7 @@ def _of_tiles(
 
 
 def _of_images(folder: Path, most: int, *, size: int, seed: int) -> tuple[_Windows, str]:
-    """Windows of one picture each; drawn once, as they are small."""
+    """Return windows of one picture each, which are drawn once and kept, as they are small."""
     if not folder.is_dir():
         raise DetectorError("there is no such folder", subject=str(folder))
     paths = sorted(p for p in folder.rglob("*") if is_picture(p.name) and p.is_file())
@@ -228,5 +225,5 @@ def _read(text: str, layers: tuple[str, ...], path: Path) -> dict[str, ChannelSt
         raise DetectorError(
             f"no statistics of the layers {', '.join(layers)} ({error!r})",
             subject=str(path),
-            remedy='Give JSON: {"relu4_2": {"mean": [...], "std": [...]}}.',
+            remedy='Write JSON: {"relu4_2": {"mean": [...], "std": [...]}}.',
         ) from error

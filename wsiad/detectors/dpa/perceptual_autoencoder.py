@@ -1,4 +1,4 @@
-"""Deep Perceptual Autoencoder: what it cannot reconstruct, in VGG19's eyes, is strange."""
+"""Deep Perceptual Autoencoder: strange tiles are reconstructed badly in the features of VGG19."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class DeepPerceptualAutoencoder(ReconstructingDetector):
-    """An autoencoder trained and judged by the relative perceptual L1 distance.
+    """An autoencoder that is trained and judged by the relative perceptual L1 distance.
 
-    Trained to reconstruct healthy windows; the anomaly score of a tile is the distance
-    between it and its reconstruction. Its places are those of the coarsest perceptual
-    layer (8 × 8 at 64 px and ``relu4_2``); with ``pooling: mean`` the score of the tile
-    is the published one. With ``growing`` the training begins at a low resolution and
-    fades in the higher ones; what is kept and scores is the autoencoder of the last.
+    It is trained to reconstruct healthy windows. The anomaly score of a tile is the distance
+    between it and its reconstruction. Its places are those of the coarsest perceptual layer
+    (8 × 8 at 64 px and ``relu4_2``). With ``pooling: mean`` the score of the tile is the
+    published one. With ``growing`` the training begins at a low resolution and fades in the
+    higher ones; the autoencoder of the last resolution is kept and scores.
 
     Notes
     -----
@@ -76,10 +76,10 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         Raises
         ------
         DetectorError
-            The tiles are too small, the training diverged, or the bounds on a growing
-            training end it before its last stage.
+            The tiles are too small, the training diverged, or the limits on a growing training
+            end it before its last stage.
         WeightsError
-            The perceptual network's weights are not at hand.
+            The perceptual network's weights are not on this machine.
         RunError
             The folder holds the checkpoint of another training.
         """
@@ -104,7 +104,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         Raises
         ------
         DetectorError, WeightsError, RunError
-            As by :meth:`fit`.
+            The training cannot start; see :meth:`fit`.
         """
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
@@ -142,7 +142,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         return self._module(), self._fitted_distance(), self._device
 
     def state(self) -> State:
-        """Return the autoencoder, the used part of the perceptual network, its statistics."""
+        """Return the autoencoder, the used part of the perceptual network, and its statistics."""
         distance = self._fitted_distance()
         named = {
             "autoencoder": self._module().state_dict(),
@@ -158,7 +158,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         return State(tensors, dict(self._about))
 
     def load_state(self, state: State, device: torch.device) -> None:
-        """Become the detector whose state this is."""
+        """Load a state of this detector."""
         self._device = device
         try:
             layers = list(self.options.layers)
@@ -185,7 +185,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
     def _distances(
         self, tiles: TileSource, context: FitContext
     ) -> tuple[dict[int, RelativePerceptualL1], dict[str, Any]]:
-        """Return the distance by resolution, and what a checkpoint must agree in."""
+        """Return the distance for each resolution, and what a checkpoint must agree with."""
         options, size = self.options, self.spec.size
         if not options.layers:
             self._about = {"weights": {"source": "none: pixels alone are compared"}}
@@ -205,7 +205,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
         return distances, identity
 
     def _networks(self, found: weights.Weights, padding: vgg.Padding) -> dict[int, vgg.Vgg19]:
-        """Return the perceptual network by resolution, no deeper than is needed there."""
+        """Return the perceptual network for each resolution, no deeper than needed there."""
         networks = {}
         for px, layers in self.options.layers_by_px(self.spec.size).items():
             if px < (least := vgg.least_px(list(layers), padding=padding)):
@@ -235,7 +235,7 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
     def _start(
         self, distances: dict[int, RelativePerceptualL1], context: FitContext
     ) -> tuple[nn.Module, Objective, AdversarialTerm | None]:
-        """Return what is to be trained, its loss, and what is trained along."""
+        """Return the module to train, its loss, and the critic that is trained with it."""
         options, size, seed = self.options, self.spec.size, context.seed
         distances = {px: self._placed(distance) for px, distance in distances.items()}
         module: Autoencoder | GrowingAutoencoder
@@ -302,8 +302,8 @@ def _check_steps(stages: Stages | None, options: DpaOptions, context: FitContext
 def _check_grown(stages: Stages | None, steps: int) -> None:
     if stages and steps <= stages.last_start:
         raise DetectorError(
-            f"its time was up after {steps} steps ({stages.span(max(steps - 1, 0)).name}), "
+            f"the time was up after {steps} steps ({stages.span(max(steps - 1, 0)).name}), "
             f"before the last stage, which begins after {stages.last_start}",
             subject="dpa",
-            remedy="Train again with larger max_minutes: it goes on from here.",
+            remedy="Train again with larger max_minutes: the training continues from here.",
         )
