@@ -139,11 +139,11 @@ def test_batch_normalisations_keep_their_statistics():
 
 
 def test_bad_use_is_refused(tmp_path):
-    with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
+    with pytest.raises(DetectorError, match="needs labelled anomalous tiles"):
         detector().fit(healthy(), context(tmp_path, anomalies=None))
     with pytest.raises(DetectorError, match="has no layer"):
         detector(layer="features.99").fit(healthy(), context(tmp_path))
-    with pytest.raises(DetectorError, match="places were asked for"):
+    with pytest.raises(DetectorError, match="places were requested"):
         detector(places=40).fit(healthy(), context(tmp_path))
     with pytest.raises(DetectorError, match="smaller than the detector's input"):
         detector(px=PX * 2).fit(healthy(), context(tmp_path))

@@ -105,11 +105,11 @@ def test_unknown_network_and_layer_and_wrong_size():
         features.random_tensors("timm/resnet10x", 0)
     with pytest.raises(DetectorError, match=r"no layer 'features\.4'.*layer1"):
         BackboneFeatures(RESNET, ["features.4"], 1, features.random_tensors(RESNET, 0))
-    with pytest.raises(DetectorError, match="no map of features"):
+    with pytest.raises(DetectorError, match="not a map of features"):
         BackboneFeatures(RESNET, ["global_pool"], 1, features.random_tensors(RESNET, 0))(images())
     name = "timm/mixer_s32_224"
     network = BackboneFeatures(name, ["blocks.0"], 1, features.random_tensors(name, 0))
-    with pytest.raises(DetectorError, match="does not take images of 64 px"):
+    with pytest.raises(DetectorError, match="does not accept images of 64 px"):
         network(images())
 
 

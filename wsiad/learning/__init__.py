@@ -1,1 +1,1 @@
-"""Training: the loop and what makes it bounded, stopped early and resumable."""
+"""Training: the loop, and what makes it bounded, stopped early and resumable."""

@@ -1,14 +1,14 @@
-"""An adversarial game: critics that learn to tell two kinds of things apart, and their opponent.
+"""An adversarial game: critics that learn to distinguish two kinds of inputs, and their opponent.
 
-A game has one side a critic. A :class:`Side` says what its critic is shown of a batch, real
-things and made ones (images, latents, pairs of either), and what it minimises: any function of
-the critic and both. :class:`AdversarialGame` adds the sides up and takes the critics' steps;
-who steps them is the caller's: an optimiser of their own (:class:`Adversary`, along with a
-:class:`~wsiad.learning.loop.Training`), or one for all players (a
-:attr:`~wsiad.learning.checkpoint.Recipe.update`). What the opponent minimises is the method's.
+A game has one side for each critic. A :class:`Side` defines the inputs that its critic sees of a
+batch, real and generated ones (images, latents, pairs of either), and the loss that it minimises:
+any function of the critic and both. :class:`AdversarialGame` adds the sides and takes the
+critics' steps. The caller provides the optimiser: one for the critics (:class:`Adversary`, next
+to a :class:`~wsiad.learning.loop.Training`), or one for all players (a
+:attr:`~wsiad.learning.checkpoint.Recipe.update`). The method defines the opponent's loss.
 
-A checkpoint keeps the players and their moments; what a step draws follows from the seed and
-its number, so that a killed training goes on as it would have.
+A checkpoint keeps the players and their moments. The draws of a step follow from the seed and
+its number, so that a killed training continues exactly.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from wsiad.learning.stages import Stage
 B = TypeVar("B")
 
 Critic = Callable[[Tensor], Tensor]
-"""Maps things, float (N, ...), to a number each, float (N,): higher is more real."""
+"""Function that maps inputs, float (N, ...), to a number each, float (N,); higher is more real."""
 
 CriticLoss = Callable[[Critic, "Match"], Tensor]
-"""Maps a critic and what it is shown to what it minimises, a scalar."""
+"""Function that maps a critic and its inputs to the loss that it minimises, a scalar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The tensors that a critic is to tell apart; they carry no gradient.
+    """The tensors that a critic must distinguish; they carry no gradient.
 
     Parameters
     ----------
     real, made : Tensor, float (N, ...)
+        Real and generated inputs.
     mix : Tensor, float (N,), or None
-        Share of the real one, from 0 to 1, in what lies between the two, for losses that look
-        there.
+        Share of the real input, from 0 to 1, in a mixture of the two, for losses that use
+        mixtures.
     """
 
     real: Tensor
@@ -67,12 +68,12 @@ def gradient_penalty(critic: Critic, at: Tensor) -> Tensor:
     ----------
     critic : callable
     at : Tensor, float (N, ...)
-        The points.
+        Points at which the gradient is taken.
 
     Notes
     -----
     Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, eq. 3, where the
-    points are mixtures of real and made ones (:meth:`Match.between`).
+    points are mixtures of real and generated ones (:meth:`Match.between`).
     """
     points = at.detach().requires_grad_()
     (slope,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
@@ -83,23 +84,23 @@ def gradient_penalty(critic: Critic, at: Tensor) -> Tensor:
 class WassersteinLoss:
     """The loss of a critic *D* of the Wasserstein game with gradient penalty.
 
-    −(mean D(real) − mean D(made)) + ``drift`` · mean D² + ``penalty`` · :func:`gradient_penalty`
-    between real and made.
+    It is −(mean D(real) − mean D(made)) + ``drift`` · mean D² + ``penalty`` ·
+    :func:`gradient_penalty` between real and made.
 
     Parameters
     ----------
     penalty : float
         Weight of the gradient penalty.
     drift : float
-        Weight of the squared outputs, which would else have no zero.
+        Weight of the squared outputs, which would otherwise have no zero.
     drift_of : {"both", "real"}
-        Whose outputs these are: real and made ones, each with a mean of its own that is added;
-        or real ones alone.
+        Outputs to which ``drift`` applies: those for real and generated inputs, with a mean
+        each that are added; or those for real ones alone.
 
     Notes
     -----
     Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017. The drift of real
-    ones is that of Karras et al., "Progressive Growing of GANs", ICLR 2018.
+    outputs is that of Karras et al., "Progressive Growing of GANs", ICLR 2018.
     """
 
     penalty: float = 10.0
@@ -107,7 +108,7 @@ class WassersteinLoss:
     drift_of: Literal["both", "real"] = "both"
 
     def __call__(self, critic: Critic, match: Match) -> Tensor:
-        """Return what the critic minimises, a scalar."""
+        """Return the loss of the critic, a scalar."""
         of_real, of_made = critic(match.real), critic(match.made)
         game = of_made.mean() - of_real.mean()
         drift = of_real.square().mean()
@@ -120,16 +121,16 @@ class WassersteinLoss:
 
 @dataclass(frozen=True, slots=True)
 class Side(Generic[B]):
-    """One critic of a game.
+    """A critic of a game, with its inputs and its loss.
 
     Parameters
     ----------
     critic : callable
-        The critic for a batch; most do not depend on it, one that grows does.
+        Function that returns the critic for a batch; only a growing critic depends on it.
     match : callable
-        What the critic is shown of a batch. It is called without gradients.
+        Function that returns the critic's inputs from a batch; called without gradients.
     loss : callable
-        What the critic minimises.
+        Loss of the critic.
     """
 
     critic: Callable[[B], Critic]
@@ -137,20 +138,20 @@ class Side(Generic[B]):
     loss: CriticLoss
 
     def critic_loss(self, batch: B) -> Tensor:
-        """Return what the critic minimises on a batch, a scalar."""
+        """Return the loss of the critic on a batch, a scalar."""
         with torch.no_grad():
             match = self.match(batch)
         return self.loss(self.critic(batch), match)
 
 
 class AdversarialGame(Generic[B]):
-    """Several critics, each with its own eyes and loss, trained in turn with their opponent.
+    """Several critics, each with its own inputs and loss, trained in turn with their opponent.
 
     Parameters
     ----------
     sides : sequence of Side
-        At least one. Critics share no parameters, so that the sum of their losses trains each
-        by its own.
+        At least one side. Critics share no parameters, so the sum of their losses trains each
+        critic by its own.
     """
 
     def __init__(self, sides: Sequence[Side[B]]) -> None:
@@ -159,9 +160,9 @@ class AdversarialGame(Generic[B]):
         self.sides = tuple(sides)
 
     def critics_loss(self, batch: B) -> Tensor:
-        """Return the sum of what the critics minimise on a batch, a scalar.
+        """Return the sum of the critics' losses on a batch, a scalar.
 
-        What they are shown carries no gradient: it reaches the critics alone.
+        The inputs of the critics carry no gradient: it reaches only the critics.
         """
         first, *others = [side.critic_loss(batch) for side in self.sides]
         return sum(others, start=first)
@@ -172,9 +173,9 @@ class AdversarialGame(Generic[B]):
         Parameters
         ----------
         batches : iterable
-            Asked for one by one: a batch may depend on the step before.
+            Batches, requested one by one, as a batch can depend on the step before.
         minimise : callable
-            Takes a step of the critics down a scalar.
+            Function that takes a step of the critics down a scalar.
         """
         for batch in batches:
             minimise(self.critics_loss(batch))
@@ -188,12 +189,12 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 class AdversarialOptions(Config):
-    """The critic of an adversarial term, and how it is trained: a Wasserstein game."""
+    """Options of the critic of an adversarial term and of its training, a Wasserstein game."""
 
     learning_rate: _Positive = 2e-4
     """Learning rate of the critic's Adam; constant."""
     critic_steps: _Count = 2
-    """Steps of the critic before each of the autoencoder, each with a batch of its own."""
+    """Steps of the critic before each step of the autoencoder, each with its own batch."""
     gradient_penalty: _NotNegative = 10.0
     """Weight of (‖∇D‖ − 1)²."""
     drift: _NotNegative = 1e-3
@@ -208,14 +209,14 @@ def drawn_mix(count: int, *, seed: int, at: Sequence[int], ranks: Ranks, like: T
     Parameters
     ----------
     count : int
-        How many this process needs.
+        Number of shares that this process needs.
     seed : int
     at : sequence of int
-        Names the draw: the number of the step, and that of the critics' step in it.
+        Numbers that decide the draw: those of the step and of the critics' step in it.
     ranks : Ranks
         Processes that train together; each takes its own part of one draw.
     like : Tensor
-        Device and data type.
+        Tensor whose device and data type the shares have.
     """
     total = count * ranks.count
     drawn = np.random.default_rng([seed, _MIX, *at]).random(total, dtype=np.float32)
@@ -223,10 +224,10 @@ def drawn_mix(count: int, *, seed: int, at: Sequence[int], ranks: Ranks, like: T
 
 
 class Adversary(ABC, Generic[B]):
-    """The critics' side of a training: what :class:`~wsiad.learning.loop.Training` trains along.
+    """The critics' side of a training, which :class:`~wsiad.learning.loop.Training` trains as well.
 
-    A subclass makes a batch of windows (:meth:`batch`) and says what its opponent, the module
-    of the training, minimises (:meth:`opponent_losses`).
+    A subclass makes a batch from windows (:meth:`batch`) and defines the loss of its opponent,
+    the module of the training (:meth:`opponent_losses`).
 
     Parameters
     ----------
@@ -234,14 +235,14 @@ class Adversary(ABC, Generic[B]):
     critics : nn.Module
         All critics, on the training's device.
     steps : int
-        Steps of the critics before each of the module, each with a batch of its own.
+        Steps of the critics before each step of the module, each with its own batch.
     learning_rate : float
-        Of the critics; constant.
+        Learning rate of the critics; constant.
     ranks : Ranks
         Processes that train together.
     optimiser : callable, optional
-        Makes the critics' optimiser; Adam by default. A group of its parameters may have a
-        ``factor`` of the learning rate.
+        Function that makes the critics' optimiser; Adam by default. A group of its parameters
+        can have a ``factor`` of the learning rate.
     """
 
     def __init__(
@@ -267,7 +268,7 @@ class Adversary(ABC, Generic[B]):
         ----------
         windows : Tensor of uint8, (N, S, S, 3)
         at : tuple of int
-            Number of the step, and that of the critics' step in it; both from 0.
+            Number of the step, and of the critics' step in it; both from 0.
         stage : Stage or None
         """
 
@@ -275,15 +276,15 @@ class Adversary(ABC, Generic[B]):
     def opponent_losses(
         self, windows: Tensor, step: int, stage: Stage | None
     ) -> tuple[Tensor, Tensor]:
-        """Return what the module minimises and what is logged, (N,) each."""
+        """Return the losses that the module minimises and those that are logged, (N,) each."""
 
     @property
     def draws(self) -> int:
-        """Batches that a step of the training takes."""
+        """Number of batches that a step of the training takes."""
         return 1 + self._steps
 
     def restart(self) -> None:
-        """Begin a stage: the critics' moments are forgotten."""
+        """Begin a stage and forget the critics' moments."""
         self._trained.restart()
 
     def losses(self, windows: Tensor, step: int, stage: Stage | None) -> tuple[Tensor, Tensor]:
@@ -292,15 +293,15 @@ class Adversary(ABC, Generic[B]):
         Parameters
         ----------
         windows : Tensor of uint8, (draws · N, S, S, 3)
-            All but the last N are the critics'.
+            Windows; all but the last N are the critics'.
         step : int
-            From 0.
+            Number of the step, from 0.
         stage : Stage or None
 
         Returns
         -------
         minimised, distance : Tensor, (N,)
-            With the adversarial term, and without.
+            Losses with the adversarial term, and without it.
         """
         *before, own = windows.chunk(self.draws)
         batches = (self.batch(part, (step, number), stage) for number, part in enumerate(before))
@@ -308,9 +309,9 @@ class Adversary(ABC, Generic[B]):
         return self.opponent_losses(own, step, stage)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps."""
+        """Return the tensors that a checkpoint keeps."""
         return self._trained.tensors()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over what a checkpoint kept."""
+        """Restore the tensors that a checkpoint kept."""
         self._trained.restore(checkpoint)

@@ -1,10 +1,8 @@
-"""Endless shuffled batches whose position can be noted and found again.
+"""Batches of a training: endless, shuffled and resumable, cut to a detector's input.
 
-Cut tiles to a detector's input: at random to train, fixed windows to score.
-
-A bounded, reproducible sample of a source of tiles.
-
-Two random views of a tile for contrastive training: turned, scaled, stained otherwise.
+Windows are cut at random for training, and on a fixed grid for scoring. Contrastive training
+sees two random views of a tile: turned, scaled, with different stains. A bounded sample of a
+source of tiles is reproducible.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from wsiad.learning.stages import Stages
 
 
 def check_size(tile_px: int, input_px: int) -> None:
-    """Check that tiles hold a detector's input.
+    """Check that tiles are at least as large as a detector's input.
 
     Raises
     ------
     DetectorError
-        They are smaller.
+        The tiles are smaller than the input.
     """
     if tile_px < input_px:
         raise DetectorError(
@@ -44,15 +42,15 @@ def check_size(tile_px: int, input_px: int) -> None:
 
 
 def on_device(tiles: npt.NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
-    """Copy tiles to a device as they are; uint8 is a quarter of the way float32 goes.
+    """Copy tiles to a device as uint8, which is a quarter of the size of float32.
 
-    Nothing waits for a GPU to finish what it was given before.
+    The copy does not wait for a GPU to finish earlier work.
     """
     return on_host(tiles).to(device, non_blocking=True)
 
 
 def on_host(tiles: npt.NDArray[np.uint8] | Tensor, *, pinned: bool = False) -> Tensor:
-    """Return tiles as a tensor, in memory that a GPU reads by itself if ``pinned``."""
+    """Return tiles as a tensor; if ``pinned``, in memory that a GPU reads directly."""
     if not isinstance(tiles, Tensor):
         # torch wants memory that it may write to.
         tiles = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
@@ -71,23 +69,23 @@ def random_crops(
 ) -> Tensor:
     """Cut one random window out of every tile and flip it at random in both directions.
 
-    Windows and flips are a pure function of ``seed`` and ``step``, so that a training
-    that was interrupted goes on exactly as it would have.
+    Windows and flips are a pure function of ``seed`` and ``step``, so that an interrupted
+    training continues exactly as it would have.
 
     Parameters
     ----------
     tiles : Tensor of uint8, (N, S, S, 3)
-        On any device.
+        Tiles on any device.
     size : int
         Edge of the windows, pixels.
     seed, step : int
-        Name the draw.
+        Numbers that decide the draw.
     rows : ndarray of int64, (N,), optional
-        Which rows of a larger batch these tiles are, whose draws are taken.
+        Rows of these tiles in a larger batch, for which the draws are made.
     total : int, optional
-        Tiles of that batch.
+        Number of tiles of that batch.
     flips : bool
-        Without, windows stay as they lie.
+        True to flip windows at random.
 
     Returns
     -------
@@ -134,7 +132,7 @@ def windows(tiles: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8, (N · k², size, size, 3)
-        With k = ⌊S / size⌋ windows a side; those of a tile follow each other.
+        All windows, with k = ⌊S / size⌋ in a row of a tile; those of a tile follow each other.
     """
     edge = tiles.shape[1]
     check_size(edge, size)
@@ -149,7 +147,7 @@ ALONE = Ranks()
 
 
 class Batch(NamedTuple):
-    """A batch, in pinned memory if that was asked for, and the position of the one after it."""
+    """A batch, in pinned memory if requested, and the position of the next batch."""
 
     tiles: Tiles | Tensor
     epoch: int
@@ -166,18 +164,18 @@ def planned(
     epoch: int = 0,
     position: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Yield what the steps of a training take from ``step`` on: this process's tiles.
+    """Yield the batches of the steps of a training from ``step`` on: this process's tiles.
 
     Parameters
     ----------
     source : TileSource
     stages : Stages or int
-        Or tiles a batch, over all processes.
+        Stages, or the number of tiles in a batch over all processes.
     context : FitContext
     times : int
-        Batches that a step takes at once.
+        Number of batches that a step takes together.
     step, epoch, position : int
-        Where to begin.
+        Position at which to begin.
     """
     pinned, ranks = context.device.type == "cuda", context.ranks
     at: dict[str, Any] = {"epoch": epoch, "position": position, "pinned": pinned}
@@ -201,13 +199,13 @@ def endless(
 ) -> Generator[Batch, None, None]:
     """Yield batches epoch by epoch, from batch ``position`` of ``epoch`` on.
 
-    One batch is read ahead in a thread, so that reading and computing overlap. With ``rows``
-    only these of each batch are given.
+    One batch is read ahead in a thread, so that reading and computing overlap. If ``rows`` is
+    set, only these rows of each batch are yielded.
 
     Raises
     ------
     DetectorError
-        The source yields nothing.
+        The source yields no tiles.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         batches = _forever(source, batch, seed=seed, epoch=epoch, position=position)
@@ -237,10 +235,10 @@ def staged(
     pinned: bool = False,
     ranks: Ranks = ALONE,
 ) -> Generator[Batch, None, None]:
-    """Yield batches as :func:`endless` does, from ``step`` on, as large as its stage wants.
+    """Yield batches as :func:`endless` does, from ``step`` on, in the size of the step's stage.
 
-    Each has ``times`` as many tiles as the stage's batch. Another size begins another
-    epoch, as positions count batches of one size.
+    Each has ``times`` as many tiles as the stage's batch. A change of size begins another epoch,
+    because positions count batches of one size.
     """
     while True:
         size = stages.span(step).batch
@@ -272,10 +270,10 @@ def _forever(
 def sample(
     source: TileSource, most: int | None, *, batch: int, seed: int
 ) -> tuple[int, Iterator[Tiles]]:
-    """Return how many tiles will come, and their batches.
+    """Return the number of tiles in a sample, and their batches.
 
-    All tiles in their order if there are at most ``most``; otherwise as many full
-    batches as fit into ``most`` (at least one), drawn by the seed from the whole source.
+    These are all tiles in their order if there are at most ``most``. Otherwise they are as many
+    full batches as fit into ``most`` (at least one), drawn by the seed from the complete source.
     """
     count = len(source)
     if most is None or count <= most:
@@ -299,33 +297,33 @@ _DARKEST = 1 / 255
 
 
 class ViewOptions(Config):
-    """How two views of a healthy tile may differ and still be taken for the same tissue."""
+    """Differences between two views of a healthy tile that still count as the same tissue."""
 
     view_px: Annotated[int, pydantic.Field(ge=16)] = 48
-    """Edge of a view, pixels of the tile; turned views of a larger tile need room."""
+    """Edge of a view, pixels of the tile. A turned view needs a larger tile."""
     scale: Annotated[float, pydantic.Field(ge=1)] = 1.3
-    """A view is enlarged or shrunk by at most this factor."""
+    """Maximum factor by which a view is enlarged or shrunk."""
     stain_gain: _Share = 0.2
-    """Each stain is made stronger or weaker by at most this share."""
+    """Maximum share by which each stain is made stronger or weaker."""
     stain_shift: _Share = 0.03
-    """Optical density that each stain gains or loses at most."""
+    """Maximum optical density that each stain gains or loses."""
     brightness: _Share = 0.1
-    """The light is made stronger or weaker by at most this share."""
+    """Maximum share by which the light is made stronger or weaker."""
     blur: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     """Share of the views that are blurred a little."""
 
 
 def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
-    """Cut one view out of every tile: turned by any angle, mirrored, scaled, stained otherwise.
+    """Cut a view out of every tile: turned by any angle, mirrored, scaled, with changed stains.
 
     Parameters
     ----------
     tiles : Tensor of uint8, (N, S, S, 3)
-        On any device.
+        Tiles on any device.
     options : ViewOptions
-        By how much.
+        Maximum differences of the views.
     generator : torch.Generator
-        On the CPU; what is drawn does not depend on the device.
+        Generator on the CPU, so that the draws do not depend on the device.
 
     Returns
     -------
@@ -352,12 +350,12 @@ def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator
 
 
 def _signed(generator: torch.Generator, *shape: int) -> Tensor:
-    """Draw evenly from [−1, 1)."""
+    """Draw uniformly from [−1, 1)."""
     return torch.rand(*shape, generator=generator) * 2 - 1
 
 
 def _placements(count: int, edge: int, options: ViewOptions, generator: torch.Generator) -> Tensor:
-    """Affine maps from a view to its tile, both of extent [−1, 1]; (N, 2, 3)."""
+    """Return affine maps (N, 2, 3) from a view to its tile, both of extent [−1, 1]."""
     half = options.view_px / edge * torch.exp(_signed(generator, count) * math.log(options.scale))
     angle = _signed(generator, count) * math.pi
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)

@@ -1,8 +1,8 @@
-"""Checkpoints: tensors and values in one safetensors file, written whole or not at all.
+"""Checkpoints: tensors and values in one safetensors file, written completely or not at all.
 
-What of a step is a method's own: its optimiser, its update, whether windows are flipped.
-
-A module's parameters and what trains them, as a checkpoint keeps them.
+The module also holds what a checkpoint keeps, the parameters of a module with their optimiser,
+and the recipe of a step that a method can choose: its optimiser, its update, whether windows
+are flipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a fit stands.
+    """The state of a fit in progress.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Checkpoint:
     values : dict
         JSON values: the step, the position in the data, …
     identity : dict
-        JSON values that must be equal for a fit to go on from here: options, seed, data.
+        JSON values that must be equal for a fit to continue from here: options, seed, data.
     """
 
     tensors: dict[str, Tensor]
@@ -47,7 +47,7 @@ class Checkpoint:
     identity: dict[str, Any]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names begin with ``prefix.``, without it."""
+        """Return the tensors whose names begin with ``prefix.``, without this prefix."""
         start = f"{prefix}."
         return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
 
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     Raises
     ------
     RunError
-        It is damaged, or belongs to another fit; the keys that differ are named.
+        The checkpoint is damaged, or belongs to another fit; the error names the keys that differ.
     """
     if not path.is_file():
         return None
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         raise RunError(
             f"has the checkpoint format {version!r}, not {_FORMAT}",
             subject=str(path),
-            remedy="Go on with the version of wsiad that wrote it, or delete it.",
+            remedy="Continue with the version of wsiad that wrote it, or delete it.",
         )
     expected = json.loads(json.dumps(identity))
     if different := [
@@ -97,27 +97,27 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         raise RunError(
             f"belongs to a training with another {', '.join(different)}",
             subject=str(path),
-            remedy="Train into another folder, give the same configuration, or delete it.",
+            remedy="Train into another folder, use the same configuration, or delete it.",
         )
     return Checkpoint(tensors, values, found)
 
 
 Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
-"""Does a step: windows, uint8 (N, S, S, 3), optimiser and number of the step to the loss, ()."""
+"""Function of a step: maps windows, uint8 (N, S, S, 3), optimiser and step to the loss, ()."""
 
 OptimiserFactory = Callable[[nn.Module], torch.optim.Optimizer]
-"""Makes the optimiser of a module; its learning rate is set anew at every step."""
+"""Function that makes a module's optimiser; its learning rate is set again at every step."""
 
 
 def adam(*, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0) -> OptimiserFactory:
-    """Return what makes an Adam of all parameters.
+    """Return a function that makes an Adam of all parameters.
 
     Parameters
     ----------
     betas : tuple of float
-        Decay of the moments, a step.
+        Decay of the moments in a step.
     weight_decay : float
-        Of the squared weights in the loss (L2), as in the papers; not decoupled.
+        Weight of the squared weights in the loss (L2), as in the papers; not decoupled.
     """
 
     def make(module: nn.Module) -> torch.optim.Optimizer:
@@ -127,7 +127,7 @@ def adam(*, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0) 
 
 
 def sgd(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
-    """Return what makes a gradient descent with momentum of all parameters."""
+    """Return a function that makes a gradient descent with momentum of all parameters."""
 
     def make(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -139,22 +139,22 @@ def sgd(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a training differs from Adam on the mean loss of flipped windows.
+    """Differences of a training from Adam on the mean loss of flipped windows.
 
     Parameters
     ----------
     optimiser : callable
-        Makes the optimiser. A group of its parameters may have a ``factor`` by which the
-        learning rate is multiplied there.
+        Function that makes the optimiser. A group of its parameters can have a ``factor`` by
+        which the learning rate is multiplied there.
     update : callable or None
-        Does a step in place of one descent of the mean loss. Whatever it draws must be a
-        function of the seed and the step, and whatever it keeps a buffer of the module:
-        then a killed training resumes exactly.
+        Function that takes a step in place of one descent of the mean loss. All that it draws
+        must be a function of the seed and the step, and all that it keeps must be a buffer of the
+        module: then a killed training resumes exactly.
     flips : bool
-        Flip windows at random in both directions.
+        True to flip windows at random in both directions.
     keeps : {"best", "last"}
-        Keep the weights whose held-out loss was least, and stop when it falls no more; or
-        the last ones, where that loss does not say how good they are.
+        Keep the weights of the lowest held-out loss and stop when it falls no more; or keep
+        the last ones, if that loss does not show how good they are.
     """
 
     optimiser: OptimiserFactory = field(default_factory=adam)
@@ -170,7 +170,7 @@ def descend(
     clip: float | None = None,
     before: Callable[[], None] | None = None,
 ) -> None:
-    """Do one step down a loss (); a ``clip`` bounds the norm of the gradient.
+    """Take one step down a loss (); a ``clip`` limits the norm of the gradient.
 
     ``before`` is called when the gradients are known.
     """
@@ -182,7 +182,7 @@ def descend(
 
 
 def clip_and_step(optimiser: torch.optim.Optimizer, *, clip: float | None = None) -> None:
-    """Do one step along the gradients there are; a ``clip`` bounds their norm."""
+    """Take one step along the present gradients; a ``clip`` limits their norm."""
     if clip:
         every = [p for group in optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(every, clip)
@@ -198,17 +198,17 @@ class Trained:
     Parameters
     ----------
     module : nn.Module
-        On the device where it stays.
+        Module, on the device where it stays.
     name : str
-        Of the parameters in a checkpoint.
+        Prefix of the parameters' names in a checkpoint.
     moments : str
-        Begin of the names of the optimiser's moments in a checkpoint.
+        Beginning of the names of the optimiser's moments in a checkpoint.
     average_decay : float, optional
-        Keep a running average of the parameters, with this decay a step.
+        Decay in a step of a running average of the parameters; without it, none is kept.
     ranks : Ranks
-        Gradients are averaged over them.
+        Processes over which gradients are averaged.
     optimiser : callable
-        Makes the optimiser; Adam by default.
+        Function that makes the optimiser; Adam by default.
 
     Attributes
     ----------
@@ -235,7 +235,7 @@ class Trained:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all moments: the next step is the optimiser's first."""
+        """Forget all moments, so that the next step is the optimiser's first."""
         self._optimiser = self._make(self._module)
 
     def minimise(self, loss: Tensor, *, rate: float, grad_clip: float | None = None) -> None:
@@ -247,14 +247,14 @@ class Trained:
         rate : float
             Learning rate.
         grad_clip : float, optional
-            Greatest norm of the gradient.
+            Maximum norm of the gradient.
         """
         self._set_rate(rate)
         descend(self._optimiser, loss, clip=grad_clip, before=self._share)
         self._take_average()
 
     def update(self, update: Update, windows: Tensor, step: int, *, rate: float) -> Tensor:
-        """Let a method take a step of its own; return its loss, ()."""
+        """Take a step by a method's own update; return its loss, ()."""
         self._set_rate(rate)
         loss = update(windows, self._optimiser, step)
         self._take_average()
@@ -293,7 +293,7 @@ class Trained:
             yield name, tensor.detach()
 
     def set(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give parameters and buffers other values."""
+        """Set the values of parameters and buffers."""
         for name, tensor in self._own():
             tensor.copy_(tensors[name])
 
@@ -307,7 +307,7 @@ class Trained:
         return found
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over parameters, average and moments from a checkpoint."""
+        """Restore parameters, average and moments from a checkpoint."""
         self.set(checkpoint.group(self._name))
         for name, average in self._average.items():
             average.copy_(checkpoint.group("average")[name])

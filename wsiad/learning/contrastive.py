@@ -1,6 +1,6 @@
 """Contrastive training of a perceptual network on healthy tiles.
 
-The network that ``wsiad pretrain`` trains, and the plain VGG19 that is left of it.
+It defines the network that ``wsiad pretrain`` trains, and the plain VGG19 that it becomes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, LAYERS
 class ContrastiveNetwork(nn.Module):
     """Blocks of VGG19 with batch normalisation, and a projection head behind each level.
 
-    Levels are the last layers of all blocks but the first. What one level tells apart
-    the next ones need not: each is trained to be of use by itself.
+    The levels are the last layers of all blocks but the first. Each level is trained to be
+    useful alone; what one level distinguishes, the next ones need not.
 
     Parameters
     ----------
     widths : sequence of int
-        Channels of each block, two to five of them (2, 2, 4, 4 and 4 convolutions a
-        block, as in VGG19).
+        Number of channels of each block, for two to five blocks (with 2, 2, 4, 4 and 4
+        convolutions, as in VGG19).
     projection : int
-        Size of the vectors that are compared while training.
+        Length of the vectors that are compared in the training.
     """
 
     image_mean: Tensor
@@ -49,9 +49,9 @@ class ContrastiveNetwork(nn.Module):
         self.register_buffer("image_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return vectors of length 1 of each level, float32 (N, projection).
+        """Return vectors of length 1 for each level, float32 (N, projection).
 
-        Images are RGB, float (N, 3, H, W) in [0, 1].
+        The images are RGB, float (N, 3, H, W) in [0, 1].
         """
         x = (images - self.image_mean) / self.image_std
         found = []
@@ -67,7 +67,7 @@ class ContrastiveNetwork(nn.Module):
     def plain(self) -> dict[str, Tensor]:
         """Return the blocks as a VGG19 without normalisation: torchvision's keys, float32.
 
-        Scale and shift of the kept statistics are worked into each convolution, exactly.
+        Scale and shift of the kept statistics are folded into each convolution, exactly.
         """
         tensors: dict[str, Tensor] = {}
         for block in self.blocks:
@@ -115,18 +115,18 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def contrast(vectors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """Return how ill each vector finds its counterpart among all others.
+    """Return how badly each vector matches its counterpart among all others.
 
-    The normalised temperature-scaled cross entropy of SimCLR (Chen et al.: A Simple
-    Framework for Contrastive Learning of Visual Representations, ICML 2020, eq. 1),
-    averaged over both directions.
+    This is the normalised temperature-scaled cross entropy of SimCLR (Chen et al.: A Simple
+    Framework for Contrastive Learning of Visual Representations, ICML 2020, eq. 1), averaged
+    over both directions.
 
     Parameters
     ----------
     vectors, others : Tensor, (N, C)
-        Of length 1; the counterpart of row i is row i of the other.
+        Vectors of length 1; the counterpart of row i is row i of the other tensor.
     temperature : float
-        Divides the cosines.
+        Number by which the cosines are divided.
 
     Returns
     -------
@@ -147,7 +147,7 @@ _Width = Annotated[int, pydantic.Field(ge=1)]
 
 
 class ContrastiveOptions(LoopOptions):
-    """How the network is made and trained."""
+    """Options of the network and of its training."""
 
     widths: Annotated[tuple[_Width, ...], pydantic.Field(min_length=2, max_length=5)] = (
         16,
@@ -155,26 +155,26 @@ class ContrastiveOptions(LoopOptions):
         96,
         128,
     )
-    """Channels of VGG19's blocks, as many blocks as there are numbers; VGG19's own are 64,
-    128, 256, 512 and 512."""
+    """Number of channels of each of VGG19's blocks, one number per block; VGG19's own are 64, 128,
+    256, 512 and 512."""
     views: ViewOptions = ViewOptions()
-    """The ways in which two views of a tile may differ."""
+    """Differences between two views of a tile."""
     temperature: _Positive = 0.2
-    """Divides the cosines between views: a lower one looks at the most similar tiles."""
+    """Number that divides the cosines between views; a lower one stresses the closest tiles."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` is faster on GPUs, and on CPUs with AMX."""
+    """Precision of the training; `bfloat16` is faster on GPUs, and on CPUs with AMX."""
     batch: Annotated[int, pydantic.Field(ge=2)] = 256
-    """Tiles a step; each is told apart from all others of its batch."""
+    """Number of tiles in a step; each is distinguished from all others of its batch."""
     lr_schedule: Schedule = "cosine"
     max_steps: MaxSteps = 20_000
     patience: Patience = 10
 
 
 class ContrastiveLoss:
-    """The loss of windows: how ill two views of each find each other, at every level.
+    """The loss of windows: how badly two views of each match, at every level.
 
-    What is drawn for the views is a pure function of the windows: the same step of the
-    same training draws the same, and the same held-out tiles are looked at in one way.
+    The draws for the views are a pure function of the windows. The same step of the same
+    training draws the same views, and the same held-out tiles are always seen in the same way.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class ContrastiveLoss:
 
 
 def _checksum(windows: Tensor) -> int:
-    """Reduce windows to a number, the same on every device: integers, in any order."""
+    """Reduce windows to a number that is the same on every device: integers, in any order."""
     flat = windows.reshape(-1).long()
     places = torch.arange(1, len(flat) + 1, device=flat.device) % 65_521
     return int((flat * places).sum().item())
@@ -210,7 +210,7 @@ def _checksum(windows: Tensor) -> int:
 def new_training(
     tiles: HealthyTiles, options: ContrastiveOptions, context: FitContext, *, size: int
 ) -> tuple[ContrastiveNetwork, Training]:
-    """Make a network by the seed, and its training on whole tiles of an edge of ``size``.
+    """Make a network from the seed, and its training on complete tiles of an edge of ``size``.
 
     Raises
     ------

@@ -1,15 +1,12 @@
 """The interface of a detector: fit on healthy tiles, score tiles, keep its state.
 
-A detector knows tiles (uint8, N × H × W × 3) and nothing of slides, stores, heatmaps
-or command lines. Every detector scores *places*: an m × m map within the tile, with
-m = 1 where the method has no map. How the places of a tile are pooled into the tile's
-score is a choice of the user, not of the method, and therefore lives here.
+A detector knows tiles (uint8, N × H × W × 3) and nothing of slides, stores, heatmaps or command
+lines. Every detector scores *places*: an m × m map within the tile, with m = 1 if the method has
+no map. The user, not the method, chooses how the scores of the places are pooled into the tile's
+score, so the pooling is here, and so are the eight orientations of a square tile.
 
-The eight ways in which a square tile can lie: turned by right angles and mirrored.
-
-What some detectors can do besides scoring: show what they see in a tile.
-
-A detector has a capability by having its methods: ``isinstance(detector, Embeds)``.
+Some detectors can also show what they see in a tile. A detector has such a capability if it has
+its methods: ``isinstance(detector, Embeds)``.
 """
 
 from __future__ import annotations
@@ -51,11 +48,11 @@ _WAYS = (
     (-1, 1, True),
     (1, -1, True),
 )
-"""Steps down and across (-1 mirrors), and whether it is transposed then. The first 1, 2, 4 and 8
-are groups: as it lies, half a turn, mirrored either way, and all."""
+"""Steps down and across (-1 mirrors), and whether the tile is transposed afterwards. The first
+1, 2, 4 and 8 are groups: unchanged, half a turn, mirrored either way, and all."""
 
 BY_QUARTERS = (0, 7, 1, 6, 4, 3, 5, 2)
-"""The eight ways in another order: quarter turns against the clock, 0 to 3, and these mirrored."""
+"""The eight orientations in another order: quarter turns counter-clockwise, then these mirrored."""
 
 
 @overload
@@ -67,7 +64,7 @@ def turned(squares: torch.Tensor, way: int) -> torch.Tensor: ...
 
 
 def turned(squares: npt.NDArray[T] | torch.Tensor, way: int) -> npt.NDArray[T] | torch.Tensor:
-    """Lay squares, (N, S, S, ...), as the given one of the eight ways says; a copy."""
+    """Return squares, (N, S, S, ...), in one of the eight orientations; a copy."""
     down, across, transposed = _WAYS[way]
     if isinstance(squares, torch.Tensor):
         mirrored = [axis for axis, step in ((1, down), (2, across)) if step < 0]
@@ -78,7 +75,7 @@ def turned(squares: npt.NDArray[T] | torch.Tensor, way: int) -> npt.NDArray[T] |
 
 
 def turned_back(squares: npt.NDArray[T], way: int) -> npt.NDArray[T]:
-    """Undo :func:`turned`; a copy."""
+    """Return squares in their original orientation, the inverse of :func:`turned`; a copy."""
     down, across, transposed = _WAYS[way]
     found = squares.swapaxes(1, 2) if transposed else squares
     return np.ascontiguousarray(found[:, ::down, ::across])
@@ -98,9 +95,9 @@ class InputSpec:
     Parameters
     ----------
     size : TilePx
-        Edge of its square input, pixels.
+        Edge of the square input, pixels.
     mpp : Mpp
-        Scale of its input, µm/px.
+        Scale of the input, µm/px.
     """
 
     size: TilePx
@@ -108,7 +105,7 @@ class InputSpec:
 
 
 class TileSource(Protocol):
-    """Tiles that a detector may draw from; they may be larger than its input."""
+    """Tiles that a detector can draw from; they can be larger than its input."""
 
     @property
     def tile(self) -> TilePx:
@@ -128,14 +125,14 @@ class TileSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HealthyTiles:
-    """Healthy tiles by their use; disjoint by slide where there are slides enough.
+    """Healthy tiles by their use; disjoint by slide if there are enough slides.
 
     Parameters
     ----------
     fit : TileSource
-        To fit on.
+        Tiles to fit on.
     stop : TileSource
-        Held out, to know when to stop.
+        Held-out tiles, which show when to stop.
     """
 
     fit: TileSource
@@ -149,7 +146,7 @@ class AnomalyType:
     Parameters
     ----------
     name : str
-        What they show, such as ``"tumor"``.
+        Name of what they show, such as ``"tumor"``.
     tiles : TileSource
         The tiles.
     slides : tuple of str
@@ -163,12 +160,12 @@ class AnomalyType:
 
 @dataclass(frozen=True, slots=True)
 class AnomalousTiles:
-    """A few labelled anomalous tiles; no slide of theirs is held out among the healthy ones.
+    """A few labelled anomalous tiles; none of their slides is held out among the healthy ones.
 
     Parameters
     ----------
     types : tuple of AnomalyType
-        By name; at least one.
+        Types in the order of their names; at least one.
     """
 
     types: tuple[AnomalyType, ...]
@@ -179,7 +176,7 @@ class AnomalousTiles:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a fit may take; what is reached first ends it."""
+    """Limits of a fit; the one that is reached first ends it."""
 
     max_steps: int | None = None
     max_minutes: float | None = None
@@ -187,27 +184,27 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """Circumstances of a fit that are not the method's own.
+    """Circumstances of a fit that do not depend on the method.
 
     Parameters
     ----------
     seed : int
-        Same seed and data, same result on the same machine.
+        Seed; with the same data it gives the same result on the same machine.
     device : torch.device
-        Where to compute.
+        Device to compute on.
     folder : Path
-        Where metrics and checkpoints go; a fit that finds its own checkpoint there
-        goes on from it.
+        Folder of metrics and checkpoints; a fit that finds its own checkpoint there continues
+        from it.
     budget : Budget
-        Bounds on the fit.
+        Limits of the fit.
     weights : str or None
         Pretrained weights: a file, ``"random"`` or ``None`` for the method's default.
     quiet : bool
-        No progress output.
+        True for no progress output.
     anomalies : AnomalousTiles or None
-        Labelled anomalous tiles; only for methods that declare that they use them.
+        Labelled anomalous tiles, only for methods that declare that they use them.
     ranks : Ranks
-        More than one process only for methods that declare that they use them.
+        Processes that fit together; more than one only for methods that declare that they can.
     """
 
     seed: int
@@ -224,23 +221,23 @@ class FitContext:
         return self.ranks.average_of(value, self.device)
 
     def agreed(self, value: float) -> float:
-        """Return what the first process finds, so that all go on alike."""
+        """Return the first process's value, so that all processes continue alike."""
         return self.ranks.agreed(value, self.device)
 
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """How a fit ended.
+    """The end of a fit, and what it has to report.
 
     Parameters
     ----------
     ended_by : str
-        ``"fitted"`` for methods in closed form, else ``"early-stopping"``,
+        ``"fitted"`` for methods in closed form, otherwise ``"early-stopping"``,
         ``"max-steps"`` or ``"max-minutes"``.
     steps : int
-        Optimiser steps taken; 0 for methods in closed form.
+        Number of optimiser steps; 0 for methods in closed form.
     notes : dict
-        JSON values that the run should tell its reader, such as the weights' source.
+        JSON values that the run reports, such as the source of the weights.
     """
 
     ended_by: str
@@ -251,10 +248,10 @@ class FitReport:
 Pooling = Annotated[
     Literal["mean", "max", "quantile"],
     pydantic.Field(
-        description="How the scores of the places within a tile become the tile's score."
+        description="Way in which the scores of the places within a tile become the tile's score."
     ),
 ]
-"""How a score of a tile is made of those of its places; a method chooses its default alone."""
+"""Way in which the scores of places become a tile's score; a method sets only the default."""
 
 
 class DetectorOptions(Config):
@@ -264,20 +261,21 @@ class DetectorOptions(Config):
     """Edge of the input in pixels at the store's µm/px; by default the method's own."""
     pooling: Pooling = "mean"
     pooling_quantile: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
-    """Which quantile of the places, with ``pooling: quantile``."""
+    """Quantile of the places' scores, for ``pooling: quantile``."""
     orientations: Literal[1, 2, 4, 8] = 1
-    """Score every tile in so many orientations and take the mean of each place, since tissue has no
-    upside: 2 adds half a turn, 4 mirrors too, 8 are all; scoring takes so many times longer."""
+    """Number of orientations in which every tile is scored; the mean of each place is taken, since
+    tissue has no upside. 2 adds half a turn, 4 also the mirror images, 8 are all. Scoring takes as
+    many times longer."""
 
     scoring_only: ClassVar[frozenset[str]] = frozenset(
         {"pooling", "pooling_quantile", "orientations", "input_px"}
     )
-    """Options on which what is fitted does not depend, so that they may change between parts."""
+    """Options on which the fitted state does not depend, so that they can differ between parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that a fitted detector is: tensors for safetensors, values for JSON."""
+    """The complete state of a fitted detector: tensors for safetensors, values for JSON."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -289,18 +287,18 @@ class Detector(ABC):
     Parameters
     ----------
     options : DetectorOptions
-        Of the subclass's own ``Options`` class.
+        Options of the subclass's own ``Options`` class.
     spec : InputSpec
         Size and scale of the input.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DetectorOptions
     default_input_px: ClassVar[int | None] = None
-    """Input size where the options give none; ``None`` for that of the stored tiles."""
+    """Input size if the options set none; ``None`` for that of the stored tiles."""
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
-    """Whether :attr:`FitContext.anomalies` is used, or even needed."""
+    """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
     uses_ranks: ClassVar[bool] = False
-    """Whether several processes can fit it together."""
+    """True if several processes can fit it together."""
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         self.options = options
@@ -308,7 +306,7 @@ class Detector(ABC):
 
     @classmethod
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
-        """Return what :attr:`uses_anomalies` says, where options decide of these options."""
+        """Return :attr:`uses_anomalies`, or an answer that depends on these options."""
         return cls.uses_anomalies
 
     @abstractmethod
@@ -318,16 +316,16 @@ class Detector(ABC):
         Raises
         ------
         DetectorError
-            The tiles do not allow it: too few, too small.
+            The tiles are too few or too small.
         WeightsError
-            Pretrained weights are not at hand.
+            Pretrained weights are not on this machine.
         """
 
     @abstractmethod
     def score_places(self, tiles: Tiles) -> Scores:
-        """Score the places within tiles as they lie.
+        """Score the places within tiles in their own orientation.
 
-        Callers want :meth:`score_map`, in as many orientations as the options say.
+        Callers should use :meth:`score_map`, which follows the option ``orientations``.
 
         Parameters
         ----------
@@ -342,24 +340,24 @@ class Detector(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """Return what :meth:`load_state` needs to make an equal detector."""
+        """Return the state from which :meth:`load_state` makes an equal detector."""
 
     @abstractmethod
     def load_state(self, state: State, device: torch.device) -> None:
-        """Become the detector whose state this is.
+        """Load a state of this detector.
 
         Raises
         ------
         DetectorError
-            The state is not of this method.
+            The state does not belong to this method.
         """
 
     def score_map(self, tiles: Tiles) -> Scores:
         """Score the places within tiles, float32 (N, m, m): the mean over their orientations.
 
-        As :meth:`score_places`; but with several ``orientations`` a tile that is turned in one
-        of them has the same map, turned likewise. Averaging over such views is the usual
-        test-time augmentation (Krizhevsky, Sutskever & Hinton, NIPS 2012, section 4.1).
+        With one orientation this is :meth:`score_places`. With several, a tile that is turned
+        into one of them has the same map, turned likewise. Averaging over such views is the
+        usual test-time augmentation (Krizhevsky, Sutskever & Hinton, NIPS 2012, section 4.1).
         """
         count = self.options.orientations
         if count == 1:
@@ -385,19 +383,19 @@ class Detector(ABC):
 
 
 Embedding = npt.NDArray[np.float32]
-"""One feature vector a tile, float32 (N, D)."""
+"""Feature vectors, one for each tile, float32 (N, D)."""
 
 
 @runtime_checkable
 class Embeds(Protocol):
-    """Describes tiles by the features that its scores come from.
+    """Capability to describe tiles by the features that the scores come from.
 
-    Tiles with near vectors (Euclidean) look alike to the detector; that says nothing of
-    what is to blame for the score of one of them.
+    Tiles with near vectors (Euclidean) look alike to the detector. This does not show which
+    feature causes the score of one of them.
     """
 
     def embed(self, tiles: Tiles) -> Embedding:
-        """Return the detector's own features of whole tiles.
+        """Return the detector's own features of complete tiles.
 
         Parameters
         ----------
@@ -407,25 +405,25 @@ class Embeds(Protocol):
         Returns
         -------
         ndarray of float32, (N, D)
-            What they are is the method's; D is the same for all tiles.
+            Vectors whose meaning depends on the method; D is the same for all tiles.
         """
         ...
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """Makes a healthy image of every tile, and scores what differs from it."""
+    """Capability to make a healthy image of every tile, and to score the difference from it."""
 
     def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return what the detector makes of tiles, uint8 (N, size, size, 3).
+        """Return the detector's reconstructions of tiles, uint8 (N, size, size, 3).
 
-        Values that a picture cannot hold are cut off; the score is of the whole ones.
+        Values that a picture cannot hold are clipped; the score is that of the unclipped ones.
         """
         ...
 
     def difference(self, tiles: Tiles) -> Scores:
-        """Return where tiles and reconstructions differ to the detector, float32 (N, h, w).
+        """Return the difference of tiles and reconstructions at each place, float32 (N, h, w).
 
-        The map that is pooled to the score, in its unit.
+        This is the map that is pooled to the score, in the score's unit.
         """
         ...

@@ -1,14 +1,9 @@
 """The training loop: bounded, stopped early, resumed exactly.
 
-Everything that a step depends on is a pure function of the seed and the step, or is in
-the checkpoint. A training that was killed therefore ends with the same weights as one
-that was not, to the bit on the same CPU with as many threads.
-
-Where a training stands, and how it ended.
-
-Early stopping on the held-out healthy loss.
-
-The mean loss over held-out healthy tiles.
+Everything on which a step depends is a pure function of the seed and the step, or is in the
+checkpoint. A training that was killed therefore ends with the same weights as one that was not,
+to the bit on the same CPU with as many threads. Early stopping follows the mean loss over
+held-out healthy tiles.
 """
 
 from __future__ import annotations
@@ -38,10 +33,10 @@ EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a training ended; the module holds the weights of ``best_step``.
+    """The result of a training; the module holds the weights of ``best_step``.
 
-    If the last stage was not reached, ``best_step`` is 0, ``best_loss`` infinite, and the
-    module holds the weights as they are.
+    If the last stage was not reached, ``best_step`` is 0, ``best_loss`` is infinite, and the
+    module holds its last weights.
     """
 
     ended_by: EndedBy
@@ -53,17 +48,18 @@ class TrainingResult:
 
 @dataclass(slots=True)
 class Position:
-    """Where a training stands, apart from its tensors.
+    """The position of a training, without its tensors.
 
     Parameters
     ----------
     step : int
-        Steps taken.
+        Number of steps taken.
     epoch, position : int
-        Of the next batch.
+        Epoch of the next batch, and its position in the epoch.
     seconds : float
-        That the training took up to its last checkpoint.
+        Time that the training took until its last checkpoint.
     loss_sum, loss_count : float, int
+        Sum and number of losses since the last line of the metrics.
         Over the steps since the last line of the metrics.
     """
 
@@ -77,28 +73,30 @@ class Position:
 
 @dataclass(slots=True)
 class EarlyStopping:
-    """Know when the held-out loss has stopped falling, and which step was best.
+    """Decide when the held-out loss has stopped falling, and which step was best.
 
     Parameters
     ----------
     interval : int
         Steps between two validations.
     patience : int
-        Training is over when more than so many validations in a row brought no
-        improvement.
+        Maximum number of validations in a row without an improvement; with one more the training
+        is over.
     min_delta : float
-        How much lower a loss must be to count as an improvement.
+        Minimum decrease of the loss that counts as an improvement.
     keeps_last : bool
+        True to take every validation as the best so far: nothing is stopped early.
         Take every validation for the best so far: nothing is stopped early.
 
     Attributes
     ----------
     best_step, best_loss
-        Of the lowest loss so far, be it by less than ``min_delta``.
+        Step and value of the lowest loss so far, even if it is lower by less than ``min_delta``.
     mark_step, mark_loss
-        Of the last improvement by at least ``min_delta``; patience runs from here.
+        Step and value of the last improvement by at least ``min_delta``, from which patience
+        counts.
     last_step
-        Of the last validation.
+        Step of the last validation.
     """
 
     interval: int
@@ -112,7 +110,7 @@ class EarlyStopping:
     last_step: int = 0
 
     def update(self, step: int, loss: float) -> bool:
-        """Take in a validation; return whether its weights are the best so far."""
+        """Record a validation; return whether its weights are the best so far."""
         self.last_step = step
         if self.keeps_last:
             self.best_step = self.mark_step = step
@@ -127,7 +125,7 @@ class EarlyStopping:
 
     @property
     def is_over(self) -> bool:
-        """Whether patience has run out, as of the last validation."""
+        """True if patience has run out at the last validation."""
         return (self.last_step - self.mark_step) / self.interval > self.patience
 
     def values(self) -> dict[str, Any]:
@@ -141,7 +139,7 @@ class EarlyStopping:
         }
 
     def restore(self, values: dict[str, Any]) -> Self:
-        """Take over progress returned by :meth:`values`."""
+        """Restore progress returned by :meth:`values`."""
         self.best_step, self.mark_step = int(values["best_step"]), int(values["mark_step"])
         self.last_step = int(values["last_step"])
         self.best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
@@ -159,17 +157,17 @@ def held_out_loss(
     seed: int,
     device: torch.device,
 ) -> float:
-    """Return the mean loss of the central windows of tiles; the same tiles each time.
+    """Return the mean loss of the central windows of tiles, the same tiles each time.
 
     Parameters
     ----------
     losses : callable
-        Maps windows, uint8 (N, size, size, 3), to the loss of each, (N,).
+        Function that maps windows, uint8 (N, size, size, 3), to the loss of each, (N,).
     source : TileSource
     size : int
         Edge of the windows, pixels.
     most : int or None
-        Look at no more tiles; see :func:`~wsiad.learning.batches.sample`.
+        Maximum number of tiles; see :func:`~wsiad.learning.batches.sample`.
     batch : int
     seed : int
     device : torch.device
@@ -186,35 +184,35 @@ _CUDA_CHECK_STEPS = 25  # reading the loss back at each step would leave the GPU
 
 
 class Training:
-    """One training of a module on healthy tiles.
+    """Training of a module on healthy tiles.
 
     Parameters
     ----------
     module : nn.Module
-        What is trained, on the context's device.
+        Module to train, on the context's device.
     loss : callable
-        From windows, uint8 (N, size, size, 3), to the loss of each, (N,).
+        Function from windows, uint8 (N, size, size, 3), to the loss of each, (N,).
     tiles : HealthyTiles
-        To fit on and to stop by.
+        Tiles to fit on and to stop by.
     size : int
         Edge of the windows, pixels.
     options : LoopOptions
-        How to train.
+        Options of the training.
     context : FitContext
-        Seed, device, folder and bounds.
+        Seed, device, folder and limits.
     identity : dict
-        JSON values beyond the options that a checkpoint must agree in.
+        JSON values, besides the options, that a checkpoint must agree with.
     started : float, optional
-        ``time.monotonic()`` when the fit began: ``max_minutes`` counts from there, the
-        time before an interruption included.
+        ``time.monotonic()`` when the fit began. ``max_minutes`` counts from there, and includes
+        the time before an interruption.
     stages : Stages, optional
-        Stages to go through, each with an optimiser of its own and the batch size that
-        it names. Only in the last one is the best kept and the training stopped early.
+        Stages of the training, each with its own optimiser and batch size. Only in the last
+        stage are the best weights kept and the training stopped early.
     adversary : Adversary, optional
-        Trained along, with tiles of its own in every step. What it adds to the loss is
-        minimised, but neither logged nor looked at to stop.
+        Critics that are trained as well, with tiles of their own in every step. Their part of
+        the loss is minimised, but is neither logged nor used to stop.
     recipe : Recipe, optional
-        Another optimiser or update than Adam on the mean loss.
+        Optimiser or update other than Adam on the mean loss.
 
     Raises
     ------
@@ -287,7 +285,7 @@ class Training:
         self._resume()
 
     def run(self) -> TrainingResult:
-        """Train until it is over; the module then holds the best weights.
+        """Train until the end; the module then holds the best weights.
 
         Raises
         ------
@@ -318,7 +316,7 @@ class Training:
         )
 
     def _batches(self) -> Generator[Batch, None, None]:
-        """Return what the steps to come take, each of all the batches that it needs."""
+        """Return the batches of the coming steps, each with all the tiles that it needs."""
         return planned(
             self._tiles.fit,
             self._stages or self._options.batch,
@@ -330,11 +328,11 @@ class Training:
         )
 
     def _in_last_stage(self) -> bool:
-        """Whether the step before was of the last stage."""
+        """Tell whether the step before was in the last stage."""
         return self._stages is None or self._at.step > self._stages.last_start
 
     def _expected(self) -> int | None:
-        """Return the number of steps, if it is not a time that will end them."""
+        """Return the number of steps, or ``None`` if a time limit will end them."""
         if self._context.budget.max_minutes and not self._context.budget.max_steps:
             return None
         return self._limit
@@ -348,7 +346,7 @@ class Training:
             self._read_losses()
 
     def _look(self) -> str:
-        """Validate, log and save as the step demands; return what to show of it."""
+        """Validate, log and save as the step requires; return a note for the progress bar."""
         options, at = self._options, self._at
         if at.step % options.val_interval == 0:
             note = self._validate()
@@ -371,7 +369,7 @@ class Training:
         return None
 
     def _finish(self) -> None:
-        """Look at the last weights too, and put the best ones into the module."""
+        """Validate the last weights too, and put the best ones into the module."""
         if self._at.step % self._options.val_interval or self._at.step == 0:
             # Saved first: a later run with a larger bound must not see this look,
             # which a longer training would not have had.

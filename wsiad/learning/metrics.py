@@ -1,4 +1,4 @@
-"""The metrics of a training: ``metrics.csv`` and the picture of its loss."""
+"""The metrics of a training: ``metrics.csv`` and the plot of its loss."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _MOST_LOSS = 1e6
 
 @dataclass(frozen=True, slots=True)
 class MetricsRow:
-    """One line of ``metrics.csv``.
+    """A line of ``metrics.csv``.
 
     Parameters
     ----------
     step : int
-        Optimiser steps taken.
+        Number of optimiser steps taken.
     seconds : float
-        Since the fit began, time before an interruption included.
+        Time since the fit began, including the time before an interruption.
     learning_rate : float
-        Of the last step.
+        Learning rate of the last step.
     train_loss : float or None
-        Mean over the steps since the line before.
+        Mean loss over the steps since the line before.
     stop_loss : float or None
-        Mean over the held-out healthy tiles, where they were looked at.
+        Mean loss over the held-out healthy tiles; ``None`` without a validation.
     """
 
     step: int
@@ -47,14 +47,14 @@ _COLUMNS = tuple(field.name for field in fields(MetricsRow))
 
 
 class MetricsLog:
-    """Append to ``metrics.csv``; after an interruption, from where the checkpoint stands.
+    """Append to ``metrics.csv``; after an interruption, continue from the checkpoint.
 
     Parameters
     ----------
     path : Path
-        The file.
+        Path of the file.
     keep_steps : int
-        Lines of later steps are dropped: they will come again.
+        Step of the checkpoint. Lines of later steps are dropped, as they will be written again.
     """
 
     def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
@@ -66,13 +66,13 @@ class MetricsLog:
             writer.writerows(asdict(row) for row in kept)
 
     def append(self, row: MetricsRow) -> None:
-        """Add a line; the file is closed again when this returns."""
+        """Append a line; the file is closed when this returns."""
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, _COLUMNS).writerow(asdict(row))
 
 
 def check_loss(loss: float, step: int) -> None:
-    """Check that a training goes on.
+    """Check that the loss of a training is still usable.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def check_loss(loss: float, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Read ``metrics.csv``; no file is no lines, and a last line cut short is left out.
+    """Read ``metrics.csv``; a missing file gives no lines, and a truncated last line is left out.
 
     Raises
     ------
     RunError
-        The file is damaged otherwise.
+        The file is damaged in another way.
     """
     if not path.is_file():
         return []
@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> list[MetricsRow]:
         raise RunError(
             f"is not the table of a training ({' '.join(str(error).split())[:200]})",
             subject=str(path),
-            remedy="Delete it: training goes on, and its picture begins there.",
+            remedy="Delete it: the training continues, and its plot begins there.",
         ) from error
     return rows
 
@@ -114,7 +114,7 @@ def _parse(line: dict[str, str]) -> MetricsRow:
     def finite(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise ValueError(f"{text} is no finite number")
+            raise ValueError(f"{text} is not a finite number")
         return value
 
     def optional(text: str) -> float | None:
@@ -138,9 +138,9 @@ def plot_loss(
     best_step: int | None = None,
     stage_starts: Sequence[int] = (),
 ) -> None:
-    """Draw the loss on the tiles fitted on and on those held out, as PNG.
+    """Plot the loss on the tiles of the fit and on the held-out ones, as PNG.
 
-    Losses of different stages cannot be compared: a line marks where each begins.
+    Losses of different stages cannot be compared; a line marks the beginning of each stage.
     """
     # Figure and canvas by hand: pyplot would hold global state, and is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,7 +1,7 @@
-"""The stages of a training that grows: which resolution, how far faded in, what batch.
+"""The stages of a growing training: the resolution, the share of fading in, and the batch.
 
-Plain arithmetic on the number of the step. A stage is *stabilising* at one resolution, or
-a *transition* to it from half of it, in which α rises linearly to 1:
+They are plain arithmetic on the number of the step. A stage is *stabilising* at one resolution,
+or a *transition* to it from half of it, in which α rises linearly to 1:
 stabilise r₀ → (transition 2r → stabilise 2r) → … → stabilise the last, which has no end of
 its own.
 """
@@ -19,14 +19,14 @@ from wsiad.core.errors import DetectorError
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The stage that one step works on.
+    """The stage of a single step.
 
     Parameters
     ----------
     px : int
         Resolution: edge of the images, pixels.
     alpha : float
-        Share of this resolution, the rest is half the resolution; 1 while stabilising
+        Share of this resolution; half the resolution has the rest. It is 1 while stabilising
         and in the last step of a transition.
     """
 
@@ -41,13 +41,13 @@ class Span:
     Parameters
     ----------
     px : int
-        Resolution that it works on or goes to, pixels.
+        Resolution of the stage, or to which it leads, pixels.
     transition : bool
-        Whether it goes there from half of it.
+        True if the stage leads to the resolution from half of it.
     steps : int or None
-        How many; ``None`` for the last stage.
+        Number of steps; ``None`` for the last stage.
     batch : int
-        Tiles a step.
+        Number of tiles in a step.
     """
 
     px: int
@@ -57,7 +57,7 @@ class Span:
 
     @property
     def name(self) -> str:
-        """Name for people, such as ``transition to 32 px``."""
+        """Name for the terminal, such as ``transition to 32 px``."""
         return f"{'transition to' if self.transition else 'stabilise'} {self.px} px"
 
 
@@ -69,10 +69,10 @@ class Stages:
     edges : sequence of int
         Resolutions from the first to the last, each twice the one before, pixels.
     stabilise, transition : mapping of int to int
-        Steps of the stages by resolution; the last resolution stabilises without end,
-        and there is no transition to the first.
+        Number of steps of the stages for each resolution. The last resolution stabilises
+        without end, and there is no transition to the first.
     batch : mapping of int to int
-        Tiles a step by resolution.
+        Number of tiles in a step for each resolution.
 
     Raises
     ------
@@ -106,7 +106,7 @@ class Stages:
 
     @property
     def last_start(self) -> int:
-        """First step of the last stage: the number of steps before it."""
+        """First step of the last stage, which is also the number of steps before it."""
         return self._starts[-1]
 
     def span(self, step: int) -> Span:
@@ -114,7 +114,7 @@ class Stages:
         return self.spans[self._index(step)]
 
     def at(self, step: int) -> Stage:
-        """Return what a step works on."""
+        """Return the stage of a step, with its share of fading in."""
         index = self._index(step)
         span = self.spans[index]
         if not span.transition or span.steps is None:
@@ -122,7 +122,7 @@ class Stages:
         return Stage(span.px, (step - self._starts[index] + 1) / span.steps)
 
     def begins(self, step: int) -> bool:
-        """Whether a step is the first of a stage after the first one."""
+        """Tell whether a step is the first of a stage after the first one."""
         return step > 0 and step in self._starts
 
     def notes(self) -> list[dict[str, Any]]:

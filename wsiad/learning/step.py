@@ -1,4 +1,4 @@
-"""One step of a training: windows of its tiles, their loss, and the update of the weights."""
+"""A step of a training: windows of its tiles, their loss, and the update of the weights."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from wsiad.learning.stages import Stages
 from wsiad.learning.training_options import LoopOptions
 
 Loss = Callable[..., Tensor]
-"""Maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
+"""Function that maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
 
-Where the training has stages, the :class:`~wsiad.learning.stages.Stage` comes second.
+If the training has stages, the :class:`~wsiad.learning.stages.Stage` is the second argument.
 """
 
 
 class Step:
-    """One step of a training, a pure function of its tiles, the seed and its number.
+    """A step of a training, as a pure function of its tiles, the seed and its number.
 
     Parameters
     ----------
     trained : Trained
         The parameters of the module.
     module : nn.Module
-        What is trained.
+        Module to train.
     loss : callable
-        See :data:`Loss`.
+        Loss of the windows; see :data:`Loss`.
     size : int
         Edge of the windows, pixels.
     limit : int
-        Number of steps of the whole training, which the learning rate may depend on.
+        Number of steps of the complete training, on which the learning rate can depend.
     options : LoopOptions
     context : FitContext
     recipe : Recipe
@@ -65,15 +65,15 @@ class Step:
 
     @property
     def draws(self) -> int:
-        """How many batches of tiles it takes."""
+        """Number of batches of tiles that a step takes."""
         return self._adversary.draws if self._adversary else 1
 
     def losses(self, windows: Tensor, number: int) -> Tensor:
-        """Return the loss of each window, (N,), as the stage of a step counts it."""
+        """Return the loss of each window, (N,), by the stage of a step."""
         return self._loss(windows, self._stages.at(number)) if self._stages else self._loss(windows)
 
     def take(self, tiles: Tiles | Tensor, number: int) -> Tensor:
-        """Take the step of a number, from 0; return the losses that are logged."""
+        """Take the step of a given number, from 0; return the losses that are logged."""
         ranks, total = self._context.ranks, len(tiles) * self._context.ranks.count
         windows = random_crops(
             on_device(tiles, self._context.device),

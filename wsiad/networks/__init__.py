@@ -1,1 +1,1 @@
-"""Networks: pure ``nn.Module`` and their weights; nothing of training or detectors."""
+"""Networks: pure ``nn.Module`` and their weights, without training or detectors."""

@@ -18,7 +18,7 @@ from wsiad.networks.weights import torchvision_models
 PREFIX = "timm/"
 
 CLASS_TOKEN = ":cls"  # noqa: S105 - a token of a transformer
-"""At the end of a layer's name: its class token, in place of the map of its patches."""
+"""End of a layer's name that asks for its class token instead of the map of its patches."""
 
 _MLP_LAYERS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
 
@@ -27,14 +27,14 @@ _NOT_THE_NETWORKS = frozenset(
     | {"num_classes", "features_only", "out_indices", "scriptable", "exportable", "no_jit"}
     | {"pretrained_strict", "pretrained_filter_fn", "kwargs_filter", "model_name", "model_cfg"}
 )
-"""Arguments of timm's factory that are not those of a network."""
+"""Arguments of timm's factory that are not arguments of a network."""
 
 _AS_IT_IS = {"num_classes": 0, "pretrained": False}
-"""Arguments that change nothing here, and stand in the instructions of published encoders."""
+"""Arguments that change nothing here, but are part of the instructions of published encoders."""
 
 
 class _FoundAllError(Exception):
-    """All layers have been seen: what lies deeper need not be computed."""
+    """All layers have been seen, so that deeper ones need not be computed."""
 
 
 def build(backbone: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -45,12 +45,12 @@ def build(backbone: str, arguments: Mapping[str, Any] | None = None) -> nn.Modul
     backbone : str
         ``"timm/…"``, with or without the tag of its weights (``"timm/resnet50.a1_in1k"``).
     arguments : mapping of str to value, optional
-        Of the network's constructor, such as ``{"init_values": 1.0}``.
+        Arguments of the network's constructor, such as ``{"init_values": 1.0}``.
 
     Raises
     ------
     DetectorError
-        timm is not installed, has no such network or tag, or the network does not take the
+        timm is not installed or has no such network or tag, or the network does not accept the
         arguments.
     """
     timm, name = _timm(backbone), backbone.removeprefix(PREFIX)
@@ -73,12 +73,12 @@ def build(backbone: str, arguments: Mapping[str, Any] | None = None) -> nn.Modul
 
 
 def head(backbone: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Return the names of what the network of :func:`build` leaves off, with their shapes.
+    """Return the tensors that the network of :func:`build` leaves off, by name and with shapes.
 
     Returns
     -------
     dict of str to Tensor
-        On the device ``meta``, without values.
+        Tensors on the device ``meta``, without values.
     """
     timm, name = _timm(backbone), backbone.removeprefix(PREFIX)
     given = checked(arguments or {})
@@ -89,12 +89,12 @@ def head(backbone: str, arguments: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments for timm; the names of layers become classes.
+    """Return arguments for timm, with classes in place of the names of layers.
 
     Raises
     ------
     DetectorError
-        One is not the network's own: weights, for example, are given otherwise.
+        An argument is not the network's own; weights, for example, have an option of their own.
     """
     out = dict(arguments)
     for name, value in arguments.items():
@@ -103,13 +103,13 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _NOT_THE_NETWORKS:
             raise DetectorError(
                 f"{name} is not for backbone_args",
-                remedy="Give arguments of the network's constructor, such as init_values; "
+                remedy="Use arguments of the network's constructor, such as init_values; set "
                 "weights by --weights.",
             )
         elif name == "mlp_layer":
             if value not in _MLP_LAYERS:
                 raise DetectorError(
-                    f"{value!r} is no mlp_layer", remedy=f"Choose {', '.join(_MLP_LAYERS)}."
+                    f"{value!r} is not an mlp_layer", remedy=f"Choose {', '.join(_MLP_LAYERS)}."
                 )
             out[name] = getattr(importlib.import_module("timm.layers"), value)
     return out
@@ -141,11 +141,11 @@ def normalisation(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> nn.Module:
-    """Let a network return the features (N, C, h, w) by layer in place of its output.
+    """Make a network return the features (N, C, h, w) by layer in place of its output.
 
-    Hooks look at the layers, and the rest is left out. Tokens of a transformer become a
-    map of its patches; those of no patch are dropped, unless a layer's name asks for the class
-    token (``"norm:cls"``), which is a map of one place.
+    Hooks look at the layers, and deeper ones are not computed. Tokens of a transformer become a
+    map of its patches. Tokens that belong to no patch are dropped, unless a layer's name asks for
+    the class token (``"norm:cls"``), which is a map of one place.
     """
     found: dict[str, Tensor] = {}
 
@@ -169,8 +169,8 @@ def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> n
             return dict(found)
         except AssertionError as error:
             raise DetectorError(
-                f"{backbone} does not take images of {images.shape[2]} px ({error})",
-                remedy="Choose a network that takes any size, or another input_px.",
+                f"{backbone} does not accept images of {images.shape[2]} px ({error})",
+                remedy="Choose a network for images of any size, or another input_px.",
             ) from error
         missing = ", ".join(layer for layer in layers if layer not in found)
         raise DetectorError(f"{missing} of {backbone} is not used for images")
@@ -180,7 +180,7 @@ def give_features(network: nn.Module, layers: Sequence[str], backbone: str) -> n
 
 
 def module_of(layer: str) -> str:
-    """Return the name of the module whose output a layer is."""
+    """Return the name of the module of which a layer is the output."""
     return layer.removesuffix(CLASS_TOKEN)
 
 
@@ -201,7 +201,7 @@ def _as_map(output: Any, network: nn.Module, layer: str) -> Tensor:
         edge = math.isqrt(patches.shape[1])
         if edge**2 == patches.shape[1]:
             return patches.transpose(1, 2).reshape(len(patches), -1, edge, edge)
-    raise DetectorError(f"the output of {layer} is no map of features", remedy="Choose another.")
+    raise DetectorError(f"the output of {layer} is not a map of features", remedy="Choose another.")
 
 
 def _timm(backbone: str) -> ModuleType:

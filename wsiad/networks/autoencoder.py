@@ -23,18 +23,18 @@ class AutoencoderShape:
     Parameters
     ----------
     image_px : int
-        Edge of the square image; ``latent_px`` times a power of two.
+        Edge of the square image, pixels; ``latent_px`` times a power of two.
     latent_px : int
-        Edge of the latent; 1 stands for a vector.
+        Edge of the latent, pixels; 1 stands for a vector.
     channels : tuple of int
         Width at every resolution from that of the image down to that of the latent
         (down to 4 px for a vector).
     latent_channels : int
-        Channels of the latent.
+        Number of channels of the latent.
     image_channels : int
-        Channels of the image.
+        Number of channels of the image.
     blocks : {"residual18", "residual9"}
-        Two or one residual block(s) a resolution.
+        Two residual blocks or one at each resolution.
 
     Raises
     ------
@@ -55,17 +55,17 @@ class AutoencoderShape:
             raise DetectorError(
                 f"{len(self.channels)} channel widths were given for the {len(edges)} resolutions "
                 f"{', '.join(map(str, edges))} px",
-                remedy="Give one width for all, or one for each from the image to the latent.",
+                remedy="Set one width for all, or one for each from the image to the latent.",
             )
 
     @property
     def blocks_per_edge(self) -> int:
-        """Residual blocks a resolution."""
+        """Number of residual blocks at each resolution."""
         return 2 if self.blocks == "residual18" else 1
 
     @staticmethod
     def edges(image_px: int, latent_px: int) -> tuple[int, ...]:
-        """Resolutions from the image down, pixels.
+        """Return the resolutions from the image down, pixels.
 
         Raises
         ------
@@ -85,10 +85,10 @@ class AutoencoderShape:
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block, with the resampling inside of both branches.
+    """Pre-activation residual block, with the resampling inside both branches.
 
-    Main branch: leaky ReLU, resampling, 3 × 3 convolution, leaky ReLU, 3 × 3
-    convolution. Skip: resampling, and a 1 × 1 convolution where widths differ. The
+    The main branch is leaky ReLU, resampling, 3 × 3 convolution, leaky ReLU, 3 × 3
+    convolution. The skip branch is resampling, and a 1 × 1 convolution if widths differ. The
     sum is not activated.
     """
 
@@ -124,7 +124,7 @@ class Autoencoder(nn.Module):
     Parameters
     ----------
     shape : AutoencoderShape
-        Its sizes.
+        Sizes of the autoencoder.
 
     Notes
     -----
@@ -147,15 +147,15 @@ class Autoencoder(nn.Module):
 
 
 def images_of(windows: Tensor) -> Tensor:
-    """Turn windows, uint8 (N, S, S, 3), into what an autoencoder takes.
+    """Turn windows, uint8 (N, S, S, 3), into images for an autoencoder.
 
-    These are images (N, 3, S, S) in [−1, 1], channels last.
+    The images are (N, 3, S, S) in [−1, 1], channels last.
     """
     return windows.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
-    """Return an encoder alone, images to latents, whose weights follow from the seed."""
+    """Return an encoder from images to latents, whose weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(*encoder(shape))
@@ -164,7 +164,7 @@ def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw the weights of every convolution by Kaiming's normal law; biases stay as they are."""
+    """Draw the weights of every convolution by Kaiming's normal law; biases are unchanged."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(
@@ -173,14 +173,14 @@ def initialise(network: nn.Module) -> None:
 
 
 def from_image(shape: AutoencoderShape, width: int) -> Iterator[nn.Module]:
-    """Yield the modules that turn an image into features of a width."""
+    """Yield the modules that turn an image into features of a given width."""
     yield nn.Conv2d(shape.image_channels, width, 3, padding=1)
     for _ in range(shape.blocks_per_edge):
         yield ResidualBlock(width, width)
 
 
 def to_image(shape: AutoencoderShape, width: int) -> Iterator[nn.Module]:
-    """Yield the modules that turn features of a width into an image."""
+    """Yield the modules that turn features of a given width into an image."""
     yield nn.LeakyReLU(_SLOPE)
     yield nn.Conv2d(width, shape.image_channels, 3, padding=1)
 

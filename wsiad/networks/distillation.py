@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a frozen teacher sees in healthy tiles, and no more."""
+"""Distillation: a student learns the features of a frozen teacher on healthy tiles only."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Distillation(nn.Module):
     teacher : BackboneFeatures
         Network whose features are to be learnt.
     student : nn.Module
-        Maps images, normalised as for the teacher, and the teacher's features of them, a
-        list of (N, C, h, w), to a list of features of the same shapes.
+        Network that maps images, normalised as for the teacher, and the teacher's features of
+        them, a list of (N, C, h, w), to a list of features of the same shapes.
     """
 
     def __init__(self, teacher: BackboneFeatures, student: nn.Module) -> None:
@@ -31,7 +31,7 @@ class Distillation(nn.Module):
         self.teacher, self.student = teacher, student
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the features of RGB images (N, 3, H, W) in [0, 1] of teacher and student."""
+        """Return the teacher's and the student's features of RGB images (N, 3, H, W) in [0, 1]."""
         x = self.teacher.normalised(images)
         with torch.no_grad():
             taught = self.teacher.maps(x)
@@ -40,7 +40,7 @@ class Distillation(nn.Module):
     def directions(self, images: Tensor) -> Tensor:
         """Return the teacher's features, each of length 1, averaged over the places: (N, D).
 
-        The layers lie one after the other.
+        The vectors of the layers follow each other.
         """
         taught = self.teacher.maps(self.teacher.normalised(images))
         return torch.cat(
@@ -49,7 +49,7 @@ class Distillation(nn.Module):
 
 
 class LikeTeacher(nn.Module):
-    """A student of the teacher's architecture, its weights drawn from a seed."""
+    """A student of the teacher's architecture, with weights drawn from a seed."""
 
     def __init__(self, backbone: str, teacher: BackboneFeatures, *, seed: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LikeTeacher(nn.Module):
         )
 
     def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:
-        """Return the features of normalised images at the layers; what was taught is not used."""
+        """Return the features of normalised images at the layers; ``taught`` is not used."""
         found = self.network(images)
         return [found[layer] for layer in self._layers]
 
@@ -74,7 +74,7 @@ def place_distances(taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[T
     Returns
     -------
     list of Tensor, (N, h, w)
-        From 0 to 2. A vector without length has no direction and is taken as 0.
+        Distances from 0 to 2. A vector of length 0 has no direction and is taken as 0.
     """
     return [
         (functional.normalize(t, dim=1) - functional.normalize(f, dim=1)).square().sum(dim=1) / 2
@@ -83,7 +83,7 @@ def place_distances(taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[T
 
 
 def whole_distances(taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
-    """Return 1 − cos between whole feature maps, taken as one vector: (N,) a layer."""
+    """Return 1 − cos between complete feature maps, each taken as one vector: (N,) per layer."""
     return [
         1 - functional.cosine_similarity(t.flatten(1), f.flatten(1), dim=1)
         for t, f in zip(taught, found, strict=True)
@@ -91,10 +91,10 @@ def whole_distances(taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[T
 
 
 def combined(maps: Sequence[Tensor], places: int, how: Combine) -> Tensor:
-    """Return one map of m × m places, of those of several layers.
+    """Return one map of m × m places from the maps of several layers.
 
-    All are sampled bilinearly to the finest one's grid, multiplied or added there, and
-    averaged to the places.
+    All maps are sampled bilinearly to the grid of the finest one, multiplied or added there,
+    and averaged to the places.
 
     Parameters
     ----------

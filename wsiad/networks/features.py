@@ -27,7 +27,7 @@ ONLY_BY_NAME = (
     "%s: images are normalised by mean %s and deviation %s, which timm states for that name; "
     "weights of other origin may need others: set the options mean and std"
 )
-"""Said where a normalisation rests on the name of a network alone."""
+"""Warning where a normalisation depends only on the name of a network."""
 
 _HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
 """Parts of torchvision's networks that come after the features."""
@@ -36,51 +36,52 @@ _HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLog
 class BackboneFeatures(nn.Module):
     """Features of chosen layers of a network, pooled to m × m places.
 
-    The network is cut after the deepest layer asked for. The features of each layer are
+    The network is cut after the deepest requested layer. The features of each layer are
     averaged to the grid of places (adaptive average pooling) and concatenated.
 
     Parameters
     ----------
     backbone : str
-        Name of a torchvision classification model: ``"squeezenet1_1"``, ``"resnet18"``, …;
-        or of one of timm: ``"timm/convnext_atto"``; or ``"wsiad"`` for one that ``wsiad
-        pretrain`` made, with torchvision's names of VGG19.
+        Name of a torchvision classification model, such as ``"squeezenet1_1"`` or
+        ``"resnet18"``; of one of timm, such as ``"timm/convnext_atto"``; or ``"wsiad"`` for a
+        network of ``wsiad pretrain``, with torchvision's names of VGG19.
     layers : sequence of str
         Names of modules, such as ``"features.4"`` or ``"layer2"``.
     places : int
-        Edge m of the grid; 1 averages over the whole tile.
+        Edge m of the grid; 1 averages over the complete tile.
     tensors : mapping of str to Tensor
-        State dict with torchvision's or timm's keys; of torchvision's networks, what lies
-        deeper is not needed, and a VGG's widths are those of its tensors.
+        State dict with torchvision's or timm's keys. Deeper layers of torchvision's networks
+        can be missing, and a VGG has the widths of its tensors.
     neighbourhood : int
         Odd edge of the square over which features are averaged first, within the tile;
-        1 leaves them as they are.
+        1 leaves them unchanged.
     padding : {"zeros", "reflect"}
-        Of all convolutions, as the weights were trained.
+        Padding of all convolutions, as when the weights were trained.
     contrast : float
-        Stretch images about white so many times; see :func:`~wsiad.networks.vgg.stretched`.
+        Factor by which images are stretched around white; see
+        :func:`~wsiad.networks.vgg.stretched`.
     arguments : mapping of str to value, optional
-        Of the constructor of a network of timm; see :func:`wsiad.networks._timm.build`.
+        Arguments of a timm network's constructor; see :func:`wsiad.networks._timm.build`.
     normalisation : Normalisation, optional
-        Mean and deviation of the images that the network was trained on; by default ImageNet's,
-        and of timm's networks those that timm states for that name.
+        Mean and deviation of the images on which the network was trained; by default ImageNet's,
+        or for a network of timm those that timm states for its name.
     source : str, optional
-        Where tensors of a user are from, which the errors then name; what is taken for granted
-        of them is said in the log.
+        Source of a user's tensors, which errors name. Assumptions about such tensors are
+        logged.
 
     Attributes
     ----------
     normalisation : Normalisation
-        As it is used, before the contrast.
+        Normalisation in use, before the contrast.
     left_off : list of str
-        Keys of the classifier that the tensors held.
+        Keys of the classifier that the tensors hold.
 
     Raises
     ------
     DetectorError
-        The backbone or a layer is unknown, or does not take the arguments.
+        The backbone or a layer is unknown, or the backbone does not accept the arguments.
     WeightsError
-        The tensors are not, whole and without anything left over, those of the network; see
+        The tensors are not exactly those of the network, complete and without others; see
         :func:`wsiad.networks.state_dict.fitted`.
     """
 
@@ -122,7 +123,7 @@ class BackboneFeatures(nn.Module):
         Raises
         ------
         DetectorError
-            The images are too small for that many places.
+            The images are too small for this many places.
         """
         found = self.maps(self.normalised(images))
         self._check_finest(found, images.shape[2])
@@ -133,11 +134,11 @@ class BackboneFeatures(nn.Module):
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return RGB images (N, 3, H, W) in [0, 1] as the network was trained on them."""
+        """Return RGB images (N, 3, H, W) in [0, 1], normalised as in the network's training."""
         return (images - self.mean) / self.std
 
     def maps(self, normalised: Tensor) -> list[Tensor]:
-        """Return the features (N, C, h, w) of normalised images at every layer as they are."""
+        """Return the features (N, C, h, w) of normalised images at every layer, unpooled."""
         found = self.network(normalised)
         return [found[layer] for layer in self.layers]
 
@@ -147,17 +148,17 @@ class BackboneFeatures(nn.Module):
         Parameters
         ----------
         edge : int
-            Of the images, pixels.
+            Edge of the images, pixels.
 
         Returns
         -------
         list of tuple
-            (C, h, w) a layer.
+            Shape (C, h, w) of each layer.
 
         Raises
         ------
         DetectorError
-            The images are too small for that many places.
+            The images are too small for this many places.
         """
         device = self.mean.device
         with torch.no_grad():
@@ -169,7 +170,7 @@ class BackboneFeatures(nn.Module):
         finest = max(min(features.shape[2:]) for features in found)
         if finest < self.places:
             raise DetectorError(
-                f"{self.places} × {self.places} places were asked for, but the features of a tile "
+                f"{self.places} × {self.places} places were requested, but the features of a tile "
                 f"of {edge} px have {finest} × {finest}",
                 remedy="Choose fewer places, larger tiles or a shallower layer.",
             )
@@ -185,7 +186,7 @@ class BackboneFeatures(nn.Module):
 def random_tensors(
     backbone: str, seed: int, *, arguments: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """Return the weights of a freshly made network, drawn from a seed."""
+    """Return the weights of a new network, drawn from a seed."""
     if backbone == SHIPPED:
         return vgg.random_tensors(seed)
     with torch.random.fork_rng(devices=[]):
@@ -199,7 +200,7 @@ def stated_padding(metadata: Mapping[str, str]) -> Padding:
     Raises
     ------
     WeightsError
-        It is an unknown one.
+        The metadata state an unknown padding.
     """
     match metadata.get("padding", "zeros"):
         case "zeros":
@@ -218,10 +219,10 @@ def seeded_network(
     like: nn.Module,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Return an untrained network cut after the deepest of the layers, to be trained.
+    """Return an untrained network cut after the deepest of the layers, for training.
 
-    It maps normalised images to the features by layer, a dict of (N, C, h, w). Widths are
-    those of ``like``, another one of that name.
+    It maps normalised images to the features by layer, a dict of (N, C, h, w). Its widths are
+    those of ``like``, another network of that name.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -265,7 +266,7 @@ def _is_vgg(backbone: str) -> bool:
 
 
 def _whole(backbone: str, *, like: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> nn.Module:
-    """Return an untrained network; a VGG as wide as the tensors, and without values."""
+    """Return an untrained network; a VGG has the tensors' widths and no values."""
     # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
     with torch.device("meta") if _is_vgg(backbone) else nullcontext():
         network = _build(backbone, arguments)
@@ -282,7 +283,7 @@ def _loaded(
     padding: Padding,
     arguments: Mapping[str, Any],
 ) -> tuple[nn.Module, list[str]]:
-    """Return a network with its weights, cut after the layers, and what the cut left off."""
+    """Return a network with its weights, cut after the layers, and the keys that were left off."""
     # Of a VGG the names alone are known before its widths.
     network = _whole(backbone, like={}, arguments=arguments)
     tensors = unwrapped(tensors, network.state_dict())
@@ -299,7 +300,7 @@ def _loaded(
     if _is_vgg(backbone):  # as wide as it is
         of_head = {key: tensors.get(key, t) for key, t in of_head.items()}
     of_timm = backbone.startswith(_timm.PREFIX)
-    remedy = f"Give weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
+    remedy = f"Use weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
     to = Fit(
         name=backbone, whole=every, needed=tuple(own), head=of_head, remedy=remedy, of_timm=of_timm
     )
@@ -337,7 +338,7 @@ def _cut(
 
 
 def _draw(network: nn.Module) -> None:
-    """Draw the weights of a network that has shapes only."""
+    """Draw the weights of a network that has only shapes."""
     network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
@@ -345,7 +346,7 @@ def _draw(network: nn.Module) -> None:
 
 
 def _fit_widths(vgg: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give the convolutions of a VGG the widths of tensors, so that slim ones can be used."""
+    """Change the convolutions of a VGG to the widths of tensors, so that slim ones fit."""
     features = vgg.get_submodule("features")
     for name, module in list(features.named_children()):
         weight = tensors.get(f"features.{name}.weight")

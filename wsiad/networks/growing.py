@@ -1,7 +1,7 @@
 """Progressive growing of the autoencoder: its network, its images and its loss.
 
-All three fade one resolution *r* in over half of it by a share α. With α = 1 nothing of
-*r*/2 is computed.
+All three fade one resolution *r* in, over half of it, by a share α. With α = 1, nothing is
+computed at *r*/2.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from wsiad.networks.perceptual import RelativePerceptualL1
 class GrowingAutoencoder(nn.Module):
     """An autoencoder that can be run at the resolutions below its own, and in between.
 
-    It is an :class:`~wsiad.networks.autoencoder.Autoencoder` of the final resolution, of
-    which lower resolutions use the inner part, and for each of them the modules that turn
-    an image of it into features and back. With these images *x* of *r* px are
+    It is an :class:`~wsiad.networks.autoencoder.Autoencoder` of the final resolution, whose
+    inner part serves the lower resolutions. For each of these it has modules that turn an image
+    into features and back. With these, images *x* of *r* px are
 
     - encoded as (1 − α) · from_image_{r/2}(mean of 2 × 2 of *x*) + α ·
-      down_r(from_image_r(*x*)), from where the rest of the encoder goes on;
+      down_r(from_image_r(*x*)), from where the rest of the encoder continues;
     - decoded from *h*, the features at *r*/2, as (1 − α) · (to_image_{r/2}(*h*), each
       pixel twice in both directions) + α · to_image_r(up_r(*h*)).
 
@@ -40,12 +40,12 @@ class GrowingAutoencoder(nn.Module):
     shape : AutoencoderShape
         Sizes of the final autoencoder.
     start_px : int
-        Resolution to begin with, pixels: one of the shape's resolutions.
+        First resolution, pixels: one of the shape's resolutions.
 
     Attributes
     ----------
     final : Autoencoder
-        What is left when growing is over.
+        Autoencoder that remains when growing is over.
     edges : tuple of int
         Resolutions from the first to the final one, pixels.
 
@@ -83,9 +83,9 @@ class GrowingAutoencoder(nn.Module):
         ----------
         x : Tensor
         px : int
-            One of ``edges``.
+            Resolution of the images, one of ``edges``.
         alpha : float
-            Share of this resolution; below 1 the next lower one has the rest.
+            Share of this resolution; if it is below 1, the next lower one has the rest.
         """
         return self._decode(self._encode(x, px, alpha), px, alpha)
 
@@ -104,7 +104,7 @@ class GrowingAutoencoder(nn.Module):
         return (1 - alpha) * _doubled(below) + alpha * above
 
     def _halvings(self, px: int) -> int:
-        """How many halvings lie between the final resolution and this one."""
+        """Return the number of halvings between the final resolution and this one."""
         return len(self.edges) - 1 - self.edges.index(px)
 
     def _to_image(self, px: int) -> list[nn.Module]:
@@ -117,7 +117,7 @@ class GrowingDistance(nn.Module):
     Parameters
     ----------
     distances : mapping of int to RelativePerceptualL1
-        By resolution, pixels.
+        Distance for each resolution, pixels.
 
     Notes
     -----
@@ -170,7 +170,7 @@ def growing_edges(shape: AutoencoderShape, start_px: int) -> tuple[int, ...]:
 def seeded_growing(shape: AutoencoderShape, start_px: int, seed: int) -> GrowingAutoencoder:
     """Return a growing autoencoder whose weights follow from the seed alone.
 
-    Its final autoencoder begins with the weights of the one that does not grow.
+    Its final autoencoder starts with the weights of the one that does not grow.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -187,22 +187,22 @@ def encoded(
     px: int,
     alpha: float,
 ) -> Tensor:
-    """Run images through the encoder of the final resolution, from where they enter.
+    """Run images through the encoder of the final resolution, from where they enter it.
 
     Parameters
     ----------
     x : Tensor, float (N, C, px, px)
     layers : sequence of nn.Module
-        Of the encoder of the final resolution.
+        Layers of the encoder of the final resolution.
     lower : nn.ModuleDict
-        By each lower resolution, what turns an image of it into features.
+        Modules for each lower resolution that turn its images into features.
     edges : tuple of int
         Resolutions from the first to the final one, pixels.
     blocks : int
-        Residual blocks a resolution.
+        Number of residual blocks at each resolution.
     px : int
     alpha : float
-        Share of ``px``; below 1 the next lower resolution has the rest.
+        Share of ``px``; if it is below 1, the next lower resolution has the rest.
     """
     halvings = len(edges) - 1 - edges.index(px)  # between the final resolution and this one
     inner = 1 + blocks + halvings * blocks
@@ -218,7 +218,7 @@ def encoded(
 def shrunk(images: Tensor, px: int) -> Tensor:
     """Sample images (N, C, S, S) down to ``px``, bilinearly and without antialiasing.
 
-    As in the authors' code: of each 4 × 4 pixels, the middle 2 × 2 make one at a quarter.
+    As in the authors' code, the middle 2 × 2 of each 4 × 4 pixels make one at a quarter.
     """
     if images.shape[-1] == px:
         return images
@@ -228,10 +228,10 @@ def shrunk(images: Tensor, px: int) -> Tensor:
 
 
 def faded(images: Tensor, *, px: int, alpha: float = 1.0) -> Tensor:
-    """Return images (N, C, S, S) as they are looked at while growing, (N, C, px, px).
+    """Return images (N, C, S, S) as they are seen while growing, (N, C, px, px).
 
-    α · (the images at ``px``) + (1 − α) · (those at half of it, each pixel twice in both
-    directions).
+    The result is α · (the images at ``px``) + (1 − α) · (those at half of it, each pixel twice
+    in both directions).
     """
     own = shrunk(images, px)
     if alpha == 1:

@@ -1,4 +1,4 @@
-"""Networks whose outputs for healthy tiles are drawn to a centre, and that centre."""
+"""Networks whose outputs for healthy tiles are drawn to a centre, and the centre itself."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _EPSILON = 1e-4  # of the batch normalisation
 def centre_of(outputs: Tensor) -> Tensor:
     """Return the mean (D,) of outputs (N, D), with no coordinate closer to 0 than 0.1.
 
-    A coordinate of 0 could be matched trivially, by weights of 0 (Ruff et al., ICML 2018,
-    section 3.3).
+    Weights of 0 would match a coordinate of 0 trivially (Ruff et al., ICML 2018, section
+    3.3).
     """
     centre = outputs.mean(dim=0)
     sign = torch.where(centre < 0, -1.0, 1.0)
@@ -34,23 +34,23 @@ def square_distances(outputs: Tensor, centre: Tensor) -> Tensor:
 class BiasFreeEncoder(nn.Sequential):
     """Convolutions without biases, then one linear map: images (N, 3, S, S) to (N, D).
 
-    A block is a 5 × 5 convolution, a batch normalisation without its own scale and shift,
-    a leaky ReLU and the maximum of 2 × 2: with biases, or an activation that is bounded,
-    all images could be mapped to one point.
+    A block is a 5 × 5 convolution, a batch normalisation without its own scale and shift, a
+    leaky ReLU and the maximum of 2 × 2. With biases or a bounded activation, all images could
+    be mapped to one point.
 
     Parameters
     ----------
     image_px : int
-        Edge S of the images, pixels; it is halved once a block.
+        Edge S of the images, pixels; each block halves it.
     channels : sequence of int
         Width of every block.
     representation : int
-        Dimensions D.
+        Number of dimensions D.
 
     Raises
     ------
     DetectorError
-        The images cannot be halved so often.
+        The images cannot be halved once per block.
     """
 
     def __init__(self, image_px: int, channels: Sequence[int], representation: int) -> None:
@@ -110,11 +110,11 @@ class Hypersphere(nn.Module):
 
     @torch.no_grad()
     def fit_radius(self, distances: Tensor, nu: float) -> None:
-        """Let a share ``nu`` of squared distances (N,) be outside of the ball."""
+        """Set the radius so that a share ``nu`` of squared distances (N,) is outside the ball."""
         self.square_radius.copy_(torch.quantile(distances.float(), 1 - nu))
 
     def soft_boundary(self, distances: Tensor, nu: float) -> Tensor:
-        """Return R² + max(0, |φ − c|² − R²) / ν of squared distances (N,)."""
+        """Return R² + max(0, |φ − c|² − R²) / ν for squared distances (N,)."""
         return self.square_radius + torch.relu(distances - self.square_radius) / nu
 
 

@@ -1,4 +1,4 @@
-"""The relative perceptual L1 distance of images: loss and anomaly score in one."""
+"""The relative perceptual L1 distance of images, used as loss and as anomaly score."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class RelativePerceptualL1(nn.Module):
     .. math:: L(x, y) = \frac{\mathrm{mean}\,|\hat f(x) - \hat f(y)|}
                              {\mathrm{mean}\,|\hat f(x)|},
 
-    where the denominator belongs to the original *x* and carries no gradient. Several
-    layers are averaged by their weights. To that, ``image_weight`` times the mean absolute
-    difference of the pixels may be added; without layers it is all there is.
+    where the denominator belongs to the original *x* and carries no gradient. Several layers
+    are averaged by their weights. ``image_weight`` times the mean absolute difference of the
+    pixels can be added; without layers it is the only term.
 
     Parameters
     ----------
@@ -51,20 +51,20 @@ class RelativePerceptualL1(nn.Module):
         ``"tile"`` divides by the mean over the tile, as published; ``"place"`` divides
         at each place by the mean over channels there, and averages the ratios.
     image_weight : float
-        Of the difference of pixels; 0 leaves it out.
+        Weight of the difference of pixels; 0 leaves it out.
     bf16 : bool
         Compute the features of CUDA tensors in bfloat16.
 
     Raises
     ------
     DetectorError
-        A weight is not positive, or nothing is left to compare by.
+        A weight is not positive, or there is nothing to compare by.
 
     Notes
     -----
-    Shvetsova et al., IEEE Access 2021 (arXiv 2006.13265), equations 1 and 2. A channel
-    that never changes over the tiles the statistics were taken from (its standard
-    deviation is 0) is shifted but not scaled.
+    Shvetsova et al., IEEE Access 2021 (arXiv 2006.13265), equations 1 and 2. A channel that
+    never changes over the tiles of the statistics (its standard deviation is 0) is shifted but
+    not scaled.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RelativePerceptualL1(nn.Module):
         Parameters
         ----------
         original, reconstruction : Tensor, float (N, 3, H, W)
-            RGB in [−1, 1]; the reconstruction may exceed it and is not clamped.
+            RGB in [−1, 1]; the reconstruction can exceed this range and is not clamped.
 
         Returns
         -------
@@ -117,10 +117,10 @@ class RelativePerceptualL1(nn.Module):
         return total
 
     def places(self, original: Tensor, reconstruction: Tensor) -> Tensor:
-        """Return the distance by place; its mean over places is :meth:`forward`.
+        """Return the distance at each place; its mean over places is :meth:`forward`.
 
-        Finer layers are averaged down to the grid of the coarsest one. Where there are only
-        pixels, a place is 8 of them, or fewer, so that whole places fill the image.
+        Finer layers are averaged down to the grid of the coarsest one. If only pixels are
+        compared, a place has an edge of 8 px, or less, so that complete places fill the image.
 
         Returns
         -------
@@ -142,19 +142,19 @@ class RelativePerceptualL1(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The perceptual layers that are compared; none where there are only pixels."""
+        """Perceptual layers that are compared; empty if only pixels are."""
         return tuple(self._shares)
 
     def averages(self, images: Tensor) -> Tensor:
         """Return the normalised features of images in [−1, 1], averaged over their places.
 
-        Layers lie one after the other; each is scaled by its weight over the root of its
-        channels, so that wide ones do not outvote the others in a Euclidean distance.
+        The vectors of the layers follow each other. Each is scaled by the layer's weight over
+        the root of its channels, so that wide layers do not dominate a Euclidean distance.
 
         Returns
         -------
         Tensor, float32 (N, D)
-            With D the channels of all layers.
+            Vectors with D channels, those of all layers.
         """
         features = self._features(images)
         return torch.cat(
@@ -196,12 +196,12 @@ class RelativePerceptualL1(nn.Module):
 
 @torch.no_grad()
 def channel_statistics(network: Vgg19, batches: Iterable[Tensor]) -> dict[str, ChannelStatistics]:
-    """Mean and (population) standard deviation of every channel over all places.
+    """Return mean and (population) standard deviation of every channel over all places.
 
     Parameters
     ----------
     network : Vgg19
-        Feature extractor; its layers are those that are measured.
+        Feature extractor; the statistics are those of its layers.
     batches : iterable of Tensor, float (N, 3, H, W)
         RGB in [0, 1], on the network's device.
 
@@ -238,7 +238,7 @@ class _Moments:
 
     def statistics(self, layer: str) -> ChannelStatistics:
         if self._count == 0:
-            raise DetectorError("no tiles to take the channel statistics from")
+            raise DetectorError("there are no tiles for the channel statistics")
         mean, std = self._mean.float(), (self._squares / self._count).sqrt().float()
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise DetectorError(f"the features of {layer} are not finite; the weights are damaged")

@@ -1,4 +1,4 @@
-"""Whether a state dict is that of a network: whole, with nothing left over."""
+"""The check that a state dict is exactly that of a network: complete, with nothing left over."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WRAPPERS = frozenset(
 """First parts of keys that other programs put before a network's own."""
 
 NOT_LEARNT = ("num_batches_tracked", "relative_position_index", "attn_mask")
-"""Last parts of keys whose values are no weights: a file may hold them or not."""
+"""Last parts of keys whose values are not weights: a file can hold them or not."""
 
 _UNUSED = frozenset({"mask_token"})
-"""Weights of a pre-training that no image of a tile ever meets."""
+"""Weights of a pre-training that no image of a tile uses."""
 
 _NAMED = 3
 _DEEPEST_WRAPPERS = 3
@@ -30,23 +30,23 @@ _DEEPEST_WRAPPERS = 3
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A network that weights are to fit.
+    """A network that weights must fit.
 
     Parameters
     ----------
     name : str
-        Of the network, for messages.
+        Name of the network, for messages.
     whole : mapping of str to Tensor
-        State dict of the whole network, in its order.
+        State dict of the complete network, in its order.
     needed : collection of str
-        Keys of what is used of it.
+        Keys of the parts in use.
     head : mapping of str to Tensor
-        State dict of its classifier, which is left off: it may be there or not, and for any
-        number of classes.
+        State dict of its classifier, which is left off. It can be missing, or have any number of
+        classes.
     remedy : str
-        Which weights to give instead.
+        Remedy for errors: the weights to use instead.
     of_timm : bool
-        An error may say which arguments would make the network that the weights are of.
+        True if an error should say which arguments make the network of the weights.
     """
 
     name: str
@@ -58,11 +58,10 @@ class Fit:
 
 
 def unwrapped(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Return tensors without what wrappers have put before their names, such as ``module.``.
+    """Return tensors without prefixes of wrappers before their names, such as ``module.``.
 
-    Of all prefixes that are made of :data:`WRAPPERS`, the one is taken off without which most
-    names are those of the network; none, if they are as they should be. Names without that
-    prefix stay as they are.
+    Prefixes are made of :data:`WRAPPERS`. The one is removed without which most names are those
+    of the network, or none, if the names are right. Names without that prefix are unchanged.
 
     Parameters
     ----------
@@ -73,7 +72,7 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str
     Raises
     ------
     WeightsError
-        A name is there with the prefix and without it.
+        A name occurs with the prefix and without it.
     """
     known = frozenset(names)
 
@@ -88,11 +87,11 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str
         name = key.removeprefix(best)
         if name in renamed:
             raise WeightsError(
-                f"{name} is there twice, with {best} before it and without",
+                f"{name} occurs twice, with {best} before it and without",
                 remedy="Save the state_dict() of the network alone.",
             )
         renamed[name] = tensor
-    logger.info("%s before the names of weights was taken off", best)
+    logger.info("removed %s before the names of weights", best)
     return renamed
 
 
@@ -111,20 +110,20 @@ def _prefixes(keys: Iterable[str]) -> set[str]:
 def fitted(tensors: Mapping[str, Tensor], to: Fit) -> dict[str, Tensor]:
     """Check that tensors are the weights of a network; return the needed ones.
 
-    Every key of the file belongs to the network and has its shape, and every key of the network
-    is there, but for the classifier, for what is computed and not learnt, and for the end of a
-    network whose last layers are not used.
+    Every key of the file must belong to the network and have its shape, and every key of the
+    network must be present. Exceptions are the classifier, values that are computed and not
+    learnt, and the end of a network whose last layers are not used.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
-        Of :func:`unwrapped` names.
+        Tensors with :func:`unwrapped` names.
     to : Fit
 
     Raises
     ------
     WeightsError
-        That is not so; it names keys that are missing, left over, or of another shape.
+        A key is missing, left over, or has another shape; the error names such keys.
     """
     missing = _missing(tensors, to)
     over = [key for key in tensors if key not in to.whole and key not in to.head]
@@ -140,7 +139,7 @@ def fitted(tensors: Mapping[str, Tensor], to: Fit) -> dict[str, Tensor]:
     if cut and not over and not shapes:
         raise WeightsError(
             f"the weights end with {held[-1]}: a chosen layer of {to.name} lies beyond",
-            remedy="Choose layers that are not as deep, or give whole weights.",
+            remedy="Choose layers that are not as deep, or use complete weights.",
         )
     problems = []
     if missing:
@@ -148,7 +147,7 @@ def fitted(tensors: Mapping[str, Tensor], to: Fit) -> dict[str, Tensor]:
         problems.append(f"{missing[0]} is missing{more}")
     if over:
         have = "belongs" if len(over) == 1 else "belong"
-        problems.append(f"{_several(over)} {have} to no part of it")
+        problems.append(f"{_several(over)} {have} to no part of the network")
     problems += shapes[:1]
     if shapes[1:]:
         others = len(shapes) - 1
@@ -165,7 +164,7 @@ def left_off(tensors: Mapping[str, Tensor], to: Fit) -> list[str]:
 
 
 def _missing(tensors: Mapping[str, Tensor], to: Fit) -> list[str]:
-    """Return missing keys; without those of an end that is not needed."""
+    """Return missing keys, except those of an end that is not needed."""
     trunk = [key for key in to.whole if key not in to.head and not _computed(key)]
     missing = [key for key in trunk if key not in tensors]
     needed = set(to.needed)
@@ -192,13 +191,13 @@ def _computed(key: str) -> bool:
 
 
 def _several(keys: list[str]) -> str:
-    """Name some of many keys."""
+    """Return the first few of many keys, as text."""
     named = ", ".join(key[:80] for key in keys[:_NAMED])
     return named + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
 
 
 def _hint(over: list[str], shapes: list[str]) -> str:
-    """Say which argument of timm's would make the network that such weights are of."""
+    """Return the advice which of timm's arguments makes the network of such weights."""
     if any(key.endswith((".ls1.gamma", ".ls2.gamma")) for key in over):
         return (
             "They are of a transformer with LayerScale: "

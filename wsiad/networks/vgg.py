@@ -1,4 +1,4 @@
-"""The convolutions of VGG19 from a plain state dict: any channel widths, any depth."""
+"""The convolutions of VGG19 from a plain state dict, with any channel widths and any depth."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Numbers = tuple[float, ...]
 def stretched(mean: Numbers, std: Numbers, contrast: float) -> tuple[Numbers, Numbers]:
     """Return the mean and deviation by which images of a larger contrast are normalised.
 
-    Normalising intensities x in [0, 1] by them gives what normalising 1 − contrast · (1 − x)
-    by the given ones does: white stays white, and what is darker is so many times darker, below
-    black too.
+    They normalise intensities x in [0, 1] to the same values as the given ones do
+    1 − contrast · (1 − x). White stays white, and darker intensities become darker by the
+    factor ``contrast``, even below black.
     """
     return (
         tuple((value - 1 + contrast) / contrast for value in mean),
@@ -37,7 +37,7 @@ _RANDOM_WIDTHS = (16, 32, 64, 128, 128)
 
 
 def _positions() -> dict[str, int]:
-    """Index in torchvision's ``features`` by layer name."""
+    """Return the index in torchvision's ``features`` for each layer name."""
     positions: dict[str, int] = {}
     index = 0
     for block, count in enumerate(_CONVOLUTIONS, start=1):
@@ -55,25 +55,25 @@ LAYERS = _positions()
 
 
 class Vgg19(nn.Module):
-    """Features of VGG19 at named layers, ImageNet normalisation included; frozen.
+    """Frozen features of VGG19 at named layers, with ImageNet's normalisation.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
         State dict with torchvision's keys (``features.N.weight``, ``features.N.bias``);
-        what lies deeper than the layers asked for may be missing, and what is of no VGG19 may
-        not be there. Channel widths are read from the shapes.
+        Layers deeper than the requested ones can be missing, and there must be no other keys
+        than a VGG19's. Channel widths are read from the shapes.
     layers : sequence of str
-        Which features to return; see :data:`LAYERS`.
+        Layers whose features are returned; see :data:`LAYERS`.
     padding : {"zeros", "reflect"}
         Padding of the convolutions: ``"zeros"`` for torchvision's weights.
     contrast : float
-        Stretch images about white so many times; see :func:`stretched`.
+        Factor by which images are stretched around white; see :func:`stretched`.
 
     Raises
     ------
     DetectorError
-        A layer is unknown, or none is given.
+        A layer is unknown, or none is chosen.
     WeightsError
         A tensor is missing or its shape does not fit.
     """
@@ -143,7 +143,7 @@ def _convolution(tensors: Mapping[str, Tensor], index: int, channels: int) -> tu
     if weight.ndim != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
         raise WeightsError(
             f"{keys[0]} has the shape {tuple(weight.shape)}, not (any, {channels}, 3, 3)",
-            remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn).",
+            remedy="Use weights with torchvision's keys for vgg19 (not vgg19_bn).",
         )
     if tuple(bias.shape) != (weight.shape[0],):
         raise WeightsError(f"{keys[1]} has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
@@ -151,7 +151,7 @@ def _convolution(tensors: Mapping[str, Tensor], index: int, channels: int) -> tu
 
 
 def _whole(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
-    """Check that tensors are those of a VGG19 of any widths; return those that are needed."""
+    """Check that tensors are those of a VGG19 of any widths; return the needed ones."""
     every = needed_keys(list(LAYERS))
     head = [f"classifier.{index}.{part}" for index in (0, 3, 6) for part in ("weight", "bias")]
     tensors = unwrapped(tensors, [*every, *head])
@@ -161,14 +161,14 @@ def _whole(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Te
         whole={key: tensors.get(key, none) for key in every},
         needed=needed_keys(layers),
         head={key: tensors.get(key, none) for key in head},
-        remedy="Give weights with torchvision's keys for vgg19 (not vgg19_bn), or choose a "
+        remedy="Use weights with torchvision's keys for vgg19 (not vgg19_bn), or choose a "
         "shallower layer.",
     )
     return fitted(tensors, to)
 
 
 def needed_keys(layers: Sequence[str]) -> list[str]:
-    """State-dict keys that :class:`Vgg19` reads for these layers."""
+    """Return the state-dict keys that :class:`Vgg19` reads for these layers."""
     deepest = max(LAYERS[layer] for layer in layers)
     return [
         f"features.{index}.{part}"
@@ -191,7 +191,7 @@ def least_px(layers: Sequence[str], *, padding: Padding = "zeros") -> int:
 def random_tensors(seed: int) -> dict[str, Tensor]:
     """Return weights of a VGG19 with a quarter of the channels, drawn from a seed.
 
-    For trying a pipeline out; what it has learnt is nothing.
+    They serve to try a pipeline out; nothing has been learnt.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}

@@ -1,12 +1,11 @@
-"""Pretrained weights: torchvision's, a file's, or random ones by that very name.
+"""Pretrained weights of torchvision, of a file or of wsiad, or random ones.
 
-Import torchvision's models also where its compiled operators do not load.
-
-torchvision's wheel on PyPI is linked against the CUDA build of torch. Beside a
-CPU-only torch (PyPI's on some platforms, or the ``+cpu`` wheels) its extension
-cannot be loaded, and ``import torchvision`` then dies of registering shape functions
-for operators that were never defined (``operator torchvision::nms does not exist``).
-The models that this package uses are plain PyTorch and need none of them.
+torchvision's models are also imported if its compiled operators do not load. torchvision's wheel
+on PyPI is linked against the CUDA build of torch. Next to a CPU-only torch (PyPI's on some
+platforms, or the ``+cpu`` wheels) its extension cannot be loaded, and ``import torchvision``
+then fails while it registers shape functions for operators that were never defined
+(``operator torchvision::nms does not exist``). The models that this package uses are plain
+PyTorch and need none of them.
 """
 
 from __future__ import annotations
@@ -41,9 +40,8 @@ _MOST_OPERATORS = 64
 def torchvision_models() -> ModuleType:
     """Return the module ``torchvision.models``.
 
-    Where importing it fails only because a compiled operator is not defined, a
-    placeholder of that name is defined (calling it is still an error) and the import
-    is done again.
+    If the import fails only because a compiled operator is not defined, a placeholder of that
+    name is defined (calling it is still an error), and the import is repeated.
 
     Raises
     ------
@@ -63,7 +61,7 @@ def torchvision_models() -> ModuleType:
 
 
 def operators_load() -> bool:
-    """Whether torchvision's compiled operators are usable; for ``wsiad doctor``."""
+    """Tell whether torchvision's compiled operators are usable; for ``wsiad doctor``."""
     torchvision_models()
     return bool(importlib.import_module("torchvision.extension")._has_ops())
 
@@ -76,7 +74,7 @@ def _library() -> torch.library.Library:
 
 
 def _forget(package: str) -> None:
-    """Drop a half-imported package, so that its next import runs afresh."""
+    """Drop a half-imported package, so that its next import starts again."""
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         del sys.modules[name]
 
@@ -101,12 +99,12 @@ _WRAPPED = (
 
 _DEEPEST = 3
 _MOST_TIMES = 10
-"""The most that a file may claim to hold, in its own sizes: weights hardly shrink."""
+"""Maximum size that a file can claim to hold, in its own sizes: weights hardly shrink."""
 
 
 @contextmanager
 def naming(source: str | None) -> Iterator[None]:
-    """Name the source of weights in an error that says what is wrong with them."""
+    """Name the source of weights in errors about them."""
     try:
         yield
     except WeightsError as error:
@@ -117,18 +115,18 @@ def naming(source: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights and where they come from.
+    """Weights and their source.
 
     Parameters
     ----------
     tensors : dict of str to Tensor
         State dict, float32, on the CPU.
     source : str
-        A file, ``"torchvision …"`` or ``"random"``.
+        Path of a file, ``"torchvision …"`` or ``"random"``.
     sha256 : str
-        Of the file, or for random weights of the tensors.
+        SHA-256 of the file, or of the tensors for random weights.
     metadata : mapping of str to str
-        Of a safetensors file; else empty.
+        Metadata of a safetensors file; empty for other sources.
     """
 
     tensors: dict[str, Tensor]
@@ -138,16 +136,16 @@ class Weights:
 
     @property
     def random(self) -> bool:
-        """Whether nothing was ever learnt."""
+        """True for random weights, with which nothing was learnt."""
         return self.source == RANDOM
 
     @property
     def shipped(self) -> bool:
-        """Whether they are those that come with wsiad."""
+        """True for the weights that come with wsiad."""
         return self.source == SHIPPED_SOURCE
 
     def note(self) -> dict[str, Any]:
-        """Return what a run should say of its weights, as JSON values."""
+        """Return the facts about its weights that a run records, as JSON values."""
         note: dict[str, Any] = {"source": self.source, "sha256": self.sha256}
         if self.random:
             note["warning"] = "random weights: scores mean nothing but that the pipeline runs"
@@ -157,7 +155,7 @@ class Weights:
 def resolve(
     weights: str | None, *, model: str, random_tensors: Callable[[], dict[str, Tensor]]
 ) -> Weights:
-    """Get the weights that were asked for.
+    """Return the weights that were requested.
 
     Parameters
     ----------
@@ -165,17 +163,16 @@ def resolve(
         ``"imagenet"`` for torchvision's ImageNet weights of ``model``, ``"wsiad"`` for the
         network that comes with wsiad (a VGG19), the path of a file (safetensors, or a state
         dict that ``torch.load(weights_only=True)`` reads), or ``"random"``. ``None`` is
-        ``"imagenet"``, and for VGG19 where that is not at hand ``"wsiad"``.
+        ``"imagenet"``, or ``"wsiad"`` for a VGG19 whose ImageNet weights are not on this machine.
     model : str
-        Name of a torchvision model, or of one of timm (``"timm/…"``), for which a file is
-        needed.
+        Name of a torchvision model, or of one of timm (``"timm/…"``), which needs a file.
     random_tensors : callable
-        Draws random weights.
+        Function that draws random weights.
 
     Raises
     ------
     WeightsError
-        They are not at hand, or the file is not what it should be.
+        The weights are not on this machine, or the file does not hold such weights.
     """
     if weights == RANDOM:
         logger.warning("%s has random weights: its scores mean nothing", model)
@@ -202,24 +199,24 @@ def resolve(
 
 
 NOT_AT_HAND = "%s: %s; the network that comes with wsiad is used instead"
-"""Said, with the network and the reason, where another than the usual one is taken."""
+"""Warning, with the network and the reason, where the usual network is replaced."""
 
 
 def official(model: str) -> Weights:
-    """Get torchvision's ImageNet weights, downloaded if need be.
+    """Return torchvision's ImageNet weights, downloaded if necessary.
 
     Raises
     ------
     WeightsError
-        There are none, or they are neither in torch's cache nor can be downloaded.
+        There are no such weights, or they are not in torch's cache and cannot be downloaded.
     """
     if model == SHIPPED:
-        raise WeightsError("there are no ImageNet weights of it", subject=model)
+        raise WeightsError("has no ImageNet weights", subject=model)
     if model.startswith("timm/"):
         raise WeightsError(
             "weights of timm's networks are not downloaded",
             subject=model,
-            remedy="Give --weights FILE: its model.safetensors from https://huggingface.co/timm.",
+            remedy="Pass --weights FILE: its model.safetensors from https://huggingface.co/timm.",
         )
     path = _official(model)
     found = read_file(path)
@@ -229,7 +226,7 @@ def official(model: str) -> Weights:
 
 
 def shipped() -> Weights:
-    """Get the weights that come with wsiad: a slim VGG19 of four blocks."""
+    """Return the weights that come with wsiad: a slim VGG19 of four blocks."""
     found = read_file(SHIPPED_FILE)
     return Weights(found.tensors, SHIPPED_SOURCE, found.sha256, found.metadata)
 
@@ -237,20 +234,20 @@ def shipped() -> Weights:
 def read_file(path: Path) -> Weights:
     """Read a state dict from a safetensors file or a ``weights_only`` checkpoint.
 
-    Of a checkpoint that holds more, the state dict is taken: the running average of the weights
-    where there is one, as timm does, else the weights (:data:`_WRAPPED`).
+    If a checkpoint holds more, its state dict is taken: the running average of the weights if
+    there is one, as in timm, otherwise the weights (:data:`_WRAPPED`).
 
     Raises
     ------
     WeightsError
-        The file is missing, damaged, holds anything but tensors, or a tensor that is
+        The file is missing or damaged, or holds something other than tensors, or a tensor that is
         not finite.
     """
     if not path.is_file():
         raise WeightsError(
             "is a folder, not a file" if path.is_dir() else "there is no such file",
             subject=str(path),
-            remedy="Give the path of a .safetensors or .pth file, or leave --weights out for "
+            remedy="Pass the path of a .safetensors or .pth file, or leave --weights out for "
             "torchvision's.",
         )
     metadata: Mapping[str, str] = {}
@@ -270,7 +267,7 @@ def read_file(path: Path) -> Weights:
         raise WeightsError(
             f"cannot be read ({what})",
             subject=str(path),
-            remedy="It is damaged or no file of weights: copy or download it again.",
+            remedy="It is damaged or not a file of weights: copy or download it again.",
         ) from error
     if infinite is not None:
         raise WeightsError(f"{infinite} holds values that are not finite", subject=str(path))
@@ -278,13 +275,13 @@ def read_file(path: Path) -> Weights:
 
 
 def _check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that tensors are plain, and no larger than a file of that size can hold."""
+    """Check that tensors are plain, and not larger than a file of that size can hold."""
     total = 0
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():
             raise WeightsError(
-                f"{name[:80]} is no plain array of numbers",
+                f"{name[:80]} is not a plain array of numbers",
                 subject=str(path),
                 remedy="Save dense tensors of real numbers.",
             )
@@ -298,7 +295,7 @@ def _check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and values, independent of their order."""
+    """Return the SHA-256 of names, shapes, dtypes and values, independent of their order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -327,7 +324,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check that a zip archive, which torch's files are, unpacks to what its size allows."""
+    """Check that a zip archive, such as torch's files, unpacks to no more than its size allows."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -341,7 +338,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state dict in what a file held."""
+    """Find the state dict in the content of a file."""
     for _ in range(_DEEPEST):
         if not isinstance(values, Mapping):
             break
@@ -349,7 +346,7 @@ def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
         if not inner:
             break
         if inner[1:]:
-            logger.warning("%s: %s is taken, not %s", path, inner[0], ", ".join(inner[1:]))
+            logger.warning("%s: using %s, not %s", path, inner[0], ", ".join(inner[1:]))
         values = values[inner[0]]
     if (
         not isinstance(values, Mapping)
@@ -365,7 +362,7 @@ def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _official(model: str) -> Path:
-    """Return the cached file of torchvision's ImageNet weights; download it if need be."""
+    """Return the cached file of torchvision's ImageNet weights; download it if necessary."""
     url: str = torchvision_models().get_model_weights(model)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
@@ -383,8 +380,8 @@ def _official(model: str) -> Path:
             subject=model,
             remedy=(
                 "With internet: run again. Without: download that address on another machine, "
-                f"then either put the file at {path} or give --weights FILE. "
-                "(--weights wsiad is a small network that comes along; --weights random only "
+                f"then either put the file at {path} or pass --weights FILE. "
+                "(--weights wsiad is a small network that comes with wsiad; --weights random only "
                 "tries the pipeline out.)"
             ),
         ) from error

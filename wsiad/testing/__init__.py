@@ -1,9 +1,9 @@
-"""Conformance suites: what a detector, a slide backend or an export format of others must do.
+"""Conformance suites for detectors, slide backends and export formats of other packages.
 
 A test of a detector is one call, ``check_detector(MyDetector)``; of a slide backend,
-``check_slide(slide)``; of an export format, ``check_export(MyFormat)``. wsiad's own run the same
-suites. Each raises ``AssertionError`` at the first thing that does not hold, and says in one
-sentence what that is.
+``check_slide(slide)``; of an export format, ``check_export(MyFormat)``. wsiad's own pass the
+same suites. Each raises ``AssertionError`` at the first violation, which the error states in one
+sentence.
 """
 
 from wsiad.testing.detector_suite import check_detector, tissue_tiles

@@ -50,33 +50,33 @@ def check_detector(
     weights: str | None = "random",
     tolerance: float = 1e-3,
 ) -> None:
-    """Check that a detector does what every detector of wsiad does.
+    """Check that a detector behaves as every detector of wsiad.
 
-    It is fitted twice on small tiles that look like stained tissue, on the CPU, and scores some
-    of them. What is checked: options that have defaults and are described; refusal before the
-    fit; shapes, data types and finite values of scores; the same result from the same seed,
-    whatever the state of the global random generators; scores that do not depend on the
-    batch; a state that survives the files of a run; refusal of a damaged state; and, where it has
-    them, what it embeds and reconstructs.
+    It is fitted twice on the CPU, on small tiles that look like stained tissue, and scores some
+    of them. The checks are: options have defaults and descriptions; use before the fit is
+    refused; scores have the right shapes and data types and are finite; the same seed gives the
+    same result, whatever the state of the global random generators; scores do not depend on the
+    batch; a state survives the files of a run; a damaged state is refused. If the detector
+    embeds or reconstructs tiles, these results are checked as well.
 
     Parameters
     ----------
     cls : type of Detector
     options : mapping, optional
-        Options of the detector by name; choose such as make it small and quick.
+        Options of the detector by name; choose values that make it small and quick.
     input_px : int
-        Edge of the tiles that are scored; those that are learnt from are 8 px larger.
+        Edge of the tiles that are scored, pixels; those of the fit are 8 px larger.
     max_steps : int
-        The most optimiser steps of a fit.
+        Maximum number of optimiser steps of a fit.
     weights : str or None
-        As :attr:`FitContext.weights`; random by default, so that nothing is downloaded.
+        Weights, as in :attr:`FitContext.weights`; random by default, so that nothing is downloaded.
     tolerance : float
-        The greatest relative difference between scores of a tile in two batches.
+        Maximum relative difference between scores of a tile in two batches.
 
     Raises
     ------
     AssertionError
-        Something does not hold.
+        A check fails.
     """
     _check_class(cls)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ class _Made:
         return found
 
     def fitted(self, name: str) -> tuple[Detector, FitReport]:
-        """Return a detector that was fitted, and how the fit ended."""
+        """Return a fitted detector, and the report of its fit."""
         edge, detector = self.input_px + _ROOM, self.detector()
         tiles = HealthyTiles(
             ArrayTiles(tissue_tiles(_FIT, edge, seed=1)),
@@ -146,7 +146,7 @@ class _Made:
 
     @property
     def asked(self) -> Tiles:
-        """Tiles to score, healthy ones and one that is not."""
+        """Tiles to score: healthy ones and a strange one."""
         healthy = tissue_tiles(_ASKED - 1, self.input_px, seed=4)
         strange = tissue_tiles(1, self.input_px, seed=5, strange=True)
         return np.concatenate([healthy, strange])
@@ -159,11 +159,11 @@ def tissue_tiles(count: int, edge: int, *, seed: int, strange: bool = False) -> 
     ----------
     count : int
     edge : int
-        Pixels.
+        Edge of the tiles, pixels.
     seed : int
-        Same seed, same tiles.
+        Seed; the same seed gives the same tiles.
     strange : bool
-        Stripes of another colour run through them.
+        True to draw stripes of another colour through the tiles.
     """
     rng = np.random.default_rng([seed, strange])
     eosin, nuclei = np.array([225.0, 150, 190]), np.array([110.0, 70, 150])
@@ -203,7 +203,7 @@ def _check_unfitted(made: _Made) -> None:
 
 
 def _refused(use: Callable[[], object], what: str) -> None:
-    """Check that something ends with an error of wsiad, which names a remedy, and no other."""
+    """Check that a call is refused with an error of wsiad, and not with another one."""
     try:
         use()
     except WsiadError:
@@ -228,7 +228,7 @@ def _as_json(values: object, what: str) -> Any:
     try:
         return json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"{what} are no JSON values: {error}") from error
+        raise AssertionError(f"{what} are not JSON values: {error}") from error
 
 
 def _check_scores(detector: Detector, tiles: Tiles, tolerance: float) -> npt.NDArray[np.float32]:
@@ -240,7 +240,7 @@ def _check_scores(detector: Detector, tiles: Tiles, tolerance: float) -> npt.NDA
     scores = detector.score(tiles)
     _check_array(scores, "score", (len(tiles),))
     assert len(np.unique(scores)) > 1, "all tiles have the same score"
-    assert np.array_equal(detector.score_map(tiles), places), "a second look gives other scores"
+    assert np.array_equal(detector.score_map(tiles), places), "scoring again gives other scores"
     alone = np.concatenate([detector.score_map(tiles[i : i + 1]) for i in range(len(tiles))])
     _check_near(alone, places, "scores depend on the other tiles of the batch", tolerance)
     empty = detector.score(tiles[:0])
@@ -295,7 +295,7 @@ def _check_states(first: State, second: State, what: str) -> None:
 def _check_round_trip(
     made: _Made, detector: Detector, places: npt.NDArray[np.float32], folder: Path
 ) -> Detector:
-    """Write the state into the files of a run, read it back and score by it."""
+    """Write the state into the files of a run, read it back and score with it."""
     run = RunFolder(folder)
     run.save_detector(detector, name="checked")
     again = run.load_detector(torch.device("cpu"), cls=made.cls)
@@ -326,7 +326,7 @@ def _check_reconstruction(detector: Detector, tiles: Tiles) -> None:
     difference = detector.difference(tiles)
     _check_array(difference, "difference", (len(tiles), None, None))
     same = np.array_equal(detector.pool(difference), detector.score(tiles))
-    assert same, "what difference gives is not pooled to the score"
+    assert same, "the result of difference is not pooled to the score"
 
 
 def _check_same_views(first: Detector, second: Detector, tiles: Tiles) -> None:
@@ -339,7 +339,7 @@ def _check_same_views(first: Detector, second: Detector, tiles: Tiles) -> None:
 
 
 def _check_damage(made: _Made, detector: Detector) -> None:
-    """Check that states are refused that lack a tensor, hold one of another shape, or none."""
+    """Check that a state is refused without a tensor, with one of another shape, or without any."""
     state = detector.state()
     assert state.tensors, "the state has no tensors: keep what was fitted there, not in the values"
     largest = max(sorted(state.tensors), key=lambda name: state.tensors[name].numel())

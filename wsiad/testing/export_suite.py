@@ -22,12 +22,12 @@ _THRESHOLD = 6.0
 
 
 def check_export(cls: type[ExportFormat]) -> None:
-    """Check that an export format does what wsiad asks of one.
+    """Check that an export format behaves as wsiad requires.
 
-    It writes exactly the files that it names, inside the folder that it is given, also for a
-    slide in a sub-folder, for one with scores at a single place and for one on which nothing was
-    found; it writes the same bytes of the same findings, changes nothing that it is given, and
-    writes other bytes of other regions only if it says so.
+    It must write exactly the files that it names, inside the folder that it is given. This is
+    also checked for a slide in a sub-folder, for one with scores at a single place, and for one
+    without findings. It must write the same bytes for the same findings, change none of its
+    arguments, and write other bytes for other regions only if it declares so.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ def check_export(cls: type[ExportFormat]) -> None:
     Raises
     ------
     AssertionError
-        Saying the first thing that does not hold.
+        A check fails; the error states the first violation.
     """
     assert isinstance(cls, type), "a format is a class"
     assert issubclass(cls, ExportFormat), f"{cls.__name__} is not derived from ExportFormat"
     assert not inspect.isabstract(cls), f"{cls.__name__} lacks a method"
     for word in ("name", "summary"):
         value = getattr(cls, word, None)
-        assert isinstance(value, str), f"`{word}` of {cls.__name__} is no text"
+        assert isinstance(value, str), f"`{word}` of {cls.__name__} is not a text"
         assert value.strip(), f"`{word}` of {cls.__name__} is empty"
     assert cls.name == cls.name.lower(), f"the name {cls.name!r} has capitals"
     assert not set(cls.name) & set(" /\\,"), f"the name {cls.name!r} cannot be given as one word"
@@ -55,7 +55,7 @@ def check_export(cls: type[ExportFormat]) -> None:
 
 
 def _findings(slide: str = "slide", *, scored: int = 900) -> Findings:
-    """Return findings of a drawn heatmap: two spots, and places that were not scored."""
+    """Return findings of a drawn heatmap: two regions, and places that were not scored."""
     y, x = np.mgrid[:30, :40].astype(np.float32)
     spots = 9 * np.exp(-((x - 9) ** 2 + (y - 8) ** 2) / 8)
     spots += 7 * np.exp(-((x - 30) ** 2 + (y - 20) ** 2) / 12)

@@ -1,4 +1,4 @@
-"""The conformance suite of slides, which any slide backend passes."""
+"""The conformance suite of slides, which every slide backend passes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _CELLS = 6  # a side, whose mean colours are compared
 
 
 def check_slide(slide: Slide, *, tolerance: float = 6.0) -> None:
-    """Check that an open slide does what every slide of wsiad does.
+    """Check that an open slide behaves as every slide of wsiad.
 
-    What is checked: what it says of itself; levels from the finest to the coarsest, and that
-    each shows what the finer one shows; rectangles that have the same pixels whatever they are
-    read with, exactly where the slide says so (:attr:`Slide.reads_tiles`); and what lies beyond
-    the edge, which is not valid. At most some megapixels are read.
+    The checks are: the slide's description of itself; levels are from the finest to the
+    coarsest, and each shows the same as the finer one; a rectangle has the same pixels
+    whatever it is read with, exactly if the slide declares so (:attr:`Slide.reads_tiles`); areas
+    beyond the edge are not valid. At most a few megapixels are read.
 
     Parameters
     ----------
     slide : Slide
-        It is left open.
+        Slide, which is left open.
     tolerance : float
-        The greatest difference of the mean colour of an area between a level and the finer
-        one, grey levels of 0 to 255, of 19 in 20 areas.
+        Maximum difference of the mean colour of an area between a level and the finer one,
+        grey levels of 0 to 255, in 19 of 20 areas.
 
     Raises
     ------
     AssertionError
-        Something does not hold.
+        A check fails.
     """
     _check_description(slide)
     for level in range(len(slide.levels)):
@@ -116,7 +116,7 @@ def _part(region: Region, rows: slice, columns: slice) -> Region:
 
 
 def _check_reads(slide: Slide, level: int) -> None:
-    """Check that pixels do not depend on the rectangle that they are read with."""
+    """Check that pixels do not depend on the rectangle with which they are read."""
     size = slide.levels[level].size
     edge = min(_WINDOW, size.width, size.height)
     odd = max(1, edge // 3 | 1)
@@ -149,7 +149,7 @@ def _check_reads(slide: Slide, level: int) -> None:
 
 
 def _check_edges(slide: Slide, level: int) -> None:
-    """Check that what lies beyond a level is not valid, and what lies within is the same."""
+    """Check that areas beyond a level are not valid, and areas within are unchanged."""
     size = slide.levels[level].size
     out = 9
     edge = min(64, size.width, size.height)
@@ -195,7 +195,7 @@ def _check_level(slide: Slide, level: int, tolerance: float) -> None:
 def _means(
     slide: Slide, level: int, box: tuple[float, float, float, float]
 ) -> npt.NDArray[np.float64]:
-    """Return the mean colour of equal areas of a rectangle; NaN where one is not wholly valid."""
+    """Return the mean colour of equal areas of a rectangle; NaN where one is not fully valid."""
     x, y, width, height = box
     left, top = round(x), round(y)
     region = _read(slide, level, x=left, y=top, size=Size(round(width), round(height)))
