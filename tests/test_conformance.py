@@ -238,7 +238,7 @@ class Reconstructing(Brightness):
         (Lenient, "a state without its tensors is not refused"),
         (Crumbling, "a state without its tensors ends with KeyError"),
         (Ending, "ended_by is 'converged'"),
-        (Noting, "the notes of the fit are no JSON values"),
+        (Noting, "the notes of the fit are not JSON values"),
         (Embedding, "embed gives float64"),
         (Reconstructing, "not pooled to the score"),
         (dict, "does not derive from wsiad's Detector"),

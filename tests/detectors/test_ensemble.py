@@ -180,7 +180,7 @@ def test_anomalies_are_for_the_members_that_learn_from_them(tmp_path):
     assert found.score(ASKED).shape == (5,)
     with pytest.raises(DetectorError, match="none of its members learns"):
         ensemble(KNN).fit(tiles(), context(tmp_path, anomalies=given))
-    with pytest.raises(DetectorError, match="member 2, linear-probe: the detector needs labelled"):
+    with pytest.raises(DetectorError, match="member 2, linear-probe: learns from labelled"):
         ensemble(KNN, PROBE).fit(tiles(), context(tmp_path))
 
 

@@ -113,7 +113,7 @@ def test_budget_and_seed(tmp_path):
 
 
 def test_bad_use_is_refused(tmp_path):
-    with pytest.raises(DetectorError, match="needs labelled anomalous tiles"):
+    with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
         detector("deep-sad").fit(healthy(), context(tmp_path, anomalies=None))
     with pytest.raises(DetectorError, match="the loss is not finite"):
         detector("deep-sad", learning_rate=1e20).fit(healthy(), context(tmp_path))

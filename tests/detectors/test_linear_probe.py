@@ -187,7 +187,7 @@ def test_state_of_something_else_is_refused(tmp_path):
 
 
 def test_bad_use_is_refused(tmp_path):
-    with pytest.raises(DetectorError, match="needs labelled anomalous tiles"):
+    with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
         probe().fit(healthy(), context(tmp_path, None))
     with pytest.raises(DetectorError, match="not fitted"):
         probe().score(tiles(1, seed=0))

@@ -139,7 +139,7 @@ def test_batch_normalisations_keep_their_statistics():
 
 
 def test_bad_use_is_refused(tmp_path):
-    with pytest.raises(DetectorError, match="needs labelled anomalous tiles"):
+    with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
         detector().fit(healthy(), context(tmp_path, anomalies=None))
     with pytest.raises(DetectorError, match="has no layer"):
         detector(layer="features.99").fit(healthy(), context(tmp_path))

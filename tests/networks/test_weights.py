@@ -149,7 +149,7 @@ def test_files_that_claim_more_than_they_hold(tmp_path, tensors):
 )
 def test_tensors_that_are_no_plain_numbers(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="a is no plain array of numbers"):
+    with pytest.raises(WeightsError, match="a is not a plain array of numbers"):
         weights.read_file(tmp_path / "w.pth")
 
 

@@ -35,7 +35,7 @@ def timm():
 
 
 def test_keys_left_over_are_named():
-    with pytest.raises(WeightsError, match=r"^w\.pth: extra belongs to no part of it"):
+    with pytest.raises(WeightsError, match=r"^w\.pth: extra belongs to no part of the network"):
         looked({**SQUEEZENET, "extra": torch.zeros(2)}, source="w.pth")
     many = {f"ls.{i}": torch.zeros(1) for i in range(48)}
     with pytest.raises(WeightsError, match=r"ls\.0, ls\.1, ls\.2 and 45 more belong") as error:
@@ -103,7 +103,7 @@ def test_the_running_average_is_preferred_and_said(tmp_path, caplog):
     path = tmp_path / "w.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": {"a": torch.ones(1)}}, path)
     assert weights.read_file(path).tensors["a"].item() == 1
-    assert "state_dict_ema is taken, not state_dict" in caplog.text
+    assert "using state_dict_ema, not state_dict" in caplog.text
 
 
 def test_a_slim_vgg_may_have_prefixes():

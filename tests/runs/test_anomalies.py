@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused(stores, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(DetectorError, match=r"healthy tiles only.*choose one of .*linear-probe"):
         train(stores, out, detector="knn", options={})
-    with pytest.raises(DetectorError, match="needs labelled anomalous tiles"):
+    with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
         train(stores, out, anomalies=None)
     with pytest.raises(ConfigError, match="choose from `anomalies`"):
         train(stores, out, anomalies=None, anomaly_tiles=3)

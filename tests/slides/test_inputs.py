@@ -71,7 +71,7 @@ def test_dicom_slides_of_one_folder_name_are_named_by_their_paths(tmp_path):
 def test_names_that_stay_equal_or_lie_within_others_are_refused_and_others_go_on(tmp_path):
     touch(tmp_path, "a/x.svs", "a/x.tif", "y.svs", "b.svs", "b/1.svs", "c/1.svs")
     by_path = {slide.path.relative_to(tmp_path): slide for slide in find_slides([tmp_path])}
-    assert "another slide is named 'x'" in by_path[Path("a/x.svs")].problem
+    assert "another slide has the name 'x'" in by_path[Path("a/x.svs")].problem
     assert by_path[Path("a/x.tif")].problem
     assert "among those of the slide 'b'" in by_path[Path("b/1.svs")].problem
     for path in ("y.svs", "b.svs", "c/1.svs"):
@@ -149,7 +149,7 @@ def test_two_links_to_one_file_are_one_slide_and_told_of(tmp_path, caplog):
         (tmp_path / "cohort" / name).symlink_to(tmp_path / "archive" / "1.svs")
     (slide,) = find_slides([tmp_path / "cohort"])
     assert slide.name == "case01"
-    assert "case02.svs, and is worked on once, as case01" in caplog.text
+    assert "case02.svs, and is used once, as case01" in caplog.text
 
 
 def test_linked_folders_are_followed_once_and_broken_links_are_told_of(tmp_path, caplog):
@@ -164,10 +164,10 @@ def test_linked_folders_are_followed_once_and_broken_links_are_told_of(tmp_path,
     os.mkfifo(cohort / "pipe.tif")
     found = {slide.name: slide for slide in find_slides([cohort])}
     assert set(found) == {"a", "b", "c", "gone", "pipe"}
-    assert "nothere.svs, which is not there" in found["gone"].problem
+    assert "nothere.svs, which does not exist" in found["gone"].problem
     assert found["pipe"].problem == "is no file"
     assert not any(found[name].problem for name in "abc")
-    assert "batch3: is a link to what is not there" in caplog.text
+    assert "batch3: is a link to nothing" in caplog.text
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "batch").symlink_to(tmp_path / "archive")
     assert {slide.name for slide in find_slides([tmp_path / "only"])} == {"a", "b", "c", "gone",
@@ -197,7 +197,7 @@ def test_dicom_series_are_told_apart_and_what_is_no_image_is_no_slide(tmp_path, 
     touch(tmp_path, "one/readme", "one/1.2.3")
     found = {slide.name: slide.path.name for slide in find_slides([tmp_path])}
     assert found == {"1_l0": "1_l0.dcm", "2_l0": "2_l0.dcm", "one": "0001"}
-    assert "1 files are DICOM, and no images of slides, and are left out: 0_ann" in caplog.text
+    assert "1 files are DICOM, but not images of slides, and are left out: 0_ann" in caplog.text
     # A level, or the label, that is named is the slide.
     for names in (["1_l1.dcm", "1_l0.dcm"], ["1_l0.dcm", "1_l1.dcm"]):
         (slide,) = find_slides([tmp_path / "flat" / name for name in names])
@@ -205,7 +205,7 @@ def test_dicom_series_are_told_apart_and_what_is_no_image_is_no_slide(tmp_path, 
     label = tmp_path / "flat" / "0_label.dcm"
     assert len(find_slides([tmp_path / "flat", label])) == 2
     (slide,) = find_slides([tmp_path / "one" / "0_annotations.dcm"])
-    assert "no image of a slide" in slide.problem
+    assert "not an image of a slide" in slide.problem
 
 
 def test_a_dicom_file_that_is_damaged_has_a_row(tmp_path):
@@ -298,7 +298,7 @@ def test_a_link_to_itself_is_one_slide_that_cannot_be_worked_on(tmp_path):
     rows = manifest(tmp_path / "m.csv", "b.svs,tumor", "a.svs,normal", header="slide,label")
     for sources in ([tmp_path], [rows], [tmp_path, rows]):
         problems = {slide.name: slide.problem for slide in find_slides(sources)}
-        assert problems == {"a": "", "b": "is a link to b.svs, which is not there"}
+        assert problems == {"a": "", "b": "is a link to b.svs, which does not exist"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of files are bytes only there")
@@ -359,7 +359,7 @@ def test_a_column_that_is_not_known_is_kept_and_told_of(tmp_path, caplog):
         ("slide\n", "lists no slides"),
         ("slide,mpp\na.svs,zero\n", "line 2: `mpp` is 'zero'"),
         ("slide,mpp\na.svs,-1\n", "line 2: `mpp` is '-1'"),
-        ("slide,mpp\na.svs,0.25 um\n", "line 2: `mpp` is '0.25 um'.*the number alone"),
+        ("slide,mpp\na.svs,0.25 um\n", "line 2: `mpp` is '0.25 um'.*only the number"),
         ("slide,label\na\0.svs,tumor\n", r"line 2: `slide` is 'a\\x00\.svs': no file has a NUL"),
         ("slide,mpp\na.svs,nan\n", "line 2: `mpp` is 'nan'"),
         ("slide,mpp\n ,1\n", "line 2: `slide` is empty"),

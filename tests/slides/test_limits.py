@@ -38,7 +38,7 @@ def write_sparse(path, width, height, *, mpp, tile=(4096, 4096), below=None):
 
 def test_an_edge_that_no_slide_has_is_refused_when_it_is_opened(tmp_path):
     path = write_sparse(tmp_path / "s.tif", 2**31 - 16, 16, mpp=0.5, tile=(16, 65536))
-    with pytest.raises(SlideOpenError, match=r"claims 2,147,483,632 × 16 px, and no slide has"):
+    with pytest.raises(SlideOpenError, match=r"claims 2,147,483,632 × 16 px, but no slide has"):
         open_slide(path)
 
 

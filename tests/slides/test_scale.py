@@ -98,7 +98,7 @@ def test_the_user_is_believed_over_the_slide_where_that_is_asked():
 @pytest.mark.parametrize("verb", ["tile", "heatmap"])
 def test_a_flag_that_states_no_scale_of_slides_is_refused(tmp_path, verb, value, told):
     given = {"tile": {"mpp": 0.5, "tile": 64}, "heatmap": {"run": tmp_path}}[verb]
-    with pytest.raises(ConfigError, match=f"is no slide's µm/px.*{told}"):
+    with pytest.raises(ConfigError, match=f"is not a slide's µm/px.*{told}"):
         getattr(wsiad, verb)(slides=tmp_path, out=tmp_path / "o", slide_mpp=value, **given)
 
 
@@ -124,7 +124,7 @@ def test_a_manifest_overrides_a_wrong_header_by_a_flag(tmp_path):
     write_tiff(tmp_path / "a.tif", stained(512, 512), mpp=10, levels=1)
     row = tiled(tmp_path, 0.25)
     assert row.status == "failed"
-    assert "coarser than the 0.5 µm/px asked for (" in row.reason
+    assert "coarser than the 0.5 µm/px requested (" in row.reason
     assert "the manifest 0.25; the slide is believed (--override-mpp would take 0.25)" in row.reason
     for _ in range(2):
         row = tiled(tmp_path, 0.25, override_mpp=True)

@@ -200,7 +200,7 @@ def test_slides_are_excluded_by_name_only_and_listed(submission):
 
 @pytest.mark.parametrize(("value", "unit"), [(0.000243, "millimetres"), (243, "nanometres")])
 def test_a_scale_in_another_unit_is_refused(submission, value, unit):
-    with pytest.raises(WsiadError, match=f"no slide's µm/px.*looks like {unit}"):
+    with pytest.raises(WsiadError, match=f"not a slide's µm/px.*looks like {unit}"):
         run(submission, spacing_um=value)
 
 

@@ -151,7 +151,7 @@ class LabelledDetector(FeatureDetector):
             The backbone's weights are not on this machine.
         """
         if context.anomalies is None:
-            raise DetectorError("the detector needs labelled anomalous tiles, and there are none")
+            raise DetectorError("learns from labelled anomalous tiles, and there are none")
         self._device = context.device
         found = self._settled(context)
         about = self._look_through(found)

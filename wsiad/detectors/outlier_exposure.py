@@ -220,7 +220,7 @@ class OutlierExposure(TrainedDetector):
             The folder holds the checkpoint of another training.
         """
         if context.anomalies is None:
-            raise DetectorError("the detector needs labelled anomalous tiles, and there are none")
+            raise DetectorError("learns from labelled anomalous tiles, and there are none")
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device

@@ -1,1 +1,1 @@
-"""Slides: reading pixels at a µm/px, exactly."""
+"""Slides, and the reading of their pixels at an exact µm/px."""

@@ -1,6 +1,6 @@
-"""DICOM files: which of them are one slide, and which are no slide.
+"""DICOM files: which of them form a slide, which are not slides, and where their frames are.
 
-Where DICOM files keep the frames of each level, so that their bytes can be looked at.
+The positions of each level's frames are known, so that their bytes can be inspected.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _MAGIC = b"DICM"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The facts that a DICOM file states of itself.
+    """The facts that a DICOM file states about itself.
 
     Parameters
     ----------
     series : str
-        Its SeriesInstanceUID; the images of a slide have the same.
+        SeriesInstanceUID of the file; the images of a slide share it.
     is_image : bool
-        It is a whole-slide image, not annotations, a report or a picture of another kind.
+        True for a whole-slide image, not for annotations, a report or a picture of another kind.
     is_level : bool
-        It is a level of the slide, not its label, overview or thumbnail.
+        True for a level of the slide, not for its label, overview or thumbnail.
     """
 
     series: str
@@ -49,33 +49,33 @@ class Instance:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Tell whether a file's name is one that DICOM files have: ``.dcm``, or no suffix but a UID's.
+    """Tell whether a file's name can be that of a DICOM file: ``.dcm``, or a UID without suffix.
 
-    A number behind a dot is part of a UID.
+    A number after a dot is part of a UID.
     """
     suffix = path.suffix.lower()
     return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell whether a file begins as DICOM files do, whatever its suffix.
+    """Tell whether a file begins like a DICOM file, whatever its suffix.
 
     Raises
     ------
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     with path.open("rb") as file:
         return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
 
 
 def read_instance(path: Path) -> Instance:
-    """Read what a DICOM file says of itself; its pixels are not read.
+    """Read the facts that a DICOM file states about itself, without its pixels.
 
     Raises
     ------
     SlideOpenError
-        It is no DICOM file, or damaged.
+        The file is not a DICOM file, or is damaged.
     """
     try:
         return _read_instance(path, state(path))
@@ -117,14 +117,14 @@ def _read_instance(path: Path, _state: tuple[int, int]) -> Instance:
 
 
 def series_files(path: Path) -> list[Path]:
-    """List the files of a DICOM slide: those of its folder that are of its series, sorted.
+    """List the files of a DICOM slide, which are those of its series in its folder, sorted.
 
     Files that cannot be read belong to no series.
 
     Raises
     ------
     SlideOpenError
-        The file itself is no DICOM file, or damaged.
+        The file itself is not a DICOM file, or is damaged.
     """
     series = read_instance(path).series
     return [other for other in sorted(path.parent.iterdir()) if _is_of(other, series, path)]
@@ -146,14 +146,14 @@ _CODECS = {
     "1.2.840.10008.1.2.4.90": "jpeg2000",
     "1.2.840.10008.1.2.4.91": "jpeg2000",
 }
-"""By TransferSyntaxUID."""
+"""Codec of each TransferSyntaxUID."""
 
 _HEAD = [
     "TransferSyntaxUID", "DimensionOrganizationType", "NumberOfFrames", "Rows", "Columns",
     "PhotometricInterpretation", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
 ]  # fmt: skip
 _PIXELS = struct.pack("<HH2s2xI", 0x7FE0, 0x0010, b"OB", 0xFFFFFFFF)
-"""How pixel data begin whose frames are coded one by one."""
+"""Beginning of pixel data whose frames are coded separately."""
 _ITEM = struct.Struct("<HHI")
 _FRAGMENT = (0xFFFE, 0xE000)
 
@@ -166,19 +166,20 @@ def read_frames(path: Path, sizes: Sequence[Size]) -> tuple[list[Path], tuple[Ti
     path : Path
         A file of the slide.
     sizes : sequence of Size
-        Of all levels, pixels.
+        Sizes of all levels, pixels.
 
     Returns
     -------
     files : list of Path
-        That hold the levels.
+        Files that hold the levels.
     layout : tuple of TiledLevel
+        Their frames; frames of unknown position have the length 0.
         Their frames; the length is 0 of those of which it is not known where they lie.
 
     Raises
     ------
-    DirectReadError
-        A level is not held by exactly one file with JPEG or JPEG 2000 frames in the order of
+        A level is not in exactly one file with JPEG or JPEG 2000 frames in the order of their
+        positions, or the files cannot be read.
         their places, or the files cannot be read.
     """
     found: dict[Size, list[tuple[Path, TiledLevel]]] = {}
@@ -228,7 +229,7 @@ def _level(path: Path) -> TiledLevel:
 
 
 def _frames(file: BinaryIO, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and lengths of frames, bytes; 0 where a frame is not one fragment that is known."""
+    """Return positions and lengths of frames, bytes; 0 where a frame is not one known fragment."""
     offsets, counts = np.zeros(number, np.int64), np.zeros(number, np.int64)
     if file.read(len(_PIXELS)) != _PIXELS:
         return offsets, counts
@@ -258,7 +259,7 @@ def _frames(file: BinaryIO, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _item(file: BinaryIO) -> tuple[int | None, int]:
-    """Length of the item that begins here, ``None`` if none does, and where its value begins."""
+    """Return the length of the item that begins here, or ``None``, and its value's position."""
     head = file.read(_ITEM.size)
     if len(head) < _ITEM.size:
         return None, file.tell()

@@ -1,4 +1,4 @@
-"""The kind of a path (slides, a store, a run, results, …), for errors that name a mix-up."""
+"""The kind of a path (slides, a store, a run, results, …), for errors that explain a mix-up."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ _MARKS = (
     (INTERRUPTED, ("config.yaml", "metrics.csv")),
     (INTERRUPTED, ("config.yaml", "checkpoint.safetensors")),
 )
-"""Names that are in a folder of a kind, the surest first."""
+"""Names that a folder of each kind holds, the most certain kinds first."""
 
 _KNOWN = frozenset({*(kind for kind, _ in _MARKS), SLIDES, SLIDE})
 
 _GOOD_ENOUGH = frozenset({(RUN, INTERRUPTED), (SLIDES, SLIDE)})
-"""(wanted, found) that another check has more to say of."""
+"""Pairs (wanted, found) about which another check can say more."""
 
 
 def what_is(path: Path) -> str:
-    """Say what a path is, as a phrase; a folder is known by the files in it.
+    """Return the kind of a path as a phrase; a folder is recognised by the files in it.
 
-    Nothing is opened, and of a large folder the first entries are looked at.
+    Nothing is opened, and only the first entries of a large folder are examined.
     """
     try:
         if path.is_dir():
@@ -107,26 +107,26 @@ def refuse_other(
     remedy: str,
     beside: Iterable[Path] = (),
 ) -> None:
-    """Refuse a path that is known to be of another kind than is wanted.
+    """Refuse a path that is known to be of another kind than the wanted one.
 
-    What is of no known kind is left to its reader, which knows better what is wrong with it.
+    A path of unknown kind is left to its reader, which can say better what is wrong with it.
 
     Parameters
     ----------
     path : Path
     wanted : str
-        One of the constants of this module.
+        Kind that is wanted, one of the constants of this module.
     error : type
-        Of the error.
+        Type of the error.
     remedy : str
-        How one of that kind is made.
+        Sentence that says how a path of that kind is made.
     beside : iterable of Path
-        What was given in the other places of the command: one of them may be what is missed.
+        Paths in the other places of the command, of which one may be the missing one.
 
     Raises
     ------
     WsiadError
-        An ``error``: it is something else; it says what, and whether two were swapped.
+        The path is of another kind; the ``error`` names it, and says if two paths were swapped.
     """
     found = what_is(path)
     if found == wanted or (wanted, found) in _GOOD_ENOUGH:
@@ -148,15 +148,15 @@ def other_kinds_named(
     remedy: str,
     beside: Iterable[Path] = (),
 ) -> Iterator[None]:
-    """Say that paths are of another kind, where the block refuses them for any reason.
+    """Report that paths are of another kind if the block refuses them for any reason.
 
-    For what may hold several kinds, such as results that lie beside slides. Parameters are as
-    for :func:`refuse_other`.
+    This serves for paths that can hold several kinds, such as results next to slides. The
+    parameters are those of :func:`refuse_other`.
 
     Raises
     ------
     WsiadError
-        An ``error``, or what the block raised.
+        An ``error``, or the error that the block raised.
     """
     try:
         yield

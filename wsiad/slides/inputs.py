@@ -1,4 +1,4 @@
-"""Which slides to work on: files, folders and manifests, each with a name of its own."""
+"""The slides to work on, from files, folders and manifests, each with a name of its own."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _SAME_MPP = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class SlideInput:
-    """One slide to work on.
+    """A slide to work on.
 
     Parameters
     ----------
     name : str
-        Its name in every output.
+        Name of the slide in every output.
     path : Path
-        Its file.
+        Path of its file.
     mpp : float, optional
         µm/px that the manifest states.
     label, split : str
-        From the manifest; empty where it says nothing.
+        Values of the manifest; empty if it states none.
     extra : dict
         Further columns of the manifest, such as the centre.
     problem : str
-        Why it cannot be worked on, if that is known already; empty else.
+        Reason why the slide cannot be worked on, if it is known already; otherwise empty.
     unusable : bool
-        Whether the problem is that it could not be looked at.
+        True if the problem is that the slide could not be looked at.
     """
 
     name: str
@@ -59,7 +59,7 @@ class SlideInput:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A slide as one of the sources has it: where, and what it says of it."""
+    """A slide as one of the sources lists it, with the source and its statements."""
 
     slide: SlideInput
     source: str
@@ -74,20 +74,20 @@ _FROM_MANIFEST, _FROM_FILE, _FROM_FOLDER = range(3)
 def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
     """List the slides of files, folders (searched in depth) and manifest CSVs.
 
-    A slide that several sources name, by its file, a link to it or another file that it
-    consists of, is one slide, of which all is known that any of them says; the order of the
-    sources does not matter.
+    Several sources can name the same slide, by its file, a link to it or another of its files.
+    It is then one slide, to which the statements of all sources apply. The order of the sources
+    does not matter.
 
     Slides of one name are named by their paths relative to the folder or manifest, such as
-    ``patient1/1``. Where they still have one name (a folder with ``x.svs`` and ``x.tif``) they
-    would overwrite each other's results: each comes back with its problem stated, as does a name
-    that is not safe as a folder, and a file that cannot be read.
+    ``patient1/1``. If they still share a name (a folder with ``x.svs`` and ``x.tif``), they
+    would overwrite each other's results: each is returned with its problem. The same holds for
+    a name that is not safe as a folder, and for a file that cannot be read.
 
     Raises
     ------
     InputError
-        A source does not exist, a folder or manifest holds no slide, a manifest is
-        not valid, or two sources (or rows) say different things of one slide.
+        A source does not exist, a folder or manifest holds no slide, a manifest is not valid, or
+        two sources (or rows) contradict each other about a slide.
     """
     found: list[_Found] = []
     for source in sources:
@@ -99,12 +99,12 @@ def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
             found.append(_of_file(source))
         elif source.is_symlink():
             raise InputError(
-                f"is a link to {source.readlink()}, which is not there", subject=str(source)
+                f"is a link to {source.readlink()}, which does not exist", subject=str(source)
             )
         else:
             raise InputError("no such file or folder", subject=str(source))
     if not found:
-        raise InputError("no slides were given", remedy="Name slide files, folders or a CSV.")
+        raise InputError("no slides were given", remedy="Pass slide files, folders or a CSV.")
     same: dict[object, list[_Found]] = {}
     for one in found:
         same.setdefault(_identity(one.slide.path), []).append(one)
@@ -115,7 +115,7 @@ def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
 
 
 def _identity(path: Path) -> object:
-    """Return what is equal for the files of one slide, and for links to one of them."""
+    """Return a value that is equal for all files of a slide, and for links to them."""
     try:
         if may_be_dicom(path) and path.is_file() and is_dicom(path):
             instance = read_instance(path)
@@ -131,12 +131,12 @@ def _identity(path: Path) -> object:
 
 
 def _merged(group: Sequence[_Found]) -> _Found:
-    """Return all that is said of a slide.
+    """Combine everything that the sources state about a slide.
 
     Raises
     ------
     InputError
-        It contradicts itself.
+        The statements contradict each other.
     """
     first = group[0]
     if len(group) == 1:
@@ -160,7 +160,7 @@ def _merged(group: Sequence[_Found]) -> _Found:
     )
     if others and not name:
         logger.warning(
-            "%s is one slide with %s, and is worked on once, as %s",
+            "%s is one slide with %s, and is used once, as %s",
             first.slide.path,
             ", ".join(others),
             first.slide.name,
@@ -178,7 +178,7 @@ def _merged(group: Sequence[_Found]) -> _Found:
         raise InputError(
             f"is named twice: {'; '.join(differences)}",
             subject=str(first.slide.path),
-            remedy="Mend one of them, or leave it out.",
+            remedy="Correct one of them, or leave it out.",
         )
     return replace(first, slide=slide, root=next((one.root for one in group if one.root), None))
 
@@ -190,7 +190,7 @@ def _alike(value: object, other: object) -> bool:
 
 
 def _named_apart(found: Sequence[_Found]) -> list[SlideInput]:
-    """Name slides of one name by their paths, relative to where they were looked for."""
+    """Distinguish slides of one name by their paths, relative to the folder that was searched."""
     names = Counter(one.slide.name for one in found)
     named = {place: one.slide.name for place, one in enumerate(found)}
     for name, count in names.items():
@@ -208,13 +208,13 @@ def _named_apart(found: Sequence[_Found]) -> list[SlideInput]:
 
 
 def _path_of_name(slide: SlideInput) -> Path:
-    """Return the path that a slide is named by: of its file, or of a DICOM slide's folder."""
+    """Return the path that gives a slide's name: its file, or a DICOM slide's folder."""
     path = slide.path.absolute()
     return path.with_name(slide.name) if slide.name == path.stem else path.parent
 
 
 def _relative(path: Path, root: Path | None) -> str | None:
-    """Return a path relative to a folder; ``None`` if it does not lie in it."""
+    """Return a path relative to a folder; ``None`` if it is not in the folder."""
     if root is None or ".." in path.parts[len(root.absolute().parts) :]:
         return None
     try:
@@ -233,19 +233,19 @@ def _checked(slide: SlideInput, names: Mapping[str, int]) -> SlideInput:
         checked_slide_name(slide.name)
     except InputError as error:
         return replace(slide, problem=str(error))
-    remedy = "Give each a `name` in a manifest."
+    remedy = "Set a `name` for each in a manifest."
     if names[slide.name] > 1:
-        problem = f"another slide is named {slide.name!r} too ({slide.path}). {remedy}"
+        problem = f"another slide has the name {slide.name!r} ({slide.path}). {remedy}"
         return replace(slide, problem=problem)
     for folder in Path(slide.name).parents:
         if folder.as_posix() in names:
-            problem = f"its results would lie among those of the slide {folder.as_posix()!r}"
+            problem = f"its results would be among those of the slide {folder.as_posix()!r}"
             return replace(slide, problem=f"{problem}. {remedy}")
     return slide
 
 
 def _as_text(name: str) -> str:
-    """Return a name with the bytes that are no UTF-8, which Python keeps as halves, escaped."""
+    """Return a name with bytes that are not UTF-8 escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -271,7 +271,7 @@ def _of_file(path: Path) -> _Found:
     problem = ""
     try:
         if may_be_dicom(path) and is_dicom(path) and not read_instance(path).is_image:
-            problem = "is DICOM, but no image of a slide: annotations, a report or another kind"
+            problem = "is DICOM, but not an image of a slide: annotations, a report or another kind"
     except (OSError, SlideOpenError):
         pass  # opening it says what is wrong
     return _Found(SlideInput(path.stem, path, problem=problem), str(path), _FROM_FILE)
@@ -282,7 +282,7 @@ def _from_row(row: ManifestRow, root: Path) -> _Found:
     try:
         is_folder = path.is_dir()
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        is_folder, problem = False, f"cannot be looked at: {error.strerror}"
+        is_folder, problem = False, f"cannot be read: {error.strerror}"
     if is_folder:
         try:
             slides = folder_slides(path)
@@ -294,7 +294,7 @@ def _from_row(row: ManifestRow, root: Path) -> _Found:
         else:
             problem = problem or f"its folder holds {len(slides)} slides, not one: name a file"
     elif not problem and path.is_symlink() and not path.exists():
-        problem = f"is a link to {path.readlink()}, which is not there"
+        problem = f"is a link to {path.readlink()}, which does not exist"
     slide = SlideInput(
         name=name,
         path=path,

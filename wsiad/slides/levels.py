@@ -1,8 +1,8 @@
-"""The levels of a pyramid: how many level-0 pixels a pixel of each covers.
+"""The levels of a pyramid: how many level-0 pixels a pixel of each level covers.
 
-Pyramids halve and drop odd edges, and some writers fill the last tiles of a level up and
-count the filling as pixels: the ratio of widths is then not how the level was made, and
-differs from that of the heights. What such a level shows says what was done.
+Pyramids halve and drop odd edges. Some writers fill up the last tiles of a level and count the
+filling as pixels. The ratio of widths is then not the downsample by which the level was made, and
+differs from that of the heights. The picture on such a level shows the true downsample.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from wsiad.core.geometry import Size
 from wsiad.slides.slide import Level, true_downsample
 
 LOOKED_AT_PX = 4096 * 4096
-"""Larger levels are not looked at; so many tiles say what was done without it."""
+"""Size above which a level is not examined; with so many tiles its size alone is enough."""
 
 _SMALL_PX = 1024 * 1024
-"""Levels up to this size may be filled up to ``_MOST_FILLED`` times what they hold along an
-axis; larger ones by ``_FILLED_PX``, or two tiles if they are more."""
+"""Levels up to this size can be filled up to ``_MOST_FILLED`` times their content along an
+axis; larger ones by ``_FILLED_PX``, or by two tiles if these are more."""
 _MOST_FILLED = 16
 _FILLED_PX = 512
 _MOST_TRIED = 1024
 _ALIKE = 0.7
-"""Correlation from which a level is taken for a picture of the one before it."""
+"""Correlation from which a level counts as a picture of the level before it."""
 
 Picture = npt.NDArray[np.uint8]
 
@@ -43,15 +43,15 @@ def find_levels(
     Parameters
     ----------
     sizes : sequence of Size
-        Of all levels, pixels; level 0 first.
+        Sizes of all levels, pixels; level 0 first.
     reported : sequence of float
-        Their downsamples as the file or its reader states them: believed where they are
-        integers that explain both lengths.
+        Downsamples as the file or its reader states them. They are used where they are integers
+        that explain both lengths.
     tiles : sequence of Size or None
-        Of each level's tiles, pixels; ``None`` where it has none.
+        Size of each level's tiles, pixels; ``None`` for a level without tiles.
     picture : callable
-        Returns all of a level in grey, uint8 (H, W), or ``None`` if it cannot be read. It
-        is only asked about levels that may have been filled up, and about those before
+        Function that returns a complete level in grey, uint8 (H, W), or ``None`` if it cannot be
+        read. It is only called for levels that may have been filled up, and for those before
         them.
 
     Returns
@@ -60,13 +60,13 @@ def find_levels(
 
     Notes
     -----
-    A level was filled up if the ratios of its widths and heights differ by more than
-    rounding explains; it may have been if it ends with its last tiles. Every integer that
-    explains its size is then compared by picture: level ``n - 1`` is scaled to what level
-    ``n`` would hold, and correlated with it. Where its size is by a power of two that of level
-    0, only other powers of two are compared, and nothing is where no other is possible: most
-    pyramids whose levels end with whole tiles are such. Where there is nothing to see, a power
-    of two is preferred, then the smallest integer.
+    A level was filled up if the ratios of its widths and heights differ by more than rounding
+    explains; it may have been if it ends with its last tiles. Every integer that explains its
+    size is then tested on the pictures: level ``n - 1`` is scaled to the content that level
+    ``n`` would have, and correlated with it. If its size is that of level 0 divided by a power
+    of two, only other powers of two are tested, and none if no other is possible. Most pyramids
+    whose levels end with complete tiles are of this kind. If there is nothing to see, a power of
+    two is preferred, then the smallest integer.
     """
     seen: dict[int, Picture | None] = {}
 
@@ -90,7 +90,7 @@ def find_levels(
 
 
 def _explained(level0: int, level: int, reported: float) -> float:
-    """Level-0 pixels per level pixel: the reported integer if it explains the lengths."""
+    """Return level-0 pixels per level pixel: the reported integer if it explains the lengths."""
     if float(reported).is_integer() and abs(level0 / reported - level) < 1:
         return float(reported)
     return true_downsample(level0, level)
@@ -145,7 +145,7 @@ def _ends_with_tiles(size: Size, tile: Size) -> bool:
 
 
 def _ratios_agree(whole: Size, size: Size) -> bool:
-    """Whether one downsample explains width and height, each to a pixel of the level."""
+    """Tell whether one downsample explains width and height, each to a pixel of the level."""
     least = max(whole.width / (size.width + 1), whole.height / (size.height + 1))
     most = min(whole.width / max(size.width - 1, 0.5), whole.height / max(size.height - 1, 0.5))
     return least <= most
@@ -154,18 +154,18 @@ def _ratios_agree(whole: Size, size: Size) -> bool:
 def _candidates(
     whole: Size, size: Size, *, spare: Size, filling: Size | None, least: float
 ) -> list[float]:
-    """Downsamples that would leave room in a level for its filling; simple ones first.
+    """Return downsamples that would leave room in a level for its filling; simple ones first.
 
     Parameters
     ----------
     whole, size : Size
-        Of level 0 and of the level, pixels.
+        Sizes of level 0 and of the level, pixels.
     spare : Size
-        What level 0 may be filled up by, pixels.
+        Maximum filling of level 0, pixels.
     filling : Size or None
-        What the level may be filled up by, pixels; ``None``: by most of it.
+        Maximum filling of the level, pixels; ``None`` for most of the level.
     least : float
-        The downsample of the level before.
+        Downsample of the level before.
     """
     most = float("inf")
     fill = filling or size
@@ -188,7 +188,7 @@ def _is_power(value: float) -> bool:
 
 
 def _within(picture: Picture, level: Level, whole: Size) -> Picture:
-    """Return what a level's picture shows of level 0, without what it is filled up with."""
+    """Return the part of a level's picture that shows level 0, without the filling."""
     width = round(whole.width / level.downsample_x)
     height = round(whole.height / level.downsample_y)
     return picture[:height, :width]
@@ -197,13 +197,13 @@ def _within(picture: Picture, level: Level, whole: Size) -> Picture:
 def _most_alike(
     shown: Picture, finer: Picture, whole: Size, tried: Sequence[float]
 ) -> float | None:
-    """Find the downsample at which a finer picture is most like what is shown.
+    """Find the downsample at which a finer picture is most similar to the given one.
 
     Returns
     -------
     float or None
-        The first in order of those that are as good as the best; ``None`` where there is
-        nothing to see, or another picture.
+        The first in order of those that are as good as the best; ``None`` if there is nothing to
+        see, or another picture.
     """
     alike = np.full(len(tried), -1.0)
     for index, value in enumerate(tried):
@@ -220,7 +220,7 @@ def _most_alike(
 
 
 def _correlation(one: Picture, other: Picture) -> float:
-    """Correlate two pictures; -1 where one of them is blank."""
+    """Correlate two pictures; -1 if one of them is blank."""
     first, second = (picture.astype(np.float32).ravel() for picture in (one, other))
     first -= first.mean()
     second -= second.mean()

@@ -1,4 +1,4 @@
-"""Manifests: CSVs that name slides, and what is known of each."""
+"""Manifests: CSVs that name slides and the facts that are known of each."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class ManifestRow:
     where : str
         Manifest and line, for messages.
     path : Path
-        The slide's file.
+        Path of the slide's file.
     name : str
-        That it is given; empty where it is that of its file.
+        Name that the row sets; empty for the name of the file.
     mpp : float or None
         µm/px.
     label, split : str
-        Empty where the row says nothing.
+        Label and split; empty if the row states none.
     extra : dict
-        Columns that are not known, such as the centre.
+        Values of unknown columns, such as the centre.
     """
 
     where: str
@@ -64,14 +64,14 @@ class ManifestRow:
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read a manifest; columns and labels are those of :mod:`wsiad.core.labels`.
 
-    A column that is not known is kept and told of, with the known one that is most like it.
+    A column that is not known is kept and reported, with the known one that is most similar.
 
     Raises
     ------
     InputError
-        It is no CSV, has no column of slides or no rows, or a row is not valid: its fields are
-        not those of the header, its label is not understood, its µm/px is no slide's, or two
-        columns that mean the same differ.
+        The file is not a CSV, has no column of slides or no rows, or a row is not valid. A row is
+        not valid if its fields are not those of the header, its label is not understood, its
+        µm/px is not that of a slide, or two columns with the same meaning differ.
     """
     rows = read_rows(path, InputError, delimiters=_DELIMITERS)
     header = rows[0].cells if rows else ()
@@ -101,19 +101,17 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 
 
 def _tell_unknown(path: Path, unknown: list[str], hold_labels: set[str]) -> None:
-    """Tell of columns, each with the known one that is most like it by its name or its cells."""
+    """Warn of unknown columns, each with the known one of the most similar name or cells."""
     told = []
     for cell in unknown:
         near = nearest_column(cell, _COLUMNS) or (LABEL if cell in hold_labels else None)
         told.append(f"{cell!r} (did you mean `{near}`?)" if near else repr(cell))
     if told:
-        logger.warning(
-            "%s: columns that are not known are kept and not used: %s", path, ", ".join(told)
-        )
+        logger.warning("%s: unknown columns are kept, but not used: %s", path, ", ".join(told))
 
 
 def _about(text: str) -> str | None:
-    """Round a µm/px: that of x and that of y may differ by a little."""
+    """Round a µm/px, because that of x and that of y can differ by a little."""
     try:
         return f"{float(text.replace(',', '.')):.2g}"
     except ValueError:
@@ -158,9 +156,9 @@ def _row(
     if kind := said(ANOMALY_TYPE).lower():
         if label == NORMAL:
             raise InputError(
-                f"{text} is normal, and has the anomaly type {kind!r}",
+                f"{text} is normal, but has the anomaly type {kind!r}",
                 subject=where,
-                remedy="Mend one of the two.",
+                remedy="Correct one of the two.",
             )
         label = kind
     return ManifestRow(

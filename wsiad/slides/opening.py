@@ -1,4 +1,4 @@
-"""Opening a slide: which backend reads it."""
+"""The opening of a slide, with the choice of the backend that reads it."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def open_slide(
     Parameters
     ----------
     path : Path
-        The slide's file.
+        Path of the slide's file.
     name : str, optional
         Name in outputs; by default the file's stem.
     manifest_mpp, fallback_mpp : float, optional
-        µm/px where the slide states none; see :func:`wsiad.slides.scale.find_scale`.
+        µm/px for a slide that states none; see :func:`wsiad.slides.scale.find_scale`.
     override_mpp : bool
-        They hold where the slide states another, too.
+        True to use these µm/px even if the slide states others.
     backend : {"auto", "openslide", "jpeg-tiff"}
-        ``"jpeg-tiff"`` decodes the tiles of JPEG- (or JPEG 2000-) coded TIFF and SVS
-        directly, faster than OpenSlide and to the same pixels; ``"auto"`` does so
-        wherever it can, and states in :attr:`Slide.fallback` why where it cannot.
+        ``"jpeg-tiff"`` decodes the tiles of JPEG- (or JPEG 2000-) coded TIFF and SVS directly,
+        faster than OpenSlide and to the same pixels. ``"auto"`` does so wherever it can; where it
+        cannot, :attr:`Slide.fallback` states the reason.
     skip_damaged : bool
-        Whether what is damaged is passed over and noted; see :attr:`Slide.skip_damaged`.
+        True to skip and note damaged parts; see :attr:`Slide.skip_damaged`.
 
     Raises
     ------
     InputError
-        The slide is not one that ``"jpeg-tiff"`` reads, and it was asked for by name.
+        ``"jpeg-tiff"`` was requested, and cannot read the slide.
     SlideOpenError
-        No such file, not a slide, or damaged.
+        The file does not exist, is not a slide, or is damaged.
     ScaleError
-        Its µm/px is stated nowhere.
+        The slide's µm/px is stated nowhere.
     """
     slide = OpenSlideBackend(
         path,

@@ -1,4 +1,4 @@
-"""Reading through OpenSlide: every format, the reference for any faster path."""
+"""The backend that reads through OpenSlide: every format, and the reference for faster paths."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from wsiad.slides.tile_inspection import TileInspector, find_inspector
 logger = logging.getLogger(__name__)
 
 LONGEST_EDGE_PX = 2_000_000
-"""The longest edge that is believed: half a metre at 0.25 µm/px. Memory and time grow with what a
-file claims, however little it holds."""
+"""Longest edge that is accepted: half a metre at 0.25 µm/px. Memory and time grow with the size
+that a file claims, however little it holds."""
 
 _OPAQUE = 128
-"""Alpha from which a pixel exists: OpenSlide blends with nothing at field edges."""
+"""Alpha from which a pixel exists; OpenSlide blends with transparency at field edges."""
 
 _SMALLEST_PX = 256
-"""Edge to which a part that cannot be decoded is narrowed down where damage is passed over and
-it is not known which tiles the file consists of."""
+"""Edge down to which a part that cannot be decoded is divided, if damage is skipped and the tiles
+of the file are not known."""
 
 
 class OpenSlideBackend(Slide):
@@ -92,12 +92,12 @@ class OpenSlideBackend(Slide):
 
     @functools.cached_property
     def _inspector(self) -> TileInspector | None:
-        """Return the inspector of the tiles that OpenSlide decodes, where they are known."""
+        """Return the inspector of the tiles that OpenSlide decodes, if they can be found."""
         sizes = [level.size for level in self.levels]
         return find_inspector(self.path, self.format, sizes, name=self.name)
 
     def inspect(self, layout: tuple[TiledLevel, ...]) -> None:
-        """Look at the bytes of tiles that are known, before OpenSlide decodes them."""
+        """Inspect the bytes of tiles at known positions before OpenSlide decodes them."""
         self._inspector = TileInspector([self.path] * len(layout), layout)
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
@@ -111,9 +111,9 @@ class OpenSlideBackend(Slide):
     def read_level(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle of a level; see :meth:`Slide.read_level`.
 
-        OpenSlide takes integer level-0 positions and divides them by its own ratio of
-        the sizes. Multiplying by the same ratio keeps the shift of what comes back
-        within half a level-0 pixel, and at zero where the ratio is an integer.
+        OpenSlide accepts integer level-0 positions and divides them by its own ratio of the
+        sizes. Multiplying by the same ratio keeps the shift of the result within half a level-0
+        pixel, and at zero if the ratio is an integer.
         """
         if not self.skip_damaged:
             return self._read_checked(level, x, y, size)
@@ -146,8 +146,8 @@ class OpenSlideBackend(Slide):
     def _read_before(self, level: int, x: int, y: int, size: Size) -> Region:
         """Read a rectangle that begins before the level does.
 
-        OpenSlide rounds negative positions towards zero, which shifts all pixels by one where
-        its ratio is no integer: it is asked for what lies within the level alone.
+        OpenSlide rounds negative positions towards zero. If its ratio is not an integer, this
+        shifts all pixels by one. Therefore only the part within the level is requested.
         """
         left, top = max(0, -x), max(0, -y)
         part = Size(size.width - left, size.height - top)
@@ -160,7 +160,7 @@ class OpenSlideBackend(Slide):
         return found
 
     def _inspect(self, inspector: TileInspector, level: int, x: int, y: int, size: Size) -> None:
-        """Look at the tiles of a rectangle; once more through a new handle, if they are damaged."""
+        """Inspect the tiles of a rectangle; if damaged, once more through a new handle."""
         try:
             inspector.check(level, x, y, size)
         except DamagedTileError as error:
@@ -177,15 +177,15 @@ class OpenSlideBackend(Slide):
             raise SlideReadError(
                 f"cannot be read: {error.strerror}",
                 subject=self.name,
-                remedy="Check the disk that it lies on, and run again.",
+                remedy="Check its disk, and run again.",
             ) from error
 
     def _picture(self, level: int, size: Size) -> npt.NDArray[np.uint8] | None:
-        """All of a level in grey, missing pixels white; ``None`` where it cannot be decoded."""
+        """Return a level in grey, missing pixels white; ``None`` if it cannot be decoded."""
         try:
             rgba = self._read((0, 0), level, size)
         except openslide.OpenSlideError as error:
-            logger.warning("%s: level %d cannot be looked at (%s)", self.name, level, error)
+            logger.warning("%s: level %d cannot be examined (%s)", self.name, level, error)
             self._reopen()
             return None
         grey: npt.NDArray[np.uint8] = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
@@ -193,7 +193,7 @@ class OpenSlideBackend(Slide):
         return grey
 
     def _read_around(self, level: int, x: int, y: int, size: Size) -> Region:
-        """Read what can be read of a rectangle that is damaged somewhere; note where."""
+        """Read the intact parts of a rectangle with damage; note the damaged parts."""
         if self._inspector is not None:
             parts = self._inspector.parts(level, x, y, size)
         else:
@@ -211,19 +211,19 @@ class OpenSlideBackend(Slide):
         return region
 
     def damage(self, level: int, x: int, y: int, size: Size, problem: str) -> DamagedTileError:
-        """Say that a rectangle of a level is damaged; in pixels of that level."""
+        """Make the error of a damaged rectangle, whose position is in pixels of its level."""
         scale = self.levels[level]
         at = (round(x * scale.downsample_x), round(y * scale.downsample_y))
         return DamagedTileError(
             f"level {level} cannot be decoded at level-0 position {at} "
             f"({size.width} × {size.height} px): {problem}",
             subject=self.name,
-            remedy="Copy the slide again from its source; it is damaged or truncated. Or leave out "
-            "what is damaged: --damaged-tiles skip.",
+            remedy="Copy the slide again from its source; it is damaged or truncated. Or leave "
+            "the damaged parts out: --damaged-tiles skip.",
         )
 
     def _read_again(self, level: int, x: int, y: int, size: Size) -> np.ndarray:
-        """Read through a new handle: the first error latches, and fails all later reads."""
+        """Read through a new handle, because OpenSlide fails all reads after the first error."""
         ratio = self._reported[level]
         at = (round(x * ratio), round(y * ratio))
         self.check_unchanged()
@@ -249,25 +249,25 @@ class OpenSlideBackend(Slide):
             raise SlideReadError(
                 problem,
                 subject=self.name,
-                remedy="Let what writes, moves or deletes it finish, and run again.",
+                remedy="Wait until it is copied completely and no longer moved, and run again.",
             )
 
     def exact(self, level: int) -> bool:
-        """Whether pixels come as the level holds them, not interpolated between them."""
+        """Tell whether pixels are the level's own, not interpolated between them."""
         return float(self._reported[level]).is_integer()
 
     def _read(self, at: tuple[int, int], level: int, size: Size) -> np.ndarray:
         return self._handle.read_rgba(at, level, (size.width, size.height))
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._handle.close()
 
 
 def _check_edges(size: Size, name: str) -> None:
     if max(size.width, size.height) > LONGEST_EDGE_PX:
         raise SlideOpenError(
-            f"claims {size.width:,} × {size.height:,} px, and no slide has an edge of more than "
+            f"claims {size.width:,} × {size.height:,} px, but no slide has an edge of more than "
             f"{LONGEST_EDGE_PX:,} px",
             subject=name,
             remedy="Copy the slide again from its source; it is damaged.",
@@ -290,7 +290,7 @@ def _nothing(size: Size) -> Region:
 
 
 def _quarters(x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
-    """Divide a rectangle by two along each edge that is long enough."""
+    """Divide a rectangle in two along each edge that is long enough."""
 
     def halves(first: int, length: int) -> list[tuple[int, int]]:
         if length <= _SMALLEST_PX:
@@ -316,7 +316,7 @@ def _open(path: Path, name: str) -> ReadSlide:
 
 
 def _refuse(path: Path, name: str, error: Exception) -> NoReturn:
-    """Say why a file is not opened: what stands in its place, or what OpenSlide says."""
+    """Raise the error for a file that cannot be opened: a stub, or OpenSlide's reason."""
     try:
         stub = stub_problem(path)
     except OSError as unreadable:
@@ -329,7 +329,7 @@ def _refuse(path: Path, name: str, error: Exception) -> NoReturn:
         raise SlideOpenError(
             "is not a slide in any format that OpenSlide reads",
             subject=name,
-            remedy="Check that its suffix is right and the copy whole (a truncated TIFF has "
+            remedy="Check that its suffix is right and the copy complete (a truncated TIFF has "
             "lost its directory), or convert it to a pyramidal TIFF.",
         ) from error
     if found := pixel_type(path):

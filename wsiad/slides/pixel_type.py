@@ -1,4 +1,4 @@
-"""The type of a slide's pixels: only colours of 8 bits can be looked at."""
+"""The type of a slide's pixels; only colours of 8 bits can be used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from wsiad.slides.tile_inspection import TIFF_FORMATS
 
 _PALETTE, _UNSIGNED = 3, 1
 _MOST_CHANNELS = 4
-"""Colours, and how opaque they are; or the inks of print. What has more is fluorescence."""
+"""Maximum number of channels: colours and opacity, or the inks of print. More is fluorescence."""
 
 
 def check_pixels(slide: Slide) -> None:
     """Check that a slide's pixels are colours of 8 bits.
 
-    OpenSlide makes 8 bits of 16 without knowing which values mean black and white, and
-    colours of grey.
+    OpenSlide reduces 16 bits to 8 without knowing which values mean black and white, and turns
+    grey into colours.
 
     Raises
     ------
     UnusableSlideError
-        They are not; says what they are.
+        The pixels are of another type, which the error names.
     """
     # What is read directly is in colour of 8 bits; other formats have no other pixels.
     if slide.backend != "openslide" or slide.format not in TIFF_FORMATS:
@@ -35,7 +35,7 @@ def check_pixels(slide: Slide) -> None:
 
 
 def wrong_pixels(found: str, name: str) -> UnusableSlideError:
-    """Make the error of a slide whose pixels are of a type (:func:`pixel_type`) that is no use."""
+    """Make the error of a slide whose type of pixels (:func:`pixel_type`) cannot be used."""
     return UnusableSlideError(
         f"its pixel type cannot be used: {found}, not colours of 8 bits",
         subject=name,
@@ -45,17 +45,17 @@ def wrong_pixels(found: str, name: str) -> UnusableSlideError:
 
 
 def pixel_type(path: Path) -> str:
-    """Say what the pixels of a TIFF are if they are not in colour of 8 bits; empty if they are.
+    """Return the type of a TIFF's pixels if they are not colours of 8 bits; empty if they are.
 
     Parameters
     ----------
     path : Path
-        A TIFF; anything else has no such pixels.
+        Path of a TIFF; any other file has no such pixels.
 
     Returns
     -------
     str
-        Such as ``"16-bit pixels"`` or ``"grey 8-bit pixels"``.
+        Words such as ``"16-bit pixels"`` or ``"grey 8-bit pixels"``.
     """
     try:
         with tifffile.TiffFile(path) as tiff:

@@ -1,8 +1,8 @@
-"""Slides read by OpenSlide in a process of their own: one that ends OpenSlide ends no batch.
+"""Slides that OpenSlide reads in a process of their own, so that a crash does not end a batch.
 
-OpenSlide and the libraries below it end the process they are in on some damaged files, such
-as one that claims a tile of terabytes. A reader is started with the first slide, serves one
-slide at a time, and is used again for the next; one that has ended is replaced.
+OpenSlide and the libraries below it end their process on some damaged files, such as one that
+claims a tile of terabytes. A reader is started with the first slide, serves one slide at a time,
+and is used again for the next. A reader that has ended is replaced.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import numpy.typing as npt
 import openslide
 
 HOPELESS_SECONDS = 1800.0
-"""After so long without an answer a reader is ended: a region takes less than a second, and
-minutes where a network disk is stuck."""
+"""Time without an answer after which a reader is ended. A region takes less than a second, and
+minutes if a network disk is stuck."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _DEAF_TO = {signal.SIGINT, signal.SIGTERM}
@@ -39,16 +39,16 @@ _SAID = re.compile(r"(?:.*(?:ERROR|CRITICAL) \*\*: (?:[\d:.]+: )?)?(?:[^ :]+:\d+
 
 
 class ReaderCrash(openslide.OpenSlideError):  # type: ignore[misc]
-    """OpenSlide has ended the process that it was in, or has not answered."""
+    """OpenSlide crashed its process, or did not answer."""
 
 
 class ReadSlide:
-    """A slide that is open in a reader; as :class:`openslide.OpenSlide`, for one thread at a time.
+    """A slide open in a reader, like :class:`openslide.OpenSlide`, for one thread at a time.
 
     Parameters
     ----------
     path : Path
-        Its file.
+        Path of the slide's file.
 
     Attributes
     ----------
@@ -56,15 +56,15 @@ class ReadSlide:
     level_dimensions : tuple of (int, int)
         Width and height of each level, pixels; level 0 first.
     level_downsamples : tuple of float
-        As OpenSlide reports them.
+        Downsamples as OpenSlide reports them.
     profile : bytes or None
-        Its ICC profile.
+        ICC profile of the slide.
 
     Raises
     ------
     openslide.OpenSlideError
-        It cannot be opened; an ``OpenSlideUnsupportedFormatError`` if it is no slide, and a
-        :class:`ReaderCrash` if OpenSlide crashes on it.
+        The slide cannot be opened. The error is an ``OpenSlideUnsupportedFormatError`` if it is
+        not a slide, and a :class:`ReaderCrash` if OpenSlide crashes on it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class ReadSlide:
         Parameters
         ----------
         at : tuple of int
-            Its top-left corner, x and y in level-0 pixels.
+            Top-left corner of the region, x and y in level-0 pixels.
         level : int
         size : tuple of int
             Width and height, pixels of the level.
@@ -101,12 +101,12 @@ class ReadSlide:
         Returns
         -------
         ndarray of uint8, (H, W, 4)
-            Overwritten by the next reading.
+            Pixels, which the next reading overwrites.
 
         Raises
         ------
         openslide.OpenSlideError
-            It cannot be decoded.
+            The region cannot be decoded.
         """
         if self._reader is None:
             raise openslide.OpenSlideError("the slide is closed")
@@ -117,7 +117,7 @@ class ReadSlide:
         return self._reader.pixels(height, width)
 
     def close(self) -> None:
-        """Leave the reader to the next slide."""
+        """Close the slide, and leave the reader to the next one."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
             _give_back(reader)
@@ -127,7 +127,7 @@ class ReadSlide:
 
 
 class _Reader:
-    """A process that reads slides, and what it is asked by."""
+    """A process that reads slides, and the connection to it."""
 
     def __init__(self) -> None:
         self._owner, self._said_before = os.getpid(), 0
@@ -155,12 +155,12 @@ class _Reader:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked: it runs, and is not that of the process which was forked."""
+        """True if the process can be asked: it runs, and its owner is this process."""
         own = self._owner == os.getpid()
         return own and not self._asked.closed and self._process.poll() is None
 
     def ask(self, *question: Any, pixels: bool = False) -> Any:
-        """Have a method of the process' called, with arguments that are JSON."""
+        """Call a method of the process with arguments that are JSON; return its result."""
         if not self.alive:
             raise ReaderCrash(f"OpenSlide crashed ({self._described()})")
         self._said_before = os.fstat(self._said).st_size
@@ -191,12 +191,12 @@ class _Reader:
             self._memory = mmap.mmap(self._pixels, length, access=mmap.ACCESS_READ)
 
     def pixels(self, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Show what was read last, (H, W, 4)."""
+        """Return the pixels that were read last, (H, W, 4)."""
         flat = np.frombuffer(self._memory or b"", np.uint8, height * width * 4)
         return flat.reshape(height, width, 4)
 
     def _described(self) -> str:
-        """Say how the process ended, and what it said last."""
+        """Describe how the process ended, and what it printed last."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         code = self._process.poll()
@@ -217,7 +217,7 @@ class _Reader:
         return found["text"] if found else ""
 
     def end(self) -> None:
-        """End the process; a fork only lets go of it."""
+        """End the process; a fork only releases it."""
         self._asked.close()
         if self._owner != os.getpid():
             self._process.returncode = 0  # not this process' to wait for
@@ -247,7 +247,7 @@ def _taken() -> _Reader:
 
 
 def _give_back(reader: _Reader) -> None:
-    """Keep one reader for the next slide, and end others."""
+    """Keep one reader for the next slide, and end all others."""
     with contextlib.suppress(openslide.OpenSlideError):
         if reader.alive:
             reader.ask("close")
@@ -259,7 +259,7 @@ def _give_back(reader: _Reader) -> None:
 
 
 def _memory_file(name: str) -> int:
-    """Open a file that is not on a disk, where the system has such; a nameless one elsewhere."""
+    """Open a file in memory if the system supports it; otherwise a temporary one without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
@@ -272,7 +272,7 @@ def _end_idle() -> None:
 
 
 def _forget_all() -> None:
-    """Leave readers to the process that this one is a fork of."""
+    """Leave readers to the process of which this one is a fork."""
     global _lock  # another thread of that process may have held it
     _lock = threading.Lock()
     _end_idle()

@@ -1,8 +1,8 @@
-"""A process that reads slides by OpenSlide for the one that started it.
+"""A process that reads slides by OpenSlide for the process that started it.
 
-``python -m wsiad.slides.reader_process SOCKET PIXELS``: the numbers of the open files by which
-it is asked, and in which it leaves pixels. Questions and answers are JSON; whatever a slide makes
-of this process, it can only be misread by the other.
+``python -m wsiad.slides.reader_process SOCKET PIXELS`` takes the numbers of two open files: the
+connection for questions, and the file for pixels. Questions and answers are JSON. Whatever a slide
+does to this process, the other one only receives wrong data.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 import openslide
 
 MEMORY_BYTES = 4 * 2**30
-"""The most that a reader may take. Regions are read in parts of at most 64 MB, and tiles of
-real slides have some MB: a file that claims more is not believed."""
+"""Maximum memory of a reader. Regions are read in parts of at most 64 MB, and tiles of real slides
+have a few MB; a file that claims more is not believed."""
 
 
 def main() -> None:
-    """Answer until the other end is closed."""
+    """Answer questions until the other end is closed."""
     for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(ValueError, OSError):  # not on every system
             resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def answer(reader: Reader, question: list[Any]) -> dict[str, Any]:
-    """Do what is asked: a method's name and its arguments."""
+    """Call a method of the reader, by its name and arguments, and return its answer."""
     name, *arguments = question
     try:
         return {"value": getattr(reader, name)(*arguments)}
@@ -52,12 +52,12 @@ def answer(reader: Reader, question: list[Any]) -> dict[str, Any]:
 
 
 class Reader:
-    """One slide at a time.
+    """Reader of one slide at a time.
 
     Parameters
     ----------
     pixels : int
-        Open file in which pixels are left.
+        Number of the open file for pixels.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -66,7 +66,7 @@ class Reader:
         self._slide: openslide.OpenSlide | None = None
 
     def open(self, path: str) -> dict[str, Any]:
-        """Open a slide, and say what it is."""
+        """Open a slide, and return its description."""
         self.close()
         slide = self._slide = openslide.OpenSlide(path)
         profile = slide.read_region((0, 0), 0, (0, 0)).info.get("icc_profile")
@@ -78,7 +78,7 @@ class Reader:
         }
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> int:
-        """Leave a region's pixels, RGBA; return how many bytes the file has."""
+        """Write a region's pixels, RGBA, to the file; return the size of the file in bytes."""
         assert self._slide is not None
         region = np.asarray(self._slide.read_region((x, y), level, (width, height)))
         if self._memory is None or len(self._memory) < region.nbytes:

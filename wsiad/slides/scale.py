@@ -1,4 +1,4 @@
-"""The µm/px of a slide: where it is stated, and how sure that is."""
+"""The µm/px of a slide: where it is stated, and which statement is used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wsiad.core.geometry import Mpp, Spacing
 logger = logging.getLogger(__name__)
 
 PLAUSIBLE_MPP = (0.05, 20.0)
-"""Level-0 µm/px outside of this range is a default of some writer (72 dpi), not a scale."""
+"""Range of level-0 µm/px; other values are defaults of writers (72 dpi), not scales."""
 
 _USUAL_MPP = 0.4
 
 SAME_SCALE = 0.01
-"""Relative difference up to which slide and user say the same."""
+"""Maximum relative difference at which slide and user agree."""
 
 _VENDOR_KEYS = (
     # key in x, key in y, µm per unit
@@ -36,18 +36,18 @@ _UM_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 @dataclass(frozen=True, slots=True)
 class ScaleStatement:
-    """The µm/px of a slide and where it was found.
+    """The µm/px of a slide and the place where it was stated.
 
     Parameters
     ----------
     spacing : Spacing
-        µm per level-0 pixel.
+        Size of a level-0 pixel, µm.
     source : str
-        Property, ``"manifest"`` or ``"--slide-mpp"``.
+        Name of the property, ``"manifest"`` or ``"--slide-mpp"``.
     note : str
-        Where the slide and its user contradict each other: what both say, and who is believed.
+        Both values if slide and user contradict each other, and which one is used; or empty.
     overridden : bool
-        The user was believed.
+        True if the user's value is used against the slide's.
     """
 
     spacing: Spacing
@@ -57,12 +57,12 @@ class ScaleStatement:
 
 
 def check_mpp(value: float) -> float:
-    """Return a µm/px that people state, if it is one that a slide can have.
+    """Return a µm/px that a user states, if a slide can have it.
 
     Raises
     ------
     InputError
-        It is none; says so if it is one in another unit.
+        No slide has this µm/px; the error says so if it would fit in another unit.
     """
     low, high = PLAUSIBLE_MPP
     if low <= value <= high:
@@ -82,16 +82,16 @@ def check_mpp(value: float) -> float:
         remedy = f"It looks like {unit}: that would be {mpp:.4g} µm/px."
     else:
         remedy = "At 40× it is about 0.25, at 20× about 0.5 µm/px."
-    raise InputError(f"{value:g} is no slide's µm/px ({low:g} to {high:g})", remedy=remedy)
+    raise InputError(f"{value:g} is not a slide's µm/px ({low:g} to {high:g})", remedy=remedy)
 
 
 def stated_mpp(text: str) -> float:
-    """Read a µm/px that people write, with a decimal point or comma.
+    """Read a µm/px that a user writes, with a decimal point or comma.
 
     Raises
     ------
     InputError
-        It is no number, or none that a slide can have.
+        The text is not a number, or not one that a slide can have.
     """
     try:
         value = math.nan if "_" in text else float(text.replace(",", "."))
@@ -99,7 +99,7 @@ def stated_mpp(text: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise InputError(
-            f"`mpp` is {text!r}, not µm/px above 0", remedy="Write the number alone, such as 0.25."
+            f"`mpp` is {text!r}, not µm/px above 0", remedy="Write only the number, such as 0.25."
         )
     try:
         return check_mpp(value)
@@ -117,26 +117,26 @@ def find_scale(
 ) -> ScaleStatement:
     """Find the µm/px of a slide.
 
-    In order: OpenSlide's ``mpp-x``/``mpp-y``, the vendor's own keys, the TIFF
-    resolution, the manifest's ``mpp`` column, ``--slide-mpp``. A statement that no
-    slide scanner makes (outside 0.05 to 20 µm/px) is passed over. To override the slide, the
-    manifest and ``--slide-mpp`` come first.
+    The order is OpenSlide's ``mpp-x``/``mpp-y``, the vendor's own keys, the TIFF resolution,
+    the manifest's ``mpp`` column, ``--slide-mpp``. A value that no slide scanner has (outside
+    0.05 to 20 µm/px) is skipped. To override the slide, the manifest and ``--slide-mpp`` come
+    first.
 
     Parameters
     ----------
     properties : mapping of str to str
-        The slide's properties as OpenSlide gives them.
+        Properties of the slide as OpenSlide reports them.
     slide : str
         Name for messages.
     manifest_mpp, fallback_mpp : float, optional
-        What the user states, for this slide and for all slides that state nothing.
+        Values of the user, for this slide and for all slides that state none.
     override : bool
-        The user is believed where the slide says something else.
+        True to use the user's value where the slide states another.
 
     Raises
     ------
     ScaleError
-        Nothing plausible is stated anywhere.
+        No plausible value is stated anywhere.
     """
     rejected = []
     stated = None
@@ -171,7 +171,7 @@ def find_scale(
     raise ScaleError(
         f"its µm/px is not stated{why}",
         subject=slide,
-        remedy="Give it in an `mpp` column of a manifest CSV, or for all such slides "
+        remedy="Set it in an `mpp` column of a manifest CSV, or for all such slides "
         "by --slide-mpp; or write the TIFF resolution tags.",
     )
 

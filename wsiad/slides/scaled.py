@@ -1,9 +1,8 @@
 """A slide at a µm/px: one raster of target pixels over level 0, read piece by piece.
 
-Everything above this module counts in target pixels (integers at the asked µm/px) and
-in level-0 pixels (floats); the one rounding, from target to level pixels, is here.
-
-Area resampling with fractional edges: pure arithmetic.
+Everything above this module counts in target pixels (integers at the requested µm/px) and in
+level-0 pixels (floats). The only rounding, from target to level pixels, is here. Area resampling
+with fractional edges is pure arithmetic.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from wsiad.slides.slide import Region, Slide
 
 _1, _2, _3 = np.uintp(1), np.uintp(2), np.uintp(3)
 _TOUCHED = 1e-4
-"""Weights below it are rounding errors of an interval's edge."""
+"""Weights below this value are rounding errors of an interval's edge."""
 
 
 class AreaWeights(NamedTuple):
-    """Which source pixels each output pixel averages along an axis, and how much of each.
+    """The source pixels that each output pixel averages along an axis, with their weights.
 
     Parameters
     ----------
     first : ndarray of int64, (count,)
-        The first of them.
+        First source pixel of each output pixel.
     weights : ndarray of float32, (count, taps)
-        Of that one and those that follow; each row sums to one. A weight of 0 may belong
-        to a pixel beyond the source.
+        Weights of that pixel and the following ones; each row sums to one. A weight of 0 can
+        belong to a pixel beyond the source.
     """
 
     first: npt.NDArray[np.int64]
@@ -42,7 +41,7 @@ class AreaWeights(NamedTuple):
 
 
 def area_weights(first: float, step: float, count: int, length: int) -> AreaWeights:
-    """Weights that average source pixels over ``count`` equal intervals.
+    """Return weights that average source pixels over ``count`` equal intervals.
 
     Output pixel ``i`` covers ``[first + i·step, first + (i + 1)·step)`` in source pixels
     and is the mean of the source weighted by the length of overlap.
@@ -50,7 +49,7 @@ def area_weights(first: float, step: float, count: int, length: int) -> AreaWeig
     Parameters
     ----------
     first, step : float
-        In source pixels; all intervals lie within ``[0, length]``.
+        Start and length of the intervals in source pixels; all are within ``[0, length]``.
     count, length : int
         Number of output and of source pixels.
     """
@@ -74,7 +73,7 @@ def area_mean(
     ----------
     image : ndarray of uint8, (H, W, 3)
     rows, columns : AreaWeights
-        Of h and w output pixels.
+        Weights of h and w output pixels.
 
     Returns
     -------
@@ -89,13 +88,13 @@ def area_mean(
 def all_valid(
     valid: npt.NDArray[np.bool_], rows: AreaWeights, columns: AreaWeights
 ) -> npt.NDArray[np.bool_]:
-    """Tell which output pixels average valid pixels only.
+    """Tell which output pixels average only valid pixels.
 
     Parameters
     ----------
     valid : ndarray of bool, (H, W)
     rows, columns : AreaWeights
-        Of h and w output pixels.
+        Weights of h and w output pixels.
 
     Returns
     -------
@@ -111,7 +110,7 @@ def all_valid(
 
 
 def _spans(axis: AreaWeights) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and one past the last pixel that each output pixel touches."""
+    """Return the first and one past the last pixel that each output pixel touches."""
     touched = axis.weights > _TOUCHED
     taps = touched.shape[1]
     begin = axis.first + touched.argmax(axis=1)
@@ -127,7 +126,7 @@ def _mean(
     column_weights: npt.NDArray[np.float32],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    """Average (H, 3 W) row by row: one row's sums stay in a core's own cache."""
+    """Average (H, 3 W) row by row, so that the sums of a row stay in a core's own cache."""
     height, width, _ = out.shape
     values, taps = image.shape[1], column_weights.shape[1]
     # What lies beyond the image has no weight, but is multiplied by it.
@@ -160,41 +159,41 @@ def _mean(
 
 
 SCALE_TOLERANCE = 0.005
-"""Relative difference of scales up to which the pixels of a level are taken as they are."""
+"""Relative difference of scales up to which the pixels of a level are used unchanged."""
 
 COARSER_TOLERANCE = 0.02
-"""Relative difference up to which a slide that is coarser than what is asked is read at its own
-scale: scanners of one magnification differ by as much, and no detail is invented."""
+"""Relative difference up to which a slide that is coarser than requested is read at its own scale:
+scanners of one magnification differ by as much, and no detail is invented."""
 
 
 class ScaledSlide:
     """A slide read at a µm/px.
 
-    The source is the coarsest level that is at least as fine as what is asked, area
-    averaged to the exact scale. Where a level's scale is within the tolerance (0.5 %)
-    of what is asked, its pixels are taken untouched, and :attr:`pixels` states the
-    scale that they have: resampling by 1.002 would only alternate sharp and blurred
-    bands. A slide that is coarser than what is asked by up to 2 % is read at its own scale.
+    The source is the coarsest level that is at least as fine as requested, area averaged to the
+    exact scale. If a level's scale is within the tolerance (0.5 %) of the requested one, its
+    pixels are used unchanged, and :attr:`pixels` states their true scale: resampling by 1.002
+    would only alternate sharp and blurred bands. A slide that is coarser than requested by up to
+    2 % is read at its own scale.
 
     Parameters
     ----------
     slide : Slide
-        An open slide.
+        Open slide.
     mpp : Mpp
-        Scale to read at, µm/px.
+        Scale at which to read, µm/px.
     allow_upsampling : bool
-        Accept a scale finer than the slide's own.
+        True to accept a scale finer than the slide's own.
 
     Attributes
     ----------
     pixels : PixelMap
-        From target pixels to level-0 pixels.
+        Map from target pixels to level-0 pixels.
     size : Size
-        Whole target pixels within the slide's bounds.
+        Number of complete target pixels within the slide's bounds.
     level : int
-        The level that is read.
+        Level that is read.
     resampled : bool
-        Whether pixels are averaged, or taken as they are.
+        True if pixels are averaged, False if they are used unchanged.
 
     Raises
     ------
@@ -210,7 +209,7 @@ class ScaledSlide:
         if min(factor_x, factor_y) < 1 - SCALE_TOLERANCE and not allow_upsampling:
             note = f" ({slide.scale_note})" if slide.scale_note else ""
             raise ScaleError(
-                f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px asked for"
+                f"has {slide.spacing.mean:.4g} µm/px, coarser than the {mpp:g} µm/px requested"
                 f"{note}",
                 subject=slide.name,
                 remedy="Tile (and train) at a coarser --mpp, or accept invented detail by "
@@ -246,7 +245,7 @@ class ScaledSlide:
 
     @property
     def reads_tiles(self) -> bool:
-        """Whether :meth:`read_tiles` can be used: pixels are the level's own, copied once."""
+        """True if :meth:`read_tiles` can be used: pixels are the level's own, copied once."""
         return self.slide.reads_tiles and not self.resampled
 
     def read_tiles(
@@ -255,21 +254,21 @@ class ScaledSlide:
         rows: npt.NDArray[np.int32],
         out: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.bool_]:
-        """Read rectangles that do not overlap, as :meth:`read` does, into memory that is there.
+        """Read rectangles that do not overlap, like :meth:`read`, into existing memory.
 
-        Only where :attr:`reads_tiles` says so.
+        Use it only if :attr:`reads_tiles` is true.
 
         Parameters
         ----------
         columns, rows : ndarray of int32, (N,)
             Top-left corners, target pixels; with the shape of ``out`` within :attr:`size`.
         out : ndarray of uint8, (N, H, W, 3)
-            Where to; meaningless where a rectangle is not whole.
+            Array to fill; meaningless where a rectangle is not complete.
 
         Returns
         -------
         ndarray of bool, (N,)
-            Whether the slide has all pixels of each.
+            True where the slide has all pixels of a rectangle.
 
         Raises
         ------
@@ -299,14 +298,14 @@ class ScaledSlide:
     def damaged(
         self, columns: npt.NDArray[np.int32], rows: npt.NDArray[np.int32], edge: int
     ) -> npt.NDArray[np.bool_]:
-        """Tell which squares of target pixels touch what was found damaged when they were read.
+        """Tell which squares of target pixels touch parts that were found damaged when read.
 
         Parameters
         ----------
         columns, rows : ndarray of int32, (N,)
             Top-left corners, target pixels.
         edge : int
-            Of the squares, target pixels.
+            Edge of the squares, target pixels.
 
         Returns
         -------
@@ -324,7 +323,7 @@ class ScaledSlide:
         )
 
     def damage_mask(self, column: int, row: int, size: Size) -> npt.NDArray[np.bool_]:
-        """Mark what was found damaged of the level that is read, in a rectangle (H, W)."""
+        """Return a mask (H, W) of the damage found on the read level, for a rectangle."""
         level = self.slide.levels[self.level]
         mask = np.zeros((size.height, size.width), bool)
         for left, top, right, bottom in self.slide.damage_at(self.level):
@@ -347,14 +346,14 @@ class ScaledSlide:
         column, row : int
             Top-left corner, target pixels; with ``size`` within :attr:`size`.
         size : Size
-            Target pixels.
+            Width and height, target pixels.
         level : int, optional
-            To average from another level, which is finer.
+            Another level to average from, which is finer.
 
         Returns
         -------
         Region
-            A pixel is valid only if everything that it averages exists.
+            Pixels; a pixel is valid only if all source pixels that it averages exist.
 
         Raises
         ------
@@ -383,9 +382,9 @@ class ScaledSlide:
     def listed(
         self, column: int, row: int, size: Size, *, level: int
     ) -> npt.NDArray[np.bool_] | None:
-        """Mark the target pixels of a rectangle that the file lists whole on a level (H, W).
+        """Mark the target pixels of a rectangle that a file lists completely on a level, (H, W).
 
-        ``None`` where the file does not say what it holds.
+        The result is ``None`` if the file does not state what it holds.
         """
         x, y, step_x, step_y = self._steps(level, column, row)
         across = x + step_x * np.arange(size.width + 1, dtype=np.float64)
@@ -393,7 +392,7 @@ class ScaledSlide:
         return self.slide.listed(level, across, down)
 
     def _steps(self, level: int, column: int, row: int) -> tuple[float, float, float, float]:
-        """Where a target pixel begins on a level, x and y, and its width and height there."""
+        """Return x, y, width and height of a target pixel on a level, in pixels of the level."""
         scale = self.slide.levels[level]
         step_x = self.pixels.scale_x / scale.downsample_x
         step_y = self.pixels.scale_y / scale.downsample_y
@@ -406,5 +405,5 @@ class ScaledSlide:
 
 
 def _own(factor: float) -> float:
-    """Return 1, the slide's own scale, for one that is a little coarser than what is asked."""
+    """Return 1, the slide's own scale, if the requested scale is only a little finer."""
     return 1.0 if 1 - COARSER_TOLERANCE <= factor < 1 - SCALE_TOLERANCE else factor

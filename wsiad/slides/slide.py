@@ -1,9 +1,9 @@
-"""The slide, as the rest of the package knows it.
+"""The interface of a slide for the rest of the package.
 
-A backend reads integer pixels of a level; everything about µm/px is
-:mod:`wsiad.slides.scaled`. Coordinates of levels are true to level 0: pyramids halve
-and drop odd edges, so the ratio of widths is only near the true downsample, which is
-what :func:`true_downsample` restores.
+A backend reads integer pixels of a level; everything about µm/px is in
+:mod:`wsiad.slides.scaled`. Coordinates of levels are true to level 0. Pyramids halve and drop odd
+edges, so the ratio of widths is only near the true downsample, which
+:func:`true_downsample` restores.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Edges = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a pyramid.
+    """A level of a pyramid.
 
     Parameters
     ----------
     size : Size
-        Pixels of the level.
+        Width and height of the level, pixels.
     downsample_x, downsample_y : float
-        Level-0 pixels per pixel of the level.
+        Number of level-0 pixels per pixel of the level.
     """
 
     size: Size
@@ -45,15 +45,15 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Pixels that were read.
+    """Pixels that were read, and their validity.
 
     Parameters
     ----------
     rgb : ndarray of uint8, (H, W, 3)
         Colour; meaningless where not valid.
     valid : ndarray of bool, (H, W), or None
-        Where the slide has pixels; ``None`` where it has them all. Scanners leave
-        out empty fields, and nothing is put in their place.
+        True where the slide has pixels; ``None`` if it has them all. Scanners leave out empty
+        fields, and nothing replaces them.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -61,34 +61,34 @@ class Region:
 
 
 class Slide(ABC):
-    """An open slide. Use it in the process and thread that opened it.
+    """An open slide, to be used in the process and thread that opened it.
 
     Attributes
     ----------
     name : str
-        Its name in every output.
+        Name of the slide in every output.
     path : Path
-        File it was opened from.
+        Path of the file from which it was opened.
     format : str
-        The vendor's format, as OpenSlide names it.
+        Vendor's format, as OpenSlide names it.
     backend : str
-        Which path its pixels take: ``"openslide"`` or ``"jpeg-tiff"``.
+        Reader of its pixels: ``"openslide"`` or ``"jpeg-tiff"``.
     fallback : str
-        Why they do not take the direct path; empty where they do, or were not to.
+        Reason why its tiles are not decoded directly; empty if they are, or if it was not tried.
     levels : tuple of Level
-        Level 0 first.
+        Levels of the pyramid, level 0 first.
     spacing : Spacing
-        µm per level-0 pixel.
+        Size of a level-0 pixel, µm.
     spacing_source : str
-        Where the spacing was stated.
+        Place where the spacing was stated.
     scale_note : str
-        Where slide and user contradict each other on it: what both say, and who is believed.
+        Both values of the spacing if slide and user contradict each other, and which one is used.
     scale_overridden : bool
-        The user was believed.
+        True if the user's spacing is used against the slide's.
     bounds : Box
-        Non-empty part in level-0 pixels (``openslide.bounds-*``), else all of level 0.
+        Non-empty part in level-0 pixels (``openslide.bounds-*``), or all of level 0.
     skip_damaged : bool
-        Whether what is damaged is not valid, and noted (see :meth:`damaged`), in place of an
+        True if damaged parts are noted and not valid (see :meth:`damaged`), instead of an
         error.
     """
 
@@ -112,7 +112,7 @@ class Slide(ABC):
 
     @property
     def read_by(self) -> str:
-        """The path its pixels take and, after a fallback, why: ``"openslide: grey JPEG"``."""
+        """Reader of its pixels, with the reason of a fallback: ``"openslide: grey JPEG"``."""
         return f"{self.backend}: {self.fallback}" if self.fallback else self.backend
 
     @abstractmethod
@@ -126,13 +126,13 @@ class Slide(ABC):
         x, y : int
             Top-left corner in pixels of that level.
         size : Size
-            In pixels of that level; parts beyond the level come back as not valid.
+            Size in pixels of that level; parts beyond the level are returned as not valid.
 
         Raises
         ------
         SlideReadError
-            The pixels cannot be decoded, also not by a freshly opened handle. With
-            `skip_damaged`, those that are damaged are not valid instead.
+            The pixels cannot be decoded, even with a new handle. With `skip_damaged`, damaged
+            pixels are not valid instead.
         """
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
@@ -148,40 +148,40 @@ class Slide(ABC):
         Returns
         -------
         ndarray of bool, (H, W), or None
-            ``None`` where the file does not say what it holds.
+            True for cells that are listed completely; ``None`` if the file does not state it.
         """
         del level, x, y
         return None
 
     reads_tiles: bool = False
-    """Whether :meth:`read_tiles` copies no pixel twice, and gives each pixel the same
-    colour whatever rectangle it is read in."""
+    """True if :meth:`read_tiles` copies no pixel twice, and gives each pixel the same colour in
+    whatever rectangle it is read."""
 
     def read_tiles(
         self, level: int, corners: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.bool_]:
-        """Read rectangles of a level that do not overlap into memory that is there.
+        """Read rectangles of a level that do not overlap into existing memory.
 
-        What was decoded for them may be forgotten: their pixels will not be read again.
+        The decoded pixels can be forgotten afterwards, because they will not be read again.
 
         Parameters
         ----------
         level : int
             Index of the level.
         corners : ndarray of int64, (N, 2)
-            Their top-left corners, x and y in pixels of that level.
+            Top-left corners of the rectangles, x and y in pixels of that level.
         out : ndarray of uint8, (N, H, W, 3)
-            Where to; meaningless where a rectangle is not whole.
+            Array to fill; meaningless where a rectangle is not complete.
 
         Returns
         -------
         ndarray of bool, (N,)
-            Whether the slide has all pixels of each.
+            True where the slide has all pixels of a rectangle.
 
         Raises
         ------
         SlideReadError
-            As :meth:`read_level`.
+            The pixels cannot be decoded; see :meth:`read_level`.
         """
         whole, size = np.ones(len(out), bool), Size(out.shape[2], out.shape[1])
         for index, (x, y) in enumerate(corners.tolist()):
@@ -192,19 +192,19 @@ class Slide(ABC):
 
     @functools.cached_property
     def _damage(self) -> dict[int, list[tuple[int, int, int, int]]]:
-        """Left, top, right and bottom of what was found damaged, by level and in its pixels."""
+        """Left, top, right and bottom of the damage that was found, by level and in its pixels."""
         return {}
 
     def damage_at(self, level: int) -> list[tuple[int, int, int, int]]:
-        """Return left, top, right and bottom of what was found damaged, pixels of the level."""
+        """Return left, top, right and bottom of the damage found on a level, in its pixels."""
         return list(self._damage.get(level, ()))
 
     def note_damage(self, level: int, x: int, y: int, size: Size) -> None:
-        """Note that a rectangle of a level is damaged; all in pixels of that level."""
+        """Note that a rectangle of a level is damaged, in pixels of that level."""
         self._damage.setdefault(level, []).append((x, y, x + size.width, y + size.height))
 
     def _known_damage(self, level: int, x: int, y: int, size: Size) -> bool:
-        """Whether a rectangle of a level lies within one that was found damaged."""
+        """Tell whether a rectangle of a level is within one that was found damaged."""
         return any(
             left <= x and top <= y and x + size.width <= right and y + size.height <= bottom
             for left, top, right, bottom in self._damage.get(level, ())
@@ -213,7 +213,7 @@ class Slide(ABC):
     def damaged(
         self, level: int, corners: npt.NDArray[np.float64], size: tuple[float, float]
     ) -> npt.NDArray[np.bool_]:
-        """Tell which rectangles of a level touch what was found damaged when they were read.
+        """Tell which rectangles of a level touch parts that were found damaged when read.
 
         Parameters
         ----------
@@ -236,11 +236,11 @@ class Slide(ABC):
 
     @contextmanager
     def reading_ahead(self) -> Iterator[None]:
-        """Say that what is read within will be read again, and may be kept until then."""
+        """Announce that pixels read in this block will be read again, and can be kept."""
         yield
 
     def forget(self) -> None:  # noqa: B027 -- not every backend remembers anything
-        """Release what is kept of pixels that were read; to be called when most have been."""
+        """Release pixels that are kept; call it when most have been read."""
 
     def check_unchanged(self) -> None:  # noqa: B027 -- a slide in memory does not change
         """Check that the file is the one that was opened.
@@ -248,13 +248,13 @@ class Slide(ABC):
         Raises
         ------
         SlideReadError
-            It was written to, replaced, moved or deleted: what was read of it may be of
-            two slides.
+            The file was written to, replaced, moved or deleted: the pixels that were read may be
+            of two slides.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
 
     def __enter__(self) -> Self:
         return self
@@ -269,11 +269,10 @@ class Slide(ABC):
 
 
 def true_downsample(level0: int, level: int) -> float:
-    """Level-0 pixels per level pixel along one axis.
+    """Return level-0 pixels per level pixel along one axis.
 
-    Halving an odd edge drops or adds a pixel, after which the ratio of the widths is
-    off by up to a pixel of the level at the far edge. Where an integer explains the
-    widths, it is the downsample.
+    Halving an odd edge drops or adds a pixel. The ratio of the widths is then off by up to a
+    pixel of the level at the far edge. If an integer explains the widths, it is the downsample.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The files that a slide consists of, and what identifies them."""
+"""The files that a slide consists of, and its identity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIXES = frozenset(
     {".bif", ".btf", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"}
     | {".tif", ".tiff", ".vms", ".vmu", ".zvi"}
 )
-"""Suffixes by which slides are found in a folder; a file that is named is always tried."""
+"""Suffixes by which slides are found in a folder; a file that is named directly is always tried."""
 
 _STUBS = (
     (b"version https://git-lfs", "is a pointer of Git LFS", "Fetch it: git lfs pull."),
@@ -28,9 +28,9 @@ _INDEX_BYTES = 2**20
 
 
 def slide_files(path: Path) -> list[Path]:
-    """List the files that a slide consists of, its own first.
+    """List the files that a slide consists of, its own file first.
 
-    A MIRAX slide has a folder of its name beside it; a DICOM slide is a series of files in one
+    A MIRAX slide has a folder of its name next to it; a DICOM slide is a series of files in one
     folder; Hamamatsu's VMS and VMU name their images line by line. All others are one file.
 
     Raises
@@ -53,7 +53,7 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def _series_or_all(path: Path) -> list[Path]:
-    """Files of a DICOM file's series; of one that cannot be read, what may be of it."""
+    """Return the files of a DICOM file's series, or all possible ones if it cannot be read."""
     try:
         return series_files(path)
     except SlideOpenError:
@@ -63,7 +63,7 @@ def _series_or_all(path: Path) -> list[Path]:
 
 
 def slide_fingerprint(path: Path) -> str:
-    """Identify a slide by all its files, as ``sha256:…``; one of a single file as that file.
+    """Return a fingerprint of all files of a slide, ``sha256:…``; that of the file if it is one.
 
     Raises
     ------
@@ -81,20 +81,20 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def slide_state(path: Path) -> dict[Path, tuple[int, int]]:
-    """Sizes and times of the last change of a slide's files: a cheap first look.
+    """Return the sizes and times of the last change of a slide's files, a quick first check.
 
     Raises
     ------
     OSError
-        A file is not there.
+        A file does not exist.
     """
     return {part: state(part) for part in slide_files(path)}
 
 
 def stub_problem(path: Path) -> tuple[str, str] | None:
-    """Say what stands in the place of a slide, and what to do about it; ``None`` if it may be one.
+    """Return what a file is in place of a slide, and the remedy; ``None`` if it may be a slide.
 
-    Archives and downloads leave such files: empty ones, pointers, web pages, zeros.
+    Archives and downloads leave such files: empty files, pointers, web pages, zeros.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def stub_problem(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
-        return "is empty (0 bytes): a stub of an archive, or a copy that was not made", again
+        return "is empty (0 bytes): a stub of an archive, or a failed copy", again
     plain = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for begin, problem, remedy in _STUBS:
         if plain.startswith(begin):

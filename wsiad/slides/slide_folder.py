@@ -1,4 +1,4 @@
-"""Slides of a folder: links are followed once, and what is no slide is told of."""
+"""The slides of a folder: links are followed once, and files that are not slides are reported."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class FolderSlide:
     Parameters
     ----------
     path : Path
-        Its file.
+        Path of its file.
     name : str
-        That of the file, or of a DICOM slide's folder.
+        Name of the file, or of a DICOM slide's folder.
     problem : str
-        Why it cannot be worked on; empty where nothing is known against it.
+        Reason why it cannot be worked on; empty if none is known.
     """
 
     path: Path
@@ -45,9 +45,9 @@ class FolderSlide:
 def folder_slides(folder: Path) -> list[FolderSlide]:
     """List the slides of a folder, searched in depth, in order of their paths.
 
-    Hidden entries are not looked at. What may have been meant as a slide and cannot be read is
-    listed with its problem, or told of. Maps and masks of slides, such as wsiad's own results,
-    are told of and left out.
+    Hidden entries are ignored. A file that was perhaps meant as a slide and cannot be read is
+    listed with its problem, or reported. Maps and masks of slides, such as wsiad's own results,
+    are reported and left out.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def folder_slides(folder: Path) -> list[FolderSlide]:
             series.setdefault(path.parent, []).append(path)
         elif suffix not in SUFFIXES:
             if not suffix and path.is_symlink() and not path.exists():
-                logger.warning("%s: is a link to what is not there", path)
+                logger.warning("%s: is a link to nothing", path)
         elif _is_derived(path, there):
             derived.append(path)
         else:
@@ -80,7 +80,7 @@ def folder_slides(folder: Path) -> list[FolderSlide]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder and is no folder; real folders before linked ones, each once."""
+    """Yield the files in a folder, each once; real folders come before linked ones."""
     seen = {_identity(folder)}
     here, linked = [folder], list[Path]()
     while here or linked:
@@ -125,15 +125,15 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _unreadable(path: Path) -> str:
-    """Say why a file cannot be read; empty if it may be."""
+    """Return why a file cannot be read; empty if it can."""
     try:
         kind = path.stat().st_mode
     except OSError as error:
         if path.is_symlink():
-            return f"is a link to {path.readlink()}, which is not there"
+            return f"is a link to {path.readlink()}, which does not exist"
         return f"cannot be read: {error.strerror}"
     if not stat.S_ISREG(kind):
-        return "is no file"
+        return "is not a file"
     return "" if os.access(path, os.R_OK) else "cannot be read: its permissions do not allow it"
 
 
@@ -145,7 +145,7 @@ def _begins_as_dicom(path: Path) -> bool:
 
 
 def _dicom_slides(folder: Path, paths: Sequence[Path]) -> Iterator[FolderSlide]:
-    """Yield the series of a folder, each as one slide, and files that cannot be read."""
+    """Yield each series of a folder as one slide, and files that cannot be read."""
     levels: dict[str, list[Path]] = {}
     others: set[str] = set()
     no_images, damaged = [], {}
@@ -162,10 +162,10 @@ def _dicom_slides(folder: Path, paths: Sequence[Path]) -> Iterator[FolderSlide]:
         else:
             others.add(instance.series)
     if no_images:
-        _tell(folder, "are DICOM, and no images of slides, and are left out", no_images)
+        _tell(folder, "are DICOM, but not images of slides, and are left out", no_images)
     if missing := len(others - set(levels)):
         logger.warning(
-            "%s: %d DICOM series have a label or overview, and no slide", folder, missing
+            "%s: %d DICOM series have a label or overview, but no slide", folder, missing
         )
     alone = folder.resolve().name
     if not levels and damaged:
@@ -180,7 +180,7 @@ def _dicom_slides(folder: Path, paths: Sequence[Path]) -> Iterator[FolderSlide]:
 
 
 def _is_derived(path: Path, there: set[Path]) -> bool:
-    """Tell whether a file is a map or mask of a slide: by what is in it, or what lies by it."""
+    """Tell whether a file is a map or mask of a slide, by its content or its neighbours."""
     name = path.name.lower()
     if name.endswith(_OME):
         return (path.parent / SLIDE_RECORD).is_file() or _describes_a_heatmap(path)

@@ -1,4 +1,4 @@
-"""``slides.csv``: one row per slide, whatever became of it."""
+"""``slides.csv``, with one row per slide, whatever became of the slide."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ REPORT = "report.html"
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
 DAMAGED_THERE = "not assessed, as the file is damaged there"
-"""In the reason of a slide of which damaged parts were left out."""
+"""Words in the reason of a slide whose damaged parts were left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """The row of a slide, as far as all verbs have it.
+    """The row of a slide, with the columns that all verbs share.
 
     Parameters
     ----------
     slide : str
-        Name.
+        Name of the slide.
     status : str
-        ``"ok"``; ``"no-tissue"``: the whole slide was seen and holds none; ``"unusable"``: it
+        ``"ok"``; ``"no-tissue"``: the complete slide was seen and holds none; ``"unusable"``: it
         could not be looked at, or nothing of it can be used; or ``"failed"``.
     reason : str
-        Why it failed or could not be looked at, or what its reader should know.
+        Reason why it failed or could not be looked at, or a note for its reader.
     seconds : float
         Time spent on it.
     mpp_x, mpp_y : float or None
-        µm per level-0 pixel.
+        Size of a level-0 pixel, µm.
     width, height : int or None
-        Of level 0, pixels.
+        Size of level 0, pixels.
     label, split : str
-        From the manifest.
+        Label and split of the manifest.
     file : str
-        Where it was read from.
+        Path from which it was read.
     backend : str
-        What read its pixels, and why not directly: ``"jpeg-tiff"``, ``"openslide"``,
-        ``"openslide: format leica"``, ``"store"``; empty where nothing was read.
+        Reader of its pixels, and why not the direct one: ``"jpeg-tiff"``, ``"openslide"``,
+        ``"openslide: format leica"``, ``"store"``; empty if nothing was read.
     """
 
     slide: str
@@ -70,14 +70,14 @@ R = TypeVar("R", bound=SlideRow)
 
 
 class SlideTable(Generic[R]):
-    """A ``slides.csv`` that is rewritten, whole, whenever slides are done.
+    """A ``slides.csv`` that is rewritten completely whenever slides are done.
 
-    Several processes, also of several machines, may put rows into one table at once.
+    Several processes, also on several machines, can put rows into one table at the same time.
 
     Parameters
     ----------
     path : Path
-        Of the CSV; rows of an earlier run are kept until they are replaced.
+        Path of the CSV; rows of an earlier run are kept until they are replaced.
     row : type
         Dataclass of the rows; its fields are the columns.
     """
@@ -88,16 +88,16 @@ class SlideTable(Generic[R]):
         self._put: dict[str, R] = {}
 
     def get(self, slide: str) -> R | None:
-        """Row of a slide when the table was opened, or as it was put since."""
+        """Return the row of a slide, as it was put last or when the table was opened."""
         return self._put.get(slide) or self._earlier.get(slide)
 
     def put(self, *rows: R) -> None:
-        """Set rows and write the table, with what others have put into it meanwhile.
+        """Set rows and write the table, together with rows that other processes put meanwhile.
 
         Raises
         ------
         InputError
-            The table was damaged, or others kept it busy for minutes.
+            The table is damaged, or other processes kept it busy for minutes.
         """
         given = {row.slide: row for row in rows}
         with locked(self.path.with_name(f".{self.path.name}.lock")):
@@ -112,7 +112,7 @@ class SlideTable(Generic[R]):
 
 
 def slide_table_kind(row: type[R]) -> TableKind[R]:
-    """Return the kind of a ``slides.csv`` with such rows."""
+    """Return the kind of a ``slides.csv`` with rows of this type."""
     return TableKind(
         row,
         "slides",
@@ -124,7 +124,7 @@ def slide_table_kind(row: type[R]) -> TableKind[R]:
 
 
 def read_table(path: Path, row: type[R]) -> list[R]:
-    """Read a ``slides.csv``; an absent file has no rows.
+    """Read a ``slides.csv``; a missing file has no rows.
 
     Raises
     ------
@@ -135,10 +135,10 @@ def read_table(path: Path, row: type[R]) -> list[R]:
 
 
 def slide_seconds(path: Path) -> float | None:
-    """Seconds that a ``slides.csv`` tells of all its slides together; ``None`` without any.
+    """Return the total seconds of all slides of a ``slides.csv``; ``None`` without slides.
 
-    What a verb took in all is less, with several workers; but it is told of a last call only,
-    and slides that were whole before take no time in that.
+    A verb with several workers takes less time in total. But its own time is that of the last
+    call only, in which slides that were complete before take no time.
 
     Raises
     ------
@@ -150,32 +150,32 @@ def slide_seconds(path: Path) -> float | None:
 
 
 def backends(rows: Iterable[SlideRow]) -> dict[str, str]:
-    """Map slides to what read them; without those that nothing read."""
+    """Return the reader of each slide's pixels, without slides of which nothing was read."""
     return {row.slide: row.backend for row in rows if row.backend}
 
 
 def backend_text(read: Mapping[str, object]) -> str:
-    """Say what read a stored slide, as :attr:`wsiad.slides.slide.Slide.read_by` does."""
+    """Return the reader of a stored slide, like :attr:`wsiad.slides.slide.Slide.read_by`."""
     return ": ".join(str(read[key]) for key in ("backend", "fallback") if read.get(key))
 
 
 def failures(rows: Iterable[SlideRow]) -> list[SlideRow]:
-    """Rows of the slides that failed."""
+    """Return the rows of the slides that failed."""
     return [row for row in rows if row.status == FAILED]
 
 
 def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
-    """Rows of the slides that could not be looked at, which are not without tissue."""
+    """Return the rows of the slides that could not be looked at, which may have tissue."""
     return [row for row in rows if row.status == UNUSABLE]
 
 
 def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
-    """Rows of the slides of which damaged parts were left out, and the rest was used."""
+    """Return the rows of the slides that were used without their damaged parts."""
     return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]
 
 
 def outcome(rows: Sequence[SlideRow], done: str) -> str:
-    """Say in a line what became of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
+    """Return a line on the fate of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
     counts = Counter(row.status for row in rows)
     words = {NO_TISSUE: "without tissue", UNUSABLE: "unusable", FAILED: "failed"}
     rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]

@@ -1,4 +1,4 @@
-"""A slide copied to a local disk while it is read: network disks are slow at small reads."""
+"""Copies of slides on a local disk while they are read: network disks are slow at small reads."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SPARE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Where a slide is copied to.
+    """Options of the copy of a slide on a local disk.
 
     Parameters
     ----------
     folder : Path
-        On a local disk.
+        Folder on a local disk.
     following : Path, optional
-        Slide that this process will read next: it is copied while this one is worked on.
+        Slide that this process will read next, which is copied while this one is processed.
     """
 
     folder: Path
@@ -42,22 +42,22 @@ class Staging:
 
 @contextlib.contextmanager
 def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
-    """Yield a copy of a slide on a local disk, deleted afterwards whatever happens.
+    """Yield a copy of a slide on a local disk, which is deleted afterwards in any case.
 
     Parameters
     ----------
     path : Path
-        The slide's file; all that it consists of is copied, see
+        Path of the slide's file; all its files are copied, see
         :func:`wsiad.slides.slide_files.slide_files`.
     staging : Staging or None
-        ``None`` yields the path itself.
+        Options; ``None`` yields the path itself.
     name : str
-        Of the slide, for messages.
+        Name of the slide, for messages.
 
     Raises
     ------
     SlideOpenError
-        There is no such slide, no room for it, or the copy differs from it.
+        There is no such slide or no room for it, or the copy differs from it.
     """
     if staging is None:
         yield path
@@ -71,7 +71,7 @@ def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
             _copy(path, private)
         except OSError as error:
             full = error.errno in DISK_FULL
-            first = f"Make room in {folder}, give" if full else "Check both disks, give"
+            first = f"Make room in {folder}, pass" if full else "Check both disks, pass"
             raise SlideOpenError(
                 f"cannot be copied to {folder}: {error.strerror or error}",
                 subject=name,
@@ -86,14 +86,14 @@ def staged(path: Path, staging: Staging | None, *, name: str) -> Iterator[Path]:
 
 
 def discard_staged(folder: Path) -> None:
-    """Delete what this process has copied ahead and not read, and what its dead workers left."""
+    """Delete copies of this process that were not read, and leftovers of its dead workers."""
     _clear_abandoned(folder)
     for private in folder.glob(f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.*"):
         shutil.rmtree(private, ignore_errors=True)
 
 
 def _private(folder: Path, path: Path) -> Path:
-    """Folder of this process for a slide's copy; whole if it is there."""
+    """Return the folder of this process for a slide's copy, which is complete if it exists."""
     key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
     return folder / f"{_PREFIX}.{socket.gethostname()}.{os.getpid()}.{key}"
 
@@ -129,7 +129,7 @@ def _copy(path: Path, private: Path) -> None:
 def _check_room(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        text = f"it needs {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} are free"
+        text = f"it needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} are free"
         raise OSError(errno.ENOSPC, text)
 
 
@@ -139,7 +139,7 @@ def _check(holds: bool, problem: str) -> None:
 
 
 def _clear_abandoned(folder: Path) -> None:
-    """Delete what dead processes of this machine left."""
+    """Delete the leftovers of dead processes of this machine."""
     for private in folder.glob(f"{_PREFIX}.{socket.gethostname()}.*"):
         process = private.name.rsplit(".", 2)[1]
         if process.isdigit() and not _alive(int(process)):

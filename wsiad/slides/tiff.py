@@ -1,10 +1,9 @@
-"""Reading TIFF and SVS with JPEG or JPEG 2000 tiles directly: each tile is decoded once.
+"""The backend that decodes JPEG or JPEG 2000 tiles of TIFF and SVS directly, each only once.
 
-OpenSlide spends most of its time outside of the JPEG decoder (blending, converting to
-RGBA and back). Here the tiles that the file consists of are read and decoded, and their
-pixels copied to where they are asked for. Everything else about the slide is what
-OpenSlide says, whose pixels remain the reference: a slide is read in this way only if a
-tile of each level was compared with them.
+OpenSlide spends most of its time outside of the JPEG decoder (blending, converting to RGBA and
+back). Here the tiles of the file are read and decoded, and their pixels copied to the requested
+places. All other facts about the slide are OpenSlide's, whose pixels remain the reference: a slide
+is read in this way only if a tile of each level was compared with them.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ logger = logging.getLogger(__name__)
 FORMATS = TIFF_FORMATS
 
 CACHE_BYTES = 64 * 2**20
-"""Bytes of decoded tiles that are kept: blocks that share a tile do not decode it twice."""
+"""Size of the decoded tiles that are kept: blocks that share a tile do not decode it twice."""
 
 AHEAD_BYTES = 96 * 2**20
-"""Bytes of decoded tiles that were read ahead of their use: stains are estimated from them."""
+"""Size of the decoded tiles that are read ahead of their use; stains are estimated from them."""
 
 _COMPARED_TILES = 8
 _COMPARED_PX = 256
-"""Edge of what is compared with OpenSlide of a tile: another decoder, or colours that are
-coded otherwise, would show in any part with structure."""
+"""Edge of the part of a tile that is compared with OpenSlide. Another decoder or another coding of
+colours would show in any part with structure."""
 
 _RGB = npt.NDArray[np.uint8]
 
@@ -46,19 +45,19 @@ _RGB = npt.NDArray[np.uint8]
 class JpegTiffBackend(Slide):
     """A slide whose JPEG tiles are decoded directly; see :func:`open_jpeg_tiff`.
 
-    Pixels are those of :class:`OpenSlideBackend`, bit by bit, wherever OpenSlide's
-    ratio of sizes is an integer. Where a pyramid dropped an odd edge it is not:
-    OpenSlide, asked in whole pixels of level 0, then interpolates up to half of one
-    beside the level's pixels. Here the level's own pixels are returned.
+    Pixels equal those of :class:`OpenSlideBackend`, bit by bit, wherever OpenSlide's ratio of
+    sizes is an integer. It is not where a pyramid dropped an odd edge: OpenSlide accepts only
+    whole pixels of level 0, and then interpolates up to half of one away from the level's
+    pixels. Here the level's own pixels are returned.
 
     Parameters
     ----------
     reference : OpenSlideBackend
-        The same slide; closed with this one.
+        The same slide, which is closed with this one.
     layout : tuple of TiledLevel
-        Of each level.
+        Tiles of each level.
     cache_bytes, ahead_bytes : int
-        Bounds on the decoded tiles that are kept: the last ones, and those read ahead.
+        Limits of the decoded tiles that are kept: those used last, and those read ahead.
     """
 
     backend = "jpeg-tiff"
@@ -126,7 +125,7 @@ class JpegTiffBackend(Slide):
         return whole
 
     def _tile(self, level: int, row: int, column: int) -> _RGB | None:
-        """Return a tile; ``None`` where it is missing, or damaged and passed over."""
+        """Return a tile; ``None`` if it is missing, or damaged and skipped."""
         tiles = self._layout[level]
         index = row * tiles.columns + column
         if not tiles.counts[index] or (level, index) in self._bad:
@@ -145,7 +144,7 @@ class JpegTiffBackend(Slide):
         return tile
 
     def _decoded(self, level: int, row: int, column: int) -> _RGB:
-        """Decode a tile, or let OpenSlide if it is of a kind that is not known here."""
+        """Decode a tile, or let OpenSlide decode it if its kind is not known here."""
         tiles = self._layout[level]
         index = row * tiles.columns + column
         room = self._cache.room(tiles.tile, ahead=self._ahead)
@@ -160,7 +159,7 @@ class JpegTiffBackend(Slide):
 
     @contextmanager
     def reading_ahead(self) -> Iterator[None]:
-        """Keep what is decoded until it is asked for again; see :meth:`Slide.reading_ahead`."""
+        """Keep decoded tiles until they are requested again; see :meth:`Slide.reading_ahead`."""
         self._ahead = True
         try:
             yield
@@ -172,7 +171,7 @@ class JpegTiffBackend(Slide):
         self._cache.clear()
 
     def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
-        """Read and decode a tile, into ``out`` if given."""
+        """Read and decode a tile, into ``out`` if set."""
         offset, count = int(tiles.offsets[index]), int(tiles.counts[index])
         if not 0 < offset <= self._bytes - count:
             raise DirectReadError("a tile lies outside of the file")
@@ -182,7 +181,7 @@ class JpegTiffBackend(Slide):
         return decode_tile(data, tiles, out=out)
 
     def _read(self, count: int, offset: int) -> bytes:
-        """Read bytes of the file; an error may be the network's, so once more by a new handle."""
+        """Read bytes of the file; after an error, perhaps the network's, by a new handle."""
         try:
             return os.pread(self._file.fileno(), count, offset)
         except OSError as error:
@@ -200,10 +199,10 @@ class JpegTiffBackend(Slide):
         self._reference.check_unchanged()
 
     def _by_reference(self, level: int, row: int, column: int, *, most: int | None = None) -> _RGB:
-        """Let OpenSlide say what a tile is that was not decoded: pixels, or damaged.
+        """Let OpenSlide decode a tile that was not decoded here, or find it damaged.
 
-        By default the whole tile, as far as it lies in the level; else a square of at
-        most so many pixels' edge at its top-left corner.
+        By default this is the complete tile, up to the level's edge. With ``most``, it is a
+        square of at most that edge in pixels at its top-left corner.
         """
         x, y, size = self._place(level, row, column)
         if most is not None:
@@ -216,21 +215,21 @@ class JpegTiffBackend(Slide):
         return region.rgb
 
     def _place(self, level: int, row: int, column: int) -> tuple[int, int, Size]:
-        """Left, top and size of a tile as far as it lies in the level, pixels of that level."""
+        """Return left, top and size of a tile's part within the level, pixels of the level."""
         tiles = self._layout[level]
         x, y = column * tiles.tile.width, row * tiles.tile.height
         width = min(tiles.tile.width, tiles.size.width - x)
         return x, y, Size(width, min(tiles.tile.height, tiles.size.height - y))
 
     def compare(self) -> None:
-        """Compare a tile of each level, of the most bytes, with OpenSlide's.
+        """Compare a tile of each level, one with the most bytes, with OpenSlide's.
 
-        Tiles that are damaged say nothing of how the others are read: the next is compared.
+        Damaged tiles do not show how the others are read, so the next tile is compared.
 
         Raises
         ------
         DirectReadError
-            One of them differs, or none can be decoded.
+            A tile differs, or none can be decoded.
         """
         for level, tiles in enumerate(self._layout):
             problem = None
@@ -253,27 +252,27 @@ class JpegTiffBackend(Slide):
                     raise DirectReadError(problem)
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self.release()
         self._reference.close()
 
     def release(self) -> None:
-        """Release the file, but leave OpenSlide's open."""
+        """Close the file, but leave OpenSlide's open."""
         self._file.close()
 
 
 def open_jpeg_tiff(reference: OpenSlideBackend) -> JpegTiffBackend:
-    """Read a slide directly.
+    """Open a slide whose tiles are decoded directly.
 
     Parameters
     ----------
     reference : OpenSlideBackend
-        The slide; it belongs to the result, if there is one.
+        Slide to read; the result owns it, if there is one.
 
     Raises
     ------
     DirectReadError
-        The format, a directory or the pixels are not what is known here; says which.
+        The format, a directory or the pixels are of a kind that is not known here; names it.
     SlideOpenError
         A directory lists fewer tiles than its size needs.
     """

@@ -1,6 +1,6 @@
-"""Where a tiled JPEG TIFF keeps the tiles of each level: its directories, read and checked.
+"""The tiles of each level of a TIFF: its directories, read and checked, and the decoding of a tile.
 
-Decoding one tile of a TIFF, refusing what OpenSlide might see otherwise.
+A tile is refused if OpenSlide might decode it differently.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from wsiad.slides.slide import Edges
 _NONE, _JPEG = 1, 7
 _ANY_JPEG2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG2000_RGB = 33005
-"""Aperio's; its YCbCr (33003) is subsampled, and enlarged by each decoder in its own way."""
+"""Aperio's RGB; decoders enlarge its subsampled YCbCr (33003) in different ways."""
 _COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
-"""Colour spaces by TIFF's photometric interpretation; the stream's markers are not believed."""
+"""Colour spaces by TIFF's photometric interpretation; the stream's own markers are ignored."""
 _MAX_TILE_PX = 4096 * 4096
 NOT_A_TIFF = (
     tifffile.TiffFileError,
@@ -39,7 +39,7 @@ NOT_A_TIFF = (
     ValueError,
     struct.error,
 )
-"""Errors that are raised for a file that is no whole TIFF."""
+"""Errors that are raised for a file that is not a complete TIFF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,19 @@ class TiledLevel:
     Parameters
     ----------
     size, tile : Size
-        Of the level and of a tile, pixels; edge tiles are whole and padded.
+        Sizes of the level and of a tile, pixels; edge tiles are complete and padded.
     columns, rows : int
-        Number of tiles that the directory lists; more than the level needs where its size
-        is rounded up.
+        Number of tiles that the directory lists; more than the level needs if its size is
+        rounded up.
     offsets, counts : ndarray of int64, (rows · columns,)
         Position and length of each tile in the file, bytes; a length of 0 means that
         the slide has no pixels there.
     tables : bytes or None
         Quantisation and Huffman tables that the tiles share (``JPEGTables``).
     colour_space : str
-        ``"RGB"`` or ``"YCBCR"``: what the JPEG streams are coded in.
+        Colour space of the JPEG streams: ``"RGB"`` or ``"YCBCR"``.
     codec : str
-        ``"jpeg"`` or ``"jpeg2000"``; where tiles are only inspected, also ``"none"``, or
+        ``"jpeg"`` or ``"jpeg2000"``; if tiles are only inspected, also ``"none"``, or
         ``"packed"`` for deflate, LZW and others.
     """
 
@@ -76,7 +76,7 @@ class TiledLevel:
     codec: str = "jpeg"
 
     def largest(self, count: int) -> list[int]:
-        """Return the tiles within the level of the most bytes, most first; none that is missing."""
+        """Return the level's tiles with the most bytes, the largest first, without missing ones."""
         inside = np.zeros((self.rows, self.columns), bool)
         inside[
             : -(-self.size.height // self.tile.height), : -(-self.size.width // self.tile.width)
@@ -96,7 +96,8 @@ class TiledLevel:
         Returns
         -------
         ndarray of bool, (H, W)
-            False for cells that reach beyond the level's tiles.
+            True for cells without missing tiles; False for cells that reach beyond the level's
+            tiles.
         """
         left, right = _first_last(x, self.tile.width)
         top, bottom = _first_last(y, self.tile.height)
@@ -113,7 +114,7 @@ class TiledLevel:
 
 
 def _first_last(edges: Edges, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First tile that each cell lies in, and the one after its last."""
+    """Return the first tile that each cell touches, and one past its last."""
     first = np.floor((edges[:-1] + 1e-6) / tile).astype(np.int64)
     return first, np.ceil((edges[1:] - 1e-6) / tile).astype(np.int64)
 
@@ -126,16 +127,16 @@ def read_layout(
     Parameters
     ----------
     path : Path
-        A TIFF or BigTIFF.
+        Path of a TIFF or BigTIFF.
     sizes : sequence of Size
-        Of all levels, pixels.
+        Sizes of all levels, pixels.
     name : str
-        The slide's, for errors.
+        Name of the slide, for errors.
     padded : bool
-        Whether directories state their levels' sizes rounded up, as Philips' do: each
-        tiled one is then a level, in the file's order.
+        True if directories state their levels' sizes rounded up, as Philips' do. Each tiled
+        directory is then a level, in the file's order.
     any_pixels : bool
-        Whether tiles may be of any kind: they are inspected, not decoded.
+        True if tiles can be of any kind, because they are inspected and not decoded.
 
     Returns
     -------
@@ -144,8 +145,8 @@ def read_layout(
     Raises
     ------
     DirectReadError
-        A level is not held by exactly one tiled directory with 8-bit RGB or YCbCr JPEG,
-        or RGB JPEG 2000 tiles; or the file cannot be read as TIFF.
+        A level is not in exactly one tiled directory with 8-bit RGB or YCbCr JPEG, or RGB
+        JPEG 2000 tiles; or the file cannot be read as TIFF.
     SlideOpenError
         A level's directory lists fewer tiles than its size needs.
     """
@@ -225,7 +226,7 @@ def _level(page: tifffile.TiffPage, size: Size, *, name: str, any_pixels: bool) 
 
 
 def _coding(page: tifffile.TiffPage) -> tuple[str, str]:
-    """Codec and colour space of a directory's tiles."""
+    """Return codec and colour space of a directory's tiles."""
     if page.compression == _JPEG2000_RGB:
         return "jpeg2000", "RGB"
     if page.compression != _JPEG:
@@ -236,7 +237,7 @@ def _coding(page: tifffile.TiffPage) -> tuple[str, str]:
 
 
 def _inspected(page: tifffile.TiffPage) -> tuple[str, str]:
-    """Codec of a directory's tiles, whatever it is, and colour space if it is JPEG's."""
+    """Return the codec of a directory's tiles of any kind, and the colour space of JPEG tiles."""
     codec = "none" if page.compression == _NONE else "packed"
     codec = "jpeg2000" if page.compression in _ANY_JPEG2000 else codec
     codec = "jpeg" if page.compression == _JPEG else codec
@@ -244,12 +245,12 @@ def _inspected(page: tifffile.TiffPage) -> tuple[str, str]:
 
 
 def _named(value: int) -> str:
-    """Name of a TIFF tag's value, where it has one."""
+    """Return the name of a TIFF tag's value, or the value if it has none."""
     return str(getattr(value, "name", value))
 
 
 def compression_name(number: int) -> str:
-    """Name a TIFF compression by its number, such as ``"WEBP"``; else return the number."""
+    """Return the name of a TIFF compression, such as ``"WEBP"``, or its number if it has none."""
     known = number in set(tifffile.COMPRESSION)
     return tifffile.COMPRESSION(number).name if known else str(number)
 
@@ -257,7 +258,7 @@ def compression_name(number: int) -> str:
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP0, _APP14, _SOS = 0xE0, 0xEE, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a frame, which say the process that the stream was coded by."""
+"""Markers of a frame, which state the process by which the stream was coded."""
 _BASELINE = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = 0xC2
 _FRAME = struct.Struct(">BHHB")
@@ -266,18 +267,18 @@ _ADOBE = {
     "RGB": b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00",
     "YCBCR": b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01",
 }
-"""The segment by which a stream states its colour space."""
+"""Segments by which a stream states its colour space."""
 _HOLE_BYTES = 3
-"""So many zeros at the end of a tile that has no end marker are a hole in the file; fewer may
-stand in the place of the marker alone."""
+"""Number of zeros at the end of a tile without end marker that are a hole in the file. Fewer may
+replace the marker alone."""
 _PADDING_BYTES = 8
-"""The most bytes after the end of a tile's data that say nothing of it."""
+"""Maximum number of bytes after the end of a tile's data that can be ignored."""
 
 _J2K_HEAD = struct.Struct(">4s4x8I")
 """Start of a JPEG 2000 codestream: markers, then ends and origins of image and tiles."""
 _J2K_MARKERS = b"\xff\x4f\xff\x51"
 _J2K_STEPS = (b"\x01\x01", b"\x02\x01", b"\x02\x02")
-"""Steps along x and y at which a component may have pixels; the first has them all."""
+"""Steps along x and y at which a component can have pixels; the first has them all."""
 _J2K_COMPONENTS = struct.pack(">H9B", 3, *[7, 1, 1] * 3)
 """Three components of unsigned 8 bits, none of them subsampled."""
 
@@ -290,21 +291,21 @@ def decode_tile(data: bytes, tiles: TiledLevel, *, out: _RGB | None = None) -> _
     Parameters
     ----------
     data : bytes
-        The stream, as the file holds it.
+        Bytes of the stream in the file.
     tiles : TiledLevel
-        The level that the tile is of.
+        Level of the tile.
     out : ndarray of uint8, (H, W, 3), optional
         Memory to decode into.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
-        RGB; of the size of the level's tiles.
+        RGB pixels in the size of the level's tiles.
 
     Raises
     ------
     DamagedTileError
-        The stream ends in a hole, or the decoder warns of it.
+        The stream ends in a hole, or the decoder warns of damage.
     DirectReadError
         The stream cannot be decoded, or is of a kind that is not known here.
     """
@@ -344,23 +345,23 @@ def _decode_jpeg(data: bytes, tiles: TiledLevel, out: _RGB | None) -> _RGB:
 
 
 def check_whole(data: bytes, codec: str) -> None:
-    """Check that a tile's data do not end in a hole, as a broken copy leaves one.
+    """Check that a tile's data do not end in a hole, as broken copies do.
 
-    Zeros are valid codes: decoders make pixels of them, and OpenSlide does not refuse it. A
-    JPEG or JPEG 2000 stream ends in a marker, streams of the other codecs in something that
-    is not so many zeros; only where pixels are not coded may they all be zeros.
+    Zeros are valid codes: decoders turn them into pixels, and OpenSlide does not refuse them. A
+    JPEG or JPEG 2000 stream ends in a marker. Streams of the other codecs do not end in that
+    many zeros. Only uncoded pixels can all be zeros.
 
     Parameters
     ----------
     data : bytes
-        The data, as the file holds them.
+        Bytes of the data in the file.
     codec : str
-        That of :class:`wsiad.slides.tiff_tiles.TiledLevel`.
+        Codec, as in :class:`wsiad.slides.tiff_tiles.TiledLevel`.
 
     Raises
     ------
     DamagedTileError
-        They do.
+        The data end in a hole.
     """
     if codec == "none" or data[-1:] != b"\0":
         return
@@ -374,18 +375,18 @@ def check_whole(data: bytes, codec: str) -> None:
 
 
 def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
-    """Make a tile's JPEG stream one that can be decoded alone.
+    """Return a tile's JPEG stream in a form that can be decoded alone.
 
-    It gets the tables that the level's tiles share, and the colour space that the TIFF
-    states, which is believed before the stream's own markers. The frame is checked, so that
-    no more memory is taken than a tile needs.
+    It receives the tables that the level's tiles share, and the colour space that the TIFF
+    states, which overrides the stream's own markers. The frame is checked, so that no more
+    memory is used than a tile needs.
 
     Parameters
     ----------
     data : bytes
-        The stream, with or without its tables.
+        Stream, with or without its tables.
     tiles : TiledLevel
-        The level that the tile is of.
+        Level of the tile.
 
     Returns
     -------
@@ -394,7 +395,7 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
     Raises
     ------
     DirectReadError
-        It is not a baseline JPEG stream of three components and of the tile's size.
+        The stream is not a baseline JPEG of three components in the size of the tile.
     """
     if tiles.colour_space not in _ADOBE:
         raise DirectReadError("JPEG that is neither RGB nor YCbCr")
@@ -425,29 +426,29 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
 
 
 def _is_warned_of(kind: int, segment: bytes) -> bool:
-    """Whether decoders warn of a segment that is left out of the stream here."""
+    """Tell whether decoders warn of a segment that is left out of the stream here."""
     if kind == _APP0:
         return segment[:5] == b"JFIF\0" and len(segment) >= 14 and segment[5] != 1
     return segment[:5] == b"Adobe" and len(segment) >= 12 and segment[11] not in (0, 1)
 
 
 def ends_in_hole(data: bytes) -> bool:
-    """Say whether a JPEG stream ends in zeros in place of its end marker.
+    """Tell whether a JPEG stream ends in zeros instead of its end marker.
 
-    A copy that broke off leaves a hole in the file, and zeros are valid codes: decoders make
-    grey of them, and OpenSlide does not refuse it.
+    An interrupted copy leaves a hole in the file, and zeros are valid codes: decoders turn them
+    into grey, and OpenSlide does not refuse them.
     """
     return data.endswith(bytes(_HOLE_BYTES)) and not data.rstrip(b"\0").endswith(_EOI)
 
 
 def check_jpeg2000_size(data: bytes, tile: Size) -> None:
-    """Check that a JPEG 2000 codestream fills its tile: OpenSlide fills up what is left of it.
+    """Check that a JPEG 2000 codestream fills its tile; OpenSlide fills the rest with other pixels.
 
     Raises
     ------
     DamagedTileError
-        It has another size, or begins elsewhere; or its colours are at another scale than all or
-        half of the tile's, of which OpenSlide makes other pixels at every call.
+        The codestream has another size or origin. Or its colours are at another scale than the
+        tile's or half of it, for which OpenSlide returns other pixels at every call.
     """
     head = _J2K_HEAD.size
     if len(data) < head or data[:4] != _J2K_MARKERS:
@@ -463,21 +464,21 @@ def check_jpeg2000_size(data: bytes, tile: Size) -> None:
 
 
 def jpeg2000_problem(data: bytes, tiles: TiledLevel) -> str:
-    """Say why a stream is not a JPEG 2000 codestream of RGB as OpenSlide takes it.
+    """Return why a stream is not a JPEG 2000 codestream of RGB that OpenSlide accepts.
 
-    Aperio's YCbCr (compression 33003) has its colours at half the width, which decoders
-    enlarge and convert each in its own way.
+    Aperio's YCbCr (compression 33003) has its colours at half the width, and decoders enlarge
+    and convert them in different ways.
 
     Parameters
     ----------
     data : bytes
     tiles : TiledLevel
-        The level that the tile is of.
+        Level of the tile.
 
     Returns
     -------
     str
-        Empty where it is one.
+        The reason; empty if the stream is accepted.
     """
     head = _J2K_HEAD.size
     if len(data) < head + len(_J2K_COMPONENTS):

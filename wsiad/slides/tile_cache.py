@@ -1,6 +1,6 @@
-"""Decoded tiles of a slide's file, as long as there is room for them.
+"""The cache of decoded tiles of a slide's file, of limited size.
 
-Rectangles of a level, cut at the edges of the tiles that its file consists of.
+It also cuts rectangles of a level at the edges of the tiles of its file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Key = tuple[int, int]
 
 
 class TileCache:
-    """Decoded tiles, the least recently used of which go; their memory is used again.
+    """Decoded tiles, of which the least recently used are dropped and their memory used again.
 
-    Tiles that were read ahead of their use have a bound of their own. They stay until
-    they are asked for, and are from then on like any other. While there are many of them,
-    the others have less room, down to a quarter, so that all together stay below the one
-    bound and a quarter of the other.
+    Tiles that were read ahead of their use have a limit of their own. They stay until they are
+    requested, and are then like all others. While there are many of them, the others have less
+    room, down to a quarter. All together stay below the limit of those read ahead plus a quarter
+    of the other limit.
 
     Parameters
     ----------
     max_bytes, max_ahead_bytes : int
-        Bounds on the tiles that were asked for, and on those that were read ahead.
+        Limits of the tiles that were requested, and of those that were read ahead.
     """
 
     def __init__(self, max_bytes: int, max_ahead_bytes: int) -> None:
@@ -43,7 +43,7 @@ class TileCache:
         self._spare: RGB | None = None
 
     def get(self, key: Key, *, ahead: bool = False) -> RGB | None:
-        """Return a tile if it is there; one that was read ahead is asked for unless ``ahead``."""
+        """Return a tile if it is kept; unless ``ahead``, this requests one read ahead."""
         tile = self._tiles.get(key)
         if tile is not None:
             self._tiles.move_to_end(key)
@@ -57,10 +57,10 @@ class TileCache:
         return tile
 
     def room(self, tile: Size, *, ahead: bool = False) -> RGB | None:
-        """Drop tiles until one more fits; memory of that shape, if there was some.
+        """Drop tiles until one more fits; return memory of that shape, if any was freed.
 
-        Fresh memory costs a page fault every 4 KiB, a tenth of a tile's decoding; memory
-        that the processor's cache no longer holds costs as much.
+        New memory costs a page fault every 4 KiB, a tenth of a tile's decoding. Memory that the
+        processor's cache no longer holds costs as much.
         """
         nbytes, shape = 3 * tile.width * tile.height, (tile.height, tile.width, 3)
         fits = ahead and self._fits_ahead(nbytes)
@@ -72,7 +72,7 @@ class TileCache:
         return usable[-1] if usable else None
 
     def put(self, key: Key, tile: RGB, *, ahead: bool = False) -> None:
-        """Keep a tile that :meth:`room` was made for."""
+        """Keep a tile for which :meth:`room` was called."""
         if ahead and self._fits_ahead(tile.nbytes):
             self._ahead[key] = tile
             self._ahead_bytes += tile.nbytes
@@ -81,7 +81,7 @@ class TileCache:
             self._put(key, tile)
 
     def finish(self, key: Key) -> None:
-        """Drop a tile that was asked for and is not needed again: its memory is used next."""
+        """Drop a requested tile that is not needed again; its memory is used next."""
         tile = self._tiles.pop(key, None)
         if tile is not None:
             self._bytes -= tile.nbytes
@@ -113,13 +113,13 @@ class TileCache:
 
 
 class Cut(NamedTuple):
-    """The part that a rectangle and a tile of the file have in common.
+    """The common part of a rectangle and a tile of the file.
 
     Parameters
     ----------
     rectangle : int
         Index of the rectangle.
-    asked, own : tuple of slice
+    Rows and columns of the part, in the rectangle and in the tile.
         Rows and columns, in the rectangle and in the tile.
     """
 
@@ -129,13 +129,13 @@ class Cut(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """How many pixels these are."""
+        """Number of pixels of the part."""
         down, across = self.own
         return int((down.stop - down.start) * (across.stop - across.start))
 
 
 def inside(x: int, y: int, size: Size, level: Size) -> bool:
-    """Whether a rectangle lies within a level; all in pixels of it."""
+    """Tell whether a rectangle is within a level, in pixels of the level."""
     return 0 <= x <= level.width - size.width and 0 <= y <= level.height - size.height
 
 
@@ -149,14 +149,14 @@ def cut_by_tile(
     corners : sequence of (int, int)
         Top-left corners, x and y in pixels of the level.
     size, tile, level : Size
-        Of the rectangles, of the file's tiles and of the level, pixels.
+        Sizes of the rectangles, of the file's tiles and of the level, pixels.
 
     Yields
     ------
     row, column : int
-        Of a tile; each comes once, in the order in which the rectangles need them.
+        Row and column of a tile; each comes once, in the order in which the rectangles need them.
     list of Cut
-        Its parts that are asked for. Nothing lies outside of the level.
+        Its requested parts. None is outside of the level.
     """
     lefts, tops = {x for x, _ in corners}, {y for _, y in corners}
     across = {x: _pieces(x, size.width, tile.width, level.width) for x in lefts}
@@ -177,8 +177,8 @@ def _pieces(first: int, length: int, tile: int, end: int) -> list[tuple[int, sli
     Returns
     -------
     list of (int, slice, slice)
-        A tile's index, where its pixels belong among those asked for, and which they
-        are; nothing below 0 or from ``end`` on.
+        Index of a tile, position of its pixels among the requested ones, and their position in
+        the tile; nothing below 0 or from ``end`` on.
     """
     low, high = max(first, 0), min(first + length, end)
     pieces = []

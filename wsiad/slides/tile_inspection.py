@@ -1,9 +1,8 @@
-"""Looking at the bytes of the tiles that OpenSlide decodes: damage that it passes over.
+"""The inspection of the tiles that OpenSlide decodes, for damage that it does not report.
 
-OpenSlide takes zeros at the end of a tile, which a broken copy leaves, for data, and does not
-look at what is left of a tile's data when it has all pixels. Where a slide's levels are
-directories of a TIFF or DICOM files, the tiles' bytes are known, and what is damage to the
-direct path is damage here.
+OpenSlide takes zeros at the end of a tile, which a broken copy leaves, for data. It also ignores
+the rest of a tile's data once it has all pixels. If a slide's levels are directories of a TIFF or
+DICOM files, the tiles' bytes can be found, and the same damage is found as on the direct path.
 """
 
 from __future__ import annotations
@@ -33,29 +32,29 @@ TIFF_FORMATS = frozenset({"aperio", "generic-tiff", "philips"})
 
 
 class TileInspector:
-    """Looks at each tile of a slide once.
+    """Inspector that looks at each tile of a slide once.
 
     Parameters
     ----------
     files : sequence of Path
-        That hold the levels; one file may hold them all.
+        Files that hold the levels; one file can hold them all.
     layout : tuple of TiledLevel
-        Of each level.
+        Tiles of each level.
     """
 
     def __init__(self, files: Sequence[Path], layout: tuple[TiledLevel, ...]) -> None:
         self._files, self._layout = files, layout
         self._found: dict[tuple[int, int], str] = {}
-        """The damage of a tile in words; empty where there is none."""
+        """Damage of a tile in words; empty if there is none."""
         self._doubted: set[tuple[int, int]] = set()
 
     def check(self, level: int, x: int, y: int, size: Size) -> None:
-        """Check the tiles that a rectangle lies in, all in pixels of its level.
+        """Check the tiles that a rectangle touches, in pixels of its level.
 
         Raises
         ------
         DamagedTileError
-            One of them is damaged.
+            A tile is damaged.
         """
         tiles = self._layout[level]
         new = []
@@ -77,16 +76,16 @@ class TileInspector:
             raise DamagedTileError(problem)
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_]:
-        """Tell for which cells of a lattice no tile is missing, all in pixels of a level."""
+        """Tell for which cells of a lattice no tile is missing, in pixels of a level."""
         return self._layout[level].listed(x, y)
 
     def doubt(self, level: int, x: int, y: int, size: Size) -> bool:
-        """Forget what is wrong with the tiles of a rectangle, once: a disk may fail for a moment.
+        """Forget the damage of the tiles of a rectangle, once, as a disk can fail for a moment.
 
         Returns
         -------
         bool
-            Whether a tile will be looked at again.
+            True if a tile will be inspected again.
         """
         tiles = self._layout[level]
         cuts = cut_by_tile([(x, y)], size, tiles.tile, tiles.size)
@@ -98,7 +97,7 @@ class TileInspector:
         return bool(again)
 
     def parts(self, level: int, x: int, y: int, size: Size) -> list[tuple[int, int, Size]]:
-        """Cut a rectangle of a level at the edges of the tiles; without what lies beyond it.
+        """Cut a rectangle of a level at the edges of the tiles, without parts beyond the level.
 
         Returns
         -------
@@ -143,18 +142,18 @@ class TileInspector:
 def find_inspector(
     path: Path, form: str, sizes: Sequence[Size], *, name: str
 ) -> TileInspector | None:
-    """Return what looks at a slide's tiles, or ``None`` where they cannot be found.
+    """Return the inspector of a slide's tiles, or ``None`` if the tiles cannot be found.
 
     Parameters
     ----------
     path : Path
-        The slide.
+        Path of the slide.
     form : str
-        Its format, as OpenSlide names it.
+        Format of the slide, as OpenSlide names it.
     sizes : sequence of Size
-        Of all levels, pixels.
+        Sizes of all levels, pixels.
     name : str
-        The slide's, for errors.
+        Name of the slide, for errors.
 
     Raises
     ------
