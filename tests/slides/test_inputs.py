@@ -165,7 +165,7 @@ def test_linked_folders_are_followed_once_and_broken_links_are_told_of(tmp_path,
     found = {slide.name: slide for slide in find_slides([cohort])}
     assert set(found) == {"a", "b", "c", "gone", "pipe"}
     assert "nothere.svs, which does not exist" in found["gone"].problem
-    assert found["pipe"].problem == "is no file"
+    assert found["pipe"].problem == "is not a file"
     assert not any(found[name].problem for name in "abc")
     assert "batch3: is a link to nothing" in caplog.text
     (tmp_path / "only").mkdir()

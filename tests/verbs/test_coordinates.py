@@ -104,16 +104,16 @@ def test_what_works_on_such_a_store(tmp_path, slide, monkeypatch):
 def test_bad_input(tmp_path, slide):
     for number, (corners, attributes, message) in enumerate([
         (CORNERS, {**CLAM, "patch_size": 64}, "have 64 level-0 px.*--mpp 1, or --tile 64"),
-        (CORNERS, {"patch_size": PX}, "say no patch size"),
-        (CORNERS, {**CLAM, "patch_level": 9}, "say no patch size"),
-        (CORNERS, {**CLAM, "patch_level": -1}, "say no patch size"),
-        (CORNERS, {**CLAM, "patch_size": "big"}, "say no patch size"),
+        (CORNERS, {"patch_size": PX}, "do not state the patch size"),
+        (CORNERS, {**CLAM, "patch_level": 9}, "do not state the patch size"),
+        (CORNERS, {**CLAM, "patch_level": -1}, "do not state the patch size"),
+        (CORNERS, {**CLAM, "patch_size": "big"}, "do not state the patch size"),
         (CORNERS, {**CLAM, "patch_size": np.nan}, "patch size is nan"),
         (CORNERS, {"patch_size_level0": -32}, "patch size is -32"),
         (CORNERS.astype(float), CLAM, "not integers"),
         (CORNERS[:, 0], CLAM, "not integers"),
-        (CORNERS + 10_000, CLAM, "wholly outside"),
-        (CORNERS - 2**40, CLAM, "wholly outside"),
+        (CORNERS + 10_000, CLAM, "completely outside"),
+        (CORNERS - 2**40, CLAM, "completely outside"),
     ]):  # fmt: skip
         folder = write(tmp_path / f"h{number}" / "s.h5", corners, **attributes)
         with pytest.raises(InputError, match=message):

@@ -1,1 +1,1 @@
-"""From a slide to tiles: the preparation, the plan and the stream."""
+"""Tiling: the preparation, the plan and the stream that lead from a slide to its tiles."""

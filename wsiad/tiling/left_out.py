@@ -1,4 +1,4 @@
-"""Tiles that were planned and are not used, with their places and the reason of each."""
+"""Tiles that were planned and are not used, with the position and the reason of each."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class LeftOut:
     Parameters
     ----------
     rows, columns : ndarray of int32, (N,)
-        Positions in the grid.
+        Positions of the tiles in the grid.
     reasons : ndarray of uint8, (N,)
-        A :class:`wsiad.tissue.quality.Reason` for each.
+        Reason for each tile, a :class:`wsiad.tissue.quality.Reason`.
     """
 
     rows: IntArray = field(default_factory=_no_places)
@@ -43,7 +43,7 @@ class LeftOut:
     def without_pixels(
         cls, rows: IntArray, columns: IntArray, damaged: npt.NDArray[np.bool_]
     ) -> LeftOut:
-        """Tiles for a part of which there are no pixels: in the file, or as it is damaged."""
+        """Return tiles that lack pixels in a part, missing in the file or damaged."""
         reasons = np.where(damaged, Reason.DAMAGED, Reason.MISSING).astype(np.uint8)
         return cls(rows, columns, reasons)
 
@@ -60,7 +60,7 @@ class LeftOut:
         )
 
     def in_order(self) -> LeftOut:
-        """Return the tiles sorted by row and column: however they were read."""
+        """Return the tiles sorted by row and column, in whatever order they were read."""
         order = np.lexsort((self.columns, self.rows))
         return LeftOut(self.rows[order], self.columns[order], self.reasons[order])
 
@@ -69,5 +69,5 @@ class LeftOut:
         return int(np.count_nonzero(self.reasons == reason))
 
     def by_quality(self) -> dict[str, int]:
-        """Count the tiles that failed a threshold, by its name."""
+        """Count the tiles that fail a quality threshold, by its name."""
         return count_reasons(self.reasons)

@@ -1,8 +1,7 @@
 """The plan of a slide: its tissue, its grid and its colour table, before any tile is read.
 
-Coordinates of tiles that CLAM, TRIDENT or wsiad wrote, read for a slide.
-
-The stains that slides are given: the documented default, or those of an image or slide.
+Coordinates of tiles that CLAM, TRIDENT or wsiad wrote can replace the grid. The target of the
+stain normalisation is the documented default, or the stain of an image or slide.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from wsiad.tissue.tissue_options import QualityOptions
 _MOST = 50_000_000
 _ATTRIBUTES = ("patch_size_level0", "patch_size", "patch_level", "custom_downsample")
 _TOLERANCE = 0.01
-"""Relative difference of a patch's edge and a tile's up to which they are the same."""
+"""Maximum relative difference between the edges of a patch and of a tile that count as equal."""
 
 
 def find_coordinates(folder: Path, name: str) -> Path:
-    """Return a slide's file: ``<name>.h5`` or ``<name>_patches.h5``, also in ``patches/``.
+    """Find a slide's coordinates, ``<name>.h5`` or ``<name>_patches.h5``, also in ``patches/``.
 
     Raises
     ------
     InputError
-        There is none.
+        There is no such file.
     """
     for part in (folder, folder / "patches"):
         for file in (f"{name}.h5", f"{name}_patches.h5"):
@@ -58,12 +57,12 @@ def find_coordinates(folder: Path, name: str) -> Path:
 
 
 def read_corners(path: Path, scaled: ScaledSlide, *, tile: int) -> npt.NDArray[np.float64]:
-    """Read the top-left corners of patches, and check that a tile covers one.
+    """Read the top-left corners of patches, and check that a patch is as large as a tile.
 
     Parameters
     ----------
     path : Path
-        HDF5 with ``coords``; see docs/interchange.md for its attributes.
+        HDF5 file with ``coords``; see docs/interchange.md for its attributes.
     scaled : ScaledSlide
         The slide at the tiles' scale.
     tile : int
@@ -72,12 +71,12 @@ def read_corners(path: Path, scaled: ScaledSlide, *, tile: int) -> npt.NDArray[n
     Returns
     -------
     ndarray of float64, (N, 2)
-        x, y in level-0 pixels.
+        Corners x, y in level-0 pixels.
 
     Raises
     ------
     InputError
-        It is no such file, or its patches are larger or smaller than the tiles.
+        The file has no such content, or its patches are larger or smaller than the tiles.
     """
     with reading(path), open_hdf5(path) as file:
         coords = dataset(file, "coords", path=path)
@@ -92,7 +91,7 @@ def read_corners(path: Path, scaled: ScaledSlide, *, tile: int) -> npt.NDArray[n
         edge = _edge(attributes, scaled)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise InputError(
-            f"its `coords` say no patch size ({error})",
+            f"its `coords` do not state the patch size ({error})",
             subject=str(path),
             remedy="It needs `patch_size_level0`, or `patch_size` and `patch_level`.",
         ) from error
@@ -100,15 +99,15 @@ def read_corners(path: Path, scaled: ScaledSlide, *, tile: int) -> npt.NDArray[n
     if not abs(edge - covered) <= max(1.0, _TOLERANCE * covered):
         mpp = edge * scaled.slide.spacing.x / tile
         raise InputError(
-            f"its patches have {edge:g} level-0 px, and the tiles cover {covered:g}",
+            f"its patches have {edge:g} level-0 px, but the tiles cover {covered:g}",
             subject=str(path),
-            remedy=f"Give --mpp {mpp:.4g}, or --tile {round(edge / scaled.pixels.scale_x)}.",
+            remedy=f"Pass --mpp {mpp:.4g}, or --tile {round(edge / scaled.pixels.scale_x)}.",
         )
     return corners
 
 
 def _edge(attributes: dict[str, Any], scaled: ScaledSlide) -> float:
-    """Edge of the patches, level-0 pixels."""
+    """Return the edge of the patches, level-0 pixels."""
     if "patch_size_level0" in attributes:
         edge = float(attributes["patch_size_level0"])
     else:
@@ -124,13 +123,13 @@ def _edge(attributes: dict[str, Any], scaled: ScaledSlide) -> float:
 
 
 _SAMPLE_PX = 128
-"""Edge of the patches from which stains are estimated; their own grid, so that
+"""Edge of the patches from which stains are estimated. They have a grid of their own, so that
 ``tile`` and ``heatmap`` estimate the same stains whatever their tiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlidePlan:
-    """The plan of a slide: which tiles are read of it, and how they are coloured.
+    """The plan of a slide: the tiles to read, and the map of their colours.
 
     Parameters
     ----------
@@ -141,17 +140,17 @@ class SlidePlan:
     rows, columns : ndarray of int32, (N,)
         Lattice positions of the tiles with enough tissue, in reading order.
     coverage : ndarray of float32, (N,)
-        Their tissue coverage, 0 to 1.
+        Tissue coverage of the tiles, 0 to 1.
     stain : StainProfile
         The slide's own stains, or the fallback with its reason.
     table : ColourTable
-        From the slide's colours to the target's.
+        Map from the slide's colours to the target's.
     outside : int
-        Tiles that were asked for and do not lie wholly within the slide.
+        Number of requested tiles that are not completely within the slide.
     quality : QualityOptions
-        Which of the tiles will be too bad to be used.
+        Thresholds that the tiles must pass to be used.
     min_coverage : float or None
-        Tissue coverage that a tile needs; ``None`` where coordinates say where tiles lie.
+        Tissue coverage that a tile needs; ``None`` if coordinates place the tiles.
     """
 
     scaled: ScaledSlide
@@ -186,23 +185,23 @@ def plan_slide(
     slide : Slide
     options : Preparation
     target : StainProfile
-        Stains that the tiles are given.
+        Stain profile to which the tiles are normalised.
     tile, stride : int, optional
-        In place of those of the options, for a detector's own windows.
+        Edge and step of a detector's own windows, instead of those of the options.
     coordinates : Path, optional
-        HDF5 that says where tiles lie, whatever their coverage. Their lattice then has a
-        step of one pixel; a tile lies at most half of one from where it was asked for.
+        HDF5 file with the positions of tiles, which are used whatever their coverage. Their
+        lattice has a step of one pixel; a tile is at most half a pixel from its position.
 
     Raises
     ------
     UnusableSlideError
-        Its pixels are not in colour of 8 bits.
+        The slide's pixels are not colours of 8 bits.
     ScaleError
         The slide is coarser than the tiles.
     SlideReadError
         The slide cannot be decoded.
     InputError
-        The coordinates cannot be read, or are not of such tiles on this slide.
+        The coordinates cannot be read, or do not belong to such tiles on this slide.
     """
     check_pixels(slide)
     scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
@@ -219,7 +218,7 @@ def plan_slide(
     else:
         rows, columns, outside = _placed(grid, read_corners(coordinates, scaled, tile=grid.tile))
         if outside and not len(rows):
-            raise InputError("lies wholly outside of the slide", subject=str(coordinates))
+            raise InputError("is completely outside of the slide", subject=str(coordinates))
         share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
     stain = estimate_stains(scaled, tissue, options.stain)
     return SlidePlan(
@@ -255,7 +254,7 @@ def select(
     -------
     rows, columns : ndarray of int32, (N,)
     coverage : ndarray of float32, (N,)
-        Above 0 and at least ``min_coverage``.
+        Tissue coverage, above 0 and at least ``min_coverage``.
     """
     chosen: list[tuple[IntArray, IntArray, npt.NDArray[np.float32]]] = []
     every_column = np.arange(grid.columns, dtype=np.int32)
@@ -277,8 +276,8 @@ def select(
 def estimate_stains(scaled: ScaledSlide, tissue: TissueMask, options: StainOptions) -> StainProfile:
     """Estimate the stains of a slide from tissue patches spread over it.
 
-    The patches are read at the tiles' own scale: at the mask's 8 µm/px every pixel is
-    a mixture of nuclei and plasma, which draws the two stain vectors together.
+    The patches are read at the tiles' own scale: at the mask's 8 µm/px every pixel is a mixture
+    of nuclei and plasma, which would bring the two stain vectors closer together.
 
     Raises
     ------
@@ -322,7 +321,7 @@ def _sample(
 
 
 def stain_target(options: Preparation) -> StainProfile:
-    """Return the stain profile that the options ask slides to be given.
+    """Return the stain profile to which the options normalise slides.
 
     Raises
     ------
@@ -359,7 +358,7 @@ def _image_histogram(path: Path) -> ColourHistogram:
         raise StainError(
             f"cannot be read as a slide or an image: {error}",
             subject=str(path),
-            remedy="Give --stain-target a slide, PNG, JPEG or TIFF.",
+            remedy="Pass to --stain-target a slide, PNG, JPEG or TIFF.",
         ) from error
     histogram = ColourHistogram()
     histogram.add(np.ascontiguousarray(rgba[..., :3]), rgba[..., 3] == 255)

@@ -1,4 +1,4 @@
-"""How a slide is prepared: the options that a store, a run and a heatmap must share."""
+"""The preparation of a slide: the options that a store, a run and a heatmap must share."""
 
 from __future__ import annotations
 
@@ -15,66 +15,66 @@ from wsiad.tissue.tissue_options import QualityOptions, TissueOptions
 
 
 class StainOptions(Config):
-    """Stain normalisation; see docs/stain.md."""
+    """Options of the stain normalisation; see docs/stain.md."""
 
     method: StainMethod = "vahadane"
-    """Method, fitted once per slide."""
+    """Method of the stain normalisation, fitted once per slide."""
     target: Path | None = None
-    """Image or slide whose stains all slides are given; by default a documented matrix."""
+    """Image or slide to whose stains all slides are normalised; by default a documented matrix."""
     sample_px: Annotated[int, Field(ge=16_384)] = 2_000_000
-    """Tissue pixels, at the tiles' scale, that the stains are estimated from."""
+    """Number of tissue pixels, at the tiles' scale, from which the stains are estimated."""
 
 
 class CompressionOptions(Config):
-    """How a store keeps its pixels; see docs/store-format.md."""
+    """Compression of a store's pixels; see docs/store-format.md."""
 
     codec: Literal["zstd", "none", "jpeg", "jpeg-xl"] = "zstd"
-    """`zstd` and `none` keep every pixel; `jpeg` and `jpeg-xl` do not, and state their error."""
+    """Codec: `zstd` and `none` are lossless; `jpeg` and `jpeg-xl` are lossy and state the error."""
     level: Annotated[int, Field(ge=-50, le=19)] = -20
-    """Level of zstd: higher is smaller and slower."""
+    """Level of `zstd`; higher is smaller and slower."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Quality of `jpeg` (4:4:4) and `jpeg-xl`, up to 100."""
+    """Compression quality of `jpeg` (4:4:4) and `jpeg-xl`, 1 to 100."""
 
     @property
     def lossy(self) -> bool:
-        """Whether pixels are not what they were."""
+        """True if the codec changes pixels."""
         return self.codec in ("jpeg", "jpeg-xl")
 
     def of_pixels(self) -> dict[str, object]:
-        """Return what decides the pixels, as JSON values: nothing if they are kept."""
+        """Return the options that decide the pixels, as JSON values; empty if lossless."""
         return {"codec": self.codec, "quality": self.quality} if self.lossy else {}
 
     def facts(self) -> dict[str, object]:
-        """Return what was done, without the options of other codecs, as JSON values."""
+        """Return the compression, without the options of other codecs, as JSON values."""
         if self.lossy:
             return self.of_pixels()
         return {"codec": self.codec} | ({"level": self.level} if self.codec == "zstd" else {})
 
 
 class Preparation(Config):
-    """From slide to normalised tiles."""
+    """Options that lead from a slide to normalised tiles."""
 
     mpp: Annotated[float, Field(gt=0, le=64)]
     """Scale of the tiles, µm/px."""
     tile: Annotated[int, Field(ge=8, le=4096)]
-    """Edge of the square tiles, pixels at that scale."""
+    """Edge of the square tiles, pixels at the tiles' µm/px."""
     stride: Annotated[int, Field(ge=1)] | None = None
-    """Step from tile to tile, pixels at that scale; by default the tile's edge."""
+    """Step from tile to tile, pixels at the tiles' µm/px; by default the tile's edge."""
     min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Least share of a tile that is tissue."""
+    """Minimum share of a tile that must be tissue, 0 to 1."""
     slide_mpp: Annotated[float, Field(gt=0)] | None = None
     """µm/px of level 0 for slides that state none."""
     allow_upsampling: bool = False
     """Accept slides that are coarser than the tiles' scale by more than 2 %."""
     tissue: TissueOptions = TissueOptions()
-    """How tissue is told from glass."""
+    """Options of the tissue mask."""
     stain: StainOptions = StainOptions()
-    """How stains are made alike."""
+    """Options of the stain normalisation."""
     quality: QualityOptions = QualityOptions()
-    """Which tiles are too bad to be used; see docs/quality.md."""
+    """Quality thresholds of the tiles; see docs/quality.md."""
     damaged_tiles: Literal["fail", "skip"] = "fail"
-    """Effect of a damaged part of a slide's file: the slide fails; or the tiles that lie in it
-    are left out, counted and shown as not assessed."""
+    """Treatment of a damaged part of a slide's file: `fail` fails the slide; `skip` leaves out the
+    tiles in that part, counts them and shows them as not assessed."""
 
     @model_validator(mode="after")
     def _stride_leaves_no_gaps(self) -> Self:
@@ -90,15 +90,15 @@ class Preparation(Config):
         return self.stride or self.tile
 
     def preparation(self) -> Preparation:
-        """Return the part that decides what the pixels are, without a verb's own fields."""
+        """Return the part that decides the pixels, without a verb's own fields."""
         return self.part(Preparation)
 
     def as_json(self) -> dict[str, Any]:
         """Return the preparation as JSON values, as a store and a run keep it.
 
-        Without `quality` where no threshold is set: what was made before there were
-        thresholds then stays what it is, to the byte. Without `damaged_tiles`, which decides
-        whether a slide is there, not what its pixels are.
+        `quality` is left out if no threshold is set, so that results of versions without
+        thresholds stay the same, to the byte. `damaged_tiles` is left out because it decides
+        whether a slide is used, not what its pixels are.
         """
         values = self.preparation().model_dump(mode="json", exclude={"damaged_tiles"})
         if not self.quality.given:
@@ -108,14 +108,14 @@ class Preparation(Config):
     def digest(
         self, target: dict[str, object], *, compression: CompressionOptions | None = None
     ) -> str:
-        """Identify the preparation together with the stain target's content.
+        """Return a digest of the preparation together with the stain target's content.
 
         Parameters
         ----------
         target : dict
-            The target's stain profile as JSON values: its file may move or change.
+            Stain profile of the target as JSON values, because its file may move or change.
         compression : CompressionOptions, optional
-            Counts only where it changes pixels.
+            Compression, which counts only if it changes pixels.
         """
         values = self.as_json()
         values["stain"]["target"] = target

@@ -1,11 +1,10 @@
 """The stream: a slide as blocks of normalised tiles with their positions.
 
-Both the writer of a store and the scorer of a heatmap consume this stream, so reading,
-masking, normalising and measuring exist once.
+Both the writer of a store and the scorer of a heatmap consume this stream, so reading, masking,
+normalising and measuring exist only once.
 
-Memory bound: one block of at most 1024 × 1024 target pixels (or one tile) and the
-source pixels that it averages, at most 2048 × 2048 of them (or those of one tile),
-whatever the slide's size.
+Memory bound: one block of at most 1024 × 1024 target pixels (or one tile) and the source pixels
+that it averages, at most 2048 × 2048 of them (or those of one tile), whatever the slide's size.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ _SOURCE_PX = 2048
 _NONE = np.empty(0, np.int64)
 
 EXAMPLE_PX = 144
-"""Largest edge of the tiles that are kept to be looked at."""
+"""Largest edge of the tiles that are kept as examples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A tile to look at, before and after stain normalisation.
+    """An example tile to look at, before and after stain normalisation.
 
     Parameters
     ----------
     index : int
-        Of the tile in the plan.
+        Index of the tile in the plan.
     before, after : ndarray of uint8, (E, E, 3)
-        At most `EXAMPLE_PX` wide, larger tiles are averaged down.
+        Pixels, at most `EXAMPLE_PX` wide; larger tiles are averaged down.
     """
 
     index: int
@@ -52,24 +51,24 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TileBlock:
-    """Some tiles of a slide that lie near each other.
+    """Some tiles of a slide that are near each other.
 
     Parameters
     ----------
     pixels : ndarray of uint8, (N, tile, tile, 3)
-        RGB, stain-normalised.
+        RGB pixels, stain-normalised.
     rows, columns : ndarray of int32, (N,)
         Positions in the plan's grid.
     coverage : ndarray of float32, (N,)
         Tissue coverage, 0 to 1.
     quality : dict of str to ndarray of float32, (N,)
-        Columns of :func:`wsiad.tissue.quality.measure`, of the scanned pixels; empty
-        if not asked for.
+        Columns of :func:`wsiad.tissue.quality.measure`, measured on the scanned pixels; empty
+        if not requested.
     left_out : LeftOut
-        Tiles that are not among these: the slide has no pixels for a part of them, or
+        Tiles that were left out of the block: the slide has no pixels for a part of them, or
         they fail the guard.
     examples : tuple of Example
-        Those of these tiles that were asked for.
+        Requested examples among these tiles.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -85,7 +84,7 @@ class TileBlock:
 
     @property
     def missing(self) -> int:
-        """Tiles left out because the slide has no pixels for a part of them."""
+        """Number of tiles left out because the slide has no pixels for a part of them."""
         return self.left_out.count(Reason.MISSING)
 
 
@@ -100,21 +99,21 @@ def stream(
 ) -> Iterator[TileBlock]:
     """Read the tiles of a plan, or a part of them.
 
-    The order is a function of the plan alone. Tiles with a missing pixel, and those
-    that fail the guard, are left out and noted.
+    The order is a function of the plan alone. Tiles with a missing pixel, and tiles that fail
+    the guard, are left out and noted.
 
     Parameters
     ----------
     plan : SlidePlan
     quality : bool
-        Measure the quality columns too.
+        True to measure the quality columns too.
     guard : QualityThresholds, optional
-        What tiles must be; by default anything.
+        Thresholds that tiles must pass; none by default.
     examples : ndarray of int64, optional
-        Tiles to keep for looking at, as indices into the plan; see
+        Tiles to keep as examples, as indices into the plan; see
         :func:`choose_examples`.
     first, stop : int, optional
-        Only the tiles from ``first`` to before ``stop`` in that order.
+        Range of the tiles in that order: the first one, and the end (excluded).
 
     Raises
     ------
@@ -133,20 +132,20 @@ def stream(
 
 
 def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Read single tiles once more, to the same pixels that :func:`stream` gave.
+    """Read single tiles again, to the same pixels that :func:`stream` yielded.
 
-    Each is cut from its whole block, as resampling may round a smaller part otherwise.
+    Each is cut from its complete block, because resampling may round a smaller part differently.
 
     Parameters
     ----------
     plan : SlidePlan
     tiles : ndarray of int64, (N,)
-        As indices into the plan.
+        Indices of the tiles in the plan.
 
     Yields
     ------
     ndarray of uint8, (tile, tile, 3)
-        RGB, stain-normalised; in the order of ``tiles``.
+        RGB pixels, stain-normalised, in the order of ``tiles``.
 
     Raises
     ------
@@ -172,9 +171,10 @@ def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.ND
 
 
 def choose_examples(plan: SlidePlan, *, count: int) -> npt.NDArray[np.int64]:
-    """Choose tiles to look at: spread over the slide, of its better covered half.
+    """Choose example tiles, spread over the half of the tiles with more tissue.
 
-    A function of the plan alone, whatever reads it and in how many parts.
+    The choice is a function of the plan alone, and does not depend on who reads it or in how
+    many parts.
     """
     if not len(plan):
         return np.empty(0, np.int64)
@@ -184,7 +184,7 @@ def choose_examples(plan: SlidePlan, *, count: int) -> npt.NDArray[np.int64]:
 
 
 def blocks(plan: SlidePlan) -> list[npt.NDArray[np.int64]]:
-    """Group a plan's tiles into blocks that are read at once; indices into the plan."""
+    """Group a plan's tiles into blocks that are read at a time; returns indices into the plan."""
     grid, scaled = plan.grid, plan.scaled
     level = scaled.slide.levels[scaled.level]
     step = max(1.0, plan.scaled.pixels.scale_x / level.downsample_x)
@@ -206,7 +206,7 @@ def _read_block(
     guard: QualityThresholds | None,
     wanted: npt.NDArray[np.int64],
 ) -> TileBlock:
-    """Read a part of a block, whose pixels do not depend on which part it is."""
+    """Read a part of a block, whose pixels do not depend on the choice of the part."""
     grid = plan.grid
     rows, columns, region = plan.rows[chosen], plan.columns[chosen], None
     if plan.scaled.reads_tiles and grid.stride >= grid.tile:
@@ -246,7 +246,7 @@ def _read_block(
 
 
 def _without_pixels(plan: SlidePlan, rows: IntArray, columns: IntArray) -> LeftOut:
-    """Say why there are no pixels for a part of each of some tiles."""
+    """Return tiles that lack pixels in a part, with the reason for each."""
     stride = plan.grid.stride
     damaged = plan.scaled.damaged(columns * stride, rows * stride, plan.grid.tile)
     return LeftOut.without_pixels(rows, columns, damaged)
@@ -255,7 +255,7 @@ def _without_pixels(plan: SlidePlan, rows: IntArray, columns: IntArray) -> LeftO
 def _read_tiles(
     plan: SlidePlan, rows: IntArray, columns: IntArray
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Read tiles to where they stay: those that are whole, and which are."""
+    """Read tiles into their final memory; return the complete ones, and which tiles these are."""
     grid = plan.grid
     pixels = np.empty((len(rows), grid.tile, grid.tile, 3), np.uint8)
     whole = plan.scaled.read_tiles(columns * grid.stride, rows * grid.stride, pixels)
@@ -271,10 +271,10 @@ def _normalised(
     region: npt.NDArray[np.uint8] | None = None,
     corner: tuple[int, int] = (0, 0),
 ) -> TileBlock:
-    """Give a block's tiles, in place, the target's stains; keep those that are wanted.
+    """Normalise a block's tiles to the target's stains, in place; keep the requested examples.
 
-    Tiles that overlap are cut again, out of their region with these stains: cutting a
-    pixel costs a third of looking it up.
+    Overlapping tiles are cut again from their normalised region: cutting a pixel costs a third
+    of looking it up.
     """
     shown = np.flatnonzero((chosen[:, None] == wanted).any(axis=1))
     before = [_reduced(block.pixels[at]) for at in shown]

@@ -1,4 +1,4 @@
-"""Why a slide has no tiles: there is no tissue on it, or it could not be looked at."""
+"""The verdict on a slide without tiles: it has no tissue, or it could not be looked at."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from wsiad.tissue.unseen import Unseen
 
 
 def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> str:
-    """Say why nothing of a slide can be used although it may hold tissue.
+    """Return why nothing of a slide can be used although it may hold tissue.
 
     Parameters
     ----------
     plan : SlidePlan
-        Of a slide none of whose tiles is used.
+        Plan of a slide of which no tile is used.
     left_out : LeftOut
         The tiles with tissue, all of which are left out.
     noun : str
-        What a tile is called: ``"tile"`` or ``"window"``.
+        Word for a tile: ``"tile"`` or ``"window"``.
 
     Returns
     -------
     str
-        Empty where the whole slide was seen and holds no tissue.
+        The reason; empty if the complete slide was seen and holds no tissue.
     """
     if len(left_out) or plan.outside:
         return why_left_out(left_out, noun=noun, outside=plan.outside)
@@ -41,7 +41,7 @@ def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> s
 
 
 def why_left_out(left_out: LeftOut, *, noun: str = "tile", outside: int = 0) -> str:
-    """Say why none of a slide's tiles with tissue is used."""
+    """Return why none of a slide's tiles with tissue is used."""
     total, missing = len(left_out) + outside, left_out.count(Reason.MISSING) + outside
     damaged = left_out.count(Reason.DAMAGED)
     parts = []
@@ -55,16 +55,16 @@ def why_left_out(left_out: LeftOut, *, noun: str = "tile", outside: int = 0) -> 
 
 
 def damage_note(count: int, share: float, *, noun: str) -> str:
-    """Say how much of a slide was left out as it is damaged; empty where nothing was.
+    """Return a note on the damaged parts that were left out of a slide; empty if there are none.
 
     Parameters
     ----------
     count : int
-        Tiles or windows that were left out.
+        Number of tiles or windows that were left out.
     share : float
-        Share of the slide in which tissue could not be looked for, 0 to 1.
+        Share of the slide in which tissue could not be searched for, 0 to 1.
     noun : str
-        What they are called: ``"tiles"`` or ``"windows"``.
+        Word for them: ``"tiles"`` or ``"windows"``.
     """
     parts = [f"{count:,} {noun}"] if count else []
     parts += (
@@ -74,7 +74,7 @@ def damage_note(count: int, share: float, *, noun: str) -> str:
 
 
 def missing_note(share: float) -> str:
-    """Say how much of a slide the file holds no pixels of (0 to 1); empty where it holds all."""
+    """Return a note on the share (0 to 1) of a slide without pixels in its file; empty if 0."""
     if not share:
         return ""
     return (
@@ -147,7 +147,7 @@ def _scale(plan: SlidePlan) -> str:
 
 
 def _percent(share: float) -> str:
-    """Share in per cent; a little is never nothing, nor nearly all of it all."""
+    """Return a share in per cent; a small share is never 0, and one near all is never 100."""
     if share >= 1:
         return "100 %"
     return f"{min(99.9, 100 * share):.1f} %" if share >= 0.0005 else "less than 0.1 %"

@@ -1,1 +1,1 @@
-"""Tissue: where it is, and how good its pixels are."""
+"""Tissue: its position on a slide, and the quality of its pixels."""

@@ -1,6 +1,6 @@
 """Colours that no stained tissue has: pen marks, and the black around a scan.
 
-Pieces and holes of a mask by their size, at a few bytes a pixel.
+Small pieces and holes of a mask are found too, at a few bytes per pixel.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 BLACK_MAX = 20
-"""Brightest channel up to which a pixel is scanner padding or coverslip edge."""
+"""Brightest channel up to which a pixel is scanner padding or the edge of a coverslip."""
 
 
 STAIN_SHARE = 0.25
-"""Share of stained tissue from which the colours of a pen are those of its stain."""
+"""Share of stained tissue above which the colours of a pen are those of the stain."""
 
 
 def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
-    """HSV saturation, 0 to 1, float32; 0 for black."""
+    """Return the HSV saturation, 0 to 1, float32; 0 for black."""
     red, green, blue = _planes(rgb)
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
@@ -33,25 +33,25 @@ def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
 
 
 def is_black(rgb: RGB) -> Mask:
-    """Pixels too dark to be tissue in transmitted light."""
+    """Tell which pixels are too dark to be tissue in transmitted light."""
     red, green, blue = _planes(rgb)
     return np.maximum(np.maximum(red, green), blue) <= BLACK_MAX
 
 
 def darkest_channel(rgb: RGB) -> RGB:
-    """Least of the three channels of each pixel, (...)."""
+    """Return the lowest of the three channels of each pixel, (...)."""
     red, green, blue = _planes(rgb)
     return np.minimum(np.minimum(red, green), blue)
 
 
 def is_pen(rgb: RGB) -> Mask:
-    """Pixels with the colour of a marker pen.
+    """Tell which pixels have the colour of a marker pen.
 
-    Haematoxylin is blue-violet (hue 230° to 300°), eosin and blood are pink to red
-    with a blue share (hue 300° to 355°). Green, cyan and azure (70° to 225°) at
-    a saturation that glass does not reach are pens; so are pure red, and dark grey
-    without any hue. The rules follow the colour regions that HistoQC and histolab
-    exclude (blue, green, red pen), restated as hue and saturation.
+    Haematoxylin is blue-violet (hue 230° to 300°). Eosin and blood are pink to red with a blue
+    share (hue 300° to 355°). Green, cyan and azure (70° to 225°) at a saturation that glass
+    does not reach are pens; so are pure red, and dark grey without any hue. The rules follow the
+    colour regions that HistoQC and histolab exclude (blue, green, red pen), restated as hue and
+    saturation.
 
     Parameters
     ----------
@@ -67,18 +67,18 @@ def is_pen(rgb: RGB) -> Mask:
 
 
 def without_ink(patches: Sequence[RGB]) -> list[Mask]:
-    """Tell which pixels of patches of tissue stains may be estimated from.
+    """Tell which pixels of tissue patches can be used to estimate stains.
 
     Parameters
     ----------
     patches : sequence of ndarray of uint8, (H, W, 3)
-        Of one slide, or of one stain.
+        Patches of one slide, or of one stain.
 
     Returns
     -------
     list of ndarray of bool, (H, W)
         False for the colours of a pen, unless more than a quarter of all pixels have them:
-        they are then the stain's.
+        they are then colours of the stain.
     """
     pens = [is_pen(patch) for patch in patches]
     coloured = sum(int(np.count_nonzero(pen)) for pen in pens)
@@ -88,7 +88,7 @@ def without_ink(patches: Sequence[RGB]) -> list[Mask]:
 
 
 def _planes(rgb: RGB) -> list[RGB]:
-    """Part pixels into channels: reductions over three values are slow."""
+    """Split pixels into channels, because reductions over three values are slow."""
     parts = [rgb[..., channel] for channel in range(3)]
     if rgb.size:
         parts = list(cv2.split(np.ascontiguousarray(rgb).reshape(1, -1, 3)))
@@ -97,7 +97,7 @@ def _planes(rgb: RGB) -> list[RGB]:
 
 @compiled
 def has_pen_colour(red: np.int32, green: np.int32, blue: np.int32) -> np.bool_:
-    """Apply the rules of :func:`is_pen` to a pixel; in 32 bits, as Numba is told each time."""
+    """Apply the rules of :func:`is_pen` to a pixel, in 32 bits, which Numba needs explicitly."""
     high, low = max(max(red, green), blue), min(min(red, green), blue)
     spread = np.int32(high - low)
     strong = np.int32(4 * spread) > high
@@ -122,14 +122,14 @@ _BAND_PX = 1 << 20
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """Cut an image into bands of rows of about a million pixels."""
+    """Yield bands of rows of about a million pixels of an image."""
     rows = max(1, _BAND_PX // max(1, width))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
 
 
 def without_small_pieces(mask: Mask, *, min_px: float) -> Mask:
-    """Leave out pieces of less than ``min_px`` pixels; pixels touch by their edges.
+    """Remove pieces of less than ``min_px`` pixels; pixels touch by their edges.
 
     Parameters
     ----------
@@ -147,12 +147,12 @@ def without_small_pieces(mask: Mask, *, min_px: float) -> Mask:
 
 
 def without_small_holes(mask: Mask, *, min_px: float) -> Mask:
-    """Fill what a mask encloses, if it has less than ``min_px`` pixels.
+    """Fill areas that a mask encloses and that have less than ``min_px`` pixels.
 
     Parameters
     ----------
     mask : ndarray of bool, (H, W)
-        Enclosed is what does not reach its border by edges of pixels.
+        Mask; an area is enclosed if it does not reach the border by edges of pixels.
     min_px : float
 
     Returns
@@ -168,13 +168,13 @@ def without_small_holes(mask: Mask, *, min_px: float) -> Mask:
 
 
 def _labelled(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Labels of connected pixels, (H, W), and how many pixels each label has."""
+    """Return labels of connected pixels, (H, W), and the number of pixels of each label."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
     return np.asarray(labels), np.asarray(stats)[:, cv2.CC_STAT_AREA]
 
 
 def _chosen(chosen: Mask, labels: npt.NDArray[np.int32]) -> Mask:
-    """Look labels up; indexing by all of them at once would take 8 bytes a pixel more."""
+    """Look up labels; indexing with all of them at a time would need 8 bytes more per pixel."""
     out = np.empty(labels.shape, np.bool_)
     for rows in bands(*labels.shape):
         out[rows] = chosen[labels[rows]]

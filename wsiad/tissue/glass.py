@@ -1,4 +1,4 @@
-"""The glass of a slide, what its light tints it with, and what a scanner filled in beside it."""
+"""The glass of a slide: its tint by the light, and the filling that scanners add next to it."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _JPEG_ERROR = 2
-"""Grey levels by which JPEG changes what is exactly constant."""
+"""Grey levels by which JPEG changes exactly constant areas."""
 _FILL_PX = 64
-"""Smaller areas of pure white are bright spots."""
+"""Minimum size of a filling, pixels; smaller areas of pure white are bright spots."""
 _RECTANGLE = 0.95
-"""Share of its bounding box that filling covers, where it does not reach the border."""
+"""Minimum share of its bounding box for a filling that does not reach the border."""
 _NEAR_PX = 6
-"""Distance to filling within which pixels are mixed with it, or ringing of JPEG."""
+"""Distance to a filling within which pixels are mixed with it, or show ringing of JPEG."""
 _EVEN_RANGE = 6
-"""Grey levels by which the darkest channel of glass differs within 3 × 3 pixels."""
+"""Maximum difference of the darkest channel of glass within 3 × 3 pixels, grey levels."""
 _GLASS_SHARE = 0.01
-"""Least share of what was scanned that is glass; less is a gap in the tissue."""
+"""Minimum share of the scanned area that is glass; a smaller one is a gap in the tissue."""
 _TINT = 0.04
 """Saturation of the glass from which colours are judged relative to it."""
 _MOST_TINT = 0.4
-"""Even and light, but more saturated than this, is no glass;"""
+"""Maximum saturation of glass; even and light areas with more are not glass."""
 _MOST_PINK = 0.12
-"""nor what has the hue of eosin and is more saturated than this."""
+"""Maximum saturation of glass with the hue of eosin."""
 _LEAST_LIGHT = 150
-"""Glass has at least this in its lightest channel."""
+"""Minimum of the lightest channel of glass."""
 
 
 class Glass(NamedTuple):
-    """The glass of a slide, as it is known before tissue is looked for.
+    """The glass of a slide, as it is known before the search for tissue.
 
     Parameters
     ----------
     fill : ndarray of bool, (H, W), or None
-        Pure white that was filled in where nothing was scanned; ``None`` if there is none,
-        or if it is all the glass that there is.
+        Pure white that was filled in where nothing was scanned. ``None`` if there is none, or if
+        it is all the glass that exists.
     near : ndarray of bool, (H, W), or None
-        The same, pure black, and what is mixed with them.
+        The filling, pure black, and pixels mixed with either.
     tint : tuple of int, or None
-        Colour of the glass, where it is not nearly white or grey.
+        Colour of the glass, if it is not nearly white or grey.
     """
 
     fill: Mask | None
@@ -55,17 +55,17 @@ class Glass(NamedTuple):
 
 
 def find_glass(rgb: RGB, smooth: RGB, valid: Mask) -> Glass:
-    """Find the glass, and what is filled in.
+    """Find the glass and the filling of a slide.
 
-    Glass is the lightest part of what was scanned that is even over more than a few
-    pixels. Filling is exactly constant; it says nothing of the glass.
+    Glass is the lightest scanned part that is even over more than a few pixels. Filling is
+    exactly constant, and tells nothing about the glass.
 
     Parameters
     ----------
     rgb, smooth : ndarray of uint8, (H, W, 3)
-        The slide, and the same without noise.
+        Slide, and the slide without noise.
     valid : ndarray of bool, (H, W)
-        Where the slide has pixels.
+        True where the slide has pixels.
     """
     fill = _large(_constant(rgb, 255 - _JPEG_ERROR, 255) & valid)
     black = _large(_constant(rgb, 0, _JPEG_ERROR) & valid)
@@ -98,7 +98,7 @@ def _constant(rgb: RGB, least: int, most: int) -> Mask:
 
 
 def _large(exact: Mask) -> Mask | None:
-    """Areas of a constant that reach the border or are rectangles; ``None`` if there is none."""
+    """Return constant areas that reach the border or are rectangles; ``None`` without any."""
     if int(exact.sum()) < _FILL_PX:
         return None
     height, width = exact.shape
@@ -116,7 +116,7 @@ def _large(exact: Mask) -> Mask | None:
 
 
 def _glass_colour(rgb: RGB, scanned: Mask) -> tuple[int, int, int] | None:
-    """Median colour of the lightest even parts; ``None`` where that is no glass."""
+    """Return the median colour of the lightest even parts; ``None`` if that is not glass."""
     darkest = np.empty(scanned.shape, np.uint8)
     for rows in bands(*scanned.shape):
         darkest[rows] = darkest_channel(rgb[rows])

@@ -1,8 +1,8 @@
-"""Ink on the glass: what has the colour of a pen, and its shape and place too.
+"""The search for ink on the glass: pixels with the colour, shape and place of pen marks.
 
-Blood, trichrome, alcian blue and strong eosin have the colours of red and blue pens. What
-they stain is textured at the scale of the mask, where cells and fibres differ from one
-pixel to the next; ink is even, and lies on the glass in strokes and dots.
+Blood, trichrome, alcian blue and strong eosin have the colours of red and blue pens. Tissue with
+these stains is textured at the scale of the mask, where cells and fibres differ from pixel to
+pixel. Ink is even, and forms strokes and dots on the glass.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _EVEN_RANGE = 6
-"""Grey levels by which the channels of even ink differ within 3 × 3 pixels of the mask; in
+"""Maximum difference of the channels of even ink within 3 × 3 pixels of the mask, grey levels; in
 tissue it is 10 or more in 19 of 20 places."""
 _EVEN_SHARE = 0.3
-"""Share of a mark that is even where it also crosses tissue, which shows through."""
+"""Minimum even share of a mark, even if it crosses tissue that shows through."""
 _SPECK_UM2 = 2_500.0
 _SPECKS_SHARE, _DARK_SPECKS_SHARE = 0.005, 0.02
-"""Specks of odd colours are debris; if they are more than this share of all that is stained,
-they are the stain. More of them may be black, which no stain but DAB is."""
+"""Maximum shares of the stained area that specks of odd colours can have as debris; if they have
+more, they are the stain. Black specks can have more, since no stain but DAB is black."""
 _STROKE = 3.0
-"""Areas of a square as wide as a mark that make it a stroke; a dot is less than one."""
+"""Area of a stroke in squares as wide as the mark; a dot has less than one."""
 _OPEN_SHARE = 0.25
-"""Share of what surrounds a mark that is glass: marks are made there, or reach there."""
+"""Minimum share of glass around a mark: marks are made on glass, or reach it."""
 _STAINED = 0.12
 """Saturation from which the surroundings of a mark are not glass."""
 _MOST_MARKS = 2_000
 
 
 def find_ink(rgb: RGB, saturation: npt.NDArray[np.float32], coloured: Mask, *, mpp: float) -> Mask:
-    """Tell ink from stained tissue of the same colours.
+    """Distinguish ink from stained tissue of the same colours.
 
-    Green is ink by its colour, unless it is textured and much of all that is stained.
-    Black is ink where it is even. Red and blue are ink where a connected mark is even, and
-    is a stroke or lies at glass.
+    Green is ink by its colour, unless it is textured and a large part of the stained area. Black
+    is ink where it is even. Red and blue are ink where a connected mark is even, and is a stroke
+    or borders on glass.
 
     Parameters
     ----------
     rgb : ndarray of uint8, (H, W, 3)
     saturation : ndarray of float32, (H, W)
-        Of HSV, 0 to 1.
+        Saturation of HSV, 0 to 1.
     coloured : ndarray of bool, (H, W)
         Pixels with the colour of a pen (:func:`wsiad.tissue.artefacts.is_pen`).
     mpp : float
@@ -54,7 +54,7 @@ def find_ink(rgb: RGB, saturation: npt.NDArray[np.float32], coloured: Mask, *, m
     Returns
     -------
     ndarray of bool, (H, W)
-        A part of ``coloured``.
+        Ink, a part of ``coloured``.
     """
     if not coloured.any():
         return coloured
@@ -88,7 +88,7 @@ def find_ink(rgb: RGB, saturation: npt.NDArray[np.float32], coloured: Mask, *, m
 
 
 def _green_and_dark(rgb: RGB, coloured: Mask) -> tuple[Mask, Mask]:
-    """Green up to a hue of 165°, and black: pen colours that stains seldom have."""
+    """Return green up to a hue of 165°, and black: pen colours that stains seldom have."""
     red, green, blue = (rgb[coloured][:, channel].astype(np.int32) for channel in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     # Green leads, and blue is at most three quarters of the way from red to green.
@@ -99,7 +99,7 @@ def _green_and_dark(rgb: RGB, coloured: Mask) -> tuple[Mask, Mask]:
 
 
 def _even(rgb: RGB) -> Mask:
-    """Pixels whose neighbours are as they are, in each channel."""
+    """Tell which pixels have neighbours of nearly the same value, in each channel."""
     out = np.empty(rgb.shape[:2], np.bool_)
     kernel = np.ones((3, 3), np.uint8)
     for rows in bands(*rgb.shape[:2]):
@@ -112,7 +112,7 @@ def _even(rgb: RGB) -> Mask:
 
 
 def _ink_of(mark: Mask, even: Mask, dark: Mask, stained: Mask, rgb: RGB) -> Mask:
-    """Find the ink of one connected mark: all of it, even parts of it, or nothing."""
+    """Return the ink of one connected mark: all of it, its even parts, or nothing."""
     inner = cv2.erode(mark.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
     flat = inner & even
     if int(flat.sum()) >= max(6.0, _EVEN_SHARE * float(inner.sum())):
@@ -134,7 +134,7 @@ def _ink_of(mark: Mask, even: Mask, dark: Mask, stained: Mask, rgb: RGB) -> Mask
 
 
 def _is_shaped_like_ink(mark: Mask, stained: Mask, rgb: RGB) -> bool:
-    """Whether an even mark is a stroke, or a dot on the glass."""
+    """Tell whether an even mark is a stroke, or a dot on the glass."""
     inside = np.pad(mark, 1).view(np.uint8)
     widest = 2 * float(cv2.distanceTransform(inside, cv2.DIST_L2, 5).max())
     if int(mark.sum()) >= _STROKE * widest**2:

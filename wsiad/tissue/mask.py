@@ -1,6 +1,6 @@
-"""The tissue mask: Otsu on saturation at a fixed µm/px, with guards.
+"""The tissue mask: Otsu's threshold on saturation at a fixed µm/px, with guards.
 
-Tissue coverage of tiles by an integral image, exact for fractional edges.
+An integral image of the mask gives the tissue coverage of tiles, exact for fractional edges.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from wsiad.tissue.tissue_options import TissueOptions
 from wsiad.tissue.unseen import Unseen, find_unseen
 
 _BAND_PX = 1024 * 4096
-"""Pixels of the mask that are read at once: bounds memory on slides without a pyramid."""
+"""Pixels of the mask that are read at a time; bounds memory on slides without a pyramid."""
 
 _FINER_PX = 2048
-"""Edge of what is read at once of a finer level than the mask's."""
+"""Edge of the part that is read at a time of a level finer than the mask's."""
 
 LARGEST_MASK_PX = 100_000_000
-"""The largest mask, pixels: 80 × 80 mm at 8 µm/px. About 18 bytes a pixel are taken to make it.
-A file may claim any size; what it claims is not believed beyond this."""
+"""Largest mask in pixels: 80 × 80 mm at 8 µm/px. Making a mask needs about 18 bytes per pixel. A
+file can claim any size, and claims above this limit are refused."""
 
 _WHOLE_FORMATS = frozenset({"aperio", "generic-tiff"})
-"""Formats in which nothing of a slide is left out, as other scanners leave out empty fields."""
+"""Formats in which no part of a slide is left out; other scanners leave out empty fields."""
 
 Mask = npt.NDArray[np.bool_]
 RGB = npt.NDArray[np.uint8]
@@ -52,29 +52,30 @@ RGB = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class TissueMask:
-    """Where a slide has tissue.
+    """The tissue of a slide, and the parts that could not be seen.
 
     Parameters
     ----------
     mask : ndarray of bool, (H, W)
     thumbnail : ndarray of uint8, (H, W, 3)
-        The slide at the same scale; 255 where it has no pixels.
+        Slide at the scale of the mask; 255 where it has no pixels.
     placement : PixelMap
-        From mask pixels to level-0 pixels.
+        Map from mask pixels to level-0 pixels.
     threshold : float
         Saturation from which a pixel counts as tissue.
     pen_share : float
         Share of the slide's pixels that are ink of a pen.
     pen : ndarray of bool, (H, W), or None
-        Pen marks and their rims, which are left out of the mask whatever lies under
-        them; ``None`` where there are none.
+        Pen marks and their rims, which are left out of the mask whatever is under them; ``None``
+        if there are none.
     unseen : Unseen
-        Where the mask is empty, what may hide tissue all the same.
+        Places that may hide tissue, if the mask is empty.
     damaged : ndarray of bool, (H, W), or None
-        What is damaged on every level, and thus not in the mask; ``None`` where nothing is.
+        Parts that are damaged on every level, and thus not in the mask; ``None`` if there are
+        none.
     missing_share : float
-        Share of the slide that the file holds no pixels of although its writer leaves nothing
-        out; 0 for formats whose scanners do, where they see nothing.
+        Share of the slide without pixels in the file, in formats that leave nothing out; 0 for
+        formats whose scanners leave out areas where they see nothing.
     """
 
     mask: Mask
@@ -94,7 +95,7 @@ class TissueMask:
 
     @property
     def damaged_share(self) -> float:
-        """Share of the mask that could not be seen, as the file is damaged there."""
+        """Share of the mask that could not be seen, because the file is damaged there."""
         return float(self.damaged.mean()) if self.damaged is not None else 0.0
 
 
@@ -106,7 +107,7 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
     SlideReadError
         The slide cannot be decoded.
     UnusableSlideError
-        By its size and µm/px the slide is too large; no memory was taken for it.
+        The slide is too large by its size and µm/px; no memory was reserved for it.
     """
     # The mask's scale is fixed whatever the slide's: one coarser than it (8 µm/px is
     # coarser than any scanner's overview level) is simply read as it is.
@@ -161,25 +162,25 @@ def _missing_share(slide: Slide, valid: Mask, damaged: Mask | None) -> float:
 
 
 def _read_finer(scaled: ScaledSlide, left: int, top: int, rgb: RGB, valid: Mask) -> Mask:
-    """Fill in what is damaged or missing on the mask's level from finer ones.
+    """Fill in damaged or missing parts of the mask's level from finer levels.
 
-    What is missing is only looked for where the file says that a finer level holds it.
+    Missing parts are only searched for where the file states that a finer level holds them.
 
     Parameters
     ----------
     scaled : ScaledSlide
         The slide at the mask's scale.
     left, top : int
-        Of the rectangle, pixels of the mask.
+        Corner of the rectangle, pixels of the mask.
     rgb : ndarray of uint8, (H, W, 3)
-        The rectangle; changed in place.
+        Pixels of the rectangle; changed in place.
     valid : ndarray of bool, (H, W)
-        Where it was read; changed in place.
+        True where it was read; changed in place.
 
     Returns
     -------
     ndarray of bool, (H, W)
-        What is damaged on all levels.
+        True where all levels are damaged.
     """
     height, width = valid.shape
     damaged = scaled.damage_mask(left, top, Size(width, height)) & ~valid
@@ -210,7 +211,7 @@ def _check_size(slide: Slide, size: Size, mpp: float) -> None:
     coarser = math.ceil(mpp * math.sqrt(pixels / LARGEST_MASK_PX))
     raise UnusableSlideError(
         f"claims {slide.size.width:,} × {slide.size.height:,} px, which is {width:,.0f} × "
-        f"{height:,.0f} mm: its tissue mask would have {pixels:,} pixels, and the most are "
+        f"{height:,.0f} mm: its tissue mask would have {pixels:,} pixels, more than the maximum of "
         f"{LARGEST_MASK_PX:,}",
         subject=slide.name,
         remedy=f"If the slide is so large, tile it with --tissue-mpp {coarser} (µm/px of the "
@@ -219,7 +220,7 @@ def _check_size(slide: Slide, size: Size, mpp: float) -> None:
 
 
 class Segments(NamedTuple):
-    """The parts of a slide that :func:`segment` tells apart."""
+    """The parts of a slide that :func:`segment` distinguishes."""
 
     mask: Mask
     threshold: float
@@ -228,20 +229,20 @@ class Segments(NamedTuple):
 
 
 def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Segments:
-    """Tell tissue from glass.
+    """Distinguish tissue from glass.
 
-    Otsu's threshold (Otsu 1979) on the saturation of HSV, clipped to the range of the
-    options: below it lies the noise of glass, above it every stained tissue, and pale
-    tissue is not far above the glass of its own slide. Pen, black borders, missing pixels
-    and what a scanner filled in (pure white or black, exactly constant, beside what it
-    scanned) take no part, neither in the histogram nor in the mask. Where the light tints
-    the glass, colours are judged relative to the glass.
+    The threshold is Otsu's (Otsu 1979) on the saturation of HSV, clipped to the range of the
+    options. Below that range is the noise of glass, above it every stained tissue, and pale
+    tissue is not far above the glass of its own slide. Pen, black borders, missing pixels and
+    the filling of a scanner (pure white or black, exactly constant, next to the scanned area)
+    take no part, neither in the histogram nor in the mask. If the light tints the glass, colours
+    are judged relative to the glass.
 
     Parameters
     ----------
     rgb : ndarray of uint8, (H, W, 3)
     valid : ndarray of bool, (H, W)
-        Where the slide has pixels.
+        True where the slide has pixels.
     mpp : float
         Scale of the image, µm/px.
     options : TissueOptions
@@ -250,12 +251,12 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
     -------
     mask : ndarray of bool, (H, W)
     threshold : float
-        On saturation, 0 to 1.
+        Threshold on saturation, 0 to 1.
     pen_share : float
         Share of valid pixels that are ink (:func:`wsiad.tissue.ink.find_ink`).
     pen : ndarray of bool, (H, W)
-        Those pixels and the rims of the marks; without the border of the scan, whose
-        black and grey is also that of ink.
+        Ink and the rims of the marks; without the border of the scan, whose black and grey
+        ink also has.
     """
     if rgb.size == 0:
         none = np.zeros(rgb.shape[:2], bool)
@@ -290,7 +291,7 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
 def _threshold(
     rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask, options: TissueOptions
 ) -> float:
-    """Saturation from which a usable pixel is tissue: Otsu's, within the options' range."""
+    """Return the saturation from which a usable pixel is tissue: Otsu's, within the range."""
     counts, edges = np.zeros(256, np.int64), np.linspace(0, 1, 257)
     for rows in bands(*usable.shape):
         counts += np.histogram(stained[rows][usable[rows]], bins=256, range=(0, 1))[0]
@@ -304,7 +305,7 @@ def _threshold(
 
 
 def _cleaned(mask: Mask, *, mpp: float, options: TissueOptions) -> Mask:
-    """Smooth a mask; leave out small pieces and fill small holes."""
+    """Smooth a mask, remove small pieces and fill small holes."""
     kernel = _disc(options.smooth_um / mpp)
     clean = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, kernel)
     clean = cv2.morphologyEx(clean, cv2.MORPH_CLOSE, kernel)
@@ -314,7 +315,7 @@ def _cleaned(mask: Mask, *, mpp: float, options: TissueOptions) -> Mask:
 
 
 def _without_border(pen: Mask, black: Mask) -> Mask:
-    """Pen marks without those that lie at black: a scan's border has the colour of ink."""
+    """Remove pen marks that touch black, because a scan's border has the colour of ink."""
     near = cv2.dilate(black.view(np.uint8), _disc(5)).view(np.bool_)
     return pen & ~near
 
@@ -324,7 +325,7 @@ def _with_rim(marks: Mask, mpp: float) -> Mask:
 
 
 def _glass_saturation(rgb: RGB, stained: npt.NDArray[np.float32], usable: Mask) -> float:
-    """Median saturation of the lightest usable pixels, which are glass if any is."""
+    """Return the median saturation of the lightest usable pixels, which are glass if any are."""
     darkest = np.empty(usable.shape, np.uint8)
     for rows in bands(*usable.shape):
         darkest[rows] = darkest_channel(rgb[rows])
@@ -341,7 +342,7 @@ def _disc(diameter_px: float) -> npt.NDArray[np.uint8]:
 def coverage(
     mask: npt.NDArray[np.bool_], placement: PixelMap, boxes: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """Share of each box that is tissue.
+    """Return the share of each box that is tissue.
 
     The integral of a mask over ``[0, x) × [0, y)`` is bilinear within each pixel, so
     interpolating the integral image (Crow 1984) gives the exact area for any edges.
@@ -350,14 +351,14 @@ def coverage(
     ----------
     mask : ndarray of bool, (H, W)
     placement : PixelMap
-        From mask pixels to level-0 pixels.
+        Map from mask pixels to level-0 pixels.
     boxes : ndarray of float64, (N, 4)
-        ``x, y, width, height`` in level-0 pixels; parts beyond the mask are no tissue.
+        Boxes ``x, y, width, height`` in level-0 pixels; parts beyond the mask are not tissue.
 
     Returns
     -------
     ndarray of float32, (N,)
-        0 to 1.
+        Shares, 0 to 1.
     """
     integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     if mask.size:

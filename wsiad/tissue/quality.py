@@ -1,6 +1,6 @@
-"""Quality of tiles as numbers: sharpness, saturation, pen and black.
+"""The quality of tiles as numbers: sharpness, saturation, pen and black.
 
-Guards: which tiles are too bad to be used, by thresholds on their quality columns.
+Thresholds on these columns decide which tiles are too bad to be used.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ COLUMNS = ("sharpness", "saturation", "pen", "black")
 """Names of the quality columns of a store."""
 
 _ROWS = 4
-"""Saturation, pen and black are those of every fourth row: colours hardly change within
-three, and all rows would cost as much as half of decoding them."""
+"""Step between the rows that give saturation, pen and black: colours hardly change within three
+rows, and all rows would cost as much as half of decoding them."""
 _ONE = 65535.0
 _RUN = 1024
-"""Pixels whose sums fit in 32 bits, of which a processor adds twice as many at once as of
-64; 1024 squares of 4 × 255 do. Numba adds in 64 bits wherever it is not told otherwise."""
+"""Number of pixels whose sums fit in 32 bits, of which a processor adds twice as many at a time as
+of 64; 1024 squares of 4 × 255 do. Numba adds in 64 bits unless told otherwise."""
 
 _Plane = npt.NDArray[np.uint8]
 
@@ -39,10 +39,9 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     Returns
     -------
     dict of str to ndarray of float32, (N,)
-        ``sharpness``: variance of the Laplacian of luma over the pixels with four
-        neighbours, (grey levels)², low where out of focus (Pech-Pacheco 2000);
-        ``saturation``: mean, 0 to 1, and ``pen`` and ``black``: share of pixels, of
-        every fourth row.
+        ``sharpness``: variance of the Laplacian of luma over the pixels with four neighbours,
+        (grey levels)², low if out of focus (Pech-Pacheco 2000); ``saturation``: mean, 0 to 1;
+        ``pen`` and ``black``: share of pixels. The last three are measured on every fourth row.
     """
     values = np.zeros((len(tiles), len(COLUMNS)), np.float64)
     if tiles.size:
@@ -52,7 +51,7 @@ def measure(tiles: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
 
 @compiled
 def _measure(tiles: npt.NDArray[np.uint8], values: npt.NDArray[np.float64]) -> None:
-    """Fill in the columns, tile by tile: while a tile is in the processor's cache."""
+    """Fill in the columns tile by tile, while a tile is in the processor's cache."""
     count, height, width, _ = tiles.shape
     pixels = -(-height // _ROWS) * width
     luma = np.empty((height, width), np.uint8)
@@ -74,7 +73,7 @@ def _measure(tiles: npt.NDArray[np.uint8], values: npt.NDArray[np.float64]) -> N
 
 @compiled
 def _fill_luma(values: _Plane, luma: _Plane) -> None:
-    """Luma of ITU-R BT.601 in 15 bits, as OpenCV has it: 0.299, 0.587 and 0.114."""
+    """Compute the luma of ITU-R BT.601 in 15 bits, like OpenCV: 0.299, 0.587 and 0.114."""
     for x in range(len(luma)):
         red, green, blue = (
             np.int32(values[3 * x]),
@@ -88,7 +87,7 @@ def _fill_luma(values: _Plane, luma: _Plane) -> None:
 
 @compiled
 def _part(row: _Plane, red: _Plane, green: _Plane, blue: _Plane) -> None:
-    """Part the pixels of a row into their channels."""
+    """Split the pixels of a row into their channels."""
     for x in range(len(row) // 3):
         red[x], green[x], blue[x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
 
@@ -116,7 +115,7 @@ def _laplacian_variance(luma: _Plane) -> np.float64 | float:
 
 @compiled
 def _count_colours(red: _Plane, green: _Plane, blue: _Plane) -> tuple[np.int64, np.int64, np.int64]:
-    """Sum of saturations in 65535ths, and numbers of pixels of pen and of black."""
+    """Return the sum of saturations in 65535ths, and the numbers of pixels of pen and of black."""
     saturation = pen = black = np.int64(0)
     for start in range(0, len(red), _RUN):
         reds, greens, blues = red[start : start + _RUN], green[start:], blue[start:]
@@ -140,31 +139,30 @@ Reasons = npt.NDArray[np.uint8]
 
 
 class Reason(IntEnum):
-    """Why a tile is not used; the numbers are those of a store's ``left_out_reason``.
+    """The reason why a tile is not used, with the numbers of a store's ``left_out_reason``.
 
-    In the order in which a tile that fails several thresholds is given its one reason,
-    so that counts add up: what lies over the tissue comes before what it does to the
-    tissue's look.
+    The order decides the single reason of a tile that fails several thresholds, so that counts
+    add up. Marks over the tissue come before their effects on its look.
     """
 
     USABLE = 0
     MISSING = 1
-    """The slide has no pixels for a part of it."""
+    """The slide has no pixels for a part of the tile."""
     BLACK = 2
     PEN = 3
     SATURATION = 4
     SHARPNESS = 5
     DAMAGED = 6
-    """A part of it is damaged in the file, and damage is passed over."""
+    """A part of the tile is damaged in the file, and damage is skipped."""
 
     @property
     def word(self) -> str:
-        """As counts name it: that of the quality column, ``"missing"`` or ``"damaged"``."""
+        """Name of the reason in counts: its quality column, ``"missing"`` or ``"damaged"``."""
         return self.name.lower()
 
 
 QUALITY_REASONS = (Reason.BLACK, Reason.PEN, Reason.SATURATION, Reason.SHARPNESS)
-"""Those that thresholds give."""
+"""Reasons that follow from thresholds."""
 
 
 def judge(columns: Mapping[str, npt.NDArray[np.float32]], thresholds: QualityThresholds) -> Reasons:
@@ -173,19 +171,19 @@ def judge(columns: Mapping[str, npt.NDArray[np.float32]], thresholds: QualityThr
     Parameters
     ----------
     columns : mapping of str to ndarray of float32, (N,)
-        Those of :func:`wsiad.tissue.quality.measure`.
+        Columns of :func:`wsiad.tissue.quality.measure`.
     thresholds : QualityThresholds
-        A tile that lies exactly on a threshold passes it.
+        Thresholds; a tile exactly on a threshold passes it.
 
     Returns
     -------
     ndarray of uint8, (N,)
-        The first :class:`Reason` that applies, 0 where none does.
+        First :class:`Reason` that applies to each tile; 0 if none does.
 
     Notes
     -----
-    A threshold is compared as the float32 that the columns are, so that tiles are
-    judged the same when they are cut and when they are read from a store.
+    A threshold is compared as float32, like the columns, so that tiles are judged the same when
+    they are cut and when they are read from a store.
     """
     reasons = np.zeros(len(columns["sharpness"]), np.uint8)
     limits = (
@@ -202,13 +200,13 @@ def judge(columns: Mapping[str, npt.NDArray[np.float32]], thresholds: QualityThr
 
 
 def count_reasons(reasons: Reasons) -> dict[str, int]:
-    """Count the tiles that fail by reason, in the order of the reasons; zeros are left in."""
+    """Count the tiles that fail for each quality reason, zeros included."""
     counts = np.bincount(reasons, minlength=len(Reason))
     return {reason.word: int(counts[reason]) for reason in QUALITY_REASONS}
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Word counts by reason for people; empty where all are zero.
+    """Return counts by reason as text; empty if all are zero.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Options of tissue: what counts as such, and which tiles of it are good enough."""
+"""Options of tissue: what counts as tissue, and which of its tiles are good enough."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from wsiad.core.config import Config
 
 
 class TissueOptions(Config):
-    """How tissue is told from glass."""
+    """Options of the tissue mask."""
 
     mpp: Annotated[float, Field(ge=1, le=64)] = 8.0
     """Scale of the tissue mask, µm/px."""
     saturation_min: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Otsu's threshold on saturation (0 to 1) is never taken below this: an empty slide
-    has only noise to split."""
+    """Minimum of Otsu's threshold on saturation (0 to 1): an empty slide has only noise to
+    split."""
     saturation_max: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Nor above this: a slide that is all tissue has no glass to split off."""
+    """Maximum of Otsu's threshold on saturation: a slide full of tissue has no glass to split."""
     glass_margin: Annotated[float, Field(gt=0, le=1)] = 0.06
-    """Nor further than this above the saturation of the glass: where dark and pale tissue
-    lie side by side, Otsu's threshold falls between them."""
+    """Maximum of Otsu's threshold above the saturation of the glass: if dark and pale tissue are
+    next to each other, the threshold would otherwise separate them."""
     smooth_um: Annotated[float, Field(ge=0)] = 24.0
-    """Diameter of the opening that removes dust and the closing that joins tissue, µm."""
+    """Diameter of the opening that removes dust and of the closing that joins tissue, µm."""
     min_area_um2: Annotated[float, Field(ge=0)] = 10_000.0
-    """Smaller pieces of tissue are dropped, µm²."""
+    """Minimum area of a piece of tissue, µm²; smaller pieces are dropped."""
     max_hole_um2: Annotated[float, Field(ge=0)] = 50_000.0
-    """Smaller holes in tissue are filled, µm²."""
+    """Maximum area of a hole in tissue that is filled, µm²."""
     remove_pen: bool = True
     """Leave out pen marks (green, blue, red, black) by their hue."""
 
 
 class QualityThresholds(Config):
-    """Thresholds that a tile must pass to be used; by default none: quality is only recorded."""
+    """Thresholds that a tile must pass to be used; by default there are none."""
 
     min_sharpness: Annotated[float, Field(ge=0)] | None = None
-    """Least variance of the Laplacian, (grey levels)²: below it, tiles are out of focus."""
+    """Minimum variance of the Laplacian, (grey levels)²; tiles below it are out of focus."""
     min_saturation: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Least mean saturation, 0 to 1: below it, tiles are pale or glass."""
+    """Minimum mean saturation, 0 to 1; tiles below it are pale or glass."""
     max_pen: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest share of pixels with the colour of a pen."""
+    """Maximum share of pixels with the colour of a pen, 0 to 1."""
     max_black: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest share of black pixels: the border of a scan."""
+    """Maximum share of black pixels, 0 to 1, as on the border of a scan."""
 
     def thresholds(self) -> QualityThresholds:
-        """Return the thresholds alone."""
+        """Return only the thresholds."""
         return self.part(QualityThresholds)
 
     @property
@@ -54,13 +54,13 @@ class QualityThresholds(Config):
         return {k: v for k, v in self.thresholds().model_dump().items() if v is not None}
 
     def changed_by(self, other: QualityThresholds) -> Self:
-        """Return these with the thresholds that are set in ``other`` in their place."""
+        """Return these thresholds, replaced by those that are set in ``other``."""
         return self.model_copy(update=other.given)
 
 
 class QualityOptions(QualityThresholds):
-    """Thresholds that a tile must pass to be used, and what becomes of those that do not."""
+    """Thresholds that a tile must pass to be used, and the treatment of tiles that fail."""
 
     action: Literal["drop", "keep"] = "drop"
-    """Treatment of tiles that fail by `wsiad tile`: `drop` counts them and notes their places;
-    `keep` stores them too, marked in the column `usable`, which `wsiad train` honours."""
+    """Treatment of tiles that fail, in `wsiad tile`: `drop` counts them and notes their positions;
+    `keep` stores them too, marked in the column `usable`, which `wsiad train` obeys."""

@@ -1,4 +1,4 @@
-"""Places that may hide tissue on a slide whose mask is empty."""
+"""The places that may hide tissue on a slide whose mask is empty."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from wsiad.tissue.artefacts import bands, is_black, saturation, without_small_pi
 from wsiad.tissue.tissue_options import TissueOptions
 
 _NEUTRAL = 6
-"""Most that the channels of a grey pixel differ, in grey levels: JPEG moves them a little."""
+"""Maximum difference of the channels of a grey pixel, grey levels: JPEG changes them a little."""
 _COLOURED_SHARE = 0.001
 _GLASS_MIN = 128
-"""Brightest channel below which nothing is glass in transmitted light."""
+"""Brightest channel below which a pixel is not glass in transmitted light."""
 _DARKER = 0.8
-"""Share of the glass's brightness below which something lies on it."""
+"""Share of the glass's brightness below which something is on it."""
 _MATTERS = 0.01
-"""Share of a slide from which specks with the colour of tissue are more than dust, and from which
-a piece matters however small it is in µm²."""
+"""Minimum share of a slide for specks with the colour of tissue to be more than dust, and for a
+piece to count however small it is in µm²."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
     """Places that may hide tissue, as shares of the slide's pixels, 0 to 1.
 
-    Pieces too small to be tissue do not count.
+    Pieces that are too small to be tissue do not count.
 
     Parameters
     ----------
     missing : float
-        Without pixels in the file.
+        Share without pixels in the file.
     pen : float
-        Taken for pen, rims included.
+        Share that was taken for pen, rims included.
     black : float
-        Black, as the border of a scan is.
+        Black share, like the border of a scan.
     grey : float
-        Darker than glass without the colour of a stain: on a slide without any colour tissue
-        cannot be told, and on others it is not counted below 1 %, as the edge of a coverslip.
+        Share that is darker than glass, without the colour of a stain. On a slide without any
+        colour, tissue cannot be distinguished from it; on other slides it does not count below
+        1 %, like the edge of a coverslip.
     scattered : float
-        With the colour of tissue, in pieces smaller than the smallest that is kept.
+        Share with the colour of tissue, in pieces smaller than the smallest that is kept.
     """
 
     missing: float = 0.0
@@ -63,19 +64,19 @@ def find_unseen(
     mpp: float,
     options: TissueOptions,
 ) -> Unseen:
-    """Measure what may hide tissue on a slide whose mask is empty.
+    """Measure the places that may hide tissue on a slide whose mask is empty.
 
     Parameters
     ----------
     rgb : ndarray of uint8, (H, W, 3)
     valid, pen : ndarray of bool, (H, W)
-        Where the slide has pixels, and pen marks with their rims.
+        True where the slide has pixels, and for pen marks with their rims.
     threshold : float
         Saturation from which a pixel counts as tissue.
     mpp : float
         Scale of the image, µm/px.
     options : TissueOptions
-        With the area of the smallest piece of tissue.
+        Options, with the area of the smallest piece of tissue.
     """
     if not rgb.size:
         return Unseen()
@@ -111,7 +112,7 @@ def _is_colourless(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) ->
 
 
 def _dark(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Pixels that are darker than the glass, which is the lightest there is."""
+    """Tell which pixels are darker than the glass, which is the lightest part."""
     if not usable.any():
         return usable
     high = rgb.max(axis=2)
