@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from wsiad.cli import _report
-from wsiad.compute.batch import record_path, run_batch, slides_of_shard
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.batch import run_batch
+from wsiad.compute.compute_options import ComputeOptions, record_path, slides_of_shard
 from wsiad.core.errors import SlideReadError
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideTable, read_table

@@ -29,6 +29,7 @@ LONGEST_VERB = 250
 
 # Entry points and the version, which are as short as they can be.
 ALWAYS_SHORT = {"__main__.py", "_version.py"}
+ALWAYS_SHORT |= {"compute/job_worker.py", "compute/local_worker.py"}  # of processes of their own
 # A detector is one file, however little it adds to what the methods share.
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("detectors/")}
 # A verb is one file, however thin: what it does belongs to the rooms below.

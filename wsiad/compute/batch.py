@@ -20,9 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from wsiad.compute.compute_options import ComputeOptions, take_shard
+from wsiad.compute.compute_options import ComputeOptions
 from wsiad.compute.tasks import run_tasks
-from wsiad.core.config import RECORD
 from wsiad.core.errors import UnusableSlideError, WsiadError
 from wsiad.core.files import DISK_FULL
 from wsiad.core.ownership import is_dead, owner
@@ -313,24 +312,6 @@ def with_staging(
         if options.in_turn and not task.slide.problem and not done(task):
             following = task.slide.path
     return staged[::-1]
-
-
-def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[SlideInput]:
-    """Return the slides of a shard ``"i/n"``, or all.
-
-    They are sorted by name first: shards that find them in another order are no less apart.
-    """
-    if shard is None:
-        return list(slides)
-    return take_shard(sorted(slides, key=lambda slide: (slide.name, str(slide.path))), shard)
-
-
-def record_path(out: Path, shard: str | None) -> Path:
-    """Where a call says what it did: ``run.json``, or a shard its own ``runs/shard-2-of-8.json``.
-
-    Shards share a folder; one that wrote its counts as those of all would be wrong.
-    """
-    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else RECORD)
 
 
 def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:

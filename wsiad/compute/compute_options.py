@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from wsiad.core.config import Config, Order
+from wsiad.core.config import RECORD, Config, Order
+from wsiad.slides.inputs import SlideInput
 
 T = TypeVar("T")
 
@@ -97,3 +98,21 @@ def take_shard(items: Iterable[T], shard: str | None) -> list[T]:
         return list(items)
     part, parts = (int(number) for number in shard.split("/"))
     return list(items)[part - 1 :: parts]
+
+
+def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[SlideInput]:
+    """Return the slides of a shard ``"i/n"``, or all.
+
+    They are sorted by name first: shards that find them in another order are no less apart.
+    """
+    if shard is None:
+        return list(slides)
+    return take_shard(sorted(slides, key=lambda slide: (slide.name, str(slide.path))), shard)
+
+
+def record_path(out: Path, shard: str | None) -> Path:
+    """Where a call says what it did: ``run.json``, or a shard its own ``runs/shard-2-of-8.json``.
+
+    Shards share a folder; one that wrote its counts as those of all would be wrong.
+    """
+    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else RECORD)

@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from wsiad.compute.lifetimes import begun
 from wsiad.core.config import Config, build, read_yaml
 from wsiad.core.errors import ClusterError
+from wsiad.core.signals import begun
 
 WORKER_CLASS = "wsiad.compute.job_worker.SlideWorker"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -32,6 +32,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MEMORY = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
 """Settings of dask. A worker has no data of dask's to move to disk, and one that waits at 80 % of
 its memory for some to be freed would wait for ever; at 95 % it is ended and started anew."""
+
+CLOSE_SECONDS = 10.0
+"""The most that something of dask's may take to close."""
 
 _DAYS = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")
 
@@ -422,6 +425,11 @@ async def _forget(cluster: Any, names: list[Any]) -> None:
         cluster.worker_spec.pop(name, None)
         if (job := cluster.workers.pop(name, None)) is not None:
             await job.close()
+
+
+def close_client(client: Any) -> None:
+    """Close a dask client; what it has handed out and not got back is lost."""
+    client.close(timeout=CLOSE_SECONDS)
 
 
 def _reporting(job: type[Any], refused: list[str]) -> type[Any]:

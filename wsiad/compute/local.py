@@ -18,11 +18,10 @@ from typing import Any
 from distributed import Client, LocalCluster, SchedulerPlugin
 from distributed.worker_memory import parse_memory_limit
 
-from wsiad.compute.jobs import THREADS
-from wsiad.compute.lifetimes import CLOSE_SECONDS, begun, close_client
+from wsiad.compute.jobs import CLOSE_SECONDS, THREADS, close_client
 from wsiad.compute.local_worker import MEMORY_EXIT
 from wsiad.core.errors import ClusterError
-from wsiad.core.signals import postponed
+from wsiad.core.signals import begun, postponed
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
 from wsiad.compute.compute_options import WorkerOptions
-from wsiad.compute.jobs import MEMORY, JobsConfig, read_jobs
-from wsiad.compute.lifetimes import begun, close_client
+from wsiad.compute.jobs import MEMORY, JobsConfig, close_client, read_jobs
 from wsiad.core.errors import ClusterError
+from wsiad.core.signals import begun
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """An orderly end when the system asks for it: SIGTERM and SIGINT.
 
+What a signal must not leave half made or half closed: :func:`begun`.
+
 A signal's exception can rise anywhere between two steps of Python, also where what catches it
 does not let it pass: ctypes makes an ``ArgumentError`` of whatever a conversion of arguments
 raises (OpenSlide's are in Python), a finaliser drops it. That a signal came is therefore
@@ -8,12 +10,15 @@ noted too, and asked for by :func:`raise_if_ended` before a failure is called a 
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
 
 _ASKED = (signal.SIGINT, signal.SIGTERM)
 _came: list[type[KeyboardInterrupt]] = []
@@ -98,3 +103,39 @@ def postponed() -> Iterator[None]:
                 signal.signal(number, handler)
         if asked:
             signal.raise_signal(asked[0])
+
+
+@contextmanager
+def begun(make: Callable[[], T], close: Callable[[T], object]) -> Iterator[T]:
+    """Make something, yield it, and close it whatever happens; signals wait meanwhile.
+
+    A client or scheduler that is half made cannot be closed, and one that is half closed leaves
+    processes and threads that print what they miss. What it logs while it is closed is about
+    connections that it has cut itself, and is not printed.
+
+    Parameters
+    ----------
+    make : callable
+        Makes it, within a few seconds.
+    close : callable
+        Closes it, in a time that is bounded.
+    """
+    made: list[T] = []
+    try:
+        with postponed():
+            made.append(make())
+        yield made[0]
+    finally:
+        with postponed(), _silence():
+            for one in made:
+                close(one)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiad.compute.batch import slides_of_shard
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.compute_options import ComputeOptions, slides_of_shard
 from wsiad.core.config import Config, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json

@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from wsiad.compute.batch import record_path, run_batch, with_staging
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.batch import run_batch, with_staging
+from wsiad.compute.compute_options import ComputeOptions, record_path
 from wsiad.core.config import Order, Paths, QuietOptions, verb
 from wsiad.core.files import write_json
 from wsiad.core.ownership import clear_leftovers

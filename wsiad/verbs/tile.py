@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from wsiad.compute.batch import record_path, run_batch, slides_of_shard, with_staging
-from wsiad.compute.compute_options import ComputeOptions
+from wsiad.compute.batch import run_batch, with_staging
+from wsiad.compute.compute_options import ComputeOptions, record_path, slides_of_shard
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
