@@ -144,11 +144,11 @@ def test_walltimes(text, minutes):
         ({"jobs": 0}, "jobs: 0 is not allowed; it should be greater than or equal to 1"),
         ({"walltime": 43200}, "should be in quotes"),
         ({"walltime": "4h"}, "is not HH:MM:SS"),
-        ({"walltime": "00:00:00"}, "no time at all"),
+        ({"walltime": "00:00:00"}, "is not above 0"),
         ({"walltime": "30:00"}, "`walltime` is HH:MM:SS"),
         ({"scheduler": "lsf"}, "of LSF is HH:MM"),
         ({"margin_minutes": 60}, "leave nothing"),
-        ({"walltime": None, "margin_minutes": 6}, "give one"),
+        ({"walltime": None, "margin_minutes": 6}, "needs a `walltime`"),
         ({"resource_spec": "x"}, "use `job_extra_directives`"),
     ],
 )

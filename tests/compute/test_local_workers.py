@@ -184,7 +184,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(monkeypatch, caplog, doomed
     started = kill_at_start(monkeypatch, lambda number: number in doomed)
     assert sorted(run(double, [1, 2, 3], workers=2)) == [2, 4, 6]
     assert len(started) > max(doomed)
-    assert "a worker ended while it was starting, killed by SIGKILL; another" in caplog.text
+    assert "a worker exited while it was starting, killed by SIGKILL; another" in caplog.text
 
 
 def test_a_run_goes_on_with_the_workers_that_do_start(monkeypatch):
@@ -208,7 +208,7 @@ def test_a_lost_worker_is_told_of(tmp_path, caplog):
         return os.kill(os.getpid(), signal.SIGKILL)
 
     assert sorted(run(work, [1, 2, 3], workers=2)) == [1, 2, 3]
-    assert "a worker was lost: killed by SIGKILL; another takes its place" in caplog.text
+    assert "a worker was lost: killed by SIGKILL; another worker replaces it" in caplog.text
 
 
 def test_a_worker_that_takes_more_memory_than_its_share_is_ended(monkeypatch, caplog):
@@ -282,7 +282,7 @@ def test_the_others_go_on_without_a_place_where_none_starts(kept, caplog):
     kept.keeper.watch(1)
     kept.come("local-1")
     kept.codes += [7] * EARLY_ENDS
-    until(lambda: kept.keeper.watch(2) and "no other is started in its place" in caplog.text)
+    until(lambda: kept.keeper.watch(2) and "no other worker replaces it" in caplog.text)
     assert kept.keeper.watch(2) == 1
     assert len(kept.started) == 1 + EARLY_ENDS
     assert "with exit code 7" in caplog.text

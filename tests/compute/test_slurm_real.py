@@ -142,7 +142,7 @@ def test_jobs_that_end_before_they_have_a_worker_are_not_waited_for(cluster, sli
     file = cluster_file(tmp_path, job_script_prologue=["echo no such module; exit 1"])
     done = run(command(slides, tmp_path / "store", "--cluster", file), cluster, cwd=tmp_path)
     assert done.returncode == 1
-    assert "jobs ended before they had a worker. Their logs in" in done.stderr
+    assert "jobs ended before they had a worker. See their logs in" in done.stderr
     logs = (tmp_path / "logs").glob("*.out")
     assert {log.read_text() for log in logs} == {"no such module\n"}
 

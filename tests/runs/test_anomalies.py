@@ -162,7 +162,7 @@ def test_slide_tiled_whole_is_warned_of(tmp_path, stores, caplog):
     wsiad.tile(slides=tmp_path / "m.csv", out=tmp_path / "store", mpp=0.5, tile=32, quiet=True,
                stain={"method": "none"}, tissue={"min_area_um2": 0})  # fmt: skip
     train(stores, tmp_path / "run", anomalies=tmp_path / "store")
-    assert "every stored tile of s is taken as anomalous" in caplog.text
+    assert "every stored tile of s counts as anomalous" in caplog.text
 
 
 def test_spread_takes_of_every_slide_before_a_second_of_any():
@@ -190,7 +190,7 @@ def test_split_keeps_slides_to_fit_on():
     free = [slide for slide in slides if slide[0] not in ("s3", "s5")]
     alone = split_slides(free, seed=0)
     assert {part.slide for part in alone.stop} == parts[1]
-    with pytest.raises(InputError, match="of 8 healthy slides 8 hold the anomalous tiles"):
+    with pytest.raises(InputError, match="8 of 8 healthy slides also hold anomalous tiles"):
         split_slides(slides, seed=0, only_fit=[name for name, _ in slides])
 
 

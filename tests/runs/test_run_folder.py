@@ -82,7 +82,7 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(RunError, match="no such run folder"):
         RunFolder.open(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be made"):
+    with pytest.raises(RunError, match="cannot be created"):
         RunFolder.create(tmp_path / "file")
 
 
@@ -98,7 +98,7 @@ def test_loss_picture_only_where_there_are_metrics(folder):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, "format version 2, and this wsiad knows 1"),
+        ({"format": 2}, "format version 2, but this version of wsiad reads 1"),
         ({"detector": 3}, "detector"),
         ({"surprise": 1}, "surprise"),
     ],

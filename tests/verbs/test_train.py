@@ -43,7 +43,7 @@ def test_slides_without_a_label_are_healthy_only_where_none_has_one(store, tmp_p
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     unsaid = "it has no label, and others have one"
     assert record["notes"]["slides_not_used"] == {"s0": unsaid, "s4": "label is 'tumor'"}
-    assert "slides without a label, where others have one, are not trained on: 1 (" in caplog.text
+    assert "slides without a label are not trained on, because others have one: 1 (" in caplog.text
     # Of 0.1 a table may hold the user's own words.
     (mixed / "slides.csv").write_text(table.replace(",normal,", ",Negative,"))
     train(mixed, tmp_path / "own", detector="gaussian")
@@ -231,7 +231,7 @@ def test_bad_input(store, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(StoreError, match="is not a tile store"):
         train(tmp_path, out)
-    with pytest.raises(DetectorError, match=r"needs 64 px and the store's tiles have 48 px"):
+    with pytest.raises(DetectorError, match=r"needs 64 px, but the store's tiles have 48 px"):
         train(store, out)
     with pytest.raises(InputError, match="no healthy slide"):
         train(store, out, split="b", detector="gaussian")

@@ -1,7 +1,7 @@
-"""Many slides, many machines: where slides are worked on, and what if a machine is lost.
+"""Process many slides, in this process, in local workers or on a cluster, without losing any.
 
-``compute_options.py`` holds the flags that verbs share, ``batch.py`` what becomes of each slide,
-``jobs.py`` the jobs of a batch cluster, ``tasks.py`` hands out the slides, and ``job_worker.py``
-is what runs in a job. ``local.py`` keeps the workers of this machine, of which each is a
+``compute_options.py`` has the options that verbs share, ``batch.py`` collects a row for each slide
+and ``tasks.py`` hands out the slides. ``jobs.py`` runs the jobs of a batch cluster, in which
+``job_worker.py`` works. ``local.py`` keeps the workers of this machine, which run
 ``local_worker.py``.
 """

@@ -1,12 +1,11 @@
-"""A batch of slides: each is worked on, none is lost, the table is whole at any time.
+"""Process a batch of slides: each gets a row, none is lost, and the table is always complete.
 
-A slide whose work is divided: parts are tasks of their own, and a last one joins them.
+The work on a slide can be divided: its parts are separate tasks, and a last task joins them.
 
-Slides on which processes died: noted while they are worked on, and worked on apart then.
-
-Where one process works on all slides in turn, one that ends it (a library that crashes, memory
-that runs out) would end every run after it at the same slide. A process that was killed from
-outside leaves the same note, so that one death says nothing of the slide yet.
+If one process works on all slides in turn, a slide that kills it (a library crashes, memory runs
+out) would stop every later call at the same slide. A process therefore leaves a note while it works
+on a slide. After several such deaths the slide gets a process of its own. One death means nothing
+yet, because a process that was killed from outside leaves the same note.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ from wsiad.slides.staging import Staging, discard_staged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTask:
-    """One slide to work on, as it travels to a worker; the task of a verb adds what that needs.
+    """One slide to process; the task of a verb adds what the verb needs, and a worker gets it all.
 
     Parameters
     ----------
     slide : SlideInput
+        The slide.
     staging : Staging, optional
-        Where the slide is copied to before it is read.
+        Place to which the slide is copied before it is read.
     spent : float
-        Seconds that others have worked on it, where its work was divided.
+        Seconds that other tasks have spent on the slide, if its work was divided.
     """
 
     slide: SlideInput
@@ -55,16 +55,16 @@ T = TypeVar("T", bound=BatchTask)
 
 @dataclass(frozen=True, slots=True)
 class Divided(Generic[T]):
-    """The result of a task that is too large: other tasks in its place.
+    """Result of a task that is too large: other tasks that replace it.
 
     Parameters
     ----------
     parts : tuple
-        Done in any order, at once if there are workers.
+        Tasks that can be done in any order, and at the same time if there are workers.
     last : task
-        Done when all parts are; returns the slide's row.
+        Task that follows when all parts are done; it returns the slide's row.
     seconds : float
-        Spent so far.
+        Seconds spent so far.
     """
 
     parts: tuple[T, ...]
@@ -74,13 +74,14 @@ class Divided(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PartDone:
-    """The result of the task of a part.
+    """Result of the task of a part.
 
     Parameters
     ----------
     slide : str
+        Name of the slide.
     seconds : float
-        Spent on it.
+        Seconds spent on the part.
     """
 
     slide: str
@@ -89,7 +90,7 @@ class PartDone:
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A slide of which parts are still to be done."""
+    """Slide with parts that are not done yet."""
 
     last: BatchTask
     left: int
@@ -98,17 +99,17 @@ class _Open:
 
 
 class Divisions:
-    """Keeps account of the slides of a batch whose work is divided."""
+    """Tracks the slides of a batch whose work is divided."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
         self._said: dict[str, bool] = {}
 
     def more(self, task: Any, result: object) -> Sequence[Any]:
-        """Return the tasks that follow from the result of one.
+        """Return the tasks that follow from the result of a task.
 
-        A slide of which a part failed is not joined; its other parts are done all the
-        same, and are there for the next run.
+        A slide with a failed part is not joined. Its other parts are still done, so that the
+        next run finds them.
         """
         name = task.slide.name
         if isinstance(result, Divided):
@@ -130,7 +131,7 @@ class Divisions:
         return [] if failed else [replace(division.last, spent=seconds)]
 
     def is_news(self, row: SlideRow) -> bool:
-        """Whether no part of the same slide said before that the slide failed."""
+        """Tell whether a row is the first to state that its slide failed."""
         said = self._said.get(row.slide, False)
         if row.slide in self._said:
             self._said[row.slide] = row.status in (FAILED, UNUSABLE)
@@ -138,17 +139,18 @@ class Divisions:
 
 
 OFTEN = 2
-"""After so many deaths a slide is worked on by a process of its own."""
+"""Number of deaths after which a slide is processed in a process of its own."""
 
 _PREFIX = ".working."
 
 
 class Deaths:
-    """The notes in an output folder.
+    """Notes, in an output folder, of processes that died while they worked on a slide.
 
     Parameters
     ----------
     folder : Path
+        Output folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -160,12 +162,12 @@ class Deaths:
                     self._notes.setdefault(note.read_text(encoding="utf-8"), []).append(note)
 
     def often(self, slide: str) -> bool:
-        """Whether processes have died on a slide more than once."""
+        """Tell whether processes have died on a slide more than once."""
         return len(self._notes.get(slide, [])) >= OFTEN
 
     @contextlib.contextmanager
     def noted(self, slide: str) -> Iterator[None]:
-        """Note that this process works on a slide; when it has done so, forget its deaths."""
+        """Note that this process works on a slide; when it is done, delete the slide's notes."""
         note = self._folder / f"{_PREFIX}{owner()}"
         # Where there is no room for a note, none is needed for the slide to go on.
         with contextlib.suppress(OSError):
@@ -181,7 +183,7 @@ class Deaths:
 logger = logging.getLogger(__name__)
 
 _TABLE_SECONDS = 1.0
-"""The least time between two writings of the table: on resumption slides take no time."""
+"""Minimum seconds between two writings of the table; resumed slides take almost no time."""
 
 
 R = TypeVar("R", bound=SlideRow)
@@ -198,28 +200,28 @@ def run_batch(
     quiet: bool,
     stored: Callable[[T], R | None] | None = None,
 ) -> list[R]:
-    """Work on slides; a slide that fails becomes a row that says why.
+    """Process slides; a slide that fails becomes a row that states the reason.
 
     Parameters
     ----------
     work : callable
-        Module-level function that returns a slide's row or raises; or, in the place of the
-        row, tasks that the slide is divided into.
+        Module-level function of a task that returns the slide's row or raises; it can also
+        return the tasks into which the slide is divided.
     tasks : sequence
-        One per slide; picklable.
+        One task per slide; picklable.
     row : type
         Class of the rows.
     table : SlideTable
-        Gets every row within a second or so.
+        Table that gets every row within about a second.
     options : ComputeOptions
-        How many slides are worked on at once, and where.
+        Number of slides that are processed at the same time, and the place.
     label : str
-        For the progress.
+        Label of the progress display.
     quiet : bool
-        No progress output.
+        Show no progress.
     stored : callable, optional
-        Returns a slide's row if the slide is whole in the output; asked before a slide is
-        called lost with its worker.
+        Function of a task that returns the slide's row if the slide is complete in the output.
+        It is called before a slide counts as lost with its worker.
 
     Returns
     -------
@@ -229,7 +231,7 @@ def run_batch(
     Raises
     ------
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        The cluster or scheduler does not exist or accepts no jobs.
     """
 
     def lost(task: T, reason: str) -> R | Divided[Any] | PartDone:
@@ -285,7 +287,7 @@ def run_batch(
 
 
 def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
-    """Say how the batch does, and which slide was the last."""
+    """Return the note of the progress display: counts, speed and the last slide."""
     parts = [rows[-1].slide]
     if tiles:
         parts.insert(0, f"{tiles / seconds:.0f} tiles/s")
@@ -298,10 +300,10 @@ def _note(rows: Sequence[SlideRow], tiles: int, seconds: float) -> str:
 def with_staging(
     tasks: Sequence[T], options: ComputeOptions, *, done: Callable[[T], bool]
 ) -> list[T]:
-    """Tell each task where to copy its slide to, and which slide to copy ahead meanwhile.
+    """Return the tasks with the folder to copy their slides to, and the slide to copy ahead.
 
-    Only where one process works on all in turn is it known which slide it reads next; it
-    is not one that is ``done``.
+    Only if one process works on all slides in turn is it known which slide it reads next;
+    slides that are ``done`` are not read.
     """
     if options.stage_dir is None:
         return list(tasks)
@@ -315,7 +317,7 @@ def with_staging(
 
 
 def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:
-    """Row of a slide that could not be worked on."""
+    """Return the row of a slide that could not be processed."""
     # The table has a column for the name; the reason need not begin with it.
     return row(
         slide.name,
@@ -347,12 +349,12 @@ def _guarded(
         raise_if_ended()
         reason = (
             f"needs more memory than there is ({error or 'how much is not known'}). Use a machine "
-            "with more of it, or fewer workers; if the slide is small, it is damaged."
+            "with more memory, or fewer workers. If the slide is small, it is damaged."
         )
     except Exception as error:
         raise_if_ended()
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            reason = "the disk is full; nothing of it was kept. Make room and run again."
+            reason = "the disk is full; nothing of the slide was kept. Make room and run again."
             return replace(failed_row(row, task.slide, reason), seconds=time.monotonic() - start)
         logger.exception("%s: unexpected error", task.slide.name)
         reason = f"unexpected {type(error).__name__}: {error}"

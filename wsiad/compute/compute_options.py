@@ -1,4 +1,4 @@
-"""Where slides are worked on: the options that verbs share, and shards."""
+"""Options that verbs share: the place where slides are processed, and shards."""
 
 from __future__ import annotations
 
@@ -18,69 +18,71 @@ T = TypeVar("T")
 def _checked_shard(text: str) -> str:
     parts = re.fullmatch(r"(\d+)/(\d+)", text)
     if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
-        raise ValueError("should be i/n with i from 1 to n, as 2/8 for the second of eight")
+        raise ValueError("should be i/n with i from 1 to n, such as 2/8 for the second of eight")
     return f"{int(parts[1])}/{int(parts[2])}"
 
 
 Shard = Annotated[str, AfterValidator(_checked_shard)]
-"""``"i/n"``, counted from 1: the i-th of n equal parts of the slides."""
+"""Shard as ``"i/n"``, counted from 1: the i-th of n equal parts of the slides."""
 
 
 class WorkerOptions(Config):
-    """Number of slides or fits that are worked on at once, and where."""
+    """Options of the workers: how many there are, and where they run."""
 
     workers: Annotated[int, Field(ge=1)] = 1
-    """Slides, or fits, worked on at once, each by a process of its own on this machine."""
+    """Number of processes on this machine; each works on one slide, or fit, at a time."""
     cluster: Path | None = None
     """YAML file of a batch cluster (SLURM, PBS, LSF, SGE) whose jobs do the work; see
     configs/slurm.yaml."""
     scheduler: str | None = None
     """Address of a running dask scheduler whose workers do the work."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """Number of new tries of a slide, or a fit, whose worker was lost; an error of its own
-    is not. With `scheduler`, that one decides."""
+    """Number of new tries of a slide, or fit, whose worker was lost. One that fails by itself is
+    not tried again. With `scheduler`, the scheduler decides."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.cluster is not None and self.scheduler is not None:
-            raise ValueError("give either `cluster`, to start jobs, or `scheduler`, to use theirs")
+            raise ValueError(
+                "set either `cluster`, to start jobs, or `scheduler`, to use running workers"
+            )
         if self.distant and self.workers != 1:
             raise ValueError(
-                f"`workers` are processes of this machine: leave it out with `{self.distant}`"
+                f"`workers` are processes on this machine: leave it out with `{self.distant}`"
             )
         return self
 
     @property
     def distant(self) -> str:
-        """Name of the option by which others than this machine work; empty without one."""
+        """Name of the option that makes other machines work; empty if this machine works."""
         if self.cluster is not None:
             return "cluster"
         return "scheduler" if self.scheduler is not None else ""
 
     @property
     def in_turn(self) -> bool:
-        """Whether this process does all the work, one after the other."""
+        """True where this process does all the work, one slide after the other."""
         return self.workers == 1 and not self.distant
 
 
 class ComputeOptions(WorkerOptions):
-    """Number of slides that are worked on at once, which of them, and where."""
+    """Options of processing slides: the workers, the shard and local copies."""
 
     ORDER: ClassVar[Order] = ("workers", "cluster", "scheduler", "shard", ...)
 
     shard: Shard | None = None
-    """Part of the slides to work on, `i/n`, counted from 1: `2/8` takes the second and then
-    every eighth slide of the sorted list. For job arrays; shards may run at once, overlap or
+    """Part of the slides to process, `i/n`, counted from 1: `2/8` is the second and then every
+    eighth slide of the sorted list. For job arrays; shards can run at the same time, overlap or
     run twice."""
     stage_dir: Path | None = None
-    """Folder on a local disk to which each slide is copied before it is read, and from which
-    it is deleted afterwards."""
+    """Folder on a local disk. Each slide is copied there before it is read, and its copy is
+    deleted afterwards."""
 
     @model_validator(mode="after")
     def _shards_stay_here(self) -> Self:
         if self.distant and self.shard is not None:
             raise ValueError(
-                f"`{self.distant}` shares out all slides itself: leave out `shard`, which is for "
+                f"`{self.distant}` distributes all slides itself: leave out `shard`, which is for "
                 "job arrays"
             )
         return self
@@ -103,7 +105,8 @@ def take_shard(items: Iterable[T], shard: str | None) -> list[T]:
 def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[SlideInput]:
     """Return the slides of a shard ``"i/n"``, or all.
 
-    They are sorted by name first: shards that find them in another order are no less apart.
+    The slides are sorted by name first, so that shards that find them in different orders still
+    do not overlap.
     """
     if shard is None:
         return list(slides)
@@ -111,8 +114,8 @@ def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[Sli
 
 
 def record_path(out: Path, shard: str | None) -> Path:
-    """Where a call says what it did: ``run.json``, or a shard its own ``runs/shard-2-of-8.json``.
+    """Return the path of a call's record: ``run.json``, or ``runs/shard-2-of-8.json`` for a shard.
 
-    Shards share a folder; one that wrote its counts as those of all would be wrong.
+    Shards share a folder, and the counts of one shard are not those of all.
     """
     return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else RECORD)

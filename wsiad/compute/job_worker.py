@@ -1,4 +1,4 @@
-"""A dask worker that does not drop its slide when its time is over. Started in jobs."""
+"""Worker of dask, started in jobs, that finishes its slide when its time is over."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _COLLECT_SECONDS = 10.0
 
 
 class SlideWorker(Worker):  # type: ignore[misc]
-    """A worker whose graceful end waits for the slide that it works on.
+    """Worker that finishes its slide before it closes gracefully.
 
-    dask's own hands a running task to another worker, which begins it anew: work is lost,
-    and a slide that takes longer than a worker's lifetime would never be done.
+    dask's own worker hands a running task to another worker, which begins it again. The work is
+    then lost, and a slide that takes longer than a worker's lifetime would never be done.
     """
 
     async def close_gracefully(
         self, restart: bool | None = None, reason: str = "worker-close-gracefully"
     ) -> None:
-        """Take no more slides, finish the one at hand, and close.
+        """Accept no more slides, finish the current one, and close.
 
-        The batch system ends a worker that takes longer than its walltime; the slide's try
+        The batch system kills a worker that takes longer than its walltime; the try of the slide
         then counts as lost.
         """
         state: Any = self.state

@@ -1,7 +1,4 @@
-"""The jobs of a batch cluster: their YAML file, and the script that each of them runs.
-
-Jobs of a batch cluster while they run: started, counted, replaced when they end.
-"""
+"""Run the jobs of a batch cluster: read their YAML file, start, count and replace them."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ from wsiad.core.signals import begun
 
 WORKER_CLASS = "wsiad.compute.job_worker.SlideWorker"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables by which libraries choose their threads: N workers of N threads fight."""
+"""Environment variables that set the threads of libraries; N workers of N threads are slow."""
 
 MEMORY = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
-"""Settings of dask. A worker has no data of dask's to move to disk, and one that waits at 80 % of
-its memory for some to be freed would wait for ever; at 95 % it is ended and started anew."""
+"""Memory settings of dask. A worker has no data that dask could move to disk, so one that waited
+at 80 % of its memory would wait forever. At 95 % it is stopped and restarted."""
 
 CLOSE_SECONDS = 10.0
 """The most that something of dask's may take to close."""
@@ -40,47 +37,47 @@ _DAYS = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")
 
 
 class JobsConfig(Config):
-    """Jobs of a batch cluster; each is one or more workers, each of one thread and one slide."""
+    """Jobs of a batch cluster. A job has one worker per core; a worker has one slide at a time."""
 
     scheduler: Literal["slurm", "pbs", "lsf", "sge", "local"]
-    """Batch system; `local` starts the workers on this machine, to try a file out."""
+    """Batch system; `local` starts the workers on this machine, to try out the file."""
     jobs: Annotated[int, Field(ge=1)]
-    """The most jobs at once. There are never more than slides need that are not done: a job
-    with nothing left to do is ended, one that has ended too early is replaced."""
+    """Maximum number of jobs at a time. There are never more jobs than the remaining slides need:
+    a job with nothing left to do is stopped, and one that stopped too early is replaced."""
     cores: Annotated[int, Field(ge=1)] = 1
-    """Cores of a job: slides that it works on at once."""
+    """Cores of a job; it processes as many slides at a time."""
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")]
-    """Memory of a job, as `8GB`, shared out evenly among its cores."""
+    """Memory of a job, such as `8GB`, divided evenly among its cores."""
     walltime: str | None = None
-    """Time after which the batch system ends a job: `HH:MM:SS`, `HH:MM` for LSF, `D-HH:MM:SS`
+    """Time after which the batch system stops a job: `HH:MM:SS`, `HH:MM` for LSF, `D-HH:MM:SS`
     for SLURM. In quotes."""
     margin_minutes: Annotated[float, Field(ge=0)] | None = None
-    """No slide is begun in this last part of the walltime: the time that a slide takes. By
+    """Last part of the walltime, in which no slide is started: the time that a slide takes. By
     default a tenth of the walltime, at least 5 minutes, at most half of it."""
     queue: str | None = None
     """Queue, or partition."""
     account: str | None = None
     """Account, or project, to charge."""
     resource_spec: str | None = None
-    """Resources asked of PBS or SGE by `-l`, where cores and memory are not enough."""
+    """Resources to request from PBS or SGE with `-l`, if cores and memory are not enough."""
     interface: str | None = None
-    """Network interface of workers and scheduler, as `ib0`."""
+    """Network interface of workers and scheduler, such as `ib0`."""
     scheduler_interface: str | None = None
-    """That of the scheduler, where the machine which runs this command has another."""
+    """Network interface of the scheduler, if the machine that runs this command has another."""
     scheduler_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port on which workers reach this command; 0 takes any."""
+    """Port on which workers reach this command; 0 for any free port."""
     local_directory: str | None = None
     """Folder on each node for dask's own files."""
     log_directory: str | None = None
     """Folder for the jobs' logs."""
     job_script_prologue: tuple[str, ...] = ()
-    """Lines of shell before the worker starts, as `module load` and `conda activate`."""
+    """Shell lines to run before the worker starts, such as `module load` and `conda activate`."""
     job_extra_directives: tuple[str, ...] = ()
-    """Further directives, as `--qos=short`."""
+    """Further directives, such as `--qos=short`."""
     job_directives_skip: tuple[str, ...] = ()
-    """Directives to leave out, by a part of their text, as `--mem`."""
+    """Directives to leave out, by a part of their text, such as `--mem`."""
     python: str | None = None
-    """Python of the nodes; by default the one that runs this command."""
+    """Python interpreter on the nodes; by default the one that runs this command."""
     name: str = "wsiad"
     """Name of the jobs."""
 
@@ -89,7 +86,7 @@ class JobsConfig(Config):
     def _is_quoted(cls, value: object) -> object:
         # YAML 1.1 reads 12:30 as a number in base 60.
         if isinstance(value, int):
-            raise ValueError("should be in quotes, as '12:00:00'")  # noqa: TRY004
+            raise ValueError("should be in quotes, such as '12:00:00'")  # noqa: TRY004
         return value
 
     @model_validator(mode="after")
@@ -104,17 +101,17 @@ class JobsConfig(Config):
             if self.margin_minutes is not None and self.margin_minutes >= lasts:
                 raise ValueError("`margin_minutes` leave nothing of the `walltime`")
         elif self.margin_minutes is not None:
-            raise ValueError("`margin_minutes` are of a `walltime`: give one")
+            raise ValueError("`margin_minutes` needs a `walltime`: set it")
         if self.resource_spec is not None and self.scheduler not in ("pbs", "sge"):
             raise ValueError("`resource_spec` is for PBS and SGE: use `job_extra_directives`")
         return self
 
     @property
     def lifetime_minutes(self) -> tuple[float, float] | None:
-        """Minutes after which a worker begins no more slides, and by how many they vary.
+        """Minutes after which a worker starts no more slides, and their variation in minutes.
 
-        They vary so that not all jobs end, and queue again, at once. ``None`` without a
-        walltime.
+        They vary so that jobs do not all end, and queue again, at the same time. ``None``
+        without a walltime.
         """
         if self.walltime is None:
             return None
@@ -132,7 +129,7 @@ def walltime_minutes(text: str) -> float:
     Raises
     ------
     ValueError
-        The text is not of that form.
+        The text does not have this form.
 
     Examples
     --------
@@ -145,7 +142,7 @@ def walltime_minutes(text: str) -> float:
     days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     total = (days * 24 + hours) * 60 + minutes + seconds / 60
     if total <= 0:
-        raise ValueError(f"`walltime` {text!r} is no time at all")
+        raise ValueError(f"`walltime` {text!r} is not above 0")
     return total
 
 
@@ -155,13 +152,13 @@ def read_jobs(path: Path) -> JobsConfig:
     Raises
     ------
     ConfigError
-        It is missing, is not YAML, or has an unknown key or a value that is not valid.
+        The file is missing or not YAML, or it has an unknown key or an invalid value.
     """
     return build(JobsConfig, read_yaml(path), source=str(path))
 
 
 def job_script(config: JobsConfig) -> str:
-    """Return the script of a job, as the batch system gets it.
+    """Return the script of a job in the form that the batch system gets.
 
     Raises
     ------
@@ -174,7 +171,7 @@ def job_script(config: JobsConfig) -> str:
 
 
 def job_options(config: JobsConfig) -> dict[str, Any]:
-    """Return a config as keywords of dask-jobqueue."""
+    """Return a config as keyword arguments of dask-jobqueue."""
     worker = ["--worker-class", WORKER_CLASS]
     if lifetime := config.lifetime_minutes:
         lasts, stagger = (f"{60 * minutes:.0f}s" for minutes in lifetime)
@@ -243,30 +240,31 @@ def _jobqueue() -> types.ModuleType:
 logger = logging.getLogger(__name__)
 
 GONE_SECONDS = 20.0
-"""A job whose workers have all been away for so long has ended: a worker that was killed for
-memory is started anew by its job within seconds."""
+"""Seconds without any worker after which a job counts as ended. A job restarts a worker that was
+killed for memory within seconds."""
 
 EARLY_ENDS = 3
-"""After so many jobs that ended before they had a worker, and none that has one, it is given up:
-the next would end so too."""
+"""Number of jobs that may end before they have a worker, while no job has one. Then the work is
+given up, because the next job would end in the same way."""
 
 _LOOK_SECONDS = 2.0
 _QUEUE_SECONDS = 10.0
 
 
 class Jobs:
-    """Jobs that work for one dask scheduler, in this process.
+    """Jobs that work for a dask scheduler in this process.
 
     Parameters
     ----------
     config : JobsConfig
+        Options of the jobs.
     tasks : int
-        Slides to work on: never more jobs than they need are asked for.
+        Number of slides; no more jobs are requested than they need.
 
     Raises
     ------
     ClusterError
-        dask-jobqueue or the command that submits jobs is not at hand.
+        dask-jobqueue or the command that submits jobs is not available.
     """
 
     def __init__(self, config: JobsConfig, tasks: int) -> None:
@@ -277,7 +275,7 @@ class Jobs:
             raise ClusterError(
                 f"its command {command!r} is not on this machine",
                 subject=config.scheduler,
-                remedy="Run this where jobs are submitted from, or use --workers.",
+                remedy="Run this on a machine that submits jobs, or use --workers.",
             )
         scheduler: dict[str, Any] = {
             "dashboard": False,
@@ -310,23 +308,23 @@ class Jobs:
         return min(self._config.jobs, math.ceil(tasks / self._config.cores))
 
     def watch(self, waiting: int) -> int:
-        """Replace jobs that have ended, and end those that have nothing left to do.
+        """Replace jobs that have ended, and stop those with nothing left to do.
 
         Parameters
         ----------
         waiting : int
-            Slides that are not done.
+            Number of slides that are not done.
 
         Returns
         -------
         int
-            Workers that take slides.
+            Number of workers that accept slides.
 
         Raises
         ------
         ClusterError
             The batch system refused a job, or jobs end before they have a worker, and no
-            other is at work.
+            other job works.
         """
         workers = self.cluster.sync(_workers, self.cluster)
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
@@ -345,7 +343,7 @@ class Jobs:
             raise ClusterError(
                 f"a job was refused: {self._refused[0]}",
                 subject="--cluster",
-                remedy="Mend the file of the cluster.",
+                remedy="Correct the YAML file of the cluster.",
             )
         early = self._ended_early()
         self._early = 0 if busy else self._early + len(early)
@@ -353,7 +351,7 @@ class Jobs:
             raise ClusterError(
                 f"{self._early} jobs ended before they had a worker",
                 subject="--cluster",
-                remedy=f"Their logs in {self._config.log_directory or 'this folder'} say why.",
+                remedy=f"See their logs in {self._config.log_directory or 'this folder'}.",
             )
         if ended := [*self._ended(set(busy)), *early]:
             logger.info("%d jobs have ended", len(ended))
@@ -366,7 +364,7 @@ class Jobs:
             self.cluster.sync(self.cluster.scale_down, excess)
 
     def _ended_early(self) -> list[Any]:
-        """Jobs that never had a worker, and that the batch system no longer has."""
+        """Return the jobs that never had a worker and that the batch system no longer lists."""
         now = time.monotonic()
         if self._config.scheduler != "slurm" or now - self._queue_read < _QUEUE_SECONDS:
             return []
@@ -380,7 +378,7 @@ class Jobs:
         return [] if queue is None else [name for name, job in pending.items() if job not in queue]
 
     def _ended(self, alive: set[Any]) -> list[Any]:
-        """Jobs whose workers have been away for long."""
+        """Return the jobs that have had no worker for a long time."""
         now = time.monotonic()
         self._seen |= alive
         for job in alive:
@@ -394,7 +392,7 @@ class Jobs:
 
 
 def _slurm_queue() -> set[str] | None:
-    """Numbers of the user's jobs that wait or run; ``None`` where it is not known now."""
+    """Return the numbers of the user's jobs that wait or run; ``None`` if they are not known."""
     command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
@@ -412,7 +410,7 @@ class _WorkerState:
 
 
 async def _workers(cluster: Any) -> list[_WorkerState]:
-    """Read the scheduler's books, on its own thread."""
+    """Read the state of the scheduler's workers, on the scheduler's own thread."""
     return [
         _WorkerState(str(state.name), len(state.processing), state.status.name == "running")
         for state in cluster.scheduler.workers.values()
@@ -420,7 +418,7 @@ async def _workers(cluster: Any) -> list[_WorkerState]:
 
 
 async def _forget(cluster: Any, names: list[Any]) -> None:
-    """Take jobs out of dask's books; it replaces none that has ended by itself."""
+    """Remove jobs from dask's records; dask does not replace jobs that have ended."""
     for name in names:
         cluster.worker_spec.pop(name, None)
         if (job := cluster.workers.pop(name, None)) is not None:
@@ -447,5 +445,5 @@ def _reporting(job: type[Any], refused: list[str]) -> type[Any]:
 
 
 def running_jobs(config: JobsConfig, tasks: int) -> AbstractContextManager[Jobs]:
-    """Start jobs, and end them whatever happens."""
+    """Start jobs, and stop them in every case."""
     return begun(lambda: Jobs(config, tasks), Jobs.close)

@@ -1,4 +1,4 @@
-"""Workers of this machine: started, counted, replaced when they end, ended with the run."""
+"""Run workers on this machine: start, count and replace them, and stop them with the run."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from wsiad.core.signals import begun, postponed
 logger = logging.getLogger(__name__)
 
 EARLY_ENDS = 3
-"""After so many workers in a row that ended while they were starting, no other is started in
-their place: the next would end so too."""
+"""Number of workers in a row that may exit while they are starting. Then no other is started,
+because the next would exit in the same way."""
 
 GONE_SECONDS = 20.0
-"""A worker that the scheduler has not heard of for so long, after minutes of waiting of its own,
-does not come back."""
+"""Seconds after which a worker that the scheduler has dropped does not come back; the scheduler
+has waited for minutes before."""
 
 _MOMENT_SECONDS = 1.0
 
 
 class _Arrivals(SchedulerPlugin):  # type: ignore[misc]
-    """Notes the names of the workers that have come to a scheduler."""
+    """Records the names of the workers that have connected to a scheduler."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        """Be told of a worker, by its address."""
+        """Record a worker, given its address."""
         self.names.add(str(scheduler.workers[worker].name))
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where one worker after the other is at work.
+    """Slot in which one worker after the other runs.
 
-    The last ``early`` of them ended while they were starting; the scheduler had this one on
-    its books at ``seen`` (seconds, monotonic).
+    The last ``early`` workers exited while they were starting. The scheduler listed the current one
+    at ``seen`` (seconds, monotonic).
     """
 
     process: subprocess.Popen[bytes]
@@ -63,23 +63,23 @@ class _Place:
 
 
 class LocalWorkers:
-    """Processes of this machine that work for a scheduler in this process.
+    """Processes on this machine that work for a scheduler in this process.
 
-    dask's own start of local workers ends with the first that does not come up, and puts
-    none in its place.
+    dask's own local cluster gives up at the first worker that does not start, and does not
+    replace it.
 
     Parameters
     ----------
     cluster : LocalCluster
-        Has no workers of its own.
+        Cluster without workers of its own.
     arrivals : _Arrivals
-        Plugin of its scheduler.
+        Plugin of the cluster's scheduler.
     most : int
-        Workers there may be.
+        Maximum number of workers.
     tasks : int
-        Slides to work on: never more workers than these are started.
+        Number of slides; no more workers than slides are started.
     folder : str
-        For dask's own files.
+        Folder for dask's own files.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class LocalWorkers:
         self._places: list[_Place] = []
 
     def watch(self, waiting: int) -> int:
-        """Replace workers that have ended, and start more if more slides wait.
+        """Replace workers that have exited, and start more if more slides wait.
 
         Returns
         -------
         int
-            Workers that can take a slide.
+            Number of workers that accept slides.
 
         Raises
         ------
         ClusterError
-            One after the other has ended while it was starting, and none is left.
+            Several workers in a row exited while they were starting, and none is left.
         """
         while len(self._places) < min(self._most, waiting):
             self._places.append(_Place(*self._start()))
@@ -116,16 +116,16 @@ class LocalWorkers:
                 self._replace(place, ended)
         if all(place.given_up for place in self._places) and self._places:
             raise ClusterError(
-                f"{EARLY_ENDS} workers in a row ended while they were starting, the last "
+                f"{EARLY_ENDS} workers in a row exited while they were starting, the last "
                 f"{_described(code)}",
                 subject="--workers",
-                remedy="What they printed above may say why. If it is the memory, give fewer "
-                "--workers. Then run the same command again to go on.",
+                remedy="See what they printed above. If the memory is too small, set fewer "
+                "--workers. Then run the same command again to continue.",
             )
         return sum(state.nthreads for state in states if state.status.name == "running")
 
     def close(self) -> None:
-        """End all workers: what they have not finished is lost."""
+        """Stop all workers; slides that they have not finished are lost."""
         for place in self._places:
             place.process.kill()
         for place in self._places:
@@ -134,7 +134,7 @@ class LocalWorkers:
             _let_go(place.process)
 
     def _ended(self, place: _Place, lost: bool) -> int | None:
-        """Exit code of a place's worker, if it has ended; kill one that is lost and lives."""
+        """Return the exit code of a slot's worker if it has exited; kill a lost one that runs."""
         now = time.monotonic()
         if not lost:
             place.seen = now
@@ -146,17 +146,17 @@ class LocalWorkers:
         return place.process.returncode
 
     def _replace(self, place: _Place, code: int) -> None:
-        """Start another worker in the place of one that has ended."""
+        """Start another worker in the slot of one that has exited."""
         came = place.name in self._arrivals.names
         place.early = 0 if came else place.early + 1
         place.given_up = place.early >= EARLY_ENDS
         logger.warning(
             "a worker %s %s; %s",
-            "was lost:" if came else "ended while it was starting,",
+            "was lost:" if came else "exited while it was starting,",
             _described(code),
-            f"so did {EARLY_ENDS} in a row: no other is started in its place"
+            f"so did {EARLY_ENDS} in a row: no other worker replaces it"
             if place.given_up
-            else "another takes its place",
+            else "another worker replaces it",
         )
         if not place.given_up:
             _let_go(place.process)
@@ -179,7 +179,7 @@ class LocalWorkers:
 
 @contextlib.contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Let processes that are started be deaf to Ctrl-C from birth: who started them ends them."""
+    """Let processes that are started now ignore Ctrl-C; the process that starts them stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -203,14 +203,14 @@ def _described(code: int) -> str:
 
 @contextlib.contextmanager
 def local_workers(most: int, tasks: int) -> Iterator[tuple[Any, Callable[[int], int]]]:
-    """Yield a dask client of local workers, and what keeps and counts them.
+    """Yield a dask client of local workers, and the function that keeps and counts them.
 
     Parameters
     ----------
     most : int
-        Workers at once.
+        Maximum number of workers at a time.
     tasks : int
-        Slides to begin with.
+        Number of slides at the beginning.
     """
     arrivals = _Arrivals()
     cluster = functools.partial(

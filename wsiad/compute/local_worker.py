@@ -1,4 +1,4 @@
-"""A process that works on slides for the one that started it: a dask worker, and its end.
+"""Run a dask worker that processes slides for the process that started it, and ends with it.
 
 ``python -m wsiad.compute.local_worker SCHEDULER NAME BYTES FOLDER``: the scheduler's address,
 the worker's name, its share of the memory (0: no limit) and a folder for dask's own files.
@@ -20,7 +20,7 @@ _LOOK_SECONDS = 0.1
 
 
 def main() -> None:
-    """Work until the process at the other end of the standard input has ended."""
+    """Work until the process at the other end of the standard input has exited."""
     # First of all: importing dask takes long enough to be left alone meanwhile.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """End at once when nobody holds the other end of the standard input any more.
+    """Exit immediately when nobody holds the other end of the standard input any more.
 
-    What is half written then is cleared away by who notices that its writer is dead.
+    A later process deletes files that are half written then, because their writer is dead.
     """
     while os.read(0, 1):
         pass
@@ -61,7 +61,7 @@ async def _work(address: str, name: str, share: int, folder: str) -> None:
 
 
 async def _watch_memory(worker: Any, share: int) -> None:
-    """End before the system does: that one may choose another process."""
+    """Exit before the operating system kills a process for memory: it may choose another one."""
     import dask
 
     fraction = dask.config.get("distributed.worker.memory.terminate")

@@ -1,4 +1,4 @@
-"""One task a slide: in this process, in local workers, or on a cluster."""
+"""Run one task per slide: in this process, in local workers, or on a cluster."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 _WATCH_SECONDS = 2.0
 _FETCH_SECONDS = 30.0
 _PATIENCE_SECONDS = 10.0
-"""After so long without a worker it is said that they are waited for."""
+"""Seconds without a worker after which the user is told that slides wait for workers."""
 _TRIES = 5
-"""So often a result is fetched, and a task begun anew, where dask loses it and no worker ended."""
+"""Maximum tries to fetch a result, and to run a task, if dask loses it and no worker exited."""
 
 
 def _no_notice(text: str) -> None:
@@ -62,40 +62,42 @@ def run_tasks(
     noted: Callable[[Item], contextlib.AbstractContextManager[None]] = _unnoted,
     apart: Callable[[Item], bool] = _safe,
 ) -> Generator[Result, None, None]:
-    """Apply a function to items and yield results as they are ready.
+    """Apply a function to items and yield the results as they become ready.
 
-    Who stops early closes the generator (``contextlib.closing``): its workers end then.
+    A caller that stops early must close the generator (``contextlib.closing``), which stops its
+    workers.
 
     Parameters
     ----------
     function : callable
-        Picklable; catches what can go wrong with an item itself.
+        Function to apply; picklable. It catches the errors of an item itself.
     items : sequence
-        Picklable; one task each.
+        Items, one task each; picklable.
     options : WorkerOptions
-        Where they are worked on. One worker is this process, in order.
+        Number and place of the workers. One worker is this process, which keeps the order.
     failed : callable
-        Makes a result for an item whose task was lost more often than `options.retries`
-        allows, such as by workers that ran out of memory and were killed, with the reason.
+        Function of an item and a reason that makes a result, if the item's task was lost more
+        often than `options.retries` allows: for example, if workers ran out of memory.
     notice : callable
-        Told in words when workers are waited for.
+        Function that is called with a text when slides wait for workers.
     more : callable
-        Returns the items that follow from the result of one.
+        Function of an item and its result that returns the items that follow.
     whole : callable
-        Looks at what an item has made, and returns its result if it is done: asked before a
-        task is called lost.
+        Function of an item that returns its result if its output is complete. It is called
+        before a task counts as lost.
     noted : callable
-        Context in which this process works on an item itself.
+        Function of an item that returns the context in which this process works on it.
     apart : callable
-        Tells whether an item is not to be worked on in this process, which it may end.
+        Function of an item that tells whether it needs a separate process, because it may kill
+        the process that works on it.
 
     Raises
     ------
     ClusterError
-        There is no such cluster or scheduler, it takes no jobs, workers do not start, or the
+        The cluster or scheduler does not exist or accepts no jobs, workers do not start, or the
         scheduler is lost.
     ConfigError
-        The cluster's file is not valid.
+        The YAML file of the cluster is not valid.
     """
     jobs = read_jobs(options.cluster) if options.cluster is not None else None
 
@@ -131,7 +133,7 @@ def run_tasks(
 
 @contextlib.contextmanager
 def _machinery(retries: int) -> Iterator[None]:
-    """Import and set up dask."""
+    """Import and configure dask."""
     # Imported here: starting the scheduler's machinery costs a second. It sets up its own
     # loggers on import and narrates every connection unless told otherwise.
     import dask
@@ -157,9 +159,9 @@ def _results(
     more: Callable[[Item, Result], Sequence[Item]],
     room: _Room,
 ) -> Iterator[Result]:
-    """Hand out as many items as there are workers.
+    """Hand out as many items at a time as there are workers.
 
-    An item that waits at a worker for another, which kills it, would be lost with that one.
+    An item that waited at a worker would be lost too if the item before it kills the worker.
     """
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     unsent = deque((item, 1) for item in items)
@@ -197,7 +199,7 @@ def _results(
 
 
 class _Losses(Generic[Item, Result]):
-    """Decides what becomes of a task whose result does not come."""
+    """Decides about tasks whose results do not arrive."""
 
     def __init__(
         self, failed: Callable[[Item, str], Result], whole: Callable[[Item], Result | None]
@@ -205,20 +207,15 @@ class _Losses(Generic[Item, Result]):
         self._failed, self._whole = failed, whole
 
     def settle(self, item: Item, error: BaseException, tries: int) -> Sequence[Result]:
-        """Return the item's result; none if it is to be tried again.
+        """Return the item's result, or nothing if the item should be tried again.
 
-        Only what killed its workers is the item's own loss. Everything else that dask raises is
-        its own trouble, as under load: the item may be done all the same.
-
-        Raises
-        ------
-        ClusterError
-            The scheduler is lost, and every result with it.
+        An item is lost only if it killed its workers. All other errors that dask raises are
+        troubles of dask, as under load; the item may be done nevertheless.
         """
         from distributed.scheduler import KilledWorker
 
         if (result := self._whole(item)) is not None:
-            logger.info("a result was lost (%s), not what was made", type(error).__name__)
+            logger.info("a result was lost (%s), but its output is complete", type(error).__name__)
             return [result]
         if isinstance(error, KilledWorker) or tries >= _TRIES:
             return [self._failed(item, _reason(error))]
@@ -232,7 +229,7 @@ def _submit(client: Any, function: Callable[[Item], Result], item: Item) -> Any:
     Raises
     ------
     ClusterError
-        There is no connection to it any more: nothing that is lost then is an item's fault.
+        The connection to the scheduler is lost, which is not the fault of an item.
     """
     end = time.monotonic() + _FETCH_SECONDS
     while client.status == "connecting" and time.monotonic() < end:
@@ -246,17 +243,17 @@ def _submit(client: Any, function: Callable[[Item], Result], item: Item) -> Any:
     raise ClusterError(
         "the connection to it was lost",
         subject="dask's scheduler",
-        remedy="What is whole was kept: run the same command again to go on.",
+        remedy="Run the same command again to continue; complete slides were kept.",
     )
 
 
 def _result(future: Any, look: Callable[[], int]) -> Any:
     """Fetch the result of a task that is done.
 
-    It is still with its worker. One that is lost before it is fetched is made again, for
-    which there have to be workers: they are looked after meanwhile. Where dask's own waiting
-    was cancelled it raises whatever comes of it (an ``UnboundLocalError`` in its ``sync``),
-    and the result is fetched again.
+    The result is still at its worker. If it is lost before it is fetched, dask computes it again,
+    which needs workers; `look` keeps them alive meanwhile. If dask's own waiting was cancelled, it
+    raises an unrelated error (an ``UnboundLocalError`` in its ``sync``), and the result is
+    fetched again.
     """
     seconds, tries = _WATCH_SECONDS, 1
     while True:
@@ -288,7 +285,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Room:
-    """How many slides can be worked on at once; says when it is none for long."""
+    """Counts the slides that can be processed at a time, and reports long waits for workers."""
 
     def __init__(self, count: Callable[[int], int], notice: Callable[[str], None]) -> None:
         self._count, self._notice = count, notice
@@ -300,7 +297,7 @@ class _Room:
         if workers:
             self._served = now
             if self._missed:
-                self._notice(f"{workers} workers are there")
+                self._notice(f"{workers} workers are available")
             self._missed = False
         elif not self._missed and now - self._served > _PATIENCE_SECONDS:
             self._notice(f"no workers yet: {waiting} slides wait for them")
@@ -312,7 +309,7 @@ class _Room:
 def _place(
     options: WorkerOptions, jobs: JobsConfig | None, tasks: int
 ) -> Iterator[tuple[Any, Callable[[int], int]]]:
-    """Yield a dask client, and what counts its threads, given how many slides still wait."""
+    """Yield a dask client, and a function of the waiting slides that counts its threads."""
     from distributed import Client
 
     if jobs is not None and jobs.scheduler != "local":
@@ -344,5 +341,5 @@ def _reached(address: str) -> Any:
         raise ClusterError(
             f"no dask scheduler can be reached ({error})",
             subject=address,
-            remedy="Give the address that it printed when it started, as tcp://10.0.0.1:8786.",
+            remedy="Pass the address that it printed when it started, such as tcp://10.0.0.1:8786.",
         ) from error

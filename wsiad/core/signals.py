@@ -107,18 +107,18 @@ def postponed() -> Iterator[None]:
 
 @contextmanager
 def begun(make: Callable[[], T], close: Callable[[T], object]) -> Iterator[T]:
-    """Make something, yield it, and close it whatever happens; signals wait meanwhile.
+    """Make an object, yield it, and close it in every case; signals wait while that happens.
 
     A client or scheduler that is half made cannot be closed, and one that is half closed leaves
-    processes and threads that print what they miss. What it logs while it is closed is about
-    connections that it has cut itself, and is not printed.
+    processes and threads that print errors. Messages that it logs while it closes concern
+    connections that it has cut itself, and are not printed.
 
     Parameters
     ----------
     make : callable
-        Makes it, within a few seconds.
+        Function that makes the object within a few seconds.
     close : callable
-        Closes it, in a time that is bounded.
+        Function that closes the object in a bounded time.
     """
     made: list[T] = []
     try:

@@ -1,4 +1,4 @@
-"""Labelled anomalous tiles of a store, for the detectors that learn from them."""
+"""Choose labelled anomalous tiles of a store, for detectors that learn from them."""
 
 from __future__ import annotations
 
@@ -40,30 +40,31 @@ def _by_comma(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_by_comma)]
-"""Any number of names; also one text that commas part."""
+"""Any number of names, or one text in which commas separate them."""
 
 
 class AnomalyOptions(Config):
-    """Which tiles of a store of labelled anomalous ones are used."""
+    """Options that choose the tiles of a store of labelled anomalous tiles."""
 
     anomaly_types: Names = ()
-    """Use only these labels of `anomalies`; by default all that do not mean healthy."""
+    """Labels of `anomalies` to use; by default all that do not mean healthy."""
     anomaly_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many tiles of `anomalies`, drawn by the seed evenly over their slides."""
+    """Number of tiles of `anomalies` to use, drawn by the seed evenly over the slides; by
+    default all."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnomalySlides:
-    """The anomalous slides of a store that are learnt from.
+    """Anomalous slides of a store that a detector learns from.
 
     Parameters
     ----------
     store : TileStore
-        That holds them.
+        Store of the slides.
     types : dict of str to list of (StoredSlide, ndarray of int64)
-        By label: slides, and the indices of their tiles, sorted.
+        By label, the slides and the sorted indices of their tiles.
     skipped : dict of str to str
-        Why each of the other slides is not used.
+        Reason why each of the other slides is not used.
     """
 
     store: TileStore
@@ -72,12 +73,12 @@ class AnomalySlides:
 
     @property
     def slides(self) -> list[StoredSlide]:
-        """Slides that tiles are taken from, in order of their names."""
+        """Slides whose tiles are used, in order of their names."""
         used = (slide for parts in self.types.values() for slide, _ in parts)
         return sorted(used, key=lambda slide: slide.name)
 
     def tiles(self) -> AnomalousTiles:
-        """Return the tiles as detectors take them."""
+        """Return the tiles in the form that detectors accept."""
         from wsiad.learning.detector import AnomalousTiles, AnomalyType
         from wsiad.store.dataset import store_tiles
 
@@ -93,9 +94,9 @@ class AnomalySlides:
         )
 
     def note(self) -> dict[str, Any]:
-        """Return what the run says of them, as JSON values.
+        """Return the run's entry on these slides, as JSON values.
 
-        The fingerprint tells which tiles of which store they are.
+        The fingerprint identifies the tiles and their store.
         """
         types = {
             name: sum(len(indices) for _, indices in parts)
@@ -117,27 +118,28 @@ class AnomalySlides:
 
 
 def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None) -> None:
-    """Check that a detector is given anomalous tiles if it needs them, and only if it uses them.
+    """Check that a detector gets anomalous tiles if it needs them, and only if it uses them.
 
     Raises
     ------
     DetectorError
-        Naming the detectors that use them.
+        Anomalous tiles are passed to a detector that does not use them, or a detector that
+        needs them gets none.
     """
     from wsiad.detectors import registry
 
     if anomalies is not None and not uses:
         known = registry.names_using_anomalies()
         raise DetectorError(
-            "learns from healthy tiles only, and --anomalies were given",
+            "learns from healthy tiles only, but --anomalies is set",
             subject=name,
-            remedy=f"Leave them out, or choose one of {', '.join(known)}.",
+            remedy=f"Leave out --anomalies, or choose one of {', '.join(known)}.",
         )
     if anomalies is None and uses == "needed":
         raise DetectorError(
-            "learns from labelled anomalous tiles, and there are none",
+            "learns from labelled anomalous tiles, but there are none",
             subject=name,
-            remedy="Give a tile store of some as --anomalies; see docs/detectors.md.",
+            remedy="Pass a tile store of anomalous tiles as --anomalies; see docs/detectors.md.",
         )
 
 
@@ -155,21 +157,23 @@ def anomaly_slides(
     Parameters
     ----------
     store : TileStore
+        Store of labelled anomalous tiles.
     types : sequence of str
-        Use only these labels; all that are not healthy if there are none.
+        Labels to use; if empty, all that do not mean healthy.
     split : str or None
-        Use only slides with this value in the manifest's ``split`` column.
+        Value of the manifest's ``split`` column that slides must have; ``None`` for any.
     most : int or None
-        Use only so many tiles: see :func:`spread`.
+        Number of tiles to use; see :func:`spread`.
     seed : int
-        Of that draw.
+        Seed of that draw.
     usable : callable
-        Indices by slide of the tiles that pass the quality thresholds.
+        Function of slides that returns the indices of tiles that pass the quality thresholds,
+        by slide.
 
     Raises
     ------
     InputError
-        No slide is left, or a type that was asked for has none.
+        No slide is left, or a requested type has no slide.
     """
     labels, skipped = _labelled(store, [_type(name) for name in types], split)
     slides = [store.slide(name) for name in sorted(labels)]
@@ -178,13 +182,13 @@ def anomaly_slides(
         raise InputError(
             f"has no anomalous slide with tiles to learn from ({reasons or 'it is empty'})",
             subject=str(store.path),
-            remedy="A slide's label is its anomaly type: `wsiad import-tiles --label tumor`, or "
-            "the manifest's `label` for `wsiad tile`.",
+            remedy="Label the slides with their anomaly types: `wsiad import-tiles --label tumor`, "
+            "or the manifest's column `label` for `wsiad tile`.",
         )
     whole = [slide.name for slide in slides if slide.has_geometry]
     if whole:
         logger.warning(
-            "every stored tile of %s is taken as anomalous; tile only what is (--coords)",
+            "every stored tile of %s counts as anomalous; tile only anomalous parts (--coords)",
             ", ".join(whole[:3]) + (" …" if len(whole) > 3 else ""),
         )
     found: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]] = {}
@@ -196,14 +200,14 @@ def anomaly_slides(
 
 
 def _type(label: str) -> str:
-    """Return the anomaly type of a label: words that mean the same are one."""
+    """Return the anomaly type of a label; words with the same meaning have the same type."""
     return label_of(label) or label.strip().lower()
 
 
 def _labelled(
     store: TileStore, types: Collection[str], split: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Anomaly type of each slide that is used, and why each of the others is not."""
+    """Return the anomaly type of each slide that is used, and why each other slide is not."""
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     labels, skipped = {}, {}
     for slide in store:
@@ -223,7 +227,7 @@ def _labelled(
         raise InputError(
             f"has no slide to learn from with the label {absent[0]!r}",
             subject=str(store.path),
-            remedy=f"Its labels are {', '.join(sorted(set(labels.values())))}.",
+            remedy=f"Choose among its labels: {', '.join(sorted(set(labels.values())))}.",
         )
     return labels, skipped
 
@@ -238,14 +242,15 @@ def spread(
     usable : mapping of str to ndarray of int64
         Indices of tiles by slide.
     most : int or None
-        How many to draw in all; ``None`` for all.
+        Number of tiles to draw in total; ``None`` for all.
     seed : int
-        Same seed, slides and tiles, same draw; a larger draw holds a smaller one.
+        Seed; the same seed, slides and tiles give the same draw, and a larger draw contains a
+        smaller one.
 
     Returns
     -------
     dict of str to ndarray of int64
-        Sorted indices, for every slide; empty where none was drawn.
+        Sorted indices of tiles for every slide; empty where none was drawn.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which scores are usual on healthy tissue: quantiles of the score of held-out tiles."""
+"""Calibrate a detector: quantiles of its score on held-out healthy tiles."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Calibration:
     Parameters
     ----------
     levels, values : tuple of float
-        Quantile levels, rising from 0 to 1, and the scores at them.
+        Quantile levels, ascending from 0 to 1, and the scores at these levels.
     median, spread : float
         Median, and 1.4826 × median absolute deviation from it; 0 for constant scores.
     n_windows, n_slides : int
-        How many windows and slides it comes from; a level beyond 1 − 1/n_windows is
-        the largest score seen.
+        Number of windows and slides that were scored. The quantile at a level beyond
+        1 − 1/n_windows is the largest score seen.
     """
 
     levels: tuple[float, ...]
@@ -66,19 +66,19 @@ class Calibration:
 
     @classmethod
     def of(cls, scores: Scores, *, n_slides: int) -> Self:
-        """Calibrate by the scores of healthy windows, (N,).
+        """Make a calibration from the scores of healthy windows, (N,).
 
         Raises
         ------
         DetectorError
-            There is none, or one is not finite.
+            There is no score, or a score is not finite.
         """
         if not scores.size:
             raise DetectorError("there are no healthy windows to calibrate with")
         if not np.isfinite(scores).all():
             raise DetectorError(
-                "the detector gives scores that are not finite on healthy tiles",
-                remedy="Fit it again; for a trained method with a smaller learning_rate.",
+                "the detector returned scores that are not finite for healthy tiles",
+                remedy="Fit it again; use a smaller learning_rate for a trained method.",
             )
         exact = scores.astype(np.float64).ravel()
         values = np.quantile(exact, _LEVELS)
@@ -93,11 +93,11 @@ class Calibration:
         )
 
     def percentile(self, scores: npt.ArrayLike) -> Scores:
-        """Share of healthy windows with a lower score, float32 in 0 to 100, of any shape.
+        """Return the share of healthy windows with a lower score, float32 from 0 to 100.
 
-        Linear between the stored quantiles; 0 below all healthy scores and 100 above;
-        NaN stays NaN. Where many healthy windows have the very same score, it counts
-        those strictly below.
+        The result has the shape of `scores`. It is linear between the stored quantiles, 0 below
+        all healthy scores and 100 above them; NaN stays NaN. Where many healthy windows have the
+        same score, those strictly below it count.
         """
         asked = np.asarray(scores, dtype=np.float64)
         levels, values = np.asarray(self.levels), np.asarray(self.values)
@@ -111,12 +111,12 @@ class Calibration:
         return np.where(np.isnan(asked), np.nan, 100 * found).astype(np.float32)
 
     def quantile(self, level: float) -> float:
-        """Score below which this share (0 to 1) of healthy windows lies.
+        """Return the score below which this share (0 to 1) of healthy windows is.
 
         Raises
         ------
         DetectorError
-            The level is not within 0 to 1.
+            The level is not between 0 and 1.
         """
         if not 0 <= level <= 1:
             raise DetectorError(f"a quantile level must be within 0 to 1, not {level}")
@@ -136,12 +136,12 @@ class Calibration:
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
-        """Read back what :meth:`to_json` returned.
+        """Make a calibration from the values that :meth:`to_json` returned.
 
         Raises
         ------
         RunError
-            It is not a calibration, or of an unknown format version.
+            The values are not a calibration, or have an unknown format version.
         """
         try:
             found = _Stored.model_validate(stored)
@@ -151,7 +151,7 @@ class Calibration:
             raise RunError(f"has the calibration format {found.format}, not {_FORMAT}")
         rising = all(np.all(np.diff(array) >= 0) for array in (found.levels, found.values))
         if len(found.levels) != len(found.values) or len(found.levels) < 2 or not rising:
-            raise RunError("is not a calibration: its quantiles do not rise")
+            raise RunError("is not a calibration: its quantiles do not ascend")
         return cls(**found.model_dump(exclude={"format"}))
 
 
@@ -164,23 +164,23 @@ def calibrate(
     most_tiles: int | None = None,
     quiet: bool = False,
 ) -> Calibration:
-    """Score held-out healthy tiles and keep the quantiles.
+    """Score held-out healthy tiles and compute the quantiles.
 
-    A tile larger than the detector's input gives all its windows of a centred grid
-    without overlap, as the heatmap scores windows and not tiles.
+    Tiles larger than the detector's input are cut into windows on a centred grid without
+    overlap, because a heatmap scores windows, not tiles.
 
     Parameters
     ----------
     detector : Detector
-        Fitted.
+        Fitted detector.
     tiles : TileSource
         Healthy tiles that were not fitted on.
     n_slides : int
-        How many slides they come from.
+        Number of slides that the tiles come from.
     seed, most_tiles : int
-        Take a random sample of at most so many tiles.
+        Seed and maximum size of a random sample of the tiles; ``None`` uses all tiles.
     quiet : bool
-        No progress output.
+        Show no progress.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which folder a training may take: a new or empty one, or one that was interrupted."""
+"""Claim a folder for a training: a new or empty one, or one whose training was interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsiad.core.ownership import CLAIM, claimed, refuse_foreign
 from wsiad.slides.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 
 WEIGHTS: Final = "weights.safetensors"
-"""In a folder that a training makes: the tensors that were learnt."""
+"""File in the folder of a training: the trained tensors."""
 
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
@@ -29,38 +29,39 @@ def taken(
     free: Collection[str] = (),
     beginnings: Collection[str] = (),
 ) -> Iterator[bool]:
-    """Keep a folder for what a config makes; tell whether that is complete in it already.
+    """Claim a folder for the product of a config, and tell whether it is complete already.
 
-    While it is made no other process may work in the folder. One that holds parts of what
-    another config makes is left as it is, its config too. Where making it fails before there is
-    any part of it, nothing is left.
+    No other process can work in the folder meanwhile. A folder with parts of another config's
+    product stays as it is, and so does its config. If the work fails before any part exists,
+    nothing is left behind.
 
     Parameters
     ----------
     out : Path
+        Folder to claim.
     config : Config
-        Is stored in it, where it is not complete.
+        Configuration of the work; stored in the folder unless the product is complete.
     record : str
         Name of the file that is written last.
     what : str
-        What is made, such as ``"run"``.
+        Name of the product, such as ``"run"``.
     free : collection of str
-        Options that may change from the beginning to the end of what is made.
+        Options that may differ when the work is resumed.
     beginnings : collection of str
-        Names of files that are written before any part is made, and again if it is begun again.
+        Names of files that are written before any part exists, and again at each start.
 
     Yields
     ------
     bool
-        Whether nothing is left to do.
+        True where nothing is left to do.
 
     Raises
     ------
     RunError
-        It holds a complete one of another config, parts of such a one, or something else, or
-        cannot be made.
+        The folder contains the complete product of another config, parts of one, or something
+        else, or it cannot be created.
     InputError
-        Another process works in it.
+        Another process works in the folder.
     """
     path = out / CONFIG
     if _is_complete(out, config, record):
@@ -97,7 +98,7 @@ def taken(
 
 @contextlib.contextmanager
 def _gone_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
-    """Remove a new folder in which nothing was left."""
+    """Remove a new folder if it is empty in the end."""
     try:
         yield
     finally:
@@ -107,26 +108,27 @@ def _gone_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
 
 
 def _check_alike(path: Path, config: Config, *, what: str, free: Collection[str]) -> None:
-    """Check that the parts in a folder are those of a config."""
+    """Check that the parts in a folder belong to a config."""
     try:
         there = resolve(type(config), file=path, flags={})
     except ConfigError as error:
         raise RunError(
-            f"holds parts of something else than this {what}: {error}",
+            f"holds parts of something other than this {what}: {error}",
             subject=str(path.parent),
-            remedy="Give an empty or a new folder as --out.",
+            remedy="Choose an empty or a new folder as --out.",
         ) from error
     told = _told(there, config, free=free)
     if told:
         raise RunError(
             f"holds parts of a {what} with {', '.join(told)}",
             subject=str(path.parent),
-            remedy="Give the same configuration to go on, another --out, or delete the folder.",
+            remedy="Use the same configuration to continue, choose another --out, or delete the "
+            "folder.",
         )
 
 
 def _told(there: Config, config: Config, *, free: Collection[str] = ()) -> list[str]:
-    """Say in what a stored config differs from another one."""
+    """Return the differences of a stored config from another one, as texts."""
     was, now = (
         one.model_dump(mode="json", exclude={"out", "quiet", *free}) for one in (there, config)
     )
@@ -134,7 +136,7 @@ def _told(there: Config, config: Config, *, free: Collection[str] = ()) -> list[
 
 
 def _check_complete(out: Path, config: Config, *, record: str, what: str) -> None:
-    """Refuse a folder with a complete one of another config, saying in what that differs."""
+    """Refuse a folder with the complete product of another config, and name the differences."""
     if not (out / record).is_file() or not (out / CONFIG).is_file():
         return
     try:
@@ -150,19 +152,19 @@ def _check_complete(out: Path, config: Config, *, record: str, what: str) -> Non
 
 
 def begin(out: Path, *, record: str, what: str) -> None:
-    """Make a folder, unless it is there; see :func:`taken`.
+    """Create a folder, unless it exists; see :func:`taken`.
 
     Raises
     ------
     RunError
-        It holds a complete one already, or cannot be made.
+        The folder contains a complete product already, or something else, or cannot be created.
     """
     found = what_is(out)
     if found in _OTHERS and what not in found:
         raise RunError(
             f"holds {found}, not a {what}",
             subject=str(out),
-            remedy="Give an empty or a new folder as --out.",
+            remedy="Choose an empty or a new folder as --out.",
         )
     if (out / record).is_file():
         raise RunError(
@@ -174,12 +176,15 @@ def begin(out: Path, *, record: str, what: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"cannot be made ({error.strerror})", subject=str(out), remedy="Give another --out."
+            f"cannot be created ({error.strerror})", subject=str(out), remedy="Set another --out."
         ) from error
 
 
 def _is_complete(out: Path, config: Config, record: str) -> bool:
-    """Whether what this very config makes, be it of before an option with a default, is there."""
+    """Tell whether the complete product of exactly this config is in a folder.
+
+    A config that was stored before an option with a default existed counts too.
+    """
     path = out / CONFIG
     try:
         given = (out / record).is_file() and path.exists()

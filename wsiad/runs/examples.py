@@ -1,18 +1,17 @@
-"""The healthy examples of a run: a few of the tiles that it was fitted on, to look at.
+"""Healthy examples of a run: some of the tiles that it was fitted on, to be shown as evidence.
 
-One safetensors file, so that it is complete or absent. Its metadata hold one JSON value,
-`wsiad`, as the order of several would not be fixed.
+They are drawn by the seed, evenly over the slides, and stored in one safetensors file, so that they
+are complete or absent. The metadata of the file have one JSON value, `wsiad`, because the order of
+several would not be fixed.
 
 ====================  ===================================================================
 ``embedding``         float32 (N, D), the detector's own features of each example
 ``slide``             int32 (N,), index of its slide in the metadata's ``slides``
 ``position``          float64 (N, 2), x and y of its top-left corner, level-0 pixels; NaN
-                      where tiles were imported, whose places are not known
+                      for imported tiles, whose positions are not known
 ``picture``           uint8 (B,), the examples as JPEG files, one after the other
-``picture_end``       int64 (N,), where each of them ends
+``picture_end``       int64 (N,), end of each JPEG file in ``picture``
 ====================  ===================================================================
-
-Which healthy tiles a run keeps to show: drawn by the seed, evenly over the slides.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from wsiad.runs.split import SlideTiles
 from wsiad.store.stored_slide import StoredSlide
 
 EXAMPLES = "examples.safetensors"
-"""In a run folder."""
+"""File of the healthy examples in a run folder."""
 
 _METADATA = "wsiad"
 _TENSORS = {
@@ -64,27 +63,27 @@ class _About(Config):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HealthyExamples:
-    """Healthy tiles as a detector saw them, with its features of them.
+    """Healthy tiles as a detector saw them, with the detector's features of them.
 
     Parameters
     ----------
     slides : tuple of str
-        Slide of each example. Nothing is said of what these names hold: escape them where
-        they are shown, and make no paths of them.
+        Name of the slide of each example. Names can contain any text: escape them where they
+        are shown, and make no paths of them.
     positions : ndarray of float64, (N, 2)
-        x, y of the top-left corner, level-0 pixels; NaN where it is not known.
+        x, y of the top-left corner of each example, level-0 pixels; NaN where it is not known.
     pictures : tuple of bytes
-        JPEG files of ``size`` × ``size`` px.
+        JPEG file of each example, ``size`` × ``size`` px.
     embedding : ndarray of float32, (N, D)
-        See :class:`wsiad.learning.detector.Embeds`.
+        Features of each example, see :class:`wsiad.learning.detector.Embeds`.
     size : int
-        Edge, pixels: the detector's input.
+        Edge of an example, pixels: the size of the detector's input.
     mpp : float
-        µm/px.
+        Scale of the examples, µm/px.
     difference : tuple of float or None
-        Quantiles of the differences that the detector finds between places of healthy tiles,
-        held out from the fit, and their reconstructions, at
-        :data:`wsiad.pictures.colours.HEALTHY_LEVELS`; ``None`` if it does not reconstruct.
+        Quantiles, at :data:`wsiad.pictures.colours.HEALTHY_LEVELS`, of the differences between
+        places of healthy tiles that were held out from the fit and their reconstructions;
+        ``None`` if the detector does not reconstruct.
     """
 
     slides: tuple[str, ...]
@@ -101,29 +100,31 @@ class HealthyExamples:
     def nearest(
         self, vector: npt.NDArray[np.float32], count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Find the examples that lie nearest to a vector, by Euclidean distance.
+        """Find the examples that are nearest to a vector, by Euclidean distance.
 
         Parameters
         ----------
         vector : ndarray of float32, (D,)
+            Features of a window.
         count : int
-            How many; fewer are returned where there are fewer.
+            Number of examples; fewer are returned if there are fewer.
 
         Returns
         -------
         indices : ndarray of int64, (K,)
+            Indices of the examples, nearest first; of equally near ones the earlier first.
         distances : ndarray of float64, (K,)
-            Rising; of equal ones the earlier example first.
+            Distances of these examples, ascending.
 
         Raises
         ------
         RunError
-            The vector is not of this detector's features.
+            The vector has another number of features than the examples.
         """
         if vector.shape != self.embedding.shape[1:]:
             raise RunError(
-                f"its healthy examples have {self.embedding.shape[1]} features, and the "
-                f"detector gives {vector.shape}",
+                f"its healthy examples have {self.embedding.shape[1]} features, but the "
+                f"detector returned {vector.shape}",
                 subject=EXAMPLES,
                 remedy="Train the detector again.",
             )
@@ -133,12 +134,12 @@ class HealthyExamples:
         return indices, distances[indices]
 
     def picture(self, index: int) -> bytes:
-        """Return the JPEG of an example, after it was decoded to be sure that it is one.
+        """Return the JPEG file of an example, after checking that it can be decoded.
 
         Raises
         ------
         RunError
-            It is damaged.
+            The file is damaged.
         """
         try:
             decode(self.pictures[index], subject=f"example {index}", tile=self.size)
@@ -147,7 +148,7 @@ class HealthyExamples:
         return self.pictures[index]
 
     def write(self, path: Path) -> None:
-        """Write all of it to a file, atomically; equal examples give equal bytes."""
+        """Write the examples to a file, atomically; equal examples give equal bytes."""
         names = tuple(dict.fromkeys(self.slides))
         number = {name: place for place, name in enumerate(names)}
         tensors = {
@@ -163,7 +164,7 @@ class HealthyExamples:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what :meth:`write` wrote.
+        """Read examples from a file that :meth:`write` wrote.
 
         Raises
         ------
@@ -194,7 +195,7 @@ class HealthyExamples:
 
 
 def _fault(found: dict[str, npt.NDArray[np.generic]], *, slides: int) -> str:
-    """Say what of the tensors is wrong, if anything."""
+    """Return the first fault of the tensors, or an empty text if there is none."""
     for name, (kind, axes) in _TENSORS.items():
         if found[name].dtype != kind or found[name].ndim != axes:
             return f"{name} is {found[name].dtype} of {found[name].ndim} axes"
@@ -206,7 +207,7 @@ def _fault(found: dict[str, npt.NDArray[np.generic]], *, slides: int) -> str:
         return "an embedding is not finite"
     ends = np.concatenate([[0], found["picture_end"]])
     if (np.diff(ends) <= 0).any() or ends[-1] != len(found["picture"]):
-        return "its pictures do not end where it says"
+        return "its pictures do not end at the stated positions"
     places = found["slide"].astype(np.int64)
     return "" if places.min() >= 0 and places.max() < slides else "a slide has no name"
 
@@ -233,29 +234,29 @@ def choose_examples(
 ) -> HealthyExamples | None:
     """Choose examples among the tiles that a detector was fitted on, and embed them.
 
-    Of a tile larger than the detector's input it is a window at random.
+    The example of a tile larger than the detector's input is a random window in it.
 
     Parameters
     ----------
     detector : Detector
-        Fitted.
+        Fitted detector.
     part : sequence of SlideTiles
-        The tiles that were fitted on; at least one.
+        Tiles that the detector was fitted on; at least one.
     by_name : mapping of str to (StoredSlide, ndarray of int64)
-        Slides with their usable tiles, which the indices of ``part`` count.
+        Slides with their usable tiles; the indices of ``part`` refer to the latter.
     held_out : TileSource
         Healthy tiles that were not fitted on, for the scale of differences.
     count : int
-        How many; fewer are chosen where there are fewer.
+        Number of examples; fewer are chosen if there are fewer tiles.
     seed : int
-        Same seed and tiles, same examples.
+        Seed; the same seed and tiles give the same examples.
     quiet : bool
-        No progress output.
+        Show no progress.
 
     Returns
     -------
     HealthyExamples or None
-        ``None`` if the detector has no features to compare by, or none are wanted.
+        The examples; ``None`` if the detector has no features to compare or ``count`` is 0.
 
     Raises
     ------
@@ -287,7 +288,7 @@ def choose_examples(
     if not np.isfinite(embedding).all():
         raise DetectorError(
             "the detector's features of healthy tiles are not finite",
-            remedy="Fit it again; for a trained method with a smaller learning_rate.",
+            remedy="Fit it again; use a smaller learning_rate for a trained method.",
         )
     return HealthyExamples(
         slides=tuple(names),
@@ -303,8 +304,8 @@ def choose_examples(
 def _differences(detector: Detector, tiles: TileSource, *, seed: int) -> tuple[float, ...] | None:
     """Return quantiles of the differences at places of healthy tiles.
 
-    Places differ more than the tiles whose scores are their means: the quantiles of scores
-    would paint half of every healthy tile in the brightest colour.
+    Differences at places vary more than the scores of tiles, which are their means. With the
+    quantiles of scores, half of every healthy tile would have the brightest colour.
     """
     if not isinstance(detector, Reconstructs):
         return None

@@ -1,4 +1,4 @@
-"""How a detector is fitted by ``wsiad train``: on which tiles, by one process or by several."""
+"""Fit a detector for ``wsiad train``: choose its tiles, and use one process or several."""
 
 from __future__ import annotations
 
@@ -42,22 +42,26 @@ _PATIENCE_SECONDS = 10
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Chosen:
-    """The choice of a training: the method, the slides, and which of their tiles.
+    """Method, slides and tiles that were chosen for a training.
 
     Parameters
     ----------
     cls, options : type of Detector, DetectorOptions
+        Class of the detector, and its options.
     size : int
         Edge of the detector's input, pixels.
     store : TileStore
+        Store of the healthy tiles.
     thresholds : QualityOptions
+        Quality thresholds of the tiles.
     slides : list of StoredSlide
+        Healthy slides.
     skipped : dict of str to str
-        Why slides are not used.
+        Reason why each of the other slides is not used.
     usable : dict of str to ndarray of int64
-        Tiles by slide.
+        Indices of the tiles that pass the thresholds, by slide.
     unusable : dict of str to int
-        Counts of the other tiles by reason.
+        Number of the other tiles, by reason.
     """
 
     cls: type[Detector]
@@ -87,12 +91,16 @@ class Chosen:
 
 
 def choose(options: TrainingOptions) -> Chosen:
-    """Find the method and the tiles that options ask for.
+    """Choose the method and the healthy tiles by the options of a training.
 
     Raises
     ------
-    StoreError, InputError, DetectorError
-        As by :func:`wsiad.train`.
+    StoreError
+        The store does not exist or is damaged.
+    InputError
+        The store has no healthy slide with tiles to train on, or no tile passes the thresholds.
+    DetectorError
+        The method is unknown, or the tiles are smaller than its input.
     """
     cls = registry.load(options.detector)
     chosen = build(cls.Options, options.options, source=f"options of {options.detector}")
@@ -104,9 +112,9 @@ def choose(options: TrainingOptions) -> Chosen:
     size = chosen.input_px or cls.default_input_px or tile
     if size > tile:
         raise DetectorError(
-            f"needs {size} px and the store's tiles have {tile} px",
+            f"needs {size} px, but the store's tiles have {tile} px",
             subject=options.detector,
-            remedy=f"Tile with --tile {size} or larger, or give --option input_px={tile}.",
+            remedy=f"Tile with --tile {size} or larger, or set --option input_px={tile}.",
         )
     return Chosen(
         cls=cls,
@@ -122,12 +130,18 @@ def choose(options: TrainingOptions) -> Chosen:
 
 
 def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | None:
-    """Find the labelled anomalous tiles, if there are any; prepared as the healthy ones.
+    """Choose the labelled anomalous tiles of a training; ``None`` without `anomalies`.
 
     Raises
     ------
-    StoreError, StoreMismatchError, InputError, DetectorError
-        As by :func:`wsiad.train`.
+    StoreError
+        The store does not exist or is damaged.
+    StoreMismatchError
+        The tiles were prepared differently from the healthy ones.
+    InputError
+        The store has no anomalous slide with tiles to learn from.
+    DetectorError
+        The tiles are smaller than the detector's input.
     """
     if options.anomalies is None:
         return None
@@ -137,9 +151,9 @@ def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | No
     )
     if store.preparation.tile < chosen.size:
         raise DetectorError(
-            f"needs {chosen.size} px and the anomalous tiles have {store.preparation.tile} px",
+            f"needs {chosen.size} px, but the anomalous tiles have {store.preparation.tile} px",
             subject=options.detector,
-            remedy="Give larger ones, or a smaller input by --option input_px.",
+            remedy="Pass larger tiles, or set a smaller input with --option input_px.",
         )
     thresholds = store.preparation.quality.changed_by(options.quality)
     return anomaly_slides(
@@ -159,7 +173,7 @@ def fit_context(
     device: torch.device,
     anomalies: AnomalousTiles | None = None,
 ) -> FitContext:
-    """Return the circumstances of the fit of a process."""
+    """Return the context of the fit in a process: seed, device, folder, budget and the like."""
     return FitContext(
         seed=options.seed,
         device=_device_of(ranks, device),
@@ -173,36 +187,36 @@ def fit_context(
 
 
 def check_devices(count: int, device: torch.device, name: str, cls: type[Detector]) -> None:
-    """Check that so many devices can be used.
+    """Check that a number of devices can be used.
 
     Raises
     ------
     ConfigError
-        The method is not trained step by step, or there are fewer devices.
+        The method is not trained step by step, or the machine has fewer devices.
     """
     if count == 1:
         return
     if not cls.uses_ranks:
         raise ConfigError(
-            f"{name} is fitted by one process", subject="devices", remedy="Leave --devices out."
+            f"{name} is fitted by one process", subject="devices", remedy="Leave out --devices."
         )
     if device.type == "cuda" and (str(device) != "cuda" or count > torch.cuda.device_count()):
         raise ConfigError(
-            f"{count} GPUs were asked for, with --device {device}, and this machine has "
+            f"{count} GPUs were requested with --device {device}, but this machine has "
             f"{torch.cuda.device_count()}",
             subject="devices",
-            remedy="Give --device cuda and no more devices than there are.",
+            remedy="Set --device cuda, and no more devices than there are.",
         )
 
 
 @contextmanager
 def together(options: TrainingOptions, device: torch.device) -> Iterator[Ranks]:
-    """Start the other processes that a fit needs; this one is the first of them.
+    """Start the other processes that a fit needs; this process is the first of them.
 
     Raises
     ------
     RunError
-        One of the others ended early; why, it said itself.
+        One of the other processes exited early; it has printed the reason itself.
     """
     count = options.devices
     if count == 1:
@@ -228,10 +242,10 @@ def together(options: TrainingOptions, device: torch.device) -> Iterator[Ranks]:
             others[0].join(timeout=_PATIENCE_SECONDS)
             if any(process.exitcode for process in others):
                 raise RunError(
-                    "a process that trained along ended early",
+                    "another process of this training exited early",
                     subject=str(options.out),
-                    remedy="See what it printed; the same command goes on from the last "
-                    "checkpoint.",
+                    remedy="See what it printed. Run the same command again to resume from the "
+                    "last checkpoint.",
                 ) from error
             raise
         finally:
@@ -243,7 +257,7 @@ def together(options: TrainingOptions, device: torch.device) -> Iterator[Ranks]:
 
 
 def fit_along(options: TrainingOptions, rank: int, meeting: Path) -> None:
-    """Fit as one of the other processes, which write nothing."""
+    """Fit in one of the other processes, which write no files."""
     ranks, device = Ranks(rank, options.devices), choose_device(options.device)
     _join(ranks, device, meeting)
     _, detector, tiles = choose(options).begin(options.seed, only_fit=())
@@ -252,7 +266,7 @@ def fit_along(options: TrainingOptions, rank: int, meeting: Path) -> None:
 
 
 def _join(ranks: Ranks, device: torch.device, meeting: Path) -> None:
-    """Meet the other processes."""
+    """Join the group of the processes that fit together."""
     own = _device_of(ranks, device)
     if own.type == "cuda":
         torch.cuda.set_device(own)

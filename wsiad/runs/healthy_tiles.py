@@ -1,4 +1,4 @@
-"""The healthy tiles that a detector is fitted on: options, slides of a store, and their tiles."""
+"""Choose the healthy slides and tiles of a store that a detector is fitted on."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ logger = logging.getLogger(__name__)
 
 
 class MethodOptions(Config):
-    """Which method is fitted, and how."""
+    """Options of the method to fit."""
 
     detector: str = "dpa"
-    """Method, wsiad's own or of a plug-in; an unknown name is answered with the list of all."""
+    """Method, of wsiad or of a plug-in; an unknown name is answered with the list of all."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method, see docs/detectors.md; may be given several times."""
+    """Option of the method, see docs/detectors.md; can be passed several times."""
     weights: str | None = None
     """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
-    network that comes with wsiad) or `random`; by default ImageNet's where they are at hand or
-    can be downloaded, else `wsiad`."""
+    network that comes with wsiad) or `random`. The default is `imagenet` if these weights are
+    available or can be downloaded, else `wsiad`."""
 
 
 class HealthyOptions(StoreOptions):
-    """Which healthy tiles of a store are learnt from."""
+    """Options that choose the healthy tiles of a store to learn from."""
 
     split: str | None = None
     """Use only slides with this value in the manifest's `split` column."""
     quality: QualityThresholds = QualityThresholds()
-    """Which tiles are too bad to be used; in place of the thresholds that the store has."""
+    """Quality thresholds that replace those of the store; tiles that fail them are not used."""
 
 
 class TrainingOptions(
@@ -67,26 +67,26 @@ class TrainingOptions(
     )
 
     out: Path
-    """Folder of the run; an interrupted run in it goes on."""
+    """Folder of the run; an interrupted run in it continues."""
     seed: int = 0
-    """Same seed, same result."""
+    """Seed of the training; the same seed gives the same result."""
     devices: Annotated[int, Field(ge=1)] = 1
-    """GPUs to train on at once, each with its share of every batch, for methods that are
-    trained step by step; with `--device cpu`, processes."""
+    """Number of GPUs to train on, each with its share of every batch, for methods that are
+    trained step by step; number of processes with `--device cpu`."""
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
     a slide is its anomaly type."""
     quality: QualityThresholds = QualityThresholds()
-    """Which tiles are too bad to be used; in place of the thresholds that the store has, and
-    for the heatmaps of the run too. Tiles that the store dropped are gone."""
+    """Quality thresholds that replace those of the store, also for the heatmaps of the run; tiles
+    that fail them are not used. Tiles that the store dropped do not come back."""
     healthy_examples: Annotated[int, Field(ge=0)] = 512
-    """Healthy tiles that the run keeps, so that heatmaps show those nearest to what is strange;
-    0 for none."""
+    """Number of healthy tiles to keep in the run, so that heatmaps can show the nearest ones as
+    evidence; 0 for none."""
 
     @model_validator(mode="after")
     def _choices_need_anomalies(self) -> Self:
         if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
-            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: give it")
+            raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: set it")
         return self
 
 
@@ -94,15 +94,15 @@ NO_LABEL = "it has no label, and others have one"
 
 
 def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlide], dict[str, str]]:
-    """Slides to train on, and why each of the others is not.
+    """Return the slides to train on, and why each of the other slides is not used.
 
-    Where no slide has a label all are taken as healthy. Where some have one, the others are
-    left out: nobody said what they are.
+    If no slide has a label, all slides count as healthy. If some slides have a label, those
+    without one are left out, because nobody stated what they show.
 
     Raises
     ------
     InputError
-        There are none to train on.
+        There are no slides to train on.
     """
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     used: list[StoredSlide] = []
@@ -126,7 +126,7 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
             used.append(slide)
     if unlabelled:
         logger.warning(
-            "%s: slides without a label, where others have one, are not trained on: %d (%s%s); "
+            "%s: slides without a label are not trained on, because others have one: %d (%s%s); "
             "if they are healthy, label them `normal` in a manifest and run wsiad tile again",
             store.path,
             len(unlabelled),
@@ -138,7 +138,7 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
         raise InputError(
             f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
             subject=str(store.path),
-            remedy="Tile healthy slides; a manifest's `label` is normal or healthy for them.",
+            remedy="Tile healthy slides, with `normal` or `healthy` as `label` in a manifest.",
         )
     return used, skipped
 
@@ -146,7 +146,20 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
 def usable_tiles(
     slides: list[StoredSlide], thresholds: QualityThresholds, *, kind: str = "healthy"
 ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, int]]:
-    """Tiles of each slide that pass the thresholds, and counts of the others by reason."""
+    """Return the tiles of each slide that pass the thresholds, and counts of the others.
+
+    Returns
+    -------
+    dict of str to ndarray of int64
+        Indices of the tiles that pass, by slide.
+    dict of str to int
+        Number of the other tiles, by reason.
+
+    Raises
+    ------
+    InputError
+        No tile passes.
+    """
     import numpy as np
 
     from wsiad.tissue.quality import Reason, count_reasons, in_words, judge
@@ -163,7 +176,7 @@ def usable_tiles(
     if slides and not any(map(len, usable.values())):
         raise InputError(
             f"no tile of its {kind} slides passes the thresholds ({in_words(counts)})",
-            remedy="Choose other thresholds; see docs/quality.md.",
+            remedy="Choose other thresholds, see docs/quality.md.",
         )
     return usable, counts
 
@@ -172,7 +185,10 @@ def tile_source(
     part: Sequence[SlideTiles],
     by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
 ) -> ArrayTiles | ChunkedTiles:
-    """Tiles of a part of the split as a source, of slides by name with their usable tiles."""
+    """Return the tiles of a part of the split as a source.
+
+    `by_name` has the slides with their usable tiles.
+    """
     from wsiad.store.dataset import store_tiles
 
     chosen = [(*by_name[item.slide], item.indices) for item in part]
@@ -180,6 +196,6 @@ def tile_source(
 
 
 def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:
-    """Identify what was trained on: preparation, slides and their tile counts."""
+    """Return a fingerprint of the training data: preparation, slides and their tile counts."""
     content = [store.digest, *((s.name, s.fingerprint, len(s)) for s in slides)]
     return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""A run and a store that it is used on: whether their tiles mean the same."""
+"""Check that the tiles of a store were prepared like those of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from wsiad.store.tile_store import TileStore
 
 PREPARATION = "preparation.json"
-"""In a run folder: how tiles were prepared, so that heatmaps prepare theirs the same way."""
+"""File in a run folder: the preparation of its tiles, which heatmaps repeat."""
 
 NO_GEOMETRY = (
-    "are imported tiles, whose places on a slide are not known. Score them by `wsiad score-tiles`."
+    "are imported tiles without known positions on a slide. Score them with `wsiad score-tiles`."
 )
-"""Why there is no heatmap of a group without geometry."""
+"""Reason why a group of tiles without positions has no heatmap."""
 
 
 def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
-    """Read how the tiles of a run were prepared, and the stains that they were given.
+    """Read the preparation of a run's tiles, and the stain profile they were normalised to.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
 
 
 def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, Any]:
-    """How a store's tiles were prepared and chosen, as JSON values."""
+    """Return the preparation and the choice of a store's tiles, as JSON values."""
     preparation = store.preparation.model_copy(update={"quality": thresholds})
     return {
         "preparation": preparation.as_json(),
@@ -60,22 +60,23 @@ def preparation_of(store: TileStore, thresholds: QualityOptions) -> dict[str, An
 def check_prepared_alike(
     store: TileStore, preparation: Preparation, target: dict[str, Any], *, keys: Sequence[str]
 ) -> None:
-    """Check that a pixel of a store means what it means to a run.
+    """Check that the pixels of a store have the same meaning as those of a run.
 
     Size, step and coverage of tiles may differ.
 
     Parameters
     ----------
     store : TileStore
+        Store to check.
     preparation, target : Preparation, dict
-        Of the run; see :func:`run_preparation`.
+        Preparation and stain profile of the run; see :func:`run_preparation`.
     keys : sequence of str
-        What must be equal: of ``"mpp"``, ``"tissue"`` and ``"stain"``.
+        Parts of the preparation that must be equal, of ``"mpp"``, ``"tissue"`` and ``"stain"``.
 
     Raises
     ------
     StoreMismatchError
-        It does not; names the first difference.
+        A part differs; the error names the first.
     """
     for key in keys:
         there, here = getattr(store.preparation, key), getattr(preparation, key)
@@ -86,19 +87,19 @@ def check_prepared_alike(
             raise StoreMismatchError(
                 f"its tiles were prepared with another {key} than the run's{shown}",
                 subject=str(store.path),
-                remedy="Give the slides themselves, or tile them as for the run.",
+                remedy="Pass the slides themselves, or tile them as for the run.",
             )
 
 
 def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -> list[SlideInput]:
-    """List the slides of a store, those that cannot be scored with their problem.
+    """List the slides of a store; slides that cannot be scored have a problem.
 
     Raises
     ------
     StoreMismatchError
-        Its tiles were prepared otherwise than the run's.
+        The tiles were prepared differently from those of the run.
     InputError
-        It holds no slides, or none of known geometry.
+        The store contains no slides, or only tiles without known positions.
     """
     from wsiad.store.tile_store import TileStore
 
@@ -120,8 +121,8 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
         raise InputError("holds no slides", subject=str(path))
     if all(slide.problem == NO_GEOMETRY for slide in slides):
         raise InputError(
-            "holds imported tiles only, whose places on a slide are not known",
+            "holds only imported tiles without known positions on a slide",
             subject=str(path),
-            remedy="Score them by `wsiad score-tiles`, or give the slides themselves.",
+            remedy="Score them with `wsiad score-tiles`, or pass the slides themselves.",
         )
     return slides

@@ -1,4 +1,4 @@
-"""The run folder: a fitted detector and everything needed to know and trust it.
+"""Run folder: a fitted detector with everything that is needed to use and to trust it.
 
 ========================  ==========================================================
 ``config.yaml``           the resolved configuration of the verb that made it
@@ -7,12 +7,12 @@
 ``calibration.json``      quantiles of the score on held-out healthy tiles
 ``examples.safetensors``  healthy tiles to look at, with the detector's features of them
 ``metrics.csv``           the losses by step (trained methods)
-``loss.png``              their picture
-``checkpoint.safetensors``  where the training stands (trained methods)
-``run.json``              how it ended, versions, seed, data; written last
+``loss.png``              plot of the losses (trained methods)
+``checkpoint.safetensors``  state of the training, to resume it (trained methods)
+``run.json``              end of the fit, versions, seed, data; written last
 ========================  ==========================================================
 
-A run is complete when it has its ``run.json``; before, it can be resumed.
+A run is complete when it has its ``run.json``; before that, it can be resumed.
 """
 
 from __future__ import annotations
@@ -55,33 +55,33 @@ _MOST_CONFIG = 1 << 20
 
 
 class RunRecord(Config):
-    """The content of ``run.json``."""
+    """Content of ``run.json`` in a run folder."""
 
     format: Literal[1] = 1
     """Version of the layout of the run folder."""
     status: Literal["complete"] = "complete"
-    """A run without this file is not complete."""
+    """Status of the run; a run without this file is not complete."""
     detector: str
     """Name of the method."""
     seed: int
     """Seed of the fit."""
     device: str
-    """Where it was fitted."""
+    """Device of the fit."""
     ended_by: str
-    """Why the fit ended: fitted, early-stopping, max-steps or max-minutes."""
+    """Reason why the fit ended: fitted, early-stopping, max-steps or max-minutes."""
     steps: int = 0
-    """Optimiser steps taken."""
+    """Number of optimiser steps."""
     seconds: float
-    """Seconds of fit and calibration."""
+    """Duration of fit and calibration, seconds."""
     tile_seconds: float | None = None
-    """Seconds of tiling the store, its slides together."""
+    """Duration of tiling the store, summed over its slides, seconds."""
     stores: dict[str, str]
-    """Fingerprint by tile store."""
+    """Fingerprint of each tile store, by name."""
     split: str = ""
-    """How the healthy tiles were split."""
+    """Description of the split of the healthy tiles."""
     slides: dict[str, dict[str, str]] = pydantic.Field(default_factory=dict)
-    """Slides that it has learnt from, by what for (`fit`, `stop`, `calibration`, `anomalies`):
-    fingerprints by name. Runs of before this was recorded have none."""
+    """Slides that the run was made from, by use (`fit`, `stop`, `calibration`, `anomalies`):
+    fingerprints by name. Older runs, which did not record them, have none."""
     notes: dict[str, Any] = pydantic.Field(default_factory=dict)
     """Notes of the method, such as the source of its pretrained weights."""
     versions: dict[str, str] = pydantic.Field(default_factory=versions)
@@ -89,7 +89,7 @@ class RunRecord(Config):
     finished: str = pydantic.Field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
-    """When, UTC."""
+    """Time when the run was finished, UTC."""
 
     @property
     def slides_by_fingerprint(self) -> dict[str, str]:
@@ -98,13 +98,13 @@ class RunRecord(Config):
 
     @property
     def healthy_examples(self) -> int:
-        """How many healthy examples the run keeps."""
+        """Number of healthy examples in the run."""
         kept = self.notes.get("healthy_examples")
         return kept if isinstance(kept, int) else 0
 
     @property
     def random_weights(self) -> bool:
-        """Whether the scores mean nothing, as the network's weights were random."""
+        """True where the network's weights were random, so that scores have no meaning."""
         weights = self.notes.get("weights")
         return isinstance(weights, dict) and weights.get("source") == "random"
 
@@ -117,17 +117,17 @@ class _DetectorFile(Config):
     options: dict[str, Any]
     values: dict[str, Any]
     plugin: Distribution | None = None
-    """The package of the plug-in that the detector comes with; not written for wsiad's own."""
+    """Package of the plug-in that provides the detector; not written for wsiad's own."""
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class RunFolder:
-    """A folder that holds one run, or is to hold one; :meth:`open` checks that it does.
+    """Folder of one run, complete or not; :meth:`open` checks that it is complete.
 
     Parameters
     ----------
     path : str or Path
-        The folder.
+        Path of the folder.
 
     Examples
     --------
@@ -139,7 +139,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         if not str(path):
-            raise RunError("the path of the run is empty", remedy="Give its folder.")
+            raise RunError("the path of the run is empty", remedy="Pass the folder of the run.")
         object.__setattr__(self, "path", Path(path))
 
     def __repr__(self) -> str:
@@ -151,12 +151,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """Begin a run, or take up one that was interrupted.
+        """Begin a run, or resume one that was interrupted.
 
         Raises
         ------
         RunError
-            It holds a complete run, or is a file.
+            The folder contains a complete run or something else, or is a file.
         """
         folder = cls(path)
         begin(folder.path, record=RUN, what="run")
@@ -169,38 +169,39 @@ class RunFolder:
         Parameters
         ----------
         path : str or Path
+            Path of the folder.
         beside : iterable of Path
-            What was given beside it, for the error where the run is among that.
+            Other paths that the user passed, for the error if the run is among them.
 
         Raises
         ------
         RunError
-            There is none, it is not complete or damaged, or its format is unknown; or it is
-            something else, which is said.
+            The folder does not exist or contains something else, or the run is not complete,
+            damaged, or of an unknown format.
         """
         folder = cls(path)
         path = folder.path
         if not (path / DETECTOR).is_file():
-            remedy = "Give the folder that wsiad train made."
+            remedy = "Pass the folder that wsiad train made."
             refuse_other(path, KIND, RunError, remedy=remedy, beside=beside)
         if not path.is_dir():
             raise RunError(
                 "there is no such run folder",
                 subject=str(path),
-                remedy="Check the path; a run is made by wsiad train.",
+                remedy="Check the path, or make a run with wsiad train.",
             )
         if not folder.complete:
             raise RunError(
                 f"the run is not complete: it has no {RUN}",
                 subject=str(path),
-                remedy="Run wsiad train again with the same configuration; it resumes.",
+                remedy="Run wsiad train again with the same configuration to resume it.",
             )
         folder.record()
         folder.config_text()  # what is broken is said before hours are spent
         return folder
 
     def config_text(self) -> str:
-        """Return the configuration that made the run, as it is shown; empty if there is none.
+        """Return the text of the run's configuration; empty if there is none.
 
         Raises
         ------
@@ -216,16 +217,16 @@ class RunFolder:
             raise RunError(
                 f"cannot be read: {error}",
                 subject=str(path),
-                remedy="Restore it, or take it away: results are shown without it then.",
+                remedy="Restore it, or delete it: results are then shown without it.",
             ) from error
 
     @property
     def complete(self) -> bool:
-        """Whether the run was finished."""
+        """True where the run is complete."""
         return (self.path / RUN).is_file()
 
     def write_calibration(self, calibration: Calibration) -> None:
-        """Store the calibration."""
+        """Write the calibration."""
         write_json(self.path / CALIBRATION, calibration.to_json())
 
     def calibration(self) -> Calibration:
@@ -234,7 +235,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            It is missing or damaged.
+            The calibration is missing or damaged.
         """
         stored = read_json(self.path / CALIBRATION, RunError)
         try:
@@ -243,7 +244,7 @@ class RunFolder:
             raise RunError(error.problem, subject=str(self.path / CALIBRATION)) from error
 
     def write_examples(self, examples: HealthyExamples | None) -> None:
-        """Store the healthy examples; without, take away what an interrupted run left."""
+        """Write the healthy examples; ``None`` deletes those of an interrupted run."""
         path = self.path / EXAMPLES
         if examples is None:
             path.unlink(missing_ok=True)
@@ -251,12 +252,12 @@ class RunFolder:
             examples.write(path)
 
     def examples(self) -> HealthyExamples | None:
-        """Read the healthy examples; ``None`` if the run keeps none, as old ones do.
+        """Read the healthy examples; ``None`` if the run has none, as older runs.
 
         Raises
         ------
         RunError
-            They are damaged, or missing although the run says that it keeps some.
+            The examples are damaged, or missing although the run states that it has some.
         """
         stated = self.record().healthy_examples
         if not stated and not (self.path / EXAMPLES).exists():
@@ -264,14 +265,14 @@ class RunFolder:
         found = HealthyExamples.read(self.path / EXAMPLES)
         if len(found) != stated:
             raise RunError(
-                f"holds {len(found)} healthy examples, and the run has {stated}",
+                f"holds {len(found)} healthy examples, but the run states {stated}",
                 subject=str(self.path / EXAMPLES),
                 remedy="Train again.",
             )
         return found
 
     def finish(self, record: RunRecord) -> None:
-        """Draw the loss, if there is one, and declare the run complete."""
+        """Plot the loss, if there is one, and write ``run.json``, which completes the run."""
         if rows := read_metrics(self.path / METRICS):
             best = record.notes.get("best_step")
             stages = record.notes.get("stages") or []
@@ -289,12 +290,12 @@ class RunFolder:
         Raises
         ------
         RunError
-            It is missing, damaged or of an unknown format version.
+            The file is missing, damaged or of an unknown format version.
         """
         return _read(RunRecord, self.path / RUN)
 
     def save_detector(self, detector: Detector, *, name: str) -> None:
-        """Store a fitted detector."""
+        """Write a fitted detector."""
         state = detector.state()
         with atomic_file(self.path / WEIGHTS) as partial:
             save_file(state.tensors, str(partial), metadata={"detector": name})
@@ -319,13 +320,13 @@ class RunFolder:
         device : torch.device or str
             ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         cls : type of Detector, optional
-            Class of the detector, where no name is known of it.
+            Class of the detector, if it is not registered under a name.
 
         Raises
         ------
         RunError
-            Its files are missing, damaged, of an unknown format or do not fit; or the plug-in
-            that made the run is not installed or broken.
+            Files of the detector are missing, damaged, of an unknown format or do not fit; or
+            the plug-in that made the run is broken or not installed.
         """
         if isinstance(device, str):
             device = choose_device(device)
@@ -377,7 +378,7 @@ def _read(model: type[M], path: Path) -> M:
     version = stored.get("format")
     if version is not None and version != _FORMAT:
         raise RunError(
-            f"has the format version {version!r}, and this wsiad knows {_FORMAT}",
+            f"has the format version {version!r}, but this version of wsiad reads {_FORMAT}",
             subject=str(path),
             remedy=_REMEDY,
         )

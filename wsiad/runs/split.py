@@ -1,4 +1,4 @@
-"""Split healthy slides into those to fit on, to stop by and to calibrate with."""
+"""Split healthy slides into parts for fitting, for early stopping and for calibration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEAST_SLIDES = 3  # one for each part
 
 @dataclass(frozen=True, slots=True)
 class SlideTiles:
-    """Some tiles of one slide: ``indices``, sorted int64 (N,), count from 0 in the slide."""
+    """Some tiles of one slide; ``indices`` are sorted int64, (N,), counted from 0 in the slide."""
 
     slide: str
     indices: npt.NDArray[np.int64]
@@ -28,15 +28,15 @@ class SlideTiles:
 
 @dataclass(frozen=True, slots=True)
 class HealthySplit:
-    """The parts of the healthy tiles.
+    """Parts of the healthy tiles, by use.
 
     Parameters
     ----------
     fit, stop, calibration : tuple of SlideTiles
-        To fit on, to know when to stop, to know which scores are usual.
+        Tiles to fit on, to decide when to stop, and to calibrate the score with.
     by_slide : bool
-        Whether the parts share no slide. Where they do, tiles beside each other may be
-        in different parts, and the held-out loss and the calibration are too good.
+        True where the parts share no slide. If they do, neighbouring tiles may be in different
+        parts, and the held-out loss and the calibration are too good.
     """
 
     fit: tuple[SlideTiles, ...]
@@ -46,7 +46,7 @@ class HealthySplit:
 
     @property
     def note(self) -> str:
-        """One sentence for the run on what was split."""
+        """Description of the split, one sentence for the run's record."""
         parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibration"))
         if self.by_slide:
             counts = ", ".join(f"{len(part)} to {name}" for part, name in parts)
@@ -66,28 +66,28 @@ def split_slides(
     calibration: float = 0.2,
     only_fit: Collection[str] = (),
 ) -> HealthySplit:
-    """Split by slide, or by tile where there are fewer than three slides.
+    """Split healthy tiles by slide, or by tile if there are fewer than three slides.
 
-    Every part gets at least one slide. Among 64 random assignments that give the parts
-    their numbers of slides, the one is taken whose shares of the *tiles* come closest
-    to those wanted, so that a few unequal slides do not leave a part starved.
+    Every part gets at least one slide. Of 64 random assignments with the right numbers of slides,
+    the one whose shares of the *tiles* are closest to the requested shares is chosen. A few
+    unequal slides then do not leave a part with too few tiles.
 
     Parameters
     ----------
     slides : sequence of (str, int)
-        Names and numbers of tiles; slides without tiles are left out.
+        Name and number of tiles of each slide; slides without tiles are left out.
     seed : int
-        Same seed and slides (in any order), same split.
+        Seed; the same seed and slides (in any order) give the same split.
     stop, calibration : float
-        Shares to hold out.
+        Shares to hold out for early stopping and for calibration.
     only_fit : collection of str
-        Slides that must not be held out, as something else of them is learnt from: all
-        their tiles are fitted on, and the others are split as if they were not there.
+        Slides that must not be held out, because their anomalous tiles are learnt from. All their
+        tiles are fitted on, and the other slides are split as if these did not exist.
 
     Raises
     ------
     InputError
-        Names are not unique, or there are fewer than three tiles that may be held out.
+        Names are not unique, or fewer than three tiles can be held out.
     """
     counted = sorted((name, count) for name, count in slides if count > 0)
     if len({name for name, _ in counted}) != len(counted):
@@ -101,7 +101,7 @@ def split_slides(
     free = [(name, count) for name, count in counted if name not in only_fit]
     if sum(count for _, count in free) < _LEAST_SLIDES:
         raise InputError(
-            f"of {len(counted)} healthy slides {len(tied)} hold the anomalous tiles too, which "
+            f"{len(tied)} of {len(counted)} healthy slides also hold anomalous tiles, which "
             "leaves fewer than three healthy tiles to hold out",
             remedy="Add healthy slides without anomalous tiles.",
         )
@@ -114,7 +114,7 @@ def split_slides(
 
 
 def _part_sizes(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Numbers for fit, stop and calibration: at least one each, ``total`` in all."""
+    """Return the numbers for fit, stop and calibration, at least one each and ``total`` in all."""
     stop = max(1, round(total * shares[1]))
     calibration = max(1, round(total * shares[2]))
     while stop + calibration >= total:
@@ -166,7 +166,7 @@ def _by_tile(
 def slides_by_use(
     parts: HealthySplit, healthy: list[StoredSlide], anomalous: list[StoredSlide]
 ) -> dict[str, dict[str, str]]:
-    """Return fingerprints of the slides by what they were used for: others are held out wholly."""
+    """Return the fingerprints of the slides by their use; other slides are unknown to the run."""
     marks = {slide.name: slide.fingerprint for slide in healthy}
     uses = {"fit": parts.fit, "stop": parts.stop, "calibration": parts.calibration}
     found = {use: {item.slide: marks[item.slide] for item in part} for use, part in uses.items()}
