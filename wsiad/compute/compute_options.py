@@ -43,9 +43,7 @@ class WorkerOptions(Config):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.cluster is not None and self.scheduler is not None:
-            raise ValueError(
-                "set either `cluster`, to start jobs, or `scheduler`, to use running workers"
-            )
+            raise ValueError("set `cluster`, to start jobs, or `scheduler`, to use its workers")
         if self.distant and self.workers != 1:
             raise ValueError(
                 f"`workers` are processes on this machine: leave it out with `{self.distant}`"
