@@ -149,7 +149,7 @@ def test_shards_that_are_none(text):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"cluster": "c.yaml", "scheduler": "tcp://h:1"}, "either `cluster`"),
+        ({"cluster": "c.yaml", "scheduler": "tcp://h:1"}, "set `cluster`"),
         ({"cluster": "c.yaml", "workers": 4}, "leave it out with `cluster`"),
         ({"scheduler": "tcp://h:1", "workers": 4}, "leave it out with `scheduler`"),
         ({"cluster": "c.yaml", "shard": "1/2"}, "leave out `shard`"),
