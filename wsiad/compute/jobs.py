@@ -31,7 +31,7 @@ MEMORY = {f"distributed.worker.memory.{key}": False for key in ("target", "spill
 at 80 % of its memory would wait forever. At 95 % it is stopped and restarted."""
 
 CLOSE_SECONDS = 10.0
-"""The most that something of dask's may take to close."""
+"""Maximum seconds to close a scheduler, client or worker of dask."""
 
 _DAYS = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")
 
