@@ -17,7 +17,7 @@ from support.small_runs import TINY, train
 from wsiad.core.errors import DetectorError, InputError, RunError, StoreError, WeightsError
 from wsiad.core.files import fingerprint
 from wsiad.core.ownership import CLAIM
-from wsiad.runs import calibration
+from wsiad.runs import fitting
 from wsiad.runs.run import RunFolder
 
 
@@ -159,7 +159,7 @@ def test_a_complete_run_is_kept(store, tmp_path):
 def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
     """While one is at work a second is refused and changes nothing."""
     given = {"detector": "gaussian", "options": {"places": 2}}
-    whole, refused = calibration.calibrate, []
+    whole, refused = fitting.calibrate, []
 
     def with_a_second(*args, **values):
         before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
@@ -169,7 +169,7 @@ def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
         refused.append(True)
         return whole(*args, **values)
 
-    monkeypatch.setattr(calibration, "calibrate", with_a_second)
+    monkeypatch.setattr(fitting, "calibrate", with_a_second)
     assert train(store, tmp_path / "run", **given).ended_by == "fitted"
     assert refused == [True]
     assert not (tmp_path / "run" / CLAIM).exists()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from wsiad.core.errors import EvaluationError, InputError
 from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.evaluation_inputs import EvaluationOptions
+from wsiad.evaluation.slide_evidence import SlideEvidence
 from wsiad.evaluation.submission import (
     SCORE_AGAIN,
     ScoredSlide,
@@ -194,6 +195,48 @@ def heatmap_scores(results: SlideResults) -> np.ndarray[tuple[int, ...], np.dtyp
     """
     with as_evaluation_error():
         return results.scores()
+
+
+def classify_heatmaps(
+    folder: Path, slides: Sequence[SlideEvidence], *, quantiles: tuple[float, ...], seed: int
+) -> dict[str, Any]:
+    """Return the slide AUC of a cross-validated classifier of heatmaps, as JSON values.
+
+    Parameters
+    ----------
+    folder : Path
+        Results folder of the slides.
+    slides : sequence of SlideEvidence
+        A slide without a heatmap is neither learnt from nor judged.
+    quantiles : tuple of float
+        The high and the low healthy quantile of the features.
+    seed : int
+        Seed of the folds and of the classifier.
+
+    Raises
+    ------
+    EvaluationError
+        A heatmap cannot be read.
+    """
+    from wsiad.evaluation.slide_classifier import (
+        NAMES,
+        HealthyScale,
+        cross_validated_forest,
+        slide_features,
+    )
+
+    slides = [slide for slide in slides if slide.case.has_score]
+    results = Results(folder)
+    windows = ((s.case.slide, s.case.scored.read_windows()) for s in slides)
+    scale = HealthyScale.of((name, table) for name, table in windows if table is not None)
+    high, low = quantiles
+    features = np.zeros((len(slides), len(NAMES)))
+    for row, slide in zip(features, slides, strict=True):
+        shares = scale.of_heatmap(heatmap_scores(results.slide(slide.case.slide)))
+        row[:] = slide_features(shares, high=high, low=low)
+    tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
+    result = cross_validated_forest(features, tumour, seed=seed)
+    return result.as_json([slide.case.slide for slide in slides], (high, low))
 
 
 @contextlib.contextmanager

@@ -1,13 +1,19 @@
-"""Fit a detector for ``wsiad train``: choose its tiles, and use one process or several."""
+"""Fit a detector for ``wsiad train``: choose its tiles, and use one process or several.
+
+:func:`make_run` makes a whole run of it.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +21,9 @@ import torch
 
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, RunError
+from wsiad.core.files import write_json
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.provenance import versions
 from wsiad.detectors import registry
 from wsiad.learning.detector import (
     AnomalousTiles,
@@ -23,19 +31,32 @@ from wsiad.learning.detector import (
     Detector,
     DetectorOptions,
     FitContext,
+    FitReport,
     HealthyTiles,
     InputSpec,
 )
 from wsiad.learning.device import choose_device
 from wsiad.learning.ranks import Ranks
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
-from wsiad.runs.healthy_tiles import TrainingOptions, healthy_slides, tile_source, usable_tiles
-from wsiad.runs.preparation import check_prepared_alike
-from wsiad.runs.split import HealthySplit, SlideTiles, split_slides
+from wsiad.runs.calibration import Calibration, calibrate
+from wsiad.runs.examples import choose_examples
+from wsiad.runs.healthy_tiles import (
+    TrainingOptions,
+    healthy_slides,
+    store_fingerprint,
+    tile_source,
+    usable_tiles,
+)
+from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.runs.run import RunFolder, RunRecord
+from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use, split_slides
+from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
 from wsiad.tissue.tissue_options import QualityOptions
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10
 
@@ -184,6 +205,115 @@ def fit_context(
         anomalies=anomalies,
         ranks=ranks,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MadeRun:
+    """The outcome of a training, as it is told.
+
+    Parameters
+    ----------
+    report : FitReport
+    calibration : Calibration
+    spec : InputSpec
+        Input of the detector.
+    notes : dict
+        As the run keeps them.
+    """
+
+    report: FitReport
+    calibration: Calibration
+    spec: InputSpec
+    notes: dict[str, Any]
+
+
+def make_run(
+    options: TrainingOptions,
+    chosen: Chosen,
+    *,
+    anomalies: AnomalySlides | None,
+    device: torch.device,
+    start: float,
+) -> MadeRun:
+    """Fit, calibrate, choose healthy examples, and write the run; its record last.
+
+    Parameters
+    ----------
+    options : TrainingOptions
+    chosen : Chosen
+    anomalies : AnomalySlides, optional
+    device : torch.device
+    start : float
+        When the training began, by the monotonic clock.
+
+    Raises
+    ------
+    WsiadError
+        Whatever the detector raises.
+    """
+    store, slides, usable = chosen.store, chosen.slides, chosen.usable
+    tile_seconds = slide_seconds(options.store / SLIDES_TABLE)
+    folder = RunFolder(options.out)
+    write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
+    parts, detector, tiles = chosen.begin(
+        options.seed, only_fit=[slide.name for slide in anomalies.slides] if anomalies else ()
+    )
+    if not parts.by_slide:
+        logger.warning("%s", parts.note)
+    with together(options, device) as ranks:
+        anomalous = anomalies.tiles() if anomalies else None
+        report = detector.fit(
+            tiles, fit_context(options, ranks, device=device, anomalies=anomalous)
+        )
+    held_out = chosen.source(parts.calibration)
+    calibration = calibrate(
+        detector,
+        held_out,
+        n_slides=len(parts.calibration),
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+    examples = choose_examples(
+        detector,
+        parts.fit,
+        {slide.name: (slide, usable[slide.name]) for slide in slides},
+        held_out=held_out,
+        count=options.healthy_examples,
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+    folder.save_detector(detector, name=options.detector)
+    folder.write_calibration(calibration)
+    folder.write_examples(examples)
+    notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
+    if examples:
+        notes |= {"healthy_examples": len(examples)}
+    if options.devices > 1:
+        notes |= {"devices": options.devices}
+    if chosen.thresholds.given:
+        notes |= {"thresholds": chosen.thresholds.given, "tiles_not_used": chosen.unusable}
+    if anomalies:
+        shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
+        tied = {"slides_fitted_on_whole": shared} if shared else {}
+        notes |= {"anomalies": anomalies.note() | tied}
+    maker = registry.maker(options.detector)
+    folder.finish(
+        RunRecord(
+            detector=options.detector,
+            seed=options.seed,
+            device=str(device),
+            ended_by=report.ended_by,
+            steps=report.steps,
+            seconds=round(time.monotonic() - start, 3),
+            tile_seconds=tile_seconds,
+            stores={options.store.name: store_fingerprint(store, slides)},
+            split=parts.note,
+            slides=slides_by_use(parts, slides, anomalies.slides if anomalies else []),
+            notes=notes,
+            versions=versions() | ({maker.name: maker.version} if maker else {}),
+        )
+    )
+    return MadeRun(report=report, calibration=calibration, spec=detector.spec, notes=notes)
 
 
 def check_devices(count: int, device: torch.device, name: str, cls: type[Detector]) -> None:

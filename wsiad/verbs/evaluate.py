@@ -22,7 +22,6 @@ from wsiad.evaluation.evaluation_inputs import (
 
 if TYPE_CHECKING:
     from wsiad.evaluation.figures import Figures
-    from wsiad.evaluation.slide_evidence import SlideEvidence
 
 
 class EvaluateConfig(EvaluationOptions):
@@ -107,7 +106,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.evaluation.truth import read_groups
     from wsiad.results import file_names as names
-    from wsiad.results.evaluated_slides import read_scored
+    from wsiad.results.evaluated_slides import classify_heatmaps, read_scored
     from wsiad.results.identity import derived_by
 
     start = time.monotonic()
@@ -124,7 +123,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     slides = evidence_of(config, cases_of(config, scored, source), label="evaluate")
     settings = settings_of(config, slides, results=is_results)
     figures = report.compute(slides, settings)
-    more = _classified(config, slides)
+    more: dict[str, Any] = {}
+    if config.slide_classifier != "none" and config.results is not None:
+        more["slide_classifier"] = classify_heatmaps(
+            config.results, slides, quantiles=config.feature_quantiles, seed=config.seed
+        )
     if config.group_by is not None:
         by_group = report.compute_groups(slides, groups, settings)
         more |= {"group_by": config.group_by, "groups": report.groups_json(by_group)}
@@ -171,37 +174,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     if config.results is not None:
         _complete_report(config.results, out, seconds=time.monotonic() - start)
     return result
-
-
-def _classified(config: EvaluateConfig, slides: list[SlideEvidence]) -> dict[str, Any]:
-    """Slide AUC of a classifier of heatmaps, where one is asked for."""
-    import numpy as np
-
-    from wsiad.evaluation.slide_classifier import (
-        NAMES,
-        HealthyScale,
-        cross_validated_forest,
-        slide_features,
-    )
-    from wsiad.results.evaluated_slides import heatmap_scores
-    from wsiad.results.folder import Results
-
-    if config.slide_classifier == "none" or config.results is None:
-        return {}
-    # It learns from heatmaps: a slide without one is neither to be learnt from nor judged.
-    slides = [slide for slide in slides if slide.case.has_score]
-    results = Results(config.results)
-    windows = ((s.case.slide, s.case.scored.read_windows()) for s in slides)
-    scale = HealthyScale.of((name, table) for name, table in windows if table is not None)
-    high, low = config.feature_quantiles
-    features = np.zeros((len(slides), len(NAMES)))
-    for row, slide in zip(features, slides, strict=True):
-        shares = scale.of_heatmap(heatmap_scores(results.slide(slide.case.slide)))
-        row[:] = slide_features(shares, high=high, low=low)
-    tumour = np.array([slide.case.tumour for slide in slides], dtype=bool)
-    result = cross_validated_forest(features, tumour, seed=config.seed)
-    names = [slide.case.slide for slide in slides]
-    return {"slide_classifier": result.as_json(names, (high, low))}
 
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
