@@ -170,7 +170,7 @@ def test_what_cannot_be_shared_is_refused(store, tmp_path):
 
 def test_a_process_that_dies_is_an_error(store, tmp_path, monkeypatch):
     monkeypatch.setattr(fit_along, "fit_along", dying)
-    with pytest.raises(RunError, match="ended early"):
+    with pytest.raises(RunError, match="exited early"):
         train(store, tmp_path, devices=2)
     assert not torch.distributed.is_initialized()
 
