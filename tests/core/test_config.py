@@ -307,6 +307,13 @@ def test_what_is_made_of_a_config_keeps_its_order_and_adds_its_own():
         build(Framed, {"width": "x"})
 
 
+def test_a_config_gives_the_options_of_one_that_it_is_made_of():
+    made = build(Framed, {"width": 3, "colour": "blue", "frame": "ash", "quiet": True})
+    assert made.part(Painted) == build(Painted, {"width": 3, "colour": "blue", "quiet": True})
+    assert type(made.part(Painted)) is Painted
+    assert made.part(QuietOptions).quiet
+
+
 def test_an_order_of_options_that_there_are_not_is_refused():
     with pytest.raises(KeyError, match="wood"):
 
