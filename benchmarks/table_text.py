@@ -16,7 +16,7 @@ import torch
 from table_rows import HEALTHY_ONLY, LABELLED, SUM, TRAINED
 
 from wsiad.core.errors import InputError
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 
 Line = dict[str, Any]
 """Figures of a row and seed, or why there are none."""

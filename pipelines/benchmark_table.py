@@ -39,7 +39,7 @@ from table_run import Setting, add_up, run, stored
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import write_text
 from wsiad.learning.detector import Budget
-from wsiad.learning.device import choose_device
+from wsiad.learning.devices import choose_device
 
 logger = logging.getLogger("benchmark_table")
 

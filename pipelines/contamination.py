@@ -37,7 +37,7 @@ from wsiad.core.files import atomic_file, write_text
 from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
-from wsiad.learning.device import choose_device
+from wsiad.learning.devices import choose_device
 from wsiad.store.dataset import ArrayTiles
 
 COLUMNS = ("detector", "share", "seed", "fit_tiles", "score_tiles", "auroc")

@@ -37,7 +37,7 @@ from wsiad.annotations import read_annotations
 from wsiad.core.errors import WsiadError
 from wsiad.core.files import atomic_file, write_text
 from wsiad.core.geometry import Grid, Mpp, Size
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.tiling.plan import select

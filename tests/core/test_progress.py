@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from wsiad.core import progress as module
-from wsiad.core.progress import Progress
+from wsiad.core import terminal as module
+from wsiad.core.terminal import Progress
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from wsiad.core import csv_file
 from wsiad.core.errors import InputError
-from wsiad.core.typed_table import TableKind
+from wsiad.core.typed_files import TableKind
 
 
 @dataclass(frozen=True)

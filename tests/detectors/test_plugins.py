@@ -16,7 +16,7 @@ import torch
 import wsiad
 from support.builders import stained, write_tiff
 from wsiad import cli
-from wsiad.core import plugins
+from wsiad.core import packages
 from wsiad.core.errors import DetectorError, PluginError, RunError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
@@ -71,17 +71,17 @@ def package(site, name, points, *, version="1.0", code="", module="plugged"):
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (about / "entry_points.txt").write_text(f"[wsiad.detectors]\n{points}\n")
     (site / f"{module}.py").write_text(code)
-    plugins._claimed.cache_clear()
+    packages._claimed.cache_clear()
     importlib.invalidate_caches()
     return about
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    plugins._claimed.cache_clear()
+    packages._claimed.cache_clear()
     registry._WARNED.clear()
     yield
-    plugins._claimed.cache_clear()
+    packages._claimed.cache_clear()
 
 
 GOOD = "from wsiad.detectors.gaussian import Gaussian\nclass One(Gaussian):\n    pass\n"
@@ -108,7 +108,7 @@ def store(tmp_path_factory):
 
 def test_the_example_is_found_and_conforms(example, capsys):
     assert "colour-distance" in registry.names()
-    assert registry.maker("colour-distance") == plugins.Distribution(
+    assert registry.maker("colour-distance") == packages.Distribution(
         "wsiad-colour-distance", "0.1.0"
     )
     assert "wsiad_colour_distance" not in sys.modules  # listing imports nothing
@@ -270,7 +270,7 @@ def test_damaged_metadata_hides_no_plugin(site):
     (about / "METADATA").write_bytes(b"\xff\xfe\x00")
     assert registry.load("one").__name__ == "One"
     (about / "METADATA").unlink()
-    plugins._claimed.cache_clear()
+    packages._claimed.cache_clear()
     assert registry.load("one").__name__ == "One"
 
 

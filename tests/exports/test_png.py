@@ -11,7 +11,7 @@ from wsiad.core.errors import ExportError
 from wsiad.core.geometry import Box, PixelMap, Size, Spacing
 from wsiad.exports.ome import reduce_by
 from wsiad.exports.png import write_png
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 
 SCALE = ColourScale((-1.0, 2.0))
 

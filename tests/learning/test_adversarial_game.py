@@ -20,8 +20,8 @@ from wsiad.learning.adversarial_game import (
 )
 from wsiad.learning.checkpoint import descend
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
+from wsiad.learning.devices import Ranks
 from wsiad.learning.loop import Training
-from wsiad.learning.ranks import Ranks
 
 
 def images(seed, count=4, edge=8):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wsiad.learning.device import windows_at_once
+from wsiad.learning.devices import windows_at_once
 
 
 @pytest.mark.parametrize(

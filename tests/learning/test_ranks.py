@@ -11,8 +11,8 @@ from support.tiny_dpa import CPU, HEALTHY, detector, tiny_vgg
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.learning.batches import on_device, random_crops
 from wsiad.learning.detector import Budget, FitContext
+from wsiad.learning.devices import Ranks
 from wsiad.learning.metrics import read_metrics
-from wsiad.learning.ranks import Ranks
 from wsiad.runs import fitting as fit_along
 from wsiad.runs.run import RunFolder
 

@@ -15,7 +15,7 @@ from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.training_options import LoopOptions
 from wsiad.networks import features, vgg, weights
-from wsiad.networks.backbones import settle
+from wsiad.networks.features import settle
 from wsiad.store.dataset import ArrayTiles
 
 

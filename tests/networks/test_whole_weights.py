@@ -10,8 +10,7 @@ from wsiad.core.errors import ConfigError, DetectorError, WeightsError
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import features, vgg, weights
-from wsiad.networks.backbones import settle
-from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.features import BackboneFeatures, settle
 from wsiad.networks.weights import torchvision_models
 from wsiad.store.dataset import ArrayTiles
 

@@ -9,7 +9,7 @@ from PIL import Image
 import wsiad
 from support.builders import write_tiff
 from support.runs import make_run, use_channel
-from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 
 STEP = 32
 

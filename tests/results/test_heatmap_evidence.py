@@ -27,7 +27,7 @@ from wsiad.heatmaps.windows import (
     store_grid,
 )
 from wsiad.learning.detector import InputSpec
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 from wsiad.runs.examples import EXAMPLES
 from wsiad.runs.run import RunFolder
 from wsiad.store.tile_store import TileStore

@@ -7,7 +7,7 @@ import shapely
 
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 from wsiad.pictures.overview import Overview
 from wsiad.results import overlay as module
 from wsiad.results.overlay import enlarged, outline_regions, overlay

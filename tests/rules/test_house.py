@@ -29,7 +29,16 @@ LONGEST_VERB = 250
 
 # Entry points and the version, which are as short as they can be.
 ALWAYS_SHORT = {"__main__.py", "_version.py"}
-ALWAYS_SHORT |= {"compute/job_worker.py", "compute/local_worker.py"}  # of processes of their own
+# The code of a process of its own: what it imports decides how fast it starts and what it may do.
+ALWAYS_SHORT |= {"compute/job_worker.py", "compute/local_worker.py", "slides/reader_process.py"}
+# Options that --help shows: they are read without the libraries that what they steer works with.
+ALWAYS_SHORT |= {name for name in MODULES if name.endswith("_options.py")}
+# The only import of Numba, which several rooms compile their loops with.
+ALWAYS_SHORT |= {"core/compiled.py"}
+# Chooses among the backends of slides, which it stands above: none of them can hold it.
+ALWAYS_SHORT |= {"slides/opening.py"}
+# A network is one file, as a detector is.
+ALWAYS_SHORT |= {name for name in MODULES if name.startswith("networks/")}
 # A detector is one file, however little it adds to what the methods share.
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("detectors/")}
 # A verb is one file, however thin: what it does belongs to the rooms below.

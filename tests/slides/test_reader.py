@@ -16,10 +16,10 @@ from wsiad.core.errors import SlideOpenError, SlideReadError
 from wsiad.core.files import fingerprint
 from wsiad.core.geometry import Size
 from wsiad.slides import reader
+from wsiad.slides.inspection import TileInspector
 from wsiad.slides.opening import open_slide
 from wsiad.slides.reader import ReadSlide
 from wsiad.slides.slide_table import read_table
-from wsiad.slides.tile_inspection import TileInspector
 from wsiad.verbs.tile import TileRow
 
 FIRST = 2**44

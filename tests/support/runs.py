@@ -11,7 +11,7 @@ from wsiad.core.files import write_json
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, DetectorOptions, FitReport, InputSpec, State
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.preparation import PREPARATION
+from wsiad.runs.compatibility import PREPARATION
 from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.stain.profile import reference_profile
 from wsiad.tiling.preparation import Preparation

@@ -21,11 +21,11 @@ from wsiad.slides.slide_table import SlideRow, SlideTable, read_table
 from wsiad.stain.profile import reference_profile
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import plan_slide
 from wsiad.tiling.preparation import Preparation
 from wsiad.tiling.verdict import why_unusable
 from wsiad.tissue.mask import find_tissue
+from wsiad.tissue.quality import LeftOut
 from wsiad.tissue.tissue_options import TissueOptions
 
 GLASS = (243, 243, 242)

@@ -28,7 +28,7 @@ from wsiad.core.yaml_text import parse
 from wsiad.evaluation.submission import ScoredSlide
 from wsiad.report.report import write_results_report
 from wsiad.results.compared_slides import read_folder
-from wsiad.runs.preparation import run_preparation
+from wsiad.runs.compatibility import run_preparation
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide

@@ -14,7 +14,7 @@ import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
 from wsiad.core.errors import ConfigError, InputError
-from wsiad.core.plugins import Distribution, Plugin, PluginFault
+from wsiad.core.packages import Distribution, Plugin, PluginFault
 from wsiad.exports import export_format
 from wsiad.exports.export_format import ExportFormat
 from wsiad.results import deriving

@@ -23,8 +23,8 @@ from wsiad.core.errors import SlideReadError
 from wsiad.core.files import atomic_file, atomic_folder
 from wsiad.core.geometry import Size
 from wsiad.core.ownership import clear_leftovers, owner
-from wsiad.core.progress import Progress
 from wsiad.core.signals import Terminated, postponed, terminated
+from wsiad.core.terminal import Progress
 from wsiad.slides import openslide_backend
 from wsiad.slides import tiff as jpeg_tiff_backend
 from wsiad.slides.opening import open_slide

@@ -24,8 +24,8 @@ from wsiad.compute.tasks import run_tasks
 from wsiad.core.errors import UnusableSlideError, WsiadError
 from wsiad.core.files import DISK_FULL
 from wsiad.core.ownership import is_dead, owner
-from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
+from wsiad.core.terminal import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures, unusable
 from wsiad.slides.staging import Staging, discard_staged

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Self, TypeVar
 import pydantic
 
 from wsiad.learning.detector import DetectorOptions
-from wsiad.networks.backbones import AUTO
-from wsiad.networks.features import BackboneFeatures, Normalisation
+from wsiad.networks.features import AUTO, BackboneFeatures, Normalisation
 from wsiad.networks.weights import Weights
 
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -38,7 +37,7 @@ class BackboneOptions(DetectorOptions):
     """Options of every detector with a backbone: its network and the images that it receives."""
 
     backbone: str = AUTO
-    """Backbone network, as :func:`wsiad.networks.backbones.settle` accepts it."""
+    """Backbone network, as :func:`wsiad.networks.features.settle` accepts it."""
     backbone_args: dict[str, Argument] = pydantic.Field(default_factory=dict)
     """Arguments of the constructor of a timm network, such as {init_values: 1.0}."""
     mean: tuple[_Channel, _Channel, _Channel] | None = None

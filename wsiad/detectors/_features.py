@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError, WsiadError
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.learning.batches import on_device, random_crops, sample
@@ -35,8 +35,7 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.networks import features
-from wsiad.networks.backbones import AUTO, settle
-from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.features import AUTO, BackboneFeatures, settle
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.detectors._features import (
     MIDDLE,
     DefaultLayers,

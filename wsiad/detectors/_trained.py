@@ -37,9 +37,8 @@ from wsiad.learning.loop import Training, TrainingResult
 from wsiad.learning.step import Loss
 from wsiad.learning.training_options import BatchSize, LoopOptions, ValInterval
 from wsiad.networks import features
-from wsiad.networks.backbones import AUTO, settle
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
-from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.features import AUTO, BackboneFeatures, settle
 from wsiad.networks.vgg import Padding
 
 SCORE_BATCH = 128

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
 from wsiad.learning.batches import check_size, on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe, Update, adam, descend

@@ -13,7 +13,7 @@ import torch
 
 from wsiad.core.config import Config, build
 from wsiad.core.errors import ConfigError, DetectorError, PluginError
-from wsiad.core.plugins import Distribution
+from wsiad.core.packages import Distribution
 from wsiad.detectors import registry
 from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import (

@@ -35,8 +35,7 @@ from wsiad.learning.detector import (
     Tiles,
 )
 from wsiad.learning.training_options import MaxSteps, Schedule
-from wsiad.networks.backbones import AUTO, settle
-from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.features import AUTO, BackboneFeatures, settle
 from wsiad.networks.vgg import Padding
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsiad.core.errors import DetectorError, PluginError
-from wsiad.core.plugins import Distribution, Plugin, PluginFault, claimed, normalised
+from wsiad.core.packages import Distribution, Plugin, PluginFault, claimed, normalised
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector

@@ -126,7 +126,7 @@ def evidence_of(
         An annotation file is not valid or contradicts the reference.
     """
     from wsiad.annotations import ClassMap
-    from wsiad.core.progress import Progress
+    from wsiad.core.terminal import Progress
     from wsiad.evaluation.lesions import OutlineOptions, load_truth
     from wsiad.evaluation.slide_evidence import collect
 

@@ -34,7 +34,7 @@ from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.exports.ome import reduce_by
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 
 SUFFIX = "_likelihood_map.tif"
 

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import ExportError, PluginError
-from wsiad.core.plugins import claimed
+from wsiad.core.packages import claimed
 from wsiad.core.terminal import did_you_mean
 from wsiad.heatmaps.peaks import Detection
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

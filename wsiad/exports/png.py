@@ -12,7 +12,7 @@ from wsiad.core.files import atomic_file, write_json
 from wsiad.core.geometry import Box, Size
 from wsiad.exports.ome import reduce_by
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 
 MAX_EDGE = 8192
 """The longest edge of a picture, pixels: what graphics cards and viewers take."""

@@ -23,10 +23,9 @@ from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.windows import ScoredBatch, WindowSource
 from wsiad.runs.calibration import Calibration
 from wsiad.slides.slide_table import NO_TISSUE, OK, UNUSABLE
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.stream import Example
 from wsiad.tiling.verdict import damage_note, missing_note
-from wsiad.tissue.quality import Reason, in_words
+from wsiad.tissue.quality import LeftOut, Reason, in_words
 
 MAX_PIXELS = 100_000_000
 """Maximum pixels of a heatmap: 1.2 GB while it is stitched, 0.4 GB when it is done."""

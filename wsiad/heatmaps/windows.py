@@ -21,11 +21,10 @@ from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.stain.profile import StainProfile
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan, plan_slide
 from wsiad.tiling.stream import Example, choose_examples, read_again, stream
 from wsiad.tiling.verdict import why_left_out, why_unusable
-from wsiad.tissue.quality import Reason, judge
+from wsiad.tissue.quality import LeftOut, Reason, judge
 from wsiad.tissue.tissue_options import QualityThresholds
 
 IntArray = npt.NDArray[np.int32]

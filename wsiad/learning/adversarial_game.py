@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from wsiad.core.config import Config
 from wsiad.learning.checkpoint import Checkpoint, OptimiserFactory, Trained
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks
 from wsiad.learning.stages import Stage
 
 B = TypeVar("B")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError
 from wsiad.learning.detector import FitContext, Tiles, TileSource
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks
 from wsiad.learning.stages import Stages
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wsiad.core.errors import RunError
 from wsiad.core.files import atomic_file, parse_json
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -34,7 +34,7 @@ import torch
 
 from wsiad.core.config import Config
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks
 
 T = TypeVar("T", bound=np.generic)
 

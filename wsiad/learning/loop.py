@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
 from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, Trained, read_checkpoint

@@ -1,4 +1,7 @@
-"""Frozen networks of torchvision or timm as feature extractors on a grid of places."""
+"""Frozen networks of torchvision or timm as feature extractors on a grid of places.
+
+Where a network or its weights are left open, :func:`settle` chooses them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError, WeightsError
-from wsiad.networks import _timm, vgg
+from wsiad.networks import _timm, vgg, weights
 from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
-from wsiad.networks.weights import SHIPPED, naming, torchvision_models
+from wsiad.networks.weights import SHIPPED, Weights, naming, torchvision_models
 
 logger = logging.getLogger(__name__)
+
+AUTO: Final = "auto"
+DEFAULT: Final = "squeezenet1_1"
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of RGB in [0, 1]."""
@@ -29,6 +37,8 @@ ONLY_BY_NAME = (
 )
 """Warning where a normalisation depends only on the name of a network."""
 
+_MARKS = {"features.3.squeeze.weight": DEFAULT, "features.2.weight": "vgg19"}
+"""Keys by which weights are recognised, and their networks."""
 _HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
 """Parts of torchvision's networks that come after the features."""
 
@@ -356,3 +366,75 @@ def _fit_widths(vgg: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             setattr(features, name, nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
         elif isinstance(module, nn.BatchNorm2d):
             setattr(features, name, nn.BatchNorm2d(len(weight)).eval())
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network by name, and its weights.
+
+    Parameters
+    ----------
+    name : str
+        As :class:`~wsiad.networks.features.BackboneFeatures` takes it.
+    weights : Weights
+    """
+
+    name: str
+    weights: Weights
+
+
+def settle(
+    name: str, asked: str | None, *, seed: int, arguments: Mapping[str, Any] | None = None
+) -> Backbone:
+    """Get a backbone and its weights.
+
+    Parameters
+    ----------
+    name : str
+        A network of torchvision or timm, or ``"wsiad"`` for one that ``wsiad pretrain``
+        made; ``"auto"`` is what the weights are of: a file's SqueezeNet 1.1, VGG19 (of any
+        widths) or network of ``wsiad pretrain``, and without a file ImageNet's SqueezeNet
+        1.1, or where that is not at hand the network that comes with wsiad.
+    asked : str or None
+        See :func:`wsiad.networks.weights.resolve`.
+    seed : int
+        Of random weights.
+    arguments : mapping of str to value, optional
+        Of the constructor of a network of timm.
+
+    Raises
+    ------
+    WeightsError
+        The weights are not at hand, or of a network that has to be named.
+    """
+    if name == AUTO and asked is None:
+        try:
+            return Backbone(DEFAULT, weights.official(DEFAULT))
+        except WeightsError as error:
+            logger.warning(weights.NOT_AT_HAND, DEFAULT, error.problem)
+            return Backbone(weights.SHIPPED, weights.shipped())
+    if name == AUTO and asked not in (weights.RANDOM, weights.IMAGENET):
+        found = (
+            weights.shipped() if asked == weights.SHIPPED else weights.read_file(Path(asked or ""))
+        )
+        return Backbone(_recognised(found), found)
+    name = DEFAULT if name == AUTO else name
+    found = weights.resolve(
+        asked,
+        model=name,
+        random_tensors=lambda: random_tensors(name, seed, arguments=arguments),
+    )
+    return Backbone(name, found)
+
+
+def _recognised(found: Weights) -> str:
+    if found.metadata.get("made_by", "").startswith("wsiad pretrain"):
+        return weights.SHIPPED
+    for mark, name in _MARKS.items():
+        if any(key == mark or key.endswith(f".{mark}") for key in found.tensors):
+            return name
+    raise WeightsError(
+        "are neither of a SqueezeNet 1.1 nor of a VGG19",
+        subject=found.source,
+        remedy="Name the network that they are of: --option backbone=resnet50, for example.",
+    )

@@ -18,9 +18,9 @@ from wsiad._version import __version__
 from wsiad.core.config import differences
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
-from wsiad.core.json_record import read_record
+from wsiad.core.typed_files import read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow
-from wsiad.pictures.colours import HEALTHY_LEVELS
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
 from wsiad.results import file_names as names

@@ -23,7 +23,7 @@ from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
 from wsiad.heatmaps.windows import WindowSource
 from wsiad.learning.detector import Detector, Embeds, Reconstructs, Scores
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 from wsiad.results.evidence_files import RegionEvidence, read_evidence
 from wsiad.results.file_names import EVIDENCE, EVIDENCE_PICTURES
 from wsiad.results.overlay import write_picture

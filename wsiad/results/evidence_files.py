@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import read_json
-from wsiad.core.json_record import checked
+from wsiad.core.typed_files import checked
 from wsiad.results.file_names import EVIDENCE, FIELDS
 
 T = TypeVar("T", bound="_File")

@@ -9,7 +9,7 @@ import pydantic
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
-from wsiad.core.json_record import checked
+from wsiad.core.typed_files import checked
 from wsiad.results.file_names import EVALUATION, SIGNIFICANCE
 
 _Number = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None

@@ -11,7 +11,7 @@ import pydantic
 from wsiad.annotations.geojson_outlines import MEMBER
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import Box
-from wsiad.core.json_record import read_record
+from wsiad.core.typed_files import read_record
 from wsiad.results.records import SCORE_AGAIN, Number, Record
 
 _Ring = Annotated[list[tuple[Number, Number]], pydantic.Field(min_length=1)]

@@ -19,7 +19,7 @@ from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import PixelMap
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 from wsiad.pictures.overview import Overview, hatch_left_out
 
 RGB = npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ import pydantic
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
 from wsiad.core.geometry import Box, Mpp, Size, Spacing
-from wsiad.core.json_record import checked, read_record
+from wsiad.core.typed_files import checked, read_record
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
 
 MAKE = "Make them: wsiad heatmap."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
-from wsiad.core.typed_table import TableKind
+from wsiad.core.typed_files import TableKind
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.regions import Region

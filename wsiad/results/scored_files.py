@@ -21,7 +21,7 @@ from wsiad.heatmaps.regions import unassessed_regions
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.stitch import Scored
 from wsiad.heatmaps.windows import WindowSource
-from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.pictures.overview import Overview, overview_jpeg
 from wsiad.results import file_names as names
 from wsiad.results.overlay import (
@@ -38,8 +38,7 @@ from wsiad.results.overlay import (
 from wsiad.results.records import SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
-from wsiad.tiling.left_out import LeftOut
-from wsiad.tissue.quality import Reason
+from wsiad.tissue.quality import LeftOut, Reason
 
 WINDOW = np.dtype(
     [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]

@@ -24,7 +24,7 @@ from wsiad.heatmaps.windows import (
     stored_windows,
 )
 from wsiad.learning.detector import Detector
-from wsiad.learning.device import choose_device, windows_at_once
+from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.results.deriving import (
     LACKING,
     NOTES,
@@ -46,8 +46,7 @@ from wsiad.slides.slide import Slide
 from wsiad.slides.slide_table import DAMAGED_THERE
 from wsiad.slides.staging import staged
 from wsiad.store.writer import check_unchanged
-from wsiad.tiling.left_out import LeftOut
-from wsiad.tissue.quality import Reason
+from wsiad.tissue.quality import LeftOut, Reason
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from wsiad.compute.compute_options import ComputeOptions, slides_of_shard
 from wsiad.core.config import Config, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
 from wsiad.results.file_names import CALIBRATION, CONFIG, LEGEND, RESERVED
 from wsiad.results.identity import (
@@ -32,7 +32,7 @@ from wsiad.results.scored_files import colour_scale
 from wsiad.results.significance_comparison import check_reference
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.preparation import run_preparation, store_slides
+from wsiad.runs.compatibility import run_preparation, store_slides
 from wsiad.runs.run import DETECTOR, RunFolder
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
@@ -120,7 +120,7 @@ def plan_scoring(
     batch : int
         The most windows scored at once.
     device : str
-        As for :func:`wsiad.learning.device.choose_device`.
+        As for :func:`wsiad.learning.devices.choose_device`.
     compute : ComputeOptions
 
     Raises

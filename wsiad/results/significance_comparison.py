@@ -239,7 +239,7 @@ def _judge(
     config: SignificanceConfig, tested: ComparedFolder, reference: HealthySlides
 ) -> list[SignificanceRow]:
     """Judge each slide and write what is found into its folder."""
-    from wsiad.core.progress import Progress
+    from wsiad.core.terminal import Progress
     from wsiad.results.significance_files import rows_of, write_slide
 
     judgements = []

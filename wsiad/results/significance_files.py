@@ -18,7 +18,7 @@ from wsiad.conformal.p_values import (
 )
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file, write_json, write_text
-from wsiad.core.typed_table import TableKind
+from wsiad.core.typed_files import TableKind
 from wsiad.exports.qupath.objects import add_measurements
 from wsiad.results.compared_slides import ComparedFolder, ComparedSlide
 from wsiad.results.file_names import (

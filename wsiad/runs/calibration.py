@@ -11,7 +11,7 @@ import pydantic
 
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import Detector, Scores, TileSource
 

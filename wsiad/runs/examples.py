@@ -31,11 +31,11 @@ from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.core.files import atomic_file, parse_json
 from wsiad.core.images import decode, jpeg
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.learning.batches import sample
 from wsiad.learning.batches import windows as cut
 from wsiad.learning.detector import Detector, Embedding, Embeds, Reconstructs, Tiles, TileSource
-from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.runs.anomalies import spread
 from wsiad.runs.split import SlideTiles
 from wsiad.store.stored_slide import StoredSlide
@@ -81,7 +81,7 @@ class HealthyExamples:
     mpp : float
         Scale of the examples, µm/px.
     difference : tuple of float or None
-        Quantiles, at :data:`wsiad.pictures.colours.HEALTHY_LEVELS`, of the differences between
+        Quantiles, at :data:`wsiad.pictures.colour_scale.HEALTHY_LEVELS`, of the differences between
         places of healthy tiles that were held out from the fit and their reconstructions;
         ``None`` if the detector does not reconstruct.
     """

@@ -23,7 +23,7 @@ from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.core.files import write_json
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 from wsiad.detectors import registry
 from wsiad.learning.detector import (
     AnomalousTiles,
@@ -35,10 +35,10 @@ from wsiad.learning.detector import (
     HealthyTiles,
     InputSpec,
 )
-from wsiad.learning.device import choose_device
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks, choose_device
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
 from wsiad.runs.calibration import Calibration, calibrate
+from wsiad.runs.compatibility import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.runs.examples import choose_examples
 from wsiad.runs.healthy_tiles import (
     TrainingOptions,
@@ -47,7 +47,6 @@ from wsiad.runs.healthy_tiles import (
     tile_source,
     usable_tiles,
 )
-from wsiad.runs.preparation import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use, split_slides
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds

@@ -31,12 +31,11 @@ from wsiad.core.config import CONFIG, RECORD, Config, build
 from wsiad.core.errors import PluginError, RunError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.core.json_record import checked
-from wsiad.core.plugins import Distribution
-from wsiad.core.provenance import versions
+from wsiad.core.packages import Distribution, versions
+from wsiad.core.typed_files import checked
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, InputSpec, State
-from wsiad.learning.device import choose_device
+from wsiad.learning.devices import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import WEIGHTS, begin

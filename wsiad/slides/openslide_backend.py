@@ -15,14 +15,13 @@ import openslide
 
 from wsiad.core.errors import DamagedTileError, SlideOpenError, SlideReadError
 from wsiad.core.geometry import Box, Size
+from wsiad.slides.inspection import TileInspector, find_inspector, pixel_type, wrong_pixels
 from wsiad.slides.levels import find_levels
-from wsiad.slides.pixel_type import pixel_type, wrong_pixels
 from wsiad.slides.reader import ReaderCrash, ReadSlide
 from wsiad.slides.scale import find_scale
 from wsiad.slides.slide import Edges, Region, Slide
 from wsiad.slides.slide_files import slide_state, stub_problem
 from wsiad.slides.tiff_tiles import TiledLevel, compression_name
-from wsiad.slides.tile_inspection import TileInspector, find_inspector
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
-from wsiad.core.typed_table import TableKind
+from wsiad.core.typed_files import TableKind
 
 SLIDES_TABLE = "slides.csv"
 """Name of the table in a store and in a results folder."""

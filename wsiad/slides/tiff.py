@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from wsiad.core.errors import DamagedTileError, DirectReadError, SlideReadError
 from wsiad.core.geometry import Size
+from wsiad.slides.inspection import TIFF_FORMATS
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Edges, Region, Slide
 from wsiad.slides.tiff_tiles import TiledLevel, decode_tile, read_layout
 from wsiad.slides.tile_cache import TileCache, cut_by_tile, inside
-from wsiad.slides.tile_inspection import TIFF_FORMATS
 
 logger = logging.getLogger(__name__)
 

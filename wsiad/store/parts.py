@@ -32,11 +32,10 @@ from wsiad.store.group import (
 from wsiad.store.group_facts import group_facts, open_group, read_column
 from wsiad.store.tile_store import TileStore, parts_folder
 from wsiad.store.writer import check_unchanged, library_versions, write_rest, write_tiles
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tiling.preparation import CompressionOptions
 from wsiad.tiling.stream import Example, TileBlock
-from wsiad.tissue.quality import COLUMNS
+from wsiad.tissue.quality import COLUMNS, LeftOut
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from wsiad.core.errors import StoreError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
 from wsiad.store.group_facts import array_shape, open_group, read_column, slide_facts
 from wsiad.store.shards import ShardReader
-from wsiad.tiling.left_out import LeftOut
-from wsiad.tissue.quality import COLUMNS, Reason
+from wsiad.tissue.quality import COLUMNS, LeftOut, Reason
 
 _UNCHECKED = (
     "it has no tiles, and the version of wsiad that tiled it did not check whether all of it was "

@@ -15,7 +15,7 @@ from wsiad.compute.batch import BatchTask, Divided, PartDone
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (

@@ -19,11 +19,10 @@ from wsiad.slides.slide import Slide
 from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.store.group import TileArray, beside, create_group, write_array, write_attributes
 from wsiad.store.tile_store import TileStore
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tiling.stream import TileBlock, choose_examples, stream
 from wsiad.tiling.verdict import why_unusable
-from wsiad.tissue.quality import COLUMNS, Reason, count_reasons, judge
+from wsiad.tissue.quality import COLUMNS, LeftOut, Reason, count_reasons, judge
 
 
 def write_slide(

@@ -20,7 +20,7 @@ import tifffile
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file, write_text
 from wsiad.core.geometry import Mpp
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.synthetic.anatomy import Outline, lay_out
 from wsiad.synthetic.render import Rgb, draw
 

@@ -16,7 +16,7 @@ from wsiad.exports.export_format import ALIASES, ALWAYS, ExportFormat, Findings
 from wsiad.heatmaps.peaks import find_peaks
 from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colours import ColourScale
+from wsiad.pictures.colour_scale import ColourScale
 
 _THRESHOLD = 6.0
 

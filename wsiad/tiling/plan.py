@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from wsiad.core.errors import InputError, SlideOpenError, StainError
 from wsiad.core.geometry import Grid, IntArray, Mpp, Size
 from wsiad.core.hdf5 import dataset, open_hdf5, reading
+from wsiad.slides.inspection import check_pixels
 from wsiad.slides.opening import open_slide
-from wsiad.slides.pixel_type import check_pixels
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Region, Slide
 from wsiad.stain.colour_table import ColourTable

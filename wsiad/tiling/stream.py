@@ -19,9 +19,8 @@ import numpy.typing as npt
 from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import IntArray, Size
 from wsiad.slides.slide import Region
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan
-from wsiad.tissue.quality import Reason, judge, measure
+from wsiad.tissue.quality import LeftOut, Reason, judge, measure
 from wsiad.tissue.tissue_options import QualityThresholds
 
 _BLOCK_PX = 1024

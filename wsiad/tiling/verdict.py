@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wsiad.slides.slide_table import DAMAGED_THERE
-from wsiad.tiling.left_out import LeftOut
 from wsiad.tiling.plan import SlidePlan, select
-from wsiad.tissue.quality import Reason
+from wsiad.tissue.quality import LeftOut, Reason
 from wsiad.tissue.unseen import Unseen
 
 

@@ -17,13 +17,13 @@ from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.files import DISK_FULL
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
+from wsiad.core.terminal import Progress
 from wsiad.detectors import registry
 from wsiad.evaluation.auc import delong
 from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
-from wsiad.learning.device import choose_device, windows_at_once
+from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
 from wsiad.tuning.space import Params, SearchOptions, options_of

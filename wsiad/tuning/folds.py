@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, spread
+from wsiad.runs.compatibility import check_prepared_alike
 from wsiad.runs.healthy_tiles import healthy_slides, store_fingerprint, usable_tiles
-from wsiad.runs.preparation import check_prepared_alike
 from wsiad.runs.split import SlideTiles
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 from wsiad.tuning.space import SearchOptions, Space, options_of, values_of

@@ -12,7 +12,7 @@ from pydantic import Field
 from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError
 from wsiad.core.ownership import holds_other
-from wsiad.core.progress import Progress
+from wsiad.core.terminal import Progress
 from wsiad.results.file_names import REPORT
 from wsiad.verbs import function_of
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from wsiad.core.config import Config, verb
 from wsiad.core.errors import WsiadError
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 

@@ -14,8 +14,8 @@ from wsiad.core.csv_file import table_text
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import read_json, write_json, write_text
 from wsiad.core.ownership import refuse_foreign
-from wsiad.core.progress import Progress
 from wsiad.core.signals import raise_if_ended
+from wsiad.core.terminal import Progress
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow
 

@@ -18,7 +18,7 @@ from wsiad.compute.compute_options import ComputeOptions, record_path
 from wsiad.core.config import Order, Paths, QuietOptions, verb
 from wsiad.core.files import write_json
 from wsiad.core.ownership import clear_leftovers
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
@@ -119,7 +119,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         There is no such cluster or scheduler, or it takes no jobs.
     """
     # torch takes seconds to import, which `--help` must not.
-    from wsiad.learning.device import choose_device
+    from wsiad.learning.devices import choose_device
     from wsiad.results.scoring import scored_row, stored_row
     from wsiad.results.scoring_inputs import plan_scoring
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from wsiad.core.config import QuietOptions, build, verb
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_json, write_json
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
 from wsiad.learning.training_options import END_WORDS, DeviceOptions, LimitOptions
 from wsiad.runs.claim import WEIGHTS, taken
 from wsiad.runs.healthy_tiles import (
@@ -90,7 +90,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """
     from wsiad.learning.contrastive import ContrastiveOptions, new_training
     from wsiad.learning.detector import Budget, FitContext, HealthyTiles
-    from wsiad.learning.device import choose_device
+    from wsiad.learning.devices import choose_device
     from wsiad.runs.split import split_slides
     from wsiad.store.tile_store import TileStore
 

@@ -14,8 +14,8 @@ from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.files import write_json, write_text
 from wsiad.core.ownership import refuse_foreign
-from wsiad.core.progress import Progress
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
+from wsiad.core.terminal import Progress
 from wsiad.evaluation.groups import (
     NORMAL,
     TUMOUR,
@@ -29,8 +29,8 @@ from wsiad.evaluation.groups import (
 )
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.results.file_names import EVALUATION
+from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import store_fingerprint
-from wsiad.runs.preparation import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_lines, unseen_slides
 
@@ -106,7 +106,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.evaluation.auc import slide_auc, tile_auroc
-    from wsiad.learning.device import choose_device, windows_at_once
+    from wsiad.learning.devices import choose_device, windows_at_once
     from wsiad.runs.run import RunFolder
     from wsiad.store.tile_store import TileStore
 

@@ -12,8 +12,8 @@ from wsiad.detectors import registry
 from wsiad.learning.training_options import END_WORDS
 from wsiad.runs.anomalies import check_use
 from wsiad.runs.claim import taken
+from wsiad.runs.compatibility import PREPARATION
 from wsiad.runs.healthy_tiles import TrainingOptions
-from wsiad.runs.preparation import PREPARATION
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> TrainResult:
         The folder holds a complete run, or one of another configuration.
     """
     # torch takes seconds to import, which `--help` must not.
-    from wsiad.learning.device import choose_device
+    from wsiad.learning.devices import choose_device
     from wsiad.runs.fitting import anomalies_of, check_devices, choose, make_run
     from wsiad.runs.run import RUN
 

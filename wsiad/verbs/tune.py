@@ -25,8 +25,8 @@ from wsiad.core.config import (
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
 from wsiad.core.ownership import claimed, refuse_foreign
-from wsiad.core.progress import Progress
-from wsiad.core.provenance import versions
+from wsiad.core.packages import versions
+from wsiad.core.terminal import Progress
 from wsiad.tuning.space import SearchOptions, check_space
 from wsiad.tuning.trials import FAILED, Trial, best
 from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
@@ -131,7 +131,7 @@ def tune(config: TuneConfig) -> TuneResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.detectors import registry
-    from wsiad.learning.device import choose_device
+    from wsiad.learning.devices import choose_device
     from wsiad.tuning.course import run_search
     from wsiad.tuning.folds import search_tiles
     from wsiad.tuning.search import optuna

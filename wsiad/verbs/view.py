@@ -16,8 +16,8 @@ from pydantic import Field
 
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError
-from wsiad.core.progress import tell
 from wsiad.core.signals import Terminated
+from wsiad.core.terminal import tell
 from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiad.core.geometry import Box, Size
-from wsiad.pictures.colours import HEALTHY_LEVELS
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.results import file_names as names
 from wsiad.results.outline_shapes import OutlinedShape
 from wsiad.results.records import HeatmapPlacement

@@ -20,7 +20,7 @@ from wsiad.learning.adversarial_game import (
     WassersteinLoss,
     drawn_mix,
 )
-from wsiad.learning.ranks import Ranks
+from wsiad.learning.devices import Ranks
 from wsiad.learning.stages import Stage
 from wsiad.networks.autoencoder import AutoencoderShape, encoder, from_image, initialise
 from wsiad.networks.growing import encoded, growing_edges

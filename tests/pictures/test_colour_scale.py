@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from wsiad.core.errors import ConfigError
-from wsiad.pictures.colours import HEALTHY_LEVELS, ColourScale
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 
 
 def test_the_ends_and_the_middle():

@@ -1,12 +1,14 @@
-"""Entry points of other packages: found without importing anything, loaded in one line.
+"""Installed packages: versions of those that decide numbers, and plug-ins that others bring.
 
-The files of packages are strangers': damaged metadata of one hides nothing of the others, and
-an error names the package.
+Plug-ins are entry points: found without importing anything, loaded in one line. The files of
+packages are strangers': damaged metadata of one hides nothing of the others, and an error names
+the package.
 """
 
 from __future__ import annotations
 
 import functools
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -14,9 +16,27 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from wsiad._version import __version__
 from wsiad.core.errors import PluginError
 
 _MOST_TEXT = 200
+_COMPUTING = (
+    "imagecodecs",
+    "numba",
+    "numcodecs",
+    "numpy",
+    "opencv-python-headless",
+    "openslide-bin",
+    "openslide-python",
+    "safetensors",
+    "scikit-image",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "torchvision",
+    "zarr",
+)
+"""Packages that decide numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +176,14 @@ def normalised(name: str) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:_MOST_TEXT]
+
+
+def versions() -> dict[str, str]:
+    """Versions of wsiad, Python and the packages that compute."""
+    found = {"wsiad": __version__, "python": platform.python_version()}
+    for name in _COMPUTING:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
