@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 
-from wsiad.learning.detector import DetectorOptions
-from wsiad.networks.features import AUTO, BackboneFeatures, Normalisation
+from wsiad.learning.detector import DetectorOptions, FitContext
+from wsiad.networks.features import AUTO, BackboneFeatures, Normalisation, settle
 from wsiad.networks.weights import Weights
 
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -59,6 +59,20 @@ class BackboneOptions(DetectorOptions):
 
 
 O = TypeVar("O", bound=BackboneOptions)  # noqa: E741
+
+
+def settled(options: O, context: FitContext) -> tuple[O, Weights]:
+    """Return options with the backbone that is used, and its weights.
+
+    Raises
+    ------
+    WeightsError
+        The weights are not on this machine, or of a network that has to be named.
+    """
+    chosen = settle(
+        options.backbone, context.weights, seed=context.seed, arguments=options.backbone_args
+    )
+    return options.model_copy(update={"backbone": chosen.name}), chosen.weights
 
 
 def about(found: Weights, backbone: BackboneFeatures, *, name: str) -> dict[str, Any]:

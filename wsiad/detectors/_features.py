@@ -35,7 +35,7 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.networks import features
-from wsiad.networks.features import AUTO, BackboneFeatures, settle
+from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
 
@@ -231,7 +231,7 @@ class FeatureDetector(Detector):
             The backbone's weights are not on this machine.
         """
         self._device, self._seed = context.device, context.seed
-        found = self._settled(context)
+        self.options, found = _backbone.settled(self.options, context)
         about = self._look_through(found)
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
@@ -243,17 +243,6 @@ class FeatureDetector(Detector):
             "channels": vectors.shape[1],
         }
         return FitReport(ended_by="fitted", notes=dict(self._about))
-
-    def _settled(self, context: FitContext) -> Weights:
-        """Return the backbone's weights, and record the backbone in the options."""
-        chosen = settle(
-            self.options.backbone,
-            context.weights,
-            seed=context.seed,
-            arguments=self.options.backbone_args,
-        )
-        self.options = self.options.model_copy(update={"backbone": chosen.name})
-        return chosen.weights
 
     def _look_through(self, found: Weights) -> dict[str, Any]:
         """Load weights into the backbone; return the facts that a run records."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
+from wsiad.detectors import _backbone
 from wsiad.detectors._features import (
     MIDDLE,
     DefaultLayers,
@@ -153,7 +154,7 @@ class LabelledDetector(FeatureDetector):
         if context.anomalies is None:
             raise DetectorError("learns from labelled anomalous tiles, and there are none")
         self._device = context.device
-        found = self._settled(context)
+        self.options, found = _backbone.settled(self.options, context)
         about = self._look_through(found)
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)

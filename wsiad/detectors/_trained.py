@@ -38,7 +38,7 @@ from wsiad.learning.step import Loss
 from wsiad.learning.training_options import BatchSize, LoopOptions, ValInterval
 from wsiad.networks import features
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
-from wsiad.networks.features import AUTO, BackboneFeatures, settle
+from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 
 SCORE_BATCH = 128
@@ -253,14 +253,8 @@ class DistilledDetector(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        chosen = settle(
-            self.options.backbone,
-            context.weights,
-            seed=context.seed,
-            arguments=self.options.backbone_args,
-        )
-        found = chosen.weights
-        options = self.options = self.options.model_copy(update={"backbone": chosen.name})
+        self.options, found = _backbone.settled(self.options, context)
+        options = self.options
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         teacher = self._teacher(found.tensors, padding, source=source)

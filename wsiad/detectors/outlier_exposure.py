@@ -35,7 +35,7 @@ from wsiad.learning.detector import (
     Tiles,
 )
 from wsiad.learning.training_options import MaxSteps, Schedule
-from wsiad.networks.features import AUTO, BackboneFeatures, settle
+from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 
 
@@ -223,13 +223,7 @@ class OutlierExposure(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        chosen = settle(
-            self.options.backbone,
-            context.weights,
-            seed=context.seed,
-            arguments=self.options.backbone_args,
-        )
-        self.options = self.options.model_copy(update={"backbone": chosen.name})
+        self.options, weights = _backbone.settled(self.options, context)
         probe = LinearProbe(self.options.probe(), self.spec)
         found = probe.fit(tiles, context).notes
         network = self._started_from(probe.state())
@@ -251,7 +245,7 @@ class OutlierExposure(TrainedDetector):
             tiles=tiles,
             context=context,
             identity={
-                "weights": chosen.weights.sha256,
+                "weights": weights.sha256,
                 "anomalies": hashlib.sha256(anomalous.numpy().tobytes()).hexdigest(),
             },
             recipe=self._recipe(network, anomalous, context),
