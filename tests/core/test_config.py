@@ -73,7 +73,7 @@ def test_dump_and_read_back(tmp_path):
         ("name: a\nscale: wide", "scale: 'wide' is not allowed; it should be a valid number"),
         ("name: a\nscale: .nan", "scale: .*finite"),
         ("- a", "does not hold a mapping"),
-        ("name: a\nname: b", "given twice"),
+        ("name: a\nname: b", "occurs twice"),
         ("name: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
         ("name: [", "cannot be read as YAML"),
     ],
@@ -227,7 +227,7 @@ def test_a_json_object_is_read_back(tmp_path):
         (b"{", "Expecting property name"),
         (b"\xff", "decode"),
         (b"[" * 100_000, "cannot be read"),
-        (b'[{"a": 1}]', "holds no JSON object"),
+        (b'[{"a": 1}]', "does not hold a JSON object"),
         (b'{"a": 1}', "has no b, c"),
     ],
 )
@@ -251,7 +251,7 @@ def test_an_empty_path_is_not_the_current_folder(given):
     assert build(Places, {"title": ""}).title == ""
     assert build(Places, {"out": "."}).out == Path()
     (name,) = given
-    with pytest.raises(ConfigError, match=f"{name}: an empty path is no path"):
+    with pytest.raises(ConfigError, match=f"{name}: an empty path is not a path"):
         build(Places, given)
 
 

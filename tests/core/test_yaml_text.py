@@ -34,11 +34,11 @@ def laughs(item: str, link: str) -> str:
         ("{a: " * 60 + "1" + "}" * 60, "nested deeper than 50 levels"),
         (laughs("[x, x]", "[{}]"), "100,000 values, aliases counted"),
         (laughs("{x: 1}", "{{<<: [{}]}}"), "100,000 values, aliases counted"),
-        ("&a [*a]", "a part of"),
+        ("&a [*a]", "a value that contains it"),
         ("a: *b", "undefined alias"),
         ("9" * 5000, "digits"),
         ("a: \x1b", "special characters"),
-        ("a: 1\na: 2", "given twice"),
+        ("a: 1\na: 2", "occurs twice"),
         ("!!map [1]", "."),
     ],
 )
@@ -77,7 +77,7 @@ def test_files_that_cannot_be_a_configuration(tmp_path):
     with pytest.raises(ConfigError, match="it is not UTF-8"):
         read_yaml(path)
     path.write_text("1: a")
-    with pytest.raises(ConfigError, match="the key 1 is no text"):
+    with pytest.raises(ConfigError, match="the key 1 is not a text"):
         read_yaml(path)
     with pytest.raises(ConfigError, match=r"[Ii]s a directory"):
         read_yaml(tmp_path)

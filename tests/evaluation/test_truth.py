@@ -60,7 +60,7 @@ def test_labels_are_understood_as_those_of_manifests(tmp_path, word, tumour):
         ("image,type\na.tif,tumor\na.svs,normal\n", "row 3.*a is listed twice"),
         ("image,type\n../a,tumor\n", "row 2.*cannot be used as a name"),
         ("image,type\n,tumor\n", "row 2.*cannot be used as a name"),
-        ('image,type\n"a,tumor\n', "no CSV"),
+        ('image,type\n"a,tumor\n', "not CSV"),
         ("image,type\n\x00,tumor\n", "reference.csv"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_reference_that_is_missing_or_no_text_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match="cannot be read: No such file"):
         read_reference(tmp_path / "none.csv")
     (tmp_path / "r.csv").write_bytes(b"image,type\n\xff\xfe,tumor\n")
-    with pytest.raises(EvaluationError, match="is no CSV"):
+    with pytest.raises(EvaluationError, match="is not CSV"):
         read_reference(tmp_path / "r.csv")
 
 

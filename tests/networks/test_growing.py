@@ -422,7 +422,7 @@ def test_folders_that_statistics_cannot_be_taken_from(tmp_path, weights):
     with pytest.raises(DetectorError, match="holds no picture"):
         fit(folder)
     picture(folder / "small.png", np.zeros((20, 50, 3), np.uint8))
-    with pytest.raises(InputError, match="50 × 20 px; a window takes 32 × 32"):
+    with pytest.raises(InputError, match="50 × 20 px; a window needs 32 × 32"):
         fit(folder)
     (folder / "small.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match="cannot be read as a JPEG"):

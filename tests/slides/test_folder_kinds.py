@@ -121,7 +121,7 @@ def test_what_the_system_refuses_is_said_in_one_line(tmp_path):
     assert "ulimit -f allows. Make room" in said(OSError(errno.EFBIG, "File too large"))
     assert "quota is full. Make room" in said(OSError(errno.ENOSPC, "No space left"))
     text = said(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x.csv"))
-    assert text.startswith("x.csv: permission denied. Give another path")
+    assert text.startswith("x.csv: permission denied. Use another path")
     with pytest.raises(OSError, match=r"large") as error:
         with atomic_file(tmp_path / "w"):
             raise RuntimeError("Error while serializing: I/O error: File too large (os error 27)")

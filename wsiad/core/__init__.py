@@ -1,1 +1,1 @@
-"""The ground of all rooms: errors, files, configs, geometry, progress."""
+"""The foundation of all rooms: errors, files, configs, geometry, progress."""

@@ -1,4 +1,4 @@
-"""Inner loops over pixels, compiled when first called and kept on disk for the next process."""
+"""Compilation of inner loops over pixels, at the first call, kept on disk for other processes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
-"""A C-contiguous array of one axis."""
+"""C-contiguous array of one axis."""
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """Compile a function of arrays and numbers; it runs without holding the interpreter.
+    """Compile a function of arrays and numbers, which then runs without Python's lock.
 
-    Dividing by zero gives infinity or NaN, as in NumPy: a loop that may stop at any
-    element with an exception works on one at a time.
+    Division by zero gives infinity or NaN, as in NumPy; a loop that may raise at any element
+    could not be vectorised.
 
-    What was compiled is kept beside the module or in the user's cache (``NUMBA_CACHE_DIR``
-    says where); where neither can be written, each process compiles anew.
+    The compiled code is kept next to the module, or in the user's cache (``NUMBA_CACHE_DIR``
+    sets its place). If neither can be written, each process compiles again.
     """
     try:
         made = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
@@ -36,11 +36,11 @@ _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)
 
 @compiled
 def load_word(values: Bytes, start: int) -> np.uint32:
-    """Read four bytes of an array, the first one lowest, from any place on that is not negative.
+    """Read four bytes of an array as a word, the first byte lowest, from a position of 0 or more.
 
-    For compiled loops; nothing checks that the bytes belong to the array. LLVM makes one
-    load of the four, as the numbers of the bytes are unsigned: those that may count from
-    the end are looked at one by one.
+    It is for compiled loops, and does not check that the bytes belong to the array. LLVM turns
+    the four reads into one because the byte numbers are unsigned; signed ones, which can count
+    from the end, are tested one by one.
     """
     at = np.uintp(start)
     word = np.uint32(values[at]) | np.uint32(values[at + np.uintp(1)]) << _8
@@ -50,7 +50,7 @@ def load_word(values: Bytes, start: int) -> np.uint32:
 
 @compiled
 def store_word(values: Bytes, start: int, word: np.uint32) -> None:
-    """Write a word over four bytes of an array, likewise."""
+    """Write a word over four bytes of an array; see :func:`load_word`."""
     at = np.uintp(start)
     values[at] = np.uint8(word)
     values[at + np.uintp(1)] = np.uint8(word >> _8)

@@ -1,11 +1,9 @@
-"""Typed configurations: one model behind a verb's YAML file, its flags and its API.
+"""Typed configurations: one model for a verb's YAML file, its flags and its API.
 
-Every verb of the package has one frozen :class:`Config`. Unknown keys are errors,
-values are checked where they enter, and the resolved config is stored with whatever
-it made.
-
-What is wrong with a configuration is told in pydantic's words, on one line, with the key, the
-value and the nearest key.
+Every verb of the package has one frozen :class:`Config`. Unknown keys are errors, values are
+checked when they enter, and the resolved config is stored with the verb's results. Errors of a
+configuration are reported in pydantic's words, on one line, with the key, the value and the
+nearest key.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _SAID = {
     "list_type": "a list",
     "path_type": "a path",
 }
-"""Words for what is allowed, where pydantic says it in Python's."""
+"""Words for what is allowed, where pydantic uses Python's own."""
 
 
 def explained(
@@ -47,25 +45,25 @@ def explained(
     values: Mapping[str, Any],
     shown: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
-    """Return what is wrong with the values of a config, and which keys there are.
+    """Return the faults of a config's values, and the keys that exist.
 
     Parameters
     ----------
     cls : type
         The config that the values were for.
     error : ValidationError
-        It is told in pydantic's words, one sentence for a value that fits no alternative.
+        Error of pydantic; a value that fits no alternative becomes one sentence.
     values : mapping
-        What was given.
+        Values that were set.
     shown : mapping of str to str, optional
-        How missing keys are called where they were to be given.
+        Names for missing keys, as in the place where they should be set.
 
     Returns
     -------
     problem : str
-        Each bad value with what it should be, each key that is missing or unknown.
+        Each bad value with what it should be, and each key that is missing or unknown.
     known : str
-        The known keys, where one is unknown; else empty.
+        The known keys if one is unknown; otherwise empty.
     """
     faults: dict[tuple[int | str, ...], list[Mapping[str, Any]]] = {}
     for fault in error.errors(include_url=False):
@@ -91,7 +89,7 @@ def explained(
 
 
 def _place(fault: Mapping[str, Any], values: Any) -> tuple[int | str, ...]:
-    """Return where a fault is; pydantic also names the alternative of a union there."""
+    """Return the place of a fault, without the alternatives of a union that pydantic adds."""
     place: list[int | str] = []
     for number, part in enumerate(fault["loc"]):
         if isinstance(values, Mapping) and part in values:
@@ -105,7 +103,7 @@ def _place(fault: Mapping[str, Any], values: Any) -> tuple[int | str, ...]:
 
 
 def _problem(faults: Sequence[Mapping[str, Any]]) -> str:
-    """Say what is wrong with a value, of which no alternative accepts it."""
+    """Return what is wrong with a value that no alternative accepts."""
     given = repr(faults[0]["input"])
     if len(given) > _LONGEST:
         given = f"{given[:_LONGEST]}…"
@@ -123,7 +121,7 @@ def _problem(faults: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _known_keys(cls: type[pydantic.BaseModel], place: Iterable[int | str]) -> list[str]:
-    """Return the known keys of a config or of one within it."""
+    """Return the known keys of a config, or of one within it."""
     for part in place:
         if part in cls.model_fields:
             cls = next(_models(cls.model_fields[str(part)].annotation), cls)
@@ -131,7 +129,7 @@ def _known_keys(cls: type[pydantic.BaseModel], place: Iterable[int | str]) -> li
 
 
 def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    """Yield the configs that a type speaks of."""
+    """Yield the configs that a type contains."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         yield annotation
     for part in typing.get_args(annotation):
@@ -139,9 +137,9 @@ def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
 
 
 CONFIG: Final = "config.yaml"
-"""In the folder of whatever a verb makes: the verb's resolved configuration."""
+"""Name of the file, in the folder that a verb makes, of the verb's resolved configuration."""
 RECORD: Final = "run.json"
-"""In the folder of whatever a verb makes: what was done, and by which versions."""
+"""Name of the file, in the folder that a verb makes, of its record: work done, and versions."""
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")
@@ -152,10 +150,10 @@ def _config_listed(value: object) -> object:
 
 
 Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_config_listed)]
-"""Any number of paths; a single one may be given as it is."""
+"""Any number of paths; a single path can be set without a list."""
 
 Texts = Annotated[tuple[str, ...], pydantic.BeforeValidator(_config_listed)]
-"""Any number of texts; a single one may be given as it is."""
+"""Any number of texts; a single text can be set without a list."""
 
 
 def _is_empty_path(value: object) -> bool:
@@ -170,10 +168,10 @@ Order = tuple[str | types.EllipsisType, ...]
 class Config(pydantic.BaseModel):
     """Base of all configurations: frozen, no unknown keys, docstrings as descriptions.
 
-    A config may be made of others, each with the options of one matter. Theirs come in the
-    order in which the last named base, the one before it and so on list them, and its own
-    after them. ``ORDER`` names options that stand elsewhere, around ``...`` for all others;
-    it holds for `--help` and for stored configs, and configs made of this one keep it.
+    A config can be composed of others, each with the options of one subject. Their options come
+    first, those of the last named base before those of the base in front of it; the config's own
+    follow. ``ORDER`` names options with another position, around ``...`` for all others. It
+    holds for `--help` and for stored configs, and configs made of this one keep it.
 
     Examples
     --------
@@ -195,7 +193,7 @@ class Config(pydantic.BaseModel):
     )
 
     kept: ClassVar[frozenset[str]] = frozenset()
-    """Fields that stay as they are in what the verb works on, where they are not given."""
+    """Fields that keep the value of the verb's input if they are not set."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -214,7 +212,7 @@ class Config(pydantic.BaseModel):
             cls.model_rebuild(force=True)
 
     def part(self, kind: type[C]) -> C:
-        """Return the options of one of the configs that this one is made of, alone."""
+        """Return only the options of one of the configs of which this one is made."""
         return kind(**{key: getattr(self, key) for key in kind.model_fields})
 
     @pydantic.field_validator("*", mode="before")
@@ -224,15 +222,15 @@ class Config(pydantic.BaseModel):
         if not _is_empty_path(value):
             return value
         if "Path" in str(cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError("an empty path is no path; write . for the current folder")
+            raise ValueError("an empty path is not a path; write . for the current folder")
         return value
 
 
 class QuietOptions(Config):
-    """How much a verb tells while it works."""
+    """Options of the messages that a verb prints while it works."""
 
     quiet: bool = False
-    """No progress output."""
+    """Print no progress."""
 
 
 def build(
@@ -242,22 +240,22 @@ def build(
     source: str = "config",
     shown: Mapping[str, str] | None = None,
 ) -> C:
-    """Validate values into a config.
+    """Validate values and return them as a config.
 
     Parameters
     ----------
     cls : type
     values : mapping
     source : str
-        Where the values are from, for errors.
+        Source of the values, for errors.
     shown : mapping of str to str, optional
-        How fields are called where they were to be given, for errors of those that are missing.
+        Names of fields in the place where they should be set, for errors about missing fields.
 
     Raises
     ------
     ConfigError
-        Naming every bad key, what is wrong with its value and what is allowed, and for
-        an unknown key the nearest known one.
+        A key is bad. The error names every bad key, what is wrong with its value and what is
+        allowed, and for an unknown key the nearest known one.
     """
     try:
         return cls.model_validate(dict(values))
@@ -284,9 +282,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("does not hold a mapping of keys to values", subject=str(path))
     if other := [key for key in values if not isinstance(key, str)]:
         raise ConfigError(
-            f"the key {other[0]!r} is no text",
+            f"the key {other[0]!r} is not a text",
             subject=str(path),
-            remedy="Put quotes around it, or give the name of an option.",
+            remedy="Put quotes around it, or use the name of an option.",
         )
     return values
 
@@ -298,12 +296,12 @@ def resolve(
     flags: Mapping[str, Any],
     shown: Mapping[str, str] | None = None,
 ) -> C:
-    """Merge a YAML file and flags (which win) into a config; ``shown`` as for :func:`build`.
+    """Merge a YAML file and flags, which override it; ``shown`` is as for :func:`build`.
 
     Raises
     ------
     ConfigError
-        Anything in either is not valid.
+        A value of either is not valid.
     """
     values = read_yaml(file) if file else {}
     for key, value in flags.items():
@@ -320,19 +318,19 @@ def dump_yaml(config: Config) -> str:
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Store a resolved config beside what it made, atomically."""
+    """Store a resolved config next to the verb's results, atomically."""
     write_text(path, dump_yaml(config))
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
-    """Say which values of two dumped configs differ, with both: ``seed 0 (now 7)``.
+    """Return the differences between two dumped configs, with both values: ``seed 0 (now 7)``.
 
     Parameters
     ----------
     was, now : mapping
-        Of JSON values; a key that one lacks is ``not stated`` there.
+        Mappings of JSON values; a key that is missing in one is ``not stated`` there.
     prefix : str
-        Before the names of keys.
+        Prefix of the names of keys.
     """
     told: list[str] = []
     for key in dict.fromkeys([*was, *now]):
@@ -353,17 +351,17 @@ def _short(value: object) -> str:
 
 
 def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
-    """Let a function of one config also be called with the config's fields.
+    """Make a function of one config also callable with the config's fields.
 
-    ``f(config)`` and ``f(field=value, …)`` do the same; in the second form the
-    values are checked as those of a file are.
+    ``f(config)`` and ``f(field=value, …)`` do the same. In the second form, the values are
+    checked like those of a file.
     """
 
     def decorate(function: Callable[[C], R]) -> Callable[..., R]:
         @functools.wraps(function)
         def call(config: C | None = None, /, **fields: Any) -> R:
             if config is not None and fields:
-                raise ConfigError("give a config or its fields, not both")
+                raise ConfigError("pass a config or its fields, not both")
             if config is not None and not isinstance(config, cls):
                 raise ConfigError(f"expected a {cls.__name__}, got {type(config).__name__}")
             checked = (

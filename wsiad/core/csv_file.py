@@ -1,8 +1,8 @@
-"""CSV files: those of people, with rows by their number, and ours, of which no cell is a formula.
+"""CSV files: those that users write, with numbered rows, and wsiad's own, free of formulas.
 
-A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, be it the
-name of a slide. Such a text is written with an apostrophe before it, by which spreadsheets know
-a text, and read without it. Numbers stay as they are.
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, even if it
+is the name of a slide. Such a text is written with an apostrophe before it, which marks a text for
+spreadsheets, and read without it. Numbers are unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from wsiad.core.errors import WsiadError
 
 MAX_BYTES = 1 << 28
-"""Largest file that is read as a table."""
+"""Maximum size of a file that is read as a table, in bytes."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII)
@@ -33,9 +33,9 @@ class Row:
     Parameters
     ----------
     number : int
-        Line of the file on which it ends, counted from 1, the header included.
+        Line of the file on which the row ends, counted from 1, the header included.
     cells : tuple of str
-        What :func:`safe` was given; white space around it is gone where that was asked for.
+        Cells without the apostrophes of :func:`safe`, and stripped if requested.
     """
 
     number: int
@@ -47,18 +47,18 @@ def read_rows(
 ) -> list[Row]:
     """Read the rows of a CSV file that are not blank.
 
-    UTF-8, with a byte order mark or without, or UTF-16 with one, as Excel writes both.
+    The file is UTF-8 with or without a byte order mark, or UTF-16 with one, as Excel writes both.
 
     Parameters
     ----------
     path : Path
     error : type
-        Of the error where that is not possible: what the table is for, the caller knows.
+        Type of the error that is raised; the caller knows the purpose of the table.
     subject : str, optional
-        Of the error; by default the path.
+        Subject of the error; by default the path.
     delimiters : str
-        What may part the cells. Of several, the one that the first line has most of, the
-        first of them where none is there.
+        Characters that can separate the cells. The one that is most frequent in the first line
+        is used, or the first one if none occurs.
 
     Raises
     ------
@@ -78,36 +78,36 @@ def read_rows(
         ) from cause
     except (UnicodeError, csv.Error) as cause:
         raise error(
-            f"{path} cannot be read as CSV ({cause})" if subject else f"is no CSV ({cause})",
+            f"{path} cannot be read as CSV ({cause})" if subject else f"is not CSV ({cause})",
             subject=subject or str(path),
-            remedy="Give a comma-separated file in UTF-8.",
+            remedy="Pass a comma-separated file in UTF-8.",
         ) from cause
     return rows
 
 
 class _TooLargeError(ValueError):
-    """A file has more bytes than a table may have."""
+    """A file is larger than a table may be."""
 
 
 def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> list[Row]:
-    """Read the rows of a CSV file that are not blank, with the errors of Python.
+    """Read the rows of a CSV file that are not blank; raise Python's own errors.
 
     Parameters
     ----------
     path : Path
     delimiters : str
-        As for :func:`read_rows`.
+        Characters that can separate cells, as for :func:`read_rows`.
     strip : bool
-        Take away white space around cells.
+        True to strip white space around cells.
 
     Raises
     ------
     OSError
         The file cannot be read.
     ValueError
-        It is too large, or no text.
+        The file is too large, or is not text.
     csv.Error
-        It is not CSV.
+        The file is not CSV.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
@@ -125,7 +125,7 @@ def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> lis
 
 
 def safe(text: str) -> str:
-    """Return a cell's text as it is written; :func:`plain` gives it back.
+    """Return a cell's text in the form in which it is written; :func:`plain` restores it.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def safe(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text of a cell that :func:`safe` wrote, or that a person marked as text."""
+    """Return the text of a cell that :func:`safe` wrote, or that a user marked as text."""
     marked = text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK))
     return text[1:] if marked else text
 
@@ -153,7 +153,7 @@ def table_text(
     header : sequence of str
         Names of the columns.
     rows : iterable of iterable
-        Values as they are to be written; ``None`` is an empty cell.
+        Values to write; ``None`` is an empty cell.
     line_end : str
     """
     lines = []

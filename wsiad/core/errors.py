@@ -1,8 +1,8 @@
 """The errors of the package: each names its subject, what is wrong and the remedy.
 
-Every error that a user can cause or mend derives from :class:`WsiadError`; where a
-builtin says the same thing, the class derives from it too, so that callers who know
-nothing of this package can still catch it.
+Every error that a user can cause or repair derives from :class:`WsiadError`. A class also derives
+from the builtin of the same meaning, if there is one, so that callers can catch it without
+knowledge of this package.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class WsiadError(Exception):
     Parameters
     ----------
     problem : str
-        What is wrong, without a full stop.
+        Statement of what is wrong, without a full stop.
     subject : str, optional
-        What it is wrong with: a slide's name, a file, a config key.
+        Subject of the problem: a slide's name, a file, a config key.
     remedy : str, optional
-        What to do about it.
+        Advice on what to do, as a sentence.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class InputError(WsiadError, ValueError):
 
 
 class ClusterError(WsiadError, RuntimeError):
-    """Machines to work on cannot be had: no batch system, a refused job, no scheduler."""
+    """Machines for the work are not available: no batch system, a refused job, no scheduler."""
 
 
 class SlideError(WsiadError):
@@ -72,9 +72,9 @@ class SlideReadError(SlideError, OSError):
 
 
 class UnusableSlideError(SlideError):
-    """A slide was opened, and what it shows could not be looked at: it is not without tissue.
+    """A slide was opened, but could not be looked at; this does not mean that it has no tissue.
 
-    The batch gives such a slide the status ``unusable``, with the reason, in place of ``failed``.
+    A batch gives such a slide the status ``unusable`` with the reason, instead of ``failed``.
     """
 
 
@@ -83,11 +83,11 @@ class DamagedTileError(SlideReadError):
 
 
 class DirectReadError(SlideError):
-    """A slide or tile is not of a kind that is decoded directly; OpenSlide then reads it."""
+    """A slide or tile is of a kind that is not decoded directly; OpenSlide then reads it."""
 
 
 class ScaleError(SlideError, ValueError):
-    """The µm/px of a slide is unknown, or does not allow what was asked."""
+    """The µm/px of a slide is unknown, or does not allow the requested one."""
 
 
 class StainError(WsiadError, ValueError):
@@ -103,11 +103,11 @@ class StoreMismatchError(StoreError, ValueError):
 
 
 class WeightsError(WsiadError, OSError):
-    """Network weights are not at hand or do not fit."""
+    """Network weights are not available or do not fit."""
 
 
 class DetectorError(WsiadError, ValueError):
-    """A detector is unknown, or cannot be fitted or applied as asked."""
+    """A detector is unknown, or cannot be fitted or applied as requested."""
 
 
 class PluginError(DetectorError):
@@ -115,7 +115,7 @@ class PluginError(DetectorError):
 
 
 class SearchError(WsiadError, RuntimeError):
-    """Hyperparameters cannot be searched for: the package that it needs is not at hand."""
+    """Hyperparameters cannot be searched for, because a package is not installed."""
 
 
 class RunError(WsiadError, OSError):

@@ -28,24 +28,24 @@ os.umask(_UMASK)
 _NEW_FILE = 0o666 & ~_UMASK
 
 NAME_BYTES = 200
-"""The longest name of a slide. A file system takes 255 bytes (NAME_MAX); what is made of a slide
-adds up to 19 (``_likelihood_map.tif``), and its folder, while it is written, up to 48."""
+"""Maximum length of a slide's name. A file system allows 255 bytes (NAME_MAX). Files of a slide add
+up to 19 (``_likelihood_map.tif``), and its folder adds up to 48 while it is written."""
 _FILE_NAME_BYTES = 255
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Numbers of the errors of a full disk or quota, or of a limit to the size of files."""
+"""Error numbers of a full disk or quota, or of a limit to the size of files."""
 
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 _REMEDIES = {
-    errno.EACCES: "Give another path, or ask for the rights to this one.",
-    errno.EPERM: "Give another path, or ask for the rights to this one.",
-    errno.EROFS: "Give a path on a disk that can be written to.",
-    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.EACCES: "Use another path, or ask for the rights to this one.",
+    errno.EPERM: "Use another path, or ask for the rights to this one.",
+    errno.EROFS: "Use a path on a disk that can be written to.",
+    errno.ENAMETOOLONG: "Use a shorter path.",
     errno.ENOENT: "Check the path, and that nothing else moves or deletes it.",
-    errno.ENOTDIR: "A part of that path is a file: give another path.",
-    errno.EISDIR: "That is a folder: give another path.",
-    errno.EEXIST: "Give another path.",
+    errno.ENOTDIR: "A part of that path is a file: use another path.",
+    errno.EISDIR: "That is a folder: use another path.",
+    errno.EEXIST: "Use another path.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer workers.",
     errno.ENOMEM: "Use fewer workers, or a machine with more memory.",
     errno.ESTALE: "The network disk went away: run the same command again.",
@@ -54,7 +54,7 @@ _REMEDIES = {
 
 
 def said(error: OSError) -> str:
-    """Return what the system refused, and what to do, in one line."""
+    """Return what the system refused, and the remedy, in one line."""
     if error.errno in DISK_FULL:
         why = "the disk or quota is full"
         if error.errno == errno.EFBIG:
@@ -70,37 +70,37 @@ def said(error: OSError) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Return a path without links; one that runs in a circle stays, as opening it tells."""
+    """Return a path without links; a path whose links form a circle is unchanged."""
     return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError until Python 3.12
 
 
 def check_folder(path: Path) -> None:
-    """Check that a folder to write in is there, or can be made.
+    """Check that a folder to write to exists or can be created.
 
     Raises
     ------
     InputError
-        It is a file or a link to nothing, or lies in one.
+        The path is a file or a link to nothing, or is in one.
     """
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
             raise InputError(
                 f"is a link to nothing ({part.readlink()})",
                 subject=str(part),
-                remedy="Make the folder that it points to, or give another --out.",
+                remedy="Create the folder that it points to, or pass another --out.",
             )
         if part.is_dir():
             return
         if part.exists():
-            raise InputError("is a file", subject=str(part), remedy="Give a folder as --out.")
+            raise InputError("is a file", subject=str(part), remedy="Pass a folder as --out.")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; rename it to ``path`` when whole.
+    """Yield a path next to ``path`` to write to; rename it to ``path`` when it is complete.
 
-    The temporary name keeps the suffix (writers choose the format by it). On any
-    error the temporary file is removed and ``path`` is as it was.
+    The temporary name keeps the suffix, by which writers choose the format. After any error the
+    temporary file is removed and ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
@@ -122,14 +122,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; let it be ``path`` when whole, if nothing is.
+    """Yield a path next to ``path`` to write to; rename it when complete, if ``path`` is free.
 
-    Of several processes that do so at once, one succeeds.
+    If several processes do this at the same time, one of them succeeds.
 
     Raises
     ------
     FileExistsError
-        There is such a file, maybe since a moment ago; it is as it was.
+        The file exists, perhaps only since a moment ago; it is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
@@ -150,13 +150,13 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def _ended_by(prefix: str, name: str) -> str:
-    """Put a prefix before as much of a name's end as a file system takes with it."""
+    """Put a prefix before the end of a name, as much of it as a file system allows."""
     room = _FILE_NAME_BYTES - len(prefix.encode())
     return prefix + name.encode(errors="replace")[-room:].decode(errors="ignore")
 
 
 def _share(path: Path) -> None:
-    """Let those read a file whom the user's umask allows: some writers allow nobody else."""
+    """Set the permissions of the user's umask on a file: some writers allow nobody else."""
     if path.stat().st_mode & 0o777 != _NEW_FILE:
         with contextlib.suppress(PermissionError):  # file systems without modes
             path.chmod(_NEW_FILE)
@@ -164,7 +164,7 @@ def _share(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a folder beside ``path`` to fill; rename it to ``path`` when whole.
+    """Yield a folder next to ``path`` to fill; rename it to ``path`` when it is complete.
 
     On any error the partial folder is removed.
 
@@ -172,16 +172,16 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     ----------
     path : Path
     replace : bool
-        Replace an existing ``path``, also one that another process has put there
-        meanwhile; else it is an error.
+        True to replace an existing ``path``, even one that another process put there
+        meanwhile. False to raise an error.
 
     Raises
     ------
     FileExistsError
-        ``path`` exists and is not to be replaced.
+        ``path`` exists and must not be replaced.
     FileNotFoundError
-        The partial folder was taken away by someone else; what was written since is
-        not whole.
+        Another process removed the partial folder; the files that were written since are
+        incomplete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{owner()}.partial")
@@ -192,7 +192,7 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         yield partial
         # A writer that makes parent folders as it goes would not notice the loss of them.
         if not os.path.samestat(os.fstat(handle), partial.stat()):
-            raise FileNotFoundError(errno.ENOENT, "was taken away while it was written", partial)
+            raise FileNotFoundError(errno.ENOENT, "was removed while it was written", partial)
         while not _put(partial, path):
             if not replace:
                 raise FileExistsError(errno.EEXIST, "exists", path)
@@ -207,12 +207,12 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty folder beside a path, on the same disk; it is removed afterwards.
+    """Yield an empty folder next to a path, on the same disk; it is removed afterwards.
 
     Parameters
     ----------
     beside : Path
-        File or folder; what a process that died left is cleared away with its other leftovers.
+        File or folder; leftovers of a process that died are removed with its other leftovers.
     """
     partial = beside.with_name(f".{beside.name}.{owner()}.partial")
     partial.mkdir(parents=True)
@@ -224,7 +224,7 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 
 def _put(folder: Path, path: Path) -> bool:
-    """Rename a folder; False if there is another one of that name."""
+    """Rename a folder; return False if another one has the name."""
     try:
         folder.rename(path)
     except OSError as error:
@@ -262,16 +262,16 @@ def read_json(
     ----------
     path : Path
     error : type
-        Of the error where that is not possible: what such a file is for, the caller knows.
+        Type of the error that is raised; the caller knows the purpose of the file.
     keys : sequence of str
-        That it has to have.
+        Keys that the object must have.
     remedy : str, optional
-        What to do about it.
+        Remedy of the error.
 
     Raises
     ------
     WsiadError
-        An `error`: there is no such file, or it is not JSON, not an object, or lacks a key.
+        An `error`: the file is missing or is not JSON, not an object, or lacks a key.
     """
 
     def unreadable(why: object) -> WsiadError:
@@ -282,7 +282,7 @@ def read_json(
     except (OSError, ValueError) as cause:
         raise unreadable(cause) from cause
     if not isinstance(values, dict):
-        raise unreadable("it holds no JSON object")
+        raise unreadable("it does not hold a JSON object")
     if missing := [key for key in keys if key not in values]:
         raise unreadable(f"it has no {', '.join(missing)}")
     return values
@@ -294,12 +294,12 @@ def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
     Raises
     ------
     OSError
-        It cannot be read, or is no file.
+        The file cannot be read, or the path is not a file.
     ValueError
-        It is larger, or not UTF-8.
+        The file is larger, or is not UTF-8.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no file", str(path))
+        raise OSError(errno.EINVAL, "is not a file", str(path))
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(f"it has more than {most} bytes")
@@ -307,12 +307,12 @@ def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON, and nothing that JSON or our own writers do not have.
+    """Parse JSON strictly: only values that JSON and wsiad's own writers allow.
 
     Raises
     ------
     ValueError
-        It is not JSON, nests deeper than 64, or holds a number that is not finite or an
+        The text is not JSON, nests deeper than 64, or holds a number that is not finite, an
         integer of more than 20 digits, or half a character.
     """
     try:
@@ -352,15 +352,15 @@ def _integer(text: str) -> int:
 
 
 def _not_finite(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no finite number")
+    raise ValueError(f"{text} is not a finite number")
 
 
 def fingerprint(path: Path) -> str:
-    """Identify a file's content by its size and three probes, as ``sha256:…``.
+    """Return a fingerprint of a file, ``sha256:…``, from its size and three probes.
 
-    Hashing a gigapixel slide whole would take longer than tiling it. Size, head,
-    middle and tail catch every change that a scanner, a copy that broke off or a
-    conversion makes. A folder (DICOM, MRXS data) is identified by its files.
+    Hashing a gigapixel slide completely would take longer than tiling it. Size, head, middle and
+    tail catch every change that a scanner, an interrupted copy or a conversion makes. A folder
+    (DICOM, MRXS data) is identified by its files.
 
     Raises
     ------
@@ -384,24 +384,24 @@ def fingerprint(path: Path) -> str:
 
 
 def state(path: Path) -> tuple[int, int]:
-    """Size and time of the last change of a file, bytes and ns: a cheap first look.
+    """Return the size and the time of the last change of a file, bytes and ns, as a quick check.
 
     Raises
     ------
     OSError
-        There is no such file.
+        The file does not exist.
     """
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
-    """Return ``name`` if it is safe as one path component, of at most so many bytes.
+    """Return ``name`` if it is safe as one path component of at most ``longest`` bytes.
 
     Raises
     ------
     InputError
-        It is empty, hidden, has a separator or a control character, or is too long.
+        The name is empty, hidden or too long, or has a separator or a control character.
     """
     length = len(name.encode(errors="surrogatepass"))
     bad = (
@@ -421,12 +421,12 @@ def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
 
 
 def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
-    """Return a slide's name if it is safe as a path: ``patient1/1`` lies in a folder of its own.
+    """Return a slide's name if it is safe as a path; ``patient1/1`` is in a folder of its own.
 
     Raises
     ------
     InputError
-        One of its parts is not safe as a path component, see :func:`checked_name`.
+        A part of the name is not safe as a path component; see :func:`checked_name`.
     """
     for part in name.split("/"):
         try:

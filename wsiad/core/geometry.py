@@ -1,8 +1,7 @@
-"""Value types of plane geometry in level-0 pixels. No I/O, no rounding.
+"""Value types of plane geometry in level-0 pixels, without I/O or rounding.
 
-Units as types: the type checker, not the reader, keeps µm and pixels apart.
-
-The grid of tiles over a slide: pure geometry, integers in target pixels.
+Units are types, so that the type checker keeps µm and pixels apart. The grid of tiles over a slide
+is pure geometry, with integers in target pixels.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class PixelMap:
     @overload
     def to_level0(self, column: FloatArray, row: FloatArray) -> tuple[FloatArray, FloatArray]: ...
     def to_level0(self, column, row):  # type: ignore[no-untyped-def]
-        """Level-0 position of raster pixel edges."""
+        """Return the level-0 position of raster pixel edges."""
         x, y = self.x + column * self.scale_x, self.y + row * self.scale_y
         return (float(x), float(y)) if np.isscalar(column) else (x, y)
 
@@ -83,12 +82,12 @@ class PixelMap:
     @overload
     def from_level0(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]: ...
     def from_level0(self, x, y):  # type: ignore[no-untyped-def]
-        """Raster position (in pixel edges) of level-0 positions."""
+        """Return the raster position, in pixel edges, of level-0 positions."""
         column, row = (x - self.x) / self.scale_x, (y - self.y) / self.scale_y
         return (float(column), float(row)) if np.isscalar(x) else (column, row)
 
     def box(self, size: Size) -> Box:
-        """Level-0 rectangle covered by a raster of this size."""
+        """Return the level-0 rectangle that a raster of this size covers."""
         return Box(self.x, self.y, size.width * self.scale_x, size.height * self.scale_y)
 
 
@@ -102,7 +101,7 @@ SquareMicrons = NewType("SquareMicrons", float)
 """An area in square micrometres."""
 
 TilePx = NewType("TilePx", int)
-"""A length in pixels of a tile, that is at the tile's own µm/px."""
+"""Length in pixels of a tile, at the tile's own µm/px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +128,20 @@ IntArray = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A lattice of square tiles, all of them wholly within the slide.
+    """A lattice of square tiles, all of them completely within the slide.
 
     Tile ``(row, column)`` covers ``tile`` target pixels from ``(column · stride,
-    row · stride)``. What is left at the right and bottom edge is less than a tile and
-    is not read: pixels are never invented.
+    row · stride)``. The rest at the right and bottom edge is less than a tile and is not read:
+    pixels are never invented.
 
     Parameters
     ----------
     tile, stride : TilePx
-        Edge and step, target pixels.
+        Edge of the tiles and step between them, target pixels.
     columns, rows : int
-        Size of the lattice.
+        Number of columns and rows of the lattice.
     pixels : PixelMap
-        From target pixels to level-0 pixels.
+        Map from target pixels to level-0 pixels.
 
     Examples
     --------
@@ -158,7 +157,7 @@ class Grid:
 
     @classmethod
     def cover(cls, size: Size, *, tile: int, stride: int, pixels: PixelMap) -> Grid:
-        """Lay a grid over ``size`` target pixels.
+        """Return the grid that covers ``size`` target pixels.
 
         Raises
         ------
@@ -176,7 +175,7 @@ class Grid:
         )
 
     def boxes(self, rows: IntArray, columns: IntArray) -> npt.NDArray[np.float64]:
-        """Level-0 rectangles of tiles.
+        """Return the level-0 rectangles of tiles.
 
         Parameters
         ----------
@@ -185,7 +184,7 @@ class Grid:
         Returns
         -------
         ndarray of float64, (N, 4)
-            ``x, y, width, height`` in level-0 pixels.
+            Rectangles ``x, y, width, height`` in level-0 pixels.
         """
         boxes = np.empty((len(rows), 4))
         boxes[:, 0] = self.pixels.x + columns.astype(np.float64) * self.stride * self.pixels.scale_x

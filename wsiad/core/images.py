@@ -1,4 +1,4 @@
-"""One tile out of an image file: decoded only when its header says that it is one."""
+"""Tiles from image files: a file is decoded only if its header states a tile."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 """Suffixes of files that are taken for tiles."""
 
 MAX_FILE_BYTES = 64 * 2**20
-"""No file of a tile is larger: uncompressed, 4096 × 4096 RGB takes 48 MiB."""
+"""Maximum size of a tile's file in bytes: uncompressed, 4096 × 4096 RGB takes 48 MiB."""
 
 MAX_TILE_PX = 4096
-"""Largest edge of a tile, as in a store's preparation."""
+"""Maximum edge of a tile, pixels, as in a store's preparation."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = frozenset({"RGB", "RGBA", "P"})
@@ -36,35 +36,35 @@ _BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its name whether a file is to be a tile."""
+    """Tell by its name whether a file is meant as a tile."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray[np.uint8]:
-    """Decode a tile, turned as its EXIF orientation says.
+    """Decode a tile, turned by its EXIF orientation.
 
     Size and colours are checked before a pixel is decoded, so that a small file cannot
-    make a large image.
+    become a large image.
 
     Parameters
     ----------
     data : bytes
-        A JPEG, PNG or TIFF.
+        Bytes of a JPEG, PNG or TIFF.
     subject : str
         Name of the file, for errors.
     tile : int, optional
-        Edge that it must have, pixels; by default any.
+        Edge that the tile must have, pixels; by default any.
 
     Returns
     -------
     ndarray of uint8, (tile, tile, 3)
-        RGB.
+        RGB pixels.
 
     Raises
     ------
     InputError
-        It is no such image, is damaged, transparent, not in colour of 8 bits, not square, or
-        of another size.
+        The data are not such an image, are damaged, transparent, not in colours of 8 bits, not
+        square, or of another size.
     """
     try:
         with warnings.catch_warnings():
@@ -93,9 +93,9 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
 
 
 def _turn(image: Image.Image) -> None:
-    """Turn an image as its EXIF says, which Pillow does by itself for TIFF alone.
+    """Turn an image by its EXIF orientation, as Pillow itself does only for TIFF.
 
-    EXIF that cannot be read says nothing: the pixels are whole without it.
+    Unreadable EXIF data are ignored, because the pixels are complete without them.
     """
     image.load()
     with warnings.catch_warnings():
@@ -105,7 +105,7 @@ def _turn(image: Image.Image) -> None:
 
 
 def jpeg(picture: npt.NDArray[np.uint8], *, quality: int) -> bytes:
-    """Code a picture, uint8 (H, W, 3), as JPEG; colours are halved below a quality of 90."""
+    """Encode a picture, uint8 (H, W, 3), as JPEG; colours are halved below a quality of 90."""
     data = io.BytesIO()
     subsampling = "4:2:0" if quality < 90 else "4:4:4"
     Image.fromarray(picture).save(data, format="JPEG", quality=quality, subsampling=subsampling)
@@ -116,9 +116,9 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
     width, height = image.size
     if tile is not None and (width, height) != (tile, tile):
         raise InputError(
-            f"has {width} × {height} px, and the tiles here have {tile} × {tile}",
+            f"has {width} × {height} px, but the tiles here have {tile} × {tile}",
             subject=subject,
-            remedy="All tiles of a store have one size.",
+            remedy="Use tiles of one size.",
         )
     if width != height or not 8 <= width <= MAX_TILE_PX:
         raise InputError(
@@ -156,7 +156,7 @@ def _other_samples(what: str, subject: str) -> InputError:
 
 
 def _check_jpeg(data: bytes, subject: str) -> None:
-    """Refuse a JPEG that decoders warn of, and fill up with pixels of their own."""
+    """Refuse a JPEG of which decoders warn, and which they fill with pixels of their own."""
     try:
         simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError as warning:
@@ -168,7 +168,7 @@ def _check_jpeg(data: bytes, subject: str) -> None:
 
 
 def _unidentified(data: bytes, subject: str) -> InputError:
-    """Say what a file is that Pillow does not know."""
+    """Return the error for a file that Pillow does not recognise."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _unreadable(subject, ValueError("it is a WebP"))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -183,26 +183,26 @@ def _unidentified(data: bytes, subject: str) -> InputError:
 
 
 def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Cut a window at random out of a picture of any shape, grey ones included.
+    """Cut a random window out of a picture of any shape, even a grey one.
 
     Parameters
     ----------
     path : Path
-        A JPEG, PNG or TIFF.
+        Path of a JPEG, PNG or TIFF.
     size : int
         Edge of the window, pixels.
     seed : sequence of int
-        Decides where.
+        Numbers that decide the position.
 
     Returns
     -------
     ndarray of uint8, (size, size, 3)
-        RGB.
+        RGB pixels.
 
     Raises
     ------
     InputError
-        It is no such picture, is damaged, too large to decode, or smaller than the window.
+        The file is not such a picture, is damaged, too large to decode, or smaller than the window.
     """
     subject = str(path)
     try:
@@ -230,7 +230,7 @@ def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.
 def _check_holds(width: int, height: int, size: int, subject: str) -> None:
     if min(width, height) < size:
         raise InputError(
-            f"has {width} × {height} px; a window takes {size} × {size}",
+            f"has {width} × {height} px; a window needs {size} × {size}",
             subject=subject,
             remedy="Remove it from the folder.",
         )

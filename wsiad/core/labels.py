@@ -1,7 +1,7 @@
-"""The words of tables that people write: names of columns, and labels of slides.
+"""The words of tables that users write: names of columns, and labels of slides.
 
-Manifests and references are read by the same words. Capitals, blanks, ``_``, ``-`` and ``.``
-do not matter in them.
+Manifests and references use the same words. Capitals, blanks, ``_``, ``-`` and ``.`` do not
+matter in them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from wsiad.core.errors import InputError
 
 NORMAL, TUMOUR = "normal", "tumor"
-"""The labels that others are taken as."""
+"""The labels to which other words are mapped."""
 
 _LABELS = {
     NORMAL: (
@@ -72,7 +72,7 @@ _COLUMN_OF = {_plain(word): column for column, words in _COLUMNS.items() for wor
 
 
 def label_of(text: str) -> str | None:
-    """Return the label that a word means, ``""`` for nothing, ``None`` if it is not known.
+    """Return the label that a word means; ``""`` for an empty word, ``None`` for an unknown one.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def understood_label(text: str, *, slide: str) -> str:
     Raises
     ------
     InputError
-        It is not known; names the nearest that is, and those that there are.
+        The label is unknown; the error names the nearest known one, and those that are allowed.
     """
     label = label_of(text)
     if label is None:
@@ -103,24 +103,24 @@ def understood_label(text: str, *, slide: str) -> str:
 
 
 def allowed_labels() -> str:
-    """Say which labels are understood."""
+    """Return a text that lists the labels that are understood."""
     healthy, tumour = (", ".join(_LABELS[label][:6]) for label in (NORMAL, TUMOUR))
     kinds = ", ".join(label for label in _LABELS if label not in (NORMAL, TUMOUR))
     return f"normal ({healthy}), tumor ({tumour}, 1, cancer, malignant) or a kind of it ({kinds})"
 
 
 def is_healthy(label: str) -> bool:
-    """Tell whether a slide's label says that it is healthy; none says nothing."""
+    """Tell whether a slide's label says that it is healthy; an empty label does not."""
     return label_of(label) == NORMAL
 
 
 def column_of(header: str) -> str | None:
-    """Return which column a header means; ``None`` if it is not known."""
+    """Return the column that a header means; ``None`` if it is unknown."""
     return _COLUMN_OF.get(_plain(header))
 
 
 def nearest_column(header: str, columns: Iterable[str]) -> str | None:
-    """Return the known column, of some, whose name (or another word for it) is most like one."""
+    """Return the column, out of some, with the name or synonym that is most similar to a header."""
     wanted = set(columns)
     words = [word for word, column in _COLUMN_OF.items() if column in wanted]
     near = difflib.get_close_matches(_plain(header), words, n=1, cutoff=0.6)
@@ -128,7 +128,7 @@ def nearest_column(header: str, columns: Iterable[str]) -> str | None:
 
 
 def known_columns(header: Sequence[str]) -> dict[str, list[int]]:
-    """Return where the known columns of a table are; one may be there under two names."""
+    """Return the positions of the known columns of a table; one can occur under two names."""
     found: dict[str, list[int]] = {}
     for at, cell in enumerate(header):
         if (column := column_of(cell)) is not None:
@@ -139,21 +139,22 @@ def known_columns(header: Sequence[str]) -> dict[str, list[int]]:
 def cell_of(
     cells: Sequence[str], places: Sequence[int], *, meaning: Callable[[str], str | None] = str
 ) -> str:
-    """Return what columns that mean the same say in a row.
+    """Return the value of a row in columns of the same meaning.
 
     Parameters
     ----------
     cells : sequence of str
-        Of the row.
+        Cells of the row.
     places : sequence of int
-        Of the columns.
+        Positions of the columns.
     meaning : callable
-        What a cell means, where different words may say the same; ``None`` if it does not know.
+        Function that returns the meaning of a cell, as different words can mean the same;
+        ``None`` if it does not know.
 
     Raises
     ------
     InputError
-        They say different things.
+        The columns have different values.
     """
     said: dict[str, str] = {}
     for at in places:

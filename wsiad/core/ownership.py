@@ -1,10 +1,9 @@
-"""Ownership of files that are being written: names that say by whom, and leftovers of the dead.
+"""The ownership of files that are being written, and locks between processes and machines.
 
-A process that is killed cannot tidy up. The name of whatever is being written says which
-process writes it, so that the next run can tell what a dead one left from what a live
-one is writing.
-
-Locks between processes and machines that share a folder: for a moment, and for long.
+A killed process cannot tidy up. The name of everything that is being written states which process
+writes it, so that the next run can distinguish the leftovers of a dead process from the files of
+a live one. Locks between processes and machines that share a folder are held for a moment, or
+for long.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 from wsiad.core.errors import InputError, WsiadError
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""After that long without a change, what another machine was writing is taken for dead:
+"""Time without a change after which the files of another machine's process count as abandoned:
 whether a process of another machine lives cannot be seen."""
 
 _OWNER = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<start>\d+)-[0-9a-f]{8}")
@@ -34,41 +33,41 @@ _OWNED = re.compile(rf"\.{_OWNER.pattern}\.(partial|old)(\.|$)")
 
 
 def owner() -> str:
-    """Return a name for something that this process writes; another at each call.
+    """Return a name for something that this process writes, a different one at each call.
 
-    It holds machine, process and the process's start, since the numbers of processes are
-    given again.
+    It holds the machine, the process number and the start of the process, since process numbers
+    are used again.
     """
     process = os.getpid()
     return f"{_machine()}-{process}-{_start(process) or 0}-{uuid.uuid4().hex[:8]}"
 
 
 def is_dead(name: str) -> bool:
-    """Tell whether a name that :func:`owner` gave is of a process of this machine that is dead."""
+    """Tell whether a name of :func:`owner` belongs to a dead process of this machine."""
     found = _OWNER.fullmatch(name)
     return found is not None and found["machine"] == _machine() and not _runs(found)
 
 
 def is_alive(name: str) -> bool:
-    """Tell whether a name that :func:`owner` gave is of a process of this machine that lives."""
+    """Tell whether a name of :func:`owner` belongs to a live process of this machine."""
     found = _OWNER.fullmatch(name)
     return found is not None and found["machine"] == _machine() and _runs(found)
 
 
 def clear_leftovers(*folders: Path, of: str = "") -> int:
-    """Remove what dead processes left half written.
+    """Remove files and folders that dead processes left incomplete.
 
     Parameters
     ----------
     *folders : Path
-        Looked through, not below; absent ones are passed over.
+        Folders to search, without their sub-folders; missing ones are skipped.
     of : str, optional
-        Only what would have become the folder of this name.
+        Name of a folder; only leftovers of this folder are removed.
 
     Returns
     -------
     int
-        How many files and folders were removed.
+        Number of files and folders removed.
     """
     removed, prefix = 0, f".{of}." if of else "."
     for folder in folders:
@@ -81,12 +80,12 @@ def clear_leftovers(*folders: Path, of: str = "") -> int:
 
 
 def discard(path: Path) -> bool:
-    """Remove a file, or a folder whole or not at all: it leaves its name first.
+    """Remove a file, or a complete folder, atomically: it loses its name first.
 
     Returns
     -------
     bool
-        Whether there was one.
+        True if it existed.
     """
     # What it is, is asked of the name that nobody else uses: the other may change meanwhile.
     gone = path.with_name(f".{owner()}.old")
@@ -113,7 +112,7 @@ def _runs(found: re.Match[str]) -> bool:
 
 
 def _changed(entry: Path) -> float:
-    """Time of the last change of a file, or of anything in a folder."""
+    """Return the time of the last change of a file, or of anything in a folder."""
     latest = 0.0
     for path in (entry, *entry.rglob("*")):
         try:
@@ -124,7 +123,7 @@ def _changed(entry: Path) -> float:
 
 
 def _machine() -> str:
-    """Return a short name of where process numbers mean the same: a host, or a container."""
+    """Return a short name of the host or container in which process numbers are unique."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -133,7 +132,7 @@ def _machine() -> str:
 
 
 def _start(process: int) -> int | None:
-    """When a process began, in clock ticks; 0 if that cannot be seen, ``None`` if it is gone."""
+    """Return the start of a process in clock ticks; 0 if unknown, ``None`` if it is gone."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -154,14 +153,14 @@ def _start_unseen(process: int) -> int | None:
 
 
 STALE_SECONDS = 30.0
-"""A lock that one owner has held for so long was left by a dead process: what is done under
-it takes well under a second."""
+"""Time after which a lock with the same owner counts as left by a dead process. The work under a
+lock takes well under a second."""
 
 BEAT_SECONDS = 15.0
-"""So often the owner of a folder shows that it lives."""
+"""Interval at which the owner of a folder shows that it lives."""
 
 CLAIM = ".claim"
-"""In a folder that one process keeps for itself: which."""
+"""Name of the file in a folder that states which process has claimed the folder."""
 
 _GIVE_UP_SECONDS = 600.0
 _BEATS_MISSED = 4
@@ -175,21 +174,22 @@ def locked(path: Path, *, stale_seconds: float = STALE_SECONDS) -> Iterator[None
     """Hold a lock file for a moment.
 
     The file is created exclusively, which every network file system does atomically (record
-    locks are switched off on many clusters), and removed at the end. A waiter takes over
-    when it has seen one and the same owner for `stale_seconds` by its own clock, so clocks
-    of machines need not agree; at once, if the owner was a process of this machine that is dead.
+    locks are disabled on many clusters), and is removed at the end. A waiting process takes over
+    when it has seen the same owner for `stale_seconds` by its own clock, so the clocks of machines
+    need not agree. It takes over immediately if the owner was a process of this machine that is
+    dead.
 
     Parameters
     ----------
     path : Path
-        Of the lock; its folder is made if need be.
+        Path of the lock; its folder is created if missing.
     stale_seconds : float
-        When a lock counts as abandoned.
+        Time after which a lock counts as abandoned.
 
     Raises
     ------
     InputError
-        Others kept the lock busy for ten minutes.
+        Other processes kept the lock busy for ten minutes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     token = owner()
@@ -203,24 +203,24 @@ def locked(path: Path, *, stale_seconds: float = STALE_SECONDS) -> Iterator[None
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Keep a folder for this process, for as long as it works on it.
+    """Claim a folder for this process while it works on it.
 
-    Nobody waits for it: who comes second is refused, at once where both are on one machine.
-    What a process of another machine claims is watched for `_BEATS_MISSED` beats, in which one
-    that lives changes its file's time; clocks of machines need not agree. The claim of a
-    process that is dead is taken over.
+    No process waits for the folder. The second one is refused, immediately if both are on one
+    machine. The claim of another machine's process is watched for `_BEATS_MISSED` beats, in which
+    a live process changes the time of the claim's file; the clocks of machines need not agree. The
+    claim of a dead process is taken over.
 
     Parameters
     ----------
     folder : Path
-        Is made if need be.
+        Folder to claim; created if missing.
     beat_seconds : float
-        How often to show that this process lives; the same for all who may claim it.
+        Interval at which this process shows that it lives, the same for all that may claim it.
 
     Raises
     ------
     InputError
-        Another process works on it.
+        Another process works on the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, token = folder / CLAIM, owner()
@@ -232,7 +232,7 @@ def claimed(folder: Path, *, beat_seconds: float = BEAT_SECONDS) -> Iterator[Non
             raise InputError(
                 "another process works on it",
                 subject=str(folder),
-                remedy="Wait until it has ended, or give another folder.",
+                remedy="Wait until it has ended, or use another folder.",
             )
         _break(path, holder)
     ended = threading.Event()
@@ -248,7 +248,7 @@ def claimed(folder: Path, *, beat_seconds: float = BEAT_SECONDS) -> Iterator[Non
 
 
 def _beat(path: Path, token: str, ended: threading.Event, seconds: float) -> None:
-    """Change the time of a claim until it ends, or is someone else's."""
+    """Update the time of a claim until it ends, or belongs to another process."""
     while not ended.wait(seconds):
         try:
             if _owner(path) != token:  # it had stood still for too long, or the file was deleted
@@ -260,9 +260,9 @@ def _beat(path: Path, token: str, ended: threading.Event, seconds: float) -> Non
 
 
 def _silent(path: Path, beat_seconds: float) -> bool:
-    """Tell whether nothing changes a claim for some beats."""
+    """Tell whether a claim does not change for some beats."""
     seconds = _BEATS_MISSED * beat_seconds
-    logger.warning("%s: looking for %.0f s whether its owner lives", path, seconds)
+    logger.warning("%s: checking for %.0f s whether its owner lives", path, seconds)
     end, first = time.monotonic() + seconds, _state(path)
     while time.monotonic() < end:
         time.sleep(min(beat_seconds, _LOOK_SECONDS))
@@ -282,7 +282,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _created(path: Path, token: str) -> bool:
-    """Create a lock exclusively; False if there is one."""
+    """Create a lock exclusively; return False if it exists."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -321,7 +321,7 @@ def _owner(path: Path) -> str | None:
 
 
 def _break(path: Path, owner: str) -> None:
-    """Remove an abandoned lock; of several that try, one renames it."""
+    """Remove an abandoned lock; if several processes try, one renames it."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
@@ -333,19 +333,19 @@ def _break(path: Path, owner: str) -> None:
 
 
 def holds_other(folder: Path, *, marks: Collection[str] = (), begun: Collection[str] = ()) -> bool:
-    """Tell whether a folder holds anything, and is not of a kind.
+    """Tell whether a folder holds anything, and is not of a certain kind.
 
-    Hidden entries count for nothing: they are claims, notes, and what was half written.
+    Hidden entries do not count: they are claims, notes and incomplete files.
 
     Parameters
     ----------
     folder : Path
-        It need not exist.
+        Folder, which need not exist.
     marks : collection of str
-        Files of which one is in every folder of the kind.
+        Names of files of which at least one is in every folder of the kind.
     begun : collection of str
-        Folders in it that may be there before any mark, while another process makes it: only
-        their entries count.
+        Names of folders in it that can exist before any mark, while another process makes it;
+        only their entries count.
     """
     folders = [folder, *(folder / name for name in begun)]
     names = {entry.name for one in folders if one.is_dir() for entry in one.iterdir()} - {*begun}
@@ -362,27 +362,27 @@ def refuse_foreign(
     marks: Collection[str],
     begun: Collection[str] = (),
 ) -> None:
-    """Refuse a folder to write in that holds something else than what is written there.
+    """Refuse a folder to write to that holds something of another kind.
 
     Parameters
     ----------
     folder : Path
-        It need not exist; see :func:`holds_other`.
+        Folder, which need not exist; see :func:`holds_other`.
     error : type of WsiadError
-        Error of the caller's kind.
+        Type of the error.
     what : str
-        What is written, such as ``"a search"``.
+        Words for the content, such as ``"a search"``.
     marks, begun : collection of str
-        See :func:`holds_other`.
+        Names that show the kind; see :func:`holds_other`.
 
     Raises
     ------
     WsiadError
-        It holds anything, and none of these.
+        The folder holds something, but none of the marks.
     """
     if holds_other(folder, marks=marks, begun=begun):
         raise error(
             f"holds something that is not {what}",
             subject=str(folder),
-            remedy="Give an empty or a new folder as --out.",
+            remedy="Pass an empty or a new folder as --out.",
         )

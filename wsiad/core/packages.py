@@ -1,8 +1,8 @@
-"""Installed packages: versions of those that decide numbers, and plug-ins that others bring.
+"""Installed packages: the versions of those that affect numbers, and plug-ins of other packages.
 
-Plug-ins are entry points: found without importing anything, loaded in one line. The files of
-packages are strangers': damaged metadata of one hides nothing of the others, and an error names
-the package.
+Plug-ins are entry points, found without an import and loaded with errors of one line. The files of
+packages are untrusted. Damaged metadata of one package hide nothing of the others, and an error
+names the package.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """An entry point by which another package adds something.
+    """An entry point by which another package extends wsiad.
 
     Parameters
     ----------
     name : str
         Name of the entry point.
     target : str
-        Where its object is: ``"package.module:Class"``.
+        Place of its object: ``"package.module:Class"``.
     distribution : Distribution
-        The package that it comes with.
+        Package that provides it.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Plugin:
     distribution: Distribution
 
     def load(self) -> Any:
-        """Import the object.
+        """Import the object of the entry point.
 
         Raises
         ------
         PluginError
-            Whatever its module raises on the way, in one line that names the package.
+            The module raises an error; this one names the package, in one line.
         """
         try:
             return metadata.EntryPoint(self.name, self.target, "").load()
@@ -87,7 +87,7 @@ class Plugin:
             raise self.broken(f"{self.target} cannot be loaded ({_line(error)})") from error
 
     def broken(self, problem: str) -> PluginError:
-        """Return the error that names the package and what is wrong with it."""
+        """Return the error that names the package and its problem."""
         return PluginError(
             f"the plug-in {self.distribution} is broken: {problem}",
             subject=self.name,
@@ -97,16 +97,16 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class PluginFault:
-    """An entry point that adds nothing.
+    """An entry point that cannot be used.
 
     Parameters
     ----------
     name : str
-        Name that it claims; empty where the entry points cannot be read.
+        Name that it claims; empty if the entry points cannot be read.
     distribution : Distribution
-        The package that it comes with.
+        Package that provides it.
     problem : str
-        What is wrong with it.
+        Problem of the entry point.
     """
 
     name: str
@@ -118,9 +118,9 @@ class PluginFault:
 
 
 def claimed(group: str) -> tuple[tuple[Plugin, ...], tuple[PluginFault, ...]]:
-    """Return the entry points of a group, and those that cannot be read; nothing is imported.
+    """Return the entry points of a group, and those that cannot be read, without an import.
 
-    Packages are read one by one: one whose files are damaged does not hide the others.
+    Packages are read one by one: a package with damaged files does not hide the others.
     """
     return _claimed(group, tuple(sys.path))
 
@@ -170,7 +170,7 @@ def _identity(package: metadata.Distribution) -> Distribution:
 
 
 def normalised(name: str) -> str:
-    """Return the name of a package as all its spellings have it in common."""
+    """Return the name of a package in the form that all its spellings share."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -179,7 +179,7 @@ def _line(error: BaseException) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of wsiad, Python and the packages that compute."""
+    """Return the versions of wsiad, Python and the packages that compute."""
     found = {"wsiad": __version__, "python": platform.python_version()}
     for name in _COMPUTING:
         try:

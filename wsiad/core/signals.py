@@ -1,11 +1,12 @@
-"""An orderly end when the system asks for it: SIGTERM and SIGINT.
+"""An orderly end when the system requests it: SIGTERM and SIGINT.
 
-What a signal must not leave half made or half closed: :func:`begun`.
+Blocks that a signal must not leave half made or half closed use :func:`begun`.
 
-A signal's exception can rise anywhere between two steps of Python, also where what catches it
-does not let it pass: ctypes makes an ``ArgumentError`` of whatever a conversion of arguments
-raises (OpenSlide's are in Python), a finaliser drops it. That a signal came is therefore
-noted too, and asked for by :func:`raise_if_ended` before a failure is called a slide's own.
+The exception of a signal can be raised anywhere between two steps of Python, even where the code
+that catches it does not let it pass. ctypes turns any error of an argument's conversion into an
+``ArgumentError`` (OpenSlide's conversions are in Python), and a finaliser drops it. The arrival of
+a signal is therefore noted too, and :func:`raise_if_ended` asks for it before a failure is
+attributed to a slide.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ T = TypeVar("T")
 
 _ASKED = (signal.SIGINT, signal.SIGTERM)
 _came: list[type[KeyboardInterrupt]] = []
-"""The signal that ended the running block of :func:`terminated`; a process has its signals once."""
+"""The signal that ended the running block of :func:`terminated`; signals are per process."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system's time is over, or someone ended the process.
 
-    It passes what catches exceptions to go on with the next slide, as Ctrl-C does.
+    Like Ctrl-C, it passes code that catches exceptions to continue with the next slide.
     """
 
 
@@ -36,10 +37,10 @@ class Terminated(KeyboardInterrupt):
 def terminated() -> Iterator[None]:
     """Raise :class:`Terminated` on SIGTERM within the block, in the main thread.
 
-    Everything half written is then cleared away on the way out, as on any error. Further
-    SIGTERMs are ignored: who sends them kills in the end. SIGINT raises what it does
+    Everything half written is then removed on the way out, as after any error. Further SIGTERMs
+    are ignored; their sender will kill the process in the end. SIGINT raises the same exception as
     without the block. Any other exception that leaves the block after a signal is a
-    consequence of it, and the signal's is raised instead.
+    consequence of it, and the signal's exception is raised instead.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +67,7 @@ def terminated() -> Iterator[None]:
 
 
 def raise_if_ended() -> None:
-    """Raise what a signal raised within :func:`terminated`, if one came; in the main thread.
+    """Raise the exception of a signal that came within :func:`terminated`; in the main thread.
 
     Raises
     ------
@@ -81,10 +82,10 @@ def raise_if_ended() -> None:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block is over.
+    """Delay SIGINT and SIGTERM until the block is over.
 
-    For short blocks in which another thread works for this one: it would go on writing
-    while what it writes is cleared away.
+    It is for short blocks in which another thread works for this one: that thread would continue
+    to write while its files are removed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

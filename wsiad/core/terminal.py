@@ -1,7 +1,8 @@
 """Text and progress on a terminal, or in a log.
 
-Names of files may hold what moves the cursor or begins a line; a misspelt word is answered by the
-nearest known one. Progress is a live bar with a rate and an ETA, or plain lines in a log.
+Names of files can hold characters that move the cursor or begin a line; these are escaped. A
+misspelt word is answered with the nearest known one. Progress is a live bar with a rate and an
+ETA, or plain lines in a log.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
-    r"""Return a text in which nothing but printable characters is left: ``\x1b`` for an escape.
+    r"""Return a text with only printable characters, such as ``\x1b`` for an escape.
 
-    Control characters, such that turn the direction of writing around, separators of lines,
-    and halves of characters (of names that are not UTF-8) are written as Python does.
+    Control characters, characters that reverse the direction of writing, line separators and
+    halves of characters (in names that are not UTF-8) are written as in Python.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def lines(text: str) -> str:
-    """Return a text as by :func:`one_line`, but with its lines."""
+    """Return a text as :func:`one_line` does, but keep its line breaks."""
     return "\n".join(one_line(line) for line in text.split("\n"))
 
 
@@ -43,14 +44,14 @@ def _escaped(character: str) -> str:
 
 
 class OneLine(logging.Formatter):
-    """Formats a record as one line, with what a name holds escaped.
+    """Formatter of a record as one line, with unprintable characters of names escaped.
 
     Parameters
     ----------
     text : str
-        Format of a line, as :class:`logging.Formatter` takes it.
+        Format of a line, as for :class:`logging.Formatter`.
     tracebacks : bool
-        Show where an exception arose, below the line.
+        True to show the traceback of an exception below the line.
     """
 
     def __init__(self, text: str, *, tracebacks: bool) -> None:
@@ -66,7 +67,7 @@ class OneLine(logging.Formatter):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return the known word that is nearest to one, whatever its case and dashes; else nothing."""
+    """Return the known word nearest to one, ignoring case and dashes; empty if none is near."""
     plain = {_plainly(known): known for known in words}
     near = difflib.get_close_matches(_plainly(word), plain, n=1)
     return plain[near[0]] if near else ""
@@ -77,26 +78,26 @@ def _plainly(word: str) -> str:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """Return a question in brackets after the nearest known word, or nothing."""
+    """Return a question in brackets with the nearest known word, or an empty text."""
     near = nearest(word, words)
     return f" (did you mean {near!r}?)" if near else ""
 
 
 class Progress:
-    """Count work done and say how fast it goes.
+    """Count the work done and show its rate.
 
     Parameters
     ----------
     label : str
-        What is being done.
+        Name of the work.
     total : int, optional
-        How many units there are, if known.
+        Number of units, if known.
     unit : str
         Name of a unit, such as ``"tile"``.
     log_seconds : float
-        On a stream that is no terminal: the least time between two lines.
+        Minimum time between two lines on a stream that is not a terminal.
     quiet : bool
-        Say nothing.
+        True to print nothing.
     """
 
     def __init__(
@@ -153,14 +154,14 @@ class Progress:
             self._line()
 
     def begin_at(self, count: int) -> None:
-        """Say that ``count`` units were done before: they count, but not for rate and ETA."""
+        """Count ``count`` units as done before; they do not count for rate and ETA."""
         self._done = self._shown = self._before = count
         if self._bar is not None:
             self._bar.initial = self._bar.n = self._bar.last_print_n = count
             self._bar.refresh()
 
     def message(self, text: str) -> None:
-        """Print a line above the bar, or into the log."""
+        """Print a line above the bar, or to the log."""
         if self._bar is not None:
             self._bar.write(one_line(text), file=sys.stderr)
         elif not self._quiet:
@@ -181,5 +182,5 @@ class Progress:
 
 
 def tell(text: str) -> None:
-    """Say something to who started the program, where there is nothing to count."""
+    """Print a text to the terminal of the user, where there is nothing to count."""
     print(lines(text), file=sys.stderr, flush=True)

@@ -1,4 +1,8 @@
-"""Tables and JSON files that are checked as they are read: damage is one line with its place."""
+"""Tables and JSON files that are checked as they are read; an error names the place in one line.
+
+The rows of a table are dataclasses, whose fields are the columns. A column holds a text, an
+integer or a number, and can be empty if the field's type allows ``None``.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +28,20 @@ _KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a tex
 
 @dataclass(frozen=True, slots=True)
 class TableKind(Generic[R]):
-    """One kind of table, and how errors speak of it.
+    """A kind of table, with its format and the words of its errors.
 
     Parameters
     ----------
     row : type
         Dataclass of the rows; its fields are the columns, in their order.
     noun : str
-        What the rows are, such as ``"slides"``.
+        Word for the rows, such as ``"slides"``.
     remedy : str
-        What to do about a table that cannot be read.
+        Advice on what to do about a table that cannot be read.
     error : type
         Class of the error for such a table.
     digits : int or None
-        Significant digits of numbers; ``None`` writes as many as give back the same float64.
+        Significant digits of numbers; ``None`` for as many as restore the same float64.
     line_end : str
         End of a line.
     """
@@ -67,19 +71,19 @@ class TableKind(Generic[R]):
     def read_numbered(self, path: Path, *, needed: Sequence[str] = ()) -> list[tuple[int, R]]:
         """Read the rows of a table, each with the line of the file on which it ends.
 
-        Columns of which the dataclass knows nothing are passed over: a later version wrote them.
+        Columns that the dataclass does not have are skipped, because a later version wrote them.
 
         Parameters
         ----------
         path : Path
         needed : sequence of str
-            Columns that must be there although the dataclass has a default for them.
+            Columns that must be present although the dataclass has a default for them.
 
         Raises
         ------
         WsiadError
-            An `error` of the table's kind: the file is missing, is no CSV, lacks a column, or
-            has a cell that its column does not take; the row is named.
+            An `error` of the table's kind: the file is missing, is not CSV, lacks a column, or
+            has a cell that its column does not accept; the row is named.
         """
         try:
             return list(self._rows(path, needed))
@@ -115,7 +119,7 @@ class TableKind(Generic[R]):
 
 
 def columns(row: type) -> list[str]:
-    """Names of a dataclass's fields, which are the columns of its table."""
+    """Return the names of a dataclass's fields, which are the columns of its table."""
     return [field.name for field in fields(row)]
 
 
@@ -128,7 +132,7 @@ def _without_default(row: type) -> list[str]:
 
 
 def _readers(row: type) -> dict[str, Callable[[str], object]]:
-    """Return what makes the value of each column from its text."""
+    """Return the function for each column that makes a value from its text."""
     hints = typing.get_type_hints(row)
     return {name: _reader(hints[name]) for name in columns(row)}
 
@@ -156,7 +160,7 @@ def read_record(path: Path, kind: type[M], error: type[WsiadError], *, remedy: s
     Raises
     ------
     WsiadError
-        An `error`: the file is missing, is no JSON, or does not fit the model.
+        An `error`: the file is missing, is not JSON, or does not fit the model.
     """
     return checked(kind, read_json(path, error, remedy=remedy), path, error, remedy=remedy)
 
@@ -169,25 +173,25 @@ def checked(
     Parameters
     ----------
     kind : type
-        Model; its validators may find the file's folder in their context as ``folder``.
+        Model; its validators can find the file's folder in their context as ``folder``.
     values : dict
         Values that were read from the file.
     path : Path
-        Where they come from, for the error.
+        Path of the file, for the error.
     error : type
         Class of the error.
     remedy : str
-        What to do about damage.
+        Advice on what to do about damage.
 
     Raises
     ------
     WsiadError
-        An `error`: something is missing or of another type; the first such place is named.
+        An `error`: a value is missing or of another type; the first such place is named.
     """
     try:
         return kind.model_validate(values, context={"folder": path.parent})
     except pydantic.ValidationError as invalid:
         first = invalid.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"])) or "the file"
         said = first["msg"].removeprefix("Value error, ")
         raise error(f"is damaged: {where}: {said}", subject=str(path), remedy=remedy) from None

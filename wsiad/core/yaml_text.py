@@ -1,4 +1,4 @@
-"""YAML from outside: plain values in bounded time and memory, and one line where it is not that."""
+"""YAML from outside: only plain values, in bounded time and memory, with errors of one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LONGEST = 300
 
 
 class YamlError(ValueError):
-    """A text is no YAML of plain values, in one line."""
+    """A text is not YAML of plain values; the error is one line."""
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML of texts, numbers, true, false, null, lists and mappings of unique keys.
 
-    What looks like a date is a text: no option is one.
+    A text that looks like a date stays a text, because no option is a date.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                    problem=f"key {key!r} occurs twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -56,13 +56,13 @@ _Loader.yaml_constructors = {
 
 
 def read(path: Path) -> Any:
-    """Read the value that a file holds.
+    """Read the value in a file.
 
     Raises
     ------
     YamlError
-        The file cannot be read, is larger than :data:`MOST_BYTES`, not UTF-8, or no YAML of
-        plain values.
+        The file cannot be read, is larger than :data:`MOST_BYTES`, or is not UTF-8 or not YAML
+        of plain values.
     """
     try:
         with path.open("rb") as file:
@@ -79,13 +79,13 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str) -> Any:
-    """Return the value that a text means.
+    """Return the value of a YAML text.
 
     Raises
     ------
     YamlError
-        It is no YAML, holds other than plain values, is nested deeper than 50 levels, refers
-        to itself, or grows by its aliases to more than 100,000 values.
+        The text is not YAML, holds other than plain values, is nested deeper than 50 levels,
+        refers to itself, or grows by its aliases to more than 100,000 values.
     """
     loader = None
     try:
@@ -109,12 +109,12 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, sizes: dict[int, int | None], *, depth: int) -> int:
-    """Return how many values a node has, each alias counted as what it stands for."""
+    """Return the number of values in a node, where each alias counts as its target."""
     if depth > _DEEPEST:
         raise YamlError(f"it is nested deeper than {_DEEPEST} levels")
     known = sizes.get(id(node), 0)
     if known is None:
-        raise YamlError("an alias refers to what it is a part of")
+        raise YamlError("an alias refers to a value that contains it")
     if known:
         return known
     sizes[id(node)] = None
