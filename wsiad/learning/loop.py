@@ -60,7 +60,6 @@ class Position:
         Time that the training took until its last checkpoint.
     loss_sum, loss_count : float, int
         Sum and number of losses since the last line of the metrics.
-        Over the steps since the last line of the metrics.
     """
 
     step: int = 0
@@ -86,7 +85,6 @@ class EarlyStopping:
         Minimum decrease of the loss that counts as an improvement.
     keeps_last : bool
         True to take every validation as the best so far: nothing is stopped early.
-        Take every validation for the best so far: nothing is stopped early.
 
     Attributes
     ----------

@@ -174,13 +174,12 @@ def read_frames(path: Path, sizes: Sequence[Size]) -> tuple[list[Path], tuple[Ti
         Files that hold the levels.
     layout : tuple of TiledLevel
         Their frames; frames of unknown position have the length 0.
-        Their frames; the length is 0 of those of which it is not known where they lie.
 
     Raises
     ------
+    DirectReadError
         A level is not in exactly one file with JPEG or JPEG 2000 frames in the order of their
         positions, or the files cannot be read.
-        their places, or the files cannot be read.
     """
     found: dict[Size, list[tuple[Path, TiledLevel]]] = {}
     try:

@@ -119,8 +119,8 @@ class Cut(NamedTuple):
     ----------
     rectangle : int
         Index of the rectangle.
-    Rows and columns of the part, in the rectangle and in the tile.
-        Rows and columns, in the rectangle and in the tile.
+    asked, own : tuple of slice
+        Rows and columns of the part, in the rectangle and in the tile.
     """
 
     rectangle: int

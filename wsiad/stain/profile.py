@@ -91,8 +91,8 @@ class FitQuality:
 
     Parameters
     ----------
-    Number of pixels of stained tissue.
-        Pixels of stained tissue.
+    stained_pixels : int
+        Number of pixels of stained tissue.
     stained_share : float
         Their share of all pixels counted.
     flatness : float

@@ -168,11 +168,11 @@ class TileDataset(IterableDataset[Any]):
 
         Parameters
         ----------
+        workers : int
             Number of processes that read, started by ``forkserver``. With 0, this process reads
             by the dataset's threads.
-            the dataset's threads.
-        Options of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
-            Of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
+        **options
+            Options of :class:`torch.utils.data.DataLoader`, such as ``pin_memory``.
         """
         values: dict[str, Any] = {"batch_size": None, "num_workers": workers}
         if workers:

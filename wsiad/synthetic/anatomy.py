@@ -56,8 +56,8 @@ class Anatomy:
         :class:`Tissue` of each cell.
     edge_um : ndarray of float32, (H, W)
         Signed distance to the edge of the tissue, µm; positive within.
-    Coordinate across the fibres of the stroma, µm.
-        A coordinate across the fibres of the stroma, µm.
+    fibre_um : ndarray of float32, (H, W)
+        Coordinate across the fibres of the stroma, µm.
     lesions : list of ndarray of float64, (N, 2)
         Outlines of the lesions (x, y), µm, as open rings.
     """
