@@ -132,7 +132,7 @@ CODED = DefaultLayers(
     wsiad=THREE_DEPTHS.wsiad[:2],
     others=THREE_DEPTHS.others,
 )
-"""As many layers of :data:`THREE_DEPTHS` as one small code can hold."""
+"""Layers of :data:`THREE_DEPTHS`, as many as one small code can hold."""
 
 DEEPEST = DefaultLayers(
     squeezenet1_0=("features.12",),

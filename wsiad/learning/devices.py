@@ -1,7 +1,7 @@
-"""Devices: which one to compute on, and the processes of several that train together.
+"""Devices: the choice of the one to compute on, and processes on several that train together.
 
-A batch is that of all processes, and everything drawn for it is drawn for all of it; each
-process then takes its own rows. How many there are changes a training by rounding alone.
+A batch belongs to all processes, and its random draws are made for all of it; each process then
+takes its own rows. The number of processes changes a training only by rounding.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _CPU_BATCH_PX = 1 << 17
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` is a GPU where there is one.
+    """Return the device of a name; ``"auto"`` is a GPU if there is one.
 
     Raises
     ------
     ConfigError
-        There is no such device on this machine.
+        This machine does not have the device.
     """
     import torch
 
@@ -37,22 +37,22 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(
-            f"{name!r} is not a device", subject="device", remedy="Give auto, cpu, cuda or cuda:1."
+            f"{name!r} is not a device", subject="device", remedy="Use auto, cpu, cuda or cuda:1."
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"{name!r} was asked for and this machine has {torch.cuda.device_count()} GPUs",
+            f"{name!r} was requested, but this machine has {torch.cuda.device_count()} GPUs",
             subject="device",
-            remedy="Give auto or cpu, or check the driver with `wsiad doctor`.",
+            remedy="Use auto or cpu, or check the driver with `wsiad doctor`.",
         )
     return device
 
 
 def windows_at_once(batch: int, device: torch.device, *, edge: int) -> int:
-    """Return how many windows a device scores at once, at most ``batch``.
+    """Return the number of windows that a device scores at a time, at most ``batch``.
 
-    On a CPU it is fewer: what a network keeps of 131,072 px stays in its caches, is
-    computed up to four times as fast, and leaves a worker's memory bounded whatever the
+    On a CPU there are fewer. The values that a network keeps of 131,072 px stay in the CPU's
+    caches, which makes it up to four times as fast, and a worker's memory is bounded whatever the
     windows' size. Scores are the same.
 
     Parameters
@@ -60,7 +60,7 @@ def windows_at_once(batch: int, device: torch.device, *, edge: int) -> int:
     batch : int
     device : torch.device
     edge : int
-        Of a window, pixels.
+        Edge of a window, pixels.
     """
     if device.type != "cpu":
         return batch
@@ -69,12 +69,12 @@ def windows_at_once(batch: int, device: torch.device, *, edge: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which of how many processes this is; with more than one, ``torch.distributed`` is set up.
+    """A process among those that train together, by ``torch.distributed`` if there are several.
 
     Parameters
     ----------
     rank, count : int
-        From 0; the first writes what there is to write.
+        Index of the process, from 0, and number of processes; the first one writes all files.
     """
 
     rank: int = 0
@@ -82,23 +82,23 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the first process."""
+        """True for the first process."""
         return self.rank == 0
 
     def own(self, total: int, *, groups: int = 1) -> npt.NDArray[np.int64]:
-        """Return the rows of a batch that are this process's: as many of each group of it.
+        """Return the rows of a batch for this process: equally many from each group of the batch.
 
         Raises
         ------
         ConfigError
-            They cannot be shared out evenly.
+            The rows cannot be shared evenly.
         """
         each, left = divmod(total, groups * self.count)
         if left:
             raise ConfigError(
                 f"batches of {total // groups} tiles cannot be shared by {self.count} devices",
                 subject="devices",
-                remedy="Set batch to a multiple of it.",
+                remedy="Set batch to a multiple of their number.",
             )
         rows = np.arange(total).reshape(groups, self.count, each)
         return rows[:, self.rank].ravel()

@@ -1,4 +1,4 @@
-"""How a network is trained, as options that detectors inherit; and where, and for how long."""
+"""Options of the training of a network, which detectors inherit, and of its device and limits."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from wsiad.core.config import Config
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
-BatchSize = Annotated[_Count, pydantic.Field(description="Tiles a step.")]
+BatchSize = Annotated[_Count, pydantic.Field(description="Number of tiles in a step.")]
 LearningRate = Annotated[_Positive, pydantic.Field(description="Learning rate of Adam.")]
 Schedule = Annotated[
     Literal["constant", "cosine"],
     pydantic.Field(
-        description="``cosine`` falls to 0 at ``max_steps`` (or the run's smaller bound)."
+        description="Schedule of the learning rate; ``cosine`` falls to 0 at ``max_steps`` or the "
+        "run's limit."
     ),
 ]
 MaxSteps = Annotated[
     _Count,
     pydantic.Field(
-        description="The most steps; the run's ``--max-steps`` may set a smaller bound."
+        description="Maximum number of steps; the run's ``--max-steps`` can set a smaller limit."
     ),
 ]
 ValInterval = Annotated[
-    _Count, pydantic.Field(description="Steps between two looks at the held-out healthy tiles.")
+    _Count,
+    pydantic.Field(description="Steps between two validations on the held-out healthy tiles."),
 ]
 Patience = Annotated[
     int,
     pydantic.Field(
         ge=0,
-        description="Stop when more than so many looks in a row brought no improvement.",
+        description="Stop after more than this many validations in a row without an improvement.",
     ),
 ]
 
@@ -45,33 +47,33 @@ END_WORDS = {
     "max-steps": "stopped at max_steps",
     "max-minutes": "stopped at max_minutes",
 }
-"""Words for people on why a fit ended."""
+"""Words for the terminal on why a fit ended."""
 
 
 class LoopOptions(Config):
-    """How a network is trained."""
+    """Options of the training of a network."""
 
     batch: BatchSize = 128
     learning_rate: LearningRate = 1e-3
     lr_schedule: Schedule = "constant"
     grad_clip: _Positive | None = None
-    """Greatest norm of the gradient; larger ones are scaled down."""
+    """Maximum norm of the gradient; larger ones are scaled down."""
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
-    """Validate and keep a running average of the weights with this decay a step."""
+    """Decay in a step of a running average of the weights, which is then validated and kept."""
     max_steps: MaxSteps = 100_000
     val_interval: ValInterval = 1_000
     val_tiles: _Count | None = 2_048
-    """The most held-out tiles to look at (a fixed sample); ``null`` for all."""
+    """Maximum number of held-out tiles in a validation (a fixed sample); ``null`` for all."""
     patience: Patience = 3
     min_delta: Annotated[float, pydantic.Field(ge=0)] = 1e-3
-    """How much lower the held-out loss must be to count as an improvement."""
+    """Minimum decrease of the held-out loss that counts as an improvement."""
     checkpoint_seconds: _Positive = 300.0
-    """The longest time between two checkpoints."""
+    """Maximum time between two checkpoints, seconds."""
     log_interval: _Count = 50
     """Steps between two lines of metrics.csv."""
 
     def rate(self, step: int, *, limit: int) -> float:
-        """Learning rate of a step (from 0) of a training of at most ``limit`` steps."""
+        """Return the learning rate of a step (from 0) of a training of at most ``limit`` steps."""
         if self.lr_schedule == "constant":
             return self.learning_rate
         return self.learning_rate * (1 + math.cos(math.pi * min(step, limit) / limit)) / 2
@@ -86,16 +88,16 @@ class LoopOptions(Config):
 
 
 class DeviceOptions(Config):
-    """Which device is computed on."""
+    """Options of the device to compute on."""
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`."""
 
 
 class LimitOptions(Config):
-    """When a training is stopped that has not ended by itself."""
+    """Limits at which a training is stopped."""
 
     max_steps: _Count | None = None
-    """Stop after so many optimiser steps."""
+    """Stop after this many optimiser steps."""
     max_minutes: _Positive | None = None
-    """Stop after so many minutes of fitting."""
+    """Stop after this many minutes of fitting."""

@@ -1,6 +1,6 @@
 """Frozen networks of torchvision or timm as feature extractors on a grid of places.
 
-Where a network or its weights are left open, :func:`settle` chooses them.
+If the user names no network or no weights, :func:`settle` chooses them.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ class Backbone:
     Parameters
     ----------
     name : str
-        As :class:`~wsiad.networks.features.BackboneFeatures` takes it.
+        Name of the network, as for :class:`~wsiad.networks.features.BackboneFeatures`.
     weights : Weights
     """
 
@@ -386,26 +386,26 @@ class Backbone:
 def settle(
     name: str, asked: str | None, *, seed: int, arguments: Mapping[str, Any] | None = None
 ) -> Backbone:
-    """Get a backbone and its weights.
+    """Return a backbone with its weights.
 
     Parameters
     ----------
     name : str
-        A network of torchvision or timm, or ``"wsiad"`` for one that ``wsiad pretrain``
-        made; ``"auto"`` is what the weights are of: a file's SqueezeNet 1.1, VGG19 (of any
-        widths) or network of ``wsiad pretrain``, and without a file ImageNet's SqueezeNet
-        1.1, or where that is not at hand the network that comes with wsiad.
+        A network of torchvision or timm, or ``"wsiad"`` for one that ``wsiad pretrain`` made.
+        ``"auto"`` is the network of the weights: for a file, SqueezeNet 1.1, VGG19 (of any
+        widths) or the network of ``wsiad pretrain``. Without a file it is ImageNet's SqueezeNet
+        1.1, or the network that comes with wsiad if those weights are not on this machine.
     asked : str or None
-        See :func:`wsiad.networks.weights.resolve`.
+        Weights that were requested; see :func:`wsiad.networks.weights.resolve`.
     seed : int
-        Of random weights.
+        Seed of random weights.
     arguments : mapping of str to value, optional
-        Of the constructor of a network of timm.
+        Arguments of a timm network's constructor.
 
     Raises
     ------
     WeightsError
-        The weights are not at hand, or of a network that has to be named.
+        The weights are not on this machine, or belong to a network that must be named.
     """
     if name == AUTO and asked is None:
         try:
@@ -434,7 +434,7 @@ def _recognised(found: Weights) -> str:
         if any(key == mark or key.endswith(f".{mark}") for key in found.tensors):
             return name
     raise WeightsError(
-        "are neither of a SqueezeNet 1.1 nor of a VGG19",
+        "belong neither to a SqueezeNet 1.1 nor to a VGG19",
         subject=found.source,
-        remedy="Name the network that they are of: --option backbone=resnet50, for example.",
+        remedy="Name their network, for example with --option backbone=resnet50.",
     )

@@ -16,16 +16,16 @@ class WideResNet(nn.Module):
     Parameters
     ----------
     depth : int
-        d: 10, 16, 22, 28, …
+        Depth d: 10, 16, 22, 28, …
     width : int
-        k.
+        Width factor k.
     classes : int
-        Outputs.
+        Number of outputs.
 
     Raises
     ------
     DetectorError
-        There is no such depth.
+        No such network has this depth.
     """
 
     def __init__(self, depth: int, width: int, classes: int) -> None:
@@ -54,13 +54,13 @@ class WideResNet(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to what the logits are linear in, (N, C)."""
+        """Map images (N, 3, H, W) to the features in which the logits are linear, (N, C)."""
         found: Tensor = self.layers[:-1](x)
         return found
 
 
 class WideBlock(nn.Module):
-    """Normalise, activate, convolve, twice; what skips it is activated where widths differ."""
+    """Block: normalise, activate, convolve, twice; the skip is activated if widths differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

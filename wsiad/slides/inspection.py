@@ -3,7 +3,7 @@
 OpenSlide takes zeros at the end of a tile, which a broken copy leaves, for data. It also ignores
 the rest of a tile's data once it has all pixels. If a slide's levels are directories of a TIFF or
 DICOM files, the tiles' bytes can be found, and the same damage is found as on the direct path.
-Only colours of 8 bits can be used: OpenSlide makes them of anything.
+Only colours of 8 bits can be used, because OpenSlide turns any pixels into them.
 """
 
 from __future__ import annotations
