@@ -10,9 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in [*ROOT.glob("docs/*.md"), *(ROOT / n for n in ("README.md", "CONTRIBUTING.md"))]
-    if path.exists()
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 )
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
 
@@ -64,6 +62,58 @@ def test_what_does_not_exist_is_missed() -> None:
         "wsiad/gone/",
     ]
     assert missing("`slides/tiff.py`, `wsiad/core/`, `wsiad.core.files`, `tests`, `run.json`") == []
+
+
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a document, as GitHub makes them."""
+    words = (heading.replace("`", "") for heading in HEADING.findall(without_code(text)))
+    words = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", word) for word in words)
+    return {re.sub(r"[^\w\- ]", "", word.lower()).strip().replace(" ", "-") for word in words}
+
+
+def broken_links(document: Path, text: str) -> list[str]:
+    """Links of a document to files, folders and headings that do not exist."""
+    broken = []
+    for link in LINK.findall(without_code(text)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path
+        if (path and not target.exists()) or (
+            anchor and anchor not in anchors(target.read_text("utf-8") if path else text)
+        ):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    assert broken_links(path, path.read_text("utf-8")) == []
+
+
+def test_a_link_to_nowhere_is_found() -> None:
+    text = """
+# A title, with `code`
+[x](#a-title-with-code) [x](#gone) [x](manifest.md#labels) [x](manifest.md#gone) [x](gone.md)
+[x](https://example.org/gone) ![x](../README.md)
+"""
+    document = ROOT / "docs/drawn.md"
+    assert broken_links(document, text) == ["#gone", "manifest.md#gone", "gone.md"]
+
+
+def test_the_index_lists_every_document() -> None:
+    index = (ROOT / "docs/README.md").read_text("utf-8")
+    names = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert names - set(LINK.findall(index)) == set()
 
 
 def rows() -> dict[str, list[str]]:
