@@ -41,7 +41,7 @@ def test_order_is_kept_and_equal_scores_are_equal():
 
 
 def test_scores_that_no_float_can_tell_apart_are_refused():
-    with pytest.raises(ExportError, match="told apart"):
+    with pytest.raises(ExportError, match="same confidence"):
         confidences(np.array([1e-30, 2e-30]), median=1.0, upper=2.0)
 
 

@@ -272,7 +272,7 @@ def test_a_project_that_cannot_be_read_does_not_lose_the_results(results):
     wsiad.heatmap(run=run, slides=results / "slides", out=out, quiet=True)
     (out / "qupath" / "project.qpproj").write_text("{")
     again = wsiad.heatmap(run=run, slides=results / "slides", out=out, quiet=True)
-    assert "was not brought up to date" in again.summary
+    assert "was not updated" in again.summary
     assert (out / "qupath" / "project.qpproj").read_text() == "{"
 
 

@@ -180,7 +180,7 @@ def test_damage_is_one_line_that_names_the_file(slide, folder, file, content, re
 
 def test_files_of_two_heatmaps_are_not_taken_for_one(slide, folder):
     tifffile.imwrite(folder / "a/1/heatmap.ome.tif", np.ones((5, 4), np.float32))
-    with pytest.raises(InputError, match=r"heatmap\.json: is not of the same heatmap"):
+    with pytest.raises(InputError, match=r"heatmap\.json: belongs to another heatmap"):
         slide.heatmap()
     tifffile.imwrite(folder / "a/1/heatmap.ome.tif", np.full((3, 4), np.nan, np.float32))
     with pytest.raises(InputError, match=r"heatmap\.ome\.tif: holds no score"):
@@ -293,7 +293,7 @@ def test_rows_become_a_data_frame(folder):
 
 def test_without_pandas_a_data_frame_is_a_clear_error(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InputError, match="pandas is not installed"):
+    with pytest.raises(InputError, match="need pandas, which is not installed"):
         Results(folder).slides.to_frame()
 
 
@@ -358,7 +358,7 @@ def test_a_map_whose_file_states_another_place_is_refused(made, monkeypatch):
     values["level0_rectangle"]["x"] += 1
     try:
         (made / "s/heatmap.json").write_text(json.dumps(values))
-        with pytest.raises(InputError, match="is not of the same heatmap"):
+        with pytest.raises(InputError, match="belongs to another heatmap"):
             slide.heatmap()
     finally:
         (made / "s/heatmap.json").write_text(text)

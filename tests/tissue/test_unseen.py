@@ -407,7 +407,7 @@ def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
     found = wsiad.significance(results=results, healthy=tmp_path / "ref", quiet=True)
     assert [row.slide for row in found.rows] == ["good"]
     lines = found.summary.splitlines()
-    assert lines[0] == "3 of 4 slides have no score, and so no p-value:"
+    assert lines[0] == "3 of 4 slides have no score and therefore no p-value:"
     assert lines[1] == "  glass: no-tissue"
     assert lines[2].startswith("  pen: unusable: no tissue was found, but not all of it")
     told = read_json(found.report, ValueError)
@@ -420,7 +420,7 @@ def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
         (healthy / f"{name}.tif").write_bytes((slides / f"{name}.tif").read_bytes())
     (healthy / "h.tif").unlink()
     wsiad.heatmap(run=tmp_path / "run", slides=healthy, out=tmp_path / "none", quiet=True)
-    said = r"none: holds no scored slide \(1 no-tissue, 2 unusable\). Its slides.csv says why"
+    said = r"none: holds no scored slide \(1 no-tissue, 2 unusable\). See its slides.csv"
     with pytest.raises(InputError, match=said):
         wsiad.significance(results=results, healthy=tmp_path / "none", quiet=True)
     with pytest.raises(InputError, match=said):

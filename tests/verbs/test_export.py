@@ -91,7 +91,7 @@ def test_what_export_could_not_show_is_said_and_added_by_heatmap(tmp_path, slide
     known = json.loads((out / "s" / "evidence.json").read_text())["regions"]
     moved = slide.rename(tmp_path / "away.tif")
     (row,) = wsiad.export(results=out, quiet=True, **REGIONS).rows
-    assert "regions are not shown in the slide: its file is not at hand" in row.reason
+    assert "regions are not shown in the slide: its file is not available" in row.reason
     assert len(known) < row.regions
     assert "without healthy tiles" in row.reason
     assert not (out / "s" / "regions.json").exists()
@@ -111,7 +111,7 @@ def test_heatmap_derives_what_is_not_derived_and_scores_nothing(tmp_path, slide,
     score(tmp_path, slide, "out", **REGIONS, evidence_neighbours=1)
     assert not differing(out / "s", asked / "s")
     assert (out / "s" / "windows.npy").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match=r"of other options: stride None \(now 16\)\. Give"):
+    with pytest.raises(InputError, match=r"of other options: stride None \(now 16\)\. Set"):
         score(tmp_path, slide, "out", stride=16)
 
 
@@ -148,7 +148,7 @@ def test_an_export_that_was_killed_is_noticed_and_goes_on(tmp_path, slide, monke
         patch.setattr(deriving, "put_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             wsiad.export(results=out, quiet=True, **DETECTIONS)
-    with pytest.raises(InputError, match="not derived by the options of the other slides"):
+    with pytest.raises(InputError, match="not derived with the options of the other slides"):
         wsiad.evaluate(results=out, reference=tmp_path / "reference.csv", quiet=True)
     assert derived_by(out, exclude=["s"])["detection_limit"] == DETECTIONS["detection_limit"]
     wsiad.export(results=out, quiet=True)  # as the folder is to be by now
@@ -177,7 +177,7 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     assert (out / "s" / "regions.csv").read_bytes() == table
     assert (out / "significance.json").exists()
     result = wsiad.export(results=out, quiet=True, **REGIONS)
-    assert "p-values were of other regions and are deleted" in result.summary
+    assert "p-values of the previous regions are deleted" in result.summary
     assert not (out / "significance.json").exists()
     assert {row.p for row in wsiad.Results(out).slide("s").regions()} == {None}
     with pytest.raises(InputError, match=r"region_quantile is 0.999 and not 0.9"):

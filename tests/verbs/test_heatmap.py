@@ -369,7 +369,7 @@ def test_regions_beyond_the_limit_are_counted(tmp_path, caplog):
     )
     assert all_of_them.regions == few.regions == 3
     assert (few.regions_left_out, all_of_them.regions_left_out) == (few.regions - 1, 0)
-    assert f"{few.regions - 1} weaker ones are counted only" in caplog.text
+    assert f"{few.regions - 1} weaker ones are only counted" in caplog.text
     assert f"{few.regions - 1} weaker regions are not outlined" in few.reason
 
 
@@ -380,7 +380,7 @@ def test_options_of_viewers(tmp_path):
     score(run, path, tmp_path / "out", viewers=("asap", "napari"))  # the same
     score(run, path, tmp_path / "out", viewers=())  # those that are there stay
     assert (tmp_path / "out" / "s" / "heatmap.ome.zarr").exists()
-    with pytest.raises(ConfigError, match=r"'asp' is no format .did you mean 'asap'"):
+    with pytest.raises(ConfigError, match=r"'asp' is not a format .did you mean 'asap'"):
         score(run, path, tmp_path / "out", viewers=("asp",))
     score(run, path, tmp_path / "none", viewers=())
     assert not [p for p in (tmp_path / "none" / "s").iterdir() if "zarr" in p.name]

@@ -1,1 +1,1 @@
-"""Files for other programs: QuPath, ASAP, OME-TIFF, OME-Zarr, PNG, CSV, HDF5."""
+"""Write files for other programs: QuPath, ASAP, OME-TIFF, OME-Zarr, PNG, CSV, HDF5."""

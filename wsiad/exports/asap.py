@@ -1,17 +1,15 @@
-"""ASAP's likelihood map: the heatmap as a TIFF that ASAP lays over the slide.
+"""Write results for ASAP: the heatmap as a likelihood map, the regions as annotations.
 
 ASAP (https://github.com/computationalpathologygroup/ASAP) opens
-``<slide>_likelihood_map.tif`` by itself where it lies beside the slide. It knows neither
-place nor scale of a map: it divides width by width and height by height, in whole
-numbers, shows nothing where these are not the same, and takes the quotient as scale. A
+``<slide>_likelihood_map.tif`` automatically if it is next to the slide, and lays it over the slide.
+It knows neither the position nor the scale of a map. It divides width by width and height by
+height, in whole numbers, shows nothing if the quotients differ, and uses the quotient as scale. A
 map therefore covers the slide from its corner in whole steps.
 
-ASAP's annotations: outlines of regions as XML.
-
-ASAP's polygons have no holes. A hole is an annotation of a group of its own, which is
-taken out of what lies under it, as CAMELYON16's group ``_2`` is; what of it belongs to
-another region is left out of it. :func:`wsiad.annotations.read_asap_xml` reads the same
-area back.
+Annotations are outlines of regions as XML. ASAP's polygons have no holes. A hole is therefore an
+annotation of a separate group, which is cut out of what is under it, like CAMELYON16's group
+``_2``. A part of a hole that belongs to another region is left out of it.
+:func:`wsiad.annotations.read_asap_xml` reads the same area back.
 """
 
 from __future__ import annotations
@@ -39,33 +37,34 @@ from wsiad.pictures.colour_scale import ColourScale
 SUFFIX = "_likelihood_map.tif"
 
 UNSCORED = 0.0
-"""ASAP has no colour for what has no number; 0 is the healthy median, or less."""
+"""Value of unscored pixels, for which ASAP has no colour; 0 is the healthy median, or less."""
 
 _TILE = 512
 
 
 def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) -> int:
-    """Write a heatmap as a tiled, pyramidal TIFF of float32 in 0…1.
+    """Write a heatmap as a tiled, pyramidal TIFF of float32 from 0 to 1.
 
-    The value is the place of the score on the run's one colour scale: 0 at the healthy
-    median, 1 at the upper end. It is no probability. Each pixel has the value of the
-    heatmap pixel under its centre; edges in the picture therefore lie at most half a step
-    from those of the heatmap.
+    The value is the position of the score on the colour scale of the run: 0 at the healthy
+    median, 1 at the upper end. It is not a probability. Each pixel has the value of the
+    heatmap pixel under its centre. Edges in the map are therefore at most half a step
+    away from those of the heatmap.
 
     Parameters
     ----------
     heatmap : Heatmap
+        Heatmap to write.
     path : Path
-        Name ending in `SUFFIX`; written whole or not at all. Equal heatmaps give equal
+        File to write, whose name ends in `SUFFIX`; written atomically. Equal heatmaps give equal
         files.
     scale : ColourScale
-        Of the run.
+        Colour scale of the run.
 
     Returns
     -------
     int
-        The step: level-0 pixels along the edge of the map's pixels. A strip of less than
-        that at the right and the bottom of the slide is not covered.
+        The step: level-0 pixels along the edge of a pixel of the map. A strip narrower than the
+        step, at the right and at the bottom of the slide, is not covered.
 
     Raises
     ------
@@ -98,17 +97,17 @@ def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) ->
 
 
 def whole_step(slide: Size, *, most: float) -> int:
-    """Return the largest step that ASAP takes for a map of this slide, level-0 pixels.
+    """Return the largest step, level-0 pixels, that ASAP accepts for a map of a slide.
 
-    A map of ⌊W/s⌋ × ⌊H/s⌋ pixels has the step s to ASAP only if ⌊W/⌊W/s⌋⌋ and
-    ⌊H/⌊H/s⌋⌋ are s. That always holds where s² is at most the slide's shorter edge.
+    ASAP accepts a step s for a map of ⌊W/s⌋ × ⌊H/s⌋ pixels only if ⌊W/⌊W/s⌋⌋ and
+    ⌊H/⌊H/s⌋⌋ are s. This always holds if s² is at most the shorter edge of the slide.
 
     Parameters
     ----------
     slide : Size
-        Of level 0, pixels.
+        Size of level 0, pixels.
     most : float
-        It is not to be larger: the pitch of the heatmap.
+        Maximum step: the pitch of the heatmap, level-0 pixels.
     """
     edges = (slide.width, slide.height)
     for step in range(max(1, min(math.floor(most), *edges)), 1, -1):
@@ -118,7 +117,7 @@ def whole_step(slide: Size, *, most: float) -> int:
 
 
 def _sampled(heatmap: Heatmap, step: int) -> npt.NDArray[np.float32]:
-    """Scores under the centres of the map's pixels; NaN beyond the heatmap."""
+    """Return the scores under the centres of the map's pixels; NaN beyond the heatmap."""
     size = heatmap.slide_size
     x = (np.arange(size.width // step) + 0.5) * step
     y = (np.arange(size.height // step) + 0.5) * step
@@ -133,7 +132,7 @@ def _sampled(heatmap: Heatmap, step: int) -> npt.NDArray[np.float32]:
 
 
 GROUP, HOLES = "Anomaly", "Exclusion"
-"""Groups of outlines and of their holes."""
+"""Group of the outlines, and group of their holes."""
 
 _COLOURS = {GROUP: "#C80000", HOLES: "#808080"}
 _DECIMALS = 3
@@ -147,16 +146,17 @@ def write_annotations(
     Parameters
     ----------
     regions : sequence of Region
-        In the order in which they are to be named.
+        Regions, in the order of their ranks.
     path : Path
-        Name ending in ``.xml``; written whole or not at all.
+        File to write, whose name ends in ``.xml``; written atomically.
     percentiles : sequence of float, optional
-        Of each region's maximum score among healthy windows, 0 to 100; for the name.
+        Percentile of each region's maximum score among healthy windows, 0 to 100; part of the
+        region's name.
 
     Raises
     ------
     ExportError
-        The name has another ending, or percentiles are not as many.
+        The name has another ending, or the number of percentiles is not that of the regions.
     """
     if path.suffix.lower() != ".xml":
         raise ExportError("the name of ASAP's annotations ends in .xml", subject=path.name)
@@ -183,7 +183,7 @@ def write_annotations(
 
 
 def _holes(polygons: Sequence[shapely.Polygon]) -> Iterator[tuple[int, shapely.Polygon]]:
-    """Yield the rank of a region and what is to be cut out of it, without holes itself."""
+    """Yield the rank of a region, and a polygon without holes to cut out of it."""
     tree = shapely.STRtree(polygons)
     shapely.prepare(polygons)
     for rank, polygon in enumerate(polygons, start=1):
@@ -200,7 +200,7 @@ def _holes(polygons: Sequence[shapely.Polygon]) -> Iterator[tuple[int, shapely.P
 
 
 def _without_holes(area: shapely.Geometry) -> Iterator[shapely.Polygon]:
-    """Cut an area, across its holes, into polygons that have none."""
+    """Cut an area across its holes into polygons without holes."""
     for part in shapely.get_parts(area):
         if not isinstance(part, shapely.Polygon) or part.is_empty:
             continue
@@ -225,7 +225,7 @@ def _add(parent: ElementTree.Element, name: str, group: str, polygon: shapely.Po
 
 
 class Asap(ExportFormat):
-    """ASAP: likelihood map and annotations."""
+    """Format of ASAP: likelihood map and annotations."""
 
     name = "asap"
     summary = "ASAP: the heatmap as a likelihood map, the regions as annotations"

@@ -1,4 +1,4 @@
-"""CAMELYON: detections as the CSV file that FROC scripts read."""
+"""Write detections as the CSV file that FROC scripts of CAMELYON read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HEADER = ("confidence", "x", "y")
 def confidences(
     scores: npt.NDArray[np.floating], *, median: float, upper: float
 ) -> npt.NDArray[np.float64]:
-    """Turn anomaly scores into confidences between 0 and 1.
+    """Convert anomaly scores to confidences between 0 and 1.
 
-    With ``z = (score - median) / (upper - median)`` and ``l = sign(z) log(1 + |z|)``
-    the confidence is ``(1 + l / (1 + |l|)) / 2``: 0.5 at the healthy median, 0.70 at
-    the upper quantile, 0.85 ten times as far out. Unlike a logistic function it does
-    not saturate: it falls off so slowly that neighbouring float32 scores stay apart in
-    float64 however strange they are, and a FROC curve loses no operating point.
+    With ``z = (score - median) / (upper - median)`` and ``l = sign(z) log(1 + |z|)``,
+    the confidence is ``(1 + l / (1 + |l|)) / 2``. It is 0.5 at the healthy median, 0.70 at
+    the upper quantile, and 0.85 ten times as far out. Unlike a logistic function it does
+    not saturate. It levels off so slowly that neighbouring float32 scores remain different in
+    float64, however high they are, and a FROC curve loses no operating point.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def confidences(
     ------
     ExportError
         A score is not finite, ``upper`` is not above ``median``, or two different
-        scores cannot be told apart on this scale.
+        scores have the same confidence.
     """
     if not (math.isfinite(median) and math.isfinite(upper) and upper > median):
         raise ExportError(
@@ -59,8 +59,8 @@ def confidences(
     values: npt.NDArray[np.float64] = 0.5 * (1 + logs / (1 + np.abs(logs)))
     if len(np.unique(values)) != len(np.unique(scores)):
         raise ExportError(
-            f"different scores cannot be told apart on a scale from {median} to {upper}",
-            remedy="Calibrate on the slides of the same kind.",
+            f"different scores have the same confidence on a scale from {median} to {upper}",
+            remedy="Calibrate on slides of the same kind.",
         )
     return values
 
@@ -73,21 +73,22 @@ def write_detections(
     Parameters
     ----------
     detections : sequence of Detection
-        In the order in which they are to be written; none gives a header alone.
+        Detections, in the order of the file; without any, the file has only a header.
     path : Path
-        The CSV file; written whole or not at all.
+        CSV file to write, atomically.
     median, upper : float
-        Of healthy scores, for :func:`confidences`.
+        Median and high quantile of healthy scores, see :func:`confidences`.
 
     Raises
     ------
     ExportError
-        As :func:`confidences`, or a position is not finite or negative.
+        The scores have no confidences, see :func:`confidences`, or a position is negative or
+        not finite.
 
     Notes
     -----
-    Confidences are written so that they read back as the same float64. Positions are
-    the level-0 pixel that holds the point: FROC scripts read whole numbers.
+    Confidences are written so that they read back as the same float64. A position is written as
+    the level-0 pixel that contains the point, because FROC scripts read whole numbers.
     """
     scores = np.array([detection.score for detection in detections], np.float64)
     places = [(detection.x, detection.y) for detection in detections]

@@ -1,8 +1,8 @@
-"""Export formats: the files that other programs read, their interface and their names.
+"""Interface and names of export formats: kinds of files for other programs.
 
-A format knows heatmaps, regions and detections, and nothing of results folders or slides. A
-class derived from :class:`ExportFormat` in a module of this room, or named by an entry point of
-the group ``wsiad.exports``, is found by its name; nothing else has to change.
+A format knows heatmaps, regions and detections, but not results folders or slides. To add a format,
+derive a class from :class:`ExportFormat` in a module of this package, or name one by an entry
+point of the group ``wsiad.exports``. It is found by its name; nothing else has to change.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from wsiad.pictures.colour_scale import ColourScale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """All that is derived from the scores of one slide, for a format to write.
+    """Everything that is derived from the scores of one slide, for a format to write.
 
     Parameters
     ----------
     heatmap : Heatmap
-        Scores with their place on the slide.
+        Scores with their position on the slide.
     regions : sequence of Region
-        Outlined regions, strongest first; their polygons have few corners, level-0 pixels.
+        Outlined regions, strongest first; their polygons are simplified, in level-0 pixels.
     percentiles : sequence of float
         Share of healthy windows below each region's highest score, 0 to 100.
     detections : sequence of Detection
         Peaks of the heatmap, level-0 pixels.
     scale : ColourScale
-        Colours of the run, the same for all slides.
+        Colour scale of the run, the same for all slides.
     percentile_of : callable
-        Returns the share of healthy windows below each of some scores, 0 to 100.
+        Function of scores that returns the share of healthy windows below each, 0 to 100.
     """
 
     heatmap: Heatmap
@@ -71,42 +71,42 @@ class Findings:
 
 
 class ExportFormat(ABC):
-    """A kind of file that is written for other programs."""
+    """Base class of kinds of files for other programs."""
 
     name: ClassVar[str]
-    """Name that `wsiad export --format` takes."""
+    """Name of the format for `wsiad export --format`."""
     summary: ClassVar[str]
     """Program that reads the files, in a few words."""
     shows_regions: ClassVar[bool] = False
-    """Whether the files hold regions or detections, and not the heatmap alone."""
+    """True where the files contain regions or detections, not only the heatmap."""
 
     @abstractmethod
     def files(self, slide: str) -> tuple[str, ...]:
-        """Return the names of the files that are written for a slide, relative to its folder."""
+        """Return the names of the files of a slide, relative to its folder."""
 
     @abstractmethod
     def write(self, folder: Path, findings: Findings) -> None:
-        """Write the files into a folder, where none of them lies yet.
+        """Write the files into a folder that does not contain them yet.
 
         Parameters
         ----------
         folder : Path
-            Folder that exists.
+            Existing folder.
         findings : Findings
-            What was found on the slide.
+            Findings on the slide.
 
         Raises
         ------
         ExportError
-            The format cannot hold what was found.
+            The format cannot represent the findings.
         """
 
 
 GROUP = "wsiad.exports"
-"""Group of entry points by which other packages add formats."""
+"""Group of entry points with which other packages add formats."""
 
 ALIASES = {"napari": "ome-zarr"}
-"""Other names of formats: programs that read them."""
+"""Other names of formats: the programs that read them."""
 
 ALWAYS = ("camelyon", "geojson", "ome-tiff", "png")
 """Formats that every results folder has: detections, outlines, scores, picture."""
@@ -116,10 +116,10 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def formats() -> dict[str, type[ExportFormat]]:
-    """Return the formats that can be asked for, by name.
+    """Return the formats that a user can request, by name.
 
-    A format of another package that cannot be loaded, or that has the name of another one, is
-    left out with a warning.
+    A format of another package that cannot be loaded, or that has the name of another format,
+    is left out with a warning.
     """
     found = {cls.name: cls for cls in _own()}
     plugins, faults = claimed(GROUP)
@@ -167,32 +167,32 @@ def check_formats(names: Iterable[str]) -> None:
     Raises
     ------
     ValueError
-        One is not; the nearest known one is named.
+        A format is not known; the error names the most similar one.
     """
     known = (*formats(), *ALIASES, *ALWAYS)
     for name in names:
         if name not in known:
             near = did_you_mean(name, known)
-            raise ValueError(f"{name!r} is no format{near}; known: {', '.join(sorted(known))}")
+            raise ValueError(f"{name!r} is not a format{near}; known: {', '.join(sorted(known))}")
 
 
 def chosen(names: Iterable[str]) -> list[ExportFormat]:
-    """Return formats by their names or aliases, each once, in the order of their names.
+    """Return formats by their names or aliases, each once, in order of their names.
 
-    Those that every results folder has are not among them.
+    The formats that every results folder has are left out.
 
     Raises
     ------
     ExportError
-        A format is not known, such as that of a package that is no longer installed.
+        A format is not known, for example because its package is no longer installed.
     """
     found: dict[str, ExportFormat] = {}
     for name in sorted({ALIASES.get(name, name) for name in names} - {*ALWAYS}):
         if name not in formats():
             raise ExportError(
-                "is no export format that is installed",
+                "is not an installed export format",
                 subject=name,
-                remedy=f"Install the package that has it, or choose of: {', '.join(formats())}.",
+                remedy=f"Install the package that has it, or choose one of {', '.join(formats())}.",
             )
         found[name] = formats()[name]()
     return list(found.values())

@@ -1,4 +1,4 @@
-"""GeoJSON for QuPath: files of any number of features, of which a few are in memory at once."""
+"""Write GeoJSON for QuPath: any number of features, with only a few in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsiad.core.files import atomic_file
 from wsiad.core.geometry import Box
 
 ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
-"""Endings of the files that QuPath imports."""
+"""Endings of names of files that QuPath imports."""
 
 _LEVEL = 6
 
@@ -25,20 +25,20 @@ def write_features(path: Path, features: Iterator[list[str]], *, bounds: Box) ->
     Parameters
     ----------
     path : Path
-        Name with one of `ENDINGS`; the file is written whole or not at all.
+        File to write, whose name has one of `ENDINGS`.
     features : iterator of list of str
-        Some features at a time, each as JSON text without a line break.
+        Batches of features, each as JSON text without a line break.
     bounds : Box
-        Non-empty part of the slide; positions count from its corner.
+        Non-empty part of the slide, level-0 pixels; positions are relative to its corner.
 
     Raises
     ------
     ExportError
-        QuPath imports nothing from a file of this name.
+        QuPath does not import files with this name.
     """
     if not path.name.lower().endswith(ENDINGS):
         raise ExportError(
-            "QuPath imports nothing from a file of this name",
+            "QuPath does not import files with this name",
             subject=path.name,
             remedy=f"Use one of the endings {', '.join(ENDINGS)}.",
         )
@@ -52,9 +52,9 @@ def write_features(path: Path, features: Iterator[list[str]], *, bounds: Box) ->
 
 
 def origin_member(bounds: Box) -> dict[str, Any]:
-    """Return what a collection says of its origin, the corner of the bounds in level-0 pixels.
+    """Return the member of a collection that states its origin: the bounds' corner, level-0 pixels.
 
-    It is nothing where that is the slide's corner. QuPath passes over it, and
+    It is empty if that is the slide's corner. QuPath ignores this member;
     :func:`wsiad.annotations.read_geojson` reads it.
     """
     if bounds.x == 0 and bounds.y == 0:
@@ -64,7 +64,7 @@ def origin_member(bounds: Box) -> dict[str, Any]:
 
 
 def _head(bounds: Box) -> str:
-    """Return how a file begins, up to its features: its origin stands first."""
+    """Return the beginning of a file up to its features, with the origin first."""
     members = {"type": "FeatureCollection", **origin_member(bounds)}
     return f'{json.dumps(members, separators=(",", ":"))[:-1]},"features":['
 

@@ -1,11 +1,10 @@
-"""OME-TIFF: the heatmap's scores themselves, for programs that calculate with them.
+"""Write the scores of a heatmap as OME-TIFF and as OME-Zarr.
 
-OME-Zarr: the heatmap for napari and other readers of OME-NGFF 0.5 (zarr v3).
-
-Source: OME-NGFF 0.5, https://ngff.openmicroscopy.org/0.5/. Levels have ``scale`` and
-``translation`` in µm. The specification does not say which point of a pixel its
-position is; here it is the centre, as napari draws it, and (0, 0) is the centre of the
-slide's top-left level-0 pixel.
+OME-TIFF is for programs that calculate with scores. OME-Zarr is for napari and other readers of
+OME-NGFF 0.5 (zarr v3), https://ngff.openmicroscopy.org/0.5/. Its levels have ``scale`` and
+``translation`` in µm. The specification does not state which point of a pixel its position is.
+Here it is the centre, as napari draws it, and (0, 0) is the centre of the slide's top-left level-0
+pixel.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ _MICRONS_PER_CM = 1e4
 def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
     """Write a heatmap as a tiled, pyramidal OME-TIFF of float32.
 
-    The full resolution is the first image, its pyramid lies in SubIFDs. Pixels are
-    deflated without a predictor, which not every reader knows for floats. Physical
-    pixel size is in the OME-XML, and so is, as JSON in the image's description, where
-    the heatmap lies on the slide. Unscored pixels are NaN.
+    The full resolution is the first image; its pyramid is in SubIFDs. Pixels are
+    deflated without a predictor, because not every reader knows predictors for floats. The
+    OME-XML has the physical pixel size and, as JSON in the image's description, the position of
+    the heatmap on the slide. Unscored pixels are NaN.
 
-    Memory: one more level of the pyramid than is being written, a quarter of it.
+    Writing a level needs memory for the next level too, which is a quarter of its size.
 
     Parameters
     ----------
     heatmap : Heatmap
-        What to write.
+        Heatmap to write.
     path : Path
-        Name ending in ``.ome.tif`` or ``.ome.tiff``; written whole or not at all. Equal
+        File to write, whose name ends in ``.ome.tif`` or ``.ome.tiff``; written atomically. Equal
         heatmaps give equal files.
 
     Raises
     ------
     ExportError
-        The name has another ending: readers go by it.
+        The name has another ending, by which readers would not recognise the format.
     """
     if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
         raise ExportError("an OME-TIFF's name ends in .ome.tif or .ome.tiff", subject=path.name)
@@ -81,7 +80,7 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
 
 
 def pyramid_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Heights and widths of the levels: halved, rounded up, until one tile holds all."""
+    """Return heights and widths of the levels: halved and rounded up until one tile holds all."""
     height, width = shape
     sizes = [(height, width)]
     while max(height, width) > _TILE:
@@ -91,20 +90,20 @@ def pyramid_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def reduce_by(scores: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]:
-    """Average blocks of pixels, leaving NaN aside.
+    """Average blocks of pixels, ignoring NaN.
 
     Parameters
     ----------
     scores : ndarray of float32, (H, W)
-        Scores; NaN where there is none.
+        Scores; NaN where there is no score.
     factor : int
         Edge of the blocks, pixels.
 
     Returns
     -------
     ndarray of float32, (ceil(H / factor), ceil(W / factor))
-        Mean of the scores in each block; NaN only where it has none. Blocks at the
-        right and the bottom may hold fewer pixels.
+        Mean of the scores in each block; NaN only for blocks without any score. Blocks at the
+        right and at the bottom may have fewer pixels.
     """
     height, width = scores.shape
     reduced = np.full((-(-height // factor), -(-width // factor)), np.nan, np.float32)
@@ -154,14 +153,15 @@ def write_ome_zarr(heatmap: Heatmap, path: Path) -> None:
     Parameters
     ----------
     heatmap : Heatmap
+        Heatmap to write.
     path : Path
-        Folder whose name ends in ``.ome.zarr``; written whole or not at all. Equal
-        heatmaps give equal files.
+        Folder to write, whose name ends in ``.ome.zarr``; written atomically. Equal heatmaps
+        give equal files.
 
     Raises
     ------
     ExportError
-        The name has another ending: readers go by it.
+        The name has another ending, by which readers would not recognise the format.
     """
     if not path.name.lower().endswith(".ome.zarr"):
         raise ExportError("an OME-Zarr's name ends in .ome.zarr", subject=path.name)
@@ -184,13 +184,14 @@ def write_ome_zarr(heatmap: Heatmap, path: Path) -> None:
 
 
 def metadata(heatmap: Heatmap, levels: int) -> dict[str, Any]:
-    """Return the attributes of the group, as OME-NGFF 0.5 has them, and ``wsiad``'s own.
+    """Return the attributes of the group: those of OME-NGFF 0.5, and those of wsiad.
 
     Parameters
     ----------
     heatmap : Heatmap
+        Heatmap to write.
     levels : int
-        Of the pyramid; each has half the resolution of the one before.
+        Number of levels of the pyramid; each has half the resolution of the one before.
     """
     place = heatmap.placement
     return {
@@ -237,13 +238,13 @@ def _dataset(heatmap: Heatmap, level: int) -> dict[str, Any]:
 
 
 class OmeZarr(ExportFormat):
-    """OME-Zarr: the heatmap for napari and other readers of OME-NGFF."""
+    """Format of OME-Zarr: the heatmap for napari and other readers of OME-NGFF."""
 
     name = "ome-zarr"
     summary = "napari and other readers of OME-NGFF 0.5: the heatmap"
 
     def files(self, slide: str) -> tuple[str, ...]:
-        """Return the name of the folder that is written."""
+        """Return the name of the folder of the heatmap."""
         del slide
         return ("heatmap.ome.zarr",)
 

@@ -1,4 +1,4 @@
-"""PNG: the heatmap as a picture, with a file beside it that says where it lies."""
+"""Write the heatmap as a PNG picture, with a JSON file that states its position."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
 
 MAX_EDGE = 8192
-"""The longest edge of a picture, pixels: what graphics cards and viewers take."""
+"""Maximum edge of a picture, pixels, which graphics cards and viewers accept."""
 
 
 def write_png(
     heatmap: Heatmap, path: Path, *, scale: ColourScale, max_edge: int = MAX_EDGE
 ) -> None:
-    """Write a heatmap as an RGBA picture, and where it lies as JSON beside it.
+    """Write a heatmap as an RGBA picture, and its position on the slide as JSON.
 
-    A heatmap with a longer edge than ``max_edge`` is averaged over square blocks of
-    pixels. Blocks at the right and the bottom may reach beyond the heatmap; the
-    rectangle in the JSON is always exactly what the whole picture covers.
+    A heatmap with an edge longer than ``max_edge`` is averaged over square blocks of
+    pixels. Blocks at the right and at the bottom may reach beyond the heatmap; the
+    rectangle in the JSON is always exactly what the complete picture covers.
 
     Parameters
     ----------
     heatmap : Heatmap
-        What to write.
+        Heatmap to write.
     path : Path
-        Name ending in ``.png``; the JSON has the same name, ending in ``.json``. Both
-        are put in place when both are whole.
+        File to write, whose name ends in ``.png``; the JSON has the same name with ``.json``.
+        Both are put in place when both are complete.
     scale : ColourScale
-        Colours; opacity 0 for unscored pixels.
+        Colour scale; opacity is 0 for unscored pixels.
     max_edge : int
-        The longest edge of the picture, pixels.
+        Maximum edge of the picture, pixels.
 
     Raises
     ------
@@ -57,20 +57,20 @@ def write_png(
 def describe(
     heatmap: Heatmap, image: str, *, size: Size, factor: int, scale: ColourScale
 ) -> dict[str, Any]:
-    """Return the JSON values of the file beside a picture.
+    """Return the JSON values that describe a picture of a heatmap.
 
     Parameters
     ----------
     heatmap : Heatmap
-        What the picture shows.
+        Heatmap in the picture.
     image : str
         Name of the picture's file.
     size : Size
-        Of the picture, pixels.
+        Size of the picture, pixels.
     factor : int
-        Heatmap pixels along the edge of a picture's pixel.
+        Heatmap pixels along the edge of a pixel of the picture.
     scale : ColourScale
-        Colours of the picture.
+        Colour scale of the picture.
     """
     covered = heatmap.placement.box(Size(size.width * factor, size.height * factor))
     bounds = heatmap.bounds

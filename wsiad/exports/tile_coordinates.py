@@ -1,13 +1,13 @@
-"""Coordinates of a slide's tiles as HDF5 in the layouts of CLAM and of TRIDENT.
+"""Write the coordinates of a slide's tiles as HDF5, in the layouts of CLAM and of TRIDENT.
 
-Both tools read a dataset ``coords``, (N, 2) integers, x and y of the tiles' top-left
-corners in level-0 pixels, and take the rest from its attributes. Sources: CLAM,
-``wsi_core/WholeSlideImage.py`` and ``dataset_modules/dataset_h5.py``; TRIDENT,
+Both tools read a dataset ``coords``, (N, 2) integers: x and y of the tiles' top-left
+corners in level-0 pixels. Everything else is in its attributes. The sources are, for CLAM,
+``wsi_core/WholeSlideImage.py`` and ``dataset_modules/dataset_h5.py``; for TRIDENT,
 ``trident/IO.py`` (``coords_to_h5``, ``read_coords``).
 
-Their ``patch_size`` differs: CLAM's counts pixels of ``patch_level``, TRIDENT's those at
-``target_magnification``. Where the store's tiles are a level's own pixels both are the
-same number, and one file serves both tools; where tiles were resampled, it does not.
+Their ``patch_size`` differs: CLAM counts pixels of ``patch_level``, TRIDENT counts pixels at
+``target_magnification``. If the store's tiles are pixels of a level, both are the
+same number, and one file serves both tools. If tiles were resampled, it does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Layout: TypeAlias = Literal["clam", "trident"]
 
 _CHUNK = 4096
 _MAGNIFICATION_UM = 10.0
-"""Objective magnification is by convention 10 over µm/px: 40× is 0.25 µm/px."""
+"""By convention, objective magnification is this value divided by µm/px: 40× is 0.25 µm/px."""
 
 
 def write_coordinates(slide: StoredSlide, path: Path, *, layout: Layout) -> None:
@@ -35,16 +35,16 @@ def write_coordinates(slide: StoredSlide, path: Path, *, layout: Layout) -> None
     Parameters
     ----------
     slide : StoredSlide
-        With geometry.
+        Slide whose tiles have known positions.
     path : Path
-        Of the HDF5 file.
+        HDF5 file to write.
     layout : {"clam", "trident"}
-        Whose ``patch_size`` is meant.
+        Tool that decides the meaning of ``patch_size``.
 
     Raises
     ------
     ExportError
-        The tiles have no place on a slide, or are not square on level 0.
+        The tiles have no positions on a slide, or are not square on level 0.
     """
     if not slide.has_geometry:
         raise ExportError(
@@ -66,10 +66,10 @@ def write_coordinates(slide: StoredSlide, path: Path, *, layout: Layout) -> None
 def attributes(slide: StoredSlide, *, layout: Layout) -> dict[str, Any]:
     """Return the attributes of ``coords``.
 
-    ``patch_size``, ``overlap`` and ``target_magnification`` are in the layout's frame:
-    the level that was read (``clam``) or the tiles' own µm/px (``trident``). The level's
-    own keys are left out of TRIDENT's layout where tiles were resampled: CLAM would read
-    another area by them.
+    ``patch_size``, ``overlap`` and ``target_magnification`` refer to the pixels of the layout:
+    those of the level that was read (``clam``), or those of the tiles (``trident``). The keys of
+    the level are left out of TRIDENT's layout if tiles were resampled, because CLAM would read
+    another area with them.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def attributes(slide: StoredSlide, *, layout: Layout) -> dict[str, Any]:
     width, height = grid.tile * grid.pixels.scale_x, grid.tile * grid.pixels.scale_y
     if round(width) != round(height):
         raise ExportError(
-            f"its tiles have {width:.1f} × {height:.1f} level-0 px, and the layout knows squares",
+            f"its tiles have {width:.1f} × {height:.1f} level-0 px, but the layout needs squares",
             subject=slide.name,
         )
     # Pixels of the layout's frame per pixel of a tile.

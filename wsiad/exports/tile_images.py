@@ -1,4 +1,4 @@
-"""The tiles of a store as image files, one folder per slide."""
+"""Write the tiles of a store as image files, one folder per slide."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SUFFIXES: dict[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg"}
 
 @dataclass(frozen=True, slots=True)
 class TileFile:
-    """A tile and the name of its file.
+    """Tile and the name of its file.
 
     Parameters
     ----------
     index : int
-        In the store's group.
+        Index of the tile in its slide.
     file : str
-        Name within the slide's folder.
+        Name of the file in the slide's folder.
     box : tuple of float or None
-        Level-0 x, y, width and height, where they are known.
+        x, y, width and height, level-0 pixels, if they are known.
     """
 
     index: int
@@ -37,10 +37,11 @@ class TileFile:
 
 
 def tile_files(slide: StoredSlide, kind: ImageFormat) -> list[TileFile]:
-    """Name the files of a slide's tiles.
+    """Return the names of the files of a slide's tiles.
 
-    ``<x>_<y>`` of the top-left corner, whole level-0 pixels; the number of the tile
-    where places are not known, or where tiles lie so close that names would clash.
+    A name is ``<x>_<y>`` of the top-left corner, in whole level-0 pixels. It is the number of the
+    tile if positions are not known; the number is added if tiles are so close together that names
+    would be equal.
     """
     suffix = _SUFFIXES[kind]
     numbers = [f"{index:07d}" for index in range(len(slide))]
@@ -60,17 +61,18 @@ def tile_files(slide: StoredSlide, kind: ImageFormat) -> list[TileFile]:
 def write_tile_images(
     slide: StoredSlide, folder: Path, *, kind: ImageFormat, quality: int
 ) -> list[TileFile]:
-    """Write a slide's tiles as files; the folder is whole or absent.
+    """Write a slide's tiles as files; the folder is complete or absent.
 
     Parameters
     ----------
     slide : StoredSlide
+        Slide to write.
     folder : Path
-        Replaced if it exists.
+        Folder to write; replaced if it exists.
     kind : {"png", "jpeg"}
-        PNG keeps the pixels as they are.
+        Format of the files; PNG keeps the pixels as they are.
     quality : int
-        Of JPEG, whose colours are kept at full resolution.
+        Quality of JPEG, 1 to 100; its colours have full resolution.
     """
     files = tile_files(slide, kind)
     options = {"quality": quality, "subsampling": 0} if kind == "jpeg" else {}

@@ -1,1 +1,1 @@
-"""The results folder of ``wsiad heatmap``: what is in it, who writes it and who reads it."""
+"""Write and read the results folder of ``wsiad heatmap``."""

@@ -1,4 +1,4 @@
-"""A results folder of ``wsiad heatmap``, as far as its slides are compared with each other."""
+"""Read the slides of a results folder for the comparison with healthy slides."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from wsiad.slides.slide_table import OK
 
 @dataclass(frozen=True, slots=True)
 class ComparedSlide:
-    """A slide with a heatmap.
+    """Slide with a heatmap.
 
     Parameters
     ----------
     results : SlideResults
+        Results of the slide.
     fingerprint : str
-        Fingerprint of its file.
+        Fingerprint of the slide's file.
     score : float
-        The slide's score that is compared, with all its digits.
+        Score of the slide that is compared, with all its digits.
     """
 
     results: SlideResults
@@ -53,19 +54,19 @@ class ComparedSlide:
 
     @property
     def n_regions(self) -> int:
-        """How many regions it has, those left out counted in."""
+        """Number of regions of the slide, including those left out."""
         return self.results.row.regions or 0
 
     def scores(self) -> SlideScores:
-        """Read all its scores.
+        """Read the scores of the slide, its windows and its regions.
 
         Raises
         ------
         InputError
-            Its windows cannot be read, a score is not a finite number, or it was scored by a
-            version of wsiad that wrote no table of regions.
+            The windows cannot be read, a score is not a finite number, or the slide was scored by
+            a version of wsiad that wrote no table of regions.
         ExportError
-            The table of its regions is damaged.
+            The table of regions is damaged.
         """
         tiles = np.asarray(self.results.windows()["score"], np.float64)
         regions = np.array([row.max_score for row in self.results.regions()], np.float64)
@@ -79,14 +80,15 @@ class ComparedFolder:
     Parameters
     ----------
     path : Path
+        Results folder.
     facts : dict
-        Its ``run.json``: digest, run.
+        Content of ``run.json``: digest, run and more.
     slides : tuple of ComparedSlide
-        Those with a heatmap.
+        Slides with a heatmap.
     others : dict of str to str
-        Status of the other slides: without tissue, unusable, failed.
+        Status of each other slide: without tissue, unusable, failed.
     reasons : dict of str to str
-        Why the other slides have no score, where it is known.
+        Reason why each other slide has no score, if it is known.
     """
 
     path: Path
@@ -96,45 +98,47 @@ class ComparedFolder:
     reasons: dict[str, str]
 
     def check_same_run(self, other: ComparedFolder) -> None:
-        """Check that two folders were scored alike.
+        """Check that two folders were scored by the same run and options.
 
         Raises
         ------
         InputError
-            Saying what differs.
+            They were not; the error states the differences.
         """
         told = region_differences(self.facts, other.facts)
         if self.facts["digest"] != other.facts["digest"]:
             told.insert(0, _difference(self.path, other.path))
         if told:
             raise InputError(
-                f"was not scored as {other.path} was: {'; '.join(told)}",
+                f"was not scored like {other.path}: {'; '.join(told)}",
                 subject=str(self.path),
-                remedy="Scores can be compared only if run and options are the same.",
+                remedy="Score both with the same run and options, so that they can be compared.",
             )
 
     def no_slides(self) -> InputError:
-        """Return the error that no slide has a score, which says what they have instead."""
+        """Return the error for a folder without scored slides; it counts their statuses."""
         counts = Counter(self.others.values())
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         return InputError(
             f"holds no scored slide{f' ({said})' if said else ''}",
             subject=str(self.path),
-            remedy=f"Its {SLIDES_TABLE} says why." if said else "Score slides by `wsiad heatmap`.",
+            remedy=f"See its {SLIDES_TABLE} for the reasons."
+            if said
+            else "Score slides with `wsiad heatmap`.",
         )
 
     def check_healthy(self, learnt_from: Mapping[str, str]) -> None:
-        """Check that its slides are healthy, held out, and each there once.
+        """Check that the slides are healthy and held out from the run, and that each occurs once.
 
         Parameters
         ----------
         learnt_from : mapping of str to str
-            What slides were used for by the run, by fingerprint.
+            Use of slides by the run, by fingerprint.
 
         Raises
         ------
         InputError
-            Naming the first slide that is not.
+            A slide is not; the error names the first.
         """
         if not self.slides:
             raise self.no_slides()
@@ -143,13 +147,13 @@ class ComparedFolder:
             subject = f"{slide.name} of {self.path}"
             if slide.label and not is_healthy(slide.label):
                 raise InputError(
-                    f"has the label {slide.label!r}, so it is no healthy slide", subject=subject
+                    f"has the label {slide.label!r}, so it is not a healthy slide", subject=subject
                 )
             if use := learnt_from.get(slide.fingerprint):
                 raise InputError(
                     f"was used for the run ({use}), so its scores are not those of a new slide",
                     subject=subject,
-                    remedy="Score healthy slides that the run knows nothing of.",
+                    remedy="Score healthy slides that were not used for the run.",
                 )
             if twin := seen.get(slide.fingerprint):
                 raise InputError(f"is the same slide as {twin}", subject=subject)
@@ -161,15 +165,15 @@ class ComparedFolder:
         Raises
         ------
         InputError
-            Naming the first that is in both.
+            A slide is in both; the error names the first.
         """
         there = {slide.fingerprint: slide.name for slide in other.slides}
         for slide in self.slides:
             if slide.fingerprint in there:
                 raise InputError(
-                    f"is among {other.path} too, as {there[slide.fingerprint]}",
+                    f"is also in {other.path}, as {there[slide.fingerprint]}",
                     subject=f"{slide.name} of {self.path}",
-                    remedy="Compare slides with other slides: leave it out of one of them.",
+                    remedy="Leave it out of one folder: a slide cannot be compared with itself.",
                 )
 
 
@@ -179,13 +183,14 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
     Parameters
     ----------
     path : Path
+        Results folder.
     score : str
-        Which score of a slide is its score.
+        Name of the score that is the score of a slide.
 
     Raises
     ------
     InputError
-        It holds no results, or those of a slide are damaged or of another run.
+        The folder contains no results, or those of a slide are damaged or of another run.
     """
     results = Results(path)
     facts = results.facts
@@ -209,7 +214,7 @@ def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) 
         raise InputError(f"has no {SLIDE} of this run", subject=subject, remedy=SCORE_AGAIN)
     if facts.get(DERIVED) != folder.get(DERIVED):
         raise InputError(
-            "its regions are not derived by the options of the other slides",
+            "its regions were not derived with the options of the other slides",
             subject=subject,
             remedy="Run wsiad heatmap or wsiad export again with the options that you want.",
         )
@@ -222,7 +227,7 @@ def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) 
 
 
 def _difference(one: Path, two: Path) -> str:
-    """Say which options differ, or else that it must be the run."""
+    """Return the options that differ as text, or state that the run differs."""
     try:
         first, second = read_yaml(one / CONFIG), read_yaml(two / CONFIG)
     except ConfigError:

@@ -1,7 +1,7 @@
-"""Deriving regions, detections, evidence and files of them from a slide's scores.
+"""Derive regions, detections, evidence and their files from the scores of a slide.
 
-Nothing here needs the detector, except evidence that is not there yet, and nothing reads the
-slide, except views of regions. All of it is written beside the scores, which stay as they are.
+Only missing evidence needs the detector, and only views of regions read the slide. All files are
+written next to the scores, which stay as they are.
 """
 
 from __future__ import annotations
@@ -58,23 +58,24 @@ logger = logging.getLogger(__name__)
 
 
 Evidence = Callable[[Path, Sequence[Region]], int]
-"""Writes the evidence of a slide's regions into a folder; returns how many of them lack it."""
+"""Function that writes the evidence of regions into a folder, and returns how many lack it."""
 
 LACKING = "lacking"
-"""Key of a slide's record: whether evidence or views of regions are missing."""
+"""Key of a slide's record: true if evidence or views of regions are missing."""
 
 NOTES = "notes"
-"""Key of a slide's record: what its reader should know of how it was scored."""
+"""Key of a slide's record: notes on its scoring, for the reader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a slide's results that have to be derived.
+    """Parts of a slide's results to derive.
 
     Parameters
     ----------
     regions, evidence, detections : bool
-        Regions with their outlines and views; evidence of regions; detections.
+        True to derive the regions with their outlines and views, the evidence of regions, and
+        the detections.
     """
 
     regions: bool = True
@@ -83,7 +84,7 @@ class Parts:
 
     @classmethod
     def differing(cls, record: Mapping[str, Any], derived: Mapping[str, Any]) -> Parts:
-        """Return what a slide's record says was derived by other options than these."""
+        """Return the parts that, by a slide's record, were derived with other options."""
         there = record.get(DERIVED)
         if not isinstance(there, Mapping):
             return cls()
@@ -101,7 +102,7 @@ class Parts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Files and folders of a slide's results that are written."""
+        """Names of the files and folders that these parts write."""
         return (
             *((REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES) if self.regions else ()),
             *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),
@@ -120,29 +121,32 @@ def write_derived(
     slide: Slide | None,
     parts: Parts | None = None,
 ) -> dict[str, Any]:
-    """Write what is derived from a slide's scores into a folder.
+    """Derive regions, detections, evidence and their files from a slide's scores, and write them.
 
     Parameters
     ----------
     folder : Path
-        Folder in which nothing derived lies yet.
+        Folder without derived files.
     scored : ScoredHeatmap
+        Scores of the slide.
     options : HeatmapOptions
+        Options of deriving.
     calibration : Calibration
         Calibration of the run.
     formats : iterable of ExportFormat
-        Files to write for other programs.
+        Formats of the files for other programs.
     evidence : callable
+        Function that writes the evidence, see :data:`Evidence`.
     slide : Slide or None
-        Open, to show the regions in it; without, there are no views of them.
+        Open slide, for views of the regions; without it there are no views.
     parts : Parts, optional
-        What to write; by default everything.
+        Parts to write; by default all.
 
     Returns
     -------
     dict
-        Columns of the slide's row: its scores, and how many regions and detections there are;
-        and how many regions lack evidence.
+        Columns of the slide's row: its scores, and the numbers of regions and detections; also
+        the number of regions without evidence.
     """
     parts = parts or Parts()
     heatmap = scored.heatmap
@@ -197,7 +201,7 @@ def _write_regions(
     heatmap, percentiles = scored.heatmap, findings.percentiles
     if regions.left_out:
         logger.warning(
-            "%s: the %d strongest regions are outlined; %d weaker ones are counted only",
+            "%s: the %d strongest regions are outlined; %d weaker ones are only counted",
             heatmap.slide,
             len(regions.kept),
             regions.left_out,
@@ -232,7 +236,7 @@ def _outlines(heatmap: Heatmap, regions: Sequence[Region], options: HeatmapOptio
 
 
 def _upper(calibration: Calibration) -> float:
-    """Return the healthy 99 % quantile, or what is above the median of constant scores."""
+    """Return the healthy 99 % quantile, or a value above the median if scores are constant."""
     upper, median = calibration.quantile(0.99), calibration.median
     return upper if upper > median else median + max(abs(median), 1.0)
 
@@ -256,10 +260,10 @@ def derive_again(
     slide: Slide | None,
     unseen: str = "",
 ) -> HeatmapRow:
-    """Derive anew what a slide's folder has by other options or not at all; scores stay.
+    """Derive the parts of a slide's results that are missing or have other options; scores stay.
 
-    Everything is written beside the folder first. Killed while it is put in place, the record
-    says that nothing is derived, and the same command derives it again.
+    All files are written next to the folder first. If the process is killed while it puts them in
+    place, the record states that nothing is derived, and the same command derives it again.
 
     Parameters
     ----------
@@ -268,23 +272,26 @@ def derive_again(
     record : mapping
         Content of its ``slide.json``.
     row : HeatmapRow
+        Row of the slide in the table.
     options : HeatmapOptions
+        Options of deriving.
     derived : dict
-        What decides what is derived; see :func:`wsiad.results.identity.derived_values`.
+        Values that decide what is derived; see :func:`wsiad.results.identity.derived_values`.
     calibration : Calibration
         Calibration of the run.
     formats : iterable of str
-        Export formats that are wanted; those that are there stay.
+        Export formats to add; existing formats stay.
     evidence : callable
-        Returns what writes the evidence, given the scores.
+        Function of the scores that returns the function that writes the evidence.
     slide : Slide or None
+        Open slide, for views of the regions.
     unseen : str
-        Why the slide could not be opened, if its regions were to be shown in it.
+        Reason why the slide could not be opened, if its regions should be shown in it.
 
     Returns
     -------
     HeatmapRow
-        The slide's row, as it is now.
+        Updated row of the slide.
 
     Raises
     ------
@@ -328,7 +335,7 @@ def derive_again(
 def reason(
     said: Sequence[str], figures: Mapping[str, Any], lacking: int = 0, unseen: str = ""
 ) -> str:
-    """Say what the reader of a slide's row has to know, of its scores and of its regions."""
+    """Return the reason of a slide's row: notes on its scores and regions for the reader."""
     told = [*said, *regions_note(figures.get("regions_left_out", 0))]
     if unseen:
         told.append(f"regions are not shown in the slide: {unseen}")
@@ -348,22 +355,22 @@ def write_record(
     derived: dict[str, Any],
     formats: Iterable[str],
 ) -> None:
-    """Write ``slide.json``, which says that the slide's results are whole."""
+    """Write ``slide.json``, which states that the slide's results are complete."""
     told = {DERIVED: derived, FORMATS: sorted(formats), "row": asdict(row)}
     write_json(folder / SLIDE, {**record, **told})
 
 
 def put_in_place(new: Path, folder: Path, names: Iterable[str]) -> None:
-    """Move derived files and folders over those of the same names; those without a new one go.
+    """Replace derived files and folders by new ones; delete those without a new one.
 
     Parameters
     ----------
     new : Path
-        Folder that was written into, on the same disk.
+        Folder of the new files, on the same disk.
     folder : Path
         Folder of the slide's results.
     names : iterable of str
-        Names of what was derived anew.
+        Names of the files and folders that were derived again.
     """
     for name in names:
         there, made = folder / name, new / name

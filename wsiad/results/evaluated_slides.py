@@ -1,4 +1,4 @@
-"""Slides of a results folder, or of somebody's detections, as evaluation takes them."""
+"""Read the slides of a results folder, or of a folder of detections, for evaluation."""
 
 from __future__ import annotations
 
@@ -35,22 +35,23 @@ _COLUMNS = ("status", "reason", "mpp_x", "mpp_y", "width", "height")
 def read_scored(
     options: EvaluationOptions, folder: Path, *, results: bool
 ) -> dict[str, ScoredSlide]:
-    """Read what a folder says of each slide.
+    """Read the findings on each slide from a folder.
 
     Parameters
     ----------
     options : EvaluationOptions
+        Options of the evaluation.
     folder : Path
         Results of ``wsiad heatmap``, or detections.
     results : bool
-        Which of them.
+        True where the folder contains results.
 
     Raises
     ------
     EvaluationError
-        It is not such a folder, or something in it is not valid.
+        The folder is of another kind, or a file in it is not valid.
     """
-    remedy = "Give results of wsiad heatmap, or a folder of detections as CSV."
+    remedy = "Pass results of wsiad heatmap, or a folder of detections as CSV."
     beside = [options.reference]
     with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
         if results:
@@ -66,23 +67,25 @@ def read_scored(
 def scored_slides(
     folder: Path, *, score: SlideScore, percentile: float = 99.0, exclude: Collection[str] = ()
 ) -> dict[str, ScoredSlide]:
-    """Read what ``wsiad heatmap`` says of each slide.
+    """Read the findings of ``wsiad heatmap`` on each slide.
 
     Parameters
     ----------
     folder : Path
-        Folder of results; its ``run.json`` is not looked at.
+        Results folder; its ``run.json`` is not read.
     score : str
-        Which score of a slide is its score; ``"percentile"`` is that of its heatmap pixels.
+        Name of the score that is the score of a slide; ``"percentile"`` is a percentile of its
+        heatmap pixels.
     percentile : float
-        Which one, 0 to 100.
+        That percentile, 0 to 100.
     exclude : collection of str
-        Slides of which no file is read, so that nothing wrong with them is in the way.
+        Slides whose files are not read, so that damaged ones do not prevent the evaluation.
 
     Raises
     ------
     EvaluationError
-        ``slides.csv`` is missing or not valid, or lists a slide twice; or a heatmap is.
+        ``slides.csv`` is missing or not valid, or lists a slide twice; or a heatmap is missing
+        or not valid.
     """
     with as_evaluation_error():
         results = Results(folder)
@@ -107,7 +110,7 @@ def scored_slides(
 
 
 class _Score:
-    """The score of a slide, by the name of the option."""
+    """Score of a slide, by the value of the option `slide_score`."""
 
     def __init__(self, name: SlideScore, percentile: float) -> None:
         self.name, self._percentile = name, percentile
@@ -128,7 +131,7 @@ def _slide(
         raise EvaluationError(
             f"the status of {slide} is {row.status!r}",
             subject=where,
-            remedy=f"It is one of: {', '.join(get_args(Status))}.",
+            remedy=f"Use one of: {', '.join(get_args(Status))}.",
         )
     detections = results.folder / names.DETECTIONS
     if row.status != OK:
@@ -164,7 +167,7 @@ def _slide(
 
 
 def _unscored(slide: str, row: HeatmapRow, detections: Path) -> ScoredSlide:
-    """Return a slide without a score; of some not even the size is known."""
+    """Return a slide without a score; even its size may be unknown."""
     width, height = _positive(row.width), _positive(row.height)
     mpp_x, mpp_y = _positive(row.mpp_x), _positive(row.mpp_y)
     return ScoredSlide(
@@ -191,7 +194,7 @@ def heatmap_scores(results: SlideResults) -> np.ndarray[tuple[int, ...], np.dtyp
     Raises
     ------
     EvaluationError
-        The file is missing or no such image, is too large, or holds no score.
+        The file is missing, is not a heatmap, is too large, or contains no score.
     """
     with as_evaluation_error():
         return results.scores()
@@ -241,12 +244,12 @@ def classify_heatmaps(
 
 @contextlib.contextmanager
 def as_evaluation_error() -> Iterator[None]:
-    """Raise errors of reading results as those of evaluation.
+    """Convert errors of reading results to errors of evaluation.
 
     Raises
     ------
     EvaluationError
-        With the words of an ``InputError`` of the block.
+        The block raised an ``InputError``; the texts are the same.
     """
     try:
         yield

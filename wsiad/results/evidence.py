@@ -1,6 +1,6 @@
-"""Why a region is strange: the window that stands for it, beside what is healthy.
+"""Write the evidence of regions: the strangest window of each, next to the nearest healthy tiles.
 
-``evidence.json`` and the folder ``evidence`` of a slide; see docs/explain.md.
+The evidence of a slide is in ``evidence.json`` and the folder ``evidence``; see docs/explain.md.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _RGB = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """The detector and the healthy examples that explain the regions of a slide.
+    """Detector and healthy examples, which explain the regions of a slide.
 
     Parameters
     ----------
     detector : Detector
+        Detector of the run.
     examples : HealthyExamples or None
-        Of the run; without, neither neighbours nor differences are shown.
+        Healthy examples of the run; without them, neither neighbours nor differences are shown.
     """
 
     detector: Detector
@@ -50,7 +51,7 @@ class Explainer:
 
     @property
     def scale(self) -> ColourScale | None:
-        """Colour scale of maps of differences, one for all of a run: by those at healthy places."""
+        """Colour scale of difference maps, the same for all of a run, from healthy places."""
         if self.examples is None or self.examples.difference is None:
             return None
         return ColourScale.from_healthy(self.examples.difference)
@@ -65,22 +66,24 @@ def write_evidence(
     *,
     options: HeatmapOptions,
 ) -> None:
-    """Write the evidence for the strongest regions of a slide; nothing if none is wanted.
+    """Write the evidence for the strongest regions of a slide; nothing if none is requested.
 
-    Memory bound: one window at a time, whatever the number of regions.
+    Only one window is in memory at a time, for any number of regions.
 
     Parameters
     ----------
     folder : Path
-        The slide's, which is put in place when it is whole.
+        Folder of the slide, which is put in place when it is complete.
     explainer : Explainer
+        Detector and healthy examples.
     regions : sequence of Region
-        By falling score.
+        Regions by descending score.
     windows : WindowScores
-        All that were scored.
+        All scored windows.
     source : WindowSource
-        To read the windows again.
+        Source from which windows are read again.
     options : HeatmapOptions
+        Options of the evidence.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def keep_evidence(
     options: HeatmapOptions,
     mpp: Mpp,
 ) -> int:
-    """Write what is already known of regions whose strangest window is one that was shown.
+    """Write evidence from the earlier evidence, for regions with the same strangest window.
 
     Neither the detector nor the slide is needed. Other regions have no evidence until `wsiad
     heatmap` makes it.
@@ -124,21 +127,22 @@ def keep_evidence(
     Parameters
     ----------
     folder : Path
-        Where to write.
+        Folder to write to.
     there : Path
-        The slide's folder with its earlier evidence.
+        Folder of the slide, with its earlier evidence.
     regions : sequence of Region
-        By falling score.
+        Regions by descending score.
     windows : WindowScores
-        All that were scored.
+        All scored windows.
     options : HeatmapOptions
+        Options of the evidence.
     mpp : Mpp
         Scale of the windows, µm/px.
 
     Returns
     -------
     int
-        How many regions have no evidence that should have some.
+        Number of regions that should have evidence and have none.
 
     Raises
     ------
@@ -164,7 +168,7 @@ def keep_evidence(
 def _entry(
     number: int, at: int, region: Region, windows: WindowScores, *, mpp: Mpp
 ) -> dict[str, Any]:
-    """Return what evidence says of a region, but for pictures."""
+    """Return the evidence of a region without its pictures, as JSON values."""
     x, y, width, height = windows.boxes[at].tolist()
     return {
         "rank": number,
@@ -210,7 +214,7 @@ def _copied(folder: Path, number: int, old: RegionEvidence) -> dict[str, Any]:
 def _places(
     boxes: npt.NDArray[np.float64], source: WindowSource
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return rows and columns on the grid of windows' boxes (N, 4)."""
+    """Return the rows and columns, on the grid, of the boxes (N, 4) of windows."""
     column, row = source.grid.pixels.from_level0(boxes[:, 0], boxes[:, 1])
     stride = source.grid.stride
     return np.rint(row / stride).astype(np.int32), np.rint(column / stride).astype(np.int32)
@@ -242,7 +246,7 @@ def _pictures(
 def _nearest(
     folder: Path, stem: str, explainer: Explainer, pixels: _RGB, count: int
 ) -> list[dict[str, Any]]:
-    """Write the healthy examples nearest to a window, and say which they are."""
+    """Write the healthy examples nearest to a window, and return their entries."""
     detector, examples = explainer.detector, explainer.examples
     if examples is None or not count or not isinstance(detector, Embeds):
         return []
@@ -264,7 +268,7 @@ def _nearest(
 
 
 def _drawn(difference: Scores, scale: ColourScale, *, edge: int) -> _RGB:
-    """Colour a map (h, w) on a fixed scale, enlarged to the window without smoothing."""
+    """Colour a map (h, w) on a fixed scale, and enlarge it to the window without smoothing."""
     colours = np.ascontiguousarray(scale.rgba(difference)[..., :3])
     return np.asarray(cv2.resize(colours, (edge, edge), interpolation=cv2.INTER_NEAREST), np.uint8)
 

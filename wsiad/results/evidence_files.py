@@ -1,6 +1,6 @@
-"""The files about a slide's strongest regions, read as files from anywhere are read.
+"""Read the files about a slide's strongest regions, as untrusted input.
 
-Two files, each of which may be absent: ``regions.json`` with the fields of view around the
+There are two files, and each may be absent: ``regions.json`` with the fields of view around the
 regions, and ``evidence.json`` with the healthy tiles that are nearest to them. The regions
 themselves are in ``regions.csv``. Names in the files are relative to the folder and cannot lead
 out of it.
@@ -23,7 +23,7 @@ T = TypeVar("T", bound="_File")
 
 
 def _within(name: Path, info: ValidationInfo) -> Path:
-    """Return the file that a name means, if it lies in the folder that names it."""
+    """Return the file of a name, if it is in the folder whose file contains the name."""
     folder: Path = info.context["folder"]  # type: ignore[index]
     file = folder / name
     # Resolved: a link within the folder may lead out of it too.
@@ -37,22 +37,22 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class _Value(pydantic.BaseModel):
-    """Later versions may add keys: they are passed over."""
+    """Base of the values; unknown keys, which later versions may add, are ignored."""
 
     model_config = pydantic.ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class RegionField(_Value):
-    """The field of view around a region.
+    """Field of view around a region.
 
     Parameters
     ----------
     rank : int
-        Of the region by its highest score, from 1.
+        Rank of the region by its highest score, from 1.
     image : Path
-        Picture of the field, the region outlined.
+        Picture of the field, with the region outlined.
     x, y, width, height : float
-        The field, level-0 pixels.
+        Rectangle of the field, level-0 pixels.
     across_um : float
         Width of the field, µm.
     bar_um : float
@@ -70,9 +70,9 @@ class RegionField(_Value):
 
 
 class HealthyTile(_Value):
-    """A healthy training tile, its place (level-0 pixels) and its distance to a region's.
+    """Healthy training tile with its position, level-0 pixels, and its distance to a window.
 
-    Tiles that were imported as they are have no place.
+    Imported tiles have no position.
     """
 
     slide: str
@@ -83,24 +83,24 @@ class HealthyTile(_Value):
 
 
 class RegionEvidence(_Value):
-    """The healthy tiles that a region is compared with.
+    """Evidence of a region: its strangest window and the nearest healthy tiles.
 
     Parameters
     ----------
     rank : int
-        Of the region by its highest score, from 1.
+        Rank of the region by its highest score, from 1.
     x, y, width, height : float
-        Its strongest window, level-0 pixels.
+        Rectangle of the strangest window, level-0 pixels.
     score, percentile, area_um2 : float
-        Of the region; area in µm².
+        Score and percentile of that window, and area of the region, µm².
     mpp : float
         Scale of the tiles, µm/px.
     tile : Path
-        Picture of the window as the detector is given it.
+        Picture of the window as the detector gets it.
     nearest : tuple of HealthyTile
-        Nearest first.
+        Healthy tiles, nearest first.
     reconstruction, difference : Path or None
-        Where the detector reconstructs.
+        Pictures of the reconstruction and of the difference, if the detector reconstructs.
     """
 
     rank: Annotated[int, Field(ge=1)]
@@ -131,24 +131,24 @@ class _Evidence(_File):
 
 
 def read_fields(folder: Path) -> tuple[RegionField, ...]:
-    """Read ``regions.json`` of a slide's folder; nothing where there is none.
+    """Read ``regions.json`` of a slide's folder; empty if there is no such file.
 
     Raises
     ------
     ExportError
-        It is damaged, or names a file outside the folder.
+        The file is damaged, or names a file outside the folder.
     """
     found = _read(folder / FIELDS, _Regions)
     return found.regions if found else ()
 
 
 def read_evidence(folder: Path) -> tuple[RegionEvidence, ...]:
-    """Read ``evidence.json`` of a slide's folder; nothing where there is none.
+    """Read ``evidence.json`` of a slide's folder; empty if there is no such file.
 
     Raises
     ------
     ExportError
-        It is damaged, or names a file outside the folder.
+        The file is damaged, or names a file outside the folder.
     """
     found = _read(folder / EVIDENCE, _Evidence)
     return found.regions if found else ()

@@ -1,4 +1,4 @@
-"""Results derived anew without the detector: which slides, by which options, and one slide."""
+"""Derive the files of results again without the detector: plan the work, and do a slide."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ _AGAIN = "Delete the slide's folder and run wsiad heatmap again."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportTask(BatchTask):
-    """One slide whose results are derived anew, as it travels to a worker.
+    """One slide whose results are derived again; a worker gets all that it needs with it.
 
     Parameters
     ----------
     results : Path
         Results folder.
     options : HeatmapOptions
+        Options of deriving.
     derived : dict
-        What decides what is derived; see :mod:`wsiad.results.identity`.
+        Values that decide what is derived; see :mod:`wsiad.results.identity`.
     formats : tuple of str
-        Formats that are wanted.
+        Formats that the slide should have.
     calibration : Calibration
+        Calibration of the run.
     row : HeatmapRow
         Row of the slide in the table.
     """
@@ -67,16 +69,16 @@ class ExportTask(BatchTask):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The work of an export.
+    """Work of an export.
 
     Parameters
     ----------
     tasks : list of ExportTask
-        One for each slide that has results.
+        One task for each slide with results.
     formats : tuple of str
-        All formats that the results then have.
+        All formats that the results have afterwards.
     said : tuple of str
-        What people should know of it.
+        Notes for the summary.
     """
 
     tasks: list[ExportTask]
@@ -85,21 +87,21 @@ class Export:
 
 
 def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]) -> Export:
-    """Note in the results what they are to be, and list what has to be done for that.
+    """Record the new options in the results, and list the work that they need.
 
     Parameters
     ----------
     results : Path
         Results folder.
     given : mapping
-        Options that are given, by name; the others stay as they are.
+        Options to change, by name; the others stay as they are.
     formats : iterable of str
         Formats to add.
 
     Raises
     ------
     InputError
-        The folder holds no results, or they are damaged or of an earlier version.
+        The folder contains no results, or they are damaged or of an earlier version.
     """
     folder = Results(results)
     facts = folder.facts
@@ -129,12 +131,12 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
         raise InputError(
             "holds no slide with results",
             subject=str(results),
-            remedy=f"Its {SLIDES_TABLE} says why.",
+            remedy=f"See its {SLIDES_TABLE} for the reasons.",
         )
     said = []
     told = differences(facts[DERIVED], derived)
     if told:
-        said.append(f"derived anew: {', '.join(told)}")
+        said.append(f"derived again: {', '.join(told)}")
     now = {**facts, DERIVED: derived, FORMATS: list(names)}
     if gone := forget_other_regions(results, facts, now):
         said.append(gone)
@@ -143,10 +145,10 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
 
 
 def _has_results(slide: SlideResults) -> bool:
-    """Whether a slide without a score in the table has results that are of its file.
+    """Tell whether a slide without a score in the table has results of its own file.
 
-    An export that failed, as on a full disk, is tried again; results of another file of the
-    same name, which ``wsiad heatmap`` refused, stay refused.
+    An export that failed, for example on a full disk, is tried again. Results of another file of
+    the same name, which ``wsiad heatmap`` refused, stay refused.
     """
     path = Path(slide.row.file)
     try:
@@ -167,12 +169,12 @@ def _calibration(results: Path) -> Calibration:
 
 
 def export_slide(task: ExportTask) -> HeatmapRow:
-    """Write what a slide's results lack of what is wanted, and derive what differs.
+    """Write the missing formats of a slide's results, and derive the parts whose options differ.
 
     Raises
     ------
     InputError
-        Its results are damaged.
+        The results are damaged.
     """
     record = read_json(task.folder / SLIDE, InputError, remedy=_AGAIN)
     row = _row(record, task)
@@ -222,15 +224,18 @@ def _kept(task: ExportTask, scored: ScoredHeatmap) -> Evidence:
 def _opened(
     stack: ExitStack, record: Mapping[str, Any], row: HeatmapRow
 ) -> tuple[Slide | None, str]:
-    """Open a slide to show its regions, or say why it is not; nothing of one from a store."""
+    """Open a slide to show its regions, or return why it cannot be opened.
+
+    Neither is returned for a slide whose windows came from a store.
+    """
     if row.backend == "store" or not row.file:
         return None, ""
     path = Path(row.file)
     try:
         if not path.exists():
-            return None, "its file is not at hand"
+            return None, "its file is not available"
         if slide_fingerprint(path) != record.get("fingerprint"):
-            return None, "its file is another one by now"
+            return None, "its file has changed since it was scored"
         return stack.enter_context(open_slide(path, name=row.slide, fallback_mpp=row.mpp_x)), ""
     except (WsiadError, OSError) as error:
         return None, f"its file cannot be read ({error})"

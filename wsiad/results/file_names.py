@@ -1,8 +1,7 @@
 """Names of all files and folders in a results folder; no other module spells them.
 
-Files of export formats are named by the formats (:mod:`wsiad.exports.export_format`).
-
-docs/results-format.md says what each holds.
+Export formats name their own files (:mod:`wsiad.exports.export_format`). docs/results-format.md
+describes the content of each file.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from wsiad.slides import folder_kinds, slide_table
 # In the results folder itself.
 
 FACTS: Final = config.RECORD
-"""Run, options and versions that the results were made with."""
+"""Run, options and versions that made the results."""
 CONFIG: Final = config.CONFIG
-"""The resolved configuration of ``wsiad heatmap``."""
+"""Resolved configuration of ``wsiad heatmap``."""
 SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
-"""One row a slide, whatever became of it."""
+"""Table with a row for each slide, even if it failed."""
 REPORT: Final = slide_table.REPORT
 TIMINGS: Final = "timings.json"
-"""Seconds by stage, and where the last evaluation lies."""
+"""Seconds by stage, and folder of the last evaluation."""
 CALIBRATION: Final = "calibration.json"
-"""Copy of the run's calibration: regions and detections are derived by it, without the run."""
+"""Copy of the run's calibration, with which regions and detections are derived."""
 LEGEND: Final = "colours.png"
 """Legend of the heatmaps' colours."""
 QUPATH: Final = "qupath"
-"""Folder of the QuPath project: QuPath's own files stay apart from ours."""
+"""Folder of the QuPath project, so that QuPath's own files stay separate."""
 SHARDS: Final = "runs"
 """Folder of the records of shards."""
 
@@ -45,44 +44,44 @@ FROC: Final = "froc.png"
 # From `wsiad significance`.
 
 SIGNIFICANCE: Final = "significance.json"
-"""Written last: where it is, the p-values are whole."""
+"""Record of the p-values; written last, so that they are complete if it exists."""
 SIGNIFICANCE_TABLE: Final = "significance.csv"
 
 # In a slide's folder.
 
 SLIDE: Final = folder_kinds.SLIDE_RECORD
-"""Record of the slide: its scores' origin and its row of the table; written last."""
+"""Record of the slide: origin of its scores, and its row of the table; written last."""
 WINDOWS: Final = "windows.npy"
-"""Every scored window: place, score, percentile."""
+"""Position, score and percentile of every scored window."""
 WINDOWS_P: Final = "windows_p.npy"
-"""p of each window, in the order of the scored windows; from `wsiad significance`."""
+"""p-value of each scored window, in the same order; from `wsiad significance`."""
 LEFT_OUT: Final = "left_out.npy"
-"""Every window that was not scored: place, reason."""
+"""Position and reason of every window that was not scored."""
 HEATMAP: Final = "heatmap.ome.tif"
-"""The scores as an image, for programs."""
+"""Scores as an image, for programs."""
 HEATMAP_PICTURE: Final = "heatmap.png"
 PLACEMENT: Final = "heatmap.json"
-"""Where the picture of the heatmap lies on the slide, and its colour scale."""
+"""Position of the heatmap's picture on the slide, and its colour scale."""
 TISSUE: Final = "tissue.png"
-"""The slide with its tissue outlined."""
+"""Slide with its tissue outlined."""
 OVERLAY: Final = "overlay.png"
-"""The heatmap over the slide, regions outlined."""
+"""Heatmap over the slide, with the regions outlined."""
 PLAIN_OVERLAY: Final = "overlay_plain.png"
-"""The heatmap over the slide, before regions are outlined on it."""
+"""Heatmap over the slide, without outlines of regions."""
 OVERVIEW: Final = "overview.jpg"
-"""Which windows were scored, which were not and why."""
+"""Overview of the windows that were scored, and of those that were not, with the reasons."""
 THUMBNAIL: Final = "thumbnail.jpg"
 REGIONS: Final = "regions.csv"
-"""The outlined regions as a table."""
+"""Table of the outlined regions."""
 FIELDS: Final = "regions.json"
 """Fields of view around the strongest regions."""
 FIELD_PICTURES: Final = "regions"
 EVIDENCE: Final = "evidence.json"
-"""The strongest regions beside the nearest healthy tiles."""
+"""Evidence of the strongest regions: their windows and the nearest healthy tiles."""
 EVIDENCE_PICTURES: Final = "evidence"
 OUTLINES: Final = "lesions.geojson"
 """Outlined regions for QuPath."""
 NOT_ASSESSED: Final = "not_assessed.geojson"
-"""Places that were left out, outlined for QuPath."""
+"""Outlines, for QuPath, of the parts that were not assessed."""
 DETECTIONS: Final = "detections.csv"
-"""Strongest places, for FROC scripts."""
+"""Detections, for FROC scripts."""

@@ -1,4 +1,4 @@
-"""The results folder of ``wsiad heatmap``, and the one way to read it."""
+"""Read a results folder of ``wsiad heatmap``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from wsiad.slides.slide_table import FAILED, read_table, slide_table_kind
 _SHOWN = 20
 _SHOWN_COLUMNS = ("slide", "status", "label", "score_max", "regions", "tiles", "reason")
 _NO_FOLDER = ".no-folder"
-"""No slide can have it as its name."""
+"""Name of a folder that no slide can have."""
 
 
 class ResultRows(Sequence[HeatmapRow]):
-    """The rows of ``slides.csv``, by name.
+    """Rows of ``slides.csv``, in order of the slides' names.
 
     Parameters
     ----------
     rows : sequence of HeatmapRow
+        Rows of the table.
     """
 
     def __init__(self, rows: Sequence[HeatmapRow]) -> None:
@@ -61,7 +62,7 @@ class ResultRows(Sequence[HeatmapRow]):
 
     @property
     def counts(self) -> str:
-        """How many slides there are by their status, such as ``"3 slides: 2 ok, 1 failed"``."""
+        """Number of slides by status, such as ``"3 slides: 2 ok, 1 failed"``."""
         number = f"{len(self)} slide{'s' * (len(self) != 1)}"
         by_status = Counter(row.status for row in self._rows)
         told = ", ".join(f"{count} {status}" for status, count in by_status.items())
@@ -76,7 +77,7 @@ class ResultRows(Sequence[HeatmapRow]):
         return f"<p>{html.escape(self.counts)}</p><table><tr>{head}</tr>{body}</table>{rest}"
 
     def to_frame(self) -> Any:
-        """Return the rows as a pandas data frame, a column for each field of the row.
+        """Return the rows as a pandas data frame, with a column for each field of a row.
 
         Whole numbers that may be missing have pandas' type ``Int64``.
 
@@ -89,7 +90,7 @@ class ResultRows(Sequence[HeatmapRow]):
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise InputError(
-                "pandas is not installed, which data frames need", remedy="pip install pandas"
+                "data frames need pandas, which is not installed", remedy="pip install pandas"
             ) from error
         columns = [field.name for field in fields(HeatmapRow)]
         frame = pandas.DataFrame([asdict(row) for row in self._rows], columns=columns)
@@ -110,20 +111,20 @@ def _cell(value: object) -> str:
 
 
 class Results:
-    """A results folder of ``wsiad heatmap``.
+    """Results folder of ``wsiad heatmap``.
 
-    The table of the slides is read once, when it is first asked for: open the folder again to
-    see slides that were scored since.
+    The table of slides is read once, when it is first needed. Open the folder again to see slides
+    that were scored later.
 
     Parameters
     ----------
     path : str or Path
-        The folder.
+        Path of the folder.
 
     Raises
     ------
     InputError
-        It does not hold results.
+        The folder does not contain results.
 
     Examples
     --------
@@ -135,7 +136,7 @@ class Results:
 
     def __init__(self, path: str | Path) -> None:
         if not str(path):
-            raise InputError("the path of the results is empty", remedy="Give their folder.")
+            raise InputError("the path of the results is empty", remedy="Pass their folder.")
         self.path = Path(path)
         refuse_other(self.path, RESULTS, InputError, remedy=MAKE)
         there = (self.path / name for name in (names.FACTS, names.SLIDES_TABLE))
@@ -150,7 +151,7 @@ class Results:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """Facts about how the results were made: ``digest``, ``run``, ``detector``, ``versions``.
+        """Facts about the origin of the results: ``digest``, ``run``, ``detector``, ``versions``.
 
         Raises
         ------
@@ -161,7 +162,7 @@ class Results:
 
     @functools.cached_property
     def slides(self) -> ResultRows:
-        """The rows of ``slides.csv``, by name; none while the first slide is being scored.
+        """Rows of ``slides.csv`` by name; empty while the first slide is being scored.
 
         Raises
         ------
@@ -171,12 +172,12 @@ class Results:
         return ResultRows(read_table(self.path / names.SLIDES_TABLE, HeatmapRow))
 
     def numbered_rows(self, *, needed: Sequence[str] = ()) -> list[tuple[int, HeatmapRow]]:
-        """Read the rows of ``slides.csv``, each with its line of the file.
+        """Read the rows of ``slides.csv``, each with its line number in the file.
 
         Parameters
         ----------
         needed : sequence of str
-            Columns that must be there.
+            Columns that the table must have.
 
         Raises
         ------
@@ -192,19 +193,19 @@ class Results:
         Raises
         ------
         InputError
-            There is no such slide, or its name leads out of the folder.
+            The results have no slide of this name, or the name leads out of the folder.
         """
         row = self._by_name.get(name)
         if row is None:
             raise InputError(
                 f"holds no slide {name!r}",
                 subject=str(self.path),
-                remedy=f"Its {names.SLIDES_TABLE} lists {len(self.slides)} slides.",
+                remedy=f"Choose one of the {len(self.slides)} slides in its {names.SLIDES_TABLE}.",
             )
         return self.of(row)
 
     def of(self, row: HeatmapRow) -> SlideResults:
-        """Return the results of the slide of a row.
+        """Return the results of the slide in a row.
 
         Raises
         ------
@@ -236,7 +237,7 @@ class Results:
         return name in self._by_name
 
     def evaluation(self) -> dict[str, Any] | None:
-        """Read what ``wsiad evaluate`` has found; ``None`` where it was not run.
+        """Read the figures of ``wsiad evaluate``; ``None`` if it was not run.
 
         Raises
         ------
@@ -246,7 +247,7 @@ class Results:
         return read_evaluation(self.path)
 
     def significance(self) -> dict[str, Any] | None:
-        """Read what ``wsiad significance`` has found; ``None`` where it was not run.
+        """Read the p-values of ``wsiad significance``; ``None`` if it was not run.
 
         Raises
         ------

@@ -1,9 +1,10 @@
-"""The identity of results: all that the scores depend on, and all that is derived from them.
+"""Identity of results: everything that decides the scores, and everything derived from them.
 
-``run.json`` of a results folder states both. ``digest`` is that of the run and of all that
-decides the scores; ``derived`` has the options that decide regions, detections and evidence, by
-name. Other scores need another folder; what is derived can be derived anew. The record of each
-slide states the same, so that a slide that is not derived as its folder says is noticed.
+``run.json`` of a results folder states both. ``digest`` covers the run and all options that
+decide the scores; ``derived`` has the options that decide regions, detections and evidence, by
+name. Other scores need another folder, but derived parts can be derived again. The record of each
+slide states the same values, so that a slide that was derived with other options than its folder
+states is noticed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.tissue.tissue_options import QualityThresholds
 
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
-"""Keys of ``run.json``, and of a slide's record."""
+"""Keys of ``run.json`` and of a slide's record."""
 
 _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
 
@@ -38,16 +39,18 @@ _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want.
 def scored_digest(
     run: Path, options: HeatmapOptions, reading: ReadingOptions, quality: QualityThresholds
 ) -> str:
-    """Return what tells scores apart: of the run's files and of the options that decide scores.
+    """Return the digest of scores: of the run's files and of the options that decide scores.
 
     Parameters
     ----------
     run : Path
         Run folder.
     options : HeatmapOptions
+        Options of the results.
     reading : ReadingOptions
+        Options of reading windows.
     quality : QualityThresholds
-        Those of the run, changed by what was asked for.
+        Quality thresholds of the run, changed by those that the user sets.
     """
     from wsiad.runs.claim import WEIGHTS
     from wsiad.runs.run import CALIBRATION, DETECTOR
@@ -68,13 +71,14 @@ def scoring_values(options: HeatmapOptions) -> dict[str, Any]:
 
 
 def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
-    """Return what decides what is derived from scores, as JSON values.
+    """Return the values that decide what is derived from scores, as JSON values.
 
     Parameters
     ----------
     options : HeatmapOptions
+        Options of the results.
     run : Path, optional
-        Run folder; its healthy examples are shown as evidence.
+        Run folder, whose healthy examples are shown as evidence.
     """
     values = options.model_dump(mode="json", include=set(DerivedOptions.model_fields))
     values[EXAMPLES] = ""
@@ -86,13 +90,13 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
 
 
 def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
-    """Return the options that results were made with, by their ``run.json``.
+    """Return the options of results, from the content of their ``run.json``.
 
     Raises
     ------
     InputError
-        The file does not state them: it is damaged, or of a version in which scores and what is
-        derived from them were one.
+        The file does not state them, because it is damaged or from a version of wsiad that did
+        not separate scores and derived parts.
     """
     check_parted(facts, results)
     derived = {key: value for key, value in facts[DERIVED].items() if key != EXAMPLES}
@@ -103,30 +107,30 @@ def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
         raise InputError(
             f"is damaged: {error.problem}",
             subject=str(results / FACTS),
-            remedy="Run the same wsiad heatmap again: it writes the file anew.",
+            remedy="Run the same wsiad heatmap again, which rewrites the file.",
         ) from error
 
 
 def check_parted(facts: Mapping[str, Any], results: Path) -> None:
-    """Check that scores and what is derived from them can be told apart in results.
+    """Check that results separate scores and derived parts.
 
     Raises
     ------
     InputError
-        They were made by a version that did not.
+        The results are from a version of wsiad that did not.
     """
     kinds = {DERIVED: dict, SCORED: dict, FORMATS: list}
     if any(not isinstance(facts.get(key), kind) for key, kind in kinds.items()):
         raise InputError(
-            "holds results of an earlier version of wsiad, which can be evaluated and looked at, "
-            "and not gone on with or derived anew",
+            "holds results of an earlier version of wsiad, which can be evaluated and viewed, "
+            "but not continued or derived again",
             subject=str(results),
             remedy="Score the slides into another --out.",
         )
 
 
 def asked_values(run: Path, options: HeatmapOptions, reading: ReadingOptions) -> dict[str, Any]:
-    """Return what scores are asked for by, to say in what those that there are differ."""
+    """Return the run and options of requested scores, to compare them with existing ones."""
     return {"run": str(run), **scoring_values(options), **reading.model_dump(mode="json")}
 
 
@@ -136,17 +140,18 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
     Parameters
     ----------
     results : Path
-        Results folder, or where one is to be made.
+        Results folder, which need not exist yet.
     digest : str
-        See :func:`scored_digest`.
+        Digest of the requested scores, see :func:`scored_digest`.
     asked : mapping
-        See :func:`asked_values`.
+        Run and options of the requested scores, see :func:`asked_values`.
     remedy : str
+        Remedy that the error states.
 
     Raises
     ------
     InputError
-        It holds others, or something else.
+        The folder contains other scores, or something else.
     """
     path = results / FACTS
     # Looked for first: other shards, which may be starting now, write it second.
@@ -154,7 +159,7 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
     if not path.exists():
         if table:
             raise InputError(
-                f"holds a {SLIDES_TABLE} that is not of a heatmap",
+                f"holds a {SLIDES_TABLE}, but not one of wsiad heatmap",
                 subject=str(results),
                 remedy=remedy,
             )
@@ -174,24 +179,24 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
 def begin_results(
     results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """Write ``run.json``, unless another run has begun other scores since a moment ago.
+    """Write ``run.json``, unless another call has begun other scores a moment ago.
 
     Returns
     -------
     mapping or None
-        What it said before, if it was there.
+        Previous content of the file; ``None`` if it did not exist.
 
     Raises
     ------
     InputError
-        Another has.
+        Another call has begun other scores.
     """
     path = results / FACTS
     try:
         with new_file(path) as partial:
             write_json(partial, dict(facts))
     except FileExistsError:
-        check_scores(results, facts["digest"], asked, remedy="Give another --out.")
+        check_scores(results, facts["digest"], asked, remedy="Set another --out.")
         there = read_json(path, InputError)
         formats = sorted({*there[FORMATS], *facts[FORMATS]})
         write_json(path, {**facts, FORMATS: formats})
@@ -200,33 +205,33 @@ def begin_results(
 
 
 def difference(results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Say which options scores were made with that are not those asked for, with both values.
+    """Return the options in which scores differ from the requested ones, with both values.
 
     Parameters
     ----------
     results : Path
         Results folder.
     facts : mapping
-        Its ``run.json``.
+        Content of its ``run.json``.
     asked : mapping
-        See :func:`asked_values`.
+        Run and options of the requested scores, see :func:`asked_values`.
     """
     try:
         was = read_yaml(results / CONFIG)
     except ConfigError:
-        return f"its {CONFIG} does not say which"
+        return f"its {CONFIG} does not state which"
     keys = [key for key in asked if key in was and key != "run"]
     told = differences({key: was[key] for key in keys}, {key: asked[key] for key in keys})
     before, after = (Path(str(run)).absolute() for run in (facts.get("run"), asked["run"]))
     if before != after:
         told.append(f"run {before} (now {after})")
-    return ", ".join(told) or f"the run {after} was trained anew since"
+    return ", ".join(told) or f"the run {after} has been trained again since"
 
 
 def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """Say which options of regions differ between two ``run.json``: ``top_k is 3 and not 10``.
+    """Return the differing options of regions of two ``run.json``, as ``top_k is 3 and not 10``.
 
-    Results of earlier versions do not state them: nothing is said of these.
+    The list is empty for results of earlier versions, which do not state these options.
     """
     first, second = one.get(DERIVED), two.get(DERIVED)
     if not (isinstance(first, dict) and isinstance(second, dict)):
@@ -239,25 +244,25 @@ def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[s
 
 
 def derived_by(results: Path, *, exclude: Collection[str] = ()) -> dict[str, Any] | None:
-    """Return what decides the regions and detections of results, the same for all slides.
+    """Return the values that decide the regions and detections of results, for all slides.
 
     Parameters
     ----------
     results : Path
         Results folder.
     exclude : collection of str
-        Slides that are not looked at.
+        Slides to ignore.
 
     Returns
     -------
     dict or None
-        See :func:`derived_values`; ``None`` of results that do not state it.
+        Values as from :func:`derived_values`; ``None`` for results that do not state them.
 
     Raises
     ------
     InputError
-        They differ from slide to slide, as after a run that was interrupted while it derived
-        them anew; the first such slide is named.
+        The values differ between slides, for example after an interruption while they were
+        derived again; the error names the first such slide.
     """
     if not (results / FACTS).exists():
         return None  # evaluation needs no more than the table
@@ -270,7 +275,7 @@ def derived_by(results: Path, *, exclude: Collection[str] = ()) -> dict[str, Any
             continue
         if facts.get(DERIVED) != derived:
             raise InputError(
-                "its regions and detections are not derived by the options of the other slides",
+                "its regions and detections were not derived with the options of the other slides",
                 subject=str(slide.folder),
                 remedy=_ANEW,
             )

@@ -1,4 +1,4 @@
-"""Judgements of results, read back: ``evaluation.json``, ``significance.json``."""
+"""Read the judgements of results: ``evaluation.json`` and ``significance.json``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _Text = Annotated[str, pydantic.Field(strict=True)]
 
 
 class _Record(pydantic.BaseModel):
-    """A record; keys that are not looked at may be anything."""
+    """Part of a file; keys that are not read may have any value."""
 
 
 class _Figure(_Record):
-    """A figure with its interval, and figures within it."""
+    """Figure with its interval, and the figures nested in it."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     value: _Number = None
@@ -114,7 +114,7 @@ class _Evaluation(_Record):
     def _check_within(self) -> Self:
         _check_figures(self.model_extra or {})
         if self.groups and self.group_by is None:
-            raise ValueError("it has groups, and does not say of what")
+            raise ValueError("it has groups, but does not state by what")
         return self
 
 
@@ -146,7 +146,7 @@ class _Significance(_Record):
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Read what ``wsiad evaluate`` has found; ``None`` where it was not run.
+    """Read the figures of ``wsiad evaluate``; ``None`` if it was not run.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
 
 
 def read_significance(results: Path) -> dict[str, Any] | None:
-    """Read what ``wsiad significance`` has found; ``None`` where it was not run.
+    """Read the p-values of ``wsiad significance``; ``None`` if it was not run.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Outlines of a slide's results, read back in level-0 pixels: regions and what was left out."""
+"""Read the outlines of a slide's results in level-0 pixels: regions and unassessed parts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _Ring = Annotated[list[tuple[Number, Number]], pydantic.Field(min_length=1)]
 
 @dataclass(frozen=True, slots=True)
 class OutlinedShape:
-    """An outline as it was written for QuPath.
+    """Outline as it was written for QuPath.
 
     Parameters
     ----------
     name : str
-        Such as ``"wsiad 1"`` for the strongest region.
+        Name of the outline, such as ``"wsiad 1"`` for the strongest region.
     measurements : dict of str to float
-        What QuPath shows beside it.
+        Measurements that QuPath shows with the outline.
     rings : list of list of (float, float)
-        Its outer rings and holes, level-0 pixels.
+        Outer rings and holes, level-0 pixels.
     """
 
     name: str
@@ -82,9 +82,10 @@ def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
     Parameters
     ----------
     path : Path
+        GeoJSON file of a slide's results.
     bounds : Box
-        Bounds of the slide, level-0 pixels: older files count from their corner, and do not say
-        from where.
+        Bounds of the slide, level-0 pixels; positions in older files, which do not state their
+        origin, are relative to its corner.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Pictures for people: the slide with its tissue outlined, and with its heatmap over it.
+"""Draw the pictures of results: the slide with its tissue outlined and with its heatmap over it.
 
-The colour scale of a run as a picture: which colour is how rare among healthy windows.
+The legend shows the colour scale of a run: how rare each colour is among healthy windows.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ _OUTLINE = (0, 110, 60)
 
 
 def enlarged(overview: Overview) -> Overview:
-    """Return an overview whose thumbnail is large enough to draw on: that of a small slide is not.
+    """Return an overview whose thumbnail is large enough to draw on, even for a small slide.
 
-    The thumbnail has the scale of the tissue mask, some 8 µm per pixel. Outlines and numbers on
-    that of a slide of a millimetre would cover what they point at. It is enlarged by a whole
-    number, so that edges of the heatmap stay where they are.
+    The thumbnail has the scale of the tissue mask, about 8 µm per pixel. On the thumbnail of a
+    slide of a millimetre, outlines and numbers would cover what they point at. It is enlarged by
+    a whole number, so that edges of the heatmap stay where they are.
 
     Parameters
     ----------
     overview : Overview
+        Overview of the slide.
 
     Returns
     -------
     Overview
-        The same, where the longest edge has 320 px or more.
+        Enlarged overview; the same object if the longest edge has more than 320 px.
     """
     height, width = overview.mask.shape
     factor = min(_LARGEST_FACTOR, _LEAST_PX // max(1, height, width))
@@ -65,7 +66,7 @@ def enlarged(overview: Overview) -> Overview:
 
 
 def _mask_enlarged(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Enlarge a mask, its edge without steps."""
+    """Enlarge a mask with a smooth edge."""
     large: npt.NDArray[np.bool_] = (
         cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     )
@@ -78,11 +79,14 @@ def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
     Parameters
     ----------
     thumbnail : ndarray of uint8, (H, W, 3)
+        RGB thumbnail of the slide.
     mask : ndarray of bool, (H, W)
+        Mask to outline.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
+        Copy of the thumbnail with the outline.
     """
     picture = thumbnail.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -92,19 +96,23 @@ def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
 
 
 def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: ColourScale) -> RGB:
-    """Lay a heatmap over a thumbnail: each pixel by the heatmap pixel under its centre.
+    """Draw a heatmap over a thumbnail; a pixel shows the heatmap pixel under its centre.
 
     Parameters
     ----------
     thumbnail : ndarray of uint8, (H, W, 3)
+        RGB thumbnail of the slide.
     placement : PixelMap
-        From thumbnail pixels to level-0 pixels.
+        Map from thumbnail pixels to level-0 pixels.
     heatmap : Heatmap
+        Heatmap of the slide.
     scale : ColourScale
+        Colour scale of the run.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
+        Grey thumbnail with the heatmap in colours.
     """
     height, width = thumbnail.shape[:2]
     columns, rows = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
@@ -131,18 +139,18 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
 def outline_polygon(
     picture: RGB, polygon: shapely.Polygon, placement: PixelMap, *, width: int = 1
 ) -> None:
-    """Outline a polygon in black on white: seen on any ground, and without colour.
+    """Outline a polygon in black on white, which is visible on any ground and without colour.
 
     Parameters
     ----------
     picture : ndarray of uint8, (H, W, 3)
-        Changed in place.
+        Picture to draw on, changed in place.
     polygon : shapely.Polygon
-        Level-0 pixels.
+        Polygon in level-0 pixels.
     placement : PixelMap
-        From pixels of the picture to level-0 pixels.
+        Map from pixels of the picture to level-0 pixels.
     width : int
-        Of the black line, pixels.
+        Width of the black line, pixels.
     """
     rings = []
     for ring in (polygon.exterior, *polygon.interiors):
@@ -160,17 +168,17 @@ def outline_polygon(
 def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement: PixelMap) -> None:
     """Outline regions on an overlay, and number the five strongest.
 
-    The bright end of the colours is as light as glass: without colour, on paper or to an
-    eye that sees none, the outlines tell where it is.
+    The bright end of the colours is as light as empty glass. Without colour, for example on paper
+    or for a colour-blind eye, the outlines show where it is.
 
     Parameters
     ----------
     picture : ndarray of uint8, (H, W, 3)
-        Changed in place.
+        Picture to draw on, changed in place.
     polygons : sequence of shapely.Polygon
-        Strongest first, level-0 pixels.
+        Outlines of the regions in level-0 pixels, strongest first.
     placement : PixelMap
-        From pixels of the picture to level-0 pixels.
+        Map from pixels of the picture to level-0 pixels.
     """
     longest = max(picture.shape)
     width = max(1, round(longest / 1600))
@@ -182,7 +190,7 @@ def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement
 
 
 def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: float) -> None:
-    """Write a number so that it ends at a place, or as near to it as the picture reaches."""
+    """Write a number so that it ends at a position, or as close to it as the picture allows."""
     size, font = max(0.6, 0.9 * scale), cv2.FONT_HERSHEY_SIMPLEX
     width = max(1, round(2 * scale))
     (across, up), _ = cv2.getTextSize(str(number), font, size, width)
@@ -192,19 +200,20 @@ def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: flo
 
 
 def hatch_unscored(picture: RGB, overview: Overview) -> None:
-    """Hatch what of a slide was left out, by its reason, onto an overlay of the same slide.
+    """Hatch the parts of a slide that were left out, by reason, on an overlay of the slide.
 
     Parameters
     ----------
     picture : ndarray of uint8, (H, W, 3)
-        Of the size of the overview's thumbnail; changed in place.
+        Picture with the size of the overview's thumbnail, changed in place.
     overview : Overview
+        Overview of the slide.
     """
     hatch_left_out(picture, overview, overview.placement, overview.pen)
 
 
 def reduced(picture: RGB, placement: PixelMap) -> tuple[RGB, PixelMap]:
-    """Return a picture of at most 1600 px on its longest edge, and where its pixels lie."""
+    """Return a picture of at most 1600 px on its longest edge, and its map to level-0 pixels."""
     image = Image.fromarray(picture)
     image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
     small = np.asarray(image)
@@ -229,7 +238,7 @@ def read_picture(path: Path) -> RGB:
     Raises
     ------
     InputError
-        It is missing or damaged, or is none.
+        The picture is missing or damaged, or the file is not such a picture.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -262,8 +271,8 @@ _DPI = 120
 def write_legend(path: Path, scale: ColourScale) -> None:
     """Draw a colour scale with the percentiles and scores of its knots, as PNG.
 
-    The upper half shows the colours as they are, the lower half as they look over white,
-    where those of healthy tissue are faint.
+    The upper half shows the colours as they are. The lower half shows them over white, where the
+    colours of healthy tissue are faint.
     """
     # Figure and canvas by hand: pyplot would hold global state, and is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""The QuPath project of a results folder."""
+"""Write and update the QuPath project of a results folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 MADE = "run_made_ms"
-"""Key of ``run.json``: when the detector was made, ms since 1970; a new project's time stamp."""
+"""Key of ``run.json``: time of the detector, ms since 1970; the time stamp of a new project."""
 
 
 def write_results_project(results: Path) -> str:
-    """Write the project, or bring it up to date with ``slides.csv``.
+    """Write the project, or update it from ``slides.csv``.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def write_results_project(results: Path) -> str:
     Returns
     -------
     str
-        For people: where it lies, or why it was not written.
+        Text for the summary: the path of the project, or why it was not written.
     """
     folder_of_results = Results(results)
     rows = folder_of_results.slides
@@ -43,14 +43,16 @@ def write_results_project(results: Path) -> str:
     made_ms = folder_of_results.facts.get(MADE)
     slides = project_slides(rows, compared)
     if unknown := sorted({row.slide for row in rows} - {slide.name for slide in slides}):
-        logger.warning("not in the QuPath project, as no file is known: %s", ", ".join(unknown))
+        logger.warning(
+            "not in the QuPath project, because their files are unknown: %s", ", ".join(unknown)
+        )
     folder = results / QUPATH
     clear_leftovers(folder, folder / "classifiers", folder / "scripts")
     try:
         write_project(folder, slides, results=results.resolve(), made_ms=_whole(made_ms))
     except ExportError as error:
-        logger.warning("the QuPath project was not brought up to date: %s", error)
-        return f"the QuPath project was not brought up to date ({error})"
+        logger.warning("the QuPath project was not updated: %s", error)
+        return f"the QuPath project was not updated ({error})"
     return f"open {folder / PROJECT} in QuPath"
 
 
@@ -59,7 +61,7 @@ def _whole(value: object) -> int:
 
 
 def update_results_project(results: Path) -> None:
-    """Bring the project up to date, if there is one."""
+    """Update the project, if there is one."""
     if (results / QUPATH / PROJECT).exists():
         write_results_project(results)
 
@@ -67,15 +69,16 @@ def update_results_project(results: Path) -> None:
 def project_slides(
     rows: Sequence[HeatmapRow], compared: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[ProjectSlide]:
-    """List slides as images, by name; without those whose file nobody knows.
+    """List slides as images by name, without those whose file is unknown.
 
-    The rank is by falling score, with leading zeros: QuPath sorts metadata as text.
+    The rank is by descending score, with leading zeros because QuPath sorts metadata as text.
 
     Parameters
     ----------
     rows : sequence of HeatmapRow
+        Rows of the results.
     compared : mapping of str to mapping, optional
-        By slide, what ``significance.json`` says of it.
+        Entry of each slide in ``significance.json``.
     """
     known = compared or {}
     scored = sorted((row for row in rows if row.score_max is not None), key=_by_score)
@@ -96,7 +99,7 @@ def _by_score(row: HeatmapRow) -> tuple[float, str]:
 
 
 def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str, str]:
-    """Return metadata of a slide; what is not known is left out."""
+    """Return the metadata of a slide, without unknown values."""
     p, significant = compared.get("p_slide"), compared.get("significant_regions")
     facts = {
         "rank": rank,
@@ -113,7 +116,7 @@ def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str,
 
 
 def _files(rows: Sequence[HeatmapRow]) -> dict[str, Path | None]:
-    """Files of slides that QuPath can open: also of those whose tiles came from a store."""
+    """Return the files of slides for QuPath, also for slides whose tiles came from a store."""
     stores = {row.file for row in rows if row.file and is_store(Path(row.file))}
     tables = {store: read_table(Path(store) / SLIDES_TABLE, TileRow) for store in stores}
     originals = {(store, row.slide): row.file for store in stores for row in tables[store]}
@@ -125,7 +128,7 @@ def _files(rows: Sequence[HeatmapRow]) -> dict[str, Path | None]:
 
 
 def _openable(path: Path) -> Path | None:
-    """Return the file by which a slide is opened; one that is not at hand may come back."""
+    """Return the file with which a slide is opened; it need not be available now."""
     if not path.is_dir():
         return path
     # A DICOM slide is a folder of files, and known by any of them.

@@ -1,4 +1,4 @@
-"""The JSON records of a results folder: what made it, what made a slide, where a heatmap lies."""
+"""Read the JSON records of a results folder: its origin, that of a slide, a heatmap's position."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wsiad.core.geometry import Box, Mpp, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
 
-MAKE = "Make them: wsiad heatmap."
-"""Remedy for a folder that holds no results."""
+MAKE = "Make them with wsiad heatmap."
+"""Remedy for a folder without results."""
 
 SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."
 """Remedy for a slide whose record is damaged."""
@@ -28,7 +28,7 @@ _Byte = Annotated[int, pydantic.Field(ge=0, le=255, strict=True)]
 
 
 class Record(pydantic.BaseModel):
-    """A part of a file; keys that are not looked at may be anything."""
+    """Part of a file; keys that are not read may have any value."""
 
 
 class _Facts(Record):
@@ -51,12 +51,12 @@ class _SlideFacts(Record):
 
 
 def results_facts(results: Path) -> dict[str, Any]:
-    """Read what the results of a folder were made with.
+    """Read ``run.json`` of a results folder: the run and the options that made the results.
 
     Returns
     -------
     dict
-        ``digest``, ``run``, ``detector`` and more, as ``run.json`` has them.
+        ``digest``, ``run``, ``detector`` and more.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def results_facts(results: Path) -> dict[str, Any]:
     path = results / FACTS
     if not path.exists():
         raise InputError("does not hold results", subject=str(results), remedy=MAKE)
-    remedy = "Run the same wsiad heatmap again: it writes the file anew, and keeps its slides."
+    remedy = "Run the same wsiad heatmap again, which rewrites the file and keeps the slides."
     facts = read_json(path, InputError, remedy=remedy)
     if "digest" not in facts and "detector" in facts and "stores" in facts:
         raise InputError("is a run, not a results folder", subject=str(results), remedy=MAKE)
@@ -75,7 +75,7 @@ def results_facts(results: Path) -> dict[str, Any]:
 
 
 def slide_facts(folder: Path) -> dict[str, Any] | None:
-    """Read what a slide's results were made of; ``None`` where nothing says so.
+    """Read ``slide.json`` of a slide's results; ``None`` if there is no such file.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def slide_facts(folder: Path) -> dict[str, Any] | None:
 
 
 class Rectangle(Record):
-    """A rectangle, level-0 pixels."""
+    """Rectangle in level-0 pixels."""
 
     x: Number
     y: Number
@@ -125,7 +125,7 @@ class _UmPerPx(Record):
 
 
 class ColourStep(Record):
-    """A score on the colour scale, its percentile among healthy windows, and its colour."""
+    """Score on the colour scale, its percentile among healthy windows, and its colour."""
 
     score: Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
     percentile: Annotated[float, pydantic.Field(ge=0, le=100, strict=True)] | None
@@ -137,14 +137,14 @@ class _ColourScale(Record):
 
 
 class HeatmapPlacement(Record):
-    """Where a heatmap lies on its slide, and what its colours mean: ``heatmap.json``.
+    """Position of a heatmap on its slide, and meaning of its colours: ``heatmap.json``.
 
     Parameters
     ----------
     bounds : Rectangle
         Non-empty part of the slide, level-0 pixels.
     level0_rectangle : Rectangle
-        What the picture of the heatmap covers, level-0 pixels.
+        Rectangle that the picture of the heatmap covers, level-0 pixels.
     image_size : _Dimensions
         Size of the picture, pixels.
     heatmap_pixels_per_image_pixel : int
@@ -171,7 +171,7 @@ class _Bounds(Record):
 
 
 def heatmap_placement(folder: Path) -> HeatmapPlacement | None:
-    """Read where a slide's heatmap lies; ``None`` where nothing says so.
+    """Read the position of a slide's heatmap; ``None`` if there is no such file.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def heatmap_placement(folder: Path) -> HeatmapPlacement | None:
 
 
 def slide_bounds(folder: Path) -> Box | None:
-    """Read the bounds of a slide with a heatmap; ``None`` where nothing says so.
+    """Read the bounds of a slide with a heatmap; ``None`` if there is no such file.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Fields of view around the strongest regions, as one would look at them through a microscope.
+"""Draw fields of view around the strongest regions, as through a microscope.
 
-Each is a square of the slide itself, in its own colours, wide enough to see what surrounds
-the region, which is outlined in black on white: seen on any ground, and without colour.
+Each is a square of the slide in its own colours, wide enough to show the surroundings of the
+region. The region is outlined in black on white, which is visible on any ground and without colour.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wsiad.slides.slide import Slide
 RGB = npt.NDArray[np.uint8]
 
 STRONGEST = 5
-"""How many regions of a slide are shown."""
+"""Maximum number of regions of a slide that are shown."""
 
 _FIELD_UM = (300.0, 1500.0)
 _AROUND = 1.6
@@ -49,20 +49,20 @@ def write_fields(
     Parameters
     ----------
     folder : Path
-        Of the slide's results.
+        Folder of the slide's results.
     slide : Slide
-        Open.
+        Open slide.
     regions : sequence of Region
-        Strongest first; the first five are shown.
+        Regions, strongest first; the first five are shown.
     heatmap : Heatmap
-        That the regions are of.
+        Heatmap with these regions.
     percentiles : sequence of float
-        Of the highest score of each, 0 to 100.
+        Percentile of each region's highest score, 0 to 100.
 
     Raises
     ------
     SlideReadError
-        The slide cannot be decoded there.
+        The slide cannot be decoded at a field.
     """
     entries = []
     shown = zip(regions[:STRONGEST], percentiles, strict=False)
@@ -93,19 +93,20 @@ def write_fields(
 
 
 def field_around(region: Region, heatmap: Heatmap) -> Box:
-    """Place the field of view for a region.
+    """Return the field of view of a region.
 
     Parameters
     ----------
     region : Region
+        Region to show.
     heatmap : Heatmap
-        That the region is of.
+        Heatmap with this region.
 
     Returns
     -------
     Box
-        Square in µm, within the slide: around the whole region if 1.5 mm show it, else
-        around its strongest place. Level-0 pixels.
+        Field in level-0 pixels, a square in µm on the slide. It is around the complete region if
+        that fits into 1.5 mm, else around its strongest point.
     """
     spacing, size = heatmap.spacing, heatmap.slide_size
     left, top, right, bottom = region.polygon.bounds
@@ -120,13 +121,13 @@ def field_around(region: Region, heatmap: Heatmap) -> Box:
 
 
 def _interval(middle: float, length: float, limit: int) -> tuple[float, float]:
-    """Start and length of an interval around a place, moved and cut to within 0 to ``limit``."""
+    """Return start and length of an interval around a point, moved and cut to 0 to ``limit``."""
     length = min(length, limit)
     return min(max(middle - length / 2, 0.0), limit - length), length
 
 
 def _strongest(region: Region, heatmap: Heatmap) -> tuple[float, float]:
-    """Centre of the region's heatmap pixel with the highest score, level-0 pixels."""
+    """Return the centre of the region's heatmap pixel with the highest score, level-0 pixels."""
     left, top, right, bottom = region.polygon.bounds
     first = heatmap.placement.from_level0(left, top)
     last = heatmap.placement.from_level0(right, bottom)
@@ -147,23 +148,23 @@ def read_field(slide: Slide, box: Box, *, pixels: int = _PX) -> tuple[RGB, Pixel
     Parameters
     ----------
     slide : Slide
-        Open.
+        Open slide.
     box : Box
-        Within level 0, level-0 pixels.
+        Rectangle on the slide, level-0 pixels.
     pixels : int
-        The picture's longest edge; fewer where the slide has no more.
+        Longest edge of the picture; shorter where the slide has fewer pixels.
 
     Returns
     -------
     ndarray of uint8, (H, W, 3)
-        Where the slide has no pixels it is as light as paper.
+        RGB picture; light as paper where the slide has no pixels.
     PixelMap
-        From pixels of the picture to level-0 pixels.
+        Map from pixels of the picture to level-0 pixels.
 
     Raises
     ------
     SlideReadError
-        The slide cannot be decoded there.
+        The slide cannot be decoded in the rectangle.
     """
     wanted = max(box.width, box.height) / pixels
     number = max(
@@ -192,7 +193,7 @@ def read_field(slide: Slide, box: Box, *, pixels: int = _PX) -> tuple[RGB, Pixel
 
 
 def _bar_um(field_um: float) -> float:
-    """Return the longest of 1, 2, 5, 10, … µm that is at most a quarter of a field."""
+    """Return the longest of 1, 2, 5, 10, … µm that is not longer than a quarter of a field."""
     power = 10.0 ** math.floor(math.log10(field_um / 4))
     return max(step * power for step in (1, 2, 5) if step * power <= field_um / 4)
 

@@ -1,4 +1,4 @@
-"""``regions.csv``: the outlined regions of a slide as a table."""
+"""Write and read ``regions.csv``, the table of a slide's outlined regions."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RegionRow:
-    """A region in ``regions.csv``.
+    """Row of a region in ``regions.csv``.
 
     Parameters
     ----------
     rank : int
-        From 1, by falling maximum score; ``wsiad 1`` in QuPath is the region of rank 1.
+        Rank by descending maximum score, from 1; ``wsiad 1`` in QuPath is the region of rank 1.
     x, y, width, height : float
-        Rectangle around it, level-0 pixels.
+        Rectangle around the region, level-0 pixels.
     centre_x, centre_y : float
-        Centre of its area, level-0 pixels; that of a crescent lies beside it.
+        Centre of the region's area, level-0 pixels; that of a crescent is outside the region.
     area_um2 : float
-        Without its holes, µm².
+        Area without holes, µm².
     max_score, mean_score : float
-        Of the heatmap pixels within.
+        Highest and mean score of the region's heatmap pixels.
     percentile : float
-        Of the maximum score among healthy windows, 0 to 100.
+        Percentile of the maximum score among healthy windows, 0 to 100.
     p_family_wise, p, q : float or None
-        See :class:`wsiad.conformal.p_values.RegionSignificance`; ``None`` where nothing
-        was compared with healthy slides.
+        P-values, see :class:`wsiad.conformal.p_values.RegionSignificance`; ``None`` if the
+        region was not compared with healthy slides.
     significant : int or None
-        1 or 0.
+        1 for a significant region, 0 for another; ``None`` if it was not compared.
     """
 
     rank: int
@@ -58,7 +58,7 @@ class RegionRow:
 
 
 def region_rows(regions: Sequence[Region], percentiles: Sequence[float]) -> list[RegionRow]:
-    """Describe regions, strongest first, with the percentiles of their maximum scores."""
+    """Return the rows of regions, strongest first, given the percentiles of their scores."""
     rows = []
     for rank, (region, percentile) in enumerate(zip(regions, percentiles, strict=True), start=1):
         left, top, right, bottom = region.polygon.bounds
@@ -90,7 +90,7 @@ _TABLE = TableKind(
 
 
 def write_regions(path: Path, rows: Sequence[RegionRow]) -> None:
-    """Write the table, whole or not at all; scores read back as the same float64."""
+    """Write the table atomically; scores read back as the same float64."""
     write_text(path, _TABLE.text(rows))
 
 
@@ -100,7 +100,7 @@ def read_regions(path: Path) -> list[RegionRow]:
     Raises
     ------
     ExportError
-        It is missing, is not such a table, or states a p or q that is not a probability.
+        The table is missing or damaged, or states a p or q that is not a probability.
     """
     rows = _TABLE.read(path)
     for row in rows:
@@ -108,7 +108,7 @@ def read_regions(path: Path) -> list[RegionRow]:
             value = getattr(row, name)
             if value is not None and not 0 <= value <= 1:
                 raise ExportError(
-                    f"is damaged: {name} of region {row.rank} is {value:g}, no probability",
+                    f"is damaged: {name} of region {row.rank} is {value:g}, not a probability",
                     subject=str(path),
                     remedy=_TABLE.remedy,
                 )

@@ -1,4 +1,4 @@
-"""The files of a scored slide that depend on its scores alone, and reading its heatmap back."""
+"""Write the files of a slide that depend only on its scores, and read the heatmap back."""
 
 from __future__ import annotations
 
@@ -43,29 +43,31 @@ from wsiad.tissue.quality import LeftOut, Reason
 WINDOW = np.dtype(
     [(name, np.float64) for name in ("x", "y", "width", "height", "score", "percentile")]
 )
-"""A row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
+"""Type of a row of ``windows.npy``: level-0 rectangle, score, percentile among healthy windows."""
 
 LEFT_OUT = np.dtype(
     [*((name, np.float64) for name in ("x", "y", "width", "height")), ("reason", "U10")]
 )
-"""A row of ``left_out.npy``: level-0 rectangle of a window that was not scored, and why."""
+"""Type of a row of ``left_out.npy``: level-0 rectangle of a window not scored, and the reason."""
 
 GEOMETRY = "geometry"
-"""Key of a slide's record: where its overlay lies, and the scale of its windows."""
+"""Key of a slide's record: position of its overlay, and scale of its windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredHeatmap:
-    """The scores of a slide, from which the rest is derived.
+    """Scores of a slide, from which everything else is derived.
 
     Parameters
     ----------
     heatmap : Heatmap
+        Heatmap of the slide.
     windows : WindowScores
+        Scored windows.
     picture : ndarray of uint8, (H, W, 3)
-        The overlay before regions are outlined on it.
+        Overlay without outlines of regions.
     shown_at : PixelMap
-        From pixels of the picture to level-0 pixels.
+        Map from pixels of the picture to level-0 pixels.
     mpp : Mpp
         Scale of the windows, µm/px.
     """
@@ -78,22 +80,22 @@ class ScoredHeatmap:
 
 
 def colour_scale(calibration: Calibration) -> ColourScale:
-    """Return the one colour scale of a run, fixed by its healthy scores."""
+    """Return the colour scale of a run, which its healthy scores determine."""
     return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
 
 
 def write_scored(
     folder: Path, task: SlideTask, calibration: Calibration, source: WindowSource, scored: Scored
 ) -> tuple[dict[str, Any], ScoredHeatmap | None]:
-    """Write pictures, scores, heatmap, and what was not assessed.
+    """Write pictures, scores, heatmap and unassessed parts of a slide.
 
     Returns
     -------
     dict
-        Where the overlay lies, as JSON values for :func:`read_scored`; empty where no
+        Position of the overlay, as JSON values for :func:`read_scored`; empty if no
         window was scored.
     ScoredHeatmap or None
-        What :func:`read_scored` reads back.
+        Scores of the slide, as :func:`read_scored` reads them back.
     """
     left_out = _write_left_out(folder, source, scored.left_out)
     overview = _overview(task, source, scored, left_out)
@@ -186,13 +188,14 @@ def _numbers(at: PixelMap) -> list[float]:
 
 
 def read_scored(slide: SlideResults, geometry: Mapping[str, Any]) -> ScoredHeatmap:
-    """Read the scores of a slide back, to the numbers that were written.
+    """Read the scores of a slide back, with exactly the numbers that were written.
 
     Parameters
     ----------
     slide : SlideResults
+        Results of the slide.
     geometry : mapping
-        What :func:`write_scored` returned.
+        First value that :func:`write_scored` returned.
 
     Raises
     ------
@@ -207,7 +210,7 @@ def read_scored(slide: SlideResults, geometry: Mapping[str, Any]) -> ScoredHeatm
         sound = False
     if not sound:
         raise InputError(
-            "its record does not say where its overlay lies",
+            "its record does not state the position of its overlay",
             subject=str(slide.folder),
             remedy=SCORE_AGAIN,
         )

@@ -1,4 +1,4 @@
-"""One slide scored, and what is derived from its scores: its whole folder of results."""
+"""Score one slide and write its complete folder of results."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from wsiad.tissue.quality import LeftOut, Reason
 
 @functools.lru_cache(maxsize=1)
 def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration, Explainer]:
-    """Load a run's detector once a process; the digest tells runs of one path apart."""
+    """Load a run's detector once per process; the digest distinguishes runs of the same path."""
     folder = RunFolder.open(run)
     detector, calibration = folder.load_detector(choose_device(device)), folder.calibration()
     explainer = Explainer(detector, folder.examples())
@@ -59,12 +59,12 @@ def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration,
 
 
 def _scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
-    """Read the record of a slide whose scores are whole and of the same slide, run and options.
+    """Read the record of a slide with complete scores of the same slide, run and options.
 
     Raises
     ------
     InputError
-        They are of another slide, or lack parts that are wanted.
+        The scores are of another slide, or lack parts that the options request.
     """
     path = task.folder / SLIDE
     if not path.exists():
@@ -90,18 +90,18 @@ def _scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
         raise InputError(
             "has results without its damaged parts, which --damaged-tiles skip left out",
             subject=task.slide.name,
-            remedy=f"Give that option again, or delete {task.folder} to score a better copy.",
+            remedy=f"Set that option again, or delete {task.folder} to score a better copy.",
         )
     return record, replace(row, label=task.slide.label, split=task.slide.split)
 
 
 def stored_row(task: SlideTask) -> HeatmapRow | None:
-    """Row of a slide that is scored and derived as it is wanted; ``None`` if it is not.
+    """Return the row of a slide that is scored and derived as requested; ``None`` if it is not.
 
     Raises
     ------
     InputError
-        Its folder holds results of another slide.
+        The slide's folder contains results of another slide.
     """
     found = _scored_record(task)
     if found is None:
@@ -113,19 +113,19 @@ def stored_row(task: SlideTask) -> HeatmapRow | None:
 
 
 def scored_row(task: SlideTask) -> HeatmapRow:
-    """Row of a slide, which is scored and derived now where it is not; see :func:`stored_row`."""
+    """Return the row of a slide; score and derive it if necessary, see :func:`stored_row`."""
     return stored_row(task) or score_slide(task)
 
 
 def score_slide(task: SlideTask) -> HeatmapRow:
-    """Score a slide, if it is not scored; derive what is derived from its scores.
+    """Score a slide if it is not scored yet, and derive regions, detections and files.
 
-    A folder of results that is not there is written whole or not at all.
+    A new folder of results is written atomically.
 
     Raises
     ------
     SlideError
-        The slide cannot be opened or decoded, or its µm/px does not fit the run.
+        The slide cannot be opened or decoded, or its µm/px do not fit the run.
     StoreError
         The stored slide is damaged, or its tiles do not fit the detector.
     """
@@ -156,7 +156,7 @@ def _none(folder: Path, regions: Sequence[Region]) -> int:
 def _evidence(
     task: SlideTask, explainer: Explainer, source: WindowSource, scored: ScoredHeatmap
 ) -> Evidence:
-    """Return what writes the evidence of regions, by the detector and the slide's pixels."""
+    """Return the function that writes evidence with the detector and the slide's pixels."""
 
     def write(folder: Path, regions: Sequence[Region]) -> int:
         write_evidence(
@@ -174,7 +174,7 @@ def _evidence(
 
 @contextlib.contextmanager
 def _opened(task: SlideTask) -> Iterator[Slide | None]:
-    """Open the task's slide; ``None`` where its tiles are in a store."""
+    """Open the slide of a task; yield ``None`` if its tiles are in a store."""
     if task.from_store:
         yield None
         return

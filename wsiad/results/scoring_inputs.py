@@ -1,4 +1,4 @@
-"""The work of ``wsiad heatmap``: which slides are scored, by what, and how their results begin."""
+"""Plan the work of ``wsiad heatmap``: the slides to score, and the beginning of their results."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """The work of a call of ``wsiad heatmap``.
+    """Work of a call of ``wsiad heatmap``.
 
     Parameters
     ----------
     results : Path
         Results folder.
     tasks : list of SlideTask
-        One for each slide of this call's shard.
+        One task for each slide of this call's shard.
     slides : frozenset of str
         Names of the slides of all shards.
     facts : dict
-        What ``run.json`` says of the results as they begin.
+        Content of ``run.json`` at the beginning.
     asked : dict
-        See :func:`wsiad.results.identity.asked_values`.
+        Run and options of the scores, see :func:`wsiad.results.identity.asked_values`.
     calibration : Calibration
-        That of the run.
+        Calibration of the run.
     """
 
     results: Path
@@ -70,17 +70,17 @@ class Scoring:
     calibration: Calibration
 
     def begin(self, config: Config) -> None:
-        """Write what a results folder holds besides its slides.
+        """Write the files of a results folder that do not belong to a slide.
 
         Parameters
         ----------
         config : Config
-            Configuration that made the results, which is stored in them.
+            Configuration of the call, which is stored in the results.
 
         Raises
         ------
         InputError
-            Another call has begun other scores in the folder since a moment ago.
+            Another call has begun other scores in the folder a moment ago.
         """
         was = begin_results(self.results, self.facts, self.asked)
         if gone := forget_other_regions(self.results, was, self.facts):
@@ -103,35 +103,38 @@ def plan_scoring(
     device: str,
     compute: ComputeOptions,
 ) -> Scoring:
-    """List what has to be done to score slides; nothing is written yet.
+    """Plan the scoring of slides; nothing is written yet.
 
     Parameters
     ----------
     paths : sequence of Path
         Slide files, folders of them or manifests; or one store.
     run, results : Path
-        Their folders.
+        Run folder, and results folder.
     options : HeatmapOptions
+        Options of the results.
     reading : ReadingOptions
+        Options of reading windows.
     damaged_tiles : {"fail", "skip"}
         Effect of a damaged part of a slide's file.
     healthy : Path, optional
-        Results folder of healthy slides that the results are to be compared with.
+        Results folder of healthy slides to compare the results with.
     batch : int
-        The most windows scored at once.
+        Maximum number of windows that are scored at a time.
     device : str
-        As for :func:`wsiad.learning.devices.choose_device`.
+        Name of the device, see :func:`wsiad.learning.devices.choose_device`.
     compute : ComputeOptions
+        Options of the workers and the shard.
 
     Raises
     ------
     RunError
         The run is missing, not complete or damaged.
     InputError
-        No slides were found, or the folder holds results of another run or options, or so does
-        that of the healthy slides.
+        No slides were found, or the results folder, or that of the healthy slides, contains
+        results of another run or other options.
     StoreError
-        Slides are given as a store that is damaged or was prepared otherwise.
+        The slides are a store that is damaged or was prepared differently.
     """
     folder = RunFolder.open(run, beside=paths)
     record = folder.record()
@@ -153,7 +156,7 @@ def plan_scoring(
         MADE: (run / DETECTOR).stat().st_mtime_ns // 1_000_000,
         "versions": versions(),
     }
-    check_scores(results, digest, asked, remedy="Give another --out, or delete this one.")
+    check_scores(results, digest, asked, remedy="Set another --out, or delete this one.")
     if healthy is not None:
         check_reference(healthy, facts, asked)
     slides, from_store = heatmap_inputs(
@@ -205,7 +208,7 @@ def heatmap_inputs(
     target: dict[str, Any],
     staged: bool,
 ) -> tuple[list[SlideInput], bool]:
-    """List what is to be scored, and whether it comes from a store.
+    """List the slides to score, and tell whether they come from a store.
 
     Parameters
     ----------
@@ -216,34 +219,34 @@ def heatmap_inputs(
     preparation : Preparation
         Preparation of the run.
     target : dict
-        Stain profile that slides are given, as JSON values.
+        Stain profile to which slides are normalised, as JSON values.
     staged : bool
-        Whether slides are to be copied to a local disk first.
+        True where slides are copied to a local disk first.
 
     Raises
     ------
     InputError
-        No slides were found, or a store is given together with others or to be staged.
+        No slides were found, or a store is passed together with other paths or with staging.
     StoreError
-        The store is damaged or was prepared otherwise than the run's.
+        The store is damaged or was prepared differently from that of the run.
     """
     if not any(is_store(path) for path in paths):
-        remedy = "Give slide files, folders of them, a manifest, or a store."
+        remedy = "Pass slide files, folders of them, a manifest, or a store."
         with other_kinds_named(paths, SLIDES, InputError, remedy=remedy, beside=[run]):
             return _named_apart(find_slides(paths)), False
     if len(paths) > 1:
-        raise InputError("give one store, or slides, not both")
+        raise InputError("a store cannot be scored with other paths", remedy="Pass it alone.")
     if staged:
         raise InputError(
             "is a store, which is not copied to a local disk",
             subject=str(paths[0]),
-            remedy="Leave out --stage-dir, or give the slides themselves.",
+            remedy="Leave out --stage-dir, or pass the slides themselves.",
         )
     return _named_apart(store_slides(paths[0], preparation, target)), True
 
 
 def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
-    """State the problem of slides whose results would lie where others do."""
+    """State the problem of slides whose results would overwrite other folders."""
     problem = "has the name of another folder of the results. Rename it."
     return [
         replace(slide, problem=slide.problem or problem)

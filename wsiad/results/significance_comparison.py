@@ -1,4 +1,4 @@
-"""P-values of a results folder from healthy slides that were held out: the comparison itself."""
+"""Compare a results folder with held-out healthy slides, and add p-values to it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SignificanceConfig(QuietOptions):
-    """P-values for the slides, regions and tiles of results, from held-out healthy slides."""
+    """Add p-values to the slides, regions and tiles of results, from held-out healthy slides."""
 
     ORDER = (..., "quiet")
 
     results: Path
     """Results folder of `wsiad heatmap`; the p-values are added to it."""
     healthy: Path
-    """Results folder of healthy slides that the run knows nothing of, scored by the same run
+    """Results folder of healthy slides that were not used for the run, scored by the same run
     with the same options."""
     check: Path | None = None
-    """Results folder of yet other healthy slides, on which the false alarms are counted."""
+    """Results folder of further healthy slides, on which false alarms are counted."""
     fdr: Level = 0.1
     """False-discovery rate to keep over the regions of a slide."""
     slide_score: SlideScore = "max"
-    """Which score of `wsiad heatmap` is a slide's score."""
+    """Score of a slide: its highest heatmap pixel, or the mean of its highest (`top_k_mean`)."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
     """Levels of p at which false alarms are counted on the slides of `check`."""
 
@@ -46,26 +46,26 @@ class SignificanceConfig(QuietOptions):
     def _folders_differ(self) -> Self:
         folders = [real_path(path) for path in (self.results, self.healthy, self.check) if path]
         if len(set(folders)) < len(folders):
-            raise ValueError("`results`, `healthy` and `check` are different folders")
+            raise ValueError("`results`, `healthy` and `check` must be different folders")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class SignificanceResult:
-    """The result of comparing with healthy slides.
+    """Result of the comparison with healthy slides.
 
     Parameters
     ----------
     rows : tuple of SignificanceRow
-        Of the slides that have a heatmap, in order of their names.
+        Rows of the slides that have a heatmap, in order of their names.
     false_alarms : tuple of FalseAlarms
-        Measured on the slides of `check`; empty without them.
+        False alarms on the slides of `check`; empty without them.
     warnings : tuple of str
-        What no reader may miss.
+        Warnings that no reader should miss.
     report : Path
-        ``significance.json``.
+        Path of ``significance.json``.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     rows: tuple[SignificanceRow, ...]
@@ -76,12 +76,15 @@ class SignificanceResult:
 
 
 def compare(config: SignificanceConfig) -> SignificanceResult:
-    """Add p-values to results; their report and QuPath project are left as they are.
+    """Add p-values to results, without updating their report and QuPath project.
 
     Raises
     ------
-    InputError, ExportError
-        As by :func:`wsiad.significance`.
+    InputError
+        A folder has no results or those of another run or other options, or the healthy slides
+        cannot be compared; see :func:`check_folders`.
+    ExportError
+        Results of a slide are damaged.
     """
     from wsiad.results import significance_files as files
     from wsiad.results import significance_text as text
@@ -128,21 +131,21 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
 
 
 def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse healthy slides that results would not be comparable with, before hours of scoring.
+    """Refuse healthy slides with which results cannot be compared, before hours of scoring.
 
     Parameters
     ----------
     healthy : Path
         Results folder of the healthy slides.
     facts : mapping
-        What ``run.json`` of the results is to say.
+        Future content of ``run.json`` of the results.
     asked : mapping
-        See :func:`wsiad.results.identity.asked_values`.
+        Run and options of the results, see :func:`wsiad.results.identity.asked_values`.
 
     Raises
     ------
     InputError
-        The folder holds no results, or those of another run or other options.
+        The folder contains no results, or those of another run or other options.
     """
     from wsiad.results.compared_slides import read_folder
     from wsiad.results.identity import difference, region_differences
@@ -155,19 +158,19 @@ def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str,
         raise InputError(
             f"holds results of another run or of other options: {', '.join(told)}",
             subject=str(healthy),
-            remedy="Score the healthy slides by the same run with the same options.",
+            remedy="Score the healthy slides with the same run and options.",
         )
 
 
 def add_significance(
     results: Path, healthy: Path | None, rows: Iterable[SlideRow], *, quiet: bool
 ) -> str:
-    """Compare results with those of healthy slides, if there are any; say what was found.
+    """Compare results with those of healthy slides, if there are any, and return the summary.
 
     Raises
     ------
     InputError
-        As by :func:`compare`.
+        The slides cannot be compared, see :func:`compare`.
     """
     if healthy is None or not any(row.status == OK for row in rows):
         return ""
@@ -183,13 +186,12 @@ def check_folders(
     Returns
     -------
     dict of str to str, or None
-        What slides were used for by the run, by fingerprint; ``None`` where the run does
-        not say.
+        Use of slides by the run, by fingerprint; ``None`` if the run does not state it.
 
     Raises
     ------
     InputError
-        They cannot; it names the slide or what differs.
+        They cannot be compared; the error names the slide or the difference.
     """
     learnt_from = _learnt_from(Path(tested.facts.get("run", "")))
     for folder in [healthy, *([check] if check else [])]:
@@ -238,7 +240,7 @@ def _false_alarms(
 def _judge(
     config: SignificanceConfig, tested: ComparedFolder, reference: HealthySlides
 ) -> list[SignificanceRow]:
-    """Judge each slide and write what is found into its folder."""
+    """Compute the p-values of each slide and write them into its folder."""
     from wsiad.core.terminal import Progress
     from wsiad.results.significance_files import rows_of, write_slide
 

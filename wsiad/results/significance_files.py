@@ -1,4 +1,4 @@
-"""The files of ``wsiad significance``, written and read again."""
+"""Write and delete the files of ``wsiad significance``."""
 
 from __future__ import annotations
 
@@ -33,45 +33,46 @@ from wsiad.results.region_table import write_regions
 
 STATED = (
     (
-        "A healthy slide that could as well have been one of the reference has p_slide <= a with a "
+        "A healthy slide that could as well have been in the reference has p_slide <= a with a "
         "probability of at most a."
     ),
     (
-        "Of a tile drawn at random from such a slide the same holds for its p. It is an average "
-        "over slides: a single slide may have many tiles of small p."
+        "The same holds for the p of a tile drawn at random from such a slide. This is an average "
+        "over slides: a single slide may have many tiles with a small p."
     ),
     (
-        "Such a slide has any region of p_family_wise <= a with a probability of at most a, and "
-        "any significant region with a probability of at most the false-discovery rate."
+        "Such a slide has a region with p_family_wise <= a with a probability of at most a, and "
+        "a significant region with a probability of at most the false-discovery rate."
     ),
     (
-        "Of the regions of a slide with lesions, q is Benjamini and Hochberg's: on average at most "
-        "that share of the regions called is false, if regions of a slide depend on each other in "
-        "no worse way than that rule allows. This is not proved for them."
+        "For the regions of a slide with lesions, q is that of Benjamini and Hochberg: on average "
+        "at most that share of the selected regions is false, if regions of a slide depend on each "
+        "other only in ways that this rule allows. This is not proved for them."
     ),
-    "All of it is on average over references: one of few slides may give more alarms.",
-    "None of it holds for slides of another scanner, laboratory, tissue or stain.",
+    "All rates are averages over references: a reference of few slides may give more alarms.",
+    "Nothing of this holds for slides of another scanner, laboratory, tissue or stain.",
 )
-"""Statement of what the p-values promise and do not; in every ``significance.json``."""
+"""Statements of what the p-values promise and what not; part of every ``significance.json``."""
 
 
 @dataclass(frozen=True, slots=True)
 class SignificanceRow:
-    """A slide in ``significance.csv``.
+    """Row of a slide in ``significance.csv``.
 
     Parameters
     ----------
     slide, label : str
+        Name and label of the slide.
     score : float
-        The slide's score that was compared.
+        Score of the slide that was compared.
     p_slide : float
-        Chance that a healthy slide scores as high.
+        Probability that a healthy slide has at least this score.
     q_slide : float
         `p_slide`, adjusted over the slides of the folder by Benjamini and Hochberg.
     regions, significant_regions : int
-        Regions, those left out counted in; those of them that are significant.
+        Number of regions, including those left out, and number of significant regions.
     p_family_wise : float or None
-        Of the slide's strongest region; ``None`` without regions.
+        Family-wise p of the slide's strongest region; ``None`` without regions.
     """
 
     slide: str
@@ -92,7 +93,7 @@ _TABLE = TableKind(
 def rows_of(
     judged: Sequence[tuple[ComparedSlide, float, RegionSignificance]],
 ) -> list[SignificanceRow]:
-    """Sum up judged slides, in their order."""
+    """Return the rows of judged slides, in the same order."""
     adjusted = benjamini_hochberg(np.array([p for _, p, _ in judged]))
     return [
         SignificanceRow(
@@ -110,12 +111,12 @@ def rows_of(
 
 
 def write_slide(slide: ComparedSlide, judgement: SlideJudgement) -> None:
-    """Write p-values into a slide's folder: of its windows and of its regions.
+    """Write the p-values of a slide's windows and regions into its folder.
 
     Raises
     ------
     ExportError
-        Its regions are damaged.
+        The files of the regions are damaged.
     """
     found, folder = judgement.regions, slide.results.folder
     columns = (found.p_family_wise, found.p, found.q, found.significant)
@@ -148,7 +149,7 @@ def _write_array(path: Path, values: FloatArray) -> None:
 def forget_other_regions(
     results: Path, was: Mapping[str, Any] | None, now: Mapping[str, Any]
 ) -> str:
-    """Delete an earlier comparison if the regions, or a slide's score, are others than its.
+    """Delete an earlier comparison if the regions, or a slide's score, have changed since.
 
     Parameters
     ----------
@@ -160,16 +161,16 @@ def forget_other_regions(
     Returns
     -------
     str
-        For people; empty where nothing is deleted.
+        Note for the user; empty if nothing is deleted.
     """
     if was is None or not region_differences(was, now) or not (results / SIGNIFICANCE).exists():
         return ""
     forget(results)
-    return "p-values were of other regions and are deleted: run wsiad significance"
+    return "p-values of the previous regions are deleted: run wsiad significance"
 
 
 def forget(results: Path) -> None:
-    """Take away what an earlier comparison says of the folder, before slides are changed."""
+    """Delete the folder's files of an earlier comparison, before slides are changed."""
     for name in (SIGNIFICANCE, SIGNIFICANCE_TABLE):
         (results / name).unlink(missing_ok=True)
 

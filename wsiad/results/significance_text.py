@@ -1,4 +1,4 @@
-"""The words about p-values: what is stated, what weakens it, what was found."""
+"""Texts about p-values: warnings, false alarms, slides not tested and the summary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def warnings(
     alarms: Sequence[FalseAlarms],
     fdr: float,
 ) -> list[str]:
-    """Say what weakens the p-values."""
+    """Return warnings about everything that weakens the p-values."""
     found = []
     count = len(healthy.slides)
     for level, what in ((_USUAL_LEVEL, "a p of"), (fdr, "a significant region at")):
@@ -45,25 +45,25 @@ def warnings(
             )
     if learnt_from is None:
         found.append(
-            "The run does not say which slides it has learnt from, so that nobody could check "
-            "whether the healthy slides are new to it."
+            "The run does not state which slides it was trained on, so it could not be checked "
+            "that the healthy slides are new to it."
         )
     seen = sorted(s.name for s in tested.slides if s.fingerprint in (learnt_from or {}))
     if seen:
-        found.append(f"The run has learnt from slides that are tested: {', '.join(seen)}.")
+        found.append(f"The run was trained on slides that are tested: {', '.join(seen)}.")
     for folder, what in ((healthy, "reference"), (check, "check")):
         others = (folder.others if folder else {}).items()
         for status, did in ((FAILED, "failed"), (UNUSABLE, "could not be looked at")):
             if names := sorted(name for name, one in others if one == status):
                 found.append(
-                    f"{len(names)} healthy slides of the {what} {did} ({', '.join(names)}): if "
-                    "that is for what they look like, the others are not like new slides."
+                    f"{len(names)} healthy slides of the {what} {did} ({', '.join(names)}). If "
+                    "the reason is their appearance, the others are not like new slides."
                 )
     return [*found, *_alarm_warnings(alarms, count)]
 
 
 def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[str]:
-    """Name the rates that were not as stated, and what that means."""
+    """Yield warnings about rates that were not as stated, and their meaning."""
     for verdict, means in (
         ("more than stated", "are not like those of the reference"),
         ("fewer than stated", "are calmer than those of the reference"),
@@ -85,7 +85,7 @@ def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[s
 
 
 def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
-    """Return the measured rates as lines of a table."""
+    """Return the measured rates as the lines of a table."""
     if not alarms:
         return []
     width = max(map(len, _SHORT.values()))
@@ -101,11 +101,11 @@ def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
 
 
 def not_tested(tested: ComparedFolder) -> list[str]:
-    """Say which slides have no score and so no p-value, and why."""
+    """Return lines that list the slides without a score and so without a p-value, and why."""
     if not tested.others:
         return []
     total = len(tested.others) + len(tested.slides)
-    lines = [f"{len(tested.others)} of {total} slides have no score, and so no p-value:"]
+    lines = [f"{len(tested.others)} of {total} slides have no score and therefore no p-value:"]
     for name, status in sorted(tested.others.items()):
         reason = tested.reasons[name]
         lines.append(f"  {name}: {status}" + (f": {reason}" if reason else ""))
@@ -113,7 +113,7 @@ def not_tested(tested: ComparedFolder) -> list[str]:
 
 
 def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:
-    """Say in a line what was found."""
+    """Return the summary of a comparison in one line."""
     usual = sum(row.p_slide <= _USUAL_LEVEL for row in rows)
     regions = sum(row.significant_regions for row in rows)
     holders = sum(row.significant_regions > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""The results of one slide, read from its folder."""
+"""Read the results of one slide from its folder."""
 
 from __future__ import annotations
 
@@ -52,19 +52,20 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SlideResults:
-    """The results of one slide; get them by :meth:`wsiad.Results.slide`.
+    """Results of one slide, as :meth:`wsiad.Results.slide` returns them.
 
-    Everything is read when it is asked for. A slide that was not scored has no heatmap, windows,
-    regions or detections: to ask for them is an error that says why, never an empty answer.
+    Each method reads its file when it is called. A slide that was not scored has no heatmap,
+    windows, regions or detections. Reading them raises an error that states why, and never
+    returns an empty answer.
 
     Parameters
     ----------
     results : Path
-        Folder of the results.
+        Results folder.
     folder : Path
         Folder of the slide in it.
     row : HeatmapRow
-        The slide's row of ``slides.csv``: status, reason, scores rounded to nine digits, counts.
+        Row of the slide in ``slides.csv``: status, reason, scores rounded to nine digits, counts.
 
     Examples
     --------
@@ -102,11 +103,11 @@ class SlideResults:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the slide has scores, and with them a heatmap."""
+        """True where the slide has scores and therefore a heatmap."""
         return self.row.status == OK
 
     def file(self, name: str) -> Path | None:
-        """Return a file of the slide's folder, or ``None`` if it is not there.
+        """Return a file of the slide's folder, or ``None`` if it does not exist.
 
         Older versions of wsiad wrote fewer files.
         """
@@ -114,7 +115,7 @@ class SlideResults:
         return path if path.exists() else None
 
     def facts(self) -> dict[str, Any] | None:
-        """Read what the results were made of; ``None`` where no ``slide.json`` says so.
+        """Read the record of the results, ``slide.json``; ``None`` if there is no such file.
 
         Returns
         -------
@@ -134,7 +135,7 @@ class SlideResults:
         Raises
         ------
         InputError
-            No record says what was scored, or it is damaged.
+            The record is missing or damaged.
         """
         facts = self.facts()
         if facts is None:
@@ -142,7 +143,7 @@ class SlideResults:
         return str(facts["fingerprint"])
 
     def placement(self) -> HeatmapPlacement | None:
-        """Read where the heatmap lies, and its colours; ``None`` where nothing says so.
+        """Read the position of the heatmap and its colour scale; ``None`` if there is no file.
 
         Raises
         ------
@@ -152,7 +153,7 @@ class SlideResults:
         return heatmap_placement(self.folder)
 
     def bounds(self) -> Box | None:
-        """Read the bounds of the slide, level-0 pixels; ``None`` where nothing says so.
+        """Read the bounds of the slide, level-0 pixels; ``None`` if there is no file.
 
         Raises
         ------
@@ -162,23 +163,23 @@ class SlideResults:
         return slide_bounds(self.folder)
 
     def scores(self, *, few: int | None = None) -> npt.NDArray[np.float32]:
-        """Read the scores of the heatmap without their place.
+        """Read the scores of the heatmap without their position.
 
         Parameters
         ----------
         few : int, optional
-            Take the finest level of at most so many pixels, or the coarsest; by default the
-            full resolution is read.
+            Maximum number of pixels: the finest level with at most this many is read, or else
+            the coarsest. By default the full resolution is read.
 
         Returns
         -------
         ndarray of float32, (H, W)
-            NaN where nothing was scored.
+            Scores; NaN where nothing was scored.
 
         Raises
         ------
         InputError
-            The slide was not scored, or its heatmap is missing or damaged, or holds no score.
+            The slide was not scored, or its heatmap is missing or damaged, or has no score.
         """
         path = self._scored(names.HEATMAP)
         scores = read_scores(path, InputError, remedy=SCORE_AGAIN, few=few)
@@ -187,7 +188,7 @@ class SlideResults:
         return scores
 
     def heatmap(self) -> Heatmap:
-        """Read the heatmap with its place on the slide, to the numbers that were written.
+        """Read the heatmap with its position, with exactly the numbers that were written.
 
         Returns
         -------
@@ -198,7 +199,7 @@ class SlideResults:
         Raises
         ------
         InputError
-            The slide was not scored, or a file is missing or damaged, or two do not fit.
+            The slide was not scored, a file is missing or damaged, or two files do not fit.
         """
         scores = self.scores()
         placement = self.placement()
@@ -228,7 +229,7 @@ class SlideResults:
             return PixelMap(covered.x, covered.y, covered.width / across, covered.height / down)
         if not fits or exact is None or exact.box(Size(across, down)) != covered:
             raise InputError(
-                f"is not of the same heatmap as {names.HEATMAP} beside it",
+                f"belongs to another heatmap than {names.HEATMAP} in the same folder",
                 subject=str(self.folder / names.PLACEMENT),
                 remedy=SCORE_AGAIN,
             )
@@ -268,12 +269,12 @@ class SlideResults:
         return read_window_table(path, _LEFT_OUT_COLUMNS, InputError, remedy=SCORE_AGAIN)
 
     def regions(self) -> list[RegionRow]:
-        """Read the outlined regions, strongest first, with p-values where there are some.
+        """Read the outlined regions, strongest first, with p-values if there are any.
 
         Raises
         ------
         InputError
-            The slide was not scored, or by a version of wsiad that wrote no such table.
+            The slide was not scored, or was scored by a version of wsiad without this table.
         ExportError
             The table is damaged.
         """
@@ -285,7 +286,7 @@ class SlideResults:
         return read_regions(path)
 
     def detections(self) -> Detections:
-        """Read the strongest places.
+        """Read the detections.
 
         Returns
         -------
@@ -317,7 +318,7 @@ class SlideResults:
         return self._shapes(self._scored(names.OUTLINES))
 
     def not_assessed(self) -> list[OutlinedShape]:
-        """Read what was not assessed as outlines in level-0 pixels.
+        """Read the parts that were not assessed, as outlines in level-0 pixels.
 
         Raises
         ------
@@ -332,7 +333,7 @@ class SlideResults:
         return read_shapes(path, self.bounds() or whole)
 
     def fields(self) -> tuple[RegionField, ...]:
-        """Read the fields of view around the strongest regions; none where no file has any.
+        """Read the fields of view around the strongest regions; empty if there is no file.
 
         Raises
         ------
@@ -342,7 +343,7 @@ class SlideResults:
         return read_fields(self.folder)
 
     def evidence(self) -> tuple[RegionEvidence, ...]:
-        """Read the strongest windows beside healthy ones; none where no file has any.
+        """Read the evidence of the strongest regions; empty if there is no file.
 
         Raises
         ------
@@ -357,7 +358,7 @@ class SlideResults:
         Raises
         ------
         InputError
-            The slide was not scored; it says why.
+            The slide was not scored; the error states why.
         """
         if not self.is_scored:
             why = _WHY.get(self.row.status, f"its status is {self.row.status!r}")
@@ -372,7 +373,7 @@ _DESCRIPTION = re.compile(r"<Description>(.*?)</Description>", re.DOTALL)
 
 
 def _described_map(description: str) -> PixelMap | None:
-    """Return the place that an OME-XML states; ``None`` where it states none."""
+    """Return the position that an OME-XML states; ``None`` if it states none."""
     found = _DESCRIPTION.search(description)
     try:
         values = parse_json(html.unescape(found.group(1))) if found else None

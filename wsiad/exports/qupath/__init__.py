@@ -1,4 +1,4 @@
-"""QuPath: objects as GeoJSON, a project of all slides, and the scripts that import them."""
+"""Write files for QuPath: objects as GeoJSON, a project of all slides, and import scripts."""
 
 from wsiad.exports.qupath.objects import QuPath, write_lesions, write_tiles, write_unassessed
 

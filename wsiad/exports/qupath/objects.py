@@ -1,12 +1,10 @@
-"""Objects for QuPath: windows as tiles, regions as annotations, in GeoJSON.
+"""Write objects for QuPath as GeoJSON: windows as tiles, regions as annotations.
 
-QuPath's importer takes a file whole or not at all: one ring that is not closed, one
-class without a colour, and nothing appears. What is given is therefore checked before it
-is written: positions are finite and inside of the slide, outlines are valid, and no
-object is given twice. QuPath's origin is the corner of the slide's bounds; positions are
-moved there, and rounded to the 0.01 pixel that QuPath keeps.
-
-More measurements of regions that are already written for QuPath.
+QuPath's importer accepts a file completely or not at all: with one ring that is not closed, or one
+class without a colour, nothing appears. Objects are therefore checked before they are written:
+positions are finite and on the slide, outlines are valid, and no object occurs twice. QuPath's
+origin is the corner of the slide's bounds. Positions are moved there, and rounded to the 0.01
+pixel that QuPath keeps.
 """
 
 from __future__ import annotations
@@ -46,30 +44,30 @@ def write_tiles(windows: WindowScores, path: Path, *, slide: str, bounds: Box) -
     Parameters
     ----------
     windows : WindowScores
-        Squares that do not overlap: QuPath draws tiles over each other, so where
-        windows overlap, give the square of the stride for each. They are cut off at
-        the bounds. A score or percentile that is NaN is left out of its tile.
+        Squares that do not overlap. QuPath draws tiles over each other, so pass the square of
+        the stride for each window if windows overlap. Squares are cut at the bounds. A score or
+        percentile that is NaN is left out of its tile.
     path : Path
-        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+        File to write, whose name ends in ``.geojson`` or ``.geojson.gz``; written atomically.
     slide : str
-        Name of the slide. It and the square make a tile's identifier, so that QuPath
-        knows a tile again that was imported before.
+        Name of the slide. It makes the identifier of a tile, together with the square, so that
+        QuPath recognises a tile that was imported before.
     bounds : Box
         Non-empty part of the slide, level-0 pixels.
 
     Returns
     -------
     int
-        Number of tiles written: all but those wholly outside of the bounds.
+        Number of tiles written: all except those completely outside the bounds.
 
     Raises
     ------
     ExportError
-        A box or score is not finite, a box is empty, or two are the same.
+        A box or score is not finite, a box is empty, or two boxes are equal.
 
     Notes
     -----
-    Memory: a few thousand tiles at a time besides the windows. Equal windows give
+    Memory use is that of the windows and of a few thousand tiles at a time. Equal windows give
     equal files.
     """
     edges, inside = _edges(windows.boxes, bounds, subject=path.name)
@@ -94,20 +92,20 @@ def write_lesions(
     Parameters
     ----------
     regions : sequence of Region
-        In the order in which they are to be named.
+        Regions, in the order of their ranks.
     path : Path
-        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+        File to write, whose name ends in ``.geojson`` or ``.geojson.gz``; written atomically.
     slide : str
-        Name of the slide; with the outline it makes an annotation's identifier.
+        Name of the slide; it makes the identifier of an annotation, together with the outline.
     bounds : Box
         Non-empty part of the slide, level-0 pixels.
     percentiles : sequence of float, optional
-        Of each region's maximum score among healthy windows, 0 to 100.
+        Percentile of each region's maximum score among healthy windows, 0 to 100.
 
     Raises
     ------
     ExportError
-        A region would not be imported, or the percentiles are not as many.
+        QuPath would not import a region, or the number of percentiles is not that of the regions.
     """
     if percentiles is not None and len(percentiles) != len(regions):
         raise ExportError(
@@ -123,23 +121,24 @@ def write_lesions(
 def write_unassessed(
     regions: Iterable[tuple[str, Region]], path: Path, *, slide: str, bounds: Box
 ) -> None:
-    """Write what was not assessed as locked annotations of the class `UNASSESSED_NAME`.
+    """Write parts that were not assessed as locked annotations of the class `UNASSESSED_NAME`.
 
     Parameters
     ----------
     regions : iterable of (str, Region)
-        Why, and the outline.
+        Reason and outline of each part.
     path : Path
-        Name ending in ``.geojson`` or ``.geojson.gz``; written whole or not at all.
+        File to write, whose name ends in ``.geojson`` or ``.geojson.gz``; written atomically.
     slide : str
-        Name of the slide; with reason and outline it makes an annotation's identifier.
+        Name of the slide; it makes the identifier of an annotation, together with reason and
+        outline.
     bounds : Box
         Non-empty part of the slide, level-0 pixels.
 
     Raises
     ------
     ExportError
-        A region would not be imported.
+        QuPath would not import a region.
     """
     features = []
     for reason, region in regions:
@@ -159,7 +158,7 @@ def write_unassessed(
 def _edges(
     boxes: npt.NDArray[np.float64], bounds: Box, *, subject: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Left, top, right, bottom in hundredths of QuPath's pixels, and which boxes they are."""
+    """Return left, top, right, bottom in hundredths of QuPath's pixels, and the boxes kept."""
     if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any():
         raise ExportError("a window is empty or not finite", subject=subject)
     corner = np.array([bounds.x, bounds.y, bounds.x, bounds.y])
@@ -180,7 +179,7 @@ def _tile_texts(
     scores: npt.NDArray[np.float32],
     percentiles: npt.NDArray[np.float32],
 ) -> Iterator[list[str]]:
-    """Yield lists of features as JSON text; equal to what json.dumps would give, faster."""
+    """Yield lists of features as JSON text, equal to that of json.dumps, but faster."""
     for start in range(0, len(edges), _CHUNK):
         part = slice(start, start + _CHUNK)
         # NumPy writes the shortest text that reads back as the same float32.
@@ -209,7 +208,7 @@ def _tile_text(slide: str, edge: list[int], *, score: str, percentile: str) -> s
 
 
 def _px(hundredths: int) -> float:
-    """Pixels from hundredths; whole numbers stay whole, which keeps the file small."""
+    """Convert hundredths to pixels; whole numbers remain whole, which keeps the file small."""
     whole, rest = divmod(hundredths, _PER_PX)
     return hundredths / _PER_PX if rest else whole
 
@@ -249,7 +248,7 @@ def _annotation(
     colour: tuple[int, int, int],
     measurements: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return a locked annotation; `kind` and outline make its identifier."""
+    """Return a locked annotation; `kind` and the outline make its identifier."""
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, f"{kind}/{_dumps(rings)}")),
@@ -265,7 +264,7 @@ def _annotation(
 
 
 def _rings(region: Region, bounds: Box) -> list[list[list[float]]]:
-    """Outline and holes of a region in QuPath's pixels."""
+    """Return outline and holes of a region in QuPath's pixels."""
     ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
     rings = []
     for ring in (region.polygon.exterior, *region.polygon.interiors):
@@ -288,20 +287,20 @@ def _dumps(value: Any) -> str:
 
 
 def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) -> None:
-    """Add measurements to the annotations of a GeoJSON file, or replace those of their names.
+    """Add measurements to the annotations of a GeoJSON file, or replace those of the same names.
 
     Parameters
     ----------
     path : Path
-        Feature collection that :func:`wsiad.exports.qupath.write_lesions` wrote; written
-        again whole or not at all. Nothing but the measurements changes.
+        Feature collection that :func:`wsiad.exports.qupath.write_lesions` wrote; it is written
+        again atomically, and only the measurements change.
     measurements : sequence of mapping of str to float
-        Of each annotation, in the file's order.
+        Measurements of each annotation, in the order of the file.
 
     Raises
     ------
     ExportError
-        The file is missing or damaged, holds another number of annotations, or a value is
+        The file is missing or damaged, has another number of annotations, or a value is
         not a finite number.
     """
     if not all(math.isfinite(value) for each in measurements for value in each.values()):
@@ -318,7 +317,7 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
         ) from error
     if len(known) != len(measurements):
         raise ExportError(
-            f"holds {len(known)} regions, and there are measurements of {len(measurements)}",
+            f"holds {len(known)} regions, but there are measurements of {len(measurements)}",
             subject=str(path),
             remedy="Delete the slide's folder and run wsiad heatmap again.",
         )
@@ -331,7 +330,7 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
 
 
 class QuPath(ExportFormat):
-    """QuPath: the heatmap as tiles with their scores; `wsiad` writes a project beside them."""
+    """Format of QuPath: the heatmap as tiles with their scores; `wsiad` also writes a project."""
 
     name = "qupath"
     summary = "QuPath: the heatmap as tiles, and a project of all slides"

@@ -1,12 +1,11 @@
-"""A QuPath project of all slides, in which people can work: what is theirs is never lost.
+"""Write a QuPath project of all slides, without losing the work of its users.
 
-The file is what QuPath 0.5 and 0.7 load: absolute, percent-encoded URIs, both time
-stamps, and no more of an image than where it is. Images' own data is QuPath's to write.
+The project file is one that QuPath 0.5 and 0.7 load, with absolute, percent-encoded URIs and both
+time stamps. It states only where images are; QuPath writes the data of images itself.
 
-Scripts for QuPath, in Groovy: import, the picture as an overlay, tiles in colours.
-
-They were written from QuPath's documentation and source (0.5 to 0.7) and have not been
-run in it.
+The project comes with scripts in Groovy: they import the results, show the heatmap as an overlay
+and colour the tiles. They were written from QuPath's documentation and source (0.5 to 0.7) and have
+not been run in it.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ _NOTE = "\n// Replaced when slides are scored again, unless it was changed: wsia
 
 
 def script(name: str, results: Path) -> str:
-    """Return a script.
+    """Return the text of a script.
 
     Parameters
     ----------
     name : str
-        One of `SCRIPTS`.
+        Name of the script, one of `SCRIPTS`.
     results : Path
-        Folder that holds one folder of results for each slide. Scripts look for it beside
-        the project's folder first, so that both may be moved together.
+        Results folder, with one folder for each slide. Scripts look for it next to the project's
+        folder first, so that both can be moved together.
 
     Returns
     -------
     str
-        Groovy; its first line holds a digest of the others, by which
-        :func:`write_scripts` knows a script that nobody has changed.
+        Groovy code. Its first line has a digest of the other lines, by which
+        :func:`write_scripts` recognises a script that nobody has changed.
 
     Raises
     ------
@@ -73,14 +72,14 @@ def script(name: str, results: Path) -> str:
 
 
 def write_scripts(folder: Path, results: Path) -> None:
-    """Write all scripts into a folder; one that somebody has changed is left as it is."""
+    """Write all scripts into a folder; a script that a user has changed is left as it is."""
     for name in SCRIPTS:
         path, text = folder / name, script(name, results)
         there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
         if there == text:
             continue
         if there is not None and not _is_ours(there):
-            logger.warning("%s was changed by hand and is left as it is", path)
+            logger.warning("%s was changed by hand, so it is left as it is", path)
             continue
         write_text(path, text)
 
@@ -97,7 +96,7 @@ def _is_ours(text: str) -> bool:
 PROJECT = "project.qpproj"
 
 PREFIX = "wsiad: "
-"""Begins every key of an image's metadata that is ours."""
+"""Prefix of the keys of an image's metadata that wsiad writes."""
 
 _KEY = f"{PREFIX}slide"
 _VERSION = "0.5.1"  # of QuPath, whose project this is
@@ -107,16 +106,16 @@ _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e03")
 
 @dataclass(frozen=True, slots=True)
 class ProjectSlide:
-    """A slide as an image of the project.
+    """Slide as an image of the project.
 
     Parameters
     ----------
     name : str
-        Of its folder of results.
+        Name of the slide's folder of results.
     file : Path
-        That QuPath opens.
+        File that QuPath opens.
     metadata : mapping of str to str
-        Keys without the prefix, and values.
+        Metadata of the image; keys are without the prefix.
     """
 
     name: str
@@ -127,30 +126,30 @@ class ProjectSlide:
 def write_project(
     folder: Path, slides: Sequence[ProjectSlide], *, results: Path, made_ms: int
 ) -> None:
-    """Write a project into a folder, or bring the one that is there up to date.
+    """Write a project into a folder, or update the existing one.
 
-    Of a project that exists, only metadata whose key begins with `PREFIX` is changed, and
-    images are added that it lacks; images that are known (by that metadata, else by their
-    file), their identifiers, names, descriptions and files, other metadata and classes
-    stay, and QuPath's own data is not touched. The file before the change is kept as
-    ``project.qpproj.backup``, as QuPath does. Nothing is written where nothing changes.
+    In an existing project, only metadata whose key begins with `PREFIX` is changed, and missing
+    images are added. Images that are known (by that metadata, else by their file) stay, with
+    their identifiers, names, descriptions, files and other metadata. Classes stay too, and
+    QuPath's own data is not touched. The file before the change is kept as
+    ``project.qpproj.backup``, as QuPath does. If nothing changes, nothing is written.
 
     Parameters
     ----------
     folder : Path
-        Of the project.
+        Folder of the project.
     slides : sequence of ProjectSlide
-        In the order in which new ones are added.
+        Slides, in the order in which new images are added.
     results : Path
-        Folder that holds one folder of results for each slide.
+        Results folder, with one folder for each slide.
     made_ms : int
-        Time stamp, ms since 1970, of a new project: given, so that equal results give
+        Time stamp of a new project, ms since 1970; it is an argument so that equal results give
         equal projects.
 
     Raises
     ------
     ExportError
-        What is there is not a project that can be read; it is left as it is.
+        The existing project file cannot be read; it is left as it is.
     """
     path = folder / PROJECT
     old = _read(path, "images") if path.exists() else None
@@ -198,14 +197,14 @@ def _read(path: Path, key: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise ExportError(
-        f"cannot be read, and is left as it is ({problem})",
+        f"cannot be read, so it is left as it is ({problem})",
         subject=str(path),
-        remedy="Move it away to have a new one written.",
+        remedy="Move it away, so that a new one is written.",
     )
 
 
 def _data_numbers(data: Path) -> list[int]:
-    """Numbers of images that QuPath holds data of, also of such that were taken out."""
+    """Return the numbers of images for which QuPath has data, including removed images."""
     return [int(p.name) for p in data.iterdir() if p.name.isdecimal()] if data.is_dir() else []
 
 
@@ -251,7 +250,7 @@ def _new_image(slide: ProjectSlide, number: int) -> dict[str, Any]:
 
 
 def _write_classes(path: Path) -> None:
-    """Write our classes, or add those that are missing to what people have."""
+    """Write the classes of wsiad, or add the missing ones to those of the user."""
     found = _read(path, "pathClasses") if path.exists() else {"pathClasses": []}
     names = {item.get("name") for item in found["pathClasses"]}
     missing = [
