@@ -19,6 +19,7 @@ from support.runs import make_run, use_channel
 from wsiad.core.errors import EvaluationError, ExportError, InputError, WsiadError
 from wsiad.core.geometry import Box, PixelMap, Size
 from wsiad.results import file_names as names
+from wsiad.results.evaluated_slides import scored_slides
 from wsiad.results.folder import Results
 
 WINDOW = np.dtype([(n, "f8") for n in ("x", "y", "width", "height", "score", "percentile")])
@@ -371,3 +372,14 @@ def test_reading_results_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_score_has_all_its_digits(folder, slide):
+    assert slide.row.score_max == 10.5
+    assert slide.score() == 10.5000000001
+    assert slide.score("top_k_mean") == 9.25  # of which the record says nothing
+    assert wsiad.Results(folder).slide("b").score() is None
+    assert scored_slides(folder, score="max")["a/1"].score == 10.5000000001
+    table = folder / "slides.csv"
+    table.write_text(table.read_text().replace("10.5,", "11.5,"))
+    assert wsiad.Results(folder).slide("a/1").score() == 11.5

@@ -41,6 +41,10 @@ ALWAYS_SHORT |= {"slides/opening.py"}
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("networks/")}
 # A detector is one file, however little it adds to what the methods share.
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("detectors/")}
+# An export format is one file: somebody who looks for PNG opens png.py.
+ALWAYS_SHORT |= {name for name in MODULES if name.startswith("exports/")}
+# Owns the names of a folder's files, which all rooms above import: it is as long as they are many.
+ALWAYS_SHORT |= {"results/file_names.py"}
 # A verb is one file, however thin: what it does belongs to the rooms below.
 ALWAYS_SHORT |= {name for name in MODULES if name.startswith("verbs/")}
 

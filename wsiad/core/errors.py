@@ -33,7 +33,9 @@ class WsiadError(Exception):
         self.subject = subject
         self.remedy = remedy
         head = f"{subject}: {problem}" if subject else problem
-        super().__init__(f"{head}. {remedy}" if remedy else head)
+        # Words of other programs, which some problems end with, have a full stop of their own.
+        stop = "" if head.endswith((".", "!", "?")) else "."
+        super().__init__(f"{head}{stop} {remedy}" if remedy else head)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors

@@ -37,7 +37,7 @@ from wsiad.core.labels import (
     label_of,
     understood_label,
 )
-from wsiad.evaluation.table import read_rows, slide_name
+from wsiad.evaluation.submission import read_rows, slide_name
 
 _DELIMITERS = ",;\t"
 

@@ -17,7 +17,7 @@ from wsiad._version import __version__
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
 from wsiad.report.page import environment, picture, policy, template
-from wsiad.slides.slide_table import DAMAGED_THERE, SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import DAMAGED_THERE, REPORT, SLIDES_TABLE, read_table
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
 from wsiad.tissue.quality import QUALITY_REASONS
@@ -118,9 +118,6 @@ def write_store_page(path: Path, report: StoreReport) -> None:
         )
     )
     write_text(path, page)
-
-
-REPORT = "report.html"
 
 
 def write_store_report(folder: Path) -> Path:

@@ -208,7 +208,7 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
 
 
 def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) -> ComparedSlide:
-    row, subject = results.row, str(results.folder)
+    subject = str(results.folder)
     facts = results.facts()
     if facts is None or facts["digest"] != folder["digest"]:
         raise InputError(f"has no {SLIDE} of this run", subject=subject, remedy=SCORE_AGAIN)
@@ -218,12 +218,10 @@ def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) 
             subject=subject,
             remedy="Run wsiad heatmap or wsiad export again with the options that you want.",
         )
-    value = row.score_max if score == "max" else row.score_top_k_mean
+    value = results.score("max" if score == "max" else "top_k_mean")
     if value is None or not np.isfinite(value):
         raise InputError(f"has no score_{score}", subject=subject, remedy=SCORE_AGAIN)
-    # The table rounds to nine digits; the record has the number itself.
-    exact = facts.get("row", {}).get(f"score_{score}")
-    return ComparedSlide(results, facts["fingerprint"], float(value if exact is None else exact))
+    return ComparedSlide(results, facts["fingerprint"], value)
 
 
 def _difference(one: Path, two: Path) -> str:

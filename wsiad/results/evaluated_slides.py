@@ -20,8 +20,8 @@ from wsiad.evaluation.submission import (
     SlideScore,
     Status,
     read_submission,
+    slide_name,
 )
-from wsiad.evaluation.table import slide_name
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.results import file_names as names
 from wsiad.results.folder import Results
@@ -115,11 +115,10 @@ class _Score:
     def __init__(self, name: SlideScore, percentile: float) -> None:
         self.name, self._percentile = name, percentile
 
-    def of(self, row: HeatmapRow, results: SlideResults) -> float | None:
-        if self.name == "max":
-            return row.score_max
-        if self.name == "top_k_mean":
-            return row.score_top_k_mean
+    def of(self, results: SlideResults) -> float | None:
+        if self.name != "percentile":
+            with as_evaluation_error():
+                return results.score(self.name)
         scores = heatmap_scores(results)
         return float(np.percentile(scores[np.isfinite(scores)], self._percentile))
 
@@ -143,7 +142,7 @@ def _slide(
                 subject=where,
                 remedy=SCORE_AGAIN,
             )
-    value = score.of(row, results)
+    value = score.of(results)
     if value is None or not math.isfinite(value):
         raise EvaluationError(
             f"score_{score.name} of {slide} is {_text(value)!r}, not a number",

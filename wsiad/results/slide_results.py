@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,24 @@ class SlideResults:
         if facts is None:
             raise InputError(f"has no {names.SLIDE}", subject=str(self.folder), remedy=SCORE_AGAIN)
         return str(facts["fingerprint"])
+
+    def score(self, kind: Literal["max", "top_k_mean"] = "max") -> float | None:
+        """Read a score of the slide with all its digits; ``None`` where it has none.
+
+        The table rounds to nine digits; the slide's record has the number itself. A score of the
+        table that is not the rounded one of the record was put there by somebody, and counts.
+
+        Raises
+        ------
+        InputError
+            The record is damaged.
+        """
+        value = self.row.score_max if kind == "max" else self.row.score_top_k_mean
+        facts = self.facts() if value is not None else None
+        exact = ((facts or {}).get("row") or {}).get(f"score_{kind}")
+        if value is None or exact is None or f"{exact:.9g}" != f"{value:.9g}":
+            return value
+        return float(exact)
 
     def placement(self) -> HeatmapPlacement | None:
         """Read the position of the heatmap and its colour scale; ``None`` if there is no file.
