@@ -160,7 +160,15 @@ def test_an_export_that_was_killed_is_noticed_and_goes_on(tmp_path, slide, monke
 def test_an_evaluation_of_earlier_detections_is_named_in_the_report(tmp_path, slide):
     out = score(tmp_path, slide, "out")
     (tmp_path / "reference.csv").write_text("slide,label\ns,normal\n")
-    wsiad.evaluate(results=out, reference=tmp_path / "reference.csv", quiet=True)
+    reference = tmp_path / "reference.csv"
+    wsiad.evaluate(results=out, reference=reference, slide_score="top_k_mean", quiet=True)
+    wsiad.export(results=out, quiet=True, **REGIONS)  # no figure depends on regions
+    assert "derived anew since" not in (out / "report.html").read_text()
+    wsiad.export(results=out, top_k=3, quiet=True)
+    assert "since the evaluation (top_k 10 (now 3))" in (out / "report.html").read_text()
+    wsiad.evaluate(results=out, reference=reference, quiet=True)
+    wsiad.export(results=out, top_k=4, quiet=True)  # nor does the maximum score on top_k
+    assert "derived anew since" not in (out / "report.html").read_text()
     said = "derived anew since the evaluation (detection_limit 1000 (now 3)"
     assert said not in (out / "report.html").read_text()
     wsiad.export(results=out, detection_limit=3, quiet=True)
@@ -186,6 +194,34 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     wsiad.significance(results=out, healthy=tmp_path / "healthy", quiet=True)
     score(tmp_path, slide, "out", **REGIONS)  # heatmap derives other regions, and says so too
     assert not (out / "significance.json").exists()
+
+
+@pytest.mark.parametrize("slide_score", ["max", "top_k_mean"])
+def test_p_values_of_regions_do_not_depend_on_the_slide_score(tmp_path, slide, slide_score):
+    out = score(tmp_path, slide, "out")
+    healthy = write_tiff(tmp_path / "h.tif", stained(300, 300, seed=3), mpp=0.5, levels=1)
+    made = score(tmp_path, healthy, "healthy")
+    wsiad.significance(results=out, healthy=made, slide_score=slide_score, quiet=True)
+    table = (out / "s" / "regions.csv").read_bytes()
+    assert {row.p for row in wsiad.Results(out).slide("s").regions()} != {None}
+    result = wsiad.export(results=out, top_k=3, quiet=True)
+    assert (out / "s" / "regions.csv").read_bytes() == table
+    of_slides = "p-values of slides by the previous top_k are deleted, those of regions hold"
+    assert (of_slides in result.summary) == (slide_score != "max")
+    assert (out / "significance.json").exists() == (slide_score == "max")
+
+
+def test_evidence_that_an_export_dropped_is_named_with_what_adds_it(tmp_path, slide):
+    out = score(tmp_path, slide, "out", **REGIONS)
+    asked = score(tmp_path, slide, "asked", **REGIONS)
+    said = "missing on 1 slide (s): wsiad heatmap with the same region options adds them"
+    assert said not in wsiad.export(results=out, format="asap", quiet=True).summary
+    assert said not in wsiad.export(results=out, quiet=True, region_quantile=0.9999).summary
+    assert said in wsiad.export(results=out, quiet=True, **REGIONS).summary
+    assert said in wsiad.export(results=out, quiet=True).summary
+    score(tmp_path, slide, "out", **REGIONS)
+    assert not differing(out / "s", asked / "s")
+    assert said not in wsiad.export(results=out, quiet=True).summary
 
 
 def test_results_that_cannot_be_derived_anew_are_refused_in_one_line(tmp_path, slide):

@@ -19,7 +19,7 @@ from wsiad.core.config import differences
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.typed_files import read_record
-from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
@@ -356,11 +356,11 @@ def _evaluation_warnings(
     if said := (evaluated.get("unscored") or {}).get("text"):
         yield f"Evaluation: {said}."
     was = (evaluated.get("made_by") or {}).get(DERIVED)
-    if isinstance(was, dict) and was != facts.get(DERIVED):
-        told = ", ".join(differences(was, facts.get(DERIVED) or {}))
+    now = facts.get(DERIVED) or {}
+    if isinstance(was, dict) and (told := _evaluated_otherwise(evaluated, was, now)):
         yield (
-            f"Regions or detections were derived anew since the evaluation ({told}): run wsiad "
-            "evaluate again."
+            f"Detections or slide scores were derived anew since the evaluation ({told}): run "
+            "wsiad evaluate again."
         )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])
@@ -369,6 +369,17 @@ def _evaluation_warnings(
             f"{len(missing)} slides were scored since the evaluation, and are in none of its "
             f"figures ({', '.join(missing)}): run wsiad evaluate again."
         )
+
+
+def _evaluated_otherwise(
+    evaluated: Mapping[str, Any], was: Mapping[str, Any], now: Mapping[str, Any]
+) -> str:
+    """Say which options of figures differ; those of regions and evidence decide none of them."""
+    keys = set(DetectionOptions.model_fields)
+    if ((evaluated.get("made_by") or {}).get("config") or {}).get("slide_score") == "top_k_mean":
+        keys.add("top_k")
+    first, second = ({k: v for k, v in one.items() if k in keys} for one in (was, now))
+    return ", ".join(differences(first, second))
 
 
 def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
-from wsiad.results.deriving import NOTES, Evidence, Parts, derive_again
+from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
@@ -197,6 +197,17 @@ def export_slide(task: ExportTask) -> HeatmapRow:
             slide=slide,
             unseen=unseen,
         )
+
+
+def lacks_evidence(folder: Path) -> bool:
+    """Whether regions of a slide lack evidence or views that `wsiad heatmap` can add.
+
+    A record that cannot be read lacks nothing that scoring would not make anew: its slide failed.
+    """
+    try:
+        return bool(read_json(folder / SLIDE, InputError).get(LACKING))
+    except InputError:
+        return False
 
 
 def _row(record: Mapping[str, Any], task: ExportTask) -> HeatmapRow:

@@ -17,7 +17,7 @@ from wsiad.conformal.p_values import (
     benjamini_hochberg,
 )
 from wsiad.core.errors import InputError
-from wsiad.core.files import atomic_file, write_json, write_text
+from wsiad.core.files import atomic_file, read_json, write_json, write_text
 from wsiad.core.typed_files import TableKind
 from wsiad.exports.qupath.objects import add_measurements
 from wsiad.results.compared_slides import ComparedFolder, ComparedSlide
@@ -149,7 +149,11 @@ def _write_array(path: Path, values: FloatArray) -> None:
 def forget_other_regions(
     results: Path, was: Mapping[str, Any] | None, now: Mapping[str, Any]
 ) -> str:
-    """Delete an earlier comparison if the regions, or a slide's score, have changed since.
+    """Delete an earlier comparison if the regions, or the slide scores, are others than its.
+
+    P-values of regions and windows do not depend on the slide score: with another `top_k` alone
+    they stay in the slides' folders, and so do those of slides that were compared by their
+    maximum score.
 
     Parameters
     ----------
@@ -161,12 +165,28 @@ def forget_other_regions(
     Returns
     -------
     str
-        Note for the user; empty if nothing is deleted.
+        For people; empty where nothing is deleted.
     """
-    if was is None or not region_differences(was, now) or not (results / SIGNIFICANCE).exists():
+    if was is None or not (results / SIGNIFICANCE).exists():
+        return ""
+    changed = [told.split()[0] for told in region_differences(was, now)]
+    if not changed or (changed == ["top_k"] and _slide_score(results) == "max"):
         return ""
     forget(results)
+    if changed == ["top_k"]:
+        return (
+            "p-values of slides by the previous top_k are deleted, those of regions hold: "
+            "run wsiad significance"
+        )
     return "p-values of the previous regions are deleted: run wsiad significance"
+
+
+def _slide_score(results: Path) -> str:
+    """Return the score that slides were compared by; empty where the file does not say."""
+    try:
+        return str(read_json(results / SIGNIFICANCE, InputError).get("slide_score", ""))
+    except InputError:
+        return ""  # damaged, so nothing in it holds
 
 
 def forget(results: Path) -> None:

@@ -107,10 +107,18 @@ def export(config: ExportConfig) -> ExportResult:
 
 
 def _outcome(rows: list[HeatmapRow], results: Path) -> list[str]:
+    from wsiad.results.exporting import lacks_evidence
+
     others = [row for row in read_table(results / SLIDES_TABLE, HeatmapRow) if row not in rows]
     without = len(unusable(others)) + len(failures(others))
     derived = len(rows) - len(failures(rows))
     told = [f"{derived} of {len(rows)} scored slide{'s' if len(rows) != 1 else ''} exported"]
     if without:
         told.append(f"{without} without results")
+    if lacking := [row.slide for row in rows if lacks_evidence(results / row.slide)]:
+        told.append(
+            f"evidence or views of regions are missing on {len(lacking)} "
+            f"slide{'s' if len(lacking) != 1 else ''} ({lacking[0]}{', …' * (len(lacking) > 1)}): "
+            "wsiad heatmap with the same region options adds them"
+        )
     return told
