@@ -424,7 +424,7 @@ def test_train_works_and_heatmap_refuses(tmp_path):
     result = wsiad.train(store=tmp_path / "store", out=tmp_path / "run", detector="gaussian",
                          weights="random", quiet=True, options={"places": 2})  # fmt: skip
     assert result.ended_by == "fitted"
-    with pytest.raises(InputError, match=r"imported tiles only.*score-tiles"):
+    with pytest.raises(InputError, match=r"only imported tiles.*score-tiles"):
         wsiad.heatmap(
             run=tmp_path / "run", slides=tmp_path / "store", out=tmp_path / "h", quiet=True
         )
