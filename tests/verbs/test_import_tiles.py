@@ -437,7 +437,7 @@ def test_train_works_and_heatmap_refuses(tmp_path):
     result = wsiad.heatmap(
         run=tmp_path / "run", slides=tmp_path / "mixed", out=tmp_path / "h", quiet=True
     )
-    assert "places on a slide are not known" in reason(result)
+    assert "imported tiles without known positions on a slide" in reason(result)
     assert [row.slide for row in result.failed] == ["s0"]
 
 

@@ -22,8 +22,8 @@ class WsiadError(Exception):
 
     Examples
     --------
-    >>> str(ScaleError("no µm/px is known", subject="a.tif", remedy="Give --slide-mpp."))
-    'a.tif: no µm/px is known. Give --slide-mpp.'
+    >>> str(ScaleError("no µm/px is known", subject="a.tif", remedy="Pass --slide-mpp."))
+    'a.tif: no µm/px is known. Pass --slide-mpp.'
     """
 
     def __init__(

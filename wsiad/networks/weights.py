@@ -316,7 +316,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            "holds more than plain tensors (a pickled object may run code), or is no PyTorch file",
+            "is not a PyTorch file, or holds more than plain tensors (a pickled object may run "
+            "code)",
             subject=str(path),
             remedy="Save the model's state_dict() alone, best as safetensors.",
         ) from error
