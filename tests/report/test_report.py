@@ -82,7 +82,7 @@ def test_the_mean_of_the_highest_scores_can_rank(tmp_path):
     by_max, by_mean = report(slides=[two, one]), report(slides=[one, two], rank_by="top_k_mean")
     assert [s.name for s in by_max.ranked()] == ["one", "two"]
     assert [s.name for s in by_mean.ranked()] == ["two", "one"]
-    assert "the mean of a slide’s highest window scores" in write(tmp_path, by_mean).text
+    assert "the mean of the highest scores in a slide’s heatmap" in write(tmp_path, by_mean).text
 
 
 def test_no_text_from_outside_becomes_markup(tmp_path):
@@ -154,7 +154,7 @@ def test_pictures_are_inlined_byte_for_byte_with_their_size(tmp_path):
         content = base64.b64decode(data, validate=True)
         assert content == file.read_bytes()
         assert head == f"data:{kinds[Image.open(io.BytesIO(content)).format]};base64"
-    assert "files beside it" not in page.text
+    assert "files next to it" not in page.text
 
 
 def test_many_pictures_are_linked_relative_to_the_page(tmp_path):
@@ -166,7 +166,7 @@ def test_many_pictures_are_linked_relative_to_the_page(tmp_path):
     linked = write(tmp_path, report(slides=[entry]), inline_limit=size - 1)
     assert [tmp_path / unquote(a["src"]) for a in linked.all("img")] == files
     assert not any(c in a["src"] for a in linked.all("img") for c in "# :")
-    assert "files beside it" in linked.text
+    assert "files next to it" in linked.text
 
 
 @pytest.mark.parametrize("name", ["missing.png", "text.png", "drawing.svg", "moving.gif"])
@@ -268,7 +268,7 @@ def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path)
     }
     page = write(tmp_path, report(evaluation=evaluation))
     for words in (
-        "at confidences from 9.500 8.250 7.125 6.000 5.000 –",
+        "lowest confidence 9.500 8.250 7.125 6.000 5.000 –",
         "macrometastases: 2 of 3 hit 0.667 0.667",
         "isolated tumour cells: 1 of 5 hit – –",
         "Slide AUC, supervised 0.750 95 % interval 0.500–0.900",

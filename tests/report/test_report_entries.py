@@ -60,7 +60,7 @@ def test_the_strongest_regions_are_shown_in_the_slide(results):
     assert (first.region.area_um2, second.region.area_um2) == (64 * 64 / 4, 64 * 128 / 4)
     assert (first.region.p, first.region.q) == (None, None)
     ((window, _),) = first.tiles  # a detector without features shows nothing beside it
-    assert window.startswith("Its strangest window")
+    assert window.startswith("Strangest window of the region")
     ((caption, file),) = first.images
     assert caption == "Outlined in the slide, 300 µm across; the bar is 50 µm"
     red = np.asarray(Image.open(file))[..., 0].astype(int)
@@ -97,9 +97,9 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     write_regions(slide / "regions.csv", judged)
     first, second = entry(results).regions
     assert [caption for caption, _ in first.tiles] == [
-        "Its strangest window, 0.5 µm/px",
-        "Healthy no. 1: n1, distance 0.25",
-        "Difference from it",
+        "Strangest window of the region, 0.5 µm/px",
+        "Healthy tile 1: n1, distance 0.25",
+        "Difference from the reconstruction",
     ]
     p_values = [(entry.region.p, entry.region.q) for entry in (first, second)]
     assert p_values == [(0.01, 0.02), (0.2, 0.2)]
@@ -156,14 +156,14 @@ def test_evaluation_completes_the_report(results):
         page = evaluated("another")
     finally:
         (results / "evaluation.json").unlink()
-    assert "1 slides were scored since the evaluation, and are in none of its figures (s)" in page
+    assert "1 slides were scored after the evaluation and are in none of its figures (s)" in page
     assert ">1 of 2</td>" not in page
 
 
 def test_few_healthy_windows_are_told(results):
     path = results.parent / "run" / "calibration.json"
     before = path.read_text()
-    words = "rest on 56 healthy windows of 1 slide: so few say little of what lies above 98.2 %"
+    words = "based on only 56 healthy windows of 1 slide, so percentiles above 98.2 % are uncertain"
     try:
         for windows, told in ((1000, False), (56, True)):
             path.write_text(json.dumps(json.loads(before) | {"n_windows": windows, "n_slides": 1}))

@@ -15,10 +15,10 @@ def test_demo_ends_with_a_report(tmp_path):
     assert result.report == tmp_path / "demo" / "report.html"
     for text in ("ROC of the slides", "FROC", "Heatmap over the tissue", "tissue outlined",
                  "lymph_node.safetensors",
-                 "What was scored", "not real tissue", "tumor_003"):  # fmt: skip
+                 "parts of the slide", "not real tissue", "tumor_003"):  # fmt: skip
         assert text in page, text
     assert page.count("data:image/png;base64,") == 12
-    assert page.count('alt="What of the slide was scored') == 5
+    assert page.count('alt="Scored parts of the slide') == 5
     regions = (tmp_path / "demo" / "results").glob("*/regions.json")
     found = sum(len(json.loads(path.read_text())["regions"]) for path in regions)
     assert page.count('alt="Outlined in the slide') == found > 0

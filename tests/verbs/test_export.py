@@ -163,13 +163,13 @@ def test_an_evaluation_of_earlier_detections_is_named_in_the_report(tmp_path, sl
     reference = tmp_path / "reference.csv"
     wsiad.evaluate(results=out, reference=reference, slide_score="top_k_mean", quiet=True)
     wsiad.export(results=out, quiet=True, **REGIONS)  # no figure depends on regions
-    assert "derived anew since" not in (out / "report.html").read_text()
+    assert "derived again since" not in (out / "report.html").read_text()
     wsiad.export(results=out, top_k=3, quiet=True)
     assert "since the evaluation (top_k 10 (now 3))" in (out / "report.html").read_text()
     wsiad.evaluate(results=out, reference=reference, quiet=True)
     wsiad.export(results=out, top_k=4, quiet=True)  # nor does the maximum score on top_k
-    assert "derived anew since" not in (out / "report.html").read_text()
-    said = "derived anew since the evaluation (detection_limit 1000 (now 3)"
+    assert "derived again since" not in (out / "report.html").read_text()
+    said = "derived again since the evaluation (detection_limit 1000 (now 3)"
     assert said not in (out / "report.html").read_text()
     wsiad.export(results=out, detection_limit=3, quiet=True)
     assert said in (out / "report.html").read_text()

@@ -206,7 +206,7 @@ def test_heatmap_does_the_same(scored, here, monkeypatch):
     # More slides later: the report says that they have no p-values.
     write_tiff(here / "late.tif", slide_image(seed=9), mpp=0.5, levels=1)
     wsiad.heatmap(run=scored / "run", slides=here / "late.tif", out=here / "direct", quiet=True)
-    assert "1 slides were scored since" in (here / "direct" / "report.html").read_text()
+    assert "1 slides were scored after" in (here / "direct" / "report.html").read_text()
 
 
 def test_the_last_shard_compares(scored, here, monkeypatch):

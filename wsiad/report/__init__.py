@@ -1,1 +1,1 @@
-"""The reports: one page about results, one about a tile store."""
+"""Write the reports: a page about results, and a page about a tile store."""

@@ -1,14 +1,13 @@
-"""The pages of the package: templates, their policy, and pictures.
+"""Write ``report.html``, a page with every slide, its pictures, the figures and facts of the run.
 
-``report.html``: one page with every slide, its pictures, the figures and the facts of a run.
+The page is a single file that opens from a disk, an e-mail or a server. It fetches nothing:
+styles, script and pictures are inside. All text is escaped, and a content security policy lets no
+other script run, so that the name of a slide can do no harm. The script only sorts and filters the
+table; without it the page is complete.
 
-The page is a single file that opens from a disk, an e-mail or a server, and fetches
-nothing: styles, script and pictures are within it. All text is escaped, and a content
-security policy lets no other script run, so that a slide's name can do no harm. The
-script only sorts and filters the table; without it the page is complete.
-
-Beyond ``inline_limit`` bytes of pictures of slides the page links them instead, by paths
-relative to its own folder, and says so: the browser then loads each as it comes into view.
+If the pictures of slides have more than ``inline_limit`` bytes, the page links them instead, by
+paths relative to its own folder, and states this. The browser then loads each picture as it comes
+into view. The templates, the policy and the pictures also serve the report of a store.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as a page shows it: within the page, or linked."""
+    """Picture of a page, with its data or a link as the source."""
 
     caption: str
     source: str
@@ -47,7 +46,7 @@ class Picture:
 
 
 def environment() -> jinja2.Environment:
-    """Templates of the reports: all text is escaped, and a name that is not there is an error."""
+    """Return the environment of the templates, which escapes all text and refuses unknown names."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -58,13 +57,13 @@ def environment() -> jinja2.Environment:
 
 
 def template(name: str) -> Markup:
-    """Style or script of the reports, to stand in a page as it is."""
+    """Return a style sheet or script of the reports, which a page contains unescaped."""
     # Our own file, which holds no text from outside: the one thing not to be escaped.
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
 def policy() -> str:
-    """Content security policy under which nothing runs or loads but what we wrote."""
+    """Return the content security policy, which lets only wsiad's own style and script run."""
     style, script = (
         base64.b64encode(hashlib.sha256(template(name).encode()).digest()).decode()
         for name in ("report.css", "report.js")
@@ -76,12 +75,12 @@ def policy() -> str:
 
 
 def file_size(file: Path) -> int:
-    """Return the bytes of a picture.
+    """Return the size of a picture's file, bytes.
 
     Raises
     ------
     ExportError
-        It is missing.
+        The file is missing.
     """
     try:
         return file.stat().st_size
@@ -94,7 +93,7 @@ def file_size(file: Path) -> int:
 
 
 def picture(caption: str, file: Path, folder: Path | None) -> Picture:
-    """Inline a picture, or link it relative to ``folder`` where one is given."""
+    """Embed a picture, or link it relative to ``folder`` if that is not ``None``."""
     try:
         with Image.open(file, formats=tuple(_TYPES)) as image:
             (width, height), kind = image.size, _TYPES[str(image.format)]
@@ -110,17 +109,17 @@ def picture(caption: str, file: Path, folder: Path | None) -> Picture:
         ) from error
     except ValueError as error:
         raise ExportError(
-            f"the picture is to be linked but lies outside {folder}",
+            f"the picture cannot be linked, because it is outside {folder}",
             subject=str(file),
-            remedy="Write the report beside its pictures, or raise inline_limit.",
+            remedy="Write the report next to its pictures, or raise inline_limit.",
         ) from error
     return Picture(caption, quote(inside.as_posix()), width, height)
 
 
 INLINE_LIMIT = 24 * 2**20
-"""Bytes of pictures of slides up to which the page holds them itself."""
+"""Maximum bytes of pictures of slides that the page embeds."""
 
-_OVERVIEW = "What of the slide was scored, and tiles before and after stain normalisation"
+_OVERVIEW = "Scored parts of the slide, and tiles before and after stain normalisation"
 _THUMBNAIL = "Heatmap"
 
 
@@ -146,18 +145,18 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
     Parameters
     ----------
     path : Path
-        ``report.html``.
+        File to write, ``report.html``.
     report : Report
-        What it says.
+        Content of the report.
     inline_limit : int
-        If the pictures of all slides together have more bytes than this, they are
-        linked, relative to the folder of ``path``, in which they must then lie.
+        Maximum bytes of all pictures of slides that are embedded. Above it they are linked,
+        relative to the folder of ``path``, which must then contain them.
 
     Raises
     ------
     ExportError
-        A picture is missing, is neither PNG nor JPEG, or would have to be linked but
-        lies outside the folder of the report; a colour of the scale is not ``#rrggbb``.
+        A picture is missing, is neither PNG nor JPEG, or must be linked but is outside the
+        folder of the report; or a colour of the scale is not ``#rrggbb``.
     """
     linked = (
         sum(file_size(file) for slide in report.slides for file in _files(slide)) > inline_limit
@@ -207,7 +206,7 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
 
 
 def _shares(report: Report) -> dict[str, float]:
-    """Length of each slide's bar, 0 to 100, from the lowest to the highest score."""
+    """Return the length of each slide's bar, 0 to 100, from the lowest to the highest score."""
     scores = {s.name: score for s in report.slides if (score := report.score(s)) is not None}
     low, high = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
     span = (high - low) or 1.0
@@ -220,7 +219,7 @@ def _legend(scale: ColourScale | None) -> dict[str, Any] | None:
     for colour in scale.colours:
         if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
             raise ExportError(
-                f"{colour!r} is no colour", subject="colour scale", remedy="Write it as #rrggbb."
+                f"{colour!r} is not a colour", subject="colour scale", remedy="Write it as #rrggbb."
             )
     return {
         "caption": scale.caption,

@@ -1,7 +1,4 @@
-"""The report of a results folder, from what the verbs have left in it.
-
-A slide's part of the report, from its row and its folder of results.
-"""
+"""Make the report of a results folder from the files that the verbs have written to it."""
 
 from __future__ import annotations
 
@@ -37,19 +34,19 @@ if TYPE_CHECKING:
 
 _PICTURES = (
     (names.TISSUE, "Slide, tissue outlined"),
-    (names.OVERLAY, "Heatmap over the tissue; regions outlined, what was left out hatched"),
+    (names.OVERLAY, "Heatmap over the tissue; regions outlined, unassessed parts hatched"),
 )
 
 
 def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEntry:
-    """Gather what the report says and shows of a slide.
+    """Collect the report's entry of a slide.
 
-    Results of older versions have fewer files: what is not there is not shown.
+    Results of older versions have fewer files; missing ones are not shown.
 
     Raises
     ------
     ExportError, InputError
-        A file of its folder is damaged.
+        A file of the slide's results is damaged.
     """
     row = slide.row
     pictures = [(text, file) for name, text in _PICTURES if (file := slide.file(name))]
@@ -77,13 +74,14 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
 def with_findings(
     entry: SlideEntry, *, evaluated: Mapping[str, Any] | None, compared: Mapping[str, Any] | None
 ) -> SlideEntry:
-    """Add what ``wsiad evaluate`` and ``wsiad significance`` have found of a slide.
+    """Add the findings of ``wsiad evaluate`` and ``wsiad significance`` on a slide.
 
     Parameters
     ----------
     entry : SlideEntry
+        Entry of the slide.
     evaluated : mapping, optional
-        The slide's entry in ``evaluation.json``: its label goes before the manifest's, its
+        The slide's entry in ``evaluation.json``. Its label replaces that of the manifest; its
         lesions are those of the first protocol.
     compared : mapping, optional
         The slide's entry in ``significance.json``.
@@ -107,14 +105,14 @@ def _percentile(score: float | None, calibration: Calibration | None) -> float |
 
 
 def _left_out(slide: SlideResults) -> dict[str, int]:
-    """Count the windows that were not scored, by the reason, most frequent first."""
+    """Count the windows that were not scored by reason, most frequent first."""
     if slide.file(names.LEFT_OUT) is None:
         return {}
     return dict(Counter(map(str, slide.left_out()["reason"])).most_common())
 
 
 def _regions(slide: SlideResults) -> list[RegionEntry]:
-    """Gather the regions of which there are pictures."""
+    """Collect the regions that have pictures."""
     fields = {field.rank: field for field in slide.fields()}
     evidence = {found.rank: found for found in slide.evidence()}
     if not fields and not evidence:
@@ -138,17 +136,17 @@ def _field(field: RegionField) -> tuple[str, Path]:
 
 
 def _tiles(evidence: RegionEvidence) -> Iterator[tuple[str, Path]]:
-    """Yield what a region's strongest window is compared with."""
-    yield f"Its strangest window, {evidence.mpp:g} µm/px", evidence.tile
+    """Yield a region's strangest window and the pictures to compare it with."""
+    yield f"Strangest window of the region, {evidence.mpp:g} µm/px", evidence.tile
     for place, healthy in enumerate(evidence.nearest, start=1):
         yield (
-            f"Healthy no. {place}: {healthy.slide}, distance {healthy.distance:.3g}",
+            f"Healthy tile {place}: {healthy.slide}, distance {healthy.distance:.3g}",
             healthy.tile,
         )
     if evidence.reconstruction is not None:
-        yield "Reconstructed by the detector", evidence.reconstruction
+        yield "Reconstruction by the detector", evidence.reconstruction
     if evidence.difference is not None:
-        yield "Difference from it", evidence.difference
+        yield "Difference from the reconstruction", evidence.difference
 
 
 _FEW_WINDOWS = 1000  # the 99.9 % quantile, the last that the colour scale names, is one of them
@@ -173,21 +171,21 @@ def write_results_report(
         Folder with ``evaluation.json`` and its plots; by default that of the last
         evaluation, if there was one.
     seconds : mapping of str to float, optional
-        Stages that have just run, to add to those that the folder remembers.
+        Durations of stages that have just run, added to those that the folder records.
     warnings : sequence of str
-        What no reader may miss.
+        Warnings that no reader should miss.
     to : Path, optional
-        Where to write the report; by default ``report.html`` in the folder.
+        Path of the report; by default ``report.html`` in the folder.
 
     Returns
     -------
     Path
-        Of the report.
+        Path of the report.
 
     Raises
     ------
     InputError
-        The folder does not hold results.
+        The folder does not contain results.
     """
     from wsiad.runs.run import LOSS, RunFolder
 
@@ -240,7 +238,7 @@ def _entries(
     evaluated: dict[str, Any] | None,
     sure: dict[str, Any] | None,
 ) -> list[SlideEntry]:
-    """Gather what is known of the slides that did not fail."""
+    """Collect the entries of the slides that did not fail."""
     judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
     compared = (sure or {}).get("slides", {})
     return [
@@ -260,7 +258,7 @@ class _TimingsFile(pydantic.BaseModel):
 
 
 def _timings_file(path: Path) -> _TimingsFile:
-    """Read what earlier reports of the folder were told."""
+    """Read the durations and the evaluation that earlier reports of the folder recorded."""
     remedy = "Delete it, and make the report again."
     if not path.exists():
         return _TimingsFile()
@@ -268,7 +266,7 @@ def _timings_file(path: Path) -> _TimingsFile:
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:
-    """Seconds of the stages, as run and slides tell them."""
+    """Return the durations of stages that the run and the slides record."""
     found = {}
     if record:
         if record.tile_seconds is not None:
@@ -281,7 +279,7 @@ def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, 
 
 def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, object]:
     if record is None:
-        return {"Detector": facts["detector"], "Run": "its folder is no longer there"}
+        return {"Detector": facts["detector"], "Run": "its folder no longer exists"}
     found: dict[str, object] = {
         "Detector": record.detector,
         "Ended by": record.ended_by,
@@ -324,11 +322,11 @@ def _legend(calibration: Calibration) -> ColourScale:
 
 
 def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
-    """Say what was not scored: no finding there means nothing."""
+    """Yield warnings about everything that was not scored."""
     if names := [row.slide for row in rows if row.status == UNUSABLE]:
         yield (
-            f"{_were(len(names))} not assessed at all: {', '.join(names)}. That nothing was found "
-            "there means nothing; the reasons stand below."
+            f"{_were(len(names))} not assessed at all: {', '.join(names)}. The absence of findings "
+            "there means nothing. The reasons are below."
         )
     if damaged := [row.slide for row in partly_damaged(rows)]:
         yield (
@@ -339,7 +337,7 @@ def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
         windows = sum(row.unusable for row in some)
         yield (
             f"{windows:,} windows of {len(some)} slide{'s' if len(some) != 1 else ''} were not "
-            "assessed, as they fail the quality thresholds. They are hatched in the pictures."
+            "assessed because they fail the quality thresholds. They are hatched in the pictures."
         )
 
 
@@ -350,7 +348,7 @@ def _were(slides: int) -> str:
 def _evaluation_warnings(
     evaluated: dict[str, Any] | None, rows: list[HeatmapRow], facts: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Say which slides are in no figure, or in one without a score, though nobody excluded them."""
+    """Yield warnings about slides that the figures do not cover although nobody excluded them."""
     if not evaluated:
         return
     if said := (evaluated.get("unscored") or {}).get("text"):
@@ -359,22 +357,25 @@ def _evaluation_warnings(
     now = facts.get(DERIVED) or {}
     if isinstance(was, dict) and (told := _evaluated_otherwise(evaluated, was, now)):
         yield (
-            f"Detections or slide scores were derived anew since the evaluation ({told}): run "
+            f"Detections or slide scores were derived again since the evaluation ({told}). Run "
             "wsiad evaluate again."
         )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])
     if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:
         yield (
-            f"{len(missing)} slides were scored since the evaluation, and are in none of its "
-            f"figures ({', '.join(missing)}): run wsiad evaluate again."
+            f"{len(missing)} slides were scored after the evaluation and are in none of its "
+            f"figures ({', '.join(missing)}). Run wsiad evaluate again."
         )
 
 
 def _evaluated_otherwise(
     evaluated: Mapping[str, Any], was: Mapping[str, Any], now: Mapping[str, Any]
 ) -> str:
-    """Say which options of figures differ; those of regions and evidence decide none of them."""
+    """Return the differing options that the figures depend on, as text.
+
+    Figures do not depend on the options of regions and evidence.
+    """
     keys = set(DetectionOptions.model_fields)
     if ((evaluated.get("made_by") or {}).get("config") or {}).get("slide_score") == "top_k_mean":
         keys.add("top_k")
@@ -383,7 +384,7 @@ def _evaluated_otherwise(
 
 
 def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
-    """Say what weakens the p-values, and which slides have none."""
+    """Yield what weakens the p-values, and the slides without a p-value."""
     if not found:
         return
     yield from found["warnings"]
@@ -391,8 +392,8 @@ def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow])
         row.slide for row in rows if row.status == OK and row.slide not in found["slides"]
     ]:
         yield (
-            f"{len(missing)} slides were scored since p-values were made, and have none "
-            f"({', '.join(missing)}): run wsiad significance again."
+            f"{len(missing)} slides were scored after the p-values were computed and have none "
+            f"({', '.join(missing)}). Run wsiad significance again."
         )
 
 
@@ -400,39 +401,40 @@ def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
     if not found:
         return
     yield (
-        f"P-values compare with {found['reference']['slides']} held-out healthy slides; none can "
-        f"be below {found['reference']['smallest_p']:.3g}. They hold for slides that could as "
-        "well have been among these: same scanner, laboratory and tissue. See significance.json."
+        "P-values compare slides with "
+        f"{found['reference']['slides']} held-out healthy slides; none can "
+        f"be below {found['reference']['smallest_p']:.3g}. They are valid for slides that could "
+        "have been among these: same scanner, laboratory and tissue. See significance.json."
     )
     if not found["false_alarms"]:
         yield "The stated rates of false alarms were not checked on other healthy slides."
     for one in found["false_alarms"]:
-        yield f"False alarms, measured: {one['text']} that took no part in anything."
+        yield f"False alarms, measured: {one['text']} that were used for nothing else."
 
 
 def _notes(
     rows: list[HeatmapRow], record: RunRecord | None, calibration: Calibration | None
 ) -> Iterator[str]:
     yield (
-        "An anomaly score says how unlike the healthy training tissue a place is. It is not "
-        "a diagnosis, and not a probability."
+        "An anomaly score measures how different a window is from the healthy training tissue. "
+        "It is neither a diagnosis nor a probability."
     )
     learnt = record.notes.get("anomalies") if record else None
     if isinstance(learnt, dict):
         yield (
-            f"The detector has also learnt from {learnt['tiles']:,} anomalous tiles of "
+            f"The detector was also trained on {learnt['tiles']:,} anomalous tiles of "
             f"{len(learnt['slides'])} slides: {', '.join(learnt['types'])}. Figures on these "
-            "types say nothing of how it finds others."
+            "types do not show how well it finds other types."
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
-            yield f"It has learnt from slides that are scored here: {', '.join(seen)}."
+            yield f"The detector was trained on slides that are scored here: {', '.join(seen)}."
     if calibration and calibration.n_windows < _FEW_WINDOWS:
         yield (
-            f"Percentiles and colours rest on {calibration.n_windows} healthy windows of "
-            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}: so few say little "
-            f"of what lies above {100 * (1 - 1 / calibration.n_windows):.1f} %."
+            f"Percentiles and colours are based on only {calibration.n_windows} healthy windows of "
+            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}, so percentiles "
+            f"above {100 * (1 - 1 / calibration.n_windows):.1f} % are uncertain."
         )
     if record and "split by tile" in record.split:
         yield f"The calibration is optimistic: {record.split}."
     if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:
-        yield f"{len(fallbacks)} slides were normalised with the reference's stains (see each)."
+        yield f"{len(fallbacks)} slides were normalised with the reference stains (see each)."

@@ -1,4 +1,4 @@
-"""All that a report says, before it is worded and drawn."""
+"""Content of a report, before it is worded and laid out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Pictures = Sequence[tuple[str, Path]]
 
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """The meaning of the colours of the overlays.
+    """Legend of the colours of the overlays.
 
     Parameters
     ----------
     caption : str
-        What is shown, such as ``"Share of healthy windows with a lower score"``.
+        Meaning of the scale, such as ``"Share of healthy windows with a lower score"``.
     colours : sequence of str
         ``#rrggbb`` at equal distances from the low end to the high end.
     ticks : sequence of str
@@ -35,16 +35,16 @@ class ColourScale:
 
 @dataclass(frozen=True, slots=True)
 class RegionEntry:
-    """A region of a slide in the report.
+    """Region of a slide in the report.
 
     Parameters
     ----------
     region : RegionRow
-        Rank, scores, area, p and q.
+        Rank, scores, area, p and q of the region.
     images : sequence of (str, Path)
-        The region as it lies in the slide; large.
+        Large pictures of the region in the slide.
     tiles : sequence of (str, Path)
-        What it is compared with; small.
+        Small pictures of its strangest window and of the tiles to compare it with.
     """
 
     region: RegionRow
@@ -54,44 +54,44 @@ class RegionEntry:
 
 @dataclass(frozen=True, slots=True)
 class SlideEntry:
-    """A slide in the report.
+    """Slide in the report.
 
     Parameters
     ----------
     name, status : str
-        Its name, and ``"ok"``, ``"no-tissue"``, ``"unusable"`` or ``"failed"``.
+        Name of the slide, and ``"ok"``, ``"no-tissue"``, ``"unusable"`` or ``"failed"``.
     reason : str
-        Why it failed or could not be looked at, or what its reader should know.
+        Reason why the slide failed or could not be looked at, or notes for its reader.
     label : str or None
-        What the reference says of it, such as ``"tumor"``.
+        Label of the slide by the reference, such as ``"tumor"``.
     score_max, score_top_k_mean : float or None
-        Highest score of its windows, and mean of its k highest.
+        Highest heatmap pixel of the slide, and mean of its k highest.
     percentile : float or None
-        Where its score lies among healthy ones, 0 to 100.
+        Percentile of its score among healthy windows, 0 to 100.
     windows : int
-        Windows scored.
+        Number of scored windows.
     seconds : float
-        Time spent on it.
+        Time spent on the slide, seconds.
     images : sequence of (str, Path)
-        Caption and PNG or JPEG file.
+        Captions and PNG or JPEG files of the pictures.
     overview : Path or None
-        PNG or JPEG file that shows what of the slide was scored.
+        PNG or JPEG file that shows the scored parts of the slide.
     not_assessed : bool
-        Whether something was left out: its overview is then shown at once.
+        True where parts were left out; the overview is then shown unfolded.
     lesions, lesions_hit : int or None
-        Annotated lesions, where annotations are at hand, and how many a detection hits.
+        Number of annotated lesions, if there are annotations, and number that a detection hits.
     p, q : float or None
-        Conformal p-value, and the same adjusted to the slides of the folder.
+        Conformal p-value, and the same value adjusted over the slides of the folder.
     detections : int or None
-        Detections exported.
+        Number of detections.
     thumbnail : Path or None
         Small PNG or JPEG file for the ranking.
     regions : sequence of RegionEntry
-        The strongest, strongest first.
+        Strongest regions, strongest first.
     regions_found : int or None
-        How many there are in all.
+        Number of all regions.
     left_out : mapping of str to int
-        Windows with tissue that were not scored, by the reason.
+        Number of windows with tissue that were not scored, by reason.
     """
 
     name: str
@@ -118,52 +118,52 @@ class SlideEntry:
 
     @property
     def left_out_share(self) -> float | None:
-        """Share of the windows with tissue that were not scored, 0 to 1; ``None`` without any."""
+        """Share of the windows with tissue that were not scored, 0 to 1; ``None`` if none has."""
         gone = sum(self.left_out.values())
         return gone / (self.windows + gone) if self.windows + gone else None
 
     @property
     def flags(self) -> list[str]:
-        """Facts that the reader of the slide has to know, one thing each."""
+        """Notes for the reader of the slide, one fact each."""
         return [flag for flag in self.reason.split("; ") if flag]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a report says.
+    """Content of a report.
 
     Parameters
     ----------
     title : str
-        Of the page.
+        Title of the page.
     created_by : str
         Program and version.
     run, calibration : mapping
-        Facts of the run and of its calibration on healthy slides, label to value.
+        Facts about the run and about its calibration on healthy slides, label to value.
     slides : sequence of SlideEntry
-        In any order; the page ranks them.
+        Slides in any order; the page ranks them.
     failures : sequence of (str, str)
-        Slides that failed, and why.
+        Names of failed slides, and reasons.
     evaluation : mapping or None
-        Content of ``evaluation.json``; ``None`` without a reference.
+        Content of ``evaluation.json``; ``None`` without an evaluation.
     plots : sequence of (str, Path)
-        Title and PNG or JPEG file: ROC, FROC, loss.
+        Titles and PNG or JPEG files of the plots: ROC, FROC, loss.
     timings : mapping of str to float
-        Stage to seconds.
+        Duration of each stage, seconds.
     config_yaml : str
-        The resolved configuration.
+        Resolved configuration of the run.
     notes : sequence of str
-        What a reader should know.
+        Notes for the reader.
     warnings : sequence of str
-        What no reader may miss; shown first.
+        Warnings that no reader should miss; shown first.
     random_weights : bool
-        The networks have random weights: warn, loudly.
+        True where the networks have random weights, of which the page warns first.
     rank_by : str
-        Which score ranks the slides.
+        Name of the score that ranks the slides.
     colour_scale : ColourScale or None
         Legend of the overlays.
     versions : mapping of str to str
-        Of the packages that computed, by name.
+        Versions of the packages that computed the results, by name.
     """
 
     title: str
@@ -184,7 +184,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def ranked(self) -> list[SlideEntry]:
-        """Slides from the highest score to the lowest, then those without, by name."""
+        """Return the slides by descending score, then those without a score by name."""
         return sorted(self.slides, key=self._rank)
 
     def _rank(self, slide: SlideEntry) -> tuple[bool, float, str]:
@@ -192,7 +192,7 @@ class Report:
         return score is None, -(score or 0.0), slide.name
 
     def score(self, slide: SlideEntry) -> float | None:
-        """Score that ranks a slide; ``None`` where there is no finite one."""
+        """Return the score that ranks a slide; ``None`` if it has no finite score."""
         return report_text.finite(
             slide.score_max if self.rank_by == "max" else slide.score_top_k_mean
         )

@@ -1,10 +1,8 @@
-"""``report.html`` of a tile store: every slide with its counts and its overview.
+"""Write ``report.html`` of a tile store: every slide with its counts and its overview.
 
-As the report of a results folder: escaped, without anything from elsewhere, and under a
-content security policy that lets nothing else run. The overviews are linked, not held:
-they lie in the store, and browsers load them as one scrolls down to them.
-
-The report of a tile store, from its table and its overviews.
+The page follows the rules of the report of results: all text is escaped, nothing comes from
+elsewhere, and a content security policy lets nothing else run. The overviews are linked, not
+embedded: they are in the store, and browsers load them as they come into view.
 """
 
 from __future__ import annotations
@@ -22,29 +20,29 @@ from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
 from wsiad.tissue.quality import QUALITY_REASONS
 
-_CAPTION = "Tissue, tiles stored and left out, and tiles before and after stain normalisation"
+_CAPTION = "Tissue, stored and left-out tiles, and tiles before and after stain normalisation"
 
 
 @dataclass(frozen=True, slots=True)
 class TiledSlide:
-    """A slide of a store in its report.
+    """Slide of a store in the store's report.
 
     Parameters
     ----------
     name, status, reason : str
-        As in the store's table.
+        Name, status and reason in the store's table.
     label : str
-        From the manifest.
+        Label from the manifest.
     tiles : int
-        Stored.
+        Number of stored tiles.
     unusable : mapping of str to int
-        Tiles that fail a threshold, by its reason.
+        Number of tiles that fail a quality threshold, by reason.
     missing : int
-        Tiles left out because the slide has no pixels there.
+        Number of tiles left out because the slide has no pixels there.
     tissue_share : float or None
-        0 to 1.
+        Share of the slide that is tissue, 0 to 1.
     overview : Path or None
-        Picture within the store's folder.
+        Overview picture, in the store's folder.
     """
 
     name: str
@@ -60,19 +58,20 @@ class TiledSlide:
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """All that the report of a store says.
+    """Content of the report of a store.
 
     Parameters
     ----------
     title, created_by : str
+        Title of the page, and program with its version.
     slides : sequence of TiledSlide
-        In the order of the page; those that failed are listed first.
+        Slides in the order of the page, which lists failed slides first.
     reasons : sequence of str
-        Columns of the table: why tiles are not used.
+        Columns of the table: reasons why tiles are not used.
     facts : mapping
-        How the slides were prepared, label to value.
+        Facts about the preparation of the slides, label to value.
     kept : bool
-        Whether tiles that fail are in the store all the same.
+        True where tiles that fail a threshold are stored nevertheless.
     """
 
     title: str
@@ -123,14 +122,14 @@ def write_store_page(path: Path, report: StoreReport) -> None:
 def write_store_report(folder: Path) -> Path:
     """Write ``report.html`` into a store.
 
-    It says nothing of when or how fast: equal stores have equal reports.
+    The report contains neither dates nor durations, so equal stores have equal reports.
 
     Raises
     ------
     StoreError
         The folder is not a store.
     InputError
-        Its table is damaged.
+        The store's table is damaged.
     """
     store = TileStore(folder)
     rows = sorted(read_table(folder / SLIDES_TABLE, TileRow), key=lambda row: row.slide)
@@ -144,7 +143,7 @@ def write_store_report(folder: Path) -> Path:
         facts={
             "Tile": f"{preparation.tile} px at {preparation.mpp:g} µm/px",
             "Step": f"{preparation.step} px",
-            "Least tissue coverage": preparation.min_coverage,
+            "Minimum tissue coverage": preparation.min_coverage,
             "Stain": preparation.stain.method,
             "Quality thresholds": quality.given or "none: quality is only recorded",
             "Tiles that fail": {"drop": "not stored", "keep": "stored, marked unusable"}[

@@ -1,4 +1,4 @@
-"""How the report words its numbers: units, sensible digits, and why a figure is undefined."""
+"""Put the numbers of the report into words: units, digits, and reasons for undefined figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NONE = "–"
-"""Stands where there is nothing to say."""
+"""Text of a value that does not exist."""
 
 _THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
 # Parts of a protocol that stand in the table, and its rules, which stand in the manual.
@@ -20,7 +20,7 @@ _CLASSES = {"macro": "macrometastases", "micro": "micrometastases", "itc": "isol
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure of the evaluation in words: name, value and 95 % interval."""
+    """Figure of the evaluation in words: name, value and 95 % interval."""
 
     name: str
     value: str
@@ -35,15 +35,15 @@ class FrocRow:
     Parameters
     ----------
     figure : Figure
-        The score; its name is that of the protocol.
+        FROC score, with the name of the protocol.
     sensitivities : list of (str, str)
         Sensitivity and its interval at each number of false positives.
     below : list of (str, list of str)
-        Further lines of the table, label and a cell for each number of false positives:
-        the confidence of a detection that reaches it, and the sensitivity for lesions of each
-        class of size.
+        Further lines of the table, each with a label and a cell for each number of false
+        positives: the lowest confidence that keeps to it, and the sensitivity for lesions of
+        each class of size.
     facts : list of (str, str)
-        What else is known, label and value.
+        Further facts, label and value.
     """
 
     figure: Figure
@@ -66,24 +66,24 @@ def finite(value: float | None) -> float | None:
 
 
 def score(value: float | None) -> str:
-    """Anomaly score with four digits; what is not finite is called so."""
+    """Return an anomaly score with four digits, or "not finite"."""
     if value is None:
         return NONE
     return f"{value:#.4g}".rstrip(".").replace("-", "−") if math.isfinite(value) else "not finite"
 
 
 def count(value: float | None) -> str:
-    """Whole number with its thousands apart."""
+    """Return a whole number with its thousands separated."""
     return NONE if value is None else f"{value:,.0f}".replace(",", _THIN)
 
 
 def hits(hit: int | None, among: int | None) -> str:
-    """How many of how many were hit; nothing where there is nothing to hit."""
+    """Return the number of lesions that were hit, and of all; a dash if there are none."""
     return f"{count(hit)} of {count(among)}" if among else NONE
 
 
 def percentile(value: float | None) -> str:
-    """Percentile with as many digits as tell it from 100."""
+    """Return a percentile with two digits, rounded down so that only 100 reads as 100."""
     if finite(value) is None:
         return NONE if value is None else "not finite"
     assert value is not None
@@ -92,7 +92,7 @@ def percentile(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Share, 0 to 1, in per cent; a little is never nothing, nor nearly all of it all."""
+    """Return a share, 0 to 1, in per cent; rounding never makes it 0 % or 100 %."""
     if finite(value) is None:
         return NONE
     assert value is not None
@@ -103,19 +103,19 @@ def share(value: float | None) -> str:
 
 
 def area(um2: float) -> str:
-    """Area in µm², of large ones in mm², with three digits."""
+    """Return an area in µm², or a large one in mm² with three digits."""
     if um2 < 1e5:
         return f"{count(um2)}{_THIN}µm²"
     return f"{um2 / 1e6:#.3g}".rstrip(".") + f"{_THIN}mm²"
 
 
 def probability(value: float | None) -> str:
-    """P- or q-value with two digits."""
+    """Return a p- or q-value with two digits."""
     return NONE if finite(value) is None else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:
-    """Duration in the units that one would say it in."""
+    """Return a duration in seconds, in minutes and seconds, or in hours and minutes."""
     if not math.isfinite(value):
         return "not finite"
     if value < 59.95:
@@ -128,17 +128,17 @@ def seconds(value: float) -> str:
 
 
 def durations(values: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Label and duration of each stage, in order."""
+    """Return the label and the duration of each stage, in order."""
     return [(str(name).replace("_", " "), seconds(value)) for name, value in values.items()]
 
 
 def sortable(value: float | None) -> str:
-    """Text of a number for the script that sorts; empty where there is none."""
+    """Return a number as text for the script that sorts; empty if it is not finite."""
     return "" if finite(value) is None else f"{value:.9g}"
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and value of each fact, in order; nested mappings are laid flat."""
+    """Return the label and the value of each fact, in order; nested mappings are flattened."""
     return list(_flat(values, ""))
 
 
@@ -166,7 +166,7 @@ def _plain(value: Any) -> str:
 
 
 def figures(evaluation: Mapping[str, Any] | None) -> list[Figure]:
-    """Figures of ``evaluation.json`` that are a number with an interval, FROC apart."""
+    """Return the figures of ``evaluation.json`` that have a value and an interval, except FROC."""
     known = evaluation or {}
     found = [
         _figure(_NAMES.get(key, key.replace("_", " ")), value, "value")
@@ -179,7 +179,7 @@ def figures(evaluation: Mapping[str, Any] | None) -> list[Figure]:
 
 
 def further(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Gather the counts of ``evaluation.json`` and the figures that stand within other figures."""
+    """Return the counts of ``evaluation.json``, and the figures nested in other figures."""
     known = evaluation or {}
     within = [
         _figure(f"{_NAMES.get(key, key)}, {name.replace('_', ' ')}", item, "value")
@@ -196,7 +196,7 @@ def further(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def remarks(evaluation: Mapping[str, Any] | None) -> list[str]:
-    """Say what a reader of the figures has to know: notes and exclusions."""
+    """Return the notes and exclusions that a reader of the figures must know."""
     known = evaluation or {}
     excluded = known.get("exclusions") or {}
     texts = {"all": "Excluded", "froc": "Excluded from FROC and tile figures"}
@@ -209,7 +209,7 @@ def remarks(evaluation: Mapping[str, Any] | None) -> list[str]:
 
 
 def froc_table(evaluation: Mapping[str, Any] | None) -> FrocTable:
-    """FROC of ``evaluation.json`` by protocol; without rows if there is none."""
+    """Return the FROC of ``evaluation.json`` by protocol; without rows if there is none."""
     protocols = (evaluation or {}).get("froc") or {}
     known = {name: value for name, value in protocols.items() if isinstance(value, Mapping)}
     points = list(dict.fromkeys(p for v in known.values() for p in v.get("sensitivity_at", {})))
@@ -233,7 +233,7 @@ def _froc_row(name: str, value: Mapping[str, Any], points: list[str]) -> FrocRow
 
 def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[str, list[str]]]:
     if reached := value.get("threshold_at"):
-        yield "at confidences from", [score(finite(reached.get(point))) for point in points]
+        yield "lowest confidence", [score(finite(reached.get(point))) for point in points]
     for name, found in (value.get("by_class") or {}).items():
         at = found.get("sensitivity_at") or {}
         label = (
@@ -244,7 +244,7 @@ def _froc_below(value: Mapping[str, Any], points: list[str]) -> Iterator[tuple[s
 
 
 def group_table(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str, list[Figure]]]:
-    """Name, slides and figures of each group by itself, where the evaluation has groups."""
+    """Return name, number of slides and figures of each group, if the evaluation has groups."""
     groups = (evaluation or {}).get("groups") or {}
     return [
         (str(name), _group_slides(known), [*figures(known), *_froc_scores(known)])
@@ -276,7 +276,7 @@ def _figure(name: str, known: Mapping[str, Any], key: str) -> Figure:
 
 
 def _ratio(value: float | None) -> str:
-    """Share or area, 0 to 1, with three decimals."""
+    """Return a share or an area, 0 to 1, with three decimals."""
     return NONE if finite(value) is None else f"{value:.3f}"
 
 
