@@ -13,15 +13,17 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 
 from support.browser import needs_browser
 from support.report_pages import HOSTILE, Page, picture
 from wsiad.core.errors import ExportError
+from wsiad.core.geometry import SquareMicrons
+from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
-from wsiad.results.region_table import RegionRow
 
 POINTS = ("0.25", "0.5", "1", "2", "4", "8")
 
@@ -392,15 +394,10 @@ def test_facts_are_laid_flat_and_worded():
 def regions(folder, *, count=2):
     return [
         RegionEntry(
-            RegionRow(
-                rank,
-                0,
-                0,
-                9,
-                9,
-                4,
-                4,
-                area_um2=8707.13,
+            Region(
+                polygon=shapely.box(0, 0, 9, 9),
+                rank=rank,
+                area=SquareMicrons(8707.13),
                 max_score=5.0 - rank,
                 mean_score=0.5,
                 percentile=99.97,

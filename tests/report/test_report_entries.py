@@ -17,7 +17,7 @@ from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.report.report import slide_entry, with_findings, write_results_report
 from wsiad.report.report_model import SlideEntry
 from wsiad.results.folder import Results
-from wsiad.results.region_table import read_regions, write_regions
+from wsiad.results.region_table import write_regions
 from wsiad.results.slide_results import SlideResults
 
 
@@ -91,7 +91,7 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     judged = [
         replace(row, p=p, q=q)
         for row, (p, q) in zip(
-            read_regions(slide / "regions.csv"), [(0.01, 0.02), (0.2, 0.2)], strict=True
+            Results(results).slide("s").regions(), [(0.01, 0.02), (0.2, 0.2)], strict=True
         )
     ]
     write_regions(slide / "regions.csv", judged)

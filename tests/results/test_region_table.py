@@ -1,19 +1,23 @@
 """`regions.csv`, and measurements added to outlines that are already written."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import shapely
 
 from wsiad.core.errors import ExportError
-from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
+from wsiad.core.geometry import Box, Microns, Mpp, PixelMap, Size, Spacing
 from wsiad.exports.qupath import write_lesions
 from wsiad.exports.qupath.objects import add_measurements
-from wsiad.heatmaps.regions import find_regions
+from wsiad.heatmaps.regions import find_regions, simplify
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.results.region_table import read_regions, region_rows, write_regions
+from wsiad.results.outline_shapes import read_shapes
+from wsiad.results.region_table import outlined, read_regions, region_row, write_regions
 
 BOUNDS = Box(0.0, 0.0, 4000.0, 3000.0)
+SPACING = Spacing(Mpp(0.5), Mpp(0.25))
 
 
 @pytest.fixture
@@ -28,8 +32,12 @@ def regions():
     return find_regions(heatmap, threshold=0.2).kept
 
 
+def judged(regions, percentiles):
+    return [replace(r, percentile=p) for r, p in zip(regions, percentiles, strict=True)]
+
+
 def test_rows_say_where_regions_are(regions):
-    single, ell = region_rows(regions, [100.0, 99.5])
+    single, ell = map(region_row, judged(regions, [100.0, 99.5]))
     assert (single.rank, ell.rank) == (1, 2)
     assert (single.x, single.y, single.width, single.height) == (510, 220, 100, 50)
     assert (single.centre_x, single.centre_y) == (560, 245)
@@ -43,12 +51,35 @@ def test_rows_say_where_regions_are(regions):
 
 
 def test_the_table_reads_back_as_it_was(regions, tmp_path):
-    rows = region_rows(regions, [100.0, 1 / 3])
-    write_regions(tmp_path / "regions.csv", rows)
+    found = judged(regions, [100.0, 1 / 3])
+    rows = [region_row(region) for region in found]
+    write_regions(tmp_path / "regions.csv", found)
     assert read_regions(tmp_path / "regions.csv") == rows
     assert rows[0].max_score == float(np.float32(0.9))
     write_regions(tmp_path / "regions.csv", [])
     assert read_regions(tmp_path / "regions.csv") == []
+
+
+def test_a_region_read_back_is_the_one_that_was_written(regions, tmp_path):
+    """Its rectangle is that of its pixels although its outline has fewer corners."""
+    ell = replace(regions[1], percentile=99.5, p=0.25, significant=1)
+    shorter = simplify(ell, tolerance=Microns(40), spacing=SPACING, bounds=BOUNDS)
+    corner = shapely.Polygon([(110, 70), (110, 170), (310, 170)])
+    cut = replace(shorter, polygon=corner, tolerance=Microns(40), pixel_box=ell.box,
+                  pixel_centre=ell.centre)  # fmt: skip
+    write_lesions([cut], tmp_path / "lesions.geojson", slide="s", bounds=BOUNDS)
+    write_regions(tmp_path / "regions.csv", [cut])
+    before = (tmp_path / "regions.csv").read_bytes()
+    (row,) = read_regions(tmp_path / "regions.csv")
+    (shape,) = read_shapes(tmp_path / "lesions.geojson", BOUNDS)
+    read = outlined(row, shape)
+    assert read.polygon.equals(corner)
+    assert (read.x, read.y, read.width, read.height) == (110, 70, 200, 100)
+    assert (read.rank, read.tolerance, read.percentile, read.p) == (2, 40, 99.5, 0.25)
+    assert read.centre == pytest.approx(ell.centre, abs=0.01)
+    assert (read.area_um2, read.max_score) == (ell.area_um2, ell.max_score)
+    write_regions(tmp_path / "regions.csv", [read])
+    assert (tmp_path / "regions.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["rank\n1\n", "", "rank,x,y\n1,2,3\n"])

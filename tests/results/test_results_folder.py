@@ -80,7 +80,10 @@ def folder(tmp_path):
     np.save(slide / "left_out.npy", np.array([(1, 2, 3, 4, "pen")], LEFT_OUT))
     write(slide / "regions.csv", REGIONS)
     write(slide / "detections.csv", "confidence,x,y\n0.9,10,20\n0.5,30,40\n")
-    shapes = [feature("wsiad 1", [0, 0], [10, 0], [10, 5])]
+    shapes = [
+        feature("wsiad 1", [0, 0], [10, 0], [10, 5]),
+        feature("wsiad 2", [20, 0], [30, 0], [30, 5]),
+    ]
     outlines = {"type": "FeatureCollection", "features": shapes}
     write(slide / "lesions.geojson", json.dumps(outlines))
     stated = outlines | {"wsiad": {"origin": [1, 2]}}
@@ -128,11 +131,13 @@ def test_a_slides_files_are_read_to_their_numbers(slide, folder):
     assert (first.rank, first.x, first.height, first.area_um2) == (1, 100, 100, 1250)
     assert (first.max_score, first.percentile, first.p, first.q) == (7.5, 99.5, 0.25, 0.125)
     assert (second.p_family_wise, second.p, second.significant) == (None, None, None)
+    assert list(first.polygon.exterior.coords)[:3] == [(100, 40), (110, 40), (110, 45)]
+    assert slide.region_scores().tolist() == [7.5, 2.5]
     found = slide.detections()
     assert found.confidence.tolist() == [0.9, 0.5]
     assert (found.x.tolist(), found.y.tolist()) == ([10, 30], [20, 40])
     # The first file counts from the bounds, as older ones do; the second says from where.
-    ((shape,), (other,)) = slide.outlines(), slide.not_assessed()
+    (shape, _), (other, _) = slide.outlines(), slide.not_assessed()
     assert shape.rings == [[(100, 40), (110, 40), (110, 45), (100, 40)]]
     assert other.rings == [[(1, 2), (11, 2), (11, 7), (1, 2)]]
     assert (shape.name, shape.measurements) == ("wsiad 1", {"wsiad: p": 0.5})

@@ -7,6 +7,7 @@ way, because the absence of findings there means nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,20 @@ class Region:
     tolerance : Microns
         Maximum distance of the polygon from the pixels' edges, µm; see
         :func:`wsiad.heatmaps.regions.simplify`.
+    rank : int
+        Place among the slide's regions by descending maximum score, from 1; 0 for one by itself.
+        ``wsiad 1`` in QuPath is the region of rank 1.
+    percentile : float
+        Percentile of the maximum score among healthy windows, 0 to 100; NaN where they are not
+        known.
+    p_family_wise, p, q : float or None
+        See :class:`wsiad.conformal.p_values.RegionSignificance`; ``None`` without a comparison
+        with healthy slides.
+    significant : int or None
+        1 or 0.
+    pixel_box, pixel_centre : Box and (float, float), or None
+        Rectangle and centre of area of the region's pixels, level-0 pixels; ``None`` where they
+        are those of the polygon.
     """
 
     polygon: shapely.Polygon
@@ -56,6 +71,65 @@ class Region:
     max_score: float
     mean_score: float
     tolerance: Microns = EXACT
+    rank: int = 0
+    percentile: float = math.nan
+    p_family_wise: float | None = None
+    p: float | None = None
+    q: float | None = None
+    significant: int | None = None
+    pixel_box: Box | None = None
+    pixel_centre: tuple[float, float] | None = None
+
+    @property
+    def box(self) -> Box:
+        """Rectangle around the region's pixels, level-0 pixels; an outline may reach less far."""
+        if self.pixel_box is not None:
+            return self.pixel_box
+        left, top, right, bottom = self.polygon.bounds
+        return Box(left, top, right - left, bottom - top)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Centre of the area of the region's pixels; that of a crescent lies beside it."""
+        if self.pixel_centre is not None:
+            return self.pixel_centre
+        point = self.polygon.centroid
+        return point.x, point.y
+
+    @property
+    def x(self) -> float:
+        """Left edge of the rectangle around the region, level-0 pixels."""
+        return self.box.x
+
+    @property
+    def y(self) -> float:
+        """Upper edge of the rectangle around the region, level-0 pixels."""
+        return self.box.y
+
+    @property
+    def width(self) -> float:
+        """Width of the rectangle around the region, level-0 pixels."""
+        return self.box.width
+
+    @property
+    def height(self) -> float:
+        """Height of the rectangle around the region, level-0 pixels."""
+        return self.box.height
+
+    @property
+    def centre_x(self) -> float:
+        """Position of the centre from the left, level-0 pixels."""
+        return self.centre[0]
+
+    @property
+    def centre_y(self) -> float:
+        """Position of the centre from the top, level-0 pixels."""
+        return self.centre[1]
+
+    @property
+    def area_um2(self) -> float:
+        """Area of the region's pixels without its holes, µm²."""
+        return float(self.area)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +206,9 @@ def find_regions(
             area=SquareMicrons(float(areas[i])),
             max_score=float(maxima[i]),
             mean_score=float(means[i]),
+            rank=rank,
         )
-        for i in ranked[:limit].tolist()
+        for rank, i in enumerate(ranked[:limit].tolist(), start=1)
     )
     return Regions(kept=kept, left_out=max(0, len(ranked) - limit))
 
@@ -286,7 +361,13 @@ def simplify(region: Region, *, tolerance: Microns, spacing: Spacing, bounds: Bo
             continue
         polygon = shapely.transform(smaller, lambda points: points / scale)
         if _rounded(polygon, bounds).is_valid:
-            return replace(region, polygon=polygon, tolerance=Microns(used))
+            return replace(
+                region,
+                polygon=polygon,
+                tolerance=Microns(used),
+                pixel_box=region.box,
+                pixel_centre=region.centre,
+            )
     return region
 
 

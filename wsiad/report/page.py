@@ -27,9 +27,9 @@ from PIL import Image
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
+from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
 from wsiad.report.report_model import ColourScale, Report, SlideEntry
-from wsiad.results.region_table import RegionRow
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
@@ -125,7 +125,7 @@ _THUMBNAIL = "Heatmap"
 
 @dataclass(frozen=True, slots=True)
 class _RegionCard:
-    region: RegionRow
+    region: Region
     pictures: list[Picture]
     tiles: list[Picture]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
-from wsiad.results.region_table import RegionRow
 
 Pictures = Sequence[tuple[str, Path]]
 """Pictures as (caption, PNG or JPEG file)."""
@@ -39,7 +39,7 @@ class RegionEntry:
 
     Parameters
     ----------
-    region : RegionRow
+    region : Region
         Rank, scores, area, p and q of the region.
     images : sequence of (str, Path)
         Large pictures of the region in the slide.
@@ -47,7 +47,7 @@ class RegionEntry:
         Small pictures of its strangest window and of the tiles to compare it with.
     """
 
-    region: RegionRow
+    region: Region
     images: Pictures = ()
     tiles: Pictures = ()
 

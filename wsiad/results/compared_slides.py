@@ -69,8 +69,7 @@ class ComparedSlide:
             The table of regions is damaged.
         """
         tiles = np.asarray(self.results.windows()["score"], np.float64)
-        regions = np.array([row.max_score for row in self.results.regions()], np.float64)
-        return SlideScores(self.score, tiles, regions, self.n_regions)
+        return SlideScores(self.score, tiles, self.results.region_scores(), self.n_regions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from wsiad.results.file_names import (
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS
 from wsiad.results.overlay import outline_regions, write_picture
 from wsiad.results.region_fields import write_fields
-from wsiad.results.region_table import region_rows, write_regions
+from wsiad.results.region_table import write_regions
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, colour_scale, read_scored
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
@@ -213,7 +213,8 @@ def _write_regions(
         bounds=heatmap.bounds,
         percentiles=percentiles,
     )
-    write_regions(folder / REGIONS, region_rows(regions.kept, percentiles))
+    table = zip(regions.kept, percentiles, strict=True)
+    write_regions(folder / REGIONS, [replace(region, percentile=p) for region, p in table])
     if slide is not None:
         write_fields(folder, slide, regions.kept, heatmap=heatmap, percentiles=percentiles)
     picture = scored.picture.copy()

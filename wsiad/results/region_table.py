@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
+from wsiad.core.geometry import Box, Microns, SquareMicrons
 from wsiad.core.typed_files import TableKind
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.regions import Region
+    from wsiad.results.outline_shapes import OutlinedShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +59,49 @@ class RegionRow:
     significant: int | None = None
 
 
-def region_rows(regions: Sequence[Region], percentiles: Sequence[float]) -> list[RegionRow]:
-    """Return the rows of regions, strongest first, given the percentiles of their scores."""
-    rows = []
-    for rank, (region, percentile) in enumerate(zip(regions, percentiles, strict=True), start=1):
-        left, top, right, bottom = region.polygon.bounds
-        centre = region.polygon.centroid
-        rows.append(
-            RegionRow(
-                rank,
-                x=round(left, 2),
-                y=round(top, 2),
-                width=round(right - left, 2),
-                height=round(bottom - top, 2),
-                centre_x=round(centre.x, 2),
-                centre_y=round(centre.y, 2),
-                area_um2=round(float(region.area), 2),
-                max_score=region.max_score,
-                mean_score=region.mean_score,
-                percentile=percentile,
-            )
-        )
-    return rows
+def region_row(region: Region) -> RegionRow:
+    """Describe a region in the table: places and areas are rounded to 0.01, scores are not."""
+    return RegionRow(
+        region.rank,
+        x=round(region.x, 2),
+        y=round(region.y, 2),
+        width=round(region.width, 2),
+        height=round(region.height, 2),
+        centre_x=round(region.centre_x, 2),
+        centre_y=round(region.centre_y, 2),
+        area_um2=round(region.area_um2, 2),
+        max_score=region.max_score,
+        mean_score=region.mean_score,
+        percentile=region.percentile,
+        p_family_wise=region.p_family_wise,
+        p=region.p,
+        q=region.q,
+        significant=region.significant,
+    )
+
+
+def outlined(row: RegionRow, shape: OutlinedShape) -> Region:
+    """Return the region of a row of the table, with its outline as it was written."""
+    import shapely
+
+    from wsiad.exports.qupath.objects import TOLERANCE
+    from wsiad.heatmaps.regions import Region
+
+    return Region(
+        polygon=shapely.Polygon(shape.rings[0], shape.rings[1:]),
+        area=SquareMicrons(row.area_um2),
+        max_score=row.max_score,
+        mean_score=row.mean_score,
+        tolerance=Microns(shape.measurements.get(TOLERANCE, 0.0)),
+        rank=row.rank,
+        percentile=row.percentile,
+        p_family_wise=row.p_family_wise,
+        p=row.p,
+        q=row.q,
+        significant=row.significant,
+        pixel_box=Box(row.x, row.y, row.width, row.height),
+        pixel_centre=(row.centre_x, row.centre_y),
+    )
 
 
 _TABLE = TableKind(
@@ -89,9 +112,9 @@ _TABLE = TableKind(
 )
 
 
-def write_regions(path: Path, rows: Sequence[RegionRow]) -> None:
+def write_regions(path: Path, regions: Sequence[Region]) -> None:
     """Write the table atomically; scores read back as the same float64."""
-    write_text(path, _TABLE.text(rows))
+    write_text(path, _TABLE.text(map(region_row, regions)))
 
 
 def read_regions(path: Path) -> list[RegionRow]:

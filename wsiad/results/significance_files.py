@@ -121,9 +121,11 @@ def write_slide(slide: ComparedSlide, judgement: SlideJudgement) -> None:
     found, folder = judgement.regions, slide.results.folder
     columns = (found.p_family_wise, found.p, found.q, found.significant)
     each = list(zip(*(column.tolist() for column in columns), strict=True))
-    rows = [
-        replace(row, p_family_wise=family_wise, p=p, q=q, significant=int(significant))
-        for row, (family_wise, p, q, significant) in zip(slide.results.regions(), each, strict=True)
+    regions = [
+        replace(region, p_family_wise=family_wise, p=p, q=q, significant=int(significant))
+        for region, (family_wise, p, q, significant) in zip(
+            slide.results.regions(), each, strict=True
+        )
     ]
     add_measurements(
         folder / OUTLINES,
@@ -137,7 +139,7 @@ def write_slide(slide: ComparedSlide, judgement: SlideJudgement) -> None:
             for family_wise, p, q, significant in each
         ],
     )
-    write_regions(folder / REGIONS, rows)
+    write_regions(folder / REGIONS, regions)
     _write_array(folder / WINDOWS_P, judgement.tiles)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.errors import InputError
+from wsiad.core.errors import ExportError, InputError
 from wsiad.core.files import parse_json
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.heatmap_task import HeatmapRow
@@ -35,11 +35,12 @@ from wsiad.results.records import (
     slide_bounds,
     slide_facts,
 )
-from wsiad.results.region_table import RegionRow, read_regions
+from wsiad.results.region_table import RegionRow, outlined, read_regions
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE
 
 if TYPE_CHECKING:
     from wsiad.evaluation.matching import Detections
+    from wsiad.heatmaps.regions import Region
 
 _LARGEST_THUMBNAIL = 1 << 18
 _LEFT_OUT_COLUMNS = ("x", "y", "width", "height", "reason")
@@ -286,8 +287,28 @@ class SlideResults:
         path = self.folder / names.LEFT_OUT
         return read_window_table(path, _LEFT_OUT_COLUMNS, InputError, remedy=SCORE_AGAIN)
 
-    def regions(self) -> list[RegionRow]:
-        """Read the outlined regions, strongest first, with p-values if there are any.
+    def regions(self) -> list[Region]:
+        """Read the regions with their outlines, strongest first, and p-values if there are any.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or was scored by a version of wsiad without this table; or
+            the outlines are missing or damaged.
+        ExportError
+            The table is damaged, or is not of as many regions as the outlines.
+        """
+        rows, shapes = self._region_rows(), self.outlines()
+        if len(rows) != len(shapes):
+            raise ExportError(
+                f"holds {len(shapes)} regions, but {names.REGIONS} beside it holds {len(rows)}",
+                subject=str(self.folder / names.OUTLINES),
+                remedy=SCORE_AGAIN,
+            )
+        return [outlined(row, shape) for row, shape in zip(rows, shapes, strict=True)]
+
+    def region_scores(self) -> npt.NDArray[np.float64]:
+        """Read the maximum scores of the regions, strongest first, without their outlines.
 
         Raises
         ------
@@ -296,6 +317,9 @@ class SlideResults:
         ExportError
             The table is damaged.
         """
+        return np.array([row.max_score for row in self._region_rows()], np.float64)
+
+    def _region_rows(self) -> list[RegionRow]:
         path = self._scored(names.REGIONS)
         if not path.exists():
             raise InputError(

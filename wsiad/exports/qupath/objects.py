@@ -28,6 +28,9 @@ from wsiad.exports.geojson import write_features
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import WindowScores
 
+TOLERANCE = "wsiad: outline tolerance µm"
+"""Measurement of an outline: its maximum distance from the pixels' edges."""
+
 CLASS_NAME = "Anomaly"
 CLASS_COLOUR = (200, 0, 0)
 UNASSESSED_NAME = "Not assessed"
@@ -228,7 +231,7 @@ def _lesion(
             **extra,
             "wsiad: area µm^2": region.area,
             "wsiad: rank": rank,
-            "wsiad: outline tolerance µm": region.tolerance,
+            TOLERANCE: region.tolerance,
         },
     )
 
