@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from wsiad.core.files import atomic_folder
 from wsiad.core.ownership import clear_leftovers
@@ -159,8 +160,10 @@ class TileArray:
             self._flush()
         self._writer.close()
         chunk, *tile = self._buffer.shape
-        self._group.create_array(
+        _write_array(
+            self._group,
             "tiles",
+            None,
             shape=(self._written, *tile),
             chunks=(chunk, *tile),
             shards=(chunk * _CHUNKS_PER_SHARD, *tile),
@@ -201,15 +204,36 @@ def write_attributes(group: zarr.Group, facts: dict[str, Any]) -> None:
 @postponed()
 def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     """Write a complete column of a group."""
-    array = group.create_array(
+    _write_array(
+        group,
         name,
+        values,
         shape=values.shape,
         chunks=tuple(max(1, min(length, 65_536)) for length in values.shape),
         dtype=values.dtype,
         compressors=ZstdCodec(level=1),
     )
-    if values.size:
+
+
+def _write_array(
+    group: zarr.Group, name: str, values: npt.NDArray[Any] | None, **layout: Any
+) -> None:
+    """Write an array of a group on a disk, its values included if there are any.
+
+    zarr makes it in memory, and its files are written one after the other: zarr itself writes
+    several at a time in threads, and after an error of one, the others could put files back
+    into a folder that is being removed.
+    """
+    files: dict[str, Any] = {}
+    array = zarr.create_group(MemoryStore(files)).create_array(name, **layout)
+    if values is not None and values.size:
         array[...] = values
+    folder = Path(group.store.root) / group.path
+    for key, content in files.items():
+        if key.startswith(f"{name}/"):
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.to_bytes())
 
 
 @contextmanager
