@@ -120,7 +120,7 @@ def test_unknown_detector_and_option(tmp_path, capsys):
         main(["train", "--option", "places=[1"])
     assert "the value of places is not YAML" in capsys.readouterr().err
     code, _, err = run(capsys, *train, "--option", "places=9", "--option", "places=5")
-    assert (code, "options: 'places' is given twice, as 9 and 5" in err) == (2, True)
+    assert (code, "options: 'places' is set twice, to 9 and 5" in err) == (2, True)
 
 
 def test_doctor(capsys, tmp_path):

@@ -1,6 +1,6 @@
 """wsiad: whole-slide pathology anomaly detection.
 
-Each verb of the command line is one function here, with the same typed config::
+Each verb of the command line is a function here, with the same typed config::
 
     import wsiad
     wsiad.tile(slides=["slides/"], out="store/", mpp=0.972, tile=96)
@@ -8,20 +8,20 @@ Each verb of the command line is one function here, with the same typed config::
     wsiad.heatmap(run="runs/dpa", slides=["test_slides/"], out="results/")
     wsiad.evaluate(results="results/", reference="reference.csv", annotations="xml/")
 
-What they left behind, in Python::
+Classes read what the verbs have written::
 
     results = wsiad.Results("results/")
-    results.slides  # a row a slide; .to_frame() with pandas
+    results.slides  # a row per slide; .to_frame() with pandas
     results.slide("test_001").heatmap().scores  # float32 (H, W), NaN where none was scored
     wsiad.RunFolder("runs/dpa").record()
 
-The tiles of a store, in shuffled batches for a training of your own::
+A data set yields the tiles of a store in shuffled batches, for a training of your own::
 
     dataset = wsiad.TileDataset("store/", batch=256)
     for tiles in dataset.loader():  # uint8 (256, S, S, 3)
         ...
 
-Names are imported on first use, so that ``import wsiad`` and ``wsiad --help`` stay quick.
+Names are imported on first use, so that ``import wsiad`` and ``wsiad --help`` stay fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints, exits. No logic of its own."""
+"""Command line: parse the arguments, call the function of a verb, print its result, and exit."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all went well; 1 something failed and was reported; 2 the command is wrong; 130
-        and 143 it was ended by SIGINT or SIGTERM, and finished work is kept.
+        Exit code: 0 for success; 1 if something failed and was reported; 2 if the command is
+        wrong; 130 or 143 if SIGINT or SIGTERM stopped it, in which case finished work is kept.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _DEBUG in arguments
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         print(
-            f"wsiad {name}: {'ended by SIGTERM' if ended else 'interrupted'}; finished work is "
+            f"wsiad {name}: {'stopped by SIGTERM' if ended else 'interrupted'}; finished work is "
             "kept. Run the same command again to continue.",
             file=sys.stderr,
         )
@@ -80,12 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(
             name,
             f"unexpected error ({what[:500]}). This is a fault of wsiad: please report it with "
-            f"what the same command says with {_DEBUG}.",
+            f"the output of the same command with {_DEBUG}.",
         )
 
 
 _DEBUG = "--debug"
-"""Flag of every verb: an unexpected error shows where it arose."""
+"""Flag of every verb that shows the traceback of an unexpected error."""
 
 
 def _failed(name: str, text: str, *, code: int = 1) -> int:
@@ -102,14 +102,14 @@ def _log(*, debug: bool) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, with the nearest known word in place of a misspelt one."""
+    """Parser that states an error in one line, with the most similar known word."""
 
     def error(self, message: str) -> NoReturn:
-        """End with code 2."""
+        """Print an error and exit with code 2."""
         self.exit(2, one_line(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return what was given; unknown flags are named with the nearest known ones."""
+        """Parse the arguments; an unknown flag is an error that names the most similar one."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
@@ -132,11 +132,11 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _report(name: str, result: Any) -> int:
-    """Print what was made, failed or was not looked at; the exit code says if all went well."""
+    """Print the summary and the slides that failed or are unusable, and return the exit code."""
     if summary := getattr(result, "summary", None):
         print(lines(str(summary)))
     for kind, means in (
-        ("unusable", " (could not be looked at: tissue may be there)"),
+        ("unusable", " (could not be looked at; may have tissue)"),
         ("failed", ""),
     ):
         if rows := getattr(result, kind, ()):
@@ -160,7 +160,7 @@ def _top_parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Whole-slide pathology anomaly detection: healthy slides in, heatmaps of "
         f"what is abnormal out.\n\nverbs:\n{verbs}",
-        epilog="`wsiad VERB --help` tells more. Start with `wsiad demo`.\n\n"
+        epilog="`wsiad VERB --help` explains a verb. Start with `wsiad demo`.\n\n"
         f"examples:\n{_indent(VERBS['tile'].examples.splitlines()[0])}\n"
         f"{_indent(VERBS['train'].examples.splitlines()[0])}\n"
         f"{_indent(VERBS['heatmap'].examples.splitlines()[0])}\n"
@@ -203,11 +203,11 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
             help=_help(info, field, cls),
         )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file of the options; flags win over it"
+        "--config", type=Path, metavar="FILE", help="YAML file of the options; flags override it"
     )
     _add_flags(parser, cls, skip=verb.positional)
     parser.add_argument(
-        _DEBUG, action="store_true", help="show where an unexpected error arose (a traceback)"
+        _DEBUG, action="store_true", help="show the traceback of an unexpected error"
     )
     return parser
 
@@ -312,12 +312,12 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]], dotted: str) -> dict[str, Any]:
-    """Pairs by key, none of which has two values.
+    """Return pairs as a mapping.
 
     Raises
     ------
     ConfigError
-        One has, and either would be dropped without a word.
+        A key has two different values, one of which would be dropped silently.
     """
     from wsiad.core.errors import ConfigError
 
@@ -325,7 +325,7 @@ def _distinct(pairs: list[tuple[str, Any]], dotted: str) -> dict[str, Any]:
     for key, value in pairs:
         if found.setdefault(key, value) != value:
             raise ConfigError(
-                f"{key!r} is given twice, as {found[key]!r} and {value!r}",
+                f"{key!r} is set twice, to {found[key]!r} and {value!r}",
                 subject=f"command line: {dotted}",
                 remedy="Keep one of them.",
             )

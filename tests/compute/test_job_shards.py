@@ -155,7 +155,7 @@ def test_the_last_shard_of_a_heatmap_writes_the_report(slides, plain, tmp_path):
         )
 
     first = heatmap("1/2")
-    assert "the report waits for 3 of others" in first.summary
+    assert "the report waits for 3 slides of other" in first.summary
     assert not (tmp_path / "out/report.html").exists()
     second = heatmap("2/2")
     assert "the last; see" in second.summary

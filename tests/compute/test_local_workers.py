@@ -27,7 +27,7 @@ from wsiad.store.tile_store import TileStore
 from wsiad.verbs.tile import TileRow
 
 LIMIT_SECONDS = 60.0
-ENDS = {signal.SIGTERM: (143, "ended by SIGTERM"), signal.SIGINT: (130, "interrupted")}
+ENDS = {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGINT: (130, "interrupted")}
 
 
 def until(holds):

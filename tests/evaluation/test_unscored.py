@@ -197,7 +197,7 @@ def test_a_comparison_is_of_the_slides_that_both_have_scored(study):
     assert lines[0].startswith("a: 5 of 9 slides have no score")
     assert "b: 1 of 9 slides has no score (1 failed; 1 of them with tumour: t1)" in result.summary
     assert "a: 5 of 9 slides have no score" in result.table.read_text()
-    both = "figures are of the slides that both have scored: 3 of 9, 1 with tumour"
+    both = "figures cover the slides that both have scored: 3 of 9, 1 with tumour"
     assert lines.index(both) < lines.index(f"a: {study / 'results'}")
     assert both in result.table.read_text()
     result, values = one(unscored="lowest")

@@ -229,5 +229,5 @@ def test_html_report_notes_the_types(stores, tmp_path):
     train(stores, tmp_path / "run", anomaly_tiles=3)
     row = HeatmapRow("t1", "ok")
     notes = " ".join(_notes([row], RunFolder.open(tmp_path / "run").record(), None))
-    assert "learnt from 3 anomalous tiles of 3 slides: necrosis, tumor." in notes
-    assert "learnt from slides that are scored here: t1." in notes
+    assert "trained on 3 anomalous tiles of 3 slides: necrosis, tumor." in notes
+    assert "trained on slides that are scored here: t1." in notes

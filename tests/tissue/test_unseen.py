@@ -192,7 +192,7 @@ def test_the_command_line_says_it_and_ends_with_1(slides, tmp_path, capsys):
     assert main([*arguments, "--stain-method", "none"]) == 1
     said = capsys.readouterr().err
     assert (
-        "wsiad tile: 2 unusable (could not be looked at: tissue may be there):\n  pen:   no tissue"
+        "wsiad tile: 2 unusable (could not be looked at; may have tissue):\n  pen:   no tissue"
         in said
     )
     assert "FAILED" not in said

@@ -154,9 +154,9 @@ def test_tiles_of_results_are_compared_too(study):
 
 def test_other_slides_are_refused_by_name(study):
     (study / "new/s7.csv").unlink()
-    with pytest.raises(EvaluationError, match=r"s7: no results in .*new, while the other side"):
+    with pytest.raises(EvaluationError, match=r"s7: has no results in .*new, but the other side"):
         run(study)
-    with pytest.raises(EvaluationError, match=r"s7: no results in .*new, while the other side"):
+    with pytest.raises(EvaluationError, match=r"s7: has no results in .*new, but the other side"):
         run(study, "new", "old")
     _, values = run(study, exclude=["s7"])
     assert values["exclusions"]["all"] == ["s7"]

@@ -122,5 +122,5 @@ def test_bad_input(tmp_path, slide):
     assert "has no coordinates" in reason(tile(slide, tmp_path / "o", tmp_path / "none"))
     (tmp_path / "none" / "s.h5").write_text("no")
     assert "cannot be read as HDF5" in reason(tile(slide, tmp_path / "o", tmp_path / "none"))
-    with pytest.raises(ConfigError, match="give no `stride`"):
+    with pytest.raises(ConfigError, match="leave out `stride`"):
         tile(slide, tmp_path / "o", tmp_path / "none", stride=16)

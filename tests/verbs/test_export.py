@@ -214,7 +214,7 @@ def test_p_values_of_regions_do_not_depend_on_the_slide_score(tmp_path, slide, s
 def test_evidence_that_an_export_dropped_is_named_with_what_adds_it(tmp_path, slide):
     out = score(tmp_path, slide, "out", **REGIONS)
     asked = score(tmp_path, slide, "asked", **REGIONS)
-    said = "missing on 1 slide (s): wsiad heatmap with the same region options adds them"
+    said = "missing on 1 slide (s): run wsiad heatmap with the same region options to add them"
     assert said not in wsiad.export(results=out, format="asap", quiet=True).summary
     assert said not in wsiad.export(results=out, quiet=True, region_quantile=0.9999).summary
     assert said in wsiad.export(results=out, quiet=True, **REGIONS).summary

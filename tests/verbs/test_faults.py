@@ -407,7 +407,7 @@ def lasting(tmp_path_factory):
 @pytest.mark.parametrize("group", [False, True], ids=["main", "group"])
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
+    [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_an_ended_run_clears_up_and_says_how_to_go_on(lasting, tmp_path, number, code, said, group):
     """SIGTERM is what a batch system sends before its time is over, SIGINT is Ctrl-C."""

@@ -392,7 +392,7 @@ def test_bad_sources(tmp_path):
     one, two = (write_folder(tmp_path / n / "same", tiles(1)) for n in "ab")
     failed = load([one, two], tmp_path / "s", tile=PX).failed
     assert all("another source is named 'same'" in row.reason for row in failed)
-    with pytest.raises(InputError, match="only HDF5 sources take"):
+    with pytest.raises(InputError, match="only HDF5 sources accept"):
         load(one, tmp_path / "s", labels=two)
     with pytest.raises(wsiad.core.errors.ConfigError, match="1 `labels` for 2"):
         load([one, two], tmp_path / "s", labels=one)

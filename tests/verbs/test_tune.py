@@ -362,7 +362,7 @@ def test_what_else_is_refused_before_anything_runs(stores, tmp_path, toy, monkey
         ({"anomaly_folds_by": "label"}, InputError, "2 types of anomalous slides"),
         ({"space": {"input_px": [16, 64]}}, DetectorError, "needs 64 px, but the tiles have 32"),
         ({"space": {"input_px": {"low": 16, "high": 48}}}, DetectorError, "needs 48 px"),
-        ({"scheduler": "tcp://h:1"}, ConfigError, "Give --at-once"),
+        ({"scheduler": "tcp://h:1"}, ConfigError, "Set --at-once"),
         ({"scheduler": "tcp://h:1", "workers": 2}, ConfigError, "processes on this machine"),
         ({"trails": 3}, ConfigError, "did you mean 'trials'"),
     ):

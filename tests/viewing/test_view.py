@@ -239,7 +239,7 @@ def test_a_slide_that_is_not_there_or_another_one_is_not_shown(made, serve, tmp_
     moved.mkdir()
     write_tiff(moved / "plain.tif", stained(700, 900, seed=9), mpp=0.5)
     server = serve(tmp_path / "out")
-    assert "not the slide that was scored" in json.loads(get(server, "slide/1/info"))["problem"]
+    assert "another slide than the scored one" in json.loads(get(server, "slide/1/info"))["problem"]
     assert ask(server, "slide/1/tile/0/0/0")[0].status == 404
 
 
@@ -271,7 +271,7 @@ def test_bad_input_is_named(made, tmp_path):
     with pytest.raises(InputError, match="holds no slides"):
         wsiad.view(results=made / "out", slides=tmp_path, browser=False)
     taken = open_server(ViewConfig(results=made / "out"))
-    with pytest.raises(InputError, match=f"127.0.0.1:{taken.server_port}: cannot be listened on"):
+    with pytest.raises(InputError, match=f"127.0.0.1:{taken.server_port}: cannot be used"):
         open_server(ViewConfig(results=made / "out", port=taken.server_port))
     taken.server_close()
 
@@ -329,7 +329,7 @@ def test_a_browser_is_started_where_there_is_a_screen(made, monkeypatch, capfd, 
         monkeypatch.setenv("DISPLAY", ":0")
     assert wsiad.view(results=made / "out").summary == ""
     said = capfd.readouterr().err
-    assert re.search(r"Look at http://127\.0\.0\.1:[0-9]+/[\w-]{22}/", said)
+    assert re.search(r"Open http://127\.0\.0\.1:[0-9]+/[\w-]{22}/", said)
     assert ("open the address yourself" in said) == (not screen)
     assert len(opened) == screen
     opened.clear()

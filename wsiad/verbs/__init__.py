@@ -1,4 +1,4 @@
-"""The verbs of the command line: what each is for, and examples. Nothing heavy is imported."""
+"""List the verbs of the command line with their summaries and examples, without heavy imports."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb of the command line; its module and function have ``_`` for each ``-``.
+    """Verb of the command line; its module and function have ``_`` for each ``-``.
 
     Parameters
     ----------
     summary : str
-        One line for the list of verbs; stands here so that the list needs no imports.
+        One line for the list of verbs; it is here so that the list needs no imports.
     positional : tuple of str
-        Fields of the config that are given without a flag.
+        Fields of the config that are passed without a flag.
     examples : str
-        Shown at the end of its help.
+        Examples at the end of the verb's help.
     """
 
     summary: str
@@ -28,7 +28,7 @@ class Verb:
 
 
 def function_of(verb: str) -> Callable[..., Any]:
-    """Return the function of a verb, such as ``score-tiles``, and import its module for that."""
+    """Import the module of a verb, such as ``score-tiles``, and return its function."""
     name = verb.replace("-", "_")
     function: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
     return function
@@ -36,7 +36,7 @@ def function_of(verb: str) -> Callable[..., Any]:
 
 VERBS = {
     "tile": Verb(
-        "slides into a zarr store of stain-normalised tissue tiles",
+        "cut slides into a zarr store of stain-normalised tissue tiles",
         ("slides",),
         """\
 wsiad tile slides/ --out store/ --mpp 0.972 --tile 96
@@ -72,7 +72,7 @@ wsiad pretrain store/ --out network/ --max-minutes 60 --option precision=bfloat1
 wsiad train store/ --out runs/dpa --weights network/weights.safetensors""",
     ),
     "heatmap": Verb(
-        "score slides: heatmaps, regions, detections, for QuPath and for evaluation",
+        "score slides: heatmaps, regions and detections, for viewers and for evaluation",
         ("run", "slides"),
         """\
 wsiad heatmap runs/dpa test_slides/ --out results/
@@ -80,7 +80,7 @@ wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
 wsiad heatmap runs/dpa test_store/ --out results/""",
     ),
     "export": Verb(
-        "more files of results, or other regions and detections, without scoring again",
+        "add files, or derive other regions and detections, without scoring again",
         ("results",),
         """\
 wsiad export results/ --format qupath asap
@@ -88,35 +88,35 @@ wsiad export results/ --region-quantile 0.99 --region-min-um2 5000
 wsiad export results/ --detection-limit 500 --workers 8""",
     ),
     "significance": Verb(
-        "p-values for slides, regions and tiles, from held-out healthy slides",
+        "add p-values of slides, regions and tiles, from held-out healthy slides",
         ("results",),
         """\
 wsiad significance results/ --healthy healthy_results/
 wsiad significance results/ --healthy healthy_results/ --check more_healthy_results/ --fdr 0.05""",
     ),
     "evaluate": Verb(
-        "slide AUC, FROC and tile AUROC against ground truth",
+        "compute slide AUC, FROC and tile AUROC against ground truth",
         ("results",),
         """\
 wsiad evaluate results/ --reference reference.csv --annotations xml/ --out results/
 wsiad evaluate --detections csv/ --masks masks/ --spacing-um 0.243 --reference ref.csv --out o/""",
     ),
     "compare": Verb(
-        "two results on the same slides: paired differences of every figure",
+        "compare two results on the same slides: paired differences of every figure",
         ("a", "b"),
         """\
 wsiad compare results_knn/ results_dpa/ --reference reference.csv --annotations xml/ --out knn_dpa/
 wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out compared/""",
     ),
     "view": Verb(
-        "look at slides with their heatmaps in a browser, on this machine only",
+        "show slides with their heatmaps in a browser, on this machine only",
         ("results",),
         """\
 wsiad view results/
 wsiad view results/ --slides /mnt/slides --port 8080 --no-browser""",
     ),
     "import-tiles": Verb(
-        "tiles from folders, tars or PCam's HDF5 into a store without slide geometry",
+        "import tiles from folders, tars or PCam's HDF5 into a store, without geometry",
         ("sources",),
         """\
 wsiad import-tiles normal.tar --out store/ --mpp 0.972 --label normal
@@ -124,14 +124,14 @@ wsiad import-tiles folder_of_png/ more_of_them/ --out store/ --mpp 0.5
 wsiad import-tiles pcam_valid_x.h5 --labels pcam_valid_y.h5 --out store/ --mpp 0.972""",
     ),
     "score-tiles": Verb(
-        "score each tile of a store; tile AUROC where its groups are labelled",
+        "score each tile of a store, and compute tile AUROC if its groups are labelled",
         ("run", "store"),
         """\
 wsiad score-tiles runs/gaussian test_store/ --out scores/
 wsiad score-tiles runs/gaussian test_store/ --out scores/ --normal healthy ndbe""",
     ),
     "export-tiles": Verb(
-        "tiles as PNG or JPEG files, or their coordinates as CLAM's or TRIDENT's HDF5",
+        "write tiles as PNG or JPEG files, or their coordinates for CLAM or TRIDENT",
         ("store",),
         """\
 wsiad export-tiles store/ --out tiles/
@@ -139,14 +139,14 @@ wsiad export-tiles store/ --out patches/ --format clam
 wsiad export-tiles store/ --out patches/ --format trident""",
     ),
     "demo": Verb(
-        "the whole of it on slides that it makes itself; ends with a report",
+        "run all steps on synthetic slides, which it draws itself, and make a report",
         (),
         """\
 wsiad demo
 wsiad demo --out my_demo --detector knn""",
     ),
     "doctor": Verb(
-        "what is installed and at hand, and what to do about what is missing",
+        "check what is installed and available, and suggest how to get what is missing",
         (),
         """\
 wsiad doctor

@@ -1,4 +1,4 @@
-"""Compare two results on the same slides: paired differences of every figure."""
+"""``wsiad compare``: paired differences of two results on the same slides."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _LISTED = 8
 
 
 class CompareConfig(EvaluationOptions):
-    """Compare two results on the same slides, or somebody's detections with them."""
+    """Compare two results, or folders of detections, on the same slides."""
 
     a: Path
-    """Results folder of `wsiad heatmap`, or folder of detections: the first."""
+    """First results folder of `wsiad heatmap`, or folder of detections."""
     b: Path
-    """The second; differences are the second less the first."""
+    """Second folder; differences are the second minus the first."""
     out: Path
-    """Where `comparison.json` and `comparison.md` go."""
+    """Folder for `comparison.json` and `comparison.md`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComparisonResult:
-    """A comparison and the files that hold it.
+    """Comparison, and the files that contain it.
 
     Parameters
     ----------
     comparison : Comparison
-        Every figure of both, and the differences.
+        Every figure of both results, and the differences.
     report, table : Path
-        ``comparison.json`` and ``comparison.md``.
+        Paths of ``comparison.json`` and ``comparison.md``.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     comparison: Comparison
@@ -65,8 +65,8 @@ def compare(config: CompareConfig) -> ComparisonResult:
     Raises
     ------
     EvaluationError
-        The two are not of the same slides, or results, ground truth and reference do not
-        fit together.
+        The two results do not have the same slides, or results, ground truth and reference do
+        not fit together.
     AnnotationError
         An annotation file is not valid or contradicts the reference.
     """
@@ -100,7 +100,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
     if excluded and config.unscored == "exclude":
         counts = found.counts
         paired = (
-            f"figures are of the slides that both have scored: {counts['slides']} of {len(first)}, "
+            f"figures cover the slides that both have scored: {counts['slides']} of {len(first)}, "
             f"{counts['tumour_slides']} with tumour"
         )
         excluded.append(paired)
@@ -139,24 +139,24 @@ def compare(config: CompareConfig) -> ComparisonResult:
 
 
 def _is_results(folder: Path) -> bool:
-    """Whether a folder is one of ``wsiad heatmap``; else it should hold detections."""
+    """Tell whether a folder is one of ``wsiad heatmap``; otherwise it should have detections."""
     return (folder / SLIDES_TABLE).exists()
 
 
 def _check_same(
     config: CompareConfig, a: Mapping[str, ScoredSlide], b: Mapping[str, ScoredSlide]
 ) -> None:
-    """Refuse results of other slides, or of slides that are not the same pixels."""
+    """Refuse results on different slides, or on slides of different sizes."""
     excluded = set(config.exclude)
     for here, there, folder in ((a, b, config.b), (b, a, config.a)):
         names = sorted(set(here) - set(there) - excluded)
         if names:
             more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
             raise EvaluationError(
-                f"no results in {folder}, while the other side has them",
+                f"has no results in {folder}, but the other side has some",
                 subject=", ".join(names[:_LISTED]) + more,
-                remedy="Only the same slides can be compared: complete the results, or exclude "
-                "the slides from both.",
+                remedy="Complete the results, or exclude the slides from both: only the same "
+                "slides can be compared.",
             )
     for name in sorted(set(a) & set(b) - excluded):
         sizes = a[name].size, b[name].size
@@ -164,14 +164,14 @@ def _check_same(
             raise EvaluationError(
                 f"is {sizes[0]} on one side and {sizes[1]} on the other",
                 subject=name,
-                remedy="The two results are of different files.",
+                remedy="Compare results of the same files.",
             )
 
 
 def _completed(
     scored: Mapping[str, ScoredSlide], other: Mapping[str, ScoredSlide]
 ) -> dict[str, ScoredSlide]:
-    """Give slides the size, scale and bounds that one side knows: one truth for both."""
+    """Add the size, scale and bounds that only the other side knows, so that both are equal."""
     return {
         name: dataclasses.replace(
             slide,

@@ -1,4 +1,4 @@
-"""``wsiad demo``: every verb in turn, on slides that it makes itself."""
+"""``wsiad demo``: the verbs in turn, on slides that it draws itself."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MPP, _TILE = 0.972, 96
 
 
 class DemoConfig(QuietOptions):
-    """The whole pipeline on slides that it makes itself: no data, no download.
+    """Run all steps on slides that the demo draws itself, without data or downloads.
 
-    The slides are drawn, not scanned: the figures show that everything runs, not how well it
-    does on tissue. The network is the one that comes with wsiad.
+    The slides are drawn, not scanned. The figures show that everything runs, not how well it
+    works on tissue. The network is the one that comes with wsiad.
     """
 
     ORDER = (..., "quiet")
@@ -31,30 +31,31 @@ class DemoConfig(QuietOptions):
     out: Path = Path("demo")
     """New or empty folder for slides, store, run, results and the report."""
     detector: str = "gaussian"
-    """Method; `dpa` shows a training too, and takes minutes."""
+    """Method; `dpa` also shows a training, and takes minutes."""
     weights: str = "wsiad"
     """Pretrained weights, as for `wsiad train`."""
     healthy: Annotated[int, Field(ge=3)] = 4
-    """Healthy slides to train on."""
+    """Number of healthy slides to train on."""
     max_minutes: Annotated[float, Field(gt=0)] = 2.0
-    """The most minutes of training."""
+    """Maximum minutes of training."""
     fast: bool = False
-    """Smaller slides and a few steps of training: for a quick look whether all runs."""
+    """Use smaller slides and a few steps of training, to check quickly that everything runs."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Slides worked on at once."""
+    """Number of slides to process at a time."""
     seed: int = 0
-    """Same seed, same slides."""
+    """Seed of the slides and of the training; the same seed gives the same slides."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """The result of the demo.
+    """Result of the demo.
 
     Parameters
     ----------
     report : Path
+        Path of the report.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     report: Path
@@ -63,14 +64,14 @@ class DemoResult:
 
 @verb(DemoConfig)
 def demo(config: DemoConfig) -> DemoResult:
-    """Make slides, tile, train, score, evaluate and report.
+    """Draw slides, tile, train, score, evaluate and report.
 
     Raises
     ------
     InputError
-        The folder holds something else than an earlier demo.
+        The folder is not empty, or a slide failed or could not be looked at.
     WsiadError
-        Whatever a step raises.
+        A step failed.
     """
     from wsiad.report.report import write_results_report
     from wsiad.synthetic.slides import SYNTHETIC, make_slides
@@ -80,7 +81,7 @@ def demo(config: DemoConfig) -> DemoResult:
         raise InputError(
             "is not empty",
             subject=str(config.out),
-            remedy="Give another --out, or delete this one, to run the demo again.",
+            remedy="Set another --out, or delete this one, to run the demo again.",
         )
     say = Progress("demo", quiet=config.quiet).message
     quiet, workers = config.quiet, config.workers
@@ -159,7 +160,7 @@ def demo(config: DemoConfig) -> DemoResult:
 
 
 def _options(config: DemoConfig) -> dict[str, Any]:
-    """Return options that end in minutes on two cores; see docs/detectors.md for real ones."""
+    """Return options for a fit of minutes on two cores; see docs/detectors.md for real ones."""
     if config.detector != "dpa":
         return {}
     steps = 30 if config.fast else 400

@@ -1,4 +1,4 @@
-"""``wsiad doctor``: what is installed and at hand, and what to do about what is missing."""
+"""``wsiad doctor``: check what is installed, and suggest how to get what is missing."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 
 class DoctorConfig(Config):
-    """Check what is installed: packages, device, formats, and weights at hand."""
+    """Check what is installed and available: packages, device, slide formats and weights."""
 
     weights: Path | None = None
-    """A weights file to check as `wsiad train --weights` would read it."""
+    """Weights file to check, as `wsiad train --weights` would read it."""
     format: Literal["text", "json"] = "text"
-    """How to print what was found."""
+    """Format of the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """Check of one part of the installation.
 
     Parameters
     ----------
     name : str
+        Name of the part.
     state : str
         ``"ok"``, ``"note"`` (something optional is missing) or ``"problem"``.
     finding : str
-        What was found.
+        Result of the check.
     remedy : str
-        What to do; empty where all is well.
+        Suggestion for the user; empty if there is nothing to do.
     """
 
     name: str
@@ -50,20 +51,20 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class DoctorResult:
-    """All checks, and how they read."""
+    """All checks, and their text for the terminal."""
 
     checks: tuple[Check, ...]
     summary: str
 
     @property
     def exit_code(self) -> int:
-        """1 if there is a problem, else 0."""
+        """Exit code of the command: 1 if there is a problem, else 0."""
         return int(any(check.state == PROBLEM for check in self.checks))
 
 
 @verb(DoctorConfig)
 def doctor(config: DoctorConfig) -> DoctorResult:
-    """Look at what wsiad needs and say what is missing. Nothing is changed or downloaded."""
+    """Check what wsiad needs, and report what is missing; nothing is changed or downloaded."""
     steps: list[Callable[[], Iterator[Check]]] = [
         _packages,
         _openslide,
@@ -104,7 +105,7 @@ def _packages() -> Iterator[Check]:
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     if missing:
         # A conda environment has OpenSlide and OpenCV under other names.
-        yield Check("packages", NOTE, text, "Fine under conda; else: pip install wsiad")
+        yield Check("packages", NOTE, text, "This is fine under conda; else: pip install wsiad")
     else:
         yield Check("packages", OK, text)
 
@@ -132,7 +133,7 @@ def _torch() -> Iterator[Check]:
             "device",
             NOTE,
             f"no GPU; {torch.get_num_threads()} CPU threads",
-            "Training the deep methods takes hours here; gaussian and knn take minutes.",
+            "Training the deep methods takes hours on this machine; gaussian and knn take minutes.",
         )
 
 
@@ -145,12 +146,12 @@ def _torchvision() -> Iterator[Check]:
             "torchvision",
             NOTE,
             "models load; its compiled operators do not (built for another torch)",
-            "Nothing in wsiad needs them. To mend: install torch and torchvision together.",
+            "Nothing in wsiad needs them. To repair: install torch and torchvision together.",
         )
 
 
 def _detectors() -> Iterator[Check]:
-    """Check that the detectors of plug-ins load; those of wsiad come with it."""
+    """Yield checks that the detectors of plug-ins load; those of wsiad come with it."""
     from wsiad.detectors import registry
 
     plugins = registry.plugins()
@@ -179,8 +180,8 @@ def _weights(path: Path | None) -> Iterator[Check]:
         f"in {folder}: {', '.join(cached) or 'none'}",
         ""
         if cached
-        else "With internet they are downloaded on first use; without, the network that comes "
-        "with wsiad is used, or give --weights FILE.",
+        else "With an internet connection they are downloaded on first use. Without, the network "
+        "that comes with wsiad is used, or that of --weights FILE.",
     )
     shipped = weights.SHIPPED_FILE
     if shipped.is_file():

@@ -1,4 +1,4 @@
-"""Evaluate results, or somebody else's detections, against ground truth."""
+"""``wsiad evaluate``: figures of results, or of detections, against ground truth."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 
 class EvaluateConfig(EvaluationOptions):
-    """Slide AUC, FROC and tile AUROC of results, or of somebody's detections."""
+    """Compute slide AUC, FROC and tile AUROC of results or detections against ground truth."""
 
     results: Path | None = None
-    """Results folder of `wsiad heatmap`; or else `detections`."""
+    """Results folder of `wsiad heatmap`; an alternative to `detections`."""
     detections: Path | None = None
-    """Folder of CSV files, one a slide: confidence, x, y in level-0 pixels."""
+    """Folder of CSV files, one per slide: confidence, x, y in level-0 pixels."""
     out: Path | None = None
-    """Where figures and plots go; by default the results folder."""
+    """Folder for figures and plots; by default the results folder."""
     group_by: str | None = None
-    """Column, such as `center`: every figure by its groups too."""
+    """Column, such as `center`, by whose groups every figure is also computed."""
     groups: Path | None = None
-    """CSV that has it, such as the manifest; by default the reference."""
+    """CSV with that column, such as the manifest; by default the reference."""
     slide_classifier: Literal["none", "forest"] = "none"
-    """`forest`: slide AUC of a random forest on 31 features of the heatmaps, too. Supervised:
-    it learns from the reference, cross-validated by slide."""
+    """`forest` adds the slide AUC of a random forest on 31 features of the heatmaps. It is
+    supervised: it learns from the reference, cross-validated by slide."""
     feature_quantiles: Annotated[tuple[float, ...], pydantic.Field(min_length=2, max_length=2)] = (
         0.999,
         0.99,
     )
-    """Healthy quantiles, the high and the low one, above which the forest measures regions."""
+    """High and low healthy quantile above which the forest measures regions."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if (self.results is None) == (self.detections is None):
-            raise ValueError("give either `results` or `detections`")
+            raise ValueError("set either `results` or `detections`")
         if self.out is None and self.results is None:
             raise ValueError("`detections` need an `out` folder")
         if self.detections is not None and self.slide_score != "max":
@@ -57,25 +57,25 @@ class EvaluateConfig(EvaluationOptions):
         if self.detections is not None and self.slide_classifier != "none":
             raise ValueError("`detections` come without heatmaps for a `slide_classifier`")
         if self.groups is not None and self.group_by is None:
-            raise ValueError("`groups` need the column's name, `group_by`")
+            raise ValueError("`groups` needs the name of the column, `group_by`")
         high, low = self.feature_quantiles
         if not 0 < low <= high <= 1:
-            raise ValueError("`feature_quantiles` are the high one, then the low one, 0 to 1")
+            raise ValueError("`feature_quantiles` must be the high one, then the low one, 0 to 1")
         return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationResult:
-    """Figures of an evaluation and the files that hold them.
+    """Figures of an evaluation, and the files that contain them.
 
     Parameters
     ----------
     figures : Figures
         Slide AUC, tile AUROC, FROC by protocol, and counts.
     report, lesions, roc_plot, froc_plot : Path
-        ``evaluation.json``, ``lesions.csv``, ``roc.png`` and ``froc.png``.
+        Paths of ``evaluation.json``, ``lesions.csv``, ``roc.png`` and ``froc.png``.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     figures: Figures
@@ -93,9 +93,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     Raises
     ------
     EvaluationError
-        Results, ground truth and reference do not fit together, or one of them is not
-        valid; no slide of the reference without results is left out that was not excluded by
-        name. Those without a score are left out, which is said first.
+        Results, ground truth and reference do not fit together, or one of them is not valid. A
+        slide of the reference without results is an error too, unless it is excluded by name.
+        Slides without a score are left out, which the summary states first.
     AnnotationError
         An annotation file is not valid or contradicts the reference.
     """
@@ -177,7 +177,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 
 def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
-    """Add the figures to the report that ``wsiad heatmap`` wrote, where it did."""
+    """Add the figures to the report of the results, if ``wsiad heatmap`` wrote one."""
     from wsiad.report.report import write_results_report
     from wsiad.results.file_names import FACTS
 
@@ -188,7 +188,7 @@ def _complete_report(results: Path, out: Path, *, seconds: float) -> None:
 def _summary(
     figures: Figures, more: dict[str, Any], said: list[str], report: Path
 ) -> Iterator[str]:
-    """Yield the figures and what they rest on, line by line."""
+    """Yield the figures and their conditions, line by line."""
     named = {
         "slide AUC": str(figures.slide_auc),
         **{f"FROC {name}": str(froc.score) for name, froc in figures.froc.items()},
@@ -210,7 +210,7 @@ def _summary(
 
 
 def _lacking(counts: dict[str, Any]) -> str:
-    """Say how many slides of a group have no score."""
+    """Return a note on the slides of a group without a score; empty if there are none."""
     count = counts["slides_without_score"]
     return f" ({count} more without a score)" if count else ""
 

@@ -1,4 +1,4 @@
-"""``wsiad export``: files, regions and detections from results that are scored already."""
+"""``wsiad export``: derive files, regions and detections from results, without scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsiad.slides.slide_table import SlideRow, SlideTable, failures, read_table,
 
 
 class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
-    """Write more files of results, or derive regions and detections anew; nothing is scored."""
+    """Add files to results, or derive other regions and detections; nothing is scored again."""
 
     ORDER = (..., "quiet")
 
@@ -25,12 +25,12 @@ class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
     )
 
     results: Path
-    """Results folder of `wsiad heatmap`; it is changed in place, its scores are not."""
+    """Results folder of `wsiad heatmap`; it is changed in place, but its scores stay."""
     format: Texts = ()
-    """Formats to write besides those that there are: `qupath`, `asap`, `ome-zarr`, or one of
-    another package; `png`, `ome-tiff`, `geojson` and `camelyon` every results folder has."""
+    """Formats to add: `qupath`, `asap`, `ome-zarr`, or one of another package. Every results
+    folder already has `png`, `ome-tiff`, `geojson` and `camelyon`."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Slides worked on at once, each by a process of its own on this machine."""
+    """Number of processes on this machine; each works on one slide at a time."""
 
     @field_validator("format")
     @classmethod
@@ -43,7 +43,7 @@ class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The result of an export.
+    """Result of an export.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class ExportResult:
     rows : tuple of HeatmapRow
         Rows of the slides that have results.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     results: Path
@@ -61,7 +61,7 @@ class ExportResult:
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
-        """Slides whose files could not be written or derived."""
+        """Rows of the slides whose files could not be derived or written."""
         return tuple(failures(self.rows))
 
 
@@ -69,13 +69,13 @@ class ExportResult:
 def export(config: ExportConfig) -> ExportResult:
     """Derive files, regions and detections from finished results, without the detector.
 
-    Options that are not given stay as they are in the results. Slides are read only to show
-    regions that were not shown before; p-values of regions that are no more are deleted.
+    Options that are not set stay as they are in the results. Slides are read only to show
+    regions that were not shown before. P-values of regions that no longer exist are deleted.
 
     Raises
     ------
     InputError
-        The folder holds no results, or they are damaged or of an earlier version.
+        The folder contains no results, or they are damaged or of an earlier version.
     """
     from wsiad.compute.batch import run_batch
     from wsiad.core.ownership import clear_leftovers
@@ -119,6 +119,6 @@ def _outcome(rows: list[HeatmapRow], results: Path) -> list[str]:
         told.append(
             f"evidence or views of regions are missing on {len(lacking)} "
             f"slide{'s' if len(lacking) != 1 else ''} ({lacking[0]}{', …' * (len(lacking) > 1)}): "
-            "wsiad heatmap with the same region options adds them"
+            "run wsiad heatmap with the same region options to add them"
         )
     return told

@@ -1,4 +1,4 @@
-"""``wsiad export-tiles``: a store's tiles as image files, or their coordinates as HDF5."""
+"""``wsiad export-tiles``: write a store's tiles as image files, or their coordinates as HDF5."""
 
 from __future__ import annotations
 
@@ -29,33 +29,35 @@ COLUMNS = ("slide", "file", "index", "x", "y", "width", "height", "label")
 
 
 class ExportTilesConfig(QuietOptions, StoreOptions):
-    """Tiles of a store for other programs."""
+    """Write the tiles of a store, or their coordinates, for other programs."""
 
     ORDER = ("store", ..., "quiet")
 
     out: Path
-    """Folder to write to; slides that are whole in it are not written again."""
+    """Folder to write to; slides that are complete in it are not written again."""
     format: Literal["png", "jpeg", "clam", "trident"] = "png"
-    """Image files, or one HDF5 of coordinates per slide; see docs/interchange.md."""
+    """Image files (`png`, `jpeg`), or one HDF5 of coordinates per slide (`clam`, `trident`); see
+    docs/interchange.md."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Quality of JPEG, up to 100."""
+    """Quality of `jpeg`, 1 to 100."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportTilesResult:
-    """The result of exporting tiles.
+    """Result of exporting tiles.
 
     Parameters
     ----------
     out : Path
+        Folder of the export.
     slides : tuple of str
-        Exported, those of earlier calls counted in.
+        Names of the exported slides, including those of earlier calls.
     failed : tuple of SlideRow
-        Slides that cannot be exported so, with the reason.
+        Slides that cannot be exported in this format, with the reason.
     unusable : tuple of SlideRow
-        Slides that could not be looked at, with the reason: nothing is written of them.
+        Slides that could not be looked at, with the reason; they have no files.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     out: Path
@@ -72,9 +74,9 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     Raises
     ------
     StoreError
-        There is no store, or it is damaged.
+        The store does not exist or is damaged.
     InputError
-        The store is empty, or the folder holds another export or something else.
+        The store is empty, or the folder contains another export or something else.
     """
     from wsiad.store.tile_store import TileStore
 
@@ -144,7 +146,7 @@ def _facts(config: ExportTilesConfig, digest: str, slides: dict[str, str]) -> di
 
 
 def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
-    """Return the slides that an equal export left in the folder; refuse any other folder."""
+    """Return the slides that an equal export has completed; refuse any other folder."""
     path = config.out / EXPORT
     if not path.exists():
         refuse_foreign(config.out, InputError, what="an export", marks=[EXPORT])
@@ -159,6 +161,6 @@ def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
         raise InputError(
             f"holds an export of another store, or with other options: {', '.join(told)}",
             subject=str(config.out),
-            remedy="Give another --out, or delete this one.",
+            remedy="Set another --out, or delete this one.",
         )
     return slides

@@ -1,7 +1,4 @@
-"""``wsiad heatmap``: slides, scored by a run's detector.
-
-``wsiad heatmap --healthy``: results that come with p-values.
-"""
+"""``wsiad heatmap``: score slides with the detector of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ from wsiad.slides.slide_table import (
 
 
 class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions, HeatmapOptions):
-    """Score slides with the detector of a run."""
+    """Score slides with the detector of a run: heatmaps, regions, detections and a report."""
 
     ORDER: ClassVar[Order] = (
         ...,
@@ -49,17 +46,17 @@ class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions,
     run: Path
     """Run folder that `wsiad train` made."""
     slides: Annotated[Paths, Field(min_length=1)]
-    """Slide files, folders, manifest CSVs; or one tile store."""
+    """Slide files, folders of slides and manifest CSVs; or one tile store."""
     out: Path
-    """Folder of the results; slides that are whole in it are not scored again."""
+    """Folder of the results; slides that are complete in it are not scored again."""
     damaged_tiles: Literal["fail", "skip"] = "fail"
-    """Effect of a damaged part of a slide's file: the slide fails; or the windows that lie in it
-    are left out, counted and shown as not assessed."""
+    """Effect of a damaged part of a slide's file. `fail`: the slide fails; `skip`: the windows in
+    that part are left out, counted and shown as not assessed."""
     healthy: Path | None = None
-    """Results folder of held-out healthy slides, scored by the same run with the same options:
-    p-values are added to the results (see `wsiad significance`)."""
+    """Results folder of held-out healthy slides, scored by the same run with the same options,
+    to add p-values to the results (see `wsiad significance`)."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """The most windows scored at once; a CPU takes fewer, to the same scores."""
+    """Maximum number of windows to score at a time; fewer on a CPU, with the same scores."""
 
     @field_validator("viewers")
     @classmethod
@@ -72,15 +69,16 @@ class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions,
 
 @dataclass(frozen=True, slots=True)
 class HeatmapResult:
-    """The result of scoring slides.
+    """Result of scoring slides.
 
     Parameters
     ----------
     results : Path
+        Results folder.
     rows : tuple of HeatmapRow
-        The slides of this call, in order of their names.
+        Rows of this call's slides, in order of their names.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     results: Path
@@ -89,12 +87,12 @@ class HeatmapResult:
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
-        """Slides without results although they were asked for."""
+        """Rows of the slides that failed."""
         return tuple(failures(self.rows))
 
     @property
     def unusable(self) -> tuple[SlideRow, ...]:
-        """Slides without a score that are not without tissue: they could not be looked at."""
+        """Rows of the slides that could not be looked at; they may have tissue."""
         return tuple(unusable(self.rows))
 
 
@@ -102,21 +100,21 @@ class HeatmapResult:
 def heatmap(config: HeatmapConfig) -> HeatmapResult:
     """Score slides: heatmaps, regions, detections and the report.
 
-    A slide that fails is reported and does not stop the others. Slides that are scored are not
-    scored again, if slide, run and the options that decide scores are the same; what is derived
-    from their scores is derived anew where it was derived by other options.
+    A slide that fails is reported and does not stop the others. Slides that were scored are not
+    scored again if slide, run and the options that decide scores are the same. Parts that were
+    derived from the scores with other options are derived again.
 
     Raises
     ------
     RunError
         The run is missing, not complete or damaged.
     InputError
-        No slides were found, or the folder holds results of another run or options; or so
-        do those of healthy slides, or they are not held out.
+        No slides were found; or the results folder, or that of the healthy slides, contains
+        results of another run or options; or the healthy slides are not held out.
     StoreError
-        Slides are given as a store that is damaged or was prepared otherwise.
+        The slides are a store that is damaged or was prepared differently.
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        The cluster or scheduler does not exist or accepts no jobs.
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
@@ -166,7 +164,7 @@ def _finish(
     *,
     seconds: float,
 ) -> str:
-    """Write the report, as soon as every slide of all shards has its row; say what was done."""
+    """Write the report when every slide of all shards has its row, and return the summary."""
     from wsiad.report.report import write_results_report
     from wsiad.results.significance_comparison import add_significance
 
@@ -191,13 +189,16 @@ def _finish(
     }
     write_json(record_path(config.out, config.shard), record)
     if waiting:
-        return f"{scored} in shard {config.shard}; the report waits for {len(waiting)} of others"
+        return (
+            f"{scored} in shard {config.shard}; the report waits for {len(waiting)} slides of "
+            "other shards"
+        )
     report = write_results_report(config.out)
     return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}{found}"
 
 
 def _project(config: HeatmapConfig) -> str:
-    """Write the QuPath project, if it is wanted, and say where it is."""
+    """Write the QuPath project if it is requested, and return a text with its path."""
     from wsiad.results.qupath_project import write_results_project
 
     return f"; {write_results_project(config.out)}" if "qupath" in config.viewers else ""

@@ -1,4 +1,4 @@
-"""``wsiad import-tiles``: tiles that somebody else cut, into a store without geometry."""
+"""``wsiad import-tiles``: import tiles of other programs into a store without geometry."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptio
 
 
 class ImportStainOptions(StainOptions):
-    """As for slides, but off by default: a source may mix slides, which have no one stain."""
+    """Stain options of an import; off by default, because a source may mix slides and stains."""
 
     method: StainMethod = "none"
-    """Method, fitted once per source; only where a source is the tiles of one slide."""
+    """Method, fitted once per source; use it only if each source has the tiles of one slide."""
 
 
 class ImportTilesConfig(QuietOptions):
-    """Tiles from folders, tars and HDF5 files into a store without slide geometry."""
+    """Import tiles from folders, tars and HDF5 files into a store without slide geometry."""
 
     ORDER = (..., "quiet")
 
     sources: Annotated[Paths, Field(min_length=1)]
-    """Folders of PNG, JPEG or TIFF tiles, tars of them, or HDF5 files as PCam's."""
+    """Folders of PNG, JPEG or TIFF tiles, tars of such tiles, or HDF5 files like PCam's."""
     out: Path
-    """Folder of the store; sources that are whole in it are not imported again."""
+    """Folder of the store; sources that are complete in it are not imported again."""
     mpp: Annotated[float, Field(gt=0, le=64)]
-    """Scale of the tiles, µm/px; files of tiles do not state it."""
+    """Scale of the tiles, µm/px, which their files do not state."""
     tile: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Edge of the tiles, pixels; by default that of the first tile. No tile is resized."""
     label: str = ""
     """Label of all sources of this call, such as `normal` or `tumor`."""
     labels: Paths = ()
-    """HDF5 files with `y` (0 normal, 1 tumour), one for each source and in their order; a
+    """HDF5 files with `y` (0 normal, 1 tumour), one for each source, in the same order. A
     source becomes two groups, `<name>-normal` and `<name>-tumor`."""
     split: str = ""
-    """Split of the tiles that `wsiad train --split` chooses by."""
+    """Split of the tiles, by which `wsiad train --split` chooses."""
     stain: ImportStainOptions = ImportStainOptions()
-    """How stains are made alike."""
+    """Options of stain normalisation."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Sources imported at once, each by a process of its own."""
+    """Number of processes; each imports one source at a time."""
     compression: CompressionOptions = CompressionOptions()
-    """How the store keeps its pixels."""
+    """Options of the compression of pixels in the store."""
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
         if self.labels and len(self.labels) != len(self.sources):
             raise ValueError(f"{len(self.labels)} `labels` for {len(self.sources)} `sources`")
         if self.labels and self.label:
-            raise ValueError("give either `label` or `labels`")
+            raise ValueError("set either `label` or `labels`, not both")
         return self
 
     def preparation(self, tile: int) -> Preparation:
-        """Return what decides the pixels, as a store keeps it."""
+        """Return the options that decide the pixels, as a store records them."""
         stain = StainOptions(**self.stain.model_dump())
         return Preparation(mpp=self.mpp, tile=tile, stain=stain)
 
@@ -74,14 +74,14 @@ class ImportTilesConfig(QuietOptions):
 def import_tiles(config: ImportTilesConfig) -> TileResult:
     """Import tiles into a store.
 
-    A source that holds anything but tiles of one size is reported, leaves nothing in the
-    store and does not stop the others. Sources that are whole in the store are skipped,
+    A source with anything other than tiles of one size is reported, leaves nothing in the
+    store and does not stop the others. Sources that are complete in the store are skipped
     if they are the same.
 
     Raises
     ------
     InputError
-        A source does not exist or is of no known kind, or no size of tiles can be found.
+        A source does not exist or is of an unknown kind, or the size of tiles cannot be found.
     StoreMismatchError
         The store was made with another configuration.
     StainError
@@ -125,7 +125,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
 
 
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
-    """List the groups that the sources become; clashing or unsafe names state their problem."""
+    """List the groups that the sources become; clashing or unsafe names become problems."""
     from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import source_format, source_name
 
@@ -136,7 +136,7 @@ def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Pa
             found.append((name, path, None, "", config.label.strip().lower()))
             continue
         if kind != "hdf5":
-            raise InputError("only HDF5 sources take `labels`", subject=str(path))
+            raise InputError("only HDF5 sources accept `labels`", subject=str(path))
         tumour = read_labels(config.labels[number])
         parts: list[Part] = ["normal"] if not tumour.all() else []
         parts += ["tumor"] if tumour.any() else []
@@ -164,7 +164,7 @@ def _problem(name: str, count: int) -> str:
 
 
 def _tile_of(config: ImportTilesConfig) -> int:
-    """Edge of the tiles: the store's, where there is one, else that of the first tile."""
+    """Return the edge of the tiles: that of an existing store, else that of the first tile."""
     from wsiad.store.tile_store import TileStore, is_store
 
     if is_store(config.out):
@@ -179,6 +179,6 @@ def _tile_of(config: ImportTilesConfig) -> int:
         except InputError as error:
             problems.append(str(error))
     raise InputError(
-        f"no size of tiles can be found: {problems[0].rstrip('.')}",
-        remedy="Or give --tile in pixels.",
+        f"the size of tiles cannot be found: {problems[0].rstrip('.')}",
+        remedy="Correct that, or set --tile in pixels.",
     )

@@ -1,4 +1,4 @@
-"""``wsiad pretrain``: a perceptual network, trained on the healthy tiles of a store."""
+"""``wsiad pretrain``: train a perceptual network on the healthy tiles of a store."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
     ORDER = ("store", "out", "options", "split", "quality", "seed", ...)
 
     out: Path
-    """Folder of the network; an interrupted training in it goes on."""
+    """Folder of the network; an interrupted training in it continues."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the network and its training, see docs/pretrain.md; may be given several times."""
+    """Option of the network and its training, see docs/pretrain.md; can be passed several times."""
     seed: int = 0
-    """Same seed, same result."""
+    """Seed of the training; the same seed gives the same result."""
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainResult:
-    """The result of pretraining.
+    """Result of pretraining.
 
     Parameters
     ----------
     weights : Path
-        What `--weights` takes: safetensors, torchvision's keys of VGG19.
+        Weights file for `--weights`: safetensors, with torchvision's keys of VGG19.
     ended_by : str
-        What ended the training.
+        Reason why the training ended.
     steps : int
-        Optimiser steps taken.
+        Number of optimiser steps.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     weights: Path
@@ -71,22 +71,22 @@ class PretrainResult:
 
 @verb(PretrainConfig)
 def pretrain(config: PretrainConfig) -> PretrainResult:
-    """Train a small VGG19 to tell healthy tiles apart, whatever their stain and orientation.
+    """Train a small VGG19 to distinguish healthy tiles, independently of stain and orientation.
 
-    SimCLR (Chen et al., ICML 2020) with views for stained tissue, at several depths of the
-    network at once; the authors of the Deep Perceptual Autoencoder pretrained theirs by
-    SimCLR for the MOOD challenge of 2020.
+    The method is SimCLR (Chen et al., ICML 2020) with views for stained tissue, at several depths
+    of the network at the same time. The authors of the Deep Perceptual Autoencoder pretrained
+    their network with SimCLR for the MOOD challenge of 2020.
 
     Raises
     ------
     StoreError, InputError
-        There is no store, it is damaged, or has no healthy tiles to use.
+        The store does not exist, is damaged, or has no healthy tiles to use.
     ConfigError
-        An option is unknown or wrong.
+        An option is unknown or has an invalid value.
     DetectorError
         The tiles are too small, or the training diverged.
     RunError
-        The folder holds something else.
+        The folder contains something else.
     """
     from wsiad.learning.contrastive import ContrastiveOptions, new_training
     from wsiad.learning.detector import Budget, FitContext, HealthyTiles
@@ -103,7 +103,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         raise DetectorError(
             f"views of {options.views.view_px} px do not fit in tiles of {tile} px",
             subject=str(config.store),
-            remedy=f"Give --option views.view_px={tile}, or tile larger.",
+            remedy=f"Set --option views.view_px={tile}, or make larger tiles.",
         )
     thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = healthy_slides(store, config.split)
@@ -151,7 +151,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         summary = (
             f"{unseen}{END_WORDS[result.ended_by]} after {result.steps} steps; held-out loss "
             f"{result.best_loss:.4f} at step {result.best_step}\n"
-            f"use it: --weights {config.out / WEIGHTS}"
+            f"to use it: --weights {config.out / WEIGHTS}"
         )
         return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
 

@@ -1,4 +1,4 @@
-"""``wsiad score-tiles``: each tile of a store scored, and tile AUROC where tiles are labelled."""
+"""``wsiad score-tiles``: score each tile of a store, and compute tile AUROC from labels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SCORES = "scores.csv"
 
 
 class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
-    """Score each tile of a store with the detector of a run."""
+    """Score each tile of a store with the detector of a run, and compute tile AUROC from labels."""
 
     ORDER = ("run", "store", ..., "device", "quiet")
 
@@ -53,33 +53,33 @@ class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
     out: Path
     """Folder of the scores; those of an earlier call in it are replaced."""
     normal: tuple[str, ...] = ()
-    """Labels that mean normal; by default those that `wsiad train` takes as healthy. Any
-    other label means tumour, and groups without one are scored but not evaluated."""
+    """Labels that mean normal; by default those that `wsiad train` counts as healthy. Any
+    other label means tumour; groups without a label are scored but not evaluated."""
     tumour: tuple[str, ...] = ()
-    """Labels of slides all of whose tiles in the store are tumour, as where they were cut
-    within outlines; by default nothing is known of the tiles of a slide with tumour."""
+    """Labels of slides of which every tile in the store is tumour, for example because tiles were
+    cut inside outlines. By default, tiles of a slide with tumour are not evaluated."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """The most tiles scored at once; a CPU takes fewer, to the same scores."""
+    """Maximum number of tiles to score at a time; fewer on a CPU, with the same scores."""
     bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    """Resamples of the groups for the interval."""
+    """Number of resamples of the groups, for the interval."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the resamples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTilesResult:
-    """The result of scoring tiles.
+    """Result of scoring tiles.
 
     Parameters
     ----------
     scores, evaluation : Path
-        ``scores.csv`` and ``evaluation.json``.
+        Paths of ``scores.csv`` and ``evaluation.json``.
     groups : tuple of GroupScores
-        In order of their names.
+        Scores by group, in order of the groups' names.
     tile_auroc : Estimate
-        With its interval over groups.
+        Tile AUROC with its interval by resampling groups.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     scores: Path
@@ -91,18 +91,18 @@ class ScoreTilesResult:
 
 @verb(ScoreTilesConfig)
 def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
-    """Score the tiles of a store; where a tile is larger than the input, its centre.
+    """Score the tiles of a store; of tiles larger than the detector's input, the centre is scored.
 
     Raises
     ------
     RunError
         The run is missing, not complete or damaged.
     StoreError
-        The store is missing, damaged, or was prepared otherwise than the run's.
+        The store is missing, damaged, or was prepared differently from that of the run.
     DetectorError
         A score is not finite; nothing is written then.
     InputError
-        The store is empty, or the output folder holds something else.
+        The store is empty, or the output folder contains something else.
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.evaluation.auc import slide_auc, tile_auroc
@@ -184,7 +184,7 @@ def _scored(
                 raise DetectorError(
                     f"the run gives scores of {slide.name} that are not finite",
                     subject=str(config.run),
-                    remedy="Its weights are damaged: copy the run again, or train again.",
+                    remedy="Copy the run again, or train again: its weights are damaged.",
                 )
             groups.append(GroupScores(slide.name, label, truth, scores))
     return groups
@@ -207,7 +207,7 @@ def _summary(
     lines.append(f"tile AUROC {area}: {counts[TUMOUR]} tumour and {counts[NORMAL]} normal tiles")
     if area.low is None:
         lines.append(f"  {area.interval_undefined}")
-        lines.append(f"  as if tiles were independent, which they are not: {independent}")
+        lines.append(f"  if tiles were independent, which they are not: {independent}")
     if any(kind["learnt_from"] or kind["left_out"] for kind in types):
         lines += [type_line(kind) for kind in types]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``wsiad significance``: p-values for results, from healthy slides that were held out."""
+"""``wsiad significance``: add p-values to results, from held-out healthy slides."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from wsiad.results.significance_comparison import SignificanceConfig, Significan
 
 @verb(SignificanceConfig)
 def significance(config: SignificanceConfig) -> SignificanceResult:
-    """Add p-values to results, and say so in their report; nothing is scored again.
+    """Add p-values to results and to their report; nothing is scored again.
 
     Raises
     ------
     InputError
-        A folder holds no results or those of another run or other options; a healthy slide
-        was used for the run, is labelled as anything but healthy, or is among the slides
+        A folder contains no results, or those of another run or other options; or a healthy
+        slide was used for the run, has a label other than healthy, or is among the slides
         that are compared with it.
     ExportError
         Results of a slide are damaged.

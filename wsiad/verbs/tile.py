@@ -1,4 +1,4 @@
-"""``wsiad tile``: slides into a tile store."""
+"""``wsiad tile``: cut slides into a tile store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wsiad.tiling.preparation import CompressionOptions, Preparation
 
 
 class TileConfig(QuietOptions, ComputeOptions, Preparation):
-    """Slides into a zarr store of stain-normalised tissue tiles."""
+    """Cut slides into a zarr store of stain-normalised tissue tiles."""
 
     ORDER = (..., "quiet")
 
@@ -40,17 +40,17 @@ class TileConfig(QuietOptions, ComputeOptions, Preparation):
     """Slide files, folders of slides, or manifest CSVs (`slide`, `name`, `mpp`,
     `label`, `split`; docs/manifest.md)."""
     out: Path
-    """Folder of the store; slides that are whole in it are not tiled again."""
+    """Folder of the store; slides that are complete in it are not tiled again."""
     coords: Path | None = None
-    """Folder of HDF5 files as CLAM's or TRIDENT's that say where tiles lie, one a slide; in
-    place of the grid and of `min_coverage`."""
+    """Folder of HDF5 files with the coordinates of tiles, one per slide, like those of CLAM or
+    TRIDENT. They replace the grid and `min_coverage`."""
     override_mpp: bool = False
-    """The µm/px of a manifest, or else of `slide_mpp`, holds for slides that state another, too."""
+    """Use the µm/px of the manifest, or else of `slide_mpp`, also for slides that state others."""
     compression: CompressionOptions = CompressionOptions()
-    """How the store keeps its pixels."""
+    """Options of the compression of pixels in the store."""
     split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
-    """Slides of more tiles are tiled in parts of about so many, by as many workers as are free;
-    each is kept when it is whole."""
+    """Maximum number of tiles that are cut in one piece. Slides with more tiles are divided into
+    parts of about this size, which free workers do; each part is kept when it is complete."""
 
     @field_validator("slide_mpp")
     @classmethod
@@ -60,7 +60,7 @@ class TileConfig(QuietOptions, ComputeOptions, Preparation):
     @model_validator(mode="after")
     def _coordinates_need_no_stride(self) -> Self:
         if self.coords is not None and self.stride is not None:
-            raise ValueError("`coords` say where tiles lie: give no `stride`")
+            raise ValueError("`coords` states the positions of tiles: leave out `stride`")
         return self
 
 
@@ -68,8 +68,8 @@ class TileConfig(QuietOptions, ComputeOptions, Preparation):
 def tile(config: TileConfig) -> TileResult:
     """Tile slides into a store.
 
-    A slide that fails is reported and does not stop the others. Slides that are whole
-    in the store are skipped, if slide and configuration are the same.
+    A slide that fails is reported and does not stop the others. Slides that are complete
+    in the store are skipped if slide and configuration are the same.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def tile(config: TileConfig) -> TileResult:
     StainError
         The stain target cannot be used.
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        The cluster or scheduler does not exist or accepts no jobs.
     """
     # Heavy, and of no use to `--help`.
     from wsiad.report.store_report import write_store_report
@@ -88,7 +88,7 @@ def tile(config: TileConfig) -> TileResult:
     from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()
-    remedy = "Give slide files, folders of them, or a manifest."
+    remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
         inputs = slides_of_shard(find_slides(config.slides), config.shard)
     target = stain_target(config).to_dict()

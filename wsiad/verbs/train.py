@@ -1,4 +1,4 @@
-"""``wsiad train``: a detector, fitted on the healthy tiles of a store."""
+"""``wsiad train``: fit a detector on the healthy tiles of a store."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _FREE = frozenset(
     {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
     | {"healthy_examples"}
 )
-"""Options that may change while a run is made: where things are, and when to stop. A checkpoint
-knows better what was learnt from, and whether a limit may change."""
+"""Options that may differ when a run is resumed: paths, devices and limits. The checkpoint itself
+checks the training data, and whether a limit may change."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The result of a training.
+    """Result of a training.
 
     Parameters
     ----------
     run : Path
-        The run folder.
+        Run folder.
     ended_by : str
-        What ended the fit.
+        Reason why the fit ended.
     steps : int
-        Optimiser steps taken.
+        Number of optimiser steps.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     run: Path
@@ -56,24 +56,24 @@ class TrainResult:
 
 @verb(TrainConfig)
 def train(config: TrainConfig) -> TrainResult:
-    """Fit a detector and calibrate it on healthy tiles held out by slide.
+    """Fit a detector, and calibrate it on healthy tiles of held-out slides.
 
     Raises
     ------
     StoreError
-        There is no store, or it is damaged.
+        The store does not exist or is damaged.
     InputError
-        The store has no healthy tiles to use, or that of anomalies no anomalous ones, or
+        The store has no healthy tiles to use, the store of anomalies has no anomalous tiles, or
         another process works in the folder.
     StoreMismatchError
-        The anomalous tiles were prepared otherwise than the healthy ones.
+        The anomalous tiles were prepared differently from the healthy ones.
     DetectorError
-        The method is unknown, cannot be fitted on these tiles, or was given anomalous tiles
+        The method is unknown, cannot be fitted on these tiles, or got anomalous tiles
         that it cannot use, or none although it needs them.
     WeightsError
-        Pretrained weights are not at hand.
+        Pretrained weights are not available.
     RunError
-        The folder holds a complete run, or one of another configuration.
+        The folder contains a complete run of another configuration, or parts of one.
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
@@ -121,7 +121,7 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
     ]
     if anomalies := run.notes.get("anomalies"):
         lines.append(
-            f"learnt from {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
+            f"trained on {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
             f"slides: {', '.join(anomalies['types'])}; other types of anomaly were not seen"
         )
     weights = run.notes.get("weights")

@@ -1,4 +1,4 @@
-"""``wsiad tune``: a detector's options, chosen with a few labelled anomalous tiles."""
+"""``wsiad tune``: choose a detector's options with a few labelled anomalous tiles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
     | {"retry_failed", "quiet"}
 )
-"""Options that may differ when a search goes on: none of them changes what a trial gives."""
+"""Options that may differ when a search continues, because they do not change any trial."""
 
 
 class TuneConfig(QuietOptions, WorkerOptions, SearchOptions):
@@ -46,19 +46,20 @@ class TuneConfig(QuietOptions, WorkerOptions, SearchOptions):
     ORDER = (..., "at_once", "retry_failed", "quiet")
 
     at_once: Annotated[int, Field(ge=1)] | None = None
-    """Trials in work at once; by default as many as there are workers. Has to be given with
+    """Number of trials that run at the same time; by default the number of workers. Required with
     `scheduler`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailedTrial:
-    """A trial that failed, as the command line lists it.
+    """Failed trial, as the command line lists it.
 
     Parameters
     ----------
     slide : str
-        Which one.
+        Name of the trial, in place of a slide.
     reason : str
+        Reason of the failure.
     """
 
     slide: str
@@ -67,20 +68,20 @@ class FailedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """The result of a search.
+    """Result of a search.
 
     Parameters
     ----------
     out : Path
         Folder of the search.
     trials : tuple of Trial
-        All, of earlier calls too.
+        All trials, including those of earlier calls.
     best : Trial or None
-        Of the complete ones the best; its ``best.yaml`` is ready for ``wsiad train``.
+        Best of the complete trials; ``best.yaml`` is its configuration for ``wsiad train``.
     warnings : tuple of str
-        What takes away from the figures.
+        Reasons why the figures are worth less.
     summary : str
-        For people.
+        Summary for the terminal.
     """
 
     out: Path
@@ -91,13 +92,13 @@ class TuneResult:
 
     @property
     def failed(self) -> tuple[FailedTrial, ...]:
-        """Trials that failed."""
+        """Failed trials, for the command line."""
         failed = (trial for trial in self.trials if trial.state == FAILED)
         return tuple(FailedTrial(f"trial {trial.number}", trial.reason) for trial in failed)
 
     @property
     def exit_code(self) -> int:
-        """1 if no trial is complete, else 0."""
+        """Exit code of the command: 1 if no trial is complete, else 0."""
         return int(self.best is None)
 
 
@@ -105,8 +106,8 @@ class TuneResult:
 def tune(config: TuneConfig) -> TuneResult:
     """Try settings of a detector, each by cross-validation, and keep the best.
 
-    In each fold a detector is fitted on the healthy tiles of the other folds and tested on the
-    healthy and anomalous tiles of this one; no slide is in two folds (Shvetsova et al. 2021,
+    In each fold, a detector is fitted on the healthy tiles of the other folds and tested on the
+    healthy and anomalous tiles of this fold. No slide is in two folds (Shvetsova et al. 2021,
     section IV-C, without the overlap of the folds that they released).
 
     Raises
@@ -116,18 +117,18 @@ def tune(config: TuneConfig) -> TuneResult:
     DetectorError
         The method is unknown, or needs larger tiles.
     StoreError
-        There is no store, or it is damaged.
+        A store does not exist or is damaged.
     StoreMismatchError
-        The anomalous tiles were prepared otherwise than the healthy ones.
+        The anomalous tiles were prepared differently from the healthy ones.
     InputError
-        There are no healthy or anomalous tiles, or fewer slides than folds; or another
+        There are no healthy or no anomalous tiles, or fewer slides than folds; or another
         process searches in the folder.
     RunError
-        The folder holds something else, or a search of another configuration.
+        The folder contains something else, or a search of another configuration.
     SearchError
         Optuna is not installed.
     ClusterError
-        There is no such cluster or scheduler, or it takes no jobs.
+        The cluster or scheduler does not exist or accepts no jobs.
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.detectors import registry
@@ -166,7 +167,7 @@ def tune(config: TuneConfig) -> TuneResult:
 
 
 def _at_once(config: TuneConfig) -> int:
-    """Return how many trials are in work at once."""
+    """Return the number of trials that run at the same time."""
     from wsiad.compute.jobs import read_jobs
 
     if config.at_once is not None:
@@ -176,23 +177,23 @@ def _at_once(config: TuneConfig) -> int:
         return jobs.jobs * jobs.cores
     if config.scheduler is not None:
         raise ConfigError(
-            "how many trials are in work at once is not known",
+            "the number of trials that run at the same time is not known",
             subject="scheduler",
-            remedy="Give --at-once, the number of its workers.",
+            remedy="Set --at-once to the number of its workers.",
         )
     return config.workers
 
 
 @contextlib.contextmanager
 def _search_folder(config: TuneConfig) -> Iterator[None]:
-    """Take the folder for this process, or take up the search in it.
+    """Claim the folder for this process, to begin or to resume a search.
 
     Raises
     ------
     RunError
-        It holds something else, or a search of another configuration.
+        The folder contains something else, or a search of another configuration.
     InputError
-        Another process searches in it.
+        Another process searches in the folder.
     """
     path = config.out / CONFIG
     with claimed(config.out):
@@ -201,14 +202,14 @@ def _search_folder(config: TuneConfig) -> Iterator[None]:
             raise RunError(
                 f"holds a search of another configuration: {', '.join(changed)}",
                 subject=str(config.out),
-                remedy="Choose another folder, or give what was given then.",
+                remedy="Choose another folder, or use the earlier configuration.",
             )
         write_config(path, config)
         yield
 
 
 def _changed(path: Path, config: TuneConfig) -> list[str]:
-    """Say which fields differ in a stored config that must not."""
+    """Return the fields that differ from a stored config although they must not."""
     left_out = set(_MAY_CHANGE)
     try:
         earlier = resolve(TuneConfig, file=path, flags={})

@@ -1,4 +1,4 @@
-"""``wsiad view``: a zoomable slide with its heatmap over it, in a browser on this machine."""
+"""``wsiad view``: show zoomable slides with their heatmaps in a browser on this machine."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ if TYPE_CHECKING:
 
 
 class ViewConfig(Config):
-    """Look at slides with their heatmaps in a browser, on this machine only."""
+    """Show slides with their heatmaps in a browser, on this machine only."""
 
     results: Path
     """Results folder of `wsiad heatmap`."""
     slides: Paths = ()
-    """Where the slides are now: files, folders or manifest CSVs; by default where they were
-    scored."""
+    """Current files of the slides: files, folders or manifest CSVs; by default the files that
+    were scored."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port on 127.0.0.1; 0 takes a free one."""
+    """Port on 127.0.0.1; 0 for a free one."""
     browser: bool = True
     """Open the page in the browser."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViewResult:
-    """How looking ended."""
+    """Result of viewing, which has no summary."""
 
     summary: str = ""
 
 
 @verb(ViewConfig)
 def view(config: ViewConfig) -> ViewResult:
-    """Show the page until it is interrupted.
+    """Serve the page until the command is interrupted.
 
     Raises
     ------
     InputError
-        The folder does not hold results, the slides are not where they are said to be,
-        or the port is taken.
+        The folder does not contain results, no slides are found in `slides`, or the port is in
+        use.
     """
     server = open_server(config)
-    tell(f"Look at {server.url} (Ctrl-C ends it)")
+    tell(f"Open {server.url} (stop with Ctrl-C)")
     if config.browser and not (_graphical() and webbrowser.open(server.url)):
         tell("No browser could be started: open the address yourself.")
     try:
@@ -73,19 +73,20 @@ def view(config: ViewConfig) -> ViewResult:
 
 
 def _graphical() -> bool:
-    """Whether a browser has a screen: one for the terminal would keep the server from serving."""
+    """Tell whether a browser has a screen; one in the terminal would block the server."""
     if sys.platform in ("darwin", "win32"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def open_server(config: ViewConfig) -> ViewServer:
-    """Open the server of a results folder; it answers once it is let to serve.
+    """Open the server of a results folder; it answers after ``serve_forever`` is called.
 
     Raises
     ------
     InputError
-        As of :func:`view`.
+        The folder does not contain results, no slides are found in `slides`, or the port is in
+        use.
     """
     from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
 
@@ -95,19 +96,19 @@ def open_server(config: ViewConfig) -> ViewServer:
         return ViewServer(pages, port=config.port)
     except OSError as error:
         raise InputError(
-            f"cannot be listened on: {error.strerror}",
+            f"cannot be used: {error.strerror}",
             subject=f"{LOOPBACK}:{config.port}",
-            remedy="Give another --port, or 0 for a free one.",
+            remedy="Set another --port, or 0 for a free one.",
         ) from error
 
 
 def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSlide]:
-    """List the slides of a results folder by rank, and where their files are.
+    """List the slides of a results folder by rank, with their files.
 
     Raises
     ------
     InputError
-        The folder does not hold results, or sources were given that hold no slides.
+        The folder does not contain results, or the sources contain no slides.
     """
     from wsiad.results.folder import Results
     from wsiad.slides.inputs import find_slides
@@ -135,21 +136,21 @@ def _order(row: HeatmapRow) -> tuple[float, str]:
 
 
 def _problem(slide: ViewedSlide) -> str:
-    """Say why the own pixels of a slide cannot be shown; nothing where they can.
+    """Return why a slide's own pixels cannot be shown; empty if they can.
 
-    A heatmap over another slide of the same name would mislead: the file has to be the
-    one that was scored, by the fingerprint that its results keep.
+    A heatmap over another slide of the same name would mislead. The file must therefore be the
+    one that was scored, by the fingerprint in its results.
     """
-    remedy = "Its small picture is shown instead. Say where the slides are by --slides."
+    remedy = "Its small picture is shown instead. Pass the current files with --slides."
     if slide.file is None or not slide.file.is_file():
         return f"The slide is not at {slide.file}. {remedy}"
     try:
         scored = slide.results.fingerprint()
         there = slide_fingerprint(slide.file)
     except (OSError, InputError) as error:
-        return f"It cannot be told whether {slide.file} is what was scored ({error}). {remedy}"
+        return f"It is not known whether {slide.file} is the scored slide ({error}). {remedy}"
     if there != scored:
-        return f"{slide.file} is not the slide that was scored, but another of its name. {remedy}"
+        return f"{slide.file} is another slide than the scored one of this name. {remedy}"
     return _openable(slide)
 
 
