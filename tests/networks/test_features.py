@@ -10,7 +10,7 @@ from support.feature_detectors import CPU, TILES, detector
 from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.learning.detector import FitContext, HealthyTiles, State
 from wsiad.networks import features, vgg, weights
-from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.features import BackboneFeatures, settle
 from wsiad.networks.weights import torchvision_models
 from wsiad.store.dataset import ArrayTiles
 
@@ -170,3 +170,9 @@ def test_slim_vgg_file_is_a_backbone_of_detectors(tmp_path, name):
     zeros = detector(name, **options, **steps)
     zeros.load_state(State(state.tensors, {**state.values, "padding": "zeros"}), CPU)
     assert (zeros.score_places(TILES[:3]) != found.score_places(TILES[:3])).any()
+
+
+@pytest.mark.parametrize("asked", [None, "random", "imagenet", "weights.safetensors"])
+def test_a_file_named_as_backbone_is_refused_before_its_weights_are_looked_for(asked):
+    with pytest.raises(DetectorError, match=r"no network '/data/resnet\.pth'.*--weights"):
+        settle("/data/resnet.pth", asked, seed=0)

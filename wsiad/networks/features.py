@@ -256,19 +256,29 @@ def _build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
         )
     if backbone == SHIPPED:
         backbone = "vgg19"
-    models = torchvision_models()
-    known = models.list_models(module=models)
-    if backbone not in known:
-        near = difflib.get_close_matches(backbone, known, n=1)
-        raise DetectorError(
-            f"torchvision has no network {backbone!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else ""),
-            remedy=f"Choose one of {', '.join(known)}.",
-        )
+    _check_name(backbone)
     # GoogLeNet and Inception would otherwise draw weights for minutes, and warn.
     extra = {"init_weights": True} if backbone in {"googlenet", "inception_v3"} else {}
-    network: nn.Module = models.get_model(backbone, weights=None, **extra)
+    network: nn.Module = torchvision_models().get_model(backbone, weights=None, **extra)
     return network.eval()
+
+
+def _check_name(backbone: str) -> None:
+    """Refuse a network that torchvision does not have."""
+    models = torchvision_models()
+    known = models.list_models(module=models)
+    if backbone in known:
+        return
+    if "/" in backbone or Path(backbone).suffix:
+        remedy = "Pass a file of weights by --weights; the backbone is the name of its network."
+    else:
+        remedy = f"Choose one of {', '.join(known)}."
+    near = difflib.get_close_matches(backbone, known, n=1)
+    raise DetectorError(
+        f"torchvision has no network {backbone!r}"
+        + (f" (did you mean {near[0]!r}?)" if near else ""),
+        remedy=remedy,
+    )
 
 
 def _is_vgg(backbone: str) -> bool:
@@ -406,6 +416,8 @@ def settle(
     ------
     WeightsError
         The weights are not on this machine, or belong to a network that must be named.
+    DetectorError
+        There is no network of that name.
     """
     if name == AUTO and asked is None:
         try:
@@ -419,6 +431,8 @@ def settle(
         )
         return Backbone(_recognised(found), found)
     name = DEFAULT if name == AUTO else name
+    if name != weights.SHIPPED and not name.startswith(_timm.PREFIX):
+        _check_name(name)
     found = weights.resolve(
         asked,
         model=name,
