@@ -200,9 +200,9 @@ def export_slide(task: ExportTask) -> HeatmapRow:
 
 
 def lacks_evidence(folder: Path) -> bool:
-    """Whether regions of a slide lack evidence or views that `wsiad heatmap` can add.
+    """Tell whether regions of a slide lack evidence or views that `wsiad heatmap` can add.
 
-    A record that cannot be read lacks nothing that scoring would not make anew: its slide failed.
+    The slide of a record that cannot be read has failed; scoring makes all of it again.
     """
     try:
         return bool(read_json(folder / SLIDE, InputError).get(LACKING))
