@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -158,8 +159,8 @@ def _top_parser() -> _Parser:
     parser = _Parser(
         prog="wsiad",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Whole-slide pathology anomaly detection: healthy slides in, heatmaps of "
-        f"what is abnormal out.\n\nverbs:\n{verbs}",
+        description="Whole-slide pathology anomaly detection: wsiad learns from healthy slides "
+        f"and makes heatmaps of abnormal tissue.\n\nverbs:\n{verbs}",
         epilog="`wsiad VERB --help` explains a verb. Start with `wsiad demo`.\n\n"
         f"examples:\n{_indent(VERBS['tile'].examples.splitlines()[0])}\n"
         f"{_indent(VERBS['train'].examples.splitlines()[0])}\n"
@@ -187,7 +188,7 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
     verb = VERBS[name]
     parser = _Parser(
         prog=f"wsiad {name}",
-        description=(cls.__doc__ or verb.summary).strip(),
+        description=inspect.cleandoc(cls.__doc__ or verb.summary),
         epilog=f"examples:\n{_indent(verb.examples)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -288,7 +289,7 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 def _help(info: FieldInfo, field: str, cls: type[Config]) -> str:
     text = " ".join((info.description or "").split())
     if field in cls.kept:
-        return f"{text} [default: as it is]".replace("%", "%%")
+        return f"{text} [default: unchanged]".replace("%", "%%")
     default = info.default
     # Switches show theirs by their name; a default that is made anew has none to show.
     plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)

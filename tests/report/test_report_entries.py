@@ -111,7 +111,7 @@ def test_evidence_and_p_values_come_in_where_they_are(results, slide):
     assert "<dt>numpy</dt>" in page  # versions
     assert "<dt>train</dt>" in page  # timing by stage: that of the run, and those of the folder
     assert "<dt>heatmap</dt>" in page
-    assert "<dt>heatmap, all slides</dt>" in page
+    assert "<dt>heatmap, sum over slides</dt>" in page
     (slide / "evidence.json").write_text("{")
     with pytest.raises(ExportError, match=r"evidence\.json: is damaged"):
         write_results_report(results)

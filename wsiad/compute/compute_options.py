@@ -71,7 +71,7 @@ class ComputeOptions(WorkerOptions):
     shard: Shard | None = None
     """Part of the slides to process, `i/n`, counted from 1: `2/8` is the second and then every
     eighth slide of the sorted list. For job arrays; shards can run at the same time, overlap or
-    run twice."""
+    run twice without harm."""
     stage_dir: Path | None = None
     """Folder on a local disk. Each slide is copied there before it is read, and its copy is
     deleted afterwards."""

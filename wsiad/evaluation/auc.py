@@ -161,9 +161,7 @@ def slide_auc(positive: Floats, negative: Floats) -> Estimate:
     if math.isnan(error):
         return Estimate(area, interval_undefined="a class has fewer than two slides")
     if error == 0 or area in (0, 1):
-        return Estimate(
-            area, interval_undefined="DeLong's variance is 0: the scores leave nothing to vary"
-        )
+        return Estimate(area, interval_undefined="DeLong's variance is 0 for these scores")
     half = float(special.ndtri((1 + LEVEL) / 2)) * error / (area * (1 - area))
     centre = float(special.logit(area))
     low, high = float(special.expit(centre - half)), float(special.expit(centre + half))

@@ -107,7 +107,7 @@ def auc_difference(positive: Floats, negative: Floats) -> Difference:
     _, covariance = delong_pair(positive, negative)
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if variance <= _NOTHING:
-        reason = "DeLong's variance is 0: the scores leave nothing to vary"
+        reason = "DeLong's variance is 0 for these scores"
         return Difference(a, b, Estimate(value, interval_undefined=reason))
     error = math.sqrt(variance)
     half = float(special.ndtri((1 + LEVEL) / 2)) * error

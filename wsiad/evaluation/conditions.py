@@ -63,7 +63,7 @@ def _origins(slides: Sequence[SlideEvidence]) -> Iterator[str]:
             found.setdefault(slide.reading.counted_from, []).append(slide.case.slide)
     if found:
         said = (f"{words} ({_named(names)})" for words, names in found.items())
-        yield f"outlines count from {'; '.join(said)}"
+        yield f"positions of outlines count from {'; '.join(said)}"
 
 
 def _left_aside(slides: Sequence[SlideEvidence], classes: ClassMap) -> Iterator[str]:

@@ -46,7 +46,7 @@ class EvaluationOptions(QuietOptions):
         "camelyon16-2016",
         "camelyon16-dataset",
     )
-    """FROC protocols; the summary shows the lesion counts of the first."""
+    """FROC protocols, by default both; the summary shows the lesion counts of the first."""
     slide_score: SlideScore = "max"
     """Score of a slide: the highest heatmap pixel, the mean of the highest, or a percentile."""
     score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0

@@ -237,7 +237,7 @@ def _doubt(
     mask = rasterise(moved, Size(mask.shape[1], mask.shape[0]), scale=step)
     instead = place(moved.tumour(), mask, step=step, size=scored.size, windows=windows)
     return (
-        f"{text} (outlines count from {drawn.counted_from}; from {name}: {instead}; "
+        f"{text} (outlines count from {drawn.counted_from}; if from {name}: {instead}; "
         f"see --annotation-origin {flag})"
     )
 

@@ -102,7 +102,8 @@ class HeatmapOptions(DerivedOptions, ScoringOptions):
 
     viewers: tuple[str, ...] = ("asap", "napari", "qupath")
     """Programs to write files for, in addition to PNG and OME-TIFF: QuPath (tiles, project),
-    ASAP (likelihood map, annotations), napari (OME-Zarr); or any format of `wsiad export`."""
+    ASAP (likelihood map, annotations), napari (OME-Zarr); or any format of `wsiad export`. By
+    default all three."""
 
     @field_validator("viewers")
     @classmethod

@@ -270,10 +270,10 @@ def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, 
     found = {}
     if record:
         if record.tile_seconds is not None:
-            found["tile, all slides"] = record.tile_seconds
+            found["tile, sum over slides"] = record.tile_seconds
         found["train"] = record.seconds
     if rows:
-        found["heatmap, all slides"] = sum(row.seconds for row in rows)
+        found["heatmap, sum over slides"] = sum(row.seconds for row in rows)
     return found
 
 

@@ -40,7 +40,8 @@ class SignificanceConfig(QuietOptions):
     slide_score: SlideScore = "max"
     """Score of a slide: its highest heatmap pixel, or the mean of its highest (`top_k_mean`)."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
-    """Levels of p at which false alarms are counted on the slides of `check`."""
+    """Levels of p at which false alarms are counted on the slides of `check`; by default 0.01,
+    0.05 and 0.1."""
 
     @model_validator(mode="after")
     def _folders_differ(self) -> Self:

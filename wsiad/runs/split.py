@@ -47,7 +47,7 @@ class HealthySplit:
     @property
     def note(self) -> str:
         """Description of the split, one sentence for the run's record."""
-        parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibration"))
+        parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibrate"))
         if self.by_slide:
             counts = ", ".join(f"{len(part)} to {name}" for part, name in parts)
             return f"split by slide: {counts}"

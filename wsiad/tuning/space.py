@@ -278,7 +278,8 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     """Unit of the folds of anomalous tiles. `label` tests on types of anomaly that no other fold
     has; `tile` is for fewer slides than folds."""
     healthy_tiles: Annotated[int, Field(ge=1)] | None = None
-    """Number of tiles of `store` to use, drawn by the seed evenly over the slides; default all."""
+    """Number of tiles of `store` to use, drawn by the seed evenly over the slides; by default
+    all."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the search; the same seed gives the same result if trials run one at a time."""
     fit_steps: Annotated[int, Field(ge=1)] | None = None

@@ -44,7 +44,8 @@ class EvaluateConfig(EvaluationOptions):
         0.999,
         0.99,
     )
-    """High and low healthy quantile above which the forest measures regions."""
+    """High and low healthy quantile above which the forest measures regions; by default 0.999
+    and 0.99."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
