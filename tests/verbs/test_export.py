@@ -206,7 +206,7 @@ def test_p_values_of_regions_do_not_depend_on_the_slide_score(tmp_path, slide, s
     assert {row.p for row in wsiad.Results(out).slide("s").regions()} != {None}
     result = wsiad.export(results=out, top_k=3, quiet=True)
     assert (out / "s" / "regions.csv").read_bytes() == table
-    of_slides = "p-values of slides by the previous top_k are deleted, those of regions hold"
+    of_slides = "p-values of slides for the previous top_k are deleted, those of regions stay"
     assert (of_slides in result.summary) == (slide_score != "max")
     assert (out / "significance.json").exists() == (slide_score == "max")
 

@@ -328,7 +328,7 @@ def test_regions_that_do_not_fit_their_outlines(here):
     path = here / "tested" / "strange" / "lesions.geojson"
     collection = json.loads(path.read_text())
     path.write_text(json.dumps({**collection, "features": collection["features"][:1]}))
-    with pytest.raises(ExportError, match=r"holds 1 regions, but regions\.csv beside it holds 3"):
+    with pytest.raises(ExportError, match=r"holds 1 regions, but regions\.csv next to it holds 3"):
         compare(here)
     (here / "healthy" / "h2" / "regions.csv").write_text("rank,x\n1,a\n")
     with pytest.raises(ExportError, match="not a table of regions"):

@@ -406,7 +406,7 @@ def test_folds_by_tile_are_said_to_be_too_good(stores, tmp_path, toy):
     assert result.summary.count("WARNING") == 2
     assert json.loads((tmp_path / "a/run.json").read_text())["warnings"] == [*result.warnings]
     learner = tune(stores, tmp_path / "b", detector="learner", space={"focus": [0.7]}, **given)
-    assert "are tested on slides that they learnt from" in learner.warnings[1]
+    assert "are tested on slides that they were trained on" in learner.warnings[1]
     members = json.loads((tmp_path / "a/folds.json").read_text())
     assert members["tiles_are"] == "indices"
     for kind, path in zip(("healthy", "anomalies"), stores, strict=True):

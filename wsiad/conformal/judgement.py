@@ -46,7 +46,7 @@ class FalseAlarms:
     Parameters
     ----------
     kind : Kind
-        What raises the alarm.
+        Kind of event that counts as an alarm.
     level : float
         Stated rate: the alarms should be no more frequent than this.
     alarms : float
@@ -158,7 +158,7 @@ def count_slides(
     Parameters
     ----------
     kind : Kind
-        What raises the alarm.
+        Kind of event that counts as an alarm.
     alarms : ndarray of bool, (N,)
         True for each slide that raises an alarm.
     level : float

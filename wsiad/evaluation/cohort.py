@@ -14,7 +14,7 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A slide to evaluate.
+    """Slide to evaluate.
 
     Parameters
     ----------

@@ -401,7 +401,7 @@ _SAME_SCANNER = 0.1
 
 
 def mask_downsample(mpp: Mpp | None) -> int:
-    """Return the power of two whose mask pixels come nearest to those of CAMELYON16.
+    """Return the power of two whose mask pixels are closest in size to those of CAMELYON16.
 
     It is 32, level 5, for both scanners of CAMELYON16. It is also 32 where the spacing is
     unknown, which :func:`protocol_mpp` refuses where it matters. For a slide of 0.97 µm/px it is

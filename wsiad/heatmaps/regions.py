@@ -51,19 +51,19 @@ class Region:
         Maximum distance of the polygon from the pixels' edges, µm; see
         :func:`wsiad.heatmaps.regions.simplify`.
     rank : int
-        Place among the slide's regions by descending maximum score, from 1; 0 for one by itself.
+        Rank among the slide's regions by descending maximum score, from 1; 0 for a single region.
         ``wsiad 1`` in QuPath is the region of rank 1.
     percentile : float
-        Percentile of the maximum score among healthy windows, 0 to 100; NaN where they are not
+        Percentile of the maximum score among healthy windows, 0 to 100; NaN if these are not
         known.
     p_family_wise, p, q : float or None
-        See :class:`wsiad.conformal.p_values.RegionSignificance`; ``None`` without a comparison
-        with healthy slides.
+        P-values, see :class:`wsiad.conformal.p_values.RegionSignificance`; ``None`` if the
+        region was not compared with healthy slides.
     significant : int or None
-        1 or 0.
+        1 for a significant region, 0 for another; ``None`` if it was not compared.
     pixel_box, pixel_centre : Box and (float, float), or None
-        Rectangle and centre of area of the region's pixels, level-0 pixels; ``None`` where they
-        are those of the polygon.
+        Rectangle around the region's pixels, and centre of their area, level-0 pixels; ``None``
+        if they are those of the polygon.
     """
 
     polygon: shapely.Polygon
@@ -82,7 +82,7 @@ class Region:
 
     @property
     def box(self) -> Box:
-        """Rectangle around the region's pixels, level-0 pixels; an outline may reach less far."""
+        """Rectangle around the region's pixels, level-0 pixels; the outline may be smaller."""
         if self.pixel_box is not None:
             return self.pixel_box
         left, top, right, bottom = self.polygon.bounds
@@ -90,7 +90,7 @@ class Region:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre of the area of the region's pixels; that of a crescent lies beside it."""
+        """Centre of the area of the region's pixels; that of a crescent is outside the region."""
         if self.pixel_centre is not None:
             return self.pixel_centre
         point = self.polygon.centroid

@@ -88,7 +88,7 @@ def write_store_page(path: Path, report: StoreReport) -> None:
     Raises
     ------
     ExportError
-        A picture is damaged, or lies outside the folder of the report.
+        A picture is damaged, or is outside the folder of the report.
     """
     failed = [slide for slide in report.slides if slide.status == "failed"]
     done = [slide for slide in report.slides if slide.status != "failed"]

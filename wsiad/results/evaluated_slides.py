@@ -209,9 +209,9 @@ def classify_heatmaps(
     folder : Path
         Results folder of the slides.
     slides : sequence of SlideEvidence
-        A slide without a heatmap is neither learnt from nor judged.
+        Evaluated slides; those without a heatmap are left out.
     quantiles : tuple of float
-        The high and the low healthy quantile of the features.
+        High and low healthy quantile of the features.
     seed : int
         Seed of the folds and of the classifier.
 

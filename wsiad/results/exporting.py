@@ -202,7 +202,7 @@ def export_slide(task: ExportTask) -> HeatmapRow:
 def lacks_evidence(folder: Path) -> bool:
     """Tell whether regions of a slide lack evidence or views that `wsiad heatmap` can add.
 
-    The slide of a record that cannot be read has failed; scoring makes all of it again.
+    A slide whose record cannot be read has failed; scoring it again makes all parts again.
     """
     try:
         return bool(read_json(folder / SLIDE, InputError).get(LACKING))

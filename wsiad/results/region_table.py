@@ -60,7 +60,7 @@ class RegionRow:
 
 
 def region_row(region: Region) -> RegionRow:
-    """Describe a region in the table: places and areas are rounded to 0.01, scores are not."""
+    """Return the row of a region; positions and areas are rounded to 0.01, scores are not."""
     return RegionRow(
         region.rank,
         x=round(region.x, 2),
@@ -81,7 +81,7 @@ def region_row(region: Region) -> RegionRow:
 
 
 def outlined(row: RegionRow, shape: OutlinedShape) -> Region:
-    """Return the region of a row of the table, with its outline as it was written."""
+    """Return the region of a row, with its outline as it was written."""
     import shapely
 
     from wsiad.exports.qupath.objects import TOLERANCE

@@ -151,11 +151,11 @@ def _write_array(path: Path, values: FloatArray) -> None:
 def forget_other_regions(
     results: Path, was: Mapping[str, Any] | None, now: Mapping[str, Any]
 ) -> str:
-    """Delete an earlier comparison if the regions, or the slide scores, are others than its.
+    """Delete an earlier comparison if the regions, or the slide scores, have changed since.
 
-    P-values of regions and windows do not depend on the slide score: with another `top_k` alone
-    they stay in the slides' folders, and so do those of slides that were compared by their
-    maximum score.
+    P-values of regions and windows do not depend on the slide score. If only `top_k` has changed,
+    they stay in the slides' folders. P-values of slides stay too if the slides were compared by
+    their maximum score.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def forget_other_regions(
     Returns
     -------
     str
-        For people; empty where nothing is deleted.
+        Note for the user; empty if nothing is deleted.
     """
     if was is None or not (results / SIGNIFICANCE).exists():
         return ""
@@ -177,14 +177,14 @@ def forget_other_regions(
     forget(results)
     if changed == ["top_k"]:
         return (
-            "p-values of slides by the previous top_k are deleted, those of regions hold: "
+            "p-values of slides for the previous top_k are deleted, those of regions stay: "
             "run wsiad significance"
         )
     return "p-values of the previous regions are deleted: run wsiad significance"
 
 
 def _slide_score(results: Path) -> str:
-    """Return the score that slides were compared by; empty where the file does not say."""
+    """Return the score by which slides were compared; empty if the file does not state it."""
     try:
         return str(read_json(results / SIGNIFICANCE, InputError).get("slide_score", ""))
     except InputError:

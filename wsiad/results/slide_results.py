@@ -144,10 +144,10 @@ class SlideResults:
         return str(facts["fingerprint"])
 
     def score(self, kind: Literal["max", "top_k_mean"] = "max") -> float | None:
-        """Read a score of the slide with all its digits; ``None`` where it has none.
+        """Read a score of the slide with all its digits; ``None`` if it has none.
 
-        The table rounds to nine digits; the slide's record has the number itself. A score of the
-        table that is not the rounded one of the record was put there by somebody, and counts.
+        The table rounds to nine digits; the slide's record has the exact number. If the score in
+        the table is not the rounded one of the record, somebody has changed it, and it counts.
 
         Raises
         ------
@@ -296,12 +296,12 @@ class SlideResults:
             The slide was not scored, or was scored by a version of wsiad without this table; or
             the outlines are missing or damaged.
         ExportError
-            The table is damaged, or is not of as many regions as the outlines.
+            The table is damaged, or has another number of regions than the outlines.
         """
         rows, shapes = self._region_rows(), self.outlines()
         if len(rows) != len(shapes):
             raise ExportError(
-                f"holds {len(shapes)} regions, but {names.REGIONS} beside it holds {len(rows)}",
+                f"holds {len(shapes)} regions, but {names.REGIONS} next to it holds {len(rows)}",
                 subject=str(self.folder / names.OUTLINES),
                 remedy=SCORE_AGAIN,
             )

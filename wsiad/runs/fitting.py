@@ -1,7 +1,4 @@
-"""Fit a detector for ``wsiad train``: choose its tiles, and use one process or several.
-
-:func:`make_run` makes a whole run of it.
-"""
+"""Make a run for ``wsiad train``: choose the tiles, and fit in one process or in several."""
 
 from __future__ import annotations
 
@@ -208,16 +205,18 @@ def fit_context(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class MadeRun:
-    """The outcome of a training, as it is told.
+    """Facts about a finished training, for its summary.
 
     Parameters
     ----------
     report : FitReport
+        Report of the fit.
     calibration : Calibration
+        Calibration of the detector.
     spec : InputSpec
         Input of the detector.
     notes : dict
-        As the run keeps them.
+        Notes in the run's record.
     """
 
     report: FitReport
@@ -234,21 +233,25 @@ def make_run(
     device: torch.device,
     start: float,
 ) -> MadeRun:
-    """Fit, calibrate, choose healthy examples, and write the run; its record last.
+    """Fit, calibrate, choose healthy examples, and write the run, with its record last.
 
     Parameters
     ----------
     options : TrainingOptions
+        Options of the training.
     chosen : Chosen
+        Method, slides and tiles.
     anomalies : AnomalySlides, optional
+        Labelled anomalous tiles.
     device : torch.device
+        Device of the fit.
     start : float
-        When the training began, by the monotonic clock.
+        Start of the training, seconds of the monotonic clock.
 
     Raises
     ------
     WsiadError
-        Whatever the detector raises.
+        The fit or the calibration failed.
     """
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
     tile_seconds = slide_seconds(options.store / SLIDES_TABLE)

@@ -420,7 +420,7 @@ def _warnings(config: SearchOptions, *, learns: bool) -> list[str]:
         )
     if config.anomaly_folds_by == "tile":
         effect = (
-            "detectors are tested on slides that they learnt from, and the figures are too good"
+            "detectors are tested on slides that they were trained on, and the figures are too good"
             if learns
             else "the detector does not learn from them, but the spread over folds is too small"
         )

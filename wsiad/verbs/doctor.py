@@ -19,7 +19,7 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 
 class DoctorConfig(Config):
-    """Check what is installed and available: packages, device, slide formats and weights."""
+    """Check the installation: packages, device, slide formats and available weights."""
 
     weights: Path | None = None
     """Weights file to check, as `wsiad train --weights` would read it."""

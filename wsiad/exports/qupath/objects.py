@@ -29,7 +29,7 @@ from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import WindowScores
 
 TOLERANCE = "wsiad: outline tolerance µm"
-"""Measurement of an outline: its maximum distance from the pixels' edges."""
+"""Name of the measurement of an outline's maximum distance from the pixels' edges."""
 
 CLASS_NAME = "Anomaly"
 CLASS_COLOUR = (200, 0, 0)
