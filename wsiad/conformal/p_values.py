@@ -61,7 +61,8 @@ class HealthyReference:
         """
         if not groups:
             raise EvaluationError(
-                "there is no healthy slide to compare with", remedy="Score some: wsiad heatmap."
+                "there is no healthy slide to compare with",
+                remedy="Score healthy slides with wsiad heatmap.",
             )
         flat = np.concatenate([np.asarray(group, np.float64).ravel() for group in groups])
         if not np.isfinite(flat).all():

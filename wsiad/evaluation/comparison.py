@@ -335,8 +335,8 @@ def _check(a: Sequence[SlideEvidence], b: Sequence[SlideEvidence]) -> None:
                     f"has {found.hits.lesions} lesions on one side and "
                     f"{other.by_protocol[name].hits.lesions} on the other",
                     subject=one.case.slide,
-                    remedy="The size or the µm/px of the slide differ: set --spacing-um and "
-                    "--mask-downsample.",
+                    remedy="Set --spacing-um and --mask-downsample, because the size or the µm/px "
+                    "of the slide differ.",
                 )
 
 

@@ -308,8 +308,8 @@ def _mask_size(case: Case, drawn: Annotations, step: int) -> Size:
                 f"{outline.name} ({outline.group or 'no group'}) lies beyond the slide of "
                 f"{size.width} × {size.height} pixels",
                 subject=case.slide,
-                remedy="Outlines are in level-0 pixels of the same slide; these were counted from "
-                f"{drawn.counted_from} (see --annotation-origin).",
+                remedy="Check that outlines are in level-0 pixels of the same slide; they were "
+                f"counted from {drawn.counted_from} (see --annotation-origin).",
             )
     return _checked_size(case, math.ceil(size.width / step), math.ceil(size.height / step))
 

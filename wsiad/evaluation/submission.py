@@ -182,20 +182,20 @@ def _values(
         )
 
     if len(row.cells) != len(_FIELDS):
-        raise refuse(f"has {len(row.cells)} fields, not 3", "A row is: confidence,x,y.")
+        raise refuse(f"has {len(row.cells)} fields, not 3", "Write rows as confidence,x,y.")
     cells = [row.cells[index] for index in order]
     confidence, x, y = (number(cell) for cell in cells)
     for name, value, cell in zip(_FIELDS, (confidence, x, y), cells, strict=True):
         if value is None:
             raise refuse(
                 f"has {cell!r} as {name}, which is not a finite number",
-                "A row is: confidence,x,y. A header, if any, is `confidence,x,y` or `p,x,y`.",
+                "Write rows as confidence,x,y. A header, if any, is `confidence,x,y` or `p,x,y`.",
             )
         if value < 0:
             raise refuse(
                 f"has a negative {name} ({cell})",
-                "Positions are level-0 pixels. Confidences start at 0, which both official "
-                "protocols count as a miss.",
+                "Write positions in level-0 pixels, and confidences of at least 0, which both "
+                "official protocols count as a miss.",
             )
     assert confidence is not None
     assert x is not None

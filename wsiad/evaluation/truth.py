@@ -182,7 +182,7 @@ def _no_column(name: str, header: Sequence[str], path: Path) -> EvaluationError:
     return EvaluationError(
         f"has no column {name!r} (its columns: {', '.join(header).lower()})",
         subject=str(path),
-        remedy="The first row names the columns, such as image,type.",
+        remedy="Name the columns in the first row, such as image,type.",
     )
 
 

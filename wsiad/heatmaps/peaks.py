@@ -242,7 +242,7 @@ def _check(
     if suppression not in get_args(Suppression):
         raise ConfigError(
             f"no suppression is named {suppression!r}",
-            remedy=f"Known: {', '.join(get_args(Suppression))}.",
+            remedy=f"Choose one of {', '.join(get_args(Suppression))}.",
         )
     if limit is not None and limit < 1:
         raise ConfigError(

@@ -90,7 +90,8 @@ class ResultRows(Sequence[HeatmapRow]):
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise InputError(
-                "data frames need pandas, which is not installed", remedy="pip install pandas"
+                "data frames need pandas, which is not installed",
+                remedy="Install it: pip install pandas.",
             ) from error
         columns = [field.name for field in fields(HeatmapRow)]
         frame = pandas.DataFrame([asdict(row) for row in self._rows], columns=columns)
