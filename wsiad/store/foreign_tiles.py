@@ -181,20 +181,27 @@ def _passed_over(member: tarfile.TarInfo) -> bool:
 
 
 class _Bounded:
-    """A file that refuses to read the very large blocks that a false header might request."""
+    """A file that refuses the very large headers that a false size might request.
+
+    Newer releases of Python read a long header in pieces, and none seeks within one. So the
+    limit is on all that is read since the last seek.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self._asked = 0
         self.last = b""
         """The block that was read last; an archive ends with a block of zeros."""
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_FILE_BYTES:
+        self._asked += size
+        if size < 0 or self._asked > MAX_FILE_BYTES:
             raise tarfile.ReadError("a header states a size that is too large")
         self.last = self._file.read(size)
         return self.last
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        self._asked = 0
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
