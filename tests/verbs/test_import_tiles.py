@@ -348,6 +348,15 @@ def test_nor_can_a_header_that_is_read_in_pieces(tmp_path):
     )
 
 
+def test_a_member_with_thousands_of_headers_is_refused(tmp_path):
+    info = tarfile.TarInfo("x.png")
+    info.type, info.size = tarfile.XHDTYPE, 512
+    (tmp_path / "c.tar").write_bytes((info.tobuf(tarfile.USTAR_FORMAT) + bytes(512)) * 3000)
+    assert "a member has too many headers" in reason(
+        load(tmp_path / "c.tar", tmp_path / "s", tile=PX)
+    )
+
+
 def test_bad_hdf5(tmp_path):
     secret = write_h5(tmp_path / "secret.h5", x=np.stack(tiles(3)))
     linked = tmp_path / "linked.h5"

@@ -163,6 +163,8 @@ class TarTiles(TileImages):
                     raise tarfile.ReadError("it is incomplete or damaged")
             except _DAMAGED as error:
                 raise self._damaged(error) from error
+            except RecursionError:  # the library calls itself for each
+                raise self._damaged(tarfile.ReadError("a member has too many headers")) from None
 
     def _damaged(self, error: BaseException) -> InputError:
         return InputError(
