@@ -9,7 +9,8 @@ import shapely
 from support.builders import make_heatmap
 from wsiad.core.errors import ConfigError
 from wsiad.core.geometry import Box, Microns, PixelMap, Size, Spacing
-from wsiad.heatmaps.regions import default_tolerance, find_regions, simplify
+from wsiad.heatmaps.outline_simplification import default_tolerance, simplify
+from wsiad.heatmaps.regions import find_regions
 
 SPACING = Spacing(0.25, 0.4)
 BOUNDS = Box(3.0, 7.0, 9000.0, 9000.0)
@@ -82,5 +83,5 @@ def test_an_outline_of_very_many_corners_is_left(monkeypatch):
     tolerance = default_tolerance(heatmap_of(blobs(0)))
     assert simplify(big, tolerance=tolerance, spacing=SPACING, bounds=BOUNDS) != big
     corners = shapely.get_num_coordinates(big.polygon)
-    monkeypatch.setattr("wsiad.heatmaps.regions._MOST_CORNERS", corners - 1)
+    monkeypatch.setattr("wsiad.heatmaps.outline_simplification._MOST_CORNERS", corners - 1)
     assert simplify(big, tolerance=tolerance, spacing=SPACING, bounds=BOUNDS) is big

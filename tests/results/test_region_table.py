@@ -11,7 +11,8 @@ from wsiad.core.errors import ExportError
 from wsiad.core.geometry import Box, Microns, Mpp, PixelMap, Size, Spacing
 from wsiad.exports.qupath import write_lesions
 from wsiad.exports.qupath.objects import add_measurements
-from wsiad.heatmaps.regions import find_regions, simplify
+from wsiad.heatmaps.outline_simplification import simplify
+from wsiad.heatmaps.regions import find_regions
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.results.outline_shapes import read_shapes
 from wsiad.results.region_table import outlined, read_regions, region_row, write_regions

@@ -12,7 +12,7 @@ from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.knn import KnnOptions, NearestNeighbours
 from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec
 from wsiad.learning.metrics import MetricsLog, MetricsRow
-from wsiad.runs.calibration import calibrate
+from wsiad.runs.calibration import Calibration, held_out_scores
 from wsiad.runs.run import RunFolder, RunRecord, load_detector
 from wsiad.store.dataset import ArrayTiles
 
@@ -42,7 +42,8 @@ def folder(tmp_path):
     detector.fit(HealthyTiles(source, source), context)
     write_config(folder.path / "config.yaml", detector.options)
     folder.save_detector(detector, name="knn")
-    folder.write_calibration(calibrate(detector, source, n_slides=1, quiet=True))
+    scores = held_out_scores(detector, source, quiet=True)
+    folder.write_calibration(Calibration.of(scores, n_slides=1))
     return folder
 
 

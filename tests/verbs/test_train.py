@@ -61,7 +61,8 @@ def test_run_of_a_baseline(store, tmp_path):
     assert (result.ended_by, result.steps) == ("fitted", 0)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.yaml", "weights.safetensors", "detector.json", "calibration.json",
-                     "run.json", "preparation.json", "examples.safetensors"}  # fmt: skip
+                     "run.json", "preparation.json", "examples.safetensors",
+                     "healthy_maps.safetensors"}  # fmt: skip
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["notes"]["slides_not_used"] == {"s4": "label is 'tumor'"}
     assert record["stores"]["store"].startswith("sha256:")
@@ -159,7 +160,7 @@ def test_a_complete_run_is_kept(store, tmp_path):
 def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
     """While one is at work a second is refused and changes nothing."""
     given = {"detector": "gaussian", "options": {"places": 2}}
-    whole, refused = fitting.calibrate, []
+    whole, refused = fitting.held_out_scores, []
 
     def with_a_second(*args, **values):
         before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
@@ -169,7 +170,7 @@ def test_two_trainings_in_one_folder_do_not_meet(store, tmp_path, monkeypatch):
         refused.append(True)
         return whole(*args, **values)
 
-    monkeypatch.setattr(fitting, "calibrate", with_a_second)
+    monkeypatch.setattr(fitting, "held_out_scores", with_a_second)
     assert train(store, tmp_path / "run", **given).ended_by == "fitted"
     assert refused == [True]
     assert not (tmp_path / "run" / CLAIM).exists()

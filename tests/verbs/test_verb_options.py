@@ -127,6 +127,7 @@ OPTIONS = {
     "heatmap": """
         stride=null
         detail="window"
+        scales_um=[0.0]
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0
@@ -162,6 +163,7 @@ OPTIONS = {
         quiet=false
     """,
     "export": """
+        scales_um=[0.0]
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0

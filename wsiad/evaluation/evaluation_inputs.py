@@ -48,7 +48,8 @@ class EvaluationOptions(QuietOptions):
     )
     """FROC protocols, by default both; the summary shows the lesion counts of the first."""
     slide_score: SlideScore = "max"
-    """Score of a slide: the highest heatmap pixel, the mean of the highest, or a percentile."""
+    """Score of a slide: the highest heatmap pixel, the mean of the highest, the highest mean over a
+    neighbourhood (`scan`, see `scales_um` of `wsiad heatmap`), or a percentile."""
     score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
     """Percentile of a slide's heatmap pixels that is its score, for `slide_score: percentile`."""
     spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None

@@ -37,8 +37,14 @@ _LONGEST = 4096
 
 Status = Literal["ok", "no-tissue", "unusable", "failed"]
 
-SlideScore = Literal["max", "top_k_mean", "percentile"]
+StoredScore = Literal["max", "top_k_mean", "scan"]
+"""Scores of a slide that its row in ``slides.csv`` has."""
+
+SlideScore = Literal["max", "top_k_mean", "scan", "percentile"]
 """Scores of ``wsiad heatmap`` that can serve as the score of a slide."""
+
+SCAN_AGAIN = "Derive it with wsiad export --scales-um 100 200 400, or choose another score."
+"""Remedy that errors state for results without scan scores."""
 
 SCORE_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."
 """Remedy that errors state for a slide with damaged results."""

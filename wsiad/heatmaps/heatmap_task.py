@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from wsiad.compute.batch import BatchTask
 from wsiad.core.config import Config
+from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SlideRow
 from wsiad.tiling.preparation import Preparation
+
+if TYPE_CHECKING:
+    from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.tissue.tissue_options import QualityThresholds
 
 
@@ -51,7 +55,7 @@ class ReadingOptions(Config):
         return None if value is None else check_mpp(value)
 
 
-class RegionOptions(Config):
+class RegionOptions(SpaceOptions):
     """Options that decide a slide's regions and its second score."""
 
     top_k: Annotated[int, Field(ge=1)] = 10
@@ -119,6 +123,9 @@ class HeatmapRow(SlideRow):
     ----------
     score_max, score_top_k_mean : float or None
         Highest heatmap pixel, and mean of the highest ones; ``None`` without tissue.
+    score_scan : float or None
+        Highest standardised mean over a neighbourhood; ``None`` where neighbours were not looked
+        at.
     tiles : int
         Number of scored windows.
     regions, detections : int or None
@@ -139,6 +146,7 @@ class HeatmapRow(SlideRow):
     unusable: int = 0
     regions_left_out: int = 0
     damaged: int = 0
+    score_scan: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +175,8 @@ class SlideTask(BatchTask):
         Device on which windows are scored.
     override_mpp : bool
         True where the µm/px that the user states replaces that of the slide.
+    spatial : SpatialCalibration or None
+        Calibration of neighbourhoods, if regions and detections are derived from them.
     """
 
     from_store: bool
@@ -180,6 +190,7 @@ class SlideTask(BatchTask):
     batch: int
     device: str
     override_mpp: bool = False
+    spatial: SpatialCalibration | None = None
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,6 +47,7 @@ def find_peaks(
     radius: Microns = DEFAULT_RADIUS,
     suppression: Suppression = "disc",
     limit: int | None = None,
+    reach: npt.NDArray[np.floating] | None = None,
 ) -> list[Detection]:
     """Report the strongest pixel of a heatmap, suppress its surroundings, and repeat.
 
@@ -65,6 +68,8 @@ def find_peaks(
         :func:`find_region_peaks`. They ignore the radius.
     limit : int, optional
         Maximum number of detections.
+    reach : ndarray of float, (H, W), optional
+        Radius of the suppression around each pixel, µm, where it is larger than `radius`.
 
     Returns
     -------
@@ -90,14 +95,22 @@ def find_peaks(
     if suppression in ("regions-max", "regions-mean"):
         mean = suppression == "regions-mean"
         return find_region_peaks(heatmap, threshold=threshold, mean=mean, limit=limit)
-    around = _stamp(heatmap, radius, suppression=suppression)
+
+    @functools.cache
+    def stamp(length: float) -> _Stamp:
+        return _stamp(heatmap, Microns(length), suppression=suppression)
+
+    def around(row: int, column: int) -> _Stamp:
+        wider = 0.0 if reach is None else float(reach[row, column])
+        return stamp(max(float(radius), wider))
+
     x, y = _visible_centres(heatmap)
     on_slide = ~np.isnan(y)[:, None] & ~np.isnan(x)
     candidates = np.flatnonzero((heatmap.scores > threshold) & on_slide)
     strength = heatmap.scores.ravel()[candidates]
     # A stable sort keeps row-major order among equal scores.
     candidates = candidates[np.argsort(-strength, kind="stable")]
-    peaks = _suppress(candidates, heatmap.scores.shape, stamp=around, limit=limit)
+    peaks = _suppress(candidates, heatmap.scores.shape, stamp_at=around, limit=limit)
     rows, columns = np.divmod(np.asarray(peaks, np.int64), heatmap.size.width)
     return [
         Detection(x=float(x[column]), y=float(y[row]), score=float(heatmap.scores[row, column]))
@@ -183,7 +196,11 @@ def _stamp(heatmap: Heatmap, radius: Microns, *, suppression: Suppression) -> _S
 
 
 def _suppress(
-    candidates: npt.NDArray[np.intp], shape: tuple[int, ...], *, stamp: _Stamp, limit: int | None
+    candidates: npt.NDArray[np.intp],
+    shape: tuple[int, ...],
+    *,
+    stamp_at: Callable[[int, int], _Stamp],
+    limit: int | None,
 ) -> list[int]:
     """Return the candidates (flat, strongest first) that no earlier peak suppresses."""
     width = shape[1]
@@ -201,6 +218,7 @@ def _suppress(
                 return peaks
             peaks.append(place)
             row, column = divmod(place, width)
+            stamp = stamp_at(row, column)
             top, left = max(0, row - stamp.row), max(0, column - stamp.column)
             under = suppressed[
                 top : row - stamp.row + stamp.mask.shape[0],

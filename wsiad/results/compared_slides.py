@@ -14,7 +14,7 @@ from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.labels import is_healthy
-from wsiad.evaluation.submission import SlideScore
+from wsiad.evaluation.submission import SCAN_AGAIN, StoredScore
 from wsiad.heatmaps.heatmap_task import ReadingOptions, ScoringOptions
 from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
@@ -176,7 +176,7 @@ class ComparedFolder:
                 )
 
 
-def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
+def read_folder(path: Path, *, score: StoredScore = "max") -> ComparedFolder:
     """List the slides of a results folder.
 
     Parameters
@@ -206,7 +206,7 @@ def read_folder(path: Path, *, score: SlideScore = "max") -> ComparedFolder:
     )
 
 
-def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) -> ComparedSlide:
+def _slide(results: SlideResults, folder: Mapping[str, Any], score: StoredScore) -> ComparedSlide:
     subject = str(results.folder)
     facts = results.facts()
     if facts is None or facts["digest"] != folder["digest"]:
@@ -217,9 +217,10 @@ def _slide(results: SlideResults, folder: Mapping[str, Any], score: SlideScore) 
             subject=subject,
             remedy="Run wsiad heatmap or wsiad export again with the options that you want.",
         )
-    value = results.score("max" if score == "max" else "top_k_mean")
+    value = results.score(score)
     if value is None or not np.isfinite(value):
-        raise InputError(f"has no score_{score}", subject=subject, remedy=SCORE_AGAIN)
+        remedy = SCAN_AGAIN if score == "scan" else SCORE_AGAIN
+        raise InputError(f"has no score_{score}", subject=subject, remedy=remedy)
     return ComparedSlide(results, facts["fingerprint"], value)
 
 

@@ -19,6 +19,8 @@ from wsiad.core.files import scratch_folder, write_json
 from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.exports.camelyon import write_detections
 from wsiad.exports.export_format import ExportFormat, Findings, chosen
+from wsiad.exports.ome import write_ome_tiff
+from wsiad.exports.png import write_png
 from wsiad.exports.qupath import write_lesions
 from wsiad.heatmaps.heatmap_task import (
     DetectionOptions,
@@ -27,9 +29,12 @@ from wsiad.heatmaps.heatmap_task import (
     HeatmapRow,
     RegionOptions,
 )
+from wsiad.heatmaps.outline_simplification import default_tolerance, simplify
 from wsiad.heatmaps.peaks import find_peaks
-from wsiad.heatmaps.regions import Region, Regions, default_tolerance, find_regions, simplify
+from wsiad.heatmaps.regions import Region, Regions, find_regions
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.heatmaps.stitch import regions_note
 from wsiad.results.file_names import (
     DETECTIONS,
@@ -41,6 +46,9 @@ from wsiad.results.file_names import (
     OVERLAY,
     REGIONS,
     SLIDE,
+    SPATIAL,
+    SPATIAL_PICTURE,
+    SPATIAL_PLACEMENT,
 )
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS
 from wsiad.results.overlay import outline_regions, write_picture
@@ -53,6 +61,8 @@ from wsiad.slides.slide import Slide
 
 REGION_KEYS = tuple(key for key in RegionOptions.model_fields if key != "top_k")
 """Options that decide the regions."""
+
+_SPATIAL = (SPATIAL, SPATIAL_PICTURE, SPATIAL_PLACEMENT)
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +107,18 @@ class Parts:
         return cls(
             regions=regions,
             evidence=regions or differ(*EvidenceOptions.model_fields, EXAMPLES),
-            detections=differ(*DetectionOptions.model_fields),
+            detections=differ(*DetectionOptions.model_fields, *SpaceOptions.model_fields),
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the files and folders that these parts write."""
         return (
-            *((REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES) if self.regions else ()),
+            *(
+                (REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES, *_SPATIAL)
+                if self.regions
+                else ()
+            ),
             *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),
             *((DETECTIONS,) if self.detections else ()),
         )
@@ -120,6 +134,7 @@ def write_derived(
     evidence: Evidence,
     slide: Slide | None,
     parts: Parts | None = None,
+    spatial: SpatialCalibration | None = None,
 ) -> dict[str, Any]:
     """Derive regions, detections, evidence and their files from a slide's scores, and write them.
 
@@ -141,6 +156,9 @@ def write_derived(
         Open slide, for views of the regions; without it there are no views.
     parts : Parts, optional
         Parts to write; by default all.
+    spatial : SpatialCalibration, optional
+        Calibration of neighbourhoods: regions and detections are derived from their map in place
+        of the scores.
 
     Returns
     -------
@@ -149,33 +167,41 @@ def write_derived(
         the number of regions without evidence.
     """
     parts = parts or Parts()
-    heatmap = scored.heatmap
+    heatmap, usual, space = scored.heatmap, calibration, None
+    if spatial is not None:
+        space, usual = spatial.map(heatmap, percentile=calibration.percentile), spatial.calibration
+    evident = space.heatmap if space else heatmap
     regions = find_regions(
-        heatmap,
-        threshold=calibration.quantile(options.region_quantile),
+        evident,
+        threshold=usual.quantile(options.region_quantile),
         min_area=SquareMicrons(options.region_min_um2),
         limit=options.region_limit,
+        scale_um=space.radius if space else None,
     )
     detections = find_peaks(
-        heatmap,
-        threshold=calibration.quantile(options.detection_quantile),
+        evident,
+        threshold=usual.quantile(options.detection_quantile),
         radius=Microns(options.suppression_radius_um),
         suppression=options.suppression,
         limit=options.detection_limit,
+        reach=space.reach if space else None,
     )
     findings = Findings(
         heatmap=heatmap,
         regions=_outlines(heatmap, regions.kept, options),
-        percentiles=[float(calibration.percentile(region.max_score)) for region in regions.kept],
+        percentiles=[float(usual.percentile(region.max_score)) for region in regions.kept],
         detections=detections,
         scale=colour_scale(calibration),
         percentile_of=calibration.percentile,
     )
     if parts.detections:
-        upper = _upper(calibration)
-        write_detections(detections, folder / DETECTIONS, median=calibration.median, upper=upper)
+        upper = _upper(usual)
+        write_detections(detections, folder / DETECTIONS, median=usual.median, upper=upper)
     if parts.regions:
         _write_regions(folder, scored, findings=findings, regions=regions, slide=slide)
+        if space:
+            write_ome_tiff(space.heatmap, folder / SPATIAL)
+            write_png(space.heatmap, folder / SPATIAL_PICTURE, scale=colour_scale(usual))
     for kind in formats:
         kind.write(folder, findings)
     lacking = evidence(folder, regions.kept) if parts.evidence else 0
@@ -183,6 +209,7 @@ def write_derived(
     return {
         "score_max": highest,
         "score_top_k_mean": top_k,
+        "score_scan": float(np.nanmax(space.heatmap.scores)) if space else None,
         "regions": len(regions.kept) + regions.left_out,
         "regions_left_out": regions.left_out,
         "detections": len(detections),
@@ -260,6 +287,7 @@ def derive_again(
     evidence: Callable[[ScoredHeatmap], Evidence],
     slide: Slide | None,
     unseen: str = "",
+    spatial: SpatialCalibration | None = None,
 ) -> HeatmapRow:
     """Derive the parts of a slide's results that are missing or have other options; scores stay.
 
@@ -288,6 +316,8 @@ def derive_again(
         Open slide, for views of the regions.
     unseen : str
         Reason why the slide could not be opened, if its regions should be shown in it.
+    spatial : SpatialCalibration, optional
+        Calibration of neighbourhoods, see :func:`write_derived`.
 
     Returns
     -------
@@ -321,6 +351,7 @@ def derive_again(
             evidence=evidence(scored),
             slide=slide,
             parts=parts,
+            spatial=spatial,
         )
         lacking = figures.pop(LACKING)
         unseen = unseen if parts.regions and figures["regions"] else ""

@@ -15,6 +15,7 @@ from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.evaluation_inputs import EvaluationOptions
 from wsiad.evaluation.slide_evidence import SlideEvidence
 from wsiad.evaluation.submission import (
+    SCAN_AGAIN,
     SCORE_AGAIN,
     ScoredSlide,
     SlideScore,
@@ -147,7 +148,7 @@ def _slide(
         raise EvaluationError(
             f"score_{score.name} of {slide} is {_text(value)!r}, not a number",
             subject=where,
-            remedy=SCORE_AGAIN,
+            remedy=SCAN_AGAIN if score.name == "scan" else SCORE_AGAIN,
         )
     with as_evaluation_error():
         bounds = results.bounds()

@@ -16,15 +16,17 @@ from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
-from wsiad.results.file_names import CALIBRATION, FACTS, SLIDE, SLIDES_TABLE
+from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of
-from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap
+from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scales
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
+from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Slide
@@ -52,6 +54,8 @@ class ExportTask(BatchTask):
         Calibration of the run.
     row : HeatmapRow
         Row of the slide in the table.
+    spatial : SpatialCalibration or None
+        Calibration of neighbourhoods, if regions and detections are derived from them.
     """
 
     results: Path
@@ -60,6 +64,7 @@ class ExportTask(BatchTask):
     formats: tuple[str, ...]
     calibration: Calibration
     row: HeatmapRow
+    spatial: SpatialCalibration | None
 
     @property
     def folder(self) -> Path:
@@ -111,6 +116,13 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
+    there = (results / HEALTHY_MAPS).exists()
+    spatial = SpatialCalibration.of_run(
+        HealthyMaps.read(results / HEALTHY_MAPS) if there and options.neighbours else None,
+        calibration,
+        options,
+        subject=str(results),
+    )
     tasks = [
         ExportTask(
             slide=SlideInput(
@@ -122,6 +134,7 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
             formats=names,
             calibration=calibration,
             row=row,
+            spatial=spatial,
         )
         for slide in folder
         # One that was scored and whose results are gone fails, and says so.
@@ -141,6 +154,7 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     if gone := forget_other_regions(results, facts, now):
         said.append(gone)
     write_json(results / FACTS, now)
+    write_scales(results, spatial)
     return Export(tasks, names, tuple(said))
 
 
@@ -196,6 +210,7 @@ def export_slide(task: ExportTask) -> HeatmapRow:
             evidence=functools.partial(_kept, task),
             slide=slide,
             unseen=unseen,
+            spatial=task.spatial,
         )
 
 

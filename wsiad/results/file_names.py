@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from wsiad.core import config
+from wsiad.runs import claim
 from wsiad.slides import folder_kinds, slide_table
 
 # In the results folder itself.
@@ -24,6 +25,10 @@ TIMINGS: Final = "timings.json"
 """Seconds by stage, and folder of the last evaluation."""
 CALIBRATION: Final = "calibration.json"
 """Copy of the run's calibration, with which regions and detections are derived."""
+HEALTHY_MAPS: Final = claim.HEALTHY_MAPS
+"""Copy of the run's maps of healthy slides, by which scales are standardised."""
+SCALES: Final = "scales.json"
+"""Spread of each scale on healthy slides, if regions are derived from neighbourhoods."""
 LEGEND: Final = "colours.png"
 """Legend of the heatmaps' colours."""
 QUPATH: Final = "qupath"
@@ -57,6 +62,10 @@ WINDOWS_P: Final = "windows_p.npy"
 """p-value of each scored window, in the same order; from `wsiad significance`."""
 LEFT_OUT: Final = "left_out.npy"
 """Position and reason of every window that was not scored."""
+SPATIAL: Final = "spatial.ome.tif"
+"""Highest standardised mean over neighbourhoods at each heatmap pixel."""
+SPATIAL_PICTURE: Final = "spatial.png"
+SPATIAL_PLACEMENT: Final = "spatial.json"
 HEATMAP: Final = "heatmap.ome.tif"
 """Scores as an image, for programs."""
 HEATMAP_PICTURE: Final = "heatmap.png"

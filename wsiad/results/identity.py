@@ -81,6 +81,8 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
         Run folder, whose healthy examples are shown as evidence.
     """
     values = options.model_dump(mode="json", include=set(DerivedOptions.model_fields))
+    if not options.neighbours:
+        del values["scales_um"]  # results of before there were scales have no such key
     values[EXAMPLES] = ""
     if run is not None and options.evidence_regions:
         from wsiad.runs.examples import EXAMPLES as FILE

@@ -42,6 +42,7 @@ class _Facts(Record):
 class _Row(Record):
     score_max: _Score = None
     score_top_k_mean: _Score = None
+    score_scan: _Score = None
 
 
 class _SlideFacts(Record):

@@ -40,6 +40,8 @@ class RegionRow:
         region was not compared with healthy slides.
     significant : int or None
         1 for a significant region, 0 for another; ``None`` if it was not compared.
+    scale_um : float or None
+        Radius of the neighbourhood that stands out most, µm; ``None`` without neighbourhoods.
     """
 
     rank: int
@@ -57,6 +59,7 @@ class RegionRow:
     p: float | None = None
     q: float | None = None
     significant: int | None = None
+    scale_um: float | None = None
 
 
 def region_row(region: Region) -> RegionRow:
@@ -77,6 +80,7 @@ def region_row(region: Region) -> RegionRow:
         p=region.p,
         q=region.q,
         significant=region.significant,
+        scale_um=region.scale_um,
     )
 
 
@@ -99,6 +103,7 @@ def outlined(row: RegionRow, shape: OutlinedShape) -> Region:
         p=row.p,
         q=row.q,
         significant=row.significant,
+        scale_um=row.scale_um,
         pixel_box=Box(row.x, row.y, row.width, row.height),
         pixel_centre=(row.centre_x, row.centre_y),
     )

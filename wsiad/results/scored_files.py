@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
+from wsiad.core.files import write_json
 from wsiad.core.geometry import Mpp, PixelMap
 from wsiad.exports.ome import write_ome_tiff
 from wsiad.exports.png import write_png
 from wsiad.exports.qupath import write_unassessed
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.regions import unassessed_regions
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.stitch import Scored
 from wsiad.heatmaps.windows import WindowSource
@@ -82,6 +84,14 @@ class ScoredHeatmap:
 def colour_scale(calibration: Calibration) -> ColourScale:
     """Return the colour scale of a run, which its healthy scores determine."""
     return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
+
+
+def write_scales(results: Path, spatial: SpatialCalibration | None) -> None:
+    """Write the calibration of neighbourhoods; ``None`` deletes that of other options."""
+    if spatial is None:
+        (results / names.SCALES).unlink(missing_ok=True)
+    else:
+        write_json(results / names.SCALES, spatial.to_json())
 
 
 def write_scored(

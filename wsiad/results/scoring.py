@@ -221,6 +221,7 @@ def _score(
                 formats=chosen(task.options.viewers),
                 evidence=_evidence(task, explainer, source, written),
                 slide=source.slide,  # a store has no surroundings to show
+                spatial=task.spatial,
             )
             del figures[LACKING]
         said = list(notes(source, scored))
@@ -268,6 +269,7 @@ def _derive_again(
         formats=task.options.viewers,
         evidence=evidence,
         slide=slide,
+        spatial=task.spatial,
     )
 
 

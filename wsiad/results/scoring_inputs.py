@@ -14,7 +14,8 @@ from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
-from wsiad.results.file_names import CALIBRATION, CONFIG, LEGEND, RESERVED
+from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED
 from wsiad.results.identity import (
     DERIVED,
     FORMATS,
@@ -28,11 +29,12 @@ from wsiad.results.identity import (
 )
 from wsiad.results.overlay import write_legend
 from wsiad.results.qupath_project import MADE
-from wsiad.results.scored_files import colour_scale
+from wsiad.results.scored_files import colour_scale, write_scales
 from wsiad.results.significance_comparison import check_reference
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import run_preparation, store_slides
+from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import DETECTOR, RunFolder
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
@@ -60,6 +62,10 @@ class Scoring:
         Run and options of the scores, see :func:`wsiad.results.identity.asked_values`.
     calibration : Calibration
         Calibration of the run.
+    maps : HealthyMaps or None
+        Maps of the run's healthy slides, which the results keep for other scales.
+    spatial : SpatialCalibration or None
+        Calibration of neighbourhoods, if regions and detections are derived from them.
     """
 
     results: Path
@@ -68,6 +74,8 @@ class Scoring:
     facts: dict[str, Any]
     asked: dict[str, Any]
     calibration: Calibration
+    maps: HealthyMaps | None
+    spatial: SpatialCalibration | None
 
     def begin(self, config: Config) -> None:
         """Write the files of a results folder that do not belong to a slide.
@@ -87,6 +95,9 @@ class Scoring:
             logger.warning("%s: %s", self.results, gone)
         write_config(self.results / CONFIG, config)
         write_json(self.results / CALIBRATION, self.calibration.to_json())
+        if self.maps:
+            self.maps.write(self.results / HEALTHY_MAPS)
+        write_scales(self.results, self.spatial)
         write_legend(self.results / LEGEND, colour_scale(self.calibration))
 
 
@@ -143,6 +154,8 @@ def plan_scoring(
     preparation = preparation.model_copy(
         update={"quality": quality, "damaged_tiles": damaged_tiles}
     )
+    calibration, maps = folder.calibration(), folder.healthy_maps()
+    spatial = SpatialCalibration.of_run(maps, calibration, options, subject=str(run))
     digest = scored_digest(run, options, reading, quality)
     asked = asked_values(run, options, reading)
     facts: dict[str, Any] = {
@@ -187,6 +200,7 @@ def plan_scoring(
             batch=batch,
             device=device,
             override_mpp=reading.override_mpp,
+            spatial=spatial,
         )
         for slide in slides_of_shard(slides, compute.shard)
     ]
@@ -196,7 +210,9 @@ def plan_scoring(
         slides=frozenset(slide.name for slide in slides),
         facts=facts,
         asked=asked,
-        calibration=folder.calibration(),
+        calibration=calibration,
+        maps=maps,
+        spatial=spatial,
     )
 
 

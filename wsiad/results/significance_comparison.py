@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from wsiad.core.config import QuietOptions
 from wsiad.core.errors import InputError, RunError
 from wsiad.core.files import real_path
-from wsiad.evaluation.submission import SlideScore
+from wsiad.evaluation.submission import StoredScore
 from wsiad.slides.slide_table import OK, SlideRow
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SignificanceConfig(QuietOptions):
     """Results folder of further healthy slides, on which false alarms are counted."""
     fdr: Level = 0.1
     """False-discovery rate to keep over the regions of a slide."""
-    slide_score: SlideScore = "max"
+    slide_score: StoredScore = "max"
     """Score of a slide: its highest heatmap pixel, or the mean of its highest (`top_k_mean`)."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
     """Levels of p at which false alarms are counted on the slides of `check`; by default 0.01,

@@ -172,7 +172,7 @@ def forget_other_regions(
     if was is None or not (results / SIGNIFICANCE).exists():
         return ""
     changed = [told.split()[0] for told in region_differences(was, now)]
-    if not changed or (changed == ["top_k"] and _slide_score(results) == "max"):
+    if not changed or (changed == ["top_k"] and _slide_score(results) in ("max", "scan")):
         return ""
     forget(results)
     if changed == ["top_k"]:

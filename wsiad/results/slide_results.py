@@ -143,7 +143,7 @@ class SlideResults:
             raise InputError(f"has no {names.SLIDE}", subject=str(self.folder), remedy=SCORE_AGAIN)
         return str(facts["fingerprint"])
 
-    def score(self, kind: Literal["max", "top_k_mean"] = "max") -> float | None:
+    def score(self, kind: Literal["max", "top_k_mean", "scan"] = "max") -> float | None:
         """Read a score of the slide with all its digits; ``None`` if it has none.
 
         The table rounds to nine digits; the slide's record has the exact number. If the score in
@@ -154,7 +154,7 @@ class SlideResults:
         InputError
             The record is damaged.
         """
-        value = self.row.score_max if kind == "max" else self.row.score_top_k_mean
+        value: float | None = getattr(self.row, f"score_{kind}")
         facts = self.facts() if value is not None else None
         exact = ((facts or {}).get("row") or {}).get(f"score_{kind}")
         if value is None or exact is None or f"{exact:.9g}" != f"{value:.9g}":

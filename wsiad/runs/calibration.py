@@ -12,7 +12,7 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.terminal import Progress
-from wsiad.learning.batches import sample, windows
+from wsiad.learning.batches import windows
 from wsiad.learning.detector import Detector, Scores, TileSource
 
 _FORMAT = 1
@@ -155,16 +155,8 @@ class Calibration:
         return cls(**found.model_dump(exclude={"format"}))
 
 
-def calibrate(
-    detector: Detector,
-    tiles: TileSource,
-    *,
-    n_slides: int,
-    seed: int = 0,
-    most_tiles: int | None = None,
-    quiet: bool = False,
-) -> Calibration:
-    """Score held-out healthy tiles and compute the quantiles.
+def held_out_scores(detector: Detector, tiles: TileSource, *, quiet: bool = False) -> Scores:
+    """Score all windows of held-out healthy tiles, in order.
 
     Tiles larger than the detector's input are cut into windows on a centred grid without
     overlap, because a heatmap scores windows, not tiles.
@@ -175,24 +167,22 @@ def calibrate(
         Fitted detector.
     tiles : TileSource
         Healthy tiles that were not fitted on.
-    n_slides : int
-        Number of slides that the tiles come from.
-    seed, most_tiles : int
-        Seed and maximum size of a random sample of the tiles; ``None`` uses all tiles.
     quiet : bool
         Show no progress.
+
+    Returns
+    -------
+    ndarray of float32, (N · k²,)
+        Scores of the k × k windows of each tile.
 
     Raises
     ------
     DetectorError
-        There are no tiles, they are too small, or a score is not finite.
+        The tiles are too small.
     """
-    count, batches = sample(tiles, most_tiles, batch=_BATCH, seed=seed)
     scores = []
-    with Progress("calibrate", total=count, unit="tile", quiet=quiet) as progress:
-        for part in batches:
+    with Progress("calibrate", total=len(tiles), unit="tile", quiet=quiet) as progress:
+        for part in tiles.ordered(_BATCH):
             scores.append(detector.score(windows(part, detector.spec.size)))
             progress.update(len(part))
-    return Calibration.of(
-        np.concatenate(scores) if scores else np.zeros(0, np.float32), n_slides=n_slides
-    )
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -16,6 +16,9 @@ from wsiad.slides.folder_kinds import RESULTS, RUN, SEARCH, STORE, what_is
 WEIGHTS: Final = "weights.safetensors"
 """File in the folder of a training: the trained tensors."""
 
+HEALTHY_MAPS: Final = "healthy_maps.safetensors"
+"""File of a run, and of results: score maps of the healthy slides of the calibration."""
+
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
 

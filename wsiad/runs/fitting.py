@@ -34,9 +34,10 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.devices import Ranks, choose_device
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
-from wsiad.runs.calibration import Calibration, calibrate
+from wsiad.runs.calibration import Calibration, held_out_scores
 from wsiad.runs.compatibility import PREPARATION, check_prepared_alike, preparation_of
 from wsiad.runs.examples import choose_examples
+from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.healthy_tiles import (
     TrainingOptions,
     healthy_slides,
@@ -268,17 +269,16 @@ def make_run(
             tiles, fit_context(options, ranks, device=device, anomalies=anomalous)
         )
     held_out = chosen.source(parts.calibration)
-    calibration = calibrate(
-        detector,
-        held_out,
-        n_slides=len(parts.calibration),
-        seed=options.seed,
-        quiet=options.quiet,
+    scores = held_out_scores(detector, held_out, quiet=options.quiet)
+    calibration = Calibration.of(scores, n_slides=len(parts.calibration))
+    by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
+    maps = HealthyMaps.of(
+        parts, by_name, scores, size=detector.spec.size, mpp=float(detector.spec.mpp)
     )
     examples = choose_examples(
         detector,
         parts.fit,
-        {slide.name: (slide, usable[slide.name]) for slide in slides},
+        by_name,
         held_out=held_out,
         count=options.healthy_examples,
         seed=options.seed,
@@ -286,10 +286,13 @@ def make_run(
     )
     folder.save_detector(detector, name=options.detector)
     folder.write_calibration(calibration)
+    folder.write_healthy_maps(maps)
     folder.write_examples(examples)
     notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
     if examples:
         notes |= {"healthy_examples": len(examples)}
+    if maps:
+        notes |= {"healthy_maps": len(maps)}
     if options.devices > 1:
         notes |= {"devices": options.devices}
     if chosen.thresholds.given:

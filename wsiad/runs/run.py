@@ -5,6 +5,7 @@
 ``weights.safetensors``   the detector's tensors
 ``detector.json``         the detector's name, options, input and values
 ``calibration.json``      quantiles of the score on held-out healthy tiles
+``healthy_maps.safetensors``  score maps of the healthy slides of the calibration
 ``examples.safetensors``  healthy tiles to look at, with the detector's features of them
 ``metrics.csv``           the losses by step (trained methods)
 ``loss.png``              plot of the losses (trained methods)
@@ -38,8 +39,9 @@ from wsiad.learning.detector import Detector, InputSpec, State
 from wsiad.learning.devices import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.claim import WEIGHTS, begin
+from wsiad.runs.claim import HEALTHY_MAPS, WEIGHTS, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
+from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
@@ -98,7 +100,15 @@ class RunRecord(Config):
     @property
     def healthy_examples(self) -> int:
         """Number of healthy examples in the run."""
-        kept = self.notes.get("healthy_examples")
+        return self._count("healthy_examples")
+
+    @property
+    def healthy_maps(self) -> int:
+        """Number of healthy slides whose score maps are in the run."""
+        return self._count("healthy_maps")
+
+    def _count(self, note: str) -> int:
+        kept = self.notes.get(note)
         return kept if isinstance(kept, int) else 0
 
     @property
@@ -241,6 +251,34 @@ class RunFolder:
             return Calibration.from_json(stored)
         except RunError as error:
             raise RunError(error.problem, subject=str(self.path / CALIBRATION)) from error
+
+    def write_healthy_maps(self, maps: HealthyMaps | None) -> None:
+        """Write the maps of healthy slides; ``None`` deletes those of an interrupted run."""
+        path = self.path / HEALTHY_MAPS
+        if maps is None:
+            path.unlink(missing_ok=True)
+        else:
+            maps.write(path)
+
+    def healthy_maps(self) -> HealthyMaps | None:
+        """Read the maps of healthy slides; ``None`` if the run has none, as older runs.
+
+        Raises
+        ------
+        RunError
+            The maps are damaged, or missing although the run states that it has some.
+        """
+        stated = self.record().healthy_maps
+        if not stated and not (self.path / HEALTHY_MAPS).exists():
+            return None
+        found = HealthyMaps.read(self.path / HEALTHY_MAPS)
+        if len(found) != stated:
+            raise RunError(
+                f"holds {len(found)} maps of healthy slides, but the run states {stated}",
+                subject=str(self.path / HEALTHY_MAPS),
+                remedy="Train again.",
+            )
+        return found
 
     def write_examples(self, examples: HealthyExamples | None) -> None:
         """Write the healthy examples; ``None`` deletes those of an interrupted run."""

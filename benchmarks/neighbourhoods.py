@@ -1,0 +1,83 @@
+"""Slide AUC, FROC and lesions found, by the neighbourhoods that findings are derived from.
+
+    python benchmarks/neighbourhoods.py RESULTS --healthy HEALTHY --reference CSV \
+        --annotations DIR [--scales 0 --scales 100,200,400 …]
+
+RESULTS and HEALTHY are results of `wsiad heatmap` by a run that keeps maps of healthy slides,
+HEALTHY of healthy slides that took part in nothing. Both are changed: they hold the last scales
+afterwards. A lesion counts as found if its detection comes at one false positive a slide or fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import wsiad
+from wsiad.evaluation.auc import Estimate
+from wsiad.results.file_names import LESION_TABLE
+
+PROTOCOLS = ("camelyon16-2016", "camelyon16-dataset")
+
+
+def text(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "not defined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
+
+
+def found_by_size(results: Path) -> str:
+    """Lesions found of each class of size, at one false positive a slide."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    with (results / LESION_TABLE).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["protocol"] == PROTOCOLS[0]:
+                rate = row["false_positives_per_slide"]
+                found[row["class"]].append(bool(rate) and float(rate) <= 1)
+    return ", ".join(f"{kind} {sum(hits)} of {len(hits)}" for kind, hits in sorted(found.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--healthy", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--scales", action="append")
+    asked = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, wsiad {wsiad.__version__}")
+    for words in asked.scales or ["0", "100,200,400"]:
+        scales = [float(radius) for radius in words.split(",")]
+        start = time.perf_counter()
+        rows = wsiad.export(results=asked.results, scales_um=scales, quiet=True).rows
+        seconds = (time.perf_counter() - start) / max(1, len(rows))
+        wsiad.export(results=asked.healthy, scales_um=scales, quiet=True)
+        score = "max" if scales == [0.0] else "scan"
+        figures = wsiad.evaluate(
+            results=asked.results,
+            reference=asked.reference,
+            annotations=asked.annotations,
+            slide_score=score,
+            protocols=PROTOCOLS,
+            quiet=True,
+        ).figures
+        compared = wsiad.significance(
+            results=asked.results, healthy=asked.healthy, slide_score=score, quiet=True
+        )
+        low = [row.slide for row in compared.rows if row.p_slide <= 0.05]
+        print(f"scales {words} µm, score {score}, {seconds:.2f} s a slide to derive")
+        print(f"  slide AUC {text(figures.slide_auc)}")
+        for protocol, froc in figures.froc.items():
+            print(f"  FROC {protocol} {text(froc.score)}")
+        print(f"  found: {found_by_size(asked.results)}")
+        print(f"  p <= 0.05: {len(low)} slides: {', '.join(low)}")
+
+
+if __name__ == "__main__":
+    main()

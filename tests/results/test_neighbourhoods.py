@@ -1,0 +1,191 @@
+"""Regions, detections and scores of slides from neighbourhoods: `scales_um`."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+
+import wsiad
+from support.builders import stained, write_tiff
+from support.runs import make_run, use_channel
+from wsiad.core.errors import ConfigError, EvaluationError, InputError
+from wsiad.core.geometry import SquareMicrons
+from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
+from wsiad.runs.run import RunFolder
+
+WINDOW_UM = 16.0
+SCALES = (32.0, 64.0)
+
+
+@pytest.fixture(autouse=True)
+def _channel(monkeypatch):
+    use_channel(monkeypatch)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose healthy windows have scores of 0 to 130, independent of each other."""
+    run = make_run(tmp_path / "run")
+    folder = RunFolder(run)
+    rng = np.random.default_rng(0)
+    scores = [(130 * rng.random((14, 20))).astype(np.float32) for _ in range(6)]
+    folder.write_calibration(Calibration.of(np.concatenate(scores), n_slides=6))
+    maps = [HealthyMap(f"h{i}", s, (WINDOW_UM, WINDOW_UM)) for i, s in enumerate(scores)]
+    folder.write_healthy_maps(HealthyMaps(tuple(maps), SquareMicrons(WINDOW_UM**2)))
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["healthy_maps"] = 6
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
+def image(*, lesion):
+    """Windows of independent reds from 0 to 130; a lesion of five by five has the upper half."""
+    rng = np.random.default_rng(1)
+    reds = 130 * rng.random((10, 14))
+    if lesion:
+        reds[3:8, 5:10] = 75 + 55 * rng.random((5, 5))
+    pixels = stained(320, 448)
+    pixels[..., 0] = np.kron(reds, np.ones((32, 32)))
+    return pixels
+
+
+@pytest.fixture
+def slides(tmp_path):
+    (tmp_path / "slides").mkdir()
+    for name in ("healthy", "tumour"):
+        write_tiff(tmp_path / "slides" / f"{name}.tif", image(lesion=name == "tumour"),
+                   mpp=0.5, levels=1)  # fmt: skip
+    return tmp_path / "slides"
+
+
+def heatmap(run, slides, out, **values):
+    wsiad.heatmap(run=run, slides=slides, out=out, quiet=True, **values)
+    return out
+
+
+def rows_of(out):
+    with (out / "slides.csv").open() as file:
+        return {row["slide"]: row for row in csv.DictReader(file)}
+
+
+def test_a_lesion_without_an_unusual_window_stands_out(run, slides, tmp_path):
+    alone = heatmap(run, slides, tmp_path / "alone")
+    together = heatmap(run, slides, tmp_path / "together", scales_um=SCALES, region_quantile=0.99)
+    assert rows_of(alone)["tumour"]["regions"] == "0"
+    assert rows_of(alone)["tumour"]["score_scan"] == ""
+    scans = {name: float(row["score_scan"]) for name, row in rows_of(together).items()}
+    assert scans["tumour"] > 1.5 * scans["healthy"]
+    regions = wsiad.Results(together).slide("tumour").regions()
+    assert len(regions) >= 1
+    lesion = (5 * 32, 3 * 32, 10 * 32, 8 * 32)
+    x, y = regions[0].centre
+    assert lesion[0] < x < lesion[2]
+    assert lesion[1] < y < lesion[3]
+    assert regions[0].scale_um in SCALES
+    assert regions[0].max_score == pytest.approx(scans["tumour"])
+
+
+def test_the_map_is_that_of_its_calibration(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
+    stored = json.loads((out / "scales.json").read_text())
+    spatial = SpatialCalibration.from_json(stored)
+    assert [float(scale.radius) for scale in spatial.scales] == list(SCALES)
+    calibration = RunFolder(run).calibration()
+    scores = wsiad.Results(out).slide("tumour").heatmap()
+    expected = spatial.map(scores, percentile=calibration.percentile).heatmap.scores
+    written = tifffile.imread(out / "tumour" / "spatial.ome.tif")
+    np.testing.assert_array_equal(written, expected)
+    assert wsiad.Results(out).slide("tumour").score("scan") == np.nanmax(expected)
+    assert (out / "tumour" / "spatial.png").exists()
+
+
+def content(path):
+    """A file's content; whole numbers in JSON equal the same floats."""
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+
+
+def differing(one, two):
+    names = {p.relative_to(d) for d in (one, two) for p in d.rglob("*") if p.is_file()}
+    return {
+        str(name)
+        for name in names
+        if name.name != "slide.json"
+        and not (
+            (one / name).exists()
+            and (two / name).exists()
+            and content(one / name) == content(two / name)
+        )
+    }
+
+
+def test_export_derives_other_scales_without_the_run(run, slides, tmp_path):
+    asked = heatmap(run, slides, tmp_path / "asked", scales_um=SCALES, evidence_regions=0)
+    out = heatmap(run, slides, tmp_path / "out", evidence_regions=0)
+    before = tmp_path / "before"
+    shutil.copytree(out, before)
+    shutil.rmtree(run)
+    wsiad.export(results=out, scales_um=SCALES, quiet=True)
+    for name in ("healthy", "tumour"):
+        assert differing(out / name, asked / name) == set()
+    assert (out / "scales.json").read_bytes() == (asked / "scales.json").read_bytes()
+    wsiad.export(results=out, scales_um=[0], quiet=True)
+    for name in ("healthy", "tumour"):
+        assert differing(out / name, before / name) == set()
+    assert not (out / "scales.json").exists()
+    assert rows_of(out)["tumour"]["score_scan"] == ""
+
+
+def test_a_large_place_is_one_detection(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=[64], suppression_radius_um=1,
+                  detection_quantile=0.01)  # fmt: skip
+    found = np.loadtxt(out / "tumour" / "detections.csv", delimiter=",", skiprows=1, ndmin=2)
+    x, y = found[:, 1], found[:, 2]
+    away = np.hypot(x[:, None] - x, y[:, None] - y) * 0.5
+    assert len(found) > 1
+    assert away[~np.eye(len(found), dtype=bool)].min() > 1.5 * 64
+
+
+def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
+    out = heatmap(run, slides, tmp_path / "out")
+    with pytest.raises(EvaluationError, match=r"score_scan of healthy is '', not a number.*export"):
+        wsiad.evaluate(results=out, reference=reference, slide_score="scan", quiet=True)
+    wsiad.export(results=out, scales_um=SCALES, quiet=True)
+    found = wsiad.evaluate(results=out, reference=reference, slide_score="scan", quiet=True)
+    assert found.figures.slide_auc.value == 1
+    other = tmp_path / "healthy"
+    other.mkdir()
+    write_tiff(other / "h.tif", image(lesion=False)[:, ::-1], mpp=0.5, levels=1)
+    healthy = heatmap(run, other, tmp_path / "reference", scales_um=SCALES)
+    rows = wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True).rows
+    assert {row.slide: row.p_slide for row in rows}["tumour"] == 0.5  # the smallest of one slide
+    wsiad.export(results=healthy, scales_um=[64], quiet=True)
+    with pytest.raises(InputError, match="scales_um"):
+        wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True)
+
+
+def test_a_percentile_is_no_score_to_compare_slides_by(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out")
+    with pytest.raises(ConfigError, match="slide_score"):
+        wsiad.significance(results=out, healthy=tmp_path, slide_score="percentile", quiet=True)
+
+
+def test_a_run_without_maps_says_so(slides, tmp_path):
+    run = make_run(tmp_path / "old")
+    with pytest.raises(InputError, match=r"no maps of healthy slides.*--scales-um"):
+        heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
+    out = heatmap(run, slides, tmp_path / "out")
+    with pytest.raises(InputError, match="no maps of healthy slides"):
+        wsiad.export(results=out, scales_um=SCALES, quiet=True)
+
+
+@pytest.mark.parametrize("scales", [[], [-1], [5, 5]])
+def test_scales_that_make_no_sense(run, slides, tmp_path, scales):
+    with pytest.raises(ConfigError, match="scales"):
+        heatmap(run, slides, tmp_path / "out", scales_um=scales)

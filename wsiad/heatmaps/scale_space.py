@@ -1,0 +1,468 @@
+"""Scale space of a heatmap: how far means over neighbourhoods lie above those of healthy slides.
+
+A lesion is a place where many neighbouring windows are a little strange, and no detector looks
+at neighbours. Here the healthy percentile of every heatmap pixel is averaged over
+neighbourhoods of several sizes, over assessed tissue alone, and each mean is standardised by the
+means of the same size on healthy slides. The highest standardised mean over all sizes is a scan
+statistic (Kulldorff, Communications in Statistics 26, 1997); that of percentiles instead of
+scores is one of ranks, which a single extreme window cannot dominate (Jung & Cho, International
+Journal of Health Geographics 14, 2015).
+
+A neighbourhood at the edge of the tissue holds few windows, and its mean varies more than that
+of a full one. The variance of a mean over `n` windows is therefore modelled as ``between + within /
+n``: what windows share because they lie together, and what each has to itself. Both are
+estimated on healthy slides, each size separately and each slide with equal weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from scipy import ndimage
+
+from wsiad.core.config import Config
+from wsiad.core.errors import ConfigError, EvaluationError, InputError
+from wsiad.core.geometry import Microns, SquareMicrons
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.space_options import SpaceOptions, check_scales
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
+
+FloatArray = npt.NDArray[np.float64]
+
+Percentile = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Healthy percentiles, 0 to 100, of scores; NaN stays NaN."""
+
+_NEARLY_0 = 1e-12
+_FINE_SIGMA_PX = 8
+
+
+def smoothed(
+    values: npt.NDArray[np.floating], *, pixel_um: tuple[float, float], radius: Microns
+) -> tuple[FloatArray, FloatArray]:
+    """Average values around each pixel, with Gaussian weights.
+
+    Parameters
+    ----------
+    values : ndarray of float, (H, W)
+        NaN marks pixels that were not assessed: they count neither as values nor as area.
+    pixel_um : tuple of float
+        Width and height of a pixel, µm.
+    radius : Microns
+        Radius of the disc with as much area as the weights amount to: two standard deviations
+        of the Gaussian. 0 leaves the values as they are.
+
+    Returns
+    -------
+    means : ndarray of float64, (H, W)
+        NaN where `values` is: nothing is said of pixels that were not assessed.
+    counts : ndarray of float64, (H, W)
+        Effective number of pixels in each mean, ``(sum of weights)² / sum of weights²``; NaN
+        where `values` is.
+
+    Notes
+    -----
+    Weights end at four standard deviations. Where one standard deviation is many pixels long,
+    sums are taken over blocks of pixels first and interpolated, which changes a mean by less
+    than 1 % of the range of the values.
+    """
+    seen = np.isfinite(values)
+    sigma = (radius / 2 / pixel_um[1], radius / 2 / pixel_um[0])
+    if float(radius) == 0:
+        return np.where(seen, values, np.nan).astype(np.float64), np.where(seen, 1.0, np.nan)
+    factors = tuple(max(1, int(length / _FINE_SIGMA_PX)) for length in sigma)
+    area = _blocks(seen.astype(np.float64), factors)
+    sums = _blocks(np.where(seen, values, 0.0).astype(np.float64), factors)
+    kernels = [_gaussian(length / factor) for length, factor in zip(sigma, factors, strict=True)]
+    size = values.shape
+    total = _expand(_separable(area, kernels), factors, size)
+    squares = _expand(_separable(area, [kernel**2 for kernel in kernels]), factors, size)
+    with np.errstate(invalid="ignore", divide="ignore"):  # where no tissue is near
+        means = _expand(_separable(sums, kernels), factors, size) / total
+        counts = math.prod(factors) * total**2 / squares
+    return np.where(seen, means, np.nan), np.where(seen, counts, np.nan)
+
+
+def _gaussian(sigma: float) -> FloatArray:
+    """Weights of a Gaussian at whole distances, (2 n + 1,), highest 1."""
+    reach = max(1, math.ceil(4 * sigma))
+    steps = np.arange(-reach, reach + 1, dtype=np.float64)
+    return np.exp(-((steps / sigma) ** 2) / 2)
+
+
+def _separable(values: FloatArray, kernels: Sequence[FloatArray]) -> FloatArray:
+    """Weighted sums around each pixel; there is nothing beyond the border."""
+    for axis, kernel in enumerate(kernels):
+        values = ndimage.correlate1d(values, kernel, axis=axis, mode="constant")
+    return values
+
+
+def _blocks(values: FloatArray, factors: tuple[int, ...]) -> FloatArray:
+    """Mean of blocks of pixels; what is beyond the border counts as 0."""
+    if max(factors) == 1:
+        return values
+    padded = np.pad(
+        values, [(0, -size % factor) for size, factor in zip(values.shape, factors, strict=True)]
+    )
+    rows, columns = (size // factor for size, factor in zip(padded.shape, factors, strict=True))
+    return padded.reshape(rows, factors[0], columns, factors[1]).mean(axis=(1, 3))
+
+
+def _expand(values: FloatArray, factors: tuple[int, ...], size: tuple[int, ...]) -> FloatArray:
+    """Interpolate the values of blocks, linearly, at the centres of their pixels."""
+    for axis, (factor, length) in enumerate(zip(factors, size, strict=True)):
+        if factor == 1:
+            continue
+        at = (np.arange(length) + 0.5) / factor - 0.5
+        low = np.clip(np.floor(at).astype(int), 0, max(0, values.shape[axis] - 2))
+        high = np.minimum(low + 1, values.shape[axis] - 1)
+        share = np.clip(at - low, 0, 1)
+        shape = [-1 if number == axis else 1 for number in range(2)]
+        share = share.reshape(shape)
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Local means of one size on healthy slides.
+
+    Parameters
+    ----------
+    radius : Microns
+        Radius of the neighbourhoods, µm; see :func:`smoothed`.
+    mean : float
+        Mean of all, as a share from 0 to 1.
+    between, within : float
+        The variance of a mean over `n` windows is ``between + within / n``.
+    """
+
+    radius: Microns
+    mean: float
+    between: float
+    within: float
+
+    def standardise(self, means: FloatArray, windows: FloatArray) -> FloatArray:
+        """Return how many standard deviations means lie above healthy ones.
+
+        Parameters
+        ----------
+        means : ndarray of float64, (...)
+        windows : ndarray of float64, (...)
+            Number of windows that each mean comes from.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = np.sqrt(self.between + self.within / np.maximum(windows, 1))
+        if max(self.between, self.within) <= _NEARLY_0:  # all healthy windows have one score
+            return np.where(np.isnan(means), np.nan, 0.0)
+        return (means - self.mean) / spread
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialMap:
+    """Standardised local means of a slide, and the scale that stands out at each pixel.
+
+    Parameters
+    ----------
+    heatmap : Heatmap
+        Scores are the highest standardised means over all scales, standard deviations.
+    scale : ndarray of uint8, (H, W)
+        Index of that scale; meaningless where the heatmap is NaN.
+    radii_um : tuple of float
+        Disc radii of the scales, µm.
+    """
+
+    heatmap: Heatmap
+    scale: npt.NDArray[np.uint8]
+    radii_um: tuple[float, ...]
+
+    @property
+    def radius(self) -> npt.NDArray[np.float32]:
+        """Radius of the neighbourhood that stands out at each pixel, µm, (H, W)."""
+        return np.asarray(self.radii_um, np.float32)[self.scale]
+
+    @property
+    def reach(self) -> npt.NDArray[np.float32]:
+        """Distance, µm, within which a peak at each pixel is the only one, (H, W).
+
+        It is 1.5 times the radius: a nearer peak would come from the same neighbours.
+        """
+        return self.radius * np.float32(1.5)
+
+
+class _Stored(Config):
+    radius_um: pydantic.NonNegativeFloat
+    mean: pydantic.FiniteFloat
+    between: pydantic.NonNegativeFloat
+    within: pydantic.NonNegativeFloat
+
+
+class _StoredCalibration(Config):
+    window_um2: pydantic.PositiveFloat
+    n_slides: pydantic.PositiveInt
+    scales: tuple[_Stored, ...]
+    highest: tuple[pydantic.FiniteFloat, ...]
+    calibration: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialCalibration:
+    """Evidence in space of healthy slides: the spread of each scale, and what is left to chance.
+
+    Parameters
+    ----------
+    scales : tuple of Scale
+        By rising radius.
+    window : SquareMicrons
+        Area of a window, µm²: so much tissue counts as one window.
+    calibration : Calibration
+        Distribution of the spatial map's pixels over healthy slides, each with equal weight
+        a pixel; its percentiles and quantiles take the place of those of the scores.
+    highest : tuple of float
+        Highest pixel of each healthy slide's spatial map, rising.
+
+    Notes
+    -----
+    With three healthy slides or more, the map of each is standardised by the others, so that
+    `calibration` and `highest` promise no more than new slides keep.
+    """
+
+    scales: tuple[Scale, ...]
+    window: SquareMicrons
+    calibration: Calibration
+    highest: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls,
+        healthy: Sequence[Heatmap | HealthyMap],
+        *,
+        percentile: Percentile,
+        scales_um: Sequence[float],
+        window: SquareMicrons,
+    ) -> Self:
+        """Learn the spread of local means from healthy slides that nothing was fitted on.
+
+        Parameters
+        ----------
+        healthy : sequence of Heatmap or HealthyMap
+            Scores of healthy slides, with at least one assessed pixel each.
+        percentile : callable
+            Healthy percentile of scores, such as :meth:`Calibration.percentile`.
+        scales_um : sequence of float
+            Disc radii, µm; see :func:`check_scales`.
+        window : SquareMicrons
+            Area of a window, µm².
+
+        Raises
+        ------
+        EvaluationError
+            There is no healthy slide, or one has no assessed pixel.
+        ConfigError
+            The scales make no sense.
+        """
+        radii = check_scales(scales_um)
+        if not healthy:
+            raise EvaluationError(
+                "there is no healthy slide to standardise scales by",
+                remedy="Give held-out healthy slides, or scales_um: none.",
+            )
+        if blank := [one.slide for one in healthy if not np.isfinite(one.scores).any()]:
+            raise EvaluationError(f"the healthy slide {blank[0]} has no assessed pixel")
+        means = [_neighbourhoods(one, percentile, radii, window=window) for one in healthy]
+        moments = np.stack([[_moments(*part) for part in slide] for slide in means])
+        scales = tuple(_scale(radius, moments[:, i]) for i, radius in enumerate(radii))
+        highest, pixels = [], []
+        for number, slide in enumerate(means):
+            others = scales
+            if len(healthy) > 2:
+                rest = np.delete(moments, number, axis=0)
+                others = tuple(_scale(radius, rest[:, i]) for i, radius in enumerate(radii))
+            best = _highest(slide, others)[0]
+            pixels.append(best[np.isfinite(best)])
+            highest.append(float(pixels[-1].max()))
+        calibration = Calibration.of(
+            np.concatenate(pixels).astype(np.float32), n_slides=len(healthy)
+        )
+        return cls(scales, window, calibration, tuple(sorted(highest)))
+
+    @classmethod
+    def of_run(
+        cls,
+        maps: HealthyMaps | None,
+        calibration: Calibration,
+        options: SpaceOptions,
+        *,
+        subject: str,
+    ) -> Self | None:
+        """Standardise the scales of options by the healthy slides of a run.
+
+        Parameters
+        ----------
+        maps : HealthyMaps or None
+            Maps of the run's healthy slides, if it has any.
+        calibration : Calibration
+            Calibration of the run.
+        options : SpaceOptions
+        subject : str
+            Path of the run or of its results, for errors.
+
+        Returns
+        -------
+        SpatialCalibration or None
+            ``None`` where the options do not look at neighbours.
+
+        Raises
+        ------
+        InputError
+            There are no maps.
+        """
+        if not options.neighbours:
+            return None
+        if maps is None:
+            raise InputError(
+                "has no maps of healthy slides, by which scales_um could be standardised",
+                subject=subject,
+                remedy="Train again on a store of at least three healthy slides with positions, "
+                "or leave out --scales-um.",
+            )
+        return cls.of(
+            maps.maps,
+            percentile=calibration.percentile,
+            scales_um=options.scales_um,
+            window=maps.window,
+        )
+
+    def map(self, heatmap: Heatmap, *, percentile: Percentile) -> SpatialMap:
+        """Return the spatial map of a slide.
+
+        Parameters
+        ----------
+        heatmap : Heatmap
+            Scores of the slide; pixels that were not assessed stay so.
+        percentile : callable
+            As the calibration was made with.
+        """
+        radii = tuple(float(scale.radius) for scale in self.scales)
+        means = _neighbourhoods(heatmap, percentile, radii, window=self.window)
+        best, index = _highest(means, self.scales)
+        return SpatialMap(replace(heatmap, scores=best.astype(np.float32)), index, radii)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the calibration as JSON values."""
+        return {
+            "window_um2": float(self.window),
+            "n_slides": self.calibration.n_slides,
+            "scales": [
+                {
+                    "radius_um": float(scale.radius),
+                    "mean": scale.mean,
+                    "between": scale.between,
+                    "within": scale.within,
+                }
+                for scale in self.scales
+            ],
+            "highest": list(self.highest),
+            "calibration": self.calibration.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Any) -> Self:
+        """Read back what :meth:`to_json` returned.
+
+        Raises
+        ------
+        EvaluationError
+            It is not such a calibration.
+        """
+        try:
+            found = _StoredCalibration.model_validate(stored)
+            check_scales(scale.radius_um for scale in found.scales)
+        except pydantic.ValidationError as error:
+            raise EvaluationError(
+                f"is not a calibration of scales ({error.error_count()} faults)"
+            ) from error
+        except ConfigError as error:
+            raise EvaluationError(f"is not a calibration of scales ({error.problem})") from error
+        if not found.highest or list(found.highest) != sorted(found.highest):
+            raise EvaluationError("is not a calibration of scales: its highest pixels do not rise")
+        return cls(
+            tuple(
+                Scale(Microns(one.radius_um), one.mean, one.between, one.within)
+                for one in found.scales
+            ),
+            SquareMicrons(found.window_um2),
+            Calibration.from_json(found.calibration),
+            found.highest,
+        )
+
+
+def _neighbourhoods(
+    heatmap: Heatmap | HealthyMap,
+    percentile: Percentile,
+    radii_um: Sequence[float],
+    *,
+    window: SquareMicrons,
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Local means of the shares of lower healthy windows, and their windows, by scale."""
+    shares = percentile(heatmap.scores).astype(np.float64) / 100
+    width, height = heatmap.pixel_um
+    parts = []
+    for radius in radii_um:
+        means, counts = smoothed(shares, pixel_um=heatmap.pixel_um, radius=Microns(radius))
+        parts.append((means, np.maximum(counts * (width * height / window), 1.0)))
+    return parts
+
+
+def _moments(means: FloatArray, windows: FloatArray) -> FloatArray:
+    """Averages over a slide of a scale, from which its variance follows: (6,)."""
+    seen = np.isfinite(means)
+    q, u = means[seen], 1 / windows[seen]
+    return np.array(
+        [
+            q.mean(),
+            (q * q).mean(),
+            u.mean(),
+            (u * u).mean(),
+            (u * q).mean(),
+            (u * q * q).mean(),
+        ]
+    )
+
+
+def _scale(radius: float, moments: FloatArray) -> Scale:
+    """Fit ``between + within / n`` to squared deviations by least squares, neither below 0."""
+    q, qq, u, uu, uq, uqq = moments.mean(axis=0)
+    square = max(0.0, qq - q * q)  # mean squared deviation from the mean
+    weighted = max(0.0, uqq - 2 * q * uq + q * q * u)  # the same times 1 / n
+    spread = uu - u * u
+    if spread <= _NEARLY_0 * uu:  # every mean is over as many windows
+        return Scale(Microns(radius), float(q), float(square), 0.0)
+    within = (weighted - u * square) / spread
+    between = square - within * u
+    if within < 0:
+        between, within = square, 0.0
+    elif between < 0:
+        between, within = 0.0, weighted / uu
+    return Scale(Microns(radius), float(q), float(between), float(within))
+
+
+def _highest(
+    means: Sequence[tuple[FloatArray, FloatArray]], scales: Sequence[Scale]
+) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
+    """Highest standardised mean at each pixel, and the index of its scale."""
+    best = scales[0].standardise(*means[0])
+    index = np.zeros(best.shape, np.uint8)
+    for number, (scale, part) in enumerate(zip(scales[1:], means[1:], strict=True), start=1):
+        standardised = scale.standardise(*part)
+        with np.errstate(invalid="ignore"):
+            higher = standardised > best
+        best = np.where(higher, standardised, best)
+        index[higher] = number
+    return best, index

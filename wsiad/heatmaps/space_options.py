@@ -1,0 +1,64 @@
+"""Options of evidence in space: the neighbourhoods over which windows are looked at together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+
+from pydantic import field_validator
+
+from wsiad.core.config import Config
+from wsiad.core.errors import ConfigError
+
+MOST_SCALES = 16
+"""Maximum number of scales."""
+
+ALONE = (0.0,)
+"""Scales at which neighbours are not looked at."""
+
+
+def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
+    """Return radii in rising order.
+
+    Parameters
+    ----------
+    scales_um : iterable of float
+        Radii, µm. 0 is the heatmap pixel alone.
+
+    Raises
+    ------
+    ConfigError
+        There are none or too many, one is not a length, or two are equal.
+    """
+    scales = tuple(sorted(float(scale) for scale in scales_um))
+    words = ", ".join(f"{scale:g}" for scale in scales)
+    if not 1 <= len(scales) <= MOST_SCALES:
+        raise ConfigError(
+            f"{len(scales)} scales were given",
+            remedy=f"Give between 1 and {MOST_SCALES} radii in µm.",
+        )
+    if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+        raise ConfigError(f"the scales {words} µm are not all lengths", remedy="Give radii in µm.")
+    if any(one == other for one, other in pairwise(scales)):
+        raise ConfigError(f"the scales {words} µm name one twice", remedy="Give each radius once.")
+    return scales
+
+
+class SpaceOptions(Config):
+    """Options that decide over which neighbourhoods evidence is collected."""
+
+    scales_um: tuple[float, ...] = ALONE
+    """Radii, µm, of neighbourhoods over which the healthy percentiles of windows are averaged,
+    such as 100 200 400: regions, detections and the slide's scan score are then taken from the
+    highest mean, standardised by healthy slides. 0: from the score of each window alone."""
+
+    @field_validator("scales_um")
+    @classmethod
+    def _are_scales(cls, scales_um: tuple[float, ...]) -> tuple[float, ...]:
+        return check_scales(scales_um)
+
+    @property
+    def neighbours(self) -> bool:
+        """True where neighbouring windows are looked at together."""
+        return self.scales_um != ALONE
