@@ -189,3 +189,15 @@ def test_a_run_without_maps_says_so(slides, tmp_path):
 def test_scales_that_make_no_sense(run, slides, tmp_path, scales):
     with pytest.raises(ConfigError, match="scales"):
         heatmap(run, slides, tmp_path / "out", scales_um=scales)
+
+
+def test_few_healthy_slides_are_warned_of(run, slides, tmp_path, caplog):
+    folder = RunFolder(run)
+    folder.write_healthy_maps(HealthyMaps(folder.healthy_maps().maps[:2], SquareMicrons(256.0)))
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["healthy_maps"] = 2
+    (run / "run.json").write_text(json.dumps(record))
+    heatmap(run, slides, tmp_path / "out")
+    assert "standardised by" not in caplog.text
+    wsiad.export(results=tmp_path / "out", scales_um=SCALES, quiet=True)
+    assert "standardised by 2 healthy slides" in caplog.text

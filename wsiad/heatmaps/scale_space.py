@@ -16,6 +16,7 @@ estimated on healthy slides, each size separately and each slide with equal weig
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,12 +35,15 @@ from wsiad.heatmaps.space_options import SpaceOptions, check_scales
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 
+logger = logging.getLogger(__name__)
+
 FloatArray = npt.NDArray[np.float64]
 
 Percentile = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Healthy percentiles, 0 to 100, of scores; NaN stays NaN."""
 
 _NEARLY_0 = 1e-12
+_FEW_SLIDES = 3
 _FINE_SIGMA_PX = 8
 
 
@@ -331,6 +335,14 @@ class SpatialCalibration:
                 subject=subject,
                 remedy="Train again on a store of at least three healthy slides with positions, "
                 "or leave out --scales-um.",
+            )
+        if len(maps) < _FEW_SLIDES:
+            logger.warning(
+                "%s: scales are standardised by %d healthy slide%s. Train on more slides: with so "
+                "few, places that are usual on other healthy slides can stand out.",
+                subject,
+                len(maps),
+                "s" if len(maps) > 1 else "",
             )
         return cls.of(
             maps.maps,
