@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +97,20 @@ def test_a_full_neighbourhood_weighs_as_much_as_its_disc() -> None:
     assert counts[40, 40] == pytest.approx(np.pi * 7**2, rel=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (30, 40)])
+def test_a_radius_far_longer_than_the_map_gives_its_mean_and_takes_no_memory(
+    shape: tuple[int, int],
+) -> None:
+    values = np.random.default_rng(2).random(shape)
+    tracemalloc.start()
+    means, counts = smoothed(values, pixel_um=(1.0, 2.0), radius=Microns(100_000.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(means, values.mean(), rtol=1e-4)
+    np.testing.assert_allclose(counts, values.size, rtol=1e-4)
+    assert peak < 1 << 25  # blocks of 6,250 pixels would need 160 MB
+
+
 def test_radius_0_is_the_pixel_itself() -> None:
     values = np.array([[0.25, np.nan], [0.5, 1.0]])
     means, counts = smoothed(values, pixel_um=(10.0, 10.0), radius=Microns(0.0))
@@ -187,7 +202,10 @@ def test_without_a_healthy_slide_there_is_no_scale() -> None:
         SpatialCalibration.of([blank], percentile=share, scales_um=[0], window=WINDOW)
 
 
-@pytest.mark.parametrize("scales", [[], [-1.0], [float("nan")], [100, 100], list(range(17))])
+@pytest.mark.parametrize(
+    "scales",
+    [[], [-1.0], [float("nan")], [100, 100], [1e-310], [100, 1e9], list(range(17))],
+)
 def test_scales_that_make_no_sense_are_refused(scales: list[float]) -> None:
     with pytest.raises(ConfigError, match="scales"):
         check_scales(scales)

@@ -133,3 +133,13 @@ def test_a_file_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(RunError, match="damaged"):
         HealthyMaps.read(path)
+
+
+def test_maps_that_would_fill_the_memory_are_refused_unread(monkeypatch, tmp_path):
+    path = tmp_path / HEALTHY_MAPS
+    maps_of((9, 9), (5, 4)).write(path)
+    monkeypatch.setattr("wsiad.runs.healthy_maps._MOST_PIXELS", 101)
+    assert len(HealthyMaps.read(path)) == 2
+    monkeypatch.setattr("wsiad.runs.healthy_maps._MOST_PIXELS", 100)
+    with pytest.raises(RunError, match="101 pixels; at most 100 are read"):
+        HealthyMaps.read(path)

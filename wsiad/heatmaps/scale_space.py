@@ -80,7 +80,11 @@ def smoothed(
     sigma = (radius / 2 / pixel_um[1], radius / 2 / pixel_um[0])
     if float(radius) == 0:
         return np.where(seen, values, np.nan).astype(np.float64), np.where(seen, 1.0, np.nan)
-    factors = tuple(max(1, int(length / _FINE_SIGMA_PX)) for length in sigma)
+    # A block that is longer than the map would need memory for what is beyond the border.
+    factors = tuple(
+        max(1, min(int(length / _FINE_SIGMA_PX), side))
+        for length, side in zip(sigma, values.shape, strict=True)
+    )
     area = _blocks(seen.astype(np.float64), factors)
     sums = _blocks(np.where(seen, values, 0.0).astype(np.float64), factors)
     kernels = [_gaussian(length / factor) for length, factor in zip(sigma, factors, strict=True)]

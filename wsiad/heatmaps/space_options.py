@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -13,6 +12,9 @@ from wsiad.core.errors import ConfigError
 
 MOST_SCALES = 16
 """Maximum number of scales."""
+
+SHORTEST_UM, LONGEST_UM = 1.0, 100_000.0
+"""Shortest and longest radius of a neighbourhood, µm; a slide is 75,000 µm long."""
 
 ALONE = (0.0,)
 """Scales at which neighbours are not looked at."""
@@ -29,7 +31,7 @@ def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
     Raises
     ------
     ConfigError
-        There are none or too many, one is not a length, or two are equal.
+        There are none or too many, one is neither 0 nor from 1 to 100,000 µm, or two are equal.
     """
     scales = tuple(sorted(float(scale) for scale in scales_um))
     words = ", ".join(f"{scale:g}" for scale in scales)
@@ -38,8 +40,11 @@ def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
             f"{len(scales)} scales were given",
             remedy=f"Give between 1 and {MOST_SCALES} radii in µm.",
         )
-    if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
-        raise ConfigError(f"the scales {words} µm are not all lengths", remedy="Give radii in µm.")
+    if not all(scale == 0 or SHORTEST_UM <= scale <= LONGEST_UM for scale in scales):
+        raise ConfigError(
+            f"the scales {words} µm are not all radii of neighbourhoods on a slide",
+            remedy=f"Give radii from {SHORTEST_UM:g} to {LONGEST_UM:,.0f} µm, or 0.",
+        )
     if any(one == other for one, other in pairwise(scales)):
         raise ConfigError(f"the scales {words} µm name one twice", remedy="Give each radius once.")
     return scales

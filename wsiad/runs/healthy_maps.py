@@ -8,6 +8,8 @@ whose slides were split by tile, or whose tiles have no positions, have none.
 
 from __future__ import annotations
 
+import math
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,8 @@ from wsiad.runs.split import HealthySplit
 from wsiad.store.stored_slide import StoredSlide
 
 _METADATA = "wsiad"
-_MOST_PIXELS = 1 << 28
+_MOST_PIXELS = 1 << 30
+"""Maximum number of pixels of all maps together: 4 GiB, a thousand slides of a million windows."""
 
 
 class _About(Config):
@@ -151,13 +154,17 @@ class HealthyMaps:
         try:
             with safe_open(path, framework="numpy") as file:
                 about = _About.model_validate(parse_json((file.metadata() or {})[_METADATA]))
-                found = [file.get_tensor(name) for name in sorted(file.keys())]
+                names = sorted(file.keys())
+                pixels = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+                if pixels > _MOST_PIXELS:
+                    raise ValueError(f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read")
+                found = [file.get_tensor(name) for name in names]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, str(error)) from error
         if len(found) != len(about.slides) or not found:
             raise _damaged(path, f"{len(found)} maps of {len(about.slides)} slides")
         for name, scores in zip(about.slides, found, strict=True):
-            sound = scores.ndim == 2 and scores.dtype == np.float32 and scores.size < _MOST_PIXELS
+            sound = scores.ndim == 2 and scores.dtype == np.float32
             if not sound or np.isinf(scores).any() or np.isnan(scores).all():
                 raise _damaged(path, f"the map of {name} is not one of scores")
         pixel = (about.pixel_um, about.pixel_um)
