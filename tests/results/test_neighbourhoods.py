@@ -201,3 +201,30 @@ def test_few_healthy_slides_are_warned_of(run, slides, tmp_path, caplog):
     assert "standardised by" not in caplog.text
     wsiad.export(results=tmp_path / "out", scales_um=SCALES, quiet=True)
     assert "standardised by 2 healthy slides" in caplog.text
+
+
+def test_the_report_and_qupath_state_the_unit_of_regions(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", region_quantile=0.99)
+    page = (out / "report.html").read_text()
+    assert "eighbourhood" not in page
+    assert ">Scan<" not in page
+    wsiad.export(results=out, scales_um=SCALES, region_quantile=0.99, quiet=True)
+    page = (out / "report.html").read_text()
+    assert ">Scan<" in page
+    assert f'data-value="{float(rows_of(out)["tumour"]["score_scan"]):.9g}"' in page
+    assert "neighbourhoods of windows with radii of 32, 64 µm" in page
+    region = wsiad.Results(out).slide("tumour").regions()[0]
+    assert f"Neighbourhood of radius {region.scale_um:g}&nbsp;µm" in page
+    shape = json.loads((out / "tumour" / "lesions.geojson").read_text())["features"][0]
+    assert shape["properties"]["measurements"]["wsiad: neighbourhood µm"] == region.scale_um
+
+
+def test_an_evaluation_of_other_scales_is_warned_of(run, slides, tmp_path):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
+    out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
+    wsiad.evaluate(results=out, reference=reference, slide_score="scan", quiet=True)
+    assert "derived again since the evaluation" not in (out / "report.html").read_text()
+    wsiad.export(results=out, scales_um=[0], quiet=True)
+    page = (out / "report.html").read_text()
+    assert "derived again since the evaluation (scales_um" in page

@@ -17,6 +17,7 @@ from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.typed_files import read_record
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
+from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
@@ -31,6 +32,8 @@ from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunRecord
+
+_OTHER_SCORES = {"scan": "scan scores", "top_k_mean": "means of the k highest scores"}
 
 _PICTURES = (
     (names.TISSUE, "Slide, tissue outlined"),
@@ -57,6 +60,7 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
         label=row.label or None,
         score_max=row.score_max,
         score_top_k_mean=row.score_top_k_mean,
+        score_scan=row.score_scan,
         percentile=_percentile(row.score_max, calibration),
         windows=row.tiles,
         seconds=row.seconds,
@@ -216,7 +220,11 @@ def write_results_report(
         plots=plots,
         timings=_timings(record, rows) | taken,
         config_yaml=run.config_text(),
-        notes=[*_notes(rows, record, calibration), *_significance_notes(sure)],
+        notes=[
+            *_notes(rows, record, calibration),
+            *_space_notes(facts.get(DERIVED) or {}),
+            *_significance_notes(sure),
+        ],
         warnings=[
             *warnings,
             *_evaluation_warnings(evaluated, rows, facts),
@@ -376,7 +384,7 @@ def _evaluated_otherwise(
 
     Figures do not depend on the options of regions and evidence.
     """
-    keys = set(DetectionOptions.model_fields)
+    keys = {*DetectionOptions.model_fields, *SpaceOptions.model_fields}
     if ((evaluated.get("made_by") or {}).get("config") or {}).get("slide_score") == "top_k_mean":
         keys.add("top_k")
     first, second = ({k: v for k, v in one.items() if k in keys} for one in (was, now))
@@ -397,6 +405,19 @@ def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow])
         )
 
 
+def _space_notes(derived: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the unit of regions and scan scores if they come from neighbourhoods."""
+    if scales := derived.get("scales_um"):
+        yield (
+            "Regions, detections and scan scores come from neighbourhoods of windows with radii of "
+            f"{', '.join(f'{scale:g}' for scale in scales)} µm. Their scores are standard "
+            "deviations above the means of such neighbourhoods on healthy slides, and percentiles "
+            "of regions are shares of healthy neighbourhoods. They cannot be compared with Max, "
+            "Top-k, Percentile and the colours of heatmaps, which are of single windows: a region "
+            "need not contain a window that stands out."
+        )
+
+
 def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
     if not found:
         return
@@ -406,6 +427,8 @@ def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
         f"be below {found['reference']['smallest_p']:.3g}. They are valid for slides that could "
         "have been among these: same scanner, laboratory and tissue. See significance.json."
     )
+    if kind := _OTHER_SCORES.get(found.get("slide_score", "")):
+        yield f"P-values of slides compare {kind}, not the highest scores."
     if not found["false_alarms"]:
         yield "The stated rates of false alarms were not checked on other healthy slides."
     for one in found["false_alarms"]:

@@ -66,6 +66,9 @@ class SlideEntry:
         Label of the slide by the reference, such as ``"tumor"``.
     score_max, score_top_k_mean : float or None
         Highest heatmap pixel of the slide, and mean of its k highest.
+    score_scan : float or None
+        Highest standardised mean over a neighbourhood, standard deviations; ``None`` where
+        neighbours were not looked at.
     percentile : float or None
         Percentile of its score among healthy windows, 0 to 100.
     windows : int
@@ -100,6 +103,7 @@ class SlideEntry:
     label: str | None = None
     score_max: float | None = None
     score_top_k_mean: float | None = None
+    score_scan: float | None = None
     percentile: float | None = None
     windows: int = 0
     seconds: float = 0.0

@@ -9,7 +9,6 @@ whose slides were split by tile, or whose tiles have no positions, have none.
 from __future__ import annotations
 
 import math
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +156,9 @@ class HealthyMaps:
                 names = sorted(file.keys())
                 pixels = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
                 if pixels > _MOST_PIXELS:
-                    raise ValueError(f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read")
+                    raise ValueError(
+                        f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read"
+                    )
                 found = [file.get_tensor(name) for name in names]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, str(error)) from error

@@ -229,6 +229,7 @@ def _lesion(
             "wsiad: max score": region.max_score,
             "wsiad: mean score": region.mean_score,
             **extra,
+            **({} if region.scale_um is None else {"wsiad: neighbourhood µm": region.scale_um}),
             "wsiad: area µm^2": region.area,
             "wsiad: rank": rank,
             TOLERANCE: region.tolerance,

@@ -125,10 +125,12 @@
         .map(([name, word]) => `${word} ${digits(measured[name])}`);
       if ("wsiad: significant" in measured)
         further.push(measured["wsiad: significant"] ? "significant" : "not significant");
+      const around = measured["wsiad: neighbourhood µm"];
+      const unit = Number.isFinite(around) ? ` standard deviations, radius ${digits(around)} µm` : "";
       const words = [`percentile ${digits(measured["wsiad: percentile"])}`, area(measured["wsiad: area µm^2"]), ...further];
       const button = element("button", { type: "button", onclick: () => choose(index) },
         element("span", { className: "rank", textContent: `${index + 1}.` }),
-        element("span", { className: "text", textContent: `Score ${digits(measured["wsiad: max score"])}` },
+        element("span", { className: "text", textContent: `Score ${digits(measured["wsiad: max score"])}${unit}` },
           element("span", { textContent: words.join(", ") })));
       return element("li", {}, button);
     }));
