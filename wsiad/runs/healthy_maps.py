@@ -155,13 +155,12 @@ class HealthyMaps:
                 about = _About.model_validate(parse_json((file.metadata() or {})[_METADATA]))
                 names = sorted(file.keys())
                 pixels = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-                if pixels > _MOST_PIXELS:
-                    raise ValueError(
-                        f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read"
-                    )
-                found = [file.get_tensor(name) for name in names]
+                few = pixels <= _MOST_PIXELS
+                found = [file.get_tensor(name) for name in names] if few else []
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, str(error)) from error
+        if not few:
+            raise _damaged(path, f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read")
         if len(found) != len(about.slides) or not found:
             raise _damaged(path, f"{len(found)} maps of {len(about.slides)} slides")
         for name, scores in zip(about.slides, found, strict=True):
