@@ -228,7 +228,7 @@ def test_what_holds_no_results_is_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for path, said in (
-        (tmp_path / "empty", r"does not hold results: it has no slides\.csv. Make them"),
+        (tmp_path / "empty", r"does not hold results: it has no slides\.csv. Make one"),
         (tmp_path / "none", "there is no such folder"),
         (tmp_path / "file", "is not a results folder, but a file"),
         (make_run(tmp_path / "run"), "is not a results folder, but a run"),

@@ -265,6 +265,8 @@ def test_unknown_format_version(slides, tmp_path):
         TileStore(tmp_path / "store")
     with pytest.raises(StoreError, match="is not a tile store"):
         TileStore(tmp_path)
+    with pytest.raises(StoreError, match=r"stroe: there is no such folder. Make one with"):
+        TileStore(tmp_path / "stroe")
 
 
 def test_manifest_labels_reach_the_table(slides, tmp_path):

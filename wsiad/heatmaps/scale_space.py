@@ -279,7 +279,7 @@ class SpatialCalibration:
         if not healthy:
             raise EvaluationError(
                 "there is no healthy slide to standardise scales by",
-                remedy="Give held-out healthy slides, or scales_um: none.",
+                remedy="Pass held-out healthy slides, or scales_um: 0.",
             )
         if blank := [one.slide for one in healthy if not np.isfinite(one.scores).any()]:
             raise EvaluationError(f"the healthy slide {blank[0]} has no assessed pixel")

@@ -38,15 +38,15 @@ def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
     if not 1 <= len(scales) <= MOST_SCALES:
         raise ConfigError(
             f"{len(scales)} scales were given",
-            remedy=f"Give between 1 and {MOST_SCALES} radii in µm.",
+            remedy=f"Pass between 1 and {MOST_SCALES} radii in µm.",
         )
     if not all(scale == 0 or SHORTEST_UM <= scale <= LONGEST_UM for scale in scales):
         raise ConfigError(
             f"the scales {words} µm are not all radii of neighbourhoods on a slide",
-            remedy=f"Give radii from {SHORTEST_UM:g} to {LONGEST_UM:,.0f} µm, or 0.",
+            remedy=f"Pass radii from {SHORTEST_UM:g} to {LONGEST_UM:,.0f} µm, or 0.",
         )
     if any(one == other for one, other in pairwise(scales)):
-        raise ConfigError(f"the scales {words} µm name one twice", remedy="Give each radius once.")
+        raise ConfigError(f"the scales {words} µm name one twice", remedy="Pass each radius once.")
     return scales
 
 

@@ -13,7 +13,7 @@ from wsiad.core.geometry import Box, Mpp, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
 
-MAKE = "Make them with wsiad heatmap."
+MAKE = "Make one with `wsiad heatmap`."
 """Remedy for a folder without results."""
 
 SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."

@@ -102,7 +102,9 @@ def find_slides(sources: Iterable[Path]) -> list[SlideInput]:
                 f"is a link to {source.readlink()}, which does not exist", subject=str(source)
             )
         else:
-            raise InputError("no such file or folder", subject=str(source))
+            raise InputError(
+                "there is no such file or folder", subject=str(source), remedy="Check the path."
+            )
     if not found:
         raise InputError("no slides were given", remedy="Pass slide files, folders or a CSV.")
     same: dict[object, list[_Found]] = {}

@@ -52,7 +52,9 @@ class TileStore:
         if not (path / _ROOT).exists():
             remedy = "Make one with `wsiad tile`."
             refuse_other(path, STORE, StoreError, remedy=remedy)
-            raise StoreError("is not a tile store", subject=str(path), remedy=remedy)
+            there = path.exists() or path.is_symlink()
+            problem = "is not a tile store" if there else "there is no such folder"
+            raise StoreError(problem, subject=str(path), remedy=remedy)
         remedy = "Tile the slides again into an empty folder."
         try:
             facts = group_facts(path / GROUPS)
