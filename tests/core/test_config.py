@@ -143,7 +143,7 @@ def test_a_long_value_is_cut_short():
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file. Check the path"):
         read_yaml(tmp_path / "none.yaml")
 
 

@@ -275,6 +275,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml_text.read(path)
     except yaml_text.YamlError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ConfigError(
+                "there is no such file", subject=str(path), remedy="Check the path."
+            ) from error
         raise ConfigError(f"cannot be read as YAML ({error})", subject=str(path)) from error
     if values is None:
         return {}
