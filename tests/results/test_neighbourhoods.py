@@ -129,7 +129,8 @@ def test_export_derives_other_scales_without_the_run(run, slides, tmp_path):
     before = tmp_path / "before"
     shutil.copytree(out, before)
     shutil.rmtree(run)
-    wsiad.export(results=out, scales_um=SCALES, quiet=True)
+    summary = wsiad.export(results=out, scales_um=SCALES, quiet=True).summary
+    assert "scales_um [0.0] (now [32.0, 64.0])" in summary
     for name in ("healthy", "tumour"):
         assert differing(out / name, asked / name) == set()
     assert (out / "scales.json").read_bytes() == (asked / "scales.json").read_bytes()
@@ -166,7 +167,7 @@ def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path)
     rows = wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True).rows
     assert {row.slide: row.p_slide for row in rows}["tumour"] == 0.5  # the smallest of one slide
     wsiad.export(results=healthy, scales_um=[64], quiet=True)
-    with pytest.raises(InputError, match="scales_um"):
+    with pytest.raises(InputError, match=r"scales_um is \[64\.0\] and not \[32\.0, 64\.0\]"):
         wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True)
 
 

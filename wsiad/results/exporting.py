@@ -21,7 +21,7 @@ from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of
+from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of, stated
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scales
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults
@@ -147,7 +147,7 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
             remedy=f"See its {SLIDES_TABLE} for the reasons.",
         )
     said = []
-    told = differences(facts[DERIVED], derived)
+    told = differences(stated(facts[DERIVED]), stated(derived))
     if told:
         said.append(f"derived again: {', '.join(told)}")
     now = {**facts, DERIVED: derived, FORMATS: list(names)}

@@ -25,6 +25,7 @@ from wsiad.heatmaps.heatmap_task import (
     RegionOptions,
     ScoringOptions,
 )
+from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.file_names import CONFIG, FACTS, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
@@ -89,6 +90,11 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
 
         values[EXAMPLES] = fingerprint(run / FILE) if (run / FILE).exists() else ""
     return values
+
+
+def stated(derived: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of :func:`derived_values` with those that it leaves out."""
+    return {"scales_um": list(ALONE), **derived}
 
 
 def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
@@ -238,6 +244,7 @@ def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[s
     first, second = one.get(DERIVED), two.get(DERIVED)
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return []
+    first, second = stated(first), stated(second)
     return [
         f"{key} is {first.get(key)} and not {second.get(key)}"
         for key in RegionOptions.model_fields
