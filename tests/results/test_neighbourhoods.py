@@ -11,7 +11,7 @@ import tifffile
 import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
-from wsiad.core.errors import ConfigError, EvaluationError, InputError
+from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputError
 from wsiad.core.geometry import SquareMicrons
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.runs.calibration import Calibration
@@ -229,3 +229,15 @@ def test_an_evaluation_of_other_scales_is_warned_of(run, slides, tmp_path):
     wsiad.export(results=out, scales_um=[0], quiet=True)
     page = (out / "report.html").read_text()
     assert "derived again since the evaluation (scales_um" in page
+
+
+def test_a_table_and_outlines_of_different_scales_are_not_joined(run, slides, tmp_path):
+    options = {"region_quantile": 0.9, "region_limit": 1}
+    out = heatmap(run, slides, tmp_path / "out", **options)
+    assert len(wsiad.Results(out).slide("tumour").regions()) == 1
+    old = (out / "tumour" / "lesions.geojson").read_bytes()
+    wsiad.export(results=out, scales_um=SCALES, quiet=True, **options)
+    assert len(wsiad.Results(out).slide("tumour").regions()) == 1
+    (out / "tumour" / "lesions.geojson").write_bytes(old)  # as if the export had been killed
+    with pytest.raises(ExportError, match=r"holds other regions than regions\.csv.*wsiad export"):
+        wsiad.Results(out).slide("tumour").regions()

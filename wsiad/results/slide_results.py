@@ -296,8 +296,10 @@ class SlideResults:
             The slide was not scored, or was scored by a version of wsiad without this table; or
             the outlines are missing or damaged.
         ExportError
-            The table is damaged, or has another number of regions than the outlines.
+            The table is damaged, or has other regions than the outlines.
         """
+        from wsiad.exports.qupath.objects import SCORE
+
         rows, shapes = self._region_rows(), self.outlines()
         if len(rows) != len(shapes):
             raise ExportError(
@@ -305,7 +307,18 @@ class SlideResults:
                 subject=str(self.folder / names.OUTLINES),
                 remedy=SCORE_AGAIN,
             )
-        return [outlined(row, shape) for row, shape in zip(rows, shapes, strict=True)]
+        pairs = list(zip(rows, shapes, strict=True))
+        for row, shape in pairs:
+            # A killed export leaves a table and outlines of different options. Earlier versions
+            # rounded one of them to nine digits.
+            outlined_score = shape.measurements.get(SCORE, row.max_score)
+            if not math.isclose(outlined_score, row.max_score, rel_tol=1e-6):
+                raise ExportError(
+                    f"holds other regions than {names.REGIONS} next to it",
+                    subject=str(self.folder / names.OUTLINES),
+                    remedy="Run wsiad export on the results again.",
+                )
+        return [outlined(row, shape) for row, shape in pairs]
 
     def region_scores(self) -> npt.NDArray[np.float64]:
         """Read the maximum scores of the regions, strongest first, without their outlines.

@@ -28,6 +28,9 @@ from wsiad.exports.geojson import write_features
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import WindowScores
 
+SCORE = "wsiad: max score"
+"""Measurement of a region: its maximum score."""
+
 TOLERANCE = "wsiad: outline tolerance µm"
 """Name of the measurement of an outline's maximum distance from the pixels' edges."""
 
@@ -226,7 +229,7 @@ def _lesion(
         class_name=CLASS_NAME,
         colour=CLASS_COLOUR,
         measurements={
-            "wsiad: max score": region.max_score,
+            SCORE: region.max_score,
             "wsiad: mean score": region.mean_score,
             **extra,
             **({} if region.scale_um is None else {"wsiad: neighbourhood µm": region.scale_um}),
