@@ -241,3 +241,13 @@ def test_a_table_and_outlines_of_different_scales_are_not_joined(run, slides, tm
     (out / "tumour" / "lesions.geojson").write_bytes(old)  # as if the export had been killed
     with pytest.raises(ExportError, match=r"holds other regions than regions\.csv.*wsiad export"):
         wsiad.Results(out).slide("tumour").regions()
+
+
+def test_a_radius_longer_than_all_healthy_tissue_is_refused(run, slides, tmp_path):
+    folder = RunFolder(run)
+    folder.write_healthy_maps(HealthyMaps(folder.healthy_maps().maps[:1], SquareMicrons(256.0)))
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["healthy_maps"] = 1
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"run: .*radius of 100000 µm.*--scales-um"):
+        heatmap(run, slides, tmp_path / "out", scales_um=[32, 100_000])

@@ -329,7 +329,7 @@ class SpatialCalibration:
         Raises
         ------
         InputError
-            There are no maps.
+            There are no maps, or a radius is too long for them.
         """
         if not options.neighbours:
             return None
@@ -348,12 +348,22 @@ class SpatialCalibration:
                 len(maps),
                 "s" if len(maps) > 1 else "",
             )
-        return cls.of(
+        found = cls.of(
             maps.maps,
             percentile=calibration.percentile,
             scales_um=options.scales_um,
             window=maps.window,
         )
+        differ = calibration.values[0] < calibration.values[-1]
+        for scale in found.scales if differ else ():
+            if max(scale.between, scale.within) <= _NEARLY_0:
+                raise InputError(
+                    f"its healthy slides are too few or too small for a radius of "
+                    f"{scale.radius:g} µm: all means over it are equal",
+                    subject=subject,
+                    remedy="Leave that radius out of --scales-um, or train on more slides.",
+                )
+        return found
 
     def map(self, heatmap: Heatmap, *, percentile: Percentile) -> SpatialMap:
         """Return the spatial map of a slide.
