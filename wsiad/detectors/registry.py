@@ -13,7 +13,6 @@ package. A plug-in is not imported before its detector is requested.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.errors import DetectorError, PluginError
 from wsiad.core.packages import Distribution, Plugin, PluginFault, claimed, normalised
+from wsiad.core.terminal import did_you_mean
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector
@@ -80,9 +80,8 @@ def load(name: str) -> type[Detector]:
     for fault in plugin_faults():
         _warn(fault)
     known = names()
-    near = difflib.get_close_matches(name.lower(), known, n=1)
     raise DetectorError(
-        f"there is no detector {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+        f"there is no detector {name!r}{did_you_mean(name, known)}",
         remedy=f"Choose one of {', '.join(known)}.",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from wsiad.core.config import Config, Order
 from wsiad.core.errors import ConfigError
+from wsiad.core.terminal import did_you_mean
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.runs.healthy_tiles import HealthyOptions, MethodOptions
@@ -215,10 +215,8 @@ def _check_known(option: str, subject: str, options: type[Config]) -> None:
     known = options.model_fields
     if option in known:
         return
-    near = difflib.get_close_matches(option, known, n=1)
     raise ConfigError(
-        f"the detector has no option {option!r}"
-        + (f" (did you mean {near[0]!r}?)" if near else ""),
+        f"the detector has no option {option!r}{did_you_mean(option, known)}",
         subject=subject,
         remedy=f"Use one of its options: {', '.join(known)}. Write options that change together "
         "as `tied`.",
