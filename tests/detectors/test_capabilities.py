@@ -1,5 +1,7 @@
 """Which detectors embed and reconstruct, and that they show what they score by."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,22 @@ def test_a_loaded_detector_embeds_the_same(tmp_path):
     again.load_state(State(found.state().tensors, found.state().values), CPU)
     np.testing.assert_array_equal(again.embed(ASKED), found.embed(ASKED))
     np.testing.assert_array_equal(again.reconstruct(ASKED), found.reconstruct(ASKED))
+
+
+def test_the_identity_of_features_follows_all_that_changes_them(tmp_path):
+    (plain, enlarged, gaussian, other) = (
+        fitted_on_tiles("knn", tmp_path, places=2),
+        fitted_on_tiles("knn", tmp_path, places=2, magnify=1.5),
+        fitted_on_tiles("gaussian", tmp_path, places=2),
+        fitted_on_tiles("knn", tmp_path, places=2, seed=2),
+    )
+    identity = plain.feature_identity()
+    assert identity == gaussian.feature_identity()  # the method plays no part
+    assert identity != enlarged.feature_identity()
+    assert identity != other.feature_identity()  # other random weights
+    assert json.loads(json.dumps(identity)) == identity
+    again = registry.load("knn")(plain.options, plain.spec)
+    again.load_state(plain.state(), CPU)
+    assert again.feature_identity() == identity
+    with pytest.raises(DetectorError, match="not fitted"):
+        registry.load("knn")(plain.options, plain.spec).feature_identity()

@@ -249,7 +249,31 @@ class FeatureDetector(Detector):
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         backbone = self._set_backbone(found.tensors, padding, source=source)
-        return _backbone.about(found, backbone, name=self.options.backbone)
+        self._about = _backbone.about(found, backbone, name=self.options.backbone)
+        return dict(self._about)
+
+    def feature_identity(self) -> dict[str, Any]:
+        """Return all on which the features of a tile depend, as JSON values.
+
+        Detectors of equal identity have equal features of a tile, whatever their methods do with
+        them. The weights are identified by the SHA-256 of their file; for random weights, of the
+        tensors.
+
+        Raises
+        ------
+        DetectorError
+            No weights have been loaded yet.
+        """
+        if self._backbone is None:
+            raise DetectorError("the detector is not fitted yet")
+        return {
+            "weights_sha256": self._about.get("weights", {}).get("sha256"),
+            **self._backbone.identity(),
+            "l2_normalise": self.options.l2_normalise,
+            "magnify": self.options.enlarged_by(),
+            "input_px": int(self.spec.size),
+            "input_mpp": float(self.spec.mpp),
+        }
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""

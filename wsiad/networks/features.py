@@ -115,6 +115,7 @@ class BackboneFeatures(nn.Module):
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
         self.padding, self.arguments = padding, dict(arguments or {})
+        self.backbone, self.contrast = backbone, contrast
         with naming(source):
             self.network, self.left_off = _loaded(
                 backbone, self.layers, tensors, padding=padding, arguments=self.arguments
@@ -142,6 +143,22 @@ class BackboneFeatures(nn.Module):
             for features in found
         ]
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
+
+    def identity(self) -> dict[str, Any]:
+        """Return all on which the features of an image depend but the weights, as JSON values."""
+        mean, std = self.normalisation
+        return {
+            "backbone": self.backbone,
+            "arguments": self.arguments,
+            "layers": list(self.layers),
+            "places": self.places,
+            "neighbourhood": self.neighbourhood,
+            "padding": self.padding,
+            "contrast": self.contrast,
+            "mean": list(mean),
+            "std": list(std),
+            "precision": "fp32",
+        }
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return RGB images (N, 3, H, W) in [0, 1], normalised as in the network's training."""
