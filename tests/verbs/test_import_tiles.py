@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import os
 import re
 import tarfile
@@ -18,12 +19,15 @@ from PIL import Image
 import wsiad
 from support.builders import stained, write_tiff
 from support.stores import content
-from wsiad.core.errors import InputError, StoreMismatchError
+from wsiad.core.errors import ConfigError, InputError, RunError, StoreMismatchError
 from wsiad.core.images import decode
+from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.slides.slide_table import read_table
+from wsiad.stain.profile import reference_profile
 from wsiad.store import foreign_tiles as imported
 from wsiad.store import group
 from wsiad.store.tile_store import GROUPS, TileStore
+from wsiad.tiling.preparation import Preparation
 from wsiad.verbs.tile import TileRow
 
 PX = 32
@@ -505,3 +509,45 @@ def test_slides_csv_is_whole(tmp_path):
     with (tmp_path / "s" / "slides.csv").open() as file:
         assert [(r["slide"], r["label"]) for r in csv.DictReader(file)] == [
             ("a", "normal"), ("b", "tumor")]  # fmt: skip
+
+
+def run_like(folder, *, mpp=0.5, method="vahadane"):
+    """The part of a run that says how its tiles were prepared; its target is not the default."""
+    stains = reference_profile(method).to_dict()
+    if method == "vahadane":
+        stains["stains"]["strength"] = [2.0, 1.0]
+    stain = {"method": method, "target": "/nowhere/target.svs"}
+    preparation = Preparation.model_validate({"mpp": mpp, "tile": 64, "stain": stain})
+    folder.mkdir()
+    facts = {"preparation": preparation.as_json(), "stain_target": stains}
+    (folder / "preparation.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_tiles_with_the_stains_of_a_run_are_stored_unchanged(tmp_path):
+    images, run = tiles(3), run_like(tmp_path / "run")
+    source = write_folder(tmp_path / "mine", images)
+    (row,) = load(source, tmp_path / "store", prepared_like=run).rows
+    assert row.status == "ok"
+    slide, pixels = stored(tmp_path / "store", "mine")
+    np.testing.assert_array_equal(pixels, np.stack(images))
+    # A training on tiles like the run's accepts them.
+    store, (like, target) = TileStore(tmp_path / "store"), run_preparation(run)
+    check_prepared_alike(store, like, target, keys=("mpp", "stain"))
+    assert target["stains"]["strength"] == [2.0, 1.0]
+    assert slide.facts["stain"]["stains"]["strength"] == [2.0, 1.0]
+    # The same tiles without the option are of another store.
+    with pytest.raises(StoreMismatchError, match="another configuration"):
+        load(write_folder(tmp_path / "more", tiles(1)), tmp_path / "store")
+
+
+def test_tiles_are_not_like_a_run_of_another_scale_nor_normalised_twice(tmp_path):
+    source = write_folder(tmp_path / "mine", tiles(1))
+    with pytest.raises(StoreMismatchError, match=r"have 0\.25 µm/px, and --mpp is 0\.5"):
+        load(source, tmp_path / "store", prepared_like=run_like(tmp_path / "finer", mpp=0.25))
+    with pytest.raises(ConfigError, match="no `stain"):
+        like = run_like(tmp_path / "run")
+        load(source, tmp_path / "store", prepared_like=like, stain={"method": "macenko"})
+    with pytest.raises(RunError, match=r"preparation\.json"):
+        load(source, tmp_path / "store", prepared_like=tmp_path / "nothing")
+    assert not (tmp_path / "store").exists()

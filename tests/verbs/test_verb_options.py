@@ -250,6 +250,7 @@ OPTIONS = {
         stain.method="none"
         stain.target=null
         stain.sample_px=2000000
+        prepared_like=null
         workers=1
         compression.codec="zstd"
         compression.level=-20

@@ -326,7 +326,13 @@ _BLOCK_BYTES = 8 * 2**20
 
 
 def write_tiles(
-    store: TileStore, name: str, source: TileImages, *, tile: int, fingerprint: str
+    store: TileStore,
+    name: str,
+    source: TileImages,
+    *,
+    tile: int,
+    fingerprint: str,
+    normalised: bool = False,
 ) -> int:
     """Write the tiles of a source as a group of a store.
 
@@ -343,6 +349,8 @@ def write_tiles(
         Edge of the tiles, pixels.
     fingerprint : str
         Fingerprint of the source.
+    normalised : bool
+        True where the tiles have the store's stains already, and are stored unchanged.
 
     Returns
     -------
@@ -357,8 +365,9 @@ def write_tiles(
     OSError
         The disk is full; nothing remains in the store.
     """
-    stain = estimate(source, store.preparation.stain, tile=tile)
-    table = ColourTable.between(stain, StainProfile.from_dict(store.target))
+    target = StainProfile.from_dict(store.target)
+    stain = target if normalised else estimate(source, store.preparation.stain, tile=tile)
+    table = None if normalised else ColourTable.between(stain, target)
     with beside(store, name) as folder:
         group = create_group(folder)
         tiles = TileArray(group, tile, store.compression)
@@ -367,7 +376,7 @@ def write_tiles(
         for block in _blocks(source.tiles(tile=tile), tile):
             pixels = np.stack([each for _, each in block])
             quality.append(measure(pixels))
-            tiles.append(table.apply(pixels))
+            tiles.append(table.apply(pixels) if table else pixels)
             names.extend(each.encode() for each, _ in block)
         tiles.finish()
         if not tiles.count:

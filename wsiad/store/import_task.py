@@ -40,6 +40,8 @@ class ImportTask(BatchTask):
         Tiles that the group holds: all, the normal ones or those with tumour.
     earlier : TileRow or None
         Row of the group from an earlier call.
+    normalised : bool
+        True where the tiles have the store's stains already.
     """
 
     store: Path
@@ -47,6 +49,7 @@ class ImportTask(BatchTask):
     labels: Path | None
     part: Part
     earlier: TileRow | None
+    normalised: bool = False
 
 
 def import_one(task: ImportTask) -> TileRow:
@@ -75,7 +78,7 @@ def import_one(task: ImportTask) -> TileRow:
             )
         return _row(task, store, task.earlier.seconds if task.earlier else 0.0)
     images = tile_images(task.slide.path, task.labels, task.part)
-    write_tiles(store, name, images, tile=task.tile, fingerprint=source)
+    write_tiles(store, name, images, tile=task.tile, fingerprint=source, normalised=task.normalised)
     return _row(task, store, time.monotonic() - start)
 
 

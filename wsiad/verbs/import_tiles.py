@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import checked_name, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
@@ -51,6 +51,9 @@ class ImportTilesConfig(QuietOptions):
     """Split of the tiles, by which `wsiad train --split` chooses."""
     stain: ImportStainOptions = ImportStainOptions()
     """Options of stain normalisation."""
+    prepared_like: Path | None = None
+    """Run whose stains the tiles have already, as those that `wsiad export-tiles` wrote. Their
+    pixels are stored unchanged, and the store states the stains of the run."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of processes; each imports one source at a time."""
     compression: CompressionOptions = CompressionOptions()
@@ -62,12 +65,38 @@ class ImportTilesConfig(QuietOptions):
             raise ValueError(f"{len(self.labels)} `labels` for {len(self.sources)} `sources`")
         if self.labels and self.label:
             raise ValueError("set either `label` or `labels`, not both")
+        if self.prepared_like is not None and self.stain.method != "none":
+            raise ValueError("tiles that are `prepared_like` a run have stains: no `stain.method`")
         return self
 
-    def preparation(self, tile: int) -> Preparation:
-        """Return the options that decide the pixels, as a store records them."""
-        stain = StainOptions(**self.stain.model_dump())
-        return Preparation(mpp=self.mpp, tile=tile, stain=stain)
+    def preparation(self, tile: int) -> tuple[Preparation, dict[str, Any]]:
+        """Return the options that decide the pixels, as a store records them, and the stains.
+
+        Raises
+        ------
+        RunError
+            The run that the tiles are prepared like is missing or damaged.
+        StoreMismatchError
+            The scale of that run is another.
+        StainError
+            The stain target cannot be used.
+        """
+        if self.prepared_like is None:
+            from wsiad.tiling.plan import stain_target
+
+            stain = StainOptions(**self.stain.model_dump())
+            preparation = Preparation(mpp=self.mpp, tile=tile, stain=stain)
+            return preparation, stain_target(preparation).to_dict()
+        from wsiad.runs.compatibility import run_preparation
+
+        like, target = run_preparation(self.prepared_like)
+        if like.mpp != self.mpp:
+            raise StoreMismatchError(
+                f"its tiles have {like.mpp:g} µm/px, and --mpp is {self.mpp:g}",
+                subject=str(self.prepared_like),
+                remedy="Pass the scale of the tiles, or the run whose stains they have.",
+            )
+        return Preparation(mpp=self.mpp, tile=tile, stain=like.stain), target
 
 
 @verb(ImportTilesConfig)
@@ -83,19 +112,20 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     InputError
         A source does not exist or is of an unknown kind, or the size of tiles cannot be found.
     StoreMismatchError
-        The store was made with another configuration.
+        The store was made with another configuration, or the run that the tiles are prepared
+        like has another scale.
+    RunError
+        That run is missing or damaged.
     StainError
         The stain target cannot be used.
     """
     # Heavy, and of no use to `--help`.
     from wsiad.store.tile_store import TileStore, tidied
-    from wsiad.tiling.plan import stain_target
 
     start = time.monotonic()
     groups = _groups(config)
     tile = config.tile or _tile_of(config)
-    preparation = config.preparation(tile)
-    target = stain_target(preparation).to_dict()
+    preparation, target = config.preparation(tile)
     TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
@@ -107,6 +137,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
             labels=labels,
             part=part,
             earlier=table.get(slide.name),
+            normalised=config.prepared_like is not None,
         )
         for slide, labels, part in groups
     ]
