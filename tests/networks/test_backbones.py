@@ -1,6 +1,7 @@
 """Which backbone is meant where it is left open."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +63,50 @@ def test_a_file_says_of_which_network_it_is(tmp_path):
     with pytest.raises(WeightsError, match="neither") as error:
         settle("auto", str(other), seed=0)
     assert "backbone=" in str(error.value)
+
+
+@pytest.mark.parametrize("blocks", ["6-12-24-16", "6-12-32-32", "6-12-48-32"])
+def test_a_densenet_is_known_by_its_file(tmp_path, blocks):
+    names = {"6-12-24-16": "densenet121", "6-12-32-32": "densenet169", "6-12-48-32": "densenet201"}
+    tensors = {
+        f"features.denseblock{block}.denselayer{layer}.conv2.weight": torch.zeros(1)
+        for block, count in enumerate(map(int, blocks.split("-")), start=1)
+        for layer in range(1, count + 1)
+    }
+    save_file(tensors, tmp_path / "dense.safetensors")
+    assert settle("auto", str(tmp_path / "dense.safetensors"), seed=0).name == names[blocks]
+
+
+@pytest.mark.parametrize("change", ["whole", "without classifier", "zero classifier", "old names"])
+def test_knn_looks_through_a_densenet_of_its_file(tmp_path, change):
+    tensors = features.random_tensors("densenet121", 0)
+    if change == "without classifier":
+        tensors = {k: t for k, t in tensors.items() if not k.startswith("classifier")}
+    if change == "zero classifier":
+        tensors |= {k: torch.zeros_like(t) for k, t in tensors.items() if k.startswith("classif")}
+    path = tmp_path / "dense.safetensors"
+    if change == "old names":
+        old = {re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", k): t for k, t in tensors.items()}
+        assert old.keys() != tensors.keys()
+        tensors = old
+    save_file(tensors, path)
+    cls = registry.load("knn")
+    spec = InputSpec(TilePx(64), Mpp(0.972))
+    detector = cls(build(cls.Options, {}), spec)
+    tiles = np.stack([stained(64, 64, seed=seed) for seed in range(4)])
+    context = FitContext(
+        seed=0, device=torch.device("cpu"), folder=tmp_path, budget=Budget(), weights=str(path)
+    )
+    report = detector.fit(HealthyTiles(ArrayTiles(tiles[:3]), ArrayTiles(tiles[3:])), context)
+    assert report.notes["backbone"] == "densenet121"
+    assert report.notes["layers"] == ["features.transition1"]
+    assert report.notes["channels"] == 128
+    own = features.BackboneFeatures(
+        "densenet121", ["features.transition1"], 1, features.random_tensors("densenet121", 0)
+    )
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    expected = own(images).flatten(1).numpy()
+    assert np.allclose(detector.embed(tiles), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_shipped_network_is_no_resnet():

@@ -67,6 +67,8 @@ class DefaultLayers:
     ----------
     squeezenet1_0, squeezenet1_1, vgg19, wsiad : tuple of str
         Layers of the networks of these names; ``wsiad`` is the network that comes with wsiad.
+    densenet : tuple of str
+        Layers of every DenseNet.
     others : tuple of str
         Layers of all other networks: stages of a residual network.
     """
@@ -75,6 +77,7 @@ class DefaultLayers:
     squeezenet1_1: Layers
     vgg19: Layers
     wsiad: Layers
+    densenet: Layers
     others: Layers
 
     def of(self, backbone: str) -> Layers:
@@ -85,6 +88,8 @@ class DefaultLayers:
             "vgg19": self.vgg19,
             "wsiad": self.wsiad,
         }
+        if backbone.startswith("densenet"):
+            return self.densenet
         return named.get(backbone, self.others)
 
 
@@ -93,15 +98,18 @@ FINE = DefaultLayers(
     squeezenet1_1=("features.4",),
     vgg19=("features.12",),
     wsiad=("features.12",),
+    densenet=("features.transition1",),
     others=("layer1", "layer2"),
 )
-"""SqueezeNet's second Fire module, relu3_2 of a VGG19, or the first two residual stages."""
+"""SqueezeNet's second Fire module, relu3_2 of a VGG19, a DenseNet's first transition, or the first
+two residual stages."""
 
 TWO_DEPTHS = DefaultLayers(
     squeezenet1_0=("features.5", "features.10"),
     squeezenet1_1=("features.4", "features.7"),
     vgg19=("features.17", "features.26"),
     wsiad=("features.17", "features.26"),
+    densenet=("features.transition1", "features.transition2"),
     others=("layer2", "layer3"),
 )
 """The ends of SqueezeNet's first two resolutions, of the equally coarse ones of a VGG19, or of
@@ -112,6 +120,7 @@ THREE_DEPTHS = DefaultLayers(
     squeezenet1_1=("features.4", "features.7", "features.12"),
     vgg19=("features.8", "features.17", "features.26"),
     wsiad=("features.8", "features.17", "features.26"),
+    densenet=("features.pool0", "features.transition1", "features.transition2"),
     others=("layer1", "layer2", "layer3"),
 )
 """The ends of three resolutions, or the first three residual stages."""
@@ -121,6 +130,7 @@ MIDDLE = DefaultLayers(
     squeezenet1_1=("features.7", "features.10"),
     vgg19=("features.17", "features.26"),
     wsiad=("features.17", "features.26"),
+    densenet=("features.transition2", "features.transition3"),
     others=("layer2", "layer3"),
 )
 """Two layers from the middle of the network."""
@@ -130,6 +140,7 @@ CODED = DefaultLayers(
     squeezenet1_1=THREE_DEPTHS.squeezenet1_1[:2],
     vgg19=THREE_DEPTHS.vgg19[:2],
     wsiad=THREE_DEPTHS.wsiad[:2],
+    densenet=THREE_DEPTHS.densenet[:2],
     others=THREE_DEPTHS.others,
 )
 """Layers of :data:`THREE_DEPTHS`, as many as one small code can hold."""
@@ -139,6 +150,7 @@ DEEPEST = DefaultLayers(
     squeezenet1_1=("features.12",),
     vgg19=("features.35",),
     wsiad=("features.26",),
+    densenet=("features.norm5",),
     others=("layer4",),
 )
 """The last block before the classifier, or the last residual stage."""
@@ -161,7 +173,8 @@ class FeatureOptions(BackboneOptions):
     weights are not on this machine."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used. Default: ``features.4`` of SqueezeNet, ``features.12``
-    (relu3_2) of VGG19 and of wsiad's network, or ``layer1`` and ``layer2`` of a ResNet."""
+    (relu3_2) of VGG19 and of wsiad's network, ``features.transition1`` of a DenseNet, or ``layer1``
+    and ``layer2`` of a ResNet."""
     places: _Count = 8
     """Edge of the grid of places in a tile; 1 averages the features over the complete tile."""
     neighbourhood: Literal[1, 3, 5, 7] = 1

@@ -56,8 +56,9 @@ class LabelledOptions(FeatureOptions):
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used, concatenated. Default: ``features.7`` and ``features.10``
-    of SqueezeNet, ``features.17`` and ``features.26`` of VGG19 and of wsiad's network, or
-    ``layer2`` and ``layer3`` of a ResNet."""
+    of SqueezeNet, ``features.17`` and ``features.26`` of VGG19 and of wsiad's network,
+    ``features.transition2`` and ``features.transition3`` of a DenseNet, or ``layer2`` and
+    ``layer3`` of a ResNet."""
     magnify: Annotated[float, pydantic.Field(ge=1, le=8)] | None = None
     """Factor by which tiles are enlarged before the network. Default: 2, because networks of
     ImageNet know larger objects than nuclei, and 1 for wsiad's network."""

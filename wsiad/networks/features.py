@@ -37,8 +37,15 @@ ONLY_BY_NAME = (
 )
 """Warning where a normalisation depends only on the name of a network."""
 
-_MARKS = {"features.3.squeeze.weight": DEFAULT, "features.2.weight": "vgg19"}
-"""Keys by which weights are recognised, and their networks."""
+_MARKS = {
+    "features.3.squeeze.weight": DEFAULT,
+    "features.2.weight": "vgg19",
+    "features.denseblock3.denselayer48.conv2.weight": "densenet201",
+    "features.denseblock3.denselayer36.conv2.weight": "densenet161",
+    "features.denseblock3.denselayer32.conv2.weight": "densenet169",
+    "features.denseblock3.denselayer24.conv2.weight": "densenet121",
+}
+"""Keys by which weights are recognised, and their networks; the first key that occurs decides."""
 _HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
 """Parts of torchvision's networks that come after the features."""
 
@@ -420,8 +427,9 @@ def settle(
     name : str
         A network of torchvision or timm, or ``"wsiad"`` for one that ``wsiad pretrain`` made.
         ``"auto"`` is the network of the weights: for a file, SqueezeNet 1.1, VGG19 (of any
-        widths) or the network of ``wsiad pretrain``. Without a file it is ImageNet's SqueezeNet
-        1.1, or the network that comes with wsiad if those weights are not on this machine.
+        widths), a DenseNet or the network of ``wsiad pretrain``. Without a file it is ImageNet's
+        SqueezeNet 1.1, or the network that comes with wsiad if those weights are not on this
+        machine.
     asked : str or None
         Weights that were requested; see :func:`wsiad.networks.weights.resolve`.
     seed : int
@@ -465,7 +473,7 @@ def _recognised(found: Weights) -> str:
         if any(key == mark or key.endswith(f".{mark}") for key in found.tensors):
             return name
     raise WeightsError(
-        "belong neither to a SqueezeNet 1.1 nor to a VGG19",
+        "belong neither to a SqueezeNet 1.1 nor to a VGG19 nor to a DenseNet",
         subject=found.source,
         remedy="Name their network, for example with --option backbone=resnet50.",
     )

@@ -91,6 +91,10 @@ SHIPPED_SOURCE = f"wsiad {SHIPPED_FILE.name}"
 
 _CHUNK_BYTES = 1 << 20
 
+_DENSE_LAYER = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Names such as ``denselayer1.norm.1.weight`` in torchvision's own files of DenseNets, from before
+its modules were called ``norm1``."""
+
 _WRAPPED = (
     *("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model"),
     *("module", "network", "net", "backbone", "encoder", "student"),
@@ -257,7 +261,10 @@ def read_file(path: Path) -> Weights:
         else:
             tensors = _read_checkpoint(path)
         _check_claims(tensors, path)
-        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        tensors = {
+            _DENSE_LAYER.sub(r"\1\2", name): t.float() if t.is_floating_point() else t
+            for name, t in tensors.items()
+        }
         infinite = next((n for n, t in tensors.items() if not torch.isfinite(t).all()), None)
         digest = _file_sha256(path)
     except WsiadError:
