@@ -256,19 +256,29 @@ def _add_flags(
 
 
 def _is_many(kind: Any) -> bool:
-    return typing.get_origin(kind) in (tuple, list)
+    inner = typing.get_args(kind) if _is_union(kind) else (kind,)
+    return any(typing.get_origin(part) in (tuple, list) for part in inner)
+
+
+def _is_union(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
 
 
 def _metavar(kind: Any) -> str:
     choices = _choices(kind)
+    names = [
+        getattr(part, "__name__", str(part))
+        for part in _parts(kind)
+        if typing.get_origin(part) is not typing.Literal
+    ]
+    other = next((name.upper() for name in names if name != "NoneType"), "")
     if choices:
-        return "{" + ",".join(map(str, choices)) + "}"
-    names = [getattr(part, "__name__", str(part)) for part in _parts(kind)]
-    return next((name.upper() for name in names if name != "NoneType"), "VALUE")
+        return "{" + ",".join(map(str, [*choices, *([other] if other else [])])) + "}"
+    return other or "VALUE"
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+    if _is_union(kind):
         return tuple(inner for part in typing.get_args(kind) for inner in _parts(part))
     if _is_many(kind):
         return _parts(typing.get_args(kind)[0])

@@ -14,9 +14,11 @@ from support.runs import make_run, use_channel
 from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputError
 from wsiad.core.geometry import SquareMicrons
 from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.results.qupath_project import project_slides
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 from wsiad.runs.run import RunFolder
+from wsiad.verbs.view import viewed_slides
 
 WINDOW_UM = 16.0
 SCALES = (32.0, 64.0)
@@ -41,6 +43,19 @@ def run(tmp_path):
     record["notes"]["healthy_maps"] = 6
     (run / "run.json").write_text(json.dumps(record))
     return run
+
+
+def keep_maps(run, number):
+    folder = RunFolder(run)
+    maps = folder.healthy_maps().maps[:number]
+    folder.write_healthy_maps(HealthyMaps(maps, SquareMicrons(WINDOW_UM**2)))
+    state_maps(run, number)
+
+
+def state_maps(run, number):
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["healthy_maps"] = number
+    (run / "run.json").write_text(json.dumps(record))
 
 
 def image(*, lesion):
@@ -74,7 +89,7 @@ def rows_of(out):
 
 
 def test_a_lesion_without_an_unusual_window_stands_out(run, slides, tmp_path):
-    alone = heatmap(run, slides, tmp_path / "alone")
+    alone = heatmap(run, slides, tmp_path / "alone", scales_um=0)
     together = heatmap(run, slides, tmp_path / "together", scales_um=SCALES, region_quantile=0.99)
     assert rows_of(alone)["tumour"]["regions"] == "0"
     assert rows_of(alone)["tumour"]["score_scan"] == ""
@@ -125,7 +140,7 @@ def differing(one, two):
 
 def test_export_derives_other_scales_without_the_run(run, slides, tmp_path):
     asked = heatmap(run, slides, tmp_path / "asked", scales_um=SCALES, evidence_regions=0)
-    out = heatmap(run, slides, tmp_path / "out", evidence_regions=0)
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0, evidence_regions=0)
     before = tmp_path / "before"
     shutil.copytree(out, before)
     shutil.rmtree(run)
@@ -154,7 +169,7 @@ def test_a_large_place_is_one_detection(run, slides, tmp_path):
 def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path):
     reference = tmp_path / "reference.csv"
     reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
-    out = heatmap(run, slides, tmp_path / "out")
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0)
     with pytest.raises(EvaluationError, match=r"score_scan of healthy is '', not a number.*export"):
         wsiad.evaluate(results=out, reference=reference, slide_score="scan", quiet=True)
     wsiad.export(results=out, scales_um=SCALES, quiet=True)
@@ -164,7 +179,11 @@ def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path)
     other.mkdir()
     write_tiff(other / "h.tif", image(lesion=False)[:, ::-1], mpp=0.5, levels=1)
     healthy = heatmap(run, other, tmp_path / "reference", scales_um=SCALES)
+    compared = wsiad.significance(results=out, healthy=healthy, quiet=True)
+    assert "by score_scan" in compared.summary
+    assert json.loads(compared.report.read_text())["slide_score"] == "scan"
     rows = wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True).rows
+    assert rows == compared.rows
     assert {row.slide: row.p_slide for row in rows}["tumour"] == 0.5  # the smallest of one slide
     wsiad.export(results=healthy, scales_um=[64], quiet=True)
     with pytest.raises(InputError, match=r"scales_um is \[64\.0\] and not \[32\.0, 64\.0\]"):
@@ -193,19 +212,99 @@ def test_scales_that_make_no_sense(run, slides, tmp_path, scales):
 
 
 def test_few_healthy_slides_are_warned_of(run, slides, tmp_path, caplog):
-    folder = RunFolder(run)
-    folder.write_healthy_maps(HealthyMaps(folder.healthy_maps().maps[:2], SquareMicrons(256.0)))
-    record = json.loads((run / "run.json").read_text())
-    record["notes"]["healthy_maps"] = 2
-    (run / "run.json").write_text(json.dumps(record))
-    heatmap(run, slides, tmp_path / "out")
+    keep_maps(run, 2)
+    heatmap(run, slides, tmp_path / "out", scales_um=0)
     assert "standardised by" not in caplog.text
     wsiad.export(results=tmp_path / "out", scales_um=SCALES, quiet=True)
     assert "standardised by 2 healthy slides" in caplog.text
 
 
+def test_neighbourhoods_are_looked_at_by_default(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out")
+    stated = heatmap(run, slides, tmp_path / "stated", scales_um=[100, 200, 400])
+    for name in ("healthy", "tumour"):
+        assert differing(out / name, stated / name) == set()
+    record = json.loads((out / "run.json").read_text())
+    assert record["derived"]["scales_um"] == [100, 200, 400]
+    assert "single_windows_because" not in record
+    assert "scales_um: auto" in (out / "config.yaml").read_text()
+
+
+def test_why_there_are_no_neighbourhoods_is_told_unless_nobody_wants_them(
+    run, slides, tmp_path, caplog
+):
+    keep_maps(run, 1)
+    out = heatmap(run, slides, tmp_path / "out")
+    why = "regions come from single windows: the run keeps the map of 1 healthy slide"
+    record = json.loads((out / "run.json").read_text())
+    assert record["single_windows_because"].startswith(why)
+    assert "scales_um" not in record["derived"]
+    assert caplog.text.count(why) == 1
+    assert why.capitalize() in (out / "report.html").read_text()
+    wsiad.export(results=out, top_k=3, quiet=True)  # other options leave it
+    assert why.capitalize() in (out / "report.html").read_text()
+    assert why in wsiad.export(results=out, scales_um="auto", quiet=True).summary
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    assert "single_windows_because" not in json.loads((out / "run.json").read_text())
+    assert "single windows:" not in (out / "report.html").read_text()
+    wsiad.export(results=out, scales_um=SCALES, quiet=True)  # one slide does, if somebody says so
+    assert rows_of(out)["tumour"]["score_scan"] != ""
+
+
+def test_healthy_slides_too_small_for_the_usual_radii_leave_single_windows(run, slides, tmp_path):
+    folder = RunFolder(run)
+    scores = [np.full((1, 1), value, np.float32) for value in (20, 20)]
+    maps = [HealthyMap(f"h{i}", s, (WINDOW_UM, WINDOW_UM)) for i, s in enumerate(scores)]
+    folder.write_healthy_maps(HealthyMaps(tuple(maps), SquareMicrons(WINDOW_UM**2)))
+    state_maps(run, 2)
+    out = heatmap(run, slides, tmp_path / "out")
+    reason = json.loads((out / "run.json").read_text())["single_windows_because"]
+    assert "too few or too small for a radius of 100 µm" in reason
+
+
+def test_results_without_stated_scales_stay_those_of_single_windows(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0)
+    before = tmp_path / "before"
+    shutil.copytree(out, before)
+    summary = wsiad.export(results=out, quiet=True).summary
+    assert "derived again" not in summary
+    assert differing(out / "tumour", before / "tumour") == set()
+    assert "derived again: scales_um" in wsiad.export(
+        results=out, scales_um="auto", quiet=True
+    ).summary  # fmt: skip
+
+
+def test_slides_are_ranked_by_the_scan_score_where_all_have_one(run, slides, tmp_path, caplog):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
+    scanned = heatmap(run, slides, tmp_path / "scanned", scales_um=SCALES)
+    alone = heatmap(run, slides, tmp_path / "alone", scales_um=0)
+    scans = {name: float(row["score_scan"]) for name, row in rows_of(scanned).items()}
+    highest = {name: float(row["score_max"]) for name, row in rows_of(alone).items()}
+    for out, scores, kind in ((scanned, scans, "scan"), (alone, highest, "max")):
+        found = wsiad.evaluate(results=out, reference=reference, quiet=True)
+        assert f"({kind})" in found.summary
+        told = json.loads((out / "evaluation.json").read_text())
+        assert told["made_by"]["config"]["slide_score"] == kind
+        assert {s["slide"]: s["score"] for s in told["slides"]} == pytest.approx(scores)
+        page = (out / "report.html").read_text()
+        assert ("Ranked by the scan score" in page) == (kind == "scan")
+        first = max(scores, key=scores.get)
+        assert page.index(f">{first}</a>") == min(page.index(f">{name}</a>") for name in scores)
+        shown = viewed_slides(out)
+        assert [s.name for s in shown] == sorted(scores, key=scores.get, reverse=True)
+        assert shown[0].as_json()["score"] == pytest.approx(scores[first])
+        ranks = {s.name: s.metadata for s in project_slides(wsiad.Results(out).slides)}
+        assert ranks[first]["rank"] == "1"
+    compared = wsiad.compare(
+        a=scanned, b=alone, out=tmp_path / "both", reference=reference, quiet=True
+    )
+    assert "slides are ranked by their highest score (max)" in compared.summary
+    assert "has no scan score, so all slides are ranked by their highest score" in caplog.text
+
+
 def test_the_report_and_qupath_state_the_unit_of_regions(run, slides, tmp_path):
-    out = heatmap(run, slides, tmp_path / "out", region_quantile=0.99)
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0, region_quantile=0.99)
     page = (out / "report.html").read_text()
     assert "eighbourhood" not in page
     assert ">Scan<" not in page
@@ -233,7 +332,7 @@ def test_an_evaluation_of_other_scales_is_warned_of(run, slides, tmp_path):
 
 def test_a_table_and_outlines_of_different_scales_are_not_joined(run, slides, tmp_path):
     options = {"region_quantile": 0.9, "region_limit": 1}
-    out = heatmap(run, slides, tmp_path / "out", **options)
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0, **options)
     assert len(wsiad.Results(out).slide("tumour").regions()) == 1
     old = (out / "tumour" / "lesions.geojson").read_bytes()
     wsiad.export(results=out, scales_um=SCALES, quiet=True, **options)
@@ -244,10 +343,6 @@ def test_a_table_and_outlines_of_different_scales_are_not_joined(run, slides, tm
 
 
 def test_a_radius_longer_than_all_healthy_tissue_is_refused(run, slides, tmp_path):
-    folder = RunFolder(run)
-    folder.write_healthy_maps(HealthyMaps(folder.healthy_maps().maps[:1], SquareMicrons(256.0)))
-    record = json.loads((run / "run.json").read_text())
-    record["notes"]["healthy_maps"] = 1
-    (run / "run.json").write_text(json.dumps(record))
+    keep_maps(run, 1)
     with pytest.raises(InputError, match=r"run: .*radius of 100000 µm.*--scales-um"):
         heatmap(run, slides, tmp_path / "out", scales_um=[32, 100_000])

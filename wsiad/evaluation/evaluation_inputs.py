@@ -11,7 +11,7 @@ import pydantic
 from wsiad.core.config import Order, QuietOptions
 from wsiad.core.errors import EvaluationError
 from wsiad.evaluation.matching import ProtocolName
-from wsiad.evaluation.submission import SlideScore
+from wsiad.evaluation.submission import AskedScore
 from wsiad.evaluation.unscored import CountedAs
 from wsiad.slides.scale import check_mpp
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from wsiad.evaluation.submission import ScoredSlide
 
 _FINEST_UM = 0.01
+_SCORES = {
+    "max": "their highest score (max)",
+    "top_k_mean": "the mean of their highest scores (top_k_mean)",
+    "scan": "their highest mean over a neighbourhood (scan)",
+}
 
 
 class EvaluationOptions(QuietOptions):
@@ -47,9 +52,10 @@ class EvaluationOptions(QuietOptions):
         "camelyon16-dataset",
     )
     """FROC protocols, by default both; the summary shows the lesion counts of the first."""
-    slide_score: SlideScore = "max"
+    slide_score: AskedScore = "auto"
     """Score of a slide: the highest heatmap pixel, the mean of the highest, the highest mean over a
-    neighbourhood (`scan`, see `scales_um` of `wsiad heatmap`), or a percentile."""
+    neighbourhood (`scan`, see `scales_um` of `wsiad heatmap`), or a percentile. `auto`: `scan` if
+    all slides have it, else `max`."""
     score_percentile: Annotated[float, pydantic.Field(gt=0, le=100)] = 99.0
     """Percentile of a slide's heatmap pixels that is its score, for `slide_score: percentile`."""
     spacing_um: Annotated[float, pydantic.Field(gt=0)] | None = None
@@ -175,7 +181,9 @@ def conditions_of(options: EvaluationOptions, slides: list[SlideEvidence]) -> li
 
     classes = ClassMap(options.class_map)
     said = conditions(slides, protocols=options.protocols, classes=classes)
-    return [*said, *notes(slides)]
+    percentile = f"percentile {options.score_percentile:g} of their scores"
+    ranked = f"slides are ranked by {_SCORES.get(options.slide_score, percentile)}"
+    return [ranked, *said, *notes(slides)]
 
 
 def settings_of(

@@ -43,6 +43,9 @@ StoredScore = Literal["max", "top_k_mean", "scan"]
 SlideScore = Literal["max", "top_k_mean", "scan", "percentile"]
 """Scores of ``wsiad heatmap`` that can serve as the score of a slide."""
 
+AskedScore = Literal["auto", "max", "top_k_mean", "scan", "percentile"]
+"""Choices of a slide's score; ``"auto"`` is the scan score where all slides have one."""
+
 SCAN_AGAIN = "Derive it with wsiad export --scales-um 100 200 400, or choose another score."
 """Remedy that errors state for results without scan scores."""
 

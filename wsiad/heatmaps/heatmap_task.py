@@ -6,6 +6,8 @@ are derived from the scores in seconds, by all other options.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +18,7 @@ from wsiad.compute.batch import BatchTask
 from wsiad.core.config import Config
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.slides.scale import check_mpp
-from wsiad.slides.slide_table import SlideRow
+from wsiad.slides.slide_table import OK, SlideRow
 from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -147,6 +149,28 @@ class HeatmapRow(SlideRow):
     regions_left_out: int = 0
     damaged: int = 0
     score_scan: float | None = None
+
+
+Ranking = Literal["max", "scan"]
+"""Scores that rank slides unless the user chooses another."""
+
+
+def usual_score(rows: Iterable[HeatmapRow]) -> Ranking:
+    """Return the score that ranks slides unless the user chooses another.
+
+    Parameters
+    ----------
+    rows : iterable of HeatmapRow
+        Rows of all slides that are ranked together.
+
+    Returns
+    -------
+    {"scan", "max"}
+        ``"scan"`` where every scored slide has a scan score, so that all are ranked by one.
+    """
+    scans = [row.score_scan for row in rows if row.status == OK]
+    sound = all(scan is not None and math.isfinite(scan) for scan in scans)
+    return "scan" if scans and sound else "max"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError, EvaluationError, InputError
 from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.heatmaps.space_options import SpaceOptions, check_scales
+from wsiad.heatmaps.space_options import ALONE, USUAL, SpaceOptions, check_scales
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 
@@ -43,6 +43,8 @@ Percentile = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Healthy percentiles, 0 to 100, of scores; NaN stays NaN."""
 
 _NEARLY_0 = 1e-12
+_FEWEST_SLIDES = 2
+"""Minimum number of healthy slides that standardise scales unless the user sets them."""
 _FEW_SLIDES = 3
 _FINE_SIGMA_PX = 8
 
@@ -237,7 +239,7 @@ class SpatialCalibration:
 
     Notes
     -----
-    With three healthy slides or more, the map of each is standardised by the others, so that
+    With two healthy slides or more, the map of each is standardised by the others, so that
     `calibration` and `highest` promise no more than new slides keep.
     """
 
@@ -289,7 +291,7 @@ class SpatialCalibration:
         highest, pixels = [], []
         for number, slide in enumerate(means):
             others = scales
-            if len(healthy) > 2:
+            if len(healthy) > 1:
                 rest = np.delete(moments, number, axis=0)
                 others = tuple(_scale(radius, rest[:, i]) for i, radius in enumerate(radii))
             best = _highest(slide, others)[0]
@@ -299,71 +301,6 @@ class SpatialCalibration:
             np.concatenate(pixels).astype(np.float32), n_slides=len(healthy)
         )
         return cls(scales, window, calibration, tuple(sorted(highest)))
-
-    @classmethod
-    def of_run(
-        cls,
-        maps: HealthyMaps | None,
-        calibration: Calibration,
-        options: SpaceOptions,
-        *,
-        subject: str,
-    ) -> Self | None:
-        """Standardise the scales of options by the healthy slides of a run.
-
-        Parameters
-        ----------
-        maps : HealthyMaps or None
-            Maps of the run's healthy slides, if it has any.
-        calibration : Calibration
-            Calibration of the run.
-        options : SpaceOptions
-        subject : str
-            Path of the run or of its results, for errors.
-
-        Returns
-        -------
-        SpatialCalibration or None
-            ``None`` where the options do not look at neighbours.
-
-        Raises
-        ------
-        InputError
-            There are no maps, or a radius is too long for them.
-        """
-        if not options.neighbours:
-            return None
-        if maps is None:
-            raise InputError(
-                "has no maps of healthy slides, by which scales_um could be standardised",
-                subject=subject,
-                remedy="Train again on a store of at least three healthy slides with positions, "
-                "or leave out --scales-um.",
-            )
-        if len(maps) < _FEW_SLIDES:
-            logger.warning(
-                "%s: scales are standardised by %d healthy slide%s. Train on more slides: with so "
-                "few, places that are usual on other healthy slides can stand out.",
-                subject,
-                len(maps),
-                "s" if len(maps) > 1 else "",
-            )
-        found = cls.of(
-            maps.maps,
-            percentile=calibration.percentile,
-            scales_um=options.scales_um,
-            window=maps.window,
-        )
-        differ = calibration.values[0] < calibration.values[-1]
-        for scale in found.scales if differ else ():
-            if max(scale.between, scale.within) <= _NEARLY_0:
-                raise InputError(
-                    f"its healthy slides are too few or too small for a radius of "
-                    f"{scale.radius:g} µm: all means over it are equal",
-                    subject=subject,
-                    remedy="Leave that radius out of --scales-um, or train on more slides.",
-                )
-        return found
 
     def map(self, heatmap: Heatmap, *, percentile: Percentile) -> SpatialMap:
         """Return the spatial map of a slide.
@@ -427,6 +364,96 @@ class SpatialCalibration:
             Calibration.from_json(found.calibration),
             found.highest,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenScales:
+    """Scales that options amount to with the healthy slides at hand.
+
+    Parameters
+    ----------
+    scales_um : tuple of float
+        Radii, µm; :data:`~wsiad.heatmaps.space_options.ALONE` for single windows.
+    calibration : SpatialCalibration or None
+        Calibration of these scales; ``None`` for single windows.
+    reason : str
+        Reason why `auto` amounts to single windows; otherwise empty.
+    """
+
+    scales_um: tuple[float, ...]
+    calibration: SpatialCalibration | None
+    reason: str = ""
+
+
+def choose_scales(
+    maps: HealthyMaps | None, calibration: Calibration, options: SpaceOptions, *, subject: str
+) -> ChosenScales:
+    """Standardise the scales of options by the healthy slides of a run.
+
+    Parameters
+    ----------
+    maps : HealthyMaps or None
+        Maps of the run's healthy slides, if it has any.
+    calibration : Calibration
+        Calibration of the run.
+    options : SpaceOptions
+        With `auto`, scales that cannot be standardised are no error but single windows.
+    subject : str
+        Path of the run or of its results, for errors.
+
+    Raises
+    ------
+    InputError
+        Stated scales cannot be standardised: there are no maps, or a radius is too long for them.
+    """
+    auto = options.scales_um == "auto"
+    scales_um = USUAL if options.scales_um == "auto" else options.scales_um
+    if scales_um == ALONE:
+        return ChosenScales(ALONE, None)
+    if auto and (maps is None or len(maps) < _FEWEST_SLIDES):
+        kept = "the map of 1 healthy slide" if maps else "no maps of healthy slides"
+        return _alone(
+            f"the run keeps {kept}, and neighbourhoods need {_FEWEST_SLIDES}. Train on at least "
+            "eight healthy slides whose tiles have positions"
+        )
+    if maps is None:
+        raise InputError(
+            "has no maps of healthy slides, by which scales_um could be standardised",
+            subject=subject,
+            remedy="Train again on a store of at least three healthy slides with positions, "
+            "or leave out --scales-um.",
+        )
+    found = SpatialCalibration.of(
+        maps.maps, percentile=calibration.percentile, scales_um=scales_um, window=maps.window
+    )
+    differ = calibration.values[0] < calibration.values[-1]
+    for scale in found.scales if differ else ():
+        if max(scale.between, scale.within) <= _NEARLY_0:
+            why = (
+                "its healthy slides are too few or too small for a radius of "
+                f"{scale.radius:g} µm: all means over it are equal"
+            )
+            if auto:
+                return _alone(why)
+            raise InputError(
+                why,
+                subject=subject,
+                remedy="Leave that radius out of --scales-um, or train on more slides.",
+            )
+    if len(maps) < _FEW_SLIDES:
+        logger.warning(
+            "%s: scales are standardised by %d healthy slide%s. Train on more slides: with so "
+            "few, places that are usual on other healthy slides can stand out.",
+            subject,
+            len(maps),
+            "s" if len(maps) > 1 else "",
+        )
+    return ChosenScales(scales_um, found)
+
+
+def _alone(why: str) -> ChosenScales:
+    """Return single windows, which nobody asked for, and why there are no neighbourhoods."""
+    return ChosenScales(ALONE, None, f"regions come from single windows: {why}")
 
 
 def _neighbourhoods(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 
 from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError
@@ -18,6 +19,9 @@ SHORTEST_UM, LONGEST_UM = 1.0, 100_000.0
 
 ALONE = (0.0,)
 """Scales at which neighbours are not looked at."""
+
+USUAL = (100.0, 200.0, 400.0)
+"""Scales of `auto`, where healthy slides can standardise them."""
 
 
 def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
@@ -50,20 +54,30 @@ def check_scales(scales_um: Iterable[float]) -> tuple[float, ...]:
     return scales
 
 
+def _plain(scales_um: object) -> object:
+    """Accept a radius without a list, and the word `auto` in one, as the command line gives it."""
+    match scales_um:
+        case ["auto"]:
+            return "auto"
+        case int() | float():
+            return (scales_um,)
+        case _:
+            return scales_um
+
+
+Scales = Annotated[Literal["auto"] | tuple[float, ...], BeforeValidator(_plain)]
+
+
 class SpaceOptions(Config):
     """Options that decide over which neighbourhoods evidence is collected."""
 
-    scales_um: tuple[float, ...] = ALONE
-    """Radii, µm, of neighbourhoods over which the healthy percentiles of windows are averaged,
-    such as 100 200 400: regions, detections and the slide's scan score are then taken from the
-    highest mean, standardised by healthy slides. 0: from the score of each window alone."""
+    scales_um: Scales = "auto"
+    """Radii, µm, of neighbourhoods over which the healthy percentiles of windows are averaged:
+    regions, detections and the slide's scan score are then taken from the highest mean,
+    standardised by healthy slides. 0: from the score of each window alone. `auto`: 100 200 400
+    if the run has maps of at least two healthy slides, else 0."""
 
     @field_validator("scales_um")
     @classmethod
-    def _are_scales(cls, scales_um: tuple[float, ...]) -> tuple[float, ...]:
-        return check_scales(scales_um)
-
-    @property
-    def neighbours(self) -> bool:
-        """True where neighbouring windows are looked at together."""
-        return self.scales_um != ALONE
+    def _are_scales(cls, scales_um: Scales) -> Scales:
+        return "auto" if scales_um == "auto" else check_scales(scales_um)

@@ -16,7 +16,7 @@ from wsiad.core.config import differences
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.typed_files import read_record
-from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
+from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, usual_score
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report.page import write_report
@@ -24,7 +24,7 @@ from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEnt
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED
+from wsiad.results.identity import ALONE_BECAUSE, DERIVED
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
@@ -222,7 +222,7 @@ def write_results_report(
         config_yaml=run.config_text(),
         notes=[
             *_notes(rows, record, calibration),
-            *_space_notes(facts.get(DERIVED) or {}),
+            *_space_notes(facts),
             *_significance_notes(sure),
         ],
         warnings=[
@@ -232,6 +232,7 @@ def write_results_report(
             *_not_assessed(rows),
         ],
         random_weights=bool(record and record.random_weights),
+        rank_by=usual_score(rows),
         colour_scale=_legend(calibration) if calibration else None,
         versions=facts.get("versions") or {},
     )
@@ -405,9 +406,11 @@ def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow])
         )
 
 
-def _space_notes(derived: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the unit of regions and scan scores if they come from neighbourhoods."""
-    if scales := derived.get("scales_um"):
+def _space_notes(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the unit of regions and scan scores from neighbourhoods, or why there are none."""
+    if why := facts.get(ALONE_BECAUSE):
+        yield f"{str(why)[:1].upper()}{str(why)[1:]}."
+    if scales := (facts.get(DERIVED) or {}).get("scales_um"):
         yield (
             "Regions, detections and scan scores come from neighbourhoods of windows with radii of "
             f"{', '.join(f'{scale:g}' for scale in scales)} µm. Their scores are standard "

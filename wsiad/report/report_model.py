@@ -183,7 +183,7 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     random_weights: bool = False
-    rank_by: Literal["max", "top_k_mean"] = "max"
+    rank_by: Literal["max", "top_k_mean", "scan"] = "max"
     colour_scale: ColourScale | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -197,6 +197,9 @@ class Report:
 
     def score(self, slide: SlideEntry) -> float | None:
         """Return the score that ranks a slide; ``None`` if it has no finite score."""
-        return report_text.finite(
-            slide.score_max if self.rank_by == "max" else slide.score_top_k_mean
-        )
+        scores = {
+            "max": slide.score_max,
+            "top_k_mean": slide.score_top_k_mean,
+            "scan": slide.score_scan,
+        }
+        return report_text.finite(scores[self.rank_by])

@@ -15,6 +15,11 @@ _THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
 _SHOWN = {"score", "low", "high", "undefined", "interval_undefined", "rules"}
 _SHOWN |= {"sensitivity_at", "sensitivity_interval_at", "threshold_at", "by_class"}
 _NAMES = {"slide_auc": "Slide AUC", "tile_auroc": "Tile AUROC"}
+_RANKED = {
+    "scan": "the scan score",
+    "top_k_mean": "the mean of the k highest scores",
+    "percentile": "a percentile of their scores",
+}
 _CLASSES = {"macro": "macrometastases", "micro": "micrometastases", "itc": "isolated tumour cells"}
 
 
@@ -205,7 +210,10 @@ def remarks(evaluation: Mapping[str, Any] | None) -> list[str]:
         for key, text in texts.items()
         if excluded.get(key)
     ]
-    return [*map(str, known.get("notes") or []), *said]
+    asked = ((known.get("made_by") or {}).get("config") or {}).get("slide_score", "max")
+    words = _RANKED.get(str(asked))
+    ranked = [f"Slide AUC ranks slides by {words}."] if words else []
+    return [*ranked, *map(str, known.get("notes") or []), *said]
 
 
 def froc_table(evaluation: Mapping[str, Any] | None) -> FrocTable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,20 +18,58 @@ from wsiad.evaluation.slide_evidence import SlideEvidence
 from wsiad.evaluation.submission import (
     SCAN_AGAIN,
     SCORE_AGAIN,
+    AskedScore,
     ScoredSlide,
     SlideScore,
     Status,
     read_submission,
     slide_name,
 )
-from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.heatmaps.heatmap_task import HeatmapRow, usual_score
 from wsiad.results import file_names as names
 from wsiad.results.folder import Results
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.folder_kinds import RESULTS, other_kinds_named
 from wsiad.slides.slide_table import FAILED, OK
 
+logger = logging.getLogger(__name__)
+
 _COLUMNS = ("status", "reason", "mpp_x", "mpp_y", "width", "height")
+
+
+def chosen_score(
+    asked: AskedScore, folders: Iterable[Path], *, exclude: Collection[str] = ()
+) -> SlideScore:
+    """Return the score that ranks the slides of results.
+
+    Parameters
+    ----------
+    asked : str
+        Value of the option `slide_score`.
+    folders : iterable of Path
+        Results that are ranked in the same way; none for detections.
+    exclude : collection of str
+        Slides that are not ranked.
+
+    Raises
+    ------
+    EvaluationError
+        A ``slides.csv`` is missing or not valid.
+    """
+    if asked != "auto":
+        return asked
+    with as_evaluation_error():
+        rows = [row for folder in folders for row in Results(folder).slides]
+    rows = [row for row in rows if row.slide not in exclude]
+    score = usual_score(rows)
+    lacking = [row.slide for row in rows if row.status == OK and row.score_scan is None]
+    if score == "max" and any(row.score_scan is not None for row in rows) and lacking:
+        logger.warning(
+            "%s has no scan score, so all slides are ranked by their highest score. %s",
+            lacking[0],
+            SCAN_AGAIN,
+        )
+    return score
 
 
 def read_scored(
@@ -41,7 +80,7 @@ def read_scored(
     Parameters
     ----------
     options : EvaluationOptions
-        Options of the evaluation.
+        Options of the evaluation; see :func:`chosen_score` for `slide_score`.
     folder : Path
         Results of ``wsiad heatmap``, or detections.
     results : bool
@@ -58,7 +97,7 @@ def read_scored(
         if results:
             return scored_slides(
                 folder,
-                score=options.slide_score,
+                score=chosen_score(options.slide_score, [folder], exclude=options.exclude),
                 percentile=options.score_percentile,
                 exclude=options.exclude,
             )

@@ -16,12 +16,20 @@ from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
-from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
 from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, derived_values, options_of, stated
+from wsiad.results.identity import (
+    ALONE_BECAUSE,
+    DERIVED,
+    EXAMPLES,
+    FORMATS,
+    derived_values,
+    options_of,
+    stated,
+)
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scales
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults
@@ -113,16 +121,16 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     before = options_of(facts, results)
     changed = {**before.model_dump(), **given}
     options = build(HeatmapOptions, changed, source="export")
-    derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    there = (results / HEALTHY_MAPS).exists()
-    spatial = SpatialCalibration.of_run(
-        HealthyMaps.read(results / HEALTHY_MAPS) if there and options.neighbours else None,
+    scales = choose_scales(
+        HealthyMaps.read(results / HEALTHY_MAPS) if (results / HEALTHY_MAPS).exists() else None,
         calibration,
         options,
         subject=str(results),
     )
+    options = options.model_copy(update={"scales_um": scales.scales_um})
+    derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     tasks = [
         ExportTask(
             slide=SlideInput(
@@ -134,7 +142,7 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
             formats=names,
             calibration=calibration,
             row=row,
-            spatial=spatial,
+            spatial=scales.calibration,
         )
         for slide in folder
         # One that was scored and whose results are gone fails, and says so.
@@ -151,10 +159,15 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
     if told:
         said.append(f"derived again: {', '.join(told)}")
     now = {**facts, DERIVED: derived, FORMATS: list(names)}
+    if "scales_um" in given:
+        now.pop(ALONE_BECAUSE, None)
+    if scales.reason:
+        said.append(scales.reason)
+        now[ALONE_BECAUSE] = scales.reason
     if gone := forget_other_regions(results, facts, now):
         said.append(gone)
     write_json(results / FACTS, now)
-    write_scales(results, spatial)
+    write_scales(results, scales.calibration)
     return Export(tasks, names, tuple(said))
 
 

@@ -34,6 +34,9 @@ from wsiad.tissue.tissue_options import QualityThresholds
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
 """Keys of ``run.json`` and of a slide's record."""
 
+ALONE_BECAUSE = "single_windows_because"
+"""Key of ``run.json``: reason why regions come from single windows, if nobody asked for them."""
+
 _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
 
 
@@ -77,12 +80,12 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
     Parameters
     ----------
     options : HeatmapOptions
-        Options of the results.
+        Options of the results; `auto` is replaced by the scales that it amounts to.
     run : Path, optional
         Run folder, whose healthy examples are shown as evidence.
     """
     values = options.model_dump(mode="json", include=set(DerivedOptions.model_fields))
-    if not options.neighbours:
+    if options.scales_um == ALONE:
         del values["scales_um"]  # results of before there were scales have no such key
     values[EXAMPLES] = ""
     if run is not None and options.evidence_regions:
@@ -107,7 +110,7 @@ def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
         not separate scores and derived parts.
     """
     check_parted(facts, results)
-    derived = {key: value for key, value in facts[DERIVED].items() if key != EXAMPLES}
+    derived = {key: value for key, value in stated(facts[DERIVED]).items() if key != EXAMPLES}
     values = {**facts[SCORED], **derived, "viewers": facts[FORMATS]}
     try:
         return build(HeatmapOptions, values, source=str(results / FACTS))

@@ -10,7 +10,7 @@ from typing import Any
 from wsiad.core.errors import ExportError
 from wsiad.core.ownership import clear_leftovers
 from wsiad.exports.qupath.project import PROJECT, ProjectSlide, write_project
-from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.heatmaps.heatmap_task import HeatmapRow, Ranking, usual_score
 from wsiad.results.file_names import QUPATH
 from wsiad.results.folder import Results
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
@@ -81,8 +81,9 @@ def project_slides(
         Entry of each slide in ``significance.json``.
     """
     known = compared or {}
-    scored = sorted((row for row in rows if row.score_max is not None), key=_by_score)
-    ranks = {row.slide: f"{n:0{len(str(len(scored)))}}" for n, row in enumerate(scored, start=1)}
+    kind = usual_score(rows)
+    scored = sorted((-score, row.slide) for row in rows if (score := _score(row, kind)) is not None)
+    ranks = {name: f"{n:0{len(str(len(scored)))}}" for n, (_, name) in enumerate(scored, start=1)}
     files = _files(rows)
     return [
         ProjectSlide(
@@ -93,9 +94,8 @@ def project_slides(
     ]
 
 
-def _by_score(row: HeatmapRow) -> tuple[float, str]:
-    assert row.score_max is not None
-    return -row.score_max, row.slide
+def _score(row: HeatmapRow, kind: Ranking) -> float | None:
+    return row.score_scan if kind == "scan" else row.score_max
 
 
 def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str, str]:
@@ -104,6 +104,7 @@ def _facts(row: HeatmapRow, rank: str, compared: Mapping[str, Any]) -> dict[str,
     facts = {
         "rank": rank,
         "score": "" if row.score_max is None else f"{row.score_max:.6g}",
+        "scan score": "" if row.score_scan is None else f"{row.score_scan:.6g}",
         "p": "" if p is None else f"{p:.4f}",
         "regions": "" if row.regions is None else str(row.regions),
         "significant regions": "" if significant is None else str(significant),

@@ -14,9 +14,10 @@ from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
-from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
 from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED
 from wsiad.results.identity import (
+    ALONE_BECAUSE,
     DERIVED,
     FORMATS,
     SCORED,
@@ -155,7 +156,8 @@ def plan_scoring(
         update={"quality": quality, "damaged_tiles": damaged_tiles}
     )
     calibration, maps = folder.calibration(), folder.healthy_maps()
-    spatial = SpatialCalibration.of_run(maps, calibration, options, subject=str(run))
+    chosen = choose_scales(maps, calibration, options, subject=str(run))
+    options = options.model_copy(update={"scales_um": chosen.scales_um})
     digest = scored_digest(run, options, reading, quality)
     asked = asked_values(run, options, reading)
     facts: dict[str, Any] = {
@@ -169,6 +171,9 @@ def plan_scoring(
         MADE: (run / DETECTOR).stat().st_mtime_ns // 1_000_000,
         "versions": versions(),
     }
+    if chosen.reason:
+        logger.warning("%s: %s", run, chosen.reason)
+        facts[ALONE_BECAUSE] = chosen.reason
     check_scores(results, digest, asked, remedy="Set another --out, or delete this one.")
     if healthy is not None:
         check_reference(healthy, facts, asked)
@@ -200,7 +205,7 @@ def plan_scoring(
             batch=batch,
             device=device,
             override_mpp=reading.override_mpp,
-            spatial=spatial,
+            spatial=chosen.calibration,
         )
         for slide in slides_of_shard(slides, compute.shard)
     ]
@@ -212,7 +217,7 @@ def plan_scoring(
         asked=asked,
         calibration=calibration,
         maps=maps,
-        spatial=spatial,
+        spatial=chosen.calibration,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from wsiad.core.config import QuietOptions
 from wsiad.core.errors import InputError, RunError
 from wsiad.core.files import real_path
 from wsiad.evaluation.submission import StoredScore
+from wsiad.heatmaps.heatmap_task import usual_score
 from wsiad.slides.slide_table import OK, SlideRow
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class SignificanceConfig(QuietOptions):
     """Results folder of further healthy slides, on which false alarms are counted."""
     fdr: Level = 0.1
     """False-discovery rate to keep over the regions of a slide."""
-    slide_score: StoredScore = "max"
-    """Score of a slide: its highest heatmap pixel, or the mean of its highest (`top_k_mean`)."""
+    slide_score: Literal["auto", "max", "top_k_mean", "scan"] = "auto"
+    """Score of a slide: its highest heatmap pixel, the mean of its highest (`top_k_mean`), or its
+    highest mean over a neighbourhood (`scan`). `auto`: `scan` if all slides have it, else `max`."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0.01, 0.05, 0.1)
     """Levels of p at which false alarms are counted on the slides of `check`; by default 0.01,
     0.05 and 0.1."""
@@ -91,9 +93,10 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
     from wsiad.results import significance_text as text
     from wsiad.results.compared_slides import read_folder
 
-    tested = read_folder(config.results, score=config.slide_score)
-    healthy = read_folder(config.healthy, score=config.slide_score)
-    check = read_folder(config.check, score=config.slide_score) if config.check else None
+    score = _chosen_score(config)
+    tested = read_folder(config.results, score=score)
+    healthy = read_folder(config.healthy, score=score)
+    check = read_folder(config.check, score=score) if config.check else None
     learnt_from = check_folders(tested, healthy, check)
     reference = _reference(healthy)
     alarms = _false_alarms(config, check, reference, n_healthy=len(healthy.slides))
@@ -105,7 +108,7 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
     report = files.write(
         config.results,
         rows,
-        slide_score=config.slide_score,
+        slide_score=score,
         fdr=config.fdr,
         healthy=healthy,
         check=check,
@@ -113,9 +116,11 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         reference=reference,
         alarms=alarms,
         warnings=warnings,
-        config=config.model_dump(mode="json"),
+        config=config.model_copy(update={"slide_score": score}).model_dump(mode="json"),
     )
-    summary = text.summary(rows, report, n_healthy=len(healthy.slides), fdr=config.fdr)
+    summary = text.summary(
+        rows, report, n_healthy=len(healthy.slides), fdr=config.fdr, slide_score=score
+    )
     lines = [
         *text.not_tested(tested),
         summary,
@@ -129,6 +134,16 @@ def compare(config: SignificanceConfig) -> SignificanceResult:
         report=report,
         summary="\n".join(lines),
     )
+
+
+def _chosen_score(config: SignificanceConfig) -> StoredScore:
+    """Return the score by which slides are compared."""
+    from wsiad.results.folder import Results
+
+    if config.slide_score != "auto":
+        return config.slide_score
+    folders = [path for path in (config.results, config.healthy, config.check) if path]
+    return usual_score(row for path in folders for row in Results(path).slides)
 
 
 def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -112,13 +112,15 @@ def not_tested(tested: ComparedFolder) -> list[str]:
     return lines
 
 
-def summary(rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float) -> str:
+def summary(
+    rows: Sequence[SignificanceRow], path: Path, *, n_healthy: int, fdr: float, slide_score: str
+) -> str:
     """Return the summary of a comparison in one line."""
     usual = sum(row.p_slide <= _USUAL_LEVEL for row in rows)
     regions = sum(row.significant_regions for row in rows)
     holders = sum(row.significant_regions > 0 for row in rows)
     return (
         f"{len(rows)} slides against {n_healthy} healthy ones: {usual} with p <= "
-        f"{_USUAL_LEVEL:g}; {regions} significant regions on {holders} slides at a "
-        f"false-discovery rate of {fdr:g}; see {path}"
+        f"{_USUAL_LEVEL:g} by score_{slide_score}; {regions} significant regions on {holders} "
+        f"slides at a false-discovery rate of {fdr:g}; see {path}"
     )

@@ -73,16 +73,20 @@ def compare(config: CompareConfig) -> ComparisonResult:
     from wsiad.core.files import real_path, write_json, write_text
     from wsiad.evaluation import comparison, unscored
     from wsiad.evaluation.figures import left_out, unmarked
-    from wsiad.results.evaluated_slides import read_scored
+    from wsiad.results.evaluated_slides import chosen_score, read_scored
     from wsiad.results.identity import derived_by
 
     if real_path(config.a) == real_path(config.b):
         raise EvaluationError("is compared with itself", subject=str(config.a))
     folders = {folder: _is_results(folder) for folder in (config.a, config.b)}
-    if config.slide_score != "max" and not all(folders.values()):
+    if config.slide_score not in ("auto", "max") and not all(folders.values()):
         raise ConfigError("the slide score of detections is their highest: `max`")
     for folder in (folder for folder, kind in folders.items() if kind):
         derived_by(folder, exclude=config.exclude)
+    score = chosen_score(
+        config.slide_score if all(folders.values()) else "max", folders, exclude=config.exclude
+    )
+    config = config.model_copy(update={"slide_score": score})
     scored = [read_scored(config, folder, results=kind) for folder, kind in folders.items()]
     _check_same(config, *scored)
     known = [_completed(one, other) for one, other in (scored, scored[::-1])]

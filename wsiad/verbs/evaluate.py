@@ -53,7 +53,7 @@ class EvaluateConfig(EvaluationOptions):
             raise ValueError("set either `results` or `detections`")
         if self.out is None and self.results is None:
             raise ValueError("`detections` need an `out` folder")
-        if self.detections is not None and self.slide_score != "max":
+        if self.detections is not None and self.slide_score not in ("auto", "max"):
             raise ValueError("the slide score of `detections` is their highest: `max`")
         if self.detections is not None and self.slide_classifier != "none":
             raise ValueError("`detections` come without heatmaps for a `slide_classifier`")
@@ -107,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.evaluation.truth import read_groups
     from wsiad.results import file_names as names
-    from wsiad.results.evaluated_slides import classify_heatmaps, read_scored
+    from wsiad.results.evaluated_slides import chosen_score, classify_heatmaps, read_scored
     from wsiad.results.identity import derived_by
 
     start = time.monotonic()
@@ -117,6 +117,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     derived = None
     if config.results is not None:
         derived = derived_by(config.results, exclude=config.exclude)
+    folders = [] if config.results is None else [config.results]
+    score = chosen_score(config.slide_score, folders, exclude=config.exclude)
+    config = config.model_copy(update={"slide_score": score})
     scored = read_scored(config, source, results=is_results)
     groups: dict[str, str] = {}
     if config.group_by is not None:

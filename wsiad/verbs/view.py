@@ -21,7 +21,7 @@ from wsiad.core.terminal import tell
 from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:
-    from wsiad.heatmaps.heatmap_task import HeatmapRow
+    from wsiad.heatmaps.heatmap_task import HeatmapRow, Ranking
     from wsiad.viewing.server import ViewServer
     from wsiad.viewing.viewed_slides import ViewedSlide
 
@@ -110,28 +110,30 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
     InputError
         The folder does not contain results, or the sources contain no slides.
     """
+    from wsiad.heatmaps.heatmap_task import usual_score
     from wsiad.results.folder import Results
     from wsiad.slides.inputs import find_slides
     from wsiad.viewing.viewed_slides import ViewedSlide
 
     folder = Results(results)
+    score = usual_score(folder.slides)
     given = {slide.name: slide.path for slide in find_slides(sources)} if sources else {}
     return [
         ViewedSlide(
             folder.of(row),
-            rank if _scored(row) else None,
+            rank if _order(row, score)[0] < math.inf else None,
             given.get(row.slide) or (Path(row.file) if row.file else None),
+            ranked_by=score,
         )
-        for rank, row in enumerate(sorted(folder.slides, key=_order), start=1)
+        for rank, row in enumerate(
+            sorted(folder.slides, key=lambda row: _order(row, score)), start=1
+        )
     ]
 
 
-def _scored(row: HeatmapRow) -> bool:
-    return row.score_max is not None and math.isfinite(row.score_max)
-
-
-def _order(row: HeatmapRow) -> tuple[float, str]:
-    score = row.score_max
+def _order(row: HeatmapRow, ranked_by: Ranking) -> tuple[float, str]:
+    """Return what sorts slides by falling score; infinity for a slide without one."""
+    score = row.score_scan if ranked_by == "scan" else row.score_max
     return -score if score is not None and math.isfinite(score) else math.inf, row.slide
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiad.core.geometry import Box, Size
+from wsiad.heatmaps.heatmap_task import Ranking
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.results import file_names as names
 from wsiad.results.outline_shapes import OutlinedShape
@@ -25,14 +26,17 @@ class ViewedSlide:
     results : SlideResults
         Results of the slide.
     rank : int or None
-        Rank from 1, by the highest score; ``None`` for a slide without a score.
+        Rank from 1, by `ranked_by`; ``None`` for a slide without a score.
     file : Path or None
         File of the slide itself, if it is available.
+    ranked_by : {"max", "scan"}
+        Name of the score that ranks the slides.
     """
 
     results: SlideResults
     rank: int | None
     file: Path | None
+    ranked_by: Ranking = "max"
 
     @property
     def name(self) -> str:
@@ -67,7 +71,8 @@ class ViewedSlide:
             "status": row.status,
             "reason": row.reason,
             "label": row.label,
-            "score": row.score_max,
+            "score": row.score_scan if self.ranked_by == "scan" else row.score_max,
+            "rankedBy": self.ranked_by,
             "thumbnail": self.results.file(names.THUMBNAIL) is not None,
             "viewable": self.size is not None,
         }

@@ -211,7 +211,7 @@
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
     byId("facts").textContent = [
-      slide.score === null ? `no score: ${slide.status}` : `highest score ${digits(slide.score)}`, slide.label,
+      slide.score === null ? `no score: ${slide.status}` : `${slide.rankedBy === "scan" ? "scan" : "highest"} score ${digits(slide.score)}`, slide.label,
       `${slide.width} × ${slide.height} px`, slide.reason].filter(Boolean).join(" · ");
     [...byId("slides").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i + 1 === place));
     viewer.close();
@@ -246,7 +246,7 @@
     byId("slides").replaceChildren(...state.slides.map((slide, index) => {
       const picture = slide.thumbnail
         ? element("img", { src: `slide/${index + 1}/thumbnail`, alt: "", loading: "lazy" }) : element("span");
-      const words = [slide.score === null ? slide.status : `score ${digits(slide.score)}`, slide.label].filter(Boolean);
+      const words = [slide.score === null ? slide.status : `${slide.rankedBy === "scan" ? "scan " : ""}score ${digits(slide.score)}`, slide.label].filter(Boolean);
       const button = element("button",
         { type: "button", disabled: !slide.viewable, title: slide.reason, onclick: () => open(index + 1) },
         element("span", { className: "rank", textContent: slide.rank === null ? "–" : `${slide.rank}.` }), picture,
