@@ -170,7 +170,7 @@ def write_report(path: Path, report: Report, *, inline_limit: int = INLINE_LIMIT
             slides=[_section(slide, folder) for slide in report.ranked()],
             plots=[picture(*plot, None) for plot in report.plots],
             shares=_shares(report),
-            scale=_legend(report.colour_scale),
+            scales=[_legend(one) for one in (report.colour_scale, report.space_scale) if one],
             linked=linked,
             style=template("report.css"),
             script=template("report.js"),
@@ -213,9 +213,7 @@ def _shares(report: Report) -> dict[str, float]:
     return {name: round(4 + 96 * (score - low) / span, 1) for name, score in scores.items()}
 
 
-def _legend(scale: ColourScale | None) -> dict[str, Any] | None:
-    if scale is None:
-        return None
+def _legend(scale: ColourScale) -> dict[str, Any]:
     for colour in scale.colours:
         if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
             raise ExportError(

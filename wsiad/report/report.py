@@ -14,7 +14,7 @@ import pydantic
 from wsiad._version import __version__
 from wsiad.core.config import differences
 from wsiad.core.errors import InputError
-from wsiad.core.files import write_json
+from wsiad.core.files import read_json, write_json
 from wsiad.core.typed_files import read_record
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, usual_score
 from wsiad.heatmaps.space_options import SpaceOptions
@@ -35,9 +35,15 @@ if TYPE_CHECKING:
 
 _OTHER_SCORES = {"scan": "scan scores", "top_k_mean": "means of the k highest scores"}
 
+_TISSUE = (names.TISSUE, "Slide, tissue outlined")
 _PICTURES = (
-    (names.TISSUE, "Slide, tissue outlined"),
+    _TISSUE,
     (names.OVERLAY, "Heatmap over the tissue; regions outlined, unassessed parts hatched"),
+)
+_SPACE_PICTURES = (
+    _TISSUE,
+    (names.OVERLAY, "Neighbourhoods of windows; regions outlined, unassessed parts hatched"),
+    (names.PLAIN_OVERLAY, "Heatmap of single windows over the tissue"),
 )
 
 
@@ -52,7 +58,8 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
         A file of the slide's results is damaged.
     """
     row = slide.row
-    pictures = [(text, file) for name, text in _PICTURES if (file := slide.file(name))]
+    of_slide = _PICTURES if slide.file(names.SPATIAL) is None else _SPACE_PICTURES
+    pictures = [(text, file) for name, text in of_slide if (file := slide.file(name))]
     return SlideEntry(
         row.slide,
         row.status,
@@ -233,7 +240,8 @@ def write_results_report(
         ],
         random_weights=bool(record and record.random_weights),
         rank_by=usual_score(rows),
-        colour_scale=_legend(calibration) if calibration else None,
+        colour_scale=_legend(calibration, "windows") if calibration else None,
+        space_scale=_space_legend(results),
         versions=facts.get("versions") or {},
     )
     path = to or results / names.REPORT
@@ -316,7 +324,25 @@ def _calibration_facts(calibration: Calibration) -> dict[str, object]:
     }
 
 
-def _legend(calibration: Calibration) -> ColourScale:
+def _space_legend(results: Path) -> ColourScale | None:
+    """Return the legend of the map of neighbourhoods, if regions come from one.
+
+    Raises
+    ------
+    EvaluationError, InputError
+        Its calibration is damaged.
+    """
+    from wsiad.heatmaps.scale_space import SpatialCalibration
+
+    path = results / names.SCALES
+    if not path.exists():
+        return None
+    remedy = "Run wsiad export with --scales-um again."
+    spatial = SpatialCalibration.from_json(read_json(path, InputError, remedy=remedy))
+    return _legend(spatial.calibration, "neighbourhoods")
+
+
+def _legend(calibration: Calibration, of: str) -> ColourScale:
     from wsiad.results.scored_files import colour_scale
 
     scale = colour_scale(calibration)
@@ -324,7 +350,7 @@ def _legend(calibration: Calibration) -> ColourScale:
     rgba = scale.rgba(fine)
     shares = [f"{100 * level:g} %: " for level in HEALTHY_LEVELS]
     return ColourScale(
-        "Share of healthy windows with a lower score, and the score. The same for all slides.",
+        f"Share of healthy {of} with a lower score, and the score. The same for all slides.",
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
         [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
     )

@@ -166,6 +166,8 @@ class Report:
         Name of the score that ranks the slides.
     colour_scale : ColourScale or None
         Legend of the overlays.
+    space_scale : ColourScale or None
+        Legend of the maps of neighbourhoods.
     versions : mapping of str to str
         Versions of the packages that computed the results, by name.
     """
@@ -185,6 +187,7 @@ class Report:
     random_weights: bool = False
     rank_by: Literal["max", "top_k_mean", "scan"] = "max"
     colour_scale: ColourScale | None = None
+    space_scale: ColourScale | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def ranked(self) -> list[SlideEntry]:

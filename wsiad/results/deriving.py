@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from wsiad.core.errors import InputError
 from wsiad.core.files import scratch_folder, write_json
 from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.exports.camelyon import write_detections
@@ -36,6 +37,7 @@ from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.heatmaps.stitch import regions_note
+from wsiad.pictures.colour_scale import ColourScale
 from wsiad.results.file_names import (
     DETECTIONS,
     EVIDENCE,
@@ -51,7 +53,7 @@ from wsiad.results.file_names import (
     SPATIAL_PLACEMENT,
 )
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS
-from wsiad.results.overlay import outline_regions, write_picture
+from wsiad.results.overlay import RGB, outline_regions, overlay, read_picture, write_picture
 from wsiad.results.region_fields import write_fields
 from wsiad.results.region_table import write_regions
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, colour_scale, read_scored
@@ -198,10 +200,12 @@ def write_derived(
         upper = _upper(usual)
         write_detections(detections, folder / DETECTIONS, median=usual.median, upper=upper)
     if parts.regions:
-        _write_regions(folder, scored, findings=findings, regions=regions, slide=slide)
+        ground = scored.picture.copy()
         if space:
+            ground = _over_tissue(scored, space.heatmap, colour_scale(usual))
             write_ome_tiff(space.heatmap, folder / SPATIAL)
             write_png(space.heatmap, folder / SPATIAL_PICTURE, scale=colour_scale(usual))
+        _write_regions(folder, scored, findings, regions=regions, slide=slide, ground=ground)
     for kind in formats:
         kind.write(folder, findings)
     lacking = evidence(folder, regions.kept) if parts.evidence else 0
@@ -221,10 +225,12 @@ def _write_regions(
     folder: Path,
     scored: ScoredHeatmap,
     findings: Findings,
+    *,
     regions: Regions,
     slide: Slide | None,
+    ground: RGB,
 ) -> None:
-    """Write regions as outlines, as a table and as pictures."""
+    """Write regions as outlines, as a table and as pictures, one of them on `ground`."""
     heatmap, percentiles = scored.heatmap, findings.percentiles
     if regions.left_out:
         logger.warning(
@@ -244,9 +250,20 @@ def _write_regions(
     write_regions(folder / REGIONS, [replace(region, percentile=p) for region, p in table])
     if slide is not None:
         write_fields(folder, slide, regions.kept, heatmap=heatmap, percentiles=percentiles)
-    picture = scored.picture.copy()
-    outline_regions(picture, [region.polygon for region in regions.kept], scored.shown_at)
-    write_picture(folder / OVERLAY, picture)
+    outline_regions(ground, [region.polygon for region in regions.kept], scored.shown_at)
+    write_picture(folder / OVERLAY, ground)
+
+
+def _over_tissue(scored: ScoredHeatmap, heatmap: Heatmap, scale: ColourScale) -> RGB:
+    """Draw a map of the slide over its tissue; what was not scored looks as in the overlay."""
+    tissue = read_picture(scored.tissue)
+    if tissue.shape != scored.picture.shape:
+        raise InputError(
+            "has another size than the overlay of the slide",
+            subject=str(scored.tissue),
+            remedy="Delete the slide's folder and run wsiad heatmap again.",
+        )
+    return overlay(tissue, scored.shown_at, heatmap, scale, elsewhere=scored.picture)
 
 
 def _outlines(heatmap: Heatmap, regions: Sequence[Region], options: HeatmapOptions) -> list[Region]:

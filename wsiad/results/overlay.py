@@ -95,7 +95,14 @@ def outline(thumbnail: RGB, mask: npt.NDArray[np.bool_]) -> RGB:
     return picture
 
 
-def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: ColourScale) -> RGB:
+def overlay(
+    thumbnail: RGB,
+    placement: PixelMap,
+    heatmap: Heatmap,
+    scale: ColourScale,
+    *,
+    elsewhere: RGB | None = None,
+) -> RGB:
     """Draw a heatmap over a thumbnail; a pixel shows the heatmap pixel under its centre.
 
     Parameters
@@ -107,7 +114,9 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
     heatmap : Heatmap
         Heatmap of the slide.
     scale : ColourScale
-        Colour scale of the run.
+        Colour scale of the heatmap.
+    elsewhere : ndarray of uint8, (H, W, 3), optional
+        Picture to show where the heatmap has no score; by default the grey thumbnail.
 
     Returns
     -------
@@ -133,6 +142,10 @@ def overlay(thumbnail: RGB, placement: PixelMap, heatmap: Heatmap, scale: Colour
         where = np.ix_(np.flatnonzero(inside_y[band]), np.flatnonzero(inside_x))
         shown[where] = shown[where] * (1 - alpha) + rgba[..., :3] * alpha
         picture[band] = np.rint(shown)
+        if elsewhere is not None:
+            bare = np.ones(shown.shape[:2], bool)
+            bare[where] = alpha[..., 0] == 0
+            picture[band][bare] = elsewhere[band][bare]
     return picture
 
 

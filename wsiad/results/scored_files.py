@@ -68,8 +68,10 @@ class ScoredHeatmap:
         Scored windows.
     picture : ndarray of uint8, (H, W, 3)
         Overlay without outlines of regions.
+    tissue : Path
+        File of a picture of the slide with the same size.
     shown_at : PixelMap
-        Map from pixels of the picture to level-0 pixels.
+        Map from pixels of the pictures to level-0 pixels.
     mpp : Mpp
         Scale of the windows, µm/px.
     """
@@ -77,6 +79,7 @@ class ScoredHeatmap:
     heatmap: Heatmap
     windows: WindowScores
     picture: RGB
+    tissue: Path
     shown_at: PixelMap
     mpp: Mpp
 
@@ -139,6 +142,7 @@ def write_scored(
         heatmap=scored.heatmap,
         windows=scored.windows,
         picture=picture,
+        tissue=folder / names.TISSUE,
         shown_at=placement,
         mpp=source.mpp,
     )
@@ -236,6 +240,7 @@ def read_scored(slide: SlideResults, geometry: Mapping[str, Any]) -> ScoredHeatm
         heatmap=slide.heatmap(),
         windows=windows,
         picture=read_picture(slide.folder / names.PLAIN_OVERLAY),
+        tissue=slide.folder / names.TISSUE,
         shown_at=shown,
         mpp=mpp,
     )
