@@ -1,4 +1,4 @@
-"""Slide AUC, FROC and lesions found, by the neighbourhoods that findings are derived from.
+"""Slide and tile AUC, FROC and lesions found, by the neighbourhoods that findings come from.
 
     python benchmarks/neighbourhoods.py RESULTS --healthy HEALTHY --reference CSV \
         --annotations DIR [--scales 0 --scales 100,200,400 …]
@@ -73,6 +73,9 @@ def main() -> None:
         low = [row.slide for row in compared.rows if row.p_slide <= 0.05]
         print(f"scales {words} µm, score {score}, {seconds:.2f} s a slide to derive")
         print(f"  slide AUC {text(figures.slide_auc)}")
+        print(f"  tile AUROC {text(figures.tile_auroc)}")
+        if figures.tile_auroc_neighbourhoods:
+            print(f"  tile AUROC, neighbourhoods {text(figures.tile_auroc_neighbourhoods)}")
         for protocol, froc in figures.froc.items():
             print(f"  FROC {protocol} {text(froc.score)}")
         print(f"  found: {found_by_size(asked.results)}")

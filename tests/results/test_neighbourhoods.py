@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +16,7 @@ from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputEr
 from wsiad.core.geometry import SquareMicrons
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.results.qupath_project import project_slides
+from wsiad.results.scored_files import colour_scale
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 from wsiad.runs.run import RunFolder
@@ -188,6 +190,81 @@ def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path)
     wsiad.export(results=healthy, scales_um=[64], quiet=True)
     with pytest.raises(InputError, match=r"scales_um is \[64\.0\] and not \[32\.0, 64\.0\]"):
         wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True)
+
+
+def outline(path, x0, y0, x1, y1):
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    path.write_text(json.dumps({
+        "type": "FeatureCollection",
+        "features": [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+                      "properties": {"classification": {"name": "Tumor"}}}],
+    }))  # fmt: skip
+
+
+def test_tile_auroc_by_the_map_of_neighbourhoods_at_the_centres_of_windows(run, slides, tmp_path):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
+    (tmp_path / "truth").mkdir()
+    outline(tmp_path / "truth" / "tumour.geojson", 5 * 32, 3 * 32, 10 * 32, 8 * 32)
+    out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
+
+    def evaluate():
+        return wsiad.evaluate(
+            results=out, reference=reference, annotations=tmp_path / "truth", quiet=True
+        )
+
+    found = evaluate()
+    lesion, others = [], []
+    for name in ("healthy", "tumour"):
+        values = tifffile.imread(out / name / "spatial.ome.tif")
+        inside = np.zeros(values.shape, bool)
+        inside[3:8, 5:10] = name == "tumour"
+        lesion.append(values[inside])
+        others.append(values[~inside])
+    positive, negative = np.concatenate(lesion), np.concatenate(others)
+    area = np.mean(np.sign(positive[:, None] - negative) / 2 + 0.5)
+    assert len(positive) == 25
+    assert len(negative) == 2 * 140 - 25
+    assert found.figures.tile_auroc_neighbourhoods.value == pytest.approx(area, abs=1e-12)
+    assert found.figures.tile_auroc_neighbourhoods.value > found.figures.tile_auroc.value
+    assert f"tile AUROC, neighbourhoods  {area:.3f}" in found.summary
+    told = json.loads((out / "evaluation.json").read_text())
+    assert told["tile_auroc_neighbourhoods"]["value"] == pytest.approx(area, abs=1e-12)
+    assert "Tile AUROC, neighbourhoods" in (out / "report.html").read_text()
+    (out / "healthy" / "spatial.ome.tif").unlink()
+    missing = evaluate().figures.tile_auroc_neighbourhoods
+    assert missing.undefined == "some slides have no map of neighbourhoods"
+    (out / "tumour" / "spatial.ome.tif").write_bytes(b"II*")
+    with pytest.raises(EvaluationError, match=r"spatial\.ome\.tif: is damaged.*wsiad export"):
+        evaluate()
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    assert evaluate().figures.tile_auroc_neighbourhoods is None
+    assert "tile_auroc_neighbourhoods" not in json.loads((out / "evaluation.json").read_text())
+
+
+def test_regions_are_drawn_over_the_map_that_they_come_from(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES, region_quantile=0.999)
+    alone = heatmap(run, slides, tmp_path / "alone", scales_um=0)
+    assert [wsiad.Results(out).slide("healthy").regions()] == [[]]
+    with_map, plain = (cv2.imread(str(out / "healthy" / name)).astype(int)
+                       for name in ("overlay.png", "overlay_plain.png"))  # fmt: skip
+    windows = cv2.imread(str(alone / "healthy" / "overlay_plain.png"))
+    np.testing.assert_array_equal(plain, windows)
+    values = tifffile.imread(out / "healthy" / "spatial.ome.tif")
+    scale = colour_scale(SpatialCalibration.from_json(
+        json.loads((out / "scales.json").read_text())).calibration)  # fmt: skip
+    step = with_map.shape[0] // values.shape[0]
+    # Where the map is high, the overlay has the colour of the map and not of the window.
+    row, column = np.unravel_index(np.argmax(values), values.shape)
+    at = with_map[row * step + step // 2, column * step + step // 2, ::-1]
+    *colour, alpha = scale.rgba(values[row : row + 1, column : column + 1])[0, 0].astype(float)
+    grey = (at - np.array(colour) * alpha / 255) / (1 - alpha / 255)
+    assert grey.min() > 120  # half of the slide's own grey, and 128
+    assert np.ptp(grey) < 2 / (1 - alpha / 255)
+    page = (out / "report.html").read_text()
+    assert "Neighbourhoods of windows over the tissue; regions outlined" in page
+    assert "Share of healthy neighbourhoods with a lower score" in page
+    assert "Neighbourhoods of windows over" not in (alone / "report.html").read_text()
 
 
 def test_a_percentile_is_no_score_to_compare_slides_by(run, slides, tmp_path):

@@ -44,6 +44,8 @@ class Figures:
         FROC score by protocol.
     counts : Mapping of str to int or None
         Numbers of ranked slides, lesions and so on; lesions are those of the first protocol.
+    tile_auroc_neighbourhoods : Estimate or None
+        Area by the map of neighbourhoods at the tiles' centres; ``None`` where there is no map.
     """
 
     slide_auc: Estimate
@@ -51,6 +53,7 @@ class Figures:
     tile_auroc_by_share: Estimate
     froc: Mapping[ProtocolName, FrocScore]
     counts: Mapping[str, int | None]
+    tile_auroc_neighbourhoods: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,20 @@ def compute(slides: Sequence[SlideEvidence], settings: Settings) -> Figures:
         tile_auroc_by_share=by_share,
         froc=froc,
         counts=_counts(slides, froc),
+        tile_auroc_neighbourhoods=_by_neighbourhoods(slides, resamples=resamples, seed=seed),
     )
+
+
+def _by_neighbourhoods(
+    slides: Sequence[SlideEvidence], *, resamples: int, seed: int
+) -> Estimate | None:
+    near = [slide.neighbourhoods for slide in slides if slide.neighbourhoods is not None]
+    if not near:
+        return None
+    if len(near) < sum(slide.tiles is not None for slide in slides):
+        return undefined("some slides have no map of neighbourhoods")
+    tumour, healthy = [one.tumour for one in near], [one.healthy for one in near]
+    return tile_auroc(tumour, healthy, resamples=resamples, seed=seed)
 
 
 def compute_groups(
@@ -246,9 +262,11 @@ def groups_json(figures: Mapping[str, Figures]) -> dict[str, Any]:
 
 def _areas(figures: Figures) -> dict[str, Any]:
     by_share = figures.tile_auroc_by_share.as_json()
+    near = figures.tile_auroc_neighbourhoods
     return {
         "slide_auc": figures.slide_auc.as_json(),
         "tile_auroc": {**figures.tile_auroc.as_json(), "by_share": by_share},
+        **({"tile_auroc_neighbourhoods": near.as_json()} if near else {}),
     }
 
 

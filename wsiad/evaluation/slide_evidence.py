@@ -31,8 +31,11 @@ from wsiad.evaluation.matching import (
 )
 from wsiad.evaluation.submission import read_detections
 from wsiad.evaluation.unscored import CountedAs, score_of_unscored
+from wsiad.heatmaps.score_map import Heatmap
 
 Floats = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+_Kinds = tuple[_Mask, _Mask, _Mask]
 
 MIN_SHARE = 0.5
 """Minimum share of tumour in a window that counts as tumour by share."""
@@ -79,19 +82,42 @@ def sort_windows(windows: npt.NDArray[Any], tumour: BaseGeometry | None) -> Tile
     tumour : geometry or None
         Tumour area in level-0 pixels without the cut-outs; ``None`` for a normal slide.
     """
-    scores = np.asarray(windows["score"], dtype=np.float64)
-    none = np.zeros(0)
+    return _sorted(np.asarray(windows["score"], dtype=np.float64), _kinds(windows, tumour))
+
+
+def _sorted(scores: Floats, kinds: _Kinds) -> TileScores:
+    central, mostly, healthy = kinds
+    return TileScores(scores[central], scores[mostly], scores[healthy], len(scores))
+
+
+def _kinds(windows: npt.NDArray[Any], tumour: BaseGeometry | None) -> _Kinds:
+    """Tell which windows are tumour by their centre, tumour by their share, and healthy."""
     if tumour is None or tumour.is_empty:
-        return TileScores(none, none, scores, len(scores))
+        none = np.zeros(len(windows), dtype=bool)
+        return none, none, ~none
     x, y = (np.asarray(windows[name], dtype=np.float64) for name in ("x", "y"))
     width, height = (np.asarray(windows[name], dtype=np.float64) for name in ("width", "height"))
     pieces = shapely.STRtree(_pieces(tumour))
     share = _area_within(pieces, shapely.box(x, y, x + width, y + height)) / (width * height)
     centres = shapely.points(x + width / 2, y + height / 2)
-    central = np.zeros(len(scores), dtype=bool)
+    central = np.zeros(len(windows), dtype=bool)
     central[pieces.query(centres, predicate="intersects")[0]] = True
-    mostly, healthy = share >= MIN_SHARE - _ROUNDING, share <= _ROUNDING
-    return TileScores(scores[central], scores[mostly], scores[healthy], len(scores))
+    return central, share >= MIN_SHARE - _ROUNDING, share <= _ROUNDING
+
+
+def _at_centres(heatmap: Heatmap, windows: npt.NDArray[Any]) -> Floats:
+    """Return the value of a map at the centre of each window, (N,); NaN beyond the map."""
+    column, row = (
+        np.floor(place).astype(np.int64)
+        for place in heatmap.placement.from_level0(
+            windows["x"] + windows["width"] / 2, windows["y"] + windows["height"] / 2
+        )
+    )
+    inside = (column >= 0) & (column < heatmap.size.width)
+    inside &= (row >= 0) & (row < heatmap.size.height)
+    values = np.full(len(windows), np.nan)
+    values[inside] = heatmap.scores[row[inside], column[inside]]
+    return values
 
 
 def _pieces(area: BaseGeometry) -> list[BaseGeometry]:
@@ -171,6 +197,8 @@ class SlideEvidence:
         Hits by protocol; empty where the slide takes no part in FROC.
     tiles : TileScores or None
         Scores of the windows, where there are outlines and windows.
+    neighbourhoods : TileScores or None
+        Values of the map of neighbourhoods at the centres of the windows, where there is one too.
     unmarked : bool
         True where the slide holds tumour by the reference but its ground truth marks none. It
         then takes no part in figures that need the position of tumour.
@@ -189,6 +217,7 @@ class SlideEvidence:
     unmarked: bool
     reading: Reading
     downsample: int = 0
+    neighbourhoods: TileScores | None = None
 
     @property
     def ranked(self) -> bool:
@@ -237,10 +266,9 @@ def collect(
         # Where its tumour is, nobody said: no finding on it is false, and no window healthy.
         logger.warning("%s holds tumour by the reference, but none is marked on it", case.slide)
     located = truth is not None and not unmarked
-    tiles = None
+    tiles = near = None
     if truth is not None and located and outlined:
-        windows = case.scored.read_windows()
-        tiles = None if windows is None else sort_windows(windows, truth.tumour)
+        tiles, near = _tile_scores(case, truth)
     return SlideEvidence(
         case=case,
         score=_score(case, detections) if case.has_score else score_of_unscored(unscored),
@@ -255,7 +283,25 @@ def collect(
         unmarked=unmarked,
         reading=Reading() if truth is None else truth.reading,
         downsample=0 if truth is None else truth.downsample,
+        neighbourhoods=near,
     )
+
+
+def _tile_scores(case: Case, truth: SlideTruth) -> tuple[TileScores | None, TileScores | None]:
+    """Return the scores of a slide's windows, and those of their neighbourhoods."""
+    windows = case.scored.read_windows()
+    if windows is None:
+        return None, None
+    kinds = _kinds(windows, truth.tumour)
+    tiles = _sorted(np.asarray(windows["score"], dtype=np.float64), kinds)
+    read = case.scored.neighbourhoods
+    heatmap = read() if read else None
+    if heatmap is None:
+        return tiles, None
+    values = _at_centres(heatmap, windows)
+    seen = np.isfinite(values)
+    central, mostly, healthy = kinds
+    return tiles, _sorted(values[seen], (central[seen], mostly[seen], healthy[seen]))
 
 
 def _score(case: Case, detections: Detections) -> float:

@@ -8,7 +8,7 @@ without rows is a slide without detections; a missing file is an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from wsiad.core.errors import EvaluationError, InputError
 from wsiad.core.files import checked_slide_name, real_path
 from wsiad.core.geometry import Mpp, Size
 from wsiad.evaluation.matching import Detections
-from wsiad.heatmaps.score_map import read_windows
+from wsiad.heatmaps.score_map import Heatmap, read_windows
 from wsiad.slides.slide_files import SUFFIXES
 
 _HEADERS = {
@@ -80,6 +80,8 @@ class ScoredSlide:
         File of the scored windows, if there are any.
     bounds : (float, float) or None
         Top-left corner of the slide's bounds, level-0 pixels, if known.
+    neighbourhoods : callable, optional
+        Function that reads the map of neighbourhoods; it returns ``None`` where there is none.
     """
 
     slide: str
@@ -91,6 +93,7 @@ class ScoredSlide:
     mpp: Mpp | None = None
     windows: Path | None = None
     bounds: tuple[float, float] | None = None
+    neighbourhoods: Callable[[], Heatmap | None] | None = None
 
     def read_windows(self) -> npt.NDArray[Any] | None:
         """Open the scored windows, memory-mapped; ``None`` where there are none.

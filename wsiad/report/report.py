@@ -42,7 +42,10 @@ _PICTURES = (
 )
 _SPACE_PICTURES = (
     _TISSUE,
-    (names.OVERLAY, "Neighbourhoods of windows; regions outlined, unassessed parts hatched"),
+    (
+        names.OVERLAY,
+        "Neighbourhoods of windows over the tissue; regions outlined, unassessed parts hatched",
+    ),
     (names.PLAIN_OVERLAY, "Heatmap of single windows over the tissue"),
 )
 

@@ -14,7 +14,11 @@ _THIN = "\u202f"  # narrow no-break space: groups digits, precedes units
 # Parts of a protocol that stand in the table, and its rules, which stand in the manual.
 _SHOWN = {"score", "low", "high", "undefined", "interval_undefined", "rules"}
 _SHOWN |= {"sensitivity_at", "sensitivity_interval_at", "threshold_at", "by_class"}
-_NAMES = {"slide_auc": "Slide AUC", "tile_auroc": "Tile AUROC"}
+_NAMES = {
+    "slide_auc": "Slide AUC",
+    "tile_auroc": "Tile AUROC",
+    "tile_auroc_neighbourhoods": "Tile AUROC, neighbourhoods",
+}
 _RANKED = {
     "scan": "the scan score",
     "top_k_mean": "the mean of the k highest scores",

@@ -202,6 +202,7 @@ def _slide(
         mpp=known.mpp,
         windows=results.folder / names.WINDOWS,
         bounds=None if bounds is None else (bounds.x, bounds.y),
+        neighbourhoods=as_evaluation_error()(results.neighbourhoods),
     )
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from wsiad.evaluation.matching import Detections
     from wsiad.heatmaps.regions import Region
 
+_DERIVE_AGAIN = "Run wsiad export with --scales-um again."
 _LARGEST_THUMBNAIL = 1 << 18
 _LEFT_OUT_COLUMNS = ("x", "y", "width", "height", "reason")
 _WHY = {
@@ -220,7 +221,28 @@ class SlideResults:
         InputError
             The slide was not scored, a file is missing or damaged, or two files do not fit.
         """
-        scores = self.scores()
+        return self._placed(self.scores())
+
+    def neighbourhoods(self) -> Heatmap | None:
+        """Read the map of neighbourhoods that regions come from; ``None`` if there is none.
+
+        Returns
+        -------
+        Heatmap or None
+            ``scores`` are standard deviations above the means of such neighbourhoods on healthy
+            slides. Position and assessed pixels are those of :meth:`heatmap`.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, a file is damaged, or two files do not fit.
+        """
+        path = self._scored(names.HEATMAP).parent / names.SPATIAL
+        if not path.exists():
+            return None
+        return self._placed(read_scores(path, InputError, remedy=_DERIVE_AGAIN))
+
+    def _placed(self, scores: npt.NDArray[np.float32]) -> Heatmap:
         placement = self.placement()
         if placement is None:
             raise InputError(

@@ -198,6 +198,8 @@ def _summary(
         **{f"FROC {name}": str(froc.score) for name, froc in figures.froc.items()},
         "tile AUROC": str(figures.tile_auroc),
     }
+    if figures.tile_auroc_neighbourhoods:
+        named["tile AUROC, neighbourhoods"] = str(figures.tile_auroc_neighbourhoods)
     if "slide_classifier" in more:
         area = more["slide_classifier"]["slide_auc"]
         named["slide AUC, forest"] = f"{_plain(area)}; supervised, cross-validated by slide"
