@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from wsiad.core.errors import ConfigError, EvaluationError
 from wsiad.core.geometry import Box, Microns, PixelMap, Size, Spacing, SquareMicrons
-from wsiad.heatmaps.scale_space import SpatialCalibration, smoothed
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.smoothing import smoothed
 from wsiad.heatmaps.space_options import check_scales
 
 PIXEL_UM = 100.0

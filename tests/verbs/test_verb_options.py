@@ -127,7 +127,7 @@ OPTIONS = {
     "heatmap": """
         stride=null
         detail="window"
-        scales_um=[0.0]
+        scales_um="auto"
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0
@@ -163,7 +163,7 @@ OPTIONS = {
         quiet=false
     """,
     "export": """
-        scales_um=[0.0]
+        scales_um="auto"
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0
@@ -183,7 +183,7 @@ OPTIONS = {
         healthy
         check=null
         fdr=0.1
-        slide_score="max"
+        slide_score="auto"
         levels=[0.01, 0.05, 0.1]
         quiet=false
     """,
@@ -194,7 +194,7 @@ OPTIONS = {
         class_map={}
         annotation_origin="auto"
         protocols=["camelyon16-2016", "camelyon16-dataset"]
-        slide_score="max"
+        slide_score="auto"
         score_percentile=99.0
         spacing_um=null
         mask_downsample=null
@@ -219,7 +219,7 @@ OPTIONS = {
         class_map={}
         annotation_origin="auto"
         protocols=["camelyon16-2016", "camelyon16-dataset"]
-        slide_score="max"
+        slide_score="auto"
         score_percentile=99.0
         spacing_um=null
         mask_downsample=null
