@@ -156,7 +156,7 @@ def test_padding_that_weights_state():
 def test_slim_vgg_file_is_a_backbone_of_detectors(tmp_path, name):
     path = tmp_path / "slim.safetensors"
     save_file(vgg.random_tensors(1), path, metadata={"padding": "reflect"})
-    options = {"backbone": "vgg19", "layers": ["features.8"], "places": 4}
+    options = {"backbone": "vgg19", "layers": ["features.8"], "places": 4, "carry_weights": True}
     steps = {"max_steps": 2, "batch": 6} if name == "student-teacher" else {}
     found = detector(name, **options, **steps)
     tiles = HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES))

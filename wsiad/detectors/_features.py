@@ -7,7 +7,7 @@ for users who do not choose any.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -35,6 +35,8 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.networks import features
+from wsiad.networks.encoder import Embedding, Encoder, Precision
+from wsiad.networks.encoder_network import embedding_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
@@ -187,6 +189,13 @@ class FeatureOptions(BackboneOptions):
     contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
     """Factor by which intensities are stretched around white before the network; 1 leaves them
     unchanged. Tissue on glass is paler than the photographs that networks of ImageNet know."""
+    embedding: Embedding | None = None
+    """Features of a tile by an encoder: its class token (cls; for CONCH and PLIP their own
+    embedding of the image), the mean of its patch tokens (patch_mean), both one after the other
+    (cls+patch_mean), or the patch tokens as places (places). The default is the encoder's own."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the features. ``auto`` is that of the encoder on a GPU, otherwise fp32. Where a
+    feature is not finite, it is computed again in fp32."""
     fit_tiles: _Count = 20_000
     """Maximum number of healthy tiles to fit on."""
     fit_vectors: _Count = 20_000
@@ -202,6 +211,38 @@ class FeatureOptions(BackboneOptions):
     def enlarged_by(self) -> float:
         """Return the factor by which tiles are enlarged, including the default."""
         return self.magnify or 1
+
+    def for_encoder(self, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
+        """Return the options that depend on the encoder; see :class:`BackboneOptions`."""
+        if self.magnify not in (None, 1):
+            raise DetectorError(
+                f"magnify is not for the encoder {encoder.name}, which states the size of images",
+                remedy="Leave it out, or set input_px, the edge of the windows.",
+            )
+        update = super().for_encoder(encoder, names)
+        if self.layers is not None:
+            if self.embedding is not None:
+                raise DetectorError(
+                    "layers and embedding are both set", remedy="Leave one of them out."
+                )
+            return update
+        embedding = self.embedding or encoder.embedding
+        layers = embedding_layers(encoder, embedding)
+        if embedding == "places":
+            return update | {"embedding": embedding, "layers": layers}
+        if "places" in self.model_fields_set and self.places != 1:
+            raise DetectorError(
+                f"the embedding {embedding} of {encoder.name} is one vector for a tile, and "
+                f"{self.places} × {self.places} places were requested",
+                remedy="Set --option embedding=places, or leave places out.",
+            )
+        return update | {"embedding": embedding, "layers": layers, "places": 1}
+
+    def precision_on(self, device: torch.device) -> Precision:
+        """Return the precision of the features on a device."""
+        if self.precision != "auto":
+            return self.precision
+        return self.encoder.precision if self.encoder and device.type == "cuda" else "fp32"
 
 
 class FeatureDetector(Detector):
@@ -244,7 +285,7 @@ class FeatureDetector(Detector):
             The backbone's weights are not on this machine.
         """
         self._device, self._seed = context.device, context.seed
-        self.options, found = _backbone.settled(self.options, context)
+        self.options, found = _backbone.settled(self.options, context, self.spec)
         about = self._look_through(found)
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
@@ -262,7 +303,7 @@ class FeatureDetector(Detector):
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         backbone = self._set_backbone(found.tensors, padding, source=source)
-        self._about = _backbone.about(found, backbone, name=self.options.backbone)
+        self._about = _backbone.about(found, backbone, self.options, edge=self._edge())
         return dict(self._about)
 
     def feature_identity(self) -> dict[str, Any]:
@@ -318,10 +359,10 @@ class FeatureDetector(Detector):
         return found.reshape(len(tiles), self.options.places**2, found.shape[1]).mean(dim=1)
 
     def state(self) -> State:
-        """Return the used part of the backbone, and the fitted tensors."""
+        """Return the used part of the backbone, if the run holds it, and the fitted tensors."""
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")
-        network = self._backbone.network.state_dict()
+        network = self._backbone.network.state_dict() if _backbone.carried(self._about) else {}
         tensors = {
             f"backbone.{name}": tensor.cpu().contiguous() for name, tensor in network.items()
         }
@@ -330,8 +371,18 @@ class FeatureDetector(Detector):
         return State({**tensors, **fitted}, {**self._about, **padding})
 
     def load_state(self, state: State, device: torch.device) -> None:
-        """Load a state of this detector."""
+        """Load a state of this detector.
+
+        Raises
+        ------
+        DetectorError
+            The state is not that of this detector.
+        WeightsError
+            The state does not hold the backbone's weights, and their file is not on this machine
+            or has changed; or the backbone gives other features than at the training.
+        """
         self._device = device
+        found = _backbone.found_again(self.options, state.values)
         groups: dict[str, dict[str, Tensor]] = {"backbone": {}, "fitted": {}}
         try:
             self.options = _backbone.restored(self.options, state.values)
@@ -339,12 +390,18 @@ class FeatureDetector(Detector):
                 group, _, name = key.partition(".")
                 groups[group][name] = tensor
             # Runs of before there was a choice do not state their padding.
-            self._set_backbone(groups["backbone"], state.values.get("padding", "zeros"))
+            weights = groups["backbone"] if found is None else found.tensors
+            backbone = self._set_backbone(weights, state.values.get("padding", "zeros"))
             self._check_fitted(groups["fitted"])
         except (LookupError, TypeError, RuntimeError, ValueError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
+        _backbone.check_same(backbone, state.values, edge=self._edge())
         self._fitted = _moved(groups["fitted"], device)
         self._about = dict(state.values)
+
+    def _edge(self) -> int:
+        """Return the edge of the images that the backbone receives, pixels."""
+        return int(self.spec.size * self.options.enlarged_by())
 
     def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
         """Check that the fitted tensors belong to this method and these features."""
@@ -370,6 +427,8 @@ class FeatureDetector(Detector):
             arguments=options.backbone_args,
             normalisation=options.normalisation(),
             source=source,
+            encoder=options.encoder,
+            precision=options.precision_on(self._device),
         )
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return backbone

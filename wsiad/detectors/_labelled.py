@@ -43,6 +43,7 @@ from wsiad.learning.detector import (
     turned,
 )
 from wsiad.learning.training_options import LearningRate
+from wsiad.networks.encoder import Encoder
 from wsiad.networks.weights import SHIPPED
 
 _BATCH = 64
@@ -74,7 +75,12 @@ class LabelledOptions(FeatureOptions):
 
     def enlarged_by(self) -> float:
         """Return the factor by which tiles are enlarged, including the default."""
-        return self.magnify or (1 if self.backbone == SHIPPED else 2)
+        return self.magnify or (1 if self.encoder or self.backbone == SHIPPED else 2)
+
+    def for_encoder(self, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
+        """Return the options that depend on the encoder; one vector has no deviation."""
+        update = super().for_encoder(encoder, names)
+        return update | ({"statistics": "mean"} if update.get("places") == 1 else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,7 @@ class LabelledDetector(FeatureDetector):
         if context.anomalies is None:
             raise DetectorError("learns from labelled anomalous tiles, and there are none")
         self._device = context.device
-        self.options, found = _backbone.settled(self.options, context)
+        self.options, found = _backbone.settled(self.options, context, self.spec)
         about = self._look_through(found)
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)

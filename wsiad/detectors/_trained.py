@@ -38,6 +38,8 @@ from wsiad.learning.step import Loss
 from wsiad.learning.training_options import BatchSize, LoopOptions, ValInterval
 from wsiad.networks import features
 from wsiad.networks.distillation import Combine, Distillation, combined, place_distances
+from wsiad.networks.encoder import Encoder
+from wsiad.networks.encoder_network import stage_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 
@@ -53,6 +55,8 @@ class TrainedOptions(DetectorOptions, LoopOptions):
         """Return the values on which the weights after a given step depend, as JSON."""
         own = type(self).model_fields.keys() - LoopOptions.model_fields.keys()
         values = self.model_dump(mode="json", include=set(own) - self.scoring_only)
+        if values.get("encoder") is None:  # as in checkpoints of before there were any
+            values.pop("encoder", None)
         return {**super().identity(limit=limit), **values}
 
 
@@ -189,6 +193,9 @@ def group(state: State, prefix: str) -> dict[str, Tensor]:
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
 
+_TEACHER = "teacher.network."
+
+
 class DistilledOptions(BackboneOptions, TrainedOptions):
     """Options of every detector with a student and a teacher."""
 
@@ -205,7 +212,9 @@ class DistilledOptions(BackboneOptions, TrainedOptions):
     batch: BatchSize = 32
     val_interval: ValInterval = 200
 
-    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places", "combine"}
+    scoring_only: ClassVar[frozenset[str]] = (
+        TrainedOptions.scoring_only | BackboneOptions.scoring_only | {"places", "combine"}
+    )
 
     default_layers: ClassVar[DefaultLayers] = THREE_DEPTHS
     """The layers that the method uses by default."""
@@ -213,6 +222,11 @@ class DistilledOptions(BackboneOptions, TrainedOptions):
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the chosen layers, or the backbone's defaults."""
         return self.layers or self.default_layers.of(self.backbone)
+
+    def for_encoder(self, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
+        """Return the options that depend on the encoder; see :class:`BackboneOptions`."""
+        layers = self.layers or (stage_layers(encoder, names) if names else None)
+        return super().for_encoder(encoder, names) | {"layers": layers}
 
 
 class DistilledDetector(TrainedDetector):
@@ -253,7 +267,7 @@ class DistilledDetector(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        self.options, found = _backbone.settled(self.options, context)
+        self.options, found = _backbone.settled(self.options, context, self.spec)
         options = self.options
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
@@ -266,7 +280,7 @@ class DistilledDetector(TrainedDetector):
             return sum(distances[1:], start=distances[0])
 
         self._about = {
-            **_backbone.about(found, teacher, name=options.backbone),
+            **_backbone.about(found, teacher, options, edge=self.spec.size),
             "layers": list(options.chosen_layers()),
             "padding": padding,
         }
@@ -292,6 +306,27 @@ class DistilledDetector(TrainedDetector):
         assert isinstance(distillation, Distillation)
         return self.embed_images(distillation.directions, tiles)
 
+    def state(self) -> State:
+        """Return the tensors of the student, and of the teacher if the run holds them."""
+        state = super().state()
+        if _backbone.carried(state.values):
+            return state
+        own = {n: tensor for n, tensor in state.tensors.items() if not n.startswith(_TEACHER)}
+        return State(own, state.values)
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Load a state of this detector; see :meth:`FeatureDetector.load_state`."""
+        found = _backbone.found_again(self.options, state.values)
+        if found is not None:
+            self.options = _backbone.restored(self.options, state.values)
+            teacher = self._teacher(found.tensors, state.values["padding"], source=found.source)
+            tensors = {_TEACHER + n: one for n, one in teacher.network.state_dict().items()}
+            state = State(state.tensors | tensors, state.values)
+        super().load_state(state, device)
+        distillation = self.network()
+        assert isinstance(distillation, Distillation)
+        _backbone.check_same(distillation.teacher, state.values, edge=self.spec.size)
+
     def empty(self, state: State) -> Distillation:
         """Return a teacher and a student of the state's shapes."""
         self.options = _backbone.restored(self.options, state.values)
@@ -311,6 +346,7 @@ class DistilledDetector(TrainedDetector):
             arguments=options.backbone_args,
             normalisation=options.normalisation(),
             source=source,
+            encoder=options.encoder,
         )
         teacher.check_places(self.spec.size)
         return teacher

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -35,6 +36,8 @@ from wsiad.learning.detector import (
     Tiles,
 )
 from wsiad.learning.training_options import MaxSteps, Schedule
+from wsiad.networks.encoder import Encoder
+from wsiad.networks.encoder_network import embedding_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 
@@ -147,7 +150,9 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the training: ``auto`` is bfloat16 on CUDA, otherwise float32."""
 
-    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places"}
+    scoring_only: ClassVar[frozenset[str]] = (
+        TrainedOptions.scoring_only | BackboneOptions.scoring_only | {"places"}
+    )
 
     def chosen_layer(self) -> str:
         """Return the chosen layer, or the backbone's default."""
@@ -169,7 +174,22 @@ class OutlierExposureOptions(BackboneOptions, TrainedOptions):
             magnify=self.magnify,
             places=1,
             statistics="mean",
+            encoder=self.encoder,
+            any_mpp=self.any_mpp,
+            carry_weights=True,
         )
+
+    def for_encoder(self, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
+        """Return the options that depend on the encoder; see :class:`BackboneOptions`."""
+        if not self.carry_weights:
+            raise DetectorError(
+                f"the weights of {encoder.name} would be trained and held by the run (licence: "
+                f"{encoder.licence})",
+                remedy="Allow it with --option carry_weights=true, or choose a detector on frozen "
+                "features.",
+            )
+        (layer,) = embedding_layers(encoder, "places")
+        return super().for_encoder(encoder, names) | {"layer": self.layer or layer, "magnify": 1}
 
     def views(self, input_px: int) -> ViewOptions:
         """Return the options of the random views of tiles."""
@@ -223,7 +243,7 @@ class OutlierExposure(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        self.options, weights = _backbone.settled(self.options, context)
+        self.options, weights = _backbone.settled(self.options, context, self.spec)
         probe = LinearProbe(self.options.probe(), self.spec)
         found = probe.fit(tiles, context).notes
         network = self._started_from(probe.state())
@@ -288,6 +308,7 @@ class OutlierExposure(TrainedDetector):
             padding=padding,
             arguments=options.backbone_args,
             normalisation=options.normalisation(),
+            encoder=options.encoder,
         )
         times = options.probe().enlarged_by()
         ((channels, _, _),) = backbone.check_places(int(self.spec.size * times))

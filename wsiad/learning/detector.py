@@ -272,6 +272,23 @@ class DetectorOptions(Config):
     )
     """Options on which the fitted state does not depend, so that they can differ between parts."""
 
+    def own_input_px(self, *, tile_px: int, mpp: float) -> int | None:
+        """Return the edge of the windows that these options call for.
+
+        Parameters
+        ----------
+        tile_px : int
+            Edge of the tiles, pixels.
+        mpp : float
+            Scale of the tiles, µm/px.
+
+        Returns
+        -------
+        int or None
+            Edge in pixels; ``None`` if the options leave it to the method.
+        """
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -308,6 +325,12 @@ class Detector(ABC):
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
         """Return :attr:`uses_anomalies`, or an answer that depends on these options."""
         return cls.uses_anomalies
+
+    @classmethod
+    def input_size(cls, options: DetectorOptions, *, tile_px: int, mpp: float) -> int:
+        """Return the edge of the input, pixels: that of the options, the method or the tiles."""
+        own = options.input_px or options.own_input_px(tile_px=tile_px, mpp=mpp)
+        return own or cls.default_input_px or tile_px
 
     @abstractmethod
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:

@@ -20,6 +20,9 @@ PREFIX = "timm/"
 CLASS_TOKEN = ":cls"  # noqa: S105 - a token of a transformer
 """End of a layer's name that asks for its class token instead of the map of its patches."""
 
+WHOLE_LAYERS = ("pooler", "head")
+"""Layers of encoders that give one vector for the complete image: a map of one place."""
+
 _MLP_LAYERS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")
 
 _NOT_THE_NETWORKS = frozenset(
@@ -134,6 +137,36 @@ def _made(timm: ModuleType, name: str, arguments: Mapping[str, Any]) -> nn.Modul
     return network
 
 
+def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return an untrained network of exactly these arguments; nothing is downloaded.
+
+    Raises
+    ------
+    DetectorError
+        timm is not installed, has no such network, or the network does not accept the arguments.
+    """
+    timm = _timm(PREFIX + name)
+    if name not in timm.list_models():
+        raise DetectorError(
+            f"timm {timm.__version__} has no network {name!r}", remedy="Install a newer timm."
+        )
+    return _made(timm, name, arguments)
+
+
+def layer_class(name: str) -> type[nn.Module]:
+    """Return a class of layers of PyTorch or timm by its name, such as ``"SwiGLUPacked"``."""
+    _timm(PREFIX)
+    found: type[nn.Module] = getattr(nn, name, None) or getattr(
+        importlib.import_module("timm.layers"), name
+    )
+    return found
+
+
+def version() -> str:
+    """Return the version of timm."""
+    return str(_timm(PREFIX).__version__)
+
+
 def normalisation(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and deviation by which a network's images are normalised."""
     about: Any = network.pretrained_cfg
@@ -193,6 +226,8 @@ def _as_map(output: Any, network: nn.Module, layer: str) -> Tensor:
             f"the output of {module_of(layer)} has no class token",
             remedy="Choose a layer of a transformer that has one, or leave :cls out.",
         )
+    if layer in WHOLE_LAYERS and isinstance(output, Tensor) and output.ndim == 2:
+        return output[:, :, None, None]
     if isinstance(output, Tensor) and output.ndim == 4:
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return output.permute(0, 3, 1, 2) if channels_last else output

@@ -55,7 +55,12 @@ class LikeTeacher(nn.Module):
         super().__init__()
         self._layers = teacher.layers
         self.network = seeded_network(
-            backbone, self._layers, seed, like=teacher.network, arguments=teacher.arguments
+            backbone,
+            self._layers,
+            seed,
+            like=teacher.network,
+            arguments=teacher.arguments,
+            encoder=teacher.encoder,
         )
 
     def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:

@@ -5,11 +5,8 @@ If the user names no network or no weights, :func:`settle` chooses them.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError, WeightsError
-from wsiad.networks import _timm, vgg, weights
-from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
+from wsiad.networks import _timm, encoder_files, encoder_network, feature_network, vgg, weights
+from wsiad.networks.encoder import RESERVED, Encoder, Precision, table
+from wsiad.networks.encoder_images import fingerprint, picture, resized
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
-from wsiad.networks.weights import SHIPPED, Weights, naming, torchvision_models
+from wsiad.networks.weights import SHIPPED, Weights, naming
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +44,6 @@ _MARKS = {
     "features.denseblock3.denselayer24.conv2.weight": "densenet121",
 }
 """Keys by which weights are recognised, and their networks; the first key that occurs decides."""
-_HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
-"""Parts of torchvision's networks that come after the features."""
 
 
 class BackboneFeatures(nn.Module):
@@ -85,6 +81,12 @@ class BackboneFeatures(nn.Module):
     source : str, optional
         Source of a user's tensors, which errors name. Assumptions about such tensors are
         logged.
+    encoder : Encoder, optional
+        Encoder that the backbone names. Its network, normalisation and size of images are used,
+        and the tensors have the names of :func:`wsiad.networks.encoder_network.fitting`.
+    precision : {"fp32", "bf16", "fp16"}
+        Precision of :meth:`forward`. Where a feature of a lower precision is not finite, the
+        images are computed again in fp32, with a warning.
 
     Attributes
     ----------
@@ -118,15 +120,24 @@ class BackboneFeatures(nn.Module):
         arguments: Mapping[str, Any] | None = None,
         normalisation: Normalisation | None = None,
         source: str | None = None,
+        encoder: Encoder | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.layers, self.places, self.neighbourhood = tuple(layers), places, neighbourhood
         self.padding, self.arguments = padding, dict(arguments or {})
         self.backbone, self.contrast = backbone, contrast
+        self.encoder, self.precision = encoder, precision
+        self.left_off: list[str] = []
         with naming(source):
-            self.network, self.left_off = _loaded(
-                backbone, self.layers, tensors, padding=padding, arguments=self.arguments
-            )
+            if encoder is not None:
+                whole = encoder_network.loaded(encoder, tensors)
+                self.network = feature_network.cut(whole, backbone, self.layers, of_timm=True)
+                normalisation = encoder.mean, encoder.std
+            else:
+                self.network, self.left_off = feature_network.loaded(
+                    backbone, self.layers, tensors, padding=padding, arguments=self.arguments
+                )
         self.normalisation = normalisation or _usual_normalisation(backbone, self.network)
         if source is not None and normalisation is None and backbone.startswith(_timm.PREFIX):
             logger.warning(ONLY_BY_NAME, backbone, *self.normalisation)
@@ -143,13 +154,40 @@ class BackboneFeatures(nn.Module):
         DetectorError
             The images are too small for this many places.
         """
-        found = self.maps(self.normalised(images))
+        found = self._computed(self.normalised(images))
         self._check_finest(found, images.shape[2])
         pooled = [
             nn.functional.adaptive_avg_pool2d(self._smoothed(features), self.places)
             for features in found
         ]
-        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).float()
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1)
+
+    def fingerprint(self, edge: int) -> list[float]:
+        """Return values by which these features are recognised, on any device.
+
+        Parameters
+        ----------
+        edge : int
+            Edge of the built-in picture whose features are taken, pixels.
+        """
+        image = picture(edge).to(self.mean.device)
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            found = self._computed(self.normalised(image))
+        return fingerprint(torch.cat([features.mean(dim=(2, 3))[0] for features in found]))
+
+    def _computed(self, normalised: Tensor) -> list[Tensor]:
+        """Return the features, float32 (N, C, h, w), of normalised images, in the precision."""
+        if self.precision != "fp32":
+            low = torch.bfloat16 if self.precision == "bf16" else torch.float16
+            with torch.autocast(normalised.device.type, dtype=low):
+                found = [features.float() for features in self.maps(normalised)]
+            if all(bool(torch.isfinite(features).all()) for features in found):
+                return found
+            logger.warning(
+                "%s: features in %s are not finite; these images are computed again in fp32",
+                *(self.backbone, self.precision),
+            )
+        return [features.float() for features in self.maps(normalised)]
 
     def identity(self) -> dict[str, Any]:
         """Return all on which the features of an image depend but the weights, as JSON values."""
@@ -164,11 +202,16 @@ class BackboneFeatures(nn.Module):
             "contrast": self.contrast,
             "mean": list(mean),
             "std": list(std),
-            "precision": "fp32",
-        }
+            "precision": self.precision,
+        } | ({"encoder": self.encoder.constitution()} if self.encoder else {})
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return RGB images (N, 3, H, W) in [0, 1], normalised as in the network's training."""
+        """Return RGB images (N, 3, H, W) in [0, 1], normalised as in the network's training.
+
+        Images of an encoder are first resized as it requires.
+        """
+        if self.encoder is not None:
+            images = resized(images, self.encoder)
         return (images - self.mean) / self.std
 
     def maps(self, normalised: Tensor) -> list[Tensor]:
@@ -196,7 +239,7 @@ class BackboneFeatures(nn.Module):
         """
         device = self.mean.device
         with torch.no_grad():
-            found = self.maps(torch.zeros(1, 3, edge, edge, device=device))
+            found = self.maps(self.normalised(torch.zeros(1, 3, edge, edge, device=device)))
         self._check_finest(found, edge)
         return [(f.shape[1], f.shape[2], f.shape[3]) for f in found]
 
@@ -225,7 +268,7 @@ def random_tensors(
         return vgg.random_tensors(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return dict(_build(backbone, arguments or {}).state_dict())
+        return dict(feature_network.build(backbone, arguments or {}).state_dict())
 
 
 def stated_padding(metadata: Mapping[str, str]) -> Padding:
@@ -252,6 +295,7 @@ def seeded_network(
     *,
     like: nn.Module,
     arguments: Mapping[str, Any] | None = None,
+    encoder: Encoder | None = None,
 ) -> nn.Module:
     """Return an untrained network cut after the deepest of the layers, for training.
 
@@ -260,146 +304,18 @@ def seeded_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        whole = _whole(backbone, like=like.state_dict(), arguments=arguments or {})
-        return _cut(whole, backbone, tuple(layers))
+        if encoder is not None:
+            positions = like.state_dict().get("pos_embed")
+            whole = encoder_network.build(encoder, positions=positions)
+            return feature_network.cut(whole, backbone, tuple(layers), of_timm=True)
+        whole = feature_network.whole(backbone, like=like.state_dict(), arguments=arguments or {})
+        return feature_network.cut(whole, backbone, tuple(layers))
 
 
 def _usual_normalisation(backbone: str, network: nn.Module) -> Normalisation:
     if backbone.startswith(_timm.PREFIX):
         return _timm.normalisation(network)
     return IMAGENET_MEAN, IMAGENET_STD
-
-
-def _build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
-    if backbone.startswith(_timm.PREFIX):
-        return _timm.build(backbone, arguments)
-    if arguments:
-        raise DetectorError(
-            f"backbone_args are for networks of timm, and {backbone!r} is not one",
-            remedy="Leave them out, or choose a backbone timm/….",
-        )
-    if backbone == SHIPPED:
-        backbone = "vgg19"
-    _check_name(backbone)
-    # GoogLeNet and Inception would otherwise draw weights for minutes, and warn.
-    extra = {"init_weights": True} if backbone in {"googlenet", "inception_v3"} else {}
-    network: nn.Module = torchvision_models().get_model(backbone, weights=None, **extra)
-    return network.eval()
-
-
-def _check_name(backbone: str) -> None:
-    """Refuse a network that torchvision does not have."""
-    models = torchvision_models()
-    known = models.list_models(module=models)
-    if backbone in known:
-        return
-    if "/" in backbone or Path(backbone).suffix:
-        remedy = "Pass a file of weights by --weights; the backbone is the name of its network."
-    else:
-        remedy = f"Choose one of {', '.join(known)}."
-    near = difflib.get_close_matches(backbone, known, n=1)
-    raise DetectorError(
-        f"torchvision has no network {backbone!r}"
-        + (f" (did you mean {near[0]!r}?)" if near else ""),
-        remedy=remedy,
-    )
-
-
-def _is_vgg(backbone: str) -> bool:
-    return backbone.startswith("vgg") or backbone == SHIPPED
-
-
-def _whole(backbone: str, *, like: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> nn.Module:
-    """Return an untrained network; a VGG has the tensors' widths and no values."""
-    # Drawing the weights of a VGG's classifier would take most of the time, for nothing.
-    with torch.device("meta") if _is_vgg(backbone) else nullcontext():
-        network = _build(backbone, arguments)
-        if _is_vgg(backbone):
-            _fit_widths(network, like)
-    return network
-
-
-def _loaded(
-    backbone: str,
-    layers: tuple[str, ...],
-    tensors: Mapping[str, Tensor],
-    *,
-    padding: Padding,
-    arguments: Mapping[str, Any],
-) -> tuple[nn.Module, list[str]]:
-    """Return a network with its weights, cut after the layers, and the keys that were left off."""
-    # Of a VGG the names alone are known before its widths.
-    network = _whole(backbone, like={}, arguments=arguments)
-    tensors = unwrapped(tensors, network.state_dict())
-    if _is_vgg(backbone):
-        network = _whole(backbone, like=tensors, arguments=arguments)
-    every = network.state_dict()
-    cut = _cut(network, backbone, layers, padding=padding)
-    own = cut.state_dict()
-    if not backbone.startswith(_timm.PREFIX):
-        named = {key: t for key, t in every.items() if key.partition(".")[0] in _HEADS}
-        of_head = {key: t for key, t in named.items() if key not in own}
-    else:
-        of_head = {} if every.keys() >= tensors.keys() else _timm.head(backbone, arguments)
-    if _is_vgg(backbone):  # as wide as it is
-        of_head = {key: tensors.get(key, t) for key, t in of_head.items()}
-    of_timm = backbone.startswith(_timm.PREFIX)
-    remedy = f"Use weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
-    to = Fit(
-        name=backbone, whole=every, needed=tuple(own), head=of_head, remedy=remedy, of_timm=of_timm
-    )
-    cut.load_state_dict({**own, **fitted(tensors, to)})
-    return cut, left_off(tensors, to)
-
-
-def _cut(
-    network: nn.Module, backbone: str, layers: tuple[str, ...], *, padding: Padding = "zeros"
-) -> nn.Module:
-    if padding != "zeros":
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.padding_mode = padding
-    of_timm = backbone.startswith(_timm.PREFIX)
-    names = dict(network.named_modules())
-    for layer in layers:
-        called = _timm.module_of(layer) if of_timm else layer
-        if called not in names or not called:
-            top = [name for name in names if name and name.count(".") <= 1]
-            raise DetectorError(
-                f"{backbone} has no layer {layer!r}", remedy=f"It has {', '.join(top)}."
-            )
-    if not layers:
-        raise DetectorError(f"no layer of {backbone} was chosen")
-    if of_timm:
-        return _timm.give_features(network, layers, backbone)
-    extraction = importlib.import_module("torchvision.models.feature_extraction")
-    cut: nn.Module = extraction.create_feature_extractor(
-        network, {layer: layer for layer in layers}
-    )
-    if _is_vgg(backbone):
-        _draw(cut)
-    return cut.eval()
-
-
-def _draw(network: nn.Module) -> None:
-    """Draw the weights of a network that has only shapes."""
-    network.to_empty(device="cpu")
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            module.reset_parameters()
-
-
-def _fit_widths(vgg: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Change the convolutions of a VGG to the widths of tensors, so that slim ones fit."""
-    features = vgg.get_submodule("features")
-    for name, module in list(features.named_children()):
-        weight = tensors.get(f"features.{name}.weight")
-        if weight is None or weight.shape == getattr(module, "weight", weight).shape:
-            continue
-        if isinstance(module, nn.Conv2d) and weight.shape[2:] == module.weight.shape[2:]:
-            setattr(features, name, nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
-        elif isinstance(module, nn.BatchNorm2d):
-            setattr(features, name, nn.BatchNorm2d(len(weight)).eval())
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,21 +327,30 @@ class Backbone:
     name : str
         Name of the network, as for :class:`~wsiad.networks.features.BackboneFeatures`.
     weights : Weights
+    encoder : Encoder, optional
+        Encoder of that name, if it is one.
     """
 
     name: str
     weights: Weights
+    encoder: Encoder | None = None
 
 
 def settle(
-    name: str, asked: str | None, *, seed: int, arguments: Mapping[str, Any] | None = None
+    name: str,
+    asked: str | None,
+    *,
+    seed: int,
+    arguments: Mapping[str, Any] | None = None,
+    encoder: Encoder | None = None,
 ) -> Backbone:
     """Return a backbone with its weights.
 
     Parameters
     ----------
     name : str
-        A network of torchvision or timm, or ``"wsiad"`` for one that ``wsiad pretrain`` made.
+        A network of torchvision or timm, an encoder of
+        :func:`wsiad.networks.encoder.table`, or ``"wsiad"`` for one that ``wsiad pretrain`` made.
         ``"auto"`` is the network of the weights: for a file, SqueezeNet 1.1, VGG19 (of any
         widths), a DenseNet or the network of ``wsiad pretrain``. Without a file it is ImageNet's
         SqueezeNet 1.1, or the network that comes with wsiad if those weights are not on this
@@ -436,6 +361,8 @@ def settle(
         Seed of random weights.
     arguments : mapping of str to value, optional
         Arguments of a timm network's constructor.
+    encoder : Encoder, optional
+        Encoder to use in place of the name.
 
     Raises
     ------
@@ -444,6 +371,10 @@ def settle(
     DetectorError
         There is no network of that name.
     """
+    if encoder is None and name not in RESERVED:
+        encoder = table().get(name)
+    if encoder is not None:
+        return Backbone(encoder.name, _of_encoder(encoder, asked, seed=seed), encoder)
     if name == AUTO and asked is None:
         try:
             return Backbone(DEFAULT, weights.official(DEFAULT))
@@ -457,13 +388,27 @@ def settle(
         return Backbone(_recognised(found), found)
     name = DEFAULT if name == AUTO else name
     if name != weights.SHIPPED and not name.startswith(_timm.PREFIX):
-        _check_name(name)
+        feature_network.check_name(name)
     found = weights.resolve(
         asked,
         model=name,
         random_tensors=lambda: random_tensors(name, seed, arguments=arguments),
     )
     return Backbone(name, found)
+
+
+def _of_encoder(encoder: Encoder, asked: str | None, *, seed: int) -> Weights:
+    if asked == weights.RANDOM:
+        logger.warning("%s has random weights: its scores mean nothing", encoder.name)
+        tensors = encoder_network.random_tensors(encoder, seed)
+        return Weights(tensors, weights.RANDOM, weights.tensors_sha256(tensors), {})
+    if asked in (weights.IMAGENET, weights.SHIPPED):
+        raise WeightsError(
+            f"{asked} is not the name of weights of an encoder",
+            subject=encoder.name,
+            remedy="Leave --weights out, or pass the encoder's file.",
+        )
+    return encoder_files.read(encoder, asked)
 
 
 def _recognised(found: Weights) -> str:

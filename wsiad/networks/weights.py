@@ -101,6 +101,9 @@ _WRAPPED = (
 )
 """Keys under which checkpoints hold a state dict, the preferred ones first."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The beginning of a file that stands for one of Git LFS."""
+
 _DEEPEST = 3
 _MOST_TIMES = 10
 """Maximum size that a file can claim to hold, in its own sizes: weights hardly shrink."""
@@ -131,12 +134,24 @@ class Weights:
         SHA-256 of the file, or of the tensors for random weights.
     metadata : mapping of str to str
         Metadata of a safetensors file; empty for other sources.
+    encoder : str
+        Name of the encoder that they are of, whose tensors have timm's names; empty for others.
+    verified : bool
+        True if the SHA-256 is known to be that of the encoder.
+    licence : str
+        Licence of the encoder's weights.
+    left_off : tuple of str
+        Names in the encoder's file that its network does not use.
     """
 
     tensors: dict[str, Tensor]
     source: str
     sha256: str
     metadata: Mapping[str, str]
+    encoder: str = ""
+    verified: bool = False
+    licence: str = ""
+    left_off: tuple[str, ...] = ()
 
     @property
     def random(self) -> bool:
@@ -151,9 +166,58 @@ class Weights:
     def note(self) -> dict[str, Any]:
         """Return the facts about its weights that a run records, as JSON values."""
         note: dict[str, Any] = {"source": self.source, "sha256": self.sha256}
+        if self.encoder:
+            note |= {"encoder": self.encoder, "licence": self.licence, "verified": self.verified}
         if self.random:
             note["warning"] = "random weights: scores mean nothing but that the pipeline runs"
         return note
+
+
+def is_open(found: Weights) -> bool:
+    """Tell whether weights may be passed on with a run, by what is known about them.
+
+    They may if they are random, of torchvision, made by ``wsiad pretrain``, or one of a few open
+    files that are recognised by their content, in whatever format and with or without their
+    classifier (:data:`_OPEN`). A file of torchvision is recognised by the start of its SHA-256,
+    which is part of its published name.
+    """
+    if found.encoder:
+        return False
+    if found.random or found.shipped or found.source.startswith("torchvision "):
+        return True
+    if found.metadata.get("made_by", "").startswith("wsiad pretrain"):
+        return True
+    if found.sha256[:_NAMED_DIGITS] in _torchvision_marks():
+        return True
+    trunk = {
+        name: tensor
+        for name, tensor in found.tensors.items()
+        if name.partition(".")[0] not in _CLASSIFIERS
+        and name.rpartition(".")[2] != "num_batches_tracked"
+    }
+    return tensors_sha256(trunk) in _OPEN
+
+
+_NAMED_DIGITS = 8
+_CLASSIFIERS = frozenset({"classifier", "fc", "head", "heads"})
+_OPEN = {
+    "684b3558eb633a90788dafccd0b7e079c12db4270bc4700633bab2c6037484e6": "squeezenet1_1, ImageNet",
+    "f4ec3a92cf4662fbdba260f28f86cc9c41ea90bd577f5a8fa604fe3e30f26eb0": "densenet121, ImageNet",
+    "4078a37c3ce146046e4a8228ef170a381422551bfadc76c411504c1f4c7d6753": "slim vgg19 (MIT)",
+}
+"""SHA-256 of the tensors of open networks (:func:`tensors_sha256`), without their classifiers."""
+
+
+@functools.cache
+def _torchvision_marks() -> frozenset[str]:
+    """Return the first digits of the SHA-256 of torchvision's files of weights."""
+    models = torchvision_models()
+    marks = set()
+    for name in models.list_models(module=models):
+        for one in models.get_model_weights(name):
+            if match := re.search(r"-([0-9a-f]{8})[0-9a-f]*\.pth$", one.url):
+                marks.add(match[1])
+    return frozenset(marks)
 
 
 def resolve(
@@ -235,18 +299,30 @@ def shipped() -> Weights:
     return Weights(found.tensors, SHIPPED_SOURCE, found.sha256, found.metadata)
 
 
-def read_file(path: Path) -> Weights:
+def read_file(path: Path, *, wrappers: tuple[str, ...] | None = None) -> Weights:
     """Read a state dict from a safetensors file or a ``weights_only`` checkpoint.
 
     If a checkpoint holds more, its state dict is taken: the running average of the weights if
     there is one, as in timm, otherwise the weights (:data:`_WRAPPED`).
 
+    Parameters
+    ----------
+    path : Path
+    wrappers : tuple of str, optional
+        Only keys under which the state dict can be; by default those of :data:`_WRAPPED`.
+
     Raises
     ------
     WeightsError
-        The file is missing or damaged, or holds something other than tensors, or a tensor that is
-        not finite.
+        The file is missing, a pointer of Git LFS or damaged, or holds something other than
+        tensors, or a tensor that is not finite.
     """
+    if path.is_symlink() and not path.exists():
+        raise WeightsError(
+            f"links to {path.readlink()}, which is not there",
+            subject=str(path),
+            remedy="Copy or download the file again.",
+        )
     if not path.is_file():
         raise WeightsError(
             "is a folder, not a file" if path.is_dir() else "there is no such file",
@@ -256,17 +332,18 @@ def read_file(path: Path) -> Weights:
         )
     metadata: Mapping[str, str] = {}
     try:
+        _check_pointer(path)
         if path.suffix == ".safetensors":
             tensors, metadata = _read_safetensors(path)
         else:
-            tensors = _read_checkpoint(path)
+            tensors = _read_checkpoint(path, _WRAPPED if wrappers is None else wrappers)
         _check_claims(tensors, path)
         tensors = {
             _DENSE_LAYER.sub(r"\1\2", name): t.float() if t.is_floating_point() else t
             for name, t in tensors.items()
         }
         infinite = next((n for n, t in tensors.items() if not torch.isfinite(t).all()), None)
-        digest = _file_sha256(path)
+        digest = file_sha256(path)
     except WsiadError:
         raise
     except Exception as error:  # what readers of damaged files raise has no end
@@ -279,6 +356,18 @@ def read_file(path: Path) -> Weights:
     if infinite is not None:
         raise WeightsError(f"{infinite} holds values that are not finite", subject=str(path))
     return Weights(tensors, str(path), digest, metadata)
+
+
+def _check_pointer(path: Path) -> None:
+    """Refuse a pointer that Git LFS leaves where a file of weights should be."""
+    with path.open("rb") as file:
+        start = file.read(len(_POINTER))
+    if start == _POINTER:
+        raise WeightsError(
+            f"is a pointer of Git LFS ({path.stat().st_size} bytes of text), not the weights",
+            subject=str(path),
+            remedy="Run `git lfs pull` in its folder, or download the file itself.",
+        )
 
 
 def _check_claims(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -316,7 +405,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+def _read_checkpoint(path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
     _check_archive(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what an odd file makes torch say
@@ -328,7 +417,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             subject=str(path),
             remedy="Save the model's state_dict() alone, best as safetensors.",
         ) from error
-    return _state_dict(values, path)
+    return _state_dict(values, path, wrappers)
 
 
 def _check_archive(path: Path) -> None:
@@ -345,17 +434,24 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state dict in the content of a file."""
+def _state_dict(values: Any, path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """Find the state dict in the content of a file, under the keys of wrappers at most."""
     for _ in range(_DEEPEST):
         if not isinstance(values, Mapping):
             break
-        inner = [name for name in _WRAPPED if isinstance(values.get(name), Mapping)]
+        inner = [name for name in wrappers if isinstance(values.get(name), Mapping)]
         if not inner:
             break
         if inner[1:]:
             logger.warning("%s: using %s, not %s", path, inner[0], ", ".join(inner[1:]))
         values = values[inner[0]]
+    wrapped = values if isinstance(values, Mapping) and wrappers != _WRAPPED else {}
+    if named := [name for name in _WRAPPED if isinstance(wrapped.get(name), Mapping)]:
+        raise WeightsError(
+            f"holds its state dict under {named[0]!r}, unlike the file of this encoder",
+            subject=str(path),
+            remedy="Pass the encoder's own file, unchanged, or save its state_dict() alone.",
+        )
     if (
         not isinstance(values, Mapping)
         or not values
@@ -396,7 +492,8 @@ def _official(model: str) -> Path:
     return path
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

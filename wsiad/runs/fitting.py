@@ -127,7 +127,7 @@ def choose(options: TrainingOptions) -> Chosen:
     slides, skipped = healthy_slides(store, options.split)
     usable, unusable = usable_tiles(slides, thresholds)
     tile = store.preparation.tile
-    size = chosen.input_px or cls.default_input_px or tile
+    size = cls.input_size(chosen, tile_px=tile, mpp=float(store.preparation.mpp))
     if size > tile:
         raise DetectorError(
             f"needs {size} px, but the store's tiles have {tile} px",

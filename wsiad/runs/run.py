@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wsiad.core.config import CONFIG, RECORD, Config, build
-from wsiad.core.errors import PluginError, RunError, WsiadError
+from wsiad.core.errors import PluginError, RunError, WeightsError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.packages import Distribution, versions
@@ -384,6 +384,13 @@ class RunFolder:
             detector = cls(options, spec)
             detector.load_state(State(tensors, file.values), device)
         except PluginError as error:
+            what = f"{error.subject}: {error.problem}" if error.subject else error.problem
+            raise RunError(
+                f"its detector cannot be loaded: {what}",
+                subject=str(self.path),
+                remedy=error.remedy,
+            ) from error
+        except WeightsError as error:
             what = f"{error.subject}: {error.problem}" if error.subject else error.problem
             raise RunError(
                 f"its detector cannot be loaded: {what}",

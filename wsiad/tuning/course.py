@@ -285,7 +285,7 @@ def _detector(task: FoldTask) -> Detector:
     cls = registry.load(config.detector)
     values = {**config.options, **options_of(config.space, task.params)}
     options = build(cls.Options, values, source=f"options of {config.detector}")
-    size = options.input_px or cls.default_input_px or tiles.tile
+    size = cls.input_size(options, tile_px=tiles.tile, mpp=tiles.mpp)
     return cls(options, InputSpec(TilePx(size), Mpp(tiles.mpp)))
 
 
