@@ -16,7 +16,7 @@ from wsiad.networks import encoder_files
 from wsiad.networks.encoder import RESERVED, Encoder, table
 from wsiad.networks.encoder_images import check_fingerprint
 from wsiad.networks.features import AUTO, BackboneFeatures, Normalisation, settle
-from wsiad.networks.weights import Weights, is_open
+from wsiad.networks.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def about(
     if name.startswith("timm/"):
         mean, std = backbone.normalisation
         values["normalisation"] = {"mean": list(mean), "std": list(std)}
-    kept = is_open(found) if options.carry_weights is None else options.carry_weights
+    kept = encoder_files.is_open(found) if options.carry_weights is None else options.carry_weights
     kept = kept or not Path(found.source).is_file()
     if not kept:
         path = Path(found.source).absolute()

@@ -6,8 +6,10 @@ without its library, and in the folder of torch hub. Nothing is ever downloaded.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,14 @@ import torch
 from wsiad.core.errors import WeightsError
 from wsiad.networks import encoder_network
 from wsiad.networks.encoder import ENCODERS_VARIABLE, Encoder, encoders_folder, table
-from wsiad.networks.weights import Weights, file_sha256, naming, read_file
+from wsiad.networks.weights import (
+    Weights,
+    file_sha256,
+    naming,
+    read_file,
+    tensors_sha256,
+    torchvision_models,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +41,14 @@ HUGGING_FACE_VARIABLES: Final = (
 """Environment variables of Hugging Face that decide where its files are."""
 
 _MODELS = "models--"
+_NAMED_DIGITS = 8
+_CLASSIFIERS = frozenset({"classifier", "fc", "head", "heads"})
+_OPEN = {
+    "684b3558eb633a90788dafccd0b7e079c12db4270bc4700633bab2c6037484e6": "squeezenet1_1, ImageNet",
+    "f4ec3a92cf4662fbdba260f28f86cc9c41ea90bd577f5a8fa604fe3e30f26eb0": "densenet121, ImageNet",
+    "4078a37c3ce146046e4a8228ef170a381422551bfadc76c411504c1f4c7d6753": "slim vgg19 (MIT)",
+}
+"""SHA-256 of the tensors of open networks (:func:`tensors_sha256`), without their classifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +254,31 @@ def _name_there(encoder: Encoder | None, then: Path) -> str:
     return f"{encoder.name}{then.suffix}" if encoder else then.name
 
 
+def is_open(found: Weights) -> bool:
+    """Tell whether weights may be passed on with a run, by what is known about them.
+
+    They may if they are random, of torchvision, made by ``wsiad pretrain``, or one of a few open
+    files that are recognised by their content, in whatever format and with or without their
+    classifier (:data:`_OPEN`). A file of torchvision is recognised by the start of its SHA-256,
+    which is part of its published name.
+    """
+    if found.encoder:
+        return False
+    if found.random or found.shipped or found.source.startswith("torchvision "):
+        return True
+    if found.metadata.get("made_by", "").startswith("wsiad pretrain"):
+        return True
+    if found.sha256[:_NAMED_DIGITS] in _torchvision_marks():
+        return True
+    trunk = {
+        name: tensor
+        for name, tensor in found.tensors.items()
+        if name.partition(".")[0] not in _CLASSIFIERS
+        and name.rpartition(".")[2] != "num_batches_tracked"
+    }
+    return tensors_sha256(trunk) in _OPEN
+
+
 def in_folder(encoder: Encoder, path: Path) -> Path:
     """Return the file of weights at a path: the file itself, or that in a folder.
 
@@ -371,3 +413,15 @@ def _dangles(path: Path) -> bool:
 
 def _there(path: Path) -> bool:
     return path.is_file() or _dangles(path)
+
+
+@functools.cache
+def _torchvision_marks() -> frozenset[str]:
+    """Return the first digits of the SHA-256 of torchvision's files of weights."""
+    models = torchvision_models()
+    marks = set()
+    for name in models.list_models(module=models):
+        for one in models.get_model_weights(name):
+            if match := re.search(r"-([0-9a-f]{8})[0-9a-f]*\.pth$", one.url):
+                marks.add(match[1])
+    return frozenset(marks)
