@@ -41,7 +41,8 @@ from wsiad.learning.loop import Training
 from wsiad.networks.autoencoder import images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 from wsiad.networks.vgg import LAYERS
-from wsiad.store.dataset import ArrayTiles, store_tiles
+from wsiad.store.dataset import ArrayTiles
+from wsiad.store.tile_source import StoreTiles
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -186,7 +187,7 @@ def main() -> None:
         measure_step(training, distance, tiles[: args.batch], args)
         store = written(tiles, folder)
         slides = [(slide, np.arange(len(slide))) for slide in wsiad.TileStore(store)]
-        from_store = store_tiles(slides, buffer_bytes=tiles.nbytes // 2)
+        from_store = StoreTiles(slides, buffer_bytes=tiles.nbytes // 2)
         rates = [
             measure_data(name, training, source, args)
             for name, source in (("in memory", in_memory), ("from a store", from_store))

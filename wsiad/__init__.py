@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.compare import compare
     from wsiad.verbs.demo import demo
     from wsiad.verbs.doctor import doctor
+    from wsiad.verbs.embed import embed
     from wsiad.verbs.evaluate import evaluate
     from wsiad.verbs.export import export
     from wsiad.verbs.export_tiles import export_tiles
@@ -64,6 +65,7 @@ __all__ = [
     "compare",
     "demo",
     "doctor",
+    "embed",
     "evaluate",
     "export",
     "export_tiles",

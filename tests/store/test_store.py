@@ -19,7 +19,7 @@ from support.builders import noise, stained, write_tiff
 from support.stores import PLAIN, content
 from wsiad.core.errors import InputError, StoreError, StoreMismatchError
 from wsiad.slides.slide_table import read_table
-from wsiad.store.dataset import ChunkedTiles, store_tiles
+from wsiad.store.tile_source import ChunkedTiles, StoreTiles
 from wsiad.store.tile_store import GROUPS, TileStore
 from wsiad.verbs.tile import TileRow
 
@@ -328,7 +328,7 @@ def test_dataset_gives_every_wanted_tile(stored):
     parts = [(stored[0], np.arange(0, len(stored[0]), 3)), (stored[1], np.arange(5))]
     expected = {stored[0].tiles(i, i + 1).tobytes() for i in parts[0][1]}
     expected |= {stored[1].tiles(i, i + 1).tobytes() for i in range(5)}
-    for source in (store_tiles(parts), ChunkedTiles(parts)):
+    for source in (StoreTiles(parts), ChunkedTiles(parts)):
         assert len(source) == len(parts[0][1]) + 5
         assert source.tile == 32
         assert rows_of(source.ordered(7)) == expected
@@ -371,7 +371,7 @@ def test_damaged_chunk_is_named(stored):
     for read in (
         lambda: slide.tiles(3, 5),
         lambda: list(source.shuffled(8, seed=0, epoch=0)),
-        lambda: store_tiles([(slide, np.arange(40))]),
+        lambda: list(StoreTiles([(slide, np.arange(40))]).ordered(8)),
         lambda: replace(slide, reader=None).tiles(3, 5),
     ):
         with pytest.raises(StoreError, match=r"s0: tiles 0 to 15 are damaged .*" + remedy):

@@ -107,7 +107,7 @@ def test_heatmap_derives_what_is_not_derived_and_scores_nothing(tmp_path, slide,
     asked = score(tmp_path, slide, "asked", **REGIONS, evidence_neighbours=1)
     out = score(tmp_path, slide, "out")
     before = (out / "s" / "windows.npy").stat().st_mtime_ns
-    monkeypatch.setattr("wsiad.results.scoring.score_windows", None)
+    monkeypatch.setattr("wsiad.heatmaps.windows.score_windows", None)
     score(tmp_path, slide, "out", **REGIONS, evidence_neighbours=1)
     assert not differing(out / "s", asked / "s")
     assert (out / "s" / "windows.npy").stat().st_mtime_ns == before

@@ -7,12 +7,11 @@ for users who do not choose any.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pydantic
 import torch
 from torch import Tensor
@@ -21,9 +20,15 @@ from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.terminal import Progress
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._stored import (
+    BATCH,
+    StoredFeatureDetector,
+    Vectors,
+    finite,
+    in_batches,
+)
 from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.detector import (
-    Detector,
     DetectorOptions,
     FitContext,
     FitReport,
@@ -34,28 +39,13 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.learning.feature_source import sampled_positions
 from wsiad.networks import features
 from wsiad.networks.encoder import Embedding, Encoder, Precision
 from wsiad.networks.encoder_network import embedding_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
-
-
-def in_batches(
-    function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device, *, batch: int
-) -> npt.NDArray[np.float32]:
-    """Apply a function to tiles, uint8 (N, S, S, 3), on a device; return its results as float32.
-
-    The function is called at least once, so the result has the right shape even for no tiles.
-    """
-    with torch.inference_mode():
-        found = [
-            function(on_device(tiles[start : start + batch], device)).float().cpu()
-            for start in range(0, max(1, len(tiles)), batch)
-        ]
-    return np.asarray(torch.cat(found).numpy(), np.float32)
-
 
 Layers = tuple[str, ...]
 """Names of modules of a network, from the finest to the coarsest."""
@@ -158,10 +148,6 @@ DEEPEST = DefaultLayers(
 """The last block before the classifier, or the last residual stage."""
 
 
-Vectors = npt.NDArray[np.float32]
-"""Feature vectors, float32 (N, C)."""
-
-_BATCH = 128
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
 
@@ -245,7 +231,7 @@ class FeatureOptions(BackboneOptions):
         return self.encoder.precision if self.encoder and device.type == "cuda" else "fp32"
 
 
-class FeatureDetector(Detector):
+class FeatureDetector(StoredFeatureDetector):
     """A detector that compares feature vectors of places with healthy ones.
 
     A subclass defines what is kept of healthy vectors (:meth:`fit_vectors`), the distance of a
@@ -277,6 +263,8 @@ class FeatureDetector(Detector):
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Fit on the features of healthy tiles; a tile larger than the input gives a random window.
 
+        Features that the source has are not computed again.
+
         Raises
         ------
         DetectorError
@@ -284,9 +272,7 @@ class FeatureDetector(Detector):
         WeightsError
             The backbone's weights are not on this machine.
         """
-        self._device, self._seed = context.device, context.seed
-        self.options, found = _backbone.settled(self.options, context, self.spec)
-        about = self._look_through(found)
+        about = self._open(context)
         vectors, count = self._sample(tiles.fit, context)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
         self._about = {
@@ -297,6 +283,12 @@ class FeatureDetector(Detector):
             "channels": vectors.shape[1],
         }
         return FitReport(ended_by="fitted", notes=dict(self._about))
+
+    def _open(self, context: FitContext) -> dict[str, Any]:
+        """Load the network of a fit; return the facts that a run records."""
+        self._device, self._seed = context.device, context.seed
+        self.options, found = _backbone.settled(self.options, context, self.spec)
+        return self._look_through(found)
 
     def _look_through(self, found: Weights) -> dict[str, Any]:
         """Load weights into the backbone; return the facts that a run records."""
@@ -331,17 +323,15 @@ class FeatureDetector(Detector):
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
-        places = self.options.places
         if not self._fitted:
             raise DetectorError("the detector is not fitted yet")
-        scores = [
-            self.distance(
-                self._features(on_device(tiles[i : i + _BATCH], self._device)), self._fitted
-            )
-            for i in range(0, len(tiles), _BATCH)
+        edge = self._grid() if self._wanted() == "places" else 1
+        scores = [np.zeros((0, edge, edge), np.float32)]
+        scores += [
+            self._scored(self._seen(on_device(tiles[i : i + self.at_once], self._device)))
+            for i in range(0, len(tiles), self.at_once)
         ]
-        flat = torch.cat(scores).cpu().numpy() if scores else np.zeros(0)
-        return flat.reshape(-1, places, places).astype(np.float32)
+        return np.concatenate(scores)
 
     def embed(self, tiles: Tiles) -> Vectors:
         """Return the features of the places, averaged over each tile.
@@ -351,12 +341,7 @@ class FeatureDetector(Detector):
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")
-        return in_batches(self._averages, tiles, self._device, batch=_BATCH)
-
-    def _averages(self, tiles: Tensor) -> Tensor:
-        """Return the mean features, float32 (N, C), of tiles, uint8 (N, S, S, 3)."""
-        found = self._features(tiles)
-        return found.reshape(len(tiles), self.options.places**2, found.shape[1]).mean(dim=1)
+        return in_batches(self.whole, tiles, self._device, batch=self.at_once)
 
     def state(self) -> State:
         """Return the used part of the backbone, if the run holds it, and the fitted tensors."""
@@ -433,6 +418,10 @@ class FeatureDetector(Detector):
         self._backbone = backbone.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return backbone
 
+    def _grid(self) -> int:
+        """Return the edge of the grid of places."""
+        return self.options.places
+
     def _features(self, tiles: Tensor) -> Tensor:
         """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""
         assert self._backbone is not None
@@ -446,28 +435,32 @@ class FeatureDetector(Detector):
     def _sample(self, tiles: TileSource, context: FitContext) -> tuple[Vectors, int]:
         """Return vectors drawn evenly from the places of healthy tiles, and the number of tiles."""
         options = self.options
-        count, batches = sample(tiles, options.fit_tiles, batch=_BATCH, seed=context.seed)
-        total = count * options.places**2
-        kept = np.arange(total)
-        if total > options.fit_vectors:
-            rng = np.random.default_rng([context.seed, total])
-            kept = np.sort(rng.choice(total, options.fit_vectors, replace=False))
+        drawn: dict[str, Any] = {"batch": BATCH, "seed": context.seed}
+        if (offer := self._offer(tiles, "places")) is not None:
+            positions = sampled_positions(tiles, options.fit_tiles, **drawn)
+            kept = self._drawn(len(positions), options.fit_vectors, seed=context.seed)
+            return self._gathered(offer, positions, kept, quiet=context.quiet), len(positions)
+        count, batches = sample(tiles, options.fit_tiles, **drawn)
+        kept = self._drawn(count, options.fit_vectors, seed=context.seed)
         vectors: list[Vectors] = []
         start = 0
         with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
             for step, part in enumerate(batches):
-                windows = random_crops(
-                    on_device(part, self._device), self.spec.size, seed=context.seed, step=step
-                )
-                found = self._features(windows).cpu().numpy()
+                found = self._features(self._windows(part, context.seed, step)).cpu().numpy()
                 inside = kept[(kept >= start) & (kept < start + len(found))] - start
                 vectors.append(found[inside])
                 start += len(found)
                 progress.update(len(part))
-        bank = np.concatenate(vectors)
-        if not np.isfinite(bank).all():
-            raise DetectorError("features are not finite; the weights are damaged")
-        return bank, count
+        return finite(np.concatenate(vectors)), count
+
+    def _windows(self, tiles: Tiles, seed: int, step: int) -> Tensor:
+        """Return the window of each healthy tile that is fitted on: a random one, or all of it.
+
+        A complete tile is not mirrored either, so that its features can be computed once.
+        """
+        flips = tiles.shape[1] != self.spec.size
+        part = on_device(tiles, self._device)
+        return random_crops(part, self.spec.size, seed=seed, step=step, flips=flips)
 
 
 def _enlarged(tiles: Tensor, times: float) -> Tensor:

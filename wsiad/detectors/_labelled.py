@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
-from wsiad.detectors import _backbone
 from wsiad.detectors._features import (
     MIDDLE,
     DefaultLayers,
     FeatureDetector,
     FeatureOptions,
-    Vectors,
-    in_batches,
 )
-from wsiad.learning.batches import centre_crops, on_device, random_crops, sample
+from wsiad.detectors._stored import Vectors
+from wsiad.learning.batches import centre_crops, on_device, sample
 from wsiad.learning.detector import (
     BY_QUARTERS,
     AnomalousTiles,
@@ -37,11 +35,10 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
-    Tiles,
     TileSource,
     turned,
 )
+from wsiad.learning.feature_source import Statistics, sampled_positions
 from wsiad.learning.training_options import LearningRate
 from wsiad.networks.encoder import Encoder
 from wsiad.networks.weights import SHIPPED
@@ -132,6 +129,7 @@ class LabelledDetector(FeatureDetector):
     Options: ClassVar[type[DetectorOptions]] = LabelledOptions
     options: LabelledOptions
     uses_anomalies: ClassVar[bool | Literal["needed"]] = "needed"
+    at_once: ClassVar[int] = _BATCH
     linear: ClassVar[bool] = False
     """True if the mean of the scores of places is the score of the mean of the places."""
 
@@ -160,9 +158,7 @@ class LabelledDetector(FeatureDetector):
         """
         if context.anomalies is None:
             raise DetectorError("learns from labelled anomalous tiles, and there are none")
-        self._device = context.device
-        self.options, found = _backbone.settled(self.options, context, self.spec)
-        about = self._look_through(found)
+        about = self._open(context)
         vectors = self._labelled(tiles, context.anomalies, context)
         fitted, notes = self.fit_labelled(vectors, context)
         self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
@@ -177,36 +173,14 @@ class LabelledDetector(FeatureDetector):
         ended_by, steps = notes.get("ended_by", "fitted"), notes.get("steps", 0)
         return FitReport(ended_by=ended_by, steps=steps, notes=dict(self._about))
 
-    def score_places(self, tiles: Tiles) -> Scores:
-        """Score tiles, or the places within them if the method is linear in their means."""
-        if not self._fitted:
-            raise DetectorError("the detector is not fitted yet")
+    def _wanted(self) -> Statistics:
+        """Return the features of places if the method is linear in their means, else of tiles."""
         by_place = self.linear and self.options.statistics == "mean"
-        edge = self.options.places if by_place else 1
-        scores = [np.zeros(0, np.float32)]
-        for start in range(0, len(tiles), _BATCH):
-            part = on_device(tiles[start : start + _BATCH], self._device)
-            vectors = self._features(part) if by_place else self.whole(part)
-            scores.append(self.distance(vectors, self._fitted).cpu().numpy())
-        return np.concatenate(scores).reshape(-1, edge, edge).astype(np.float32)
+        return "places" if by_place else self.options.statistics
 
-    def embed(self, tiles: Tiles) -> Vectors:
-        """Return the vectors that are learnt: mean, and deviation, of each tile's features.
-
-        See :class:`wsiad.learning.detector.Embeds`.
-        """
-        if self._backbone is None:
-            raise DetectorError("the detector is not fitted yet")
-        return in_batches(self.whole, tiles, self._device, batch=_BATCH)
-
-    def whole(self, tiles: Tensor) -> Tensor:
-        """Return feature vectors, float32 (N, D), of complete tiles, uint8 (N, S, S, 3)."""
-        found = self._features(tiles)
-        places = found.reshape(len(tiles), self.options.places**2, found.shape[1])
-        mean = places.mean(dim=1)
-        if self.options.statistics == "mean":
-            return mean
-        return torch.cat([mean, places.std(dim=1, correction=0)], dim=1)
+    def _embedded(self) -> Statistics:
+        """Return the vectors that are learnt: mean, and deviation, of each tile's features."""
+        return self.options.statistics
 
     def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
         shape = (1, self.spec.size, self.spec.size, 3)
@@ -219,13 +193,7 @@ class LabelledDetector(FeatureDetector):
         healthy = self._healthy(tiles.fit, context, self.options.fit_tiles)
         held_out = self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4))
         ways = BY_QUARTERS if self.options.augment else BY_QUARTERS[:1]
-        found = []
-        for kind in anomalies.types:
-            for part in kind.tiles.ordered(_BATCH):
-                windows = centre_crops(on_device(part, self._device), self.spec.size)
-                vectors = [self.whole(turned(windows, way)) for way in ways]
-                found.append(torch.stack(vectors, dim=1).flatten(0, 1).cpu().numpy())
-        anomalous = np.concatenate(found)
+        anomalous = np.concatenate([self._turned(kind.tiles, ways) for kind in anomalies.types])
         slides = [slide for kind in anomalies.types for slide in kind.slides]
         result = LabelledVectors(
             healthy=healthy,
@@ -239,14 +207,33 @@ class LabelledDetector(FeatureDetector):
                 raise DetectorError("features are not finite; the weights are damaged")
         return result
 
+    def _turned(self, tiles: TileSource, ways: Sequence[int]) -> Vectors:
+        """Return the vectors of tiles in some orientations; those of a tile follow each other."""
+        found: dict[int, list[Tensor]] = {}
+        for way in ways:
+            offer = self._offer(tiles, self.options.statistics, orientation=way)
+            if offer is not None:
+                found[way] = list(offer.batches(_BATCH))
+        missing = [way for way in ways if way not in found]
+        for part in tiles.ordered(_BATCH) if missing else ():
+            windows = centre_crops(on_device(part, self._device), self.spec.size)
+            for way in missing:
+                found.setdefault(way, []).append(self.whole(turned(windows, way)).cpu())
+        vectors = [torch.cat(found[way]) for way in ways]
+        return torch.stack(vectors, dim=1).flatten(0, 1).numpy()
+
     def _healthy(self, tiles: TileSource, context: FitContext, most: int) -> Vectors:
+        offer = self._offer(tiles, self.options.statistics)
+        if offer is not None:
+            positions = sampled_positions(tiles, most, batch=_BATCH, seed=context.seed)
+            order = np.argsort(positions, kind="stable")  # of reading
+            read = torch.cat(list(offer.batches(_BATCH, positions[order])))
+            return read[torch.from_numpy(np.argsort(order, kind="stable"))].numpy()
         count, batches = sample(tiles, most, batch=_BATCH, seed=context.seed)
         found = []
         with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
             for step, part in enumerate(batches):
-                windows = random_crops(
-                    on_device(part, self._device), self.spec.size, seed=context.seed, step=step
-                )
+                windows = self._windows(part, context.seed, step)
                 found.append(self.whole(windows).cpu().numpy())
                 progress.update(len(part))
         return np.concatenate(found)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsiad.detectors._features import in_batches
+from wsiad.detectors._stored import in_batches
 from wsiad.learning.detector import Detector, Embedding, Scores, Tiles
 from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.perceptual import RelativePerceptualL1

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._features import THREE_DEPTHS, DefaultLayers, in_batches
+from wsiad.detectors._features import THREE_DEPTHS, DefaultLayers
+from wsiad.detectors._stored import in_batches
 from wsiad.learning.batches import check_size, on_device
 from wsiad.learning.checkpoint import Recipe
 from wsiad.learning.detector import (

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._features import Vectors
+from wsiad.detectors._stored import Vectors
 
 PcaComponents = (
     Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(gt=0, lt=1)] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from wsiad.core.config import Config, build
 from wsiad.core.errors import ConfigError, DetectorError, PluginError
 from wsiad.core.packages import Distribution
 from wsiad.detectors import registry
+from wsiad.detectors._stored import StoredFeatureDetector
 from wsiad.learning.batches import sample, windows
 from wsiad.learning.detector import (
     Budget,
@@ -30,6 +31,13 @@ from wsiad.learning.detector import (
     State,
     Tiles,
     TileSource,
+)
+from wsiad.learning.feature_source import (
+    Encoder,
+    ReadsFeatures,
+    embeddings,
+    sampled_positions,
+    score_maps,
 )
 
 _BATCH = 128
@@ -80,10 +88,13 @@ class _Member:
     length: float = 1.0
     """Root mean square distance of its features of healthy tiles from their mean."""
 
-    def standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
-        """Return its scores of tiles in units of the deviation over healthy ones, (N,)."""
-        scores: npt.NDArray[np.float64] = self.detector.score(tiles).astype(np.float64)
-        return (scores - self.mean) / self.spread
+    def standardised(self, scores: Scores) -> npt.NDArray[np.float64]:
+        """Return its scores in units of the deviation over healthy ones, (N,)."""
+        return (scores.astype(np.float64) - self.mean) / self.spread
+
+    def reads(self, source: TileSource) -> bool:
+        """Tell whether a source has the features that it needs."""
+        return isinstance(self.detector, ReadsFeatures) and self.detector.reads(source)
 
 
 class Ensemble(Detector):
@@ -145,10 +156,8 @@ class Ensemble(Detector):
             folder = context.folder / f"member-{number}"
             folder.mkdir(exist_ok=True)
             own = replace(
-                context,
-                seed=context.seed + asked.seed,
+                _own(context, asked),
                 folder=folder,
-                weights=context.weights if asked.weights is None else asked.weights,
                 anomalies=context.anomalies if learns[number - 1] else None,
                 budget=budget,
             )
@@ -174,10 +183,36 @@ class Ensemble(Detector):
 
     def score_places(self, tiles: Tiles) -> Scores:
         """Score tiles; a tile is one place, float32 (N, 1, 1)."""
-        found = self._standardised(tiles)
+        if not self._members:
+            raise DetectorError("the detector is not fitted yet")
+        return self._averaged([member.detector.score(tiles) for member in self._members])
+
+    def _averaged(self, scores: Sequence[Scores]) -> Scores:
+        """Return the mean of the members' standardised scores, float32 (N, 1, 1)."""
+        found = [m.standardised(part) for m, part in zip(self._members, scores, strict=True)]
         shares = [member.share for member in self._members]
-        scores = np.average(found, axis=1, weights=shares)
-        return scores.reshape(-1, 1, 1).astype(np.float32)
+        mean = np.average(np.stack(found, axis=1), axis=1, weights=shares)
+        return np.asarray(mean.reshape(-1, 1, 1), np.float32)
+
+    def encoders(self, context: FitContext) -> Sequence[Encoder]:
+        """Load the members' networks; see :mod:`wsiad.learning.feature_source`."""
+        found: list[Encoder] = []
+        for number, asked in enumerate(self.options.members, start=1):
+            detector = self._made(number).detector
+            if isinstance(detector, ReadsFeatures):
+                found += detector.encoders(_own(context, asked))
+        return found
+
+    def reads(self, source: TileSource) -> bool:
+        """Tell whether a source has the features of any of the members."""
+        return self.options.orientations == 1 and any(m.reads(source) for m in self._members)
+
+    def maps(self, source: TileSource, *, batch: int) -> Iterator[Scores]:
+        """Yield the scores of complete tiles; members without stored features compute theirs."""
+        parts = [score_maps(m.detector, source, batch=batch) for m in self._members]
+        for maps in zip(*parts, strict=True):
+            pooled = [m.detector.pool(one) for m, one in zip(self._members, maps, strict=True)]
+            yield self._averaged(pooled)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the members' features side by side, float32 (N, D).
@@ -188,13 +223,25 @@ class Ensemble(Detector):
         """
         if not self._members:
             raise DetectorError("the detector is not fitted yet")
+        return self._joined(
+            m.detector.embed(tiles) if isinstance(m.detector, Embeds) else m.detector.score(tiles)
+            for m in self._members
+        )
+
+    def embeddings(self, source: TileSource, *, batch: int) -> Iterator[Embedding]:
+        """Yield the features of complete tiles; members without stored ones compute theirs."""
+        parts = [_features_or_scores(m.detector, source, batch) for m in self._members]
+        for found in zip(*parts, strict=True):
+            yield self._joined(found)
+
+    def _joined(self, found: Iterable[npt.NDArray[np.float32]]) -> Embedding:
+        """Return the members' features (N, D), or scores (N,), side by side and weighted."""
         parts: list[npt.NDArray[Any]] = []
-        for member in self._members:
-            if isinstance(member.detector, Embeds):
-                features: npt.NDArray[Any] = member.detector.embed(tiles) / member.length
-            else:
-                features = member.standardised(tiles)[:, None]
-            parts.append(features * np.sqrt(member.share))
+        for member, values in zip(self._members, found, strict=True):
+            scaled: npt.NDArray[Any] = values / member.length
+            if values.ndim == 1:
+                scaled = member.standardised(values)[:, None]
+            parts.append(scaled * np.sqrt(member.share))
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def state(self) -> State:
@@ -269,11 +316,18 @@ class Ensemble(Detector):
         """Measure the mean and the deviation of a member's scores of held-out healthy tiles."""
         scores: list[Scores] = []
         features: list[Embedding] = []
-        for part in sample(held_out, _COMPARED_TILES, batch=_BATCH, seed=seed)[1]:
-            seen = windows(part, self.spec.size)
-            scores.append(member.detector.score(seen))
-            if isinstance(member.detector, Embeds):
-                features.append(member.detector.embed(seen))
+        detector = member.detector
+        if isinstance(detector, StoredFeatureDetector) and detector.reads(held_out):
+            chosen = sampled_positions(held_out, _COMPARED_TILES, batch=_BATCH, seed=seed)
+            maps = detector.maps(held_out, batch=_BATCH, positions=chosen)
+            scores += [detector.pool(part) for part in maps]
+            features += detector.embeddings(held_out, batch=_BATCH, positions=chosen)
+        else:
+            for part in sample(held_out, _COMPARED_TILES, batch=_BATCH, seed=seed)[1]:
+                seen = windows(part, self.spec.size)
+                scores.append(detector.score(seen))
+                if isinstance(detector, Embeds):
+                    features.append(detector.embed(seen))
         found = np.concatenate([np.zeros(0), *scores]).astype(np.float64)
         spread = found.std() if len(found) else 0.0
         if not np.isfinite(found).all() or spread <= _LEAST_SPREAD:
@@ -288,11 +342,20 @@ class Ensemble(Detector):
             square = np.square(vectors - vectors.mean(axis=0)).sum(axis=1).mean()
             member.length = float(np.sqrt(square)) or 1.0
 
-    def _standardised(self, tiles: Tiles) -> npt.NDArray[np.float64]:
-        """Return the members' scores in units of the deviation over healthy tiles, (N, members)."""
-        if not self._members:
-            raise DetectorError("the detector is not fitted yet")
-        return np.stack([member.standardised(tiles) for member in self._members], axis=1)
+
+def _own(context: FitContext, asked: MemberOptions) -> FitContext:
+    """Return the context of a member: its seed and its weights."""
+    weights = context.weights if asked.weights is None else asked.weights
+    return replace(context, seed=context.seed + asked.seed, weights=weights)
+
+
+def _features_or_scores(
+    detector: Detector, source: TileSource, batch: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield a member's features of complete tiles (N, D), or its scores (N,) if it has none."""
+    if isinstance(detector, Embeds):
+        return embeddings(detector, source, batch=batch)
+    return (detector.pool(maps) for maps in score_maps(detector, source, batch=batch))
 
 
 def _plugin_of(name: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pydantic
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
 from wsiad.learning.detector import DetectorOptions, Pooling
 

@@ -15,7 +15,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import (
     Matrix,
     PcaComponents,

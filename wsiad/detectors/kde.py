@@ -10,7 +10,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import (
     PcaComponents,
     check_count,

@@ -10,7 +10,8 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import (
     PcaComponents,
     check_count,

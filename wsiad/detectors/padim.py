@@ -14,8 +14,8 @@ from wsiad.detectors._features import (
     DefaultLayers,
     FeatureDetector,
     FeatureOptions,
-    Vectors,
 )
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import check_count, float32, whitening
 from wsiad.learning.detector import DetectorOptions, Pooling
 

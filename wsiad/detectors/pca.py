@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._features import FeatureDetector, FeatureOptions, Vectors
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import PcaComponents, fit_projection
 from wsiad.learning.detector import DetectorOptions, Pooling
 

@@ -14,6 +14,7 @@ from wsiad.core.errors import StoreMismatchError
 from wsiad.core.labels import is_healthy, label_of
 
 if TYPE_CHECKING:
+    from wsiad.learning.detector import Detector
     from wsiad.runs.calibration import Calibration
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
@@ -98,6 +99,28 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
         tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
         for at in range(0, len(tiles), batch):
             yield np.ascontiguousarray(tiles[at : at + batch])
+
+
+def tile_scores(
+    detector: Detector, slide: StoredSlide, *, batch: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the scores of a group's tiles in their order, from stored features if there are any.
+
+    Raises
+    ------
+    StoreMismatchError
+        The tiles are smaller than the detector's input.
+    """
+    from wsiad.learning.feature_source import ReadsFeatures
+    from wsiad.store.tile_source import StoreTiles
+
+    source = StoreTiles([(slide, np.arange(len(slide), dtype=np.int64))])
+    if isinstance(detector, ReadsFeatures) and detector.reads(source):
+        for places in detector.maps(source, batch=batch):
+            yield detector.pool(places)
+        return
+    for windows in centre_windows(slide, detector.spec.size, batch=batch):
+        yield detector.score(windows)
 
 
 def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:

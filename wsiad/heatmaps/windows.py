@@ -14,12 +14,14 @@ import numpy.typing as npt
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
 from wsiad.heatmaps.heatmap_task import SlideTask
-from wsiad.learning.detector import Detector, InputSpec
+from wsiad.learning.detector import Detector, Embedding, Embeds, InputSpec, Scores
+from wsiad.learning.feature_source import ReadsFeatures
 from wsiad.pictures.overview import EXAMPLES
 from wsiad.slides.slide import Slide
 from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.stain.profile import StainProfile
 from wsiad.store.stored_slide import StoredSlide
+from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan, plan_slide
 from wsiad.tiling.stream import Example, choose_examples, read_again, stream
@@ -29,6 +31,7 @@ from wsiad.tissue.tissue_options import QualityThresholds
 
 IntArray = npt.NDArray[np.int32]
 Pixels = npt.NDArray[np.uint8]
+Bytes, Bools = npt.NDArray[np.uint8], npt.NDArray[np.bool_]
 
 _READ_TILES = 256
 
@@ -67,6 +70,61 @@ class ScoredBatch:
     places: npt.NDArray[np.float32]
     left_out: LeftOut = field(default_factory=LeftOut)
     examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTiles:
+    """Windows that are complete tiles of a stored slide, whose features may be stored as well.
+
+    Parameters
+    ----------
+    slide : StoredSlide
+    indices : ndarray of int64, (N,)
+        Sorted indices of the tiles.
+    rows, columns : ndarray of int32, (N,)
+        Positions of the tiles on the grid of the windows.
+    left_out : LeftOut
+        Windows that are not scored.
+    """
+
+    slide: StoredSlide
+    indices: npt.NDArray[np.int64]
+    rows: IntArray
+    columns: IntArray
+    left_out: LeftOut
+
+    def scored(self, detector: Detector, *, batch: int) -> Iterator[ScoredBatch] | None:
+        """Return the scores of all windows from stored features; ``None`` without those."""
+        tiles = StoreTiles([(self.slide, self.indices)])
+        if not len(tiles) or not isinstance(detector, ReadsFeatures) or not detector.reads(tiles):
+            return None
+        return self._scored(detector, detector.maps(tiles, batch=batch))
+
+    def _scored(self, detector: Detector, maps: Iterator[Scores]) -> Iterator[ScoredBatch]:
+        start, left_out = 0, self.left_out
+        for places in maps:
+            part = slice(start, start + len(places))
+            yield ScoredBatch(
+                rows=self.rows[part],
+                columns=self.columns[part],
+                scores=detector.pool(places),
+                places=places,
+                left_out=left_out,
+            )
+            start, left_out = part.stop, LeftOut()
+
+    def embedded(self, detector: Embeds, rows: IntArray, columns: IntArray) -> Embedding | None:
+        """Return the stored features of windows by their positions; ``None`` without those."""
+        width = int(self.columns.max(initial=0)) + 1
+        numbers = self.rows.astype(np.int64) * width + self.columns
+        order = np.argsort(numbers)
+        wanted = rows.astype(np.int64) * width + columns
+        indices = self.indices[order[np.searchsorted(numbers, wanted, sorter=order)]]
+        tiles = StoreTiles([(self.slide, indices)])
+        if not len(tiles) or not isinstance(detector, ReadsFeatures) or not detector.reads(tiles):
+            return None
+        found = np.concatenate(list(detector.embeddings(tiles, batch=_READ_TILES)))
+        return np.asarray(found[np.searchsorted(np.unique(indices), indices)], np.float32)
 
 
 def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
@@ -141,7 +199,6 @@ def from_store(
     """
     reasons = judge(slide.quality(), thresholds)
     usable = np.flatnonzero(reasons == Reason.USABLE)
-    lattice = slide.column("lattice")
     seen = np.zeros((windows.rows, windows.columns), bool)
     start, tiles = -1, np.empty((0, slide.tile, slide.tile, 3), np.uint8)
     for chosen, y, x, rows, columns in _cuts(slide, windows, usable):
@@ -150,8 +207,14 @@ def from_store(
         seen[rows, columns] = True
         inside = tiles[:, y : y + windows.tile, x : x + windows.tile]
         yield WindowBatch(inside[chosen - start], rows, columns)
-    bad = reasons != Reason.USABLE
-    gone = slide.left_out
+    none = np.empty((0, windows.tile, windows.tile, 3), np.uint8)
+    empty = np.empty(0, np.int32)
+    yield WindowBatch(none, empty, empty, _left_out(slide, windows, reasons, seen))
+
+
+def _left_out(slide: StoredSlide, windows: Grid, reasons: Bytes, seen: Bools) -> LeftOut:
+    """Return the windows in tiles that fail or are not stored, and in no other tile."""
+    lattice, bad, gone = slide.column("lattice"), reasons != Reason.USABLE, slide.left_out
     places = np.concatenate([lattice[bad], np.stack([gone.rows, gone.columns], axis=1)])
     why = np.concatenate([reasons[bad], gone.reasons])
     parts = []
@@ -159,9 +222,32 @@ def from_store(
         new = ~seen[rows, columns]
         seen[rows, columns] = True
         parts.append(LeftOut(rows[new], columns[new], why[new]))
-    none = np.empty((0, windows.tile, windows.tile, 3), np.uint8)
-    empty = np.empty(0, np.int32)
-    yield WindowBatch(none, empty, empty, LeftOut.join(parts))
+    return LeftOut.join(parts)
+
+
+def whole_tiles(
+    slide: StoredSlide, windows: Grid, *, thresholds: QualityThresholds
+) -> WholeTiles | None:
+    """Return the windows of a stored slide that are complete tiles; ``None`` if they are smaller.
+
+    The windows are those of :func:`from_store`.
+    """
+    if windows.tile != slide.tile:
+        return None
+    reasons = judge(slide.quality(), thresholds)
+    usable = np.flatnonzero(reasons == Reason.USABLE)
+    lattice = slide.column("lattice")[usable]
+    _, _, rows, columns = next(_windows_within(slide, windows, lattice))
+    seen = np.zeros((windows.rows, windows.columns), bool)
+    seen[rows, columns] = True
+    left_out = _left_out(slide, windows, reasons, seen)
+    return WholeTiles(
+        slide=slide,
+        indices=usable.astype(np.int64),
+        rows=rows,
+        columns=columns,
+        left_out=left_out,
+    )
 
 
 def _cuts(
@@ -284,7 +370,8 @@ class WindowSource:
     windows a second time, by their rows and columns on the grid, with exactly the same pixels.
     If no window is scored, `why_unusable` states, from the windows that are left out, why the slide
     could not be looked at; the text is empty if there is no tissue. `slide` is ``None`` where
-    windows come from a store, which does not change.
+    windows come from a store, which does not change. `whole` states the windows that are complete
+    tiles of a store, with their features if those are stored.
     """
 
     batches: Iterator[WindowBatch]
@@ -307,6 +394,12 @@ class WindowSource:
     damaged: npt.NDArray[np.bool_] | None = None
     scale_note: str = ""
     missing_share: float = 0.0
+    whole: WholeTiles | None = None
+
+    def scored(self, detector: Detector, *, batch: int) -> Iterator[ScoredBatch]:
+        """Score the windows in batches, from stored features if there are any."""
+        stored = self.whole.scored(detector, batch=batch) if self.whole else None
+        return score_windows(detector, self.batches, batch=batch) if stored is None else stored
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:
@@ -398,6 +491,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
         scale_note=slide.facts["slide"].get("spacing_note", ""),
         missing_share=slide.facts["tissue"].get("missing_share", 0.0),
+        whole=whole_tiles(slide, grid, thresholds=thresholds),
     )
 
 

@@ -21,8 +21,8 @@ from wsiad.core.images import jpeg
 from wsiad.heatmaps.heatmap_task import HeatmapOptions
 from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
-from wsiad.heatmaps.windows import WindowSource
-from wsiad.learning.detector import Detector, Embeds, Reconstructs, Scores
+from wsiad.heatmaps.windows import IntArray, WindowSource
+from wsiad.learning.detector import Detector, Embedding, Embeds, Reconstructs, Scores
 from wsiad.pictures.colour_scale import ColourScale
 from wsiad.results.evidence_files import RegionEvidence, read_evidence
 from wsiad.results.file_names import EVIDENCE, EVIDENCE_PICTURES
@@ -101,11 +101,19 @@ def write_evidence(
         (folder / EVIDENCE_PICTURES).mkdir()
     found = []
     again = source.again(rows, columns)
+    stored = _stored(explainer, source, rows, columns)
     for number, (at, region, pixels) in enumerate(zip(chosen, shown, again, strict=True), 1):
         entry = _entry(number, int(at), region, windows, mpp=source.mpp)
-        stem = f"{EVIDENCE_PICTURES}/{number:03d}"
         found.append(
-            entry | _pictures(folder, stem, explainer=explainer, pixels=pixels, options=options)
+            entry
+            | _pictures(
+                folder,
+                f"{EVIDENCE_PICTURES}/{number:03d}",
+                explainer=explainer,
+                pixels=pixels,
+                vector=None if stored is None else stored[number - 1],
+                options=options,
+            )
         )
     write_json(folder / EVIDENCE, {"format": _FORMAT, "regions": found})
 
@@ -220,15 +228,35 @@ def _places(
     return np.rint(row / stride).astype(np.int32), np.rint(column / stride).astype(np.int32)
 
 
+def _stored(
+    explainer: Explainer, source: WindowSource, rows: IntArray, columns: IntArray
+) -> Embedding | None:
+    """Return the stored features of windows; ``None`` where the detector has to compute them."""
+    if source.whole is None or not isinstance(explainer.detector, Embeds):
+        return None
+    return source.whole.embedded(explainer.detector, rows, columns)
+
+
 def _pictures(
-    folder: Path, stem: str, explainer: Explainer, pixels: _RGB, options: HeatmapOptions
+    folder: Path,
+    stem: str,
+    *,
+    explainer: Explainer,
+    pixels: _RGB,
+    vector: Embedding | None,
+    options: HeatmapOptions,
 ) -> dict[str, Any]:
     """Write the pictures of a window; return their names, relative to the slide's folder."""
     detector = explainer.detector
     names: dict[str, Any] = {
         "tile": _write(folder, f"{stem}.jpg", jpeg(pixels, quality=_QUALITY)),
         "nearest": _nearest(
-            folder, stem, explainer=explainer, pixels=pixels, count=options.evidence_neighbours
+            folder,
+            stem,
+            explainer=explainer,
+            pixels=pixels,
+            vector=vector,
+            count=options.evidence_neighbours,
         ),
         "reconstruction": None,
         "difference": None,
@@ -244,14 +272,21 @@ def _pictures(
 
 
 def _nearest(
-    folder: Path, stem: str, explainer: Explainer, pixels: _RGB, count: int
+    folder: Path,
+    stem: str,
+    *,
+    explainer: Explainer,
+    pixels: _RGB,
+    vector: Embedding | None,
+    count: int,
 ) -> list[dict[str, Any]]:
     """Write the healthy examples nearest to a window, and return their entries."""
     detector, examples = explainer.detector, explainer.examples
     if examples is None or not count or not isinstance(detector, Embeds):
         return []
     found = []
-    indices, distances = examples.nearest(detector.embed(pixels[None])[0], count)
+    features = detector.embed(pixels[None])[0] if vector is None else vector
+    indices, distances = examples.nearest(features, count)
     for place, (index, distance) in enumerate(zip(indices, distances, strict=True), 1):
         x, y = examples.positions[index].tolist()
         name = _write(folder, f"{stem}_healthy_{place}.jpg", examples.picture(int(index)))

@@ -19,7 +19,6 @@ from wsiad.heatmaps.stitch import notes, stitch
 from wsiad.heatmaps.windows import (
     WindowSource,
     identity_of,
-    score_windows,
     slide_windows,
     stored_windows,
 )
@@ -204,7 +203,7 @@ def _score(
         # It is so small that no picture can be made of it.
         raise UnusableSlideError(why, subject=task.slide.name)
     batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
-    scored = stitch(task, calibration, source, score_windows(detector, source.batches, batch=batch))
+    scored = stitch(task, calibration, source, source.scored(detector, batch=batch))
     if source.slide:
         source.slide.forget()  # the pictures of a large slide take as much
     with atomic_folder(task.folder) as folder:

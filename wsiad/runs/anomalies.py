@@ -80,13 +80,13 @@ class AnomalySlides:
     def tiles(self) -> AnomalousTiles:
         """Return the tiles in the form that detectors accept."""
         from wsiad.learning.detector import AnomalousTiles, AnomalyType
-        from wsiad.store.dataset import store_tiles
+        from wsiad.store.tile_source import StoreTiles
 
         return AnomalousTiles(
             tuple(
                 AnomalyType(
                     name,
-                    store_tiles(parts),
+                    StoreTiles(parts),
                     tuple(slide.name for slide, indices in parts for _ in indices),
                 )
                 for name, parts in sorted(self.types.items())

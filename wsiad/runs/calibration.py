@@ -14,6 +14,7 @@ from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.terminal import Progress
 from wsiad.learning.batches import windows
 from wsiad.learning.detector import Detector, Scores, TileSource
+from wsiad.learning.feature_source import score_maps
 
 _FORMAT = 1
 _BATCH = 64
@@ -180,9 +181,12 @@ def held_out_scores(detector: Detector, tiles: TileSource, *, quiet: bool = Fals
     DetectorError
         The tiles are too small.
     """
+    size = detector.spec.size
+    per_tile = (tiles.tile // size) ** 2 or 1
     scores = []
     with Progress("calibrate", total=len(tiles), unit="tile", quiet=quiet) as progress:
-        for part in tiles.ordered(_BATCH):
-            scores.append(detector.score(windows(part, detector.spec.size)))
-            progress.update(len(part))
+        maps = score_maps(detector, tiles, batch=_BATCH, cut=lambda part: windows(part, size))
+        for places in maps:
+            scores.append(detector.pool(places))
+            progress.update(len(places) // per_tile)
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -35,10 +35,12 @@ from wsiad.core.terminal import Progress
 from wsiad.learning.batches import sample
 from wsiad.learning.batches import windows as cut
 from wsiad.learning.detector import Detector, Embedding, Embeds, Reconstructs, Tiles, TileSource
+from wsiad.learning.feature_source import ReadsFeatures, embeddings
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.runs.anomalies import spread
 from wsiad.runs.split import SlideTiles
 from wsiad.store.stored_slide import StoredSlide
+from wsiad.store.tile_source import StoreTiles
 
 EXAMPLES = "examples.safetensors"
 """File of the healthy examples in a run folder."""
@@ -277,12 +279,17 @@ def choose_examples(
     with Progress("examples", total=total, unit="tile", quiet=quiet) as progress:
         for place, name in enumerate(sorted(chosen)):
             rng = np.random.default_rng([seed, _STREAM, place])
+            tiles = StoreTiles([(by_name[name][0], chosen[name])])
+            stored = isinstance(detector, ReadsFeatures) and detector.reads(tiles)
+            if stored:
+                vectors += embeddings(detector, tiles, batch=_BATCH)
             parts = _windows(by_name[name][0], chosen[name], detector.spec.size, rng)
             for windows, corners in parts:
                 names += [name] * len(windows)
                 pictures += [jpeg(window, quality=_QUALITY) for window in windows]
                 positions.append(corners)
-                vectors.append(detector.embed(windows))
+                if not stored:
+                    vectors.append(detector.embed(windows))
                 progress.update(len(windows))
     embedding = np.concatenate(vectors)
     if not np.isfinite(embedding).all():

@@ -48,8 +48,8 @@ from wsiad.runs.healthy_tiles import (
 from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use, split_slides
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
-from wsiad.store.dataset import ArrayTiles, ChunkedTiles
 from wsiad.store.stored_slide import StoredSlide
+from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import TileStore
 from wsiad.tissue.tissue_options import QualityOptions
 
@@ -92,7 +92,7 @@ class Chosen:
     usable: dict[str, npt.NDArray[np.int64]]
     unusable: dict[str, int]
 
-    def source(self, part: Sequence[SlideTiles]) -> ArrayTiles | ChunkedTiles:
+    def source(self, part: Sequence[SlideTiles]) -> StoreTiles:
         """Return the tiles of a part of the split."""
         by_name = {slide.name: (slide, self.usable[slide.name]) for slide in self.slides}
         return tile_source(part, by_name)

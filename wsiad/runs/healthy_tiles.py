@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wsiad.runs.split import SlideTiles
-    from wsiad.store.dataset import ArrayTiles, ChunkedTiles
     from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_source import StoreTiles
     from wsiad.store.tile_store import TileStore
 
 
@@ -184,15 +184,15 @@ def usable_tiles(
 def tile_source(
     part: Sequence[SlideTiles],
     by_name: dict[str, tuple[StoredSlide, npt.NDArray[np.int64]]],
-) -> ArrayTiles | ChunkedTiles:
+) -> StoreTiles:
     """Return the tiles of a part of the split as a source.
 
     `by_name` has the slides with their usable tiles.
     """
-    from wsiad.store.dataset import store_tiles
+    from wsiad.store.tile_source import StoreTiles
 
     chosen = [(*by_name[item.slide], item.indices) for item in part]
-    return store_tiles([(slide, usable[indices]) for slide, usable, indices in chosen])
+    return StoreTiles([(slide, usable[indices]) for slide, usable, indices in chosen])
 
 
 def store_fingerprint(store: TileStore, slides: Sequence[StoredSlide]) -> str:

@@ -1,9 +1,9 @@
 """Sources of tiles that detectors draw from (:class:`wsiad.learning.detector.TileSource`).
 
-A source reads tiles of a store, or holds tiles in memory (:class:`ArrayTiles`: small data, tests
-and notebooks). Reading single tiles of a chunked, compressed store at random decodes a
-complete chunk for each. Complete chunks are read here instead: all of them once if the tiles
-fit in memory, otherwise through a shuffling buffer.
+A source holds tiles in memory (:class:`ArrayTiles`: small data, tests and notebooks), or reads
+tiles of a store (:mod:`wsiad.store.tile_source`). Reading single tiles of a chunked, compressed
+store at random decodes a complete chunk for each. Complete chunks are read instead: all of them
+once if the tiles fit in memory, otherwise through a shuffling buffer.
 
 The order of reading is arithmetic of indices, without a pixel. Chunks are visited in a random
 order. Each tile of visit v is given at the time v + u, with u uniform in [0, window): the
@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import TilePx
-from wsiad.store.stored_slide import StoredSlide
 
 
 class ArrayTiles:
@@ -374,97 +373,3 @@ class _Held:
             if not self._left[visit]:
                 self._free.append(self._chunks.pop(visit))
         return out
-
-
-BUFFER_BYTES = 2**31
-
-
-def store_tiles(
-    parts: Sequence[tuple[StoredSlide, npt.NDArray[np.int64]]],
-    *,
-    buffer_bytes: int = BUFFER_BYTES,
-) -> ArrayTiles | ChunkedTiles:
-    """Return tiles of stored slides as a source: in memory if they fit, otherwise by chunks.
-
-    Parameters
-    ----------
-    parts : sequence of (StoredSlide, ndarray of int64)
-        Slides, each with the indices of its wanted tiles.
-    buffer_bytes : int
-        Maximum size of the tiles held in memory.
-
-    Raises
-    ------
-    StoreError
-        A chunk is damaged or missing.
-    """
-    chunked = ChunkedTiles(parts, buffer_bytes=buffer_bytes)
-    if len(chunked) * chunked.tile_bytes > buffer_bytes:
-        return chunked
-    tiles = np.empty((len(chunked), chunked.tile, chunked.tile, 3), np.uint8)
-    filled = 0
-    for batch in chunked.ordered(4096):
-        tiles[filled : filled + len(batch)] = batch
-        filled += len(batch)
-    return ArrayTiles(tiles)
-
-
-class ChunkedTiles:
-    """Tiles of stored slides that are read chunk by chunk; see :func:`store_tiles`."""
-
-    def __init__(
-        self,
-        parts: Sequence[tuple[StoredSlide, npt.NDArray[np.int64]]],
-        *,
-        buffer_bytes: int = BUFFER_BYTES,
-    ) -> None:
-        if not parts:
-            raise ValueError("a source needs at least one slide")
-        self._slides = [slide for slide, _ in parts]
-        self._tile = self._slides[0].tile
-        self.tile_bytes = self._tile**2 * 3
-        sizes = [slide.chunk for slide in self._slides]
-        self._chunks = Chunks.of([wanted for _, wanted in parts], sizes=sizes)
-        self._shape = (max(sizes), self._tile, self._tile, 3)
-        self._window = window_of(buffer_bytes, max(sizes) * self.tile_bytes)
-
-    @property
-    def tile(self) -> TilePx:
-        """Edge of the tiles, pixels."""
-        return self._tile
-
-    def __len__(self) -> int:
-        return self._chunks.tiles
-
-    def _read(self, chunk: int, out: Tiles) -> None:
-        slide = self._slides[self._chunks.slide[chunk]]
-        slide.read_chunk(int(self._chunks.number[chunk]), out[: slide.chunk])
-
-    def ordered(self, batch: int) -> Iterator[Tiles]:
-        """Yield every tile once, slide by slide, in batches of at most ``batch``."""
-        for chunk in range(len(self._chunks)):
-            tiles = np.empty(self._shape, np.uint8)
-            self._read(chunk, tiles)
-            wanted = self._chunks.tiles_of(chunk)
-            tiles = tiles[wanted] if len(wanted) < len(tiles) else tiles
-            for start in range(0, len(tiles), batch):
-                yield tiles[start : start + batch]
-
-    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
-        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
-
-        The tiles left over at the end of an epoch are dropped. If there are fewer tiles than a
-        batch holds, they are repeated to fill one.
-        """
-        visits = every_tile(self._chunks)
-        chosen = shuffled(visits, window=self._window, seed=seed, epoch=epoch)
-        full = len(chosen) // batch * batch
-        for tiles, _ in batches(
-            chosen,
-            self._read,
-            chunk_shape=self._shape,
-            batch=batch,
-            start=start * batch,
-            stop=full or None,
-        ):
-            yield tiles if full else np.resize(tiles, (batch, *tiles.shape[1:]))

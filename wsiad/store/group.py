@@ -215,6 +215,12 @@ def write_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     )
 
 
+@postponed()
+def describe_array(group: zarr.Group, name: str, **layout: Any) -> None:
+    """Write the metadata of an array whose shards are written directly."""
+    _write_array(group, name, None, **layout)
+
+
 def _write_array(
     group: zarr.Group, name: str, values: npt.NDArray[Any] | None, **layout: Any
 ) -> None:

@@ -64,6 +64,11 @@ class StoredSlide:
         return int(self.facts["tiles"])
 
     @property
+    def store(self) -> Path:
+        """Folder of the store."""
+        return self.folder.parents[len(Path(self.name).parts)]
+
+    @property
     def status(self) -> str:
         """Status: ``"ok"``, ``"no-tissue"``, or ``"unusable"`` if it could not be looked at."""
         status = str(self.facts["status"])

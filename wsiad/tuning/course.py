@@ -24,6 +24,7 @@ from wsiad.evaluation.auc import delong
 from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
 from wsiad.learning.devices import choose_device, windows_at_once
+from wsiad.learning.feature_source import score_maps
 from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
 from wsiad.tuning.space import Params, SearchOptions, options_of
@@ -293,10 +294,13 @@ def _scores(detector: Detector, source: TileSource, *, batch: int) -> Any:
     """Score the centre of each tile, float64 (N,)."""
     first = (source.tile - detector.spec.size) // 2
     centre = slice(first, first + detector.spec.size)
-    parts = [
-        detector.score(np.ascontiguousarray(tiles[:, centre, centre]))
-        for tiles in source.ordered(batch)
-    ]
+    maps = score_maps(
+        detector,
+        source,
+        batch=batch,
+        cut=lambda tiles: np.ascontiguousarray(tiles[:, centre, centre]),
+    )
+    parts = [detector.pool(places) for places in maps]
     scores = np.concatenate(parts).astype(np.float64)
     if not np.isfinite(scores).all():
         raise DetectorError("the detector returned scores that are not finite")

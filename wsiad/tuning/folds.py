@@ -26,7 +26,7 @@ from wsiad.tuning.space import SearchOptions, Space, options_of, values_of
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import AnomalousTiles, Detector, HealthyTiles
-    from wsiad.store.dataset import ArrayTiles, ChunkedTiles
+    from wsiad.store.tile_source import StoreTiles
     from wsiad.store.tile_store import TileStore
 
 Indices = npt.NDArray[np.int64]
@@ -307,9 +307,7 @@ class SearchTiles:
         )
         return healthy, self._anomalous(anomalies) if anomalies else None
 
-    def test_sources(
-        self, fold: int
-    ) -> tuple[ArrayTiles | ChunkedTiles, ArrayTiles | ChunkedTiles]:
+    def test_sources(self, fold: int) -> tuple[StoreTiles, StoreTiles]:
         """Return the healthy and the anomalous tiles that a fold is tested on."""
         parts = self.folds.parts(fold)
         return _source(self.healthy, parts.test), _source(self.anomalous, parts.anomalies_test)
@@ -428,12 +426,12 @@ def _warnings(config: SearchOptions, *, learns: bool) -> list[str]:
     return found
 
 
-def _source(path: Path, tiles: dict[str, Indices]) -> ArrayTiles | ChunkedTiles:
-    from wsiad.store.dataset import store_tiles
+def _source(path: Path, tiles: dict[str, Indices]) -> StoreTiles:
+    from wsiad.store.tile_source import StoreTiles
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(path)
-    return store_tiles([(store.slide(name), indices) for name, indices in sorted(tiles.items())])
+    return StoreTiles([(store.slide(name), indices) for name, indices in sorted(tiles.items())])
 
 
 def _joined(parts: list[Indices]) -> Indices:

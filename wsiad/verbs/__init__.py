@@ -44,6 +44,15 @@ wsiad tile manifest.csv --out store/ --mpp 0.5 --tile 256 --workers 8
 wsiad tile slides/ --out store/ --mpp 0.5 --tile 256 --cluster configs/slurm.yaml
 wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
     ),
+    "embed": Verb(
+        "compute the features of a store's tiles once, for all methods that read them",
+        ("store",),
+        """\
+wsiad embed store/ --option backbone=squeezenet1_1
+wsiad embed store/ --detector linear-probe --weights densenet121.safetensors
+wsiad embed store/ --config train.yaml --dtype float32
+wsiad embed store/ --workers 4""",
+    ),
     "train": Verb(
         "fit a detector on the healthy tiles of a store",
         ("store",),

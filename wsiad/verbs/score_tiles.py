@@ -21,9 +21,9 @@ from wsiad.evaluation.groups import (
     TUMOUR,
     GroupScores,
     by_type,
-    centre_windows,
     group_facts,
     scores_table,
+    tile_scores,
     truth_of,
     type_line,
 )
@@ -174,9 +174,9 @@ def _scored(
     with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:
         for slide in slides:
             parts = []
-            for windows in centre_windows(slide, detector.spec.size, batch=batch):
-                parts.append(detector.score(windows))
-                progress.update(len(windows), note=slide.name)
+            for scores in tile_scores(detector, slide, batch=batch):
+                parts.append(scores)
+                progress.update(len(scores), note=slide.name)
             label = labels.get(slide.name, "")
             truth = truth_of(slide, label, normal=config.normal, tumour=config.tumour)
             scores = np.concatenate(parts)

@@ -1,0 +1,242 @@
+"""The base of detectors that read stored features of tiles in place of a network.
+
+A subclass computes the features of places, and scores vectors. Here is the rest: the features that
+are kept of a tile, and fitting, scoring and embedding from those that a source has
+(:mod:`wsiad.learning.feature_source`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import Progress
+from wsiad.learning.batches import on_device
+from wsiad.learning.detector import (
+    Detector,
+    Embedding,
+    FitContext,
+    Scores,
+    Tiles,
+    TileSource,
+    turned,
+    turned_back,
+)
+from wsiad.learning.feature_source import (
+    Encoder,
+    Offer,
+    Positions,
+    Statistics,
+    kept_identity,
+    offered,
+    pooled,
+)
+
+Vectors = npt.NDArray[np.float32]
+"""Feature vectors, float32 (N, C)."""
+
+BATCH = 128
+
+
+def in_batches(
+    function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device, *, batch: int
+) -> npt.NDArray[np.float32]:
+    """Apply a function to tiles, uint8 (N, S, S, 3), on a device; return its results as float32.
+
+    The function is called at least once, so the result has the right shape even for no tiles.
+    """
+    with torch.inference_mode():
+        found = [
+            function(on_device(tiles[start : start + batch], device)).float().cpu()
+            for start in range(0, max(1, len(tiles)), batch)
+        ]
+    return np.asarray(torch.cat(found).numpy(), np.float32)
+
+
+class StoredFeatureDetector(Detector):
+    """A detector whose features of complete tiles can be computed once and stored."""
+
+    at_once: ClassVar[int] = BATCH
+    """Number of tiles that the network sees at a time."""
+
+    _device: torch.device
+    _fitted: dict[str, Tensor]
+
+    @abstractmethod
+    def feature_identity(self) -> dict[str, Any]:
+        """Return all on which the features of a tile depend, as JSON values."""
+
+    @abstractmethod
+    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
+        """Return the anomaly scores of vectors, (N, C) to (N,), on their device."""
+
+    @abstractmethod
+    def _open(self, context: FitContext) -> dict[str, Any]:
+        """Load the network of a fit; return the facts that a run records."""
+
+    @abstractmethod
+    def _grid(self) -> int:
+        """Return the edge of the grid of places."""
+
+    @abstractmethod
+    def _features(self, tiles: Tensor) -> Tensor:
+        """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""
+
+    def whole(self, tiles: Tensor) -> Tensor:
+        """Return the features, float32 (N, D), of complete tiles, uint8 (N, S, S, 3)."""
+        return pooled(self._places(tiles), self._embedded())
+
+    def encoders(self, context: FitContext) -> Sequence[Encoder]:
+        """Load the network without fitting; see :mod:`wsiad.learning.feature_source`."""
+        self._open(context)
+        return [self]
+
+    def kept(self, *, orientations: int) -> list[dict[str, Any]]:
+        """Return the identities of the features that this detector reads, by orientation."""
+        identity = self.feature_identity()
+        count = max(orientations, self.options.orientations)
+        return [kept_identity(identity, self._wanted(), way) for way in range(count)]
+
+    def encode(self, tiles: Tiles, identity: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+        """Return the features of tiles in an orientation, (N, m, m, C) or (N, D)."""
+        edge = self._grid()
+
+        def function(part: Tensor) -> Tensor:
+            found = self._seen(turned(part, identity["orientation"]))
+            return found.reshape(len(part), edge, edge, -1) if found.ndim == 3 else found
+
+        return in_batches(function, tiles, self._device, batch=self.at_once)
+
+    def reads(self, source: TileSource) -> bool:
+        """Tell whether a source has the features of all orientations in which it is scored."""
+        return self._offers(source) is not None
+
+    def maps(
+        self, source: TileSource, *, batch: int, positions: Positions | None = None
+    ) -> Iterator[Scores]:
+        """Yield the scores of places of complete tiles, from stored features."""
+        offers = self._offers(source) or []
+        batches = zip(*(offer.batches(batch, positions) for offer in offers), strict=True)
+        for parts in batches:
+            found = [
+                turned_back(self._scored(part.to(self._device)), way)
+                for way, part in enumerate(parts)
+            ]
+            total = sum((one.astype(np.float64) for one in found), start=np.float64(0))
+            yield np.asarray(total / len(found), np.float32)
+
+    def embeddings(
+        self, source: TileSource, *, batch: int, positions: Positions | None = None
+    ) -> Iterator[Embedding]:
+        """Yield the features of complete tiles, as :meth:`embed` does, from stored ones."""
+        offer = self._offer(source, self._embedded())
+        assert offer is not None
+        for part in offer.batches(batch, positions):
+            yield part.numpy()
+
+    def _wanted(self) -> Statistics:
+        """Return the features of a tile that the scores are computed from."""
+        return "places"
+
+    def _embedded(self) -> Statistics:
+        """Return the features of a tile that :meth:`embed` returns."""
+        return "mean"
+
+    def _seen(self, tiles: Tensor) -> Tensor:
+        """Return the features that the scores are computed from, (N, P, C) or (N, D)."""
+        return self._places(tiles) if self._wanted() == "places" else self.whole(tiles)
+
+    def _scored(self, seen: Tensor) -> Scores:
+        """Return the scores of features, float32 (N, m, m) of places or (N, 1, 1)."""
+        edge = self._grid() if seen.ndim == 3 else 1
+        vectors = seen.flatten(0, 1) if seen.ndim == 3 else seen
+        found = self.distance(vectors, self._fitted).cpu().numpy()
+        return found.reshape(-1, edge, edge).astype(np.float32)
+
+    def _places(self, tiles: Tensor) -> Tensor:
+        """Return the features, float32 (N, m², C), of tiles, uint8 (N, S, S, 3)."""
+        found = self._features(tiles)
+        return found.reshape(len(tiles), self._grid() ** 2, found.shape[1])
+
+    def _offer(
+        self, source: TileSource, wanted: Statistics, *, orientation: int = 0
+    ) -> Offer | None:
+        """Return the features that a source has; ``None`` if the network must compute them."""
+        return offered(
+            source,
+            self.feature_identity(),
+            wanted,
+            size=self.spec.size,
+            orientation=orientation,
+        )
+
+    def _offers(self, source: TileSource) -> list[Offer] | None:
+        """Return the features of a source for all orientations; ``None`` unless it has them."""
+        found = []
+        for way in range(self.options.orientations):
+            offer = self._offer(source, self._wanted(), orientation=way)
+            if offer is None:
+                return None
+            found.append(offer)
+        return found
+
+    def _drawn(self, tiles: int, most: int, *, seed: int) -> npt.NDArray[np.int64]:
+        """Return the sorted numbers of the vectors to fit on, among the places of all tiles."""
+        total = tiles * self._grid() ** 2
+        if total <= most:
+            return np.arange(total)
+        rng = np.random.default_rng([seed, total])
+        return np.sort(rng.choice(total, most, replace=False))
+
+    def _gathered(
+        self, offer: Offer, positions: Positions, kept: npt.NDArray[np.int64], *, quiet: bool
+    ) -> Vectors:
+        """Return stored vectors of places, and read every tile once.
+
+        Parameters
+        ----------
+        offer : Offer
+            Features of places.
+        positions : ndarray of int64, (T,)
+            Tiles in the order of the vectors.
+        kept : ndarray of int64, (V,)
+            Sorted numbers of the wanted vectors among the places of these tiles.
+        quiet : bool
+            Show no progress.
+        """
+        places = self._grid() ** 2
+        used = np.unique(kept // places)
+        used = used[np.argsort(positions[used], kind="stable")]
+        bank: Vectors | None = None
+        with Progress("stored features", total=len(used), unit="tile", quiet=quiet) as progress:
+            for start in range(0, len(used), BATCH):
+                part = np.sort(used[start : start + BATCH])
+                found = offer.take(positions[part]).flatten(0, 1).numpy()
+                if bank is None:
+                    bank = np.empty((len(kept), found.shape[1]), np.float32)
+                rows = np.flatnonzero(np.isin(kept // places, part))
+                at = np.searchsorted(part, kept[rows] // places) * places + kept[rows] % places
+                bank[rows] = found[at]
+                progress.update(len(part))
+        assert bank is not None
+        return finite(bank)
+
+
+def finite(vectors: Vectors) -> Vectors:
+    """Return vectors that are all finite.
+
+    Raises
+    ------
+    DetectorError
+        A value is not finite.
+    """
+    if not np.isfinite(vectors).all():
+        raise DetectorError("features are not finite; the weights are damaged")
+    return vectors

@@ -1,0 +1,257 @@
+"""Tiles of stored slides as a source that detectors draw from, and the features kept of them.
+
+The tiles are read when the first of them is wanted: not at all where their features are enough.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.geometry import TilePx
+from wsiad.store.dataset import (
+    ArrayTiles,
+    Chunks,
+    Indices,
+    Order,
+    Tiles,
+    batches,
+    every_tile,
+    shuffled,
+    window_of,
+)
+from wsiad.store.stored_features import SlideFeatures, Vectors, feature_folders, find_features
+from wsiad.store.stored_slide import StoredSlide
+
+logger = logging.getLogger(__name__)
+
+BUFFER_BYTES = 2**31
+
+
+class StoreTiles:
+    """Tiles of stored slides: in memory if they fit, otherwise read chunk by chunk.
+
+    Nothing is read before the first tiles are wanted.
+
+    Parameters
+    ----------
+    parts : sequence of (StoredSlide, ndarray of int64)
+        Slides, each with the indices of its wanted tiles; at least one.
+    buffer_bytes : int
+        Maximum size of the tiles held in memory.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[StoredSlide, npt.NDArray[np.int64]]],
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        self._parts = [(slide, np.unique(wanted)) for slide, wanted in parts]
+        self._chunked = ChunkedTiles(self._parts, buffer_bytes=buffer_bytes)
+        self._fit = len(self._chunked) * self._chunked.tile_bytes <= buffer_bytes
+        self._read: ArrayTiles | None = None
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the tiles, pixels."""
+        return self._chunked.tile
+
+    def __len__(self) -> int:
+        return len(self._chunked)
+
+    def ordered(self, batch: int) -> Iterator[Tiles]:
+        """Yield every tile once, slide by slide, in batches of at most ``batch``.
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        return self._pixels().ordered(batch)
+
+    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged or missing.
+        """
+        return self._pixels().shuffled(batch, seed=seed, epoch=epoch, start=start)
+
+    def shuffled_positions(self, *, seed: int, epoch: int) -> Indices:
+        """Return the order of :meth:`shuffled`, as positions in that of :meth:`ordered`."""
+        if self._fit:
+            return np.random.default_rng([seed, epoch]).permutation(len(self))
+        return self._chunked.shuffled_positions(seed=seed, epoch=epoch)
+
+    def features(self, identity: Mapping[str, Any]) -> StoreFeatures | None:
+        """Return the stored features of an identity; ``None`` unless every slide has them.
+
+        Parameters
+        ----------
+        identity : mapping
+            All on which the features depend, as JSON values.
+
+        Raises
+        ------
+        StoreError
+            A folder of features is damaged.
+        """
+        opened = []
+        for slide, _ in self._parts:
+            folder = find_features(slide.store, identity)
+            if folder is None or not folder.holds(slide):
+                return None
+            opened.append(folder.slide(slide))
+        return StoreFeatures(opened, [wanted for _, wanted in self._parts])
+
+    def why_no_features(self, identity: Mapping[str, Any]) -> str:
+        """Return why the stores have features, but not all of an identity; empty without any."""
+        for slide, _ in self._parts:
+            folder = find_features(slide.store, identity)
+            if folder is None:
+                return _other_options(slide, identity)
+            if not folder.holds(slide):
+                return f"slides of {slide.store} have no features yet: run `wsiad embed` again"
+        return ""
+
+    def _pixels(self) -> ArrayTiles | ChunkedTiles:
+        if not self._fit:
+            return self._chunked
+        if self._read is None:
+            tiles = np.empty((len(self), self.tile, self.tile, 3), np.uint8)
+            filled = 0
+            for batch in self._chunked.ordered(4096):
+                tiles[filled : filled + len(batch)] = batch
+                filled += len(batch)
+            self._read = ArrayTiles(tiles)
+        return self._read
+
+
+def _other_options(slide: StoredSlide, identity: Mapping[str, Any]) -> str:
+    """Return the keys in which the most similar stored features differ; empty without any."""
+    differing = [
+        [key for key in {**identity, **there} if there.get(key) != identity.get(key)]
+        for there in (folder.identity for folder in feature_folders(slide.store))
+    ]
+    if not differing:
+        return ""
+    fewest = min(differing, key=lambda keys: len(keys))
+    return f"the stored features are of other options ({', '.join(sorted(fewest))})"
+
+
+class StoreFeatures:
+    """Features of the tiles of a :class:`StoreTiles`, by their positions in its order.
+
+    Parameters
+    ----------
+    slides : sequence of SlideFeatures
+        Features of each slide.
+    wanted : sequence of ndarray of int64
+        Sorted indices of the wanted tiles of each slide.
+    """
+
+    def __init__(self, slides: Sequence[SlideFeatures], wanted: Sequence[Indices]) -> None:
+        self._slides, self._wanted = slides, wanted
+        self._first = np.cumsum([0, *map(len, wanted)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def take(self, positions: Indices) -> Vectors:
+        """Read the features of the tiles at these positions, float32 (N, ...).
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged.
+        """
+        owner = np.searchsorted(self._first, positions, side="right") - 1
+        parts = []
+        for slide in np.unique(owner).tolist():
+            here = np.flatnonzero(owner == slide)
+            within = self._wanted[slide][positions[here] - self._first[slide]]
+            parts.append((here, self._slides[slide].take(within)))
+        if not parts:
+            return self._slides[0].take(positions)
+        out = np.empty((len(positions), *parts[0][1].shape[1:]), np.float32)
+        for here, found in parts:
+            out[here] = found
+        return out
+
+
+class ChunkedTiles:
+    """Tiles of stored slides that are read chunk by chunk; see :class:`StoreTiles`."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[StoredSlide, npt.NDArray[np.int64]]],
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        if not parts:
+            raise ValueError("a source needs at least one slide")
+        self._slides = [slide for slide, _ in parts]
+        self._tile = self._slides[0].tile
+        self.tile_bytes = self._tile**2 * 3
+        sizes = [slide.chunk for slide in self._slides]
+        self._chunks = Chunks.of([wanted for _, wanted in parts], sizes=sizes)
+        self._shape = (max(sizes), self._tile, self._tile, 3)
+        self._window = window_of(buffer_bytes, max(sizes) * self.tile_bytes)
+
+    @property
+    def tile(self) -> TilePx:
+        """Edge of the tiles, pixels."""
+        return self._tile
+
+    def __len__(self) -> int:
+        return self._chunks.tiles
+
+    def _read(self, chunk: int, out: Tiles) -> None:
+        slide = self._slides[self._chunks.slide[chunk]]
+        slide.read_chunk(int(self._chunks.number[chunk]), out[: slide.chunk])
+
+    def ordered(self, batch: int) -> Iterator[Tiles]:
+        """Yield every tile once, slide by slide, in batches of at most ``batch``."""
+        for chunk in range(len(self._chunks)):
+            tiles = np.empty(self._shape, np.uint8)
+            self._read(chunk, tiles)
+            wanted = self._chunks.tiles_of(chunk)
+            tiles = tiles[wanted] if len(wanted) < len(tiles) else tiles
+            for start in range(0, len(tiles), batch):
+                yield tiles[start : start + batch]
+
+    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
+        """Yield full batches, from batch ``start`` of an order that seed and epoch decide.
+
+        The tiles left over at the end of an epoch are dropped. If there are fewer tiles than a
+        batch holds, they are repeated to fill one.
+        """
+        chosen = self._order(seed, epoch)
+        full = len(chosen) // batch * batch
+        for tiles, _ in batches(
+            chosen,
+            self._read,
+            chunk_shape=self._shape,
+            batch=batch,
+            start=start * batch,
+            stop=full or None,
+        ):
+            yield tiles if full else np.resize(tiles, (batch, *tiles.shape[1:]))
+
+    def _order(self, seed: int, epoch: int) -> Order:
+        visits = every_tile(self._chunks)
+        return shuffled(visits, window=self._window, seed=seed, epoch=epoch)
+
+    def shuffled_positions(self, *, seed: int, epoch: int) -> Indices:
+        """Return the order of :meth:`shuffled`, as positions in that of :meth:`ordered`."""
+        order, chunks, size = self._order(seed, epoch), self._chunks, self._shape[0]
+        chunk = np.repeat(np.arange(len(chunks)), np.diff(chunks.first))
+        keys = chunk * size + chunks.offset  # ascending
+        return np.searchsorted(keys, order.chunk[order.visit] * size + order.offset)

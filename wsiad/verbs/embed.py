@@ -1,0 +1,118 @@
+"""``wsiad embed``: compute the features of a store's tiles once, and keep them beside the tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsiad.compute.batch import run_batch
+from wsiad.compute.compute_options import ComputeOptions, Shard, WorkerOptions, take_shard
+from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
+from wsiad.learning.training_options import DeviceOptions
+from wsiad.runs.embedding_options import EmbeddingOptions
+from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, SlideTable, failures
+from wsiad.store.feature_options import SizeOptions
+from wsiad.store.tile_task import StoreOptions
+
+if TYPE_CHECKING:
+    from wsiad.runs.embedding_task import FeatureRow
+
+
+class EmbedConfig(
+    QuietOptions, DeviceOptions, WorkerOptions, SizeOptions, EmbeddingOptions, StoreOptions
+):
+    """Compute the features of a store's tiles once; methods on frozen features read them."""
+
+    ORDER = (
+        *("store", "detector", "options", "weights", "dtype", "orientations", "max_gib", "seed"),
+        *("workers", "cluster", "scheduler", "retries", "shard", ..., "device", "quiet"),
+    )
+
+    shard: Shard | None = None
+    """Part of the slides to embed, `i/n`, counted from 1. Shards can run at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """Result of computing features.
+
+    Parameters
+    ----------
+    folders : tuple of Path
+        Folders of the features, one for each network, layers and orientation.
+    rows : tuple of FeatureRow
+        Slides of this call for each folder, in order of their names.
+    summary : str
+        Summary for the terminal.
+    """
+
+    folders: tuple[Path, ...]
+    rows: tuple[FeatureRow, ...]
+    summary: str
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides whose features are not stored."""
+        return tuple(failures(self.rows))
+
+
+@verb(EmbedConfig)
+def embed(config: EmbedConfig) -> EmbedResult:
+    """Compute the features of all tiles of a store, and keep them beside the tiles.
+
+    The method and its options decide the features, as in ``wsiad train``. Slides whose features
+    are complete are not computed again.
+
+    Raises
+    ------
+    StoreError
+        The store does not exist or is damaged.
+    DetectorError
+        The method is unknown, has no features to keep, or reads smaller windows than tiles.
+    WeightsError
+        The weights are not on this machine.
+    ConfigError
+        The features would take too much space.
+    ClusterError
+        The cluster or scheduler does not exist or accepts no jobs.
+    """
+    # torch takes seconds to import, which `--help` must not.
+    from wsiad.runs.embedding_task import (
+        FeatureRow,
+        embed_one,
+        plan_embedding,
+        stored_features_row,
+    )
+
+    options = config.part(EmbeddingOptions)
+    planned = plan_embedding(config.store, options, device=config.device, max_gib=config.max_gib)
+    compute = ComputeOptions(
+        workers=config.workers,
+        cluster=config.cluster,
+        scheduler=config.scheduler,
+        retries=config.retries,
+    )
+    rows: list[FeatureRow] = []
+    for number, one in enumerate(planned, 1):
+        folder = one.folder.path
+        write_config(folder / CONFIG, config)
+        rows += run_batch(
+            embed_one,
+            take_shard(one.tasks(options, config.device), config.shard),
+            row=FeatureRow,
+            table=SlideTable(folder / SLIDES_TABLE, FeatureRow),
+            options=compute,
+            label="embed" if len(planned) == 1 else f"embed {number}/{len(planned)}",
+            quiet=config.quiet,
+            stored=stored_features_row,
+        )
+    folders = tuple(one.folder.path for one in planned)
+    return EmbedResult(folders, tuple(rows), _summary(config, folders, rows))
+
+
+def _summary(config: EmbedConfig, folders: tuple[Path, ...], rows: list[FeatureRow]) -> str:
+    tiles = sum(row.tiles for row in rows)
+    slides = len({row.slide for row in rows})
+    stored = "\n".join(f"  {folder}" for folder in folders)
+    return f"{config.store}: features of {tiles} tiles of {slides} slides, in\n{stored}"
