@@ -31,7 +31,7 @@ from wsiad.tissue.tissue_options import QualityThresholds
 
 IntArray = npt.NDArray[np.int32]
 Pixels = npt.NDArray[np.uint8]
-Bytes, Bools = npt.NDArray[np.uint8], npt.NDArray[np.bool_]
+Bools = npt.NDArray[np.bool_]
 
 _READ_TILES = 256
 
@@ -212,7 +212,7 @@ def from_store(
     yield WindowBatch(none, empty, empty, _left_out(slide, windows, reasons, seen))
 
 
-def _left_out(slide: StoredSlide, windows: Grid, reasons: Bytes, seen: Bools) -> LeftOut:
+def _left_out(slide: StoredSlide, windows: Grid, reasons: Pixels, seen: Bools) -> LeftOut:
     """Return the windows in tiles that fail or are not stored, and in no other tile."""
     lattice, bad, gone = slide.column("lattice"), reasons != Reason.USABLE, slide.left_out
     places = np.concatenate([lattice[bad], np.stack([gone.rows, gone.columns], axis=1)])
