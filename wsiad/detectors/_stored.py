@@ -30,7 +30,7 @@ from wsiad.learning.detector import (
     turned_back,
 )
 from wsiad.learning.feature_source import (
-    Encoder,
+    ComputesFeatures,
     Offer,
     Positions,
     Statistics,
@@ -93,7 +93,7 @@ class StoredFeatureDetector(Detector):
         """Return the features, float32 (N, D), of complete tiles, uint8 (N, S, S, 3)."""
         return pooled(self._places(tiles), self._embedded())
 
-    def encoders(self, context: FitContext) -> Sequence[Encoder]:
+    def opened(self, context: FitContext) -> Sequence[ComputesFeatures]:
         """Load the network without fitting; see :mod:`wsiad.learning.feature_source`."""
         self._open(context)
         return [self]

@@ -33,7 +33,7 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.learning.feature_source import (
-    Encoder,
+    ComputesFeatures,
     ReadsFeatures,
     embeddings,
     sampled_positions,
@@ -194,13 +194,13 @@ class Ensemble(Detector):
         mean = np.average(np.stack(found, axis=1), axis=1, weights=shares)
         return np.asarray(mean.reshape(-1, 1, 1), np.float32)
 
-    def encoders(self, context: FitContext) -> Sequence[Encoder]:
+    def opened(self, context: FitContext) -> Sequence[ComputesFeatures]:
         """Load the members' networks; see :mod:`wsiad.learning.feature_source`."""
-        found: list[Encoder] = []
+        found: list[ComputesFeatures] = []
         for number, asked in enumerate(self.options.members, start=1):
             detector = self._made(number).detector
             if isinstance(detector, ReadsFeatures):
-                found += detector.encoders(_own(context, asked))
+                found += detector.opened(_own(context, asked))
         return found
 
     def reads(self, source: TileSource) -> bool:

@@ -75,7 +75,7 @@ class OffersFeatures(Protocol):
         ...
 
 
-class Encoder(Protocol):
+class ComputesFeatures(Protocol):
     """The part of a detector that computes the features of tiles."""
 
     def kept(self, *, orientations: int) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ class Encoder(Protocol):
 class ReadsFeatures(Protocol):
     """Capability of a detector to be fitted and to score from features of a source."""
 
-    def encoders(self, context: FitContext) -> Sequence[Encoder]:
+    def opened(self, context: FitContext) -> Sequence[ComputesFeatures]:
         """Load the networks without fitting anything, and return what computes the features."""
         ...
 

@@ -25,7 +25,7 @@ from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, InputSpec
 from wsiad.learning.devices import choose_device
-from wsiad.learning.feature_source import Encoder, ReadsFeatures
+from wsiad.learning.feature_source import ComputesFeatures, ReadsFeatures
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideRow
@@ -162,23 +162,26 @@ def plan_embedding(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, options: str, device: str) -> tuple[tuple[Encoder, dict[str, Any]], ...]:
+def _loaded(
+    path: Path, options: str, device: str
+) -> tuple[tuple[ComputesFeatures, dict[str, Any]], ...]:
     """Load the networks once per process; options are JSON."""
     chosen = EmbeddingOptions.model_validate_json(options)
     store = TileStore(path)
     cls = registry.load(chosen.detector)
     own = build(cls.Options, chosen.options, source=f"options of {chosen.detector}")
-    if not hasattr(cls, "encoders"):
+    if not hasattr(cls, "opened"):
         raise _nothing_to_keep(chosen.detector)
     tile = store.preparation.tile
-    size = own.input_px or cls.default_input_px or tile
+    mpp = float(store.preparation.mpp)
+    size = cls.input_size(own, tile_px=tile, mpp=mpp)
     if size != tile:
         raise DetectorError(
             f"features are kept of complete tiles of {tile} px, not of windows of {size} px",
             subject=chosen.detector,
             remedy=f"Leave out input_px, or tile with --tile {size}.",
         )
-    detector = cls(own, InputSpec(TilePx(size), Mpp(store.preparation.mpp)))
+    detector = cls(own, InputSpec(TilePx(size), Mpp(mpp)))
     context = FitContext(
         seed=chosen.seed,
         device=choose_device(device),
@@ -186,7 +189,7 @@ def _loaded(path: Path, options: str, device: str) -> tuple[tuple[Encoder, dict[
         weights=chosen.weights,
         quiet=True,
     )
-    encoders = detector.encoders(context) if isinstance(detector, ReadsFeatures) else ()
+    encoders = detector.opened(context) if isinstance(detector, ReadsFeatures) else ()
     if not encoders:
         raise _nothing_to_keep(chosen.detector)
     count = chosen.orientations
@@ -203,7 +206,7 @@ def _nothing_to_keep(detector: str) -> DetectorError:
 
 def _encoders(
     path: Path, options: EmbeddingOptions, device: str
-) -> tuple[tuple[Encoder, dict[str, Any]], ...]:
+) -> tuple[tuple[ComputesFeatures, dict[str, Any]], ...]:
     return _loaded(path, options.model_dump_json(), device)
 
 
@@ -249,7 +252,7 @@ def embed_one(task: EmbeddingTask) -> FeatureRow:
 
 
 def _features(
-    slide: StoredSlide, encoder: Encoder, identity: dict[str, Any]
+    slide: StoredSlide, encoder: ComputesFeatures, identity: dict[str, Any]
 ) -> Iterator[npt.NDArray[np.float32]]:
     block = -(-_READ_TILES // slide.chunk) * slide.chunk
     for start in range(0, len(slide), block):

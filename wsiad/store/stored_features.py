@@ -429,7 +429,7 @@ def _folder_name(identity: Mapping[str, Any], dtype: str) -> str:
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     sha, layers = identity.get("weights_sha256") or "", identity.get("layers") or []
     parts = [
-        str(identity.get("encoder") or identity.get("backbone") or ""),
+        str(identity.get("backbone") or ""),
         str(sha).removeprefix("sha256:")[:8],
         "+".join(str(layer) for layer in layers),
         str(identity.get("statistics") or ""),
