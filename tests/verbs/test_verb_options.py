@@ -112,6 +112,7 @@ OPTIONS = {
     "pretrain": """
         store
         out
+        teacher=[]
         options={}
         split=null
         quality.min_sharpness=null

@@ -311,6 +311,9 @@ class ViewOptions(Config):
     """Maximum share by which the light is made stronger or weaker."""
     blur: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     """Share of the views that are blurred a little."""
+    exact: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    """Share of the views that keep the pixels of the tile: they are turned by right angles only,
+    and not scaled."""
 
 
 def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
@@ -363,8 +366,22 @@ def _placements(count: int, edge: int, options: ViewOptions, generator: torch.Ge
     # Corners of a turned view may reach over the edge, where the tile is reflected.
     room = (1 - 1.2 * half).clamp(min=0)
     x, y = _signed(generator, count) * room, _signed(generator, count) * room
+    if options.exact:
+        exact = torch.rand(count, generator=generator) < options.exact
+        half = torch.where(exact, options.view_px / edge, half)
+        quarters = (angle * 2 / math.pi).round()
+        cosine = torch.where(exact, torch.cos(quarters * math.pi / 2).round() * half, cosine)
+        sine = torch.where(exact, torch.sin(quarters * math.pi / 2).round() * half, sine)
+        x, y = (torch.where(exact, _whole(v, edge, options.view_px), v) for v in (x, y))
     rows = [torch.stack([cosine * mirror, -sine, x], 1), torch.stack([sine * mirror, cosine, y], 1)]
     return torch.stack(rows, 1)
+
+
+def _whole(shift: Tensor, edge: int, view: int) -> Tensor:
+    """Round shifts of a view so that its pixels fall on those of the tile, and inside of it."""
+    odd, most = (edge - view) % 2 / 2, (edge - view) / 2
+    pixels = (shift * edge / 2 - odd).round() + odd
+    return pixels.clamp(min=-most, max=most) * 2 / edge
 
 
 def _restained(images: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:

@@ -188,7 +188,7 @@ class ContrastiveLoss:
     def __call__(self, windows: Tensor) -> Tensor:
         """Return the loss of windows, uint8 (N, S, S, 3), as float32 (N,)."""
         options, count = self._options, len(windows)
-        generator = torch.Generator().manual_seed(_checksum(windows))
+        generator = torch.Generator().manual_seed(checksum(windows))
         views = [random_views(windows, options.views, generator) for _ in range(2)]
         with torch.autocast(
             windows.device.type,
@@ -200,7 +200,7 @@ class ContrastiveLoss:
         return torch.stack(losses).mean(dim=0)
 
 
-def _checksum(windows: Tensor) -> int:
+def checksum(windows: Tensor) -> int:
     """Reduce windows to a number that is the same on every device: integers, in any order."""
     flat = windows.reshape(-1).long()
     places = torch.arange(1, len(flat) + 1, device=flat.device) % 65_521

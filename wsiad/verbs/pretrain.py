@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from wsiad.core.config import QuietOptions, build, verb
-from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.errors import DetectorError, RunError, WeightsError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.packages import versions
 from wsiad.learning.training_options import END_WORDS, DeviceOptions, LimitOptions
@@ -28,6 +28,7 @@ from wsiad.store.tile_task import unseen_lines, unseen_slides
 if TYPE_CHECKING:
     from wsiad.learning.contrastive import ContrastiveNetwork, ContrastiveOptions
     from wsiad.learning.loop import TrainingResult
+    from wsiad.learning.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,13 @@ RECORD = "pretrain.json"
 class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
     """Train a perceptual network on the healthy tiles of a store, without any labels."""
 
-    ORDER = ("store", "out", "options", "split", "quality", "seed", ...)
+    ORDER = ("store", "out", "teacher", "options", "split", "quality", "seed", ...)
 
     out: Path
     """Folder of the network; an interrupted training in it continues."""
+    teacher: tuple[str, ...] = ()
+    """Network whose features are learnt, in place of contrastive training: a file of weights, or
+    a name and its weights, such as resnet18=FILE; can be passed several times."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the network and its training, see docs/pretrain.md; can be passed several times."""
     seed: int = 0
@@ -75,7 +79,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 
     The method is SimCLR (Chen et al., ICML 2020) with views for stained tissue, at several depths
     of the network at the same time. The authors of the Deep Perceptual Autoencoder pretrained
-    their network with SimCLR for the MOOD challenge of 2020.
+    their network with SimCLR for the MOOD challenge of 2020. With teachers, the network learns
+    their features of the healthy tiles instead.
 
     Raises
     ------
@@ -85,12 +90,15 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         An option is unknown or has an invalid value.
     DetectorError
         The tiles are too small, or the training diverged.
+    WeightsError
+        The weights of a teacher cannot be read, or do not tell their network.
     RunError
         The folder contains something else.
     """
     from wsiad.learning.contrastive import ContrastiveOptions, new_training
     from wsiad.learning.detector import Budget, FitContext, HealthyTiles
     from wsiad.learning.devices import choose_device
+    from wsiad.learning.teachers import new_distillation
     from wsiad.runs.split import split_slides
     from wsiad.store.tile_store import TileStore
 
@@ -105,6 +113,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             subject=str(config.store),
             remedy=f"Set --option views.view_px={tile}, or make larger tiles.",
         )
+    teachers = [_teacher(text, config.seed) for text in config.teacher]
     thresholds = store.preparation.quality.changed_by(config.quality)
     slides, skipped = healthy_slides(store, config.split)
     usable, unusable = usable_tiles(slides, thresholds)
@@ -127,12 +136,17 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             budget=Budget(config.max_steps, config.max_minutes),
             quiet=config.quiet,
         )
-        network, training = new_training(tiles, options, context, size=tile)
+        network, training = (
+            new_distillation(tiles, teachers, options, context, size=tile)
+            if teachers
+            else new_training(tiles, options, context, size=tile)
+        )
         result = training.run()
         used = {
             "stores": {config.store.name: store_fingerprint(store, slides)},
             "tiles": {"fit": len(tiles.fit), "held_out": len(tiles.stop)},
             "mpp": store.preparation.mpp,
+            "teachers": [teacher.note() for teacher in teachers],
             "split": parts.note,
             "slides_not_used": skipped,
             "tiles_not_used": unusable,
@@ -154,6 +168,26 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             f"to use it: --weights {config.out / WEIGHTS}"
         )
         return PretrainResult(config.out / WEIGHTS, result.ended_by, result.steps, summary)
+
+
+def _teacher(text: str, seed: int) -> Teacher:
+    """Return the teacher that a user stated, with its layers at 1/8 and 1/16 of the tile."""
+    from wsiad.detectors._features import TWO_DEPTHS
+    from wsiad.learning.teachers import Teacher
+    from wsiad.networks.features import AUTO, settle
+
+    name, named, file = text.partition("=")
+    if not named or Path(text).exists():
+        name, file = AUTO, text
+    try:
+        found = settle(name, file, seed=seed)
+    except WeightsError as error:
+        if name != AUTO or not error.problem.startswith("belong"):
+            raise
+        remedy = f"Name their network, for example --teacher resnet50={file}."
+        raise WeightsError(error.problem, subject=error.subject, remedy=remedy) from error
+    fine, coarse = TWO_DEPTHS.of(found.name)
+    return Teacher(found.name, found.weights, fine, coarse)
 
 
 def _already_done(config: PretrainConfig) -> PretrainResult:
@@ -187,6 +221,8 @@ def _write(
         "mpp": f"{used['mpp']:g}",
         "made_by": f"wsiad pretrain {versions()['wsiad']}",
     }
+    if used["teachers"]:
+        about["teachers"] = ", ".join(f"{t['name']} {t['sha256']}" for t in used["teachers"])
     with atomic_file(config.out / WEIGHTS) as partial:
         save_file(tensors, str(partial), metadata=about)
     record = {
