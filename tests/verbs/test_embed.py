@@ -4,13 +4,14 @@ import json
 import logging
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import wsiad
-from support.builders import stained, write_tiff
-from wsiad.core.errors import ConfigError, DetectorError, StoreError
+from support.builders import import_images, stained, write_tiff
+from wsiad.core.errors import ConfigError, DetectorError, ExportError, InputError, StoreError
 from wsiad.detectors._stored import StoredFeatureDetector
 from wsiad.learning import feature_source
 from wsiad.networks.features import BackboneFeatures
@@ -348,3 +349,43 @@ def test_the_size_is_counted_over_all_orientations(stores, calls):
         plan_embedding(stores[0], options, device="cpu", max_gib=gib * 0.99)
     planned = plan_embedding(stores[0], options, device="cpu", max_gib=gib * 1.01)
     assert [one.folder.identity["orientation"] for one in planned] == [0, 1, 2, 3]
+
+
+def test_features_are_exported_as_trident_and_clam_keep_them(stores, tmp_path, calls):
+    one = KNN | {"places": 1}
+    result = embed(stores[0], options=one, dtype="float16", h5=tmp_path / "h5")
+    assert not result.failed
+    assert sorted(path.name for path in (tmp_path / "h5").iterdir()) == [
+        f"s{number}.h5" for number in range(5)
+    ]
+    slide = TileStore(stores[0]).slide("s1")
+    with h5py.File(tmp_path / "h5/s1.h5") as file:
+        features, coords = file["features"], file["coords"]
+        assert (features.dtype, features.shape) == ("float32", (len(slide), 128))
+        np.testing.assert_array_equal(coords, np.rint(slide.column("position")))
+        assert dict(features.attrs) == {"name": "s1", "savetodir": "."}
+        assert coords.attrs["patch_size_level0"] == PX
+        assert coords.attrs["level0_magnification"] == 20
+        (folder,) = feature_folders(stores[0])
+        stored = folder.slide(slide).take(np.arange(len(slide))).reshape(len(slide), 128)
+        np.testing.assert_array_equal(features, stored)
+
+
+def test_several_vectors_a_tile_are_not_exported(stores, tmp_path, calls):
+    with pytest.raises(ExportError, match=r"2 × 2 vectors of 128 values.* Set --option places=1\."):
+        embed(stores[0], h5=tmp_path / "h5")
+    assert calls == [1]
+    assert not (tmp_path / "h5").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        embed(stores[0], options=KNN | {"places": 1}, h5=tmp_path / "file")
+
+
+def test_tiles_without_a_slide_are_embedded_and_not_exported(tmp_path, calls):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    import_images(tmp_path / "in/a", images, out=tmp_path / "store", label="normal")
+    result = embed(tmp_path / "store", options=KNN | {"places": 1}, h5=tmp_path / "h5")
+    assert [row.status for row in result.rows] == ["ok"]
+    assert [row.reason for row in result.failed] == [
+        "was imported without a slide: its tiles have no coordinates. Embed a store of slides."
+    ]

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions, Shard, WorkerOptions, take_shard
 from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
+from wsiad.core.files import check_folder
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.runs.embedding_options import EmbeddingOptions
-from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, SlideTable, failures
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, SlideTable, failures
 from wsiad.store.feature_options import SizeOptions
 from wsiad.store.tile_task import StoreOptions
 
 if TYPE_CHECKING:
-    from wsiad.runs.embedding_task import FeatureRow
+    from wsiad.runs.embedding_task import FeatureRow, Planned
 
 
 class EmbedConfig(
@@ -25,10 +26,13 @@ class EmbedConfig(
     """Compute the features of a store's tiles once; methods on frozen features read them."""
 
     ORDER = (
-        *("store", "detector", "options", "weights", "dtype", "orientations", "max_gib", "seed"),
-        *("workers", "cluster", "scheduler", "retries", "shard", ..., "device", "quiet"),
+        *("store", "detector", "options", "weights", "dtype", "orientations", "max_gib", "h5"),
+        *("workers", "cluster", "scheduler", "retries", "shard", "seed", ..., "device", "quiet"),
     )
 
+    h5: Path | None = None
+    """Folder to which the features are also written as HDF5 files, `<slide>.h5`, as TRIDENT and
+    CLAM keep them. A tile must have one vector (`--option places=1`)."""
     shard: Shard | None = None
     """Part of the slides to embed, `i/n`, counted from 1. Shards can run at the same time."""
 
@@ -45,16 +49,19 @@ class EmbedResult:
         Slides of this call for each folder, in order of their names.
     summary : str
         Summary for the terminal.
+    not_exported : tuple of SlideRow
+        Slides whose features are stored, but have no HDF5 file.
     """
 
     folders: tuple[Path, ...]
     rows: tuple[FeatureRow, ...]
     summary: str
+    not_exported: tuple[SlideRow, ...] = ()
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
-        """Slides whose features are not stored."""
-        return tuple(failures(self.rows))
+        """Slides whose features are not stored, or not exported."""
+        return (*failures(self.rows), *self.not_exported)
 
 
 @verb(EmbedConfig)
@@ -74,6 +81,8 @@ def embed(config: EmbedConfig) -> EmbedResult:
         The weights are not on this machine.
     ConfigError
         The features would take too much space.
+    ExportError
+        HDF5 files are requested of features with several vectors for each tile.
     ClusterError
         The cluster or scheduler does not exist or accepts no jobs.
     """
@@ -85,6 +94,8 @@ def embed(config: EmbedConfig) -> EmbedResult:
         stored_features_row,
     )
 
+    if config.h5 is not None:
+        check_folder(config.h5)
     options = config.part(EmbeddingOptions)
     planned = plan_embedding(config.store, options, device=config.device, max_gib=config.max_gib)
     compute = ComputeOptions(
@@ -93,6 +104,11 @@ def embed(config: EmbedConfig) -> EmbedResult:
         scheduler=config.scheduler,
         retries=config.retries,
     )
+    if config.h5 is not None:
+        from wsiad.exports.feature_files import check_one_vector
+
+        for one in planned:
+            check_one_vector(one.folder)
     rows: list[FeatureRow] = []
     for number, one in enumerate(planned, 1):
         folder = one.folder.path
@@ -108,11 +124,31 @@ def embed(config: EmbedConfig) -> EmbedResult:
             stored=stored_features_row,
         )
     folders = tuple(one.folder.path for one in planned)
-    return EmbedResult(folders, tuple(rows), _summary(config, folders, rows))
+    lacking = _exported(config, planned, {row.slide for row in failures(rows)})
+    return EmbedResult(folders, tuple(rows), _summary(config, folders, rows), lacking)
+
+
+def _exported(
+    config: EmbedConfig, planned: list[Planned], failed: set[str]
+) -> tuple[SlideRow, ...]:
+    """Write the HDF5 files of the features of upright tiles; return the slides without one."""
+    if config.h5 is None:
+        return ()
+    from wsiad.exports.feature_files import write_feature_files
+
+    upright = [one for one in planned if one.folder.identity["orientation"] == 0]
+    lacking = []
+    for one in upright:
+        out = config.h5 / one.folder.path.name if len(upright) > 1 else config.h5
+        slides = [s for s in take_shard(one.slides, config.shard) if s.name not in failed]
+        for name, why in write_feature_files(slides, one.folder, out):
+            lacking += [SlideRow(name, FAILED, why)] if why else []
+    return tuple(lacking)
 
 
 def _summary(config: EmbedConfig, folders: tuple[Path, ...], rows: list[FeatureRow]) -> str:
     tiles = sum(row.tiles for row in rows)
     slides = len({row.slide for row in rows})
     stored = "\n".join(f"  {folder}" for folder in folders)
-    return f"{config.store}: features of {tiles} tiles of {slides} slides, in\n{stored}"
+    files = "" if config.h5 is None else f"\nHDF5 files of them in {config.h5}"
+    return f"{config.store}: features of {tiles} tiles of {slides} slides, in\n{stored}{files}"
