@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.pretrain import pretrain
     from wsiad.verbs.score_tiles import score_tiles
     from wsiad.verbs.significance import significance
+    from wsiad.verbs.suggest import suggest
     from wsiad.verbs.tile import tile
     from wsiad.verbs.train import train
     from wsiad.verbs.tune import tune
@@ -74,6 +75,7 @@ __all__ = [
     "pretrain",
     "score_tiles",
     "significance",
+    "suggest",
     "tile",
     "train",
     "tune",

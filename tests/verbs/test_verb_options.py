@@ -240,6 +240,18 @@ OPTIONS = {
         port=0
         browser=true
     """,
+    "suggest": """
+        source
+        out
+        run=null
+        count=20
+        per_slide=null
+        candidates=null
+        by=null
+        known=[]
+        device="auto"
+        quiet=false
+    """,
     "import-tiles": """
         sources
         out

@@ -96,7 +96,7 @@ def write_evidence(
         return
     shown = regions[: options.evidence_regions]
     chosen = strongest_windows(shown, windows)
-    rows, columns = _places(windows.boxes[chosen], source)
+    rows, columns = window_places(windows.boxes[chosen], source)
     if shown:
         (folder / EVIDENCE_PICTURES).mkdir()
     found = []
@@ -219,7 +219,7 @@ def _copied(folder: Path, number: int, old: RegionEvidence) -> dict[str, Any]:
     }
 
 
-def _places(
+def window_places(
     boxes: npt.NDArray[np.float64], source: WindowSource
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Return the rows and columns, on the grid, of the boxes (N, 4) of windows."""

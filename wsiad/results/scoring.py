@@ -22,7 +22,7 @@ from wsiad.heatmaps.windows import (
     slide_windows,
     stored_windows,
 )
-from wsiad.learning.detector import Detector
+from wsiad.learning.detector import Detector, InputSpec
 from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.results.deriving import (
     LACKING,
@@ -135,15 +135,10 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         calibration = RunFolder.open(task.run).calibration()
         return _derive_again(task, calibration, *there, evidence=lambda _: _none, slide=None)
     detector, calibration, explainer = _loaded(task.run, task.device, task.digest)
-    with _opened(task) as slide:
-        source = (
-            slide_windows(task, slide, detector.spec)
-            if slide
-            else stored_windows(task, detector.spec)
-        )
+    with window_source(task, detector.spec) as source:
         if there is not None:
             written = functools.partial(_evidence, task, explainer, source)
-            return _derive_again(task, calibration, *there, evidence=written, slide=slide)
+            return _derive_again(task, calibration, *there, evidence=written, slide=source.slide)
         return _score(task, calibration, explainer=explainer, source=source, start=start)
 
 
@@ -169,6 +164,21 @@ def _evidence(
         return 0
 
     return write
+
+
+@contextlib.contextmanager
+def window_source(task: SlideTask, spec: InputSpec) -> Iterator[WindowSource]:
+    """Open the slide of a task, or its tiles in a store, and plan its windows.
+
+    Raises
+    ------
+    SlideError
+        The slide cannot be opened or decoded, or its µm/px do not fit the run.
+    StoreError
+        The stored slide is damaged, or its tiles do not fit the detector.
+    """
+    with _opened(task) as slide:
+        yield slide_windows(task, slide, spec) if slide else stored_windows(task, spec)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsiad.compute.compute_options import ComputeOptions, slides_of_shard
-from wsiad.core.config import Config, write_config
-from wsiad.core.errors import InputError
+from wsiad.core.config import Config, build, read_yaml, write_config
+from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
 from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED
+from wsiad.results.folder import Results
 from wsiad.results.identity import (
     ALONE_BECAUSE,
     DERIVED,
@@ -25,6 +26,7 @@ from wsiad.results.identity import (
     begin_results,
     check_scores,
     derived_values,
+    options_of,
     scored_digest,
     scoring_values,
 )
@@ -150,11 +152,8 @@ def plan_scoring(
     """
     folder = RunFolder.open(run, beside=paths)
     record = folder.record()
-    preparation, target = run_preparation(run)
-    quality = preparation.quality.changed_by(reading.quality)
-    preparation = preparation.model_copy(
-        update={"quality": quality, "damaged_tiles": damaged_tiles}
-    )
+    preparation, target = _prepared(run, reading, damaged_tiles)
+    quality = preparation.quality
     calibration, maps = folder.calibration(), folder.healthy_maps()
     chosen = choose_scales(maps, calibration, options, subject=str(run))
     options = options.model_copy(update={"scales_um": chosen.scales_um})
@@ -188,9 +187,7 @@ def plan_scoring(
         note = "the run keeps no healthy examples: regions are shown without their nearest ones"
         logger.info("%s: %s", run, note)
         facts["evidence"] = note
-    scale = {"slide_mpp": reading.slide_mpp, "allow_upsampling": reading.allow_upsampling}
-    given = {key: value for key, value in scale.items() if value is not None}
-    preparation = preparation.model_copy(update=given)
+    preparation = _scaled(preparation, reading)
     tasks = [
         SlideTask(
             slide=slide,
@@ -219,6 +216,86 @@ def plan_scoring(
         maps=maps,
         spatial=chosen.calibration,
     )
+
+
+def _prepared(
+    run: Path, reading: ReadingOptions, damaged_tiles: Literal["fail", "skip"]
+) -> tuple[Preparation, dict[str, Any]]:
+    """Return the preparation of a run, changed by the options of reading, and its stains."""
+    preparation, target = run_preparation(run)
+    quality = preparation.quality.changed_by(reading.quality)
+    update = {"quality": quality, "damaged_tiles": damaged_tiles}
+    return preparation.model_copy(update=update), target
+
+
+def _scaled(preparation: Preparation, reading: ReadingOptions) -> Preparation:
+    """Return a preparation with the scale of slides that the options of reading state."""
+    scale = {"slide_mpp": reading.slide_mpp, "allow_upsampling": reading.allow_upsampling}
+    given = {key: value for key, value in scale.items() if value is not None}
+    return preparation.model_copy(update=given)
+
+
+def reading_tasks(
+    results: Results, names: Sequence[str], *, run: Path, device: str
+) -> dict[str, SlideTask]:
+    """Return tasks by which windows of scored slides are read again, with the same pixels.
+
+    Parameters
+    ----------
+    results : Results
+        Results folder.
+    names : sequence of str
+        Names of scored slides.
+    run : Path
+        Run that made the results.
+    device : str
+        Name of the device.
+
+    Raises
+    ------
+    RunError
+        The run is missing, not complete or damaged.
+    InputError
+        The results are damaged or of an earlier version, or another run made them.
+    """
+    options = options_of(results.facts, results.path)
+    try:
+        values = read_yaml(results.path / CONFIG)
+        own = {key: values[key] for key in ReadingOptions.model_fields if key in values}
+        reading = build(ReadingOptions, own, source=str(results.path / CONFIG))
+    except ConfigError as error:
+        remedy = "Run the same wsiad heatmap again, which rewrites the file."
+        raise InputError(error.problem, subject=error.subject, remedy=remedy) from error
+    RunFolder.open(run)
+    skips = values.get("damaged_tiles") == "skip"
+    preparation, target = _prepared(run, reading, "skip" if skips else "fail")
+    digest = scored_digest(run, options, reading, preparation.quality)
+    if digest != results.facts["digest"]:
+        raise InputError(
+            f"was not made by the run {run} as it is now",
+            subject=str(results.path),
+            remedy="Pass the run that made the results as --run, or score the slides again.",
+        )
+    preparation = _scaled(preparation, reading)
+    tasks = {}
+    for name in names:
+        slide = results.slide(name)
+        row, facts = slide.row, slide.facts() or {}
+        tasks[name] = SlideTask(
+            slide=SlideInput(name, Path(row.file), mpp=facts.get("manifest_mpp"), label=row.label),
+            from_store=row.backend == "store",
+            results=results.path,
+            run=run,
+            options=options,
+            preparation=preparation,
+            target=target,
+            digest=digest,
+            derived=results.facts[DERIVED],
+            batch=1,
+            device=device,
+            override_mpp=reading.override_mpp,
+        )
+    return tasks
 
 
 def heatmap_inputs(

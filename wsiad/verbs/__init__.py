@@ -124,6 +124,14 @@ wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out c
 wsiad view results/
 wsiad view results/ --slides /mnt/slides --port 8080 --no-browser""",
     ),
+    "suggest": Verb(
+        "choose windows for a reviewer to label, as images to sort",
+        ("source",),
+        """\
+wsiad suggest results/ --out labels/
+wsiad suggest results/ --out more_labels/ --known labels/ --count 50
+wsiad suggest unlabelled_store/ --run runs/knn --out labels/""",
+    ),
     "import-tiles": Verb(
         "import tiles from folders, tars or PCam's HDF5 into a store, without geometry",
         ("sources",),

@@ -52,8 +52,9 @@ class ImportTilesConfig(QuietOptions):
     stain: ImportStainOptions = ImportStainOptions()
     """Options of stain normalisation."""
     prepared_like: Path | None = None
-    """Run whose stains the tiles have already, as those that `wsiad export-tiles` wrote. Their
-    pixels are stored unchanged, and the store states the stains of the run."""
+    """Run whose stains the tiles have already, as those that `wsiad suggest` or `wsiad
+    export-tiles` wrote. Their pixels are stored unchanged, and the store states the stains of
+    the run."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of processes; each imports one source at a time."""
     compression: CompressionOptions = CompressionOptions()

@@ -38,6 +38,8 @@ CLASS_NAME = "Anomaly"
 CLASS_COLOUR = (200, 0, 0)
 UNASSESSED_NAME = "Not assessed"
 UNASSESSED_COLOUR = (128, 128, 128)
+UNSURE_NAME = "Unsure"
+UNSURE_COLOUR = (230, 160, 0)
 
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e02")
 _CHUNK = 1024  # tiles whose text is in memory at once
@@ -161,6 +163,51 @@ def write_unassessed(
     _write_annotations(features, path, bounds)
 
 
+def write_suggestions(
+    windows: Sequence[tuple[int, tuple[float, float, float, float], float, float]],
+    path: Path,
+    *,
+    slide: str,
+    bounds: Box,
+) -> None:
+    """Write windows to label as annotations of the class `UNSURE_NAME`, whose class can be changed.
+
+    Parameters
+    ----------
+    windows : sequence of (int, tuple of float, float, float)
+        Rank, rectangle (x, y, width, height, level-0 pixels), score and percentile of each.
+    path : Path
+        File to write, whose name ends in ``.geojson`` or ``.geojson.gz``; written atomically.
+    slide : str
+        Name of the slide; it makes the identifier of an annotation, together with the rectangle.
+    bounds : Box
+        Non-empty part of the slide, level-0 pixels.
+
+    Raises
+    ------
+    ExportError
+        QuPath would not import a window.
+    """
+    features = []
+    for rank, (x, y, width, height), score, percentile in windows:
+        square = shapely.box(x, y, x + width, y + height)
+        feature = _annotation(
+            _polygon_rings(square, bounds),
+            kind=f"{slide}/suggestion",
+            name=f"wsiad label {rank}",
+            class_name=UNSURE_NAME,
+            colour=UNSURE_COLOUR,
+            measurements={
+                "wsiad: score": score,
+                "wsiad: percentile": percentile,
+                "wsiad: rank": rank,
+            },
+        )
+        feature["properties"]["isLocked"] = False
+        features.append(feature)
+    _write_annotations(features, path, bounds)
+
+
 def _edges(
     boxes: npt.NDArray[np.float64], bounds: Box, *, subject: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -272,9 +319,13 @@ def _annotation(
 
 def _rings(region: Region, bounds: Box) -> list[list[list[float]]]:
     """Return outline and holes of a region in QuPath's pixels."""
+    return _polygon_rings(region.polygon, bounds)
+
+
+def _polygon_rings(polygon: shapely.Polygon, bounds: Box) -> list[list[list[float]]]:
     ends = np.floor(np.array([bounds.width, bounds.height]) * _PER_PX)
     rings = []
-    for ring in (region.polygon.exterior, *region.polygon.interiors):
+    for ring in (polygon.exterior, *polygon.interiors):
         moved = shapely.get_coordinates(ring) - (bounds.x, bounds.y)
         if not np.isfinite(moved).all():
             raise ExportError("a region has a position that is not finite")
