@@ -19,7 +19,7 @@ import torch
 
 from wsiad.core.errors import WeightsError
 from wsiad.networks import encoder_network
-from wsiad.networks.encoder import ENCODERS_VARIABLE, Encoder, encoders_folder, table
+from wsiad.networks.encoder import ENCODERS_VARIABLE, Encoder, Table, encoders_folder, table
 from wsiad.networks.weights import (
     Weights,
     file_sha256,
@@ -127,9 +127,11 @@ def find(encoder: Encoder) -> Path:
 
 def source_of(encoder: Encoder) -> str:
     """Return the source of an encoder's weights and their terms, as sentences."""
-    terms = f"licence: {encoder.licence}"
+    terms = f"licence: {encoder.licence}".rstrip(".")
     if encoder.gated:
         terms += "; access must be requested"
+    if not encoder.repositories and not encoder.citation:
+        return f"Its terms: {terms}."
     if not encoder.repositories:
         files = ", ".join((*encoder.files, *encoder.hub_files)[:2])
         return f"The file is {files} of its publication, {encoder.citation} ({terms})."
@@ -319,11 +321,13 @@ def hugging_face_cache() -> Path:
 
 def _own_folder(encoder: Encoder, folder: Path) -> Place:
     """Return what ``$WSIAD_ENCODERS`` holds of an encoder: files, or a folder with its file."""
-    known_encoders = table()
+    encoders = table()
+    if encoders.get(encoder.name) is None:  # of a run that states it
+        encoders = Table([*encoders.encoders, encoder.model_copy(update={"aliases": ()})])
     what = f"${ENCODERS_VARIABLE}"
     found: list[Path] = []
     for path in sorted(_entries(folder)):
-        owner = known_encoders.owner(path.name)
+        owner = encoders.owner(path.name)
         if owner is None or owner.name != encoder.name:
             continue
         if path.is_dir():

@@ -23,15 +23,17 @@ _LEAST = 1e-12
 def resized(images: Tensor, encoder: Encoder) -> Tensor:
     """Return RGB images (N, 3, S, S) in [0, 1] at the size that an encoder requires.
 
-    They are resized with antialiasing to :attr:`Encoder.resized_px` and rounded to whole
-    intensities, as Pillow does; then the centre of :attr:`Encoder.px` is cut out.
+    They are resized with antialiasing to :attr:`Encoder.resized_px`, as Pillow does it: first
+    across, then down, each time to whole intensities. Then the centre of :attr:`Encoder.px` is
+    cut out.
     """
     edge = encoder.resized_px
     if images.shape[-1] != edge:
-        images = functional.interpolate(
-            images, size=(edge, edge), mode=encoder.filter, antialias=True, align_corners=False
-        )
-        images = images.clamp(0, 1).mul(255).round().div(255)
+        for size in ((images.shape[-2], edge), (edge, edge)):
+            images = functional.interpolate(
+                images, size=size, mode=encoder.filter, antialias=True, align_corners=False
+            )
+            images = images.clamp(0, 1).mul(255).round().div(255)
     start = (edge - encoder.px) // 2
     return images[..., start : start + encoder.px, start : start + encoder.px]
 

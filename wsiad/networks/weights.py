@@ -285,7 +285,7 @@ def read_file(path: Path, *, wrappers: tuple[str, ...] | None = None) -> Weights
         )
     metadata: Mapping[str, str] = {}
     try:
-        _check_pointer(path)
+        check_pointer(path)
         if path.suffix == ".safetensors":
             tensors, metadata = _read_safetensors(path)
         else:
@@ -311,8 +311,14 @@ def read_file(path: Path, *, wrappers: tuple[str, ...] | None = None) -> Weights
     return Weights(tensors, str(path), digest, metadata)
 
 
-def _check_pointer(path: Path) -> None:
-    """Refuse a pointer that Git LFS leaves where a file of weights should be."""
+def check_pointer(path: Path) -> None:
+    """Refuse a pointer that Git LFS leaves where a file of weights should be.
+
+    Raises
+    ------
+    WeightsError
+        The file is one.
+    """
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
     if start == _POINTER:

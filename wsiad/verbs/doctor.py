@@ -72,6 +72,7 @@ def doctor(config: DoctorConfig) -> DoctorResult:
         _torchvision,
         _detectors,
         lambda: _weights(config.weights),
+        _encoders,
         _machine,
     ]
     checks = tuple(check for step in steps for check in _guarded(step))
@@ -195,6 +196,14 @@ def _weights(path: Path | None) -> Iterator[Check]:
             yield Check(path.name, PROBLEM, error.problem, error.remedy or "")
         else:
             yield Check(path.name, OK, f"{len(source.tensors)} tensors")
+
+
+def _encoders() -> Iterator[Check]:
+    """Yield the encoders whose weights are on this machine, and where they were looked for."""
+    from wsiad.networks.encoder_inventory import inventory
+
+    for one in inventory():
+        yield Check(one.name, one.state, one.finding, one.remedy)
 
 
 def _machine() -> Iterator[Check]:
