@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.export import export
     from wsiad.verbs.export_tiles import export_tiles
     from wsiad.verbs.heatmap import heatmap
+    from wsiad.verbs.import_features import import_features
     from wsiad.verbs.import_tiles import import_tiles
     from wsiad.verbs.pretrain import pretrain
     from wsiad.verbs.score_tiles import score_tiles
@@ -71,6 +72,7 @@ __all__ = [
     "export",
     "export_tiles",
     "heatmap",
+    "import_features",
     "import_tiles",
     "pretrain",
     "score_tiles",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -18,16 +18,10 @@ from torch import Tensor
 
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.terminal import Progress
-from wsiad.detectors import _backbone
+from wsiad.detectors import _backbone, _stored
 from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._stored import (
-    BATCH,
-    StoredFeatureDetector,
-    Vectors,
-    finite,
-    in_batches,
-)
-from wsiad.learning.batches import on_device, random_crops, sample
+from wsiad.detectors._stored import BATCH, StoredFeatureDetector, Vectors, finite, in_batches
+from wsiad.learning.batches import on_device, sample
 from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
@@ -39,11 +33,12 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
-from wsiad.learning.feature_source import sampled_positions
+from wsiad.learning.feature_source import IMPORTED, imported_identity, sampled_positions
 from wsiad.networks import features
 from wsiad.networks.encoder import Embedding, Encoder, Precision
 from wsiad.networks.encoder_network import embedding_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
+from wsiad.networks.imported_features import ImportedFeatures
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
 
@@ -192,6 +187,8 @@ class FeatureOptions(BackboneOptions):
 
     def chosen_layers(self) -> tuple[str, ...]:
         """Return the chosen layers, or the backbone's defaults."""
+        if self.imported():
+            return ()
         return self.layers or self.default_layers.of(self.backbone)
 
     def enlarged_by(self) -> float:
@@ -223,6 +220,21 @@ class FeatureOptions(BackboneOptions):
                 remedy="Set --option embedding=places, or leave places out.",
             )
         return update | {"embedding": embedding, "layers": layers, "places": 1}
+
+    def imported(self) -> bool:
+        """Tell whether the features come from another program, without a network."""
+        return self.backbone.startswith(IMPORTED)
+
+    def for_imported(self) -> Self:
+        """Return the options for imported features, which are one vector for each tile.
+
+        Raises
+        ------
+        DetectorError
+            An option is set that only a network can follow.
+        """
+        _stored.check_imported(self)
+        return self.model_copy(update={"places": 1})
 
     def precision_on(self, device: torch.device) -> Precision:
         """Return the precision of the features on a device."""
@@ -287,6 +299,11 @@ class FeatureDetector(StoredFeatureDetector):
     def _open(self, context: FitContext) -> dict[str, Any]:
         """Load the network of a fit; return the facts that a run records."""
         self._device, self._seed = context.device, context.seed
+        if self.options.imported():
+            self.options = self.options.for_imported()
+            self._set_backbone({}, "zeros")
+            self._about = {"backbone": self.options.backbone, "weights": {"source": "imported"}}
+            return dict(self._about)
         self.options, found = _backbone.settled(self.options, context, self.spec)
         return self._look_through(found)
 
@@ -312,6 +329,9 @@ class FeatureDetector(StoredFeatureDetector):
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")
+        if self.options.imported():
+            name = self.options.backbone.removeprefix(IMPORTED)
+            return imported_identity(name, input_px=self.spec.size, input_mpp=self.spec.mpp)
         return {
             "weights_sha256": self._about.get("weights", {}).get("sha256"),
             **self._backbone.identity(),
@@ -377,7 +397,11 @@ class FeatureDetector(StoredFeatureDetector):
             # Runs of before there was a choice do not state their padding.
             weights = groups["backbone"] if found is None else found.tensors
             backbone = self._set_backbone(weights, state.values.get("padding", "zeros"))
-            self._check_fitted(groups["fitted"])
+            if self.options.imported():
+                blank = torch.zeros(1, int(state.values["channels"]), device=device)
+                self.distance(blank, _moved(groups["fitted"], device))
+            else:
+                self._check_fitted(groups["fitted"])
         except (LookupError, TypeError, RuntimeError, ValueError, WsiadError) as error:
             raise DetectorError(f"the state is not that of this detector ({error})") from error
         _backbone.check_same(backbone, state.values, edge=self._edge())
@@ -401,6 +425,9 @@ class FeatureDetector(StoredFeatureDetector):
         self, tensors: dict[str, Tensor], padding: Padding, *, source: str | None = None
     ) -> BackboneFeatures:
         options = self.options
+        if options.imported():
+            self._backbone = ImportedFeatures(options.backbone)
+            return self._backbone
         backbone = BackboneFeatures(
             options.backbone,
             options.chosen_layers(),
@@ -452,15 +479,6 @@ class FeatureDetector(StoredFeatureDetector):
                 start += len(found)
                 progress.update(len(part))
         return finite(np.concatenate(vectors)), count
-
-    def _windows(self, tiles: Tiles, seed: int, step: int) -> Tensor:
-        """Return the window of each healthy tile that is fitted on: a random one, or all of it.
-
-        A complete tile is not mirrored either, so that its features can be computed once.
-        """
-        flips = tiles.shape[1] != self.spec.size
-        part = on_device(tiles, self._device)
-        return random_crops(part, self.spec.size, seed=seed, step=step, flips=flips)
 
 
 def _enlarged(tiles: Tensor, times: float) -> Tensor:

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,11 @@ class LabelledOptions(FeatureOptions):
     def enlarged_by(self) -> float:
         """Return the factor by which tiles are enlarged, including the default."""
         return self.magnify or (1 if self.encoder or self.backbone == SHIPPED else 2)
+
+    def for_imported(self) -> Self:
+        """Return the options for imported features: one vector in one orientation."""
+        update = {"statistics": "mean", "augment": False}
+        return super().for_imported().model_copy(update=update)
 
     def for_encoder(self, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
         """Return the options that depend on the encoder; one vector has no deviation."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
-from wsiad.learning.batches import on_device
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.learning.batches import on_device, random_crops
 from wsiad.learning.detector import (
     Detector,
     Embedding,
@@ -58,6 +59,33 @@ def in_batches(
             for start in range(0, max(1, len(tiles)), batch)
         ]
     return np.asarray(torch.cat(found).numpy(), np.float32)
+
+
+_WITHOUT_NETWORK: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("layers", "mean", "embedding"), (None,)),
+    **dict.fromkeys(("contrast", "neighbourhood", "places", "orientations"), (1,)),
+    "magnify": (None, 1),
+    "l2_normalise": (False,),
+    "backbone_args": ({},),
+}
+"""Values of options that imported features allow."""
+
+
+def check_imported(options: BackboneOptions) -> None:
+    """Check that no option is set that only a network can follow.
+
+    Raises
+    ------
+    DetectorError
+        There is one, and the features were imported.
+    """
+    for name, allowed in _WITHOUT_NETWORK.items():
+        if name in options.model_fields_set and getattr(options, name) not in allowed:
+            raise DetectorError(
+                f"{name} is not for imported features, which are one vector for each tile",
+                subject=options.backbone,
+                remedy="Leave it out.",
+            )
 
 
 class StoredFeatureDetector(Detector):
@@ -186,6 +214,15 @@ class StoredFeatureDetector(Detector):
                 return None
             found.append(offer)
         return found
+
+    def _windows(self, tiles: Tiles, seed: int, step: int) -> Tensor:
+        """Return the window of each healthy tile that is fitted on: a random one, or all of it.
+
+        A complete tile is not mirrored either, so that its features can be computed once.
+        """
+        flips = tiles.shape[1] != self.spec.size
+        part = on_device(tiles, self._device)
+        return random_crops(part, self.spec.size, seed=seed, step=step, flips=flips)
 
     def _drawn(self, tiles: int, most: int, *, seed: int) -> npt.NDArray[np.int64]:
         """Return the sorted numbers of the vectors to fit on, among the places of all tiles."""

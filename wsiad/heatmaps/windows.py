@@ -26,7 +26,7 @@ from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan, plan_slide
 from wsiad.tiling.stream import Example, choose_examples, read_again, stream
 from wsiad.tiling.verdict import why_left_out, why_unusable
-from wsiad.tissue.quality import LeftOut, Reason, judge
+from wsiad.tissue.quality import LeftOut, Reason
 from wsiad.tissue.tissue_options import QualityThresholds
 
 IntArray = npt.NDArray[np.int32]
@@ -197,7 +197,7 @@ def from_store(
     A window inside two overlapping tiles is yielded once. A store knows only the quality of
     tiles: a window is left out if every tile that contains it is missing from the store or fails.
     """
-    reasons = judge(slide.quality(), thresholds)
+    reasons = slide.judged(thresholds)
     usable = np.flatnonzero(reasons == Reason.USABLE)
     seen = np.zeros((windows.rows, windows.columns), bool)
     start, tiles = -1, np.empty((0, slide.tile, slide.tile, 3), np.uint8)
@@ -234,7 +234,7 @@ def whole_tiles(
     """
     if windows.tile != slide.tile:
         return None
-    reasons = judge(slide.quality(), thresholds)
+    reasons = slide.judged(thresholds)
     usable = np.flatnonzero(reasons == Reason.USABLE)
     lattice = slide.column("lattice")[usable]
     _, _, rows, columns = next(_windows_within(slide, windows, lattice))
@@ -320,7 +320,7 @@ def read_stored(
     StoreError
         A chunk is damaged or missing.
     """
-    usable = np.flatnonzero(judge(slide.quality(), thresholds) == Reason.USABLE)
+    usable = np.flatnonzero(slide.judged(thresholds) == Reason.USABLE)
     wanted = rows.astype(np.int64) * windows.columns + columns
     found: dict[int, tuple[int, int, int]] = {}
     for tiles, y, x, at_rows, at_columns in _cuts(slide, windows, usable):

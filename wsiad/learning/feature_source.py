@@ -160,6 +160,27 @@ def kept_identity(
     return {**identity, "statistics": statistics, "orientation": orientation}
 
 
+IMPORTED = "features/"
+"""Beginning of the name of a backbone whose features were imported: there is no network."""
+
+
+def imported_identity(encoder: str, *, input_px: int, input_mpp: float) -> dict[str, Any]:
+    """Return the identity of features that another program computed.
+
+    Parameters
+    ----------
+    encoder : str
+        Name of the network, as the user states it.
+    input_px, input_mpp : int, float
+        Edge of the tiles, pixels, and their scale, µm/px.
+    """
+    return {
+        "backbone": f"{IMPORTED}{encoder}",
+        "input_px": int(input_px),
+        "input_mpp": float(input_mpp),
+    }
+
+
 def offered(
     source: TileSource,
     identity: Mapping[str, Any],

@@ -5,6 +5,7 @@ The evidence of a slide is in ``evidence.json`` and the folder ``evidence``; see
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from wsiad.results.evidence_files import RegionEvidence, read_evidence
 from wsiad.results.file_names import EVIDENCE, EVIDENCE_PICTURES
 from wsiad.results.overlay import write_picture
 from wsiad.runs.examples import HealthyExamples
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _QUALITY = 95
@@ -93,6 +96,9 @@ def write_evidence(
         The healthy examples are damaged.
     """
     if not options.evidence_regions:
+        return
+    if source.whole is not None and not source.whole.slide.has_pixels:
+        logger.warning("%s: has features without tiles: its regions have no evidence", folder.name)
         return
     shown = regions[: options.evidence_regions]
     chosen = strongest_windows(shown, windows)

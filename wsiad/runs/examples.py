@@ -258,7 +258,8 @@ def choose_examples(
     Returns
     -------
     HealthyExamples or None
-        The examples; ``None`` if the detector has no features to compare or ``count`` is 0.
+        The examples; ``None`` if the detector has no features to compare, ``count`` is 0, or the
+        store holds features without tiles.
 
     Raises
     ------
@@ -269,6 +270,8 @@ def choose_examples(
     """
     if not count or not isinstance(detector, Embeds):
         return None
+    if not all(by_name[item.slide][0].has_pixels for item in part):
+        return None  # there is nothing to show
     usable = {item.slide: by_name[item.slide][1][item.indices] for item in part}
     chosen = spread(usable, count, seed=seed)
     names: list[str] = []

@@ -41,6 +41,7 @@ from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.healthy_tiles import (
     TrainingOptions,
     healthy_slides,
+    method_values,
     store_fingerprint,
     tile_source,
     usable_tiles,
@@ -121,8 +122,9 @@ def choose(options: TrainingOptions) -> Chosen:
         The method is unknown, or the tiles are smaller than its input.
     """
     cls = registry.load(options.detector)
-    chosen = build(cls.Options, options.options, source=f"options of {options.detector}")
     store = TileStore(options.store)
+    values = method_values(options.options, cls, store)
+    chosen = build(cls.Options, values, source=f"options of {options.detector}")
     thresholds = store.preparation.quality.changed_by(options.quality)
     slides, skipped = healthy_slides(store, options.split)
     usable, unusable = usable_tiles(slides, thresholds)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from wsiad.learning.detector import Detector
     from wsiad.runs.split import SlideTiles
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_source import StoreTiles
@@ -88,6 +89,13 @@ class TrainingOptions(
         if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
             raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: set it")
         return self
+
+
+def method_values(values: dict[str, Any], cls: type[Detector], store: TileStore) -> dict[str, Any]:
+    """Return the options of a method; on a store of features, its backbone is those features."""
+    if store.encoder and hasattr(cls, "opened") and "backbone" in cls.Options.model_fields:
+        return {"backbone": f"features/{store.encoder}", **values}
+    return values
 
 
 NO_LABEL = "it has no label, and others have one"
@@ -162,14 +170,14 @@ def usable_tiles(
     """
     import numpy as np
 
-    from wsiad.tissue.quality import Reason, count_reasons, in_words, judge
+    from wsiad.tissue.quality import Reason, count_reasons, in_words
 
     usable, failed = {}, [np.empty(0, np.uint8)]
     for slide in slides:
         if not thresholds.given:
             usable[slide.name] = np.arange(len(slide), dtype=np.int64)
             continue
-        reasons = judge(slide.quality(), thresholds)
+        reasons = slide.judged(thresholds)
         usable[slide.name] = np.flatnonzero(reasons == Reason.USABLE).astype(np.int64)
         failed.append(reasons)
     counts = count_reasons(np.concatenate(failed))

@@ -75,6 +75,7 @@ class _Facts(_Part):
     tiles: _Count
     tiles_missing: _Count
     digest: _Text
+    pixels: bool = True
     slide: _Slide
     grid: _Grid
     read: dict[str, Any] | None = None

@@ -14,8 +14,10 @@ from wsiad.core.errors import StoreError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
 from wsiad.store.group_facts import array_shape, open_group, read_column, slide_facts
 from wsiad.store.shards import ShardReader
-from wsiad.tissue.quality import COLUMNS, LeftOut, Reason
+from wsiad.tissue.quality import COLUMNS, LeftOut, Reason, judge
+from wsiad.tissue.tissue_options import QualityThresholds
 
+_FEATURES_AT_ONCE = 1024
 _UNCHECKED = (
     "it has no tiles, and the version of wsiad that tiled it did not check whether all of it was "
     "seen: delete {folder} and tile it again"
@@ -95,6 +97,11 @@ class StoredSlide:
         A slide without geometry has no size, bounds, spacing or grid, and no columns of positions.
         """
         return bool(self.facts["slide"].get("geometry", True))
+
+    @property
+    def has_pixels(self) -> bool:
+        """True where the tiles are stored; of imported features only their positions are."""
+        return bool(self.facts.get("pixels", True))
 
     @property
     def tile(self) -> TilePx:
@@ -184,6 +191,8 @@ class StoredSlide:
             The chunk is damaged or missing.
         """
         first = number * self.chunk
+        if not self.has_pixels:
+            raise self._without_tiles("no pixels can be read")
         try:
             if self.reader is not None:
                 self.reader.read(number, out)
@@ -238,6 +247,28 @@ class StoredSlide:
         """
         return {name: self.column(name) for name in COLUMNS}
 
+    def judged(self, thresholds: QualityThresholds) -> npt.NDArray[np.uint8]:
+        """Judge the tiles by their quality; see :func:`wsiad.tissue.quality.judge`.
+
+        Raises
+        ------
+        StoreError
+            A column is damaged, or there are thresholds and the quality is not known.
+        """
+        if self.has_pixels:
+            return judge(self.quality(), thresholds)
+        if thresholds.given:
+            raise self._without_tiles("their quality is not known. Leave out the thresholds")
+        return np.full(len(self), Reason.USABLE, np.uint8)
+
+    def _without_tiles(self, why: str) -> StoreError:
+        return StoreError(
+            f"holds features without tiles: {why}",
+            subject=self.name,
+            remedy="Use a method on frozen features with the backbone features/<encoder>, or tile "
+            "the slides.",
+        )
+
     @property
     def left_out(self) -> LeftOut:
         """Tiles of the plan that are not stored; empty if the slide's group has no record of them.
@@ -286,6 +317,8 @@ class StoredSlide:
         """Number of tiles in a chunk, which is the smallest unit that is read from disk."""
         if self.reader is not None:
             return self.reader.shape[0]
+        if not self.has_pixels:
+            return _FEATURES_AT_ONCE
         return int(self.group["tiles"].chunks[0])
 
 
@@ -300,9 +333,12 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
     try:
         facts = slide_facts(folder)
         group = open_group(folder)
-        reader = ShardReader.of(folder / "tiles")
-        if reader is not None:
-            found: tuple[int, ...] = (reader.count, *reader.shape[1:])
+        whole = facts.get("pixels", True)
+        reader = ShardReader.of(folder / "tiles") if whole else None
+        if not whole:
+            found: tuple[int, ...] = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
+        elif reader is not None:
+            found = (reader.count, *reader.shape[1:])
         else:
             found = array_shape(group, "tiles", folder=folder, kind="uint8")
         shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)

@@ -65,6 +65,7 @@ class TileStore:
                 StainProfile.from_dict(self.target)  # to be sure that it can be
                 self.digest = str(facts["digest"])
                 self.compression = CompressionOptions.model_validate(facts.get("compression", {}))
+                self.encoder: str | None = facts.get("encoder")
         except StoreError as error:
             raise StoreError(
                 f"is damaged: its root group {error.problem}", subject=str(path), remedy=remedy
@@ -91,6 +92,7 @@ class TileStore:
         target: dict[str, Any],
         *,
         compression: CompressionOptions | None = None,
+        encoder: str | None = None,
     ) -> TileStore:
         """Create a store, or open it if it was made with the same preparation.
 
@@ -104,6 +106,8 @@ class TileStore:
         compression : CompressionOptions, optional
             Compression of a new store. A store keeps the compression that it was made with; a
             different one is refused if either changes pixels.
+        encoder : str, optional
+            Network whose features the store holds in place of tiles.
 
         Raises
         ------
@@ -117,15 +121,15 @@ class TileStore:
         compression = compression or CompressionOptions()
         refuse_foreign(path, StoreError, what="a tile store", marks=[_ROOT], begun=[GROUPS])
         if (path / _ROOT).exists():
-            return cls._made_alike(path, preparation, target, compression)
-        facts = {
+            return cls._made_alike(path, preparation, target, compression, encoder=encoder)
+        facts: dict[str, Any] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "digest": preparation.digest(target, compression=compression),
             "preparation": preparation.as_json(),
             "stain_target": target,
             "compression": compression.facts(),
-        }
+        } | ({"encoder": encoder} if encoder else {})
         # zarr's own writer is not atomic; a root group is one small JSON file. Another run may
         # have created the store since it was looked for, with another configuration.
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"wsiad": facts}}
@@ -134,7 +138,7 @@ class TileStore:
             new_file(path / _ROOT) as partial,
         ):
             write_json(partial, group)
-        return cls._made_alike(path, preparation, target, compression)
+        return cls._made_alike(path, preparation, target, compression, encoder=encoder)
 
     @classmethod
     def _made_alike(
@@ -143,8 +147,16 @@ class TileStore:
         preparation: Preparation,
         target: dict[str, Any],
         compression: CompressionOptions,
+        *,
+        encoder: str | None,
     ) -> TileStore:
         store = cls(path)
+        if store.encoder != encoder:
+            kinds = [f"features of {e} without tiles" if e else "tiles" for e in
+                     (store.encoder, encoder)]  # fmt: skip
+            raise StoreMismatchError(
+                f"holds {kinds[0]}, not {kinds[1]}", subject=str(path), remedy="Use another --out."
+            )
         if store.digest != preparation.digest(target, compression=compression):
             raise StoreMismatchError(
                 f"was made with another configuration: "

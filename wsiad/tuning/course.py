@@ -25,6 +25,8 @@ from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
 from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.learning.feature_source import score_maps
+from wsiad.runs.healthy_tiles import method_values
+from wsiad.store.tile_store import TileStore
 from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
 from wsiad.tuning.space import Params, SearchOptions, options_of
@@ -285,6 +287,7 @@ def _detector(task: FoldTask) -> Detector:
     config, tiles = task.config, task.tiles
     cls = registry.load(config.detector)
     values = {**config.options, **options_of(config.space, task.params)}
+    values = method_values(values, cls, TileStore(tiles.healthy))
     options = build(cls.Options, values, source=f"options of {config.detector}")
     size = cls.input_size(options, tile_px=tiles.tile, mpp=tiles.mpp)
     return cls(options, InputSpec(TilePx(size), Mpp(tiles.mpp)))

@@ -140,6 +140,14 @@ wsiad import-tiles normal.tar --out store/ --mpp 0.972 --label normal
 wsiad import-tiles folder_of_png/ more_of_them/ --out store/ --mpp 0.5
 wsiad import-tiles pcam_valid_x.h5 --labels pcam_valid_y.h5 --out store/ --mpp 0.972""",
     ),
+    "import-features": Verb(
+        "import features that TRIDENT or CLAM computed, to train and score without slides",
+        ("sources",),
+        """\
+wsiad import-features features_uni_v1/ --out healthy/ --mpp 0.5 --encoder uni --label normal
+wsiad import-features h5_files/ --out store/ --mpp 0.5 --encoder uni --tile 256 --slide-mpp 0.25
+wsiad train healthy/ --out runs/knn --detector knn""",
+    ),
     "score-tiles": Verb(
         "score each tile of a store, and compute tile AUROC if its groups are labelled",
         ("run", "store"),
