@@ -161,6 +161,19 @@ def test_new_healthy_slides_are_as_those_of_the_calibration() -> None:
     assert 5 <= np.sum(np.array(ranks) == 4) <= 22
 
 
+def test_the_map_of_each_of_two_slides_is_standardised_by_the_other() -> None:
+    rng = np.random.default_rng(3)
+    slides = [healthy(rng), healthy(rng)]
+    options = {"percentile": share, "scales_um": (100.0,), "window": WINDOW}
+    both = SpatialCalibration.of(slides, **options)
+    alone = [SpatialCalibration.of([slide], **options) for slide in slides]
+    highest = [
+        float(np.nanmax(by.map(slide, percentile=share).heatmap.scores))
+        for slide, by in zip(slides, reversed(alone), strict=True)
+    ]
+    assert both.highest == pytest.approx(sorted(highest), rel=1e-6)
+
+
 def test_what_was_not_assessed_stays_so_and_says_nothing() -> None:
     rng = np.random.default_rng(6)
     slides = [healthy(rng) for _ in range(3)]

@@ -267,6 +267,90 @@ def test_regions_are_drawn_over_the_map_that_they_come_from(run, slides, tmp_pat
     assert "Neighbourhoods of windows over" not in (alone / "report.html").read_text()
 
 
+@pytest.fixture
+def healthy(run, tmp_path):
+    """Results of three healthy slides."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for seed in range(3):
+        reds = 130 * np.random.default_rng(10 + seed).random((10, 14))
+        pixels = stained(320, 448)
+        pixels[..., 0] = np.kron(reds, np.ones((32, 32)))
+        write_tiff(folder / f"n{seed}.tif", pixels, mpp=0.5, levels=1)
+    return heatmap(run, folder, tmp_path / "healthy", scales_um=0)
+
+
+def test_results_of_healthy_slides_standardise_scales(run, slides, healthy, tmp_path):
+    keep_maps(run, 1)
+    out = heatmap(run, slides, tmp_path / "out")
+    assert rows_of(out)["tumour"]["score_scan"] == ""
+    summary = wsiad.export(results=out, scales_from=healthy, quiet=True).summary
+    assert "scales_um [0.0] (now [100.0, 200.0, 400.0])" in summary
+    assert "standardised_by the run (now 3 healthy slides, " in summary
+    maps = [wsiad.Results(healthy).slide(f"n{i}").heatmap() for i in range(3)]
+    percentile = RunFolder(run).calibration().percentile
+    window = SquareMicrons(WINDOW_UM**2)
+    expected = SpatialCalibration.of(
+        maps, percentile=percentile, scales_um=(100, 200, 400), window=window
+    )
+    stored = json.loads((out / "scales.json").read_text())
+    assert stored == json.loads(json.dumps(expected.to_json()))
+    assert stored["n_slides"] == 3
+    record = json.loads((out / "run.json").read_text())
+    assert record["standardised_by"]["slides"] == ["n0", "n1", "n2"]
+    assert "single_windows_because" not in record
+    page = (out / "report.html").read_text()
+    assert "3 healthy slides" in page
+    assert "regions come from single windows" not in page.lower()
+    # They stay until other slides or the run take their place.
+    assert "derived again" not in wsiad.export(results=out, quiet=True).summary
+    other = wsiad.export(results=out, scales_um=SCALES, quiet=True).summary
+    assert "scales_um [100.0" in other
+    assert json.loads((out / "scales.json").read_text())["n_slides"] == 3
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    assert "standardised_by" not in json.loads((out / "run.json").read_text())["derived"]
+    heatmap(run, slides, out)
+    assert "standardised_by" not in json.loads((out / "run.json").read_text())
+    assert len(HealthyMaps.read(out / "healthy_maps.safetensors")) == 1
+
+
+def test_results_that_other_slides_standardise_are_compared_with_their_like(
+    run, slides, healthy, tmp_path
+):
+    out = heatmap(run, slides, tmp_path / "out")
+    others = heatmap(run, tmp_path / "more" / "n0.tif", tmp_path / "others", scales_um=0)
+    wsiad.export(results=out, scales_from=healthy, quiet=True)
+    with pytest.raises(InputError, match="standardised_by is the run and not 3 healthy slides"):
+        wsiad.significance(
+            results=out, healthy=heatmap(run, slides, tmp_path / "by_run"), quiet=True
+        )
+    # A slide that standardises scales cannot be compared by them: its own scores are among those.
+    with pytest.raises(InputError, match=r"n0 of .*healthy: is also in .*others"):
+        wsiad.export(results=others, scales_from=healthy, quiet=True)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    write_tiff(apart / "h.tif", image(lesion=False)[:, ::-1], mpp=0.5, levels=1)
+    reference = heatmap(run, apart, tmp_path / "reference", scales_um=0)
+    wsiad.export(results=reference, scales_from=healthy, quiet=True)
+    found = wsiad.significance(results=out, healthy=reference, quiet=True)
+    assert {row.slide: row.p_slide for row in found.rows}["tumour"] == 0.5
+
+
+def test_healthy_slides_that_cannot_standardise_scales(run, slides, healthy, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out")
+    fine = heatmap(run, tmp_path / "more", tmp_path / "fine", stride=16)
+    with pytest.raises(InputError, match="fine: holds results of another run or of other options"):
+        wsiad.export(results=out, scales_from=fine, quiet=True)
+    with pytest.raises(InputError, match="nowhere"):
+        wsiad.export(results=out, scales_from=tmp_path / "nowhere", quiet=True)
+    record = json.loads((run / "run.json").read_text())
+    print_of = wsiad.Results(healthy).slide("n1").fingerprint()
+    record["slides"] = {"fit": {"n1": print_of}}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"n1 of .*was used for the run"):
+        wsiad.export(results=out, scales_from=healthy, quiet=True)
+
+
 def test_a_percentile_is_no_score_to_compare_slides_by(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out")
     with pytest.raises(ConfigError, match="slide_score"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,23 @@ def test_maps_are_read_back_as_they_were(tmp_path):
     for one, other in zip(found.maps, maps.maps, strict=True):
         assert (one.slide, one.pixel_um) == (other.slide, other.pixel_um)
         np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_maps_of_unequal_pixels_keep_the_size_of_each(tmp_path):
+    one, other = maps_of((3, 4), (1, 1)).maps
+    maps = HealthyMaps((one, replace(other, pixel_um=(50.5, 49.75))), SquareMicrons(2500.0))
+    maps.write(tmp_path / "a")
+    assert [m.pixel_um for m in HealthyMaps.read(tmp_path / "a").maps] == [
+        (50.0, 50.0),
+        (50.5, 49.75),
+    ]
+    tensors = load_file(tmp_path / "a")
+    with (tmp_path / "a").open("rb") as file:
+        about = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    about["wsiad"] = about["wsiad"].replace("[50.0,50.0],", "")
+    save_file(tensors, tmp_path / "a", metadata=about)
+    with pytest.raises(RunError, match="sizes of pixels of 1 of 2 maps"):
+        HealthyMaps.read(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,7 @@ OPTIONS = {
         suppression_radius_um=187.0
         results
         format=[]
+        scales_from=null
         workers=1
         quiet=false
     """,

@@ -16,6 +16,8 @@ estimated on healthy slides, each size separately and each slide with equal weig
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -225,6 +227,12 @@ class SpatialCalibration:
         best, index = _highest(means, self.scales)
         return SpatialMap(replace(heatmap, scores=best.astype(np.float32)), index, radii)
 
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides a map, 16 hexadecimal digits."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
         return {
@@ -322,14 +330,15 @@ def choose_scales(
         kept = "the map of 1 healthy slide" if maps else "no maps of healthy slides"
         return _alone(
             f"the run keeps {kept}, and neighbourhoods need {_FEWEST_SLIDES}. Train on at least "
-            "eight healthy slides whose tiles have positions"
+            "eight healthy slides whose tiles have positions, or pass results of healthy slides "
+            "to wsiad export --scales-from"
         )
     if maps is None:
         raise InputError(
             "has no maps of healthy slides, by which scales_um could be standardised",
             subject=subject,
-            remedy="Train again on a store of at least three healthy slides with positions, "
-            "or leave out --scales-um.",
+            remedy="Train again on a store of at least three healthy slides with positions, pass "
+            "results of healthy slides to wsiad export --scales-from, or leave out --scales-um.",
         )
     found = SpatialCalibration.of(
         maps.maps, percentile=calibration.percentile, scales_um=scales_um, window=maps.window

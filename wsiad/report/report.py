@@ -24,7 +24,7 @@ from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEnt
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results
-from wsiad.results.identity import ALONE_BECAUSE, DERIVED
+from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
@@ -414,7 +414,7 @@ def _evaluated_otherwise(
 
     Figures do not depend on the options of regions and evidence.
     """
-    keys = {*DetectionOptions.model_fields, *SpaceOptions.model_fields}
+    keys = {*DetectionOptions.model_fields, *SpaceOptions.model_fields, STANDARDISED_BY}
     if ((evaluated.get("made_by") or {}).get("config") or {}).get("slide_score") == "top_k_mean":
         keys.add("top_k")
     first, second = ({k: v for k, v in one.items() if k in keys} for one in (was, now))
@@ -443,11 +443,16 @@ def _space_notes(facts: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "Regions, detections and scan scores come from neighbourhoods of windows with radii of "
             f"{', '.join(f'{scale:g}' for scale in scales)} µm. Their scores are standard "
-            "deviations above the means of such neighbourhoods on healthy slides, and percentiles "
-            "of regions are shares of healthy neighbourhoods. They cannot be compared with Max, "
-            "Top-k, Percentile and the colours of heatmaps, which are of single windows: a region "
-            "need not contain a window that stands out."
+            f"deviations above the means of such neighbourhoods on {_healthy(facts)}, and "
+            "percentiles of regions are shares of healthy neighbourhoods. They cannot be compared "
+            "with Max, Top-k, Percentile and the colours of heatmaps, which are of single windows: "
+            "a region need not contain a window that stands out."
         )
+
+
+def _healthy(facts: Mapping[str, Any]) -> str:
+    by = (facts.get(DERIVED) or {}).get(STANDARDISED_BY)
+    return f"{str(by).split(',')[0]} of other results" if by else "healthy slides of the run"
 
 
 def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:

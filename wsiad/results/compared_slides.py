@@ -13,6 +13,7 @@ import numpy as np
 from wsiad.conformal.judgement import SlideScores
 from wsiad.core.config import read_yaml
 from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.geometry import SquareMicrons
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SCAN_AGAIN, StoredScore
 from wsiad.heatmaps.heatmap_task import ReadingOptions, ScoringOptions
@@ -21,6 +22,7 @@ from wsiad.results.folder import Results
 from wsiad.results.identity import DERIVED, region_differences
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
+from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 from wsiad.slides.slide_table import OK
 
 
@@ -126,6 +128,26 @@ class ComparedFolder:
             else "Score slides with `wsiad heatmap`.",
         )
 
+    def check_same_scores(self, digest: str) -> None:
+        """Check that the slides were scored by a run and options.
+
+        Parameters
+        ----------
+        digest : str
+            Digest of the run and of the options that decide the scores.
+
+        Raises
+        ------
+        InputError
+            They were not.
+        """
+        if self.facts["digest"] != digest:
+            raise InputError(
+                "holds results of another run or of other options",
+                subject=str(self.path),
+                remedy="Score the healthy slides with the same run and options.",
+            )
+
     def check_healthy(self, learnt_from: Mapping[str, str]) -> None:
         """Check that the slides are healthy and held out from the run, and that each occurs once.
 
@@ -174,6 +196,26 @@ class ComparedFolder:
                     subject=f"{slide.name} of {self.path}",
                     remedy="Leave it out of one folder: a slide cannot be compared with itself.",
                 )
+
+
+def maps_of(healthy: ComparedFolder) -> HealthyMaps:
+    """Read the heatmaps of healthy slides, by which scales can be standardised.
+
+    Raises
+    ------
+    InputError
+        There is no slide, or a file of a slide is missing or damaged.
+    """
+    if not healthy.slides:
+        raise healthy.no_slides()
+    maps = []
+    for slide in healthy.slides:
+        heatmap = slide.results.heatmap()
+        maps.append(HealthyMap(slide.name, heatmap.scores, heatmap.pixel_um))
+    window = healthy.slides[0].results.windows()[0]
+    spacing = heatmap.spacing
+    area = float(window["width"]) * spacing.x * float(window["height"]) * spacing.y
+    return HealthyMaps(tuple(maps), SquareMicrons(area))
 
 
 def read_folder(path: Path, *, score: StoredScore = "max") -> ComparedFolder:

@@ -52,7 +52,7 @@ from wsiad.results.file_names import (
     SPATIAL_PICTURE,
     SPATIAL_PLACEMENT,
 )
-from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS
+from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, STANDARDISED_BY
 from wsiad.results.overlay import RGB, outline_regions, overlay, read_picture, write_picture
 from wsiad.results.region_fields import write_fields
 from wsiad.results.region_table import write_regions
@@ -63,6 +63,9 @@ from wsiad.slides.slide import Slide
 
 REGION_KEYS = tuple(key for key in RegionOptions.model_fields if key != "top_k")
 """Options that decide the regions."""
+
+SPACE_KEYS = (*SpaceOptions.model_fields, STANDARDISED_BY)
+"""Values that decide the map of neighbourhoods."""
 
 _SPATIAL = (SPATIAL, SPATIAL_PICTURE, SPATIAL_PLACEMENT)
 
@@ -105,11 +108,11 @@ class Parts:
         def differ(*keys: str) -> bool:
             return any(there.get(key) != derived.get(key) for key in keys)
 
-        regions = lacking or differ(*REGION_KEYS)
+        regions = lacking or differ(*REGION_KEYS, *SPACE_KEYS)
         return cls(
             regions=regions,
             evidence=regions or differ(*EvidenceOptions.model_fields, EXAMPLES),
-            detections=differ(*DetectionOptions.model_fields, *SpaceOptions.model_fields),
+            detections=differ(*DetectionOptions.model_fields, *SPACE_KEYS),
         )
 
     @property

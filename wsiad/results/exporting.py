@@ -17,6 +17,8 @@ from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
+from wsiad.heatmaps.space_options import ALONE
+from wsiad.results.compared_slides import maps_of, read_folder
 from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
@@ -26,11 +28,13 @@ from wsiad.results.identity import (
     DERIVED,
     EXAMPLES,
     FORMATS,
+    STANDARDISED_BY,
     derived_values,
     options_of,
     stated,
 )
 from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scales
+from wsiad.results.significance_comparison import slides_of_run
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
@@ -99,7 +103,13 @@ class Export:
     said: tuple[str, ...]
 
 
-def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]) -> Export:
+def begin_export(
+    results: Path,
+    given: Mapping[str, Any],
+    formats: Iterable[str],
+    *,
+    scales_from: Path | None = None,
+) -> Export:
     """Record the new options in the results, and list the work that they need.
 
     Parameters
@@ -110,27 +120,35 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
         Options to change, by name; the others stay as they are.
     formats : iterable of str
         Formats to add.
+    scales_from : Path, optional
+        Results of healthy slides that standardise the scales from now on.
 
     Raises
     ------
     InputError
-        The folder contains no results, or they are damaged or of an earlier version.
+        The folder contains no results, or they are damaged or of an earlier version; or the
+        healthy slides cannot standardise scales.
     """
     folder = Results(results)
     facts = folder.facts
     before = options_of(facts, results)
+    by = facts.get(STANDARDISED_BY)
+    maps = None
+    if scales_from is not None:
+        maps, by = _standardising(results, scales_from)
+        if before.scales_um == ALONE:
+            given = {"scales_um": "auto", **given}
+    elif (results / HEALTHY_MAPS).exists():
+        maps = HealthyMaps.read(results / HEALTHY_MAPS)
     changed = {**before.model_dump(), **given}
     options = build(HeatmapOptions, changed, source="export")
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    scales = choose_scales(
-        HealthyMaps.read(results / HEALTHY_MAPS) if (results / HEALTHY_MAPS).exists() else None,
-        calibration,
-        options,
-        subject=str(results),
-    )
+    scales = choose_scales(maps, calibration, options, subject=str(results))
     options = options.model_copy(update={"scales_um": scales.scales_um})
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
+    if by and maps and scales.calibration:
+        derived[STANDARDISED_BY] = f"{len(maps)} healthy slides, {scales.calibration.digest}"
     tasks = [
         ExportTask(
             slide=SlideInput(
@@ -166,9 +184,28 @@ def begin_export(results: Path, given: Mapping[str, Any], formats: Iterable[str]
         now[ALONE_BECAUSE] = scales.reason
     if gone := forget_other_regions(results, facts, now):
         said.append(gone)
+    if scales_from is not None and maps:
+        now[STANDARDISED_BY] = by
+        maps.write(results / HEALTHY_MAPS)
     write_json(results / FACTS, now)
     write_scales(results, scales.calibration)
     return Export(tasks, names, tuple(said))
+
+
+def _standardising(results: Path, healthy: Path) -> tuple[HealthyMaps, dict[str, Any]]:
+    """Return the heatmaps of healthy slides, and what ``run.json`` states of them.
+
+    Raises
+    ------
+    InputError
+        They are not healthy slides of the same run that took part in nothing.
+    """
+    tested, folder = read_folder(results), read_folder(healthy)
+    folder.check_same_scores(tested.facts["digest"])
+    folder.check_healthy(slides_of_run(tested) or {})
+    folder.check_apart(tested)
+    slides = [slide.name for slide in folder.slides]
+    return maps_of(folder), {"results": str(healthy.absolute()), "slides": slides}
 
 
 def _has_results(slide: SlideResults) -> bool:

@@ -34,6 +34,10 @@ from wsiad.tissue.tissue_options import QualityThresholds
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
 """Keys of ``run.json`` and of a slide's record."""
 
+STANDARDISED_BY = "standardised_by"
+"""Key of ``run.json``, healthy slides that standardise the scales in place of those of the run:
+their folder and names. Among derived values it is a digest of the scales."""
+
 ALONE_BECAUSE = "single_windows_because"
 """Key of ``run.json``: reason why regions come from single windows, if nobody asked for them."""
 
@@ -97,7 +101,7 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
 
 def stated(derived: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of :func:`derived_values` with those that it leaves out."""
-    return {"scales_um": list(ALONE), **derived}
+    return {"scales_um": list(ALONE), STANDARDISED_BY: "the run", **derived}
 
 
 def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
@@ -110,7 +114,8 @@ def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
         not separate scores and derived parts.
     """
     check_parted(facts, results)
-    derived = {key: value for key, value in stated(facts[DERIVED]).items() if key != EXAMPLES}
+    others = (EXAMPLES, STANDARDISED_BY)
+    derived = {key: value for key, value in stated(facts[DERIVED]).items() if key not in others}
     values = {**facts[SCORED], **derived, "viewers": facts[FORMATS]}
     try:
         return build(HeatmapOptions, values, source=str(results / FACTS))
@@ -250,7 +255,7 @@ def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[s
     first, second = stated(first), stated(second)
     return [
         f"{key} is {first.get(key)} and not {second.get(key)}"
-        for key in RegionOptions.model_fields
+        for key in (*RegionOptions.model_fields, STANDARDISED_BY)
         if first.get(key) != second.get(key)
     ]
 

@@ -100,6 +100,8 @@ class Scoring:
         write_json(self.results / CALIBRATION, self.calibration.to_json())
         if self.maps:
             self.maps.write(self.results / HEALTHY_MAPS)
+        else:  # those of healthy results would be taken for those of the run
+            (self.results / HEALTHY_MAPS).unlink(missing_ok=True)
         write_scales(self.results, self.spatial)
         write_legend(self.results / LEGEND, colour_scale(self.calibration))
 

@@ -209,7 +209,7 @@ def check_folders(
     InputError
         They cannot be compared; the error names the slide or the difference.
     """
-    learnt_from = _learnt_from(Path(tested.facts.get("run", "")))
+    learnt_from = slides_of_run(tested)
     for folder in [healthy, *([check] if check else [])]:
         folder.check_same_run(tested)
         folder.check_healthy(learnt_from or {})
@@ -219,11 +219,13 @@ def check_folders(
     return learnt_from
 
 
-def _learnt_from(run: Path) -> dict[str, str] | None:
+def slides_of_run(folder: ComparedFolder) -> dict[str, str] | None:
+    """Return the use of slides by the run of results, by fingerprint; ``None`` if it is unknown."""
     from wsiad.runs.run import RunFolder
 
     try:
-        return RunFolder.open(run).record().slides_by_fingerprint or None
+        record = RunFolder.open(Path(folder.facts.get("run", ""))).record()
+        return record.slides_by_fingerprint or None
     except RunError:  # it may have been moved since: a warning says that nobody could check
         return None
 

@@ -33,9 +33,12 @@ _MOST_PIXELS = 1 << 30
 """Maximum number of pixels of all maps together: 4 GiB, a thousand slides of a million windows."""
 
 
+_Pixel = tuple[pydantic.PositiveFloat, pydantic.PositiveFloat]
+
+
 class _About(Config):
     format: Literal[1] = 1
-    pixel_um: pydantic.PositiveFloat
+    pixel_um: pydantic.PositiveFloat | tuple[_Pixel, ...]
     window_um: pydantic.PositiveFloat
     slides: tuple[str, ...]
 
@@ -132,8 +135,10 @@ class HealthyMaps:
 
     def write(self, path: Path) -> None:
         """Write the maps to a file, atomically; equal maps give equal bytes."""
+        pixels = tuple(one.pixel_um for one in self.maps)
+        first = pixels[0][0]
         about = _About(
-            pixel_um=self.maps[0].pixel_um[0],
+            pixel_um=first if set(pixels) == {(first, first)} else pixels,
             window_um=float(self.window) ** 0.5,
             slides=tuple(one.slide for one in self.maps),
         )
@@ -167,9 +172,13 @@ class HealthyMaps:
             sound = scores.ndim == 2 and scores.dtype == np.float32
             if not sound or np.isinf(scores).any() or np.isnan(scores).all():
                 raise _damaged(path, f"the map of {name} is not one of scores")
-        pixel = (about.pixel_um, about.pixel_um)
-        maps = [HealthyMap(*pair, pixel) for pair in zip(about.slides, found, strict=True)]
-        return cls(tuple(maps), SquareMicrons(about.window_um**2))
+        pixels = about.pixel_um
+        if not isinstance(pixels, tuple):
+            pixels = ((pixels, pixels),) * len(found)
+        if len(pixels) != len(found):
+            raise _damaged(path, f"sizes of pixels of {len(pixels)} of {len(found)} maps")
+        maps = tuple(HealthyMap(*one) for one in zip(about.slides, found, pixels, strict=True))
+        return cls(maps, SquareMicrons(about.window_um**2))
 
 
 def _placed(

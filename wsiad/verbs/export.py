@@ -29,6 +29,9 @@ class ExportConfig(QuietOptions, DetectionOptions, RegionOptions):
     format: Texts = ()
     """Formats to add: `qupath`, `asap`, `ome-zarr`, or one of another package. Every results
     folder already has `png`, `ome-tiff`, `geojson` and `camelyon`."""
+    scales_from: Path | None = None
+    """Results folder of healthy slides that took part in nothing, scored by the same run with the
+    same options: they standardise `scales_um` in place of the run's own few."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of processes on this machine; each works on one slide at a time."""
 
@@ -84,7 +87,7 @@ def export(config: ExportConfig) -> ExportResult:
     from wsiad.results.qupath_project import write_results_project
 
     given = {key: getattr(config, key) for key in config.model_fields_set & config.kept}
-    plan = begin_export(config.results, given, config.format)
+    plan = begin_export(config.results, given, config.format, scales_from=config.scales_from)
     folders = {config.results, *(task.folder.parent for task in plan.tasks)}
     clear_leftovers(*folders)
     try:
