@@ -1,5 +1,7 @@
 """Encoders by name: every entry is built, and weights that do not fit exactly are refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ torchvision_models()
 pytest.importorskip("timm", reason="the optional dependency timm is not installed")
 
 PUBLISHED = table().encoders
+ROOT = Path(__file__).parents[2]
 
 
 def features(encoder, tensors=None, embedding=None, **options):
@@ -220,3 +223,14 @@ def test_window_and_scale():
     assert table().get("dinov2-s").misfit(64, 9.0) == ""
     assert table().get("dinov2-s").window_px(9.0, most=64) == 64
     assert formula("a", (2,)).tolist() != formula("b", (2,)).tolist()
+
+
+def test_the_guide_lists_every_encoder_as_its_entry_states():
+    guide = (ROOT / "docs/encoders.md").read_text("utf-8").partition("## The encoders")[2]
+    rows = [line for line in guide.partition("Left out")[0].splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [encoder.name for encoder in PUBLISHED]
+    for row, encoder in zip(rows, PUBLISHED, strict=True):
+        parts = (f"`{encoder.network}`", f"| {encoder.parameters / 1e6:.1f} |",
+                 f"{encoder.dim}, `{encoder.embedding}`", encoder.licence)  # fmt: skip
+        assert [part for part in parts if part not in row] == []
+        assert ("; gated" in row) == bool(encoder.gated)
