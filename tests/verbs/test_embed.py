@@ -389,3 +389,63 @@ def test_tiles_without_a_slide_are_embedded_and_not_exported(tmp_path, calls):
     assert [row.reason for row in result.failed] == [
         "was imported without a slide: its tiles have no coordinates. Embed a store of slides."
     ]
+
+
+@pytest.mark.slow
+def test_workers_write_the_same_features(plain, stores, tmp_path):
+    one = embed(stores[0])
+    other = embed(shutil.copytree(plain[0], tmp_path / "other"), workers=2)
+    assert not other.failed
+    for folder in (one, other):
+        assert [row.slide for row in folder.rows] == ["s0", "s1", "s2", "s3", "s4"]
+    first, second = (
+        {
+            path.relative_to(result.folders[0] / "features.zarr"): path.read_bytes()
+            for path in (result.folders[0] / "features.zarr").rglob("*")
+            if path.is_file()
+        }
+        for result in (one, other)
+    )
+    assert first == second
+
+
+def test_one_slide_is_open_at_a_time(stores, calls, monkeypatch):
+    from wsiad.store.stored_features import FeatureFolder
+    from wsiad.store.tile_source import StoreTiles
+
+    embed(stores[0])
+    slides = list(TileStore(stores[0]))
+    (folder,) = feature_folders(stores[0])
+    opened = []
+    whole = FeatureFolder.slide
+    monkeypatch.setattr(
+        FeatureFolder, "slide", lambda self, s: opened.append(s.name) or whole(self, s)
+    )
+    source = StoreTiles([(slide, np.arange(2, 5)) for slide in slides])
+    features = source.features(folder.identity)
+    assert opened == []
+    found = features.take(np.arange(len(source)))
+    assert opened == ["s0", "s1", "s2", "s3", "s4"]
+    for number, slide in enumerate(slides):
+        mine = whole(folder, slide).take(np.arange(2, 5))
+        np.testing.assert_array_equal(found[3 * number : 3 * number + 3], mine)
+    np.testing.assert_array_equal(features.take(np.array([14, 0, 7])), found[[14, 0, 7]])
+    assert features.take(np.empty(0, np.int64)).shape == (0, 2, 2, 128)
+
+
+def test_calls_begin_at_different_slides(stores, calls):
+    from wsiad.runs.embedding_options import EmbeddingOptions
+
+    (planned,) = plan_embedding(
+        stores[0], EmbeddingOptions(options=KNN, weights="random"), device="cpu", max_gib=1
+    )
+    asked = {"device": "cpu", "shard": None}
+    orders = {
+        tuple(task.slide.name for task in planned.tasks(EmbeddingOptions(), **asked))
+        for _ in range(200)
+    }
+    assert len(orders) == 5  # one for each slide; missed once in 10¹⁹ runs
+    assert {tuple(sorted(order)) for order in orders} == {("s0", "s1", "s2", "s3", "s4")}
+    asked["shard"] = "2/2"
+    names = {task.slide.name for task in planned.tasks(EmbeddingOptions(), **asked)}
+    assert names == {"s1", "s3"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.compute.batch import BatchTask
+from wsiad.compute.compute_options import take_shard
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError
 from wsiad.core.geometry import Mpp, TilePx
@@ -84,8 +86,15 @@ class Planned:
     folder: FeatureFolder
     slides: tuple[StoredSlide, ...]
 
-    def tasks(self, options: EmbeddingOptions, device: str) -> list[EmbeddingTask]:
-        """Return a task for each slide."""
+    def tasks(
+        self, options: EmbeddingOptions, *, device: str, shard: str | None
+    ) -> list[EmbeddingTask]:
+        """Return a task for each slide, beginning at any of them.
+
+        Several calls at a time therefore meet late, and each skips what the others have done.
+        """
+        mine = take_shard(self.slides, shard)
+        first = secrets.randbelow(max(1, len(mine)))
         return [
             EmbeddingTask(
                 slide=SlideInput(slide.name, slide.store),
@@ -93,7 +102,7 @@ class Planned:
                 options=options,
                 device=device,
             )
-            for slide in self.slides
+            for slide in mine[first:] + mine[:first]
         ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from wsiad.store.dataset import (
     shuffled,
     window_of,
 )
-from wsiad.store.stored_features import SlideFeatures, Vectors, feature_folders, find_features
+from wsiad.store.stored_features import (
+    FeatureFolder,
+    SlideFeatures,
+    Vectors,
+    feature_folders,
+    find_features,
+)
 from wsiad.store.stored_slide import StoredSlide
 
 logger = logging.getLogger(__name__)
@@ -103,13 +110,16 @@ class StoreTiles:
         StoreError
             A folder of features is damaged.
         """
-        opened = []
-        for slide, _ in self._parts:
-            folder = find_features(slide.store, identity)
+        folders: dict[Path, FeatureFolder | None] = {}
+        found = []
+        for slide, wanted in self._parts:
+            if slide.store not in folders:
+                folders[slide.store] = find_features(slide.store, identity)
+            folder = folders[slide.store]
             if folder is None or not folder.holds(slide):
                 return None
-            opened.append(folder.slide(slide))
-        return StoreFeatures(opened, [wanted for _, wanted in self._parts])
+            found.append((folder, slide, wanted))
+        return StoreFeatures(found)
 
     def why_no_features(self, identity: Mapping[str, Any]) -> str:
         """Return why the stores have features, but not all of an identity; empty without any."""
@@ -151,15 +161,15 @@ class StoreFeatures:
 
     Parameters
     ----------
-    slides : sequence of SlideFeatures
-        Features of each slide.
-    wanted : sequence of ndarray of int64
-        Sorted indices of the wanted tiles of each slide.
+    parts : sequence of (FeatureFolder, StoredSlide, ndarray of int64)
+        Folder of the features, and sorted indices of the wanted tiles, for each slide. One slide
+        is open at a time.
     """
 
-    def __init__(self, slides: Sequence[SlideFeatures], wanted: Sequence[Indices]) -> None:
-        self._slides, self._wanted = slides, wanted
-        self._first = np.cumsum([0, *map(len, wanted)])
+    def __init__(self, parts: Sequence[tuple[FeatureFolder, StoredSlide, Indices]]) -> None:
+        self._parts = parts
+        self._first = np.cumsum([0, *(len(wanted) for _, _, wanted in parts)])
+        self._opened: tuple[int, SlideFeatures] | None = None
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -176,14 +186,20 @@ class StoreFeatures:
         parts = []
         for slide in np.unique(owner).tolist():
             here = np.flatnonzero(owner == slide)
-            within = self._wanted[slide][positions[here] - self._first[slide]]
-            parts.append((here, self._slides[slide].take(within)))
+            within = self._parts[slide][2][positions[here] - self._first[slide]]
+            parts.append((here, self._slide(slide).take(within)))
         if not parts:
-            return self._slides[0].take(positions)
+            return self._slide(0).take(positions)
         out = np.empty((len(positions), *parts[0][1].shape[1:]), np.float32)
         for here, found in parts:
             out[here] = found
         return out
+
+    def _slide(self, number: int) -> SlideFeatures:
+        if self._opened is None or self._opened[0] != number:
+            folder, slide, _ = self._parts[number]
+            self._opened = number, folder.slide(slide)
+        return self._opened[1]
 
 
 class ChunkedTiles:

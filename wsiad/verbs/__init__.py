@@ -50,7 +50,7 @@ wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
         """\
 wsiad embed store/ --option backbone=squeezenet1_1
 wsiad embed store/ --detector linear-probe --weights densenet121.safetensors
-wsiad embed store/ --config train.yaml --dtype float32
+wsiad embed store/ --option backbone=resnet50 --option places=1 --h5 features/
 wsiad embed store/ --workers 4""",
     ),
     "train": Verb(

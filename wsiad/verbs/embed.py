@@ -115,7 +115,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
         write_config(folder / CONFIG, config)
         rows += run_batch(
             embed_one,
-            take_shard(one.tasks(options, config.device), config.shard),
+            one.tasks(options, device=config.device, shard=config.shard),
             row=FeatureRow,
             table=SlideTable(folder / SLIDES_TABLE, FeatureRow),
             options=compute,
