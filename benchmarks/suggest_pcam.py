@@ -1,8 +1,8 @@
 """AUROC on PatchCamelyon after labelling 20 of 3,000 tiles, chosen in several ways.
 
 `knn`, fitted on other healthy tiles, scores the pool, of which a tenth is tumour. 20 tiles are
-chosen at random, by the highest score, as `wsiad suggest` does, or as it does with a quarter of
-uncertain ones (between the healthy 90 and 99 % quantiles), and their labels are looked up. The
+chosen at random, by the highest score, and as `wsiad suggest` does, without and with a quarter of
+unsure ones (between the healthy 90 and 99 % quantiles), and their labels are looked up. The
 tumour tiles found teach `linear-probe` and `devnet`, which are scored on the other split::
 
     python benchmarks/suggest_pcam.py --healthy train_normal.tar --anomalies train_tumour.tar \
@@ -66,8 +66,8 @@ def chosen(scores, vectors, count, *, healthy, seed) -> dict[str, np.ndarray]:
     return {
         "random": np.random.default_rng(seed).choice(len(scores), count, replace=False),
         "highest score": np.argsort(-scores, kind="stable")[:count],
-        "suggest": like_others(scores, vectors, count),
-        "suggest, a quarter unsure": with_unsure(scores, vectors, count, healthy=healthy),
+        "suggest --unsure 0": like_others(scores, vectors, count),
+        "suggest": with_unsure(scores, vectors, count, healthy=healthy),
     }
 
 

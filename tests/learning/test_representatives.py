@@ -18,7 +18,7 @@ def crowds(*sizes, apart=10.0, seed=0):
     )
 
 
-def choose(vectors, count, *, most=1000, groups=None, taken=None, weights=None):
+def choose(vectors, count, *, most=1000, groups=None, taken=None, weights=None, used=None):
     return representatives(
         vectors,
         count,
@@ -26,6 +26,7 @@ def choose(vectors, count, *, most=1000, groups=None, taken=None, weights=None):
         groups=groups or ["one"] * len(vectors),
         most=most,
         taken=taken,
+        used=used,
     ).tolist()
 
 
@@ -82,6 +83,8 @@ def test_a_group_has_its_maximum():
     groups = ["a"] * 20 + ["b"] * 20
     chosen = choose(vectors, 10, most=2, groups=groups)
     assert sorted(groups[index] for index in chosen) == ["a", "a", "b", "b"]
+    chosen = choose(vectors, 10, most=2, groups=groups, used={"a": 2, "b": 1})
+    assert [groups[index] for index in chosen] == ["b"]
 
 
 def test_a_choice_continues_where_an_earlier_one_ended():

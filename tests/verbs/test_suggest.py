@@ -17,7 +17,9 @@ from support.stores import content
 from wsiad.cli import main
 from wsiad.core.errors import ConfigError, DetectorError, InputError, StoreMismatchError
 from wsiad.detectors import registry
+from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
+from wsiad.runs.run import RunFolder
 from wsiad.store.tile_store import TileStore
 
 PX, ROWS, COLUMNS = 32, 10, 14
@@ -50,7 +52,11 @@ def image(seed, *, lesion=True):
 
 @pytest.fixture
 def run(tmp_path):
-    return make_run(tmp_path / "run", size=PX)
+    """A run by whose healthy scores, 0 to 255, lesions are above the 90 % quantile."""
+    run = make_run(tmp_path / "run", size=PX)
+    healthy = np.linspace(0, 255, 1001, dtype=np.float32)
+    RunFolder(run).write_calibration(Calibration.of(healthy, n_slides=3))
+    return run
 
 
 @pytest.fixture
@@ -120,7 +126,7 @@ def test_images_table_and_geojson_are_of_the_same_windows(results, tmp_path):
     assert shown == {one.rank: (one.slide, one.x, one.y) for one in found.rows}
     record = json.loads((tmp_path / "out" / "suggestions.json").read_text())
     assert record["run"] == str(tmp_path / "run")
-    assert record["candidates"] == 80
+    assert record["candidates"] == {"score": 80}
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["count"] == 8
     assert not (tmp_path / "out" / ".candidates").exists()
 
@@ -184,11 +190,24 @@ def test_neighbourhoods_are_the_default_where_there_are_some(results, tmp_path):
         suggest(results, tmp_path / "none", by="neighbourhood")
     wsiad_facts["derived"]["scales_um"] = [100.0]
     (results / "run.json").write_text(json.dumps(wsiad_facts))
-    found = suggest(results, tmp_path / "out", count=4, candidates=12)
+    found = suggest(results, tmp_path / "out", count=4, candidates=12, unsure=0)
     assert set(places(found.rows)) <= {(0, COLUMNS - n) for n in (1, 2, 3)}
     assert {(row.why, row.strength) for row in found.rows} == {("neighbourhood", 5.0)}
     other = suggest(results, tmp_path / "other", count=4, by="score")
     assert {row.why for row in other.rows} == {"score"}
+
+
+def test_a_share_is_between_usual_and_strange(results, tmp_path):
+    # The strangest four of each slide are the odd ones; the lesions have the 90 % quantile.
+    found = suggest(results, tmp_path / "out", count=8, candidates=16, unsure=0.5, per_slide=4)
+    assert [row.why for row in found.rows] == ["score"] * 4 + ["unsure"] * 4
+    assert set(places(found.rows[:4])) <= set(ODD)
+    assert set(places(found.rows[4:])) <= set(LESION)
+    assert all(90 <= row.percentile < 99 for row in found.rows[4:])
+    counts = [sum(row.slide == name for row in found.rows) for name in "abcd"]
+    assert max(counts) <= 4
+    record = json.loads((tmp_path / "out" / "suggestions.json").read_text())
+    assert record["candidates"] == {"score": 16, "unsure": 12}
 
 
 def test_sorted_images_come_back_as_labelled_tiles(results, run, tmp_path):

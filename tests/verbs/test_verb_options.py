@@ -249,6 +249,7 @@ OPTIONS = {
         per_slide=null
         candidates=null
         by=null
+        unsure=0.25
         known=[]
         device="auto"
         quiet=false

@@ -56,7 +56,8 @@ class Suggestion:
     strength : float
         Value by which it was a candidate.
     why : str
-        Name of that value: ``"neighbourhood"`` or ``"score"``.
+        Name of that value, ``"neighbourhood"`` or ``"score"``; or ``"unsure"`` for a window whose
+        score is between usual and strange.
     """
 
     rank: int

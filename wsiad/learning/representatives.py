@@ -14,7 +14,7 @@ Smola, UAI 2010).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,7 @@ def representatives(
     groups: Sequence[Hashable],
     most: int,
     taken: npt.NDArray[np.bool_] | None = None,
+    used: Mapping[Hashable, int] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Choose vectors that stand for many others, and not for the same ones.
 
@@ -108,6 +109,8 @@ def representatives(
     taken : ndarray of bool, (N,), optional
         True for vectors that were chosen earlier: they are not chosen again, and what they stand
         for has no weight.
+    used : mapping of hashable to int, optional
+        Number of vectors that other choices took of a group, which count towards `most`.
 
     Returns
     -------
@@ -125,7 +128,8 @@ def representatives(
     free = np.ones(len(like), bool) if taken is None else ~taken
     for index in np.flatnonzero(~free):
         weight *= 1 - like[index]
-    used: Counter[Hashable] = Counter()
+    counts: Counter[Hashable] = Counter(used or {})
+    free &= np.array([counts[group] < most for group in groups], bool)
     chosen: list[int] = []
     while len(chosen) < count and free.any():
         gain = np.where(free, like @ weight, -np.inf)
@@ -133,7 +137,7 @@ def representatives(
         chosen.append(best)
         weight *= 1 - like[best]
         free[best] = False
-        used[groups[best]] += 1
-        if used[groups[best]] >= most:
+        counts[groups[best]] += 1
+        if counts[groups[best]] >= most:
             free &= np.array([group != groups[best] for group in groups])
     return np.array(chosen, np.int64)

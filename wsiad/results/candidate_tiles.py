@@ -19,12 +19,15 @@ from wsiad.learning.detector import Detector, Tiles
 from wsiad.learning.devices import windows_at_once
 from wsiad.results.label_candidates import (
     SCORE,
+    UNSURE,
     Candidate,
     Known,
     LabelCandidates,
+    Why,
+    is_unsure,
+    of_all,
+    of_slide,
     share_of_slide,
-    strongest,
-    strongest_of_all,
 )
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
@@ -46,6 +49,7 @@ def candidate_tiles(
     device: torch.device,
     most: int,
     per_slide: int | None,
+    also_unsure: bool,
     known: Known,
     quiet: bool,
 ) -> LabelCandidates:
@@ -70,6 +74,8 @@ def candidate_tiles(
         Maximum number of candidates of a slide, see
         :func:`wsiad.results.label_candidates.share_of_slide`. Groups of imported tiles, which
         belong to no slide, have no maximum by default.
+    also_unsure : bool
+        True for as many candidates whose score is between usual and strange.
     known : collection of tuple
         Tiles that were suggested earlier.
     quiet : bool
@@ -114,16 +120,18 @@ def candidate_tiles(
                     subject=str(run),
                     remedy="Copy the run again, or train again: its weights are damaged.",
                 )
-            ordered = _tiles(
-                slide,
-                scores,
-                usable=usable[slide.name],
-                percentiles=calibration.percentile(scores),
-                known=known,
+            percentiles = calibration.percentile(scores)
+            mine = usable[slide.name]
+            between = mine[is_unsure(percentiles[mine])]
+            strange = _tiles(
+                slide, scores, usable=mine, percentiles=percentiles, known=known, why=SCORE
+            )
+            rest = _tiles(
+                slide, scores, usable=between, percentiles=percentiles, known=known, why=UNSURE
             )
             share = share_of_slide(most, len(slides)) if slide.has_geometry else most
-            by_slide.append(strongest(ordered, per_slide or share))
-    chosen = strongest_of_all(by_slide, most)
+            by_slide.append(of_slide(strange, rest if also_unsure else (), per_slide or share))
+    chosen = of_all(by_slide, most)
     if not any(not one.known for one in chosen):
         reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
         raise InputError(
@@ -153,6 +161,7 @@ def _tiles(
     usable: npt.NDArray[np.int64],
     percentiles: npt.NDArray[np.float32],
     known: Known,
+    why: Why,
 ) -> Iterator[Candidate]:
     """Yield the usable tiles of a slide: the known ones, then the strangest first."""
     boxes = None
@@ -173,6 +182,7 @@ def _tiles(
             score=score,
             percentile=float(percentiles[at]),
             strength=score,
+            why=why,
         )
 
     was = {at for at in usable.tolist() if known and candidate(at).place in known}

@@ -1,7 +1,7 @@
-"""Candidates for labels: the strangest windows of results, at most some of each slide.
+"""Candidates for labels, and the choice among them by the detector's features.
 
-They are chosen by what is stored, and only they are read from the slides again, with exactly the
-pixels that the detector saw. :mod:`wsiad.results.candidate_tiles` finds them in a store.
+:mod:`wsiad.results.candidate_windows` finds them in results, and
+:mod:`wsiad.results.candidate_tiles` in a store.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import numpy as np
@@ -19,23 +18,10 @@ import numpy.typing as npt
 
 from wsiad.core.errors import DetectorError, InputError, WsiadError
 from wsiad.core.geometry import Box, Mpp
-from wsiad.core.labels import is_healthy
 from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
-from wsiad.heatmaps.heatmap_task import SlideTask
-from wsiad.heatmaps.score_map import read_scores
-from wsiad.heatmaps.space_options import ALONE
-from wsiad.heatmaps.windows import identity_of
-from wsiad.learning.detector import Detector, Embeds, InputSpec, Tiles
+from wsiad.learning.detector import Detector, Embeds, Tiles
 from wsiad.learning.representatives import rank_weights, representatives
-from wsiad.results.evidence import window_places
-from wsiad.results.file_names import SPATIAL
-from wsiad.results.folder import Results
-from wsiad.results.identity import options_of
-from wsiad.results.records import SCORE_AGAIN
-from wsiad.results.scoring import window_source
-from wsiad.results.scoring_inputs import reading_tasks
-from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED, SlideRow
 
 Signal = Literal["neighbourhood", "score"]
@@ -43,6 +29,13 @@ Signal = Literal["neighbourhood", "score"]
 
 NEIGHBOURHOOD: Final = "neighbourhood"
 SCORE: Final = "score"
+UNSURE: Final = "unsure"
+
+Why = Literal["neighbourhood", "score", "unsure"]
+"""Reason why a window is a candidate."""
+
+BAND = (90.0, 99.0)
+"""Healthy percentiles of the score between which it is unsure whether a window is strange."""
 
 _BATCH = 64
 _FEWEST_SLIDES = 4
@@ -64,6 +57,8 @@ class Candidate:
         Score, and its percentile among healthy windows.
     strength : float
         Value by which it is a candidate: higher is stranger.
+    why : str
+        Name of that value; ``"unsure"`` for a window whose score is between usual and strange.
     known : bool
         True where it was suggested earlier.
     """
@@ -74,6 +69,7 @@ class Candidate:
     score: float
     percentile: float
     strength: float
+    why: Why
     known: bool = False
 
     @property
@@ -127,6 +123,7 @@ class LabelCandidates:
         count: int,
         *,
         per_slide: int | None,
+        unsure: float,
         keep: Keep,
         quiet: bool,
     ) -> tuple[list[Candidate], list[SlideRow]]:
@@ -141,6 +138,8 @@ class LabelCandidates:
         per_slide : int, optional
             Maximum number of windows of a slide, see :func:`share_of_slide`. Groups of imported
             tiles have no maximum by default.
+        unsure : float
+            Share of windows to choose among the unsure candidates, 0 to 1.
         keep : callable
             Function that keeps the pixels of a candidate.
         quiet : bool
@@ -168,16 +167,27 @@ class LabelCandidates:
                 subject=f"{failed[0].slide}: {failed[0].reason}",
                 remedy="Make the slides available where they were scored.",
             )
-        share = share_of_slide(count, slides) if self.bounds else count
-        chosen = representatives(
-            vectors,
-            count,
-            weights=rank_weights(np.array([one.strength for one in found])),
-            groups=[one.slide for one in found],
-            most=per_slide or share,
-            taken=np.array([one.known for one in found], bool),
-        )
-        return [found[index] for index in chosen.tolist()], failed
+        most = per_slide or (share_of_slide(count, slides) if self.bounds else count)
+
+        def chosen(number: int, *, unsure: bool, beside: Sequence[Candidate]) -> list[Candidate]:
+            at = [i for i, one in enumerate(found) if (one.why == UNSURE) == unsure]
+            mine = [found[i] for i in at]
+            indices = representatives(
+                vectors[at],
+                number,
+                weights=rank_weights(np.array([one.strength for one in mine])),
+                groups=[one.slide for one in mine],
+                most=most,
+                taken=np.array([one.known for one in mine], bool),
+                used=Counter(one.slide for one in beside),
+            )
+            return [mine[i] for i in indices.tolist()]
+
+        strange = chosen(count - round(unsure * count), unsure=False, beside=())
+        between = chosen(round(unsure * count), unsure=True, beside=strange)
+        # Where there are fewer unsure ones, more strange ones follow those chosen already.
+        strange = chosen(count - len(between), unsure=False, beside=between)
+        return [*strange, *between], failed
 
     def embedded(
         self, detector: Detector, keep: Keep, *, quiet: bool
@@ -263,7 +273,9 @@ def share_of_slide(count: int, slides: int) -> int:
     return -(-count // max(1, min(_FEWEST_SLIDES, slides)))
 
 
-def strongest(ordered: Iterable[Candidate], most: int) -> list[Candidate]:
+def strongest(
+    ordered: Iterable[Candidate], most: int, *, beside: Sequence[Candidate] = ()
+) -> list[Candidate]:
     """Choose candidates that do not overlap each other, the first ones first.
 
     Parameters
@@ -273,13 +285,18 @@ def strongest(ordered: Iterable[Candidate], most: int) -> list[Candidate]:
         more are taken than are needed.
     most : int
         Maximum number of new ones.
+    beside : sequence of Candidate
+        Candidates that were chosen before, and that none may overlap or be.
     """
     kept: list[Candidate] = []
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes = [one.box for one in beside if one.box is not None]
+    numbers = {one.number for one in beside}
     new = 0
     for candidate in ordered:
         if new >= most:
             break
+        if candidate.number in numbers:
+            continue
         if candidate.box is not None:
             if boxes and _overlaps(candidate.box, np.array(boxes)):
                 continue
@@ -313,141 +330,23 @@ def strongest_of_all(by_slide: Sequence[Sequence[Candidate]], most: int) -> tupl
     )
 
 
-def candidate_windows(
-    results: Results,
-    *,
-    run: Path,
-    signal: Signal | None,
-    most: int,
-    per_slide: int | None,
-    known: Known,
-    spec: InputSpec,
-    device: str,
-) -> LabelCandidates:
-    """Choose the candidates of a results folder.
-
-    Slides whose label means healthy have none.
-
-    Parameters
-    ----------
-    results : Results
-        Results folder.
-    run : Path
-        Run that made the results.
-    signal : str, optional
-        Value by which windows are candidates; by default that of the map of neighbourhoods, if
-        the results have it, else their score.
-    most : int
-        Maximum number of candidates.
-    per_slide : int, optional
-        Maximum number of candidates of a slide, see :func:`share_of_slide`.
-    known : collection of tuple
-        Windows that were suggested earlier.
-    spec : InputSpec
-        Input of the run's detector.
-    device : str
-        Name of the device.
-
-    Raises
-    ------
-    RunError
-        The run is missing, not complete or damaged.
-    InputError
-        The results are damaged, were made by another run, have no scored slide to choose from, or
-        have no map of neighbourhoods although it is requested.
-    """
-    neighbours = options_of(results.facts, results.path).scales_um != ALONE
-    if signal == NEIGHBOURHOOD and not neighbours:
-        raise InputError(
-            "has no map of neighbourhoods",
-            subject=str(results.path),
-            remedy="Run wsiad export on it with --scales-um 100 200 400, or set --by score.",
-        )
-    by: Signal = signal or (NEIGHBOURHOOD if neighbours else SCORE)
-    left_out: Counter[str] = Counter()
-    slides = []
-    for slide in results:
-        if not slide.is_scored:
-            left_out[f"status {slide.row.status}"] += 1
-        elif slide.row.label and is_healthy(slide.row.label):
-            left_out["labelled healthy"] += 1
-        else:
-            slides.append(slide)
-    cap = per_slide or share_of_slide(most, len(slides))
-    by_slide = [strongest(_windows(slide, by, known), cap) for slide in slides]
-    chosen = strongest_of_all(by_slide, most)
-    if not any(not one.known for one in chosen):
-        reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
-        raise InputError(
-            "holds no window to suggest" + (f" ({reasons})" if reasons else ""),
-            subject=str(results.path),
-            remedy="Score slides that are not labelled yet with wsiad heatmap.",
-        )
-    names = list(dict.fromkeys(one.slide for one in chosen))
-    tasks = reading_tasks(results, names, run=run, device=device)
-
-    def read(mine: Sequence[Candidate]) -> Iterator[Tiles]:
-        return _read(results.slide(mine[0].slide), tasks[mine[0].slide], mine, spec)
-
-    return LabelCandidates(
-        candidates=chosen,
-        signal=by,
-        mpp=spec.mpp,
-        bounds={name: results.slide(name).heatmap().bounds for name in names},
-        read=read,
-        left_out=dict(left_out),
-    )
+def is_unsure(percentiles: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Tell which windows have a score between usual and strange."""
+    return (percentiles >= BAND[0]) & (percentiles < BAND[1])
 
 
-def _windows(slide: SlideResults, signal: Signal, known: Known) -> Iterator[Candidate]:
-    """Yield the scored windows of a slide: the known ones, then the strongest first."""
-    table = slide.windows()
-    columns = ("x", "y", "width", "height")
-    boxes = np.stack([np.asarray(table[name], np.float64) for name in columns], axis=1)
-    scores = np.asarray(table["score"], np.float64)
-    strength = scores if signal == SCORE else _neighbourhoods(slide, boxes)
-    was = np.zeros(len(boxes), bool)
-    for place in known:
-        if place[0] == slide.name and len(place) == 1 + len(columns):
-            was |= (boxes == np.array(place[1:], np.float64)).all(axis=1)
-    strength = np.where(np.isfinite(strength), strength, -np.inf)
-    for at in np.lexsort((-strength, ~was)).tolist():
-        if was[at] or np.isfinite(strength[at]):
-            x, y, width, height = boxes[at].tolist()
-            yield Candidate(
-                slide=slide.name,
-                number=at,
-                box=(x, y, width, height),
-                score=float(scores[at]),
-                percentile=float(table["percentile"][at]),
-                strength=float(strength[at]),
-                known=bool(was[at]),
-            )
+def of_slide(
+    strange: Iterable[Candidate], between: Iterable[Candidate], most: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Choose the strange and the unsure candidates of a slide; see :func:`strongest`."""
+    first = strongest(strange, most)
+    return first, strongest(between, most, beside=first)
 
 
-def _neighbourhoods(slide: SlideResults, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the value of the map of neighbourhoods at the centre of each box."""
-    path = slide.folder / SPATIAL
-    values = read_scores(path, InputError, remedy=SCORE_AGAIN)
-    heatmap = slide.heatmap()
-    if values.shape != heatmap.scores.shape:
-        raise InputError("is not as large as the heatmap", subject=str(path), remedy=SCORE_AGAIN)
-    centres = boxes[:, :2] + boxes[:, 2:] / 2
-    column, row = heatmap.placement.from_level0(centres[:, 0], centres[:, 1])
-    rows, columns = values.shape
-    at = (np.clip(row.astype(int), 0, rows - 1), np.clip(column.astype(int), 0, columns - 1))
-    return values[at].astype(np.float64)
-
-
-def _read(
-    slide: SlideResults, task: SlideTask, mine: Sequence[Candidate], spec: InputSpec
-) -> Iterator[Tiles]:
-    """Yield the pixels of windows of a slide, if its file is still the one that was scored."""
-    if not task.slide.path.exists():
-        raise InputError(f"its file {task.slide.path} is not available", subject=slide.name)
-    if identity_of(task)["fingerprint"] != slide.fingerprint():
-        raise InputError("its file has changed since it was scored", subject=slide.name)
-    boxes = np.array([one.box for one in mine], np.float64)
-    with window_source(task, spec) as source:
-        rows, columns = window_places(boxes, source)
-        yield from source.again(rows, columns)
+def of_all(
+    by_slide: Sequence[tuple[list[Candidate], list[Candidate]]], most: int
+) -> tuple[Candidate, ...]:
+    """Choose strange candidates of all slides, at most so many, and as many unsure ones."""
+    parts = [strongest_of_all([slide[part] for slide in by_slide], most) for part in (0, 1)]
+    # Stable: the strange ones of a slide stay before its unsure ones.
+    return tuple(sorted((one for part in parts for one in part), key=lambda one: one.slide))

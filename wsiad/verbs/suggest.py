@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,6 +46,9 @@ class SuggestConfig(QuietOptions, DeviceOptions):
     by: Literal["neighbourhood", "score"] | None = None
     """Value by which windows are candidates: the map of neighbourhoods (see `--scales-um` of
     `wsiad heatmap`), or the score of each window alone; by default the map if there is one."""
+    unsure: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the windows to choose among as many more candidates whose score is between usual
+    and strange, the 90 and 99 % of healthy windows."""
     known: Paths = ()
     """Folders of earlier calls: their windows are not chosen again, nor many that look alike."""
 
@@ -105,6 +109,7 @@ def suggest(config: SuggestConfig) -> SuggestResult:
             detector,
             config.count,
             per_slide=config.per_slide,
+            unsure=config.unsure,
             keep=lambda one, pixels: folder.keep(one.key, pixels),
             quiet=config.quiet,
         )
@@ -125,8 +130,8 @@ def _candidates(
     """Return the run, its detector, and the candidates of the results or the store."""
     from wsiad.learning.devices import choose_device
     from wsiad.results.candidate_tiles import candidate_tiles
+    from wsiad.results.candidate_windows import candidate_windows
     from wsiad.results.folder import Results
-    from wsiad.results.label_candidates import candidate_windows
     from wsiad.runs.run import RunFolder
     from wsiad.store.tile_store import TileStore, is_store
 
@@ -151,6 +156,7 @@ def _candidates(
             device=device,
             most=most,
             per_slide=cap,
+            also_unsure=config.unsure > 0,
             known=known,
             quiet=config.quiet,
         )
@@ -164,6 +170,7 @@ def _candidates(
         signal=config.by,
         most=most,
         per_slide=cap,
+        also_unsure=config.unsure > 0,
         known=known,
         spec=detector.spec,
         device=config.device,
@@ -188,7 +195,7 @@ def _row(one: Candidate, rank: int, found: LabelCandidates) -> Suggestion:
         score=one.score,
         percentile=one.percentile,
         strength=one.strength,
-        why=found.signal,
+        why=one.why,
     )
 
 
@@ -201,7 +208,7 @@ def _record(run: Path, found: LabelCandidates, failed: list[SlideRow]) -> dict[s
         "run": str(run.absolute()),
         "detector": RunFolder.open(run).record().detector,
         "by": found.signal,
-        "candidates": sum(not one.known for one in found.candidates),
+        "candidates": Counter(one.why for one in found.candidates if not one.known),
         "slides_without_candidates": found.left_out,
         "failed": {row.slide: row.reason for row in failed},
         "versions": versions(),
