@@ -18,6 +18,7 @@ from importlib.resources import files
 import numpy as np
 import openslide
 import pytest
+import tifffile
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
@@ -26,6 +27,8 @@ from support.browser import needs_browser
 from support.builders import stained, write_scn, write_tiff
 from support.runs import make_run, use_channel
 from wsiad.core.errors import InputError
+from wsiad.core.geometry import SquareMicrons
+from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 from wsiad.verbs.view import ViewConfig, open_server, viewed_slides
 from wsiad.viewing.deep_zoom import DeepZoom
 
@@ -401,6 +404,72 @@ def test_a_browser_lays_heatmap_and_outlines_over_the_right_place(
     words = browser.run("document.querySelector('#pointer').textContent")
     told = [int(number) for number in re.findall(r"[xy] ([0-9]+)", words)]
     assert told == pytest.approx([corner[0] + 12, corner[1] + 12], abs=4)
+    assert not browser.complaints
+
+
+@pytest.fixture(scope="module")
+def together(made, tmp_path_factory):
+    """The same results, whose regions come from neighbourhoods."""
+    results = tmp_path_factory.mktemp("together") / "out"
+    shutil.copytree(made / "out", results)
+    rng = np.random.default_rng(0)
+    maps = [
+        HealthyMap(f"h{i}", (130 * rng.random((14, 20))).astype(np.float32), (16.0, 16.0))
+        for i in range(3)
+    ]
+    HealthyMaps(tuple(maps), SquareMicrons(256.0)).write(results / "healthy_maps.safetensors")
+    wsiad.export(results=results, scales_um=[48], region_quantile=0.5, quiet=True)
+    return results
+
+
+def test_the_map_that_regions_come_from_is_shown(serve, together):
+    server = serve(together)
+    place = place_of(server, "plain")
+    listed = json.loads(get(server, "slides.json"))["slides"][place - 1]
+    assert listed["rankedBy"] == "scan"
+    info = json.loads(get(server, f"slide/{place}/info"))
+    assert info["neighbourhoods"]["rectangle"] == info["heatmap"]["rectangle"]
+    assert info["neighbourhoods"]["scale"] != info["heatmap"]["scale"]
+    picture = get(server, f"slide/{place}/neighbourhoods")
+    assert picture == (together / "plain" / "spatial.png").read_bytes()
+    values = tifffile.imread(together / "plain" / "spatial.ome.tif")
+    assert listed["score"] == pytest.approx(float(np.nanmax(values)), rel=1e-6)
+    got = np.frombuffer(get(server, f"slide/{place}/neighbourhoodscores"), "<f4")
+    np.testing.assert_array_equal(got.reshape(values.shape), values)
+
+
+def test_without_neighbourhoods_there_is_no_map_of_them(serve):
+    server = serve()
+    place = place_of(server, "plain")
+    assert json.loads(get(server, f"slide/{place}/info"))["neighbourhoods"] is None
+    for name in ("neighbourhoods", "neighbourhoodscores"):
+        assert ask(server, f"slide/{place}/{name}")[0].status == 404
+
+
+@needs_browser
+def test_a_browser_shows_neighbourhoods_and_by_a_key_single_windows(
+    serve, together, browser, tmp_path
+):
+    server = serve(together)
+    browser.open(f"{server.url}#{place_of(server, 'plain')}")
+    wait_for_pixels(browser)
+    assert not browser.run("document.querySelector('#nearby').hidden")
+    x, y = on_screen(browser, 512 + 12, 320 + 12)
+    words = "document.querySelector('#pointer').textContent"
+    browser.move(x, y)
+    browser.wait(f"{words}.includes('standard deviations')")
+    assert "neighbourhoods" in browser.run("document.querySelector('#legend').textContent")
+    near = shot(browser, tmp_path / "near.png")
+    browser.press("m")
+    browser.still()
+    browser.move(x + 1, y)
+    browser.wait(f"{words}.startsWith('score 2')")
+    assert "windows" in browser.run("document.querySelector('#legend').textContent")
+    alone = shot(browser, tmp_path / "alone.png")
+    assert np.abs(near[y, x] - alone[y, x]).sum() > 60  # colours of two maps
+    browser.press("m")
+    browser.move(x, y)
+    browser.wait(f"{words}.includes('standard deviations')")
     assert not browser.complaints
 
 

@@ -171,15 +171,22 @@ class _Bounds(Record):
     bounds: Rectangle
 
 
-def heatmap_placement(folder: Path) -> HeatmapPlacement | None:
+def heatmap_placement(folder: Path, name: str = PLACEMENT) -> HeatmapPlacement | None:
     """Read the position of a slide's heatmap; ``None`` if there is no such file.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the slide's results.
+    name : str
+        Name of the file: that of the heatmap, or of the map of neighbourhoods.
 
     Raises
     ------
     InputError
         The record is damaged.
     """
-    path = folder / PLACEMENT
+    path = folder / name
     if not path.exists():
         return None
     return read_record(path, HeatmapPlacement, InputError, remedy=SCORE_AGAIN)

@@ -223,6 +223,24 @@ class SlideResults:
         """
         return self._placed(self.scores())
 
+    def neighbourhood_scores(self, *, few: int | None = None) -> npt.NDArray[np.float32] | None:
+        """Read the scores of :meth:`neighbourhoods` without their position.
+
+        Parameters
+        ----------
+        few : int, optional
+            Maximum number of pixels, see :meth:`scores`.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or the file is damaged.
+        """
+        path = self._scored(names.HEATMAP).parent / names.SPATIAL
+        if not path.exists():
+            return None
+        return read_scores(path, InputError, remedy=_DERIVE_AGAIN, few=few)
+
     def neighbourhoods(self) -> Heatmap | None:
         """Read the map of neighbourhoods that regions come from; ``None`` if there is none.
 
@@ -237,10 +255,8 @@ class SlideResults:
         InputError
             The slide was not scored, a file is damaged, or two files do not fit.
         """
-        path = self._scored(names.HEATMAP).parent / names.SPATIAL
-        if not path.exists():
-            return None
-        return self._placed(read_scores(path, InputError, remedy=_DERIVE_AGAIN))
+        scores = self.neighbourhood_scores()
+        return None if scores is None else self._placed(scores)
 
     def _placed(self, scores: npt.NDArray[np.float32]) -> Heatmap:
         placement = self.placement()

@@ -20,6 +20,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from wsiad.core.errors import SlideError, WsiadError
 from wsiad.results import file_names as names
 from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
@@ -115,6 +118,8 @@ class Pages:
             "info": self._info,
             "scores": self._scores,
             "heatmap": lambda s: _file(s.results.file(names.HEATMAP_PICTURE), "image/png"),
+            "neighbourhoods": lambda s: _file(s.results.file(names.SPATIAL_PICTURE), "image/png"),
+            "neighbourhoodscores": self._neighbourhood_scores,
             "picture": lambda s: _file(s.results.file(names.TISSUE), "image/png"),
             "thumbnail": lambda s: _file(s.results.file(names.THUMBNAIL), "image/jpeg"),
         }
@@ -139,9 +144,19 @@ class Pages:
         if slide.results.file(names.HEATMAP) is None:
             return _nothing()
         # It covers the heatmap's rectangle, a very large one by means over blocks.
-        grid = slide.results.scores(few=_MOST_SCORES).astype("<f4", copy=False)
-        size = {"X-Width": str(grid.shape[1]), "X-Height": str(grid.shape[0])}
-        return Response(grid.tobytes(), "application/octet-stream", headers=size)
+        return _grid(slide.results.scores(few=_MOST_SCORES))
+
+    def _neighbourhood_scores(self, slide: ViewedSlide) -> Response:
+        if slide.results.file(names.SPATIAL) is None:
+            return _nothing()
+        scores = slide.results.neighbourhood_scores(few=_MOST_SCORES)
+        return _nothing() if scores is None else _grid(scores)
+
+
+def _grid(scores: npt.NDArray[np.float32]) -> Response:
+    size = {"X-Width": str(scores.shape[1]), "X-Height": str(scores.shape[0])}
+    data = scores.astype("<f4", copy=False).tobytes()
+    return Response(data, "application/octet-stream", headers=size)
 
 
 def _file(path: Path | None, kind: str) -> Response:

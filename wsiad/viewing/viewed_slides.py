@@ -12,7 +12,7 @@ from wsiad.heatmaps.heatmap_task import Ranking
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.results import file_names as names
 from wsiad.results.outline_shapes import OutlinedShape
-from wsiad.results.records import HeatmapPlacement
+from wsiad.results.records import HeatmapPlacement, heatmap_placement
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED
 
@@ -108,11 +108,17 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         "problem": problem,
         "tileSize": tile_size,
         "overlap": overlap,
-        "heatmap": known
-        and {"rectangle": _rectangle(known.level0_rectangle.box()), "scale": _scale(known)},
+        "heatmap": _map(known),
+        "neighbourhoods": _map(heatmap_placement(results.folder, names.SPATIAL_PLACEMENT)),
         "regions": _shapes(results.outlines() if _outlined(results) else ()),
         "notAssessed": _shapes(results.not_assessed() if results.file(names.NOT_ASSESSED) else ()),
     }
+
+
+def _map(known: HeatmapPlacement | None) -> dict[str, Any] | None:
+    if known is None:
+        return None
+    return {"rectangle": _rectangle(known.level0_rectangle.box()), "scale": _scale(known)}
 
 
 def _outlined(results: SlideResults) -> bool:

@@ -3,7 +3,7 @@
   "use strict";
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0 };
+  const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0, loading: 0 };
 
   // Text only ever becomes text: names of slides are from elsewhere.
   const element = (tag, values = {}, ...children) => {
@@ -99,6 +99,10 @@
     if (state.heat) state.heat.setOpacity(opacity);
   };
 
+  // Regions are shown over the map that they come from, unless single windows are asked for.
+  const near = () => Boolean(state.slide?.neighbourhoods) && byId("near").checked;
+  const map = () => (near() ? state.slide.neighbourhoods : state.slide.heatmap);
+
   const boxOf = (shape) => {
     const xs = shape.rings.flat().map((p) => p[0]);
     const ys = shape.rings.flat().map((p) => p[1]);
@@ -139,13 +143,14 @@
   const drawLegend = () => {
     const legend = byId("legend");
     legend.replaceChildren();
-    legend.hidden = !state.slide.heatmap;
+    legend.hidden = !map();
     if (legend.hidden) return;
-    const steps = state.slide.heatmap.scale;
+    const steps = map().scale;
+    const things = near() ? "neighbourhoods" : "windows";
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", "0 0 240 58");
     svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", "Colour scale: score, and share of healthy windows below it");
+    svg.setAttribute("aria-label", `Colour scale: score, and share of healthy ${things} below it`);
     const gradient = drawn("linearGradient", { id: "colours" }, drawn("defs", {}, svg));
     steps.forEach((step, index) => {
       const at = index / (steps.length - 1);
@@ -155,7 +160,7 @@
       if (step.below) drawn("text", { ...place, y: 47 }, svg).textContent = `${Number((100 * step.below).toFixed(2))} %`;
     });
     drawn("rect", { width: 240, height: 15, fill: "url(#colours)", stroke: "#566071" }, svg);
-    legend.append(svg, "Score, and share of healthy windows with a lower score. The scale is the same for all slides.");
+    legend.append(svg, `Score, and share of healthy ${things} with a lower score. The scale is the same for all slides.`);
   };
 
   const read = (event) => {
@@ -166,23 +171,45 @@
     const inside = x >= 0 && y >= 0 && x < state.slide.width && y < state.slide.height;
     let words = "not scored";
     if (state.scores && inside) {
-      const { rectangle } = state.slide.heatmap;
+      const { rectangle } = map();
       const column = Math.floor((x - rectangle.x) / rectangle.width * state.scores.width);
       const row = Math.floor((y - rectangle.y) / rectangle.height * state.scores.height);
       const within = column >= 0 && row >= 0 && column < state.scores.width && row < state.scores.height;
       const score = within ? state.scores.values[row * state.scores.width + column] : NaN;
-      if (Number.isFinite(score)) words = `score ${digits(score)}`;
+      if (Number.isFinite(score)) words = near() ? `${digits(score)} standard deviations` : `score ${digits(score)}`;
     }
     byId("pointer").textContent = inside ? `${words} at x ${Math.floor(x)}, y ${Math.floor(y)}` : "outside the slide";
   };
   viewer.element.addEventListener("pointermove", read);
 
-  const loadScores = async (place, opening) => {
-    const answer = await fetch(`slide/${place}/scores`);
+  const loadScores = async (place, loading) => {
+    const answer = await fetch(`slide/${place}/${near() ? "neighbourhoodscores" : "scores"}`);
     if (!answer.ok) return;
     const values = new Float32Array(await answer.arrayBuffer());
-    if (opening !== state.opening) return;
+    if (loading !== state.loading) return;
     state.scores = { values, width: Number(answer.headers.get("X-Width")), height: Number(answer.headers.get("X-Height")) };
+  };
+
+  const loadMap = () => {
+    const loading = ++state.loading;
+    if (state.heat) viewer.world.removeItem(state.heat);
+    Object.assign(state, { scores: null, heat: null });
+    drawLegend();
+    if (!map()) return;
+    const box = toViewport(map().rectangle);
+    viewer.addTiledImage({
+      tileSource: { type: "image", url: `slide/${state.place}/${near() ? "neighbourhoods" : "heatmap"}`, buildPyramid: false },
+      x: box.x, y: box.y, width: box.width,
+      success: ({ item }) => {
+        if (loading !== state.loading) {
+          viewer.world.removeItem(item);
+          return;
+        }
+        state.heat = item;
+        showHeatmap();
+      },
+    });
+    loadScores(state.place, loading);
   };
 
   const source = (place, slide) => {
@@ -206,7 +233,9 @@
     const whole = { x: 0, y: 0, width: slide.width, height: slide.height };
     const covered = slide.problem ? slide.bounds : whole;
     slide.base = { width: covered.width, origin: covered };
+    state.loading += 1;
     Object.assign(state, { slide, place, scores: null, heat: null });
+    byId("nearby").hidden = !slide.neighbourhoods;
     say(slide.problem);
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
@@ -219,22 +248,11 @@
     viewer.addOnceHandler("open", () => {
       if (opening !== state.opening) return;
       viewer.viewport.fitBounds(toViewport(slide.bounds), true);
-      if (!slide.heatmap) return;
-      const box = toViewport(slide.heatmap.rectangle);
-      viewer.addTiledImage({
-        tileSource: { type: "image", url: `slide/${place}/heatmap`, buildPyramid: false },
-        x: box.x, y: box.y, width: box.width,
-        success: ({ item }) => {
-          if (opening !== state.opening) return;
-          state.heat = item;
-          showHeatmap();
-        },
-      });
+      loadMap();
     });
     drawShapes();
     listRegions();
     drawLegend();
-    if (slide.heatmap) loadScores(place, opening);
     history.replaceState(null, "", `#${place}`);
   };
   const say = (words) => {
@@ -262,12 +280,13 @@
     });
   });
   byId("heatmap").addEventListener("change", showHeatmap);
+  byId("near").addEventListener("change", () => state.slide && base() && loadMap());
   byId("opacity").addEventListener("input", showHeatmap);
   for (const id of ["outlines", "gaps"]) byId(id).addEventListener("change", showShapes);
   byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
   byId("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
   byId("whole").addEventListener("click", () => state.slide && viewer.viewport.fitBounds(toViewport(state.slide.bounds)));
-  const keys = { h: "heatmap", o: "outlines", n: "gaps" };
+  const keys = { h: "heatmap", m: "near", o: "outlines", n: "gaps" };
   document.addEventListener("keydown", (event) => {
     if (event.target.type === "search" || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key in keys) byId(keys[event.key]).click();

@@ -1,4 +1,4 @@
-// Lays the heatmap's picture over the open image, on exactly the rectangle that it covers.
+// Lays the map that regions come from, neighbourhoods or the heatmap, over the open image, on exactly the rectangle that it covers.
 
 import groovy.json.JsonSlurper
 import javafx.application.Platform
@@ -8,12 +8,13 @@ import qupath.lib.regions.ImageRegion
 
 def folder = findResults()
 def viewer = getCurrentViewer()
-def picture = folder == null ? null : new File(folder, 'heatmap.png')
+def kind = folder != null && new File(folder, 'spatial.png').isFile() ? 'spatial' : 'heatmap'
+def picture = folder == null ? null : new File(folder, "${kind}.png")
 if (viewer == null || picture == null || !picture.isFile()) {
     println 'There is no viewer or no heatmap'
     return
 }
-def place = new JsonSlurper().parse(new File(folder, 'heatmap.json'), 'UTF-8').qupath_rectangle
+def place = new JsonSlurper().parse(new File(folder, "${kind}.json"), 'UTF-8').qupath_rectangle
 def left = Math.round(place.x as double) as int
 def top = Math.round(place.y as double) as int
 def right = Math.round((place.x + place.width) as double) as int
@@ -24,4 +25,5 @@ Platform.runLater {
     viewer.getCustomOverlayLayers().setAll(overlay)
     viewer.repaint()
 }
-println 'Key C shows and hides the heatmap, the slider of the toolbar sets its opacity'
+println "${kind == 'spatial' ? 'Neighbourhoods' : 'Single windows'}. " +
+    'Key C shows and hides the map, the slider of the toolbar sets its opacity'
