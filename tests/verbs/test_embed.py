@@ -449,3 +449,34 @@ def test_calls_begin_at_different_slides(stores, calls):
     asked["shard"] = "2/2"
     names = {task.slide.name for task in planned.tasks(EmbeddingOptions(), **asked)}
     assert names == {"s1", "s3"}
+
+
+def test_the_most_exact_complete_features_are_read(stores, tmp_path, calls):
+    from wsiad.store.tile_source import StoreTiles
+
+    embed(stores[0], dtype="bfloat16")
+    embed(stores[0], dtype="float16")
+    embed(stores[0], dtype="float32", shard="1/5")  # of s0 alone
+    slides = list(TileStore(stores[0]))
+    identity = feature_folders(stores[0])[0].identity
+    exact, half = (
+        StoreTiles([(slide, np.arange(4)) for slide in some]).features(identity).take(np.arange(4))
+        for some in (slides[:1], slides)
+    )
+    assert not np.array_equal(exact, half)
+    np.testing.assert_array_equal(exact.astype(np.float16), half)
+
+
+def test_what_is_stored_needs_no_room_again(stores, calls, monkeypatch):
+    import shutil as disk
+
+    embed(stores[0], shard="1/5")
+    usage = disk.disk_usage(stores[0])
+    full = usage._replace(free=0)
+    monkeypatch.setattr("wsiad.runs.embedding_task.shutil.disk_usage", lambda path: full)
+    with pytest.raises(ConfigError, match="and the disk has 0 bytes left"):
+        embed(stores[0])
+    monkeypatch.undo()
+    embed(stores[0])
+    monkeypatch.setattr("wsiad.runs.embedding_task.shutil.disk_usage", lambda path: full)
+    assert not embed(stores[0]).failed

@@ -253,3 +253,5 @@ def test_another_call_adds_slides_and_changes_none(tmp_path):
         imported(tmp_path / "in", tmp_path / "store", mpp=0.5, encoder="other")
     with pytest.raises(StoreMismatchError, match=r"mpp is 0\.5 in the store and 1\.0 here"):
         imported(tmp_path / "in", tmp_path / "store", mpp=1.0)
+    with pytest.raises(StoreMismatchError, match="holds features as float32, not float16"):
+        imported(tmp_path / "in", tmp_path / "store", mpp=0.5, dtype="float16")

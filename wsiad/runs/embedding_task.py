@@ -31,7 +31,8 @@ from wsiad.learning.feature_source import ComputesFeatures, ReadsFeatures
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideRow
-from wsiad.store.stored_features import FeatureFolder
+from wsiad.store.feature_options import Dtype
+from wsiad.store.stored_features import FeatureFolder, find_features
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
 
@@ -149,7 +150,12 @@ def plan_embedding(
             subject=str(path),
             remedy="Set fewer places or layers, --dtype float16, or a larger --max-gib.",
         )
-    if total > (free := shutil.disk_usage(path).free):
+    missing = sum(
+        len(slide) * int(np.prod(shape)) * item
+        for identity, shape in found.values()
+        for slide in _lacking(path, slides, identity, options.dtype)
+    )
+    if missing > (free := shutil.disk_usage(path).free):
         raise ConfigError(
             f"{what}, and the disk has {free} bytes left",
             subject=str(path),
@@ -168,6 +174,14 @@ def plan_embedding(
         )
         for identity, shape in found.values()
     ]
+
+
+def _lacking(
+    path: Path, slides: tuple[StoredSlide, ...], identity: dict[str, Any], dtype: Dtype
+) -> list[StoredSlide]:
+    """Return the slides whose features are not stored yet."""
+    there = [folder for folder in find_features(path, identity) if folder.dtype == dtype]
+    return [slide for slide in slides if not any(folder.holds(slide) for folder in there)]
 
 
 @functools.lru_cache(maxsize=1)

@@ -231,7 +231,7 @@ def lay_out(corners: Corners, *, tile: int, edge: float) -> Layout:
         grid=grid,
         indices=first.astype(np.int64),
         lattice=lattice.astype(np.int32),
-        moved_px=0.0 if off <= _ON_LATTICE_PX else moved,
+        moved_px=0.0 if moved <= _ON_LATTICE_PX else moved,
         doubled=len(corners) - len(first),
     )
 

@@ -354,8 +354,8 @@ def feature_folders(store: Path) -> list[FeatureFolder]:
     ]
 
 
-def find_features(store: Path, identity: Mapping[str, Any]) -> FeatureFolder | None:
-    """Return the most exact features of an identity in a store; ``None`` if there are none.
+def find_features(store: Path, identity: Mapping[str, Any]) -> list[FeatureFolder]:
+    """Return the folders of an identity in a store, one for each type, the most exact first.
 
     Raises
     ------
@@ -365,7 +365,7 @@ def find_features(store: Path, identity: Mapping[str, Any]) -> FeatureFolder | N
     stated = json.loads(json.dumps(identity))
     exact = list(get_args(Dtype))
     found = [folder for folder in feature_folders(store) if folder.identity == stated]
-    return min(found, key=lambda folder: exact.index(folder.dtype), default=None)
+    return sorted(found, key=lambda folder: exact.index(folder.dtype))
 
 
 def _to_disk(values: Vectors, dtype: Dtype, name: str) -> npt.NDArray[Any]:

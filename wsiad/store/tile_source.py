@@ -110,24 +110,25 @@ class StoreTiles:
         StoreError
             A folder of features is damaged.
         """
-        folders: dict[Path, FeatureFolder | None] = {}
-        found = []
-        for slide, wanted in self._parts:
-            if slide.store not in folders:
-                folders[slide.store] = find_features(slide.store, identity)
-            folder = folders[slide.store]
-            if folder is None or not folder.holds(slide):
+        chosen: dict[Path, FeatureFolder] = {}
+        for store in {slide.store for slide, _ in self._parts}:
+            mine = [slide for slide, _ in self._parts if slide.store == store]
+            folders = find_features(store, identity)
+            whole = (folder for folder in folders if all(map(folder.holds, mine)))
+            if (folder := next(whole, None)) is None:
                 return None
-            found.append((folder, slide, wanted))
-        return StoreFeatures(found)
+            chosen[store] = folder
+        return StoreFeatures(
+            [(chosen[slide.store], slide, wanted) for slide, wanted in self._parts]
+        )
 
     def why_no_features(self, identity: Mapping[str, Any]) -> str:
         """Return why the stores have features, but not all of an identity; empty without any."""
         for slide, _ in self._parts:
-            folder = find_features(slide.store, identity)
-            if folder is None:
+            folders = find_features(slide.store, identity)
+            if not folders:
                 return _other_options(slide, identity)
-            if not folder.holds(slide):
+            if not any(folder.holds(slide) for folder in folders):
                 return f"slides of {slide.store} have no features yet: run `wsiad embed` again"
         return ""
 

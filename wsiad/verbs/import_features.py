@@ -12,7 +12,7 @@ from pydantic import Field
 from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import checked_name, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
@@ -62,15 +62,15 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
     InputError
         A source does not exist, no file can be read, or the size of tiles is not stated.
     StoreMismatchError
-        The store was made with another scale, size of tiles or encoder.
+        The store was made with another scale, size of tiles, encoder or type.
     StoreError
-        The store holds features of another size or type.
+        The store holds features of another size.
     """
     # Heavy, and of no use to `--help`.
     from wsiad.learning.feature_source import imported_identity, kept_identity
     from wsiad.store.feature_import import FeatureImportTask, import_features_one
     from wsiad.store.foreign_features import feature_files
-    from wsiad.store.stored_features import FeatureFolder
+    from wsiad.store.stored_features import FeatureFolder, find_features
     from wsiad.store.tile_store import TileStore, tidied
     from wsiad.tiling.plan import stain_target
 
@@ -83,10 +83,17 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
     target = stain_target(preparation).to_dict()
     store = TileStore.create(config.out, preparation, target, encoder=config.encoder)
     write_config(config.out / CONFIG, config)
-    identity = imported_identity(config.encoder, input_px=tile, input_mpp=config.mpp)
+    seen = imported_identity(config.encoder, input_px=tile, input_mpp=config.mpp)
+    identity = kept_identity(seen, "places", 0)
+    if other := [f.dtype for f in find_features(config.out, identity) if f.dtype != config.dtype]:
+        raise StoreMismatchError(
+            f"holds features as {other[0]}, not {config.dtype}",
+            subject=str(config.out),
+            remedy=f"Set --dtype {other[0]}, or another --out.",
+        )
     folder = FeatureFolder.create(
         config.out,
-        identity=kept_identity(identity, "places", 0),
+        identity=identity,
         dtype=config.dtype,
         shape=(1, 1, channels),
         digest=store.digest,
