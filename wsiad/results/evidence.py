@@ -98,7 +98,7 @@ def write_evidence(
     if not options.evidence_regions:
         return
     if source.whole is not None and not source.whole.slide.has_pixels:
-        logger.warning("%s: has features without tiles: its regions have no evidence", folder.name)
+        logger.warning("%s: has features without tiles: no evidence", source.whole.slide.name)
         return
     shown = regions[: options.evidence_regions]
     chosen = strongest_windows(shown, windows)
