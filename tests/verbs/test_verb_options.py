@@ -52,6 +52,24 @@ OPTIONS = {
         split_tiles=65536
         quiet=false
     """,
+    "embed": """
+        store
+        detector="knn"
+        options={}
+        weights=null
+        dtype="float16"
+        orientations=1
+        max_gib=100.0
+        h5=null
+        workers=1
+        cluster=null
+        scheduler=null
+        retries=1
+        shard=null
+        seed=0
+        device="auto"
+        quiet=false
+    """,
     "train": """
         store
         out
@@ -270,6 +288,19 @@ OPTIONS = {
         compression.codec="zstd"
         compression.level=-20
         compression.quality=95
+        quiet=false
+    """,
+    "import-features": """
+        sources
+        out
+        mpp
+        encoder
+        tile=null
+        slide_mpp=null
+        label=""
+        split=""
+        dtype="float16"
+        workers=1
         quiet=false
     """,
     "score-tiles": """
