@@ -234,3 +234,21 @@ def test_the_guide_lists_every_encoder_as_its_entry_states():
                  f"{encoder.dim}, `{encoder.embedding}`", encoder.licence)  # fmt: skip
         assert [part for part in parts if part not in row] == []
         assert ("; gated" in row) == bool(encoder.gated)
+
+
+def test_a_generic_name_of_timm_offers_the_encoders_with_its_network(caplog):
+    name = "timm/vit_small_patch16_224"
+    arguments = {**PLAIN, "embed_dim": 24, "num_heads": 3, "depth": 2}
+    network = {"arguments": arguments, "layers": ("norm",), "places": 1}
+    offered = r"choose it by name: --option backbone=kaiko-vits16 \(or lunit-vits16\)"
+    with pytest.raises(WeightsError, match=r"init_values.*" + offered):
+        BackboneFeatures(name, tensors=weights(tiny()), **network)
+    plain = {key: one for key, one in weights(tiny()).items() if ".gamma" not in key}
+    BackboneFeatures(name, tensors=plain, source="some.bin", **network)
+    assert "is the network of the encoders kaiko-vits16, lunit-vits16" in caplog.text
+    with pytest.raises(WeightsError) as caught:
+        BackboneFeatures("resnet18", ("layer1",), 1, {})
+    assert "encoder" not in str(caught.value)
+
+
+PLAIN = {name: one for name, one in TINY["arguments"].items() if name != "init_values"}

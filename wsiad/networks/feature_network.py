@@ -115,10 +115,24 @@ def loaded(
     of_timm = backbone.startswith(_timm.PREFIX)
     remedy = f"Use weights with {'timm' if of_timm else 'torchvision'}'s keys for {backbone}."
     to = Fit(
-        name=backbone, whole=every, needed=tuple(own), head=of_head, remedy=remedy, of_timm=of_timm
+        name=backbone,
+        whole=every,
+        needed=tuple(own),
+        head=of_head,
+        remedy=remedy,
+        of_timm=of_timm,
+        encoders=encoders_of(backbone),
     )
     shortened.load_state_dict({**own, **fitted(tensors, to)})
     return shortened, left_off(tensors, to)
+
+
+def encoders_of(backbone: str) -> tuple[str, ...]:
+    """Return the names of published encoders whose network has this name in timm."""
+    if not backbone.startswith(_timm.PREFIX):
+        return ()
+    plain = backbone.removeprefix(_timm.PREFIX).partition(".")[0]
+    return tuple(encoder.name for encoder in table().encoders if encoder.network == plain)
 
 
 def cut(

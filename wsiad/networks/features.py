@@ -141,6 +141,12 @@ class BackboneFeatures(nn.Module):
         self.normalisation = normalisation or _usual_normalisation(backbone, self.network)
         if source is not None and normalisation is None and backbone.startswith(_timm.PREFIX):
             logger.warning(ONLY_BY_NAME, backbone, *self.normalisation)
+            if encoders := feature_network.encoders_of(backbone):
+                logger.warning(
+                    "%s is the network of the encoders %s: choose one by name if these are its "
+                    "weights",
+                    *(backbone, ", ".join(encoders)),
+                )
         mean, std = stretched(*self.normalisation, contrast)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)

@@ -47,6 +47,8 @@ class Fit:
         Remedy for errors: the weights to use instead.
     of_timm : bool
         True if an error should say which arguments make the network of the weights.
+    encoders : tuple of str
+        Names of encoders with this network, which an error offers as well.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Fit:
     head: Mapping[str, Tensor]
     remedy: str
     of_timm: bool = False
+    encoders: tuple[str, ...] = ()
 
 
 def unwrapped(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
@@ -154,7 +157,7 @@ def fitted(tensors: Mapping[str, Tensor], to: Fit) -> dict[str, Tensor]:
         problems.append(f"{others} more {'does' if others == 1 else 'do'} not fit")
     raise WeightsError(
         f"{'; '.join(problems)}: these are not the weights of {to.name}",
-        remedy=(_hint(over, shapes) if to.of_timm else "") or to.remedy,
+        remedy=((_hint(over, shapes) if to.of_timm else "") or to.remedy) + _named(to.encoders),
     )
 
 
@@ -194,6 +197,14 @@ def _several(keys: list[str]) -> str:
     """Return the first few of many keys, as text."""
     named = ", ".join(key[:80] for key in keys[:_NAMED])
     return named + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+
+
+def _named(encoders: tuple[str, ...]) -> str:
+    if not encoders:
+        return ""
+    return f" If they are an encoder's, choose it by name: --option backbone={encoders[0]}" + (
+        f" (or {', '.join(encoders[1:])})." if encoders[1:] else "."
+    )
 
 
 def _hint(over: list[str], shapes: list[str]) -> str:

@@ -313,6 +313,9 @@ def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, 
     if isinstance(weights, dict):
         # The name is enough to know it by; the whole path is in run.json.
         found["Weights"] = Path(str(weights.get("source", "?"))).name
+        if encoder := weights.get("encoder"):
+            known = "" if weights.get("verified") else "; weights not verified"
+            found["Encoder"] = f"{encoder} (licence: {weights.get('licence', '?')}{known})"
     found["Stores"] = ", ".join(f"{name} ({mark[:19]}…)" for name, mark in record.stores.items())
     return found
 
