@@ -311,11 +311,8 @@ def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, 
     }
     weights = record.notes.get("weights")
     if isinstance(weights, dict):
-        # The name is enough to know it by; the whole path is in run.json.
-        found["Weights"] = Path(str(weights.get("source", "?"))).name
-        if encoder := weights.get("encoder"):
-            known = "" if weights.get("verified") else "; weights not verified"
-            found["Encoder"] = f"{encoder} (licence: {weights.get('licence', '?')}{known})"
+        terms = f" ({weights['encoder']}, {weights['licence']})" if "encoder" in weights else ""
+        found["Weights"] = Path(str(weights.get("source", "?"))).name + terms  # path: in run.json
     found["Stores"] = ", ".join(f"{name} ({mark[:19]}…)" for name, mark in record.stores.items())
     return found
 
