@@ -59,7 +59,9 @@ def square(side=5, step=512):
     return np.stack(np.divmod(np.arange(side * side), side)[::-1], axis=1) * step
 
 
-def test_heatmaps_of_imported_features_are_those_of_the_store(exported, tmp_path, monkeypatch):
+def test_heatmaps_of_imported_features_are_those_of_the_store(
+    exported, tmp_path, monkeypatch, caplog
+):
     result = imported(exported / "h5", tmp_path / "features")
     assert not result.failed
     assert {row.reason for row in result.rows} == {""}
@@ -84,6 +86,8 @@ def test_heatmaps_of_imported_features_are_those_of_the_store(exported, tmp_path
         found = wsiad.heatmap(run=tmp_path / run, slides=store, out=out, quiet=True)
         assert not found.failed
         maps[run] = [np.load(out / name / "windows.npy") for name in ("s0", "s3")]
+    assert caplog.text.count("holds features without tiles: regions have no evidence") == 1
+    assert not (tmp_path / "maps-run/s0/evidence.json").exists()
     for mine, theirs in zip(maps["own"], maps["run"], strict=True):
         np.testing.assert_array_equal(mine, theirs)
     wsiad.export(results=tmp_path / "maps-run", region_quantile=0.5, quiet=True)
@@ -134,6 +138,8 @@ def test_what_needs_pixels_is_refused_in_one_line(exported, tmp_path):
     detector = RunFolder.open(tmp_path / "run").load_detector("cpu")
     with pytest.raises(DetectorError, match="features/net: reads imported features, and 2 tiles"):
         detector.score(np.zeros((2, PX, PX, 3), np.uint8))
+    with pytest.raises(StoreError, match="holds features of net without tiles: there is nothing"):
+        wsiad.embed(store=store, options=ONE, weights="random", quiet=True)
     images = wsiad.export_tiles(store=store, out=tmp_path / "png", quiet=True)
     assert len(images.failed) == 5
     assert "no pixels can be read" in images.failed[0].reason

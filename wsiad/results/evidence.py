@@ -5,7 +5,6 @@ The evidence of a slide is in ``evidence.json`` and the folder ``evidence``; see
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from wsiad.results.evidence_files import RegionEvidence, read_evidence
 from wsiad.results.file_names import EVIDENCE, EVIDENCE_PICTURES
 from wsiad.results.overlay import write_picture
 from wsiad.runs.examples import HealthyExamples
-
-logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _QUALITY = 95
@@ -98,8 +95,7 @@ def write_evidence(
     if not options.evidence_regions:
         return
     if source.whole is not None and not source.whole.slide.has_pixels:
-        logger.warning("%s: has features without tiles: no evidence", source.whole.slide.name)
-        return
+        return  # there is nothing to show
     shown = regions[: options.evidence_regions]
     chosen = strongest_windows(shown, windows)
     rows, columns = window_places(windows.boxes[chosen], source)

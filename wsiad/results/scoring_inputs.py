@@ -41,7 +41,7 @@ from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import DETECTOR, RunFolder
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import SlideInput, find_slides
-from wsiad.store.tile_store import is_store
+from wsiad.store.tile_store import TileStore, is_store
 from wsiad.tiling.preparation import Preparation
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,11 @@ def plan_scoring(
         target=target,
         staged=compute.stage_dir is not None,
     )
-    if options.evidence_regions and not record.healthy_examples:
+    if options.evidence_regions and from_store and TileStore(paths[0]).encoder:
+        note = "the store holds features without tiles: regions have no evidence"
+        logger.warning("%s: %s", paths[0], note)
+        facts["evidence"] = note
+    elif options.evidence_regions and not record.healthy_examples:
         note = "the run keeps no healthy examples: regions are shown without their nearest ones"
         logger.info("%s: %s", run, note)
         facts["evidence"] = note

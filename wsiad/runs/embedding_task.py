@@ -22,7 +22,7 @@ import numpy.typing as npt
 from wsiad.compute.batch import BatchTask
 from wsiad.compute.compute_options import take_shard
 from wsiad.core.config import build
-from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.core.errors import ConfigError, DetectorError, StoreError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, InputSpec
@@ -126,7 +126,7 @@ def plan_embedding(
     Raises
     ------
     StoreError
-        The store, or a folder of features, is missing or damaged.
+        The store, or a folder of features, is missing or damaged, or the store has no tiles.
     DetectorError
         The method reads no features of complete tiles, or the tiles are too small for it.
     WeightsError
@@ -135,6 +135,12 @@ def plan_embedding(
         The features would take more space than the limit, or than the disk has.
     """
     store = TileStore(path)
+    if store.encoder:
+        raise StoreError(
+            f"holds features of {store.encoder} without tiles: there is nothing to compute",
+            subject=str(path),
+            remedy="Train on it as it is, or tile the slides.",
+        )
     slides = tuple(slide for slide in store if len(slide))
     found: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
     for encoder, identity in _encoders(path, options, device):
