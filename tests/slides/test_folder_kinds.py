@@ -35,6 +35,7 @@ def kinds(tmp_path):
         folder_kinds.SCORES: folder(tmp_path / "scores", "scores.csv", "evaluation.json"),
         folder_kinds.SEARCH: folder(tmp_path / "search", "trials.csv", "run.json", "config.yaml"),
         folder_kinds.NETWORK: folder(tmp_path / "network", "pretrain.json"),
+        folder_kinds.SUGGESTED: folder(tmp_path / "suggested", "suggestions.json"),
         folder_kinds.INTERRUPTED: folder(tmp_path / "cut", "config.yaml", "metrics.csv"),
     }
 

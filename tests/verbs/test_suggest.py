@@ -238,6 +238,8 @@ def test_a_folder_that_holds_something_is_left_alone(results, tmp_path):
     assert content(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="but a folder of wsiad suggest"):
+        suggest(tmp_path / "out", tmp_path / "again")
     with pytest.raises(InputError, match="not an empty folder"):
         suggest(results, tmp_path / "mine", count=2)
     (tmp_path / "empty").mkdir()

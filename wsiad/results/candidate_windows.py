@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
+from wsiad.core.geometry import Box
 from wsiad.core.labels import is_healthy
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.score_map import read_scores
@@ -134,10 +135,15 @@ def candidate_windows(
         candidates=chosen,
         signal=by,
         mpp=spec.mpp,
-        bounds={name: results.slide(name).heatmap().bounds for name in names},
+        bounds={name: _bounds(results.slide(name)) for name in names},
         read=read,
         left_out=dict(left_out),
     )
+
+
+def _bounds(slide: SlideResults) -> Box:
+    """Return the bounds of a slide, from its record if that states them."""
+    return slide.bounds() or slide.heatmap().bounds
 
 
 def _windows(slide: SlideResults, why: Why, known: Known) -> Iterator[Candidate]:

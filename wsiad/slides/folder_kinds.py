@@ -24,6 +24,7 @@ SCORES: Final = "scores of tiles"
 EXPORTED: Final = "exported tiles"
 SEARCH: Final = "a search of wsiad tune"
 NETWORK: Final = "a network of wsiad pretrain"
+SUGGESTED: Final = "a folder of wsiad suggest"
 
 SLIDE_RECORD: Final = "slide.json"
 """Name of the file that is in the folder of every slide's results."""
@@ -38,6 +39,7 @@ _MARKS = (
     (RESULTS, ("slides.csv", "evaluation.json")),
     (EXPORTED, ("export.json",)),
     (NETWORK, ("pretrain.json",)),
+    (SUGGESTED, ("suggestions.json",)),
     (SCORES, ("scores.csv",)),
     (EVALUATION, ("evaluation.json",)),
     (EVALUATION, ("comparison.json",)),
