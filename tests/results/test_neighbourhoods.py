@@ -280,7 +280,7 @@ def healthy(run, tmp_path):
     return heatmap(run, folder, tmp_path / "healthy", scales_um=0)
 
 
-def test_results_of_healthy_slides_standardise_scales(run, slides, healthy, tmp_path):
+def test_results_of_healthy_slides_standardise_scales(run, slides, healthy, tmp_path, caplog):
     keep_maps(run, 1)
     out = heatmap(run, slides, tmp_path / "out")
     assert rows_of(out)["tumour"]["score_scan"] == ""
@@ -309,7 +309,14 @@ def test_results_of_healthy_slides_standardise_scales(run, slides, healthy, tmp_
     assert json.loads((out / "scales.json").read_text())["n_slides"] == 3
     wsiad.export(results=out, scales_um=0, quiet=True)
     assert "standardised_by" not in json.loads((out / "run.json").read_text())["derived"]
+    wsiad.export(results=out, scales_um=SCALES, quiet=True)
+    assert "standardised_by" in json.loads((out / "run.json").read_text())["derived"]
+    caplog.clear()
     heatmap(run, slides, out)
+    assert "standardised by the run's own slides again" in caplog.text
+    caplog.clear()
+    heatmap(run, slides, out)
+    assert "standardised by the run's own" not in caplog.text
     assert "standardised_by" not in json.loads((out / "run.json").read_text())
     assert len(HealthyMaps.read(out / "healthy_maps.safetensors")) == 1
 

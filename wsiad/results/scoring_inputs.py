@@ -22,6 +22,7 @@ from wsiad.results.identity import (
     DERIVED,
     FORMATS,
     SCORED,
+    STANDARDISED_BY,
     asked_values,
     begin_results,
     check_scores,
@@ -96,6 +97,12 @@ class Scoring:
         was = begin_results(self.results, self.facts, self.asked)
         if gone := forget_other_regions(self.results, was, self.facts):
             logger.warning("%s: %s", self.results, gone)
+        if was and STANDARDISED_BY in (was.get(DERIVED) or {}):
+            logger.warning(
+                "%s: neighbourhoods are standardised by the run's own slides again. Run wsiad "
+                "export --scales-from again when all slides are scored.",
+                self.results,
+            )
         write_config(self.results / CONFIG, config)
         write_json(self.results / CALIBRATION, self.calibration.to_json())
         if self.maps:
