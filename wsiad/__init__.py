@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.import_features import import_features
     from wsiad.verbs.import_tiles import import_tiles
     from wsiad.verbs.pretrain import pretrain
+    from wsiad.verbs.refine import refine
     from wsiad.verbs.score_tiles import score_tiles
     from wsiad.verbs.significance import significance
     from wsiad.verbs.suggest import suggest
@@ -75,6 +76,7 @@ __all__ = [
     "import_features",
     "import_tiles",
     "pretrain",
+    "refine",
     "score_tiles",
     "significance",
     "suggest",

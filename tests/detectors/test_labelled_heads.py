@@ -76,7 +76,7 @@ def test_centre_is_the_mean_of_outputs_kept_off_zero():
 
 
 def found_network(found):
-    from wsiad.detectors._labelled import _network
+    from wsiad.detectors._heads import _network
 
     return _network(4, 3, found.outputs(), found.bias).state_dict()
 

@@ -1,12 +1,13 @@
 """The base of detectors that learn from labelled anomalous tiles.
 
-It holds features and cross-validation folds, and small networks on frozen features that are
-trained on balanced batches of both classes.
+It holds features and cross-validation folds: of labelled tiles, to choose by, and of lessons, so
+that a slide can be scored without what it taught.
 """
 
 from __future__ import annotations
 
-import time
+import copy
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
@@ -31,20 +32,25 @@ from wsiad.learning.batches import centre_crops, on_device, sample
 from wsiad.learning.detector import (
     BY_QUARTERS,
     AnomalousTiles,
+    Detector,
     DetectorOptions,
     FitContext,
     FitReport,
     HealthyTiles,
+    InputSpec,
+    Lessons,
+    State,
     TileSource,
     turned,
 )
 from wsiad.learning.feature_source import Statistics, sampled_positions
-from wsiad.learning.training_options import LearningRate
 from wsiad.networks.encoder import Encoder
 from wsiad.networks.weights import SHIPPED
 
 _BATCH = 64
 _LEAST_DEVIATION = 0.01  # of the median channel's
+_FOLD = re.compile(r"fold(\d+)\.(.+)")
+_FOLD_OF = "fold_of"
 
 Bools = npt.NDArray[np.bool_]
 
@@ -138,6 +144,11 @@ class LabelledDetector(FeatureDetector):
     linear: ClassVar[bool] = False
     """True if the mean of the scores of places is the score of the mean of the places."""
 
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._folds: tuple[dict[str, Tensor], ...] = ()
+        self._fold_of: dict[str, int] = {}
+
     @abstractmethod
     def fit_labelled(
         self, vectors: LabelledVectors, context: FitContext
@@ -165,6 +176,65 @@ class LabelledDetector(FeatureDetector):
             raise DetectorError("learns from labelled anomalous tiles, and there are none")
         about = self._open(context)
         vectors = self._labelled(tiles, context.anomalies, context)
+        return self._learnt(vectors, context, about=about)
+
+    def fit_by_fold(self, tiles: HealthyTiles, lessons: Lessons, context: FitContext) -> FitReport:
+        """Learn from healthy tiles and from the lessons of slides, once for each fold and once all.
+
+        Lessons are used in their stored orientation; healthy ones count with the healthy tiles.
+
+        Raises
+        ------
+        DetectorError
+            The lessons are not of two folds at least that have anomalous windows, or the tiles,
+            the backbone or a layer do not fit.
+        WeightsError
+            The backbone's weights are not on this machine.
+        """
+        count = 1 + max(lessons.fold_of.values(), default=0)
+        if len(np.unique(lessons.folds[lessons.anomalous])) < 2:
+            raise DetectorError("anomalous lessons of one fold leave nothing to learn from without")
+        about = self._open(context)
+        healthy = self._healthy(tiles.fit, context, self.options.fit_tiles)
+        held_out = self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4))
+        taught = self._taught(lessons, context)
+        if not all(np.isfinite(part).all() for part in (healthy, held_out, taught)):
+            raise DetectorError("features are not finite; the weights are damaged")
+
+        def without(fold: int | None) -> LabelledVectors:
+            kept = np.ones(len(taught), np.bool_) if fold is None else lessons.folds != fold
+            strange = kept & lessons.anomalous
+            return LabelledVectors(
+                healthy=np.concatenate([healthy, taught[kept & ~lessons.anomalous]]),
+                held_out=held_out,
+                anomalous=taught[strange],
+                groups=lessons.folds[strange],
+                upright=np.ones(int(strange.sum()), np.bool_),
+            )
+
+        heads = []
+        with Progress("folds", total=count, unit="fold", quiet=context.quiet) as progress:
+            for fold in range(count):
+                fitted, _ = self.fit_labelled(without(fold), context)
+                heads.append({name: tensor.to(self._device) for name, tensor in fitted.items()})
+                progress.update()
+        report = self._learnt(without(None), context, about=about)
+        self._folds, self._fold_of = tuple(heads), dict(sorted(lessons.fold_of.items()))
+        return report
+
+    def held_out(self, fingerprint: str) -> Detector:
+        """Return the detector that a slide did not teach; itself for a slide without lessons."""
+        fold = self._fold_of.get(fingerprint)
+        if fold is None:
+            return self
+        other = copy.copy(self)
+        other._fitted, other._folds, other._fold_of = self._folds[fold], (), {}
+        return other
+
+    def _learnt(
+        self, vectors: LabelledVectors, context: FitContext, *, about: dict[str, Any]
+    ) -> FitReport:
+        """Fit on vectors, and report."""
         fitted, notes = self.fit_labelled(vectors, context)
         self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
         self._about = {
@@ -177,6 +247,51 @@ class LabelledDetector(FeatureDetector):
         }
         ended_by, steps = notes.get("ended_by", "fitted"), notes.get("steps", 0)
         return FitReport(ended_by=ended_by, steps=steps, notes=dict(self._about))
+
+    def _taught(self, lessons: Lessons, context: FitContext) -> Vectors:
+        total = len(lessons.anomalous)
+        found = []
+        with Progress("lessons", total=total, unit="window", quiet=context.quiet) as progress:
+            for part in lessons.batches():
+                windows = centre_crops(on_device(part, self._device), self.spec.size)
+                vectors = [self.whole(some) for some in torch.split(windows, _BATCH)]
+                found.append(torch.cat(vectors).cpu().numpy())
+                progress.update(len(part))
+        return np.concatenate(found)
+
+    def state(self) -> State:
+        """Return the state, with that of each fold if there are any."""
+        found = super().state()
+        if not self._folds:
+            return found
+        folds = {
+            f"fold{number}.{name}": tensor.cpu().contiguous()
+            for number, head in enumerate(self._folds)
+            for name, tensor in head.items()
+        }
+        return State({**found.tensors, **folds}, {**found.values, _FOLD_OF: self._fold_of})
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Load a state of this detector."""
+        heads: dict[int, dict[str, Tensor]] = {}
+        tensors = {}
+        for key, tensor in state.tensors.items():
+            if part := _FOLD.fullmatch(key):
+                heads.setdefault(int(part[1]), {})[part[2]] = tensor.to(device)
+            else:
+                tensors[key] = tensor
+        values = dict(state.values)
+        fold_of = values.pop(_FOLD_OF, {})
+        super().load_state(State(tensors, values), device)
+        try:
+            folds = tuple(heads[number] for number in range(len(heads)))
+            for head in folds:
+                self._check_fitted(head)
+            for fold in fold_of.values():
+                heads[fold]
+        except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise DetectorError(f"the state is not that of this detector ({error})") from error
+        self._folds, self._fold_of = folds, dict(fold_of)
 
     def _wanted(self) -> Statistics:
         """Return the features of places if the method is linear in their means, else of tiles."""
@@ -270,119 +385,3 @@ def _groups(slides: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return a group number for each tile: that of its slide, or its own if there is one slide."""
     groups = np.unique(np.asarray(slides), return_inverse=True)[1].astype(np.int64)
     return groups if len(set(slides)) > 1 else np.arange(len(slides), dtype=np.int64)
-
-
-_Count = Annotated[int, pydantic.Field(ge=1)]
-_PREFIX = "network."
-
-
-class HeadOptions(LabelledOptions):
-    """Options of the small networks on frozen features."""
-
-    hidden: _Count = 64
-    """Number of units in the hidden layer."""
-    steps: _Count = 200
-    """Number of optimiser steps; the run's ``--max-steps`` can set a smaller limit."""
-    batch: Annotated[int, pydantic.Field(ge=2)] = 64
-    """Number of vectors in a step, half of them anomalous."""
-    learning_rate: LearningRate = 1e-4
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-2
-    """Decoupled weight decay of Adam."""
-
-
-class HeadDetector(LabelledDetector):
-    """A network with one hidden layer on the standardised features of complete tiles.
-
-    A subclass defines the outputs: their number, whether layers have biases, the loss
-    (:meth:`loss`), and the score (:meth:`strangeness`).
-    """
-
-    Options: ClassVar[type[DetectorOptions]] = HeadOptions
-    options: HeadOptions
-    bias: ClassVar[bool] = True
-
-    @abstractmethod
-    def outputs(self) -> int:
-        """Return the number of outputs."""
-
-    @abstractmethod
-    def loss(self, healthy: Tensor, anomalous: Tensor, fixed: dict[str, Tensor]) -> Tensor:
-        """Return the loss of the outputs of a batch, (B, outputs) of each class."""
-
-    @abstractmethod
-    def strangeness(self, outputs: Tensor, fixed: dict[str, Tensor]) -> Tensor:
-        """Return the score (N,) of outputs (N, outputs)."""
-
-    def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:
-        """Return tensors that are set before the training and kept."""
-        return {}
-
-    def fit_labelled(
-        self, vectors: LabelledVectors, context: FitContext
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train on the CPU, where so small a network is fastest and every result is repeatable."""
-        mean, deviation = standardisation(vectors.healthy)
-        healthy, anomalous = (
-            (torch.from_numpy(part) - mean) / deviation
-            for part in (vectors.healthy, vectors.anomalous)
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            network = _network(healthy.shape[1], self.options.hidden, self.outputs(), self.bias)
-        fixed = self.fixed(network, healthy, seed=context.seed)
-        steps, ended_by = self._train(
-            network, healthy, anomalous=anomalous, fixed=fixed, context=context
-        )
-        weights = {_PREFIX + name: value.detach() for name, value in network.state_dict().items()}
-        fitted = {"mean": mean, "deviation": deviation, **fixed, **weights}
-        return fitted, {"steps": steps, "ended_by": ended_by}
-
-    def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
-        """Return the score of each vector; see :meth:`strangeness`."""
-        values = (vectors - fitted["mean"]) / fitted["deviation"]
-        with torch.inference_mode():
-            inner = nn.functional.relu(self._layer(values, fitted, "0"))
-            return self.strangeness(self._layer(inner, fitted, "2"), fitted)
-
-    def _layer(self, values: Tensor, fitted: dict[str, Tensor], name: str) -> Tensor:
-        bias = fitted[f"{_PREFIX}{name}.bias"] if self.bias else None
-        return nn.functional.linear(values, fitted[f"{_PREFIX}{name}.weight"], bias)
-
-    def _train(
-        self,
-        network: nn.Module,
-        healthy: Tensor,
-        anomalous: Tensor,
-        fixed: dict[str, Tensor],
-        context: FitContext,
-    ) -> tuple[int, str]:
-        options, budget = self.options, context.budget
-        limit = min(options.steps, budget.max_steps or options.steps)
-        end = time.monotonic() + 60 * (budget.max_minutes or float("inf"))
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
-        rng = np.random.default_rng([context.seed, len(anomalous)])
-        half = options.batch // 2
-        for step in range(limit):
-            if step and time.monotonic() > end:
-                return step, "max-minutes"
-            parts = [
-                network(values[torch.from_numpy(rng.integers(0, len(values), half))])
-                for values in (healthy, anomalous)
-            ]
-            loss = self.loss(parts[0], parts[1], fixed)
-            if not bool(torch.isfinite(loss)):
-                raise DetectorError(
-                    f"the loss is not finite at step {step}", remedy="Set a smaller learning_rate."
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return limit, "max-steps"
-
-
-def _network(inputs: int, hidden: int, outputs: int, bias: bool) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, outputs, bias=bias)
-    )

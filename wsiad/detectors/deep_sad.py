@@ -8,7 +8,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detectors._labelled import HeadDetector, HeadOptions
+from wsiad.detectors._heads import HeadDetector, HeadOptions
 from wsiad.learning.detector import DetectorOptions
 from wsiad.networks.hypersphere import centre_of, square_distances
 

@@ -9,7 +9,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detectors._labelled import HeadDetector, HeadOptions
+from wsiad.detectors._heads import HeadDetector, HeadOptions
 from wsiad.learning.detector import DetectorOptions
 
 _PRIOR_DRAWS = 5_000

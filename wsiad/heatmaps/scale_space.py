@@ -233,6 +233,13 @@ class SpatialCalibration:
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def values(self, healthy: HealthyMap, *, percentile: Percentile) -> FloatArray:
+        """Return the spatial map, (H, W), of a healthy slide that this was not learnt from."""
+        radii = tuple(float(scale.radius) for scale in self.scales)
+        return _highest(
+            _neighbourhoods(healthy, percentile, radii, window=self.window), self.scales
+        )[0]
+
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
         return {

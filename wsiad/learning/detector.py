@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -449,4 +449,43 @@ class Reconstructs(Protocol):
 
         This is the map that is pooled to the score, in the score's unit.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lessons:
+    """Windows of slides that are taken for anomalous or healthy, to learn from by fold.
+
+    Parameters
+    ----------
+    batches : callable
+        Function that yields the windows in order, in batches (N, S, S, 3); it is called once.
+    anomalous : ndarray of bool, (N,)
+        True for windows that are taken for anomalous.
+    folds : ndarray of int64, (N,)
+        Fold of each window, which is that of its slide.
+    fold_of : mapping of str to int
+        Fold of each slide by its fingerprint; at least two folds, counted from 0.
+    """
+
+    batches: Callable[[], Iterator[Tiles]]
+    anomalous: npt.NDArray[np.bool_]
+    folds: npt.NDArray[np.int64]
+    fold_of: Mapping[str, int]
+
+
+@runtime_checkable
+class LearnsByFold(Protocol):
+    """Capability to learn from slides, and to score each without what it taught.
+
+    The detector holds one fit on all lessons, for new slides, and one for each fold, which was
+    fitted without the slides of that fold.
+    """
+
+    def fit_by_fold(self, tiles: HealthyTiles, lessons: Lessons, context: FitContext) -> FitReport:
+        """Learn from healthy tiles and from lessons."""
+        ...
+
+    def held_out(self, fingerprint: str) -> Detector:
+        """Return the detector that a slide did not teach; itself for a slide without lessons."""
         ...

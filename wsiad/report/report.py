@@ -23,7 +23,7 @@ from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
-from wsiad.results.folder import Results
+from wsiad.results.folder import Results, first_pictures
 from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
@@ -74,7 +74,7 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
         percentile=_percentile(row.score_max, calibration),
         windows=row.tiles,
         seconds=row.seconds,
-        images=pictures,
+        images=[*pictures[:2], *first_pictures(slide), *pictures[2:]],
         overview=slide.file(names.OVERVIEW),
         not_assessed=row.unusable > 0 or "not assessed" in row.reason,
         detections=row.detections,

@@ -272,3 +272,28 @@ class Results:
             return f"<p>{html.escape(str(self.path))}</p>{self.slides._repr_html_()}"
         except WsiadError as error:
             return f"<p>{html.escape(str(error))}</p>"
+
+
+def first_pictures(slide: SlideResults) -> list[tuple[str, Path]]:
+    """Return the overlay of a slide's first look, to be shown beside that of the second.
+
+    Returns
+    -------
+    list of (str, Path)
+        Caption and picture. Empty where the results are not those of a second look, or the first
+        ones are not at hand or have another slide of this name.
+    """
+    from wsiad.runs.run import RunFolder
+    from wsiad.runs.second_look import SECOND_LOOK
+
+    try:
+        run = RunFolder(Path(Results(slide.results).facts["run"]))
+        note = run.record().notes.get(SECOND_LOOK) if run.complete else None
+        if not isinstance(note, dict) or not isinstance(note.get("results"), str):
+            return []
+        first = Results(note["results"]).slide(slide.name)
+        same = first.is_scored and first.fingerprint() == slide.fingerprint()
+    except (WsiadError, OSError):
+        return []
+    picture = first.file(names.OVERLAY) if same else None
+    return [("The first look at this slide", picture)] if picture else []

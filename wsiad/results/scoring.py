@@ -22,7 +22,7 @@ from wsiad.heatmaps.windows import (
     slide_windows,
     stored_windows,
 )
-from wsiad.learning.detector import Detector, InputSpec
+from wsiad.learning.detector import Detector, InputSpec, LearnsByFold
 from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.results.deriving import (
     LACKING,
@@ -209,6 +209,8 @@ def _score(
     start: float,
 ) -> HeatmapRow:
     detector = explainer.detector
+    if isinstance(detector, LearnsByFold):  # no slide is scored with what it taught
+        detector = detector.held_out(source.identity["fingerprint"])
     if not source.mask.size and (why := source.why_unusable(LeftOut())):
         # It is so small that no picture can be made of it.
         raise UnusableSlideError(why, subject=task.slide.name)

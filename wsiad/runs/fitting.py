@@ -47,6 +47,7 @@ from wsiad.runs.healthy_tiles import (
     usable_tiles,
 )
 from wsiad.runs.run import RunFolder, RunRecord
+from wsiad.runs.second_look import SECOND_LOOK, SecondLook
 from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use, split_slides
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 from wsiad.store.stored_slide import StoredSlide
@@ -235,6 +236,8 @@ def make_run(
     anomalies: AnomalySlides | None,
     device: torch.device,
     start: float,
+    second_look: SecondLook | None = None,
+    only_fit: Sequence[str] = (),
 ) -> MadeRun:
     """Fit, calibrate, choose healthy examples, and write the run, with its record last.
 
@@ -250,6 +253,10 @@ def make_run(
         Device of the fit.
     start : float
         Start of the training, seconds of the monotonic clock.
+    second_look : SecondLook, optional
+        Lessons from a cohort, for a run that is a second look.
+    only_fit : sequence of str
+        Further slides that are neither to stop by nor to calibrate with.
 
     Raises
     ------
@@ -260,15 +267,17 @@ def make_run(
     tile_seconds = slide_seconds(options.store / SLIDES_TABLE)
     folder = RunFolder(options.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
-    parts, detector, tiles = chosen.begin(
-        options.seed, only_fit=[slide.name for slide in anomalies.slides] if anomalies else ()
-    )
+    tied_slides = [slide.name for slide in anomalies.slides] if anomalies else []
+    parts, detector, tiles = chosen.begin(options.seed, only_fit=[*tied_slides, *only_fit])
     if not parts.by_slide:
         logger.warning("%s", parts.note)
     with together(options, device) as ranks:
         anomalous = anomalies.tiles() if anomalies else None
-        report = detector.fit(
-            tiles, fit_context(options, ranks, device=device, anomalies=anomalous)
+        context = fit_context(options, ranks, device=device, anomalies=anomalous)
+        report = (
+            second_look.fit(detector, tiles, context)
+            if second_look
+            else detector.fit(tiles, context)
         )
     held_out = chosen.source(parts.calibration)
     scores = held_out_scores(detector, held_out, quiet=options.quiet)
@@ -303,6 +312,11 @@ def make_run(
         shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
         tied = {"slides_fitted_on_whole": shared} if shared else {}
         notes |= {"anomalies": anomalies.note() | tied}
+    used = slides_by_use(parts, slides, anomalies.slides if anomalies else [])
+    if second_look:
+        second_look.write(folder.path)
+        notes |= {SECOND_LOOK: dict(second_look.note)}
+        used[SECOND_LOOK] = dict(second_look.slides)
     maker = registry.maker(options.detector)
     folder.finish(
         RunRecord(
@@ -315,7 +329,7 @@ def make_run(
             tile_seconds=tile_seconds,
             stores={options.store.name: store_fingerprint(store, slides)},
             split=parts.note,
-            slides=slides_by_use(parts, slides, anomalies.slides if anomalies else []),
+            slides=used,
             notes=notes,
             versions=versions() | ({maker.name: maker.version} if maker else {}),
         )

@@ -96,6 +96,13 @@ wsiad export results/ --format qupath asap
 wsiad export results/ --region-quantile 0.99 --region-min-um2 5000
 wsiad export results/ --detection-limit 500 --workers 8""",
     ),
+    "refine": Verb(
+        "take a second look: learn from what stands out in results, if that can be relied on",
+        ("run", "results"),
+        """\
+wsiad refine runs/knn results/ --healthy healthy_results/ --out runs/knn_second
+wsiad heatmap runs/knn_second test_slides/ --out results_second/""",
+    ),
     "significance": Verb(
         "add p-values of slides, regions and tiles, from held-out healthy slides",
         ("results",),

@@ -1,0 +1,198 @@
+"""`wsiad refine`: a second look from what stands out, or a line that says why there is none."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import wsiad
+from support.builders import stained, write_tiff
+from wsiad.cli import main
+from wsiad.core.errors import DetectorError, InputError, RunError
+from wsiad.results.folder import Results
+from wsiad.runs.second_look import read_taught
+
+MPP, EDGE = 0.5, 32
+OPTIONS = {"layers": ["features.3"], "places": 4}
+HEAD = {**OPTIONS, "magnify": 1, "strength": 1e-2}
+
+
+def slide(path, seed, *, strange=False):
+    pixels = stained(EDGE * 12, EDGE * 12, seed=seed)
+    if strange:
+        at = slice(EDGE * 4, EDGE * 8)
+        pixels[at, at, :] = np.clip(
+            pixels[at, at].astype(int) - 50 * (np.arange(EDGE * 4) % 8 < 3)[:, None], 0, 255
+        )
+    path.parent.mkdir(exist_ok=True)
+    write_tiff(path, pixels, mpp=MPP)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A store of healthy slides, a run, a cohort with five strange slides, and healthy ones."""
+    root = tmp_path_factory.mktemp("first")
+    for number in range(6):
+        slide(root / "train" / f"h{number}.tif", number)
+    for number in range(8):
+        slide(root / "cohort" / f"c{number}.tif", 100 + number, strange=number < 5)
+    for number in range(10):
+        slide(root / "healthy" / f"n{number}.tif", 200 + number)
+    wsiad.tile(
+        slides=[root / "train"],
+        out=root / "store",
+        mpp=MPP,
+        tile=EDGE,
+        tissue={"min_area_um2": 0, "smooth_um": 0, "remove_pen": False},
+        min_coverage=0.01,
+        stain={"method": "none"},
+        quiet=True,
+    )
+    wsiad.train(
+        store=root / "store",
+        out=root / "run",
+        detector="knn",
+        options=OPTIONS,
+        weights="random",
+        quiet=True,
+    )
+    for name in ("cohort", "healthy"):
+        wsiad.heatmap(
+            run=root / "run",
+            slides=[root / name],
+            out=root / f"{name}_results",
+            viewers=[],
+            evidence_regions=0,
+            scales_um=[0],
+            quiet=True,
+        )
+    return root
+
+
+def refine(first, out, **values):
+    given = {
+        "run": first / "run",
+        "results": first / "cohort_results",
+        "healthy": first / "healthy_results",
+        "options": HEAD,
+        "scales_um": [24, 48],
+        "top": 0.1,
+        "quiet": True,
+    }
+    return wsiad.refine(**{**given, **values}, out=out)
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    return refine(first, first / "second")
+
+
+def test_what_taught_is_written(first, second):
+    assert second.run == first / "second"
+    taught = read_taught(second.run)
+    high = [row for row in taught if row.anomalous]
+    assert {row.slide for row in high} >= {f"c{number}" for number in range(5)}
+    inside = [4 * EDGE <= row.x < 8 * EDGE and 4 * EDGE <= row.y < 8 * EDGE for row in high]
+    assert np.mean(inside) > 0.6  # neighbours of strange windows stand out too
+    assert min(row.value for row in high) > max(row.value for row in taught if not row.anomalous)
+    folds = {}
+    for row in taught:
+        assert folds.setdefault(row.slide, row.fold) == row.fold
+    note = wsiad.RunFolder(second.run).record().notes["second_look"]
+    assert note["anomalous_windows"] == len(high)
+    assert note["slide_fdr"] <= 0.2
+    assert note["run"].endswith("run")
+    used = wsiad.RunFolder(second.run).record().slides
+    assert sorted(used["second_look"]) == [f"c{number}" for number in range(8)]
+    calibration = wsiad.RunFolder(first / "run").record().slides["calibration"]
+    assert used["calibration"] == calibration
+
+
+def test_the_same_again_gives_the_same_bytes(first, second):
+    again = refine(first, first / "again")
+    for name in ("teaching.csv", "weights.safetensors", "calibration.json"):
+        assert (again.run / name).read_bytes() == (second.run / name).read_bytes()
+    assert "complete already" in refine(first, first / "again").summary
+
+
+def test_the_cohort_is_scored_without_what_it_taught(first, second):
+    out = first / "second_results"
+    wsiad.heatmap(
+        run=second.run,
+        slides=[first / "cohort"],
+        out=out,
+        viewers=[],
+        evidence_regions=0,
+        quiet=True,
+    )
+    detector = wsiad.RunFolder(second.run).load_detector("cpu")
+    results = Results(out)
+    name = "c0"
+    scores = np.asarray(results.slide(name).windows()["score"])
+    held_out = detector.held_out(results.slide(name).fingerprint())
+    assert held_out is not detector
+    import tifffile
+
+    pixels = tifffile.imread(first / "cohort" / f"{name}.tif")
+    windows = results.slide(name).windows()
+    tiles = np.stack(
+        [
+            pixels[int(y) : int(y) + EDGE, int(x) : int(x) + EDGE]
+            for x, y in zip(windows["x"], windows["y"], strict=True)
+        ]
+    )
+    np.testing.assert_allclose(scores, held_out.score(tiles), rtol=1e-3, atol=1e-3)
+    assert not np.allclose(scores, detector.score(tiles), rtol=1e-3, atol=1e-3)
+    report = (out / "report.html").read_text("utf-8")
+    assert report.count("The first look at this slide") == 2 * 8  # the picture and its text
+    strange = [results.slide(f"c{number}").row.score_max for number in range(5)]
+    usual = [results.slide(f"c{number}").row.score_max for number in range(5, 8)]
+    assert min(strange) > max(usual)
+
+
+def test_it_says_why_there_is_none(first, tmp_path, capsys):
+    declined = refine(first, tmp_path / "a", slides_needed=8)
+    assert declined.run is None
+    assert declined.exit_code == 1
+    assert not (tmp_path / "a").exists()
+    assert "needed" in declined.declined or "expected by chance" in declined.declined
+    few = refine(first, tmp_path / "b", healthy=None)
+    assert "pass at least" in few.declined
+    run, results = str(first / "run"), str(first / "cohort_results")
+    assert main(["refine", run, results, "--out", str(tmp_path / "c"), "--quiet"]) == 1
+    assert "no second look is taken" in capsys.readouterr().out
+
+
+def test_a_healthy_cohort_is_left_alone(first, tmp_path):
+    calm = refine(
+        first, tmp_path / "a", results=first / "healthy_results", healthy=first / "cohort_results"
+    )
+    assert calm.run is None
+
+
+def test_a_second_look_is_not_refined(first, second, tmp_path):
+    with pytest.raises(RunError, match="is a second look already"):
+        refine(first, tmp_path / "a", run=second.run)
+
+
+def test_other_inputs_are_refused(first, tmp_path):
+    with pytest.raises(InputError, match="is also in the cohort"):
+        refine(first, tmp_path / "a", healthy=first / "cohort_results")
+    with pytest.raises(DetectorError, match="cannot learn from the windows"):
+        refine(first, tmp_path / "a", detector="knn", options={})
+    other = tmp_path / "other"
+    shutil.copytree(first / "run", other)
+    values = json.loads((other / "calibration.json").read_text())
+    (other / "calibration.json").write_text(json.dumps({**values, "n_slides": 3}))
+    with pytest.raises(InputError, match="not made by the run"):
+        refine(first, tmp_path / "a", run=other)
+    assert not (tmp_path / "a").exists()
+
+
+def test_patients_stay_together(first, tmp_path):
+    made = refine(first, tmp_path / "a", patient="c[01]|c", folds=4)
+    folds = {row.slide: row.fold for row in read_taught(made.run)}
+    assert len({folds[f"c{number}"] for number in range(2, 8)}) == 1
+    with pytest.raises(InputError, match="does not match the pattern"):
+        refine(first, tmp_path / "b", patient="patient_[0-9]+")

@@ -1,0 +1,419 @@
+"""Choose the windows of a cohort that teach a second look, and read them.
+
+The windows come from the results of a first look. Those of neighbourhoods that stand out are taken
+for anomalous, unlike ones of the same slides for healthy. Each slide is of one fold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.conformal.false_discovery import (
+    StandingOut,
+    healthy_slides_needed,
+    lowest,
+    standing_out,
+)
+from wsiad.core.errors import InputError
+from wsiad.core.geometry import Size
+from wsiad.core.labels import is_healthy
+from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
+from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.space_options import SpaceOptions
+from wsiad.learning.detector import InputSpec, Lessons, Tiles
+from wsiad.results.evidence import window_places
+from wsiad.results.folder import Results
+from wsiad.results.scoring import window_source
+from wsiad.results.scoring_inputs import reading_tasks
+from wsiad.runs.calibration import Calibration
+from wsiad.runs.healthy_maps import HealthyMaps
+from wsiad.runs.run import RunFolder
+from wsiad.runs.second_look import ChoiceOptions, TaughtWindow
+
+_GROUPS = 10
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookedAt:
+    """A slide of a first look, with the values of its windows.
+
+    Parameters
+    ----------
+    task : SlideTask
+        Task that opens its windows again.
+    fingerprint : str
+        Fingerprint of the slide.
+    boxes : ndarray of float64, (N, 4)
+        ``x, y, width, height`` of the windows, level-0 pixels.
+    values : ndarray of float64, (N,)
+        Value of the spatial map at the centre of each window.
+    """
+
+    task: SlideTask
+    fingerprint: str
+    boxes: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+
+    @property
+    def name(self) -> str:
+        """Name of the slide."""
+        return self.task.slide.name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstLook:
+    """Results of a cohort that a run made, and what healthy slides have.
+
+    Parameters
+    ----------
+    slides : list of LookedAt
+        Slides with a heatmap.
+    healthy : list of ndarray of float64, (M,)
+        Values of each held-out healthy slide.
+    healthy_from : str
+        Where the healthy slides are from, in words.
+    digest : str
+        Digest of the results.
+    """
+
+    slides: list[LookedAt]
+    healthy: list[npt.NDArray[np.float64]]
+    healthy_from: str
+    digest: str
+
+
+def first_look(
+    run: RunFolder,
+    results: Path,
+    healthy: Path | None,
+    options: ChoiceOptions,
+    *,
+    device: str,
+) -> FirstLook:
+    """Read the results of a cohort, and those of healthy slides.
+
+    Raises
+    ------
+    RunError
+        The run has no maps of healthy slides, or they are damaged.
+    InputError
+        The results are not of this run, or a healthy slide is not held out.
+    """
+    calibration, maps = run.calibration(), run.healthy_maps()
+    space = SpaceOptions(scales_um=options.scales_um)
+    spatial = choose_scales(maps, calibration, space, subject=str(run.path)).calibration
+    if spatial is None or maps is None:
+        raise InputError(
+            "looks at single windows, which do not teach",
+            subject="scales_um",
+            remedy="Pass radii of neighbourhoods.",
+        )
+    slides, digest = _looked_at(
+        run, results, spatial=spatial, calibration=calibration, device=device
+    )
+    if not slides:
+        raise InputError(
+            "holds no slide with a heatmap",
+            subject=str(results),
+            remedy="Score the slides of the cohort with wsiad heatmap.",
+        )
+    if healthy is None:
+        found = _left_out_maps(maps, calibration, options.scales_um)
+        return FirstLook(slides, found, "calibration slides of the run", digest)
+    others, other_digest = _looked_at(
+        run, healthy, spatial=spatial, calibration=calibration, device=device
+    )
+    if other_digest != digest:
+        raise InputError(
+            f"was not scored with the options of {results}",
+            subject=str(healthy),
+            remedy="Score both with the same run and options.",
+        )
+    _check_held_out(others, slides, run.record().slides_by_fingerprint, healthy)
+    return FirstLook(slides, [one.values for one in others], str(healthy), digest)
+
+
+def _check_held_out(
+    others: Sequence[LookedAt],
+    slides: Sequence[LookedAt],
+    learnt_from: Mapping[str, str],
+    healthy: Path,
+) -> None:
+    if not others:
+        raise InputError("holds no slide with a heatmap", subject=str(healthy))
+    there = {one.fingerprint: one.name for one in slides}
+    for one in others:
+        subject, label = f"{one.name} of {healthy}", one.task.slide.label
+        if label and not is_healthy(label):
+            raise InputError(f"has the label {label!r}, so it is not healthy", subject=subject)
+        if use := learnt_from.get(one.fingerprint):
+            raise InputError(
+                f"was used for the run ({use}), so it is calmer than a new slide",
+                subject=subject,
+                remedy="Score healthy slides that were not used for the run.",
+            )
+        if one.fingerprint in there:
+            raise InputError(f"is also in the cohort, as {there[one.fingerprint]}", subject=subject)
+
+
+def _left_out_maps(
+    maps: HealthyMaps, calibration: Calibration, scales_um: Sequence[float]
+) -> list[npt.NDArray[np.float64]]:
+    """Return the values of each calibration slide, standardised without those of its group."""
+    count = len(maps)
+    if count < 2:
+        return []  # one cannot be standardised by others
+    groups = [range(first, count, min(count, _GROUPS)) for first in range(min(count, _GROUPS))]
+    found = []
+    for group in groups:
+        rest = [one for number, one in enumerate(maps.maps) if number not in group]
+        spatial = SpatialCalibration.of(
+            rest,
+            percentile=calibration.percentile,
+            scales_um=scales_um,
+            window=maps.window,
+        )
+        for number in group:
+            values = spatial.values(maps.maps[number], percentile=calibration.percentile)
+            found.append(values[np.isfinite(values)].astype(np.float64))
+    return found
+
+
+def _looked_at(
+    run: RunFolder,
+    path: Path,
+    *,
+    spatial: SpatialCalibration,
+    calibration: Calibration,
+    device: str,
+) -> tuple[list[LookedAt], str]:
+    """Return the slides with a heatmap, and the digest of the results."""
+    results = Results(path)
+    names = [slide.name for slide in results if slide.is_scored]
+    tasks = reading_tasks(results, names, run=run.path, device=device)
+    found = []
+    for name in names:
+        slide = results.slide(name)
+        windows = slide.windows()
+        boxes = np.stack([windows[key] for key in ("x", "y", "width", "height")], axis=1)
+        boxes = np.asarray(boxes, np.float64)
+        evident = spatial.map(slide.heatmap(), percentile=calibration.percentile).heatmap
+        values = at_centres(evident, boxes)
+        seen = np.isfinite(values)
+        if seen.any():
+            found.append(LookedAt(tasks[name], slide.fingerprint(), boxes[seen], values[seen]))
+    return found, str(results.facts["digest"])
+
+
+def at_centres(heatmap: Heatmap, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the values of a map at the centres of boxes (N, 4), level-0 pixels; (N,)."""
+    middle = boxes[:, :2] + boxes[:, 2:] / 2
+    x, y = heatmap.placement.from_level0(middle[:, 0], middle[:, 1])
+    size: Size = heatmap.size
+    column = np.clip(np.floor(x), 0, size.width - 1).astype(np.int64)
+    row = np.clip(np.floor(y), 0, size.height - 1).astype(np.int64)
+    return heatmap.scores[row, column].astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Windows that teach, or the reason why none do.
+
+    Parameters
+    ----------
+    why_not : str
+        Reason why there is no second look; empty if there is one.
+    standing : StandingOut or None
+        The windows that stand out, and the estimates.
+    rows : list of TaughtWindow
+        Windows that teach, by slide.
+    fold_of : dict of str to int
+        Fold of each slide of the cohort, by its fingerprint.
+    """
+
+    why_not: str
+    standing: StandingOut | None = None
+    rows: list[TaughtWindow] = field(default_factory=list)
+    fold_of: dict[str, int] = field(default_factory=dict)
+
+    def note(self, look: FirstLook) -> dict[str, Any]:
+        """Return the facts about the choice that a run records, as JSON values."""
+        assert self.standing is not None
+        return {
+            "slides": len(look.slides),
+            "anomalous_windows": sum(row.anomalous for row in self.rows),
+            "usual_windows": sum(not row.anomalous for row in self.rows),
+            "threshold": self.standing.threshold,
+            "slides_above": self.standing.slides,
+            "windows_above": self.standing.windows,
+            "share_above": self.standing.share,
+            "window_fdr": self.standing.window_rate,
+            "slide_fdr": self.standing.slide_rate,
+            "healthy_slides": len(look.healthy),
+            "healthy_from": look.healthy_from,
+            "results_digest": look.digest,
+        }
+
+
+def choose_windows(look: FirstLook, options: ChoiceOptions, *, seed: int) -> Choice:
+    """Choose the windows that teach a second look, if the stated rate can be kept.
+
+    Raises
+    ------
+    InputError
+        The pattern of patients does not match a slide's name.
+    """
+    count, least = len(look.slides), options.slides_needed
+    needed = healthy_slides_needed(count, rate=options.fdr, slides=count)
+    if len(look.healthy) < needed:
+        return Choice(
+            f"{_slides(len(look.healthy))} ({look.healthy_from}) cannot show a false-discovery "
+            f"rate of {options.fdr:.0%}; pass at least {needed} held-out ones with --healthy"
+        )
+    found = standing_out([one.values for one in look.slides], look.healthy, most_share=options.top)
+    standing, why = lowest(found, rate=options.fdr, least_slides=least)
+    if standing is None:
+        most = max((one.slides for one in found), default=0)
+        more = healthy_slides_needed(count, rate=options.fdr, slides=max(1, most))
+        if most >= least and more > len(look.healthy):
+            why += f" ({more} healthy slides or more could show it, and there are "
+            why += f"{len(look.healthy)})"
+        return Choice(why)
+    strange = _capped(
+        [np.where(one.values >= standing.threshold, one.values, np.nan) for one in look.slides],
+        options.slide_share,
+    )
+    every = np.concatenate([one.values for one in look.slides])
+    low = np.quantile(every, options.usual)
+    usual = [np.flatnonzero(one.values < min(low, standing.threshold)) for one in look.slides]
+    rng = np.random.default_rng([seed, len(every)])
+    strange = _drawn(strange, options.most_anomalous, rng)
+    usual = _drawn(usual, options.most_usual, rng)
+    folds = _folds(look.slides, [len(part) for part in strange], options)
+    rows = []
+    for one, fold, high, calm in zip(look.slides, folds, strange, usual, strict=True):
+        chosen = np.sort(np.concatenate([high, calm]))
+        anomalous = np.isin(chosen, high)
+        for at, is_strange in zip(chosen.tolist(), anomalous.tolist(), strict=True):
+            x, y, width, height = one.boxes[at].tolist()
+            rows.append(
+                TaughtWindow(
+                    slide=one.name,
+                    x=x,
+                    y=y,
+                    width=width,
+                    height=height,
+                    value=float(one.values[at]),
+                    anomalous=int(is_strange),
+                    fold=fold,
+                )
+            )
+    marks = [one.fingerprint for one in look.slides]
+    return Choice("", standing, rows, dict(zip(marks, folds, strict=True)))
+
+
+def _slides(count: int) -> str:
+    return f"{count} healthy slide{'s' * (count != 1)}"
+
+
+def _capped(values: Sequence[npt.NDArray[np.float64]], share: float) -> list[npt.NDArray[np.int64]]:
+    """Return the indices of finite values, so that no slide has more than a share of all.
+
+    Of a slide with too many, the highest are kept.
+    """
+    counts = np.array([int(np.isfinite(one).sum()) for one in values])
+    cap = int(counts.max())
+    while cap > 1 and cap > share * np.minimum(counts, cap).sum():
+        cap -= 1
+    return [
+        np.sort(np.argsort(-np.nan_to_num(one, nan=-np.inf), kind="stable")[: min(count, cap)])
+        for one, count in zip(values, counts.tolist(), strict=True)
+    ]
+
+
+def _drawn(
+    parts: Sequence[npt.NDArray[np.int64]], most: int, rng: np.random.Generator
+) -> list[npt.NDArray[np.int64]]:
+    """Draw at most so many indices from all parts, evenly over them; their order stays."""
+    total = sum(map(len, parts))
+    if total <= most:
+        return list(parts)
+    kept = np.zeros(total, bool)
+    kept[rng.choice(total, most, replace=False)] = True
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return [part[keep] for part, keep in zip(parts, np.split(kept, ends), strict=True)]
+
+
+def _folds(slides: Sequence[LookedAt], counts: Sequence[int], options: ChoiceOptions) -> list[int]:
+    """Return the fold of each slide: patients by falling number of anomalous windows, in turn."""
+    patients = [_patient(one.name, options.patient) for one in slides]
+    totals: dict[str, int] = dict.fromkeys(patients, 0)
+    for patient, count in zip(patients, counts, strict=True):
+        totals[patient] += count
+    order = sorted(totals, key=lambda name: (-totals[name], name))
+    number = min(options.folds, len(order))
+    return [order.index(patient) % number for patient in patients]
+
+
+def _patient(name: str, pattern: str | None) -> str:
+    if pattern is None:
+        return name.rpartition("/")[0] or name
+    found = re.search(pattern, name)
+    if found is None:
+        raise InputError(
+            f"its name does not match the pattern of patients {pattern!r}",
+            subject=name,
+            remedy="Set another --patient, or leave it out.",
+        )
+    return found[0]
+
+
+def lessons_of(look: FirstLook, choice: Choice, spec: InputSpec) -> Lessons:
+    """Return the lessons of chosen windows, whose pixels are read from their slides in turn."""
+    rows = choice.rows
+
+    def batches() -> Iterator[Tiles]:
+        for one in look.slides:
+            mine = [row for row in rows if row.slide == one.name]
+            if mine:
+                yield from _read(one, mine, spec)
+
+    return Lessons(
+        batches=batches,
+        anomalous=np.array([row.anomalous for row in rows], np.bool_),
+        folds=np.array([row.fold for row in rows], np.int64),
+        fold_of=choice.fold_of,
+    )
+
+
+def _read(one: LookedAt, rows: Sequence[TaughtWindow], spec: InputSpec) -> Iterator[Tiles]:
+    """Yield the pixels of windows of a slide, in order.
+
+    Raises
+    ------
+    InputError
+        The slide is not the one that was scored.
+    """
+    boxes = np.array([(row.x, row.y, row.width, row.height) for row in rows], np.float64)
+    with window_source(one.task, spec) as source:
+        if source.identity["fingerprint"] != one.fingerprint:
+            raise InputError(
+                "has changed since it was scored",
+                subject=str(one.task.slide.path),
+                remedy="Score the cohort again with the first run.",
+            )
+        row, column = window_places(boxes, source)
+        order = np.lexsort((column, row))
+        back = np.argsort(order)
+        found = np.stack(list(source.again(row[order], column[order])))[back]
+        for start in range(0, len(found), _AT_ONCE):
+            yield found[start : start + _AT_ONCE]

@@ -1,0 +1,136 @@
+"""Prepare the training of a second look: the store, the split and the method of a first run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsiad.core.config import CONFIG, read_yaml
+from wsiad.core.errors import ConfigError, RunError
+from wsiad.detectors import registry
+from wsiad.runs.fitting import Chosen, choose
+from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint
+from wsiad.runs.run import RunFolder
+from wsiad.runs.second_look import SECOND_LOOK, check_learns
+from wsiad.runs.split import slides_by_use
+
+_DEFAULTS: dict[str, dict[str, Any]] = {"linear-probe": {"strength": 1e-3}}
+"""Options of methods for a second look, unless the user sets them."""
+
+
+def check_first(run: RunFolder) -> None:
+    """Check that a run can be the first look of a second.
+
+    Raises
+    ------
+    RunError
+        It is a second look itself, or its slides were not split by slide.
+    """
+    record = run.record()
+    if SECOND_LOOK in record.notes:
+        raise RunError(
+            "is a second look already, and a third one drifts away from what was found first",
+            subject=str(run.path),
+            remedy="Refine the first run, with results of that run.",
+        )
+    if not record.slides.get("calibration") or not record.healthy_maps:
+        raise RunError(
+            "has no maps of healthy slides, against which windows could stand out",
+            subject=str(run.path),
+            remedy="Train on a store of at least eight healthy slides with positions.",
+        )
+
+
+def training_of(
+    run: RunFolder,
+    *,
+    out: Path,
+    store: Path | None,
+    detector: str,
+    options: Mapping[str, Any],
+    weights: str | None,
+    device: str,
+    quiet: bool,
+) -> tuple[TrainingOptions, Chosen]:
+    """Return the training of a second look on the healthy tiles of a first run.
+
+    Parameters
+    ----------
+    run : RunFolder
+        First run.
+    out : Path
+        Folder of the new run.
+    store : Path, optional
+        Store of the first run's healthy tiles; by default the one that it states.
+    detector : str
+        Method that learns.
+    options : mapping
+        Options of the method.
+    weights : str, optional
+        Pretrained weights; by default those of the first run.
+    device : str
+        Name of the device.
+    quiet : bool
+        True for no progress.
+
+    Raises
+    ------
+    RunError
+        The first run does not state its training.
+    StoreError
+        The store does not exist or is damaged.
+    InputError
+        The store is not that of the run, or is not as it was.
+    DetectorError
+        The method is unknown or cannot learn a second look.
+    """
+    try:
+        given = read_yaml(run.path / CONFIG)
+    except ConfigError as error:
+        raise RunError(
+            f"does not state its training ({error})", subject=str(run.path), remedy="Train again."
+        ) from error
+    check_learns(registry.load(detector), name=detector)
+    method = {"input_px": run.load_detector("cpu").spec.size, **_DEFAULTS.get(detector, {})}
+    training = TrainingOptions.model_validate(
+        {
+            "store": store or Path(str(given.get("store"))),
+            "out": out,
+            "detector": detector,
+            "options": {**method, **options},
+            "weights": weights or given.get("weights"),
+            "split": given.get("split"),
+            "quality": given.get("quality") or {},
+            "seed": run.record().seed,
+            "device": device,
+            "healthy_examples": given.get("healthy_examples", 512),
+            "quiet": quiet,
+        }
+    )
+    chosen = choose(training)
+    check_as_it_was(run, chosen)
+    return training, chosen
+
+
+def check_as_it_was(run: RunFolder, chosen: Chosen) -> None:
+    """Check that a store gives the parts that a run was made from.
+
+    Raises
+    ------
+    RunError
+        The store is another one or has changed, so that slides of the calibration could teach.
+    """
+    record = run.record()
+    subject, remedy = str(chosen.store.path), "Pass the store of the first run with --store."
+    if store_fingerprint(chosen.store, chosen.slides) not in record.stores.values():
+        raise RunError(f"is not the store of {run.path} as it was", subject=subject, remedy=remedy)
+    tied = tuple(record.slides.get("anomalies", ()))
+    parts, _, _ = chosen.begin(record.seed, only_fit=tied)
+    found = slides_by_use(parts, chosen.slides, [])
+    if any(found[use] != record.slides.get(use) for use in ("fit", "stop", "calibration")):
+        raise RunError(
+            f"is split into other parts than for {run.path}",
+            subject=subject,
+            remedy="Use the version of wsiad that made the run, or train again.",
+        )
