@@ -264,7 +264,7 @@ def new_distillation(
     if options.views.view_px % COARSE_PX:
         raise DetectorError(
             f"views of {options.views.view_px} px cannot be compared with those of teachers",
-            remedy=f"Set --option views.view_px to a multiple of {COARSE_PX}, such as 64.",
+            remedy=f"Set a multiple of {COARSE_PX}, such as --option 'views={{view_px: 64}}'.",
         )
     seen = Teachers(teachers, options.widths[2]).to(context.device)
     generator = torch.Generator().manual_seed(context.seed)

@@ -78,6 +78,7 @@ wsiad train --config tuned/best.yaml""",
         """\
 wsiad pretrain store/ --out network/
 wsiad pretrain store/ --out network/ --max-minutes 60 --option precision=bfloat16
+wsiad pretrain store/ --out network/ --teacher densenet121.safetensors squeezenet1_1.safetensors
 wsiad train store/ --out runs/dpa --weights network/weights.safetensors""",
     ),
     "heatmap": Verb(

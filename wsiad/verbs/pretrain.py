@@ -43,8 +43,8 @@ class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
     out: Path
     """Folder of the network; an interrupted training in it continues."""
     teacher: tuple[str, ...] = ()
-    """Network whose features are learnt, in place of contrastive training: a file of weights, or
-    a name and its weights, such as resnet18=FILE; can be passed several times."""
+    """Networks whose features are learnt, in place of contrastive training: files of weights, or
+    names with their weights, such as resnet18=FILE."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the network and its training, see docs/pretrain.md; can be passed several times."""
     seed: int = 0
@@ -111,7 +111,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         raise DetectorError(
             f"views of {options.views.view_px} px do not fit in tiles of {tile} px",
             subject=str(config.store),
-            remedy=f"Set --option views.view_px={tile}, or make larger tiles.",
+            remedy=f"Set --option 'views={{view_px: {tile}}}', or make larger tiles.",
         )
     teachers = [_teacher(text, config.seed) for text in config.teacher]
     thresholds = store.preparation.quality.changed_by(config.quality)
