@@ -198,6 +198,28 @@ OPTIONS = {
         workers=1
         quiet=false
     """,
+    "refine": """
+        run
+        results
+        healthy=null
+        out
+        store=null
+        detector="linear-probe"
+        options={}
+        weights=null
+        scales_um=[100.0, 200.0, 400.0]
+        fdr=0.2
+        top=0.03
+        slides_needed=4
+        slide_share=0.5
+        usual=0.6
+        most_anomalous=2000
+        most_usual=6000
+        folds=8
+        patient=null
+        device="auto"
+        quiet=false
+    """,
     "significance": """
         results
         healthy

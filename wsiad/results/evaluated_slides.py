@@ -34,11 +34,16 @@ from wsiad.slides.slide_table import FAILED, OK
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "Pass results of wsiad heatmap, or a folder of detections as CSV."
 _COLUMNS = ("status", "reason", "mpp_x", "mpp_y", "width", "height")
 
 
 def chosen_score(
-    asked: AskedScore, folders: Iterable[Path], *, exclude: Collection[str] = ()
+    asked: AskedScore,
+    folders: Collection[Path],
+    *,
+    exclude: Collection[str] = (),
+    beside: Iterable[Path] = (),
 ) -> SlideScore:
     """Return the score that ranks the slides of results.
 
@@ -50,15 +55,18 @@ def chosen_score(
         Results that are ranked in the same way; none for detections.
     exclude : collection of str
         Slides that are not ranked.
+    beside : iterable of Path
+        Paths in the other places of the command.
 
     Raises
     ------
     EvaluationError
-        A ``slides.csv`` is missing or not valid.
+        A folder is of another kind, or its ``slides.csv`` is missing or not valid.
     """
     if asked != "auto":
         return asked
-    with as_evaluation_error():
+    named = other_kinds_named(folders, RESULTS, EvaluationError, remedy=_REMEDY, beside=beside)
+    with named, as_evaluation_error():
         rows = [row for folder in folders for row in Results(folder).slides]
     rows = [row for row in rows if row.slide not in exclude]
     score = usual_score(rows)
@@ -91,9 +99,8 @@ def read_scored(
     EvaluationError
         The folder is of another kind, or a file in it is not valid.
     """
-    remedy = "Pass results of wsiad heatmap, or a folder of detections as CSV."
     beside = [options.reference]
-    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=remedy, beside=beside):
+    with other_kinds_named([folder], RESULTS, EvaluationError, remedy=_REMEDY, beside=beside):
         if results:
             return scored_slides(
                 folder,

@@ -118,7 +118,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     if config.results is not None:
         derived = derived_by(config.results, exclude=config.exclude)
     folders = [] if config.results is None else [config.results]
-    score = chosen_score(config.slide_score, folders, exclude=config.exclude)
+    score = chosen_score(
+        config.slide_score, folders, exclude=config.exclude, beside=[config.reference]
+    )
     config = config.model_copy(update={"slide_score": score})
     scored = read_scored(config, source, results=is_results)
     groups: dict[str, str] = {}
