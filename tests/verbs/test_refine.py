@@ -190,6 +190,67 @@ def test_other_inputs_are_refused(first, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def outline(folder, name, *areas):
+    """A GeoJSON of rectangles (left, top, right, bottom, class), level-0 pixels."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": group}},
+        }
+        for x, y, right, bottom, group in areas
+    ]
+    folder.mkdir(exist_ok=True)
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (folder / f"{name}.geojson").write_text(text)
+
+
+def test_a_review_decides_in_place_of_the_estimate(first, tmp_path, capsys):
+    reviewed = tmp_path / "reviewed"
+    for number in range(4):
+        outline(
+            reviewed,
+            f"c{number}",
+            (4 * EDGE, 4 * EDGE, 6 * EDGE, 8 * EDGE, "Tumor"),
+            (6 * EDGE, 4 * EDGE, 8 * EDGE, 8 * EDGE, "Normal"),
+        )
+    made = refine(first, tmp_path / "a", healthy=None, reviewed=reviewed)
+    taught = read_taught(made.run)
+
+    def inside(row, left, right):
+        return left * EDGE <= row.x < right * EDGE and 4 * EDGE <= row.y < 8 * EDGE
+
+    high = {(row.slide, row.x, row.y) for row in taught if row.anomalous}
+    windows = {
+        (f"c{number}", float(x * EDGE), float(y * EDGE))
+        for number in range(4)
+        for x in (4, 5)
+        for y in range(4, 8)
+    }
+    assert high == windows  # neither what stands out on c4 nor what was rejected
+    low = [row for row in taught if not row.anomalous and row.slide in {"c0", "c1", "c2", "c3"}]
+    assert sum(inside(row, 6, 8) for row in low) == 4 * 2 * 4
+    assert not any(inside(row, 4, 6) for row in low)
+    note = wsiad.RunFolder(made.run).record().notes["second_look"]
+    assert note["reviewed"] == str(reviewed)
+    assert (note["anomalous_slides"], note["rejected_windows"]) == (4, 32)
+    assert "window_fdr" not in note
+    assert "32 of them in rejected regions" in made.summary
+
+
+def test_a_review_of_few_slides_does_not_teach(first, tmp_path):
+    reviewed = tmp_path / "reviewed"
+    outline(reviewed, "c0", (4 * EDGE, 4 * EDGE, 8 * EDGE, 8 * EDGE, "Tumor"))
+    declined = refine(first, tmp_path / "a", reviewed=reviewed)
+    assert "confirms regions of 1 of the 8 slides, and 4 are needed" in declined.declined
+    with pytest.raises(InputError, match="is no folder of outlines"):
+        refine(first, tmp_path / "a", reviewed=tmp_path / "nowhere")
+    assert not (tmp_path / "a").exists()
+
+
 def test_patients_stay_together(first, tmp_path):
     made = refine(first, tmp_path / "a", patient="c[01]|c", folds=4)
     folds = {row.slide: row.fold for row in read_taught(made.run)}

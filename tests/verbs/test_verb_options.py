@@ -202,6 +202,7 @@ OPTIONS = {
         run
         results
         healthy=null
+        reviewed=null
         out
         store=null
         detector="linear-probe"

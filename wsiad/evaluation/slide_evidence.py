@@ -31,7 +31,7 @@ from wsiad.evaluation.matching import (
 )
 from wsiad.evaluation.submission import read_detections
 from wsiad.evaluation.unscored import CountedAs, score_of_unscored
-from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.score_map import boxes_of
 
 Floats = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
@@ -103,21 +103,6 @@ def _kinds(windows: npt.NDArray[Any], tumour: BaseGeometry | None) -> _Kinds:
     central = np.zeros(len(windows), dtype=bool)
     central[pieces.query(centres, predicate="intersects")[0]] = True
     return central, share >= MIN_SHARE - _ROUNDING, share <= _ROUNDING
-
-
-def _at_centres(heatmap: Heatmap, windows: npt.NDArray[Any]) -> Floats:
-    """Return the value of a map at the centre of each window, (N,); NaN beyond the map."""
-    column, row = (
-        np.floor(place).astype(np.int64)
-        for place in heatmap.placement.from_level0(
-            windows["x"] + windows["width"] / 2, windows["y"] + windows["height"] / 2
-        )
-    )
-    inside = (column >= 0) & (column < heatmap.size.width)
-    inside &= (row >= 0) & (row < heatmap.size.height)
-    values = np.full(len(windows), np.nan)
-    values[inside] = heatmap.scores[row[inside], column[inside]]
-    return values
 
 
 def _pieces(area: BaseGeometry) -> list[BaseGeometry]:
@@ -298,7 +283,7 @@ def _tile_scores(case: Case, truth: SlideTruth) -> tuple[TileScores | None, Tile
     heatmap = read() if read else None
     if heatmap is None:
         return tiles, None
-    values = _at_centres(heatmap, windows)
+    values = heatmap.at_centres(boxes_of(windows))
     seen = np.isfinite(values)
     central, mostly, healthy = kinds
     return tiles, _sorted(values[seen], (central[seen], mostly[seen], healthy[seen]))

@@ -62,6 +62,24 @@ class Heatmap:
         """Physical width and height of a heatmap pixel, µm."""
         return self.placement.scale_x * self.spacing.x, self.placement.scale_y * self.spacing.y
 
+    def at_centres(self, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the scores at the centres of boxes, float64 (N,); NaN beyond the heatmap.
+
+        Parameters
+        ----------
+        boxes : ndarray of float64, (N, 4)
+            ``x, y, width, height``, level-0 pixels.
+        """
+        x, y = (boxes[:, :2] + boxes[:, 2:] / 2).T
+        column, row = (
+            np.floor(place).astype(np.int64) for place in self.placement.from_level0(x, y)
+        )
+        inside = (column >= 0) & (column < self.size.width)
+        inside &= (row >= 0) & (row < self.size.height)
+        values = np.full(len(boxes), np.nan)
+        values[inside] = self.scores[row[inside], column[inside]]
+        return values
+
 
 @dataclass(frozen=True, slots=True)
 class WindowScores:
@@ -80,6 +98,12 @@ class WindowScores:
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     percentiles: npt.NDArray[np.float32]
+
+
+def boxes_of(windows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return ``x, y, width, height`` of a table of windows, float64 (N, 4), level-0 pixels."""
+    columns = ("x", "y", "width", "height")
+    return np.stack([np.asarray(windows[name], np.float64) for name in columns], axis=1)
 
 
 _MOST_PX = 1 << 28

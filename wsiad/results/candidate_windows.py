@@ -17,7 +17,7 @@ from wsiad.core.errors import InputError
 from wsiad.core.geometry import Box
 from wsiad.core.labels import is_healthy
 from wsiad.heatmaps.heatmap_task import SlideTask
-from wsiad.heatmaps.score_map import read_scores
+from wsiad.heatmaps.score_map import boxes_of
 from wsiad.heatmaps.space_options import ALONE
 from wsiad.heatmaps.windows import identity_of
 from wsiad.learning.detector import InputSpec, Tiles
@@ -149,15 +149,14 @@ def _bounds(slide: SlideResults) -> Box:
 def _windows(slide: SlideResults, why: Why, known: Known) -> Iterator[Candidate]:
     """Yield the windows of a slide that are candidates: the known ones come first."""
     table = slide.windows()
-    columns = ("x", "y", "width", "height")
-    boxes = np.stack([np.asarray(table[name], np.float64) for name in columns], axis=1)
+    boxes = boxes_of(table)
     scores = np.asarray(table["score"], np.float64)
     strength = _neighbourhoods(slide, boxes) if why == NEIGHBOURHOOD else scores
     if why == UNSURE:
         strength = np.where(is_unsure(table["percentile"]), strength, -np.inf)
     was = np.zeros(len(boxes), bool)
     for place in known:
-        if place[0] == slide.name and len(place) == 1 + len(columns):
+        if place[0] == slide.name and len(place) == 1 + boxes.shape[1]:
             was |= (boxes == np.array(place[1:], np.float64)).all(axis=1)
     strength = np.where(np.isfinite(strength), strength, -np.inf)
     for at in np.lexsort((-strength, ~was)).tolist():
@@ -177,16 +176,10 @@ def _windows(slide: SlideResults, why: Why, known: Known) -> Iterator[Candidate]
 
 def _neighbourhoods(slide: SlideResults, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the value of the map of neighbourhoods at the centre of each box."""
-    path = slide.folder / SPATIAL
-    values = read_scores(path, InputError, remedy=SCORE_AGAIN)
-    heatmap = slide.heatmap()
-    if values.shape != heatmap.scores.shape:
-        raise InputError("is not as large as the heatmap", subject=str(path), remedy=SCORE_AGAIN)
-    centres = boxes[:, :2] + boxes[:, 2:] / 2
-    column, row = heatmap.placement.from_level0(centres[:, 0], centres[:, 1])
-    rows, columns = values.shape
-    at = (np.clip(row.astype(int), 0, rows - 1), np.clip(column.astype(int), 0, columns - 1))
-    return values[at].astype(np.float64)
+    heatmap = slide.neighbourhoods()
+    if heatmap is None:
+        raise InputError(f"has no {SPATIAL}", subject=str(slide.folder), remedy=SCORE_AGAIN)
+    return heatmap.at_centres(boxes)
 
 
 def _read(

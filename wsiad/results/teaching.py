@@ -6,6 +6,7 @@ for anomalous, unlike ones of the same slides for healthy. Each slide is of one 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
+from wsiad.annotations import SUFFIXES, Role, read_annotations
 from wsiad.conformal.false_discovery import (
     StandingOut,
     healthy_slides_needed,
@@ -22,21 +25,24 @@ from wsiad.conformal.false_discovery import (
     standing_out,
 )
 from wsiad.core.errors import InputError
-from wsiad.core.geometry import Size
 from wsiad.core.labels import is_healthy
+from wsiad.evaluation.truth import find_truth
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
-from wsiad.heatmaps.score_map import Heatmap
+from wsiad.heatmaps.score_map import boxes_of
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.learning.detector import InputSpec, Lessons, Tiles
 from wsiad.results.evidence import window_places
 from wsiad.results.folder import Results
 from wsiad.results.scoring import window_source
 from wsiad.results.scoring_inputs import reading_tasks
+from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import ChoiceOptions, TaughtWindow
+
+logger = logging.getLogger(__name__)
 
 _GROUPS = 10
 _AT_ONCE = 256
@@ -56,12 +62,15 @@ class LookedAt:
         ``x, y, width, height`` of the windows, level-0 pixels.
     values : ndarray of float64, (N,)
         Value of the spatial map at the centre of each window.
+    review : ndarray of int8, (N,)
+        1 for windows with their centre in a confirmed region, -1 in a rejected one, else 0.
     """
 
     task: SlideTask
     fingerprint: str
     boxes: npt.NDArray[np.float64]
     values: npt.NDArray[np.float64]
+    review: npt.NDArray[np.int8]
 
     @property
     def name(self) -> str:
@@ -111,6 +120,10 @@ def first_look(
     calibration, maps = run.calibration(), run.healthy_maps()
     space = SpaceOptions(scales_um=options.scales_um)
     spatial = choose_scales(maps, calibration, space, subject=str(run.path)).calibration
+    if options.reviewed is not None and not options.reviewed.is_dir():
+        raise InputError(
+            "is no folder of outlines", subject=str(options.reviewed), remedy="Check --reviewed."
+        )
     if spatial is None or maps is None:
         raise InputError(
             "looks at single windows, which do not teach",
@@ -118,7 +131,12 @@ def first_look(
             remedy="Pass radii of neighbourhoods.",
         )
     slides, digest = _looked_at(
-        run, results, spatial=spatial, calibration=calibration, device=device
+        run,
+        results,
+        spatial=spatial,
+        calibration=calibration,
+        device=device,
+        reviewed=options.reviewed,
     )
     if not slides:
         raise InputError(
@@ -195,6 +213,7 @@ def _looked_at(
     spatial: SpatialCalibration,
     calibration: Calibration,
     device: str,
+    reviewed: Path | None = None,
 ) -> tuple[list[LookedAt], str]:
     """Return the slides with a heatmap, and the digest of the results."""
     results = Results(path)
@@ -204,24 +223,46 @@ def _looked_at(
     for name in names:
         slide = results.slide(name)
         windows = slide.windows()
-        boxes = np.stack([windows[key] for key in ("x", "y", "width", "height")], axis=1)
-        boxes = np.asarray(boxes, np.float64)
+        boxes = boxes_of(windows)
         evident = spatial.map(slide.heatmap(), percentile=calibration.percentile).heatmap
-        values = at_centres(evident, boxes)
+        values = evident.at_centres(boxes)
         seen = np.isfinite(values)
         if seen.any():
-            found.append(LookedAt(tasks[name], slide.fingerprint(), boxes[seen], values[seen]))
+            boxes, values = boxes[seen], values[seen]
+            review = reviews(slide, reviewed, boxes)
+            mark = slide.fingerprint()
+            found.append(LookedAt(tasks[name], mark, boxes=boxes, values=values, review=review))
     return found, str(results.facts["digest"])
 
 
-def at_centres(heatmap: Heatmap, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the values of a map at the centres of boxes (N, 4), level-0 pixels; (N,)."""
-    middle = boxes[:, :2] + boxes[:, 2:] / 2
-    x, y = heatmap.placement.from_level0(middle[:, 0], middle[:, 1])
-    size: Size = heatmap.size
-    column = np.clip(np.floor(x), 0, size.width - 1).astype(np.int64)
-    row = np.clip(np.floor(y), 0, size.height - 1).astype(np.int64)
-    return heatmap.scores[row, column].astype(np.float64)
+def reviews(
+    slide: SlideResults, folder: Path | None, boxes: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int8]:
+    """Return the verdicts of a review on the centres of boxes (N, 4), level-0 pixels; int8 (N,).
+
+    They are 1 in a confirmed region, -1 in a rejected one, which prevails, and else 0.
+
+    Raises
+    ------
+    AnnotationError
+        The file of the slide is not valid.
+    EvaluationError
+        There are several files of the slide.
+    """
+    found = np.zeros(len(boxes), np.int8)
+    if folder is None or (path := find_truth(folder, slide.name, suffixes=SUFFIXES)) is None:
+        return found
+    bounds = slide.bounds()
+    outlines = read_annotations(path, bounds=None if bounds is None else (bounds.x, bounds.y))
+    for why, count in outlines.ignored.items():
+        logger.warning("%s: %d outlines are neither confirmed nor rejected: %s", path, count, why)
+    cut_out = [one.polygon(outlines.source) for one in outlines.with_role(Role.CUT_OUT)]
+    rejected = shapely.union_all(cut_out)
+    x, y = (boxes[:, :2] + boxes[:, 2:] / 2).T
+    for area, verdict in ((outlines.tumour(), 1), (rejected, -1)):
+        shapely.prepare(area)
+        found[shapely.contains_xy(area, x, y)] = verdict
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +274,7 @@ class Choice:
     why_not : str
         Reason why there is no second look; empty if there is one.
     standing : StandingOut or None
-        The windows that stand out, and the estimates.
+        The windows that stand out, and the estimates; ``None`` where a review confirmed them.
     rows : list of TaughtWindow
         Windows that teach, by slide.
     fold_of : dict of str to int
@@ -247,11 +288,18 @@ class Choice:
 
     def note(self, look: FirstLook) -> dict[str, Any]:
         """Return the facts about the choice that a run records, as JSON values."""
-        assert self.standing is not None
-        return {
+        about = {
             "slides": len(look.slides),
             "anomalous_windows": sum(row.anomalous for row in self.rows),
+            "anomalous_slides": len({row.slide for row in self.rows if row.anomalous}),
             "usual_windows": sum(not row.anomalous for row in self.rows),
+            "results_digest": look.digest,
+        }
+        if self.standing is None:
+            rejected = sum(int((one.review < 0).sum()) for one in look.slides)
+            return {**about, "rejected_windows": rejected}
+        return {
+            **about,
             "threshold": self.standing.threshold,
             "slides_above": self.standing.slides,
             "windows_above": self.standing.windows,
@@ -260,41 +308,40 @@ class Choice:
             "slide_fdr": self.standing.slide_rate,
             "healthy_slides": len(look.healthy),
             "healthy_from": look.healthy_from,
-            "results_digest": look.digest,
         }
 
 
 def choose_windows(look: FirstLook, options: ChoiceOptions, *, seed: int) -> Choice:
     """Choose the windows that teach a second look, if the stated rate can be kept.
 
+    If there is a review, the windows of confirmed regions are anomalous and no others are.
+
     Raises
     ------
     InputError
         The pattern of patients does not match a slide's name.
     """
-    count, least = len(look.slides), options.slides_needed
-    needed = healthy_slides_needed(count, rate=options.fdr, slides=count)
-    if len(look.healthy) < needed:
-        return Choice(
-            f"{_slides(len(look.healthy))} ({look.healthy_from}) cannot show a false-discovery "
-            f"rate of {options.fdr:.0%}; pass at least {needed} held-out ones with --healthy"
-        )
-    found = standing_out([one.values for one in look.slides], look.healthy, most_share=options.top)
-    standing, why = lowest(found, rate=options.fdr, least_slides=least)
-    if standing is None:
-        most = max((one.slides for one in found), default=0)
-        more = healthy_slides_needed(count, rate=options.fdr, slides=max(1, most))
-        if most >= least and more > len(look.healthy):
-            why += f" ({more} healthy slides or more could show it, and there are "
-            why += f"{len(look.healthy)})"
+    standing = None
+    if options.reviewed is None:
+        standing, why = _standing(look, options)
+    else:
+        why = _why_review_is_too_small(look, options)
+    if why:
         return Choice(why)
+    if standing is None:
+        anomalous = [one.review > 0 for one in look.slides]
+    else:
+        anomalous = [one.values >= standing.threshold for one in look.slides]
+    pairs = list(zip(look.slides, anomalous, strict=True))
     strange = _capped(
-        [np.where(one.values >= standing.threshold, one.values, np.nan) for one in look.slides],
-        options.slide_share,
+        [np.where(mask, one.values, np.nan) for one, mask in pairs], options.slide_share
     )
     every = np.concatenate([one.values for one in look.slides])
     low = np.quantile(every, options.usual)
-    usual = [np.flatnonzero(one.values < min(low, standing.threshold)) for one in look.slides]
+    usual = [
+        np.flatnonzero(((one.values < low) & (one.review == 0) & ~mask) | (one.review < 0))
+        for one, mask in pairs
+    ]
     rng = np.random.default_rng([seed, len(every)])
     strange = _drawn(strange, options.most_anomalous, rng)
     usual = _drawn(usual, options.most_usual, rng)
@@ -302,8 +349,7 @@ def choose_windows(look: FirstLook, options: ChoiceOptions, *, seed: int) -> Cho
     rows = []
     for one, fold, high, calm in zip(look.slides, folds, strange, usual, strict=True):
         chosen = np.sort(np.concatenate([high, calm]))
-        anomalous = np.isin(chosen, high)
-        for at, is_strange in zip(chosen.tolist(), anomalous.tolist(), strict=True):
+        for at, is_strange in zip(chosen.tolist(), np.isin(chosen, high).tolist(), strict=True):
             x, y, width, height = one.boxes[at].tolist()
             rows.append(
                 TaughtWindow(
@@ -321,8 +367,37 @@ def choose_windows(look: FirstLook, options: ChoiceOptions, *, seed: int) -> Cho
     return Choice("", standing, rows, dict(zip(marks, folds, strict=True)))
 
 
-def _slides(count: int) -> str:
-    return f"{count} healthy slide{'s' * (count != 1)}"
+def _standing(look: FirstLook, options: ChoiceOptions) -> tuple[StandingOut | None, str]:
+    """Return the windows that stand out at the stated rate, or why there are none."""
+    count, least = len(look.slides), options.slides_needed
+    needed = healthy_slides_needed(count, rate=options.fdr, slides=count)
+    if len(look.healthy) < needed:
+        number = f"{len(look.healthy)} healthy slide{'s' * (len(look.healthy) != 1)}"
+        return None, (
+            f"{number} ({look.healthy_from}) cannot show a false-discovery rate of "
+            f"{options.fdr:.0%}; pass at least {needed} held-out ones with --healthy"
+        )
+    found = standing_out([one.values for one in look.slides], look.healthy, most_share=options.top)
+    standing, why = lowest(found, rate=options.fdr, least_slides=least)
+    if standing is not None:
+        return standing, ""
+    most = max((one.slides for one in found), default=0)
+    more = healthy_slides_needed(count, rate=options.fdr, slides=max(1, most))
+    if most >= least and more > len(look.healthy):
+        why += f" ({more} healthy slides or more could show it, and there are "
+        why += f"{len(look.healthy)})"
+    return None, why
+
+
+def _why_review_is_too_small(look: FirstLook, options: ChoiceOptions) -> str:
+    """Return why a review does not teach; empty if it does."""
+    confirmed = sum(bool((one.review > 0).any()) for one in look.slides)
+    if confirmed >= options.slides_needed:
+        return ""
+    return (
+        f"{options.reviewed} confirms regions of {confirmed} of the {len(look.slides)} slides, and "
+        f"{options.slides_needed} are needed"
+    )
 
 
 def _capped(values: Sequence[npt.NDArray[np.float64]], share: float) -> list[npt.NDArray[np.int64]]:

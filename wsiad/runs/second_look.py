@@ -56,6 +56,10 @@ class ChoiceOptions(Config):
     """Maximum number of anomalous windows to learn from; drawn by the seed."""
     most_usual: Annotated[int, Field(ge=1)] = 6_000
     """Maximum number of windows of the cohort to learn from as healthy; drawn by the seed."""
+    reviewed: Path | None = None
+    """Folder of outlines by which regions were confirmed (tumour classes) or rejected (`normal`),
+    a file a slide as for `wsiad evaluate --annotations`. Then only windows of confirmed regions
+    are taken for anomalous, and there is no estimate."""
     folds: Annotated[int, Field(ge=2, le=64)] = 8
     """Number of folds of the slides; each is scored without what its fold taught."""
     patient: str | None = None

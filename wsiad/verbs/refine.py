@@ -21,7 +21,8 @@ class RefineConfig(QuietOptions, DeviceOptions, ChoiceOptions):
     """Teach a second look by what stands out in results of a run, if it can be relied on."""
 
     ORDER = (
-        *("run", "results", "healthy", "out", "store", "detector", "options", "weights"),
+        *("run", "results", "healthy", "reviewed", "out", "store"),
+        *("detector", "options", "weights"),
         ...,
         *("device", "quiet"),
     )
@@ -125,6 +126,7 @@ def refine(config: RefineConfig) -> RefineResult:
             "detector": record.detector,
             "finished": record.finished,
             "results": str(config.results.absolute()),
+            "reviewed": str(config.reviewed.absolute()) if config.reviewed else None,
             **choice.note(look),
         }
         made = make_run(
@@ -148,12 +150,17 @@ def _summary(config: RefineConfig, made: MadeRun, note: dict[str, Any]) -> str:
     usual = made.calibration
     taught = (
         f"{config.out}: {config.detector}, taught by {note['anomalous_windows']} windows of "
-        f"{note['slides_above']} slides that stand out, and {note['usual_windows']} that do not"
+        f"{note['anomalous_slides']} slides that "
+        f"{'stand out' if config.reviewed is None else 'a review confirmed'}, and "
+        f"{note['usual_windows']} that {'do' if config.reviewed is None else 'it did'} not"
     )
-    chance = (
-        f"expected by chance: {note['window_fdr']:.0%} of these windows, {note['slide_fdr']:.0%} "
-        f"of these slides ({note['healthy_slides']} healthy slides: {note['healthy_from']})"
-    )
+    chance = f"{note.get('rejected_windows')} of them in rejected regions"
+    if config.reviewed is None:
+        chance = (
+            f"expected by chance: {note['window_fdr']:.0%} of these windows, "
+            f"{note['slide_fdr']:.0%} of these slides ({note['healthy_slides']} healthy slides: "
+            f"{note['healthy_from']})"
+        )
     healthy = (
         f"healthy score: median {usual.median:.4g}, 99 % below {usual.quantile(0.99):.4g} "
         f"({usual.n_windows} windows of {usual.n_slides} slides)"
