@@ -468,6 +468,7 @@ def test_a_browser_shows_neighbourhoods_and_by_a_key_single_windows(
     alone = shot(browser, tmp_path / "alone.png")
     assert np.abs(near[y, x] - alone[y, x]).sum() > 60  # colours of two maps
     browser.press("m")
+    browser.still()
     browser.move(x, y)
     browser.wait(f"{words}.includes('standard deviations')")
     assert not browser.complaints
