@@ -182,6 +182,16 @@ def test_a_picture_that_is_none_is_named_and_the_old_report_stays(tmp_path, name
     assert (tmp_path / "report.html").read_text() == "old"
 
 
+def test_a_first_look_in_another_folder_is_embedded_where_others_are_linked(tmp_path):
+    folder = tmp_path / "new"
+    own, first = picture(folder / "a.png"), picture(tmp_path / "old" / "a.png")
+    entry = slide("a", 1, images=[("x", own)], first_look=[("y", first)])
+    page = write(folder, report(slides=[entry]), inline_limit=0)
+    sources = [image["src"] for image in page.all("img")]
+    assert sources[0] == "a.png"
+    assert sum(source.startswith("data:image/png") for source in sources) == 1
+
+
 def test_a_link_may_not_leave_the_folder_of_the_report(tmp_path):
     outside = picture(tmp_path / "elsewhere" / "a.png")
     folder = tmp_path / "results"

@@ -196,7 +196,12 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
     return _Section(
         slide=slide,
         thumbnail=picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
-        pictures=shown(slide.images),
+        # The first look at a slide lies in other results, and is never linked.
+        pictures=[
+            *shown(slide.images[:2]),
+            *(picture(*one, None) for one in slide.first_look),
+            *shown(slide.images[2:]),
+        ],
         overview=picture(_OVERVIEW, slide.overview, folder) if slide.overview else None,
         regions=[
             _RegionCard(part.region, shown(part.images), shown(part.tiles))

@@ -77,6 +77,8 @@ class SlideEntry:
         Time spent on the slide, seconds.
     images : sequence of (str, Path)
         Captions and PNG or JPEG files of the pictures.
+    first_look : sequence of (str, Path)
+        The same of a first look, in other results; embedded after the first two.
     overview : Path or None
         PNG or JPEG file that shows the scored parts of the slide.
     not_assessed : bool
@@ -108,6 +110,7 @@ class SlideEntry:
     windows: int = 0
     seconds: float = 0.0
     images: Pictures = ()
+    first_look: Pictures = ()
     overview: Path | None = None
     not_assessed: bool = False
     lesions: int | None = None
