@@ -36,16 +36,11 @@ if TYPE_CHECKING:
 _OTHER_SCORES = {"scan": "scan scores", "top_k_mean": "means of the k highest scores"}
 
 _TISSUE = (names.TISSUE, "Slide, tissue outlined")
-_PICTURES = (
-    _TISSUE,
-    (names.OVERLAY, "Heatmap over the tissue; regions outlined, unassessed parts hatched"),
-)
+_PARTS = "over the tissue; regions outlined, unassessed parts hatched"
+_PICTURES = (_TISSUE, (names.OVERLAY, f"Heatmap {_PARTS}"))
 _SPACE_PICTURES = (
     _TISSUE,
-    (
-        names.OVERLAY,
-        "Neighbourhoods of windows over the tissue; regions outlined, unassessed parts hatched",
-    ),
+    (names.OVERLAY, f"Neighbourhoods of windows {_PARTS}"),
     (names.PLAIN_OVERLAY, "Heatmap of single windows over the tissue"),
 )
 
@@ -62,7 +57,6 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
     """
     row = slide.row
     of_slide = _PICTURES if slide.file(names.SPATIAL) is None else _SPACE_PICTURES
-    pictures = [(text, file) for name, text in of_slide if (file := slide.file(name))]
     return SlideEntry(
         row.slide,
         row.status,
@@ -74,7 +68,7 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
         percentile=_percentile(row.score_max, calibration),
         windows=row.tiles,
         seconds=row.seconds,
-        images=pictures,
+        images=[(text, file) for name, text in of_slide if (file := slide.file(name))],
         first_look=first_pictures(slide),
         overview=slide.file(names.OVERVIEW),
         not_assessed=row.unusable > 0 or "not assessed" in row.reason,
