@@ -146,6 +146,14 @@ def test_the_cohort_is_scored_without_what_it_taught(first, second):
     assert not np.allclose(scores, detector.score(tiles), rtol=1e-3, atol=1e-3)
     report = (out / "report.html").read_text("utf-8")
     assert report.count("The first look at this slide") == 2 * 8  # the picture and its text
+    moved = (first / "cohort_results").rename(first / "elsewhere")
+    try:
+        wsiad.export(results=out, region_quantile=0.99, quiet=True)
+    finally:
+        moved.rename(first / "cohort_results")
+    report = (out / "report.html").read_text("utf-8")
+    assert "The first look at this slide" not in report
+    assert report.count("the first look is not shown: ") == 1
     strange = [results.slide(f"c{number}").row.score_max for number in range(5)]
     usual = [results.slide(f"c{number}").row.score_max for number in range(5, 8)]
     assert min(strange) > max(usual)

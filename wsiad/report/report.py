@@ -23,7 +23,7 @@ from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
-from wsiad.results.folder import Results, first_pictures
+from wsiad.results.folder import Results, first_look, first_pictures
 from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
@@ -38,14 +38,13 @@ _OTHER_SCORES = {"scan": "scan scores", "top_k_mean": "means of the k highest sc
 _TISSUE = (names.TISSUE, "Slide, tissue outlined")
 _PARTS = "over the tissue; regions outlined, unassessed parts hatched"
 _PICTURES = (_TISSUE, (names.OVERLAY, f"Heatmap {_PARTS}"))
-_SPACE_PICTURES = (
-    _TISSUE,
-    (names.OVERLAY, f"Neighbourhoods of windows {_PARTS}"),
-    (names.PLAIN_OVERLAY, "Heatmap of single windows over the tissue"),
-)
+_PLAIN = (names.PLAIN_OVERLAY, "Heatmap of single windows over the tissue")
+_SPACE_PICTURES = (_TISSUE, (names.OVERLAY, f"Neighbourhoods of windows {_PARTS}"), _PLAIN)
 
 
-def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEntry:
+def slide_entry(
+    slide: SlideResults, calibration: Calibration | None, *, first: Results | None = None
+) -> SlideEntry:
     """Collect the report's entry of a slide.
 
     Results of older versions have fewer files; missing ones are not shown.
@@ -69,7 +68,7 @@ def slide_entry(slide: SlideResults, calibration: Calibration | None) -> SlideEn
         windows=row.tiles,
         seconds=row.seconds,
         images=[(text, file) for name, text in of_slide if (file := slide.file(name))],
-        first_look=first_pictures(slide),
+        first_look=first_pictures(slide, first),
         overview=slide.file(names.OVERVIEW),
         not_assessed=row.unusable > 0 or "not assessed" in row.reason,
         detections=row.detections,
@@ -208,6 +207,7 @@ def write_results_report(
     run = RunFolder(Path(facts["run"]))
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
+    first, unseen = first_look(record)
     rows = list(opened.slides)
     sure = opened.significance()
     evaluated = read_evaluation(folder)
@@ -219,7 +219,7 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=_entries(opened, calibration, evaluated, sure),
+        slides=_entries(opened, calibration, evaluated, sure, first=first),
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=evaluated,
         plots=plots,
@@ -232,6 +232,7 @@ def write_results_report(
         ],
         warnings=[
             *warnings,
+            *unseen,
             *_evaluation_warnings(evaluated, rows, facts),
             *_significance_warnings(sure, rows),
             *_not_assessed(rows),
@@ -252,13 +253,15 @@ def _entries(
     calibration: Calibration | None,
     evaluated: dict[str, Any] | None,
     sure: dict[str, Any] | None,
+    *,
+    first: Results | None,
 ) -> list[SlideEntry]:
     """Collect the entries of the slides that did not fail."""
     judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
     compared = (sure or {}).get("slides", {})
     return [
         with_findings(
-            slide_entry(results.of(row), calibration),
+            slide_entry(results.of(row), calibration, first=first),
             evaluated=judged.get(row.slide),
             compared=compared.get(row.slide),
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import html
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import checked_slide_name
@@ -20,6 +21,11 @@ from wsiad.results.records import MAKE, results_facts
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_table import FAILED, read_table, slide_table_kind
+
+if TYPE_CHECKING:
+    from wsiad.runs.run import RunRecord
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 20
 _SHOWN_COLUMNS = ("slide", "status", "label", "score_max", "regions", "tiles", "reason")
@@ -274,26 +280,49 @@ class Results:
             return f"<p>{html.escape(str(error))}</p>"
 
 
-def first_pictures(slide: SlideResults) -> list[tuple[str, Path]]:
+def first_look(record: RunRecord | None) -> tuple[Results | None, list[str]]:
+    """Open the results of the first look, if a run is a second one.
+
+    Parameters
+    ----------
+    record : RunRecord or None
+        Record of the run; ``None`` if it is not at hand.
+
+    Returns
+    -------
+    Results or None
+        ``None`` where the run is no second look, or the first results cannot be read.
+    list of str
+        Reason why they cannot be read; otherwise empty.
+    """
+    from wsiad.runs.second_look import SECOND_LOOK
+
+    note = record.notes.get(SECOND_LOOK) if record else None
+    if not isinstance(note, dict):
+        return None, []
+    try:
+        first = Results(str(note.get("results")))
+        _ = first.slides
+    except (WsiadError, OSError) as error:
+        return None, [f"the first look is not shown: {error}"]
+    return first, []
+
+
+def first_pictures(slide: SlideResults, first: Results | None) -> list[tuple[str, Path]]:
     """Return the overlay of a slide's first look, to be shown beside that of the second.
 
     Returns
     -------
     list of (str, Path)
-        Caption and picture. Empty where the results are not those of a second look, or the first
-        ones are not at hand or have another slide of this name.
+        Caption and picture. Empty where the first look has not scored this slide.
     """
-    from wsiad.runs.run import RunFolder
-    from wsiad.runs.second_look import SECOND_LOOK
-
-    try:
-        run = RunFolder(Path(Results(slide.results).facts["run"]))
-        note = run.record().notes.get(SECOND_LOOK) if run.complete else None
-        if not isinstance(note, dict) or not isinstance(note.get("results"), str):
-            return []
-        first = Results(note["results"]).slide(slide.name)
-        same = first.is_scored and first.fingerprint() == slide.fingerprint()
-    except (WsiadError, OSError):
+    if first is None or slide.name not in first:
         return []
-    picture = first.file(names.OVERLAY) if same else None
+    try:
+        earlier = first.slide(slide.name)
+        same = earlier.is_scored and earlier.fingerprint() == slide.fingerprint()
+    except InputError as error:
+        logger.warning("%s: its first look is not shown: %s", slide.name, error)
+        return []
+    picture = earlier.file(names.OVERLAY) if same else None
     return [("The first look at this slide", picture)] if picture else []
