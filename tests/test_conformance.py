@@ -33,6 +33,10 @@ OTHERS = {
         "deep-svdd",
         {**TINY["deep-svdd"], "objective": "soft-boundary", "grad_clip": 1.0},
     ),
+    "deep-geo, separate heads": (
+        "deep-geo",
+        {**TINY["deep-geo"], "heads": "separate", "score": "softmax"},
+    ),
     "student-teacher, sgd": (
         "student-teacher",
         {**TINY["student-teacher"], "optimiser": "sgd", "learning_rate": 0.01},

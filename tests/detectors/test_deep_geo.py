@@ -12,6 +12,7 @@ from wsiad.detectors.deep_geo import (
     GeometricClassifier,
     GeometricTransforms,
     fit_dirichlet,
+    log_right,
 )
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.wide_resnet import WideResNet
@@ -139,6 +140,45 @@ def test_tiles_are_not_flipped(tmp_path, monkeypatch):
     found = DeepGeo(DeepGeoOptions(width=1, shrink=1, batch=8), InputSpec(TilePx(16), Mpp(1)))
     found.fit(tiles, FitContext(seed=1, device=CPU, folder=tmp_path, budget=Budget(1), quiet=True))
     assert asked == [False]
+
+
+def test_separate_heads_see_turn_and_shifts_of_each_transform():
+    """Each transform's number is that of its turn, then across, then down, then flip."""
+    logits, which = torch.randn(72, 10), torch.arange(72)
+    found = log_right(logits, which, "separate")
+    number = 0
+    for _flip in range(2):
+        for down in range(3):
+            for across in range(3):
+                for turn in range(4):
+                    own = logits[number]
+                    parts = [(own[:4], turn), (own[4:7], across), (own[7:], down)]
+                    right = sum(float(torch.log_softmax(p, 0)[a]) for p, a in parts)
+                    assert float(found[number]) == pytest.approx(right, abs=1e-5)
+                    number += 1
+    guesses = log_right(torch.zeros(72, 10), which, "separate")
+    torch.testing.assert_close(guesses, torch.full((72,), -float(np.log(4 * 3 * 3))))
+
+
+@pytest.mark.parametrize(("heads", "classes", "guess"), [("joint", 72, 72), ("separate", 10, 36)])
+def test_softmax_score_is_that_of_right_answers(heads, classes, guess):
+    torch.manual_seed(1)
+    network = GeometricClassifier(WideResNet(10, 1, classes).eval(), 8, shrink=2, heads=heads)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        found = network.wrongness(images)
+        every = [network(images, torch.full((2,), t)) for t in range(72)]
+        right = [log_right(x, torch.full((2,), t), heads) for t, x in enumerate(every)]
+        torch.testing.assert_close(found.float(), -torch.stack(right).mean(dim=0))
+        network.classifier.layers[-1].weight.zero_()
+        network.classifier.layers[-1].bias.zero_()
+        know_nothing = network.wrongness(images)
+    torch.testing.assert_close(know_nothing, torch.full((2,), np.log(guess)).double())
+
+
+def test_separate_heads_have_no_dirichlet_score():
+    with pytest.raises(ValueError, match="score: softmax"):
+        DeepGeoOptions(heads="separate")
 
 
 def test_sizes_that_do_not_fit():

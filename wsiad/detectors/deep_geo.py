@@ -1,14 +1,15 @@
 """Deep GEO: a classifier of geometric transforms answers unusually for strange tiles.
 
-A classifier learns to tell which of 72 geometric transforms was applied to an image. A Dirichlet
-distribution is fitted to its answers by maximum likelihood (Minka, 2000, revised 2012).
+A classifier learns to tell which of 72 geometric transforms was applied to an image, by one
+answer or by separate ones for turn and shifts. A Dirichlet distribution is fitted to its answers by
+maximum likelihood (Minka, 2000, revised 2012), or the probability of the right answer is the score.
 """
 
 from __future__ import annotations
 
 import time
 from itertools import product
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,31 @@ def _newton_step(alpha: Values, mean_log: Values) -> Values:
 TRANSFORMS = 72
 """Two flips × three shifts in each direction × four turns."""
 
+Heads = Literal["joint", "separate"]
+
+_CLASSES: dict[str, tuple[int, ...]] = {"joint": (TRANSFORMS,), "separate": (4, 3, 3)}
+"""Number of answers of each head; the separate ones are for turn, shift across and shift down."""
+
+
+def log_right(logits: Tensor, which: Tensor, heads: Heads) -> Tensor:
+    """Return the sum over heads of the log probability of the right answer, (N,).
+
+    Parameters
+    ----------
+    logits : Tensor, (N, K)
+        Logits of all heads, one head after the other: K = 72, or 4 + 3 + 3.
+    which : Tensor of int64, (N,)
+        Number of each image's transform, from 0 to 71.
+    heads : {"joint", "separate"}
+    """
+    right = (which,) if heads == "joint" else (which % 4, which // 4 % 3, which // 12 % 3)
+    parts = torch.split(logits, list(_CLASSES[heads]), dim=1)
+    logs = [
+        functional.log_softmax(part, dim=1).gather(1, answer[:, None])[:, 0]
+        for part, answer in zip(parts, right, strict=True)
+    ]
+    return torch.stack(logs).sum(dim=0)
+
 
 class GeometricTransforms(nn.Module):
     """All 72 compositions of a flip, shifts by a quarter and turns by 90°.
@@ -172,11 +198,12 @@ class GeometricClassifier(nn.Module):
     Parameters
     ----------
     classifier : WideResNet
-        Maps images (N, 3, e, e) to logits (N, 72).
+        Maps images (N, 3, e, e) to logits (N, 72), or (N, 10) with separate heads.
     edge : int
         Edge e of its images, pixels.
     shrink : int
         Images are averaged over squares of this edge first.
+    heads : {"joint", "separate"}
 
     Attributes
     ----------
@@ -186,14 +213,16 @@ class GeometricClassifier(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, classifier: WideResNet, edge: int, *, shrink: int) -> None:
+    def __init__(
+        self, classifier: WideResNet, edge: int, *, shrink: int, heads: Heads = "joint"
+    ) -> None:
         super().__init__()
-        self.classifier, self._shrink = classifier, shrink
+        self.classifier, self._shrink, self.heads = classifier, shrink, heads
         self.transforms = GeometricTransforms(edge)
         self.register_buffer("alpha", torch.ones(TRANSFORMS, TRANSFORMS))
 
     def forward(self, images: Tensor, which: Tensor) -> Tensor:
-        """Return the logits (N, 72) for images (N, 3, S, S) in [0, 1], each transformed."""
+        """Return the logits (N, K) for images (N, 3, S, S) in [0, 1], each transformed."""
         logits: Tensor = self.classifier(self.transforms(self._small(images), which))
         return logits
 
@@ -221,6 +250,17 @@ class GeometricClassifier(nn.Module):
             total -= self.log_answers(images, number) @ (alpha - 1)
         return total / TRANSFORMS
 
+    def wrongness(self, images: Tensor) -> Tensor:
+        """Return −mean over t of the log probability of the right answer to T_t x: (N,).
+
+        With separate heads, the log probabilities of the heads are added.
+        """
+        total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        for number in range(TRANSFORMS):
+            which = torch.full((len(images),), number, device=images.device)
+            total -= log_right(self(images, which).double(), which, self.heads)
+        return total / TRANSFORMS
+
 
 _STREAM = 1 << 34  # keeps the draws of transforms apart from those of windows
 _LEAST_EDGE = 8  # a quarter of it is a shift, and the network halves it twice
@@ -230,6 +270,12 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 class DeepGeoOptions(TrainedOptions):
     """Options of ``deep-geo``."""
 
+    heads: Heads = "joint"
+    """Answers of the classifier: one of 72 transforms (joint), or the turn, the shift across and
+    the shift down, each by a head of its own (separate)."""
+    score: Literal["dirichlet", "softmax"] = "dirichlet"
+    """Score: unlikeliness of the answers under a Dirichlet distribution for each transform, or the
+    negative log probability of the right answers, which separate heads require."""
     depth: _Count = 10
     """Depth of the wide residual network: 10, 16, 22, …; published: 16."""
     width: _Count = 2
@@ -242,6 +288,12 @@ class DeepGeoOptions(TrainedOptions):
     """Maximum number of healthy tiles that are shown in all transforms after the training."""
     val_interval: ValInterval = 200
 
+    @pydantic.model_validator(mode="after")
+    def _score_of_heads(self) -> Self:
+        if self.heads == "separate" and self.score == "dirichlet":
+            raise ValueError("separate heads are scored by softmax: set score: softmax")
+        return self
+
 
 class DeepGeo(TrainedDetector):
     """−mean over 72 transforms T_t of Σ_k (α_tk − 1) log p_k(T_t x).
@@ -250,7 +302,9 @@ class DeepGeo(TrainedDetector):
     four turns) was applied to a healthy tile. α_t are the parameters of the Dirichlet
     distribution of its answers p(T_t x) for healthy tiles. The score is high if the answers
     would be unlikely for a healthy tile. A tile has one place, and is scored by 72 passes
-    through the network.
+    through the network. With ``score: softmax`` the score is −mean over t of the log probability
+    of the right answer; with ``heads: separate`` it is the sum over three heads, which classify
+    the turn and both shifts, and do not see the flip.
 
     Transforms are drawn again for every tile and step. A held-out tile is shown in one
     transform, which follows from its pixels. Windows are not flipped at random, because this
@@ -261,7 +315,9 @@ class DeepGeo(TrainedDetector):
     Golan & El-Yaniv, *Deep Anomaly Detection Using Geometric Transformations*, NeurIPS
     2018 (arXiv 1805.10917), section 4; for CAMELYON16 as a baseline (WRN-16-8) in
     Shvetsova et al., IEEE Access 2021. The authors train for a fixed number of epochs over
-    all transformed tiles.
+    all transformed tiles. Separate heads: Hendrycks, Mazeika, Kadavath & Song, *Using
+    Self-Supervised Learning Can Improve Model Robustness and Uncertainty*, NeurIPS 2019 (arXiv
+    1906.12340), from general knowledge of the paper.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DeepGeoOptions
@@ -286,9 +342,7 @@ class DeepGeo(TrainedDetector):
 
         def loss(windows: Tensor) -> Tensor:
             which = windows.flatten(1).sum(dim=1, dtype=torch.int64) % TRANSFORMS
-            return functional.cross_entropy(
-                network(images(windows), which), which, reduction="none"
-            )
+            return -log_right(network(images(windows), which), which, network.heads)
 
         result = self._train(
             network.classifier,
@@ -304,14 +358,16 @@ class DeepGeo(TrainedDetector):
             started=started,
         )
         network.eval()
-        self._about["dirichlet_tiles"] = self._fit_answers(network, tiles.fit, context)
+        if self.options.score == "dirichlet":
+            self._about["dirichlet_tiles"] = self._fit_answers(network, tiles.fit, context)
         return self._report(result, network)
 
     def places(self, images: Tensor) -> Tensor:
-        """Return how unusual the answers are, (N, 1, 1)."""
+        """Return how unusual or wrong the answers are, (N, 1, 1)."""
         network = self.network()
         assert isinstance(network, GeometricClassifier)
-        return network.unusualness(images).float().view(-1, 1, 1)
+        by = network.unusualness if self.options.score == "dirichlet" else network.wrongness
+        return by(images).float().view(-1, 1, 1)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the input of the classifier's last layer, for untransformed tiles."""
@@ -333,14 +389,17 @@ class DeepGeo(TrainedDetector):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            classifier = WideResNet(options.depth, options.width, TRANSFORMS)
-        return GeometricClassifier(classifier, size // options.shrink, shrink=options.shrink)
+            classes = sum(_CLASSES[options.heads])
+            classifier = WideResNet(options.depth, options.width, classes)
+        return GeometricClassifier(
+            classifier, size // options.shrink, shrink=options.shrink, heads=options.heads
+        )
 
     def _update(self, network: GeometricClassifier, seed: int) -> Update:
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
             rng = np.random.default_rng([seed, step, _STREAM])
             which = torch.from_numpy(rng.integers(0, TRANSFORMS, len(windows))).to(windows.device)
-            loss = functional.cross_entropy(network(images(windows), which), which)
+            loss = -log_right(network(images(windows), which), which, network.heads).mean()
             descend(optimiser, loss, clip=self.options.grad_clip)
             return loss
 
