@@ -6,7 +6,8 @@ takes its own rows. The number of processes changes a training only by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,27 @@ def windows_at_once(batch: int, device: torch.device, *, edge: int) -> int:
     if device.type != "cpu":
         return batch
     return min(batch, max(1, _CPU_BATCH_PX // edge**2))
+
+
+@contextmanager
+def drawing(device: torch.device, *seed: int) -> Iterator[None]:
+    """Let the global generators of torch follow from the numbers of a seed, and restore them.
+
+    A step of a training that uses dropout or ``torch.randn`` is then a function of its seed and
+    number, so that a killed training resumes exactly.
+
+    Parameters
+    ----------
+    device : torch.device
+    *seed : int
+        Numbers that decide the draws: those of the training, the stream and the step.
+    """
+    import torch
+
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+        yield
 
 
 @dataclass(frozen=True, slots=True)
