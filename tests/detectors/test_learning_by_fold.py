@@ -1,14 +1,17 @@
 """Detectors that learn from lessons of slides, and score each slide without what it taught."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from support.labelled import PX, healthy, tiles
-from wsiad.core.errors import DetectorError
+from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
+from wsiad.learning.checkpoint import FOLDS
 from wsiad.learning.detector import FitContext, InputSpec, LearnsByFold, Lessons, State
 
 CPU = torch.device("cpu")
@@ -51,7 +54,7 @@ def test_a_slide_is_scored_without_its_lessons(tmp_path, name, options):
     labels = np.repeat([0, 1], 20)
     assert roc_auc_score(labels, found.score(fresh)) > 0.95
     other = detector(name, **options)
-    other.fit_by_fold(healthy(), lessons(without=1), context(tmp_path))
+    other.fit_by_fold(healthy(), lessons(without=1), context(tmp_path / "other"))
     np.testing.assert_allclose(
         found.held_out("b").score(fresh), other.score(fresh), rtol=1e-4, atol=1e-4
     )
@@ -98,3 +101,61 @@ def test_lessons_of_one_fold_are_refused(tmp_path):
     one = Lessons(one.batches, one.anomalous, np.zeros_like(one.folds), {"a": 0})
     with pytest.raises(DetectorError, match="one fold"):
         detector("linear-probe").fit_by_fold(healthy(), one, context(tmp_path))
+
+
+class Killed(BaseException):
+    """End of a process, which nothing catches."""
+
+
+def counted(monkeypatch, cls, *, last=None):
+    """Count the fits of a class, and kill the process before the one after the last."""
+    found, fit = [], cls.fit_labelled
+
+    def fit_labelled(self, vectors, context):
+        if len(found) == last:
+            raise Killed
+        found.append(len(vectors.anomalous))
+        return fit(self, vectors, context)
+
+    monkeypatch.setattr(cls, "fit_labelled", fit_labelled)
+    return found
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+@pytest.mark.parametrize("last", [0, 2, 3])
+def test_a_killed_fit_continues_with_what_is_finished(tmp_path, monkeypatch, name, options, last):
+    cls = registry.load(name)
+    whole = detector(name, **options)
+    report = whole.fit_by_fold(healthy(), lessons(), context(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        counted(patch, cls, last=last)
+        with pytest.raises(Killed):
+            detector(name, **options).fit_by_fold(healthy(), lessons(), context(tmp_path / "a"))
+
+    def read_again():
+        raise AssertionError("the features of the lessons are kept")
+
+    fits = counted(monkeypatch, cls)
+    found = detector(name, **options)
+    asked = dataclasses.replace(lessons(), batches=read_again)
+    again = found.fit_by_fold(healthy(), asked, context(tmp_path / "a"))
+    assert len(fits) == 4 - last  # three folds, and all
+    assert again == report
+    assert found.state().values == whole.state().values
+    assert found.state().tensors.keys() == whole.state().tensors.keys()
+    for key, tensor in whole.state().tensors.items():
+        assert torch.equal(found.state().tensors[key], tensor), key
+
+
+def test_what_another_fit_kept_is_not_continued(tmp_path):
+    detector("linear-probe", strength=1e-2).fit_by_fold(healthy(), lessons(), context(tmp_path))
+    others = [
+        ({"strength": 1e-3}, lessons()),
+        ({"strength": 1e-2}, dataclasses.replace(lessons(), digest="of other windows")),
+    ]
+    for options, taught in others:
+        with pytest.raises(RunError, match="belongs to a training with another"):
+            detector("linear-probe", **options).fit_by_fold(healthy(), taught, context(tmp_path))
+    (tmp_path / FOLDS).write_bytes(b"cut")
+    with pytest.raises(RunError, match="is not a readable checkpoint"):
+        detector("linear-probe", strength=1e-2).fit_by_fold(healthy(), lessons(), context(tmp_path))

@@ -10,6 +10,7 @@ import wsiad
 from support.builders import stained, write_tiff
 from wsiad.cli import main
 from wsiad.core.errors import DetectorError, InputError, RunError
+from wsiad.detectors.linear_probe import LinearProbe
 from wsiad.results.folder import Results
 from wsiad.runs.second_look import read_taught
 
@@ -114,6 +115,33 @@ def test_the_same_again_gives_the_same_bytes(first, second):
     for name in ("teaching.csv", "weights.safetensors", "calibration.json"):
         assert (again.run / name).read_bytes() == (second.run / name).read_bytes()
     assert "complete already" in refine(first, first / "again").summary
+
+
+def test_a_killed_one_continues_to_the_same_run(first, second, tmp_path, monkeypatch):
+    fits, fit = [], LinearProbe.fit_labelled
+
+    def killed(self, vectors, context):
+        if len(fits) == 3:
+            raise KeyboardInterrupt
+        fits.append(len(vectors.anomalous))
+        return fit(self, vectors, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LinearProbe, "fit_labelled", killed)
+        with pytest.raises(KeyboardInterrupt):
+            refine(first, tmp_path / "a")
+    assert not (tmp_path / "a" / "run.json").exists()
+    with pytest.raises(RunError, match="holds parts of a run with folds"):
+        refine(first, tmp_path / "a", folds=4)
+    done = list(fits)
+    monkeypatch.setattr(LinearProbe, "fit_labelled", lambda *given: fits.append(0) or fit(*given))
+    again = refine(first, tmp_path / "a")
+    assert len(done) == 3
+    assert len(fits) == 8 + 1  # eight folds and all, each once
+    kept = {path.name for path in second.run.iterdir()}
+    assert {path.name for path in again.run.iterdir()} == kept
+    for name in kept - {"run.json", "config.yaml"}:  # they hold the time and the folder
+        assert (again.run / name).read_bytes() == (second.run / name).read_bytes(), name
 
 
 def test_the_cohort_is_scored_without_what_it_taught(first, second):

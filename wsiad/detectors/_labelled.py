@@ -7,10 +7,12 @@ that a slide can be scored without what it taught.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -29,6 +31,7 @@ from wsiad.detectors._features import (
 )
 from wsiad.detectors._stored import Vectors
 from wsiad.learning.batches import centre_crops, on_device, sample
+from wsiad.learning.checkpoint import CHECKPOINT, FOLDS, Checkpoint, read_checkpoint
 from wsiad.learning.detector import (
     BY_QUARTERS,
     AnomalousTiles,
@@ -53,6 +56,9 @@ _FOLD = re.compile(r"fold(\d+)\.(.+)")
 _FOLD_OF = "fold_of"
 
 Bools = npt.NDArray[np.bool_]
+
+Fitted = tuple[dict[str, Tensor], dict[str, Any]]
+"""Result of learning from vectors: tensors that a method keeps, and notes for the run."""
 
 
 class LabelledOptions(FeatureOptions):
@@ -182,12 +188,16 @@ class LabelledDetector(FeatureDetector):
         """Learn from healthy tiles and from the lessons of slides, once for each fold and once all.
 
         Lessons are used in their stored orientation; healthy ones count with the healthy tiles.
+        Features and finished fits are kept in the folder of the context, so that an interrupted
+        fit continues there with the same result.
 
         Raises
         ------
         DetectorError
             The lessons are not of two folds at least that have anomalous windows, or the tiles,
             the backbone or a layer do not fit.
+        RunError
+            The folder has a damaged checkpoint, or that of another fit.
         WeightsError
             The backbone's weights are not on this machine.
         """
@@ -195,17 +205,20 @@ class LabelledDetector(FeatureDetector):
         if len(np.unique(lessons.folds[lessons.anomalous])) < 2:
             raise DetectorError("anomalous lessons of one fold leave nothing to learn from without")
         about = self._open(context)
-        healthy = self._healthy(tiles.fit, context, self.options.fit_tiles)
-        held_out = self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4))
-        taught = self._taught(lessons, context)
-        if not all(np.isfinite(part).all() for part in (healthy, held_out, taught)):
-            raise DetectorError("features are not finite; the weights are damaged")
+        kept = _Finished(context.folder, self._fit_identity(tiles, lessons, context))
+        healthy, held_out, taught = kept.vectors(
+            lambda: (
+                self._healthy(tiles.fit, context, self.options.fit_tiles),
+                self._healthy(tiles.stop, context, max(2, self.options.fit_tiles // 4)),
+                self._taught(lessons, context),
+            )
+        )
 
         def without(fold: int | None) -> LabelledVectors:
-            kept = np.ones(len(taught), np.bool_) if fold is None else lessons.folds != fold
-            strange = kept & lessons.anomalous
+            used = np.ones(len(taught), np.bool_) if fold is None else lessons.folds != fold
+            strange = used & lessons.anomalous
             return LabelledVectors(
-                healthy=np.concatenate([healthy, taught[kept & ~lessons.anomalous]]),
+                healthy=np.concatenate([healthy, taught[used & ~lessons.anomalous]]),
                 held_out=held_out,
                 anomalous=taught[strange],
                 groups=lessons.folds[strange],
@@ -215,10 +228,12 @@ class LabelledDetector(FeatureDetector):
         heads = []
         with Progress("folds", total=count, unit="fold", quiet=context.quiet) as progress:
             for fold in range(count):
-                fitted, _ = self.fit_labelled(without(fold), context)
-                heads.append({name: tensor.to(self._device) for name, tensor in fitted.items()})
+                part = functools.partial(self.fit_labelled, without(fold), context)
+                heads.append(self._on_device(kept.fit(str(fold), part)[0]))
                 progress.update()
-        report = self._learnt(without(None), context, about=about)
+        every = without(None)
+        found = kept.fit("all", lambda: self.fit_labelled(every, context))
+        report = self._reported(every, found, about=about)
         self._folds, self._fold_of = tuple(heads), dict(sorted(lessons.fold_of.items()))
         return report
 
@@ -235,8 +250,14 @@ class LabelledDetector(FeatureDetector):
         self, vectors: LabelledVectors, context: FitContext, *, about: dict[str, Any]
     ) -> FitReport:
         """Fit on vectors, and report."""
-        fitted, notes = self.fit_labelled(vectors, context)
-        self._fitted = {name: tensor.to(self._device) for name, tensor in fitted.items()}
+        return self._reported(vectors, self.fit_labelled(vectors, context), about=about)
+
+    def _reported(
+        self, vectors: LabelledVectors, found: Fitted, *, about: dict[str, Any]
+    ) -> FitReport:
+        """Take what was learnt from vectors as the state, and report."""
+        fitted, notes = found
+        self._fitted = self._on_device(fitted)
         self._about = {
             **about,
             "layers": list(self.options.chosen_layers()),
@@ -247,6 +268,22 @@ class LabelledDetector(FeatureDetector):
         }
         ended_by, steps = notes.get("ended_by", "fitted"), notes.get("steps", 0)
         return FitReport(ended_by=ended_by, steps=steps, notes=dict(self._about))
+
+    def _on_device(self, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in fitted.items()}
+
+    def _fit_identity(
+        self, tiles: HealthyTiles, lessons: Lessons, context: FitContext
+    ) -> dict[str, Any]:
+        """Return the JSON values that must be equal for a fit by fold to be continued."""
+        return {
+            "options": self.options.model_dump(mode="json"),
+            "input_px": self.spec.size,
+            "seed": context.seed,
+            "number of tiles": [len(tiles.fit), len(tiles.stop)],
+            "features": self.feature_identity(),
+            "lessons": [lessons.digest, len(lessons.anomalous), dict(lessons.fold_of)],
+        }
 
     def _taught(self, lessons: Lessons, context: FitContext) -> Vectors:
         total = len(lessons.anomalous)
@@ -357,6 +394,55 @@ class LabelledDetector(FeatureDetector):
                 found.append(self.whole(windows).cpu().numpy())
                 progress.update(len(part))
         return np.concatenate(found)
+
+
+class _Finished:
+    """The finished parts of a fit by fold, in its folder, so that a killed one can be continued.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the fit.
+    identity : dict
+        JSON values that must be equal for a fit to continue from what is there.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._folder, self._identity = folder, identity
+        found = read_checkpoint(folder / FOLDS, identity)
+        self._tensors = dict(found.tensors) if found else {}
+        self._notes = dict(found.values) if found else {}
+
+    def vectors(self, make: Callable[[], Sequence[Vectors]]) -> list[Vectors]:
+        """Return the kept vectors; where there are none, make and keep them.
+
+        Raises
+        ------
+        DetectorError
+            Vectors are not finite.
+        RunError
+            The kept ones are damaged, or of another fit.
+        """
+        path = self._folder / CHECKPOINT
+        if found := read_checkpoint(path, self._identity):
+            return [found.tensors[name].numpy() for name in sorted(found.tensors)]
+        made = list(make())
+        if not all(np.isfinite(part).all() for part in made):
+            raise DetectorError("features are not finite; the weights are damaged")
+        tensors = {f"{number}": torch.from_numpy(part) for number, part in enumerate(made)}
+        Checkpoint(tensors, {}, self._identity).write(path)
+        return made
+
+    def fit(self, name: str, make: Callable[[], Fitted]) -> Fitted:
+        """Return the kept fit of a name; where there is none, make and keep it."""
+        start = f"{name}."
+        if name not in self._notes:
+            fitted, notes = make()
+            self._tensors |= {start + key: tensor for key, tensor in fitted.items()}
+            self._notes[name] = notes
+            Checkpoint(self._tensors, self._notes, self._identity).write(self._folder / FOLDS)
+        here = Checkpoint(self._tensors, self._notes, self._identity)
+        return here.group(name), dict(self._notes[name])
 
 
 def standardisation(vectors: Vectors) -> tuple[Tensor, Tensor]:

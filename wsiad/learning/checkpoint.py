@@ -24,6 +24,8 @@ from wsiad.core.files import atomic_file, parse_json
 from wsiad.learning.devices import Ranks
 
 CHECKPOINT = "checkpoint.safetensors"
+FOLDS = "checkpoint_folds.safetensors"
+"""File of a fit by fold that is in progress: the fits that are finished."""
 
 _FORMAT = 1
 

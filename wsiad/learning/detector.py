@@ -466,12 +466,15 @@ class Lessons:
         Fold of each window, which is that of its slide.
     fold_of : mapping of str to int
         Fold of each slide by its fingerprint; at least two folds, counted from 0.
+    digest : str
+        Digest of the windows and their slides: a fit that was interrupted continues with the same.
     """
 
     batches: Callable[[], Iterator[Tiles]]
     anomalous: npt.NDArray[np.bool_]
     folds: npt.NDArray[np.int64]
     fold_of: Mapping[str, int]
+    digest: str = ""
 
 
 @runtime_checkable

@@ -6,10 +6,12 @@ for anomalous, unlike ones of the same slides for healthy. Each slide is of one 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,7 @@ def _patient(name: str, pattern: str | None) -> str:
 def lessons_of(look: FirstLook, choice: Choice, spec: InputSpec) -> Lessons:
     """Return the lessons of chosen windows, whose pixels are read from their slides in turn."""
     rows = choice.rows
+    content = json.dumps([look.digest, choice.fold_of, [astuple(row) for row in rows]])
 
     def batches() -> Iterator[Tiles]:
         for one in look.slides:
@@ -467,6 +470,7 @@ def lessons_of(look: FirstLook, choice: Choice, spec: InputSpec) -> Lessons:
         anomalous=np.array([row.anomalous for row in rows], np.bool_),
         folds=np.array([row.fold for row in rows], np.int64),
         fold_of=choice.fold_of,
+        digest=f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
     )
 
 

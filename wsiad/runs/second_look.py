@@ -153,8 +153,15 @@ class SecondLook:
         return detector.fit_by_fold(tiles, self.lessons(detector.spec), context)
 
     def write(self, folder: Path) -> None:
-        """Write the windows that teach into a run folder, atomically."""
+        """Write the windows that teach into a run folder, atomically.
+
+        What the fit kept to be continued by is deleted: from here on it is in the run.
+        """
+        from wsiad.learning.checkpoint import CHECKPOINT, FOLDS
+
         write_text(folder / TAUGHT, _TABLE.text(self.rows))
+        for name in (CHECKPOINT, FOLDS):
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_learns(cls: type[Detector], *, name: str) -> None:

@@ -74,7 +74,8 @@ class RefineResult:
 def refine(config: RefineConfig) -> RefineResult:
     """Teach a second look by windows that stand out in the results of a run.
 
-    There is none if the stated false-discovery rate cannot be kept on enough slides.
+    There is none if the stated false-discovery rate cannot be kept on enough slides. A call that
+    was interrupted continues when it is made again.
 
     Raises
     ------
