@@ -55,7 +55,8 @@ class BackboneOptions(DetectorOptions):
     """Allow windows whose scale differs by more than 20 % from those that the encoder is made
     for."""
     backbone_args: dict[str, Argument] = pydantic.Field(default_factory=dict)
-    """Arguments of the constructor of a timm network, such as {init_values: 1.0}."""
+    """Arguments of the constructor of a timm network, such as {init_values: 1.0}, or of the
+    backbone pixels: {patch: 7, projections: 24, grey: true, seed: 0}."""
     mean: tuple[_Channel, _Channel, _Channel] | None = None
     """Mean of red, green and blue (0 to 1) by which images are normalised, as when the weights were
     trained. Set it together with std. The default is ImageNet's, or for a network of timm the one

@@ -39,6 +39,7 @@ from wsiad.networks.encoder import Embedding, Encoder, Precision
 from wsiad.networks.encoder_network import embedding_layers
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.imported_features import ImportedFeatures
+from wsiad.networks.pixel_features import FINEST, PIXELS
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import Weights
 
@@ -77,6 +78,8 @@ class DefaultLayers:
         }
         if backbone.startswith("densenet"):
             return self.densenet
+        if backbone == PIXELS:
+            return (FINEST,)
         return named.get(backbone, self.others)
 
 
@@ -151,9 +154,9 @@ class FeatureOptions(BackboneOptions):
 
     backbone: str = AUTO
     """A torchvision classification network, such as squeezenet1_1, resnet18, wide_resnet50_2, or
-    one of timm, such as timm/convnext_atto. ``auto`` is the network of the weights file. Without a
-    file it is squeezenet1_1, or ``wsiad``, the network that comes with wsiad, if the ImageNet
-    weights are not on this machine."""
+    one of timm, such as timm/convnext_atto; or ``pixels``, which needs no weights. ``auto`` is the
+    network of the weights file. Without a file it is squeezenet1_1, or ``wsiad``, the network that
+    comes with wsiad, if the ImageNet weights are not on this machine."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used. Default: ``features.4`` of SqueezeNet, ``features.12``
     (relu3_2) of VGG19 and of wsiad's network, ``features.transition1`` of a DenseNet, or ``layer1``

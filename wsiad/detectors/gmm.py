@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -47,6 +48,10 @@ class GmmOptions(FeatureOptions):
     """Principal components to reduce to first: a number, a share of variance, or all."""
     max_iterations: Annotated[int, pydantic.Field(ge=1)] = 100
     """Maximum number of rounds of expectation and maximisation."""
+    mixtures: Literal["joint", "sum", "max"] = "joint"
+    """One mixture of the features of all layers, or one of each layer, such as a level of pixels:
+    the score is then the sum over the layers, or that of the layer under which a place is least
+    likely."""
     pooling: Pooling = "quantile"
 
 
@@ -57,6 +62,11 @@ class MixtureOfGaussians(FeatureDetector):
     from a k-means start). With one Gaussian, all components and the same shrinkage, it ranks
     vectors as ``gaussian`` does. The likelihood is that of the principal components; their
     rotation changes nothing.
+
+    With ``backbone: pixels`` it is the method of textures of TEXEM (Xie & Mirmehdi 2007: patches
+    of several levels, a mixture each) and of compressed sensing (Böttger & Ulrich 2016: random
+    projections of patches). Sizes of patches and mixtures in the presets of these names are from
+    general knowledge of the papers.
     """
 
     Options: ClassVar[type[DetectorOptions]] = GmmOptions
@@ -66,8 +76,28 @@ class MixtureOfGaussians(FeatureDetector):
         """Return the projection, and the log-weights, means (K, D) and whitenings of K Gaussians.
 
         ``log_scale`` (K,) is the logarithm of a Gaussian's weight times its normalisation.
-        ``whitening`` is (K, D, D), or (K, D) for diagonal covariances.
+        ``whitening`` is (K, D, D), or (K, D) for diagonal covariances. With a mixture for each
+        layer, the names begin with its number, and ``widths`` are the channels of the layers.
         """
+        if self.options.mixtures == "joint":
+            return self._fit_mixture(vectors)
+        widths = [shape[0] for shape in self._layer_shapes()]
+        parts = np.split(vectors, np.cumsum(widths)[:-1], axis=1)
+        fitted = {"widths": torch.tensor(widths)}
+        for number, part in enumerate(parts):
+            own = self._fit_mixture(np.ascontiguousarray(part))
+            fitted |= {f"{number}.{name}": tensor for name, tensor in own.items()}
+        return fitted
+
+    def _layer_shapes(self) -> list[tuple[int, int, int]]:
+        if self._backbone is None or self.options.imported():
+            raise DetectorError(
+                f"mixtures: {self.options.mixtures} needs the layers of a network",
+                remedy="Set mixtures: joint.",
+            )
+        return self._backbone.check_places(self._edge())
+
+    def _fit_mixture(self, vectors: Vectors) -> dict[str, Tensor]:
         options = self.options
         check_count(vectors, 2 * options.gaussians, f"a mixture of {options.gaussians} Gaussians")
         projection = fit_projection(vectors, options.pca_components)
@@ -88,7 +118,15 @@ class MixtureOfGaussians(FeatureDetector):
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the negative log-likelihood of each vector."""
-        return in_blocks(lambda part: _surprise(part, fitted), vectors, vectors.shape[1])
+        if self.options.mixtures == "joint":
+            return in_blocks(lambda part: _surprise(part, fitted), vectors, vectors.shape[1])
+        found = []
+        for number, part in enumerate(torch.split(vectors, fitted["widths"].tolist(), dim=1)):
+            start = f"{number}."
+            own = {k.removeprefix(start): t for k, t in fitted.items() if k.startswith(start)}
+            found.append(in_blocks(partial(_surprise, fitted=own), part, part.shape[1]))
+        levels = torch.stack(found)
+        return levels.sum(dim=0) if self.options.mixtures == "sum" else levels.amax(dim=0)
 
 
 def _mixture(values: Matrix, options: GmmOptions, seed: int) -> GaussianMixture:

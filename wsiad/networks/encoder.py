@@ -25,7 +25,7 @@ ENCODERS_VARIABLE: Final = "WSIAD_ENCODERS"
 TABLE: Final = "encoders.yaml"
 """Name of a table of encoders: the one of wsiad, and that of a team."""
 
-RESERVED: Final = frozenset({"auto", "wsiad"})
+RESERVED: Final = frozenset({"auto", "wsiad", "pixels"})
 """Names that are backbones of other kinds."""
 
 Embedding = Literal["cls", "patch_mean", "cls+patch_mean", "places"]

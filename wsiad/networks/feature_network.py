@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wsiad.core.errors import DetectorError
 from wsiad.networks import _timm
 from wsiad.networks.encoder import table
+from wsiad.networks.pixel_features import PIXELS
 from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
 from wsiad.networks.vgg import Padding
 from wsiad.networks.weights import SHIPPED, torchvision_models
@@ -40,6 +41,10 @@ def build(backbone: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     if backbone.startswith(_timm.PREFIX):
         return _timm.build(backbone, arguments)
+    if backbone == PIXELS:
+        raise DetectorError(
+            f"{PIXELS} are no network that could be trained", remedy="Choose a network."
+        )
     if arguments:
         raise DetectorError(
             f"backbone_args are for networks of timm, and {backbone!r} is not one",

@@ -18,6 +18,7 @@ from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.networks import _timm, encoder_files, encoder_network, feature_network, vgg, weights
 from wsiad.networks.encoder import RESERVED, Encoder, Precision, table
 from wsiad.networks.encoder_images import fingerprint, picture, resized
+from wsiad.networks.pixel_features import PIXELS, PixelPatches
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD, Padding, stretched
 from wsiad.networks.weights import SHIPPED, Weights, naming
 
@@ -28,6 +29,9 @@ DEFAULT: Final = "squeezenet1_1"
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of RGB in [0, 1]."""
+
+_TO_ONE: Final = ((0.5,) * 3, (0.5,) * 3)
+"""The normalisation by which RGB becomes −1 to 1."""
 
 ONLY_BY_NAME = (
     "%s: images are normalised by mean %s and deviation %s, which timm states for that name; "
@@ -57,7 +61,8 @@ class BackboneFeatures(nn.Module):
     backbone : str
         Name of a torchvision classification model, such as ``"squeezenet1_1"`` or
         ``"resnet18"``; of one of timm, such as ``"timm/convnext_atto"``; or ``"wsiad"`` for a
-        network of ``wsiad pretrain``, with torchvision's names of VGG19.
+        network of ``wsiad pretrain``, with torchvision's names of VGG19; or ``"pixels"``, which
+        has no weights (:mod:`wsiad.networks.pixel_features`).
     layers : sequence of str
         Names of modules, such as ``"features.4"`` or ``"layer2"``.
     places : int
@@ -74,10 +79,11 @@ class BackboneFeatures(nn.Module):
         Factor by which images are stretched around white; see
         :func:`~wsiad.networks.vgg.stretched`.
     arguments : mapping of str to value, optional
-        Arguments of a timm network's constructor; see :func:`wsiad.networks._timm.build`.
+        Arguments of a timm network's constructor; see :func:`wsiad.networks._timm.build`. Those
+        of pixels are :class:`~wsiad.networks.pixel_features.PixelArguments`.
     normalisation : Normalisation, optional
         Mean and deviation of the images on which the network was trained; by default ImageNet's,
-        or for a network of timm those that timm states for its name.
+        or for a network of timm those that timm states for its name, and for pixels 0.5.
     source : str, optional
         Source of a user's tensors, which errors name. Assumptions about such tensors are
         logged.
@@ -134,6 +140,10 @@ class BackboneFeatures(nn.Module):
                 whole = encoder_network.loaded(encoder, tensors)
                 self.network = feature_network.cut(whole, backbone, self.layers, of_timm=True)
                 normalisation = encoder.mean, encoder.std
+            elif backbone == PIXELS:
+                self.network = PixelPatches(self.layers, places, self.arguments)
+                self.arguments = self.network.arguments()
+                normalisation = normalisation or _TO_ONE
             else:
                 self.network, self.left_off = feature_network.loaded(
                     backbone, self.layers, tensors, padding=padding, arguments=self.arguments
@@ -355,7 +365,7 @@ def settle(
     Parameters
     ----------
     name : str
-        A network of torchvision or timm, an encoder of
+        A network of torchvision or timm, ``"pixels"``, an encoder of
         :func:`wsiad.networks.encoder.table`, or ``"wsiad"`` for one that ``wsiad pretrain`` made.
         ``"auto"`` is the network of the weights: for a file, SqueezeNet 1.1, VGG19 (of any
         widths), a DenseNet or the network of ``wsiad pretrain``. Without a file it is ImageNet's
@@ -381,6 +391,8 @@ def settle(
         encoder = table().get(name)
     if encoder is not None:
         return Backbone(encoder.name, _of_encoder(encoder, asked, seed=seed), encoder)
+    if name == PIXELS:
+        return Backbone(name, _of_pixels(asked))
     if name == AUTO and asked is None:
         try:
             return Backbone(DEFAULT, weights.official(DEFAULT))
@@ -401,6 +413,15 @@ def settle(
         random_tensors=lambda: random_tensors(name, seed, arguments=arguments),
     )
     return Backbone(name, found)
+
+
+def _of_pixels(asked: str | None) -> Weights:
+    if asked not in (None, weights.RANDOM):
+        raise WeightsError(
+            f"the backbone {PIXELS} has no weights, and {asked} was requested",
+            remedy="Leave --weights out, or choose a network as the backbone.",
+        )
+    return Weights({}, f"none: {PIXELS}", weights.tensors_sha256({}), {})
 
 
 def _of_encoder(encoder: Encoder, asked: str | None, *, seed: int) -> Weights:
