@@ -30,7 +30,7 @@ from wsiad.detectors._features import (
     FeatureOptions,
 )
 from wsiad.detectors._stored import Vectors
-from wsiad.learning.batches import centre_crops, on_device, sample
+from wsiad.learning.batches import centre_crops, on_device
 from wsiad.learning.checkpoint import CHECKPOINT, FOLDS, Checkpoint, read_checkpoint
 from wsiad.learning.detector import (
     BY_QUARTERS,
@@ -46,7 +46,7 @@ from wsiad.learning.detector import (
     TileSource,
     turned,
 )
-from wsiad.learning.feature_source import Statistics, sampled_positions
+from wsiad.learning.feature_source import Statistics
 from wsiad.networks.encoder import Encoder
 from wsiad.networks.weights import SHIPPED
 
@@ -380,20 +380,8 @@ class LabelledDetector(FeatureDetector):
         return torch.stack(vectors, dim=1).flatten(0, 1).numpy()
 
     def _healthy(self, tiles: TileSource, context: FitContext, most: int) -> Vectors:
-        offer = self._offer(tiles, self.options.statistics)
-        if offer is not None:
-            positions = sampled_positions(tiles, most, batch=_BATCH, seed=context.seed)
-            order = np.argsort(positions, kind="stable")  # of reading
-            read = torch.cat(list(offer.batches(_BATCH, positions[order])))
-            return read[torch.from_numpy(np.argsort(order, kind="stable"))].numpy()
-        count, batches = sample(tiles, most, batch=_BATCH, seed=context.seed)
-        found = []
-        with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
-            for step, part in enumerate(batches):
-                windows = self._windows(part, context.seed, step)
-                found.append(self.whole(windows).cpu().numpy())
-                progress.update(len(part))
-        return np.concatenate(found)
+        statistics = self.options.statistics
+        return self._of_tiles(tiles, context, most=most, statistics=statistics, batch=_BATCH)
 
 
 class _Finished:

@@ -19,7 +19,7 @@ from torch import Tensor
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
 from wsiad.detectors._backbone import BackboneOptions
-from wsiad.learning.batches import on_device, random_crops
+from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.detector import (
     Detector,
     Embedding,
@@ -38,6 +38,7 @@ from wsiad.learning.feature_source import (
     kept_identity,
     offered,
     pooled,
+    sampled_positions,
 )
 
 Vectors = npt.NDArray[np.float32]
@@ -223,6 +224,31 @@ class StoredFeatureDetector(Detector):
         flips = tiles.shape[1] != self.spec.size
         part = on_device(tiles, self._device)
         return random_crops(part, self.spec.size, seed=seed, step=step, flips=flips)
+
+    def _of_tiles(
+        self,
+        tiles: TileSource,
+        context: FitContext,
+        *,
+        most: int,
+        statistics: Statistics,
+        batch: int,
+    ) -> Vectors:
+        """Return the features (N, D) of at most so many tiles, stored ones if there are."""
+        offer = self._offer(tiles, statistics)
+        if offer is not None:
+            positions = sampled_positions(tiles, most, batch=batch, seed=context.seed)
+            order = np.argsort(positions, kind="stable")  # of reading
+            read = torch.cat(list(offer.batches(batch, positions[order])))
+            return read[torch.from_numpy(np.argsort(order, kind="stable"))].numpy()
+        count, batches = sample(tiles, most, batch=batch, seed=context.seed)
+        found = []
+        with Progress("features", total=count, unit="tile", quiet=context.quiet) as progress:
+            for step, part in enumerate(batches):
+                places = self._places(self._windows(part, context.seed, step))
+                found.append(pooled(places, statistics).cpu().numpy())
+                progress.update(len(part))
+        return np.concatenate(found)
 
     def _drawn(self, tiles: int, most: int, *, seed: int) -> npt.NDArray[np.int64]:
         """Return the sorted numbers of the vectors to fit on, among the places of all tiles."""

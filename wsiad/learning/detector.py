@@ -246,7 +246,7 @@ class FitReport:
 
 
 Pooling = Annotated[
-    Literal["mean", "max", "quantile"],
+    Literal["mean", "max", "quantile", "top"],
     pydantic.Field(
         description="Way in which the scores of the places within a tile become the tile's score."
     ),
@@ -262,13 +262,15 @@ class DetectorOptions(Config):
     pooling: Pooling = "mean"
     pooling_quantile: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     """Quantile of the places' scores, for ``pooling: quantile``."""
+    pooling_top: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.01
+    """Share of the places, the strangest (at least one), for ``pooling: top``."""
     orientations: Literal[1, 2, 4, 8] = 1
     """Number of orientations in which every tile is scored; the mean of each place is taken, since
     tissue has no upside. 2 adds half a turn, 4 also the mirror images, 8 are all. Scoring takes as
     many times longer."""
 
     scoring_only: ClassVar[frozenset[str]] = frozenset(
-        {"pooling", "pooling_quantile", "orientations", "input_px"}
+        {"pooling", "pooling_quantile", "pooling_top", "orientations", "input_px"}
     )
     """Options on which the fitted state does not depend, so that they can differ between parts."""
 
@@ -397,12 +399,14 @@ class Detector(ABC):
         """Pool the places of each tile, (N, m, m), into its score, float32 (N,)."""
         flat = places.reshape(len(places), math.prod(places.shape[1:]))
         match self.options.pooling:
-            case "mean":
-                return flat.mean(axis=1, dtype=np.float64).astype(np.float32)
             case "max":
                 return flat.max(axis=1)
             case "quantile":
                 return np.quantile(flat, self.options.pooling_quantile, axis=1).astype(np.float32)
+            case "top":
+                count = max(1, int(self.options.pooling_top * flat.shape[1] + 1e-9))
+                flat = np.sort(flat, axis=1)[:, -count:]
+        return flat.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 Embedding = npt.NDArray[np.float32]
