@@ -24,6 +24,14 @@ TINY["dpa"] = {
     "layers": {"relu1_2": 2.0, "relu2_1": 1.0},
     "batch": 6,
 }
+TOKENS = {
+    **tiny_detectors.DISTILLED,
+    "network": "transformer",
+    "width": 8,
+    "depth": 2,
+    "batch": 6,
+    "learning_rate": 1e-2,
+}
 OTHERS = {
     "dpa, pixels and a critic": (
         "dpa",
@@ -36,6 +44,22 @@ OTHERS = {
     "deep-geo, separate heads": (
         "deep-geo",
         {**TINY["deep-geo"], "heads": "separate", "score": "softmax"},
+    ),
+    "feature-reconstruction, dinomaly": (
+        "feature-reconstruction",
+        {**TOKENS, "optimiser": "stable-adamw", "grad_clip": 0.1, "warmup_steps": 2},
+    ),
+    "feature-reconstruction, inp-former": (
+        "feature-reconstruction",
+        {**TOKENS, "transformer": "inp-former", "prototypes": 2},
+    ),
+    "feature-reconstruction, uniad": (
+        "feature-reconstruction",
+        {**TOKENS, "transformer": "uniad", "neighbours": 1},
+    ),
+    "feature-reconstruction, linear without batch norm": (
+        "feature-reconstruction",
+        {**TINY["feature-reconstruction"], "linear": True, "batch_norm": False, "latent": 0.9},
     ),
     "student-teacher, sgd": (
         "student-teacher",

@@ -67,6 +67,7 @@ DETECTORS = {
     "padim": {"embedding": "places", "places": 2, "channels": 8}, "linear-probe": {},
     "devnet": {"steps": 3}, "deep-sad": {"steps": 3},
     "student-teacher": {**STEPS, "places": 2}, "reverse-distillation": {**STEPS, "places": 2},
+    "feature-reconstruction": {**STEPS, "places": 2, "network": "transformer", "depth": 2},
 }  # fmt: skip
 
 

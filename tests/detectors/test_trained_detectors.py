@@ -21,6 +21,23 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         {"backbone": "resnet18", "layers": ["layer1"], "ema_decay": 0.9, "batch": 3},
         id="batch-norm and average",
     ),
+    pytest.param(
+        "feature-reconstruction",
+        {
+            "network": "transformer",
+            "layers": ["features.4", "features.7"],
+            "width": 8,
+            "depth": 2,
+            "optimiser": "stable-adamw",
+            "mining_steps": 5,
+        },
+        id="dropout and stable-adamw",
+    ),
+    pytest.param(
+        "feature-reconstruction",
+        {"network": "transformer", "transformer": "uniad", "width": 8, "depth": 2},
+        id="noise of tokens",
+    ),
     pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
 ]
 

@@ -17,6 +17,7 @@ DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
 TINY = {
     "deep-geo": {"width": 1, "shrink": 4, "dirichlet_tiles": 12},
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
+    "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
     "piad": {
         "channels": [2, 3, 3, 4],
         "latent_channels": 5,

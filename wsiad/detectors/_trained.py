@@ -252,6 +252,12 @@ class DistilledDetector(TrainedDetector):
     def recipe(self) -> Recipe:
         """Return the recipe by which the student is trained."""
 
+    def prepared(
+        self, teacher: BackboneFeatures, tiles: HealthyTiles, context: FitContext
+    ) -> dict[str, Any]:
+        """Choose what the student needs to know of healthy features; return it for the record."""
+        return {}
+
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Train the student on random windows; see :class:`~wsiad.learning.loop.Training`.
 
@@ -273,6 +279,7 @@ class DistilledDetector(TrainedDetector):
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         teacher = self._teacher(found.tensors, padding, source=source)
+        known = self.prepared(teacher, tiles, context)
         distillation = self._placed(self.distillation(teacher, seed=context.seed))
         self._network = distillation
 
@@ -284,6 +291,7 @@ class DistilledDetector(TrainedDetector):
             **_backbone.about(found, teacher, options, edge=self.spec.size),
             "layers": list(options.chosen_layers()),
             "padding": padding,
+            **known,
         }
         result = self._train(
             distillation.student,

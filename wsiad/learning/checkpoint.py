@@ -107,6 +107,8 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
 Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
 """Function of a step: maps windows, uint8 (N, S, S, 3), optimiser and step to the loss, ()."""
 
+_BETAS, _STABLE = (0.9, 0.999), 1e-8
+
 OptimiserFactory = Callable[[nn.Module], torch.optim.Optimizer]
 """Function that makes a module's optimiser; its learning rate is set again at every step."""
 
@@ -135,6 +137,65 @@ def sgd(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
         return torch.optim.SGD(
             module.parameters(), lr=1e-3, momentum=momentum, weight_decay=weight_decay
         )
+
+    return make
+
+
+class StableAdamW(torch.optim.Optimizer):
+    """AdamW whose step is shortened where the gradient is larger than its moments expect.
+
+    The second moment is the largest so far (AMSGrad). Where the root mean square of gradient over
+    its root exceeds 1 in a tensor, the step of that tensor is divided by it.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, or groups of them.
+    weight_decay : float
+        Decoupled weight decay.
+
+    Notes
+    -----
+    Wortsman et al., *Stable and low-precision training for large-scale vision-language models*,
+    NeurIPS 2023 (arXiv 2304.13013), algorithm 2, with AMSGrad as Dinomaly uses it.
+    """
+
+    def __init__(self, params: Any, *, weight_decay: float) -> None:
+        super().__init__(params, {"lr": 1e-3, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step along the present gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group["lr"], group["weight_decay"])
+
+    def _move(self, parameter: Tensor, rate: float, decay: float) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros(())
+            for moment in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+                state[moment] = torch.zeros_like(parameter)
+        state["step"] += 1
+        step, first, second = float(state["step"]), *_BETAS
+        parameter.mul_(1 - rate * decay)
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        largest = torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"])
+        state["max_exp_avg_sq"].copy_(largest)
+        scale = largest.sqrt().div_((1 - second**step) ** 0.5).add_(_STABLE)
+        surprise = float((gradient / scale).square().mean().sqrt())
+        size = rate / (1 - first**step) / max(1.0, surprise)
+        parameter.addcdiv_(state["exp_avg"], scale, value=-size)
+
+
+def stable_adam(*, weight_decay: float) -> OptimiserFactory:
+    """Return a function that makes a :class:`StableAdamW` of all parameters."""
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return StableAdamW(module.parameters(), weight_decay=weight_decay)
 
     return make
 
@@ -191,7 +252,7 @@ def clip_and_step(optimiser: torch.optim.Optimizer, *, clip: float | None = None
     optimiser.step()
 
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
 class Trained:
