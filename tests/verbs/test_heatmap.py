@@ -15,11 +15,19 @@ from skimage import measure
 import wsiad
 from support.broken_slides import corrupt_tiff
 from support.builders import stained, write_scn, write_tiff
-from support.runs import make_run, use_channel
+from support.runs import Channel, make_run, use_channel
 from support.scored_slides import read_heatmap, score
 from wsiad.annotations import read_annotations
-from wsiad.core.errors import ConfigError, InputError, RunError, StoreMismatchError
+from wsiad.cli import main
+from wsiad.core.errors import (
+    ConfigError,
+    InputError,
+    RunError,
+    StoreMismatchError,
+    WeightsError,
+)
 from wsiad.heatmaps.windows import from_store, store_grid
+from wsiad.results import scoring
 from wsiad.runs.run import RunFolder
 from wsiad.store.tile_store import TileStore
 from wsiad.tissue.tissue_options import QualityThresholds
@@ -332,6 +340,48 @@ def spotted(height, width, *spots):
     for left, top, right, bottom in spots:
         image[top:bottom, left:right] = (250, 90, 200)
     return image
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_whose_detector_cannot_be_loaded_is_refused_once(
+    tmp_path, capsys, monkeypatch, workers
+):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in "ab":
+        write_tiff(folder / f"{name}.tif", stained(200, 200), mpp=0.5, levels=1)
+    run = make_run(tmp_path / "run")
+    score(run, folder, tmp_path / "done")
+
+    def gone(self, *_args, **_values):
+        raise WeightsError("the run does not hold the weights of uni", remedy="Put them there.")
+
+    monkeypatch.setattr(Channel, "load_state", gone)
+    scoring._loaded.cache_clear()
+    given = ["heatmap", str(run), str(folder), "--workers", str(workers), "--quiet", "--out"]
+    assert main([*given, str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("does not hold the weights of uni. Put them there.") == 1
+    assert not (tmp_path / "out").exists()
+    again = score(run, folder, tmp_path / "done")  # there is nothing left to score
+    assert [row.status for row in again.rows] == ["ok", "ok"]
+
+
+def test_weights_that_vanish_meanwhile_fail_slide_by_slide(tmp_path, monkeypatch):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in "ab":
+        write_tiff(folder / f"{name}.tif", stained(200, 200), mpp=0.5, levels=1)
+    run, check = make_run(tmp_path / "run"), scoring.check_loads
+
+    def then_gone(tasks, *, apart):
+        check(tasks, apart=True)
+        (run / "weights.safetensors").unlink()
+
+    monkeypatch.setattr(scoring, "check_loads", then_gone)
+    result = score(run, folder, tmp_path / "out")
+    assert [row.status for row in result.rows] == ["failed", "failed"]
+    assert all("weights.safetensors: cannot be read" in row.reason for row in result.rows)
 
 
 def test_what_viewers_are_given_fits_the_heatmap(tmp_path):

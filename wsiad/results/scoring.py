@@ -57,6 +57,29 @@ def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration,
     return detector, calibration, explainer
 
 
+def check_loads(tasks: Sequence[SlideTask], *, apart: bool) -> None:
+    """Check that the detector of a run can be loaded, if a slide has no scores yet.
+
+    Parameters
+    ----------
+    tasks : sequence of SlideTask
+        Tasks of a run.
+    apart : bool
+        True where other processes score: then it is not kept in this one.
+
+    Raises
+    ------
+    RunError
+        The detector, or the weights that it needs, are missing or damaged.
+    """
+    waiting = (task for task in tasks if not (task.folder / SLIDE).exists())
+    if (first := next(waiting, None)) is None:
+        return
+    _loaded(first.run, "cpu" if apart else first.device, first.digest)
+    if apart:
+        _loaded.cache_clear()
+
+
 def _scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
     """Read the record of a slide with complete scores of the same slide, run and options.
 

@@ -107,7 +107,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     Raises
     ------
     RunError
-        The run is missing, not complete or damaged.
+        The run is missing, not complete or damaged, or the weights that it needs are missing.
     InputError
         No slides were found; or the results folder, or that of the healthy slides, contains
         results of another run or options; or the healthy slides are not held out.
@@ -118,7 +118,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
-    from wsiad.results.scoring import scored_row, stored_row
+    from wsiad.results.scoring import check_loads, scored_row, stored_row
     from wsiad.results.scoring_inputs import plan_scoring
 
     start = time.monotonic()
@@ -135,6 +135,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         device=config.device,
         compute=config,
     )
+    if not config.distant:  # other machines may keep their weights elsewhere
+        check_loads(scoring.tasks, apart=config.workers > 1)
     scoring.begin(config)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)
