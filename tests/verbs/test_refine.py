@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import wsiad
-from support.builders import stained, write_tiff
+from support.builders import import_images, stained, write_tiff
 from wsiad.cli import main
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.detectors.linear_probe import LinearProbe
 from wsiad.results.folder import Results
 from wsiad.runs.second_look import read_taught
+from wsiad.store.tile_store import TileStore
 
 MPP, EDGE = 0.5, 32
 OPTIONS = {"layers": ["features.3"], "places": 4}
@@ -185,6 +186,41 @@ def test_the_cohort_is_scored_without_what_it_taught(first, second):
     strange = [results.slide(f"c{number}").row.score_max for number in range(5)]
     usual = [results.slide(f"c{number}").row.score_max for number in range(5, 8)]
     assert min(strange) > max(usual)
+
+
+def test_tiles_of_the_cohort_are_scored_without_what_it_taught(first, second, tmp_path):
+    (tmp_path / "slides").mkdir()
+    for path in (first / "cohort" / "c0.tif", first / "healthy" / "n0.tif"):
+        shutil.copy(path, tmp_path / "slides")
+    shutil.copy(first / "healthy" / "n1.tif", tmp_path / "slides" / "c1.tif")  # only its name
+    store = tmp_path / "store"
+    wsiad.tile(
+        slides=[tmp_path / "slides"],
+        out=store,
+        mpp=MPP,
+        tile=EDGE,
+        stain={"method": "none"},
+        quiet=True,
+    )
+    tiles = {slide.name: slide for slide in TileStore(store)}
+    import_images(tmp_path / "in" / "loose", tiles["c0"].tiles(0, 5), out=store)
+    result = wsiad.score_tiles(run=second.run, store=store, out=tmp_path / "out", quiet=True)
+    detector = wsiad.RunFolder(second.run).load_detector("cpu")
+    own = detector.held_out(tiles["c0"].fingerprint)
+    assert own is not detector
+    found = {group.name: group.scores for group in result.groups}
+    for name, expected in (("c0", own), ("c1", detector), ("n0", detector)):
+        pixels = tiles[name].tiles(0, len(tiles[name]))
+        np.testing.assert_allclose(found[name], expected.score(pixels), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(found["loose"], found["c0"][:5], rtol=1e-4, atol=1e-4)
+    said = result.summary.splitlines()
+    assert said[0].startswith("1 of 4 groups taught this second look: each is scored by the fit")
+    assert [line for line in said if "such as loose" in line and "loose tiles have no" in line]
+    assert [line for line in said if "such as c1" in line and "another fingerprint" in line]
+    unknown = json.loads(result.evaluation.read_text())["may_have_taught"]
+    assert sorted(unknown) == ["c1", "loose"]
+    plain = wsiad.score_tiles(run=first / "run", store=store, out=tmp_path / "b", quiet=True)
+    assert "second look" not in plain.summary
 
 
 def test_it_says_why_there_is_none(first, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,62 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
         tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
         for at in range(0, len(tiles), batch):
             yield np.ascontiguousarray(tiles[at : at + batch])
+
+
+def without_its_lessons(detector: Detector, slide: StoredSlide) -> Detector:
+    """Return the detector that a slide did not teach, as for heatmaps, by its fingerprint.
+
+    It is the detector itself, unless that is a second look and the slide one that taught it.
+    """
+    from wsiad.learning.detector import LearnsByFold
+
+    return detector.held_out(slide.fingerprint) if isinstance(detector, LearnsByFold) else detector
+
+
+def not_recognised(slides: Collection[StoredSlide], taught: Mapping[str, str]) -> dict[str, str]:
+    """Return why it is not known of groups whether they taught a second look, by group.
+
+    Parameters
+    ----------
+    slides : collection of StoredSlide
+        Groups of a store.
+    taught : mapping of str to str
+        Fingerprints of the slides that taught, by name; empty if the run is no second look.
+    """
+    marks = set(taught.values()) if taught else set()
+    found = {}
+    for slide in slides if taught else ():
+        if slide.fingerprint in marks:
+            continue
+        if not slide.has_geometry:
+            found[slide.name] = "loose tiles have no fingerprint of their slide"
+        elif not slide.has_pixels:
+            found[slide.name] = "imported features have no fingerprint of their slide"
+        elif slide.name in taught:
+            found[slide.name] = "has the name of a slide that taught, and another fingerprint"
+    return found
+
+
+def taught_lines(
+    slides: Collection[StoredSlide], taught: Mapping[str, str], unknown: Mapping[str, str]
+) -> list[str]:
+    """Return the lines that state by which fit of a second look tiles were scored."""
+    marks = set(taught.values())
+    known = sum(slide.fingerprint in marks for slide in slides)
+    lines = []
+    if known:
+        lines.append(
+            f"{known} of {len(slides)} groups taught this second look: each is scored by the fit "
+            "without its fold"
+        )
+    for why in sorted(set(unknown.values())):
+        names = [name for name, reason in unknown.items() if reason == why]
+        lines.append(
+            f"{len(names)} of {len(slides)} groups, such as {names[0]}, are scored by the fit of "
+            f"all slides, because it is not known whether they taught this second look ({why}): if "
+            "they did, their scores are not those of new tiles. Tile the slides with wsiad tile."
+        )
+    return lines
 
 
 def tile_scores(

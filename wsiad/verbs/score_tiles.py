@@ -22,15 +22,19 @@ from wsiad.evaluation.groups import (
     GroupScores,
     by_type,
     group_facts,
+    not_recognised,
     scores_table,
+    taught_lines,
     tile_scores,
     truth_of,
     type_line,
+    without_its_lessons,
 )
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.results.file_names import EVALUATION
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import store_fingerprint
+from wsiad.runs.second_look import SECOND_LOOK
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_lines, unseen_slides
 
@@ -93,6 +97,9 @@ class ScoreTilesResult:
 def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     """Score the tiles of a store; of tiles larger than the detector's input, the centre is scored.
 
+    A slide that taught a second look is scored without what its fold taught. It is recognised by
+    its fingerprint; groups that cannot be recognised are named.
+
     Raises
     ------
     RunError
@@ -132,6 +139,8 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     area = tile_auroc(positive, negative, resamples=config.bootstrap, seed=config.seed)
     independent = slide_auc(np.concatenate(positive), np.concatenate(negative))
     record = folder.record()
+    taught = record.slides.get(SECOND_LOOK, {})
+    unknown = not_recognised(slides, taught)
     types = by_type(groups, record.notes.get("anomalies"))
     facts = {
         "run": str(config.run),
@@ -141,13 +150,14 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
         "as_if_tiles_were_independent": independent.as_json() if area.value is not None else None,
         "by_type": types,
         "not_scored": unseen,
+        **({"may_have_taught": unknown} if unknown else {}),
         "groups": [group_facts(group, calibration) for group in groups],
         "seconds": round(time.monotonic() - start, 3),
         "versions": versions(),
     }
     write_json(config.out / EVALUATION, facts)
     write_config(config.out / CONFIG, config)
-    said = unseen_lines(unseen, str(config.store))
+    said = unseen_lines(unseen, str(config.store)) + taught_lines(slides, taught, unknown)
     summary = "\n".join(
         [*said, _summary(config, groups, area=area, independent=independent, types=types)]
     )
@@ -174,7 +184,8 @@ def _scored(
     with Progress("score", total=total, unit="tile", quiet=config.quiet) as progress:
         for slide in slides:
             parts = []
-            for scores in tile_scores(detector, slide, batch=batch):
+            own = without_its_lessons(detector, slide)
+            for scores in tile_scores(own, slide, batch=batch):
                 parts.append(scores)
                 progress.update(len(scores), note=slide.name)
             label = labels.get(slide.name, "")
