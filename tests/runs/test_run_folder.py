@@ -80,8 +80,15 @@ def test_complete_run_is_not_overwritten(folder):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(RunError, match="no such run folder"):
-        RunFolder.open(tmp_path / "absent")
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in ("run.json", "slides.csv"):
+        (results / name).write_text("")
+    for opened in (RunFolder, RunFolder.open):
+        with pytest.raises(RunError, match="no such run folder"):
+            opened(tmp_path / "absent")
+        with pytest.raises(RunError, match="is not a run, but a results folder"):
+            opened(results)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be created"):
         RunFolder.create(tmp_path / "file")

@@ -188,6 +188,7 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     assert "p-values of the previous regions are deleted" in result.summary
     assert not (out / "significance.json").exists()
     assert {row.p for row in wsiad.Results(out).slide("s").regions()} == {None}
+    assert not (out / "s" / "windows_p.npy").exists()
     with pytest.raises(InputError, match=r"region_quantile is 0.999 and not 0.9"):
         wsiad.significance(results=out, healthy=tmp_path / "healthy", quiet=True)
     wsiad.export(results=out, quiet=True, region_quantile=0.999, region_min_um2=0)
@@ -203,9 +204,11 @@ def test_p_values_of_regions_do_not_depend_on_the_slide_score(tmp_path, slide, s
     made = score(tmp_path, healthy, "healthy")
     wsiad.significance(results=out, healthy=made, slide_score=slide_score, quiet=True)
     table = (out / "s" / "regions.csv").read_bytes()
+    assert (out / "s" / "windows_p.npy").exists()
     assert {row.p for row in wsiad.Results(out).slide("s").regions()} != {None}
     result = wsiad.export(results=out, top_k=3, quiet=True)
     assert (out / "s" / "regions.csv").read_bytes() == table
+    assert (out / "s" / "windows_p.npy").exists()
     of_slides = "p-values of slides for the previous top_k are deleted, those of regions stay"
     assert (of_slides in result.summary) == (slide_score != "max")
     assert (out / "significance.json").exists() == (slide_score == "max")

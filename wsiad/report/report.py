@@ -204,7 +204,7 @@ def write_results_report(
     judged = str(evaluation.resolve()) if evaluation else known.evaluation
     write_json(results / names.TIMINGS, {"seconds": taken, "evaluation": judged})
     folder = Path(judged) if judged else results
-    run = RunFolder(Path(facts["run"]))
+    run = RunFolder.at(facts["run"])  # it may have been moved
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
     first, unseen = first_look(record)

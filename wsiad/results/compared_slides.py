@@ -90,6 +90,8 @@ class ComparedFolder:
         Status of each other slide: without tissue, unusable, failed.
     reasons : dict of str to str
         Reason why each other slide has no score, if it is known.
+    score : str
+        Name of the score that is the score of a slide.
     """
 
     path: Path
@@ -97,16 +99,19 @@ class ComparedFolder:
     slides: tuple[ComparedSlide, ...]
     others: dict[str, str]
     reasons: dict[str, str]
+    score: StoredScore = "max"
 
     def check_same_run(self, other: ComparedFolder) -> None:
         """Check that two folders were scored by the same run and options.
+
+        Options on which nothing that is compared depends may differ.
 
         Raises
         ------
         InputError
             They were not; the error states the differences.
         """
-        told = region_differences(self.facts, other.facts)
+        told = region_differences(self.facts, other.facts, slide_score=self.score)
         if self.facts["digest"] != other.facts["digest"]:
             told.insert(0, _difference(self.path, other.path))
         if told:
@@ -244,7 +249,12 @@ def read_folder(path: Path, *, score: StoredScore = "max") -> ComparedFolder:
             continue
         slides.append(_slide(results.of(row), facts, score))
     return ComparedFolder(
-        path=path, facts=facts, slides=tuple(slides), others=others, reasons=reasons
+        path=path,
+        facts=facts,
+        slides=tuple(slides),
+        others=others,
+        reasons=reasons,
+        score=score,
     )
 
 

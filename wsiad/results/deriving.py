@@ -51,6 +51,7 @@ from wsiad.results.file_names import (
     SPATIAL,
     SPATIAL_PICTURE,
     SPATIAL_PLACEMENT,
+    WINDOWS_P,
 )
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, STANDARDISED_BY
 from wsiad.results.overlay import RGB, outline_regions, overlay, read_picture, write_picture
@@ -120,7 +121,8 @@ class Parts:
         """Names of the files and folders that these parts write."""
         return (
             *(
-                (REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES, *_SPATIAL)
+                # P-values go with the regions that they were computed with.
+                (REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES, WINDOWS_P, *_SPATIAL)
                 if self.regions
                 else ()
             ),

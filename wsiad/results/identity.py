@@ -244,10 +244,13 @@ def difference(results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]
     return ", ".join(told) or f"the run {after} has been trained again since"
 
 
-def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+def region_differences(
+    one: Mapping[str, Any], two: Mapping[str, Any], *, slide_score: str = "top_k_mean"
+) -> list[str]:
     """Return the differing options of regions of two ``run.json``, as ``top_k is 3 and not 10``.
 
-    The list is empty for results of earlier versions, which do not state these options.
+    The list is empty for results of earlier versions, which do not state these options. It has
+    `top_k` only for the slide score that depends on it.
     """
     first, second = one.get(DERIVED), two.get(DERIVED)
     if not (isinstance(first, dict) and isinstance(second, dict)):
@@ -256,7 +259,7 @@ def region_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[s
     return [
         f"{key} is {first.get(key)} and not {second.get(key)}"
         for key in (*RegionOptions.model_fields, STANDARDISED_BY)
-        if first.get(key) != second.get(key)
+        if first.get(key) != second.get(key) and (key != "top_k" or slide_score == "top_k_mean")
     ]
 
 

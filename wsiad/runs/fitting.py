@@ -265,7 +265,7 @@ def make_run(
     """
     store, slides, usable = chosen.store, chosen.slides, chosen.usable
     tile_seconds = slide_seconds(options.store / SLIDES_TABLE)
-    folder = RunFolder(options.out)
+    folder = RunFolder.at(options.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
     tied_slides = [slide.name for slide in anomalies.slides] if anomalies else []
     parts, detector, tiles = chosen.begin(options.seed, only_fit=[*tied_slides, *only_fit])

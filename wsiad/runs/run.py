@@ -138,6 +138,11 @@ class RunFolder:
     path : str or Path
         Path of the folder.
 
+    Raises
+    ------
+    RunError
+        There is no such folder, or it contains something else.
+
     Examples
     --------
     >>> run = RunFolder.open("runs/dpa")  # doctest: +SKIP
@@ -147,9 +152,27 @@ class RunFolder:
     path: Path
 
     def __init__(self, path: str | Path) -> None:
-        if not str(path):
-            raise RunError("the path of the run is empty", remedy="Pass the folder of the run.")
-        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "path", _given(path))
+        self._check_kind(())
+
+    @classmethod
+    def at(cls, path: str | Path) -> RunFolder:
+        """Return the run folder at a path where there need not be one yet, or any more."""
+        folder = cls.__new__(cls)
+        object.__setattr__(folder, "path", _given(path))
+        return folder
+
+    def _check_kind(self, beside: Iterable[Path]) -> None:
+        path = self.path
+        if not (path / DETECTOR).is_file():
+            remedy = "Pass the folder that wsiad train made."
+            refuse_other(path, KIND, RunError, remedy=remedy, beside=beside)
+        if not path.is_dir():
+            raise RunError(
+                "there is no such run folder",
+                subject=str(path),
+                remedy="Check the path, or make a run with wsiad train.",
+            )
 
     def __repr__(self) -> str:
         try:
@@ -167,7 +190,7 @@ class RunFolder:
         RunError
             The folder contains a complete run or something else, or is a file.
         """
-        folder = cls(path)
+        folder = cls.at(path)
         begin(folder.path, record=RUN, what="run")
         return folder
 
@@ -188,21 +211,12 @@ class RunFolder:
             The folder does not exist or contains something else, or the run is not complete,
             damaged, or of an unknown format.
         """
-        folder = cls(path)
-        path = folder.path
-        if not (path / DETECTOR).is_file():
-            remedy = "Pass the folder that wsiad train made."
-            refuse_other(path, KIND, RunError, remedy=remedy, beside=beside)
-        if not path.is_dir():
-            raise RunError(
-                "there is no such run folder",
-                subject=str(path),
-                remedy="Check the path, or make a run with wsiad train.",
-            )
+        folder = cls.at(path)
+        folder._check_kind(beside)
         if not folder.complete:
             raise RunError(
                 f"the run is not complete: it has no {RUN}",
-                subject=str(path),
+                subject=str(folder.path),
                 remedy="Run wsiad train again with the same configuration to resume it.",
             )
         folder.record()
@@ -404,6 +418,12 @@ class RunFolder:
                 remedy="Train again, or use the version of wsiad that made the run (see run.json).",
             ) from error
         return detector
+
+
+def _given(path: str | Path) -> Path:
+    if not str(path):
+        raise RunError("the path of the run is empty", remedy="Pass the folder of the run.")
+    return Path(path)
 
 
 def load_detector(folder: Path, device: torch.device) -> Detector:

@@ -296,7 +296,7 @@ def _check_round_trip(
     made: _Made, detector: Detector, places: npt.NDArray[np.float32], folder: Path
 ) -> Detector:
     """Write the state into the files of a run, read it back and score with it."""
-    run = RunFolder(folder)
+    run = RunFolder.at(folder)
     run.save_detector(detector, name="checked")
     again = run.load_detector(torch.device("cpu"), cls=made.cls)
     _check_states(detector.state(), again.state(), "a detector and what was read back of it")
