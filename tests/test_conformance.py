@@ -80,6 +80,51 @@ OTHERS = {
         },
     ),
 }
+NET = {"network": {"widths": [4, 6], "hidden": [8]}, "latent_channels": 3, "batch": 6}
+U_NET = {
+    "network": {"widths": [4, 6], "skips": True},
+    "spatial": True,
+    "latent_channels": None,
+    "batch": 6,
+}
+RECONSTRUCTION = {
+    "probability": {"latent": "vae", "loss": "uncertainty", "score": "probability"},
+    "slope": {
+        "latent": "vae",
+        "score": "gradient",
+        "gradient_by_distance": True,
+        "task": "erase",
+        "whole_weight": 1.0,
+    },
+    "density by place": {"latent": "vae", "spatial": True, "score": "density"},
+    "projection": {"latent": "vae", "score": "projection", "projection_steps": 3},
+    "attention": {"latent": "vae", "score": "attention"},
+    "memory": {"latent": "memory", "memory_size": 5, "code_weight": 0.5},
+    "spatial memory": {"latent": "memory", "memory_size": 5, "spatial": True},
+    "autoregressive": {
+        "latent": "autoregressive",
+        "bins": 5,
+        "estimator_channels": 3,
+        "score": "density",
+    },
+    "code book": {"latent": "quantised", "spatial": True, "codes": 6},
+    "uncertainty and noise": {"loss": "uncertainty", "task": "noise", "grad_clip": 1.0},
+    "perceptual": {"loss": {"perceptual": 1, "l1": 0.5}, "layers": {"relu1_2": 1.0}},
+    "squares": {
+        **U_NET,
+        "task": "checkerboard",
+        "loss": {"l2": 1, "msgms": 1, "ssim": 1},
+        "smooth": 5,
+        "keep": "last",
+    },
+    "stripes": {**U_NET, "task": "stripes"},
+    "grey and turned": {**U_NET, "task": "grey-turn", "turn": True},
+    "puzzle": {**U_NET, "task": "puzzle"},
+}
+OTHERS |= {
+    f"reconstruction, {name}": ("reconstruction", {**NET, **options})
+    for name, options in RECONSTRUCTION.items()
+}
 CASES = [(name, TINY.get(name, {})) for name in registry.names()]
 
 

@@ -25,6 +25,11 @@ TINY = {
         "layers": {"relu1_2": 1.0, "relu2_1": 1.0},
         "balance_interval": 3,
     },
+    "reconstruction": {
+        "network": {"widths": [4, 6], "hidden": [8], "bias": False, "dropout": 0.1},
+        "latent": "vae",
+        "latent_channels": 3,
+    },
     "reverse-distillation": {**DISTILLED, "layers": ["features.3"]},
     "student-teacher": DISTILLED,
 }

@@ -1,0 +1,164 @@
+"""The detector ``reconstruction``: an autoencoder with the latent, task, loss and score of choice.
+
+Most reconstruction methods of the literature are one method with other options.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsiad.core.errors import DetectorError
+from wsiad.detectors._perceptual import fitted_distance, restored_distance
+from wsiad.detectors._stored import in_batches
+from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, images
+from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
+from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
+from wsiad.detectors.reconstruction.reconstruction_scores import projected, score_places
+from wsiad.detectors.reconstruction.reconstruction_training import (
+    RestorationLoss,
+    measure_held_out,
+)
+from wsiad.learning.batches import check_size
+from wsiad.learning.checkpoint import Recipe, adam
+from wsiad.learning.detector import (
+    DetectorOptions,
+    Embedding,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    Scores,
+    State,
+    Tiles,
+)
+from wsiad.networks.conv_stack import seeded
+
+_DISTANCE = "terms.distance"
+
+
+class Reconstruction(TrainedDetector):
+    """Distance of a tile to its restoration by an autoencoder of healthy tiles.
+
+    A convolutional autoencoder learns to reconstruct healthy windows, or to restore them from
+    changed ones. Latent, task, loss and score are options; the defaults are an autoencoder with
+    a vector of 16 numbers and the mean squared error. The map of the distance is averaged over
+    8 × 8 places. Each published system of the family is a preset.
+
+    Scores keep their sign. Distances of pixels are known to invert on tumour, which is smoother
+    than healthy tissue, and therefore easier to reconstruct.
+
+    Notes
+    -----
+    The page docs/families/reconstruction.md names each system with its paper, its preset, and
+    what was adapted to windows of 64 px.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = ReconstructionOptions
+    default_input_px: ClassVar[int | None] = 64
+    options: ReconstructionOptions
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Train on random windows of the tiles; see :class:`~wsiad.learning.loop.Training`.
+
+        Raises
+        ------
+        DetectorError
+            The tiles are too small, sizes do not fit, or the training diverged.
+        WeightsError
+            The perceptual network's weights are not on this machine.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        self._check_places()
+        options, seed, size = self.options, context.seed, self.spec.size
+        self._device, self._about = context.device, {}
+        distance, identity = None, {}
+        if "perceptual" in options.terms():
+            found = fitted_distance(options, tiles.fit, context, size=size)
+            distance, identity = found.distance, found.identity
+            self._about = dict(found.about)
+        model = self._placed(seeded(lambda: ReconstructionModel(options, size, distance), seed))
+        self._network = model
+        loss = RestorationLoss(model, seed)
+        result = self._train(
+            learnt := model.learnt(),
+            loss,
+            tiles=tiles,
+            context=context,
+            identity=identity,
+            recipe=Recipe(
+                adam(betas=options.betas, weight_decay=options.weight_decay),
+                update=loss.update(context.device),
+                keeps=options.keep,
+            ),
+            started=started,
+        )
+        self._about |= measure_held_out(
+            model, tiles.stop, size=size, seed=seed, device=context.device
+        )
+        return self._report(result, learnt)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the scores of the places, by the option ``score``."""
+        return score_places(self.model(), images * 2 - 1, self.options.restoration())
+
+    def model(self) -> ReconstructionModel:
+        """Return the fitted model.
+
+        Raises
+        ------
+        DetectorError
+            The detector is not fitted yet.
+        """
+        found = self.network()
+        assert isinstance(found, ReconstructionModel)
+        return found
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the latent of unchanged tiles, place by place."""
+        model = self.model()
+        return self.embed_images(lambda x: model.latent.vectors(model.encoder(x * 2 - 1)), tiles)
+
+    def reconstruct(self, tiles: Tiles) -> Tiles:
+        """Return the restored tiles; see :class:`wsiad.learning.detector.Reconstructs`.
+
+        A task that shows a tile in several ways gives the mean of its answers, and the score by
+        projection gives the projection.
+        """
+        model, task = self.model().eval(), self.options.restoration()
+
+        def made(part: Tensor) -> Tensor:
+            x = images(part) * 2 - 1
+            if self.options.score == "projection":
+                return projected(model, x)
+            return torch.stack([view.made.image for view in task.shown(model, x)]).mean(dim=0)
+
+        found = in_batches(made, tiles, self._device, batch=SCORE_BATCH)
+        pixels = np.rint((found + 1) * 127.5).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+    def difference(self, tiles: Tiles) -> Scores:
+        """Return the score at each place."""
+        return self.score_map(tiles)
+
+    def empty(self, state: State) -> nn.Module:
+        """Return an untrained model, with the perceptual network of the state if it has one."""
+        self._check_places()
+        distance = None
+        if "perceptual" in self.options.terms():
+            distance = restored_distance(self.options, state, _DISTANCE, size=self.spec.size)
+        return seeded(lambda: ReconstructionModel(self.options, self.spec.size, distance), 0)
+
+    def _check_places(self) -> None:
+        size, places = self.spec.size, self.options.places
+        if size % places:
+            raise DetectorError(
+                f"{places} × {places} places do not divide an input of {size} px",
+                remedy="Choose another number of places.",
+            )

@@ -1,0 +1,207 @@
+"""Options of the detector ``reconstruction``; the defaults are MedIAnomaly's autoencoder."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import pydantic
+
+from wsiad.detectors._trained import TrainedOptions
+from wsiad.detectors.dpa.dpa_options import PerceptualOptions
+from wsiad.detectors.reconstruction.restoration_tasks import (
+    Erase,
+    GreyTurn,
+    Noise,
+    NoTask,
+    Puzzle,
+    Task,
+    checkerboard,
+    stripes,
+)
+from wsiad.learning.training_options import BatchSize, ValInterval
+from wsiad.networks.stack_options import StackOptions
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Positive = Annotated[float, pydantic.Field(gt=0)]
+_NotNegative = Annotated[float, pydantic.Field(ge=0)]
+_Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+Term = Literal["l1", "l2", "ssim", "msgms", "perceptual", "uncertainty"]
+Terms = Term | Annotated[dict[Term, _Positive], pydantic.Field(min_length=1)]
+
+PENALTY = {"vae": 5e-3, "memory": 2e-4, "autoregressive": 1.0, "quantised": 0.25}
+"""Weights of the latents' penalties by default, as published."""
+
+
+class ReconstructionOptions(PerceptualOptions, TrainedOptions):
+    """Options of ``reconstruction``."""
+
+    network: StackOptions = StackOptions(hidden=(2048,), bias=False)
+    """Levels of the encoder, which the decoder mirrors."""
+    latent: Literal["plain", "vae", "memory", "autoregressive", "quantised"] = "plain"
+    """Kind of the latent: the encoder's output, a Gaussian, a sum of a few learnt vectors, a
+    vector whose elements are predicted one after the other, or the nearest code of a book."""
+    latent_channels: _Count | None = 16
+    """Length of the latent vector, or channels of a spatial one; ``null`` for a spatial latent
+    that is the output of the last level."""
+    spatial: bool = False
+    """Use a map as latent, without dense layers."""
+    penalty_weight: _NotNegative | None = None
+    """Weight of the latent's penalty in the loss: divergence (``vae``; default 0.005), entropy
+    of the weights (``memory``; 0.0002), −log p (``autoregressive``; 1), or the distance to the
+    code (``quantised``; 0.25)."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Take the mean over pixels, colours and latent dimensions, or their sums. A sum makes the
+    loss as many times larger as there are values (12,288 at 64 px): all other weights change
+    their meaning."""
+    memory_size: _Count = 100
+    """Number of vectors of the memory."""
+    memory_similarity: Literal["cosine", "dot"] = "cosine"
+    """Similarity to the memory's vectors: the paper's, or that of its released code."""
+    memory_shrink: _NotNegative | None = None
+    """Weights of the memory below it become 0; default: 1 / ``memory_size``."""
+    codes: _Count = 512
+    """Number of codes of a ``quantised`` latent."""
+    bins: _Count = 100
+    """Number of bins of an element of an ``autoregressive`` latent."""
+    estimator_channels: _Count = 32
+    """Channels of an element in the network that predicts an ``autoregressive`` latent."""
+    task: Literal["none", "noise", "erase", "checkerboard", "stripes", "grey-turn", "puzzle"] = (
+        "none"
+    )
+    """Change that must be restored: added noise, erased squares, squares or stripes that are
+    erased in turn, lost colours and turns, or shuffled quarters."""
+    noise: _NotNegative = 0.155
+    """Standard deviation of the noise (of −1 to 1), for ``task: noise``."""
+    erase_px: _Count = 16
+    """Edge of the erased squares, pixels, for ``task: erase``."""
+    erase_count: _Count = 3
+    """Number of erased squares, for ``task: erase``."""
+    squares: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (2, 4, 8)
+    """Edges of the squares, pixels, for ``task: checkerboard``."""
+    sets: Annotated[int, pydantic.Field(ge=2)] = 3
+    """Number of disjoint sets of squares, for ``task: checkerboard``."""
+    stripes: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (4, 8, 16)
+    """Widths of the stripes, pixels, for ``task: stripes``."""
+    turn: bool = False
+    """Turn the images as well, for ``task: grey-turn``. Tissue has no upright."""
+    puzzle_ways: Annotated[int, pydantic.Field(ge=1, le=23)] = 4
+    """Number of orders in which a tile is shown for its score, for ``task: puzzle``."""
+    whole_weight: _NotNegative = 0.0
+    """Weight of the loss of the unchanged image, which is added to that of the task. The
+    latent's penalty is then that of the unchanged image."""
+    code_weight: _NotNegative = 0.0
+    """Weight of the mean of (z − E(x̂))², the change of the code by a second encoding."""
+    loss: Terms = "l2"
+    """Distance that is minimised, or several with their weights: absolute or squared
+    difference (of −1 to 1), 1 − SSIM, the difference of edges over four scales, ``dpa``'s
+    perceptual distance, or the squared difference with a learnt variance."""
+    judged_by: Terms | None = None
+    """Distance that is scored; by default the loss. The logarithm of a learnt variance is never
+    a part of it."""
+    score: Literal["loss", "probability", "density", "gradient", "projection", "attention"] = "loss"
+    """Score: the distance; −log p of the tile by draws of a ``vae`` with ``loss: uncertainty``;
+    unlikeliness of the latent; slope of the loss; distance to a projection; or attention."""
+    score_draws: _Count = 10
+    """Number of draws, for ``score: probability``."""
+    gradient_of: Literal["elbo", "divergence"] = "elbo"
+    """Function whose slope is scored, for ``score: gradient``: the complete loss, or the
+    latent's penalty."""
+    gradient_by_distance: bool = False
+    """Multiply the slope by the distance at each pixel, for ``score: gradient``."""
+    projection_steps: _Count = 100
+    """Number of steps, for ``score: projection``."""
+    projection_rate: _Positive = 0.5
+    """Length of a step, for ``score: projection``."""
+    projection_weight: _NotNegative = 0.05
+    """Weight of the distance to the tile, for ``score: projection``."""
+    places: _Count = 8
+    """Edge of the grid of places in a tile."""
+    smooth: _Count = 1
+    """Edge of the squares, pixels, over which a map is averaged before it is pooled; odd."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that are kept: those of the lowest held-out loss, or the last ones."""
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    """Decay of the moments of Adam in a step."""
+    weight_decay: _NotNegative = 0.0
+    """Weight of the squared weights in the loss."""
+    batch: BatchSize = 64
+    val_interval: ValInterval = 200
+
+    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {
+        "score",
+        "score_draws",
+        "gradient_of",
+        "gradient_by_distance",
+        "projection_steps",
+        "projection_rate",
+        "projection_weight",
+        "places",
+        "smooth",
+        "puzzle_ways",
+    }
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.network.skips and self.task == "none":
+            raise ValueError("network.skips needs a task: else the network copies its input")
+        if self.network.skips and self.latent != "plain":
+            raise ValueError("network.skips needs latent: plain, for it passes by the latent")
+        if self.latent == "autoregressive" and self.spatial:
+            raise ValueError("latent: autoregressive is a vector; set spatial: false")
+        if self.latent_channels is None and (not self.spatial or self.latent != "plain"):
+            raise ValueError("latent_channels can be null only with spatial and latent: plain")
+        if self.smooth % 2 == 0:
+            raise ValueError("smooth must be odd")
+        judged = self.judged_terms()
+        if "perceptual" in judged and "perceptual" not in self.terms():
+            raise ValueError("judged_by: perceptual needs it in the loss")
+        if "uncertainty" in judged and "uncertainty" not in self.terms():
+            raise ValueError("judged_by: uncertainty needs it in the loss")
+        if self.score == "probability" and (
+            self.latent != "vae" or "uncertainty" not in self.terms()
+        ):
+            raise ValueError("score: probability needs latent: vae and loss: uncertainty")
+        if self.score == "density" and self.latent not in ("vae", "autoregressive"):
+            raise ValueError("score: density needs latent: vae or autoregressive")
+        if self.score == "gradient" and self.gradient_of == "divergence" and self.latent != "vae":
+            raise ValueError("gradient_of: divergence needs latent: vae")
+        return self
+
+    def terms(self) -> dict[str, float]:
+        """Return the distances of the loss and their weights."""
+        return _weighted(self.loss)
+
+    def judged_terms(self) -> dict[str, float]:
+        """Return the distances of the score and their weights."""
+        return self.terms() if self.judged_by is None else _weighted(self.judged_by)
+
+    def weight_of_penalty(self) -> float:
+        """Return the weight of the latent's penalty."""
+        if self.penalty_weight is not None:
+            return self.penalty_weight
+        return PENALTY.get(self.latent, 0.0)
+
+    def restoration(self) -> Task:
+        """Return the task."""
+        match self.task:
+            case "none":
+                return NoTask()
+            case "noise":
+                return Noise(self.noise)
+            case "erase":
+                return Erase(self.erase_px, self.erase_count)
+            case "checkerboard":
+                return checkerboard(self.squares, self.sets)
+            case "stripes":
+                return stripes(self.stripes)
+            case "grey-turn":
+                return GreyTurn(turn=self.turn)
+            case "puzzle":
+                return Puzzle(self.puzzle_ways)
+
+
+def _weighted(terms: Terms) -> dict[str, float]:
+    if isinstance(terms, str):
+        return {terms: 1.0}
+    return {str(name): weight for name, weight in terms.items()}
