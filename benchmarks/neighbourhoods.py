@@ -1,11 +1,11 @@
 """Slide and tile AUC, FROC and lesions found, by the neighbourhoods that findings come from.
 
-    python benchmarks/neighbourhoods.py RESULTS --healthy HEALTHY --reference CSV \
-        --annotations DIR [--scales 0 --scales 100,200,400 …]
+    python benchmarks/neighbourhoods.py RESULTS --reference CSV --annotations DIR \
+        [--healthy HEALTHY] [--scales 0 --scales 100,200,400 …]
 
 RESULTS and HEALTHY are results of `wsiad heatmap` by a run that keeps maps of healthy slides,
-HEALTHY of healthy slides that took part in nothing. Both are changed: they hold the last scales
-afterwards. A lesion counts as found if its detection comes at one false positive a slide or fewer.
+HEALTHY of healthy slides that took part in nothing, for p-values. Both are changed: they hold the
+last scales afterwards. A lesion counts as found if its detection comes at one false positive a slide or fewer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def found_by_size(results: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--healthy", type=Path, required=True)
+    parser.add_argument("--healthy", type=Path)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--scales", action="append")
@@ -57,7 +57,6 @@ def main() -> None:
         start = time.perf_counter()
         rows = wsiad.export(results=asked.results, scales_um=scales, quiet=True).rows
         seconds = (time.perf_counter() - start) / max(1, len(rows))
-        wsiad.export(results=asked.healthy, scales_um=scales, quiet=True)
         score = "max" if scales == [0.0] else "scan"
         figures = wsiad.evaluate(
             results=asked.results,
@@ -67,10 +66,6 @@ def main() -> None:
             protocols=PROTOCOLS,
             quiet=True,
         ).figures
-        compared = wsiad.significance(
-            results=asked.results, healthy=asked.healthy, slide_score=score, quiet=True
-        )
-        low = [row.slide for row in compared.rows if row.p_slide <= 0.05]
         print(f"scales {words} µm, score {score}, {seconds:.2f} s a slide to derive")
         print(f"  slide AUC {text(figures.slide_auc)}")
         print(f"  tile AUROC {text(figures.tile_auroc)}")
@@ -79,7 +74,13 @@ def main() -> None:
         for protocol, froc in figures.froc.items():
             print(f"  FROC {protocol} {text(froc.score)}")
         print(f"  found: {found_by_size(asked.results)}")
-        print(f"  p <= 0.05: {len(low)} slides: {', '.join(low)}")
+        if asked.healthy:
+            wsiad.export(results=asked.healthy, scales_um=scales, quiet=True)
+            compared = wsiad.significance(
+                results=asked.results, healthy=asked.healthy, slide_score=score, quiet=True
+            )
+            low = [row.slide for row in compared.rows if row.p_slide <= 0.05]
+            print(f"  p <= 0.05: {len(low)} slides: {', '.join(low)}")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,22 @@ def test_slide_tiled_whole_is_warned_of(tmp_path, stores, caplog):
     assert "every stored tile of s counts as anomalous" in caplog.text
 
 
+def test_tiles_at_given_places_are_not_warned_of(tmp_path, stores, caplog):
+    write_tiff(tmp_path / "s.tif", stained(160, 208), mpp=0.5, levels=1)
+    (tmp_path / "m.csv").write_text("slide,label\ns.tif,tumor\n")
+    ring = [[0, 0], [120, 0], [120, 120], [0, 120], [0, 0]]
+    area = {"type": "Polygon", "coordinates": [ring]}
+    kind = {"classification": {"name": "Tumor"}, "objectType": "annotation"}
+    (tmp_path / "s.geojson").write_text(
+        json.dumps({"type": "Feature", "geometry": area, "properties": kind})
+    )
+    wsiad.tile(slides=tmp_path / "m.csv", coords=tmp_path, out=tmp_path / "store", mpp=0.5, tile=32,
+               quiet=True, stain={"method": "none"}, tissue={"min_area_um2": 0})  # fmt: skip
+    train(stores, tmp_path / "run", anomalies=tmp_path / "store")
+    assert "s" in record(tmp_path / "run")["slides"]["anomalies"]
+    assert "counts as anomalous" not in caplog.text
+
+
 def test_spread_takes_of_every_slide_before_a_second_of_any():
     usable = {"a": np.arange(100), "b": np.arange(5, 7), "c": np.arange(10), "d": np.arange(0)}
     for most in (1, 3, 7, 30):

@@ -78,6 +78,57 @@ def test_coarser_scale_and_round_trip(tmp_path, slide):
         np.testing.assert_array_equal(*pixels)
 
 
+OUTLINE = """<?xml version="1.0"?><ASAP_Annotations><Annotations>{}</Annotations><AnnotationGroups>
+<Group Name="_0" PartOfGroup="None"/><Group Name="_2" PartOfGroup="None"/></AnnotationGroups>
+</ASAP_Annotations>"""
+AREA = (
+    '<Annotation Name="a" Type="Polygon" PartOfGroup="{}"><Coordinates>{}</Coordinates>'
+    "</Annotation>"
+)
+
+
+def outline(folder, *areas, name="s.xml"):
+    """Write rectangles (group, x, y, x, y) as ASAP's XML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        AREA.format(group, "".join(
+            f'<Coordinate Order="{k}" X="{x}" Y="{y}"/>'
+            for k, (x, y) in enumerate([(a, b), (c, b), (c, d), (a, d)])
+        ))
+        for group, a, b, c, d in areas
+    )  # fmt: skip
+    (folder / name).write_text(OUTLINE.format(text))
+    return folder
+
+
+def test_outlines_choose_the_tiles_of_the_lattice_whose_centre_they_hold(tmp_path, slide):
+    folder = outline(tmp_path / "xml", ("_0", 40, 10, 120, 90), ("_2", 90, 0, 200, 40))
+    result = tile(slide, tmp_path / "store", folder)
+    assert not result.failed, result.failed[0].reason
+    stored = TileStore(tmp_path / "store").slide("s")
+    position = {tuple(map(int, corner)) for corner in stored.column("position")}
+    # Centres at 48, 80 and 112 px are within 40 to 120, rows at 16, 48 and 80; one is cut out.
+    assert position == {(x, y) for x in (32, 64, 96) for y in (0, 32, 64)} - {(96, 0)}
+    tile(slide, tmp_path / "grid", None)
+    whole = TileStore(tmp_path / "grid").slide("s")
+    assert stored.facts["stain"] == whole.facts["stain"]
+    assert not tile(slide, tmp_path / "store", folder).failed
+    outline(folder, ("_0", 40, 10, 60, 30))
+    assert "tiled from other coordinates" in reason(tile(slide, tmp_path / "store", folder))
+
+
+def test_outlines_that_cannot_be_used(tmp_path, slide):
+    folder = outline(tmp_path / "out", ("_0", 1, 1, 9, 9))
+    (row,) = tile(slide, tmp_path / "o", folder).rows
+    assert row.tiles == 0
+    assert "outlines name no tile" in row.reason
+    outline(folder, ("_0", 1, 1, 90, 90), name="s.json")
+    assert "several files of outlines: s.xml, s.json" in reason(tile(slide, tmp_path / "p", folder))
+    (folder / "s.json").unlink()
+    (folder / "s.xml").write_text("<ASAP")
+    assert "s.xml" in reason(tile(slide, tmp_path / "q", folder))
+
+
 def test_resume(tmp_path, slide):
     folder = write(tmp_path / "h5" / "s.h5", **CLAM)
     tile(slide, tmp_path / "store", folder)
@@ -119,7 +170,7 @@ def test_bad_input(tmp_path, slide):
         with pytest.raises(InputError, match=message):
             raise InputError(reason(tile(slide, tmp_path / f"o{number}", folder)))
     (tmp_path / "none").mkdir()
-    assert "has no coordinates" in reason(tile(slide, tmp_path / "o", tmp_path / "none"))
+    assert "has neither coordinates" in reason(tile(slide, tmp_path / "o", tmp_path / "none"))
     (tmp_path / "none" / "s.h5").write_text("no")
     assert "cannot be read as HDF5" in reason(tile(slide, tmp_path / "o", tmp_path / "none"))
     with pytest.raises(ConfigError, match="leave out `stride`"):

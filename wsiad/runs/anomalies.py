@@ -185,7 +185,11 @@ def anomaly_slides(
             remedy="Label the slides with their anomaly types: `wsiad import-tiles --label tumor`, "
             "or the manifest's column `label` for `wsiad tile`.",
         )
-    whole = [slide.name for slide in slides if slide.has_geometry]
+    whole = [
+        slide.name
+        for slide in slides
+        if slide.has_geometry and slide.facts.get("coordinates") is None
+    ]
     if whole:
         logger.warning(
             "every stored tile of %s counts as anomalous; tile only anomalous parts (--coords)",

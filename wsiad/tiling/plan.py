@@ -1,7 +1,7 @@
 """The plan of a slide: its tissue, its grid and its colour table, before any tile is read.
 
-Coordinates of tiles that CLAM, TRIDENT or wsiad wrote can replace the grid. The target of the
-stain normalisation is the documented default, or the stain of an image or slide.
+Coordinates of tiles that CLAM, TRIDENT or wsiad wrote can replace the grid, and outlines of tumour
+can choose from it. The target of the stain normalisation is the documented default, or the stain of an image or slide.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from PIL import Image, UnidentifiedImageError
 
+from wsiad.annotations import SUFFIXES, read_annotations
 from wsiad.core.errors import InputError, SlideOpenError, StainError
 from wsiad.core.geometry import Grid, IntArray, Mpp, Size
 from wsiad.core.hdf5 import dataset, open_hdf5, reading
@@ -38,19 +40,32 @@ _TOLERANCE = 0.01
 
 
 def find_coordinates(folder: Path, name: str) -> Path:
-    """Find a slide's coordinates, ``<name>.h5`` or ``<name>_patches.h5``, also in ``patches/``.
+    """Find a slide's file of coordinates or outlines.
+
+    Coordinates are ``<name>.h5`` or ``<name>_patches.h5``, also in ``patches/``; outlines are
+    ``<name>.xml``, ``<name>.geojson`` or ``<name>.json``.
 
     Raises
     ------
     InputError
-        There is no such file.
+        There is no such file, or there are several of outlines.
     """
     for part in (folder, folder / "patches"):
         for file in (f"{name}.h5", f"{name}_patches.h5"):
             if (part / file).is_file():
                 return part / file
+    outlines = [path for end in SUFFIXES if (path := folder / f"{name}{end}").is_file()]
+    if len(outlines) > 1:
+        raise InputError(
+            f"has several files of outlines: {', '.join(path.name for path in outlines)}",
+            subject=name,
+            remedy="Keep one of them in the folder.",
+        )
+    if outlines:
+        return outlines[0]
     raise InputError(
-        f"has no coordinates: neither {name}.h5 nor {name}_patches.h5 is in {folder}",
+        f"has neither coordinates, {name}.h5 or {name}_patches.h5, nor outlines, {name}.xml or "
+        f"{name}.geojson, in {folder}",
         subject=name,
         remedy="Name the file as the slide, or leave the slide out.",
     )
@@ -189,8 +204,9 @@ def plan_slide(
     tile, stride : int, optional
         Edge and step of a detector's own windows, instead of those of the options.
     coordinates : Path, optional
-        HDF5 file with the positions of tiles, which are used whatever their coverage. Their
-        lattice has a step of one pixel; a tile is at most half a pixel from its position.
+        HDF5 file with the positions of tiles, which are used whatever their coverage; or outlines,
+        of which the tiles with enough tissue are used whose centre is in a tumour. The lattice
+        has a step of one pixel; a tile is at most half a pixel from its position.
 
     Raises
     ------
@@ -202,6 +218,8 @@ def plan_slide(
         The slide cannot be decoded.
     InputError
         The coordinates cannot be read, or do not belong to such tiles on this slide.
+    AnnotationError
+        The outlines cannot be read.
     """
     check_pixels(slide)
     scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
@@ -216,7 +234,13 @@ def plan_slide(
     if coordinates is None:
         rows, columns, share = select(grid, tissue, min_coverage=options.min_coverage)
     else:
-        rows, columns, outside = _placed(grid, read_corners(coordinates, scaled, tile=grid.tile))
+        if coordinates.suffix.lower() in SUFFIXES:
+            edge = grid.tile
+            lattice = Grid.cover(scaled.size, tile=edge, stride=edge, pixels=scaled.pixels)
+            corners = _outlined(coordinates, slide, lattice, tissue, options.min_coverage)
+        else:
+            corners = read_corners(coordinates, scaled, tile=grid.tile)
+        rows, columns, outside = _placed(grid, corners)
         if outside and not len(rows):
             raise InputError("is completely outside of the slide", subject=str(coordinates))
         share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
@@ -234,6 +258,19 @@ def plan_slide(
         quality=options.quality,
         min_coverage=None if coordinates else options.min_coverage,
     )
+
+
+def _outlined(
+    path: Path, slide: Slide, lattice: Grid, tissue: TissueMask, min_coverage: float
+) -> npt.NDArray[np.float64]:
+    """Return the corners, level-0 (N, 2), of a lattice's tiles whose centre is in a tumour."""
+    bounds = slide.bounds
+    area = read_annotations(path, bounds=(bounds.x, bounds.y)).tumour()
+    rows, columns, _ = select(lattice, tissue, min_coverage=min_coverage)
+    boxes = lattice.boxes(rows, columns)
+    shapely.prepare(area)
+    inside = shapely.contains_xy(area, *(boxes[:, :2] + boxes[:, 2:] / 2).T)
+    return np.asarray(boxes[inside, :2])
 
 
 def _placed(grid: Grid, corners: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray, int]:

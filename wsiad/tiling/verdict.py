@@ -105,7 +105,7 @@ def _no_mask(plan: SlidePlan) -> str:
 def _too_little(plan: SlidePlan, noun: str) -> str:
     share = _percent(plan.tissue.tissue_share)
     if plan.min_coverage is None:
-        return f"{share} of it is tissue, and its coordinates name no {noun}"
+        return f"{share} of it is tissue, and its coordinates or outlines name no {noun}"
     _, _, coverage = select(plan.grid, plan.tissue, min_coverage=0.0)
     largest = float(coverage.max()) if len(coverage) else 0.0
     pen = plan.tissue.pen

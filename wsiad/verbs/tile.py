@@ -42,8 +42,9 @@ class TileConfig(QuietOptions, ComputeOptions, Preparation):
     out: Path
     """Folder of the store; slides that are complete in it are not tiled again."""
     coords: Path | None = None
-    """Folder of HDF5 files with the coordinates of tiles, one per slide, like those of CLAM or
-    TRIDENT. They replace the grid and `min_coverage`."""
+    """Folder of files that choose the tiles, one per slide. HDF5 files with coordinates, like those
+    of CLAM or TRIDENT, replace the grid and `min_coverage`. Outlines (ASAP's XML, GeoJSON) keep
+    the tiles whose centre is in a tumour."""
     override_mpp: bool = False
     """Use the µm/px of the manifest, or else of `slide_mpp`, also for slides that state others."""
     compression: CompressionOptions = CompressionOptions()
