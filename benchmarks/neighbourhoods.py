@@ -5,7 +5,8 @@
 
 RESULTS and HEALTHY are results of `wsiad heatmap` by a run that keeps maps of healthy slides,
 HEALTHY of healthy slides that took part in nothing, for p-values. Both are changed: they hold the
-last scales afterwards. A lesion counts as found if its detection comes at one false positive a slide or fewer.
+last scales afterwards. A lesion counts as found if its detection comes at one false positive a
+slide or fewer.
 """
 
 from __future__ import annotations

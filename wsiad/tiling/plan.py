@@ -1,7 +1,8 @@
 """The plan of a slide: its tissue, its grid and its colour table, before any tile is read.
 
 Coordinates of tiles that CLAM, TRIDENT or wsiad wrote can replace the grid, and outlines of tumour
-can choose from it. The target of the stain normalisation is the documented default, or the stain of an image or slide.
+can choose from it. The target of the stain normalisation is the documented default, or the stain
+of an image or slide.
 """
 
 from __future__ import annotations
