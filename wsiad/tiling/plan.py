@@ -238,7 +238,8 @@ def plan_slide(
         if coordinates.suffix.lower() in SUFFIXES:
             edge = grid.tile
             lattice = Grid.cover(scaled.size, tile=edge, stride=edge, pixels=scaled.pixels)
-            corners = _outlined(coordinates, slide, lattice, tissue, options.min_coverage)
+            least = options.min_coverage
+            corners = _outlined(coordinates, slide, lattice, tissue=tissue, min_coverage=least)
         else:
             corners = read_corners(coordinates, scaled, tile=grid.tile)
         rows, columns, outside = _placed(grid, corners)
@@ -262,7 +263,7 @@ def plan_slide(
 
 
 def _outlined(
-    path: Path, slide: Slide, lattice: Grid, tissue: TissueMask, min_coverage: float
+    path: Path, slide: Slide, lattice: Grid, *, tissue: TissueMask, min_coverage: float
 ) -> npt.NDArray[np.float64]:
     """Return the corners, level-0 (N, 2), of a lattice's tiles whose centre is in a tumour."""
     bounds = slide.bounds
