@@ -16,13 +16,19 @@ import csv
 import platform
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 import wsiad
-from wsiad.evaluation.auc import Estimate
+from wsiad.evaluation.auc import Estimate, slide_auc
 from wsiad.results.file_names import LESION_TABLE
+from wsiad.slides.slide_table import SLIDES_TABLE
 
 PROTOCOLS = ("camelyon16-2016", "camelyon16-dataset")
+LARGEST_MM2 = (0.0, 0.125, 0.5, np.inf)
+"""Edges of the classes of slides by their largest lesion."""
 
 
 def text(estimate: Estimate) -> str:
@@ -42,6 +48,24 @@ def found_by_size(results: Path) -> str:
                 rate = row["false_positives_per_slide"]
                 found[row["class"]].append(bool(rate) and float(rate) <= 1)
     return ", ".join(f"{kind} {sum(hits)} of {len(hits)}" for kind, hits in sorted(found.items()))
+
+
+def auc_by_largest_lesion(results: Path, score: str) -> str:
+    """Slide AUC of tumour slides by the class of their largest lesion, against all normal ones."""
+    largest: dict[str, float] = defaultdict(float)
+    with (results / LESION_TABLE).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            area = float(row["tumour_um2"] or 0) / 1e6
+            largest[row["slide"]] = max(largest[row["slide"]], area)
+    with (results / SLIDES_TABLE).open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        scores = {row["slide"]: float(row[f"score_{score}"] or "nan") for row in rows}
+    normal = np.array([value for slide, value in scores.items() if slide not in largest])
+    found = []
+    for low, high in pairwise(LARGEST_MM2):
+        some = np.array([scores[slide] for slide, area in largest.items() if low <= area < high])
+        found.append(f"{low:g}–{high:g} mm² ({len(some)}) {text(slide_auc(some, normal))}")
+    return ", ".join(found)
 
 
 def main() -> None:
@@ -69,6 +93,7 @@ def main() -> None:
         ).figures
         print(f"scales {words} µm, score {score}, {seconds:.2f} s a slide to derive")
         print(f"  slide AUC {text(figures.slide_auc)}")
+        print(f"    by largest lesion: {auc_by_largest_lesion(asked.results, score)}")
         print(f"  tile AUROC {text(figures.tile_auroc)}")
         if figures.tile_auroc_neighbourhoods:
             print(f"  tile AUROC, neighbourhoods {text(figures.tile_auroc_neighbourhoods)}")
