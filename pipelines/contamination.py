@@ -8,6 +8,9 @@
 by tumour tiles of the training split: who does not know of them keeps neither clean. The
 valid split is scored. A seed draws the tiles and is the fit's.
 
+With --trim, each fit is also made without the share of its tiles that a first fit finds strangest
+(`wsiad train --trimming.share`; the tiles count as those of one slide), as another detector.
+
 Writes contamination.csv, a line for each detector, share and seed, contamination.md and
 contamination.png. Run it again after an interruption: lines that are there are not run again.
 """
@@ -36,8 +39,10 @@ from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import atomic_file, write_text
 from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
-from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
+from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.devices import choose_device
+from wsiad.learning.training_options import TrimmingOptions
+from wsiad.learning.trimming import fit_trimmed
 from wsiad.store.dataset import ArrayTiles
 
 COLUMNS = ("detector", "share", "seed", "fit_tiles", "score_tiles", "auroc")
@@ -67,8 +72,13 @@ def contaminated(healthy: np.ndarray, tumour: np.ndarray, share: float, *, seed:
     return mixed
 
 
+TRIMMED = " trimmed "
+"""What stands between a detector and the share that is trimmed, in the name of its line."""
+
+
 def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float:
     """Fit a detector on contaminated tiles, and return its AUROC of the valid split."""
+    name, _, trim = name.partition(TRIMMED)
     held_out, drawn = held_out_and_drawn(
         args.pcam / "train_normal.tar", stop=args.stop_tiles, fit=args.fit_tiles, seed=seed
     )
@@ -81,7 +91,10 @@ def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float
     fit = contaminated(drawn, tumour[:split], share, seed=seed)
     stop = contaminated(held_out, tumour[split:], share, seed=seed)
     cls = registry.load(name)
-    detector = cls(build(cls.Options, {}), InputSpec(TilePx(args.input), PCAM_MPP))
+
+    def make() -> Detector:
+        return cls(build(cls.Options, {}), InputSpec(TilePx(args.input), PCAM_MPP))
+
     with tempfile.TemporaryDirectory() as folder:
         context = FitContext(
             seed=seed,
@@ -91,7 +104,19 @@ def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float
             weights=args.weights,
             quiet=True,
         )
-        detector.fit(HealthyTiles(ArrayTiles(fit), ArrayTiles(stop)), context)
+        if trim:
+            trimmed = fit_trimmed(
+                make,
+                {"all": len(fit)},
+                lambda kept: ArrayTiles(fit[kept["all"]]),
+                stop=ArrayTiles(stop),
+                context=context,
+                options=TrimmingOptions(share=float(trim), rounds=args.rounds, by=args.by),
+            )
+            detector = trimmed.detector
+        else:
+            detector = make()
+            detector.fit(HealthyTiles(ArrayTiles(fit), ArrayTiles(stop)), context)
     scores = {
         key: detector.score(
             centre(read_tar(args.pcam / f"valid_{part}.tar", args.score_tiles), args.input)
@@ -195,6 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--detectors", nargs="+", default=["gaussian", "knn", "pca"])
     add("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.02, 0.05, 0.1])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--trim", type=float, nargs="*", default=[], help="shares to leave out, each as a row")
+    add("--rounds", type=int, default=3, help="at most so many times")
+    add("--by", choices=["score", "latent"], default="score", help="how strange tiles are judged")
     add("--input", type=int, default=64, help="input size, px; of larger tiles the centre")
     add("--fit-tiles", type=int, default=3000)
     add("--stop-tiles", type=int, default=500)
@@ -218,7 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
                 remedy="Give another --out.",
             )
         done = {(line["detector"], line["share"], line["seed"]) for line in lines}
-        for name in args.detectors:
+        if not all(0 < share < 0.5 for share in args.trim):
+            raise ConfigError("shares are above 0 and below a half", subject="--trim")
+        trimmed = [f"{name}{TRIMMED}{share:g}" for name in args.detectors for share in args.trim]
+        for name in [*args.detectors, *trimmed]:
             for seed in args.seeds:
                 for share in args.shares:
                     if (name, share, seed) in done:

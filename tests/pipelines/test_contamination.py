@@ -69,5 +69,12 @@ def test_from_tiles_to_the_table(tmp_path, capsys):
     assert "seed 0" not in said
     assert (out / "contamination.csv").read_bytes().startswith(first)
     assert "±" in (out / "contamination.md").read_text()
+    assert contamination.main([*command, "--trim", "0.25"]) == 0
+    lines = contamination.read_lines(out / "contamination.csv")
+    rows = {(row["detector"], row["share"]): row["auroc"] for row in lines if row["seed"] == 0}
+    assert rows["gaussian trimmed 0.25", 0.2] >= rows["gaussian", 0.2]
+    assert "| gaussian trimmed 0.25 | 1.000 |" in (out / "contamination.md").read_text()
+    assert contamination.main([*command, "--trim", "0.5"]) == 2
+    assert "--trim" in capsys.readouterr().err
     assert contamination.main([*command, "--fit-tiles", "20"]) == 2
     assert "other numbers of tiles" in capsys.readouterr().err

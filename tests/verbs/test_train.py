@@ -14,11 +14,19 @@ from safetensors.numpy import load_file
 import wsiad
 from support.builders import stained, write_tiff
 from support.small_runs import TINY, train
-from wsiad.core.errors import DetectorError, InputError, RunError, StoreError, WeightsError
+from wsiad.core.errors import (
+    ConfigError,
+    DetectorError,
+    InputError,
+    RunError,
+    StoreError,
+    WeightsError,
+)
 from wsiad.core.files import fingerprint
 from wsiad.core.ownership import CLAIM
 from wsiad.runs import fitting
 from wsiad.runs.run import RunFolder
+from wsiad.store.tile_store import TileStore
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +253,26 @@ def test_bad_input(store, tmp_path):
     (tmp_path / "mine" / "thesis.docx").touch()
     with pytest.raises(RunError, match="not a run"):
         train(store, tmp_path / "mine", detector="gaussian")
+
+
+def test_trimming_drops_tiles_of_each_slide_and_says_which(store, tmp_path):
+    options = {"detector": "gaussian", "options": {"places": 2}}
+    train(store, tmp_path / "plain", **options)
+    train(store, tmp_path / "none", trimming={"share": 0, "rounds": 2}, **options)
+    result = train(store, tmp_path / "some", trimming={"share": 0.2, "rounds": 2}, **options)
+    plain, none, some = (tmp_path / name for name in ("plain", "none", "some"))
+    weights = "weights.safetensors"
+    assert (plain / weights).read_bytes() == (none / weights).read_bytes()
+    assert (plain / weights).read_bytes() != (some / weights).read_bytes()
+    assert "trimming" not in json.loads((none / "run.json").read_text())["notes"]
+    record = json.loads((some / "run.json").read_text())
+    note = record["notes"]["trimming"]
+    healthy = TileStore(store)
+    for name in record["slides"]["fit"]:
+        count = len(healthy.slide(name))
+        assert note["dropped"][name] == len(note["dropped_tiles"][name]) == int(0.2 * count)
+        assert all(0 <= tile < count for tile in note["dropped_tiles"][name])
+    assert record["notes"]["tiles"] == note["tiles"] - sum(note["dropped"].values())
+    assert "were left out as the strangest of their slides" in result.summary
+    with pytest.raises(ConfigError, match="fits by one process: leave out `devices`"):
+        train(store, tmp_path / "both", trimming={"share": 0.1}, devices=2, **options)

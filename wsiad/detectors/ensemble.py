@@ -111,6 +111,7 @@ class Ensemble(Detector):
     """
 
     Options: ClassVar[type[DetectorOptions]] = EnsembleOptions
+    remembers_tiles: ClassVar[bool] = True
     options: EnsembleOptions
     uses_anomalies: ClassVar[bool] = True
 

@@ -51,6 +51,7 @@ class KernelDensity(FeatureDetector):
     """
 
     Options: ClassVar[type[DetectorOptions]] = KdeOptions
+    remembers_tiles: ClassVar[bool] = True
     options: KdeOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ class NearestNeighbours(FeatureDetector):
     """
 
     Options: ClassVar[type[DetectorOptions]] = KnnOptions
+    remembers_tiles: ClassVar[bool] = True
     options: KnnOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:

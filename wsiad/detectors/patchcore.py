@@ -59,6 +59,7 @@ class PatchCore(FeatureDetector):
     """
 
     Options: ClassVar[type[DetectorOptions]] = PatchCoreOptions
+    remembers_tiles: ClassVar[bool] = True
     options: PatchCoreOptions
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:

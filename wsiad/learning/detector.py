@@ -318,6 +318,8 @@ class Detector(ABC):
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
+    remembers_tiles: ClassVar[bool] = False
+    """True if features of the tiles of the fit are kept, so that it finds none of them strange."""
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         self.options = options

@@ -101,3 +101,21 @@ class LimitOptions(Config):
     """Stop after this many optimiser steps."""
     max_minutes: _Positive | None = None
     """Stop after this many minutes of fitting."""
+
+
+class TrimmingOptions(Config):
+    """Options of a training on tiles among which lesions may hide."""
+
+    share: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.0
+    """Share of each slide's tiles to leave out: those that a first fit finds strangest; the fit is
+    then repeated. 0 fits once, on all tiles."""
+    rounds: _Count = 3
+    """Maximum number of times that the tiles are judged and left out anew; fewer if the same tiles
+    would be left out again."""
+    by: Literal["score", "latent"] = "score"
+    """Judge tiles by the method's score, or by a one-class SVM on the method's features of them
+    (ITSR)."""
+    folds: Annotated[int, pydantic.Field(ge=1, le=10)] | None = None
+    """Number of parts of the tiles, of whole slides if there are enough; each part is judged by a
+    fit on the others. With 1, a fit judges the tiles that taught it. Default: 2 for methods that
+    remember tiles (knn, patchcore, kde, ensemble), which find none of their own strange, else 1."""

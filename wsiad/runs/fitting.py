@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from wsiad.learning.detector import (
     InputSpec,
 )
 from wsiad.learning.devices import Ranks, choose_device
+from wsiad.learning.trimming import TRIMMING, Kept, TrimmedFit, fit_trimmed, trimming_note
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
 from wsiad.runs.calibration import Calibration, held_out_scores
 from wsiad.runs.compatibility import PREPARATION, check_prepared_alike, preparation_of
@@ -94,6 +95,11 @@ class Chosen:
     usable: dict[str, npt.NDArray[np.int64]]
     unusable: dict[str, int]
 
+    @property
+    def mpp(self) -> Mpp:
+        """Scale of the tiles, µm/px."""
+        return Mpp(self.store.preparation.mpp)
+
     def source(self, part: Sequence[SlideTiles]) -> StoreTiles:
         """Return the tiles of a part of the split."""
         by_name = {slide.name: (slide, self.usable[slide.name]) for slide in self.slides}
@@ -105,7 +111,7 @@ class Chosen:
         """Return the split of the slides, an unfitted detector, and the tiles to fit it on."""
         counts = [(name, len(tiles)) for name, tiles in self.usable.items()]
         parts = split_slides(counts, seed=seed, only_fit=only_fit)
-        spec = InputSpec(TilePx(self.size), Mpp(self.store.preparation.mpp))
+        spec = InputSpec(TilePx(self.size), self.mpp)
         tiles = HealthyTiles(self.source(parts.fit), self.source(parts.stop))
         return parts, self.cls(self.options, spec), tiles
 
@@ -271,14 +277,17 @@ def make_run(
     parts, detector, tiles = chosen.begin(options.seed, only_fit=[*tied_slides, *only_fit])
     if not parts.by_slide:
         logger.warning("%s", parts.note)
+    trimming: dict[str, Any] = {}
     with together(options, device) as ranks:
         anomalous = anomalies.tiles() if anomalies else None
         context = fit_context(options, ranks, device=device, anomalies=anomalous)
-        report = (
-            second_look.fit(detector, tiles, context)
-            if second_look
-            else detector.fit(tiles, context)
-        )
+        if second_look:
+            report = second_look.fit(detector, tiles, context)
+        elif options.trimming.share:
+            trimmed, parts, trimming = _trimmed(options, chosen, parts, context)
+            detector, report = trimmed.detector, trimmed.report
+        else:
+            report = detector.fit(tiles, context)
     held_out = chosen.source(parts.calibration)
     scores = held_out_scores(detector, held_out, quiet=options.quiet)
     calibration = Calibration.of(scores, n_slides=len(parts.calibration))
@@ -300,6 +309,8 @@ def make_run(
     folder.write_healthy_maps(maps)
     folder.write_examples(examples)
     notes = report.notes | ({"slides_not_used": chosen.skipped} if chosen.skipped else {})
+    if trimming:
+        notes |= {TRIMMING: trimming}
     if examples:
         notes |= {"healthy_examples": len(examples)}
     if maps:
@@ -335,6 +346,28 @@ def make_run(
         )
     )
     return MadeRun(report=report, calibration=calibration, spec=detector.spec, notes=notes)
+
+
+def _trimmed(
+    options: TrainingOptions, chosen: Chosen, parts: HealthySplit, context: FitContext
+) -> tuple[TrimmedFit, HealthySplit, dict[str, Any]]:
+    """Fit without the strangest tiles; return also the parts that are left, and the run's entry."""
+
+    def left(kept: Kept) -> list[SlideTiles]:
+        some = (SlideTiles(part.slide, part.indices[kept[part.slide]]) for part in parts.fit)
+        return [part for part in some if len(part.indices)]
+
+    trimmed = fit_trimmed(
+        lambda: chosen.cls(chosen.options, InputSpec(TilePx(chosen.size), chosen.mpp)),
+        {part.slide: len(part.indices) for part in parts.fit},
+        lambda kept: chosen.source(left(kept)),
+        stop=chosen.source(parts.stop),
+        context=context,
+        options=options.trimming,
+    )
+    stored = {part.slide: chosen.usable[part.slide][part.indices] for part in parts.fit}
+    note = trimming_note(trimmed, stored, options.trimming)
+    return trimmed, replace(parts, fit=tuple(left(trimmed.kept))), note
 
 
 def check_devices(count: int, device: torch.device, name: str, cls: type[Detector]) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
-from wsiad.learning.training_options import DeviceOptions, LimitOptions
+from wsiad.learning.training_options import DeviceOptions, LimitOptions, TrimmingOptions
 from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
@@ -63,8 +63,8 @@ class TrainingOptions(
 
     ORDER = (
         *("store", "out", "detector", "options", "weights", "anomalies"),
-        *("anomaly_types", "anomaly_tiles", "split", "quality", "seed", "device", "devices"),
-        *("healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
+        *("anomaly_types", "anomaly_tiles", "split", "quality", "trimming", "seed", "device"),
+        *("devices", "healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
     )
 
     out: Path
@@ -80,6 +80,9 @@ class TrainingOptions(
     quality: QualityThresholds = QualityThresholds()
     """Quality thresholds that replace those of the store, also for the heatmaps of the run; tiles
     that fail them are not used. Tiles that the store dropped do not come back."""
+    trimming: TrimmingOptions = TrimmingOptions()
+    """Leave out the strangest tiles of each slide and fit again, where lesions may hide among the
+    healthy tiles."""
     healthy_examples: Annotated[int, Field(ge=0)] = 512
     """Number of healthy tiles to keep in the run, so that heatmaps can show the nearest ones as
     evidence; 0 for none."""
@@ -88,6 +91,12 @@ class TrainingOptions(
     def _choices_need_anomalies(self) -> Self:
         if self.anomalies is None and (self.anomaly_types or self.anomaly_tiles):
             raise ValueError("`anomaly_types` and `anomaly_tiles` choose from `anomalies`: set it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_trims(self) -> Self:
+        if self.trimming.share and self.devices > 1:
+            raise ValueError("`trimming` fits by one process: leave out `devices`")
         return self
 
 

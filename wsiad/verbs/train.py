@@ -119,6 +119,13 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
         f"{config.out}: {what}, {END_WORDS.get(report.ended_by, report.ended_by)}{steps}",
         f"healthy score: {usual} ({source})",
     ]
+    if trimming := run.notes.get("trimming"):
+        dropped = sum(trimming["dropped"].values())
+        again = "" if trimming["stable"] else "; another round would have chosen others"
+        lines.append(
+            f"{dropped} of {trimming['tiles']} tiles of the fit were left out as the strangest of "
+            f"their slides (run.json names them), in {trimming['rounds']} rounds{again}"
+        )
     if anomalies := run.notes.get("anomalies"):
         lines.append(
             f"trained on {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
