@@ -242,6 +242,39 @@ def test_tile_auroc_by_the_map_of_neighbourhoods_at_the_centres_of_windows(run, 
     assert "tile_auroc_neighbourhoods" not in json.loads((out / "evaluation.json").read_text())
 
 
+def test_tile_aurocs_by_neighbourhoods_are_compared(run, slides, tmp_path):
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,type\nhealthy,normal\ntumour,tumor\n")
+    (tmp_path / "truth").mkdir()
+    outline(tmp_path / "truth" / "tumour.geojson", 5 * 32, 3 * 32, 10 * 32, 8 * 32)
+    given = {"reference": reference, "annotations": tmp_path / "truth", "quiet": True}
+    a = heatmap(run, slides, tmp_path / "a", scales_um=SCALES)
+    b = heatmap(run, slides, tmp_path / "b", scales_um=SCALES[:1])
+
+    def compare():
+        return wsiad.compare(a=a, b=b, out=tmp_path / "out", **given)
+
+    found = compare()
+    one, other = (
+        wsiad.evaluate(results=path, **given).figures.tile_auroc_neighbourhoods.value
+        for path in (a, b)
+    )
+    difference = found.comparison.tile_auroc_neighbourhoods
+    assert (difference.a, difference.b) == pytest.approx((one, other), abs=1e-12)
+    assert difference.estimate.value == pytest.approx(other - one, abs=1e-12)
+    assert one != other
+    assert "tile AUROC, neighbourhoods" in found.summary
+    told = json.loads(found.report.read_text())["tile_auroc_neighbourhoods"]
+    assert told["difference"] == pytest.approx(other - one, abs=1e-12)
+    (b / "healthy" / "spatial.ome.tif").unlink()
+    missing = compare().comparison.tile_auroc_neighbourhoods.estimate
+    assert missing.undefined == "some slides have no map of neighbourhoods on one side"
+    for path in (a, b):
+        wsiad.export(results=path, scales_um=0, quiet=True)
+    assert compare().comparison.tile_auroc_neighbourhoods is None
+    assert "tile_auroc_neighbourhoods" not in json.loads(found.report.read_text())
+
+
 def test_regions_are_drawn_over_the_map_that_they_come_from(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES, region_quantile=0.999)
     alone = heatmap(run, slides, tmp_path / "alone", scales_um=0)

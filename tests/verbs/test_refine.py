@@ -251,8 +251,15 @@ def test_a_second_look_is_not_refined(first, second, tmp_path):
 def test_other_inputs_are_refused(first, tmp_path):
     with pytest.raises(InputError, match="is also in the cohort"):
         refine(first, tmp_path / "a", healthy=first / "cohort_results")
-    with pytest.raises(DetectorError, match="cannot learn from the windows"):
-        refine(first, tmp_path / "a", detector="knn", options={})
+    for name, why in [
+        ("knn", "cannot learn from the windows of a first look"),
+        ("ensemble", "cannot learn from the windows of a first look"),
+        ("outlier-exposure", "once for each fold and once more: it takes methods on frozen"),
+    ]:
+        with pytest.raises(DetectorError, match=why) as error:
+            refine(first, tmp_path / "a", detector=name, options={})
+        assert "Set --detector linear-probe, devnet or deep-sad." in str(error.value)
+        assert "\n" not in str(error.value)
     other = tmp_path / "other"
     shutil.copytree(first / "run", other)
     values = json.loads((other / "calibration.json").read_text())

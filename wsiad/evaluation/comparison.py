@@ -30,7 +30,7 @@ from wsiad.evaluation.auc import (
 from wsiad.evaluation.figures import Settings
 from wsiad.evaluation.froc import OPERATING_POINTS, Pool
 from wsiad.evaluation.matching import PROTOCOLS, ProtocolName
-from wsiad.evaluation.slide_evidence import SlideEvidence
+from wsiad.evaluation.slide_evidence import SlideEvidence, TileScores
 
 Weights = npt.NDArray[np.int64]
 
@@ -236,6 +236,8 @@ class Comparison:
     ----------
     slide_auc, tile_auroc : Difference
         Areas under the ROC curves of slides and of tiles.
+    tile_auroc_neighbourhoods : Difference or None
+        Area by the maps of neighbourhoods at the tiles' centres; ``None`` where neither has one.
     froc : Mapping of str to list of Difference
         By protocol, the difference of the score, then that of the sensitivity at each of
         :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
@@ -248,6 +250,7 @@ class Comparison:
     tile_auroc: Difference
     froc: Mapping[ProtocolName, Sequence[Difference]]
     counts: Mapping[str, int | None]
+    tile_auroc_neighbourhoods: Difference | None = None
 
 
 def compare(
@@ -290,8 +293,23 @@ def compare(
     tiles = (
         Difference(None, None, undefined(settings.no_tiles))
         if settings.no_tiles
-        else _tiles(pairs, resamples=resamples, seed=seed)
+        else _tiles(
+            pairs,
+            lambda slide: slide.tiles,
+            lacking="some slides have tiles on one side only",
+            resamples=resamples,
+            seed=seed,
+        )
     )
+    around = None
+    if not settings.no_tiles and any(slide.neighbourhoods for pair in pairs for slide in pair):
+        around = _tiles(
+            pairs,
+            lambda slide: slide.neighbourhoods,
+            lacking="some slides have no map of neighbourhoods on one side",
+            resamples=resamples,
+            seed=seed,
+        )
     counts = {
         "slides": len(ranked),
         "tumour_slides": int(tumour.sum()),
@@ -302,7 +320,7 @@ def compare(
         else _pool([s for s, _ in located], settings.protocols[0]).lesions,
     }
     areas = auc_difference(scores[:, tumour], scores[:, ~tumour])
-    return Comparison(areas, tiles, froc, counts)
+    return Comparison(areas, tiles, froc, counts, tile_auroc_neighbourhoods=around)
 
 
 def _pool(slides: Sequence[SlideEvidence], protocol: ProtocolName) -> Pool:
@@ -311,13 +329,19 @@ def _pool(slides: Sequence[SlideEvidence], protocol: ProtocolName) -> Pool:
 
 
 def _tiles(
-    slides: Sequence[tuple[SlideEvidence, SlideEvidence]], *, resamples: int, seed: int
+    slides: Sequence[tuple[SlideEvidence, SlideEvidence]],
+    of: Callable[[SlideEvidence], TileScores | None],
+    *,
+    lacking: str,
+    resamples: int,
+    seed: int,
 ) -> Difference:
+    """Return the difference of tile AUROCs by the tiles, or neighbourhoods, of each slide."""
     scored = [(s, t) for s, t in slides if s.case.has_score and t.case.has_score]
-    pairs = [(s.tiles, t.tiles) for s, t in scored if s.tiles and t.tiles]
+    both = [(of(s), of(t)) for s, t in scored]
+    pairs = [(one, other) for one, other in both if one and other]
     if len(pairs) < sum(bool(s.tiles or t.tiles) for s, t in scored):
-        reason = "some slides have tiles on one side only"
-        return Difference(None, None, undefined(reason))
+        return Difference(None, None, undefined(lacking))
     first, second = (
         TilePool([pair[side].tumour for pair in pairs], [pair[side].healthy for pair in pairs])
         for side in (0, 1)
@@ -342,11 +366,13 @@ def _check(a: Sequence[SlideEvidence], b: Sequence[SlideEvidence]) -> None:
 
 def as_json(found: Comparison, a: str, b: str) -> dict[str, Any]:
     """Return ``comparison.json`` as JSON values; an undefined figure is null with a reason."""
+    around = found.tile_auroc_neighbourhoods
     return {
         "a": a,
         "b": b,
         "slide_auc": found.slide_auc.as_json(),
         "tile_auroc": found.tile_auroc.as_json(),
+        **({"tile_auroc_neighbourhoods": around.as_json()} if around else {}),
         "froc": {
             name: {
                 **score.as_json(),
@@ -405,6 +431,8 @@ def _rows(found: Comparison) -> Iterator[tuple[str, ...]]:
             for point, difference in zip(OPERATING_POINTS, at, strict=True):
                 yield _row(f"  sensitivity at {point:g}", difference)
     yield _row("tile AUROC", found.tile_auroc)
+    if found.tile_auroc_neighbourhoods:
+        yield _row("tile AUROC, neighbourhoods", found.tile_auroc_neighbourhoods)
 
 
 def _row(name: str, found: Difference) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
   "use strict";
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0, loading: 0 };
+  const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0, loading: 0,
+    pointer: null };
 
   // Text only ever becomes text: names of slides are from elsewhere.
   const element = (tag, values = {}, ...children) => {
@@ -163,14 +164,16 @@
     legend.append(svg, `Score, and share of healthy ${things} with a lower score. The scale is the same for all slides.`);
   };
 
-  const read = (event) => {
-    if (!state.slide || !base()) return;
+  const read = () => {
+    if (!state.slide || !base() || !state.pointer) return;
     const corner = viewer.element.getBoundingClientRect();
     const { scale, x: left, y: top } = placement();
-    const [x, y] = [(event.clientX - corner.left - left) / scale, (event.clientY - corner.top - top) / scale];
+    const [x, y] = [(state.pointer.x - corner.left - left) / scale, (state.pointer.y - corner.top - top) / scale];
     const inside = x >= 0 && y >= 0 && x < state.slide.width && y < state.slide.height;
     let words = "not scored";
-    if (state.scores && inside) {
+    if (map() && !state.scores) words = "loading";
+    else if (state.scores?.problem) words = state.scores.problem;
+    else if (state.scores && inside) {
       const { rectangle } = map();
       const column = Math.floor((x - rectangle.x) / rectangle.width * state.scores.width);
       const row = Math.floor((y - rectangle.y) / rectangle.height * state.scores.height);
@@ -180,14 +183,23 @@
     }
     byId("pointer").textContent = inside ? `${words} at x ${Math.floor(x)}, y ${Math.floor(y)}` : "outside the slide";
   };
-  viewer.element.addEventListener("pointermove", read);
+  viewer.element.addEventListener("pointermove", (event) => {
+    state.pointer = { x: event.clientX, y: event.clientY };
+    read();
+  });
 
   const loadScores = async (place, loading) => {
     const answer = await fetch(`slide/${place}/${near() ? "neighbourhoodscores" : "scores"}`);
-    if (!answer.ok) return;
+    if (loading !== state.loading) return;
+    if (!answer.ok) {
+      state.scores = { problem: "scores cannot be read" };
+      read();
+      return;
+    }
     const values = new Float32Array(await answer.arrayBuffer());
     if (loading !== state.loading) return;
     state.scores = { values, width: Number(answer.headers.get("X-Width")), height: Number(answer.headers.get("X-Height")) };
+    read();
   };
 
   const loadMap = () => {
@@ -195,6 +207,7 @@
     if (state.heat) viewer.world.removeItem(state.heat);
     Object.assign(state, { scores: null, heat: null });
     drawLegend();
+    read();
     if (!map()) return;
     const box = toViewport(map().rectangle);
     viewer.addTiledImage({
