@@ -32,6 +32,7 @@ TOKENS = {
     "batch": 6,
     "learning_rate": 1e-2,
 }
+ONE_CLASS = {"layers": ["features.3"], "places": 2, "hidden": 8, "learning_rate": 1e-3}
 OTHERS = {
     "dpa, pixels and a critic": (
         "dpa",
@@ -61,6 +62,9 @@ OTHERS = {
         "feature-reconstruction",
         {**TINY["feature-reconstruction"], "linear": True, "batch_norm": False, "latent": 0.9},
     ),
+    "one-class, against noise": ("one-class", {**ONE_CLASS, "objective": "noise"}),
+    "one-class, compact": ("one-class", {**ONE_CLASS, "objective": "compact", "templates": 3}),
+    "one-class, hyperplane": ("one-class", {**ONE_CLASS, "objective": "hyperplane"}),
     "student-teacher, sgd": (
         "student-teacher",
         {**TINY["student-teacher"], "optimiser": "sgd", "learning_rate": 0.01},

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import pydantic
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
 from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe, adam, descend, stable_adam
 from wsiad.learning.detector import DetectorOptions, FitContext, HealthyTiles, State
+from wsiad.learning.devices import drawing
 from wsiad.learning.training_options import ValInterval
 from wsiad.networks.distillation import Distillation, place_distances, whole_distances
 from wsiad.networks.encoder import Encoder
@@ -213,9 +213,7 @@ class FeatureReconstruction(DistilledDetector):
         make = stable_adam if options.optimiser == "stable-adamw" else adam
 
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
-            drawn = np.random.default_rng([seed, _DROPPED, step]).integers(1 << 62)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(drawn))
+            with drawing(windows.device, seed, _DROPPED, step):
                 taught, found = network(images(windows))
             if not self._by_square():
                 mined = len(taught) - self._extra()

@@ -128,8 +128,13 @@ class _Made:
             ArrayTiles(tissue_tiles(_FIT, edge, seed=1)),
             ArrayTiles(tissue_tiles(_STOP, edge, seed=2)),
         )
-        anomalous = ArrayTiles(tissue_tiles(_ANOMALOUS, edge, seed=3, strange=True))
-        slides = tuple(f"slide-{number % 2}" for number in range(_ANOMALOUS))
+        anomalous = tissue_tiles(_ANOMALOUS, edge, seed=3, strange=True)
+        half = _ANOMALOUS // 2
+        slides = tuple(f"slide-{number % 2}" for number in range(half))
+        types = (
+            AnomalyType("strange", ArrayTiles(anomalous[:half]), slides),
+            AnomalyType("stranger", ArrayTiles(anomalous[half:]), slides),
+        )
         learns = detector.learns_from_anomalies(detector.options)
         context = FitContext(
             seed=_SEED,
@@ -138,9 +143,7 @@ class _Made:
             budget=Budget(max_steps=self.max_steps),
             weights=self.weights,
             quiet=True,
-            anomalies=AnomalousTiles((AnomalyType("strange", anomalous, slides),))
-            if learns
-            else None,
+            anomalies=AnomalousTiles(types) if learns else None,
         )
         return detector, detector.fit(tiles, context)
 
