@@ -18,6 +18,7 @@ TINY = {
     "deep-geo": {"width": 1, "shrink": 4, "dirichlet_tiles": 12},
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
     "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
+    "density": {"layers": ["features.3"], "places": 4, "steps": 2, "hidden_ratio": 0.1},
     "piad": {
         "channels": [2, 3, 3, 4],
         "latent_channels": 5,
