@@ -65,6 +65,8 @@ OTHERS = {
     "one-class, against noise": ("one-class", {**ONE_CLASS, "objective": "noise"}),
     "one-class, compact": ("one-class", {**ONE_CLASS, "objective": "compact", "templates": 3}),
     "one-class, hyperplane": ("one-class", {**ONE_CLASS, "objective": "hyperplane"}),
+    "contrastive, csi": ("contrastive", {**TINY["contrastive"], "pretext": "csi"}),
+    "contrastive, nearest": ("contrastive", {**TINY["contrastive"], "score": "nearest"}),
     "student-teacher, sgd": (
         "student-teacher",
         {**TINY["student-teacher"], "optimiser": "sgd", "learning_rate": 0.01},

@@ -15,6 +15,7 @@ SMOOTH = np.kron(RNG.integers(120, 240, (26, 5, 5, 3)), np.ones((1, 8, 8, 1))).a
 HEALTHY = HealthyTiles(ArrayTiles(SMOOTH[:20]), ArrayTiles(SMOOTH[20:]))
 DISTILLED = {"layers": ["features.4", "features.7"], "places": 4}
 TINY = {
+    "contrastive": {"widths": [3, 4], "projection": 4, "views": {"view_px": 24}},
     "deep-geo": {"width": 1, "shrink": 4, "dirichlet_tiles": 12},
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
     "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
