@@ -34,6 +34,16 @@ TINY = {
     },
     "reverse-distillation": {**DISTILLED, "layers": ["features.3"]},
     "student-teacher": DISTILLED,
+    "uninformed-students": {
+        "patches": [17],
+        "students": 2,
+        "dimensions": 4,
+        "width": 0.03,
+        "places": 4,
+        "backbone_px": 32,
+        "layers": ["features.3"],
+        "teacher_steps": 3,
+    },
 }
 
 

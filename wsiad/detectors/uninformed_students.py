@@ -1,0 +1,365 @@
+"""Uninformed students: ensembles of students that know the teacher on healthy patches alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsiad.detectors import _backbone
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._features import DEEPEST, DefaultLayers
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.learning.batches import centre_crops, check_size, on_device, random_crops, sample
+from wsiad.learning.checkpoint import Recipe, adam, descend
+from wsiad.learning.detector import (
+    Budget,
+    DetectorOptions,
+    Embedding,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    State,
+    Tiles,
+    TileSource,
+)
+from wsiad.learning.loop import TrainingResult
+from wsiad.learning.training_options import BatchSize, LearningRate, ValInterval
+from wsiad.networks import features
+from wsiad.networks.distillation import combined
+from wsiad.networks.features import AUTO, BackboneFeatures
+from wsiad.networks.patch_students import PatchNetwork, PatchStudents, decorrelation, triplet
+
+_FOLDER: Final = "teachers"
+_STREAM: Final = 1 << 34  # keeps the windows of statistics apart from those of the training
+_PATCHES: Final = 0x70617463
+_SHIFT: Final = 8  # a near patch is shifted by at most this part of its edge
+_NOISE: Final = 0.05
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Weight = Annotated[float, pydantic.Field(ge=0)]
+
+
+class UninformedStudentsOptions(BackboneOptions, TrainedOptions):
+    """Options of ``uninformed-students``."""
+
+    backbone: str = AUTO
+    """Network that the teachers learn first, as for all detectors on frozen features. It is not
+    needed afterwards."""
+    layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
+    """Modules of the backbone whose output, averaged over the patch, the teachers learn. Default:
+    the deepest features."""
+    patches: Annotated[tuple[Literal[17, 33, 65], ...], pydantic.Field(min_length=1)] = (17, 33, 65)
+    """Edges of the patches that the networks see, pixels; a teacher for each."""
+    students: Annotated[int, pydantic.Field(ge=2)] = 3
+    """Number of students of each teacher."""
+    dimensions: _Count = 128
+    """Number of outputs of each network."""
+    width: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    """Share of the published channels of the networks."""
+    places: _Count = 8
+    """Edge of the grid of places in a tile."""
+    backbone_px: Annotated[int, pydantic.Field(ge=16, le=512)] = 128
+    """Edge to which patches are enlarged for the backbone, pixels."""
+    teacher_steps: _Count = 50_000
+    """Maximum number of steps in which the teachers learn the backbone."""
+    teacher_learning_rate: Annotated[float, pydantic.Field(gt=0)] = 2e-4
+    """Learning rate of the teachers."""
+    triplet_weight: _Weight = 1.0
+    """Weight of the distance of near patches against others in the teachers' loss."""
+    decorrelation_weight: _Weight = 1.0
+    """Weight of the correlations of outputs in the teachers' loss."""
+    statistics_tiles: _Count = 2_048
+    """Maximum number of healthy tiles from which means and deviations are computed."""
+    learning_rate: LearningRate = 1e-4
+    weight_decay: _Weight = 1e-5
+    """Weight of the squared weights in the loss (L2)."""
+    batch: BatchSize = 16
+    val_interval: ValInterval = 500
+
+    scoring_only: ClassVar[frozenset[str]] = (
+        TrainedOptions.scoring_only | BackboneOptions.scoring_only | {"places"}
+    )
+    default_layers: ClassVar[DefaultLayers] = DEEPEST
+    """The layers that the method uses by default."""
+
+    @pydantic.model_validator(mode="after")
+    def _each_size_once(self) -> Self:
+        if len(set(self.patches)) != len(self.patches):
+            raise ValueError("patches names a size twice")
+        return self
+
+    def chosen_layers(self) -> tuple[str, ...]:
+        """Return the chosen layers, or the backbone's defaults."""
+        return self.layers or self.default_layers.of(self.backbone)
+
+
+class UninformedStudents(TrainedDetector):
+    """Error and disagreement of students that learnt a teacher on healthy tiles.
+
+    For each size of patches, a small teacher first learns the backbone's features of a patch,
+    with near patches near and outputs uncorrelated. Its outputs are standardised by those of
+    healthy tiles, and several students, which differ by their first weights, learn them. A place
+    is scored by the squared distance of their mean to the teacher, plus their variance, each in
+    deviations of held-out healthy places; the sizes are averaged.
+
+    Notes
+    -----
+    Bergmann, Fauser, Sattlegger & Steger, *Uninformed Students: Student-Teacher Anomaly Detection
+    with Discriminative Latent Embeddings*, CVPR 2020. There, teachers learn on ImageNet; here on
+    patches of the healthy tiles. Layers, weights of the terms and the triplets (a shift of an
+    eighth and noise) are from general knowledge of the paper. ``student-teacher`` is STFPM, in
+    which one student learns the backbone's own maps.
+    """
+
+    Options: ClassVar[type[DetectorOptions]] = UninformedStudentsOptions
+    default_input_px: ClassVar[int | None] = 64
+    options: UninformedStudentsOptions
+    _seed = 0
+
+    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Train the teachers, for at most half of ``max_minutes``, then the students.
+
+        Raises
+        ------
+        DetectorError
+            The tiles are too small, or a training diverged.
+        WeightsError
+            The backbone's weights are not on this machine.
+        RunError
+            The folder holds the checkpoint of another training.
+        """
+        started = time.monotonic()
+        check_size(tiles.fit.tile, self.spec.size)
+        self._device, self._seed = context.device, context.seed
+        self.options, found = _backbone.settled(self.options, context, self.spec)
+        network = self._placed(self._drawn(context.seed))
+        self._network, minutes = network, context.budget.max_minutes
+        backbone = self._placed(
+            BackboneFeatures(
+                self.options.backbone,
+                self.options.chosen_layers(),
+                1,
+                found.tensors,
+                padding=features.stated_padding(found.metadata),
+                arguments=self.options.backbone_args,
+                normalisation=self.options.normalisation(),
+                source=None if found.random else found.source,
+                encoder=self.options.encoder,
+            )
+        )
+        before = self._distil(
+            network, backbone, tiles=tiles, context=context, started=started, sha256=found.sha256
+        )
+        self._about = {
+            "backbone": self.options.backbone,
+            "weights": found.note(),
+            "layers": list(self.options.chosen_layers()),
+            "teachers": {
+                "ended_by": before.ended_by,
+                "steps": before.steps,
+                "best_stop_loss": before.best_loss,
+            },
+        }
+        network.teachers.requires_grad_(requires_grad=False)
+        network.standardise(list(self._windows(tiles.fit, context.seed)))
+        result = self._train(
+            network.students,
+            lambda windows: network.losses(_signed(windows)),
+            tiles=tiles,
+            context=replace(
+                context,
+                budget=Budget(
+                    context.budget.max_steps,
+                    minutes and max(minutes - before.seconds / 60, 1e-9),
+                ),
+            ),
+            identity={"part": "students", "weights": found.sha256},
+            recipe=Recipe(adam(weight_decay=self.options.weight_decay)),
+        )
+        network.normalise(list(self._held_out(tiles.stop, context.seed)))
+        return self._report(result, network)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return the mean over the sizes of patches of error and variance, (N, m, m)."""
+        maps = self._students().scores(2 * images - 1)
+        return combined(maps, self.options.places, "sum") / len(maps)
+
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the teachers' standardised outputs, averaged over the tile, side by side."""
+        network = self._students()
+        return self.embed_images(
+            lambda part: torch.cat(
+                [one.mean(dim=(2, 3)) for one in network.taught(2 * part - 1)], dim=1
+            ),
+            tiles,
+        )
+
+    def empty(self, state: State) -> nn.Module:
+        """Return untrained teachers and students."""
+        return self._drawn(0)
+
+    def _students(self) -> PatchStudents:
+        network = self.network()
+        assert isinstance(network, PatchStudents)
+        return network
+
+    def _drawn(self, seed: int) -> PatchStudents:
+        options = self.options
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return PatchStudents(
+                options.patches,
+                students=options.students,
+                dimensions=options.dimensions,
+                width=options.width,
+            )
+
+    def _distil(
+        self,
+        network: PatchStudents,
+        backbone: BackboneFeatures,
+        *,
+        tiles: HealthyTiles,
+        context: FitContext,
+        started: float,
+        sha256: str,
+    ) -> TrainingResult:
+        """Train the teachers on the backbone's features of patches."""
+        options, minutes = self.options, context.budget.max_minutes
+        outputs = sum(shape[0] for shape in backbone.check_places(options.backbone_px))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            readers = nn.ModuleList(
+                nn.Linear(options.dimensions, outputs) for _ in network.teachers
+            )
+        learning = nn.ModuleDict({"teachers": network.teachers, "readers": self._placed(readers)})
+
+        def knowledge(number: int, patches: Tensor) -> tuple[Tensor, Tensor]:
+            """Return a teacher's outputs of patches, (N, D), and its error, (N,)."""
+            teacher = network.teachers[number]
+            own = teacher(patches)[:, :, 0, 0]
+            with torch.no_grad():
+                enlarged = functional.interpolate(
+                    (patches + 1) / 2, size=options.backbone_px, mode="bilinear"
+                )
+                target = backbone(enlarged).flatten(1)
+            return own, (readers[number](own) - target).square().mean(dim=1)
+
+        def loss(windows: Tensor) -> Tensor:
+            signed = _signed(windows)
+            errors = []
+            for number, patch in enumerate(options.patches):
+                middle = max(0, (signed.shape[2] - patch) // 2)
+                errors.append(knowledge(number, _patches(signed, patch, [middle], [middle]))[1])
+            return torch.stack(errors).sum(dim=0)
+
+        def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
+            signed = _signed(windows)
+            rng = np.random.default_rng([context.seed, _PATCHES, step])
+            total = signed.new_zeros(())
+            for number, patch in enumerate(options.patches):
+                corners = _corners(signed, patch, rng)
+                own, error = knowledge(number, _patches(signed, patch, *corners))
+                near, other = self._compared(network.teachers[number], signed, corners, rng)
+                total = (
+                    total
+                    + error.mean()
+                    + options.triplet_weight * triplet(own, near, other).mean()
+                    + options.decorrelation_weight * decorrelation(own)
+                )
+            descend(optimiser, total, clip=options.grad_clip)
+            return total
+
+        folder = context.folder / _FOLDER
+        folder.mkdir(exist_ok=True)
+        return self._train(
+            learning,
+            loss,
+            tiles=tiles,
+            context=replace(
+                context,
+                folder=folder,
+                budget=Budget(context.budget.max_steps, minutes and minutes / 2),
+            ),
+            identity={"part": "teachers", "weights": sha256},
+            recipe=Recipe(adam(weight_decay=options.weight_decay), update),
+            options=options.model_copy(
+                update={
+                    "max_steps": options.teacher_steps,
+                    "learning_rate": options.teacher_learning_rate,
+                }
+            ),
+            started=started,
+        )
+
+    def _compared(
+        self,
+        teacher: nn.Module,
+        signed: Tensor,
+        corners: tuple[list[int], list[int]],
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a teacher's outputs of near patches and of those of other tiles, (N, D)."""
+        assert isinstance(teacher, PatchNetwork)
+        patch = teacher.patch
+        shift, last = patch // _SHIFT, max(0, signed.shape[2] - patch)
+        moved = [
+            [int(np.clip(at + rng.integers(-shift, shift + 1), 0, last)) for at in axis]
+            for axis in corners
+        ]
+        near = _patches(signed, patch, moved[0], moved[1])
+        noise = rng.standard_normal(tuple(near.shape), dtype=np.float32)
+        near = near + _NOISE * near.new_tensor(noise)
+        other = _patches(signed.roll(1, dims=0), patch, *_corners(signed, patch, rng))
+        return teacher(near)[:, :, 0, 0], teacher(other)[:, :, 0, 0]
+
+    def _windows(self, source: TileSource, seed: int) -> Iterator[Tensor]:
+        """Yield windows of healthy tiles of the fit in [−1, 1], the same each time."""
+        options = self.options
+        _, batches = sample(source, options.statistics_tiles, batch=options.batch, seed=seed)
+        for index, part in enumerate(batches):
+            tiles = on_device(part, self._device)
+            yield _signed(random_crops(tiles, self.spec.size, seed=seed, step=_STREAM + index))
+
+    def _held_out(self, source: TileSource, seed: int) -> Iterator[Tensor]:
+        """Yield the central windows of held-out tiles in [−1, 1]."""
+        options = self.options
+        _, batches = sample(source, options.statistics_tiles, batch=options.batch, seed=seed)
+        for part in batches:
+            yield _signed(centre_crops(on_device(part, self._device), self.spec.size))
+
+
+def _signed(windows: Tensor) -> Tensor:
+    """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1]."""
+    return 2 * images(windows) - 1
+
+
+def _corners(signed: Tensor, patch: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Return a random upper left corner of a patch in each image."""
+    last = max(0, signed.shape[2] - patch)
+    drawn: list[list[Any]] = rng.integers(0, last + 1, size=(2, len(signed))).tolist()
+    return drawn[0], drawn[1]
+
+
+def _patches(signed: Tensor, patch: int, rows: list[int], columns: list[int]) -> Tensor:
+    """Return a patch of each image, (N, 3, p, p), or all of it if it is smaller.
+
+    One corner can stand for all.
+    """
+    if signed.shape[2] <= patch:
+        return signed
+    rows, columns = (one * (len(signed) // len(one)) for one in (rows, columns))
+    return torch.stack(
+        [
+            image[:, y : y + patch, x : x + patch]
+            for image, y, x in zip(signed, rows, columns, strict=True)
+        ]
+    )
