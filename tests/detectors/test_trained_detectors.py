@@ -38,6 +38,22 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         {"network": "transformer", "transformer": "uniad", "width": 8, "depth": 2},
         id="noise of tokens",
     ),
+    pytest.param(
+        "reconstruction",
+        {
+            "image_game": "reconstruction",
+            "image_game_moves": "decoder",
+            "latent_game": "gaussian",
+            "critic_network": {"widths": [4, 4], "norm": "layer", "spectral": True},
+            "critic": {"updates": 2},
+        },
+        id="games",
+    ),
+    pytest.param(
+        "reconstruction",
+        {"latent": "quantised", "task": "noise", "spatial": True},
+        id="code book and noise",
+    ),
     pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
 ]
 

@@ -16,6 +16,10 @@ from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import fitted_distance, restored_distance
 from wsiad.detectors._stored import in_batches
 from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, images
+from wsiad.detectors.reconstruction.reconstruction_games import (
+    ReconstructionGame,
+    latent_critic_of,
+)
 from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
 from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
 from wsiad.detectors.reconstruction.reconstruction_scores import projected, score_places
@@ -86,17 +90,21 @@ class Reconstruction(TrainedDetector):
         model = self._placed(seeded(lambda: ReconstructionModel(options, size, distance), seed))
         self._network = model
         loss = RestorationLoss(model, seed)
+        module: nn.Module = (learnt := model.learnt())
+        optimiser = adam(betas=options.betas, weight_decay=options.weight_decay)
+        update = loss.update(context.device)
+        if options.has_games():
+            critic = latent_critic_of(model, seed)
+            game = ReconstructionGame(loss, critic and self._placed(critic), seed=seed)
+            module, optimiser = game.module, game.optimiser()
+            update = game.update(context.device)
         result = self._train(
-            learnt := model.learnt(),
+            module,
             loss,
             tiles=tiles,
             context=context,
             identity=identity,
-            recipe=Recipe(
-                adam(betas=options.betas, weight_decay=options.weight_decay),
-                update=loss.update(context.device),
-                keeps=options.keep,
-            ),
+            recipe=Recipe(optimiser, update=update, keeps=options.keep),
             started=started,
         )
         self._about |= measure_held_out(

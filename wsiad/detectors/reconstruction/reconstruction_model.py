@@ -20,7 +20,7 @@ from wsiad.detectors.reconstruction.latent_models import (
 )
 from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
 from wsiad.detectors.reconstruction.restoration_tasks import Made, View
-from wsiad.networks.conv_stack import Decoder, Encoder, bounded
+from wsiad.networks.conv_stack import Critic, Decoder, Encoder, bounded
 from wsiad.networks.image_distances import (
     absolute,
     dissimilarity,
@@ -156,10 +156,14 @@ class ReconstructionModel(nn.Module):
         self.terms = ImageTerms(
             options.terms(), options.judged_terms(), reduction=options.reduction, distance=distance
         )
+        self.image_critic: Critic | None = None
+        if options.image_game != "none":
+            judged = options.critic_network.shape(image_px, latent_channels=1, spatial=False)
+            self.image_critic = Critic(judged)
         self.register_buffer("held_out", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
     def learnt(self) -> nn.ModuleDict:
-        """Return the parts that are trained: all but the perceptual network."""
+        """Return the parts of the autoencoder, which are trained together."""
         return nn.ModuleDict(
             {"encoder": self.encoder, "latent": self.latent, "decoder": self.decoder}
         )

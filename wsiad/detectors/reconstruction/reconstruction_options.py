@@ -18,6 +18,7 @@ from wsiad.detectors.reconstruction.restoration_tasks import (
     checkerboard,
     stripes,
 )
+from wsiad.learning.game_losses import GameOptions, PlayerOptions
 from wsiad.learning.training_options import BatchSize, ValInterval
 from wsiad.networks.stack_options import StackOptions
 
@@ -99,9 +100,41 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     judged_by: Terms | None = None
     """Distance that is scored; by default the loss. The logarithm of a learnt variance is never
     a part of it."""
-    score: Literal["loss", "probability", "density", "gradient", "projection", "attention"] = "loss"
+    image_game: Literal["none", "reconstruction", "prior"] = "none"
+    """Train a critic that distinguishes tiles from their reconstructions, or from images of
+    draws from the prior."""
+    latent_game: Literal["none", "gaussian", "uniform"] = "none"
+    """Train a critic that distinguishes codes from draws of the prior: N(0, 1), or uniform in
+    (−1, 1)."""
+    game: GameOptions = GameOptions()
+    """Loss of the games."""
+    critic: PlayerOptions = PlayerOptions()
+    """Training of the critics."""
+    critic_network: StackOptions = StackOptions(
+        widths=(64, 128, 256, 512),
+        vector="conv",
+        norm="layer",
+        norm_first=False,
+        activation="leaky",
+        initial="normal",
+    )
+    """Levels of the image critic."""
+    latent_critic_widths: tuple[_Count, ...] = (128, 64, 32, 16)
+    """Widths of the hidden layers of the latent critic."""
+    image_game_weight: _NotNegative = 1.0
+    """Weight of the image critic's judgement in the loss of the autoencoder."""
+    image_game_moves: Literal["all", "decoder"] = "all"
+    """Parts that the image critic's judgement of reconstructions trains."""
+    latent_game_weight: _NotNegative = 1.0
+    """Weight of the latent critic's judgement in the loss of the encoder."""
+    model_updates: _Count = 1
+    """Number of updates of the autoencoder in a step, if there are games."""
+    score: Literal[
+        "loss", "probability", "density", "gradient", "projection", "attention", "critic"
+    ] = "loss"
     """Score: the distance; −log p of the tile by draws of a ``vae`` with ``loss: uncertainty``;
-    unlikeliness of the latent; slope of the loss; distance to a projection; or attention."""
+    unlikeliness of the latent; slope of the loss; distance to a projection;
+    attention; or the image critic's judgement of the reconstruction."""
     score_draws: _Count = 10
     """Number of draws, for ``score: probability``."""
     gradient_of: Literal["elbo", "divergence"] = "elbo"
@@ -166,7 +199,21 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("score: density needs latent: vae or autoregressive")
         if self.score == "gradient" and self.gradient_of == "divergence" and self.latent != "vae":
             raise ValueError("gradient_of: divergence needs latent: vae")
+        if self.score == "critic" and self.image_game == "none":
+            raise ValueError("score: critic needs an image_game")
+        if self.image_game == "prior" and self.network.skips:
+            raise ValueError("image_game: prior needs a network without skips")
+        if self.latent_game == "uniform" and self.network.latent_activation != "tanh":
+            raise ValueError(
+                "latent_game: uniform needs network.latent_activation: tanh, for codes in (−1, 1)"
+            )
+        if self.image_game_moves == "decoder" and (self.network.skips or self.task != "none"):
+            raise ValueError("image_game_moves: decoder needs task: none")
         return self
+
+    def has_games(self) -> bool:
+        """Tell whether critics are trained."""
+        return self.image_game != "none" or self.latent_game != "none"
 
     def terms(self) -> dict[str, float]:
         """Return the distances of the loss and their weights."""

@@ -47,6 +47,7 @@ def score_places(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
         "gradient": by_gradient,
         "projection": by_projection,
         "attention": by_attention,
+        "critic": by_critic,
     }
     return rules[model.options.score](model, x, task)
 
@@ -178,6 +179,23 @@ def by_attention(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
         weights = (slope / size).mean(dim=(2, 3), keepdim=True)
         found = (weights * features).abs().mean(dim=1).detach()
     return pooled(found, model.options.places)
+
+
+def by_critic(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
+    """Return 1 − σ(D(x̂)) for a game of binary cross entropy, and −D(x̂) for others.
+
+    D is the image critic and x̂ the reconstruction; a tile has one value for all places.
+
+    Notes
+    -----
+    Sabokrou et al., "Adversarially Learned One-Class Classifier for Novelty Detection", CVPR
+    2018 (ALOCC).
+    """
+    critic, places = model.image_critic, model.options.places
+    assert critic is not None
+    judged = torch.stack([critic(view.made.image) for view in task.shown(model, x)]).mean(dim=0)
+    found = torch.sigmoid(-judged) if model.options.game.loss.startswith("bce") else -judged
+    return found.view(-1, 1, 1).expand(-1, places, places)
 
 
 def _as_places(pixels: Tensor, model: ReconstructionModel) -> Tensor:

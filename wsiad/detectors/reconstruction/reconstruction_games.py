@@ -1,0 +1,194 @@
+"""The adversarial games of ``reconstruction``: critics of its images and of its latents.
+
+An image critic distinguishes tiles from what the network makes of them, or of draws from the
+prior. A latent critic distinguishes draws from the prior from the codes of tiles. All updates of
+a step see the same tiles, with new draws for each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsiad.detectors._trained import images
+from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
+from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
+from wsiad.detectors.reconstruction.reconstruction_training import STREAM, RestorationLoss
+from wsiad.learning.adversarial_game import AdversarialGame, Match, Side
+from wsiad.learning.checkpoint import OptimiserFactory, Update
+from wsiad.learning.devices import drawing
+from wsiad.learning.game_losses import Player, adam_of, descend_alone
+from wsiad.networks.conv_stack import seeded
+
+_SLOPE = 0.2
+
+
+class LatentCritic(nn.Module):
+    """Dense layers from a code, flattened to (N, D), to a number each, (N,).
+
+    Parameters
+    ----------
+    inputs : int
+        Number D of values in a code.
+    widths : tuple of int
+        Widths of the hidden layers.
+    """
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width in widths:
+            layers += [nn.Linear(inputs, width), nn.LeakyReLU(_SLOPE)]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Judge codes; a higher number is nearer to the prior."""
+        judged: Tensor = self.layers(code)
+        return judged.flatten()
+
+
+class GameBatch(NamedTuple):
+    """A batch of a step: images (N, 3, S, S) in [−1, 1], and the generator of its draws."""
+
+    x: Tensor
+    rng: np.random.Generator
+
+
+def drawn_codes(options: ReconstructionOptions, like: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return draws from the prior in the shape of some codes.
+
+    The prior is uniform in (−1, 1) if the latent game says so, and else the unit Gaussian.
+    """
+    shape = tuple(like.shape)
+    if options.latent_game == "uniform":
+        found = rng.random(shape, dtype=np.float32) * 2 - 1
+    else:
+        found = rng.standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(found).to(like)
+
+
+class ReconstructionGame:
+    """Autoencoder and critics that are trained in turn.
+
+    Parameters
+    ----------
+    loss : RestorationLoss
+        Loss of the autoencoder without its critics.
+    latent_critic : LatentCritic or None
+        Critic of codes, if there is a latent game. The image critic is the model's own.
+    seed : int
+    """
+
+    def __init__(
+        self, loss: RestorationLoss, latent_critic: LatentCritic | None, *, seed: int
+    ) -> None:
+        self._loss, self._latent_critic, self._seed = loss, latent_critic, seed
+        self.model, self.options = loss.model, loss.options
+        self._losses = self.options.game.game_loss()
+        sides = []
+        if self.options.image_game != "none":
+            sides.append(Side(lambda batch: self._judge, self._image_match, self._losses.critic))
+        if latent_critic is not None:
+            sides.append(Side(lambda batch: latent_critic, self._code_match, self._losses.critic))
+        self._game = AdversarialGame(sides)
+        critics = [c for c in (self.model.image_critic, latent_critic) if c is not None]
+        options, critic = self.options, self.options.critic
+        own = [self.model.encoder, self.model.latent, self.model.decoder]
+        self._autoencoder = Player(
+            own, options.learning_rate, options.betas, weight_decay=options.weight_decay
+        )
+        self._critics = Player(critics, critic.learning_rate, critic.betas)
+        self.module = nn.ModuleDict({"model": self.model.learnt()})
+        for name, one in (("image_critic", self.model.image_critic), ("latent", latent_critic)):
+            if one is not None:
+                self.module[name] = one
+
+    def optimiser(self) -> OptimiserFactory:
+        """Return the function that makes one Adam with a group for each player."""
+        return adam_of([self._autoencoder, self._critics], rate=self.options.learning_rate)
+
+    def update(self, device: torch.device) -> Update:
+        """Return the function that takes a step: the critics' updates, then the autoencoder's."""
+        options = self.options
+
+        def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
+            batch = GameBatch(
+                images(windows) * 2 - 1, np.random.default_rng([self._seed, STREAM, step])
+            )
+            with drawing(device, self._seed, STREAM, step):
+                for _ in range(options.critic.updates):
+                    judged = self._game.critics_loss(batch)
+                    descend_alone(optimiser, judged, self._critics, clip=options.grad_clip)
+                for _ in range(options.model_updates):
+                    total, distance = self.opponent_losses(batch)
+                    descend_alone(optimiser, total, self._autoencoder, clip=options.grad_clip)
+            return distance
+
+        return update
+
+    def opponent_losses(self, batch: GameBatch) -> tuple[Tensor, Tensor]:
+        """Return the autoencoder's mean loss with its critics, and without them, () each."""
+        options, x = self.options, batch.x
+        view = self._loss.restored(x, batch.rng, draw=True)
+        plain = self._loss.of_view(x, view, draw=True).mean()
+        total = plain
+        if options.image_game != "none":
+            made = view.made.image
+            if options.image_game == "prior":
+                made = self._from_prior(batch)
+            elif options.image_game_moves == "decoder":
+                made = self._with_fixed_code(x)
+            fooled = self._losses.opponent(self._judge(made)).mean()
+            total = total + options.image_game_weight * fooled
+        if self._latent_critic is not None:
+            code = self.model.code(x, draw=True).value
+            fooled = self._losses.opponent(self._latent_critic(code)).mean()
+            total = total + options.latent_game_weight * fooled
+        return total, plain.detach()
+
+    def _judge(self, x: Tensor) -> Tensor:
+        assert self.model.image_critic is not None
+        judged: Tensor = self.model.image_critic(x)
+        return judged
+
+    def _from_prior(self, batch: GameBatch) -> Tensor:
+        with torch.no_grad():
+            like = self.model.code(batch.x).value
+        return self.model.decoded(drawn_codes(self.options, like, batch.rng)).image
+
+    def _with_fixed_code(self, x: Tensor) -> Tensor:
+        """Return reconstructions through which no gradient reaches the encoder."""
+        with torch.no_grad():
+            code = self.model.code(x, draw=True).value
+        return self.model.decoded(code).image
+
+    def _image_match(self, batch: GameBatch) -> Match:
+        if self.options.image_game == "prior":
+            made = self._from_prior(batch)
+        else:
+            made = self._loss.restored(batch.x, batch.rng, draw=True).made.image
+        return Match(batch.x, made, self._mix(batch))
+
+    def _code_match(self, batch: GameBatch) -> Match:
+        code = self.model.code(batch.x, draw=True).value
+        return Match(drawn_codes(self.options, code, batch.rng), code, self._mix(batch))
+
+    def _mix(self, batch: GameBatch) -> Tensor | None:
+        if not self._losses.needs_mix:
+            return None
+        return torch.from_numpy(batch.rng.random(len(batch.x), dtype=np.float32)).to(batch.x)
+
+
+def latent_critic_of(model: ReconstructionModel, seed: int) -> LatentCritic | None:
+    """Return an untrained critic of the codes of a model; ``None`` without a latent game."""
+    options, shape = model.options, model.encoder.shape
+    if options.latent_game == "none":
+        return None
+    places = shape.latent_px**2 if options.spatial else 1
+    return seeded(
+        lambda: LatentCritic(shape.code_channels * places, options.latent_critic_widths), seed, 1
+    )
