@@ -223,7 +223,7 @@ def _add_flags(
     from wsiad.core.config import Config
 
     for field, info in cls.model_fields.items():
-        if not prefix and field in skip:
+        if (not prefix and field in skip) or field in cls.unflagged:
             continue
         path = (*prefix, field)
         flag = "--" + "-".join(path).replace("_", "-")

@@ -18,8 +18,8 @@ ROOMS = {path.name for path in (ROOT / "wsiad").iterdir() if path.is_dir()}
 # Beside the rooms: what is not of the package.
 OTHERS = {"rules", "pipelines", "benchmarks"}
 CLOCK = re.compile(r"(time\.)?(perf_counter|process_time|monotonic|time)(_ns)?")
-# The command line and the suites of `wsiad.testing`, which are above all rooms.
-ABOVE = {"conftest.py", "test_cli.py", "test_conformance.py"}
+# The command line, the suites of `wsiad.testing` and the files in configs/zoo: above all rooms.
+ABOVE = {"conftest.py", "test_cli.py", "test_conformance.py", "test_presets.py"}
 
 
 def imported_tests(source: str) -> list[str]:

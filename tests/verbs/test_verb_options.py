@@ -54,6 +54,7 @@ OPTIONS = {
     """,
     "embed": """
         store
+        preset=null
         detector="knn"
         options={}
         weights=null
@@ -69,10 +70,12 @@ OPTIONS = {
         seed=0
         device="auto"
         quiet=false
+        about=null
     """,
     "train": """
         store
         out
+        preset=null
         detector="dpa"
         options={}
         weights=null
@@ -95,11 +98,17 @@ OPTIONS = {
         max_steps=null
         max_minutes=null
         quiet=false
+        about=null
+    """,
+    "detectors": """
+        name=null
+        format="text"
     """,
     "tune": """
         store
         anomalies
         out
+        preset=null
         detector="dpa"
         space
         options={}
@@ -130,6 +139,7 @@ OPTIONS = {
         at_once=null
         retry_failed=false
         quiet=false
+        about=null
     """,
     "pretrain": """
         store

@@ -194,6 +194,8 @@ class Config(pydantic.BaseModel):
 
     kept: ClassVar[frozenset[str]] = frozenset()
     """Fields that keep the value of the verb's input if they are not set."""
+    unflagged: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are set in files and have no flag."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 GROUP = "wsiad.detectors"
 """Group of the entry points by which other packages add detectors."""
 
-_NOT_METHODS = frozenset({"registry"})
+_NOT_METHODS = frozenset({"registry", "detector_inventory"})
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MOST_TEXT = 200
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all detectors, sorted, without importing them."""
-    return tuple(sorted({*_own_names(), *plugins()}))
+    return tuple(sorted({*own_names(), *plugins()}))
 
 
 def plugins() -> dict[str, Plugin]:
@@ -63,7 +63,7 @@ def load(name: str) -> type[Detector]:
     PluginError
         The detector comes from a plug-in that is broken; the error names its package.
     """
-    own, others = _own_names(), plugins()
+    own, others = own_names(), plugins()
     for fault in plugin_faults():
         if fault.name == name and name in own:
             _warn(fault)
@@ -128,7 +128,7 @@ def load_made_by(name: str, maker: Distribution | None) -> type[Detector]:
 
 def maker(name: str) -> Distribution | None:
     """Return the package of the plug-in that a detector comes from; ``None`` for wsiad's own."""
-    if name in _own_names():
+    if name in own_names():
         return None
     found = plugins().get(name)
     return found.distribution if found else None
@@ -151,7 +151,8 @@ def names_using_anomalies() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _own_names() -> tuple[str, ...]:
+def own_names() -> tuple[str, ...]:
+    """Return the names of wsiad's own detectors, sorted, without importing them."""
     found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     methods = (n for n in found if n not in _NOT_METHODS and not n.startswith("_"))
     return tuple(sorted(n.replace("_", "-") for n in methods))
@@ -191,7 +192,7 @@ def _of_plugin(plugin: Plugin) -> type[Detector]:
 
 def _found() -> tuple[dict[str, Plugin], tuple[PluginFault, ...]]:
     claims, faults = claimed(GROUP)
-    own = set(_own_names())
+    own = set(own_names())
     plugins: dict[str, Plugin] = {}
     refused = list(faults)
     for name in sorted({claim.name for claim in claims}):

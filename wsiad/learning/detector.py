@@ -1,12 +1,10 @@
 """The interface of a detector: fit on healthy tiles, score tiles, keep its state.
 
 A detector knows tiles (uint8, N × H × W × 3) and nothing of slides, stores, heatmaps or command
-lines. Every detector scores *places*: an m × m map within the tile, with m = 1 if the method has
-no map. The user, not the method, chooses how the scores of the places are pooled into the tile's
-score, so the pooling is here, and so are the eight orientations of a square tile.
+lines. Every detector scores *places*: an m × m map within the tile (m = 1 without a map). The user
+chooses how they are pooled; the pooling and the eight orientations of a square tile are here.
 
-Some detectors can also show what they see in a tile. A detector has such a capability if it has
-its methods: ``isinstance(detector, Embeds)``.
+``isinstance(detector, Embeds)`` tells whether a detector can also show what it sees in a tile.
 """
 
 from __future__ import annotations
@@ -316,6 +314,8 @@ class Detector(ABC):
     """Input size if the options set none; ``None`` for that of the stored tiles."""
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
+    label_of: ClassVar[Literal["tile", "slide"]] = "tile"
+    """Unit that the labels of anomalies belong to."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
     remembers_tiles: ClassVar[bool] = False

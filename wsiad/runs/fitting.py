@@ -315,6 +315,8 @@ def make_run(
         notes |= {"healthy_examples": len(examples)}
     if maps:
         notes |= {"healthy_maps": len(maps)}
+    if options.about:
+        notes |= {"about": options.about.model_dump(mode="json")}
     if options.devices > 1:
         notes |= {"devices": options.devices}
     if chosen.thresholds.given:

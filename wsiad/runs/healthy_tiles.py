@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
 from wsiad.learning.training_options import DeviceOptions, LimitOptions, TrimmingOptions
 from wsiad.runs.anomalies import AnomalyOptions
+from wsiad.runs.presets import About, with_preset
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 class MethodOptions(Config):
     """Options of the method to fit."""
 
+    preset: str | None = None
+    """Published system by its usual name, such as `padim`: it sets the method and its options,
+    which `options` can replace one by one. `wsiad detectors` lists all."""
     detector: str = "dpa"
     """Method, of wsiad or of a plug-in; an unknown name is answered with the list of all."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -45,6 +49,15 @@ class MethodOptions(Config):
     """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
     network that comes with wsiad) or `random`. The default is `imagenet` if these weights are
     available or can be downloaded, else `wsiad`."""
+    about: About | None = None
+    """Description of a published system, which a preset sets."""
+
+    unflagged: ClassVar[frozenset[str]] = frozenset({"about"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, Mapping) else values
 
 
 class HealthyOptions(StoreOptions):
@@ -62,9 +75,10 @@ class TrainingOptions(
     """Training of a method on the healthy tiles of a store, in a folder of its own."""
 
     ORDER = (
-        *("store", "out", "detector", "options", "weights", "anomalies"),
+        *("store", "out", "preset", "detector", "options", "weights", "anomalies"),
         *("anomaly_types", "anomaly_tiles", "split", "quality", "trimming", "seed", "device"),
         *("devices", "healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
+        *("about",),
     )
 
     out: Path

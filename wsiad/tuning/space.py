@@ -242,10 +242,10 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     """Options of a search: the space, the tiles, and the way in which settings are tried."""
 
     ORDER: ClassVar[Order] = (
-        *("store", "anomalies", "out", "detector", "space", "options", "trials", "max_minutes"),
-        *("random_trials", "prune", "folds", "healthy_folds_by", "anomaly_folds_by"),
+        *("store", "anomalies", "out", "preset", "detector", "space", "options", "trials"),
+        *("max_minutes", "random_trials", "prune", "folds", "healthy_folds_by", "anomaly_folds_by"),
         *("healthy_tiles", "anomaly_types", "anomaly_tiles", "split", "quality", "weights"),
-        *("seed", "device", "fit_steps", "fit_minutes", ...),
+        *("seed", "device", "fit_steps", "fit_minutes", ..., "about"),
     )
 
     store: Path

@@ -60,7 +60,16 @@ wsiad embed store/ --workers 4""",
 wsiad train store/ --out runs/dpa --detector dpa
 wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --max-minutes 30
 wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8
-wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/""",
+wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/
+wsiad train store/ --out runs/padim --preset padim""",
+    ),
+    "detectors": Verb(
+        "list the methods and the published systems, with what they need, or explain one",
+        ("name",),
+        """\
+wsiad detectors
+wsiad detectors dpa
+wsiad detectors --format json""",
     ),
     "tune": Verb(
         "choose a detector's options with a few anomalous tiles, by cross-validation",

@@ -26,8 +26,9 @@ class EmbedConfig(
     """Compute the features of a store's tiles once; methods on frozen features read them."""
 
     ORDER = (
-        *("store", "detector", "options", "weights", "dtype", "orientations", "max_gib", "h5"),
-        *("workers", "cluster", "scheduler", "retries", "shard", "seed", ..., "device", "quiet"),
+        *("store", "preset", "detector", "options", "weights", "dtype", "orientations", "max_gib"),
+        *("h5", "workers", "cluster", "scheduler", "retries", "shard", "seed", ..., "device"),
+        *("quiet", "about"),
     )
 
     h5: Path | None = None

@@ -26,10 +26,10 @@ class TrainConfig(TrainingOptions):
 
 _FREE = frozenset(
     {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
-    | {"healthy_examples"}
+    | {"healthy_examples", "about"}
 )
-"""Options that may differ when a run is resumed: paths, devices and limits. The checkpoint itself
-checks the training data, and whether a limit may change."""
+"""Options that may differ when a run is resumed: paths, devices, limits and words. The checkpoint
+itself checks the training data, and whether a limit may change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,9 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
             f"{dropped} of {trimming['tiles']} tiles of the fit were left out as the strangest of "
             f"their slides (run.json names them), in {trimming['rounds']} rounds{again}"
         )
+    if (about := config.about) and about.preset:
+        changed = f"; replaced: {', '.join(about.replaced)}" if about.replaced else ""
+        lines.append(f"preset {about.preset}: {about.system}, {about.as_published}{changed}")
     if anomalies := run.notes.get("anomalies"):
         lines.append(
             f"trained on {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "

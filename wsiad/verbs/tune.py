@@ -43,7 +43,7 @@ _MAY_CHANGE = frozenset(
 class TuneConfig(QuietOptions, WorkerOptions, SearchOptions):
     """Choose a detector's options with a few anomalous tiles, by cross-validation."""
 
-    ORDER = (..., "at_once", "retry_failed", "quiet")
+    ORDER = (..., "at_once", "retry_failed", "quiet", "about")
 
     at_once: Annotated[int, Field(ge=1)] | None = None
     """Number of trials that run at the same time; by default the number of workers. Required with

@@ -1,0 +1,112 @@
+"""Every preset of configs/zoo is complete, and is fitted, scores, is stored and loaded again.
+
+Presets that are too large for seconds have smaller options in tests/presets, which are merged over
+their own.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsiad.core.config import build, read_yaml
+from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors import registry
+from wsiad.learning.detector import (
+    AnomalousTiles,
+    AnomalyType,
+    Budget,
+    FitContext,
+    HealthyTiles,
+    InputSpec,
+)
+from wsiad.runs.healthy_tiles import TrainingOptions
+from wsiad.runs.presets import load_preset, preset_folder, preset_names
+from wsiad.runs.run import RunFolder
+from wsiad.store.dataset import ArrayTiles
+from wsiad.testing import tissue_tiles
+
+CPU = torch.device("cpu")
+STEPS = 4  # some parts of a training take one, such as a stage or a critic
+SMALLER = Path(__file__).parent / "presets"
+SLOW = set()  # presets that take more than a few seconds even so
+# Names by which a system is known, but not its paper's own.
+ALIASES = {"texture-gmm": "texture-gmm"}
+PRESETS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in preset_names()
+]
+
+
+def small_options(name: str, preset) -> dict:
+    path = SMALLER / f"{name}.yaml"
+    return {**preset.options, **(read_yaml(path) if path.is_file() else {})}
+
+
+def fit(cls, options, folder, *, size):
+    detector = cls(options, InputSpec(TilePx(size), Mpp(1)))
+    healthy, held_out = (ArrayTiles(tissue_tiles(24, size + 8, seed=seed)) for seed in (1, 2))
+    strange = ArrayTiles(tissue_tiles(8, size + 8, seed=3, strange=True))
+    learns = cls.learns_from_anomalies(options)
+    slides = tuple(f"slide-{number % 2}" for number in range(8))
+    context = FitContext(
+        seed=1,
+        device=CPU,
+        folder=folder,
+        budget=Budget(max_steps=STEPS),
+        weights="random",
+        quiet=True,
+        anomalies=AnomalousTiles((AnomalyType("strange", strange, slides),)) if learns else None,
+    )
+    return detector, detector.fit(HealthyTiles(healthy, held_out), context)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_fitted_scores_is_stored_and_loaded(name, tmp_path):
+    preset = load_preset(name)
+    cls = registry.load(preset.detector)
+    options = build(cls.Options, small_options(name, preset), source=name)
+    size = cls.input_size(options, tile_px=64, mpp=1)
+    detector, report = fit(cls, options, tmp_path, size=size)
+    assert report.steps <= STEPS
+    tiles = np.concatenate(
+        [tissue_tiles(2, size, seed=4), tissue_tiles(1, size, seed=5, strange=True)]
+    )
+    places = detector.score_map(tiles)
+    assert places.shape[0] == 3
+    assert places.shape[1] == places.shape[2]
+    assert np.isfinite(places).all()
+    run = RunFolder(tmp_path)
+    run.save_detector(detector, name=preset.detector)
+    again = run.load_detector(CPU)
+    np.testing.assert_array_equal(again.score_map(tiles), places)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_complete_and_has_its_usual_name(name):
+    preset = load_preset(name)
+    cls = registry.load(preset.detector)
+    build(cls.Options, preset.options, source=name)
+    system = re.sub(r"\(.*?\)", "", preset.about.system).lower()
+    for letter, word in (("α", "alpha"), ("β", "beta")):
+        system = system.replace(letter, word)
+    usual = re.sub(r"[^a-z0-9]", "", ALIASES.get(name, system))
+    short = name.replace("-", "")
+    assert short.startswith(usual) or short in usual, f"{name} is not the name of {system}"
+    assert re.search(r"\b(19|20)\d\d\b", preset.about.paper), "the paper has no year"
+    first = (preset_folder() / f"{name}.yaml").read_text("utf-8").splitlines()[0]
+    assert first.startswith("# "), "the file begins with a comment of one line"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_file_of_a_preset_is_a_configuration_too(name):
+    values = {"store": "s", "out": "o"}
+    by_file = build(TrainingOptions, {**values, **read_yaml(preset_folder() / f"{name}.yaml")})
+    by_name = build(TrainingOptions, {**values, "preset": name})
+    named = by_name.about.model_copy(update={"preset": ""})
+    assert by_name.model_copy(update={"about": named}) == by_file
+
+
+def test_smaller_options_belong_to_presets():
+    assert {path.stem for path in SMALLER.iterdir()} <= set(preset_names())

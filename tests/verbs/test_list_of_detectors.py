@@ -1,0 +1,104 @@
+"""``wsiad detectors``: the list, which imports no method, and the explanation of one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from wsiad.cli import main
+from wsiad.detectors import registry
+from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors.detector_inventory import DetectorEntry, inventory
+from wsiad.runs import presets
+from wsiad.runs.presets import preset_names
+from wsiad.verbs.detectors import detectors
+
+
+def test_the_list_names_every_detector_and_preset_once(capsys):
+    assert main(["detectors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert names == [*registry.names(), *preset_names()]
+    assert all(len(line.split()) > 1 for line in lines if line)
+
+
+def test_the_list_imports_neither_torch_nor_a_detector():
+    code = (
+        "import sys\n"
+        "from wsiad.cli import main\n"
+        "main(['detectors', '--format', 'json'])\n"
+        "heavy = {'torch', 'sklearn', 'scipy', 'zarr', 'wsiad.detectors.knn'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize("entry", inventory(), ids=lambda entry: entry.name)
+def test_the_source_is_read_as_python_would(entry):
+    cls = registry.load(entry.name)
+    assert entry.summary.endswith(".")
+    assert entry.labels == cls.uses_anomalies
+    assert entry.label_of == cls.label_of
+    named = (
+        issubclass(cls.Options, BackboneOptions) or "statistics_tiles" in cls.Options.model_fields
+    )
+    assert entry.network == named
+    assert entry.package == ""
+
+
+def test_needs_depend_on_the_options():
+    entry = DetectorEntry("x", "", labels="needed", network=True)
+    assert entry.needs() == ("labels", "network weights")
+    assert entry.needs({"backbone": "pixels"}) == ("labels",)
+    slides = DetectorEntry("x", "", labels=True, label_of="slide", network=True)
+    assert slides.needs({"layers": {}}) == ("labels of slides (optional)",)
+
+
+def test_json_states_what_the_text_does():
+    facts = json.loads(detectors(format="json").summary)
+    found = {one["name"]: one for one in facts["detectors"]}
+    assert found["linear-probe"]["needs"] == ["labels", "network weights"]
+    assert found["deep-svdd"]["needs"] == []
+    of_presets = {one["name"]: one for one in facts["presets"]}
+    assert of_presets["reverse-distillation"]["needs"] == ["network weights", "GPU"]
+    assert of_presets["padim"]["about"]["system"] == "PaDiM"
+    assert of_presets["padim"]["detector"] == "padim"
+
+
+def test_a_detector_is_explained():
+    done = detectors(name="padim")
+    options = {option["name"]: option for option in done.facts["options"]}
+    assert options["channels"]["default"] == 100
+    assert options["pooling"]["choices"][:3] == ["mean", "max", "quantile"]
+    assert all(option["description"] for option in options.values())
+    assert [preset["name"] for preset in done.facts["presets"]] == ["padim"]
+    for words in ("Defard", "channels [100]: Number of channels", "--preset padim", "adapted:"):
+        assert words in done.summary
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_detector_can_be_explained(name):
+    text = detectors(name=name, format="json").summary
+    assert json.loads(text)["name"] == name
+
+
+def test_a_preset_is_explained():
+    done = detectors(name="stfpm")
+    assert done.facts["detector"] == "student-teacher"
+    assert "learning_rate: 0.4" in done.summary
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(capsys):
+    assert main(["detectors", "patchcor"]) == 2
+    assert "did you mean 'patchcore'" in capsys.readouterr().err
+
+
+def test_a_damaged_preset_hides_no_other(tmp_path, monkeypatch, caplog):
+    (tmp_path / "broken.yaml").write_text("about: {}")
+    monkeypatch.setattr(presets, "_INSTALLED", tmp_path)
+    done = detectors()
+    assert done.facts["presets"] == []
+    assert "padim" in done.summary
+    assert "broken.yaml" in caplog.text

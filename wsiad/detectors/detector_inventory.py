@@ -1,0 +1,143 @@
+"""The list of detectors, read from their source: it imports neither them nor torch.
+
+Importing all detectors takes seconds. What the list states of each one is the first sentence of
+its module, and facts that its class or a base of it declares.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wsiad.detectors import registry
+
+_FOLDER = Path(__file__).parent
+_ROOT = "Detector"
+_NETWORK_FIELD = "backbone"
+_NETWORK_OPTIONS = "PerceptualOptions"
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorEntry:
+    """Entry of a detector in the list.
+
+    Parameters
+    ----------
+    name : str
+        Name of the detector.
+    summary : str
+        One sentence; empty for a plug-in, which is not imported for the list.
+    labels : bool or "needed"
+        True if it can learn from labelled anomalies, ``"needed"`` if it must.
+    label_of : {"tile", "slide"}
+        Unit that these labels belong to.
+    network : bool
+        True if its options name a pretrained network, whose weights it then needs.
+    package : str
+        Package of the plug-in with its version; empty for wsiad's own.
+    """
+
+    name: str
+    summary: str
+    labels: bool | Literal["needed"] = False
+    label_of: Literal["tile", "slide"] = "tile"
+    network: bool = False
+    package: str = ""
+
+    def needs(self, options: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return what the detector needs besides healthy tiles, with some options set."""
+        chosen = options or {}
+        needs = []
+        if self.labels:
+            unit = "labels of slides" if self.label_of == "slide" else "labels"
+            needs.append(unit if self.labels == "needed" else f"{unit} (optional)")
+        if self.network and chosen.get(_NETWORK_FIELD) != "pixels" and chosen.get("layers") != {}:
+            needs.append("network weights")
+        return tuple(needs)
+
+
+def inventory() -> tuple[DetectorEntry, ...]:
+    """Return the entries of all detectors, sorted by name, without importing them."""
+    own, source = set(registry.own_names()), _Source(_FOLDER)
+    plugins = registry.plugins()
+    return tuple(
+        source.entry(name)
+        if name in own
+        else DetectorEntry(name, "", package=str(plugins[name].distribution))
+        for name in registry.names()
+    )
+
+
+class _Source:
+    """Classes of the modules of a folder, by their text."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._trees = {
+            path: ast.parse(path.read_text("utf-8")) for path in sorted(folder.rglob("*.py"))
+        }
+        self._classes = {
+            node.name: node
+            for tree in self._trees.values()
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+        }
+
+    def entry(self, name: str) -> DetectorEntry:
+        """Return the entry of one of wsiad's own detectors."""
+        place = self._folder / name.replace("-", "_")
+        home = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        cls = self._detector(place)
+        text = " ".join((ast.get_docstring(self._trees[home]) or "").partition("\n\n")[0].split())
+        labels = self._declared(cls, "uses_anomalies")
+        options = self._declared(cls, "Options")
+        lineage = list(self._lineage(str(options)))
+        return DetectorEntry(
+            name,
+            text,
+            labels="needed" if labels == "needed" else labels is True,
+            label_of="slide" if self._declared(cls, "label_of") == "slide" else "tile",
+            network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
+        )
+
+    def _detector(self, place: Path) -> str:
+        """Return the class of a detector: of those in its files, the one without heirs."""
+        files = [p for p in self._trees if p.with_suffix("") == place or place in p.parents]
+        found = [
+            node.name
+            for path in files
+            for node in self._trees[path].body
+            if isinstance(node, ast.ClassDef) and _ROOT in self._lineage(node.name)
+        ]
+        bases = {base for name in found for base in list(self._lineage(name))[1:]}
+        return next((name for name in found if name not in bases), "")
+
+    def _lineage(self, name: str) -> Iterator[str]:
+        """Yield a class and its bases, depth first."""
+        yield name
+        if name in self._classes:
+            for base in self._classes[name].bases:
+                named = base.value if isinstance(base, ast.Subscript) else base
+                if isinstance(named, ast.Name):
+                    yield from self._lineage(named.id)
+
+    def _declared(self, name: str, attribute: str) -> object:
+        """Return what a class or the next of its bases assigns: a constant, or a class's name."""
+        for cls in self._lineage(name):
+            for key, value in self._assigned(cls):
+                if key == attribute and isinstance(value, ast.Constant):
+                    return value.value
+                if key == attribute and isinstance(value, ast.Name):
+                    return value.id
+        return None
+
+    def _has_field(self, lineage: list[str], field: str) -> bool:
+        return any(key == field for cls in lineage for key, _ in self._assigned(cls))
+
+    def _assigned(self, cls: str) -> Iterator[tuple[str, ast.expr | None]]:
+        for node in self._classes[cls].body if cls in self._classes else ():
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id, node.value
