@@ -83,6 +83,7 @@ OPTIONS = {
         anomaly_types=[]
         anomaly_tiles=null
         split=null
+        calibration=null
         quality.min_sharpness=null
         quality.min_saturation=null
         quality.max_pen=null

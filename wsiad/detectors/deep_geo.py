@@ -7,9 +7,10 @@ maximum likelihood (Minka, 2000, revised 2012), or the probability of the right 
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import product
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -240,14 +241,15 @@ class GeometricClassifier(nn.Module):
         which = torch.full((len(images),), number, device=images.device)
         return functional.log_softmax(self(images, which).double(), dim=1)
 
-    def unusualness(self, images: Tensor) -> Tensor:
-        """Return −mean over t of Σ (α_t − 1) log p(T_t x) for images: (N,).
+    def unusualness(self, images: Tensor, *, offset: float = 0.0) -> Tensor:
+        """Return −mean over t of Σ (α_t − 1) log(p(T_t x) + offset) for images: (N,).
 
         One transform is computed at a time.
         """
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for number, alpha in enumerate(self.alpha.double()):
-            total -= self.log_answers(images, number) @ (alpha - 1)
+            logs = self.log_answers(images, number)
+            total -= ((logs.exp() + offset).log() if offset else logs) @ (alpha - 1)
         return total / TRANSFORMS
 
     def wrongness(self, images: Tensor) -> Tensor:
@@ -263,6 +265,7 @@ class GeometricClassifier(nn.Module):
 
 
 _STREAM = 1 << 34  # keeps the draws of transforms apart from those of windows
+_LATER = {"initialisation": "fan-out", "epochs": None, "log_offset": 0.0}
 _LEAST_EDGE = 8  # a quarter of it is a shift, and the network halves it twice
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
@@ -283,16 +286,43 @@ class DeepGeoOptions(TrainedOptions):
     shrink: _Count = 2
     """Edge of the squares, pixels, over which tiles are averaged first; published: 1."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 2.5e-4
-    """Weight of the squared weights in the loss."""
-    dirichlet_tiles: Annotated[int, pydantic.Field(ge=2)] = 500
-    """Maximum number of healthy tiles that are shown in all transforms after the training."""
+    """Weight of half the squared weights and biases in the loss; published: 5e-4."""
+    initialisation: Literal["fan-out", "fan-in"] = "fan-out"
+    """Scale of the initial weights of convolutions: by outgoing or by incoming connections
+    (published)."""
+    epochs: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """End the training after so many showings of every healthy tile in every transform, on average;
+    published: 3, with ``keep: last``."""
+    log_offset: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Number that is added to every probability before the logarithm of the score; published:
+    1e-6."""
+    dirichlet_tiles: Annotated[int, pydantic.Field(ge=2)] | None = 500
+    """Maximum number of healthy tiles that are shown in all transforms after the training; null for
+    all (published)."""
     val_interval: ValInterval = 200
+
+    scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"log_offset"}
 
     @pydantic.model_validator(mode="after")
     def _score_of_heads(self) -> Self:
         if self.heads == "separate" and self.score == "dirichlet":
             raise ValueError("separate heads are scored by softmax: set score: softmax")
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_options(
+        self, whole: pydantic.SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out an option of a later version if it changes nothing: old runs stay equal."""
+        values: dict[str, Any] = whole(self)
+        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
+
+    def bounded(self, tiles: int) -> Self:
+        """Return the options with the number of steps that ``epochs`` over the tiles have."""
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * TRANSFORMS * tiles / self.batch)
+        return self.model_copy(update={"max_steps": min(self.max_steps, steps)})
 
 
 class DeepGeo(TrainedDetector):
@@ -349,6 +379,7 @@ class DeepGeo(TrainedDetector):
             loss,
             tiles=tiles,
             context=context,
+            options=self.options.bounded(len(tiles.fit)),
             identity={},
             recipe=Recipe(
                 adam(weight_decay=self.options.weight_decay),
@@ -366,8 +397,10 @@ class DeepGeo(TrainedDetector):
         """Return how unusual or wrong the answers are, (N, 1, 1)."""
         network = self.network()
         assert isinstance(network, GeometricClassifier)
-        by = network.unusualness if self.options.score == "dirichlet" else network.wrongness
-        return by(images).float().view(-1, 1, 1)
+        if self.options.score == "softmax":
+            return network.wrongness(images).float().view(-1, 1, 1)
+        found = network.unusualness(images, offset=self.options.log_offset)
+        return found.float().view(-1, 1, 1)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the input of the classifier's last layer, for untransformed tiles."""
@@ -390,7 +423,9 @@ class DeepGeo(TrainedDetector):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classes = sum(_CLASSES[options.heads])
-            classifier = WideResNet(options.depth, options.width, classes)
+            classifier = WideResNet(
+                options.depth, options.width, classes, initialisation=options.initialisation
+            )
         return GeometricClassifier(
             classifier, size // options.shrink, shrink=options.shrink, heads=options.heads
         )

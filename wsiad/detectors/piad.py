@@ -243,6 +243,7 @@ _BETAS = (0.5, 0.99)
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0)]
+_LATER = {"drift_of": "real", "critic_channels": None, "statistics": "tiles", "keep": "best"}
 
 
 class PiadOptions(PerceptualOptions, TrainedOptions):
@@ -251,6 +252,8 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     channels: _Count | tuple[_Count, ...] = (32, 64, 128, 256, 256)
     """Width of encoder, decoder and image critic: one number for all, or one for each resolution
     from the input down to 4 px."""
+    critic_channels: _Count | tuple[_Count, ...] | None = None
+    """Width of the image critic, if it differs from that of the encoder."""
     latent_channels: _Count = 256
     """Length of the latent vector."""
     latent_critic_width: _Count = 1_024
@@ -288,26 +291,24 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     ) -> dict[str, Any]:
         """Leave out an option of a later version if it changes nothing: old runs stay equal."""
         values: dict[str, Any] = whole(self)
-        if values.get("drift_of") == "real":
-            del values["drift_of"]
-        return values
+        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
 
-    def shape(self, input_px: int) -> AutoencoderShape:
-        """Return the sizes of the autoencoder at an input size.
+    def shape(self, input_px: int, *, critic: bool = False) -> AutoencoderShape:
+        """Return the sizes of the autoencoder, or of the image critic, at an input size.
 
         Raises
         ------
         DetectorError
             The sizes do not fit together.
         """
-        channels = self.channels
+        channels = (critic and self.critic_channels) or self.channels
         if isinstance(channels, int):
             channels = (channels,) * len(AutoencoderShape.edges(input_px, 1))
         return AutoencoderShape(
             image_px=input_px,
             latent_px=1,
             channels=channels,
-            latent_channels=self.latent_channels,
+            latent_channels=1 if critic else self.latent_channels,
             blocks="residual9",
         )
 
@@ -376,7 +377,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         )
         self._network = whole
         self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
-        players = self._placed(self._players(autoencoder, shape, context.seed))
+        players = self._placed(self._players(autoencoder, context.seed))
 
         def loss(windows: Tensor) -> Tensor:
             x = images(windows) * 2 - 1
@@ -438,9 +439,9 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         options = self.options
         return RelativePerceptualL1(network, statistics, options.layers, relative=options.relative)
 
-    def _players(self, autoencoder: Autoencoder, shape: AutoencoderShape, seed: int) -> Players:
+    def _players(self, autoencoder: Autoencoder, seed: int) -> Players:
         options = self.options
-        judged = AutoencoderShape(shape.image_px, 1, shape.channels, 1, blocks=shape.blocks)
+        judged = options.shape(self.spec.size, critic=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 2)
             of_latents = latent_critic(options.latent_channels, options.latent_critic_width)

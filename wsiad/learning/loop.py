@@ -268,7 +268,7 @@ class Training:
             options.val_interval,
             options.patience,
             options.min_delta,
-            keeps_last=recipe.keeps == "last",
+            keeps_last="last" in (recipe.keeps, options.keep),
         )
         self._at = Position()
         self._unread: list[Tensor] = []

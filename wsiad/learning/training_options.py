@@ -67,6 +67,9 @@ class LoopOptions(Config):
     patience: Patience = 3
     min_delta: Annotated[float, pydantic.Field(ge=0)] = 1e-3
     """Minimum decrease of the held-out loss that counts as an improvement."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that are kept: those of the lowest held-out loss, or the last ones, after
+    ``max_steps`` and without early stopping. The held-out loss then only goes into the log."""
     checkpoint_seconds: _Positive = 300.0
     """Maximum time between two checkpoints, seconds."""
     log_interval: _Count = 50
@@ -84,6 +87,8 @@ class LoopOptions(Config):
         values = self.model_dump(mode="json", include=set(names))
         if self.lr_schedule == "cosine":
             values["max_steps"] = limit
+        if values.get("keep") == "best":  # as in checkpoints of before there was a choice
+            del values["keep"]
         return values
 
 

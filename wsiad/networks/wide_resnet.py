@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ class WideResNet(nn.Module):
         Width factor k.
     classes : int
         Number of outputs.
+    initialisation : {"fan-out", "fan-in"}
+        Connections that scale the initial weights of convolutions (He et al. 2015): outgoing ones,
+        or incoming ones.
 
     Raises
     ------
@@ -28,7 +33,14 @@ class WideResNet(nn.Module):
         No such network has this depth.
     """
 
-    def __init__(self, depth: int, width: int, classes: int) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        classes: int,
+        *,
+        initialisation: Literal["fan-out", "fan-in"] = "fan-out",
+    ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise DetectorError(
@@ -46,7 +58,10 @@ class WideResNet(nn.Module):
         self.layers = nn.Sequential(*modules, nn.Linear(channels, classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                fan: Literal["fan_out", "fan_in"] = (
+                    "fan_out" if initialisation == "fan-out" else "fan_in"
+                )
+                nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to logits (N, classes)."""

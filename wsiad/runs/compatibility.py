@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsiad.core.errors import InputError, RunError, StoreMismatchError
+from wsiad.core.errors import ConfigError, InputError, RunError, StoreMismatchError
 from wsiad.core.files import read_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, read_table
@@ -16,6 +16,7 @@ from wsiad.tiling.preparation import Preparation
 from wsiad.tissue.tissue_options import QualityOptions
 
 if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
 
 PREPARATION = "preparation.json"
@@ -126,3 +127,39 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
             remedy="Score them with `wsiad score-tiles`, or pass the slides themselves.",
         )
     return slides
+
+
+def check_stops_by_nothing(detector: str, *, keeps: str) -> None:
+    """Check that a method needs no held-out tiles, because all tiles are fitted on.
+
+    Raises
+    ------
+    ConfigError
+        It keeps the weights of the lowest held-out loss.
+    """
+    if keeps != "last":
+        raise ConfigError(
+            f"all tiles are fitted on, and {detector} keeps the weights of the lowest loss of "
+            "held-out tiles",
+            subject="calibration",
+            remedy="Set --option keep=last and --option max_steps=N, or leave out --calibration.",
+        )
+
+
+def check_apart(
+    others: Sequence[StoredSlide], fitted: Sequence[StoredSlide], *, subject: str
+) -> None:
+    """Check that slides to calibrate with are not fitted on.
+
+    Raises
+    ------
+    InputError
+        A slide is among both; the error names it.
+    """
+    marks = {slide.fingerprint: slide.name for slide in fitted}
+    if again := next((slide for slide in others if slide.fingerprint in marks), None):
+        raise InputError(
+            f"the slide {again.name} is fitted on too, as {marks[again.fingerprint]}",
+            subject=subject,
+            remedy="Calibrate with other slides.",
+        )

@@ -1,4 +1,4 @@
-"""Make a run for ``wsiad train``: choose the tiles, and fit in one process or in several."""
+"""Make a run for ``wsiad train``: fit in one process or in several, calibrate, and write it."""
 
 from __future__ import annotations
 
@@ -12,185 +12,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from wsiad.core.config import build
-from wsiad.core.errors import ConfigError, DetectorError, RunError
+from wsiad.core.errors import ConfigError, RunError
 from wsiad.core.files import write_json
-from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.geometry import TilePx
 from wsiad.core.packages import versions
 from wsiad.detectors import registry
 from wsiad.learning.detector import (
     AnomalousTiles,
     Budget,
     Detector,
-    DetectorOptions,
     FitContext,
     FitReport,
-    HealthyTiles,
     InputSpec,
 )
 from wsiad.learning.devices import Ranks, choose_device
 from wsiad.learning.trimming import TRIMMING, Kept, TrimmedFit, fit_trimmed, trimming_note
-from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
+from wsiad.runs.anomalies import AnomalySlides
 from wsiad.runs.calibration import Calibration, held_out_scores
-from wsiad.runs.compatibility import PREPARATION, check_prepared_alike, preparation_of
+from wsiad.runs.chosen_tiles import Chosen, choose
+from wsiad.runs.compatibility import (
+    PREPARATION,
+    preparation_of,
+)
 from wsiad.runs.examples import choose_examples
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.healthy_tiles import (
     TrainingOptions,
-    healthy_slides,
-    method_values,
-    store_fingerprint,
-    tile_source,
-    usable_tiles,
 )
 from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.runs.second_look import SECOND_LOOK, SecondLook
-from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use, split_slides
+from wsiad.runs.split import (
+    HealthySplit,
+    SlideTiles,
+    slides_by_use,
+)
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
-from wsiad.store.stored_slide import StoredSlide
-from wsiad.store.tile_source import StoreTiles
-from wsiad.store.tile_store import TileStore
-from wsiad.tissue.tissue_options import QualityOptions
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Chosen:
-    """Method, slides and tiles that were chosen for a training.
-
-    Parameters
-    ----------
-    cls, options : type of Detector, DetectorOptions
-        Class of the detector, and its options.
-    size : int
-        Edge of the detector's input, pixels.
-    store : TileStore
-        Store of the healthy tiles.
-    thresholds : QualityOptions
-        Quality thresholds of the tiles.
-    slides : list of StoredSlide
-        Healthy slides.
-    skipped : dict of str to str
-        Reason why each of the other slides is not used.
-    usable : dict of str to ndarray of int64
-        Indices of the tiles that pass the thresholds, by slide.
-    unusable : dict of str to int
-        Number of the other tiles, by reason.
-    """
-
-    cls: type[Detector]
-    options: DetectorOptions
-    size: int
-    store: TileStore
-    thresholds: QualityOptions
-    slides: list[StoredSlide]
-    skipped: dict[str, str]
-    usable: dict[str, npt.NDArray[np.int64]]
-    unusable: dict[str, int]
-
-    @property
-    def mpp(self) -> Mpp:
-        """Scale of the tiles, µm/px."""
-        return Mpp(self.store.preparation.mpp)
-
-    def source(self, part: Sequence[SlideTiles]) -> StoreTiles:
-        """Return the tiles of a part of the split."""
-        by_name = {slide.name: (slide, self.usable[slide.name]) for slide in self.slides}
-        return tile_source(part, by_name)
-
-    def begin(
-        self, seed: int, *, only_fit: Sequence[str]
-    ) -> tuple[HealthySplit, Detector, HealthyTiles]:
-        """Return the split of the slides, an unfitted detector, and the tiles to fit it on."""
-        counts = [(name, len(tiles)) for name, tiles in self.usable.items()]
-        parts = split_slides(counts, seed=seed, only_fit=only_fit)
-        spec = InputSpec(TilePx(self.size), self.mpp)
-        tiles = HealthyTiles(self.source(parts.fit), self.source(parts.stop))
-        return parts, self.cls(self.options, spec), tiles
-
-
-def choose(options: TrainingOptions) -> Chosen:
-    """Choose the method and the healthy tiles by the options of a training.
-
-    Raises
-    ------
-    StoreError
-        The store does not exist or is damaged.
-    InputError
-        The store has no healthy slide with tiles to train on, or no tile passes the thresholds.
-    DetectorError
-        The method is unknown, or the tiles are smaller than its input.
-    """
-    cls = registry.load(options.detector)
-    store = TileStore(options.store)
-    values = method_values(options.options, cls, store)
-    chosen = build(cls.Options, values, source=f"options of {options.detector}")
-    thresholds = store.preparation.quality.changed_by(options.quality)
-    slides, skipped = healthy_slides(store, options.split)
-    usable, unusable = usable_tiles(slides, thresholds)
-    tile = store.preparation.tile
-    size = cls.input_size(chosen, tile_px=tile, mpp=float(store.preparation.mpp))
-    if size > tile:
-        raise DetectorError(
-            f"needs {size} px, but the store's tiles have {tile} px",
-            subject=options.detector,
-            remedy=f"Tile with --tile {size} or larger, or set --option input_px={tile}.",
-        )
-    return Chosen(
-        cls=cls,
-        options=chosen,
-        size=size,
-        store=store,
-        thresholds=thresholds,
-        slides=slides,
-        skipped=skipped,
-        usable=usable,
-        unusable=unusable,
-    )
-
-
-def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | None:
-    """Choose the labelled anomalous tiles of a training; ``None`` without `anomalies`.
-
-    Raises
-    ------
-    StoreError
-        The store does not exist or is damaged.
-    StoreMismatchError
-        The tiles were prepared differently from the healthy ones.
-    InputError
-        The store has no anomalous slide with tiles to learn from.
-    DetectorError
-        The tiles are smaller than the detector's input.
-    """
-    if options.anomalies is None:
-        return None
-    store = TileStore(options.anomalies)
-    check_prepared_alike(
-        store, chosen.store.preparation, chosen.store.target, keys=("mpp", "stain")
-    )
-    if store.preparation.tile < chosen.size:
-        raise DetectorError(
-            f"needs {chosen.size} px, but the anomalous tiles have {store.preparation.tile} px",
-            subject=options.detector,
-            remedy="Pass larger tiles, or set a smaller input with --option input_px.",
-        )
-    thresholds = store.preparation.quality.changed_by(options.quality)
-    return anomaly_slides(
-        store,
-        types=options.anomaly_types,
-        split=options.split,
-        most=options.anomaly_tiles,
-        seed=options.seed,
-        usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
-    )
 
 
 def fit_context(
@@ -269,7 +131,7 @@ def make_run(
     WsiadError
         The fit or the calibration failed.
     """
-    store, slides, usable = chosen.store, chosen.slides, chosen.usable
+    store, usable = chosen.store, chosen.usable
     tile_seconds = slide_seconds(options.store / SLIDES_TABLE)
     folder = RunFolder.at(options.out)
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
@@ -291,7 +153,7 @@ def make_run(
     held_out = chosen.source(parts.calibration)
     scores = held_out_scores(detector, held_out, quiet=options.quiet)
     calibration = Calibration.of(scores, n_slides=len(parts.calibration))
-    by_name = {slide.name: (slide, usable[slide.name]) for slide in slides}
+    by_name = chosen.by_name()
     maps = HealthyMaps.of(
         parts, by_name, scores, size=detector.spec.size, mpp=float(detector.spec.mpp)
     )
@@ -325,7 +187,7 @@ def make_run(
         shared = sorted(set(usable) & {slide.name for slide in anomalies.slides})
         tied = {"slides_fitted_on_whole": shared} if shared else {}
         notes |= {"anomalies": anomalies.note() | tied}
-    used = slides_by_use(parts, slides, anomalies.slides if anomalies else [])
+    used = slides_by_use(parts, chosen.all_slides, anomalies.slides if anomalies else [])
     if second_look:
         second_look.write(folder.path)
         notes |= {SECOND_LOOK: dict(second_look.note)}
@@ -340,7 +202,7 @@ def make_run(
             steps=report.steps,
             seconds=round(time.monotonic() - start, 3),
             tile_seconds=tile_seconds,
-            stores={options.store.name: store_fingerprint(store, slides)},
+            stores=chosen.fingerprints(),
             split=parts.note,
             slides=used,
             notes=notes,

@@ -76,8 +76,8 @@ class TrainingOptions(
 
     ORDER = (
         *("store", "out", "preset", "detector", "options", "weights", "anomalies"),
-        *("anomaly_types", "anomaly_tiles", "split", "quality", "trimming", "seed", "device"),
-        *("devices", "healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
+        *("anomaly_types", "anomaly_tiles", "split", "calibration", "quality", "trimming", "seed"),
+        *("device", "devices", "healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
         *("about",),
     )
 
@@ -91,6 +91,9 @@ class TrainingOptions(
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
     a slide is its anomaly type."""
+    calibration: Path | None = None
+    """Tile store of other healthy slides to calibrate with. All tiles of `store` are then fitted
+    on, as in publications. A method that is trained step by step needs `--option keep=last`."""
     quality: QualityThresholds = QualityThresholds()
     """Quality thresholds that replace those of the store, also for the heatmaps of the run; tiles
     that fail them are not used. Tiles that the store dropped do not come back."""

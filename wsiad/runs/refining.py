@@ -9,7 +9,7 @@ from typing import Any
 from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.detectors import registry
-from wsiad.runs.fitting import Chosen, choose
+from wsiad.runs.chosen_tiles import Chosen, choose
 from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint
 from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import SECOND_LOOK, check_learns
@@ -101,6 +101,7 @@ def training_of(
             "options": {**method, **options},
             "weights": weights or given.get("weights"),
             "split": given.get("split"),
+            "calibration": given.get("calibration"),
             "quality": given.get("quality") or {},
             "seed": run.record().seed,
             "device": device,
@@ -127,7 +128,7 @@ def check_as_it_was(run: RunFolder, chosen: Chosen) -> None:
         raise RunError(f"is not the store of {run.path} as it was", subject=subject, remedy=remedy)
     tied = tuple(record.slides.get("anomalies", ()))
     parts, _, _ = chosen.begin(record.seed, only_fit=tied)
-    found = slides_by_use(parts, chosen.slides, [])
+    found = slides_by_use(parts, chosen.all_slides, [])
     if any(found[use] != record.slides.get(use) for use in ("fit", "stop", "calibration")):
         raise RunError(
             f"is split into other parts than for {run.path}",

@@ -48,6 +48,11 @@ class HealthySplit:
     def note(self) -> str:
         """Description of the split, one sentence for the run's record."""
         parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibrate"))
+        if self.by_slide and self.stop is self.calibration:
+            return (
+                f"all {len(self.fit)} slides to fit; {len(self.calibration)} slides of another "
+                "store to calibrate, whose loss stops nothing"
+            )
         if self.by_slide:
             counts = ", ".join(f"{len(part)} to {name}" for part, name in parts)
             return f"split by slide: {counts}"
@@ -111,6 +116,42 @@ def split_slides(
     found = split(free, shares, rng)
     whole = tuple(SlideTiles(name, np.arange(count, dtype=np.int64)) for name, count in tied)
     return replace(found, fit=tuple(sorted((*found.fit, *whole), key=lambda part: part.slide)))
+
+
+def split_all_to_fit(
+    slides: Sequence[tuple[str, int]], calibration: Sequence[tuple[str, int]]
+) -> HealthySplit:
+    """Return a split in which all tiles are fitted on, and others serve for the calibration.
+
+    The tiles of the calibration also give the held-out loss, which must not stop the training.
+
+    Parameters
+    ----------
+    slides, calibration : sequence of (str, int)
+        Name and number of tiles of each slide; slides without tiles are left out.
+
+    Raises
+    ------
+    InputError
+        A slide is in both, or there are no tiles in one of them.
+    """
+    parts = [
+        tuple(
+            SlideTiles(name, np.arange(count, dtype=np.int64))
+            for name, count in sorted(counted)
+            if count > 0
+        )
+        for counted in (slides, calibration)
+    ]
+    if shared := sorted({item.slide for item in parts[0]} & {item.slide for item in parts[1]}):
+        raise InputError(
+            f"the slide {shared[0]} is both to fit on and to calibrate with",
+            remedy="Calibrate with slides that are not fitted on, under other names.",
+        )
+    if not all(parts):
+        raise InputError("there are no healthy tiles to fit on, or none to calibrate with")
+    fit, held_out = parts
+    return HealthySplit(fit, held_out, held_out, by_slide=True)
 
 
 def _part_sizes(total: int, shares: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ class TrainConfig(TrainingOptions):
 
 _FREE = frozenset(
     {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
-    | {"healthy_examples", "about"}
+    | {"healthy_examples", "about", "calibration"}
 )
 """Options that may differ when a run is resumed: paths, devices, limits and words. The checkpoint
 itself checks the training data, and whether a limit may change."""
@@ -77,7 +77,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
-    from wsiad.runs.fitting import anomalies_of, check_devices, choose, make_run
+    from wsiad.runs.chosen_tiles import anomalies_of, choose
+    from wsiad.runs.fitting import check_devices, make_run
     from wsiad.runs.run import RUN
 
     start = time.monotonic()

@@ -88,6 +88,9 @@ class PerceptualOptions(Config):
     leaves them unchanged. Tissue on glass is paler than the photographs that the network knows."""
     relative: Literal["tile", "place"] = "tile"
     """Divide the distance by the size of the features over the tile, or at each place."""
+    statistics: Literal["tiles", "imagenet"] = "tiles"
+    """Source of the mean and deviation of each feature channel: the healthy tiles, or ImageNet,
+    as published, for torchvision's VGG19."""
     statistics_tiles: _Count = 2_048
     """Maximum number of healthy tiles that give the mean and deviation of each feature channel."""
     statistics_file: Path | None = None
@@ -98,8 +101,11 @@ class PerceptualOptions(Config):
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> PerceptualOptions:
-        if self.statistics_file and self.statistics_images:
-            raise ValueError("set statistics_file or statistics_images, not both")
+        imagenet = self.statistics == "imagenet"
+        if sum(map(bool, (self.statistics_file, self.statistics_images, imagenet))) > 1:
+            raise ValueError(
+                "set statistics_file, statistics_images or statistics: imagenet, not two of them"
+            )
         return self
 
 
@@ -197,6 +203,8 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
                 del values[name]
         if self.contrast == 1:
             del values["contrast"]
+        if self.statistics == "tiles":
+            del values["statistics"]
         return {**super().identity(limit=limit), **values}
 
 

@@ -8,7 +8,6 @@ layer is used.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,12 @@ from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.growing import GrowingAutoencoder, GrowingDistance, faded, shrunk
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
 from wsiad.networks.vgg import Vgg19
+from wsiad.networks.vgg_statistics import (
+    IMAGENET_SOURCE,
+    check_channels,
+    imagenet_statistics,
+    read_statistics,
+)
 from wsiad.networks.weights import Weights
 
 
@@ -156,10 +161,16 @@ def statistics_by_px(
     InputError
         A picture cannot be read.
     """
-    if path := options.statistics_file:
-        text = path.read_text(encoding="utf-8")
-        found = {px: _read(text, network.layers, path) for px, network in networks.items()}
-        return found, str(path)
+    if options.statistics == "imagenet" or options.statistics_file:
+        path = options.statistics_file
+        source = str(path) if path else IMAGENET_SOURCE
+        found = {}
+        for px, network in networks.items():
+            layers = network.layers
+            found[px] = read_statistics(path, layers) if path else imagenet_statistics(layers)
+            features = network(torch.zeros(1, 3, px, px, device=device))
+            check_channels(found[px], {k: v.shape[1] for k, v in features.items()}, source)
+        return found, source
     if folder := options.statistics_images:
         windows, source = _of_images(folder, options.statistics_tiles, size=size, seed=seed)
     else:
@@ -209,21 +220,3 @@ def _of_images(folder: Path, most: int, *, size: int, seed: int) -> tuple[_Windo
             yield torch.from_numpy(cut[start : start + _BATCH])
 
     return windows, f"{len(cut)} images of {folder.name} (windows sha256:{digest[:16]})"
-
-
-def _read(text: str, layers: tuple[str, ...], path: Path) -> dict[str, ChannelStatistics]:
-    try:
-        values = json.loads(text)
-        return {
-            layer: ChannelStatistics(
-                torch.tensor(values[layer]["mean"], dtype=torch.float32),
-                torch.tensor(values[layer]["std"], dtype=torch.float32),
-            )
-            for layer in layers
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DetectorError(
-            f"no statistics of the layers {', '.join(layers)} ({error!r})",
-            subject=str(path),
-            remedy='Write JSON: {"relu4_2": {"mean": [...], "std": [...]}}.',
-        ) from error
