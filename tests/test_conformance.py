@@ -66,6 +66,8 @@ OTHERS = {
     "one-class, compact": ("one-class", {**ONE_CLASS, "objective": "compact", "templates": 3}),
     "one-class, hyperplane": ("one-class", {**ONE_CLASS, "objective": "hyperplane"}),
     "contrastive, csi": ("contrastive", {**TINY["contrastive"], "pretext": "csi"}),
+    "contrastive, cutpaste": ("contrastive", {**TINY["contrastive"], "pretext": "cutpaste"}),
+    "devnet, confidence": ("devnet", {"confidence": True, "steps": 3, "layers": ["features.3"]}),
     "contrastive, nearest": ("contrastive", {**TINY["contrastive"], "score": "nearest"}),
     "student-teacher, sgd": (
         "student-teacher",

@@ -47,6 +47,25 @@ def test_deviation_loss_is_the_published_one():
     assert prior.tolist() == pytest.approx([0, 1], abs=0.05)
 
 
+def test_confidence_is_trained_to_know_where_the_score_errs():
+    found = detector("devnet", confidence=True)
+    assert found.outputs() == 2
+    fixed = {"prior": torch.tensor([0.0, 1.0])}
+    # Right: 1 < 2.5 of a healthy tile and 4 ≥ 2.5 of an anomaly; wrong: 3 of a healthy one.
+    healthy = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    anomalous = torch.tensor([[4.0, 0.5], [6.0, 1.0]])
+    deviation = ((1 + 3) / 2 + (1 + 0) / 2) / 2
+    logits, right = [2.0, -1.0, 0.5, 1.0], [1, 0, 1, 1]
+    sure = [np.log1p(np.exp(-z if r else z)) for z, r in zip(logits, right, strict=True)]
+    assert float(found.loss(healthy, anomalous, fixed)) == pytest.approx(
+        deviation + np.mean(sure), rel=1e-5
+    )
+    scores = found.strangeness(torch.tensor([[1.0, 9.0], [1.0, -9.0], [7.0, 9.0]]), fixed)
+    assert scores.tolist() == pytest.approx([1.0, 5.0, 7.0], abs=0.01)
+    with pytest.raises(ValueError, match="for the loss deviation"):
+        detector("devnet", confidence=True, loss="bce")
+
+
 def test_bce_is_that_of_torch():
     found = detector("devnet", loss="bce")
     one, other = column(-0.5, 4.5, 0.1), column(2.5, -1, 0.3)

@@ -44,6 +44,7 @@ TINY = {
         "layers": ["features.3"],
         "teacher_steps": 3,
     },
+    "synthetic": {"restoring_width": 2, "finding_width": 2, "places": 4},
 }
 
 

@@ -1,4 +1,4 @@
-"""Pretexts by which encoders learn healthy tiles: views of a tile, shifted ones, positions."""
+"""Pretexts by which encoders learn healthy tiles: views, shifted forms, positions, pastes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 from wsiad.learning.batches import ViewOptions, random_views
 from wsiad.learning.contrastive import ContrastiveNetwork, checksum, contrast
 from wsiad.networks.patch_encoder import DIRECTIONS, PatchEncoders, patch
+from wsiad.networks.synthetic_anomalies import cut_paste, scars
 from wsiad.networks.weights import torchvision_models
 
 Shifts = Literal["cutperm", "turns"]
@@ -115,6 +116,25 @@ def contrastive_losses(
     form = torch.arange(forms, device=windows.device).repeat_interleave(count).repeat(2)
     told = functional.cross_entropy(encoder.shift(features), form, reduction="none")
     return losses + told.view(2 * forms, count).mean(dim=0)
+
+
+CUT_FORMS = 3
+"""Forms that CutPaste tells apart: an image, with a pasted rectangle, with a pasted scar."""
+
+
+def cut_losses(encoder: ShiftEncoder, windows: Tensor) -> Tensor:
+    """Return how badly an image, one with a pasted rectangle and one with a scar are told, (N,).
+
+    The draws follow from the windows.
+    """
+    generator = torch.Generator().manual_seed(checksum(windows))
+    images = windows.permute(0, 3, 1, 2).float() / 255
+    seen = torch.cat([images, cut_paste(images, generator), scars(images, generator)])
+    assert encoder.shift is not None
+    logits = encoder.shift(encoder(seen.contiguous(memory_format=torch.channels_last)))
+    form = torch.arange(CUT_FORMS, device=windows.device).repeat_interleave(len(windows))
+    told = functional.cross_entropy(logits, form, reduction="none")
+    return told.view(CUT_FORMS, len(windows)).mean(dim=0)
 
 
 def position_losses(encoders: PatchEncoders, windows: Tensor, *, weight: float) -> Tensor:

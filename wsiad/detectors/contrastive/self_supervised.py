@@ -23,10 +23,12 @@ from wsiad.detectors.contrastive.healthy_codes import (
     nearest_distances,
 )
 from wsiad.detectors.contrastive.pretexts import (
+    CUT_FORMS,
     SHIFTS,
     ShiftEncoder,
     Shifts,
     contrastive_losses,
+    cut_losses,
     position_losses,
     shifted,
 )
@@ -51,7 +53,12 @@ Score = Literal["mahalanobis", "csi", "nearest"]
 
 _STREAM = 1 << 36  # keeps the draws of healthy windows apart from those of the training
 _STRIDES = {SMALL: 4, 2 * SMALL: 16}  # px between the patches of an edge that are scored
-_USUAL: dict[str, Score] = {"simclr": "mahalanobis", "csi": "csi", "position": "nearest"}
+_USUAL: dict[str, Score] = {
+    "simclr": "mahalanobis",
+    "csi": "csi",
+    "position": "nearest",
+    "cutpaste": "mahalanobis",
+}
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -60,9 +67,10 @@ _Positive = Annotated[float, pydantic.Field(gt=0)]
 class ContrastiveDetectorOptions(TrainedOptions):
     """Options of ``contrastive``."""
 
-    pretext: Literal["simclr", "csi", "position"] = "simclr"
+    pretext: Literal["simclr", "csi", "position", "cutpaste"] = "simclr"
     """Task by which the encoder learns: two views of a tile match (simclr: SSD), also apart from
-    shifted forms of it (csi: CSI), or two patches tell their direction (position: Patch-SVDD)."""
+    shifted forms of it (csi: CSI), two patches tell their direction (position: Patch-SVDD), or
+    pasted rectangles and scars are recognised (cutpaste)."""
     score: Score | None = None
     """Score: Mahalanobis distance to clusters of healthy features, CSI's product of cosine and
     length, or distance to the nearest healthy features. By default, the one that was published
@@ -110,6 +118,8 @@ class ContrastiveDetectorOptions(TrainedOptions):
     def _fits_together(self) -> Self:
         if self.pretext == "position" and self.chosen_score() != "nearest":
             raise ValueError("the pretext position has the score nearest alone")
+        if self.pretext == "cutpaste" and self.chosen_score() == "csi":
+            raise ValueError("the pretext cutpaste has no vectors for the score csi")
         if len(set(self.patches)) != len(self.patches) or not self.patches:
             raise ValueError("patches must be 32, 64, or both")
         return self
@@ -119,8 +129,8 @@ class ContrastiveDetectorOptions(TrainedOptions):
         return self.score or _USUAL[self.pretext]
 
     def forms(self) -> int:
-        """Return the number of shifted forms in which a tile is seen."""
-        return SHIFTS if self.pretext == "csi" else 1
+        """Return the number of forms of a tile that a head tells apart."""
+        return {"csi": SHIFTS, "cutpaste": CUT_FORMS}.get(self.pretext, 1)
 
 
 class _Learnt(nn.Module):
@@ -153,12 +163,16 @@ class Contrastive(TrainedDetector):
     have near codes. The score of a pixel is the mean over the patches that cover it of the
     distance to the nearest healthy code, multiplied over the sizes of patches.
 
+    ``cutpaste``: a head tells a tile from the same with a rectangle or a thin turned scar of it
+    pasted elsewhere. The score is the Mahalanobis distance as of ``simclr``.
+
     Notes
     -----
     SSD: Sehwag, Chiang & Mittal, ICLR 2021 (arXiv 2103.12051). CSI: Tack, Mo, Jeong & Shin,
     NeurIPS 2020 (arXiv 2007.08176), whose 10 views of a tile to score are replaced by the tile
     itself (``orientations`` averages over its orientations). Patch-SVDD: Yi & Yoon, ACCV 2020
-    (arXiv 2006.16067).
+    (arXiv 2006.16067). CutPaste: Li, Sohn, Yoon & Pfister, CVPR 2021 (arXiv 2104.04015), 3-way,
+    from general knowledge of the paper; one Gaussian is its density.
     """
 
     Options: ClassVar[type[DetectorOptions]] = ContrastiveDetectorOptions
@@ -272,6 +286,8 @@ class Contrastive(TrainedDetector):
             The input or the tiles are too small for the views or patches.
         """
         options, size = self.options, self.spec.size
+        if options.pretext == "cutpaste":
+            return size
         if options.pretext != "position":
             if options.views.view_px > size:
                 raise DetectorError(
@@ -305,6 +321,8 @@ class Contrastive(TrainedDetector):
             if isinstance(encoder, PatchEncoders):
                 return position_losses(encoder, windows, weight=options.neighbour_weight)
             assert isinstance(encoder, ShiftEncoder)
+            if options.pretext == "cutpaste":
+                return cut_losses(encoder, windows)
             return contrastive_losses(
                 encoder,
                 windows,
