@@ -52,6 +52,11 @@ def test_needs_depend_on_the_options():
     entry = DetectorEntry("x", "", labels="needed", network=True)
     assert entry.needs() == ("labels", "network weights")
     assert entry.needs({"backbone": "pixels"}) == ("labels",)
+    loss = DetectorEntry("x", "", network=True, network_for="perceptual")
+    assert loss.needs() == ("network weights (optional)",)
+    assert loss.needs({"loss": "l2"}) == ()
+    assert loss.needs({"loss": {"l2": 1.0, "perceptual": 0.5}}) == ("network weights",)
+    assert loss.needs({"judged_by": "perceptual"}) == ("network weights",)
     slides = DetectorEntry("x", "", labels=True, label_of="slide", network=True)
     assert slides.needs({"layers": {}}) == ("labels of slides (optional)",)
 
@@ -63,6 +68,7 @@ def test_json_states_what_the_text_does():
     assert found["deep-svdd"]["needs"] == []
     of_presets = {one["name"]: one for one in facts["presets"]}
     assert of_presets["reverse-distillation"]["needs"] == ["network weights", "GPU"]
+    assert of_presets["vae"]["needs"] == ["GPU"]
     assert of_presets["padim"]["about"]["system"] == "PaDiM"
     assert of_presets["padim"]["detector"] == "padim"
 

@@ -36,6 +36,8 @@ class DetectorEntry:
         Unit that these labels belong to.
     network : bool
         True if its options name a pretrained network, whose weights it then needs.
+    network_for : str
+        Value without which its options need no network, such as a loss; empty if they always do.
     package : str
         Package of the plug-in with its version; empty for wsiad's own.
     """
@@ -45,6 +47,7 @@ class DetectorEntry:
     labels: bool | Literal["needed"] = False
     label_of: Literal["tile", "slide"] = "tile"
     network: bool = False
+    network_for: str = ""
     package: str = ""
 
     def needs(self, options: Mapping[str, object] | None = None) -> tuple[str, ...]:
@@ -54,7 +57,14 @@ class DetectorEntry:
         if self.labels:
             unit = "labels of slides" if self.label_of == "slide" else "labels"
             needs.append(unit if self.labels == "needed" else f"{unit} (optional)")
-        if self.network and chosen.get(_NETWORK_FIELD) != "pixels" and chosen.get("layers") != {}:
+        if self.network and self.network_for and not options:
+            needs.append("network weights (optional)")
+        elif (
+            self.network
+            and chosen.get(_NETWORK_FIELD) != "pixels"
+            and chosen.get("layers") != {}
+            and (not self.network_for or _mentions(chosen, self.network_for))
+        ):
             needs.append("network weights")
         return tuple(needs)
 
@@ -68,6 +78,14 @@ def inventory() -> tuple[DetectorEntry, ...]:
         if name in own
         else DetectorEntry(name, "", package=str(plugins[name].distribution))
         for name in registry.names()
+    )
+
+
+def _mentions(options: Mapping[str, object], word: str) -> bool:
+    """Tell whether an option is a word, or weighs it."""
+    return any(
+        word == value or (isinstance(value, Mapping) and word in value)
+        for value in options.values()
     )
 
 
@@ -101,6 +119,7 @@ class _Source:
             labels="needed" if labels == "needed" else labels is True,
             label_of="slide" if self._declared(cls, "label_of") == "slide" else "tile",
             network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
+            network_for=str(self._declared(cls, "network_for") or ""),
         )
 
     def _detector(self, place: Path) -> str:

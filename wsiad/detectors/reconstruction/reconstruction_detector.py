@@ -63,6 +63,8 @@ class Reconstruction(TrainedDetector):
 
     Options: ClassVar[type[DetectorOptions]] = ReconstructionOptions
     default_input_px: ClassVar[int | None] = 64
+    network_for: ClassVar[str] = "perceptual"
+    """Part of the loss without which no pretrained network is needed."""
     options: ReconstructionOptions
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
