@@ -152,8 +152,6 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     """Edge of the grid of places in a tile."""
     smooth: _Count = 1
     """Edge of the squares, pixels, over which a map is averaged before it is pooled; odd."""
-    keep: Literal["best", "last"] = "best"
-    """Weights that are kept: those of the lowest held-out loss, or the last ones."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """Decay of the moments of Adam in a step."""
     weight_decay: _NotNegative = 0.0
