@@ -40,7 +40,7 @@ def test_the_source_is_read_as_python_would(entry):
     cls = registry.load(entry.name)
     assert entry.summary.endswith(".")
     assert entry.labels == cls.uses_anomalies
-    assert entry.label_of == cls.label_of
+    assert entry.labels_of == cls.labels_of
     named = (
         issubclass(cls.Options, BackboneOptions) or "statistics_tiles" in cls.Options.model_fields
     )
@@ -57,7 +57,7 @@ def test_needs_depend_on_the_options():
     assert loss.needs({"loss": "l2"}) == ()
     assert loss.needs({"loss": {"l2": 1.0, "perceptual": 0.5}}) == ("network weights",)
     assert loss.needs({"judged_by": "perceptual"}) == ("network weights",)
-    slides = DetectorEntry("x", "", labels=True, label_of="slide", network=True)
+    slides = DetectorEntry("x", "", labels=True, labels_of="slides", network=True)
     assert slides.needs({"layers": {}}) == ("labels of slides (optional)",)
 
 

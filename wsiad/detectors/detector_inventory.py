@@ -32,7 +32,7 @@ class DetectorEntry:
         One sentence; empty for a plug-in, which is not imported for the list.
     labels : bool or "needed"
         True if it can learn from labelled anomalies, ``"needed"`` if it must.
-    label_of : {"tile", "slide"}
+    labels_of : {"tiles", "slides"}
         Unit that these labels belong to.
     network : bool
         True if its options name a pretrained network, whose weights it then needs.
@@ -45,7 +45,7 @@ class DetectorEntry:
     name: str
     summary: str
     labels: bool | Literal["needed"] = False
-    label_of: Literal["tile", "slide"] = "tile"
+    labels_of: Literal["tiles", "slides"] = "tiles"
     network: bool = False
     network_for: str = ""
     package: str = ""
@@ -55,7 +55,7 @@ class DetectorEntry:
         chosen = options or {}
         needs = []
         if self.labels:
-            unit = "labels of slides" if self.label_of == "slide" else "labels"
+            unit = "labels of slides" if self.labels_of == "slides" else "labels"
             needs.append(unit if self.labels == "needed" else f"{unit} (optional)")
         if self.network and self.network_for and not options:
             needs.append("network weights (optional)")
@@ -117,7 +117,7 @@ class _Source:
             name,
             text,
             labels="needed" if labels == "needed" else labels is True,
-            label_of="slide" if self._declared(cls, "label_of") == "slide" else "tile",
+            labels_of="slides" if self._declared(cls, "labels_of") == "slides" else "tiles",
             network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
             network_for=str(self._declared(cls, "network_for") or ""),
         )

@@ -367,6 +367,13 @@ def _plugin_of(name: str) -> dict[str, Any]:
 
 def _learns(member: MemberOptions) -> bool | Literal["needed"]:
     cls = registry.load(member.detector)
+    if cls.labels_of == "slides":
+        raise DetectorError(
+            f"{member.detector} learns from labels of slides, which other members would take for "
+            "labels of tiles",
+            subject="ensemble",
+            remedy="Train it alone.",
+        )
     return cls.learns_from_anomalies(build(cls.Options, member.options))
 
 

@@ -14,16 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    TypeVar,
-    overload,
-    runtime_checkable,
-)
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -314,8 +305,8 @@ class Detector(ABC):
     """Input size if the options set none; ``None`` for that of the stored tiles."""
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
-    label_of: ClassVar[Literal["tile", "slide"]] = "tile"
-    """Unit that the labels of anomalies belong to."""
+    labels_of: ClassVar[Literal["tiles", "slides"]] = "tiles"
+    """What a label of the anomalous tiles is of: ``"slides"`` if a slide's tiles may be healthy."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
     remembers_tiles: ClassVar[bool] = False

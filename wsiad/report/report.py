@@ -479,9 +479,10 @@ def _notes(
     )
     learnt = record.notes.get("anomalies") if record else None
     if isinstance(learnt, dict):
+        what = "the labels" if learnt.get("labels_of") == "slides" else "anomalous tiles"
         yield (
-            f"The detector was also trained on {learnt['tiles']:,} anomalous tiles of "
-            f"{len(learnt['slides'])} slides: {', '.join(learnt['types'])}. Figures on these "
+            f"The detector was also trained on {what} of {len(learnt['slides'])} slides "
+            f"({learnt['tiles']:,} tiles): {', '.join(learnt['types'])}. Figures on these "
             "types do not show how well it finds other types."
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):

@@ -65,11 +65,14 @@ class AnomalySlides:
         By label, the slides and the sorted indices of their tiles.
     skipped : dict of str to str
         Reason why each of the other slides is not used.
+    labels_of : {"tiles", "slides"}
+        ``"slides"`` if only the slide is labelled, and any of its tiles may be healthy.
     """
 
     store: TileStore
     types: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]]
     skipped: dict[str, str]
+    labels_of: Literal["tiles", "slides"] = "tiles"
 
     @property
     def slides(self) -> list[StoredSlide]:
@@ -114,7 +117,9 @@ class AnomalySlides:
             "slides": [slide.name for slide in self.slides],
             "store": self.store.path.name,
             "fingerprint": f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
-        } | ({"slides_not_used": self.skipped} if self.skipped else {})
+            **({"labels_of": self.labels_of} if self.labels_of == "slides" else {}),
+            **({"slides_not_used": self.skipped} if self.skipped else {}),
+        }
 
 
 def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None) -> None:
@@ -151,6 +156,7 @@ def anomaly_slides(
     most: int | None,
     seed: int,
     usable: Usable,
+    labels_of: Literal["tiles", "slides"] = "tiles",
 ) -> AnomalySlides:
     """Choose anomalous slides and tiles of a store; a slide's label is its anomaly type.
 
@@ -169,6 +175,8 @@ def anomaly_slides(
     usable : callable
         Function of slides that returns the indices of tiles that pass the quality thresholds,
         by slide.
+    labels_of : {"tiles", "slides"}
+        What the labels are of; see :class:`AnomalySlides`.
 
     Raises
     ------
@@ -190,7 +198,7 @@ def anomaly_slides(
         for slide in slides
         if slide.has_geometry and slide.facts.get("coordinates") is None
     ]
-    if whole:
+    if whole and labels_of == "tiles":
         logger.warning(
             "every stored tile of %s counts as anomalous; tile only anomalous parts (--coords)",
             ", ".join(whole[:3]) + (" …" if len(whole) > 3 else ""),
@@ -200,7 +208,7 @@ def anomaly_slides(
     for slide in slides:
         if len(chosen[slide.name]):
             found.setdefault(labels[slide.name], []).append((slide, chosen[slide.name]))
-    return AnomalySlides(store, found, skipped)
+    return AnomalySlides(store, found, skipped, labels_of)
 
 
 def _type(label: str) -> str:

@@ -212,4 +212,5 @@ def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | No
         most=options.anomaly_tiles,
         seed=options.seed,
         usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
+        labels_of=chosen.cls.labels_of,
     )

@@ -71,6 +71,10 @@ class StoreTiles:
     def __len__(self) -> int:
         return len(self._chunked)
 
+    def slide_counts(self) -> dict[str, int]:
+        """Return the number of tiles of each slide, in the order of :meth:`ordered`."""
+        return {slide.name: len(wanted) for slide, wanted in self._parts}
+
     def ordered(self, batch: int) -> Iterator[Tiles]:
         """Yield every tile once, slide by slide, in batches of at most ``batch``.
 

@@ -131,10 +131,14 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
         changed = f"; replaced: {', '.join(about.replaced)}" if about.replaced else ""
         lines.append(f"preset {about.preset}: {about.system}, {about.as_published}{changed}")
     if anomalies := run.notes.get("anomalies"):
-        lines.append(
-            f"trained on {anomalies['tiles']} anomalous tiles of {len(anomalies['slides'])} "
-            f"slides: {', '.join(anomalies['types'])}; other types of anomaly were not seen"
+        tiles, slides = anomalies["tiles"], len(anomalies["slides"])
+        what = (
+            f"the labels of {slides} anomalous slides with {tiles} tiles, healthy or not"
+            if anomalies.get("labels_of") == "slides"
+            else f"{tiles} anomalous tiles of {slides} slides"
         )
+        types = ", ".join(anomalies["types"])
+        lines.append(f"trained on {what}: {types}; other types of anomaly were not seen")
     weights = run.notes.get("weights")
     if isinstance(weights, dict) and weights.get("warning"):
         lines.append(f"WARNING: {weights['warning']}")

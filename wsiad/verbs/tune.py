@@ -22,7 +22,7 @@ from wsiad.core.config import (
     verb,
     write_config,
 )
-from wsiad.core.errors import ConfigError, RunError
+from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.core.files import write_json
 from wsiad.core.ownership import claimed, refuse_foreign
 from wsiad.core.packages import versions
@@ -115,7 +115,7 @@ def tune(config: TuneConfig) -> TuneResult:
     ConfigError
         An option of the space is unknown or cannot have a value.
     DetectorError
-        The method is unknown, or needs larger tiles.
+        The method is unknown, needs larger tiles, or learns from labels of slides.
     StoreError
         A store does not exist or is damaged.
     StoreMismatchError
@@ -145,6 +145,12 @@ def tune(config: TuneConfig) -> TuneResult:
         choose_device(config.device)  # rather refused now than by each trial
     cls = registry.load(config.detector)
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
+    if cls.labels_of == "slides":
+        raise DetectorError(
+            "learns from labels of slides, and a search compares options by labelled tiles",
+            subject=config.detector,
+            remedy="Train with a few settings, and compare them by wsiad evaluate.",
+        )
     learns = bool(cls.learns_from_anomalies(options))
     check_space(config.space, config.options, cls.Options)
     tiles = search_tiles(config, cls, learns=learns)
