@@ -16,7 +16,6 @@ from wsiad.testing import check_detector
 TINY = {"widths": [8, 16], "blocks": 1, "attention_px": [], "batch": 4, "steps": 2,
         "val_interval": 4, "log_interval": 2}  # fmt: skip
 FAMILIES = {
-    "gauss l2": {},
     "simplex ssim": {"noise": "simplex", "octaves": 2, "frequency": 0.1, "score": "ssim"},
     "perceptual": {"score": "perceptual", "layers": {"relu1_2": 1.0}},
     "several starts": {"start": [40, 200], "combine": "standardised", "dropout": 0.1},

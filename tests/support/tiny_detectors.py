@@ -20,6 +20,7 @@ TINY = {
     "deep-svdd": {"channels": [4, 6], "representation": 5, "pretrain_steps": 7},
     "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
     "density": {"layers": ["features.3"], "places": 4, "steps": 2, "hidden_ratio": 0.1},
+    "diffusion": {"widths": [8, 16], "blocks": 1, "attention_px": [], "steps": 2},
     "piad": {
         "channels": [2, 3, 3, 4],
         "latent_channels": 5,
