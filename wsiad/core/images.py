@@ -26,10 +26,10 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_TILE_PX = 4096
 """Maximum edge of a tile, pixels, as in a store's preparation."""
 
-_FORMATS = ("JPEG", "PNG", "TIFF")
+FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = frozenset({"RGB", "RGBA", "P"})
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
+BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
 _PNG, _PNG_BITS_AT = b"\x89PNG\r\n\x1a\n", 24
 _BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 """TIFF's tags of the bits and the kind of a sample."""
@@ -70,21 +70,21 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
         with warnings.catch_warnings():
             # Pillow's warning of large images; the size is checked here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         with image:
             _check(image, subject, tile)
-            _check_samples(image, data, subject)
+            check_samples(image, data, subject)
             if image.format == "JPEG":
                 _check_jpeg(data, subject)
-            _turn(image)
+            turn_by_exif(image)
             opaque = image.mode == "RGB" and "transparency" not in image.info
             pixels = np.asarray(image if opaque else image.convert("RGBA"))
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise _unidentified(data, subject) from error
-    except (Image.DecompressionBombError, *_BROKEN) as error:
-        raise _unreadable(subject, error) from error
+    except (Image.DecompressionBombError, *BROKEN) as error:
+        raise unreadable(subject, error) from error
     if not opaque and pixels[..., 3].min() < 255:
         raise InputError(
             "has transparent pixels", subject=subject, remedy="Save the tile without alpha."
@@ -92,7 +92,7 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def _turn(image: Image.Image) -> None:
+def turn_by_exif(image: Image.Image) -> None:
     """Turn an image by its EXIF orientation, as Pillow itself does only for TIFF.
 
     Unreadable EXIF data are ignored, because the pixels are complete without them.
@@ -100,7 +100,7 @@ def _turn(image: Image.Image) -> None:
     image.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        with contextlib.suppress(*_BROKEN):
+        with contextlib.suppress(*BROKEN):
             ImageOps.exif_transpose(image, in_place=True)
 
 
@@ -127,13 +127,15 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         )
     if image.mode not in _MODES:
         raise InputError(
-            f"is not an RGB image of 8 bits (it has mode {image.mode})", subject=subject
+            f"is not an RGB image of 8 bits (it has mode {image.mode})",
+            subject=subject,
+            remedy="Grey pictures are imported with --grey-values.",
         )
     if getattr(image, "n_frames", 1) != 1:
         raise InputError("holds more than one image", subject=subject)
 
 
-def _check_samples(image: Image.Image, data: bytes, subject: str) -> None:
+def check_samples(image: Image.Image, data: bytes, subject: str) -> None:
     """Refuse samples of more than 8 bits: Pillow keeps the upper 8, whatever range is used."""
     bits: set[int] = {8}
     if image.format == "PNG":
@@ -164,13 +166,13 @@ def _check_jpeg(data: bytes, subject: str) -> None:
             simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
         except ValueError:
             return  # of a kind that it does not know: Pillow's to judge
-        raise _unreadable(subject, warning) from warning
+        raise unreadable(subject, warning) from warning
 
 
 def _unidentified(data: bytes, subject: str) -> InputError:
     """Return the error for a file that Pillow does not recognise."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _unreadable(subject, ValueError("it is a WebP"))
+        return unreadable(subject, ValueError("it is a WebP"))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         try:
             with tifffile.TiffFile(io.BytesIO(data)) as tiff:
@@ -178,8 +180,8 @@ def _unidentified(data: bytes, subject: str) -> InputError:
                 if page.dtype is not None and page.dtype != np.uint8:
                     return _other_samples(f"samples of type {page.dtype}", subject)
         except Exception as error:
-            return _unreadable(subject, error)
-    return _unreadable(subject, ValueError("it is none of them" if data else "it is empty"))
+            return unreadable(subject, error)
+    return unreadable(subject, ValueError("it is none of them" if data else "it is empty"))
 
 
 def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -208,7 +210,7 @@ def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 _check_holds(width, height, size, subject)
                 rng = np.random.default_rng(list(seed))
@@ -222,9 +224,9 @@ def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.
         UnidentifiedImageError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
-        *_BROKEN,
+        *BROKEN,
     ) as error:
-        raise _unreadable(subject, error) from error
+        raise unreadable(subject, error) from error
 
 
 def _check_holds(width: int, height: int, size: int, subject: str) -> None:
@@ -236,7 +238,8 @@ def _check_holds(width: int, height: int, size: int, subject: str) -> None:
         )
 
 
-def _unreadable(subject: str, error: BaseException) -> InputError:
+def unreadable(subject: str, error: BaseException) -> InputError:
+    """Return the error for a picture that cannot be read, with the reader's words."""
     return InputError(
         f"cannot be read as a JPEG, PNG or TIFF ({' '.join(str(error).split())})",
         subject=subject,

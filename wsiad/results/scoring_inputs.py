@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from wsiad.compute.compute_options import ComputeOptions, slides_of_shard
 from wsiad.core.config import Config, build, read_yaml, write_config
-from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
@@ -236,6 +236,13 @@ def _prepared(
 ) -> tuple[Preparation, dict[str, Any]]:
     """Return the preparation of a run, changed by the options of reading, and its stains."""
     preparation, target = run_preparation(run)
+    made = preparation.pictures
+    if made and (made.grey_values or made.clahe):
+        raise StoreMismatchError(
+            "was trained on pictures that are grey or equalised, which slides are not",
+            subject=str(run),
+            remedy="Score imported pictures with wsiad score-tiles.",
+        )
     quality = preparation.quality.changed_by(reading.quality)
     update = {"quality": quality, "damaged_tiles": damaged_tiles}
     return preparation.model_copy(update=update), target

@@ -12,7 +12,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, read_table
 from wsiad.stain.profile import StainProfile
 from wsiad.store.tile_task import TileRow
-from wsiad.tiling.preparation import Preparation
+from wsiad.tiling.preparation import PictureOptions, Preparation
 from wsiad.tissue.tissue_options import QualityOptions
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def check_prepared_alike(
 ) -> None:
     """Check that the pixels of a store have the same meaning as those of a run.
 
-    Size, step and coverage of tiles may differ.
+    Size, step and coverage of tiles may differ, and the crop of pictures.
 
     Parameters
     ----------
@@ -77,8 +77,18 @@ def check_prepared_alike(
     Raises
     ------
     StoreMismatchError
-        A part differs; the error names the first.
+        A part differs, or how pictures were prepared; the error names the first.
     """
+    made = [one.pictures or PictureOptions() for one in (store.preparation, preparation)]
+    for name in ("grey_values", "resize", "clahe"):
+        there, here = (getattr(one, name) for one in made)
+        if there != here:
+            raise StoreMismatchError(
+                f"its pictures were prepared with another {name.replace('_', ' ')} than the run's "
+                f"({there} in the store, {here} in the run)",
+                subject=str(store.path),
+                remedy="Import them with the options of wsiad import-tiles as for the run.",
+            )
     for key in keys:
         there, here = getattr(store.preparation, key), getattr(preparation, key)
         if key == "stain":

@@ -28,13 +28,14 @@ from wsiad._version import __version__
 from wsiad.core.errors import InputError
 from wsiad.core.hdf5 import Hdf5Tiles
 from wsiad.core.images import MAX_FILE_BYTES, decode, is_picture
+from wsiad.core.picture_tiles import check_edge, tile_of_picture
 from wsiad.stain.colour_table import ColourTable
 from wsiad.stain.colours import ColourHistogram
 from wsiad.stain.fit import fit_stains
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group import TileArray, beside, create_group, write_array
 from wsiad.store.tile_store import TileStore
-from wsiad.tiling.preparation import StainOptions
+from wsiad.tiling.preparation import PictureOptions, StainOptions
 from wsiad.tissue.artefacts import without_ink
 from wsiad.tissue.quality import COLUMNS, measure
 
@@ -54,12 +55,30 @@ class TileImages(ABC):
     ----------
     path : Path
         Path of the source.
+    pictures : PictureOptions, optional
+        Preparation of pictures that are not tiles yet.
     """
 
     format: str
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, pictures: PictureOptions | None = None) -> None:
+        self.path, self._pictures = path, pictures
+
+    def _decoded(self, data: bytes, *, subject: str, tile: int | None) -> Tile:
+        """Return the tile that a file holds, or that is made of its picture."""
+        made = self._pictures
+        if made is None:
+            return decode(data, subject=subject, tile=tile)
+        pixels = tile_of_picture(
+            data,
+            subject=subject,
+            grey_values=made.grey_values,
+            resize=made.resize,
+            crop=made.crop,
+            clahe=made.clahe,
+        )
+        check_edge(pixels, tile, subject=subject)
+        return pixels
 
     @abstractmethod
     def count(self) -> int:
@@ -116,7 +135,7 @@ class FolderTiles(TileImages):
                 raise InputError("is not a file", subject=subject)
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise _too_large(subject)
-            yield path.name, decode(path.read_bytes(), subject=subject, tile=tile)
+            yield path.name, self._decoded(path.read_bytes(), subject=subject, tile=tile)
 
     def _paths(self) -> list[Path]:
         return sorted(p for p in self.path.iterdir() if not p.name.startswith("."))
@@ -144,7 +163,7 @@ class TarTiles(TileImages):
                 data = content.read()
             except _DAMAGED as error:
                 raise self._damaged(error) from error
-            yield member.name, decode(data, subject=subject, tile=tile)
+            yield member.name, self._decoded(data, subject=subject, tile=tile)
 
     def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         with self.path.open("rb") as file:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wsiad.compute.batch import BatchTask
-from wsiad.core.errors import StoreMismatchError
+from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.store.tile_task import TileRow
 
 if TYPE_CHECKING:
     from wsiad.store.foreign_tiles import TileImages
     from wsiad.store.tile_store import TileStore
+    from wsiad.tiling.preparation import PictureOptions
 
 Part = Literal["", "normal", "tumor"]
 """Tiles of a labelled source that a group holds; empty for all tiles of one without labels."""
@@ -42,6 +43,8 @@ class ImportTask(BatchTask):
         Row of the group from an earlier call.
     normalised : bool
         True where the tiles have the store's stains already.
+    pictures : PictureOptions or None
+        Preparation of pictures that are not tiles yet.
     """
 
     store: Path
@@ -50,6 +53,7 @@ class ImportTask(BatchTask):
     part: Part
     earlier: TileRow | None
     normalised: bool = False
+    pictures: PictureOptions | None = None
 
 
 def import_one(task: ImportTask) -> TileRow:
@@ -77,27 +81,40 @@ def import_one(task: ImportTask) -> TileRow:
                 remedy=f"Rename the source, or delete {store.folder(name)} to import it again.",
             )
         return _row(task, store, task.earlier.seconds if task.earlier else 0.0)
-    images = tile_images(task.slide.path, task.labels, task.part)
+    images = tile_images(task.slide.path, task.labels, task.part, pictures=task.pictures)
     write_tiles(store, name, images, tile=task.tile, fingerprint=source, normalised=task.normalised)
     return _row(task, store, time.monotonic() - start)
 
 
-def tile_images(path: Path, labels: Path | None = None, part: Part = "") -> TileImages:
+def tile_images(
+    path: Path,
+    labels: Path | None = None,
+    part: Part = "",
+    *,
+    pictures: PictureOptions | None = None,
+) -> TileImages:
     """Open a source of tiles, or the part of it that its labels select.
 
     Raises
     ------
     InputError
-        The source does not exist or has an unknown format, or its labels cannot be read.
+        The source does not exist or has an unknown format, its labels cannot be read, or it is
+        an HDF5 file, whose tiles are ready, and pictures are to be prepared.
     """
     from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import FolderTiles, PcamTiles, TarTiles, source_format
 
     match source_format(path):
         case "folder":
-            return FolderTiles(path)
+            return FolderTiles(path, pictures=pictures)
         case "tar":
-            return TarTiles(path)
+            return TarTiles(path, pictures=pictures)
+    if pictures is not None:
+        raise InputError(
+            "holds tiles as they are to be stored: only pictures in folders and tars are prepared",
+            subject=str(path),
+            remedy="Leave out --grey-values, --resize, --crop and --clahe.",
+        )
     if labels is None:
         return PcamTiles(path)
     tumour = read_labels(labels)

@@ -51,7 +51,33 @@ class CompressionOptions(Config):
         return {"codec": self.codec} | ({"level": self.level} if self.codec == "zstd" else {})
 
 
-class Preparation(Config):
+class PictureOptions(Config):
+    """Preparation of pictures that are not tiles of slides: grey, larger, or pale ones."""
+
+    grey_values: tuple[float, float] | None = None
+    """Two sample values of grey pictures that mean black and white, such as 0 and 255, or 0 and
+    4095 for 12 bits in 16. Required for grey pictures; values beyond them are refused."""
+    resize: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Scale each picture so that its shorter edge has so many pixels."""
+    crop: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Cut the central square of this edge, pixels, out of each picture, after `resize`."""
+    clahe: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Equalise the contrast of each tile in 8 × 8 parts (CLAHE); the value limits how much, such
+    as 2. Of coloured tiles only the lightness is changed."""
+
+    @model_validator(mode="after")
+    def _black_is_not_white(self) -> Self:
+        if self.grey_values and self.grey_values[0] == self.grey_values[1]:
+            raise ValueError("the two `grey_values` are the same")
+        return self
+
+    def pictures(self) -> PictureOptions | None:
+        """Return these options without a verb's own fields; ``None`` if none is set."""
+        own = self.part(PictureOptions)
+        return None if own == PictureOptions() else own
+
+
+class TilingOptions(Config):
     """Options that lead from a slide to normalised tiles."""
 
     mpp: Annotated[float, Field(gt=0, le=64)]
@@ -91,18 +117,31 @@ class Preparation(Config):
 
     def preparation(self) -> Preparation:
         """Return the part that decides the pixels, without a verb's own fields."""
+        return Preparation(**{key: getattr(self, key) for key in TilingOptions.model_fields})
+
+
+class Preparation(TilingOptions):
+    """Options that lead from a slide, or from pictures, to tiles, as a store keeps them."""
+
+    pictures: PictureOptions | None = None
+    """Preparation of imported pictures."""
+
+    def preparation(self) -> Preparation:
+        """Return the preparation without other fields."""
         return self.part(Preparation)
 
     def as_json(self) -> dict[str, Any]:
         """Return the preparation as JSON values, as a store and a run keep it.
 
         `quality` is left out if no threshold is set, so that results of versions without
-        thresholds stay the same, to the byte. `damaged_tiles` is left out because it decides
-        whether a slide is used, not what its pixels are.
+        thresholds stay the same, to the byte; so is `pictures` without any. `damaged_tiles` is
+        left out because it decides whether a slide is used, not what its pixels are.
         """
         values = self.preparation().model_dump(mode="json", exclude={"damaged_tiles"})
         if not self.quality.given:
             del values["quality"]
+        if self.pictures is None:
+            del values["pictures"]
         return values
 
     def digest(

@@ -19,7 +19,12 @@ from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
 from wsiad.store.import_task import ImportTask, Part, import_one, tile_images
 from wsiad.store.tile_task import TileResult, TileRow, tiling_record
-from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
+from wsiad.tiling.preparation import (
+    CompressionOptions,
+    PictureOptions,
+    Preparation,
+    StainOptions,
+)
 
 
 class ImportStainOptions(StainOptions):
@@ -29,19 +34,23 @@ class ImportStainOptions(StainOptions):
     """Method, fitted once per source; use it only if each source has the tiles of one slide."""
 
 
-class ImportTilesConfig(QuietOptions):
+class ImportTilesConfig(QuietOptions, PictureOptions):
     """Import tiles from folders, tars and HDF5 files into a store without slide geometry."""
 
-    ORDER = (..., "quiet")
+    ORDER = (
+        *("sources", "out", "mpp", "tile", "label", "labels", "split", "grey_values", "resize"),
+        *("crop", "clahe", ..., "quiet"),
+    )
 
     sources: Annotated[Paths, Field(min_length=1)]
     """Folders of PNG, JPEG or TIFF tiles, tars of such tiles, or HDF5 files like PCam's."""
     out: Path
     """Folder of the store; sources that are complete in it are not imported again."""
     mpp: Annotated[float, Field(gt=0, le=64)]
-    """Scale of the tiles, µm/px, which their files do not state."""
+    """Scale of the tiles as they are stored, µm/px, which their files do not state."""
     tile: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Edge of the tiles, pixels; by default that of the first tile. No tile is resized."""
+    """Edge of the tiles, pixels; by default that of the first tile. No tile is resized, unless
+    `resize` or `crop` says so."""
     label: str = ""
     """Label of all sources of this call, such as `normal` or `tumor`."""
     labels: Paths = ()
@@ -68,6 +77,8 @@ class ImportTilesConfig(QuietOptions):
             raise ValueError("set either `label` or `labels`, not both")
         if self.prepared_like is not None and self.stain.method != "none":
             raise ValueError("tiles that are `prepared_like` a run have stains: no `stain.method`")
+        if self.prepared_like is not None and self.pictures():
+            raise ValueError("tiles that are `prepared_like` a run are ready: no picture options")
         return self
 
     def preparation(self, tile: int) -> tuple[Preparation, dict[str, Any]]:
@@ -86,7 +97,9 @@ class ImportTilesConfig(QuietOptions):
             from wsiad.tiling.plan import stain_target
 
             stain = StainOptions(**self.stain.model_dump())
-            preparation = Preparation(mpp=self.mpp, tile=tile, stain=stain)
+            preparation = Preparation(
+                mpp=self.mpp, tile=tile, stain=stain, pictures=self.pictures()
+            )
             return preparation, stain_target(preparation).to_dict()
         from wsiad.runs.compatibility import run_preparation
 
@@ -97,7 +110,8 @@ class ImportTilesConfig(QuietOptions):
                 subject=str(self.prepared_like),
                 remedy="Pass the scale of the tiles, or the run whose stains they have.",
             )
-        return Preparation(mpp=self.mpp, tile=tile, stain=like.stain), target
+        preparation = Preparation(mpp=self.mpp, tile=tile, stain=like.stain, pictures=like.pictures)
+        return preparation, target
 
 
 @verb(ImportTilesConfig)
@@ -139,6 +153,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
             part=part,
             earlier=table.get(slide.name),
             normalised=config.prepared_like is not None,
+            pictures=config.pictures(),
         )
         for slide, labels, part in groups
     ]
@@ -205,7 +220,7 @@ def _tile_of(config: ImportTilesConfig) -> int:
     problems = []
     for path in config.sources:
         try:
-            for _, pixels in tile_images(path).tiles():
+            for _, pixels in tile_images(path, pictures=config.pictures()).tiles():
                 return len(pixels)
             problems.append(f"{path}: holds no tiles")
         except InputError as error:

@@ -28,10 +28,10 @@ from wsiad.store.tile_task import (
     tile_one,
     tiling_record,
 )
-from wsiad.tiling.preparation import CompressionOptions, Preparation
+from wsiad.tiling.preparation import CompressionOptions, TilingOptions
 
 
-class TileConfig(QuietOptions, ComputeOptions, Preparation):
+class TileConfig(QuietOptions, ComputeOptions, TilingOptions):
     """Cut slides into a zarr store of stain-normalised tissue tiles."""
 
     ORDER = (..., "quiet")
@@ -92,8 +92,9 @@ def tile(config: TileConfig) -> TileResult:
     remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
         inputs = slides_of_shard(find_slides(config.slides), config.shard)
-    target = stain_target(config).to_dict()
-    store = TileStore.create(config.out, config, target, compression=config.compression)
+    preparation = config.preparation()
+    target = stain_target(preparation).to_dict()
+    store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [

@@ -1,0 +1,71 @@
+"""One class against all others, on scikit-learn's digits."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+SPEC = importlib.util.spec_from_file_location(
+    "one_versus_all", Path(__file__).parents[2] / "pipelines" / "one_versus_all.py"
+)
+one_versus_all = importlib.util.module_from_spec(SPEC)
+sys.modules["one_versus_all"] = one_versus_all
+SPEC.loader.exec_module(one_versus_all)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """0, 1 and 4: 60 pictures of each to fit on, 20 to test; values from 0 to 16."""
+    folder, found = tmp_path_factory.mktemp("digits"), load_digits()
+    for digit in (0, 1, 4):
+        pictures = found.images[found.target == digit].astype(np.uint8)
+        for part, some in (("train", pictures[:60]), ("test", pictures[60:80])):
+            (folder / part / f"digit {digit}").mkdir(parents=True)
+            for number, picture in enumerate(some):
+                Image.fromarray(picture).save(folder / part / f"digit {digit}" / f"{number:02}.png")
+    return folder
+
+
+def command(digits, out, *more):
+    return [str(digits / "train"), str(digits / "test"), "--out", str(out), "--detector", "knn",
+            "--weights", "wsiad", "--grey-values", "0", "16", "--resize", "32",
+            "--option", "places=4", *more]  # fmt: skip
+
+
+def test_digits_are_told_apart(digits, tmp_path, capsys):
+    assert one_versus_all.main(command(digits, tmp_path)) == 0
+    path = tmp_path / "one_versus_all.csv"
+    lines = one_versus_all.read_lines(path)
+    assert [line["normal"] for line in lines] == ["digit 0", "digit 1", "digit 4"]
+    counts = {(one["fit"], one["normal_tested"], one["others_tested"]) for one in lines}
+    assert counts == {(60, 20, 40)}
+    assert lines[0]["auroc"] > 0.9
+    table = (tmp_path / "one_versus_all.md").read_text()
+    average = np.mean([line["auroc"] for line in lines])
+    assert f"| mean of 3 | {average:.3f} |" in table
+    before = path.read_bytes()
+    capsys.readouterr()
+    more = ["--seeds", "0", "1", "--classes", "digit 0"]
+    assert one_versus_all.main(command(digits, tmp_path, *more)) == 0
+    said = capsys.readouterr().out
+    assert "seed 1" in said
+    assert "seed 0" not in said
+    assert path.read_bytes().startswith(before)
+    assert "±" in (tmp_path / "one_versus_all.md").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(digits, tmp_path, capsys):
+    other = tmp_path / "test"
+    (other / "digit 0").mkdir(parents=True)
+    assert one_versus_all.main([*command(digits, tmp_path)[:1], str(other), "--out", "x"]) == 2
+    assert "--grey-values" in capsys.readouterr().err
+    arguments = command(digits, tmp_path, "--classes", "digit 7")
+    assert one_versus_all.main(arguments) == 2
+    assert "there is no class digit 7" in capsys.readouterr().err
+    arguments = command(digits, tmp_path, "--detector", "linear-probe")
+    assert one_versus_all.main(arguments) == 2
+    assert "labelled anomalies" in capsys.readouterr().err
