@@ -306,7 +306,7 @@ class Detector(ABC):
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
     labels_of: ClassVar[Literal["tiles", "slides"]] = "tiles"
-    """What a label of the anomalous tiles is of: ``"slides"`` if a slide's tiles may be healthy."""
+    """Subject of the anomalous tiles' labels: ``"slides"`` if a slide's tiles may be healthy."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
     remembers_tiles: ClassVar[bool] = False
