@@ -9,7 +9,7 @@ by tumour tiles of the training split: who does not know of them keeps neither c
 valid split is scored. A seed draws the tiles and is the fit's.
 
 With --trim, each fit is also made without the share of its tiles that a first fit finds strangest
-(`wsiad train --trimming.share`; the tiles count as those of one slide), as another detector.
+(`wsiad train --trimming-share`; the tiles count as those of one slide), as another detector.
 
 Writes contamination.csv, a line for each detector, share and seed, contamination.md and
 contamination.png. Run it again after an interruption: lines that are there are not run again.
