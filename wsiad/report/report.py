@@ -479,11 +479,12 @@ def _notes(
     )
     learnt = record.notes.get("anomalies") if record else None
     if isinstance(learnt, dict):
-        what = "the labels" if learnt.get("labels_of") == "slides" else "anomalous tiles"
+        slides = learnt.get("labels_of") == "slides"
+        what = "the labels" if slides else f"{learnt['tiles']:,} anomalous tiles"
         yield (
-            f"The detector was also trained on {what} of {len(learnt['slides'])} slides "
-            f"({learnt['tiles']:,} tiles): {', '.join(learnt['types'])}. Figures on these "
-            "types do not show how well it finds other types."
+            f"The detector was also trained on {what} of {len(learnt['slides'])} slides: "
+            f"{', '.join(learnt['types'])}. Figures on these types do not show how well it finds "
+            "other types."
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
             yield f"The detector was trained on slides that are scored here: {', '.join(seen)}."

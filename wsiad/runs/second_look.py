@@ -178,7 +178,7 @@ def check_learns(cls: type[Detector], *, name: str) -> None:
         raise DetectorError(
             "trains its own network on labelled tiles, which a second look would have to do once "
             "for each fold and once more: it takes methods on frozen features"
-            if cls.uses_anomalies == "needed"
+            if cls.uses_anomalies == "needed" and cls.labels_of == "tiles"
             else "cannot learn from the windows of a first look",
             subject=name,
             remedy="Set --detector linear-probe, devnet or deep-sad.",

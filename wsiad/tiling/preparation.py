@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from wsiad.core.config import Config
 from wsiad.stain.profile import StainMethod
@@ -126,6 +126,14 @@ class Preparation(TilingOptions):
     pictures: PictureOptions | None = None
     """Preparation of imported pictures."""
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `pictures` if there are none: stores of slides stay the same, to the byte."""
+        values: dict[str, Any] = whole(self)
+        if values.get("pictures") is None:
+            values.pop("pictures", None)
+        return values
+
     def preparation(self) -> Preparation:
         """Return the preparation without other fields."""
         return self.part(Preparation)
@@ -134,14 +142,12 @@ class Preparation(TilingOptions):
         """Return the preparation as JSON values, as a store and a run keep it.
 
         `quality` is left out if no threshold is set, so that results of versions without
-        thresholds stay the same, to the byte; so is `pictures` without any. `damaged_tiles` is
-        left out because it decides whether a slide is used, not what its pixels are.
+        thresholds stay the same, to the byte. `damaged_tiles` is left out because it decides
+        whether a slide is used, not what its pixels are.
         """
         values = self.preparation().model_dump(mode="json", exclude={"damaged_tiles"})
         if not self.quality.given:
             del values["quality"]
-        if self.pictures is None:
-            del values["pictures"]
         return values
 
     def digest(
