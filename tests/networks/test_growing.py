@@ -427,7 +427,7 @@ def test_folders_that_statistics_cannot_be_taken_from(tmp_path, weights):
     (folder / "small.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match="cannot be read as a JPEG"):
         fit(folder)
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match="not two of them"):
         detector(statistics_images=str(folder), statistics_file="s.json")
 
 

@@ -15,7 +15,7 @@ from support.builders import ArraySlide, stained, write_tiff
 from support.prepared_slides import prepared
 from support.runs import make_run, use_channel
 from support.scored_slides import score
-from wsiad.core.errors import ExportError, SlideReadError
+from wsiad.core.errors import ExportError, RunError, SlideReadError
 from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
 from wsiad.heatmaps.windows import (
@@ -349,21 +349,23 @@ def test_evidence_of_other_examples_or_options_is_made_anew(knn, slide, tmp_path
     assert (tmp_path / "out" / "run.json").read_text() != before
 
 
-@pytest.mark.parametrize("what", ["examples", "window"])
-def test_evidence_that_cannot_be_made_fails_the_slide(knn, slide, tmp_path, monkeypatch, what):
+def test_evidence_that_cannot_be_made_fails_the_slide(knn, slide, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise SlideReadError("cannot be decoded", subject="odd")
+
+    monkeypatch.setattr("wsiad.heatmaps.windows.read_again", broken)
+    (failed,) = wsiad.heatmap(run=knn, slides=slide, out=tmp_path / "out", **EASY).failed
+    assert "cannot be decoded" in failed.reason
+    assert not (tmp_path / "out" / "odd").exists()
+
+
+def test_damaged_examples_of_a_run_are_one_error_before_any_slide(knn, slide, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(knn, run)
-    if what == "examples":
-        (run / EXAMPLES).write_bytes(b"{}")
-    else:
-
-        def broken(*args, **kwargs):
-            raise SlideReadError("cannot be decoded", subject="odd")
-
-        monkeypatch.setattr("wsiad.heatmaps.windows.read_again", broken)
-    (failed,) = wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", **EASY).failed
-    assert ("cannot be read" if what == "examples" else "cannot be decoded") in failed.reason
-    assert not (tmp_path / "out" / "odd").exists()
+    (run / EXAMPLES).write_bytes(b"{}")
+    with pytest.raises(RunError, match="cannot be read"):
+        wsiad.heatmap(run=run, slides=slide, out=tmp_path / "out", **EASY)
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_healthy_slides_reach_no_path(knn, slide, tmp_path):

@@ -146,6 +146,8 @@ class Diffusion(TrainedDetector):
 
     Options: ClassVar[type[DetectorOptions]] = DiffusionOptions
     default_input_px: ClassVar[int | None] = 64
+    network_for: ClassVar[str] = "perceptual"
+    """Score without which no pretrained network is needed."""
     options: DiffusionOptions
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
