@@ -17,6 +17,7 @@ import pydantic
 from wsiad.core.config import Config, build, read_yaml
 from wsiad.core.errors import ConfigError
 from wsiad.core.terminal import did_you_mean
+from wsiad.learning.training_options import TrimmingOptions
 
 _ENDING = ".yaml"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -83,6 +84,8 @@ class Preset(Config):
     """Options of the method."""
     weights: _Line | None = None
     """Pretrained weights, as for ``wsiad train``; ``null`` leaves them to the user."""
+    trimming: TrimmingOptions | None = None
+    """Tiles of the fit to leave out, as for ``wsiad train``; ``null`` leaves it to the user."""
 
 
 def preset_folder() -> Path:
@@ -146,6 +149,8 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             remedy="Leave out the preset, or the configuration of the other one.",
         )
     made = preset.model_dump(mode="python", exclude={"weights"}) | given
+    if made.get("trimming") is None:
+        made.pop("trimming", None)
     options = given.get("options", {})
     replaced: list[str] = []
     if isinstance(options, Mapping):
