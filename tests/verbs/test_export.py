@@ -197,6 +197,24 @@ def test_p_values_stay_with_their_regions(tmp_path, slide):
     assert not (out / "significance.json").exists()
 
 
+def test_p_values_stay_where_heatmap_adds_missing_evidence_and_views(tmp_path, slide):
+    asked = score(tmp_path, slide, "asked", **REGIONS)
+    out = score(tmp_path, slide, "out", region_quantile=0.9999)
+    healthy = write_tiff(tmp_path / "h.tif", stained(300, 300, seed=3), mpp=0.5, levels=1)
+    made = score(tmp_path, healthy, "healthy", **REGIONS)
+    moved = slide.rename(tmp_path / "away.tif")
+    wsiad.export(results=out, quiet=True, **REGIONS)
+    wsiad.significance(results=out, healthy=made, quiet=True)
+    names = ("regions.csv", "lesions.geojson", "windows_p.npy")
+    before = [(out / "s" / name).read_bytes() for name in names]
+    moved.rename(slide)
+    score(tmp_path, slide, "out", **REGIONS)
+    assert (out / "s" / "regions.json").exists()
+    assert not differing(out / "s", asked / "s", but=names)
+    assert [(out / "s" / name).read_bytes() for name in names] == before
+    assert None not in {row.p for row in wsiad.Results(out).slide("s").regions()}
+
+
 @pytest.mark.parametrize("slide_score", ["max", "top_k_mean"])
 def test_p_values_of_regions_do_not_depend_on_the_slide_score(tmp_path, slide, slide_score):
     out = score(tmp_path, slide, "out")

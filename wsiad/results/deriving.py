@@ -89,30 +89,35 @@ class Parts:
 
     Parameters
     ----------
-    regions, evidence, detections : bool
-        True to derive the regions with their outlines and views, the evidence of regions, and
-        the detections.
+    regions, views, evidence, detections : bool
+        True to derive the regions with their outlines, their views, their evidence, and the
+        detections.
     """
 
     regions: bool = True
+    views: bool = True
     evidence: bool = True
     detections: bool = True
 
     @classmethod
     def differing(cls, record: Mapping[str, Any], derived: Mapping[str, Any]) -> Parts:
-        """Return the parts that, by a slide's record, were derived with other options."""
+        """Return the parts that, by a slide's record, were derived with other options or lack.
+
+        Regions that lack views or evidence are the same ones, and keep their p-values.
+        """
         there = record.get(DERIVED)
         if not isinstance(there, Mapping):
             return cls()
-        lacking = bool(record.get(LACKING))
 
         def differ(*keys: str) -> bool:
             return any(there.get(key) != derived.get(key) for key in keys)
 
-        regions = lacking or differ(*REGION_KEYS, *SPACE_KEYS)
+        regions = differ(*REGION_KEYS, *SPACE_KEYS)
+        views = regions or bool(record.get(LACKING))
         return cls(
             regions=regions,
-            evidence=regions or differ(*EvidenceOptions.model_fields, EXAMPLES),
+            views=views,
+            evidence=views or differ(*EvidenceOptions.model_fields, EXAMPLES),
             detections=differ(*DetectionOptions.model_fields, *SPACE_KEYS),
         )
 
@@ -122,10 +127,11 @@ class Parts:
         return (
             *(
                 # P-values go with the regions that they were computed with.
-                (REGIONS, OUTLINES, OVERLAY, FIELDS, FIELD_PICTURES, WINDOWS_P, *_SPATIAL)
+                (REGIONS, OUTLINES, OVERLAY, WINDOWS_P, *_SPATIAL)
                 if self.regions
                 else ()
             ),
+            *((FIELDS, FIELD_PICTURES) if self.views else ()),
             *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),
             *((DETECTIONS,) if self.detections else ()),
         )
@@ -210,7 +216,10 @@ def write_derived(
             ground = _over_tissue(scored, space.heatmap, colour_scale(usual))
             write_ome_tiff(space.heatmap, folder / SPATIAL)
             write_png(space.heatmap, folder / SPATIAL_PICTURE, scale=colour_scale(usual))
-        _write_regions(folder, scored, findings, regions=regions, slide=slide, ground=ground)
+        _write_regions(folder, scored, findings, regions=regions, ground=ground)
+    if parts.views and slide is not None:
+        percentiles = findings.percentiles
+        write_fields(folder, slide, regions.kept, heatmap=heatmap, percentiles=percentiles)
     for kind in formats:
         kind.write(folder, findings)
     lacking = evidence(folder, regions.kept) if parts.evidence else 0
@@ -232,7 +241,6 @@ def _write_regions(
     findings: Findings,
     *,
     regions: Regions,
-    slide: Slide | None,
     ground: RGB,
 ) -> None:
     """Write regions as outlines, as a table and as pictures, one of them on `ground`."""
@@ -253,8 +261,6 @@ def _write_regions(
     )
     table = zip(regions.kept, percentiles, strict=True)
     write_regions(folder / REGIONS, [replace(region, percentile=p) for region, p in table])
-    if slide is not None:
-        write_fields(folder, slide, regions.kept, heatmap=heatmap, percentiles=percentiles)
     outline_regions(ground, [region.polygon for region in regions.kept], scored.shown_at)
     write_picture(folder / OVERLAY, ground)
 
@@ -376,7 +382,7 @@ def derive_again(
             spatial=spatial,
         )
         lacking = figures.pop(LACKING)
-        unseen = unseen if parts.regions and figures["regions"] else ""
+        unseen = unseen if parts.views and figures["regions"] else ""
         row = replace(row, reason=reason(record[NOTES], figures, lacking, unseen), **figures)
         files = [name for kind in written for name in kind.files(row.slide)]
         write_json(folder / SLIDE, {**record, DERIVED: None})

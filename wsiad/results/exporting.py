@@ -247,7 +247,7 @@ def export_slide(task: ExportTask) -> HeatmapRow:
         return row
     with ExitStack() as stack:
         slide, unseen = None, ""
-        if Parts.differing(record, task.derived).regions and record[GEOMETRY]:
+        if Parts.differing(record, task.derived).views and record[GEOMETRY]:
             slide, unseen = _opened(stack, record, row)
         return derive_again(
             task.folder,
