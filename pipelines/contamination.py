@@ -18,14 +18,12 @@ contamination.png. Run it again after an interruption: lines that are there are 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import numpy as np
 
@@ -33,11 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from pcam import PCAM_MPP, centre, drawn_anomalies, held_out_and_drawn, read_tar
 from table_run import area
+from table_text import spread
 
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import atomic_file, write_text
 from wsiad.core.geometry import TilePx
+from wsiad.core.typed_files import TableKind
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.devices import choose_device
@@ -45,7 +45,20 @@ from wsiad.learning.training_options import TrimmingOptions
 from wsiad.learning.trimming import fit_trimmed
 from wsiad.store.dataset import ArrayTiles
 
-COLUMNS = ("detector", "share", "seed", "fit_tiles", "score_tiles", "auroc")
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A measured figure; with trimming, `detector` states it too."""
+
+    detector: str
+    share: float
+    seed: int
+    fit_tiles: int
+    score_tiles: int
+    auroc: float
+
+
+LINES = TableKind(Line, "figures", "Remove it.", InputError)
 
 
 def contaminated(healthy: np.ndarray, tumour: np.ndarray, share: float, *, seed: int) -> np.ndarray:
@@ -72,13 +85,20 @@ def contaminated(healthy: np.ndarray, tumour: np.ndarray, share: float, *, seed:
     return mixed
 
 
-TRIMMED = " trimmed "
-"""What stands between a detector and the share that is trimmed, in the name of its line."""
+def label(args: argparse.Namespace, name: str, trim: float) -> str:
+    """Return the name of a detector in the table, with what is trimmed."""
+    return f"{name} trimmed {trim:g}{how_trimmed(args)}" if trim else name
 
 
-def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float:
+def how_trimmed(args: argparse.Namespace) -> str:
+    """Return how tiles are trimmed, where it is not as usual."""
+    usual = TrimmingOptions()
+    by = f" by {args.by}" if args.by != usual.by else ""
+    return by + (f", rounds {args.rounds}" if args.rounds != usual.rounds else "")
+
+
+def auroc(args: argparse.Namespace, name: str, trim: float, share: float, seed: int) -> float:
     """Fit a detector on contaminated tiles, and return its AUROC of the valid split."""
-    name, _, trim = name.partition(TRIMMED)
     held_out, drawn = held_out_and_drawn(
         args.pcam / "train_normal.tar", stop=args.stop_tiles, fit=args.fit_tiles, seed=seed
     )
@@ -111,7 +131,7 @@ def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float
                 lambda kept: ArrayTiles(fit[kept["all"]]),
                 stop=ArrayTiles(stop),
                 context=context,
-                options=TrimmingOptions(share=float(trim), rounds=args.rounds, by=args.by),
+                options=TrimmingOptions(share=trim, rounds=args.rounds, by=args.by),
             )
             detector = trimmed.detector
         else:
@@ -126,69 +146,28 @@ def auroc(args: argparse.Namespace, name: str, share: float, seed: int) -> float
     return area(scores)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read what was measured before.
-
-    Raises
-    ------
-    InputError
-        The file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                {
-                    "detector": row["detector"],
-                    "share": float(row["share"]),
-                    "seed": int(row["seed"]),
-                    "fit_tiles": int(row["fit_tiles"]),
-                    "score_tiles": int(row["score_tiles"]),
-                    "auroc": float(row["auroc"]),
-                }
-                for row in csv.DictReader(file)
-            ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"is damaged ({error})", subject=str(path), remedy="Remove it.") from error
-
-
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the lines as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def grouped(lines: Sequence[dict[str, Any]]) -> dict[str, dict[float, list[float]]]:
+def grouped(lines: Sequence[Line]) -> dict[str, dict[float, list[float]]]:
     """AUROC of all seeds, by detector and share."""
     found: dict[str, dict[float, list[float]]] = {}
     for line in lines:
-        found.setdefault(line["detector"], {}).setdefault(line["share"], []).append(line["auroc"])
+        found.setdefault(line.detector, {}).setdefault(line.share, []).append(line.auroc)
     return found
 
 
-def as_table(lines: Sequence[dict[str, Any]]) -> str:
+def as_table(lines: Sequence[Line]) -> str:
     """Return mean ± standard deviation over seeds, as Markdown."""
-    shares = sorted({line["share"] for line in lines})
+    shares = sorted({line.share for line in lines})
     rows = [
         "| detector | " + " | ".join(f"{share:.0%}" for share in shares) + " |",
         "|---|" + "---|" * len(shares),
     ]
     for name, by_share in sorted(grouped(lines).items()):
-        cells = [shown(by_share[share]) if share in by_share else "" for share in shares]
+        cells = [spread(by_share[share]) if share in by_share else "" for share in shares]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with its spread where there is one."""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(lines: Sequence[Line], path: Path) -> None:
     """Draw AUROC over the share of tumour tiles."""
     from matplotlib.figure import Figure
 
@@ -235,9 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not all(0 <= share < 1 for share in args.shares):
             raise ConfigError("shares are from 0 to below 1", subject="--shares")
-        lines = read_lines(path)
+        lines = LINES.read(path) if path.exists() else []
         if any(
-            line["fit_tiles"] != args.fit_tiles or line["score_tiles"] != args.score_tiles
+            line.fit_tiles != args.fit_tiles or line.score_tiles != args.score_tiles
             for line in lines
         ):
             raise InputError(
@@ -245,20 +224,20 @@ def main(arguments: list[str] | None = None) -> int:
                 subject=str(path),
                 remedy="Give another --out.",
             )
-        done = {(line["detector"], line["share"], line["seed"]) for line in lines}
+        done = {(line.detector, line.share, line.seed) for line in lines}
         if not all(0 < share < 0.5 for share in args.trim):
             raise ConfigError("shares are above 0 and below a half", subject="--trim")
-        trimmed = [f"{name}{TRIMMED}{share:g}" for name in args.detectors for share in args.trim]
-        for name in [*args.detectors, *trimmed]:
+        trims = [0.0, *args.trim]
+        for trim, name in [(trim, name) for trim in trims for name in args.detectors]:
+            shown = label(args, name, trim)
             for seed in args.seeds:
                 for share in args.shares:
-                    if (name, share, seed) in done:
+                    if (shown, share, seed) in done:
                         continue
-                    value = auroc(args, name, share, seed)
-                    print(f"{name}, {share:.0%}, seed {seed}: {value:.3f}", flush=True)
-                    made = (name, share, seed, args.fit_tiles, args.score_tiles, value)
-                    lines.append(dict(zip(COLUMNS, made, strict=True)))
-                    write_text(path, as_csv(lines))
+                    value = auroc(args, name, trim, share, seed)
+                    print(f"{shown}, {share:.0%}, seed {seed}: {value:.3f}", flush=True)
+                    lines.append(Line(shown, share, seed, args.fit_tiles, args.score_tiles, value))
+                    write_text(path, LINES.text(lines))
         write_text(args.out / "contamination.md", as_table(lines))
         plot(lines, args.out / "contamination.png")
     except WsiadError as error:

@@ -19,25 +19,30 @@ An AUROC below 0.5 stays below 0.5.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from pcam import centre
+from table_run import area
+from table_text import spread
 
 from wsiad.core import yaml_text
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import write_text
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.typed_files import TableKind
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.devices import choose_device
@@ -45,11 +50,24 @@ from wsiad.store.dataset import ArrayTiles
 from wsiad.store.foreign_tiles import FolderTiles
 from wsiad.tiling.preparation import PictureOptions
 
-COLUMNS = (
-    *("detector", "setting", "normal", "seed"),
-    *("fit", "normal_tested", "others_tested", "auroc"),
-)
 _HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A measured figure; `fit` counts the training pictures, those to stop by among them."""
+
+    detector: str
+    setting: str
+    normal: str
+    seed: int
+    fit: int
+    normal_tested: int
+    others_tested: int
+    auroc: float
+
+
+LINES = TableKind(Line, "figures", "Remove it.", InputError)
 
 Pictures = dict[str, npt.NDArray[np.uint8]]
 
@@ -98,7 +116,13 @@ def auroc(
         raise ConfigError("learns from labelled anomalies", subject=args.detector)
     edge = pictures.shape[1]
     size = cls.input_size(options, tile_px=edge, mpp=1.0)
-    size = edge if size > edge and options.input_px is None else size
+    if size > edge and options.input_px is not None:
+        raise ConfigError(
+            f"the pictures have {edge} px, fewer than the {size} of the input",
+            subject="input_px",
+            remedy="Set --resize or --crop.",
+        )
+    size = min(size, edge)
     detector = cls(options, InputSpec(TilePx(size), Mpp(1)))
     with tempfile.TemporaryDirectory() as folder:
         context = FitContext(
@@ -113,67 +137,22 @@ def auroc(
         detector.fit(HealthyTiles(fit, stop), context)
     scores = {name: detector.score(centre(some, size)) for name, some in test.items()}
     others = np.concatenate([some for name, some in scores.items() if name != normal])
-    truth = np.repeat([0, 1], [len(scores[normal]), len(others)])
-    return float(roc_auc_score(truth, np.concatenate([scores[normal], others])))
+    return area({"healthy": scores[normal], "tumour": others})
 
 
-def centre(tiles: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Cut the central square out of tiles."""
-    at = (tiles.shape[1] - size) // 2
-    return np.ascontiguousarray(tiles[:, at : at + size, at : at + size])
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read what was measured before.
-
-    Raises
-    ------
-    InputError
-        The file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            numbers = {"seed": int, "fit": int, "normal_tested": int, "others_tested": int}
-            return [
-                {
-                    key: (float if key == "auroc" else numbers.get(key, str))(row[key])
-                    for key in COLUMNS
-                }
-                for row in csv.DictReader(file)
-            ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"is damaged ({error})", subject=str(path), remedy="Remove it.") from error
-
-
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the lines as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def as_table(lines: Sequence[dict[str, Any]]) -> str:
+def as_table(lines: Sequence[Line]) -> str:
     """Return the mean of each class over seeds, and the mean of the classes, as Markdown."""
     rows = []
-    for name, setting in sorted({(line["detector"], line["setting"]) for line in lines}):
-        mine = [li for li in lines if (li["detector"], li["setting"]) == (name, setting)]
+    for name, setting in sorted({(line.detector, line.setting) for line in lines}):
+        mine = [line for line in lines if (line.detector, line.setting) == (name, setting)]
         by_class = {
-            normal: [line["auroc"] for line in mine if line["normal"] == normal]
-            for normal in sorted({line["normal"] for line in mine})
+            normal: [line.auroc for line in mine if line.normal == normal]
+            for normal in sorted({line.normal for line in mine})
         }
         rows += ["", f"{name}, {setting}", "", "| normal class | AUROC |", "|---|---|"]
-        rows += [f"| {normal} | {shown(values)} |" for normal, values in by_class.items()]
+        rows += [f"| {normal} | {spread(values)} |" for normal, values in by_class.items()]
         rows.append(f"| mean of {len(by_class)} | {mean(map(mean, by_class.values())):.3f} |")
     return "\n".join(rows[1:]) + "\n"
-
-
-def shown(values: Sequence[float]) -> str:
-    """Return a mean, with its spread where there is one."""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def pair(text: str) -> tuple[str, Any]:
@@ -224,9 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
             sort_keys=True,
         )  # fmt: skip
         path = args.out / "one_versus_all.csv"
-        lines = read_lines(path)
-        keys = ("detector", "setting", "normal", "seed")
-        done = {tuple(line[key] for key in keys) for line in lines}
+        lines = LINES.read(path) if path.exists() else []
+        done = {(line.detector, line.setting, line.normal, line.seed) for line in lines}
         for seed in args.seeds:
             for normal in chosen:
                 key = (args.detector, setting, normal, seed)
@@ -237,9 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{what}: {value:.3f}", flush=True)
                 counts = {name: len(some) for name, some in test.items()}
                 others = sum(counts.values()) - counts[normal]
-                made = (*key, len(train[normal]), counts[normal], others, value)
-                lines.append(dict(zip(COLUMNS, made, strict=True)))
-                write_text(path, as_csv(lines))
+                lines.append(Line(*key, len(train[normal]), counts[normal], others, value))
+                write_text(path, LINES.text(lines))
         write_text(args.out / "one_versus_all.md", as_table(lines))
     except WsiadError as error:
         print(f"one_versus_all.py: {error}", file=sys.stderr)

@@ -56,10 +56,10 @@ def test_from_tiles_to_the_table(tmp_path, capsys):
     assert contamination.main(command) == 0
     out = tmp_path / "out"
     first = (out / "contamination.csv").read_bytes()
-    (clean, mixed) = contamination.read_lines(out / "contamination.csv")
-    assert (clean["share"], mixed["share"]) == (0, 0.2)
-    assert clean["auroc"] == 1.0
-    assert mixed["auroc"] <= clean["auroc"]
+    (clean, mixed) = contamination.LINES.read(out / "contamination.csv")
+    assert (clean.share, mixed.share) == (0, 0.2)
+    assert clean.auroc == 1.0
+    assert mixed.auroc <= clean.auroc
     assert "| gaussian | 1.000 |" in (out / "contamination.md").read_text()
     assert Image.open(out / "contamination.png").width > 400
     capsys.readouterr()
@@ -70,10 +70,12 @@ def test_from_tiles_to_the_table(tmp_path, capsys):
     assert (out / "contamination.csv").read_bytes().startswith(first)
     assert "±" in (out / "contamination.md").read_text()
     assert contamination.main([*command, "--trim", "0.25"]) == 0
-    lines = contamination.read_lines(out / "contamination.csv")
-    rows = {(row["detector"], row["share"]): row["auroc"] for row in lines if row["seed"] == 0}
+    lines = contamination.LINES.read(out / "contamination.csv")
+    rows = {(row.detector, row.share): row.auroc for row in lines if row.seed == 0}
     assert rows["gaussian trimmed 0.25", 0.2] >= rows["gaussian", 0.2]
     assert "| gaussian trimmed 0.25 | 1.000 |" in (out / "contamination.md").read_text()
+    assert contamination.main([*command, "--trim", "0.25", "--rounds", "1"]) == 0  # not the same
+    assert "| gaussian trimmed 0.25, rounds 1 |" in (out / "contamination.md").read_text()
     assert contamination.main([*command, "--trim", "0.5"]) == 2
     assert "--trim" in capsys.readouterr().err
     assert contamination.main([*command, "--fit-tiles", "20"]) == 2

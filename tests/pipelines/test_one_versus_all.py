@@ -39,13 +39,13 @@ def command(digits, out, *more):
 def test_digits_are_told_apart(digits, tmp_path, capsys):
     assert one_versus_all.main(command(digits, tmp_path)) == 0
     path = tmp_path / "one_versus_all.csv"
-    lines = one_versus_all.read_lines(path)
-    assert [line["normal"] for line in lines] == ["digit 0", "digit 1", "digit 4"]
-    counts = {(one["fit"], one["normal_tested"], one["others_tested"]) for one in lines}
+    lines = one_versus_all.LINES.read(path)
+    assert [line.normal for line in lines] == ["digit 0", "digit 1", "digit 4"]
+    counts = {(one.fit, one.normal_tested, one.others_tested) for one in lines}
     assert counts == {(60, 20, 40)}
-    assert lines[0]["auroc"] > 0.9
+    assert lines[0].auroc > 0.9
     table = (tmp_path / "one_versus_all.md").read_text()
-    average = np.mean([line["auroc"] for line in lines])
+    average = np.mean([line.auroc for line in lines])
     assert f"| mean of 3 | {average:.3f} |" in table
     before = path.read_bytes()
     capsys.readouterr()
@@ -69,3 +69,6 @@ def test_what_cannot_be_compared_is_refused(digits, tmp_path, capsys):
     arguments = command(digits, tmp_path, "--detector", "linear-probe")
     assert one_versus_all.main(arguments) == 2
     assert "labelled anomalies" in capsys.readouterr().err
+    arguments = command(digits, tmp_path, "--option", "input_px=64")
+    assert one_versus_all.main(arguments) == 2
+    assert "the pictures have 32 px" in capsys.readouterr().err
