@@ -12,9 +12,11 @@ import wsiad
 from support.builders import stained, write_tiff
 from wsiad.core.config import build, read_yaml, resolve
 from wsiad.core.errors import ConfigError
+from wsiad.learning.training_options import TrimmingOptions
 from wsiad.runs import presets
 from wsiad.runs.healthy_tiles import TrainingOptions
 from wsiad.runs.presets import About, load_preset, preset_names, with_preset
+from wsiad.verbs.embed import EmbedConfig
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {
@@ -61,6 +63,43 @@ def test_weights_of_a_preset_can_be_replaced(tiny):
     path.write_text(json.dumps(read_yaml(path) | {"weights": "random"}))
     assert training(preset="tiny").weights == "random"
     assert training(preset="tiny", weights="wsiad").weights == "wsiad"
+
+
+def test_options_of_trimming_replace_those_of_the_preset_one_by_one(tiny):
+    path = tiny / "tiny.yaml"
+    trimming = {"share": 0.05, "by": "latent"}
+    path.write_text(json.dumps(read_yaml(path) | {"trimming": trimming}))
+    assert training(preset="tiny").trimming == build(TrimmingOptions, trimming)
+    found = training(preset="tiny", trimming={"share": 0.1, "by": "latent"})
+    assert (found.trimming.share, found.trimming.by) == (0.1, "latent")
+    assert found.about.replaced == ("trimming.share",)
+    assert training(preset="tiny", trimming={"share": 0.1}) == found
+    with pytest.raises(ConfigError, match="trimming"):
+        training(preset="tiny", trimming=3)
+
+
+def test_a_preset_that_trims_is_refused_where_nothing_is_trimmed(tiny):
+    path = tiny / "tiny.yaml"
+    path.write_text(json.dumps(read_yaml(path) | {"trimming": {"share": 0.05}}))
+    with pytest.raises(ConfigError) as error:
+        build(EmbedConfig, {"store": "s", "preset": "tiny"})
+    assert "tiny leaves out tiles of the fit, which only wsiad train does" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("paper", "cited"),
+    [
+        ("Baur et al., Deep Autoencoding Models, BrainLes 2018", "Baur 2018"),
+        ("Oza & Patel, One-Class CNN, IEEE 2019", "Oza 2019"),
+        ("van den Oord, Vinyals & Kavukcuoglu, Discrete, NeurIPS 2017", "van den Oord 2017"),
+        ("Golan & El-Yaniv, X, arXiv 1905.10917, 2018; setting of Y, 2021", "Golan 2018"),
+        ("Salehi et al., Puzzle-AE, arXiv 2008.12959", ""),
+        ("A paper without its authors", ""),
+    ],
+)
+def test_first_author_and_year_are_read_from_the_publication(paper, cited):
+    assert build(About, {**ABOUT, "paper": paper}).cited == cited
 
 
 def test_the_resolved_configuration_is_complete_without_the_preset(tiny, tmp_path):
@@ -131,7 +170,7 @@ def test_a_colon_in_a_sentence_is_a_part_of_it():
 
 
 def test_without_a_preset_nothing_changes():
-    assert with_preset({"detector": "knn"}) == {"detector": "knn"}
+    assert with_preset({"detector": "knn"}, fields=()) == {"detector": "knn"}
     assert training(detector="knn").about is None
 
 

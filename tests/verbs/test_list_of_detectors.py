@@ -73,6 +73,13 @@ def test_json_states_what_the_text_does():
     assert of_presets["padim"]["detector"] == "padim"
 
 
+def test_a_preset_is_listed_with_its_paper_and_its_method():
+    lines = dict(line.split(maxsplit=1) for line in detectors().summary.splitlines() if line)
+    assert lines["abmil"].startswith("ABMIL, Ilse 2018, a setting of mil; adapted [")
+    assert lines["devnet"].startswith("DevNet, Pang 2019; adapted [")
+    assert lines["deep-svdd"].startswith("Deep SVDD, Ruff 2018; adapted [")
+
+
 def test_a_detector_is_explained():
     done = detectors(name="padim")
     options = {option["name"]: option for option in done.facts["options"]}
@@ -94,6 +101,9 @@ def test_a_preset_is_explained():
     done = detectors(name="stfpm")
     assert done.facts["detector"] == "student-teacher"
     assert "learning_rate: 0.4" in done.summary
+    assert (
+        'trimming: {"share": 0.05, "rounds": 3, "by": "latent"}' in detectors(name="itsr").summary
+    )
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(capsys):

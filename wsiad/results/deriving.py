@@ -127,9 +127,7 @@ class Parts:
         return (
             *(
                 # P-values go with the regions that they were computed with.
-                (REGIONS, OUTLINES, OVERLAY, WINDOWS_P, *_SPATIAL)
-                if self.regions
-                else ()
+                (REGIONS, OUTLINES, OVERLAY, WINDOWS_P, *_SPATIAL) if self.regions else ()
             ),
             *((FIELDS, FIELD_PICTURES) if self.views else ()),
             *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),

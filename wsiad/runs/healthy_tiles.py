@@ -57,7 +57,9 @@ class MethodOptions(Config):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_preset(cls, values: Any) -> Any:
-        return with_preset(values) if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping):
+            return values
+        return with_preset(values, fields=cls.model_fields)
 
 
 class HealthyOptions(StoreOptions):

@@ -8,7 +8,7 @@ the paper, and states what is as published and what was adapted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,8 @@ from wsiad.learning.training_options import TrimmingOptions
 
 _ENDING = ".yaml"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_FIRST_AUTHOR = re.compile(r"[^,&;]+?(?= et al\.| & |,)")
+_YEAR = re.compile(r"\b(19|20)\d\d\b(?!\.\d)")  # not the first half of an arXiv number
 _MOST_SHOWN = 100
 _LONGEST = 500
 _PACKAGE = Path(__file__).parents[1]
@@ -66,6 +68,12 @@ class About(Config):
     """Name of the preset; set by wsiad, not in the file."""
     replaced: tuple[str, ...] = ()
     """Options of the preset that the user replaced or added; set by wsiad."""
+
+    @property
+    def cited(self) -> str:
+        """First author and year of the publication; empty if :attr:`paper` has another form."""
+        author, year = _FIRST_AUTHOR.match(self.paper), _YEAR.search(self.paper)
+        return f"{author.group()} {year.group()}" if author and year else ""
 
     @property
     def as_published(self) -> str:
@@ -121,16 +129,24 @@ def load_preset(name: str) -> Preset:
     return preset.model_copy(update={"about": about})
 
 
-def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_preset(values: Mapping[str, Any], *, fields: Collection[str]) -> dict[str, Any]:
     """Return the values of a training in which a preset, if one is named, fills what is not set.
 
     Options that are set replace those of the preset, one by one. The result names the preset in
     ``about`` alone, so that a stored configuration is complete even if the preset changes.
 
+    Parameters
+    ----------
+    values : mapping
+        Values that are set, by key.
+    fields : collection of str
+        Keys that the configuration has.
+
     Raises
     ------
     ConfigError
-        The preset is unknown, or another method or system was set.
+        The preset is unknown or trims, which not every command does, or another method or system
+        was set.
     """
     given = dict(values)
     name = given.pop("preset", None)
@@ -148,14 +164,22 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             f"the preset {name} is set together with a configuration that describes a system",
             remedy="Leave out the preset, or the configuration of the other one.",
         )
-    made = preset.model_dump(mode="python", exclude={"weights"}) | given
-    if made.get("trimming") is None:
-        made.pop("trimming", None)
-    options = given.get("options", {})
+    if preset.trimming and "trimming" not in fields:
+        raise ConfigError(
+            f"the preset {name} leaves out tiles of the fit, which only wsiad train does",
+            remedy=f"Set --detector {preset.detector} and its options, or use wsiad train.",
+        )
+    made = preset.model_dump(include={"detector", "options", "about"}) | given
     replaced: list[str] = []
+    options = given.get("options", {})
     if isinstance(options, Mapping):
         made["options"] = {**preset.options, **options}
         replaced = [key for key in options if options[key] != preset.options.get(key, ...)]
+    trimming = given.get("trimming", {})
+    if preset.trimming and isinstance(trimming, Mapping):
+        own = preset.trimming.model_dump()
+        made["trimming"] = {**own, **trimming}
+        replaced += [f"trimming.{key}" for key in trimming if trimming[key] != own.get(key, ...)]
     made["about"] = {**preset.about.model_dump(), "replaced": replaced}
     if given.get("weights") is None:
         made["weights"] = preset.weights

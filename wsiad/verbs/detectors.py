@@ -125,21 +125,17 @@ def _entry_line(entry: DetectorEntry) -> str:
 
 def _preset_line(preset: Preset, entries: Mapping[str, DetectorEntry]) -> str:
     about = preset.about
-    what = about.system if about.system.lower() == preset.detector else f"{about.system}, a setting"
-    source = f"{what} of {preset.detector}" if what != about.system else what
-    return f"{source}; {about.as_published}{_bracketed(_needs(preset, entries))}"
+    words = f"{about.system}, {about.cited}" if about.cited else about.system
+    if about.system.lower().replace(" ", "-") != preset.detector:
+        words += f", a setting of {preset.detector}"
+    return f"{words}; {about.as_published}{_bracketed(_needs(preset, entries))}"
 
 
 def _needs(preset: Preset, entries: Mapping[str, DetectorEntry]) -> tuple[str, ...]:
-    """Return what a preset needs besides healthy tiles; an ensemble needs what its members do."""
+    """Return what a preset needs besides healthy tiles."""
     entry = entries.get(preset.detector)
-    found = list(entry.needs(preset.options)) if entry else []
-    members = preset.options.get("members")
-    if isinstance(members, list):
-        parts = [m for m in members if isinstance(m, Mapping) and m.get("detector") in entries]
-        inner = [entries[m["detector"]].needs(m.get("options")) for m in parts]
-        found = [need for needs in inner for need in needs]
-    return tuple(dict.fromkeys([*found, *(["GPU"] if preset.about.gpu else [])]))
+    found = entry.needs(preset.options) if entry else ()
+    return (*found, "GPU") if preset.about.gpu else found
 
 
 def _bracketed(needs: tuple[str, ...]) -> str:
@@ -171,6 +167,9 @@ def _preset_text(name: str, preset: Preset) -> Iterator[str]:
     yield f"  detector: {preset.detector}"
     if preset.weights:
         yield f"  weights: {preset.weights}"
+    if preset.trimming:
+        values = preset.trimming.model_dump(exclude_unset=True)
+        yield from _wrapped(f"trimming: {json.dumps(values)}", "  ")
     for key, value in preset.options.items():
         yield from _wrapped(f"{key}: {json.dumps(value)}", "    ")
 
