@@ -252,3 +252,12 @@ def test_a_generic_name_of_timm_offers_the_encoders_with_its_network(caplog):
 
 
 PLAIN = {name: one for name, one in TINY["arguments"].items() if name != "init_values"}
+
+
+@pytest.mark.parametrize(
+    ("depth", "chosen"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [3, 7, 11])]
+)
+def test_layers_at_thirds_of_the_depth_are_each_named_once(depth, chosen):
+    names = [f"blocks.{number}.norm1.weight" for number in range(depth)]
+    layers = encoder_network.stage_layers(tiny(), names)
+    assert layers == tuple(f"blocks.{number}" for number in chosen)

@@ -91,7 +91,7 @@ FINE = DefaultLayers(
     densenet=("features.transition1",),
     others=("layer1", "layer2"),
 )
-"""SqueezeNet's second Fire module, relu3_2 of a VGG19, a DenseNet's first transition, or the first
+"""SqueezeNet's second Fire module, conv3_2 of a VGG19, a DenseNet's first transition, or the first
 two residual stages."""
 
 TWO_DEPTHS = DefaultLayers(
@@ -159,7 +159,7 @@ class FeatureOptions(BackboneOptions):
     comes with wsiad, if the ImageNet weights are not on this machine."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used. Default: ``features.4`` of SqueezeNet, ``features.12``
-    (relu3_2) of VGG19 and of wsiad's network, ``features.transition1`` of a DenseNet, or ``layer1``
+    (conv3_2) of VGG19 and of wsiad's network, ``features.transition1`` of a DenseNet, or ``layer1``
     and ``layer2`` of a ResNet."""
     places: _Count = 8
     """Edge of the grid of places in a tile; 1 averages the features over the complete tile."""

@@ -286,7 +286,9 @@ def embedding_layers(encoder: Encoder, embedding: Embedding) -> tuple[str, ...]:
 
 
 def stage_layers(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
-    """Return three layers from the finest to the deepest, at thirds of the depth or by stage.
+    """Return layers from the finest to the deepest: one at each third of the depth, or by stage.
+
+    A transformer of one or two blocks has as many layers.
 
     Parameters
     ----------
@@ -300,7 +302,8 @@ def stage_layers(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
         return ("layers.0", "layers.1", "layers.2")
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     depth = len(blocks)
-    return tuple(f"blocks.{max(0, depth * third // 3 - 1)}" for third in (1, 2, 3))
+    chosen = (max(0, depth * third // 3 - 1) for third in (1, 2, 3))
+    return tuple(f"blocks.{number}" for number in dict.fromkeys(chosen))
 
 
 def _class_layer(encoder: Encoder) -> str:
