@@ -17,7 +17,7 @@ from wsiad.core.config import Config, build, read_yaml
 from wsiad.core.errors import ConfigError
 from wsiad.core.files import checked_name
 from wsiad.detectors import registry
-from wsiad.detectors.dpa.dpa_options import PerceptualOptions
+from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.learning.training_options import LoopOptions
 
 BACKBONE, PERCEPTUAL, OWN = "backbone", "perceptual", "wsiad"

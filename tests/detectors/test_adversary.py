@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from support.builders import Dying
 from support.tiny_dpa import CPU, HEALTHY, SMOOTH, context, detector, equal, tiny_vgg
 from wsiad.core.errors import ConfigError, DetectorError, RunError
+from wsiad.detectors._perceptual import statistics_by_px
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.adversarial_term import seeded_critic
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.objective import Objective, statistics_by_px
+from wsiad.detectors.dpa.objective import Objective
 from wsiad.learning.batches import endless, on_device, random_crops
 from wsiad.learning.detector import HealthyTiles, State
 from wsiad.learning.metrics import read_metrics

@@ -14,9 +14,9 @@ from support.tiny_dpa import CPU, HEALTHY, SMOOTH, TINY, context, detector, equa
 from wsiad.core.config import build, read_yaml
 from wsiad.core.errors import ConfigError, DetectorError, InputError, RunError
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors._perceptual import statistics_by_px
 from wsiad.detectors.dpa import DeepPerceptualAutoencoder
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.objective import statistics_by_px
 from wsiad.learning.detector import Budget, HealthyTiles, InputSpec, State
 from wsiad.networks import vgg
 from wsiad.networks.autoencoder import AutoencoderShape, seeded_autoencoder

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._perceptual import fitted_distance, restored_distance
+from wsiad.detectors._perceptual import PerceptualOptions, fitted_distances, restored_distance
 from wsiad.detectors._stored import in_batches
 from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, TrainedOptions, images
-from wsiad.detectors.dpa.dpa_options import PerceptualOptions
 from wsiad.learning.batches import centre_crops, check_size, on_device, sample
 from wsiad.learning.checkpoint import Recipe, Update, descend
 from wsiad.learning.detector import (
@@ -167,8 +166,9 @@ class Diffusion(TrainedDetector):
         options, self._device = self.options, context.device
         distance, self._about, identity = None, {}, {}
         if options.score == "perceptual":
-            found = fitted_distance(options, tiles.fit, context, size=self.spec.size)
-            distance, self._about, identity = found.distance, dict(found.about), found.identity
+            size = self.spec.size
+            found = fitted_distances(options, tiles.fit, context, size=size)
+            distance, self._about, identity = found.by_px[size], found.about, found.identity
         whole = self._placed(
             Denoising(
                 self._denoiser(context.seed),

@@ -17,11 +17,9 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.errors import DetectorError
+from wsiad.detectors._perceptual import PerceptualOptions, fitted_distances, restored_distance
 from wsiad.detectors._reconstructing import ReconstructingDetector
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
-from wsiad.detectors.dpa.dpa_options import PerceptualOptions
-from wsiad.detectors.dpa.objective import note_of, padding_of, statistics_by_px
+from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
 from wsiad.learning.adversarial_game import (
     AdversarialGame,
     CriticLoss,
@@ -33,14 +31,13 @@ from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import Recipe, Update, clip_and_step, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles, State
 from wsiad.learning.training_options import ValInterval
-from wsiad.networks import vgg, weights
 from wsiad.networks.autoencoder import (
     Autoencoder,
     AutoencoderShape,
     seeded_autoencoder,
     seeded_encoder,
 )
-from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
+from wsiad.networks.perceptual import RelativePerceptualL1
 
 _SLOPE = 0.2
 _LEAST_NORM = 1e-12
@@ -362,21 +359,10 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
         check_size(tiles.fit.tile, self.spec.size)
         options, self._device, size = self.options, context.device, self.spec.size
         shape = options.shape(size)
-        found = weights.resolve(
-            context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
-        )
-        padding = padding_of(options, found)
-        with weights.naming(found.source):
-            network = self._placed(self._perceptual(found.tensors, padding))
-        statistics, source = statistics_by_px(
-            options, {size: network}, tiles.fit, size=size, seed=context.seed, device=self._device
-        )
+        found = fitted_distances(options, tiles.fit, context, size=size)
         autoencoder = seeded_autoencoder(shape, context.seed)
-        whole = self._placed(
-            PerceptualReconstruction(autoencoder, self._distance(network, statistics[size]))
-        )
-        self._network = whole
-        self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
+        whole = self._placed(PerceptualReconstruction(autoencoder, found.by_px[size]))
+        self._network, self._about = whole, found.about
         players = self._placed(self._players(autoencoder, context.seed))
 
         def loss(windows: Tensor) -> Tensor:
@@ -389,7 +375,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
             loss,
             tiles=tiles,
             context=context,
-            identity={"weights": found.sha256, "padding": padding, "statistics": source},
+            identity=found.identity,
             recipe=Recipe(self._optimiser, update=self._update(players, whole, context.seed)),
             started=started,
         )
@@ -412,32 +398,9 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained autoencoder with the state's perceptual network."""
-        network = self._perceptual(group(state, "distance.network"), state.values["padding"])
-        of_distance = group(state, "distance")
-        statistics = {
-            layer: ChannelStatistics(
-                of_distance[f"mean_{layer}"].flatten().clone(),
-                of_distance[f"scale_{layer}"].flatten().clone(),
-            )
-            for layer in self.options.layers
-        }
-        autoencoder = Autoencoder(self.options.shape(self.spec.size))
-        return PerceptualReconstruction(autoencoder, self._distance(network, statistics))
-
-    def _perceptual(self, tensors: dict[str, Tensor], padding: vgg.Padding) -> vgg.Vgg19:
-        layers, size = list(self.options.layers), self.spec.size
-        if size < (least := vgg.least_px(layers, padding=padding)):
-            raise DetectorError(
-                f"images of {size} px have no features at {', '.join(layers)}",
-                remedy=f"They need {least} px: choose shallower layers.",
-            )
-        return vgg.Vgg19(tensors, layers, padding=padding, contrast=self.options.contrast)
-
-    def _distance(
-        self, network: vgg.Vgg19, statistics: dict[str, ChannelStatistics]
-    ) -> RelativePerceptualL1:
-        options = self.options
-        return RelativePerceptualL1(network, statistics, options.layers, relative=options.relative)
+        size = self.spec.size
+        distance = restored_distance(self.options, state, "distance", size=size)
+        return PerceptualReconstruction(Autoencoder(self.options.shape(size)), distance)
 
     def _players(self, autoencoder: Autoencoder, seed: int) -> Players:
         options = self.options

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError
+from wsiad.detectors._perceptual import LayerWeights, PerceptualOptions, SomeLayers
 from wsiad.learning.adversarial_game import AdversarialOptions
 from wsiad.learning.detector import DetectorOptions
 from wsiad.learning.stages import Stages
 from wsiad.learning.training_options import LoopOptions
 from wsiad.networks.autoencoder import AutoencoderShape
 from wsiad.networks.growing import growing_edges
-from wsiad.networks.vgg import LAYERS
 
 _STAGE_STEPS = 20_000
 _SHALLOW_PX = 32  # published: relu3_2 up to here, the final layers above
 _SHALLOW_LAYERS = {"relu3_2": 1.0}
 
 
-def _known_layers(layers: dict[str, float]) -> dict[str, float]:
-    if unknown := [layer for layer in layers if layer not in LAYERS]:
-        raise ValueError(f"VGG19 has no layer {unknown[0]!r}; names are such as relu4_2")
-    return layers
-
-
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _ByPx = dict[_Count, _Count]
-_AnyLayers = Annotated[
-    dict[str, Annotated[float, pydantic.Field(gt=0)]], pydantic.AfterValidator(_known_layers)
-]
-_Layers = Annotated[_AnyLayers, pydantic.Field(min_length=1)]
 
 
 class GrowingOptions(Config):
@@ -46,7 +35,7 @@ class GrowingOptions(Config):
     """Steps at each resolution before the next one is faded in: a number, or numbers by pixels."""
     transition_steps: _Count | _ByPx = _STAGE_STEPS
     """Steps in which a resolution is faded in: a number, or numbers by pixels."""
-    layers: dict[_Count, _Layers] = pydantic.Field(default={})
+    layers: dict[_Count, SomeLayers] = pydantic.Field(default={})
     """Perceptual layers for each resolution below the input's, which has the detector's ``layers``.
     Default: ``relu3_2`` up to 32 px, and those of the detector above."""
     batch: _ByPx = pydantic.Field(default={})
@@ -76,39 +65,6 @@ class GrowingOptions(Config):
         )
 
 
-class PerceptualOptions(Config):
-    """Options of the relative perceptual L1 distance."""
-
-    layers: _Layers = pydantic.Field(default={"relu4_2": 1.0})
-    """Layers of the perceptual network and their weights in the loss."""
-    padding: Literal["zeros", "reflect"] | None = None
-    """Padding of the perceptual network; by default the one in its weights file, or zeros."""
-    contrast: Annotated[float, pydantic.Field(gt=0, le=8)] = 1.0
-    """Factor by which intensities are stretched around white before the perceptual network; 1
-    leaves them unchanged. Tissue on glass is paler than the photographs that the network knows."""
-    relative: Literal["tile", "place"] = "tile"
-    """Divide the distance by the size of the features over the tile, or at each place."""
-    statistics: Literal["tiles", "imagenet"] = "tiles"
-    """Source of the mean and deviation of each feature channel: the healthy tiles, or ImageNet,
-    as published, for torchvision's VGG19."""
-    statistics_tiles: _Count = 2_048
-    """Maximum number of healthy tiles that give the mean and deviation of each feature channel."""
-    statistics_file: Path | None = None
-    """JSON of such statistics instead: ``mean`` and ``std`` of each layer, a number per channel."""
-    statistics_images: Path | None = None
-    """Folder of pictures from which to take the statistics instead: one random window of each, at
-    most ``statistics_tiles``."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_source(self) -> PerceptualOptions:
-        imagenet = self.statistics == "imagenet"
-        if sum(map(bool, (self.statistics_file, self.statistics_images, imagenet))) > 1:
-            raise ValueError(
-                "set statistics_file, statistics_images or statistics: imagenet, not two of them"
-            )
-        return self
-
-
 class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     """Options of ``dpa``."""
 
@@ -120,7 +76,7 @@ class DpaOptions(PerceptualOptions, DetectorOptions, LoopOptions):
     """Width of the autoencoder: one number, or one for each resolution from the input down."""
     latent_channels: _Count | None = None
     """Number of channels of the latent; by default that of the smallest resolution."""
-    layers: _AnyLayers = pydantic.Field(default={"relu4_2": 1.0})
+    layers: LayerWeights = pydantic.Field(default={"relu4_2": 1.0})
     """Layers of the perceptual network and their weights in the loss. ``{}`` compares only pixels,
     by ``image_weight``, and needs no network."""
     image_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from wsiad.core.errors import DetectorError, WsiadError
+from wsiad.detectors._perceptual import fitted_distances
 from wsiad.detectors._reconstructing import ReconstructingDetector
 from wsiad.detectors._trained import group
 from wsiad.detectors.dpa.adversarial_term import AdversarialTerm, seeded_critic
 from wsiad.detectors.dpa.dpa_options import DpaOptions
-from wsiad.detectors.dpa.objective import Objective, note_of, padding_of, statistics_by_px
+from wsiad.detectors.dpa.objective import Objective
 from wsiad.learning.batches import check_size, on_device
 from wsiad.learning.detector import (
     DetectorOptions,
@@ -30,7 +31,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.loop import Training
 from wsiad.learning.stages import Stages
-from wsiad.networks import vgg, weights
+from wsiad.networks import vgg
 from wsiad.networks.autoencoder import Autoencoder, images_of, seeded_autoencoder
 from wsiad.networks.growing import GrowingAutoencoder, seeded_growing
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1
@@ -187,38 +188,20 @@ class DeepPerceptualAutoencoder(ReconstructingDetector):
     ) -> tuple[dict[int, RelativePerceptualL1], dict[str, Any]]:
         """Return the distance for each resolution, and what a checkpoint must agree with."""
         options, size = self.options, self.spec.size
+        by_px = options.layers_by_px(size)
         if not options.layers:
             self._about = {"weights": {"source": "none: pixels alone are compared"}}
-            by_px = options.layers_by_px(size)
             return {px: self._distance_of(None, {}, px) for px in by_px}, {}
-        found = weights.resolve(
-            context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(context.seed)
+        found = fitted_distances(
+            options,
+            tiles,
+            context,
+            size=size,
+            layers_by_px=by_px,
+            image_weight=options.image_weight,
         )
-        padding = padding_of(options, found)
-        networks = self._networks(found, padding)
-        statistics, source = statistics_by_px(
-            options, networks, tiles, size=size, seed=context.seed, device=self._device
-        )
-        self._about = {"weights": note_of(found), "padding": padding, "statistics": source}
-        identity = {"weights": found.sha256, "padding": padding, "statistics": source}
-        distances = {px: self._distance_of(n, statistics[px], px) for px, n in networks.items()}
-        return distances, identity
-
-    def _networks(self, found: weights.Weights, padding: vgg.Padding) -> dict[int, vgg.Vgg19]:
-        """Return the perceptual network for each resolution, no deeper than needed there."""
-        networks = {}
-        for px, layers in self.options.layers_by_px(self.spec.size).items():
-            if px < (least := vgg.least_px(list(layers), padding=padding)):
-                raise DetectorError(
-                    f"images of {px} px have no features at {', '.join(layers)}",
-                    remedy=f"They need {least} px: choose shallower layers there.",
-                )
-            with weights.naming(found.source):
-                network = vgg.Vgg19(
-                    found.tensors, list(layers), padding=padding, contrast=self.options.contrast
-                )
-            networks[px] = self._placed(network)
-        return networks
+        self._about = found.about
+        return found.by_px, found.identity
 
     def _distance_of(
         self, network: vgg.Vgg19 | None, statistics: Mapping[str, ChannelStatistics], px: int

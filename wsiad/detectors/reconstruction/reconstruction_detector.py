@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._perceptual import fitted_distance, restored_distance
+from wsiad.detectors._perceptual import fitted_distances, restored_distance
 from wsiad.detectors._stored import in_batches
 from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, images
 from wsiad.detectors.reconstruction.reconstruction_games import (
@@ -86,9 +86,8 @@ class Reconstruction(TrainedDetector):
         self._device, self._about = context.device, {}
         distance, identity = None, {}
         if "perceptual" in options.terms():
-            found = fitted_distance(options, tiles.fit, context, size=size)
-            distance, identity = found.distance, found.identity
-            self._about = dict(found.about)
+            found = fitted_distances(options, tiles.fit, context, size=size)
+            distance, self._about, identity = found.by_px[size], found.about, found.identity
         model = self._placed(seeded(lambda: ReconstructionModel(options, size, distance), seed))
         self._network = model
         loss = RestorationLoss(model, seed)

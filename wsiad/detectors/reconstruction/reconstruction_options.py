@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
+from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.detectors._trained import TrainedOptions
-from wsiad.detectors.dpa.dpa_options import PerceptualOptions
 from wsiad.detectors.reconstruction.restoration_tasks import (
     Erase,
     GreyTurn,
