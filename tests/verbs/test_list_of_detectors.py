@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from wsiad.cli import main
+from wsiad.core.config import build
 from wsiad.detectors import registry
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors.detector_inventory import DetectorEntry, inventory
 from wsiad.runs import presets
-from wsiad.runs.presets import preset_names
+from wsiad.runs.presets import load_preset, preset_names
 from wsiad.verbs.detectors import detectors
 
 
@@ -57,6 +58,10 @@ def test_needs_depend_on_the_options():
     assert loss.needs({"loss": "l2"}) == ()
     assert loss.needs({"loss": {"l2": 1.0, "perceptual": 0.5}}) == ("network weights",)
     assert loss.needs({"judged_by": "perceptual"}) == ("network weights",)
+    objective = DetectorEntry("x", "", labels_for="compact")
+    assert objective.needs() == ("labels (optional)",)
+    assert objective.needs({"objective": "compact"}) == ("labels",)
+    assert objective.needs({"objective": "noise"}) == ()
     slides = DetectorEntry("x", "", labels=True, labels_of="slides", network=True)
     assert slides.needs({"layers": {}}) == ("labels of slides (optional)",)
 
@@ -89,6 +94,17 @@ def test_a_detector_is_explained():
     assert [preset["name"] for preset in done.facts["presets"]] == ["padim"]
     for words in ("Defard", "channels [100]: Number of channels", "--preset padim", "adapted:"):
         assert words in done.summary
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_list_states_whether_a_preset_needs_labels(name):
+    preset = load_preset(name)
+    cls = registry.load(preset.detector)
+    learns = cls.learns_from_anomalies(build(cls.Options, preset.options))
+    needs = {entry.name: entry for entry in inventory()}[preset.detector].needs(preset.options)
+    assert [need for need in needs if need.startswith("labels")] == (
+        [] if not learns else ["labels of slides" if cls.labels_of == "slides" else "labels"]
+    )
 
 
 @pytest.mark.parametrize("name", registry.names())

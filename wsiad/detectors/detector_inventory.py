@@ -34,6 +34,8 @@ class DetectorEntry:
         True if it can learn from labelled anomalies, ``"needed"`` if it must.
     labels_of : {"tiles", "slides"}
         Unit that these labels belong to.
+    labels_for : str
+        Value with which its options need labels although most do not; empty if there is none.
     network : bool
         True if its options name a pretrained network, whose weights it then needs.
     network_for : str
@@ -46,6 +48,7 @@ class DetectorEntry:
     summary: str
     labels: bool | Literal["needed"] = False
     labels_of: Literal["tiles", "slides"] = "tiles"
+    labels_for: str = ""
     network: bool = False
     network_for: str = ""
     package: str = ""
@@ -54,8 +57,10 @@ class DetectorEntry:
         """Return what the detector needs besides healthy tiles, with some options set."""
         chosen = options or {}
         needs = []
-        if self.labels:
-            unit = "labels of slides" if self.labels_of == "slides" else "labels"
+        unit = "labels of slides" if self.labels_of == "slides" else "labels"
+        if self.labels_for and options:
+            needs += [unit] if _mentions(chosen, self.labels_for) else []
+        elif self.labels or self.labels_for:
             needs.append(unit if self.labels == "needed" else f"{unit} (optional)")
         if self.network and self.network_for and not options:
             needs.append("network weights (optional)")
@@ -118,6 +123,7 @@ class _Source:
             text,
             labels="needed" if labels == "needed" else labels is True,
             labels_of="slides" if self._declared(cls, "labels_of") == "slides" else "tiles",
+            labels_for=str(self._declared(cls, "labels_for") or ""),
             network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
             network_for=str(self._declared(cls, "network_for") or ""),
         )

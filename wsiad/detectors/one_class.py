@@ -108,6 +108,8 @@ class OneClass(FeatureDetector):
 
     Options: ClassVar[type[DetectorOptions]] = OneClassOptions
     options: OneClassOptions
+    labels_for: ClassVar[str] = "compact"
+    """Objective whose reference classes are labelled tiles."""
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         super().__init__(options, spec)
@@ -116,9 +118,9 @@ class OneClass(FeatureDetector):
 
     @classmethod
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
-        """Return ``"needed"`` for ``compact``, whose reference classes are labelled tiles."""
-        compact = isinstance(options, OneClassOptions) and options.objective == "compact"
-        return "needed" if compact else False
+        """Return ``"needed"`` for :attr:`labels_for`."""
+        assert isinstance(options, OneClassOptions)
+        return "needed" if options.objective == cls.labels_for else False
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Train the small network on the features of healthy tiles.

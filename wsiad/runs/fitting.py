@@ -32,22 +32,13 @@ from wsiad.learning.trimming import TRIMMING, Kept, TrimmedFit, fit_trimmed, tri
 from wsiad.runs.anomalies import AnomalySlides
 from wsiad.runs.calibration import Calibration, held_out_scores
 from wsiad.runs.chosen_tiles import Chosen, choose
-from wsiad.runs.compatibility import (
-    PREPARATION,
-    preparation_of,
-)
+from wsiad.runs.compatibility import PREPARATION, preparation_of
 from wsiad.runs.examples import choose_examples
 from wsiad.runs.healthy_maps import HealthyMaps
-from wsiad.runs.healthy_tiles import (
-    TrainingOptions,
-)
+from wsiad.runs.healthy_tiles import TrainingOptions
 from wsiad.runs.run import RunFolder, RunRecord
 from wsiad.runs.second_look import SECOND_LOOK, SecondLook
-from wsiad.runs.split import (
-    HealthySplit,
-    SlideTiles,
-    slides_by_use,
-)
+from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
 
 logger = logging.getLogger(__name__)
