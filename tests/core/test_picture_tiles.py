@@ -110,3 +110,15 @@ def test_what_is_no_picture_is_refused():
         made(np.zeros((16, 16), np.float32), "TIFF", grey_values=(0, 1))
     with pytest.raises(InputError, match="becomes 16 × 16 px"):
         check_edge(made(np.zeros((32, 32, 3), np.uint8), resize=16), 32, subject="a")
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_damaged_jpeg_is_refused_though_decoders_fill_it(grey):
+    pixels = data.camera()[:96, :96] if grey else data.astronaut()[:96, :96]
+    values = {"grey_values": (0, 255)} if grey else {}
+    whole = encoded(pixels, "JPEG")
+    assert tile_of_picture(whole, subject="a", resize=48, **values).shape == (48, 48, 3)
+    middle = len(whole) * 3 // 5
+    damaged = whole[:middle] + b"\xff\xd9" + bytes(38) + whole[middle + 40 :]
+    with pytest.raises(InputError, match="cannot be read as a JPEG"):
+        tile_of_picture(damaged, subject="a", resize=48, **values)

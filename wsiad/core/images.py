@@ -6,7 +6,7 @@ import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,10 +26,10 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_TILE_PX = 4096
 """Maximum edge of a tile, pixels, as in a store's preparation."""
 
-FORMATS = ("JPEG", "PNG", "TIFF")
+_FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = frozenset({"RGB", "RGBA", "P"})
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
-BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
 _PNG, _PNG_BITS_AT = b"\x89PNG\r\n\x1a\n", 24
 _BITS, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 """TIFF's tags of the bits and the kind of a sample."""
@@ -66,33 +66,65 @@ def decode(data: bytes, *, subject: str, tile: int | None = None) -> npt.NDArray
         The data are not such an image, are damaged, transparent, not in colours of 8 bits, not
         square, or of another size.
     """
+    with opened(data, subject=subject) as image:
+        _check(image, subject, tile)
+        return colours(image, data, subject=subject)
+
+
+@contextlib.contextmanager
+def opened(data: bytes, *, subject: str) -> Iterator[Image.Image]:
+    """Open a JPEG, PNG or TIFF, of any size; what breaks while it is read is one error.
+
+    Raises
+    ------
+    InputError
+        The data are not such an image, or are damaged.
+    """
     try:
         with warnings.catch_warnings():
-            # Pillow's warning of large images; the size is checked here.
+            # Pillow's warning of large images; who reads one checks its size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         with image:
-            _check(image, subject, tile)
-            check_samples(image, data, subject)
-            if image.format == "JPEG":
-                _check_jpeg(data, subject)
-            turn_by_exif(image)
-            opaque = image.mode == "RGB" and "transparency" not in image.info
-            pixels = np.asarray(image if opaque else image.convert("RGBA"))
+            yield image
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise _unidentified(data, subject) from error
-    except (Image.DecompressionBombError, *BROKEN) as error:
-        raise unreadable(subject, error) from error
+    except (Image.DecompressionBombError, *_BROKEN) as error:
+        raise _unreadable(subject, error) from error
+
+
+def colours(image: Image.Image, data: bytes, *, subject: str) -> npt.NDArray[np.uint8]:
+    """Return the pixels, RGB (H, W, 3), of an opened image in colours; see :func:`load`.
+
+    Raises
+    ------
+    InputError
+        Its samples do not have 8 bits, or it is damaged or transparent.
+    """
+    _check_samples(image, data, subject)
+    load(image, data, subject=subject)
+    opaque = image.mode == "RGB" and "transparency" not in image.info
+    pixels = np.asarray(image if opaque else image.convert("RGBA"))
     if not opaque and pixels[..., 3].min() < 255:
-        raise InputError(
-            "has transparent pixels", subject=subject, remedy="Save the tile without alpha."
-        )
+        raise transparent(subject)
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def turn_by_exif(image: Image.Image) -> None:
+def load(image: Image.Image, data: bytes, *, subject: str) -> None:
+    """Decode an opened image, turned by its EXIF orientation, and refuse a damaged JPEG."""
+    if image.format == "JPEG":
+        _check_jpeg(data, subject)
+    _turn(image)
+
+
+def transparent(subject: str) -> InputError:
+    """Return the error for an image that is transparent somewhere."""
+    return InputError("has transparent pixels", subject=subject, remedy="Save it without alpha.")
+
+
+def _turn(image: Image.Image) -> None:
     """Turn an image by its EXIF orientation, as Pillow itself does only for TIFF.
 
     Unreadable EXIF data are ignored, because the pixels are complete without them.
@@ -100,7 +132,7 @@ def turn_by_exif(image: Image.Image) -> None:
     image.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        with contextlib.suppress(*BROKEN):
+        with contextlib.suppress(*_BROKEN):
             ImageOps.exif_transpose(image, in_place=True)
 
 
@@ -135,7 +167,7 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         raise InputError("holds more than one image", subject=subject)
 
 
-def check_samples(image: Image.Image, data: bytes, subject: str) -> None:
+def _check_samples(image: Image.Image, data: bytes, subject: str) -> None:
     """Refuse samples of more than 8 bits: Pillow keeps the upper 8, whatever range is used."""
     bits: set[int] = {8}
     if image.format == "PNG":
@@ -166,13 +198,13 @@ def _check_jpeg(data: bytes, subject: str) -> None:
             simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
         except ValueError:
             return  # of a kind that it does not know: Pillow's to judge
-        raise unreadable(subject, warning) from warning
+        raise _unreadable(subject, warning) from warning
 
 
 def _unidentified(data: bytes, subject: str) -> InputError:
     """Return the error for a file that Pillow does not recognise."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return unreadable(subject, ValueError("it is a WebP"))
+        return _unreadable(subject, ValueError("it is a WebP"))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         try:
             with tifffile.TiffFile(io.BytesIO(data)) as tiff:
@@ -180,8 +212,8 @@ def _unidentified(data: bytes, subject: str) -> InputError:
                 if page.dtype is not None and page.dtype != np.uint8:
                     return _other_samples(f"samples of type {page.dtype}", subject)
         except Exception as error:
-            return unreadable(subject, error)
-    return unreadable(subject, ValueError("it is none of them" if data else "it is empty"))
+            return _unreadable(subject, error)
+    return _unreadable(subject, ValueError("it is none of them" if data else "it is empty"))
 
 
 def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -210,7 +242,7 @@ def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 width, height = image.size
                 _check_holds(width, height, size, subject)
                 rng = np.random.default_rng(list(seed))
@@ -224,9 +256,9 @@ def cut_window(path: Path, size: int, *, seed: Sequence[int]) -> npt.NDArray[np.
         UnidentifiedImageError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
-        *BROKEN,
+        *_BROKEN,
     ) as error:
-        raise unreadable(subject, error) from error
+        raise _unreadable(subject, error) from error
 
 
 def _check_holds(width: int, height: int, size: int, subject: str) -> None:
@@ -238,8 +270,7 @@ def _check_holds(width: int, height: int, size: int, subject: str) -> None:
         )
 
 
-def unreadable(subject: str, error: BaseException) -> InputError:
-    """Return the error for a picture that cannot be read, with the reader's words."""
+def _unreadable(subject: str, error: BaseException) -> InputError:
     return InputError(
         f"cannot be read as a JPEG, PNG or TIFF ({' '.join(str(error).split())})",
         subject=subject,

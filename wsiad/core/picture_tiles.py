@@ -6,16 +6,13 @@ stated, and a value beyond them is an error, never a clipped or darkened pixel.
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsiad.core.errors import InputError
-from wsiad.core.images import BROKEN, FORMATS, check_samples, turn_by_exif, unreadable
+from wsiad.core.images import MAX_TILE_PX, colours, load, opened, transparent
 
 MAX_EDGE_PX, MAX_PX = 16_384, 2**26
 """Maximum edge, and number of pixels, of a picture."""
@@ -99,35 +96,14 @@ def _read(
     data: bytes, subject: str, grey_values: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.float32], bool]:
     """Return values from 0 to 255, float32 (H, W) if grey, else (H, W, 3); and whether grey."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
-            _check(image, subject)
-            grey = image.mode in _GREYS
-            if grey:
-                _check_grey(image, subject, grey_values)
-            else:
-                check_samples(image, data, subject)
-            turn_by_exif(image)
-            opaque = grey or (image.mode == "RGB" and "transparency" not in image.info)
-            found = np.asarray(image if opaque else image.convert("RGBA"))
-    except InputError:
-        raise
-    except UnidentifiedImageError as error:
-        what = "it is none of them, or its samples are of a kind that is not read"
-        raise unreadable(subject, ValueError(what)) from error
-    except (Image.DecompressionBombError, *BROKEN) as error:
-        raise unreadable(subject, error) from error
-    if grey:
-        assert grey_values is not None  # checked
-        return _scaled(found, subject, *grey_values), True
-    if not opaque and found[..., 3].min() < 255:
-        raise InputError(
-            "has transparent pixels", subject=subject, remedy="Save the picture without alpha."
-        )
-    return found[..., :3].astype(np.float32), False
+    with opened(data, subject=subject) as image:
+        _check(image, subject)
+        if image.mode not in _GREYS:
+            return colours(image, data, subject=subject).astype(np.float32), False
+        black, white = _checked_grey(image, subject, grey_values)
+        load(image, data, subject=subject)
+        found = np.asarray(image)
+    return _scaled(found, subject, black, white), True
 
 
 def _check(image: Image.Image, subject: str) -> None:
@@ -151,7 +127,10 @@ def _check(image: Image.Image, subject: str) -> None:
         raise InputError("holds more than one image", subject=subject)
 
 
-def _check_grey(image: Image.Image, subject: str, grey_values: tuple[float, float] | None) -> None:
+def _checked_grey(
+    image: Image.Image, subject: str, grey_values: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Return the values that mean black and white, of a grey image that can be read."""
     if grey_values is None:
         raise InputError(
             "is grey, and nobody stated which of its values mean black and white",
@@ -163,9 +142,8 @@ def _check_grey(image: Image.Image, subject: str, grey_values: tuple[float, floa
             "is a TIFF whose lowest value is white", subject=subject, remedy="Convert it."
         )
     if "transparency" in image.info:
-        raise InputError(
-            "has transparent pixels", subject=subject, remedy="Save the picture without alpha."
-        )
+        raise transparent(subject)
+    return grey_values
 
 
 def _scaled(
@@ -208,9 +186,9 @@ def _square(
             subject=subject,
             remedy="Set a smaller --crop, or --resize.",
         )
-    if edge > 4096:
+    if edge > MAX_TILE_PX:
         raise InputError(
-            f"becomes {edge} × {edge} px; a tile has at most 4096",
+            f"becomes {edge} × {edge} px; a tile has at most {MAX_TILE_PX}",
             subject=subject,
             remedy="Set --resize or --crop.",
         )
