@@ -57,6 +57,19 @@ def test_slides_that_are_fitted_on_do_not_calibrate(stores, tmp_path):
         train(stores, tmp_path / "a", calibration=stores / "fit")
 
 
+def test_slides_whose_anomalies_are_learnt_from_do_not_calibrate(stores, tmp_path):
+    listed = tmp_path / "slides.csv"
+    for name, again in (("s4", True), ("s1", False)):
+        listed.write_text(f"slide,label\n{stores / name}.tif,tumor\n")
+        wsiad.tile(slides=[listed], out=tmp_path / name, **TILING, stain={"method": "none"})
+        given = {"detector": "linear-probe", "anomalies": tmp_path / name}
+        if again:
+            with pytest.raises(InputError, match="s4 is fitted on too"):
+                train(stores, tmp_path / "a", **given)
+        else:
+            assert train(stores, tmp_path / "b", **given).ended_by == "fitted"
+
+
 def test_tiles_that_were_prepared_differently_are_refused(stores, tmp_path):
     slides = [stores / "s4.tif"]
     wsiad.tile(slides=slides, out=tmp_path / "x", **TILING, stain={"method": "macenko"})

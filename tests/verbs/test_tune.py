@@ -229,8 +229,9 @@ def test_a_killed_search_goes_on_to_the_same_result(stores, tmp_path, toy):
 def test_more_trials_go_on_and_change_nothing_of_the_first(stores, tmp_path, toy):
     space = {"focus": {"low": 0.0, "high": 1.0}}
     tune(stores, tmp_path / "a", space=space, trials=7, random_trials=4)
-    tune(stores, tmp_path / "b", space=space, trials=3, random_trials=4)
-    assert len(rows(tmp_path / "b")) == 3
+    about = {"system": "Toy", "paper": "A, 2020", "published": "all", "adapted": [], "gpu": False}
+    tune(stores, tmp_path / "b", space=space, trials=3, random_trials=4, about=about)
+    assert len(rows(tmp_path / "b")) == 3  # words about the system may change, too
     tune(stores, tmp_path / "b", space=space, trials=7, random_trials=4)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 

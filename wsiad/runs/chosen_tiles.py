@@ -12,18 +12,9 @@ from wsiad.core.config import build
 from wsiad.core.errors import DetectorError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
-from wsiad.learning.detector import (
-    Detector,
-    DetectorOptions,
-    HealthyTiles,
-    InputSpec,
-)
+from wsiad.learning.detector import Detector, DetectorOptions, HealthyTiles, InputSpec
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides
-from wsiad.runs.compatibility import (
-    check_apart,
-    check_prepared_alike,
-    check_stops_by_nothing,
-)
+from wsiad.runs.compatibility import check_apart, check_prepared_alike, check_stops_by_nothing
 from wsiad.runs.healthy_tiles import (
     TrainingOptions,
     healthy_slides,
@@ -32,12 +23,7 @@ from wsiad.runs.healthy_tiles import (
     tile_source,
     usable_tiles,
 )
-from wsiad.runs.split import (
-    HealthySplit,
-    SlideTiles,
-    split_all_to_fit,
-    split_slides,
-)
+from wsiad.runs.split import HealthySplit, SlideTiles, split_all_to_fit, split_slides
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import TileStore
@@ -188,7 +174,8 @@ def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | No
     StoreMismatchError
         The tiles were prepared differently from the healthy ones.
     InputError
-        The store has no anomalous slide with tiles to learn from.
+        The store has no anomalous slide with tiles to learn from, or one of its slides is to
+        calibrate with.
     DetectorError
         The tiles are smaller than the detector's input.
     """
@@ -205,7 +192,7 @@ def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | No
             remedy="Pass larger tiles, or set a smaller input with --option input_px.",
         )
     thresholds = store.preparation.quality.changed_by(options.quality)
-    return anomaly_slides(
+    found = anomaly_slides(
         store,
         types=options.anomaly_types,
         split=options.split,
@@ -214,3 +201,7 @@ def anomalies_of(options: TrainingOptions, chosen: Chosen) -> AnomalySlides | No
         usable=lambda slides: usable_tiles(slides, thresholds, kind="anomalous")[0],
         labels_of=chosen.cls.labels_of,
     )
+    if chosen.others:  # loose tiles have the fingerprint of a file of many slides
+        whole = [slide for slide in found.slides if slide.has_geometry]
+        check_apart(chosen.others.slides, whole, subject=str(options.calibration))
+    return found

@@ -35,7 +35,7 @@ FOLDS = "folds.json"
 
 _MAY_CHANGE = frozenset(
     {"trials", "max_minutes", "workers", "cluster", "scheduler", "retries", "at_once"}
-    | {"retry_failed", "quiet"}
+    | {"retry_failed", "quiet", "about"}
 )
 """Options that may differ when a search continues, because they do not change any trial."""
 
