@@ -121,9 +121,10 @@ def not_recognised(slides: Collection[StoredSlide], taught: Mapping[str, str]) -
     taught : mapping of str to str
         Fingerprints of the slides that taught, by name; empty if the run is no second look.
     """
-    marks = set(taught.values()) if taught else set()
-    found = {}
-    for slide in slides if taught else ():
+    if not taught:
+        return {}
+    marks, found = set(taught.values()), {}
+    for slide in slides:
         if slide.fingerprint in marks:
             continue
         if not slide.has_geometry:
