@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._features import THREE_DEPTHS, DefaultLayers
 from wsiad.detectors._stored import in_batches
-from wsiad.learning.batches import check_size, on_device
+from wsiad.learning.batches import check_size, on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe
 from wsiad.learning.detector import (
     Detector,
@@ -33,6 +34,7 @@ from wsiad.learning.detector import (
     Scores,
     State,
     Tiles,
+    TileSource,
 )
 from wsiad.learning.loop import Training, TrainingResult
 from wsiad.learning.step import Loss
@@ -138,6 +140,18 @@ class TrainedDetector(Detector):
         module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
 
+    def _healthy_windows(
+        self, tiles: TileSource, most: int, *, seed: int, stream: int
+    ) -> Iterator[Tensor]:
+        """Yield batches of random windows, uint8 (N, S, S, 3), of at most so many healthy tiles.
+
+        They follow from the seed, and from the stream that keeps them apart from other draws.
+        """
+        _, batches = sample(tiles, most, batch=self.options.batch, seed=seed)
+        for index, part in enumerate(batches):
+            whole = on_device(part, self._device)
+            yield random_crops(whole, self.spec.size, seed=seed, step=stream + index)
+
     def _train(
         self,
         module: nn.Module,
@@ -178,6 +192,31 @@ class TrainedDetector(Detector):
             "training_seconds": round(result.seconds, 1),
         }
         return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
+
+
+def before_the_last(context: FitContext, name: str) -> FitContext:
+    """Return the context of a training before the last one: a folder of its own, half the time."""
+    folder = context.folder / name
+    folder.mkdir(exist_ok=True)
+    minutes = context.budget.max_minutes
+    budget = replace(context.budget, max_minutes=minutes and minutes / 2)
+    return replace(context, folder=folder, budget=budget)
+
+
+def after(before: TrainingResult, context: FitContext) -> FitContext:
+    """Return the context of the last training, which has the time that is left."""
+    minutes = context.budget.max_minutes
+    left = minutes and max(minutes - before.seconds / 60, 1e-9)
+    return replace(context, budget=replace(context.budget, max_minutes=left))
+
+
+def about_training(result: TrainingResult) -> dict[str, Any]:
+    """Return the facts about a training before the last one that a run records, as JSON values."""
+    return {
+        "ended_by": result.ended_by,
+        "steps": result.steps,
+        "best_stop_loss": result.best_loss,
+    }
 
 
 def images(windows: Tensor) -> Tensor:

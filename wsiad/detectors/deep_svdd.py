@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
-from wsiad.learning.batches import check_size, on_device, random_crops, sample
+from wsiad.detectors._trained import (
+    TrainedDetector,
+    TrainedOptions,
+    about_training,
+    after,
+    before_the_last,
+    images,
+)
+from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import (
-    Budget,
     DetectorOptions,
     Embedding,
     FitContext,
@@ -99,17 +104,11 @@ class DeepSvdd(TrainedDetector):
         check_size(tiles.fit.tile, self.spec.size)
         options, self._device = self.options, context.device
         ball = self._placed(self._ball(context.seed))
-        self._network, minutes = ball, context.budget.max_minutes
-        self._about = {}
+        self._network, self._about, last = ball, {}, context
         if options.pretrain_steps:
             before = self._pretrain(ball.encoder, tiles, context, started)
-            self._about["autoencoder"] = {
-                "ended_by": before.ended_by,
-                "steps": before.steps,
-                "best_stop_loss": before.best_loss,
-            }
-            started = time.monotonic()
-            minutes = minutes and max(minutes - before.seconds / 60, 1e-9)
+            self._about["autoencoder"] = about_training(before)
+            started, last = time.monotonic(), after(before, context)
         outputs = self._outputs(ball, tiles.fit, context.seed)
         ball.centre.copy_(centre_of(outputs))
         if options.objective == "soft-boundary":
@@ -125,7 +124,7 @@ class DeepSvdd(TrainedDetector):
             ball,
             loss,
             tiles=tiles,
-            context=replace(context, budget=Budget(context.budget.max_steps, minutes)),
+            context=last,
             identity={"part": "ball"},
             recipe=self._recipe(ball),
             started=started,
@@ -164,7 +163,7 @@ class DeepSvdd(TrainedDetector):
         self, encoder: nn.Module, tiles: HealthyTiles, context: FitContext, started: float
     ) -> TrainingResult:
         """Train the encoder as part of an autoencoder."""
-        options, minutes = self.options, context.budget.max_minutes
+        options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             decoder = MirrorDecoder(self.spec.size, options.channels, options.representation)
@@ -175,19 +174,12 @@ class DeepSvdd(TrainedDetector):
             error: Tensor = (autoencoder(x) - x).square().mean(dim=(1, 2, 3))
             return error
 
-        folder = context.folder / _FOLDER
-        folder.mkdir(exist_ok=True)
-        identity: dict[str, Any] = {"part": "autoencoder"}
         return self._train(
             autoencoder,
             loss,
             tiles=tiles,
-            context=replace(
-                context,
-                folder=folder,
-                budget=Budget(context.budget.max_steps, minutes and minutes / 2),
-            ),
-            identity=identity,
+            context=before_the_last(context, _FOLDER),
+            identity={"part": "autoencoder"},
             recipe=Recipe(adam(weight_decay=options.pretrain_weight_decay)),
             options=options.model_copy(update={"max_steps": options.pretrain_steps}),
             started=started,
@@ -197,14 +189,8 @@ class DeepSvdd(TrainedDetector):
     def _outputs(self, ball: Hypersphere, tiles: TileSource, seed: int) -> Tensor:
         """Return the outputs (N, D) for windows of the healthy tiles of the fit."""
         ball.eval()
-        options, found = self.options, []
-        _, batches = sample(tiles, options.centre_tiles, batch=options.batch, seed=seed)
-        for index, part in enumerate(batches):
-            windows = random_crops(
-                on_device(part, self._device), self.spec.size, seed=seed, step=_STREAM + index
-            )
-            found.append(ball.encoder(images(windows)))
-        return torch.cat(found)
+        parts = self._healthy_windows(tiles, self.options.centre_tiles, seed=seed, stream=_STREAM)
+        return torch.cat([ball.encoder(images(windows)) for windows in parts])
 
     def _recipe(self, ball: Hypersphere) -> Recipe:
         options = self.options

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
-from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles
 from wsiad.learning.training_options import BatchSize
@@ -244,17 +243,11 @@ class Density(DistilledDetector):
         return self.options.places if self.options.grid == "places" else None
 
     def _healthy(self, tiles: HealthyTiles, context: FitContext) -> Iterator[Tensor]:
-        """Yield images of healthy tiles of the fit, the same each time."""
-        options = self.options
-        _, batches = sample(tiles.fit, options.fit_tiles, batch=options.batch, seed=context.seed)
-        for index, part in enumerate(batches):
-            windows = random_crops(
-                on_device(part, self._device),
-                self.spec.size,
-                seed=context.seed,
-                step=_STREAM + index,
-            )
-            yield images(windows)
+        """Return images of healthy tiles of the fit, the same each time."""
+        most = self.options.fit_tiles
+        return map(
+            images, self._healthy_windows(tiles.fit, most, seed=context.seed, stream=_STREAM)
+        )
 
     def _model(self, shape: tuple[int, int, int]) -> DensityModel:
         options = self.options

@@ -17,7 +17,6 @@ from torch.nn import functional
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._features import DefaultLayers
 from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
-from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.checkpoint import Recipe, adam, descend, stable_adam
 from wsiad.learning.detector import DetectorOptions, FitContext, HealthyTiles, State
 from wsiad.learning.devices import drawing
@@ -280,16 +279,10 @@ class FeatureReconstruction(DistilledDetector):
         self, teacher: BackboneFeatures, tiles: HealthyTiles, context: FitContext
     ) -> Tensor:
         """Return the covariance, float64 (C, C), of the features of healthy tiles."""
-        options = self.options
-        _, batches = sample(tiles.fit, options.latent_tiles, batch=options.batch, seed=context.seed)
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for index, part in enumerate(batches):
-            windows = random_crops(
-                on_device(part, self._device),
-                self.spec.size,
-                seed=context.seed,
-                step=_COUNTING + index,
-            )
+        for windows in self._healthy_windows(
+            tiles.fit, self.options.latent_tiles, seed=context.seed, stream=_COUNTING
+        ):
             maps = teacher.maps(teacher.normalised(images(windows)))
             vectors = together(maps).permute(0, 2, 3, 1).flatten(0, 2).double().cpu()
             count, total = count + len(vectors), total + vectors.sum(dim=0)

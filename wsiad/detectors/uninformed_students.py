@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
@@ -16,11 +15,17 @@ from torch.nn import functional
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._features import DEEPEST, DefaultLayers
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
-from wsiad.learning.batches import centre_crops, check_size, on_device, random_crops, sample
+from wsiad.detectors._trained import (
+    TrainedDetector,
+    TrainedOptions,
+    about_training,
+    after,
+    before_the_last,
+    images,
+)
+from wsiad.learning.batches import centre_crops, check_size, on_device, sample
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import (
-    Budget,
     DetectorOptions,
     Embedding,
     FitContext,
@@ -141,7 +146,7 @@ class UninformedStudents(TrainedDetector):
         self._device, self._seed = context.device, context.seed
         self.options, found = _backbone.settled(self.options, context, self.spec)
         network = self._placed(self._drawn(context.seed))
-        self._network, minutes = network, context.budget.max_minutes
+        self._network = network
         backbone = self._placed(
             BackboneFeatures(
                 self.options.backbone,
@@ -162,25 +167,18 @@ class UninformedStudents(TrainedDetector):
             "backbone": self.options.backbone,
             "weights": found.note(),
             "layers": list(self.options.chosen_layers()),
-            "teachers": {
-                "ended_by": before.ended_by,
-                "steps": before.steps,
-                "best_stop_loss": before.best_loss,
-            },
+            "teachers": about_training(before),
         }
         network.teachers.requires_grad_(requires_grad=False)
-        network.standardise(list(self._windows(tiles.fit, context.seed)))
+        healthy = self._healthy_windows(
+            tiles.fit, self.options.statistics_tiles, seed=context.seed, stream=_STREAM
+        )
+        network.standardise([_signed(windows) for windows in healthy])
         result = self._train(
             network.students,
             lambda windows: network.losses(_signed(windows)),
             tiles=tiles,
-            context=replace(
-                context,
-                budget=Budget(
-                    context.budget.max_steps,
-                    minutes and max(minutes - before.seconds / 60, 1e-9),
-                ),
-            ),
+            context=after(before, context),
             identity={"part": "students", "weights": found.sha256},
             recipe=Recipe(adam(weight_decay=self.options.weight_decay)),
         )
@@ -233,7 +231,7 @@ class UninformedStudents(TrainedDetector):
         sha256: str,
     ) -> TrainingResult:
         """Train the teachers on the backbone's features of patches."""
-        options, minutes = self.options, context.budget.max_minutes
+        options = self.options
         outputs = sum(shape[0] for shape in backbone.check_places(options.backbone_px))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -278,17 +276,11 @@ class UninformedStudents(TrainedDetector):
             descend(optimiser, total, clip=options.grad_clip)
             return total
 
-        folder = context.folder / _FOLDER
-        folder.mkdir(exist_ok=True)
         return self._train(
             learning,
             loss,
             tiles=tiles,
-            context=replace(
-                context,
-                folder=folder,
-                budget=Budget(context.budget.max_steps, minutes and minutes / 2),
-            ),
+            context=before_the_last(context, _FOLDER),
             identity={"part": "teachers", "weights": sha256},
             recipe=Recipe(adam(weight_decay=options.weight_decay), update),
             options=options.model_copy(
@@ -320,14 +312,6 @@ class UninformedStudents(TrainedDetector):
         near = near + _NOISE * near.new_tensor(noise)
         other = _patches(signed.roll(1, dims=0), patch, *_corners(signed, patch, rng))
         return teacher(near)[:, :, 0, 0], teacher(other)[:, :, 0, 0]
-
-    def _windows(self, source: TileSource, seed: int) -> Iterator[Tensor]:
-        """Yield windows of healthy tiles of the fit in [−1, 1], the same each time."""
-        options = self.options
-        _, batches = sample(source, options.statistics_tiles, batch=options.batch, seed=seed)
-        for index, part in enumerate(batches):
-            tiles = on_device(part, self._device)
-            yield _signed(random_crops(tiles, self.spec.size, seed=seed, step=_STREAM + index))
 
     def _held_out(self, source: TileSource, seed: int) -> Iterator[Tensor]:
         """Yield the central windows of held-out tiles in [−1, 1]."""

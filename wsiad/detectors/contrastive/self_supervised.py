@@ -32,7 +32,7 @@ from wsiad.detectors.contrastive.pretexts import (
     position_losses,
     shifted,
 )
-from wsiad.learning.batches import ViewOptions, check_size, on_device, random_crops, sample
+from wsiad.learning.batches import ViewOptions, check_size
 from wsiad.learning.checkpoint import Recipe, adam, sgd
 from wsiad.learning.detector import (
     DetectorOptions,
@@ -339,7 +339,10 @@ class Contrastive(TrainedDetector):
     ) -> dict[str, Tensor]:
         """Return what the score needs of healthy tiles."""
         options = self.options
-        windows = list(self._windows_of(tiles, context))
+        healthy = self._healthy_windows(
+            tiles, options.healthy_tiles, seed=context.seed, stream=_STREAM
+        )
+        windows = [images(part) for part in healthy]
         if isinstance(encoder, PatchEncoders):
             return {
                 f"bank{edge}": self._bank([self._codes(encoder, x, edge) for x in windows], context)
@@ -357,21 +360,6 @@ class Contrastive(TrainedDetector):
             case "nearest":
                 found = torch.cat([encoder(x) for x in windows])
                 return {"bank": functional.normalize(found, dim=1)}
-
-    def _windows_of(self, tiles: TileSource, context: FitContext) -> Sequence[Tensor]:
-        options = self.options
-        _, batches = sample(tiles, options.healthy_tiles, batch=options.batch, seed=context.seed)
-        return [
-            images(
-                random_crops(
-                    on_device(part, self._device),
-                    self.spec.size,
-                    seed=context.seed,
-                    step=_STREAM + index,
-                )
-            )
-            for index, part in enumerate(batches)
-        ]
 
     def _bank(self, codes: Sequence[Tensor], context: FitContext) -> Tensor:
         """Return at most ``bank`` codes, drawn by the seed."""
