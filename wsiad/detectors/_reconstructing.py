@@ -1,8 +1,9 @@
-"""The base of detectors that compare a tile with its reconstruction by a perceptual distance."""
+"""Pictures of restored tiles, and the base of detectors that judge them by perceptual distance."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,21 @@ from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
 
 _BATCH = 128
+
+
+def pictures(function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device) -> Tiles:
+    """Return what a function makes of tiles, as pictures, uint8 (N, S, S, 3).
+
+    Parameters
+    ----------
+    function : callable
+        Function that maps tiles, uint8 (N, S, S, 3), to images (N, 3, S, S) in [−1, 1].
+    tiles : ndarray of uint8, (N, S, S, 3)
+    device : torch.device
+    """
+    made = in_batches(function, tiles, device, batch=_BATCH)
+    pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 class ReconstructingDetector(Detector):
@@ -46,9 +62,7 @@ class ReconstructingDetector(Detector):
     def reconstruct(self, tiles: Tiles) -> Tiles:
         """Return the reconstructions; see :class:`wsiad.learning.detector.Reconstructs`."""
         autoencoder, _, device = self.judged()
-        made = in_batches(lambda part: autoencoder(images_of(part)), tiles, device, batch=_BATCH)
-        pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        return pictures(lambda part: autoencoder(images_of(part)), tiles, device)
 
     def difference(self, tiles: Tiles) -> Scores:
         """Return the distance at each place, which is also the score."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import PerceptualOptions, fitted_distances, restored_distance
-from wsiad.detectors._stored import in_batches
+from wsiad.detectors._reconstructing import pictures
 from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, TrainedOptions, images
 from wsiad.learning.batches import centre_crops, check_size, on_device, sample
 from wsiad.learning.checkpoint import Recipe, Update, descend
@@ -207,14 +207,9 @@ class Diffusion(TrainedDetector):
     def reconstruct(self, tiles: Tiles) -> Tiles:
         """Return the tiles after noise of the latest start was added and removed."""
         whole, start = self._whole(), max(self.options.start)
-        made = in_batches(
-            lambda part: self._denoised(whole, images(part) * 2 - 1, start),
-            tiles,
-            self._device,
-            batch=SCORE_BATCH,
-        )[: len(tiles)]
-        pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        return pictures(
+            lambda part: self._denoised(whole, images(part) * 2 - 1, start), tiles, self._device
+        )
 
     def difference(self, tiles: Tiles) -> Scores:
         """Return the difference at each place, which is also the score."""

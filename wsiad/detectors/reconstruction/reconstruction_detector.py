@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import fitted_distances, restored_distance
-from wsiad.detectors._stored import in_batches
-from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, images
+from wsiad.detectors._reconstructing import pictures
+from wsiad.detectors._trained import TrainedDetector, images
 from wsiad.detectors.reconstruction.reconstruction_games import (
     ReconstructionGame,
     latent_critic_of,
@@ -148,9 +147,7 @@ class Reconstruction(TrainedDetector):
                 return projected(model, x)
             return torch.stack([view.made.image for view in task.shown(model, x)]).mean(dim=0)
 
-        found = in_batches(made, tiles, self._device, batch=SCORE_BATCH)
-        pixels = np.rint((found + 1) * 127.5).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        return pictures(made, tiles, self._device)
 
     def difference(self, tiles: Tiles) -> Scores:
         """Return the score at each place."""
