@@ -31,16 +31,16 @@ def dpa(folder, **options):
     return found
 
 
-def test_every_detector_but_diffusion_embeds_and_some_reconstruct():
+def test_every_detector_embeds_and_some_reconstruct():
     spec = InputSpec(TilePx(64), Mpp(1))
     found = {name: cls(cls.Options(), spec) for name in registry.names()
              for cls in [registry.load(name)]}  # fmt: skip
-    assert {name for name, d in found.items() if not isinstance(d, Embeds)} == {"diffusion"}
+    assert {name for name, d in found.items() if not isinstance(d, Embeds)} == set()
     some = {n for n, d in found.items() if isinstance(d, Reconstructs)}
     assert some == {"diffusion", "dpa", "piad", "reconstruction"}
 
 
-@pytest.mark.parametrize("name", sorted(TINY.keys() - {"diffusion"}))
+@pytest.mark.parametrize("name", sorted(TINY))
 def test_nothing_is_embedded_before_the_fit(name):
     cls = registry.load(name)
     with pytest.raises(DetectorError, match="not fitted"):

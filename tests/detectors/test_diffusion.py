@@ -73,6 +73,22 @@ def test_scores_of_several_starts_are_their_mean(tmp_path, tiles):
     assert not np.allclose(maps[0], maps[1])
 
 
+def test_vectors_are_what_the_network_first_sees_of_a_noisy_tile(tmp_path, tiles):
+    found = fitted(tmp_path / "run", start=[200, 40])
+    whole, seen = found.network().eval(), []
+    whole.network.middle[-1].register_forward_hook(lambda module, given, out: seen.append(out))
+    left = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:40])  # at the earlier start
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).double() / 127.5 - 1
+    noisy = left**0.5 * x + (1 - left) ** 0.5 * whole.noise
+    with torch.no_grad():
+        whole.network(noisy.float(), torch.full((len(tiles),), 40))
+    expected = seen[0].mean(dim=(2, 3)).numpy()
+    vectors = found.embed(tiles)
+    assert vectors.shape == (len(tiles), TINY["widths"][-1])
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
+    assert vectors.std(axis=0).min() > 1e-4  # they depend on the tile
+
+
 def test_standardised_starts_are_zero_on_average_over_held_out_tiles(tmp_path):
     found = fitted(tmp_path / "run", start=[40, 200], combine="standardised")
     held_out = np.concatenate(list(HEALTHY.stop.ordered(64)))

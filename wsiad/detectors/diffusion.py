@@ -18,6 +18,7 @@ from wsiad.learning.batches import centre_crops, check_size, on_device, sample
 from wsiad.learning.checkpoint import Recipe, Update, descend
 from wsiad.learning.detector import (
     DetectorOptions,
+    Embedding,
     FitContext,
     FitReport,
     HealthyTiles,
@@ -204,6 +205,19 @@ class Diffusion(TrainedDetector):
             total = total + (found - whole.mean[number]) / whole.spread[number]
         return total / len(self.options.start)
 
+    def embed(self, tiles: Tiles) -> Embedding:
+        """Return the innermost features of the first prediction from the earliest start, averaged.
+
+        They are of the tile with the noise of scores, which is one for all tiles.
+        """
+        whole, start = self._whole(), min(self.options.start)
+
+        def embedded(x: Tensor) -> Tensor:
+            noisy, at = self._noisy(whole, x * 2 - 1, start)
+            return whole.network.innermost(noisy, at).mean(dim=(2, 3))
+
+        return self.embed_images(embedded, tiles)
+
     def reconstruct(self, tiles: Tiles) -> Tiles:
         """Return the tiles after noise of the latest start was added and removed."""
         whole, start = self._whole(), max(self.options.start)
@@ -284,10 +298,14 @@ class Diffusion(TrainedDetector):
 
         return update
 
+    def _noisy(self, whole: Denoising, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Return images with the noise of scores at a start, and the time step of each, (N,)."""
+        at = torch.full((len(x),), start, device=x.device)
+        return self._schedule().noisy(x, whole.noise.expand_as(x), at), at
+
     def _denoised(self, whole: Denoising, x: Tensor, start: int) -> Tensor:
-        schedule, at = self._schedule(), torch.full((len(x),), start, device=x.device)
-        noisy = schedule.noisy(x, whole.noise.expand_as(x), at)
-        return schedule.denoised(whole.network, noisy, start, steps=self.options.steps)
+        noisy, _ = self._noisy(whole, x, start)
+        return self._schedule().denoised(whole.network, noisy, start, steps=self.options.steps)
 
     def _difference(self, whole: Denoising, x: Tensor, start: int) -> Tensor:
         """Return the difference of images in [−1, 1] at each place, (N, m, m)."""

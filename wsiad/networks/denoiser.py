@@ -187,6 +187,22 @@ class Denoiser(nn.Module):
     def forward(self, images: Tensor, times: Tensor) -> Tensor:
         """Return the noise, (N, 3, S, S), in images at time steps, (N,)."""
         time = self.time(sines(times, self._first))
+        x, skips = self._inward(images, time)
+        count = self._blocks + 1
+        for level in range(self._levels):
+            for block in self.up[level * count : (level + 1) * count]:
+                x = block(torch.cat([x, skips.pop()], dim=1), time)
+            if level < self._levels - 1:
+                x = self.enlarge[level](functional.interpolate(x, scale_factor=2.0))
+        found: Tensor = self.leave(x)
+        return found
+
+    def innermost(self, images: Tensor, times: Tensor) -> Tensor:
+        """Return the features at the smallest resolution, (N, C, h, w), before the way up."""
+        return self._inward(images, self.time(sines(times, self._first)))[0]
+
+    def _inward(self, images: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the innermost features, and those on the way down."""
         x = self.enter(images)
         skips = [x]
         for level in range(self._levels):
@@ -198,14 +214,7 @@ class Denoiser(nn.Module):
                 skips.append(x)
         for block in self.middle:
             x = block(x, time)
-        count = self._blocks + 1
-        for level in range(self._levels):
-            for block in self.up[level * count : (level + 1) * count]:
-                x = block(torch.cat([x, skips.pop()], dim=1), time)
-            if level < self._levels - 1:
-                x = self.enlarge[level](functional.interpolate(x, scale_factor=2.0))
-        found: Tensor = self.leave(x)
-        return found
+        return x, skips
 
 
 def sines(times: Tensor, width: int) -> Tensor:
