@@ -14,6 +14,7 @@ from wsiad.detectors.deep_geo import DeepGeoOptions, GeometricClassifier
 from wsiad.detectors.dpa.dpa_options import DpaOptions
 from wsiad.detectors.piad import PiadOptions
 from wsiad.learning.detector import HealthyTiles
+from wsiad.learning.training_options import LoopOptions
 from wsiad.networks.autoencoder import seeded_encoder
 from wsiad.networks.vgg_statistics import imagenet_statistics
 from wsiad.networks.weights import torchvision_models
@@ -59,6 +60,11 @@ def test_identities_of_older_checkpoints_do_not_change():
         identity = options.identity(limit=9)
         later = {"keep", "statistics", "critic_channels", "epochs", "log_offset", "initialisation"}
         assert not later & identity.keys()
+    assert DeepGeoOptions().identity(limit=9).keys() - LoopOptions.model_fields.keys() == {
+        *("depth", "width", "shrink", "dirichlet_tiles", "weight_decay"),
+    }
+    separate = DeepGeoOptions(heads="separate", score="softmax").identity(limit=9)
+    assert (separate["heads"], separate["score"]) == ("separate", "softmax")
     assert DpaOptions(keep="last").identity(limit=9)["keep"] == "last"
     assert PiadOptions(critic_channels=3).identity(limit=9)["critic_channels"] == 3
 

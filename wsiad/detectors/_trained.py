@@ -54,6 +54,17 @@ M = TypeVar("M", bound=nn.Module)
 class TrainedOptions(DetectorOptions, LoopOptions):
     """Options of every detector whose network is trained."""
 
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Options of later versions, with the values that change nothing."""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_options(
+        self, whole: pydantic.SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out an option of a later version if it changes nothing: old runs stay equal."""
+        values: dict[str, Any] = whole(self)
+        return {k: v for k, v in values.items() if k not in self.later or v != self.later[k]}
+
     def identity(self, *, limit: int) -> dict[str, Any]:
         """Return the values on which the weights after a given step depend, as JSON."""
         own = type(self).model_fields.keys() - LoopOptions.model_fields.keys()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -265,7 +266,6 @@ class GeometricClassifier(nn.Module):
 
 
 _STREAM = 1 << 34  # keeps the draws of transforms apart from those of windows
-_LATER = {"initialisation": "fan-out", "epochs": None, "log_offset": 0.0}
 _LEAST_EDGE = 8  # a quarter of it is a shift, and the network halves it twice
 _Count = Annotated[int, pydantic.Field(ge=1)]
 
@@ -302,20 +302,19 @@ class DeepGeoOptions(TrainedOptions):
     val_interval: ValInterval = 200
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"log_offset"}
+    later: ClassVar[Mapping[str, Any]] = {
+        "score": "dirichlet",
+        "heads": "joint",
+        "initialisation": "fan-out",
+        "epochs": None,
+        "log_offset": 0.0,
+    }
 
     @pydantic.model_validator(mode="after")
     def _score_of_heads(self) -> Self:
         if self.heads == "separate" and self.score == "dirichlet":
             raise ValueError("separate heads are scored by softmax: set score: softmax")
         return self
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_options(
-        self, whole: pydantic.SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        """Leave out an option of a later version if it changes nothing: old runs stay equal."""
-        values: dict[str, Any] = whole(self)
-        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
 
     def bounded(self, tiles: int) -> Self:
         """Return the options with the number of steps that ``epochs`` over the tiles have."""

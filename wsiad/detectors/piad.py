@@ -8,7 +8,7 @@ drawn from the unit Gaussian; a latent critic distinguishes E(x) from z.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -240,7 +240,6 @@ _BETAS = (0.5, 0.99)
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0)]
-_LATER = {"drift_of": "real", "critic_channels": None, "statistics": "tiles", "keep": "best"}
 
 
 class PiadOptions(PerceptualOptions, TrainedOptions):
@@ -276,19 +275,18 @@ class PiadOptions(PerceptualOptions, TrainedOptions):
     """Steps between two measurements of the gradients for the reconstruction's weight."""
     val_interval: ValInterval = 500
 
+    later: ClassVar[Mapping[str, Any]] = {
+        "drift_of": "real",
+        "critic_channels": None,
+        "statistics": "tiles",
+        "keep": "best",
+    }
+
     @pydantic.model_validator(mode="after")
     def _enough_tiles(self) -> Self:
         if self.batch <= self.critic_updates:
             raise ValueError("batch must exceed critic_updates: each update needs a tile")
         return self
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_options(
-        self, whole: pydantic.SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        """Leave out an option of a later version if it changes nothing: old runs stay equal."""
-        values: dict[str, Any] = whole(self)
-        return {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
 
     def shape(self, input_px: int, *, critic: bool = False) -> AutoencoderShape:
         """Return the sizes of the autoencoder, or of the image critic, at an input size.
