@@ -3,25 +3,14 @@ import pytest
 import torch
 
 from support.tiny_detectors import HEALTHY, SMOOTH, context
+from support.tiny_detectors import TINY as EVERY
 from wsiad.core.config import build
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.uninformed_students import UninformedStudents, UninformedStudentsOptions
 from wsiad.learning.detector import InputSpec
 from wsiad.testing import check_detector
 
-TINY = {
-    "patches": [17],
-    "students": 2,
-    "dimensions": 4,
-    "width": 0.03,
-    "places": 4,
-    "backbone_px": 32,
-    "layers": ["features.3"],
-    "teacher_steps": 3,
-    "batch": 6,
-    "val_interval": 4,
-    "log_interval": 2,
-}
+TINY = {**EVERY["uninformed-students"], "batch": 6, "val_interval": 4, "log_interval": 2}
 
 
 def fitted(folder, *, steps=5, **options):

@@ -7,8 +7,18 @@ import torch
 from torch import nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.networks.conv_stack import Critic, Decoder, Encoder, StackAutoencoder, seeded
+from wsiad.networks.conv_stack import Critic, Decoder, Encoder, seeded
 from wsiad.networks.stack_shape import Level, StackShape
+
+
+class StackAutoencoder(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
+
+    def forward(self, x):
+        found = self.encoder.features(x)
+        return self.decoder(self.encoder.head(found[-1]), found)
 
 
 def count(module):
@@ -160,9 +170,7 @@ SMALL = {
         32, levels(4, 6), "spatial", latent_channels=3, latent_activation="sigmoid"
     ),
     "nearest": StackShape(32, levels(4, 6, kernel=3), "conv", latent_channels=2, up="nearest"),
-    "dense, activated": StackShape(
-        32, levels(4, 6), "dense", latent_channels=5, dense_activated=True, dropout=0.1
-    ),
+    "dense": StackShape(32, levels(4, 6), "dense", latent_channels=5, dropout=0.1),
 }
 
 

@@ -4,7 +4,7 @@ Most published autoencoders and adversarial networks are the same stack with oth
 of levels that lower the resolution, a latent, and the mirror image of both.
 :class:`~wsiad.networks.stack_shape.StackShape` states these numbers. From it are built an
 :class:`Encoder` (image to latent), a :class:`Decoder` (latent to image, which is also a
-generator), both together as a :class:`StackAutoencoder`, and a :class:`Critic` (image to number).
+generator), and a :class:`Critic` (image to number).
 """
 
 from __future__ import annotations
@@ -304,8 +304,7 @@ class Decoder(nn.Module):
                 ]
             case "dense":
                 widths = (count, *reversed(shape.hidden), deep * edge**2)
-                found = [*_dense(shape, widths, down=False), nn.Unflatten(1, (deep, edge, edge))]
-                return found + (_after(shape, deep, down=False) if shape.dense_activated else [])
+                return [*_dense(shape, widths, down=False), nn.Unflatten(1, (deep, edge, edge))]
             case "spatial":
                 if shape.latent_channels is None:
                     return []
@@ -328,25 +327,6 @@ class Decoder(nn.Module):
                 x = torch.cat([x, above.pop()], dim=1)
         image: Tensor = self.out(x)
         return image
-
-
-class StackAutoencoder(nn.Module):
-    """An encoder and its mirrored decoder.
-
-    Parameters
-    ----------
-    shape : StackShape
-    """
-
-    def __init__(self, shape: StackShape) -> None:
-        super().__init__()
-        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct images, (N, C, S, S)."""
-        found = self.encoder.features(x)
-        made: Tensor = self.decoder(self.encoder.head(found[-1]), found)
-        return made
 
 
 class Critic(nn.Module):

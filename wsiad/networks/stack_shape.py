@@ -77,8 +77,6 @@ class StackShape:
     up : {"transposed", "nearest", "bilinear"}
         Way in which the decoder raises the resolution: by transposed convolutions, or by
         enlarging before a convolution.
-    dense_activated : bool
-        True for normalisation and activation after the decoder's last dense layer.
     latent_activation, output : {"none", "tanh", "sigmoid"}
         Activations of the latent and of the decoder's image.
     out_kernel : int or None
@@ -114,7 +112,6 @@ class StackShape:
     slope: float = 0.2
     bias: bool = True
     up: Literal["transposed", "nearest", "bilinear"] = "transposed"
-    dense_activated: bool = False
     latent_activation: Output = "none"
     output: Output = "none"
     out_kernel: int | None = None

@@ -67,7 +67,6 @@ class ShiftEncoder(nn.Module):
             blocks = ContrastiveNetwork(widths).blocks
             self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
             channels = widths[-1]
-        self.channels = channels
         self.head = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, projection)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -44,6 +44,7 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
+from wsiad.learning.step import Loss
 from wsiad.learning.training_options import ValInterval
 from wsiad.networks.patch_encoder import SMALL, PatchEncoders, cut, spread
 
@@ -314,7 +315,7 @@ class Contrastive(TrainedDetector):
                 options.network, options.widths, options.projection, options.forms()
             )
 
-    def _loss(self, encoder: nn.Module) -> Any:
+    def _loss(self, encoder: nn.Module) -> Loss:
         options = self.options
 
         def loss(windows: Tensor) -> Tensor:
