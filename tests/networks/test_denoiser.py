@@ -84,6 +84,12 @@ def test_images_must_be_halved():
         Denoiser(18, (8, 8, 8))
 
 
+@pytest.mark.parametrize("width", [2, 5])
+def test_a_first_width_without_room_for_the_time_is_refused(width):
+    with pytest.raises(DetectorError, match=f"first width of {width} channels"):
+        Denoiser(16, (width, 8))
+
+
 def test_times_as_sines():
     found = sines(torch.tensor([0, 5]), 6)
     assert found[0].tolist() == [0, 0, 0, 1, 1, 1]

@@ -68,7 +68,7 @@ class DiffusionOptions(PerceptualOptions, TrainedOptions):
     of the perceptual network, or structural."""
     widths: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (64, 128, 256)
     """Number of channels of the network at each resolution; the tile is halved from one to the
-    next."""
+    next. The first is even, 4 or more."""
     blocks: _Count = 2
     """Number of residual blocks of the network at each resolution."""
     attention_px: tuple[_Count, ...] = (16,)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from wsiad.core.errors import DetectorError
 
 _GROUPS = 32
+_LEAST_WIDTH = 4  # channels: two frequencies
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Function that maps noisy images, (N, 3, S, S), and their time steps, (N,), to their noise."""
 
@@ -116,7 +117,8 @@ class Denoiser(nn.Module):
     px : int
         Edge of the images, pixels.
     widths : sequence of int
-        Number of channels at each resolution; the image is halved from one to the next.
+        Number of channels at each resolution; the image is halved from one to the next. The first
+        is even, 4 or more.
     blocks : int
         Number of residual blocks at each resolution on the way down; one more on the way up.
     attention_px : sequence of int
@@ -127,7 +129,7 @@ class Denoiser(nn.Module):
     Raises
     ------
     DetectorError
-        The image cannot be halved so often.
+        The image cannot be halved so often, or the first number of channels is odd or below 4.
 
     Notes
     -----
@@ -151,6 +153,11 @@ class Denoiser(nn.Module):
                 remedy="Set fewer widths, or another input_px.",
             )
         first = widths[0]
+        if first % 2 or first < _LEAST_WIDTH:
+            raise DetectorError(
+                f"a first width of {first} channels cannot hold sines and cosines of a time step",
+                remedy=f"Set an even number from {_LEAST_WIDTH} as the first of widths.",
+            )
         self._first, time = first, 4 * first
         self.time = nn.Sequential(nn.Linear(first, time), nn.SiLU(), nn.Linear(time, time))
         self.enter = nn.Conv2d(3, first, 3, padding=1)
