@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from wsiad.cli import _verb_parser
+from wsiad.core.config import config_class
+from wsiad.verbs import function_of
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text("utf-8")
 
@@ -108,6 +113,49 @@ def test_a_link_to_nowhere_is_found() -> None:
 """
     document = ROOT / "docs/drawn.md"
     assert broken_links(document, text) == ["#gone", "manifest.md#gone", "gone.md"]
+
+
+COMMAND = re.compile(r"^ *wsiad ([a-z-]+ .*)$", re.MULTILINE)
+BLOCK = re.compile(r"```.*?```|(?<=\n\n)(?: {4}[^\n]+\n?)+", re.DOTALL)
+
+
+def refused_commands(text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Commands in the blocks of a document whose verb or flags wsiad does not have."""
+    refused = []
+    for block in BLOCK.findall(text):
+        for command in COMMAND.findall(block.replace("\\\n", " ")):
+            plain = re.split(r" #| →| …|[|&>]", command)[0]
+            verb, *words = shlex.split(plain)
+            try:
+                _verb_parser(verb, config_class(function_of(verb))).parse_args(words)
+            except (ImportError, KeyError, SystemExit):
+                refused.append(f"{command}: {capsys.readouterr().err or 'no such verb'}")
+    return refused
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_a_document_have_flags_that_exist(
+    document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused_commands((ROOT / document).read_text("utf-8"), capsys) == []
+
+
+def test_a_command_with_a_flag_that_does_not_exist_is_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = """
+A block that is indented:
+
+    wsiad heatmap runs/knn slides/ --out results/    # a remark
+    wsiad heatmap slides/ --run runs/knn --out results/
+
+```sh
+wsiad tile slides/ \\
+    --out store/ --mpp 0.5
+wsiad gone store/
+```
+"""
+    assert [line.split()[0] for line in refused_commands(text, capsys)] == ["heatmap", "gone"]
 
 
 def test_the_index_lists_every_document() -> None:

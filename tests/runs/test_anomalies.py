@@ -144,6 +144,8 @@ def test_what_does_not_fit_is_refused(stores, tmp_path):
         train(stores, out, detector="knn", options={})
     with pytest.raises(DetectorError, match="learns from labelled anomalous tiles"):
         train(stores, out, anomalies=None)
+    with pytest.raises(DetectorError, match=r"labels of anomalous slides, .* whole slides"):
+        train(stores, out, detector="mil", options={}, anomalies=None)
     with pytest.raises(ConfigError, match="choose from `anomalies`"):
         train(stores, out, anomalies=None, anomaly_tiles=3)
     with pytest.raises(InputError, match=r"no slide to learn from with the label 'mitosis'"):

@@ -99,6 +99,6 @@ def check_channels(
             raise DetectorError(
                 f"the statistics of {layer} ({source}) have {found} channels, and the network has "
                 f"{count}",
-                remedy="Use the network that they were measured with, or set neither "
-                "statistics nor statistics_file.",
+                remedy="Use the network that they were measured with, or set "
+                "--option statistics=tiles and no statistics_file.",
             )

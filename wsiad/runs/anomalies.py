@@ -122,7 +122,13 @@ class AnomalySlides:
         }
 
 
-def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None) -> None:
+def check_use(
+    name: str,
+    uses: bool | Literal["needed"],
+    anomalies: Path | None,
+    *,
+    labels_of: Literal["tiles", "slides"] = "tiles",
+) -> None:
     """Check that a detector gets anomalous tiles if it needs them, and only if it uses them.
 
     Raises
@@ -141,6 +147,13 @@ def check_use(name: str, uses: bool | Literal["needed"], anomalies: Path | None)
             remedy=f"Leave out --anomalies, or choose one of {', '.join(known)}.",
         )
     if anomalies is None and uses == "needed":
+        if labels_of == "slides":
+            raise DetectorError(
+                "learns from the labels of anomalous slides, but there are none",
+                subject=name,
+                remedy="Pass a tile store of whole slides that hold an anomaly as --anomalies; see "
+                "docs/families/slide-labels.md.",
+            )
         raise DetectorError(
             "learns from labelled anomalous tiles, but there are none",
             subject=name,

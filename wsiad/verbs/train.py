@@ -84,7 +84,12 @@ def train(config: TrainConfig) -> TrainResult:
     start = time.monotonic()
     cls = registry.load(config.detector)
     options = build(cls.Options, config.options, source=f"options of {config.detector}")
-    check_use(config.detector, cls.learns_from_anomalies(options), config.anomalies)
+    check_use(
+        config.detector,
+        cls.learns_from_anomalies(options),
+        config.anomalies,
+        labels_of=cls.labels_of,
+    )
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
