@@ -77,7 +77,7 @@ def test_runs_and_stores_of_other_pictures_are_refused(moons, tmp_path):
     scored = wsiad.score_tiles(run=tmp_path / "run", store=tmp_path / "alike",
                                out=tmp_path / "scores", quiet=True)  # fmt: skip
     assert len(scored.groups) == 1
-    with pytest.raises(StoreMismatchError, match="another clahe than the run's"):
+    with pytest.raises(StoreMismatchError, match="another --clahe than the run's"):
         wsiad.score_tiles(run=tmp_path / "run", store=tmp_path / "other",
                           out=tmp_path / "none", quiet=True)  # fmt: skip
     with pytest.raises(StoreMismatchError, match="grey or equalised, which slides are not"):

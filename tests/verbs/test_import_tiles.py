@@ -551,3 +551,11 @@ def test_tiles_are_not_like_a_run_of_another_scale_nor_normalised_twice(tmp_path
     with pytest.raises(RunError, match=r"preparation\.json"):
         load(source, tmp_path / "store", prepared_like=tmp_path / "nothing")
     assert not (tmp_path / "store").exists()
+
+
+def test_pictures_of_another_shape_name_the_options_that_make_tiles(tmp_path):
+    write_folder(tmp_path / "f", [np.zeros((40, 60, 3), np.uint8)])
+    with pytest.raises(InputError, match="size of tiles cannot be found") as refused:
+        load(tmp_path / "f", tmp_path / "store")
+    assert "--resize and --crop" in str(refused.value)
+    assert "--tile" not in str(refused.value)

@@ -156,6 +156,7 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         raise InputError(
             f"has {width} × {height} px; a tile is square, of 8 to {MAX_TILE_PX} px",
             subject=subject,
+            remedy="Other pictures become tiles by --resize and --crop.",
         )
     if image.mode not in _MODES:
         raise InputError(

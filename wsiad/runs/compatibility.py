@@ -84,8 +84,8 @@ def check_prepared_alike(
         there, here = (getattr(one, name) for one in made)
         if there != here:
             raise StoreMismatchError(
-                f"its pictures were prepared with another {name.replace('_', ' ')} than the run's "
-                f"({there} in the store, {here} in the run)",
+                f"its pictures were prepared with another --{name.replace('_', '-')} than the "
+                f"run's ({there} in the store, {here} in the run)",
                 subject=str(store.path),
                 remedy="Import them with the options of wsiad import-tiles as for the run.",
             )

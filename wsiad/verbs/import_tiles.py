@@ -227,5 +227,5 @@ def _tile_of(config: ImportTilesConfig) -> int:
             problems.append(str(error))
     raise InputError(
         f"the size of tiles cannot be found: {problems[0].rstrip('.')}",
-        remedy="Correct that, or set --tile in pixels.",
+        remedy="Correct that and import again.",
     )
