@@ -67,6 +67,12 @@ def test_record_says_when_weights_were_learnt():
     assert not record(notes={}).random_weights
 
 
+def test_record_names_the_published_system_of_its_preset():
+    assert record(detector="gmm", notes={"about": {"system": "TEXEM"}}).method == "gmm (TEXEM)"
+    for notes in ({}, {"about": None}, {"about": {"system": 3}}):
+        assert record(detector="gmm", notes=notes).method == "gmm"
+
+
 def test_run_without_its_record_is_not_complete(folder):
     with pytest.raises(RunError, match=r"not complete.*train again"):
         load_detector(folder.path, CPU)

@@ -299,7 +299,7 @@ def _run_facts(record: RunRecord | None, facts: Mapping[str, Any]) -> dict[str, 
     if record is None:
         return {"Detector": facts["detector"], "Run": "its folder no longer exists"}
     found: dict[str, object] = {
-        "Detector": record.detector,
+        "Detector": record.method,
         "Ended by": record.ended_by,
         "Steps": record.steps,
         "Seed": record.seed,

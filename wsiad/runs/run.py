@@ -112,6 +112,13 @@ class RunRecord(Config):
         return kept if isinstance(kept, int) else 0
 
     @property
+    def method(self) -> str:
+        """Name of the detector, and that of the published system if a preset chose its options."""
+        about = self.notes.get("about")
+        system = about.get("system") if isinstance(about, dict) else None
+        return f"{self.detector} ({system})" if isinstance(system, str) else self.detector
+
+    @property
     def random_weights(self) -> bool:
         """True where the network's weights were random, so that scores have no meaning."""
         weights = self.notes.get("weights")

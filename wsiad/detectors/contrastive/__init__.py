@@ -1,4 +1,4 @@
-"""Self-supervised encoders: SSD, CSI and Patch-SVDD."""
+"""Self-supervised encoders: SSD, CSI, Patch-SVDD and CutPaste."""
 
 from wsiad.detectors.contrastive.self_supervised import Contrastive, ContrastiveDetectorOptions
 
