@@ -150,6 +150,30 @@ OTHERS |= {
     f"reconstruction, {name}": ("reconstruction", {**NET, **options})
     for name, options in RECONSTRUCTION.items()
 }
+GANOMALY = {
+    "skips": {
+        "spatial": True,
+        "latent_channels": None,
+        "loss": {"critic": 1, "l1": 50, "features": 1},
+        "judged_by": {"l2": 0.9, "features": 0.1},
+        "critic_vector": 7,
+        "noise": 0.1,
+    },
+    "skips and a second encoder": {
+        "spatial": True,
+        "latent_channels": 2,
+        "loss": {"critic": 1, "l2": 50, "code": 1},
+        "game": {"loss": "hinge"},
+        "keep": "last",
+    },
+}
+OTHERS |= {
+    f"ganomaly, {name}": (
+        "ganomaly",
+        {**TINY["ganomaly"], "network": {"widths": [4, 6], "skips": True}, **options},
+    )
+    for name, options in GANOMALY.items()
+}
 CASES = [(name, TINY.get(name, {})) for name in registry.names()]
 
 

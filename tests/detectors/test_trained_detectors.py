@@ -54,6 +54,21 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         {"latent": "quantised", "task": "noise", "spatial": True},
         id="code book and noise",
     ),
+    pytest.param(
+        "ganomaly",
+        {
+            "network": {"widths": [4, 6], "skips": True},
+            "spatial": True,
+            "latent_channels": None,
+            "loss": {"critic": 1, "l1": 50, "features": 1},
+            "judged_by": {"l2": 0.9, "features": 0.1},
+            "critic_vector": 7,
+            "noise": 0.1,
+            "game": {"loss": "wasserstein-gp"},
+            "critic": {"updates": 2},
+        },
+        id="skips, noise and mixtures",
+    ),
     pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
 ]
 

@@ -280,3 +280,30 @@ def test_sizes_that_do_not_fit_are_refused(given, problem):
     whole = {"image_px": 32, "levels": levels(4), "latent": "spatial", **given}
     with pytest.raises(DetectorError, match=problem):
         StackShape(**whole)
+
+
+def test_a_critic_judges_from_a_vector_of_features():
+    x = torch.rand(2, 3, 64, 64)
+    found = seeded(lambda: Critic(DCGAN, vector=7), 1).eval()
+    features = found.features(x)
+    assert features.shape == (2, 7)
+    weights = found.judge.weight.flatten()
+    torch.testing.assert_close(found(x), features @ weights)
+    assert count(found) == count(Critic(DCGAN)) + 6 * 512 * 16 + 7
+    assert found.places(x).shape == (2, 1, 1)
+
+
+def test_a_critic_of_places_judges_each_of_them():
+    shape = StackShape(16, (Level(4), Level(5)), latent="spatial", latent_channels=1, norm="none")
+    found = seeded(lambda: Critic(shape), 1)
+    x = torch.rand(3, 3, 16, 16)
+    places = found.places(x)
+    assert places.shape == (3, 4, 4)
+    assert torch.equal(found(x), places.flatten())
+    torch.testing.assert_close(found.places(x[1:2]), places[1:2])
+    changed = x.clone()
+    changed[:, :, 12:, 12:] = 0
+    same = torch.isclose(found.places(changed), places)
+    assert same[:, :2, :2].all()
+    assert not same[:, 3, 3].any()
+    assert found.places(x[:0]).shape[0] == 0

@@ -21,6 +21,11 @@ TINY = {
     "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
     "density": {"layers": ["features.3"], "places": 4, "steps": 2, "hidden_ratio": 0.1},
     "diffusion": {"widths": [8, 16], "blocks": 1, "attention_px": [], "steps": 2},
+    "ganomaly": {
+        "network": {"widths": [4, 6], "vector": "conv", "norm_first": False, "dropout": 0.1},
+        "latent_channels": 3,
+        "critic_network": {"widths": [4, 5], "vector": "conv", "norm_first": False},
+    },
     "piad": {
         "channels": [2, 3, 3, 4],
         "latent_channels": 5,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class GameLoss:
     critic: CriticLoss
     opponent: Callable[[Tensor], Tensor]
     needs_mix: bool = False
+
+    def mix(self, rng: np.random.Generator, like: Tensor) -> Tensor | None:
+        """Return drawn shares of mixtures for a batch (N, ...), (N,), if the loss uses them."""
+        if not self.needs_mix:
+            return None
+        return torch.from_numpy(rng.random(len(like), dtype=np.float32)).to(like)
 
 
 def binary_critic(critic: Critic, match: Match) -> Tensor:

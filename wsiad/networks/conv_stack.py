@@ -330,29 +330,53 @@ class Decoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """A stack from images (N, C, S, S) to a number each, (N,).
+    """A stack from images (N, C, S, S) to a number each, (N,), or to one for each place.
 
     Parameters
     ----------
     shape : StackShape
-        Stack whose latent is a vector; its length does not matter.
+        Stack whose latent is a vector, of which only the length does not matter; or a map, if
+        each place of the last level is judged.
+    vector : int, optional
+        Length of a vector of features, of which the number is a linear function; by default it
+        is one of the last level's output, which is then the features.
     """
 
-    def __init__(self, shape: StackShape) -> None:
+    def __init__(self, shape: StackShape, *, vector: int | None = None) -> None:
         super().__init__()
-        self.encoder = Encoder(shape, outputs=1)
+        self.encoder = Encoder(shape, outputs=vector or 1)
+        self.judge: nn.Module | None = None
+        if vector is not None:
+            self.judge = nn.Conv2d(vector, 1, 1, bias=shape.bias)
+            _drawn(self.judge, shape, spectral=shape.spectral)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the output of the last level, (N, C, m, m), before it becomes a number."""
-        return self.encoder.features(x)[-1]
+        """Return the features that become a number: (N, C, m, m), or the vector (N, V)."""
+        found = self.encoder.features(x)[-1]
+        if self.judge is None:
+            return found
+        vector: Tensor = self.encoder.head(found)
+        return vector
 
     def judged(self, features: Tensor) -> Tensor:
-        """Return the number (N,) that features (N, C, m, m) become."""
-        found: Tensor = self.encoder.head(features)
+        """Return the number (N,) that features become."""
+        if self.judge is not None:
+            found: Tensor = self.judge(features[:, :, None, None])
+        else:
+            found = self.encoder.head(features)
         return found.flatten()
 
+    def places(self, x: Tensor) -> Tensor:
+        """Return the numbers of images by place, (N, m, m); with a vector m is 1."""
+        judged = self.judged(self.features(x))
+        edge = round((len(judged) / max(len(x), 1)) ** 0.5)
+        return judged.view(len(x), edge, edge)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Judge images; a higher number is more real."""
+        """Judge images; a higher number is more real.
+
+        The numbers of the places of all images follow each other.
+        """
         return self.judged(self.features(x))
 
 

@@ -171,16 +171,13 @@ class ReconstructionGame:
             made = self._from_prior(batch)
         else:
             made = self._loss.restored(batch.x, batch.rng, draw=True).made.image
-        return Match(batch.x, made, self._mix(batch))
+        return Match(batch.x, made, self._losses.mix(batch.rng, batch.x))
 
     def _code_match(self, batch: GameBatch) -> Match:
         code = self.model.code(batch.x, draw=True).value
-        return Match(drawn_codes(self.options, code, batch.rng), code, self._mix(batch))
-
-    def _mix(self, batch: GameBatch) -> Tensor | None:
-        if not self._losses.needs_mix:
-            return None
-        return torch.from_numpy(batch.rng.random(len(batch.x), dtype=np.float32)).to(batch.x)
+        return Match(
+            drawn_codes(self.options, code, batch.rng), code, self._losses.mix(batch.rng, batch.x)
+        )
 
 
 def latent_critic_of(model: ReconstructionModel, seed: int) -> LatentCritic | None:
