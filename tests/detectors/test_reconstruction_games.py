@@ -130,6 +130,79 @@ def test_a_critic_that_finds_a_tile_real_scores_it_low():
         assert found.score(tiles).argsort().tolist() == (-judged).argsort().tolist()
 
 
+def by_place(**given):
+    return Reconstruction(
+        options(
+            image_game="reconstruction", score="critic", game={"loss": "lsgan"},
+            critic_by_place=True, places=4, **given,
+        ),
+        InputSpec(TilePx(32), Mpp(1)),
+    )  # fmt: skip
+
+
+def test_a_critic_of_places_finds_where_a_tile_is_strange():
+    """The critic's weights are such that it finds bright pixels real."""
+    found = by_place(critic_scores="tile", critic_network={"widths": [1], "kernel": 4,
+                     "norm": "none", "activation": "none"})  # fmt: skip
+    model = ReconstructionModel(found.options, 32)
+    with torch.no_grad():
+        for weights in (
+            model.image_critic.encoder.levels[0][0],
+            model.image_critic.encoder.head[0],
+        ):
+            weights.weight.fill_(1.0 / weights.weight.numel())
+            weights.bias.zero_()
+    found._network = model.eval()
+    tiles = np.full((2, 32, 32, 3), 255, np.uint8)
+    tiles[1, 16:24, 24:] = 0
+    healthy, strange = found.score_map(tiles)
+    assert healthy[1, 1] == pytest.approx(-1)
+    different = np.abs(strange - healthy) > 1e-6
+    assert np.unravel_index(strange.argmax(), (4, 4)) == (2, 3)
+    assert not different[0].any()
+    assert not different[:, :2].any()
+    # The score of a tile is that of its strangest place if it is pooled so.
+    loud = by_place(critic_scores="tile", critic_network=found.options.critic_network.model_dump(),
+                    pooling="max")  # fmt: skip
+    loud._network = model
+    np.testing.assert_array_equal(loud.score(tiles), [healthy.max(), strange.max()])
+
+
+def test_a_critic_of_places_judges_the_reconstruction_or_the_tile():
+    found, tile = by_place(), by_place(critic_scores="tile")
+    model = seeded(lambda: ReconstructionModel(found.options, 32), 1).eval()
+    found._network = model
+    tiles = SMOOTH[:3, :32, :32]
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        critic = model.image_critic.encoder
+        made, own = critic(model(x).image)[:, 0], critic(x)[:, 0]
+    assert made.shape == (3, 8, 8)
+    pool = torch.nn.functional.avg_pool2d
+    np.testing.assert_allclose(found.score_map(tiles), -pool(made, 2), rtol=1e-4, atol=1e-6)
+    model.options = tile.options
+    np.testing.assert_allclose(found.score_map(tiles), -pool(own, 2), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["lsgan", "wasserstein-gp"])
+def test_losses_of_a_critic_of_places_are_means_over_them(loss):
+    found = game(image_game="reconstruction", critic_by_place=True, game={"loss": loss})
+    x = batch().x
+    with torch.no_grad():
+        total, plain = found.opponent_losses(batch())
+        judged = found.model.image_critic.encoder(found.model(x).image)
+    expected = (judged - 1).square().mean() / 2 if loss == "lsgan" else -judged.mean()
+    assert judged.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(total, plain + expected)
+    found._game.critics_loss(batch()).backward()
+
+
+def test_options_of_later_versions_leave_old_runs_equal():
+    assert not {"critic_by_place", "critic_scores"} & options().model_dump().keys()
+    changed = options(image_game="reconstruction", critic_by_place=True)
+    assert changed.identity(limit=3)["critic_by_place"]
+
+
 def test_draws_are_those_of_the_prior():
     like = torch.zeros(4000, 3)
     rng = np.random.default_rng(1)

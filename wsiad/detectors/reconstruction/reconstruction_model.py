@@ -158,7 +158,9 @@ class ReconstructionModel(nn.Module):
         )
         self.image_critic: Critic | None = None
         if options.image_game != "none":
-            judged = options.critic_network.shape(image_px, latent_channels=1, spatial=False)
+            judged = options.critic_network.shape(
+                image_px, latent_channels=1, spatial=options.critic_by_place
+            )
             self.image_critic = Critic(judged)
         self.register_buffer("held_out", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -119,6 +120,9 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
         initial="normal",
     )
     """Levels of the image critic."""
+    critic_by_place: bool = False
+    """Let the image critic judge each place of its last level by itself, instead of the complete
+    image."""
     latent_critic_widths: tuple[_Count, ...] = (128, 64, 32, 16)
     """Widths of the hidden layers of the latent critic."""
     image_game_weight: _NotNegative = 1.0
@@ -134,9 +138,11 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     ] = "loss"
     """Score: the distance; −log p of the tile by draws of a ``vae`` with ``loss: uncertainty``;
     unlikeliness of the latent; slope of the loss; distance to a projection;
-    attention; or the image critic's judgement of the reconstruction."""
+    attention; or the image critic's judgement."""
     score_draws: _Count = 10
     """Number of draws, for ``score: probability``."""
+    critic_scores: Literal["reconstruction", "tile"] = "reconstruction"
+    """Image that the critic judges, for ``score: critic``."""
     gradient_of: Literal["elbo", "divergence"] = "elbo"
     """Function whose slope is scored, for ``score: gradient``: the complete loss, or the
     latent's penalty."""
@@ -162,6 +168,7 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {
         "score",
         "score_draws",
+        "critic_scores",
         "gradient_of",
         "gradient_by_distance",
         "projection_steps",
@@ -170,6 +177,10 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
         "places",
         "smooth",
         "puzzle_ways",
+    }
+    later: ClassVar[Mapping[str, Any]] = {
+        "critic_by_place": False,
+        "critic_scores": "reconstruction",
     }
 
     @pydantic.model_validator(mode="after")

@@ -184,18 +184,23 @@ def by_attention(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
 def by_critic(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
     """Return 1 − σ(D(x̂)) for a game of binary cross entropy, and −D(x̂) for others.
 
-    D is the image critic and x̂ the reconstruction; a tile has one value for all places.
+    D is the image critic, and x̂ the reconstruction or the tile itself. A tile has one value for
+    all places, unless the critic judges by place.
 
     Notes
     -----
     Sabokrou et al., "Adversarially Learned One-Class Classifier for Novelty Detection", CVPR
-    2018 (ALOCC).
+    2018 (ALOCC); by place in Sabokrou et al., "AVID: Adversarial Visual Irregularity
+    Detection", ACCV 2018.
     """
-    critic, places = model.image_critic, model.options.places
+    critic, options = model.image_critic, model.options
     assert critic is not None
-    judged = torch.stack([critic(view.made.image) for view in task.shown(model, x)]).mean(dim=0)
-    found = torch.sigmoid(-judged) if model.options.game.loss.startswith("bce") else -judged
-    return found.view(-1, 1, 1).expand(-1, places, places)
+    shown = [x]
+    if options.critic_scores == "reconstruction":
+        shown = [view.made.image for view in task.shown(model, x)]
+    judged = torch.stack([critic.places(image) for image in shown]).mean(dim=0)
+    found = torch.sigmoid(-judged) if options.game.loss.startswith("bce") else -judged
+    return pooled(found, options.places)
 
 
 def _as_places(pixels: Tensor, model: ReconstructionModel) -> Tensor:
