@@ -114,7 +114,10 @@ def test_a_critic_minimises_its_cross_entropy_alone(given):
 
 def test_a_critic_that_has_won_keeps_its_weights():
     """The released codes draw them anew when the critic's loss falls below 1e-5."""
-    found = game(critic={"learning_rate": 1e-6}, critic_network={"widths": [4, 5], "norm": "none"})
+    found = game(
+        critic={"learning_rate": 1e-6},
+        critic_network={"widths": [4, 5], "norm": "none", "vector": "conv"},
+    )
     windows = torch.from_numpy(SMOOTH[:6, :32, :32])
     model, x = found.model, windows.permute(0, 3, 1, 2).float() / 127.5 - 1
     model.generator = Copy(model.generator.encoder, model.generator.second)
@@ -129,7 +132,7 @@ def test_a_critic_that_has_won_keeps_its_weights():
     found._autoencoder = type(found._autoencoder)([model.generator], 1e-6)
     found.update(CPU)(windows, optimiser, 0)
     for first, parameter in zip(before, model.critic.parameters(), strict=True):
-        assert (first - parameter).abs().max() <= 1.1e-6
+        assert (first - parameter).abs().max() <= 3e-6  # of 20, in float32
 
 
 def test_noise_is_at_the_input_and_not_in_the_target():
