@@ -68,6 +68,22 @@ OTHERS = {
     "contrastive, csi": ("contrastive", {**TINY["contrastive"], "pretext": "csi"}),
     "contrastive, cutpaste": ("contrastive", {**TINY["contrastive"], "pretext": "cutpaste"}),
     "devnet, confidence": ("devnet", {"confidence": True, "steps": 3, "layers": ["features.3"]}),
+    "deep-sad, from end to end": (
+        "deep-sad",
+        {
+            "representation": 6,
+            "end_to_end": {"channels": [4, 6], "batch": 6, "pretrain_steps": 2},
+        },
+    ),
+    "devnet, from end to end": (
+        "devnet",
+        {
+            "backbone": "resnet18",
+            "magnify": 1,
+            "pooling": "top",
+            "end_to_end": {"layer": "layer1", "batch": 3},
+        },
+    ),
     "contrastive, nearest": ("contrastive", {**TINY["contrastive"], "score": "nearest"}),
     "student-teacher, sgd": (
         "student-teacher",

@@ -58,6 +58,9 @@ def test_needs_depend_on_the_options():
     assert loss.needs({"loss": "l2"}) == ()
     assert loss.needs({"loss": {"l2": 1.0, "perceptual": 0.5}}) == ("network weights",)
     assert loss.needs({"judged_by": "perceptual"}) == ("network weights",)
+    whole = DetectorEntry("x", "", network=True, network_unless="end_to_end")
+    assert whole.needs() == whole.needs({"end_to_end": None}) == ("network weights",)
+    assert whole.needs({"end_to_end": {"batch": 4}}) == ()
     objective = DetectorEntry("x", "", labels_for="compact")
     assert objective.needs() == ("labels (optional)",)
     assert objective.needs({"objective": "compact"}) == ("labels",)
@@ -74,6 +77,9 @@ def test_json_states_what_the_text_does():
     of_presets = {one["name"]: one for one in facts["presets"]}
     assert of_presets["reverse-distillation"]["needs"] == ["network weights", "GPU"]
     assert of_presets["vae"]["needs"] == ["GPU"]
+    assert of_presets["deep-sad"]["needs"] == ["labels", "GPU"]
+    assert of_presets["deep-sad-head"]["needs"] == ["labels", "network weights"]
+    assert of_presets["devnet"]["needs"] == ["labels", "network weights", "GPU"]
     assert of_presets["padim"]["about"]["system"] == "PaDiM"
     assert of_presets["padim"]["detector"] == "padim"
 
@@ -81,7 +87,9 @@ def test_json_states_what_the_text_does():
 def test_a_preset_is_listed_with_its_paper_and_its_method():
     lines = dict(line.split(maxsplit=1) for line in detectors().summary.splitlines() if line)
     assert lines["abmil"].startswith("ABMIL, Ilse 2018, a setting of mil; adapted [")
-    assert lines["devnet"].startswith("DevNet, Pang 2019; adapted [")
+    assert lines["devnet"].startswith("DevNet, Pang 2021; adapted [")
+    assert lines["deep-sad"] == "Deep SAD, Ruff 2020; adapted [labels, GPU]"
+    assert lines["deep-sad-head"] == "Deep SAD, Ruff 2020; adapted [labels, network weights]"
     assert lines["deep-svdd"].startswith("Deep SVDD, Ruff 2018; adapted [")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -30,7 +30,8 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.learning.loop import TrainingResult
-from wsiad.learning.training_options import LearningRate, ValInterval
+from wsiad.learning.step import Loss
+from wsiad.learning.training_options import LearningRate, LoopOptions, ValInterval
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,
@@ -45,17 +46,11 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 _Decay = Annotated[float, pydantic.Field(ge=0)]
 
 
-class DeepSvddOptions(TrainedOptions):
-    """Options of ``deep-svdd``."""
+class BallOptions(LoopOptions):
+    """Options of the training of an encoder that maps healthy tiles near a centre."""
 
-    objective: Literal["one-class", "soft-boundary"] = "one-class"
-    """Draw all healthy tiles to the centre, or those outside of a ball that excludes ``nu``."""
-    nu: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
-    """Share of healthy tiles outside of the ball, for ``soft-boundary``."""
     channels: Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)] = (32, 64, 128)
     """Width of each convolution of the encoder; each is followed by a halving."""
-    representation: _Count = 128
-    """Dimensions of the space of the ball."""
     centre_tiles: _Count = 2_048
     """Maximum number of healthy tiles whose mean output becomes the centre."""
     learning_rate: LearningRate = 1e-4
@@ -66,6 +61,17 @@ class DeepSvddOptions(TrainedOptions):
     pretrain_weight_decay: _Decay = 5e-4
     """Weight of the squared weights in the loss of the pretraining."""
     val_interval: ValInterval = 100
+
+
+class DeepSvddOptions(BallOptions, TrainedOptions):
+    """Options of ``deep-svdd``."""
+
+    objective: Literal["one-class", "soft-boundary"] = "one-class"
+    """Draw all healthy tiles to the centre, or those outside of a ball that excludes ``nu``."""
+    nu: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
+    """Share of healthy tiles outside of the ball, for ``soft-boundary``."""
+    representation: _Count = 128
+    """Dimensions of the space of the ball."""
 
 
 class DeepSvdd(TrainedDetector):
@@ -110,7 +116,7 @@ class DeepSvdd(TrainedDetector):
             self._about["autoencoder"] = about_training(before)
             started, last = time.monotonic(), after(before, context)
         outputs = self._outputs(ball, tiles.fit, context.seed)
-        ball.centre.copy_(centre_of(outputs))
+        ball.centre.copy_(self._centre(ball, outputs))
         if options.objective == "soft-boundary":
             ball.fit_radius(square_distances(outputs, ball.centre), options.nu)
 
@@ -125,7 +131,7 @@ class DeepSvdd(TrainedDetector):
             loss,
             tiles=tiles,
             context=last,
-            identity={"part": "ball"},
+            identity=self._identity("ball"),
             recipe=self._recipe(ball),
             started=started,
         )
@@ -179,11 +185,23 @@ class DeepSvdd(TrainedDetector):
             loss,
             tiles=tiles,
             context=before_the_last(context, _FOLDER),
-            identity={"part": "autoencoder"},
-            recipe=Recipe(adam(weight_decay=options.pretrain_weight_decay)),
+            identity=self._identity("autoencoder"),
+            recipe=self._pretraining(loss),
             options=options.model_copy(update={"max_steps": options.pretrain_steps}),
             started=started,
         )
+
+    def _identity(self, part: str) -> dict[str, Any]:
+        """Return JSON values that a checkpoint of a part of the training must agree with."""
+        return {"part": part}
+
+    def _centre(self, ball: Hypersphere, outputs: Tensor) -> Tensor:
+        """Return the centre, from outputs for healthy tiles before the training."""
+        return centre_of(outputs)
+
+    def _pretraining(self, loss: Loss) -> Recipe:
+        """Return the recipe of the pretraining."""
+        return Recipe(adam(weight_decay=self.options.pretrain_weight_decay))
 
     @torch.no_grad()
     def _outputs(self, ball: Hypersphere, tiles: TileSource, seed: int) -> Tensor:

@@ -40,6 +40,8 @@ class DetectorEntry:
         True if its options name a pretrained network, whose weights it then needs.
     network_for : str
         Value without which its options need no network, such as a loss; empty if they always do.
+    network_unless : str
+        Option that, once set, needs no network; empty if there is none.
     package : str
         Package of the plug-in with its version; empty for wsiad's own.
     """
@@ -51,6 +53,7 @@ class DetectorEntry:
     labels_for: str = ""
     network: bool = False
     network_for: str = ""
+    network_unless: str = ""
     package: str = ""
 
     def needs(self, options: Mapping[str, object] | None = None) -> tuple[str, ...]:
@@ -68,6 +71,7 @@ class DetectorEntry:
             self.network
             and chosen.get(_NETWORK_FIELD) != "pixels"
             and chosen.get("layers") != {}
+            and not (self.network_unless and chosen.get(self.network_unless))
             and (not self.network_for or _mentions(chosen, self.network_for))
         ):
             needs.append("network weights")
@@ -126,6 +130,7 @@ class _Source:
             labels_for=str(self._declared(cls, "labels_for") or ""),
             network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
             network_for=str(self._declared(cls, "network_for") or ""),
+            network_unless=str(self._declared(cls, "network_unless") or ""),
         )
 
     def _detector(self, place: Path) -> str:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.detectors._heads import HeadDetector, HeadOptions
+from wsiad.detectors._deviation_network import (
+    DeviationOptions,
+    DeviationTraining,
+    WholeDevNet,
+    deviation_loss,
+    prior_of,
+)
+from wsiad.detectors._end_to_end import SWITCH, EndToEndDetector, EndToEndOptions
+from wsiad.detectors._trained import TrainedDetector
 from wsiad.learning.detector import DetectorOptions
 
-_PRIOR_DRAWS = 5_000
+_BACKBONE = frozenset(
+    {"backbone", "backbone_args", "carry_weights", "any_mpp", "encoder", "mean", "std"}
+)
 
 
-class DevNetOptions(HeadOptions):
+class DevNetOptions(EndToEndOptions):
     """Options of ``devnet``."""
 
     loss: Literal["deviation", "bce"] = "deviation"
@@ -26,15 +35,22 @@ class DevNetOptions(HeadOptions):
     confidence: bool = False
     """Train a second output that tells how likely the score is right (CAAD); a tile of low
     confidence is strange as well."""
+    end_to_end: Annotated[DeviationTraining | None, SWITCH] = None
+    """Train the backbone from end to end, as published: a mapping of options of that training, or
+    true for its defaults. By default a head on its frozen features is trained."""
+
+    also_end_to_end: ClassVar[frozenset[str]] = _BACKBONE | {"margin", "magnify"}
 
     @pydantic.model_validator(mode="after")
     def _of_deviations(self) -> Self:
         if self.confidence and self.loss != "deviation":
             raise ValueError("confidence is for the loss deviation")
+        if self.end_to_end is not None and self.pooling == "quantile":
+            raise ValueError("end_to_end trains the pooled score: choose pooling mean, max or top")
         return self
 
 
-class DevNet(HeadDetector):
+class DevNet(EndToEndDetector):
     """Output of a network that is trained with the deviation loss on few anomalies.
 
     μ and σ are those of 5,000 draws from a normal distribution, and dev = (φ(x) − μ) / σ. The
@@ -44,10 +60,13 @@ class DevNet(HeadDetector):
     the right side of half the margin, and the score is max(dev, margin · (1 − c)): a tile is as
     strange as an anomaly if nothing is known of it.
 
+    With ``end_to_end``, φ is the backbone itself with a linear layer at every place
+    (:class:`~wsiad.detectors._deviation_network.WholeDevNet`).
+
     Notes
     -----
     Pang, Shen & van den Hengel, *Deep Anomaly Detection with Deviation Networks*, KDD 2019
-    (arXiv 1911.08623), §3, here on frozen features. Outlier exposure: Hendrycks, Mazeika &
+    (arXiv 1911.08623), §3; the head is on frozen features. Outlier exposure: Hendrycks, Mazeika &
     Dietterich, ICLR 2019 (arXiv 1812.04606), with the binary cross-entropy of Ruff et al.,
     *Rethinking Assumptions in Deep Anomaly Detection*, 2021 (arXiv 2006.00339). Confidence:
     Zhang et al., *Viral Pneumonia Screening on Chest X-rays Using Confidence-Aware Anomaly
@@ -57,6 +76,7 @@ class DevNet(HeadDetector):
 
     Options: ClassVar[type[DetectorOptions]] = DevNetOptions
     options: DevNetOptions
+    network_unless: ClassVar[str] = ""
 
     def outputs(self) -> int:
         """Return the number of outputs: 1, or 2 with a confidence."""
@@ -64,8 +84,7 @@ class DevNet(HeadDetector):
 
     def fixed(self, network: nn.Module, healthy: Tensor, *, seed: int) -> dict[str, Tensor]:
         """Return mean and deviation of the prior's draws."""
-        draws = np.random.default_rng([seed, _PRIOR_DRAWS]).standard_normal(_PRIOR_DRAWS)
-        return {"prior": torch.tensor([draws.mean(), draws.std()], dtype=torch.float32)}
+        return {"prior": prior_of(seed)}
 
     def loss(self, healthy: Tensor, anomalous: Tensor, fixed: dict[str, Tensor]) -> Tensor:
         """Return the mean of both classes' mean losses."""
@@ -75,7 +94,7 @@ class DevNet(HeadDetector):
         mean, deviation = fixed["prior"]
         usual, strange = ((part[:, :1] - mean) / deviation for part in (healthy, anomalous))
         margin = self.options.margin
-        loss = (usual.abs().mean() + (margin - strange).clamp(min=0).mean()) / 2
+        loss = deviation_loss(usual, strange, margin)
         if not self.options.confidence:
             return loss
         right = torch.cat([usual < margin / 2, strange >= margin / 2]).float()
@@ -92,3 +111,11 @@ class DevNet(HeadDetector):
             doubt = 1 - torch.sigmoid(outputs[:, 1])
             return torch.maximum(found, self.options.margin * doubt)
         return found
+
+    def whole_network(self) -> TrainedDetector:
+        """Return the backbone that is trained with the deviation loss."""
+        training = self.options.end_to_end
+        assert training is not None
+        values = self._given(self.options.also_end_to_end) | training.model_dump()
+        values["magnify"] = self.options.enlarged_by()
+        return WholeDevNet(DeviationOptions(**values), self.spec)

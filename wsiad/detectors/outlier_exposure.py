@@ -20,13 +20,13 @@ from torch.nn import functional
 from wsiad.core.errors import DetectorError
 from wsiad.detectors import _backbone
 from wsiad.detectors._backbone import BackboneOptions
+from wsiad.detectors._end_to_end import central_windows
 from wsiad.detectors._features import DEEPEST
 from wsiad.detectors._trained import TrainedDetector, TrainedOptions, group, images
 from wsiad.detectors.linear_probe import LinearProbe, LinearProbeOptions
 from wsiad.learning.batches import ViewOptions, centre_crops, check_size, on_device, random_views
 from wsiad.learning.checkpoint import Recipe, descend
 from wsiad.learning.detector import (
-    AnomalousTiles,
     DetectorOptions,
     Embedding,
     FitContext,
@@ -99,7 +99,6 @@ class PlaceClassifier(nn.Module):
 
 
 _ROOM = 1.5  # windows that views are cut from: a turned view needs a larger one
-_READ = 64  # anomalous tiles read at once
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -249,7 +248,7 @@ class OutlierExposure(TrainedDetector):
         network = self._started_from(probe.state())
         self._network = network
         window = min(tiles.fit.tile, round(_ROOM * self.spec.size))
-        anomalous = _windows(context.anomalies, window)
+        anomalous = central_windows(context.anomalies, window)
 
         def loss(windows: Tensor) -> Tensor:
             logits: Tensor = network(images(centre_crops(windows, self.spec.size)))
@@ -352,15 +351,6 @@ class OutlierExposure(TrainedDetector):
         network = self.network()
         assert isinstance(network, PlaceClassifier)
         return network
-
-
-def _windows(anomalies: AnomalousTiles, size: int) -> Tensor:
-    """Return the centres of all anomalous tiles, uint8 (A, size, size, 3)."""
-    for kind in anomalies.types:
-        check_size(kind.tiles.tile, size)
-    cpu = torch.device("cpu")
-    parts = (part for kind in anomalies.types for part in kind.tiles.ordered(_READ))
-    return torch.cat([centre_crops(on_device(part, cpu), size).contiguous() for part in parts])
 
 
 def _seed_of(rng: np.random.Generator) -> int:

@@ -110,6 +110,7 @@ def training_of(
         }
     )
     chosen = choose(training)
+    check_learns(chosen.cls, name=detector, options=chosen.options)
     check_as_it_was(run, chosen)
     return training, chosen
 

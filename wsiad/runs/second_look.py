@@ -22,6 +22,7 @@ from wsiad.core.typed_files import TableKind
 if TYPE_CHECKING:
     from wsiad.learning.detector import (
         Detector,
+        DetectorOptions,
         FitContext,
         FitReport,
         HealthyTiles,
@@ -164,8 +165,8 @@ class SecondLook:
             (folder / name).unlink(missing_ok=True)
 
 
-def check_learns(cls: type[Detector], *, name: str) -> None:
-    """Check that a method can learn a second look.
+def check_learns(cls: type[Detector], *, name: str, options: DetectorOptions | None = None) -> None:
+    """Check that a method can learn a second look, with its options if they are known.
 
     Raises
     ------
@@ -174,12 +175,16 @@ def check_learns(cls: type[Detector], *, name: str) -> None:
     """
     from wsiad.learning.detector import LearnsByFold
 
-    if not issubclass(cls, LearnsByFold):
+    by_fold = issubclass(cls, LearnsByFold)
+    whole = getattr(options, "end_to_end", None) is not None
+    if not by_fold or whole:
         raise DetectorError(
             "trains its own network on labelled tiles, which a second look would have to do once "
             "for each fold and once more: it takes methods on frozen features"
-            if cls.uses_anomalies == "needed" and cls.labels_of == "tiles"
+            if whole or (cls.uses_anomalies == "needed" and cls.labels_of == "tiles")
             else "cannot learn from the windows of a first look",
             subject=name,
-            remedy="Set --detector linear-probe, devnet or deep-sad.",
+            remedy="Leave out the option end_to_end."
+            if whole
+            else "Set --detector linear-probe, devnet or deep-sad.",
         )
