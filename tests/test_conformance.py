@@ -24,6 +24,14 @@ TINY["dpa"] = {
     "layers": {"relu1_2": 2.0, "relu2_1": 1.0},
     "batch": 6,
 }
+TINY["fixed-point-gan"] = {
+    "width": 2,
+    "blocks": 1,
+    "critic_width": 2,
+    "critic_levels": 2,
+    "critic": {"updates": 2},
+    "batch": 4,
+}
 TOKENS = {
     **tiny_detectors.DISTILLED,
     "network": "transformer",

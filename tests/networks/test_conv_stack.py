@@ -307,3 +307,11 @@ def test_a_critic_of_places_judges_each_of_them():
     assert same[:, :2, :2].all()
     assert not same[:, 3, 3].any()
     assert found.places(x[:0]).shape[0] == 0
+
+
+def test_instance_normalisation_accepts_no_images():
+    shape = StackShape(16, (Level(4),), latent="spatial", norm="instance")
+    found = seeded(lambda: Encoder(shape), 1)
+    assert found(torch.rand(0, 3, 16, 16)).shape == (0, 4, 8, 8)
+    made = found.levels[0][1](found.levels[0][0](torch.rand(2, 3, 16, 16)))
+    torch.testing.assert_close(made.mean(dim=(2, 3)), torch.zeros(2, 4), atol=1e-5, rtol=0)

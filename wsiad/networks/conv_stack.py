@@ -65,9 +65,17 @@ def normalised(kind: Norm, channels: int, *, flat: bool = False) -> nn.Module:
         case "layer":
             return nn.GroupNorm(1, channels)
         case "instance":
-            return nn.Identity() if flat else nn.InstanceNorm2d(channels, affine=True)
+            return nn.Identity() if flat else _InstanceNorm(channels, affine=True)
         case "none":
             return nn.Identity()
+
+
+class _InstanceNorm(nn.InstanceNorm2d):
+    """An instance normalisation that accepts a batch without images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each image."""
+        return super().forward(x) if len(x) else x
 
 
 class _Residual(nn.Module):
