@@ -205,12 +205,15 @@ class TrainedDetector(Detector):
         return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
 
 
-def before_the_last(context: FitContext, name: str) -> FitContext:
-    """Return the context of a training before the last one: a folder of its own, half the time."""
+def before_the_last(context: FitContext, name: str, *, share: float = 0.5) -> FitContext:
+    """Return the context of a training before the last one, with a folder of its own.
+
+    It has a share of the time, half of it by default.
+    """
     folder = context.folder / name
     folder.mkdir(exist_ok=True)
     minutes = context.budget.max_minutes
-    budget = replace(context.budget, max_minutes=minutes and minutes / 2)
+    budget = replace(context.budget, max_minutes=minutes and minutes * share)
     return replace(context, folder=folder, budget=budget)
 
 

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import fitted_distances, restored_distance
 from wsiad.detectors._reconstructing import pictures
-from wsiad.detectors._trained import TrainedDetector, images
+from wsiad.detectors._trained import (
+    TrainedDetector,
+    about_training,
+    after,
+    before_the_last,
+    images,
+)
+from wsiad.detectors.reconstruction.old_generator import (
+    OldWeights,
+    SecondPhaseLoss,
+    check_steps,
+    second_phase,
+)
 from wsiad.detectors.reconstruction.reconstruction_games import (
     ReconstructionGame,
     latent_critic_of,
@@ -38,9 +50,11 @@ from wsiad.learning.detector import (
     State,
     Tiles,
 )
+from wsiad.learning.loop import TrainingResult
 from wsiad.networks.conv_stack import seeded
 
 _DISTANCE = "terms.distance"
+_FIRST, _FIRST_SHARE = "first_phase", 0.9  # folder and share of the time of the first training
 
 
 class Reconstruction(TrainedDetector):
@@ -72,7 +86,8 @@ class Reconstruction(TrainedDetector):
         Raises
         ------
         DetectorError
-            The tiles are too small, sizes do not fit, or the training diverged.
+            The tiles are too small, sizes do not fit, the training diverged, or it ended before
+            the old generator of a second phase was there.
         WeightsError
             The perceptual network's weights are not on this machine.
         RunError
@@ -91,22 +106,29 @@ class Reconstruction(TrainedDetector):
         self._network = model
         loss = RestorationLoss(model, seed)
         module: nn.Module = (learnt := model.learnt())
+        old: OldWeights | None = None
         optimiser = adam(betas=options.betas, weight_decay=options.weight_decay)
         update = loss.update(context.device)
         if options.has_games():
-            critic = latent_critic_of(model, seed)
-            game = ReconstructionGame(loss, critic and self._placed(critic), seed=seed)
-            module, optimiser = game.module, game.optimiser()
-            update = game.update(context.device)
+            game = ReconstructionGame(loss, latent_critic_of(model, seed), seed=seed)
+            module, optimiser = self._placed(game.module), game.optimiser()
+            update, old = game.update(context.device), game.old
+        first = context
+        if old is not None:
+            check_steps(options, context.budget)
+            first = before_the_last(context, _FIRST, share=_FIRST_SHARE)
         result = self._train(
             module,
             loss,
             tiles=tiles,
-            context=context,
+            context=first,
             identity=identity,
             recipe=Recipe(optimiser, update=update, keeps=options.keep),
             started=started,
         )
+        if old is not None:
+            self._about["first_phase"] = about_training(result)
+            result = self._judge_anew(old, tiles, after(result, context))
         self._about |= measure_held_out(
             model, tiles.stop, size=size, seed=seed, device=context.device
         )
@@ -131,7 +153,7 @@ class Reconstruction(TrainedDetector):
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the latent of unchanged tiles, place by place."""
         model = self.model()
-        return self.embed_images(lambda x: model.latent.vectors(model.encoder(x * 2 - 1)), tiles)
+        return self.embed_images(lambda x: model.vectors(x * 2 - 1), tiles)
 
     def reconstruct(self, tiles: Tiles) -> Tiles:
         """Return the restored tiles; see :class:`wsiad.learning.detector.Reconstructs`.
@@ -160,6 +182,23 @@ class Reconstruction(TrainedDetector):
         if "perceptual" in self.options.terms():
             distance = restored_distance(self.options, state, _DISTANCE, size=self.spec.size)
         return seeded(lambda: ReconstructionModel(self.options, self.spec.size, distance), 0)
+
+    def _judge_anew(
+        self, old: OldWeights, tiles: HealthyTiles, context: FitContext
+    ) -> TrainingResult:
+        """Train the image critic alone against the old generator; the autoencoder stays."""
+        model = self.model().eval()
+        critic = model.image_critic
+        assert critic is not None
+        return self._train(
+            critic,
+            SecondPhaseLoss(model, old),
+            tiles=tiles,
+            context=context,
+            identity={"part": "second phase"},
+            recipe=Recipe(adam(), keeps="last"),
+            options=second_phase(self.options),
+        )
 
     def _check_places(self) -> None:
         size, places = self.spec.size, self.options.places

@@ -1,29 +1,34 @@
 """The adversarial games of ``reconstruction``: critics of its images and of its latents.
 
 An image critic distinguishes tiles from what the network makes of them, or of draws from the
-prior. A latent critic distinguishes draws from the prior from the codes of tiles. All updates of
-a step see the same tiles, with new draws for each.
+prior. A latent critic distinguishes draws from the prior from the codes of tiles. A classifier
+can tell reconstructions from images of draws, so that the draws with the least real images are
+found. All updates of a step see the same tiles, with new draws for each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsiad.detectors._trained import images
+from wsiad.detectors.reconstruction.old_generator import OldWeights
 from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
 from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
 from wsiad.detectors.reconstruction.reconstruction_training import STREAM, RestorationLoss
 from wsiad.learning.adversarial_game import AdversarialGame, Match, Side
 from wsiad.learning.checkpoint import OptimiserFactory, Update
 from wsiad.learning.devices import drawing
-from wsiad.learning.game_losses import Player, adam_of, descend_alone
-from wsiad.networks.conv_stack import seeded
+from wsiad.learning.game_losses import Player, adam_of, binary_critic, descend_alone
+from wsiad.networks.conv_stack import Critic, seeded
 
 _SLOPE = 0.2
+_WITHIN = 1 - 1e-6  # codes stay inside of (−1, 1), where the inverse of tanh is finite
 
 
 class LatentCritic(nn.Module):
@@ -52,10 +57,21 @@ class LatentCritic(nn.Module):
 
 
 class GameBatch(NamedTuple):
-    """A batch of a step: images (N, 3, S, S) in [−1, 1], and the generator of its draws."""
+    """A batch of a step.
+
+    Parameters
+    ----------
+    x : Tensor, (N, 3, S, S)
+        Images in [−1, 1].
+    rng : Generator
+        Generator of the draws of the step.
+    step : int
+        Number of the step, from 0.
+    """
 
     x: Tensor
     rng: np.random.Generator
+    step: int = 0
 
 
 def drawn_codes(options: ReconstructionOptions, like: Tensor, rng: np.random.Generator) -> Tensor:
@@ -71,6 +87,42 @@ def drawn_codes(options: ReconstructionOptions, like: Tensor, rng: np.random.Gen
     return torch.from_numpy(found).to(like)
 
 
+def mined(codes: Tensor, judge: Callable[[Tensor], Tensor], *, steps: int, rate: float) -> Tensor:
+    """Return codes moved to where a classifier is surer that their images are not real.
+
+    The steps go down −log (1 − σ(C)), the loss of the label "not real", in the space that tanh
+    maps to (−1, 1): codes stay there.
+
+    Parameters
+    ----------
+    codes : Tensor
+        Codes in (−1, 1).
+    judge : callable
+        Function that maps codes to the classifier's logits C of their images, (N,).
+    steps : int
+    rate : float
+        Length of a step, a multiple of the slope of each code's own loss.
+
+    Returns
+    -------
+    Tensor
+        Codes in (−1, 1), without a gradient.
+
+    Notes
+    -----
+    Perera, Nallapati & Xiang, "OCGAN", CVPR 2019: informative-negative mining. The released code
+    takes the tanh of the drawn codes themselves, so that those that have not moved are within
+    ±0.76; here, codes that do not move stay the same.
+    """
+    at = torch.atanh(codes.detach().clamp(-_WITHIN, _WITHIN))
+    for _ in range(steps):
+        point = at.requires_grad_()
+        loss = functional.softplus(judge(torch.tanh(point))).sum()
+        (slope,) = torch.autograd.grad(loss, point)
+        at = (point - rate * slope).detach()
+    return torch.tanh(at).clamp(-_WITHIN, _WITHIN)
+
+
 class ReconstructionGame:
     """Autoencoder and critics that are trained in turn.
 
@@ -81,6 +133,13 @@ class ReconstructionGame:
     latent_critic : LatentCritic or None
         Critic of codes, if there is a latent game. The image critic is the model's own.
     seed : int
+
+    Attributes
+    ----------
+    module : nn.ModuleDict
+        All that is trained or kept from step to step.
+    old : OldWeights or None
+        Old generator, if there is a second phase.
     """
 
     def __init__(
@@ -94,18 +153,29 @@ class ReconstructionGame:
             sides.append(Side(lambda batch: self._judge, self._image_match, self._losses.critic))
         if latent_critic is not None:
             sides.append(Side(lambda batch: latent_critic, self._code_match, self._losses.critic))
+        classifier = self._classifier = classifier_of(self.model, seed)
+        if classifier is not None:
+            sides.append(Side(lambda batch: classifier, self._mining_match, binary_critic))
         self._game = AdversarialGame(sides)
-        critics = [c for c in (self.model.image_critic, latent_critic) if c is not None]
+        trained = {
+            "image_critic": self.model.image_critic,
+            "latent": latent_critic,
+            "classifier": classifier,
+        }
+        critics = {name: one for name, one in trained.items() if one is not None}
         options, critic = self.options, self.options.critic
-        own = [self.model.encoder, self.model.latent, self.model.decoder]
         self._autoencoder = Player(
-            own, options.learning_rate, options.betas, weight_decay=options.weight_decay
+            [self.model.learnt()],
+            options.learning_rate,
+            options.betas,
+            weight_decay=options.weight_decay,
         )
-        self._critics = Player(critics, critic.learning_rate, critic.betas)
-        self.module = nn.ModuleDict({"model": self.model.learnt()})
-        for name, one in (("image_critic", self.model.image_critic), ("latent", latent_critic)):
-            if one is not None:
-                self.module[name] = one
+        self._critics = Player(list(critics.values()), critic.learning_rate, critic.betas)
+        self.module = nn.ModuleDict({"model": self.model.learnt(), **critics})
+        self.old: OldWeights | None = None
+        if options.second_phase_steps:
+            self.old = OldWeights(self.model)
+            self.module["old"] = self.old
 
     def optimiser(self) -> OptimiserFactory:
         """Return the function that makes one Adam with a group for each player."""
@@ -117,7 +187,7 @@ class ReconstructionGame:
 
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
             batch = GameBatch(
-                images(windows) * 2 - 1, np.random.default_rng([self._seed, STREAM, step])
+                images(windows) * 2 - 1, np.random.default_rng([self._seed, STREAM, step]), step
             )
             with drawing(device, self._seed, STREAM, step):
                 for _ in range(options.critic.updates):
@@ -126,6 +196,8 @@ class ReconstructionGame:
                 for _ in range(options.model_updates):
                     total, distance = self.opponent_losses(batch)
                     descend_alone(optimiser, total, self._autoencoder, clip=options.grad_clip)
+            if self.old is not None and step + 1 == options.old_steps:
+                self.old.take(self.model)
             return distance
 
         return update
@@ -139,7 +211,7 @@ class ReconstructionGame:
         if options.image_game != "none":
             made = view.made.image
             if options.image_game == "prior":
-                made = self._from_prior(batch)
+                made = self._from_prior(batch, mine=True)
             elif options.image_game_moves == "decoder":
                 made = self._with_fixed_code(x)
             fooled = self._losses.opponent(self._judge(made)).mean()
@@ -155,10 +227,19 @@ class ReconstructionGame:
         judged: Tensor = self.model.image_critic(x)
         return judged
 
-    def _from_prior(self, batch: GameBatch) -> Tensor:
+    def _from_prior(self, batch: GameBatch, *, mine: bool = False) -> Tensor:
+        options, classifier = self.options, self._classifier
         with torch.no_grad():
             like = self.model.code(batch.x).value
-        return self.model.decoded(drawn_codes(self.options, like, batch.rng)).image
+        codes = drawn_codes(options, like, batch.rng)
+        if mine and classifier is not None and batch.step >= options.mining_from:
+            codes = mined(
+                codes,
+                lambda code: classifier(self.model.decoded(code).image),
+                steps=options.mining_steps,
+                rate=options.mining_rate,
+            )
+        return self.model.decoded(codes).image
 
     def _with_fixed_code(self, x: Tensor) -> Tensor:
         """Return reconstructions through which no gradient reaches the encoder."""
@@ -179,6 +260,10 @@ class ReconstructionGame:
             drawn_codes(self.options, code, batch.rng), code, self._losses.mix(batch.rng, batch.x)
         )
 
+    def _mining_match(self, batch: GameBatch) -> Match:
+        made = self._loss.restored(batch.x, batch.rng, draw=True).made.image
+        return Match(made, self._from_prior(batch))
+
 
 def latent_critic_of(model: ReconstructionModel, seed: int) -> LatentCritic | None:
     """Return an untrained critic of the codes of a model; ``None`` without a latent game."""
@@ -189,3 +274,13 @@ def latent_critic_of(model: ReconstructionModel, seed: int) -> LatentCritic | No
     return seeded(
         lambda: LatentCritic(shape.code_channels * places, options.latent_critic_widths), seed, 1
     )
+
+
+def classifier_of(model: ReconstructionModel, seed: int) -> Critic | None:
+    """Return an untrained classifier of images; ``None`` if no codes are mined."""
+    options = model.options
+    if not options.mining_steps:
+        return None
+    px = model.encoder.shape.image_px
+    shape = options.critic_network.shape(px, latent_channels=1, spatial=False)
+    return seeded(lambda: Critic(shape), seed, 2)

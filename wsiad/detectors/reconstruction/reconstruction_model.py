@@ -1,4 +1,8 @@
-"""The network of ``reconstruction``: encoder, latent and decoder, and the distances of images."""
+"""The network of ``reconstruction``: encoder, latent and decoder, and the distances of images.
+
+With several scales it is an autoencoder for each band of a Laplacian pyramid. With a structure,
+the decoder also sees a map that follows from the image alone, through an encoder of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsiad.detectors.reconstruction.latent_models import (
     AutoregressiveLatent,
@@ -28,6 +33,14 @@ from wsiad.networks.image_distances import (
     mean_filtered,
     pooled,
     squared,
+)
+from wsiad.networks.image_parts import (
+    check_scales,
+    collapsed,
+    gaussian_pyramid,
+    laplacian_pyramid,
+    nuclei_difference,
+    nuclei_map,
 )
 from wsiad.networks.perceptual import RelativePerceptualL1
 from wsiad.networks.stack_shape import StackShape
@@ -61,7 +74,11 @@ class ImageTerms(nn.Module):
         self.distance = distance
 
     def losses(self, view: View) -> Tensor:
-        """Return the loss of each image, (N,)."""
+        """Return the loss of each image, (N,); that of several scales is their sum."""
+        first, *others = [self._losses(one) for one in by_scale(view)]
+        return sum(others, start=first)
+
+    def _losses(self, view: View) -> Tensor:
         made, target = view
         total = torch.zeros(len(target), device=target.device)
         for name, weight in self._loss.items():
@@ -77,12 +94,18 @@ class ImageTerms(nn.Module):
         return total * (target[0].numel() if self._reduction == "sum" else 1)
 
     def pixels(self, view: View) -> Tensor:
-        """Return the scored distance at every pixel, (N, S, S), without the perceptual one."""
-        made, target = view
-        total = torch.zeros_like(target[:, 0])
-        for name, weight in self._judged.items():
-            if name != "perceptual":
-                total = total + weight * _map(name, made, target)
+        """Return the scored distance at every pixel, (N, S, S), without the perceptual one.
+
+        Coarser scales are enlarged without interpolation and added.
+        """
+        total = torch.zeros_like(view.target[:, 0])
+        for made, target in by_scale(view):
+            for name, weight in self._judged.items():
+                if name != "perceptual":
+                    found = weight * _map(name, made, target)
+                    if found.shape != total.shape:
+                        found = functional.interpolate(found[:, None], total.shape[-2:])[:, 0]
+                    total = total + found
         return total
 
     def places(self, view: View, places: int, *, smooth: int = 1) -> Tensor:
@@ -95,6 +118,19 @@ class ImageTerms(nn.Module):
         return found
 
 
+def by_scale(view: View) -> list[View]:
+    """Return an answer and its target at each scale that the network makes, from the finest."""
+    made, target = view
+    if not made.coarser:
+        return [view]
+    targets = gaussian_pyramid(target, 1 + len(made.coarser))
+    images = (made.image, *made.coarser)
+    return [
+        View(made._replace(image=image, coarser=()), one)
+        for image, one in zip(images, targets, strict=True)
+    ]
+
+
 def _map(name: str, made: Made, target: Tensor) -> Tensor:
     match name:
         case "l1":
@@ -105,12 +141,33 @@ def _map(name: str, made: Made, target: Tensor) -> Tensor:
             return dissimilarity(target, made.image)
         case "msgms":
             return edge_difference(target, made.image)
+        case "nuclei":
+            return nuclei_difference(target, made.image)
         case "uncertainty":
             assert made.log_variance is not None
             square = (target - made.image).square()
             return (square * (-made.log_variance).exp()).mean(dim=1)
         case _:
             raise ValueError(f"there is no distance {name!r}")
+
+
+class Band(nn.Module):
+    """An autoencoder of a band of frequencies.
+
+    Parameters
+    ----------
+    shape : StackShape
+    """
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(shape), Decoder(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the reconstruction of a band, (N, 3, S, S)."""
+        found = self.encoder.features(x)
+        made: Tensor = self.decoder(self.encoder.head(found[-1]), found)
+        return made
 
 
 class ReconstructionModel(nn.Module):
@@ -150,8 +207,17 @@ class ReconstructionModel(nn.Module):
         factor = self.latent.outputs_per_channel
         self.encoder = Encoder(shape, None if factor == 1 else factor * shape.code_channels)
         self.uncertain = "uncertainty" in options.terms()
+        self.structure: Encoder | None = None
+        decoded = replace(shape, output="none")
+        if options.structure != "none":
+            self.structure = Encoder(replace(shape, image_channels=1))
+            decoded = replace(decoded, skips=True, latent_channels=2 * shape.code_channels)
         # The variance has no bounds of a picture, so those are set here, on the image alone.
-        self.decoder = Decoder(replace(shape, output="none"), 6 if self.uncertain else 3)
+        self.decoder = Decoder(decoded, 6 if self.uncertain else 3)
+        check_scales(image_px, options.scales)
+        self.coarser = nn.ModuleList(
+            Band(coarser_shape(shape, number)) for number in range(1, options.scales)
+        )
         self.bound = bounded(shape.output)
         self.terms = ImageTerms(
             options.terms(), options.judged_terms(), reduction=options.reduction, distance=distance
@@ -166,15 +232,41 @@ class ReconstructionModel(nn.Module):
 
     def learnt(self) -> nn.ModuleDict:
         """Return the parts of the autoencoder, which are trained together."""
-        return nn.ModuleDict(
-            {"encoder": self.encoder, "latent": self.latent, "decoder": self.decoder}
-        )
+        parts: dict[str, nn.Module] = {
+            "encoder": self.encoder,
+            "latent": self.latent,
+            "decoder": self.decoder,
+        }
+        if self.structure is not None:
+            parts["structure"] = self.structure
+        if len(self.coarser):
+            parts["coarser"] = self.coarser
+        return nn.ModuleDict(parts)
 
     def forward(self, x: Tensor, *, draw: bool = False) -> Made:
         """Return what the network makes of images, (N, 3, S, S) in [−1, 1]."""
-        found = self.encoder.features(x)
+        finest, *others = laplacian_pyramid(x, 1 + len(self.coarser))
+        found = self.encoder.features(finest)
         code = self.latent(self.encoder.head(found[-1]), draw=draw)
-        return self.decoded(code.value, found, code.penalty)
+        value = code.value
+        if self.structure is not None:
+            found = self.structure.features(nuclei_map(x))
+            value = torch.cat([value, self.structure.head(found[-1])], dim=1)
+        made = self.decoded(value, found, code.penalty)
+        if not others:
+            return made
+        bands = [band(one) for band, one in zip(self.coarser, others, strict=True)]
+        image, *coarser = collapsed([made.image, *bands])
+        return made._replace(image=image, coarser=tuple(coarser))
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """Return the deterministic latents of images as vectors, (N, D), from the finest scale."""
+        finest, *others = laplacian_pyramid(x, 1 + len(self.coarser))
+        found = [self.latent.vectors(self.encoder(finest))]
+        for band, one in zip(self.coarser, others, strict=True):
+            assert isinstance(band, Band)
+            found.append(band.encoder(one).flatten(1))
+        return torch.cat(found, dim=1)
 
     def code(self, x: Tensor, *, draw: bool = False) -> Code:
         """Return the code of images."""
@@ -201,6 +293,14 @@ def stack_shape(options: ReconstructionOptions, image_px: int) -> StackShape:
     if options.latent == "autoregressive":
         return replace(shape, latent_activation="sigmoid")
     return shape
+
+
+def coarser_shape(shape: StackShape, number: int) -> StackShape:
+    """Return the sizes of the autoencoder of a coarser band, from 1 for half the resolution.
+
+    It has as many levels less, so that the latents of all bands have as many places.
+    """
+    return replace(shape, image_px=shape.image_px // 2**number, levels=shape.levels[:-number])
 
 
 def _latent(options: ReconstructionOptions, shape: StackShape) -> LatentModel:

@@ -27,8 +27,10 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0)]
 _Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+_Whole = Annotated[int, pydantic.Field(ge=0)]
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
-Term = Literal["l1", "l2", "ssim", "msgms", "perceptual", "uncertainty"]
+Term = Literal["l1", "l2", "ssim", "msgms", "nuclei", "perceptual", "uncertainty"]
 Terms = Term | Annotated[dict[Term, _Positive], pydantic.Field(min_length=1)]
 
 PENALTY = {"vae": 5e-3, "memory": 2e-4, "autoregressive": 1.0, "quantised": 0.25}
@@ -48,6 +50,12 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     that is the output of the last level."""
     spatial: bool = False
     """Use a map as latent, without dense layers."""
+    scales: _Count = 1
+    """Number of scales of a Laplacian pyramid. Each band has an autoencoder of its own, those of
+    coarser bands with one level less each; losses and scores of all scales are added."""
+    structure: Literal["none", "nuclei"] = "none"
+    """Map of the image that the decoder sees as well, at all resolutions, through an encoder of
+    its own: none, or the concentration of haematoxylin."""
     penalty_weight: _NotNegative | None = None
     """Weight of the latent's penalty in the loss: divergence (``vae``; default 0.005), entropy
     of the weights (``memory``; 0.0002), −log p (``autoregressive``; 1), or the distance to the
@@ -87,6 +95,11 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     """Widths of the stripes, pixels, for ``task: stripes``."""
     turn: bool = False
     """Turn the images as well, for ``task: grey-turn``. Tissue has no upright."""
+    attack: _NotNegative = 0.0
+    """Largest change of a value (of −1 to 1) that training adds to what the network is shown, by
+    the slope of the loss, so that it restores worse: adversarial inputs. 0 for none."""
+    attack_steps: _Count = 1
+    """Number of steps in which the change of ``attack`` is found; one crosses its range."""
     puzzle_ways: Annotated[int, pydantic.Field(ge=1, le=23)] = 4
     """Number of orders in which a tile is shown for its score, for ``task: puzzle``."""
     whole_weight: _NotNegative = 0.0
@@ -94,10 +107,13 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     latent's penalty is then that of the unchanged image."""
     code_weight: _NotNegative = 0.0
     """Weight of the mean of (z − E(x̂))², the change of the code by a second encoding."""
+    attention_weight: _NotNegative = 0.0
+    """Weight of the mean of 1 − A, for the latent's attention A, 0 to 1, to places of a tile."""
     loss: Terms = "l2"
     """Distance that is minimised, or several with their weights: absolute or squared
-    difference (of −1 to 1), 1 − SSIM, the difference of edges over four scales, ``dpa``'s
-    perceptual distance, or the squared difference with a learnt variance."""
+    difference (of −1 to 1), 1 − SSIM, the difference of edges over four scales, the absolute
+    difference of the concentration of haematoxylin, ``dpa``'s perceptual distance, or the squared
+    difference with a learnt variance."""
     judged_by: Terms | None = None
     """Distance that is scored; by default the loss. The logarithm of a learnt variance is never
     a part of it."""
@@ -133,12 +149,41 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     """Weight of the latent critic's judgement in the loss of the encoder."""
     model_updates: _Count = 1
     """Number of updates of the autoencoder in a step, if there are games."""
+    mining_steps: _Whole = 0
+    """Number of steps by which drawn codes move to where a classifier of reconstructions and of
+    images of drawn codes is surest that an image is none of the first (informative negatives);
+    the image critic then trains the decoder on their images. 0 for none."""
+    mining_rate: _Positive = 2.0
+    """Length of such a step, a multiple of the slope."""
+    mining_from: _Whole = 0
+    """Step of the training, from 0, from which codes are moved."""
+    second_phase_steps: _Whole = 0
+    """Number of steps of a second training, of the image critic alone: tiles and reconstructions
+    are good; reconstructions by the old generator, and of mixtures of those, are bad. 0 for
+    none."""
+    old_steps: _Count = 1_000
+    """Steps of the first training after which the autoencoder is kept as the old generator."""
+    second_phase_rate: _Positive = 5e-5
+    """Learning rate of the second training."""
+    made_share: _Share = 0.9
+    """Share of reconstructions in the loss of good images; the rest are tiles."""
+    old_share: _Share = 0.95
+    """Share of the old generator's images in the loss of bad ones; the rest are mixtures."""
     score: Literal[
-        "loss", "probability", "density", "gradient", "projection", "attention", "critic"
+        "loss",
+        "probability",
+        "density",
+        "gradient",
+        "projection",
+        "attention",
+        "inattention",
+        "response",
+        "critic",
     ] = "loss"
     """Score: the distance; −log p of the tile by draws of a ``vae`` with ``loss: uncertainty``;
     unlikeliness of the latent; slope of the loss; distance to a projection;
-    attention; or the image critic's judgement."""
+    attention, or 1 − attention; norm of the slope of the loss by the weights; or the image
+    critic's judgement."""
     score_draws: _Count = 10
     """Number of draws, for ``score: probability``."""
     critic_scores: Literal["reconstruction", "tile"] = "reconstruction"
@@ -181,6 +226,19 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     later: ClassVar[Mapping[str, Any]] = {
         "critic_by_place": False,
         "critic_scores": "reconstruction",
+        "attention_weight": 0.0,
+        "scales": 1,
+        "structure": "none",
+        "attack": 0.0,
+        "attack_steps": 1,
+        "mining_steps": 0,
+        "mining_rate": 2.0,
+        "mining_from": 0,
+        "second_phase_steps": 0,
+        "old_steps": 1_000,
+        "second_phase_rate": 5e-5,
+        "made_share": 0.9,
+        "old_share": 0.95,
     }
 
     @pydantic.model_validator(mode="after")
@@ -218,7 +276,43 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             )
         if self.image_game_moves == "decoder" and (self.network.skips or self.task != "none"):
             raise ValueError("image_game_moves: decoder needs task: none")
+        if self.structure != "none":
+            self._fits_a_structure()
+        if self.scales > 1:
+            self._fits_scales()
+        if self.mining_steps and (self.image_game != "prior" or self.latent_game != "uniform"):
+            raise ValueError("mining_steps needs image_game: prior and latent_game: uniform")
+        if self.second_phase_steps and (
+            self.image_game != "reconstruction" or self.game.loss != "bce"
+        ):
+            raise ValueError("second_phase_steps needs image_game: reconstruction and game: bce")
+        if self.second_phase_steps and (self.keep != "last" or self.critic_by_place):
+            raise ValueError("second_phase_steps needs keep: last, and no critic_by_place")
         return self
+
+    def _fits_a_structure(self) -> None:
+        if self.latent != "plain" or self.network.skips or self.scales > 1:
+            raise ValueError("structure needs latent: plain and scales: 1, without network.skips")
+        if self.image_game == "prior" or self.image_game_moves == "decoder":
+            raise ValueError("structure needs a tile: set image_game to reconstruction, for all")
+
+    def _fits_scales(self) -> None:
+        if self.latent != "plain" or self.latent_game != "none":
+            raise ValueError("scales needs latent: plain, without latent_game")
+        if self.code_weight or self.attention_weight:
+            raise ValueError("scales needs a loss without code_weight and attention_weight")
+        if self.task not in ("none", "noise", "erase"):
+            raise ValueError("scales needs task: none, noise or erase")
+        if self.score not in ("loss", "response", "critic"):
+            raise ValueError("scales needs score: loss, response or critic")
+        if self.image_game == "prior" or self.image_game_moves == "decoder":
+            raise ValueError("scales needs image_game: reconstruction, for all, or none")
+        if {"perceptual", "uncertainty"} & self.terms().keys():
+            raise ValueError("scales needs a loss of pixels without a learnt variance")
+        if self.network.output != "none":
+            raise ValueError("scales needs network.output: none, for bands are not in [−1, 1]")
+        if self.scales > len(self.network.widths):
+            raise ValueError("scales must not exceed the number of network.widths")
 
     def has_games(self) -> bool:
         """Tell whether critics are trained."""

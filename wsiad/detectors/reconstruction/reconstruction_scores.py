@@ -20,6 +20,7 @@ from wsiad.networks.image_distances import mean_filtered, pooled
 
 _DRAWS = 11  # the seed of the draws of a code in scoring
 _LEAST = 1e-5
+_SMALLEST = 1e-12
 
 Map = Callable[[ReconstructionModel, Tensor, Task], Tensor]
 """Function that maps images (N, 3, S, S) in [−1, 1] to the scores of places, (N, m, m)."""
@@ -47,6 +48,8 @@ def score_places(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
         "gradient": by_gradient,
         "projection": by_projection,
         "attention": by_attention,
+        "inattention": by_inattention,
+        "response": by_response,
         "critic": by_critic,
     }
     return rules[model.options.score](model, x, task)
@@ -179,6 +182,67 @@ def by_attention(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
         weights = (slope / size).mean(dim=(2, 3), keepdim=True)
         found = (weights * features).abs().mean(dim=1).detach()
     return pooled(found, model.options.places)
+
+
+def attended(model: ReconstructionModel, x: Tensor) -> Tensor:
+    """Return the attention of the latent to the places of the last level, (N, m, m), 0 to 1.
+
+    It is Grad-CAM of the sum of the latent's means: the positive part of Σ_k α_k A_k, for features
+    A and the mean α_k over places of their slope, divided by its maximum over the places of the
+    image. An image whose every place lowers the sum has 0 everywhere. Where gradients are
+    enabled, the map has one.
+
+    Parameters
+    ----------
+    model : ReconstructionModel
+    x : Tensor, (N, 3, S, S)
+        Images in [−1, 1].
+    """
+    learns = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        features = model.encoder.features(x if learns else x.clone())[-1]
+        value = model.latent(model.encoder.head(features)).value
+        (slope,) = torch.autograd.grad(value.sum(), features, create_graph=learns)
+        found = (slope.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1).relu()
+        found = found / found.amax(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST)
+    return found if learns else found.detach()
+
+
+def by_inattention(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
+    """Return 1 − A for the attention A of :func:`attended`, which training spreads over tissue.
+
+    Notes
+    -----
+    Venkataramanan et al., "Attention Guided Anomaly Localization in Images", ECCV 2020 (CAVGA),
+    without labels. An implementation divides by the maximum over a batch, so that a score would
+    depend on other images.
+    """
+    return pooled(1 - attended(model, x), model.options.places)
+
+
+def by_response(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
+    """Return ‖∂E/∂w‖₂, the slope of an image's distance by all weights w of the autoencoder.
+
+    It is how far a step of training on the image alone would move the network. A tile has one
+    value for all places.
+
+    Notes
+    -----
+    After Gao & Wu, "Response score of deep learning for out-of-distribution sample detection of
+    medical images", Journal of Biomedical Informatics 2020: the influence of a sample on a
+    network's task. No code is known, and this form of the influence is inferred from what is
+    said of the method.
+    """
+    weights = [p for p in model.learnt().parameters() if p.requires_grad]
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for image in torch.split(x.clone(), 1):
+            distances = [model.terms.losses(view) for view in task.shown(model, image)]
+            slopes = torch.autograd.grad(torch.cat(distances).mean(), weights, allow_unused=True)
+            squares = [slope.square().sum() for slope in slopes if slope is not None]
+            found.append(torch.stack(squares).sum().sqrt())
+    places = model.options.places
+    return torch.stack(found).view(-1, 1, 1).expand(-1, places, places)
 
 
 def by_critic(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:

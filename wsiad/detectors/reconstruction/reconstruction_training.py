@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from wsiad.detectors._trained import images
 from wsiad.detectors.reconstruction.latent_models import VariationalLatent
 from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
-from wsiad.detectors.reconstruction.reconstruction_scores import by_distance
-from wsiad.detectors.reconstruction.restoration_tasks import View
+from wsiad.detectors.reconstruction.reconstruction_scores import attended, by_distance
+from wsiad.detectors.reconstruction.restoration_tasks import Made, Network, Task, View
 from wsiad.learning.batches import centre_crops, on_device, sample
 from wsiad.learning.checkpoint import Update, descend
 from wsiad.learning.detector import TileSource
@@ -59,8 +60,27 @@ class RestorationLoss:
         return self.of_view(x, self.restored(x, rng, draw=draw), draw=draw)
 
     def restored(self, x: Tensor, rng: np.random.Generator, *, draw: bool) -> View:
-        """Return the network's answer to the task, and its target."""
-        return self._task.trained(lambda shown: self.model(shown, draw=draw), x, rng)
+        """Return the network's answer to the task, and its target.
+
+        With draws, it is shown adversarial inputs if the options say so.
+        """
+        options = self.options
+
+        def network(shown: Tensor) -> Made:
+            made: Made = self.model(shown, draw=draw)
+            return made
+
+        if draw and options.attack:
+            return attacked(
+                self._task,
+                network,
+                x,
+                rng,
+                loss=self.model.terms.losses,
+                most=options.attack,
+                steps=options.attack_steps,
+            )
+        return self._task.trained(network, x, rng)
 
     def of_view(self, x: Tensor, view: View, *, draw: bool) -> Tensor:
         """Return the loss (N,) of an answer to the task."""
@@ -76,6 +96,9 @@ class RestorationLoss:
             after = self.model.code(view.made.image).value
             change = (before - after).square().flatten(1).mean(dim=1)
             total = total + options.code_weight * change
+        if options.attention_weight:
+            spread = 1 - attended(self.model, x).mean(dim=(1, 2))
+            total = total + options.attention_weight * spread
         return total
 
     def update(self, device: torch.device) -> Update:
@@ -89,6 +112,83 @@ class RestorationLoss:
             return loss.detach()
 
         return update
+
+
+def attacked(
+    task: Task,
+    network: Network,
+    x: Tensor,
+    rng: np.random.Generator,
+    *,
+    loss: Callable[[View], Tensor],
+    most: float,
+    steps: int,
+) -> View:
+    """Show a batch with changes that make the task harder; return the answer and its target.
+
+    The changes begin uniformly within ± ``most``, by PyTorch's generator. Each step adds
+    2 · ``most`` / ``steps`` times the sign of the slope of the loss, and is cut to ± ``most``. What
+    is shown stays in [−1, 1]. The task's draws are the same in every step.
+
+    Parameters
+    ----------
+    task : Task
+    network : callable
+    x : Tensor, (N, 3, S, S)
+        Images in [−1, 1].
+    rng : Generator
+        Generator of the draws of the task.
+    loss : callable
+        Loss (N,) of an answer.
+    most : float
+        Largest change of a value.
+    steps : int
+
+    Notes
+    -----
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018;
+    Wong, Rice & Kolter, "Fast is better than free", ICLR 2020, for one step from a random start.
+    """
+    state = rng.bit_generator.state
+    changes: list[Tensor] = []
+    with torch.enable_grad():
+        for _ in range(steps):
+            shower = _Changed(network, changes, most)
+            total = loss(task.trained(shower, x, rng)).sum()
+            slopes = torch.autograd.grad(total, shower.used)
+            length = 2 * most / steps
+            changes = [
+                (used + length * slope.sign()).clamp(-most, most).detach()
+                for used, slope in zip(shower.used, slopes, strict=True)
+            ]
+            rng.bit_generator.state = state
+    return task.trained(_Changed(network, changes, most), x, rng)
+
+
+class _Changed:
+    """A network that is shown images with changes: given ones, or random ones if there are none.
+
+    Parameters
+    ----------
+    network : callable
+    changes : list of Tensor
+        Changes by the number of the call; empty for random ones.
+    most : float
+        Largest random change of a value.
+    """
+
+    def __init__(self, network: Network, changes: list[Tensor], most: float) -> None:
+        self._network, self._changes, self._most = network, changes, most
+        self.used: list[Tensor] = []
+
+    def __call__(self, shown: Tensor) -> Made:
+        """Return what the network makes of the changed images."""
+        if self._changes:
+            change = self._changes[len(self.used)].clone()
+        else:
+            change = (torch.rand_like(shown) * 2 - 1) * self._most
+        self.used.append(change.requires_grad_())
+        return self._network((shown + change).clamp(-1, 1))
 
 
 @torch.no_grad()

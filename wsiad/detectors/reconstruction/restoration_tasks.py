@@ -33,11 +33,14 @@ class Made(NamedTuple):
         Log of the variance that the network states of each value.
     penalty : Tensor, (N,)
         Penalty of the latent.
+    coarser : tuple of Tensor
+        The image at coarser scales, each half the one before, of a network that makes them.
     """
 
     image: Tensor
     log_variance: Tensor | None
     penalty: Tensor
+    coarser: tuple[Tensor, ...] = ()
 
 
 class View(NamedTuple):
@@ -263,8 +266,8 @@ class Puzzle(Task):
     Notes
     -----
     Salehi et al., "Puzzle-AE: Novelty Detection in Images through Solving Puzzles", arXiv
-    2008.12959; from general knowledge of the paper, without its adversarial inputs. Tissue has
-    no layout: the edges of the pieces alone show how they fit.
+    2008.12959; from general knowledge of the paper. Its adversarial inputs are the option
+    ``attack``. Tissue has no layout: the edges of the pieces alone show how they fit.
     """
 
     def __init__(self, ways: int) -> None:
