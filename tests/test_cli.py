@@ -37,7 +37,9 @@ def test_help_has_every_option_and_an_example(verb, capsys):
     cls = config_class(getattr(module, name))
     for field in cls.model_fields:
         if field not in ("tissue", "stain", *cls.unflagged):
-            shown = field.replace("_", "-").removesuffix("s" if field == "options" else "")
+            shown = field.replace("_", "-").removesuffix(
+                "s" if field in ("options", "scales") else ""
+            )
             assert shown in text.replace("_", "-").lower(), field
 
 

@@ -345,7 +345,7 @@ def test_a_single_value_is_a_list_of_one():
         ({"focus": {"low": 1, "high": 0}}, "below `high`"),
         ({"focus": [0.1, 0.1]}, "listed twice"),
         ({"focus": []}, "at least 1"),
-        ({}, "at least 1"),
+        ({}, "nothing to try"),
     ],
 )
 def test_a_space_is_checked_before_anything_runs(stores, tmp_path, toy, space, message):

@@ -111,7 +111,8 @@ OPTIONS = {
         out
         preset=null
         detector="dpa"
-        space
+        space={}
+        scales={}
         options={}
         trials=30
         max_minutes=null

@@ -27,8 +27,8 @@ from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.learning.feature_source import score_maps
 from wsiad.runs.healthy_tiles import method_values
 from wsiad.store.tile_store import TileStore
-from wsiad.tuning.folds import SearchTiles
 from wsiad.tuning.search import falls_behind, suggest
+from wsiad.tuning.search_tiles import SearchTiles
 from wsiad.tuning.space import Params, SearchOptions, options_of
 from wsiad.tuning.trials import (
     COMPLETE,
@@ -106,7 +106,7 @@ def run_search(
     Raises
     ------
     RunError
-        A file of an earlier call is damaged.
+        A file of an earlier call is damaged, or no store has its scale any more.
     ClusterError
         The cluster or scheduler does not exist or accepts no jobs.
     """
@@ -133,6 +133,7 @@ class _Search:
         self._start = time.monotonic()
         self._by_number = {trial.number: trial for trial in read_trials(config.out)}
         for trial in self.trials:
+            tiles.at(trial.params)  # rather refused now than by a fold
             if trial.state == FAILED and config.retry_failed:
                 self._keep(trial.model_copy(update={"state": RUNNING, "reason": ""}))
         waiting = [trial for trial in self.trials if trial.state == RUNNING]
@@ -240,7 +241,7 @@ def _guarded(task: FoldTask) -> FoldScore | FoldFailed:
 def _evaluated(task: FoldTask) -> FoldScore:
     """Fit on the other folds, test on this one, and store the score."""
     start = time.monotonic()
-    config, tiles = task.config, task.tiles
+    config, tiles = task.config, task.tiles.at(task.params)
     detector = _detector(task)
     healthy, anomalies = tiles.fit_sources(task.fold, seed=config.seed)
     folder = trial_folder(config.out, task.number) / f"fold-{task.fold}"
@@ -284,7 +285,7 @@ def _evaluated(task: FoldTask) -> FoldScore:
 
 def _detector(task: FoldTask) -> Detector:
     """Return the unfitted detector of a trial."""
-    config, tiles = task.config, task.tiles
+    config, tiles = task.config, task.tiles.at(task.params)
     cls = registry.load(config.detector)
     values = {**config.options, **options_of(config.space, task.params)}
     values = method_values(values, cls, TileStore(tiles.healthy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -135,13 +135,29 @@ Parameter: TypeAlias = Annotated[
 
 Space = Mapping[str, Choices | Tied | Range]
 
+SCALE = "mpp"
+"""Parameter of a search over several scales: µm/px of the tiles. It is no option of a detector."""
+
+
+def settings_of(space: Space, params: Params) -> dict[str, Any]:
+    """Return all that a trial's parameter values set: the scale, if it is searched, and options."""
+    settings: dict[str, Any] = {}
+    for name, parameter in space.items():
+        settings |= params[name] if isinstance(parameter, Tied) else {name: params[name]}
+    return settings
+
 
 def options_of(space: Space, params: Params) -> dict[str, Any]:
     """Return the detector's options that a trial's parameter values set."""
-    options: dict[str, Any] = {}
-    for name, parameter in space.items():
-        options |= params[name] if isinstance(parameter, Tied) else {name: params[name]}
-    return options
+    settings = settings_of(space, params)
+    return {name: value for name, value in settings.items() if name != SCALE}
+
+
+def with_scales(space: Mapping[str, Parameter], scales: Sequence[float]) -> dict[str, Parameter]:
+    """Return a space with the scales to try, µm/px, if there are several."""
+    if len(scales) < 2:
+        return dict(space)
+    return {SCALE: Choices(choices=tuple(scales)), **space}
 
 
 def values_of(parameter: Choices | Tied | Range) -> list[Any] | None:
@@ -215,6 +231,12 @@ def _check_known(option: str, subject: str, options: type[Config]) -> None:
     known = options.model_fields
     if option in known:
         return
+    if option in (SCALE, "scale", "store"):
+        raise ConfigError(
+            "the scale of the tiles is searched over stores of the same slides",
+            subject=subject,
+            remedy="Set --scale STORE=ANOMALIES, once for each further store of another --mpp.",
+        )
     raise ConfigError(
         f"the detector has no option {option!r}{did_you_mean(option, known)}",
         subject=subject,
@@ -242,10 +264,10 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     """Options of a search: the space, the tiles, and the way in which settings are tried."""
 
     ORDER: ClassVar[Order] = (
-        *("store", "anomalies", "out", "preset", "detector", "space", "options", "trials"),
-        *("max_minutes", "random_trials", "prune", "folds", "healthy_folds_by", "anomaly_folds_by"),
-        *("healthy_tiles", "anomaly_types", "anomaly_tiles", "split", "quality", "weights"),
-        *("seed", "device", "fit_steps", "fit_minutes", ..., "about"),
+        *("store", "anomalies", "out", "preset", "detector", "space", "scales", "options"),
+        *("trials", "max_minutes", "random_trials", "prune", "folds", "healthy_folds_by"),
+        *("anomaly_folds_by", "healthy_tiles", "anomaly_types", "anomaly_tiles", "split"),
+        *("quality", "weights", "seed", "device", "fit_steps", "fit_minutes", ..., "about"),
     )
 
     store: Path
@@ -254,7 +276,10 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     """Tile store of labelled anomalous tiles; the label of a slide is its anomaly type."""
     out: Path
     """Folder of the search; an interrupted search in it continues."""
-    space: Annotated[dict[str, Parameter], Field(min_length=1)]
+    scales: dict[str, Path] = Field(default_factory=dict)
+    """Store of the same healthy slides at another µm/px, and that of the anomalous ones, as
+    STORE=ANOMALIES; can be passed several times. The scale is then searched too."""
+    space: dict[str, Parameter] = Field(default_factory=dict)
     """Search space: an option and a list of values, or a range such as `{low: 1, high: 9}`; see
     docs/tune.md. Can be passed several times."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -286,3 +311,12 @@ class SearchOptions(DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
     """Maximum minutes of each fit; results then depend on the machine."""
     retry_failed: bool = False
     """Try trials that failed in an earlier call again."""
+
+    @model_validator(mode="after")
+    def _has_something_to_try(self) -> Self:
+        if not (self.space or self.scales):
+            raise ValueError("there is nothing to try: set `space` or `scales`")
+        by_tile = "tile" in (self.healthy_folds_by, self.anomaly_folds_by)
+        if self.scales and by_tile:
+            raise ValueError("`scales` need folds of slides: tiles of two scales do not correspond")
+        return self

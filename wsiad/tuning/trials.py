@@ -19,7 +19,7 @@ from wsiad.core.config import Config
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import RunError
 from wsiad.core.files import atomic_file, read_json, write_json, write_text
-from wsiad.tuning.space import Range, Space, key, options_of, values_of
+from wsiad.tuning.space import Range, Space, key, settings_of, values_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +193,7 @@ def table(trials: Sequence[Trial], space: Space, *, folds: int) -> str:
     rows: list[list[object]] = []
     for trial in trials:
         of_folds = [_number(fold.auroc) for fold in trial.folds]
-        set_to = options_of(space, trial.params)
+        set_to = settings_of(space, trial.params)
         rows.append(
             [
                 trial.number,
@@ -209,7 +209,7 @@ def table(trials: Sequence[Trial], space: Space, *, folds: int) -> str:
 
 
 def _options(space: Space, trials: Sequence[Trial]) -> list[str]:
-    return list(options_of(space, trials[0].params)) if trials else []
+    return list(settings_of(space, trials[0].params)) if trials else []
 
 
 def _number(value: float | None) -> str:

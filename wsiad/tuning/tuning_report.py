@@ -14,7 +14,7 @@ from wsiad.tuning.space import SearchOptions, options_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss, trial_folder
 
 if TYPE_CHECKING:
-    from wsiad.tuning.folds import SearchTiles
+    from wsiad.tuning.search_tiles import SearchTiles
 
 BEST = "best.yaml"
 """File in the folder of a search: configuration of ``wsiad train`` for the best setting."""
@@ -77,25 +77,28 @@ TRAIN = "train.yaml"
 
 
 def write_train_configs(
-    config: SearchOptions, trials: list[Trial], found: Trial | None, *, learns: bool
+    config: SearchOptions, trials: list[Trial], found: Trial | None, *, tiles: SearchTiles
 ) -> None:
     """Write the configurations of ``wsiad train`` for each complete trial and for the best."""
     for trial in trials:
         if trial.state == COMPLETE:
             folder = trial_folder(config.out, trial.number)
-            training = _training(config, trial, out=folder / "run", learns=learns)
+            training = _training(config, trial, out=folder / "run", tiles=tiles)
             write_config(folder / TRAIN, training)
     if found is not None:
-        training = _training(config, found, out=config.out / "best", learns=learns)
+        training = _training(config, found, out=config.out / "best", tiles=tiles)
         write_config(config.out / BEST, training)
 
 
-def _training(config: SearchOptions, trial: Trial, *, out: Path, learns: bool) -> TrainingOptions:
-    """Return the configuration that trains a trial's setting on all healthy slides."""
+def _training(
+    config: SearchOptions, trial: Trial, *, out: Path, tiles: SearchTiles
+) -> TrainingOptions:
+    """Return the configuration that trains a trial at its scale, on all healthy slides."""
+    used = tiles.at(trial.params)
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
-    if learns:
-        values["anomalies"] = config.anomalies.resolve()
+    if used.learns:
+        values["anomalies"] = used.anomalous.resolve()
         values |= {name: getattr(config, name) for name in ("anomaly_types", "anomaly_tiles")}
     if config.weights is not None and Path(config.weights).is_file():
         values["weights"] = str(Path(config.weights).resolve())
@@ -103,7 +106,7 @@ def _training(config: SearchOptions, trial: Trial, *, out: Path, learns: bool) -
         TrainingOptions,
         values
         | {
-            "store": config.store.resolve(),
+            "store": used.healthy.resolve(),
             "out": out.resolve(),
             "options": {**config.options, **options_of(config.space, trial.params)},
             "max_steps": config.fit_steps,

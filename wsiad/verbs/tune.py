@@ -27,7 +27,7 @@ from wsiad.core.files import write_json
 from wsiad.core.ownership import claimed, refuse_foreign
 from wsiad.core.packages import versions
 from wsiad.core.terminal import Progress
-from wsiad.tuning.space import SearchOptions, check_space
+from wsiad.tuning.space import SearchOptions, check_space, with_scales
 from wsiad.tuning.trials import FAILED, Trial, best
 from wsiad.tuning.tuning_report import search_record, search_summary, write_train_configs
 
@@ -119,7 +119,8 @@ def tune(config: TuneConfig) -> TuneResult:
     StoreError
         A store does not exist or is damaged.
     StoreMismatchError
-        The anomalous tiles were prepared differently from the healthy ones.
+        The anomalous tiles were prepared differently from the healthy ones, or a store of another
+        scale holds other slides, has the same scale, or another stain normalisation.
     InputError
         There are no healthy or no anomalous tiles, or fewer slides than folds; or another
         process searches in the folder.
@@ -134,8 +135,8 @@ def tune(config: TuneConfig) -> TuneResult:
     from wsiad.detectors import registry
     from wsiad.learning.devices import choose_device
     from wsiad.tuning.course import run_search
-    from wsiad.tuning.folds import search_tiles
     from wsiad.tuning.search import optuna
+    from wsiad.tuning.search_tiles import search_tiles
     from wsiad.tuning.trials import write_trials
 
     start = time.monotonic()
@@ -156,11 +157,12 @@ def tune(config: TuneConfig) -> TuneResult:
     tiles = search_tiles(config, cls, learns=learns)
     with _search_folder(config):
         write_json(config.out / FOLDS, tiles.membership(config))
+        config = config.model_copy(update={"space": with_scales(config.space, tiles.scales())})
         with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
             trials = run_search(config, tiles, compute=config, at_once=at_once, progress=progress)
         write_trials(config.out, trials, config.space, folds=config.folds)
         found = best(trials)
-        write_train_configs(config, trials, found, learns=learns)
+        write_train_configs(config, trials, found, tiles=tiles)
         record = search_record(config, trials, tiles) | {
             "seconds": round(time.monotonic() - start, 3),
             "versions": versions() | {"optuna": package.__version__},
