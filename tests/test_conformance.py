@@ -101,6 +101,20 @@ OTHERS = {
         "student-teacher",
         {"backbone": "resnet18", "layers": ["layer1"], "ema_decay": 0.9, "batch": 3, "places": 4},
     ),
+    "student-teacher, a slim one": (
+        "student-teacher",
+        {
+            "backbone": "wsiad",
+            "layers": ["features.4", "features.9"],
+            "student_width": 2,
+            "distance": "whole",
+            "value_weight": 0.1,
+            "scored_layers": 1,
+            "combine": "sum",
+            "places": 4,
+            "batch": 6,
+        },
+    ),
     "knn, in four orientations": ("knn", {"orientations": 4, "places": 4}),
     "ensemble, with a member that is trained": (
         "ensemble",

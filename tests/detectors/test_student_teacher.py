@@ -7,7 +7,13 @@ from support.feature_detectors import detector
 from wsiad.core.errors import DetectorError
 from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import features
-from wsiad.networks.distillation import combined, place_distances, whole_distances
+from wsiad.networks.distillation import (
+    SlimStudent,
+    combined,
+    place_distances,
+    share_distances,
+    whole_distances,
+)
 from wsiad.networks.features import BackboneFeatures
 from wsiad.store.dataset import ArrayTiles
 
@@ -37,6 +43,81 @@ def test_whole_distance_is_one_minus_the_cosine_of_all_values():
         u, v = taught[image].flatten().numpy(), found[image].flatten().numpy()
         cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
         assert float(whole_distances([taught], [found])[0][image]) == pytest.approx(1 - cosine)
+
+
+def test_shares_of_the_places_add_up_to_the_distance_of_the_whole():
+    taught, found = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1)
+    shares = share_distances([taught], [found])[0]
+    assert shares.shape == (2, 3, 4)
+    whole = whole_distances([taught], [found])[0]
+    np.testing.assert_allclose(shares.mean(dim=(1, 2)), whole, rtol=1e-5)
+    one = found.clone()
+    one[:, :, 1:] = taught[:, :, 1:]
+    strange = share_distances([taught], [one])[0]
+    assert strange[:, 0].mean() > 5 * strange[:, 1:].mean()
+
+
+def vgg(*layers, places=2):
+    tensors = features.random_tensors("wsiad", 3)
+    return BackboneFeatures("wsiad", [f"features.{n}" for n in layers], places, tensors)
+
+
+def test_a_slim_student_is_wide_only_where_it_is_compared():
+    teacher = vgg(9, 18, 27, 36)  # the poolings of four blocks, of a VGG19 with 16 to 128 channels
+    student = SlimStudent(teacher, 4, seed=0)
+    # Kernels of 3 × 3: two of the first block, then one wide one in each block, none with a bias.
+    blocks = [(32, 1), (64, 3), (128, 3), (128, 3)]
+    weights, before = 9 * (3 * 4 + 4 * 4), 4
+    for wide, slim in blocks:
+        weights += 9 * (before * 4 + (slim - 1) * 4 * 4 + 4 * wide) + slim * 2 * 4
+        before = wide
+    # The first convolution of the first block is normalised, the second comes before a pooling.
+    assert sum(p.numel() for p in student.parameters()) == weights + 2 * 4
+    images = torch.rand(2, 3, 64, 64)
+    found = student(images, ())
+    assert [f.shape for f in found] == [m.shape for m in teacher.maps(images)]
+    assert all(f.min() == 0 for f in found)
+    weights = [dict(SlimStudent(teacher, 4, seed=n).named_parameters()) for n in (0, 0, 1)]
+    torch.testing.assert_close(weights[0], weights[1])
+    assert not torch.equal(weights[0]["features.2.weight"], weights[2]["features.2.weight"])
+
+
+def test_a_slim_student_is_of_a_vgg():
+    teacher = BackboneFeatures("resnet18", ["layer1"], 2, features.random_tensors("resnet18", 3))
+    with pytest.raises(DetectorError, match="student_width is for a VGG, and resnet18 is not one"):
+        SlimStudent(teacher, 4, seed=0)
+
+
+def test_mkd_scores_value_and_direction_of_the_last_layers():
+    options = {"backbone": "wsiad", "layers": ["features.9", "features.18", "features.27"]}
+    whole = {"distance": "whole", "value_weight": 0.25, "combine": "sum", "scored_layers": 2}
+    found = detector("student-teacher", **options, **whole, places=4, student_width=3)
+    teacher = vgg(9, 18, 27, places=4)
+    pair = found.distillation(teacher, seed=0).eval()
+    found._network = pair
+    images = torch.rand(3, 3, 64, 64)
+    taught, student = pair(images)
+    expected = [
+        direction + 0.25 * (t - f).square().mean(dim=(1, 2, 3))
+        for direction, t, f in zip(whole_distances(taught, student), taught, student, strict=True)
+    ]
+    for loss, one in zip(found.distances(taught, student), expected, strict=True):
+        torch.testing.assert_close(loss, one)
+    # The mean of the map is the published score of the tile.
+    scores = found.places(images)
+    assert scores.shape == (3, 4, 4)
+    torch.testing.assert_close(scores.mean(dim=(1, 2)), expected[1] + expected[2])
+
+
+def test_more_scored_layers_than_layers_are_refused():
+    with pytest.raises(ValueError, match="there are only 1 layers"):
+        detector("student-teacher", layers=["features.4"], scored_layers=2)
+
+
+def test_options_of_later_versions_leave_older_runs_equal():
+    plain = detector("student-teacher").options
+    assert not {"student_width", "distance", "value_weight"} & plain.model_dump().keys()
+    assert "student_width" in detector("student-teacher", student_width=4).options.model_dump()
 
 
 @pytest.mark.parametrize(("how", "of_two"), [("product", np.multiply), ("sum", np.add)])
