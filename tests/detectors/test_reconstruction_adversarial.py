@@ -10,7 +10,7 @@ from torch import nn
 
 from support.tiny_detectors import HEALTHY, SMOOTH, context
 from wsiad.core.config import build
-from wsiad.core.errors import ConfigError, DetectorError
+from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.reconstruction.old_generator import OldWeights, SecondPhaseLoss
 from wsiad.detectors.reconstruction.reconstruction_detector import Reconstruction
@@ -178,6 +178,12 @@ def test_two_trainings_that_were_killed_end_like_ones_that_were_not(tmp_path, mo
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     tiles = SMOOTH[:, 4:36, 4:36]
     np.testing.assert_array_equal(whole.score_places(tiles), resumed.score_places(tiles))
+
+
+def test_a_longer_first_training_does_not_end_with_the_second_of_a_shorter_one(tmp_path):
+    fitted(tmp_path)
+    with pytest.raises(RunError, match="another number of steps of the first phase"):
+        fitted(tmp_path, steps=9)
 
 
 def test_a_first_training_without_its_old_generator_is_refused(tmp_path):

@@ -60,6 +60,23 @@ def baur(spatial):
     return down + up + end + middle + dense(128, 16 * 64) + conv(16, 128, 1) + 256
 
 
+def scale_space():
+    total = 0
+    for widths in ((32, 64, 128), (32, 64), (32,)):
+        total += sum(conv(a, b, 5) + 2 * b for a, b in pairwise((3, *widths)))
+        total += conv(widths[-1], 128, 1) + conv(128, widths[-1], 1)
+        total += sum(conv(a, b, 5) + 2 * b for a, b in pairwise((*widths[::-1], 32)))
+        total += conv(32, 3, 1)
+    return total
+
+
+def ognet():
+    widths = (3, 64, 128, 256, 512)
+    down = sum(conv(a, b, 5) + 2 * b for a, b in pairwise(widths))
+    up = sum(conv(a, b, 5) for a, b in pairwise(widths[::-1])) + 2 * (256 + 128 + 64)
+    return down + up + down + dense(512 * 4 * 4, 1)
+
+
 def riad():
     down = sum(conv(a, b, 4) + 2 * b for a, b in pairwise((3, 64, 128, 256, 512, 512)))
     ups = [(512, 512), (1024, 256), (512, 128), (256, 64)]
@@ -75,6 +92,8 @@ COUNTS = {
     "ae-l1": baur(spatial=False),
     "spatial-ae": baur(spatial=True),
     "riad": riad(),
+    "scale-space-ae": scale_space(),
+    "ognet": ognet(),
 }
 
 

@@ -69,6 +69,21 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         },
         id="skips, noise and mixtures",
     ),
+    pytest.param(
+        "reconstruction",
+        {
+            "network": {"widths": [4, 6], "latent_activation": "tanh", "dropout": 0.1},
+            "latent": "plain",
+            "task": "erase",
+            "attack": 0.1,
+            "image_game": "prior",
+            "latent_game": "uniform",
+            "mining_steps": 1,
+            "critic_network": {"widths": [4, 4]},
+            "latent_critic_widths": [4],
+        },
+        id="mined codes and adversarial inputs",
+    ),
     pytest.param("deep-svdd", {"objective": "soft-boundary", "grad_clip": 1.0}, id="soft-boundary"),
 ]
 

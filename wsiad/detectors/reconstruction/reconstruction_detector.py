@@ -128,7 +128,7 @@ class Reconstruction(TrainedDetector):
         )
         if old is not None:
             self._about["first_phase"] = about_training(result)
-            result = self._judge_anew(old, tiles, after(result, context))
+            result = self._judge_anew(old, tiles, after(result, context), steps=result.steps)
         self._about |= measure_held_out(
             model, tiles.stop, size=size, seed=seed, device=context.device
         )
@@ -184,9 +184,12 @@ class Reconstruction(TrainedDetector):
         return seeded(lambda: ReconstructionModel(self.options, self.spec.size, distance), 0)
 
     def _judge_anew(
-        self, old: OldWeights, tiles: HealthyTiles, context: FitContext
+        self, old: OldWeights, tiles: HealthyTiles, context: FitContext, *, steps: int
     ) -> TrainingResult:
-        """Train the image critic alone against the old generator; the autoencoder stays."""
+        """Train the image critic alone against the old generator; the autoencoder stays.
+
+        It continues only a training after as many steps of the first phase.
+        """
         model = self.model().eval()
         critic = model.image_critic
         assert critic is not None
@@ -195,7 +198,7 @@ class Reconstruction(TrainedDetector):
             SecondPhaseLoss(model, old),
             tiles=tiles,
             context=context,
-            identity={"part": "second phase"},
+            identity={"part": "second phase", "number of steps of the first phase": steps},
             recipe=Recipe(adam(), keeps="last"),
             options=second_phase(self.options),
         )

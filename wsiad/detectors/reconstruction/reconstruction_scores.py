@@ -20,7 +20,6 @@ from wsiad.networks.image_distances import mean_filtered, pooled
 
 _DRAWS = 11  # the seed of the draws of a code in scoring
 _LEAST = 1e-5
-_SMALLEST = 1e-12
 
 Map = Callable[[ReconstructionModel, Tensor, Task], Tensor]
 """Function that maps images (N, 3, S, S) in [−1, 1] to the scores of places, (N, m, m)."""
@@ -189,8 +188,8 @@ def attended(model: ReconstructionModel, x: Tensor) -> Tensor:
 
     It is Grad-CAM of the sum of the latent's means: the positive part of Σ_k α_k A_k, for features
     A and the mean α_k over places of their slope, divided by its maximum over the places of the
-    image. An image whose every place lowers the sum has 0 everywhere. Where gradients are
-    enabled, the map has one.
+    image, or by 1e-5 if that is larger. An image whose every place lowers the sum has 0
+    everywhere. Where gradients are enabled, the map has one.
 
     Parameters
     ----------
@@ -204,7 +203,7 @@ def attended(model: ReconstructionModel, x: Tensor) -> Tensor:
         value = model.latent(model.encoder.head(features)).value
         (slope,) = torch.autograd.grad(value.sum(), features, create_graph=learns)
         found = (slope.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1).relu()
-        found = found / found.amax(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST)
+        found = found / found.amax(dim=(1, 2), keepdim=True).clamp_min(_LEAST)
     return found if learns else found.detach()
 
 
