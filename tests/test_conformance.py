@@ -54,6 +54,10 @@ OTHERS = {
         "deep-geo",
         {**TINY["deep-geo"], "heads": "separate", "score": "softmax"},
     ),
+    "deep-geo, turns alone": (
+        "deep-geo",
+        {**TINY["deep-geo"], "heads": "turn", "score": "softmax"},
+    ),
     "feature-reconstruction, dinomaly": (
         "feature-reconstruction",
         {**TOKENS, "optimiser": "stable-adamw", "grad_clip": 0.1, "warmup_steps": 2},
@@ -73,6 +77,7 @@ OTHERS = {
     "one-class, against noise": ("one-class", {**ONE_CLASS, "objective": "noise"}),
     "one-class, compact": ("one-class", {**ONE_CLASS, "objective": "compact", "templates": 3}),
     "one-class, hyperplane": ("one-class", {**ONE_CLASS, "objective": "hyperplane"}),
+    "one-class, ascent": ("one-class", {**ONE_CLASS, "objective": "ascent", "ascent_steps": 6}),
     "contrastive, csi": ("contrastive", {**TINY["contrastive"], "pretext": "csi"}),
     "contrastive, cutpaste": ("contrastive", {**TINY["contrastive"], "pretext": "cutpaste"}),
     "devnet, confidence": ("devnet", {"confidence": True, "steps": 3, "layers": ["features.3"]}),

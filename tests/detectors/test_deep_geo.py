@@ -13,6 +13,7 @@ from wsiad.detectors.deep_geo import (
     GeometricTransforms,
     fit_dirichlet,
     log_right,
+    shown,
 )
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.networks.wide_resnet import WideResNet
@@ -160,6 +161,37 @@ def test_separate_heads_see_turn_and_shifts_of_each_transform():
     torch.testing.assert_close(guesses, torch.full((72,), -float(np.log(4 * 3 * 3))))
 
 
+def test_turns_alone_are_four_transforms_that_only_turn():
+    images = torch.rand(4, 3, 8, 8)
+    which = torch.tensor(shown("turn"))
+    turns = [torch.rot90(one, turn, (1, 2)) for turn, one in enumerate(images)]
+    found = [one.tolist() for one in GeometricTransforms(8)(images, which)]
+    counter = [torch.rot90(one, -turn, (1, 2)).tolist() for turn, one in enumerate(images)]
+    assert found in ([one.tolist() for one in turns], counter)
+    logits = torch.randn(4, 4)
+    right = torch.log_softmax(logits, 1).diagonal()
+    torch.testing.assert_close(log_right(logits, which, "turn"), right)
+    assert [len(shown(heads)) for heads in ("joint", "separate", "turn")] == [72, 72, 4]
+    # An epoch shows every tile in each of its four turns.
+    options = DeepGeoOptions(heads="turn", score="softmax", epochs=3, batch=10)
+    assert options.bounded(25).max_steps == 30
+
+
+def test_turns_alone_are_learnt_where_tiles_have_an_upright_position(tmp_path):
+    """Healthy tiles are dark above; a tile that is dark on the left looks turned."""
+    upright = RNG.integers(0, 40, (60, 16, 16, 3), np.uint8)
+    upright[:, 8:] += 200
+    options = DeepGeoOptions(
+        heads="turn", score="softmax", width=1, shrink=1, batch=20, val_interval=20
+    )
+    found = DeepGeo(options, InputSpec(TilePx(16), Mpp(1)))
+    tiles = HealthyTiles(ArrayTiles(upright[:40]), ArrayTiles(upright[40:50]))
+    found.fit(tiles, FitContext(seed=1, device=CPU, folder=tmp_path, budget=Budget(60), quiet=True))
+    healthy, lying = found.score(upright[50:]), found.score(upright[50:].swapaxes(1, 2))
+    assert healthy.max() < lying.min()
+    assert healthy.mean() < 0.1
+
+
 @pytest.mark.parametrize(("heads", "classes", "guess"), [("joint", 72, 72), ("separate", 10, 36)])
 def test_softmax_score_is_that_of_right_answers(heads, classes, guess):
     torch.manual_seed(1)
@@ -176,9 +208,10 @@ def test_softmax_score_is_that_of_right_answers(heads, classes, guess):
     torch.testing.assert_close(know_nothing, torch.full((2,), np.log(guess)).double())
 
 
-def test_separate_heads_have_no_dirichlet_score():
+@pytest.mark.parametrize("heads", ["separate", "turn"])
+def test_other_heads_have_no_dirichlet_score(heads):
     with pytest.raises(ValueError, match="score: softmax"):
-        DeepGeoOptions(heads="separate")
+        DeepGeoOptions(heads=heads)
 
 
 def test_sizes_that_do_not_fit():

@@ -12,12 +12,15 @@ from wsiad.learning.detector import (
     HealthyTiles,
 )
 from wsiad.networks.one_class_heads import (
+    AscentHead,
     CompactHead,
     HyperplaneHead,
     NoiseHead,
     NoisyFeatureHead,
     References,
     compactness,
+    hard_focal,
+    limited,
 )
 from wsiad.store.dataset import ArrayTiles
 
@@ -157,3 +160,108 @@ def test_far_vectors_are_strange(objective):
     fitted = found.fit_vectors(healthy)
     scores = [found.distance(torch.from_numpy(v), fitted).mean() for v in (healthy, strange)]
     assert scores[1] > scores[0]
+
+
+def ascent_head(channels=4, **options):
+    torch.manual_seed(0)
+    given = {"deviation": 0.1, "steps": 4, "radius": 0.5, "quantile": None}
+    return AscentHead(channels, 5, **given | options)
+
+
+def vectors(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_lengths_are_limited_and_directions_kept():
+    away = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.9, 1.2]])
+    found = limited(away, torch.tensor(1.0), torch.tensor(2.0))
+    torch.testing.assert_close(found, torch.tensor([[1.2, 1.6], [0.6, 0.8], [0.9, 1.2]]))
+
+
+def test_the_ascent_climbs_to_where_a_plane_takes_noise_for_healthy():
+    """Of a discriminator w · x, the slope of −log σ(w · x) is along −w at every place."""
+    head = ascent_head()
+    plane = torch.nn.Linear(4, 1, bias=False)
+    head.discriminator = plane
+    healthy, noisy = vectors(6, 4), vectors(6, 4, seed=1).requires_grad_()
+    w = plane.weight.detach()[0]
+    found = head.ascended(healthy, noisy, torch.tensor(0.5))
+    torch.testing.assert_close(found, noisy - 4 * 0.001 * w / w.norm())
+    head.steps = 5
+    away = head.ascended(healthy, noisy, torch.tensor(0.5)) - healthy
+    assert bool((away.norm(dim=1) < 1 + 1e-5).all())
+    assert bool((away.norm(dim=1) > 0.5 - 1e-5).all())
+
+
+def test_the_reach_is_a_radius_or_a_quantile_of_distances_from_the_centre():
+    healthy = vectors(50, 4)
+    assert float(ascent_head().reach(healthy)) == 0.5
+    head = ascent_head(quantile=0.75)
+    head.settle(healthy)
+    adapted = head.adapter(healthy)
+    torch.testing.assert_close(head.centre, adapted.mean(dim=0))
+    lengths = (adapted - adapted.mean(dim=0)).norm(dim=1).detach().numpy()
+    assert float(head.reach(adapted).detach()) == pytest.approx(
+        np.quantile(lengths, 0.75), rel=1e-5
+    )
+
+
+def test_the_focal_loss_is_of_the_worse_half():
+    logits, changed = vectors(9).double(), torch.tensor([True, False, True] * 3)
+    p = 1 / (1 + np.exp(-logits.numpy()))
+    right = np.where(changed.numpy(), p, 1 - p)
+    worse = np.sort(right)[:5]
+    expected = ((1 - worse) ** 2 * -np.log(worse)).mean()
+    assert float(hard_focal(logits, changed)) == pytest.approx(expected)
+
+
+def test_the_loss_of_an_undecided_discriminator():
+    """Every logit is 0: two cross-entropies of log 2, and a focal loss of log 2 / 4."""
+    head = ascent_head(steps=0, quantile=0.5)
+    with torch.no_grad():
+        head.discriminator[-1].weight.zero_()
+    local = References(vectors(8, 4, seed=1), torch.tensor([0, 1] * 4))
+    loss = head.loss(vectors(8, 4), local).detach()
+    assert float(loss) == pytest.approx(2.25 * np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("around", ["features", "centre"])
+def test_glass_finds_what_is_away_from_healthy_features(around, tmp_path):
+    smooth = np.kron(RNG.integers(150, 220, (40, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    found = detector(
+        "one-class",
+        objective="ascent",
+        around=around,
+        layers=["features.4"],
+        places=2,
+        hidden=16,
+        steps=60,
+        ascent_steps=6,
+        learning_rate=1e-2,
+    )
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    found.fit(HealthyTiles(ArrayTiles(smooth[:30]), ArrayTiles(smooth[:30])), context)
+    spoilt = smooth[30:].copy()
+    spoilt[:, :32, 32:] = RNG.integers(0, 256, (10, 32, 32, 3))
+    healthy, strange = found.score_places(smooth[30:]), found.score_places(spoilt)
+    assert strange[:, 0, 1].min() > healthy.max()
+
+
+def test_changed_places_are_those_of_the_blended_tiles(tmp_path):
+    found = detector("one-class", objective="ascent", layers=["features.4"], places=4, steps=1)
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    tiles = HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES))
+    found.fit(tiles, context)
+    found._context, found._tiles = context, tiles.fit
+    local = found._local()
+    assert local.vectors.shape[0] == len(TILES) * 16
+    assert 0.05 < float(local.classes.float().mean()) < 0.95
+    again = found._local()
+    assert torch.equal(local.vectors, again.vectors)
+
+
+def test_imported_features_have_no_pixels_to_change(tmp_path):
+    found = detector("one-class", objective="ascent", backbone="features/other")
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    with pytest.raises(DetectorError, match="imported features have no pixels"):
+        found.fit(HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES)), context)

@@ -108,10 +108,22 @@ def _newton_step(alpha: Values, mean_log: Values) -> Values:
 TRANSFORMS = 72
 """Two flips × three shifts in each direction × four turns."""
 
-Heads = Literal["joint", "separate"]
+Heads = Literal["joint", "separate", "turn"]
 
-_CLASSES: dict[str, tuple[int, ...]] = {"joint": (TRANSFORMS,), "separate": (4, 3, 3)}
+_CLASSES: dict[str, tuple[int, ...]] = {
+    "joint": (TRANSFORMS,),
+    "separate": (4, 3, 3),
+    "turn": (4,),
+}
 """Number of answers of each head; the separate ones are for turn, shift across and shift down."""
+
+_TURNS = range(16, 20)
+"""Numbers of the transforms that turn and do nothing else."""
+
+
+def shown(heads: Heads) -> range:
+    """Return the numbers of the transforms that are shown: all, or the four turns."""
+    return _TURNS if heads == "turn" else range(TRANSFORMS)
 
 
 def log_right(logits: Tensor, which: Tensor, heads: Heads) -> Tensor:
@@ -120,12 +132,13 @@ def log_right(logits: Tensor, which: Tensor, heads: Heads) -> Tensor:
     Parameters
     ----------
     logits : Tensor, (N, K)
-        Logits of all heads, one head after the other: K = 72, or 4 + 3 + 3.
+        Logits of all heads, one head after the other: K = 72, 4 + 3 + 3, or 4.
     which : Tensor of int64, (N,)
         Number of each image's transform, from 0 to 71.
-    heads : {"joint", "separate"}
+    heads : {"joint", "separate", "turn"}
     """
-    right = (which,) if heads == "joint" else (which % 4, which // 4 % 3, which // 12 % 3)
+    each = (which % 4, which // 4 % 3, which // 12 % 3)
+    right = (which,) if heads == "joint" else each[: len(_CLASSES[heads])]
     parts = torch.split(logits, list(_CLASSES[heads]), dim=1)
     logs = [
         functional.log_softmax(part, dim=1).gather(1, answer[:, None])[:, 0]
@@ -200,12 +213,12 @@ class GeometricClassifier(nn.Module):
     Parameters
     ----------
     classifier : WideResNet
-        Maps images (N, 3, e, e) to logits (N, 72), or (N, 10) with separate heads.
+        Maps images (N, 3, e, e) to logits (N, 72), (N, 10) with separate heads, or (N, 4).
     edge : int
         Edge e of its images, pixels.
     shrink : int
         Images are averaged over squares of this edge first.
-    heads : {"joint", "separate"}
+    heads : {"joint", "separate", "turn"}
 
     Attributes
     ----------
@@ -259,10 +272,11 @@ class GeometricClassifier(nn.Module):
         With separate heads, the log probabilities of the heads are added.
         """
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        for number in range(TRANSFORMS):
+        numbers = shown(self.heads)
+        for number in numbers:
             which = torch.full((len(images),), number, device=images.device)
             total -= log_right(self(images, which).double(), which, self.heads)
-        return total / TRANSFORMS
+        return total / len(numbers)
 
 
 _STREAM = 1 << 34  # keeps the draws of transforms apart from those of windows
@@ -275,10 +289,11 @@ class DeepGeoOptions(TrainedOptions):
 
     heads: Heads = "joint"
     """Answers of the classifier: one of 72 transforms (joint), or the turn, the shift across and
-    the shift down, each by a head of its own (separate)."""
+    the shift down, each by a head of its own (separate), or the turn alone, where tiles are neither
+    shifted nor flipped (turn)."""
     score: Literal["dirichlet", "softmax"] = "dirichlet"
     """Score: unlikeliness of the answers under a Dirichlet distribution for each transform, or the
-    negative log probability of the right answers, which separate heads require."""
+    negative log probability of the right answers, which heads other than the joint one require."""
     depth: _Count = 10
     """Depth of the wide residual network: 10, 16, 22, …; published: 16."""
     width: _Count = 2
@@ -312,15 +327,16 @@ class DeepGeoOptions(TrainedOptions):
 
     @pydantic.model_validator(mode="after")
     def _score_of_heads(self) -> Self:
-        if self.heads == "separate" and self.score == "dirichlet":
-            raise ValueError("separate heads are scored by softmax: set score: softmax")
+        if self.heads != "joint" and self.score == "dirichlet":
+            name = "separate heads are" if self.heads == "separate" else "a head for the turn is"
+            raise ValueError(f"{name} scored by softmax: set score: softmax")
         return self
 
     def bounded(self, tiles: int) -> Self:
         """Return the options with the number of steps that ``epochs`` over the tiles have."""
         if self.epochs is None:
             return self
-        steps = math.ceil(self.epochs * TRANSFORMS * tiles / self.batch)
+        steps = math.ceil(self.epochs * len(shown(self.heads)) * tiles / self.batch)
         return self.model_copy(update={"max_steps": min(self.max_steps, steps)})
 
 
@@ -333,11 +349,12 @@ class DeepGeo(TrainedDetector):
     would be unlikely for a healthy tile. A tile has one place, and is scored by 72 passes
     through the network. With ``score: softmax`` the score is −mean over t of the log probability
     of the right answer; with ``heads: separate`` it is the sum over three heads, which classify
-    the turn and both shifts, and do not see the flip.
+    the turn and both shifts, and do not see the flip. With ``heads: turn`` a tile is only turned:
+    four passes.
 
     Transforms are drawn again for every tile and step. A held-out tile is shown in one
     transform, which follows from its pixels. Windows are not flipped at random, because this
-    would make half of the transforms the same.
+    would make half of the transforms the same, and two flips are a half turn.
 
     Notes
     -----
@@ -346,7 +363,9 @@ class DeepGeo(TrainedDetector):
     Shvetsova et al., IEEE Access 2021. The authors train for a fixed number of epochs over
     all transformed tiles. Separate heads: Hendrycks, Mazeika, Kadavath & Song, *Using
     Self-Supervised Learning Can Improve Model Robustness and Uncertainty*, NeurIPS 2019 (arXiv
-    1906.12340), from general knowledge of the paper.
+    1906.12340), from general knowledge of the paper. Turns alone: Gidaris, Singh & Komodakis,
+    *Unsupervised Representation Learning by Predicting Image Rotations*, ICLR 2018 (arXiv
+    1803.07728), scored as by Hendrycks et al.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DeepGeoOptions
@@ -369,8 +388,11 @@ class DeepGeo(TrainedDetector):
         network = self._placed(self._classifier(context.seed))
         self._network = network
 
+        numbers = shown(network.heads)
+
         def loss(windows: Tensor) -> Tensor:
-            which = windows.flatten(1).sum(dim=1, dtype=torch.int64) % TRANSFORMS
+            sums = windows.flatten(1).sum(dim=1, dtype=torch.int64)
+            which = numbers.start + sums % len(numbers)
             return -log_right(network(images(windows), which), which, network.heads)
 
         result = self._train(
@@ -432,7 +454,9 @@ class DeepGeo(TrainedDetector):
     def _update(self, network: GeometricClassifier, seed: int) -> Update:
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
             rng = np.random.default_rng([seed, step, _STREAM])
-            which = torch.from_numpy(rng.integers(0, TRANSFORMS, len(windows))).to(windows.device)
+            numbers = shown(network.heads)
+            drawn = rng.integers(numbers.start, numbers.stop, len(windows))
+            which = torch.from_numpy(drawn).to(windows.device)
             loss = -log_right(network(images(windows), which), which, network.heads).mean()
             descend(optimiser, loss, clip=self.options.grad_clip)
             return loss

@@ -10,22 +10,27 @@ import pydantic
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.terminal import Progress
 from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers, FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
-from wsiad.learning.batches import centre_crops, on_device
+from wsiad.detectors._trained import images
+from wsiad.learning.batches import centre_crops, on_device, sample
+from wsiad.learning.contrastive import checksum
 from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
     FitReport,
     HealthyTiles,
     InputSpec,
+    TileSource,
 )
 from wsiad.learning.devices import drawing
 from wsiad.learning.training_options import LearningRate
 from wsiad.networks.one_class_heads import (
+    AscentHead,
     CompactHead,
     Head,
     HyperplaneHead,
@@ -33,11 +38,14 @@ from wsiad.networks.one_class_heads import (
     NoisyFeatureHead,
     References,
 )
+from wsiad.networks.synthetic_anomalies import textured
 
 _DRAWN = 1 << 32  # keeps the draws of the noise apart from those of the weights
 _PREFIX = "network."
 _CLASSES = "out.weight"  # of the compact head, whose rows are the reference classes
-_NOISE = {"noise": 0.01, "feature-noise": 0.015}
+_NOISE = {"noise": 0.01, "feature-noise": 0.015, "ascent": 0.015}
+_OPACITY = (0.2, 0.8)  # of what is blended into tiles, for ascent
+_LOCAL = 1 << 33  # keeps the windows of changed tiles apart from the others
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -46,21 +54,33 @@ _Positive = Annotated[float, pydantic.Field(gt=0)]
 class OneClassOptions(FeatureOptions):
     """Options of ``one-class``."""
 
-    objective: Literal["noise", "compact", "hyperplane", "feature-noise"] = "feature-noise"
-    """Objective: tell healthy features from noise around 0 (noise: OC-CNN) or from the same with
-    noise (feature-noise: SimpleNet), keep them compact while reference classes are distinguished
-    (compact: DOC), or keep them beyond a hyperplane (hyperplane: OC-NN)."""
+    objective: Literal["noise", "compact", "hyperplane", "feature-noise", "ascent"] = (
+        "feature-noise"
+    )
+    """Objective: tell healthy features from noise around 0 (noise: OC-CNN), from the same with
+    noise (feature-noise: SimpleNet), or with noise that gradient ascent makes harder and from
+    those of changed tiles (ascent: GLASS); keep them compact while reference classes are
+    distinguished (compact: DOC), or keep them beyond a hyperplane (hyperplane: OC-NN)."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules whose output is used, concatenated. Default: the ends of SqueezeNet's first two
     resolutions, of the equally coarse ones of a VGG19, or ``layer2`` and ``layer3`` of a
     ResNet."""
     noise: _Positive | None = None
     """Standard deviation of the noise. Default: 0.01 for ``noise``, 0.015 for
-    ``feature-noise``."""
+    ``feature-noise`` and ``ascent``."""
     hidden: _Count = 1_024
-    """Units of the hidden layer, for ``hyperplane`` and ``feature-noise``."""
+    """Units of the hidden layer, for ``hyperplane``, ``feature-noise`` and ``ascent``."""
     margin: _Positive = 0.5
     """Margin of ``feature-noise``: the output that healthy features must exceed."""
+    ascent_steps: Annotated[int, pydantic.Field(ge=0)] = 20
+    """Number of steps of gradient ascent, for ``ascent``."""
+    around: Literal["features", "centre"] = "features"
+    """Origin from which ``ascent`` limits the distance of noise: the healthy feature (published
+    for a manifold of them), or the centre of all (for a hypersphere)."""
+    radius: _Positive = 0.5
+    """Distance r of noise from the healthy feature, which is limited to r to 2 r."""
+    radius_quantile: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.75
+    """Quantile of the distances of healthy features from the centre that is r there."""
     nu: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
     """Share of healthy vectors on the wrong side of the hyperplane."""
     compactness: _Positive = 0.1
@@ -90,6 +110,9 @@ class OneClass(FeatureDetector):
     after each pass through them and at the end. The score is r − ŷ.
     ``feature-noise``: a linear adapter and a discriminator, trained by the hinge loss to tell
     adapted features from the same with noise; the score is its negative output.
+    ``ascent``: the same by cross-entropy, with noise that gradient ascent makes harder, and with
+    features of tiles into which other healthy tiles were blended, at places that were changed or
+    not; the score is the log odds of strange.
 
     The network that makes the features is frozen. The vectors of all places are held in memory
     and the small network is trained on them, so a fit that was killed begins again and ends
@@ -103,7 +126,8 @@ class OneClass(FeatureDetector):
     1801.05365), whose last convolutions are trained as well; the 40 templates are from general
     knowledge. OC-NN: Chalapathy, Menon & Chawla, *Anomaly Detection using One-Class Neural
     Networks*, 2018 (arXiv 1802.06360), from general knowledge. SimpleNet: Liu, Zhou, Xu & Wang,
-    CVPR 2023 (arXiv 2303.15140).
+    CVPR 2023 (arXiv 2303.15140). GLASS: Chen, Luo, Lv & Zhang, ECCV 2024 (arXiv 2407.09359),
+    whose blended textures are photographs (DTD), which do not come with wsiad.
     """
 
     Options: ClassVar[type[DetectorOptions]] = OneClassOptions
@@ -114,6 +138,7 @@ class OneClass(FeatureDetector):
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         super().__init__(options, spec)
         self._context: FitContext | None = None
+        self._tiles: TileSource | None = None
         self._ended: tuple[int, str] = (0, "fitted")
 
     @classmethod
@@ -135,11 +160,16 @@ class OneClass(FeatureDetector):
         """
         if self.options.objective == "compact":
             self._check_references(context)
-        self._context = context
+        if self.options.objective == "ascent" and self.options.imported():
+            raise DetectorError(
+                "the objective ascent changes tiles, and imported features have no pixels",
+                remedy="Choose --option objective=feature-noise, or a backbone.",
+            )
+        self._context, self._tiles = context, tiles.fit
         try:
             report = super().fit(tiles, context)
         finally:
-            self._context = None
+            self._context = self._tiles = None
         steps, ended_by = self._ended
         return FitReport(ended_by=ended_by, steps=steps, notes=report.notes)
 
@@ -149,7 +179,8 @@ class OneClass(FeatureDetector):
         healthy = torch.from_numpy(finite(vectors)).to(self._device)
         if len(healthy) < 2:
             raise DetectorError("one-class needs the features of two places at least")
-        classes = 1 + int(references.classes.max()) if references else 0
+        compact = self.options.objective == "compact" and references is not None
+        classes = 1 + int(references.classes.max()) if references and compact else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             head = self._head(healthy.shape[1], classes)
@@ -185,10 +216,37 @@ class OneClass(FeatureDetector):
                 )
             case "hyperplane":
                 return HyperplaneHead(channels, options.hidden, nu=options.nu)
+            case "ascent":
+                return AscentHead(
+                    channels,
+                    options.hidden,
+                    deviation=noise,
+                    steps=options.ascent_steps,
+                    radius=options.radius,
+                    quantile=options.radius_quantile if options.around == "centre" else None,
+                )
             case "feature-noise":
                 return NoisyFeatureHead(
                     channels, options.hidden, deviation=noise, margin=options.margin
                 )
+
+    def _local(self) -> References | None:
+        """Return vectors of healthy tiles with changed areas: class 1 where a place is changed."""
+        options, context = self.options, self._context
+        if context is None or self._tiles is None:
+            return None
+        most = min(options.fit_tiles, -(-options.fit_vectors // self._grid() ** 2))
+        vectors, changed = [], []
+        _, batches = sample(self._tiles, most, batch=BATCH, seed=context.seed)
+        for step, part in enumerate(batches):
+            windows = self._windows(part, context.seed, _LOCAL + step)
+            generator = torch.Generator().manual_seed(checksum(windows))
+            blended, mask = textured(images(windows), generator, share=1, opacity=_OPACITY)
+            found = (blended * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            vectors.append(self._features(found))
+            at = functional.adaptive_max_pool2d(mask[:, None].float(), self._grid())
+            changed.append(at.flatten().long())
+        return References(torch.cat(vectors).clone(), torch.cat(changed))
 
     def _train(self, head: Head, healthy: Tensor, references: References | None) -> tuple[int, str]:
         """Train in memory; return the number of steps and why they ended."""
@@ -245,8 +303,10 @@ class OneClass(FeatureDetector):
             )
 
     def _references(self) -> References | None:
-        """Return the vectors of the labelled reference tiles, for ``compact``."""
+        """Return vectors of labelled tiles, for ``compact``, or of changed ones, for ``ascent``."""
         context = self._context
+        if self.options.objective == "ascent":
+            return self._local()
         if self.options.objective != "compact" or context is None or context.anomalies is None:
             return None
         vectors, classes = [], []

@@ -16,6 +16,9 @@ from torch.nn import functional
 
 _SLOPE = 0.2
 _EPSILON = 1e-5  # of the normalisation of single vectors
+_ASCENT, _LIMITED_EVERY = 0.001, 5  # length of a step; steps between two limits of the distance
+_HARD = 0.5  # quantile of the errors from which local features count
+_LEAST = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,125 @@ class NoisyFeatureHead(Head):
             torch.relu(self.margin - usual).mean() + torch.relu(self.margin + strange).mean()
         )
         return found
+
+
+class AscentHead(NoisyFeatureHead):
+    """GLASS: healthy features against noisy ones that gradient ascent makes harder, and local ones.
+
+    Noise is moved to where the discriminator takes it for healthy, in short steps. After every
+    fifth one its distance from its origin is limited to r to 2 r. The origin is the healthy
+    feature itself, or the centre of all with ``quantile``: r is then that quantile of the
+    distances of healthy features from the centre. Local features are those of places of images
+    that were changed or not; around the centre, those that were are limited to 2 r to 4 r.
+
+    Parameters
+    ----------
+    channels, hidden : int
+        Number of channels, and of units of the discriminator's hidden layer.
+    deviation : float
+        Standard deviation of the noise in every channel.
+    steps : int
+        Number of steps of the ascent.
+    radius : float
+        Distance r from the healthy feature, without a quantile.
+    quantile : float or None
+        Quantile of the distances from the centre.
+
+    Notes
+    -----
+    Chen, Luo, Lv & Zhang, *A Unified Anomaly Synthesis Strategy with Gradient Ascent for
+    Industrial Anomaly Detection and Localization*, ECCV 2024 (arXiv 2407.09359), and the authors'
+    code. Their centre is that of one position in the image, which means nothing in tissue.
+    """
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        deviation: float,
+        steps: int,
+        radius: float,
+        quantile: float | None,
+    ) -> None:
+        super().__init__(channels, hidden, deviation=deviation, margin=0.0)
+        self.steps, self.radius, self.quantile = steps, radius, quantile
+        self.register_buffer("centre", torch.zeros(channels))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the log odds that vectors are strange."""
+        return self.logits(self.adapter(vectors))
+
+    def logits(self, adapted: Tensor) -> Tensor:
+        """Return the log odds (N,) that adapted vectors (N, C) are strange."""
+        found: Tensor = self.discriminator(adapted)[:, 0]
+        return found
+
+    def loss(self, vectors: Tensor, reference: References | None) -> Tensor:
+        """Return the cross-entropies of healthy and noisy features plus the focal one of local."""
+        assert reference is not None
+        healthy, local = self.adapter(vectors), self.adapter(reference.vectors)
+        changed = reference.classes == 1
+        radius = self.reach(torch.cat([healthy, local[~changed]]))
+        noisy = healthy + self.deviation * torch.randn_like(healthy)
+        noisy = self.ascended(healthy, noisy, radius)
+        usual, strange = self.logits(torch.cat([healthy, noisy])).chunk(2)
+        if self.quantile is not None:
+            away = limited(local - self.centre, 2 * radius, 4 * radius)
+            local = torch.where(changed[:, None], self.centre + away, local)
+        return (
+            functional.softplus(usual).mean()
+            + functional.softplus(-strange).mean()
+            + hard_focal(self.logits(local), changed)
+        )
+
+    def reach(self, healthy: Tensor) -> Tensor:
+        """Return the distance r for adapted healthy vectors, ()."""
+        if self.quantile is None:
+            return healthy.new_tensor(self.radius)
+        return torch.quantile((healthy - self.centre).norm(dim=1), self.quantile)
+
+    def ascended(self, healthy: Tensor, noisy: Tensor, radius: Tensor) -> Tensor:
+        """Return noisy vectors (N, C) after the steps of the ascent."""
+        origin = healthy if self.quantile is None else self.centre
+        for step in range(1, self.steps + 1):
+            _, strange = self.logits(torch.cat([healthy, noisy])).chunk(2)
+            (slope,) = torch.autograd.grad(
+                functional.softplus(-strange).mean(), noisy, retain_graph=True
+            )
+            noisy = noisy + _ASCENT * functional.normalize(slope, dim=1, eps=_LEAST)
+            if step % _LIMITED_EVERY == 0:
+                noisy = origin + limited(noisy - origin, radius, 2 * radius)
+        return noisy
+
+    @torch.no_grad()
+    def settle(self, vectors: Tensor) -> None:
+        """Set the centre to the mean of adapted healthy vectors."""
+        self.centre.copy_(self.adapter(vectors).mean(dim=0))
+
+
+def limited(away: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Return vectors (N, C) in their directions, with lengths of ``least`` to ``most``."""
+    length = away.norm(dim=1, keepdim=True)
+    return away * (length.clamp(least, most) / (length + _LEAST))
+
+
+def hard_focal(logits: Tensor, changed: Tensor) -> Tensor:
+    """Return the focal loss, γ of 2, of the half of vectors whose probability is most wrong.
+
+    Parameters
+    ----------
+    logits : Tensor, (N,)
+        Log odds that a vector is strange.
+    changed : Tensor of bool, (N,)
+        True for vectors that are.
+    """
+    right = torch.where(changed, logits, -logits)
+    wrong = torch.sigmoid(-right)
+    hard = wrong.detach() >= torch.quantile(wrong.detach(), _HARD)
+    return (wrong.square() * functional.softplus(-right))[hard].mean()
 
 
 def compactness(features: Tensor) -> Tensor:
