@@ -37,6 +37,17 @@ FAMILIES = {
         "score": "probability",
     },
     "dagmm": {**PATCHES, "model": "dagmm", "widths": [5], "code": 2, "gaussians": 2},
+    "glow": {**IMAGE, "model": "glow", "steps": 1, "scales": 2, "widths": [4]},
+    "glow of places": {**PATCHES, "model": "glow", "steps": 1, "scales": 1, "widths": [4]},
+    "dagmm of the image": {
+        **IMAGE,
+        "model": "dagmm",
+        "autoencoder": "conv",
+        "widths": [3, 4],
+        "code": 2,
+        "gaussians": 2,
+        "places": 1,
+    },
     "dagmm of a network": {**NETWORK, "model": "dagmm", "widths": [6], "gaussians": 2},
     "dsebm": {**PATCHES, "model": "dsebm", "widths": [7, 5]},
     "dsebm of the image": {
@@ -70,7 +81,9 @@ def test_option_families_conform(options):
     check_detector(Density, {**options, "batch": 6}, input_px=32)
 
 
-@pytest.mark.parametrize("name", ["flow of the image", "dagmm", "dsebm"])
+@pytest.mark.parametrize(
+    "name", ["flow of the image", "glow", "dagmm", "dagmm of the image", "dsebm"]
+)
 def test_a_killed_training_ends_with_the_same_weights(name, tmp_path, monkeypatch):
     whole = fitted(FAMILIES[name], tmp_path / "whole", steps=9).state()
     fitted(FAMILIES[name], tmp_path / "killed", steps=4)
@@ -91,8 +104,9 @@ def test_channels_are_standardised_by_healthy_tiles(tmp_path):
     assert float((maps.std(dim=(0, 2, 3)) - 1).abs().max()) < 0.3
 
 
-def test_the_mixture_is_that_of_all_healthy_tiles(tmp_path):
-    found = fitted(FAMILIES["dagmm"], tmp_path / "run")
+@pytest.mark.parametrize("name", ["dagmm", "dagmm of the image"])
+def test_the_mixture_is_that_of_all_healthy_tiles(name, tmp_path):
+    found = fitted(FAMILIES[name], tmp_path / "run")
     model = found.network().student.models[0]
     scores = found.score_places(SMOOTH[:4, :32, :32])
     ran = context(tmp_path / "run", 5)
@@ -121,3 +135,42 @@ def test_tiles_that_are_all_alike_are_refused(tmp_path):
     flat = ArrayTiles(np.full((8, 32, 32, 3), 200, np.uint8))
     with pytest.raises(DetectorError, match="features are all alike"):
         fitted(FAMILIES["flow"], tmp_path / "run", tiles=HealthyTiles(flat, flat))
+
+
+def test_a_convolutional_autoencoder_scores_the_complete_window(tmp_path):
+    found = fitted(FAMILIES["dagmm of the image"], tmp_path / "run")
+    model = found.network().student.models[0]
+    asked = SMOOTH[:3, :32, :32]
+    windows = torch.from_numpy(asked).permute(0, 3, 1, 2).float() / 255
+    maps = found.network()(windows)[1][0]
+    assert maps.shape == (3, 3, 32, 32)
+    z, error = model.latent(maps)
+    restored = model.decoder(model.encoder(maps))
+    torch.testing.assert_close(error, (maps - restored).square().mean(dim=(1, 2, 3)))
+    relative = (maps - restored).flatten(1).norm(dim=1) / maps.flatten(1).norm(dim=1)
+    torch.testing.assert_close(z[:, 2], relative)
+    scores = found.score_places(asked)
+    assert scores.shape == (3, 1, 1)
+    np.testing.assert_allclose(scores[:, 0, 0], model.scores(maps)[:, 0, 0].detach(), rtol=1e-4)
+
+
+def test_glow_begins_with_its_first_batch_and_alike_each_time(tmp_path):
+    options = {**FAMILIES["glow"], "standardise": "none"}
+    one, other = (fitted(options, tmp_path / name, steps=1) for name in ("one", "other"))
+    norms = [
+        name for name in one.state().tensors if name.endswith(("norm.log_scale", "norm.shift"))
+    ]
+    assert len(norms) == 4
+    for name in norms:
+        tensor = one.state().tensors[name]
+        assert torch.equal(tensor, other.state().tensors[name])
+        assert float(tensor.abs().max()) > 0.05  # one step of 1e-3 alone does not move it so far
+    assert one._first is None
+
+
+def test_options_of_later_versions_leave_older_runs_equal():
+    values = DensityOptions(model="dagmm").model_dump()
+    assert not {"autoencoder", "scales"} & values.keys()
+    assert DensityOptions(model="dagmm", autoencoder="conv").model_dump()["autoencoder"] == "conv"
+    with pytest.raises(ValueError, match="autoencoder: conv is for model: dagmm"):
+        DensityOptions(autoencoder="conv")

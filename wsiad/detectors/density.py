@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
@@ -21,11 +21,14 @@ from wsiad.networks.energy_model import EnergyModel
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.flow import Flow
 from wsiad.networks.mixture_model import MixtureModel
+from wsiad.networks.multiscale_flow import Glow
 from wsiad.networks.pixel_features import PIXELS
+from wsiad.networks.stack_shape import Level, StackShape
 
 _STREAM: Final = 1 << 33  # keeps the windows of statistics apart from those of the training
 _NOISE: Final = 0x64656E73
 _HELD_OUT: Final = 1 << 40  # the noise of a validation, the same each time
+_FIRST: Final = 1 << 41  # that of the first batch
 _LEAST: Final = 1e-6
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
@@ -34,15 +37,22 @@ _Weight = Annotated[float, pydantic.Field(ge=0)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _Kernel = Literal[1, 3, 5]
 
-_WIDTHS: Final[dict[str, tuple[int, ...]]] = {"dagmm": (64, 16), "dsebm": (128,), "flow": ()}
+_WIDTHS: Final[dict[str, tuple[int, ...]]] = {
+    "dagmm": (64, 16),
+    "dsebm": (128,),
+    "flow": (),
+    "glow": (64,),
+}
+_CONV_WIDTHS: Final = (16, 32, 64, 64)
 
 
 class DensityOptions(DistilledOptions):
     """Options of ``density``."""
 
-    model: Literal["flow", "dagmm", "dsebm"] = "flow"
-    """Model of the density: a normalising flow; an autoencoder with a mixture of Gaussians of its
-    code and errors (dagmm); or an energy that is trained by removing noise (dsebm)."""
+    model: Literal["flow", "glow", "dagmm", "dsebm"] = "flow"
+    """Model of the density: a normalising flow; one of several scales with invertible 1 × 1
+    convolutions (glow); an autoencoder with a mixture of Gaussians of its code and errors (dagmm);
+    or an energy that is trained by removing noise (dsebm)."""
     backbone: str = AUTO
     """Frozen network whose features are modelled, as for all detectors on frozen features, or
     ``pixels``."""
@@ -66,8 +76,12 @@ class DensityOptions(DistilledOptions):
     distance to the reconstruction x − ∇E, and for ``flow`` by −exp(−½ mean z²), as FastFlow's
     code does."""
     widths: tuple[_Count, ...] | None = None
-    """Units of the hidden layers of the autoencoder (dagmm; default 64 and 16), or channels of the
-    convolutions (dsebm; default 128)."""
+    """Units of the hidden layers of the autoencoder (dagmm; default 64 and 16, or 16, 32, 64 and 64
+    channels of a convolutional one), or channels of the convolutions (dsebm; default 128; glow;
+    default 64)."""
+    autoencoder: Literal["dense", "conv"] = "dense"
+    """Autoencoder of ``dagmm``: of the vector of each place, or a convolutional one of the complete
+    map, which is then scored as one place."""
     code: _Count = 4
     """Dimensions of the code of the autoencoder, for ``dagmm``."""
     gaussians: _Count = 4
@@ -80,7 +94,7 @@ class DensityOptions(DistilledOptions):
     """Weight of the inverse variances in the loss, for ``dagmm``."""
     noise: _Weight | None = None
     """Standard deviation of the noise that is removed (dsebm; default 1), or width of the uniform
-    noise that makes values continuous (flow; default 2/256 on pixels, else 0)."""
+    noise that makes values continuous (flow, glow; default 2/256 on pixels, else 0)."""
     kernels: Annotated[tuple[_Kernel, ...], pydantic.Field(min_length=1)] = (1,)
     """Edges of the convolutions of a flow's steps, in turn; the first is that of ``dsebm``. With 1,
     every place is on its own."""
@@ -89,7 +103,9 @@ class DensityOptions(DistilledOptions):
     dense: _Count | None = None
     """Units of a last layer that sees the complete map after a 2 × 2 maximum, for ``dsebm``."""
     steps: _Count = 8
-    """Number of coupling steps, for ``flow``."""
+    """Number of coupling steps, for ``flow``, and for each scale of ``glow``."""
+    scales: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
+    """Number of scales of ``glow``."""
     hidden_ratio: _Positive = 1.0
     """Width of the hidden layers of a flow's steps, relative to their inputs."""
     clamp: _Positive = 2.0
@@ -103,12 +119,15 @@ class DensityOptions(DistilledOptions):
     scoring_only: ClassVar[frozenset[str]] = (DistilledOptions.scoring_only | {"score"}) - {
         "places"
     }
+    later: ClassVar[Mapping[str, Any]] = {"autoencoder": "dense", "scales": 3}
 
     @pydantic.model_validator(mode="after")
     def _score_of_the_model(self) -> Self:
         for score, model in (("reconstruction", "dsebm"), ("probability", "flow")):
             if self.score == score and self.model != model:
                 raise ValueError(f"score: {score} is for model: {model}")
+        if self.autoencoder == "conv" and self.model != "dagmm":
+            raise ValueError("autoencoder: conv is for model: dagmm")
         return self
 
 
@@ -122,8 +141,10 @@ class Density(DistilledDetector):
     ``flow`` is Real NVP (Dinh et al. 2017) on the features of places or on pixels. On maps of
     each layer, with 3 × 3 and 1 × 1 convolutions in turn, it is FastFlow (Yu et al. 2021), and
     with 1 × 1 ones CFlow (Gudovskiy et al. 2022) without the condition on the position, which
-    means nothing in tissue. ``dagmm`` is DAGMM (Zong et al. 2018) and ``dsebm`` DSEBM (Zhai et
-    al. 2016). See :class:`~wsiad.networks.flow.Flow`,
+    means nothing in tissue. ``glow`` is Glow (Kingma & Dhariwal 2018), whose normalised activations
+    are set by the first batch of healthy windows. ``dagmm`` is DAGMM (Zong et al. 2018) and
+    ``dsebm`` DSEBM (Zhai et al. 2016). See :class:`~wsiad.networks.flow.Flow`,
+    :class:`~wsiad.networks.multiscale_flow.Glow`,
     :class:`~wsiad.networks.mixture_model.MixtureModel` and
     :class:`~wsiad.networks.energy_model.EnergyModel`.
     """
@@ -158,10 +179,14 @@ class Density(DistilledDetector):
     ) -> dict[str, Any]:
         """Compute mean and deviation of the channels of healthy features."""
         self._seed = context.seed
-        self._scaling = None
+        self._scaling = self._first = None
+        teacher = self._placed(teacher)
+        if self.options.model == "glow":
+            with torch.no_grad():
+                first = next(self._healthy(tiles, context))
+                self._first = teacher.maps(teacher.normalised(first))
         if self.options.standardise != "channels":
             return {}
-        teacher = self._placed(teacher)
         sums: list[list[Tensor]] = []
         with torch.no_grad():
             for part in self._healthy(tiles, context):
@@ -196,6 +221,13 @@ class Density(DistilledDetector):
         if self._scaling is not None:
             means, deviations = zip(*self._scaling, strict=True)
             found.standardise(means, deviations)
+        if self._first is not None:
+            with torch.no_grad():
+                maps = found(torch.empty(0), [one.cpu() for one in self._first])
+            drawn = found.draw(maps, self._rng(_FIRST))
+            for model, one, numbers in zip(models, maps, drawn, strict=True):
+                model.begin(one, numbers)
+            self._first = None
         return Distillation(teacher, found)
 
     def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
@@ -224,6 +256,8 @@ class Density(DistilledDetector):
         return combined(maps, options.places, options.combine)
 
     _scaling: list[tuple[Tensor, Tensor]] | None = None
+    _first: list[Tensor] | None = None
+    """Features of the first batch of healthy windows, for a model that begins with them."""
 
     def _rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, _NOISE, step])
@@ -251,7 +285,10 @@ class Density(DistilledDetector):
 
     def _model(self, shape: tuple[int, int, int]) -> DensityModel:
         options = self.options
-        widths = _WIDTHS[options.model] if options.widths is None else options.widths
+        conv = options.autoencoder == "conv"
+        usual_widths = _CONV_WIDTHS if conv else _WIDTHS[options.model]
+        widths = usual_widths if options.widths is None else options.widths
+        pixels = 2 / 256 if options.backbone == PIXELS else 0.0
         match options.model:
             case "dagmm":
                 return MixtureModel(
@@ -262,6 +299,15 @@ class Density(DistilledDetector):
                     dropout=options.dropout,
                     energy_weight=options.energy_weight,
                     variance_weight=options.variance_weight,
+                    image=_stack(shape, widths, options.code) if conv else None,
+                )
+            case "glow":
+                return Glow(
+                    shape[0],
+                    scales=options.scales,
+                    steps=options.steps,
+                    hidden=widths[0] if widths else _WIDTHS["glow"][0],
+                    noise=pixels if options.noise is None else options.noise,
                 )
             case "dsebm":
                 return EnergyModel(
@@ -274,7 +320,6 @@ class Density(DistilledDetector):
                     reconstruction=options.score == "reconstruction",
                 )
             case "flow":
-                usual = 2 / 256 if options.backbone == PIXELS else 0.0
                 return Flow(
                     shape[0],
                     steps=options.steps,
@@ -282,9 +327,27 @@ class Density(DistilledDetector):
                     hidden_ratio=options.hidden_ratio,
                     clamp=options.clamp,
                     squeezes=options.squeezes,
-                    noise=usual if options.noise is None else options.noise,
+                    noise=pixels if options.noise is None else options.noise,
                     probability=options.score == "probability",
                 )
+
+
+def _stack(shape: tuple[int, int, int], widths: Sequence[int], code: int) -> StackShape:
+    """Return the shape of a convolutional autoencoder of maps, whose latent is a vector."""
+    channels, height, width = shape
+    if height != width or not widths:
+        raise DetectorError(
+            f"maps of {height} × {width} have no convolutional autoencoder of {len(widths)} levels",
+            remedy="Set --option autoencoder=dense, or widths.",
+        )
+    return StackShape(
+        height,
+        tuple(Level(width) for width in widths),
+        latent="dense",
+        latent_channels=code,
+        image_channels=channels,
+        norm="none",
+    )
 
 
 def _moments(maps: Tensor) -> list[Tensor]:

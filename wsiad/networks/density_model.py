@@ -23,6 +23,9 @@ class DensityModel(nn.Module):
         """Return the random numbers of a step of the training; ``None`` if it needs none."""
         return None
 
+    def begin(self, maps: Tensor, drawn: Tensor | None) -> None:
+        """Set what a model takes from a first batch of healthy maps, before the training."""
+
     @abstractmethod
     def losses(self, maps: Tensor, drawn: Tensor | None) -> Tensor:
         """Return the loss of each map, (N, C, h, w) to (N,)."""

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsiad.networks.conv_stack import Decoder, Encoder
 from wsiad.networks.density_model import DensityModel, uniform
+from wsiad.networks.stack_shape import StackShape
 
 _RIDGE: Final = 1e-6  # added to every variance, so that the covariances are regular
 _LEAST: Final = 1e-6
@@ -71,7 +73,8 @@ class MixtureModel(DensityModel):
     A vector x with the code c and the reconstruction x̂ becomes z = [c, |x − x̂| / |x|,
     cos(x, x̂)]. A small network estimates how much z belongs to each Gaussian, whose weights,
     means and covariances follow from these memberships. The loss is the mean squared error, plus
-    the energy of z, plus Σ 1 / Σ_jj. Each place of a map is a vector.
+    the energy of z, plus Σ 1 / Σ_jj. Each place of a map is a vector, or with ``image`` each
+    complete map is one, and the autoencoder is convolutional.
 
     Parameters
     ----------
@@ -86,6 +89,9 @@ class MixtureModel(DensityModel):
         Share of these units that are dropped in the training.
     energy_weight, variance_weight : float
         Weights of the second and third term of the loss.
+    image : StackShape, optional
+        Shape of a convolutional autoencoder of complete maps, in place of ``widths``; its latent
+        is a vector of ``code`` dimensions.
 
     Notes
     -----
@@ -109,11 +115,13 @@ class MixtureModel(DensityModel):
         dropout: float = 0.5,
         energy_weight: float = 0.1,
         variance_weight: float = 0.005,
+        image: StackShape | None = None,
     ) -> None:
         super().__init__()
         sizes = [channels, *widths, code]
-        self.encoder = _dense(sizes)
-        self.decoder = _dense(sizes[::-1])
+        self.encoder: nn.Module = Encoder(image) if image else _dense(sizes)
+        self.decoder: nn.Module = Decoder(image) if image else _dense(sizes[::-1])
+        self._whole = image is not None
         self.inner = nn.Linear(code + 2, hidden)
         self.membership = nn.Linear(hidden, gaussians)
         self._dropout = dropout
@@ -124,9 +132,13 @@ class MixtureModel(DensityModel):
         self.register_buffer("lower", torch.eye(size).repeat(gaussians, 1, 1))
 
     def latent(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z, (N, D + 2), and the mean squared error, (N,), of vectors (N, C)."""
+        """Return z, (N, D + 2), and the mean squared error, (N,), of vectors (N, C).
+
+        With a convolutional autoencoder, the vectors are maps (N, C, h, w).
+        """
         code = self.encoder(vectors)
-        found = self.decoder(code)
+        found = self.decoder(code).flatten(1)
+        vectors = vectors.flatten(1)
         away = vectors - found
         relative = away.norm(dim=1) / vectors.norm(dim=1).clamp_min(_LEAST)
         cosine = functional.cosine_similarity(vectors, found, dim=1, eps=_LEAST)
@@ -151,13 +163,13 @@ class MixtureModel(DensityModel):
         """Return the factors of the hidden units of each vector, in the training."""
         if not self.training or not self._dropout:
             return None
-        count = len(maps) * maps.shape[2] * maps.shape[3]
+        count = len(maps) * (1 if self._whole else maps.shape[2] * maps.shape[3])
         drawn = uniform(maps, rng, (count, self.inner.out_features))
         return (drawn >= self._dropout).float() / (1 - self._dropout)
 
     def losses(self, maps: Tensor, drawn: Tensor | None) -> Tensor:
         """Return the loss of each map, by the mixture of all of them, (N,)."""
-        z, error = self.latent(_vectors(maps))
+        z, error = self.latent(self._vectors(maps))
         exact = z.double()  # second moments cancel digits
         mixture = Mixture.of(*_moments(exact, self.memberships(z, drawn).double()))
         losses = error + self._energy_weight * mixture.energy(exact).float()
@@ -169,7 +181,7 @@ class MixtureModel(DensityModel):
         """Set the mixture by one pass over healthy maps, (N, C, h, w) each."""
         sums: list[Tensor] | None = None
         for maps in every:
-            z, _ = self.latent(_vectors(maps))
+            z, _ = self.latent(self._vectors(maps))
             own = _moments(z.double(), self.memberships(z).double())
             sums = list(own) if sums is None else [a + b for a, b in zip(sums, own, strict=True)]
         assert sums is not None
@@ -179,14 +191,13 @@ class MixtureModel(DensityModel):
         self.lower.copy_(found.lower)
 
     def scores(self, maps: Tensor) -> Tensor:
-        """Return the energy of each place, (N, h, w)."""
-        z, _ = self.latent(_vectors(maps))
+        """Return the energy of each place, (N, h, w), or of the complete map, (N, 1, 1)."""
+        z, _ = self.latent(self._vectors(maps))
         mixture = Mixture(self.weights, self.means, self.lower)
-        return mixture.energy(z).reshape(len(maps), *maps.shape[2:])
+        return mixture.energy(z).reshape(len(maps), *((1, 1) if self._whole else maps.shape[2:]))
 
-
-def _vectors(maps: Tensor) -> Tensor:
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+    def _vectors(self, maps: Tensor) -> Tensor:
+        return maps if self._whole else maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _moments(z: Tensor, memberships: Tensor) -> tuple[Tensor, Tensor, Tensor]:
