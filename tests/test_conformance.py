@@ -79,6 +79,10 @@ OTHERS = {
     "one-class, hyperplane": ("one-class", {**ONE_CLASS, "objective": "hyperplane"}),
     "one-class, ascent": ("one-class", {**ONE_CLASS, "objective": "ascent", "ascent_steps": 6}),
     "contrastive, csi": ("contrastive", {**TINY["contrastive"], "pretext": "csi"}),
+    "contrastive, csi of three views, by lars": (
+        "contrastive",
+        {**TINY["contrastive"], "pretext": "csi", "scoring_views": 3, "optimiser": "lars"},
+    ),
     "contrastive, cutpaste": ("contrastive", {**TINY["contrastive"], "pretext": "cutpaste"}),
     "devnet, confidence": ("devnet", {"confidence": True, "steps": 3, "layers": ["features.3"]}),
     "deep-sad, from end to end": (

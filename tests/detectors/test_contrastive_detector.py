@@ -22,7 +22,8 @@ from wsiad.detectors.contrastive.pretexts import (
     position_losses,
     shifted,
 )
-from wsiad.learning.batches import ViewOptions
+from wsiad.learning.batches import ViewOptions, random_views
+from wsiad.learning.checkpoint import Lars
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.networks.patch_encoder import DIRECTIONS, PatchEncoders, SmallPatchEncoder, cut, spread
 from wsiad.store.dataset import ArrayTiles
@@ -193,3 +194,65 @@ def test_positions_have_one_score():
         ContrastiveDetectorOptions(pretext="position", score="csi")
     assert ContrastiveDetectorOptions(pretext="csi").chosen_score() == "csi"
     assert ContrastiveDetectorOptions(pretext="position").chosen_score() == "nearest"
+
+
+def csi(tmp_path, **options):
+    given = {"widths": (3, 4), "projection": 4, "batch": 6, "pretext": "csi", **options}
+    found = detector("contrastive", **given)
+    tiles = HealthyTiles(ArrayTiles(TILES), ArrayTiles(TILES))
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, budget=Budget(1), quiet=True)
+    found.fit(tiles, context)
+    return found
+
+
+def test_views_are_alike_for_every_tile():
+    def seen(tiles):
+        generator = torch.Generator().manual_seed(3)
+        return random_views(torch.from_numpy(tiles), ViewOptions(), generator, alike=True)
+
+    views = seen(TILES[:5])
+    assert views.shape == (5, 3, 48, 48)
+    torch.testing.assert_close(views[3:4], seen(TILES[3:4]))
+    same = seen(np.repeat(TILES[:1], 3, axis=0))
+    torch.testing.assert_close(same, same[:1].expand_as(same))
+    # Drawn apart, views of equal tiles differ.
+    apart = random_views(
+        torch.from_numpy(np.repeat(TILES[:1], 3, axis=0)), ViewOptions(), torch.Generator()
+    )
+    assert not torch.allclose(apart[0], apart[1])
+
+
+def test_csi_averages_vectors_and_logits_over_views(tmp_path):
+    found = csi(tmp_path, scoring_views=3)
+    encoder = found._learnt().encoder
+    images = torch.from_numpy(TILES[:4]).permute(0, 3, 1, 2).float() / 255
+    views = found._scored_views(images)
+    assert len(views) == 3
+    assert not torch.allclose(views[0], views[1])
+    vectors, logits = found._projected(encoder, images)
+    each = [encoder(shifted(view, 2, "cutperm")) for view in views]
+    torch.testing.assert_close(vectors[2], sum(encoder.head(x) for x in each) / 3)
+    torch.testing.assert_close(logits[2], sum(encoder.shift(x)[:, 2] for x in each) / 3)
+    # A score does not depend on the other tiles of its batch.
+    together, alone = found.score_places(TILES[:4]), found.score_places(TILES[2:3])
+    np.testing.assert_allclose(together[2:3], alone, rtol=1e-4)
+
+
+def test_views_are_for_the_score_of_csi():
+    with pytest.raises(ValueError, match="scoring_views are for the score csi"):
+        ContrastiveDetectorOptions(scoring_views=2)
+    assert "scoring_views" not in ContrastiveDetectorOptions(pretext="csi").model_dump()
+
+
+def test_lars_scales_each_gradient_by_its_tensor():
+    values = [nn.Parameter(torch.tensor(v)) for v in ([3.0, 4.0], [0.0, 0.0])]
+    slopes = [torch.tensor([0.6, 0.8]), torch.tensor([0.1, 0.2])]
+    optimiser = Lars(values, momentum=0.9, weight_decay=0.2)
+    optimiser.param_groups[0]["lr"] = 10.0
+    for value, slope in zip(values, slopes, strict=True):
+        value.grad = slope.clone()
+    optimiser.step()
+    # |w| = 5 and |g| = 1: the rate is 10 · 0.001 · 5 / (1 + 0.2 · 5) = 0.025, of g + 0.2 w.
+    torch.testing.assert_close(values[0].detach(), torch.tensor([3 - 0.025 * 1.2, 4 - 0.025 * 1.6]))
+    torch.testing.assert_close(values[1].detach(), torch.tensor([-1.0, -2.0]))
+    assert "momentum_buffer" in optimiser.state[values[0]]

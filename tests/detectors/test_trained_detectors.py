@@ -22,6 +22,23 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         id="batch-norm and average",
     ),
     pytest.param(
+        "student-teacher",
+        {
+            "backbone": "wsiad",
+            "layers": ["features.4", "features.9"],
+            "student_width": 2,
+            "distance": "whole",
+            "value_weight": 0.1,
+        },
+        id="a slim student",
+    ),
+    pytest.param(
+        "contrastive",
+        {"pretext": "csi", "scoring_views": 2, "optimiser": "lars", "learning_rate": 1.0},
+        id="views and lars",
+    ),
+    pytest.param("deep-geo", {"heads": "turn", "score": "softmax"}, id="turns alone"),
+    pytest.param(
         "feature-reconstruction",
         {
             "network": "transformer",

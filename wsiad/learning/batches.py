@@ -316,7 +316,9 @@ class ViewOptions(Config):
     and not scaled."""
 
 
-def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
+def random_views(
+    tiles: Tensor, options: ViewOptions, generator: torch.Generator, *, alike: bool = False
+) -> Tensor:
     """Cut a view out of every tile: turned by any angle, mirrored, scaled, with changed stains.
 
     Parameters
@@ -327,25 +329,27 @@ def random_views(tiles: Tensor, options: ViewOptions, generator: torch.Generator
         Maximum differences of the views.
     generator : torch.Generator
         Generator on the CPU, so that the draws do not depend on the device.
+    alike : bool
+        True to cut the same view out of every tile, so that none depends on the others.
 
     Returns
     -------
     Tensor of float32, (N, 3, view_px, view_px)
         RGB in [0, 1].
     """
-    count, device = len(tiles), tiles.device
+    count, device = 1 if alike else len(tiles), tiles.device
     grid = nn.functional.affine_grid(
         _placements(count, tiles.shape[1], options, generator).to(device),
         [count, 3, options.view_px, options.view_px],
         align_corners=False,
-    )
+    ).expand(len(tiles), -1, -1, -1)
     images = nn.functional.grid_sample(
         tiles.permute(0, 3, 1, 2).float() / 255,
         grid,
         padding_mode="reflection",
         align_corners=False,
     )
-    stained = _restained(images, options, generator)
+    stained = _restained(images, options, generator, count)
     light = 1 + _signed(generator, count, 1, 1, 1) * options.brightness
     lit = (stained * light.to(device)).clamp(0, 1)
     blurred = (torch.rand(count, generator=generator) < options.blur).to(device)
@@ -384,8 +388,10 @@ def _whole(shift: Tensor, edge: int, view: int) -> Tensor:
     return pixels.clamp(min=-most, max=most) * 2 / edge
 
 
-def _restained(images: Tensor, options: ViewOptions, generator: torch.Generator) -> Tensor:
-    count, device = len(images), images.device
+def _restained(
+    images: Tensor, options: ViewOptions, generator: torch.Generator, count: int
+) -> Tensor:
+    device = images.device
     stains = torch.tensor(_STAINS, device=device)
     gain = 1 + _signed(generator, count, 1, 1, 3) * options.stain_gain
     shift = _signed(generator, count, 1, 1, 3) * options.stain_shift

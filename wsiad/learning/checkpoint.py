@@ -107,7 +107,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
 Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
 """Function of a step: maps windows, uint8 (N, S, S, 3), optimiser and step to the loss, ()."""
 
-_BETAS, _STABLE = (0.9, 0.999), 1e-8
+_BETAS, _STABLE, _TRUST = (0.9, 0.999), 1e-8, 0.001
 
 OptimiserFactory = Callable[[nn.Module], torch.optim.Optimizer]
 """Function that makes a module's optimiser; its learning rate is set again at every step."""
@@ -137,6 +137,51 @@ def sgd(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
         return torch.optim.SGD(
             module.parameters(), lr=1e-3, momentum=momentum, weight_decay=weight_decay
         )
+
+    return make
+
+
+class Lars(torch.optim.SGD):
+    """Gradient descent with momentum whose rate follows from the size of each tensor.
+
+    The gradient g of a tensor w, with the weight decay λ w, is multiplied by 0.001 |w| / (|g| +
+    λ |w|); by 1 where w or g is 0.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, or groups of them.
+    momentum, weight_decay : float
+
+    Notes
+    -----
+    You, Gitman & Ginsburg, *Large Batch Training of Convolutional Networks*, 2017 (arXiv
+    1708.03888), for all tensors, biases and normalisations included, as CSI uses it.
+    """
+
+    def __init__(self, params: Any, *, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, lr=1e-3, momentum=momentum)
+        self._decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step along the present gradients, which are changed."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (gradient := parameter.grad) is None:
+                    continue
+                size, slope = parameter.norm(), gradient.norm()
+                ratio = _TRUST * size / (slope + self._decay * size + _STABLE)
+                ratio = torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
+                gradient.add_(parameter, alpha=self._decay).mul_(ratio)
+        super().step()
+
+
+def lars(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
+    """Return a function that makes a :class:`Lars` of all parameters."""
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return Lars(module.parameters(), momentum=momentum, weight_decay=weight_decay)
 
     return make
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -32,8 +32,8 @@ from wsiad.detectors.contrastive.pretexts import (
     position_losses,
     shifted,
 )
-from wsiad.learning.batches import ViewOptions, check_size
-from wsiad.learning.checkpoint import Recipe, adam, sgd
+from wsiad.learning.batches import ViewOptions, check_size, random_views
+from wsiad.learning.checkpoint import OptimiserFactory, Recipe, adam, lars, sgd
 from wsiad.learning.detector import (
     DetectorOptions,
     Embedding,
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 Score = Literal["mahalanobis", "csi", "nearest"]
 
+_MOMENTUM = 0.9
 _STREAM = 1 << 36  # keeps the draws of healthy windows apart from those of the training
 _STRIDES = {SMALL: 4, 2 * SMALL: 16}  # px between the patches of an edge that are scored
 _USUAL: dict[str, Score] = {
@@ -107,13 +108,17 @@ class ContrastiveDetectorOptions(TrainedOptions):
     """Maximum number of healthy codes of each patch size, for ``position``."""
     places: _Count = 8
     """Edge of the grid of places, for ``position``; the others have one place."""
-    optimiser: Literal["adam", "sgd"] = "adam"
-    """Optimiser; SSD was published with ``sgd`` of momentum 0.9."""
+    scoring_views: _Count = 1
+    """Number of views of a tile whose vectors and logits are averaged for the score of csi, each
+    cut alike from every tile; 1 is the tile itself. Published: 10."""
+    optimiser: Literal["adam", "sgd", "lars"] = "adam"
+    """Optimiser; SSD was published with ``sgd`` of momentum 0.9, and CSI with ``lars``."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
     """Weight of the squared weights in the loss."""
     val_interval: ValInterval = 200
 
     scoring_only: ClassVar[frozenset[str]] = TrainedOptions.scoring_only | {"places"}
+    later: ClassVar[Mapping[str, Any]] = {"scoring_views": 1}
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -121,6 +126,8 @@ class ContrastiveDetectorOptions(TrainedOptions):
             raise ValueError("the pretext position has the score nearest alone")
         if self.pretext == "cutpaste" and self.chosen_score() == "csi":
             raise ValueError("the pretext cutpaste has no vectors for the score csi")
+        if self.scoring_views > 1 and self.chosen_score() != "csi":
+            raise ValueError("scoring_views are for the score csi")
         if len(set(self.patches)) != len(self.patches) or not self.patches:
             raise ValueError("patches must be 32, 64, or both")
         return self
@@ -170,8 +177,8 @@ class Contrastive(TrainedDetector):
     Notes
     -----
     SSD: Sehwag, Chiang & Mittal, ICLR 2021 (arXiv 2103.12051). CSI: Tack, Mo, Jeong & Shin,
-    NeurIPS 2020 (arXiv 2007.08176), whose 10 views of a tile to score are replaced by the tile
-    itself (``orientations`` averages over its orientations). Patch-SVDD: Yi & Yoon, ACCV 2020
+    NeurIPS 2020 (arXiv 2007.08176), whose 10 views of a tile to score are ``scoring_views``; the
+    authors' draws depend on the other images of a batch. Patch-SVDD: Yi & Yoon, ACCV 2020
     (arXiv 2006.16067). CutPaste: Li, Sohn, Yoon & Pfister, CVPR 2021 (arXiv 2104.04015), 3-way,
     from general knowledge of the paper; one Gaussian is its density.
     """
@@ -207,11 +214,7 @@ class Contrastive(TrainedDetector):
             tiles=tiles,
             context=context,
             identity={},
-            recipe=Recipe(
-                sgd(momentum=0.9, weight_decay=options.weight_decay)
-                if options.optimiser == "sgd"
-                else adam(weight_decay=options.weight_decay)
-            ),
+            recipe=Recipe(self._optimiser()),
             started=started,
             size=size,
         )
@@ -220,6 +223,16 @@ class Contrastive(TrainedDetector):
         learnt.keep(kept, self._device)
         self._about["healthy"] = sorted(kept)
         return self._report(result, learnt.encoder)
+
+    def _optimiser(self) -> OptimiserFactory:
+        options = self.options
+        match options.optimiser:
+            case "adam":
+                return adam(weight_decay=options.weight_decay)
+            case "sgd":
+                return sgd(momentum=_MOMENTUM, weight_decay=options.weight_decay)
+            case "lars":
+                return lars(momentum=_MOMENTUM, weight_decay=options.weight_decay)
 
     def places(self, images: Tensor) -> Tensor:
         """Return the scores of images: (N, 1, 1), or (N, m, m) for ``position``."""
@@ -373,14 +386,30 @@ class Contrastive(TrainedDetector):
         return every[torch.from_numpy(rows).to(every.device)]
 
     def _projected(self, encoder: ShiftEncoder, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return projections (S, N, P) under each shift, and the logits of the shifts (S, N)."""
+        """Return projections (S, N, P) under each shift, and the logits of the shifts (S, N).
+
+        Both are averaged over the views.
+        """
         vectors, logits = [], []
+        views = self._scored_views(images)
         for form in range(self.options.forms()):
-            features = encoder(shifted(images, form, self.options.shifts))
-            vectors.append(encoder.head(features))
+            features = [encoder(shifted(view, form, self.options.shifts)) for view in views]
+            vectors.append(_mean([encoder.head(one) for one in features]))
             if encoder.shift is not None:
-                logits.append(encoder.shift(features)[:, form])
+                logits.append(_mean([encoder.shift(one)[:, form] for one in features]))
         return torch.stack(vectors), torch.stack(logits) if logits else None
+
+    def _scored_views(self, images: Tensor) -> list[Tensor]:
+        """Return the views of images (N, 3, S, S) that are scored, or the images themselves."""
+        options = self.options
+        if options.scoring_views == 1:
+            return [images]
+        tiles = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        views = options.views.model_copy(update={"scale": 1.0})  # all of one size
+        return [
+            random_views(tiles, views, torch.Generator().manual_seed(number), alike=True)
+            for number in range(options.scoring_views)
+        ]
 
     def _codes(self, encoder: PatchEncoders, images: Tensor, edge: int) -> Tensor:
         """Return the codes (N, G, D) of the patches of an edge."""
@@ -400,3 +429,7 @@ class Contrastive(TrainedDetector):
             scores = distances.view(len(images), side, side)
             product = product * spread(scores, edge, _STRIDES[edge], size)
         return functional.adaptive_avg_pool2d(product[:, None], self.options.places)[:, 0]
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
