@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
+        why = getattr(error, "__notes__", [])  # a verb that has kept nothing yet says so
+        kept = why[0] if why else "finished work is kept. Run the same command again to continue."
         print(
-            f"wsiad {name}: {'stopped by SIGTERM' if ended else 'interrupted'}; finished work is "
-            "kept. Run the same command again to continue.",
+            f"wsiad {name}: {'stopped by SIGTERM' if ended else 'interrupted'}; {kept}",
             file=sys.stderr,
         )
         return 143 if ended else 130

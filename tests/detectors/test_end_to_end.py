@@ -203,6 +203,12 @@ def test_killed_it_goes_on_to_the_same_weights(tmp_path, monkeypatch, name, kill
         detector(name).fit(healthy(), context(tmp_path / "whole", anomalies=anomalies(5)))
 
 
+def test_a_longer_pretraining_does_not_end_with_the_ball_of_a_shorter_one(tmp_path):
+    detector("deep-sad").fit(healthy(), context(tmp_path, budget=Budget(max_steps=3)))
+    with pytest.raises(RunError, match="another number of steps of the pretraining"):
+        detector("deep-sad").fit(healthy(), context(tmp_path))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_state_of_one_network_is_not_that_of_the_other(tmp_path, name):
     found = detector(name)

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import wsiad
 from support.builders import stained, write_tiff
@@ -16,6 +17,7 @@ from wsiad.learning.training_options import TrimmingOptions
 from wsiad.runs import presets
 from wsiad.runs.healthy_tiles import TrainingOptions
 from wsiad.runs.presets import About, load_preset, preset_names, with_preset
+from wsiad.runs.run import RunFolder
 from wsiad.verbs.embed import EmbedConfig
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +171,25 @@ def test_a_colon_in_a_sentence_is_a_part_of_it():
     assert build(About, ABOUT).as_published == "as published"
 
 
+def test_a_run_that_holds_slides_out_is_adapted_where_all_were_fitted_on():
+    whole = build(About, {**ABOUT, "all_slides": True})
+    assert whole.of_run(held_out=False) == whole
+    held_out = whole.of_run(held_out=True)
+    assert held_out.as_published == "adapted"
+    assert "healthy slides are held out" in held_out.adapted[-1]
+    assert held_out.of_run(held_out=True) == held_out
+    other = build(About, ABOUT)
+    assert other.of_run(held_out=True) == other
+
+
+def test_presets_that_fit_on_all_slides_say_so():
+    whole = {name for name in preset_names() if load_preset(name).about.all_slides}
+    assert {"dpa-camelyon16", "piad", "deep-geo"} <= whole
+    for name in whole:
+        preset = load_preset(name)
+        assert preset.options.get("keep", "last") == "last", name
+
+
 def test_without_a_preset_nothing_changes():
     assert with_preset({"detector": "knn"}, fields=()) == {"detector": "knn"}
     assert training(detector="knn").about is None
@@ -224,7 +245,22 @@ def test_a_run_records_the_preset(tiny, tmp_path):
     assert "preset tiny: Tiny, as published; replaced: places" in done.summary
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["notes"]["about"] == {
-        **ABOUT, "preset": "tiny", "replaced": ["places"],
+        **ABOUT, "all_slides": False, "preset": "tiny", "replaced": ["places"],
     }  # fmt: skip
     again = wsiad.train(**values, options={"places": 1}, quiet=True)
     assert "complete already" in again.summary
+    given = yaml.safe_load((tiny / "tiny.yaml").read_text())
+    given["about"]["all_slides"] = True
+    (tiny / "tiny.yaml").write_text(yaml.safe_dump(given))
+    held = wsiad.train(**values | {"out": tmp_path / "held"}, quiet=True)
+    assert "preset tiny: Tiny, adapted\nadapted: healthy slides are held out" in held.summary
+    record = RunFolder(tmp_path / "held").record()
+    assert "held out" in record.notes["about"]["adapted"][-1]
+    assert record.method.endswith("(Tiny; adapted: slides held out)")
+    for number in range(3, 6):
+        write_tiff(tmp_path / f"{number}.tif", stained(160, 208, seed=number), mpp=0.5, levels=1)
+    wsiad.tile(slides=[tmp_path / f"{n}.tif" for n in (3, 4, 5)], out=tmp_path / "other", mpp=0.5,
+               tile=48, tissue={"min_area_um2": 0}, quiet=True)  # fmt: skip
+    values |= {"out": tmp_path / "whole", "calibration": tmp_path / "other"}
+    assert "preset tiny: Tiny, as published" in wsiad.train(**values, quiet=True).summary
+    assert RunFolder(tmp_path / "whole").record().method.endswith("(Tiny)")

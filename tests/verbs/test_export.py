@@ -175,6 +175,34 @@ def test_an_evaluation_of_earlier_detections_is_named_in_the_report(tmp_path, sl
     assert said in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize("changed", [{"detection_limit": 3}, {"evidence_neighbours": 2}])
+def test_p_values_stay_with_regions_that_are_not_derived_again_though_killed(
+    tmp_path, slide, monkeypatch, changed
+):
+    out = score(tmp_path, slide, "out")
+    healthy = write_tiff(tmp_path / "h.tif", stained(300, 300, seed=3), mpp=0.5, levels=1)
+    wsiad.significance(results=out, healthy=score(tmp_path, healthy, "healthy"), quiet=True)
+    names = ("regions.csv", "windows_p.npy")
+    before = [(out / "s" / name).read_bytes() for name in names]
+    asked = score(tmp_path, slide, "asked", **changed)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deriving, "put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score(tmp_path, slide, "out", **changed)
+    score(tmp_path, slide, "out", **changed)
+    assert [(out / "s" / name).read_bytes() for name in names] == before
+    assert (out / "significance.json").exists()
+    there, wanted = (json.loads((f / "s" / "slide.json").read_text()) for f in (out, asked))
+    assert there["derived"] == wanted["derived"]
+    assert not there["lacking"]
+    detections = [(folder / "s" / "detections.csv").read_bytes() for folder in (out, asked)]
+    assert detections[0] == detections[1]
+
+
 def test_p_values_stay_with_their_regions(tmp_path, slide):
     out = score(tmp_path, slide, "out")
     healthy = write_tiff(tmp_path / "h.tif", stained(300, 300, seed=3), mpp=0.5, levels=1)

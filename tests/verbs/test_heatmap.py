@@ -344,7 +344,7 @@ def spotted(height, width, *spots):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_whose_detector_cannot_be_loaded_is_refused_once(
-    tmp_path, capsys, monkeypatch, workers
+    tmp_path, capsys, caplog, monkeypatch, workers
 ):
     folder = tmp_path / "slides"
     folder.mkdir()
@@ -352,6 +352,8 @@ def test_a_run_whose_detector_cannot_be_loaded_is_refused_once(
         write_tiff(folder / f"{name}.tif", stained(200, 200), mpp=0.5, levels=1)
     run = make_run(tmp_path / "run")
     score(run, folder, tmp_path / "done")
+    assert "regions come from single windows" in caplog.text
+    caplog.clear()
 
     def gone(self, *_args, **_values):
         raise WeightsError("the run does not hold the weights of uni", remedy="Put them there.")
@@ -362,6 +364,7 @@ def test_a_run_whose_detector_cannot_be_loaded_is_refused_once(
     assert main([*given, str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.count("does not hold the weights of uni. Put them there.") == 1
+    assert "single windows" not in error + caplog.text  # of results that there will not be
     assert not (tmp_path / "out").exists()
     again = score(run, folder, tmp_path / "done")  # there is nothing left to score
     assert [row.status for row in again.rows] == ["ok", "ok"]

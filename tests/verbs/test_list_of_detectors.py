@@ -88,9 +88,18 @@ def test_a_preset_is_listed_with_its_paper_and_its_method():
     lines = dict(line.split(maxsplit=1) for line in detectors().summary.splitlines() if line)
     assert lines["abmil"].startswith("ABMIL, Ilse 2018, a setting of mil; adapted [")
     assert lines["devnet"].startswith("DevNet, Pang 2021; adapted [")
+    assert lines["dpa-camelyon16"].startswith("DPA, Shvetsova 2021")
+    assert "; as published with --calibration [" in lines["dpa-camelyon16"]
     assert lines["deep-sad"] == "Deep SAD, Ruff 2020; adapted [labels, GPU]"
     assert lines["deep-sad-head"] == "Deep SAD, Ruff 2020; adapted [labels, network weights]"
     assert lines["deep-svdd"].startswith("Deep SVDD, Ruff 2018; adapted [")
+
+
+def test_a_preset_states_what_it_is_without_a_calibration():
+    said = " ".join(detectors(name="dpa-camelyon16").summary.split())
+    assert "--preset dpa-camelyon16 --calibration OTHER_HEALTHY" in said
+    assert "adapted without --calibration: healthy slides are held out" in said
+    assert "--calibration" not in detectors(name="padim").summary
 
 
 def test_a_detector_is_explained():

@@ -118,6 +118,30 @@ def test_the_same_again_gives_the_same_bytes(first, second):
     assert "complete already" in refine(first, first / "again").summary
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_words_of_an_interrupted_one_are_true(first, tmp_path, monkeypatch, capsys, kept):
+    def killed(self, *given):
+        raise KeyboardInterrupt
+
+    part = "fit_labelled" if kept else "_taught"  # after the features, and while they are made
+    monkeypatch.setattr(LinearProbe, part, killed)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        refine(first, tmp_path / "a")
+    notes = getattr(stopped.value, "__notes__", [])
+    assert bool(notes) is not kept
+    assert all("nothing is kept yet" in note for note in notes)
+
+    def interrupted(config):
+        raise stopped.value
+
+    monkeypatch.setattr("wsiad.verbs.refine._refined", interrupted)
+    given = [str(first / "run"), "none", "--healthy", "none", "--out"]
+    assert main(["refine", *given, str(tmp_path / "a")]) == 130
+    said = capsys.readouterr().err
+    assert ("finished work is kept" in said) is kept
+    assert ("nothing is kept yet, for the features" in said) is not kept
+
+
 def test_a_killed_one_continues_to_the_same_run(first, second, tmp_path, monkeypatch):
     fits, fit = [], LinearProbe.fit_labelled
 

@@ -301,11 +301,20 @@ class ChosenScales:
         Calibration of these scales; ``None`` for single windows.
     reason : str
         Reason why `auto` amounts to single windows; otherwise empty.
+    warning : str
+        Reason why the calibration is weak; otherwise empty.
     """
 
     scales_um: tuple[float, ...]
     calibration: SpatialCalibration | None
     reason: str = ""
+    warning: str = ""
+
+    def told(self, subject: str) -> Self:
+        """Log the warning, if there is one, and return these scales."""
+        if self.warning:
+            logger.warning("%s: %s", subject, self.warning)
+        return self
 
 
 def choose_scales(
@@ -364,15 +373,14 @@ def choose_scales(
                 subject=subject,
                 remedy="Leave that radius out of --scales-um, or train on more slides.",
             )
-    if len(maps) < _FEW_SLIDES:
-        logger.warning(
-            "%s: scales are standardised by %d healthy slide%s. Train on more slides: with so "
-            "few, places that are usual on other healthy slides can stand out.",
-            subject,
-            len(maps),
-            "s" if len(maps) > 1 else "",
-        )
-    return ChosenScales(scales_um, found)
+    few = (
+        f"scales are standardised by {len(maps)} healthy slide{'s' if len(maps) > 1 else ''}. "
+        "Train on more slides: with so few, places that are usual on other healthy slides can "
+        "stand out."
+        if len(maps) < _FEW_SLIDES
+        else ""
+    )
+    return ChosenScales(scales_um, found, warning=few)
 
 
 def _alone(why: str) -> ChosenScales:

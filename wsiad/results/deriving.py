@@ -318,7 +318,8 @@ def derive_again(
     """Derive the parts of a slide's results that are missing or have other options; scores stay.
 
     All files are written next to the folder first. If the process is killed while it puts them in
-    place, the record states that nothing is derived, and the same command derives it again.
+    place, the record states that these parts are not derived, and the same command derives them
+    again; regions that are not among them keep their p-values.
 
     Parameters
     ----------
@@ -383,11 +384,24 @@ def derive_again(
         unseen = unseen if parts.views and figures["regions"] else ""
         row = replace(row, reason=reason(record[NOTES], figures, lacking, unseen), **figures)
         files = [name for kind in written for name in kind.files(row.slide)]
-        write_json(folder / SLIDE, {**record, DERIVED: None})
+        write_json(folder / SLIDE, {**record, **_while_replaced(record, parts)})
         put_in_place(new, folder, [*parts.names, *files])
     record = {**record, LACKING: bool(lacking or unseen)}
     write_record(folder, record, row, derived=derived, formats=wanted)
     return row
+
+
+def _while_replaced(record: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """Return what a slide's record states while parts are put in place: without them."""
+    there = record.get(DERIVED)
+    if parts.regions or not isinstance(there, Mapping):
+        return {DERIVED: None}
+    lost = {
+        *(DetectionOptions.model_fields if parts.detections else ()),
+        *((*EvidenceOptions.model_fields, EXAMPLES) if parts.evidence else ()),
+    }
+    left = {key: value for key, value in there.items() if key not in lost}
+    return {DERIVED: left, LACKING: bool(record.get(LACKING)) or parts.views or parts.evidence}
 
 
 def reason(

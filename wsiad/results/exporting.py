@@ -144,7 +144,7 @@ def begin_export(
     options = build(HeatmapOptions, changed, source="export")
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    scales = choose_scales(maps, calibration, options, subject=str(results))
+    scales = choose_scales(maps, calibration, options, subject=str(results)).told(str(results))
     options = options.model_copy(update={"scales_um": scales.scales_um})
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     if by and maps and scales.calibration:

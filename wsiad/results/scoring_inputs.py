@@ -70,6 +70,8 @@ class Scoring:
         Maps of the run's healthy slides, which the results keep for other scales.
     spatial : SpatialCalibration or None
         Calibration of neighbourhoods, if regions and detections are derived from them.
+    warnings : tuple of str
+        Warnings on these results, which :meth:`begin` logs: nobody needs them if nothing begins.
     """
 
     results: Path
@@ -80,6 +82,7 @@ class Scoring:
     calibration: Calibration
     maps: HealthyMaps | None
     spatial: SpatialCalibration | None
+    warnings: tuple[str, ...]
 
     def begin(self, config: Config) -> None:
         """Write the files of a results folder that do not belong to a slide.
@@ -95,6 +98,8 @@ class Scoring:
             Another call has begun other scores in the folder a moment ago.
         """
         was = begin_results(self.results, self.facts, self.asked)
+        for warning in self.warnings:
+            logger.warning("%s", warning)
         if gone := forget_other_regions(self.results, was, self.facts):
             logger.warning("%s: %s", self.results, gone)
         if was and STANDARDISED_BY in (was.get(DERIVED) or {}):
@@ -179,8 +184,8 @@ def plan_scoring(
         MADE: (run / DETECTOR).stat().st_mtime_ns // 1_000_000,
         "versions": versions(),
     }
+    warnings = [f"{run}: {why}" for why in (chosen.reason, chosen.warning) if why]
     if chosen.reason:
-        logger.warning("%s: %s", run, chosen.reason)
         facts[ALONE_BECAUSE] = chosen.reason
     check_scores(results, digest, asked, remedy="Set another --out, or delete this one.")
     if healthy is not None:
@@ -194,7 +199,7 @@ def plan_scoring(
     )
     if options.evidence_regions and from_store and TileStore(paths[0]).encoder:
         note = "the store holds features without tiles: regions have no evidence"
-        logger.warning("%s: %s", paths[0], note)
+        warnings.append(f"{paths[0]}: {note}")
         facts["evidence"] = note
     elif options.evidence_regions and not record.healthy_examples:
         note = "the run keeps no healthy examples: regions are shown without their nearest ones"
@@ -228,6 +233,7 @@ def plan_scoring(
         calibration=calibration,
         maps=maps,
         spatial=chosen.calibration,
+        warnings=tuple(warnings),
     )
 
 

@@ -121,7 +121,8 @@ def first_look(
     """
     calibration, maps = run.calibration(), run.healthy_maps()
     space = SpaceOptions(scales_um=options.scales_um)
-    spatial = choose_scales(maps, calibration, space, subject=str(run.path)).calibration
+    subject = str(run.path)
+    spatial = choose_scales(maps, calibration, space, subject=subject).told(subject).calibration
     if options.reviewed is not None and not options.reviewed.is_dir():
         raise InputError(
             "is no folder of outlines", subject=str(options.reviewed), remedy="Check --reviewed."

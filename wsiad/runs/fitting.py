@@ -169,7 +169,8 @@ def make_run(
     if maps:
         notes |= {"healthy_maps": len(maps)}
     if options.about:
-        notes |= {"about": options.about.model_dump(mode="json")}
+        about = options.about.of_run(held_out=options.calibration is None)
+        notes |= {"about": about.model_dump(mode="json")}
     if options.devices > 1:
         notes |= {"devices": options.devices}
     if chosen.thresholds.given:

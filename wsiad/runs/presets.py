@@ -29,6 +29,13 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED, _CHECKOUT = _PACKAGE / "zoo", _PACKAGE.parent / "configs" / "zoo"
 
 
+HELD_OUT = (
+    "healthy slides are held out, to calibrate with and for the log; with --calibration all are "
+    "fitted on"
+)
+"""Difference of a run without ``--calibration`` from a publication that fits on all slides."""
+
+
 def _sentences(value: object) -> object:
     """Accept one text for a list, and ``a: b`` in a list, which is a mapping for YAML."""
     if isinstance(value, str):
@@ -64,6 +71,9 @@ class About(Config):
     """Parts that are not as published, with the reason; an empty list if there are none."""
     gpu: pydantic.StrictBool
     """True where a useful training needs a GPU."""
+    all_slides: pydantic.StrictBool = False
+    """True where the publication fits on all slides, as with ``--calibration``: a run that holds
+    slides out is adapted."""
     preset: Annotated[str, pydantic.Field(strict=True, max_length=_MOST_SHOWN)] = ""
     """Name of the preset; set by wsiad, not in the file."""
     replaced: tuple[str, ...] = ()
@@ -79,6 +89,13 @@ class About(Config):
     def as_published(self) -> str:
         """``"as published"`` or ``"adapted"``."""
         return "adapted" if self.adapted else "as published"
+
+    def of_run(self, *, held_out: bool) -> About:
+        """Return the description of a run, of which healthy slides may have been held out."""
+        if not (self.all_slides and held_out):
+            return self
+        adapted = (*self.adapted, HELD_OUT)
+        return self.model_copy(update={"adapted": tuple(dict.fromkeys(adapted))})
 
 
 class Preset(Config):

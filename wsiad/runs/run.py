@@ -42,6 +42,7 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import HEALTHY_MAPS, WEIGHTS, begin
 from wsiad.runs.examples import EXAMPLES, HealthyExamples
 from wsiad.runs.healthy_maps import HealthyMaps
+from wsiad.runs.presets import HELD_OUT
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
@@ -115,8 +116,10 @@ class RunRecord(Config):
     def method(self) -> str:
         """Name of the detector, and that of the published system if a preset chose its options."""
         about = self.notes.get("about")
-        system = about.get("system") if isinstance(about, dict) else None
-        return f"{self.detector} ({system})" if isinstance(system, str) else self.detector
+        if not isinstance(about, dict) or not isinstance(about.get("system"), str):
+            return self.detector
+        held_out = "; adapted: slides held out" if HELD_OUT in (about.get("adapted") or ()) else ""
+        return f"{self.detector} ({about['system']}{held_out})"
 
     @property
     def random_weights(self) -> bool:

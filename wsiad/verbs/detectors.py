@@ -15,7 +15,7 @@ from wsiad.core.config import Config, build, verb
 from wsiad.core.errors import ConfigError
 from wsiad.core.terminal import did_you_mean
 from wsiad.detectors.detector_inventory import DetectorEntry, inventory
-from wsiad.runs.presets import Preset, load_preset, preset_names
+from wsiad.runs.presets import HELD_OUT, Preset, load_preset, preset_names
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -128,7 +128,8 @@ def _preset_line(preset: Preset, entries: Mapping[str, DetectorEntry]) -> str:
     words = f"{about.system}, {about.cited}" if about.cited else about.system
     if about.system.lower().replace(" ", "-") != preset.detector:
         words += f", a setting of {preset.detector}"
-    return f"{words}; {about.as_published}{_bracketed(_needs(preset, entries))}"
+    whole = " with --calibration" if about.all_slides and not about.adapted else ""
+    return f"{words}; {about.as_published}{whole}{_bracketed(_needs(preset, entries))}"
 
 
 def _needs(preset: Preset, entries: Mapping[str, DetectorEntry]) -> tuple[str, ...]:
@@ -158,10 +159,13 @@ def _preset_text(name: str, preset: Preset) -> Iterator[str]:
     about = preset.about
     yield f"{name}: {about.system}"
     yield from _wrapped(about.paper, "  ")
-    yield f"  wsiad train STORE --out RUN --preset {name}"
+    others = " --calibration OTHER_HEALTHY" if about.all_slides else ""
+    yield f"  wsiad train STORE --out RUN --preset {name}{others}"
     for title, texts in (("as published", about.published), ("adapted", about.adapted)):
         for text in texts:
             yield from _wrapped(f"{title}: {text}", "  ")
+    if about.all_slides:
+        yield from _wrapped(f"adapted without --calibration: {HELD_OUT}", "  ")
     if about.gpu:
         yield "  a useful training needs a GPU"
     yield f"  detector: {preset.detector}"

@@ -88,6 +88,26 @@ def refine(config: RefineConfig) -> RefineResult:
     DetectorError
         The method is unknown, or cannot learn a second look.
     """
+    try:
+        return _refined(config)
+    except KeyboardInterrupt as error:
+        if not _has_kept_anything(config.out):
+            error.add_note(
+                "nothing is kept yet, for the features of the windows were not complete. Run the "
+                "same command again."
+            )
+        raise
+
+
+def _has_kept_anything(out: Path) -> bool:
+    """Tell whether a later call would continue with anything of this one."""
+    from wsiad.learning.checkpoint import CHECKPOINT, FOLDS
+    from wsiad.runs.run import RUN
+
+    return any((out / name).exists() for name in (CHECKPOINT, FOLDS, RUN))
+
+
+def _refined(config: RefineConfig) -> RefineResult:
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
     from wsiad.results.teaching import choose_windows, first_look, lessons_of

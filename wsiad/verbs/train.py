@@ -132,9 +132,12 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
             f"{dropped} of {trimming['tiles']} tiles of the fit were left out as the strangest of "
             f"their slides (run.json names them), in {trimming['rounds']} rounds{again}"
         )
-    if (about := config.about) and about.preset:
+    if config.about and config.about.preset:
+        about = config.about.of_run(held_out=config.calibration is None)
         changed = f"; replaced: {', '.join(about.replaced)}" if about.replaced else ""
         lines.append(f"preset {about.preset}: {about.system}, {about.as_published}{changed}")
+        if about.adapted != config.about.adapted:
+            lines.append(f"adapted: {about.adapted[-1]}")
     if anomalies := run.notes.get("anomalies"):
         tiles, slides = anomalies["tiles"], len(anomalies["slides"])
         what = (
