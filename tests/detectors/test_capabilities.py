@@ -37,7 +37,15 @@ def test_every_detector_embeds_and_some_reconstruct():
              for cls in [registry.load(name)]}  # fmt: skip
     assert {name for name, d in found.items() if not isinstance(d, Embeds)} == set()
     some = {n for n, d in found.items() if isinstance(d, Reconstructs)}
-    assert some == {"diffusion", "dpa", "fixed-point-gan", "ganomaly", "piad", "reconstruction"}
+    assert some == {
+        "diffusion",
+        "dpa",
+        "fixed-point-gan",
+        "gan",
+        "ganomaly",
+        "piad",
+        "reconstruction",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

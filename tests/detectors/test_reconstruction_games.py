@@ -11,7 +11,6 @@ from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.reconstruction.reconstruction_detector import Reconstruction
 from wsiad.detectors.reconstruction.reconstruction_games import (
     GameBatch,
-    LatentCritic,
     ReconstructionGame,
     drawn_codes,
     latent_critic_of,
@@ -20,6 +19,7 @@ from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionMo
 from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
 from wsiad.detectors.reconstruction.reconstruction_training import RestorationLoss
 from wsiad.learning.detector import InputSpec
+from wsiad.networks.code_critics import LatentCritic
 from wsiad.networks.conv_stack import seeded
 
 TINY = {

@@ -21,6 +21,15 @@ TINY = {
     "feature-reconstruction": {**DISTILLED, "latent": 3, "layers": ["features.3"]},
     "density": {"layers": ["features.3"], "places": 4, "steps": 2, "hidden_ratio": 0.1},
     "diffusion": {"widths": [8, 16], "blocks": 1, "attention_px": [], "steps": 2},
+    "gan": {
+        "network": {"widths": [4, 6], "norm": "batch", "output": "tanh"},
+        "critic_network": {"widths": [4, 4], "norm": "layer"},
+        "encoder_network": {"widths": [4, 6]},
+        "latent_channels": 3,
+        "critic": {"updates": 2, "learning_rate": 1e-3},
+        "gan_steps": 3,
+        "places": 4,
+    },
     "ganomaly": {
         "network": {"widths": [4, 6], "vector": "conv", "norm_first": False, "dropout": 0.1},
         "latent_channels": 3,

@@ -108,6 +108,7 @@ Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
 """Function of a step: maps windows, uint8 (N, S, S, 3), optimiser and step to the loss, ()."""
 
 _BETAS, _STABLE, _TRUST = (0.9, 0.999), 1e-8, 0.001
+_RMS_LEAST = 1e-5  # TensorFlow adds 1e-10 below the root
 
 OptimiserFactory = Callable[[nn.Module], torch.optim.Optimizer]
 """Function that makes a module's optimiser; its learning rate is set again at every step."""
@@ -182,6 +183,21 @@ def lars(*, momentum: float, weight_decay: float = 0) -> OptimiserFactory:
 
     def make(module: nn.Module) -> torch.optim.Optimizer:
         return Lars(module.parameters(), momentum=momentum, weight_decay=weight_decay)
+
+    return make
+
+
+def rms_prop(*, decay: float = 0.9) -> OptimiserFactory:
+    """Return a function that makes an RMSProp of all parameters, as TensorFlow's.
+
+    Parameters
+    ----------
+    decay : float
+        Decay of the mean of squared gradients in a step.
+    """
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(module.parameters(), lr=1e-3, alpha=decay, eps=_RMS_LEAST)
 
     return make
 
@@ -297,7 +313,7 @@ def clip_and_step(optimiser: torch.optim.Optimizer, *, clip: float | None = None
     optimiser.step()
 
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
 
 
 class Trained:

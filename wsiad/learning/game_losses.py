@@ -38,12 +38,17 @@ class GameLoss:
     opponent : callable
         Function that maps the critic's numbers for generated inputs, (N,), to the loss of each,
         (N,), that their maker minimises.
+    hiding : callable
+        Function that maps the critic's numbers for real inputs, (N,), to the loss of each, (N,),
+        that a maker of a part of them minimises, such as the code of a real image: the game with
+        both sides exchanged.
     needs_mix : bool
         True if the critic's loss uses mixtures of real and generated inputs.
     """
 
     critic: CriticLoss
     opponent: Callable[[Tensor], Tensor]
+    hiding: Callable[[Tensor], Tensor]
     needs_mix: bool = False
 
     def mix(self, rng: np.random.Generator, like: Tensor) -> Tensor | None:
@@ -69,9 +74,19 @@ def binary_opponent(judged: Tensor) -> Tensor:
     return functional.softplus(-judged)
 
 
+def binary_hiding(judged: Tensor) -> Tensor:
+    """Return −log (1 − σ(D)), the loss that does not saturate with both labels exchanged."""
+    return functional.softplus(judged)
+
+
 def saturating_opponent(judged: Tensor) -> Tensor:
     """Return log (1 − σ(D)), whose gradient vanishes where the critic is sure."""
     return -functional.softplus(judged)
+
+
+def saturating_hiding(judged: Tensor) -> Tensor:
+    """Return log σ(D), whose gradient vanishes where the critic is sure."""
+    return functional.logsigmoid(judged)
 
 
 def least_squares_critic(critic: Critic, match: Match) -> Tensor:
@@ -90,6 +105,11 @@ def least_squares_opponent(judged: Tensor) -> Tensor:
     return (judged - 1).square() / 2
 
 
+def least_squares_hiding(judged: Tensor) -> Tensor:
+    """Return ½ D²."""
+    return judged.square() / 2
+
+
 def hinge_critic(critic: Critic, match: Match) -> Tensor:
     """Return mean max(0, 1 − D(real)) + mean max(0, 1 + D(made)), a scalar.
 
@@ -102,16 +122,24 @@ def hinge_critic(critic: Critic, match: Match) -> Tensor:
 
 
 def plain_opponent(judged: Tensor) -> Tensor:
-    """Return −D, the loss of the opponent in the Wasserstein and the hinge game."""
+    """Return −D, the loss of the opponent in the Wasserstein, the hinge and the ratio game."""
     return -judged
+
+
+def plain_hiding(judged: Tensor) -> Tensor:
+    """Return D, the loss of the game in which :func:`plain_opponent` has the other side."""
+    return judged
 
 
 class GameOptions(Config):
     """Options of the loss of an adversarial game."""
 
-    loss: Literal["wasserstein-gp", "bce", "bce-saturating", "lsgan", "hinge"] = "wasserstein-gp"
+    loss: Literal["wasserstein-gp", "bce", "bce-saturating", "bce-ratio", "lsgan", "hinge"] = (
+        "wasserstein-gp"
+    )
     """Loss of the game: that of Wasserstein with a gradient penalty, binary cross entropy (which
-    saturates for the opponent, or does not), least squares, or hinge."""
+    saturates for the opponent, or does not, or is its log of (1 − σ(D)) / σ(D)), least squares,
+    or hinge."""
     gradient_penalty: _NotNegative = 10.0
     """Weight of the gradient penalty, for ``wasserstein-gp``."""
     drift: _NotNegative = 0.0
@@ -124,15 +152,17 @@ class GameOptions(Config):
         match self.loss:
             case "wasserstein-gp":
                 critic = WassersteinLoss(self.gradient_penalty, self.drift, self.drift_of)
-                return GameLoss(critic, plain_opponent, needs_mix=True)
+                return GameLoss(critic, plain_opponent, plain_hiding, needs_mix=True)
             case "bce":
-                return GameLoss(binary_critic, binary_opponent)
+                return GameLoss(binary_critic, binary_opponent, binary_hiding)
             case "bce-saturating":
-                return GameLoss(binary_critic, saturating_opponent)
+                return GameLoss(binary_critic, saturating_opponent, saturating_hiding)
+            case "bce-ratio":
+                return GameLoss(binary_critic, plain_opponent, plain_hiding)
             case "lsgan":
-                return GameLoss(least_squares_critic, least_squares_opponent)
+                return GameLoss(least_squares_critic, least_squares_opponent, least_squares_hiding)
             case "hinge":
-                return GameLoss(hinge_critic, plain_opponent)
+                return GameLoss(hinge_critic, plain_opponent, plain_hiding)
 
 
 class PlayerOptions(Config):

@@ -25,35 +25,10 @@ from wsiad.learning.adversarial_game import AdversarialGame, Match, Side
 from wsiad.learning.checkpoint import OptimiserFactory, Update
 from wsiad.learning.devices import drawing
 from wsiad.learning.game_losses import Player, adam_of, binary_critic, descend_alone
+from wsiad.networks.code_critics import LatentCritic
 from wsiad.networks.conv_stack import Critic, seeded
 
-_SLOPE = 0.2
 _WITHIN = 1 - 1e-6  # codes stay inside of (−1, 1), where the inverse of tanh is finite
-
-
-class LatentCritic(nn.Module):
-    """Dense layers from a code, flattened to (N, D), to a number each, (N,).
-
-    Parameters
-    ----------
-    inputs : int
-        Number D of values in a code.
-    widths : tuple of int
-        Widths of the hidden layers.
-    """
-
-    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Flatten()]
-        for width in widths:
-            layers += [nn.Linear(inputs, width), nn.LeakyReLU(_SLOPE)]
-            inputs = width
-        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
-
-    def forward(self, code: Tensor) -> Tensor:
-        """Judge codes; a higher number is nearer to the prior."""
-        judged: Tensor = self.layers(code)
-        return judged.flatten()
 
 
 class GameBatch(NamedTuple):
