@@ -266,6 +266,38 @@ OTHERS |= {
     )
     for name, options in GANOMALY.items()
 }
+GAN = {
+    "descent": {
+        "inversion": "descent",
+        "game": {"loss": "bce"},
+        "prior": "uniform",
+        "distance": "l1",
+        "reduction": "sum",
+        "descent_steps": 4,
+    },
+    "drawn codes": {"encoder_loss": "ziz", "encoder_bound": None},
+    "bigan": {"inversion": "joint", "score": {"pixels": 0.9, "critic": 0.1}},
+    "alad": {
+        "inversion": "joint",
+        "joint": "alad",
+        "game": {"loss": "bce"},
+        "spectral": True,
+        "critic_dropout": 0.2,
+        "pair_network": {"widths": [4, 4], "norm": "none", "dropout": 0.2},
+        "code_widths": [4, 4],
+        "pair_widths": [5],
+        "score": "features",
+        "ema_decay": 0.9,
+    },
+    "alpha": {
+        "inversion": "joint",
+        "joint": "alpha",
+        "game": {"loss": "bce-ratio"},
+        "score": {"pixels": 1, "critic": 1, "code-critic": 1},
+    },
+    "simultaneous": {"inversion": "simultaneous", "score": "code"},
+}
+OTHERS |= {f"gan, {name}": ("gan", {**TINY["gan"], **options}) for name, options in GAN.items()}
 CASES = [(name, TINY.get(name, {})) for name in registry.names()]
 
 

@@ -72,6 +72,25 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
         id="code book and noise",
     ),
     pytest.param(
+        "gan",
+        {
+            "inversion": "joint",
+            "joint": "alad",
+            "game": {"loss": "bce"},
+            "spectral": True,
+            "critic_dropout": 0.2,
+            "pair_network": {"widths": [4, 4], "norm": "none", "dropout": 0.2},
+            "pair_widths": [5],
+            "ema_decay": 0.9,
+        },
+        id="three critics of pairs",
+    ),
+    pytest.param(
+        "gan",
+        {"inversion": "simultaneous", "score": "code"},
+        id="an encoder next to a game",
+    ),
+    pytest.param(
         "ganomaly",
         {
             "network": {"widths": [4, 6], "skips": True},

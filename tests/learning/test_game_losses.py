@@ -43,6 +43,29 @@ def test_losses_by_hand(loss):
 
 
 @pytest.mark.parametrize(
+    ("loss", "hidden"),
+    [
+        ("bce", np.log1p(np.exp(REAL.numpy()))),
+        ("bce-saturating", np.log(sigmoid(REAL.numpy()))),
+        ("lsgan", 0.5 * REAL.numpy() ** 2),
+        *((loss, REAL.numpy()) for loss in ("hinge", "wasserstein-gp", "bce-ratio")),
+    ],
+)
+def test_a_maker_of_real_inputs_minimises_the_game_with_labels_exchanged(loss, hidden):
+    found = GameOptions(loss=loss).game_loss()
+    np.testing.assert_allclose(found.hiding(REAL).numpy(), hidden, rtol=1e-6)
+
+
+def test_the_opponent_of_a_ratio_minimises_the_log_of_the_odds():
+    """Rosca et al. 2017: −log σ(D) + log (1 − σ(D)), against a critic of cross entropy."""
+    ratio, plain = (GameOptions(loss=loss).game_loss() for loss in ("bce-ratio", "bce"))
+    made = MADE.numpy()
+    odds = -np.log(sigmoid(made)) + np.log(1 - sigmoid(made))
+    np.testing.assert_allclose(ratio.opponent(MADE).numpy(), odds, rtol=1e-5)
+    assert ratio.critic is plain.critic
+
+
+@pytest.mark.parametrize(
     ("loss", "value"), [("bce", 2 * math.log(2)), ("lsgan", 0.25), ("hinge", 2.0)]
 )
 def test_a_critic_that_knows_nothing_has_the_known_loss(loss, value):
