@@ -96,7 +96,7 @@ def test_descent_to_a_linear_generator_is_the_residual_of_pca(reduction):
         inversion="descent",
         score="pixels",
         reduction=reduction,
-        descent_steps=400,
+        descent_steps=300,
         descent_rate=0.05,
         network={"widths": [4]},
         critic_network={"widths": [4]},

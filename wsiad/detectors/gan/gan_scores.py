@@ -68,7 +68,8 @@ def descended(model: GanModel, x: Tensor) -> Tensor:
             adam.step()
         with torch.no_grad():
             best = losses().view(len(x), len(starts)).argmin(dim=1)
-            return z.detach().view(len(x), len(starts), -1)[torch.arange(len(x)), best]
+            every_end = z.detach().view(len(x), len(starts), -1)
+            return every_end[torch.arange(len(x), device=best.device), best]
 
 
 def by_parts(model: GanModel, x: Tensor, z: Tensor, *, seen: Tensor | None = None) -> Tensor:
