@@ -7,7 +7,7 @@ seed and, where it learns from labelled tiles, number of these: a case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +19,17 @@ from wsiad.core.files import checked_name
 from wsiad.detectors import registry
 from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.learning.training_options import LoopOptions
+from wsiad.runs.presets import load_preset, preset_names
 
 BACKBONE, PERCEPTUAL, OWN = "backbone", "perceptual", "wsiad"
 """Names of the weights that the detectors use by default, and of those that come with wsiad."""
 
+RANDOM = "random"
+"""Name of the weights of networks that are drawn at random."""
+
 HEALTHY_ONLY, LABELLED, TRAINED, SUM = "healthy-only", "labelled", "trained", "sum"
-KINDS = (HEALTHY_ONLY, LABELLED, TRAINED, SUM)
+PUBLISHED = "published"
+KINDS = (HEALTHY_ONLY, LABELLED, TRAINED, PUBLISHED, SUM)
 """Kinds of rows, in the order in which they are run."""
 
 
@@ -41,6 +46,19 @@ class Variant(Config):
     """Bound on its training, in place of that of all trainings."""
     sum: tuple[str, ...] = ()
     """Names of other rows: the score is the mean of theirs, each standardised."""
+
+
+class Measured(Config):
+    """How a preset is measured, where it is not measured as it is."""
+
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Options in place of the preset's, such as a network whose weights are at hand."""
+    weights: str | None = None
+    """Name of the pretrained weights, as for :class:`Variant`."""
+    score_tiles: Annotated[int, pydantic.Field(gt=0)] | None = None
+    """Bound on the tiles of each kind that are scored, for methods that take seconds for each."""
+    left_out: str = ""
+    """Reason why the preset is not measured here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +82,10 @@ class Row:
         Rows that a sum adds.
     labelled : bool
         Whether it learns from labelled tiles.
+    bounded : bool
+        Whether the bounds on trainings hold for it.
+    score_tiles : int or None
+        Bound on the tiles of each kind that are scored.
     """
 
     name: str
@@ -74,6 +96,8 @@ class Row:
     max_minutes: float | None = None
     members: tuple[str, ...] = ()
     labelled: bool = False
+    bounded: bool = False
+    score_tiles: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +137,39 @@ def read_rows(path: Path) -> list[Row]:
     return sorted(rows.values(), key=lambda row: KINDS.index(row.kind))
 
 
+def read_published(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """Return a row for every preset, and the reasons of those that are not measured.
+
+    Parameters
+    ----------
+    path : Path
+        File that says, by the names of presets, what is measured otherwise: see :class:`Measured`.
+
+    Raises
+    ------
+    ConfigError, DetectorError, InputError
+        The file is not valid: it names an unknown preset, or options that do not exist.
+    """
+    given = read_yaml(path)
+    if unknown := sorted(set(given) - set(preset_names())):
+        raise ConfigError(f"there is no preset {unknown[0]!r}", subject=path.name)
+    rows, left_out = [], {}
+    for name in preset_names():
+        measured = build(Measured, given.get(name, {}), source=f"{path.name}: {name}")
+        if measured.left_out:
+            left_out[name] = measured.left_out
+            continue
+        preset = load_preset(name)
+        variant = Variant(
+            detector=preset.detector,
+            options={**preset.options, **measured.options},
+            weights=measured.weights or preset.weights,
+        )
+        own = replace(_row(name, variant), kind=PUBLISHED, score_tiles=measured.score_tiles)
+        rows.append(replace(own, bounded=own.bounded or own.labelled))
+    return rows, left_out
+
+
 def _row(name: str, variant: Variant) -> Row:
     assert variant.detector
     cls = registry.load(variant.detector)
@@ -128,6 +185,7 @@ def _row(name: str, variant: Variant) -> Row:
         or (PERCEPTUAL if issubclass(cls.Options, PerceptualOptions) else BACKBONE),
         max_minutes=variant.max_minutes,
         labelled=labelled,
+        bounded=trained and not labelled,
     )
 
 

@@ -27,7 +27,7 @@ from pcam import (
     read_tar,
 )
 from sklearn.metrics import roc_auc_score
-from table_rows import OWN, SUM, TRAINED, Case, Row
+from table_rows import OWN, RANDOM, SUM, Case, Row
 
 from wsiad.core.config import build
 from wsiad.core.errors import DetectorError, InputError, RunError
@@ -84,14 +84,19 @@ class Setting:
         return self.pcam / f"{name}.tar"
 
     def budget_of(self, row: Row) -> Budget:
-        """Return the bounds of a row's training on healthy tiles alone; others have none."""
-        if row.kind != TRAINED:
+        """Return the bounds of a row's training; those that end by themselves have none."""
+        if not row.bounded:
             return Budget()
         return Budget(self.budget.max_steps, row.max_minutes or self.budget.max_minutes)
 
+    def scored(self, row: Row) -> int | None:
+        """Return the number of tiles of each class that a row scores; ``None`` for all."""
+        bounds = [most for most in (self.score_tiles, row.score_tiles) if most]
+        return min(bounds, default=None)
+
     def files(self) -> list[Path]:
         """Return the files that must be there: tars and weights."""
-        given = [value for value in self.weights.values() if value not in {None, "random", OWN}]
+        given = [value for value in self.weights.values() if value not in {None, RANDOM, OWN}]
         return [*map(self.tar, TARS), *map(Path, given)]
 
 
@@ -105,13 +110,13 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
         "weights": _weights(given),
         "tars": {name: _known(setting.tar(name)) for name in TARS},
         "input_px": setting.input_px,
-        "tiles": [setting.fit_tiles, setting.stop_tiles, setting.score_tiles],
-        "budget": [budget.max_steps, budget.max_minutes] if case.row.kind == TRAINED else None,
+        "tiles": [setting.fit_tiles, setting.stop_tiles, setting.scored(case.row)],
+        "budget": [budget.max_steps, budget.max_minutes] if case.row.bounded else None,
     }
 
 
 def _weights(given: str | None) -> str | None:
-    if given in {None, "random"}:
+    if given in {None, RANDOM}:
         return given
     return _known(SHIPPED_FILE if given == OWN else Path(given))
 
@@ -187,7 +192,8 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
         tumour = read_tar(setting.tar("train_tumour"), None)
         anomalies = as_anomalies(drawn_anomalies(tumour, case.anomalies, seed=seed)[0])
     cls = registry.load(row.detector)
-    detector = cls(build(cls.Options, row.options), InputSpec(TilePx(setting.input_px), PCAM_MPP))
+    options = build(cls.Options, row.options)
+    detector = cls(options, InputSpec(TilePx(options.input_px or setting.input_px), PCAM_MPP))
     with tempfile.TemporaryDirectory() as folder:
         context = FitContext(
             seed=seed,
@@ -200,11 +206,13 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
         )
         healthy = HealthyTiles(ArrayTiles(drawn), ArrayTiles(held_out))
         report, fit_time = _timed(lambda: detector.fit(healthy, context))
+    most = setting.scored(row)
     asked = [
-        held_out,
-        *(read_tar(setting.tar(name), setting.score_tiles) for name in TARS[2:]),
+        held_out[: row.score_tiles],
+        *(read_tar(setting.tar(name), most) for name in TARS[2:]),
     ]
-    scores, score_time = _scored(detector, [centre(part, setting.input_px) for part in asked])
+    cut = [centre(part, detector.spec.size) for part in asked]
+    scores, score_time = _scored(detector, cut)
     named = dict(zip(PARTS, scores, strict=True))
     notes = report.notes.get("weights")
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from table_rows import HEALTHY_ONLY, LABELLED, SUM, TRAINED
+from table_rows import HEALTHY_ONLY, LABELLED, PUBLISHED, SUM, TRAINED
 
 from wsiad.core.errors import InputError
 from wsiad.core.packages import versions
@@ -34,6 +34,7 @@ _TITLES = {
     HEALTHY_ONLY: "Fitted in closed form on healthy tiles alone",
     LABELLED: "Healthy tiles and labelled tumour tiles",
     TRAINED: "Trained step by step on healthy tiles alone",
+    PUBLISHED: "Published systems",
     SUM: "Sums of standardised scores",
 }
 
@@ -104,6 +105,7 @@ def _table(lines: Sequence[Line], kind: str, clock: Clock) -> list[str]:
         "seeds",
         f"fit, s{of}",
         f"tiles/s{of}",
+        *(["tiles scored"] if kind == PUBLISHED else []),
         *([] if kind == SUM else ["weights", "ended by"]),
     ]
     if any(line["failure"] for line in lines):
@@ -138,11 +140,16 @@ def summary(lines: Sequence[Line], *, clock: Clock) -> dict[str, str]:
         "AUROC": spread([line["auroc"] for line in whole]),
         "seeds": str(len(whole)),
         "fit, s": f"{statistics.median(seconds):.3g}" if seconds else "–",
-        "tiles/s": f"{statistics.median(rates):,.0f}" if rates else "–",
+        "tiles/s": _rounded(statistics.median(rates)) if rates else "–",
+        "tiles scored": f"{whole[0]['tiles_scored']:,}" if whole else "–",
         "weights": ", ".join(dict.fromkeys(_weights(line) for line in whole)) or "–",
         "ended by": _ended(whole) or "–",
         "failures": failures.replace("|", "\\|").replace("\n", " "),
     }
+
+
+def _rounded(tiles: float) -> str:
+    return f"{tiles:,.0f}" if tiles >= 10 else f"{tiles:.2g}"
 
 
 def _ended(lines: Sequence[Line]) -> str:

@@ -14,7 +14,8 @@ tiles, and is the fit's.
 Writes `table.csv`, a line for each row and seed, `table.md`, and `rows/`, a file for each row and
 seed. Run it again after an interruption: what is finished is not run again, what failed is. A
 selection by --detectors runs no others, but the table has all that are finished. Exit code 1 if a
-row failed. --evaluations adds a table of folders that `wsiad evaluate` wrote, and makes
+row failed. --presets makes the table of the published systems in its place: a row for every preset of
+configs/zoo, and benchmark_presets.yaml says what is measured otherwise. --evaluations adds a table of folders that `wsiad evaluate` wrote, and makes
 `slides.md`.
 """
 
@@ -33,7 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import evaluation_table
 import table_text
 from pcam import tile_names
-from table_rows import BACKBONE, OWN, PERCEPTUAL, SUM, Case, Row, cases, read_rows
+from table_rows import (
+    BACKBONE,
+    OWN,
+    PERCEPTUAL,
+    RANDOM,
+    SUM,
+    Case,
+    Row,
+    cases,
+    read_published,
+    read_rows,
+)
 from table_run import Setting, add_up, run, stored
 
 from wsiad.core.errors import ConfigError, InputError, WsiadError
@@ -44,7 +56,8 @@ from wsiad.learning.devices import choose_device
 logger = logging.getLogger("benchmark_table")
 
 ROWS = Path(__file__).resolve().parent / "benchmark_table.yaml"
-TILES, SLIDES = "table of tiles", "table of slides"
+PRESETS = Path(__file__).resolve().parent / "benchmark_presets.yaml"
+TILES, SLIDES, SYSTEMS = "table of tiles", "table of slides", "table of published systems"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     command = shlex.join(_nameless(sys.argv[1:] if arguments is None else arguments))
     try:
-        setting, rows = _setting(args), read_rows(args.rows)
+        setting = _setting(args)
+        rows, args.left_out = (
+            read_published(args.rows or PRESETS)
+            if args.presets
+            else (read_rows(args.rows or ROWS), {})
+        )
         chosen = _chosen(rows, args.detectors)
         slides = _slides(args.evaluations)
         # Refused before anything is run: figures of another setting, and a document without a
@@ -85,7 +103,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--weights", help="of the backbone: a file, or 'random'; default: torchvision's")
     add("--perceptual-weights", metavar="FILE", help="of VGG19, the same")
     add("--more-weights", nargs="+", default=[], metavar="NAME=FILE", help="that rows name")
-    add("--rows", type=Path, default=ROWS, metavar="YAML", help="rows beside the defaults")
+    add("--presets", action="store_true", help="the published systems in place of the defaults")
+    add("--rows", type=Path, metavar="YAML", help="rows beside the defaults; of --presets, how")
     add("--table-only", action="store_true", help="run nothing: a table of what is finished")
     add("--detectors", nargs="+", metavar="ROW", help="run only these; default: all")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -117,7 +136,8 @@ def _nameless(arguments: Sequence[str]) -> list[str]:
 
 
 def _setting(args: argparse.Namespace) -> Setting:
-    weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights, OWN: OWN}
+    weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights}
+    weights |= {OWN: OWN, RANDOM: RANDOM}
     for text in args.more_weights:
         name, equals, file = text.partition("=")
         if not equals or name in weights:
@@ -158,7 +178,7 @@ def _chosen(rows: list[Row], names: list[str] | None) -> list[Row]:
 
 
 def _cases(row: Row, args: argparse.Namespace) -> list[Case]:
-    known = {BACKBONE, PERCEPTUAL, OWN, *(text.partition("=")[0] for text in args.more_weights)}
+    known = {BACKBONE, PERCEPTUAL, OWN, RANDOM, *(text.partition("=")[0] for text in args.more_weights)}
     return cases(row, counts=args.counts, seeds=args.seeds) if row.weights in known else []
 
 
@@ -210,9 +230,12 @@ def _write(
         clock="processor" if on_cpu else "wall",
         absent=[f"`{row.name}`" for row in rows if row.name not in there],
     )
+    for reason in dict.fromkeys(args.left_out.values()):
+        names = [f"`{name}`" for name, own in args.left_out.items() if own == reason]
+        text += f"Not measured: {', '.join(names)}: {reason}.\n"
     made = f"{text}\n{_about(args, lines, command)}"
     if args.write:
-        _put(args.write, made, slides)
+        _put(args.write, SYSTEMS if args.presets else TILES, made, slides)
     if slides:
         write_text(args.out / "slides.md", slides)
     write_text(args.out / "table.csv", table_text.as_csv(lines))
@@ -234,13 +257,13 @@ def _about(args: argparse.Namespace, lines: list[table_text.Line], command: str)
     )  # fmt: skip
 
 
-def _put(path: Path, tiles: str, slides: str) -> None:
+def _put(path: Path, name: str, tiles: str, slides: str) -> None:
     """Replace the tables of a document."""
     try:
         document = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", subject=str(path)) from error
-    document = table_text.replaced(document, TILES, tiles)
+    document = table_text.replaced(document, name, tiles)
     write_text(path, table_text.replaced(document, SLIDES, slides) if slides else document)
 
 

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.detectors import registry
+from wsiad.runs.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("table", ROOT / "pipelines/benchmark_table.py")
@@ -355,6 +356,68 @@ def test_rows_that_are_shipped():
     assert by_name["outlier-exposure"].kind == by_name["devnet"].kind == "labelled"
     for name in {*registry.names_using_anomalies(), "ensemble devnet"} - {"ensemble"}:
         assert len(table_rows.cases(by_name[name], counts=[20, 100], seeds=[0, 1, 2])) == 6
+
+
+def test_published_systems_are_all_measured_or_have_a_reason():
+    rows, left_out = table_rows.read_published(table.PRESETS)
+    assert sorted([*(row.name for row in rows), *left_out]) == list(preset_names())
+    by_name = {row.name: row for row in rows}
+    assert {row.kind for row in rows} == {"published"}
+    assert by_name["dfkde"].options["backbone"] == "squeezenet1_1"
+    assert by_name["dfkde"].options["pca_components"] == 16, "the preset's own"
+    assert by_name["dfr"].weights == "perceptual"
+    # Trainings have bounds, with labels or without; what is fitted in closed form has none.
+    assert [by_name[name].bounded for name in ("ae-l2", "outlier-exposure", "padim")] == [
+        True, True, False,
+    ]  # fmt: skip
+
+
+def test_published_systems_in_a_table_of_their_own(material, tmp_path):
+    document = tmp_path / "document.md"
+    marks = "<!-- begin: table of published systems -->\n<!-- end: table of published systems -->"
+    document.write_text(marks)
+    changed = tmp_path / "presets.yaml"
+    changed.write_text(
+        "ae-l2: {options: {batch: 4}, score_tiles: 5}\n"
+        "dfm: {options: {backbone: squeezenet1_1, layers: null}}\n"
+        "mil: {left_out: no slides}\nabmil: {left_out: no slides}\n"
+    )
+    out = tmp_path / "out"
+    more = ["--presets", "--rows", str(changed), "--write", str(document)]
+    assert run(material, out, *more, "--detectors", "ae-l2", "dfm") == 0
+    found = lines(out)
+    assert {(line["row"], line["kind"]) for line in found} == {
+        ("ae-l2", "published"), ("dfm", "published"),
+    }  # fmt: skip
+    assert {len(own) for own in kept(out, "ae-l2", 0).values()} == {5}
+    assert len(kept(out, "dfm", 0)["healthy"]) == 9
+    for line in found:
+        assert float(line["auroc"]) == pytest.approx(
+            by_pairs(kept(out, line["row"], line["seed"]))
+        )
+    text = document.read_text()
+    assert "**Published systems**" in text
+    assert "| 15 | none | max-steps (2 steps) |" in text
+    assert "| 22 | random | fitted |" in text
+    assert "Not measured: `abmil`, `mil`: no slides." in text
+    assert "`alocc`" in text.partition("Not run: ")[2]
+    # A document of the other table has no place for this one.
+    document.write_text(marks.replace("published systems", "tiles"))
+    assert run(material, out, *more, "--table-only") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ganomali: {left_out: because}", "no preset 'ganomali'"),
+        ("dfm: {options: {layer: null}}", "unknown key"),
+        ("dfm: {score_tiles: 0}", "greater than 0"),
+    ],
+)
+def test_changes_of_presets_that_are_refused(tmp_path, text, message):
+    (tmp_path / "presets.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        table_rows.read_published(tmp_path / "presets.yaml")
 
 
 @pytest.mark.parametrize(
