@@ -19,13 +19,14 @@ from wsiad.core.files import checked_name
 from wsiad.detectors import registry
 from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.learning.training_options import LoopOptions
+from wsiad.networks.pixel_features import PIXELS
 from wsiad.runs.presets import load_preset, preset_names
 
 BACKBONE, PERCEPTUAL, OWN = "backbone", "perceptual", "wsiad"
 """Names of the weights that the detectors use by default, and of those that come with wsiad."""
 
-RANDOM = "random"
-"""Name of the weights of networks that are drawn at random."""
+RANDOM, NONE = "random", "none"
+"""Names of the weights of networks that are drawn at random, and of methods without a network."""
 
 HEALTHY_ONLY, LABELLED, TRAINED, SUM = "healthy-only", "labelled", "trained", "sum"
 PUBLISHED = "published"
@@ -181,12 +182,17 @@ def _row(name: str, variant: Variant) -> Row:
         LABELLED if labelled else TRAINED if trained else HEALTHY_ONLY,
         detector=variant.detector,
         options=variant.options,
-        weights=variant.weights
-        or (PERCEPTUAL if issubclass(cls.Options, PerceptualOptions) else BACKBONE),
+        weights=variant.weights or _usual_weights(options),
         max_minutes=variant.max_minutes,
         labelled=labelled,
         bounded=trained and not labelled,
     )
+
+
+def _usual_weights(options: Config) -> str:
+    if getattr(options, "backbone", "") == PIXELS:
+        return NONE
+    return PERCEPTUAL if isinstance(options, PerceptualOptions) else BACKBONE
 
 
 def _sum(name: str, variant: Variant, rows: dict[str, Row], subject: str) -> Row:

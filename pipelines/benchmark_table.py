@@ -36,6 +36,7 @@ import table_text
 from pcam import tile_names
 from table_rows import (
     BACKBONE,
+    NONE,
     OWN,
     PERCEPTUAL,
     RANDOM,
@@ -137,7 +138,7 @@ def _nameless(arguments: Sequence[str]) -> list[str]:
 
 def _setting(args: argparse.Namespace) -> Setting:
     weights = {BACKBONE: args.weights, PERCEPTUAL: args.perceptual_weights}
-    weights |= {OWN: OWN, RANDOM: RANDOM}
+    weights |= {OWN: OWN, RANDOM: RANDOM, NONE: None}
     for text in args.more_weights:
         name, equals, file = text.partition("=")
         if not equals or name in weights:
@@ -178,7 +179,14 @@ def _chosen(rows: list[Row], names: list[str] | None) -> list[Row]:
 
 
 def _cases(row: Row, args: argparse.Namespace) -> list[Case]:
-    known = {BACKBONE, PERCEPTUAL, OWN, RANDOM, *(text.partition("=")[0] for text in args.more_weights)}
+    known = {
+        BACKBONE,
+        PERCEPTUAL,
+        OWN,
+        RANDOM,
+        NONE,
+        *(text.partition("=")[0] for text in args.more_weights),
+    }
     return cases(row, counts=args.counts, seeds=args.seeds) if row.weights in known else []
 
 

@@ -392,9 +392,7 @@ def test_published_systems_in_a_table_of_their_own(material, tmp_path):
     assert {len(own) for own in kept(out, "ae-l2", 0).values()} == {5}
     assert len(kept(out, "dfm", 0)["healthy"]) == 9
     for line in found:
-        assert float(line["auroc"]) == pytest.approx(
-            by_pairs(kept(out, line["row"], line["seed"]))
-        )
+        assert float(line["auroc"]) == pytest.approx(by_pairs(kept(out, line["row"], line["seed"])))
     text = document.read_text()
     assert "**Published systems**" in text
     assert "| 15 | none | max-steps (2 steps) |" in text
