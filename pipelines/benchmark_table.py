@@ -14,9 +14,9 @@ tiles, and is the fit's.
 Writes `table.csv`, a line for each row and seed, `table.md`, and `rows/`, a file for each row and
 seed. Run it again after an interruption: what is finished is not run again, what failed is. A
 selection by --detectors runs no others, but the table has all that are finished. Exit code 1 if a
-row failed. --presets makes the table of the published systems in its place: a row for every preset of
-configs/zoo, and benchmark_presets.yaml says what is measured otherwise. --evaluations adds a table of folders that `wsiad evaluate` wrote, and makes
-`slides.md`.
+row failed. --presets makes the table of the published systems in its place: a row for every preset
+of configs/zoo, and benchmark_presets.yaml says what is measured otherwise. --evaluations adds a
+table of folders that `wsiad evaluate` wrote, and makes `slides.md`.
 """
 
 from __future__ import annotations
