@@ -238,9 +238,7 @@ def _write(
         clock="processor" if on_cpu else "wall",
         absent=[f"`{row.name}`" for row in rows if row.name not in there],
     )
-    for reason in dict.fromkeys(args.left_out.values()):
-        names = [f"`{name}`" for name, own in args.left_out.items() if own == reason]
-        text += f"Not measured: {', '.join(names)}: {reason}.\n"
+    text += _left_out(args.left_out)
     made = f"{text}\n{_about(args, lines, command)}"
     if args.write:
         _put(args.write, SYSTEMS if args.presets else TILES, made, slides)
@@ -248,6 +246,15 @@ def _write(
         write_text(args.out / "slides.md", slides)
     write_text(args.out / "table.csv", table_text.as_csv(lines))
     write_text(args.out / "table.md", made)
+
+
+def _left_out(reasons: dict[str, str]) -> str:
+    """List the rows that are not measured by their reasons."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    lines = [f"- {', '.join(own)}: {reason}." for reason, own in names.items()]
+    return "\n".join(["Not measured:", "", *lines, ""]) if lines else ""
 
 
 def _about(args: argparse.Namespace, lines: list[table_text.Line], command: str) -> str:

@@ -397,7 +397,7 @@ def test_published_systems_in_a_table_of_their_own(material, tmp_path):
     assert "**Published systems**" in text
     assert "| 15 | none | max-steps (2 steps) |" in text
     assert "| 22 | random | fitted |" in text
-    assert "Not measured: `abmil`, `mil`: no slides." in text
+    assert "Not measured:\n\n- `abmil`, `mil`: no slides." in text
     assert "`alocc`" in text.partition("Not run: ")[2]
     # A document of the other table has no place for this one.
     document.write_text(marks.replace("published systems", "tiles"))
