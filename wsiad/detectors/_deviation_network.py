@@ -196,9 +196,9 @@ class WholeDevNet(TrainedDetector):
         network = self._network_of(found.tensors, padding, seed=context.seed, source=source)
         network.prior.copy_(prior_of(context.seed))
         self._network = self._placed(network)
-        note = found.note()
+        trained = {"source": "random, and then trained"} if found.random else {}
         self._about = {
-            "weights": note,
+            "weights": found.note() | trained,  # scores of a trained network mean something
             "backbone": self.options.backbone,
             "layers": [self.options.chosen_layer()],
             "padding": padding,
