@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from support.tiny_detectors import HEALTHY, SMOOTH, context
 from wsiad.core.config import build
-from wsiad.core.errors import DetectorError, RunError
+from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors._end_to_end import LabelledWindows
 from wsiad.detectors.fixed_point_gan import (
@@ -205,3 +205,9 @@ def test_it_needs_anomalous_tiles_that_are_large_enough(tmp_path):
         detector(places=5)._untrained(0)
     with pytest.raises(DetectorError, match="halved"):
         fitted(tmp_path / "small", critic_levels=6)
+
+
+@pytest.mark.parametrize("name", ["blocks", "critic_levels"])
+def test_a_network_of_absurd_depth_is_refused_before_its_shape_is_made(name):
+    with pytest.raises(ConfigError, match=name):
+        detector(**{name: 10**12})

@@ -313,7 +313,8 @@ def test_an_attack_raises_the_loss_that_is_trained_and_not_the_held_out_one():
     given = {"task": "puzzle", "network": {"widths": [4, 6], "skips": True, "norm": "none"}}
     given |= {"spatial": True, "latent_channels": None}
     loss, plain = (
-        RestorationLoss(model(**given, attack=attack, attack_steps=2), 1) for attack in (0.2, 0.0)
+        RestorationLoss(model(**given, **attack), 1)
+        for attack in ({"attack": 0.2, "attack_steps": 2}, {})
     )
     x = images()
     harder, easier = (one.losses(x, rng(), draw=True) for one in (loss, plain))
@@ -336,6 +337,10 @@ def test_an_attack_raises_the_loss_that_is_trained_and_not_the_held_out_one():
         ({**OGNET, "critic_by_place": True}, "no critic_by_place"),
         ({**OGNET, "game": {"loss": "lsgan"}}, "game: bce"),
         ({**OGNET, "image_game": "prior", "score": "loss"}, "image_game: reconstruction"),
+        ({"critic_by_place": True}, "critic_by_place needs an image_game"),
+        ({"attack_steps": 2}, "attack_steps needs attack"),
+        ({**OCGAN, "mining_steps": 0, "mining_rate": 1.0}, "mining_rate needs mining_steps"),
+        ({"old_share": 0.5}, "old_share needs second_phase_steps"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, problem):

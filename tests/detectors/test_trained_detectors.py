@@ -201,3 +201,27 @@ def test_use_before_the_fit_and_tiles_too_small(tmp_path, name):
     small = replace(HEALTHY, fit=ArrayTiles(SMOOTH[:, :24, :24]))
     with pytest.raises(DetectorError, match="24 px are smaller"):
         detector(name).fit(small, context(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("deep-svdd", {}, "number of steps of the pretraining"),
+        ("gan", {"gan_steps": 9}, "number of steps of the generator"),
+        ("uninformed-students", {"teacher_steps": 9}, "number of steps of the teachers"),
+    ],
+)
+def test_a_longer_first_training_does_not_end_with_the_second_of_a_shorter_one(
+    tmp_path, name, options, said
+):
+    fitted(name, tmp_path, steps=3, **options)
+    with pytest.raises(RunError, match=said):
+        fitted(name, tmp_path, steps=6, **options)
+
+
+def test_a_longer_second_training_goes_on_after_the_first_one(tmp_path):
+    options = {"pretrain_steps": 2}
+    fitted("deep-svdd", tmp_path / "killed", steps=3, **options)
+    longer = fitted("deep-svdd", tmp_path / "killed", steps=6, **options)
+    whole = fitted("deep-svdd", tmp_path / "whole", steps=6, **options)
+    assert equal(whole.state().tensors, longer.state().tensors)

@@ -17,7 +17,9 @@ from support.labelled import tiles
 from wsiad.core.config import resolve
 from wsiad.core.errors import ConfigError, RunError, StoreError, StoreMismatchError
 from wsiad.detectors import registry
+from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import Detector, DetectorOptions, FitReport, State
+from wsiad.learning.metrics import METRICS
 from wsiad.runs.run import RunFolder
 from wsiad.tuning.scale_slides import ScaleSlides, check_same_slides
 from wsiad.tuning.trials import read_trials
@@ -221,3 +223,21 @@ def test_other_slides_of_equal_names_are_noticed():
         check_same_slides(first, replace(first, anomalous_store=Path("d"), anomalous={"t": "4"}))
     with pytest.raises(StoreMismatchError, match="stain normalisation macenko"):
         check_same_slides(first, replace(first, stain="macenko"))
+
+
+@pytest.mark.parametrize("depth", ["", "autoencoder", "member-1/autoencoder"])
+def test_a_tested_fold_keeps_no_checkpoint_of_any_part_of_its_fit(
+    scales, tmp_path, monkeypatch, depth
+):
+    def fit(self, tiles, context):
+        folder = context.folder / depth
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CHECKPOINT, METRICS):
+            (folder / name).write_text("")
+        return FitReport("fitted")
+
+    monkeypatch.setattr(Gauge, "fit", fit)
+    tune(scales[:1], tmp_path / "out", space={"focus": [0.7]})
+    kept = {path.parent for path in (tmp_path / "out").rglob(METRICS)}
+    assert kept == {tmp_path / "out/trials/0001" / f"fold-{fold}" / depth for fold in (1, 2, 3)}
+    assert not list((tmp_path / "out").rglob(CHECKPOINT))

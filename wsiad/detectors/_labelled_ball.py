@@ -109,9 +109,7 @@ class LabelledBall(DeepSvdd):
         return super()._report(result, module)
 
     def _identity(self, part: str) -> dict[str, Any]:
-        before = self._about.get("autoencoder", {}).get("steps", 0)  # of the pretraining
-        ball = {"number of steps of the pretraining": before} if part == "ball" else {}
-        return {**super()._identity(part), **ball, "anomalies": self._taught.identity()}
+        return {**super()._identity(part), "anomalies": self._taught.identity()}
 
     @torch.no_grad()
     def _centre(self, ball: Hypersphere, outputs: Tensor) -> Tensor:

@@ -192,7 +192,12 @@ class DeepSvdd(TrainedDetector):
         )
 
     def _identity(self, part: str) -> dict[str, Any]:
-        """Return JSON values that a checkpoint of a part of the training must agree with."""
+        """Return JSON values that a checkpoint of a part of the training must agree with.
+
+        The ball continues only after as many steps of the pretraining.
+        """
+        if part == "ball" and (before := self._about.get("autoencoder")):
+            return {"part": part, "number of steps of the pretraining": before["steps"]}
         return {"part": part}
 
     def _centre(self, ball: Hypersphere, outputs: Tensor) -> Tensor:

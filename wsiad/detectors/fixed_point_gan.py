@@ -47,6 +47,7 @@ from wsiad.networks.translator import (
 )
 
 _STREAM = 1 << 38  # keeps the draws of mixtures apart from those of windows
+_MOST_BLOCKS, _MOST_LEVELS = 256, 16
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0)]
@@ -58,11 +59,11 @@ class FixedPointGanOptions(TrainedOptions):
 
     width: _Count = 64
     """Number of channels of the translator at the tile's resolution; doubled at both halvings."""
-    blocks: _Count = 3
+    blocks: Annotated[int, pydantic.Field(ge=1, le=_MOST_BLOCKS)] = 3
     """Number of residual blocks before the middle of the translator, and after it."""
     critic_width: _Count = 64
     """Number of channels of the critic's first level; doubled at each of the others."""
-    critic_levels: _Count = 5
+    critic_levels: Annotated[int, pydantic.Field(ge=1, le=_MOST_LEVELS)] = 5
     """Number of the critic's levels, each of which halves the resolution."""
     domain_weight: _NotNegative = 1.0
     """Weight of the cross entropy of the domain that the critic names, for both players."""

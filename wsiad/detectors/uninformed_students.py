@@ -179,7 +179,11 @@ class UninformedStudents(TrainedDetector):
             lambda windows: network.losses(_signed(windows)),
             tiles=tiles,
             context=after(before, context),
-            identity={"part": "students", "weights": found.sha256},
+            identity={
+                "part": "students",
+                "weights": found.sha256,
+                "number of steps of the teachers": before.steps,
+            },
             recipe=Recipe(adam(weight_decay=self.options.weight_decay)),
         )
         network.normalise(list(self._held_out(tiles.stop, context.seed)))

@@ -104,6 +104,12 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     return Checkpoint(tensors, values, found)
 
 
+def delete_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a fit, also those of its parts in folders of their own."""
+    for path in sorted(folder.rglob(CHECKPOINT)):
+        path.unlink(missing_ok=True)
+
+
 Update = Callable[[Tensor, torch.optim.Optimizer, int], Tensor]
 """Function of a step: maps windows, uint8 (N, S, S, 3), optimiser and step to the loss, ()."""
 

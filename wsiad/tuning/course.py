@@ -21,7 +21,7 @@ from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
 from wsiad.detectors import registry
 from wsiad.evaluation.auc import delong
-from wsiad.learning.checkpoint import CHECKPOINT
+from wsiad.learning.checkpoint import delete_checkpoints
 from wsiad.learning.detector import Budget, Detector, FitContext, InputSpec, TileSource
 from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.learning.feature_source import score_maps
@@ -279,7 +279,7 @@ def _evaluated(task: FoldTask) -> FoldScore:
     )
     write_fold(config.out, task.number, score)
     # What a fit needs to go on; its metrics stay.
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    delete_checkpoints(folder)
     return score
 
 

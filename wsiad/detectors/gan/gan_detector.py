@@ -81,7 +81,7 @@ class Gan(TrainedDetector):
             before = self._train_game(model, tiles, before_the_last(context, _FOLDER), started)
             self._about["generator"] = about_training(before)
             started, context = time.monotonic(), after(before, context)
-            result = self._train_encoder(model, tiles, context, started)
+            result = self._train_encoder(model, tiles, context, started, steps=before.steps)
         else:
             result = self._train_game(model, tiles, context, started)
         if options.inversion == "descent":
@@ -163,9 +163,18 @@ class Gan(TrainedDetector):
         )
 
     def _train_encoder(
-        self, model: GanModel, tiles: HealthyTiles, context: FitContext, started: float
+        self,
+        model: GanModel,
+        tiles: HealthyTiles,
+        context: FitContext,
+        started: float,
+        *,
+        steps: int,
     ) -> TrainingResult:
-        """Train the encoder for the generator and the critic, which stay as they are."""
+        """Train the encoder for the generator and the critic, which stay as they are.
+
+        It continues only after as many steps of the generator.
+        """
         encoder, options = model.encoder, self.options
         assert encoder is not None
         for fixed in (model.generator, model.critics):
@@ -177,7 +186,11 @@ class Gan(TrainedDetector):
             loss,
             tiles=tiles,
             context=context,
-            identity={"part": "encoder", "generator_learning_rate": options.learning_rate},
+            identity={
+                "part": "encoder",
+                "generator_learning_rate": options.learning_rate,
+                "number of steps of the generator": steps,
+            },
             recipe=Recipe(rms_prop(), update=loss.update(context.device, player)),
             options=options.model_copy(update={"learning_rate": options.encoder_learning_rate}),
             started=started,

@@ -36,6 +36,17 @@ Terms = Term | Annotated[dict[Term, _Positive], pydantic.Field(min_length=1)]
 PENALTY = {"vae": 5e-3, "memory": 2e-4, "autoregressive": 1.0, "quantised": 0.25}
 """Weights of the latents' penalties by default, as published."""
 
+_OF = {
+    "attack_steps": "attack",
+    "mining_rate": "mining_steps",
+    "mining_from": "mining_steps",
+    "old_steps": "second_phase_steps",
+    "second_phase_rate": "second_phase_steps",
+    "made_share": "second_phase_steps",
+    "old_share": "second_phase_steps",
+}
+"""Options that do nothing while another one is 0."""
+
 
 class ReconstructionOptions(PerceptualOptions, TrainedOptions):
     """Options of ``reconstruction``."""
@@ -288,6 +299,11 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("second_phase_steps needs image_game: reconstruction and game: bce")
         if self.second_phase_steps and (self.keep != "last" or self.critic_by_place):
             raise ValueError("second_phase_steps needs keep: last, and no critic_by_place")
+        if self.critic_by_place and self.image_game == "none":
+            raise ValueError("critic_by_place needs an image_game")
+        for name, switch in _OF.items():
+            if not getattr(self, switch) and getattr(self, name) != self.later[name]:
+                raise ValueError(f"{name} needs {switch}, and does nothing without it")
         return self
 
     def _fits_a_structure(self) -> None:
