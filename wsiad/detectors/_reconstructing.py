@@ -1,4 +1,4 @@
-"""Pictures of restored tiles, and the base of detectors that judge them by perceptual distance."""
+"""Pictures of restored tiles, and the bases of detectors that make them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._stored import in_batches
+from wsiad.detectors._trained import TrainedDetector, images
 from wsiad.learning.detector import Detector, Embedding, Scores, Tiles
 from wsiad.networks.autoencoder import Autoencoder, images_of
 from wsiad.networks.perceptual import RelativePerceptualL1
@@ -30,6 +32,41 @@ def pictures(function: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.d
     made = in_batches(function, tiles, device, batch=_BATCH)
     pixels = np.rint((made + 1) * 127.5).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+
+def check_places(places: int, size: int) -> None:
+    """Check that a grid of places divides an input.
+
+    Raises
+    ------
+    DetectorError
+        It does not.
+    """
+    if size % places:
+        raise DetectorError(
+            f"{places} × {places} places do not divide an input of {size} px",
+            remedy="Choose another number of places.",
+        )
+
+
+class RestoringDetector(TrainedDetector):
+    """A detector whose trained network makes of a tile the picture that it expects.
+
+    Its score need not be the difference of the pixels.
+    """
+
+    @abstractmethod
+    def restored(self, x: Tensor) -> Tensor:
+        """Return what the fitted network makes of images (N, 3, S, S) in [−1, 1]; as these."""
+
+    def reconstruct(self, tiles: Tiles) -> Tiles:
+        """Return the restored tiles; see :class:`wsiad.learning.detector.Reconstructs`."""
+        self.network().eval()
+        return pictures(lambda part: self.restored(images(part) * 2 - 1), tiles, self._device)
+
+    def difference(self, tiles: Tiles) -> Scores:
+        """Return the score at each place."""
+        return self.score_map(tiles)
 
 
 class ReconstructingDetector(Detector):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import PerceptualOptions, fitted_distances, restored_distance
-from wsiad.detectors._reconstructing import pictures
-from wsiad.detectors._trained import SCORE_BATCH, TrainedDetector, TrainedOptions, images
+from wsiad.detectors._reconstructing import RestoringDetector
+from wsiad.detectors._trained import SCORE_BATCH, TrainedOptions, images
 from wsiad.learning.batches import centre_crops, check_size, on_device, sample
 from wsiad.learning.checkpoint import Recipe, Update, descend
 from wsiad.learning.detector import (
@@ -22,7 +22,6 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
     State,
     Tiles,
     TileSource,
@@ -126,7 +125,7 @@ class Denoising(nn.Module):
         self.register_buffer("spread", torch.ones(starts))
 
 
-class Diffusion(TrainedDetector):
+class Diffusion(RestoringDetector):
     """Difference of a tile from what is left of it after noise was added and removed again.
 
     A U-Net learns to predict the noise in healthy tiles at random time steps of a diffusion. To
@@ -218,16 +217,9 @@ class Diffusion(TrainedDetector):
 
         return self.embed_images(embedded, tiles)
 
-    def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return the tiles after noise of the latest start was added and removed."""
-        whole, start = self._whole(), max(self.options.start)
-        return pictures(
-            lambda part: self._denoised(whole, images(part) * 2 - 1, start), tiles, self._device
-        )
-
-    def difference(self, tiles: Tiles) -> Scores:
-        """Return the difference at each place, which is also the score."""
-        return self.score_map(tiles)
+    def restored(self, x: Tensor) -> Tensor:
+        """Return images after noise of the latest start was added and removed."""
+        return self._denoised(self._whole(), x, max(self.options.start))
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained network, with the perceptual one if the score is of that."""

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.core.errors import DetectorError
 from wsiad.detectors._end_to_end import LabelledWindows
-from wsiad.detectors._reconstructing import pictures
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.detectors._reconstructing import RestoringDetector, check_places
+from wsiad.detectors._trained import TrainedOptions, images
 from wsiad.learning.adversarial_game import AdversarialGame, Match, Side
 from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import OptimiserFactory, Recipe, Update
@@ -24,7 +23,6 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
     State,
     Tiles,
 )
@@ -205,7 +203,7 @@ class TranslationGame:
         return Match(batch.x, made, self._losses.mix(batch.rng, batch.x))
 
 
-class FixedPointGan(TrainedDetector):
+class FixedPointGan(RestoringDetector):
     """Change of a tile by its translation to a healthy one.
 
     A network learns to translate tiles between two domains, healthy and labelled anomalous
@@ -261,7 +259,7 @@ class FixedPointGan(TrainedDetector):
     def places(self, images: Tensor) -> Tensor:
         """Return the mean change of colours at every place."""
         x = images * 2 - 1
-        return pooled(absolute(x, self._healed(x)), self.options.places)
+        return pooled(absolute(x, self.restored(x)), self.options.places)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the translator's innermost features, averaged over the tile."""
@@ -270,22 +268,14 @@ class FixedPointGan(TrainedDetector):
             lambda x: translator.encoded(x * 2 - 1, x.new_ones(len(x))).mean(dim=(2, 3)), tiles
         )
 
-    def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return the tiles, translated to healthy ones."""
-        self._translator().eval()
-        return pictures(lambda part: self._healed(images(part) * 2 - 1), tiles, self._device)
-
-    def difference(self, tiles: Tiles) -> Scores:
-        """Return the change at each place, which is also the score."""
-        return self.score_map(tiles)
+    def restored(self, x: Tensor) -> Tensor:
+        """Return images, translated to healthy ones."""
+        made: Tensor = self._translator()(x, x.new_ones(len(x)))
+        return made
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained translator."""
         return self._untrained(0)
-
-    def _healed(self, x: Tensor) -> Tensor:
-        made: Tensor = self._translator()(x, x.new_ones(len(x)))
-        return made
 
     def _translator(self) -> Translator:
         found = self.network()
@@ -294,10 +284,6 @@ class FixedPointGan(TrainedDetector):
 
     def _untrained(self, seed: int) -> Translator:
         options, size = self.options, self.spec.size
-        if size % options.places:
-            raise DetectorError(
-                f"{options.places} × {options.places} places do not divide an input of {size} px",
-                remedy="Choose another number of places.",
-            )
+        check_places(options.places, size)
         shape = translator_shape(size, width=options.width, blocks=options.blocks)
         return seeded(lambda: Translator(shape), seed)

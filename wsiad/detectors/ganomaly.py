@@ -10,9 +10,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.errors import DetectorError
-from wsiad.detectors._reconstructing import pictures
-from wsiad.detectors._trained import TrainedDetector, TrainedOptions, images
+from wsiad.detectors._reconstructing import RestoringDetector, check_places
+from wsiad.detectors._trained import TrainedOptions, images
 from wsiad.learning.adversarial_game import AdversarialGame, Match, Side
 from wsiad.learning.batches import check_size
 from wsiad.learning.checkpoint import OptimiserFactory, Recipe, Update
@@ -22,7 +21,6 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
     State,
     Tiles,
 )
@@ -209,7 +207,7 @@ class GanomalyGame:
         return Match(batch.x, made, self._losses.mix(batch.rng, batch.x))
 
 
-class Ganomaly(TrainedDetector):
+class Ganomaly(RestoringDetector):
     """Distance of a tile's code to that of its reconstruction, which was learnt against a critic.
 
     An encoder and a decoder reconstruct healthy windows, a second encoder maps the results to
@@ -283,19 +281,10 @@ class Ganomaly(TrainedDetector):
         model = self.model()
         return self.embed_images(lambda x: model.generator.encoder(x * 2 - 1).flatten(1), tiles)
 
-    def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return the reconstructions; see :class:`wsiad.learning.detector.Reconstructs`."""
-        generator = self.model().eval().generator
-
-        def made(part: Tensor) -> Tensor:
-            found: Restored = generator(images(part) * 2 - 1)
-            return found.image
-
-        return pictures(made, tiles, self._device)
-
-    def difference(self, tiles: Tiles) -> Scores:
-        """Return the score at each place, which compares codes or features rather than pixels."""
-        return self.score_map(tiles)
+    def restored(self, x: Tensor) -> Tensor:
+        """Return the reconstructions of images."""
+        found: Restored = self.model().generator(x)
+        return found.image
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained model."""
@@ -303,11 +292,7 @@ class Ganomaly(TrainedDetector):
 
     def _untrained(self, seed: int) -> JudgedAutoencoder:
         options, size = self.options, self.spec.size
-        if size % options.places:
-            raise DetectorError(
-                f"{options.places} × {options.places} places do not divide an input of {size} px",
-                remedy="Choose another number of places.",
-            )
+        check_places(options.places, size)
         return JudgedAutoencoder(
             options.network.shape(
                 size, latent_channels=options.latent_channels, spatial=options.spatial

@@ -7,14 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wsiad.core.errors import DetectorError
-from wsiad.detectors._reconstructing import pictures
+from wsiad.detectors._reconstructing import RestoringDetector, check_places
 from wsiad.detectors._trained import (
-    TrainedDetector,
     about_training,
     after,
     before_the_last,
-    images,
 )
 from wsiad.detectors.gan.gan_games import EncoderLoss, GanGame
 from wsiad.detectors.gan.gan_model import IMAGE, GanModel
@@ -28,7 +25,6 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
     State,
     Tiles,
 )
@@ -39,7 +35,7 @@ from wsiad.networks.conv_stack import Critic, seeded
 _FOLDER = "generator"
 
 
-class Gan(TrainedDetector):
+class Gan(RestoringDetector):
     """Difference of a tile from what a generator of healthy tiles makes of its code.
 
     A generator G and a critic play an adversarial game on healthy windows. A tile's code z is
@@ -113,31 +109,18 @@ class Gan(TrainedDetector):
         assert isinstance(critic, Critic)
         return self.embed_images(lambda x: critic.features(x * 2 - 1).mean(dim=(2, 3)), tiles)
 
-    def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return what the generator makes of the tiles' codes; see :class:`Reconstructs`."""
-        model = self.model().eval()
-
-        def made(part: Tensor) -> Tensor:
-            return model.made(found_codes(model, images(part) * 2 - 1))
-
-        return pictures(made, tiles, self._device)
-
-    def difference(self, tiles: Tiles) -> Scores:
-        """Return the score at each place."""
-        return self.score_map(tiles)
+    def restored(self, x: Tensor) -> Tensor:
+        """Return what the generator makes of the images' codes."""
+        model = self.model()
+        return model.made(found_codes(model, x))
 
     def empty(self, state: State) -> nn.Module:
         """Return untrained networks."""
         return seeded(self._untrained, 0)
 
     def _untrained(self) -> GanModel:
-        size, places = self.spec.size, self.options.places
-        if size % places:
-            raise DetectorError(
-                f"{places} × {places} places do not divide an input of {size} px",
-                remedy="Choose another number of places.",
-            )
-        return GanModel(self.options, size)
+        check_places(self.options.places, self.spec.size)
+        return GanModel(self.options, self.spec.size)
 
     def _train_game(
         self, model: GanModel, tiles: HealthyTiles, context: FitContext, started: float

@@ -11,15 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import fitted_distances, restored_distance
-from wsiad.detectors._reconstructing import pictures
+from wsiad.detectors._reconstructing import RestoringDetector, check_places
 from wsiad.detectors._trained import (
-    TrainedDetector,
     about_training,
     after,
     before_the_last,
-    images,
 )
 from wsiad.detectors.reconstruction.old_generator import (
     OldWeights,
@@ -46,7 +43,6 @@ from wsiad.learning.detector import (
     FitContext,
     FitReport,
     HealthyTiles,
-    Scores,
     State,
     Tiles,
 )
@@ -57,7 +53,7 @@ _DISTANCE = "terms.distance"
 _FIRST, _FIRST_SHARE = "first_phase", 0.9  # folder and share of the time of the first training
 
 
-class Reconstruction(TrainedDetector):
+class Reconstruction(RestoringDetector):
     """Distance of a tile to its restoration by an autoencoder of healthy tiles.
 
     A convolutional autoencoder learns to reconstruct healthy windows, or to restore them from
@@ -95,7 +91,7 @@ class Reconstruction(TrainedDetector):
         """
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
-        self._check_places()
+        check_places(self.options.places, self.spec.size)
         options, seed, size = self.options, context.seed, self.spec.size
         self._device, self._about = context.device, {}
         distance, identity = None, {}
@@ -155,29 +151,20 @@ class Reconstruction(TrainedDetector):
         model = self.model()
         return self.embed_images(lambda x: model.vectors(x * 2 - 1), tiles)
 
-    def reconstruct(self, tiles: Tiles) -> Tiles:
-        """Return the restored tiles; see :class:`wsiad.learning.detector.Reconstructs`.
+    def restored(self, x: Tensor) -> Tensor:
+        """Return the restored images.
 
         A task that shows a tile in several ways gives the mean of its answers, and the score by
         projection gives the projection.
         """
-        model, task = self.model().eval(), self.options.restoration()
-
-        def made(part: Tensor) -> Tensor:
-            x = images(part) * 2 - 1
-            if self.options.score == "projection":
-                return projected(model, x)
-            return torch.stack([view.made.image for view in task.shown(model, x)]).mean(dim=0)
-
-        return pictures(made, tiles, self._device)
-
-    def difference(self, tiles: Tiles) -> Scores:
-        """Return the score at each place."""
-        return self.score_map(tiles)
+        model, task = self.model(), self.options.restoration()
+        if self.options.score == "projection":
+            return projected(model, x)
+        return torch.stack([view.made.image for view in task.shown(model, x)]).mean(dim=0)
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained model, with the perceptual network of the state if it has one."""
-        self._check_places()
+        check_places(self.options.places, self.spec.size)
         distance = None
         if "perceptual" in self.options.terms():
             distance = restored_distance(self.options, state, _DISTANCE, size=self.spec.size)
@@ -202,11 +189,3 @@ class Reconstruction(TrainedDetector):
             recipe=Recipe(adam(), keeps="last"),
             options=second_phase(self.options),
         )
-
-    def _check_places(self) -> None:
-        size, places = self.spec.size, self.options.places
-        if size % places:
-            raise DetectorError(
-                f"{places} × {places} places do not divide an input of {size} px",
-                remedy="Choose another number of places.",
-            )
