@@ -225,6 +225,21 @@ def test_the_loss_of_an_undecided_discriminator():
     assert float(loss) == pytest.approx(2.25 * np.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ascent_steps": 5},
+        {"around": "centre"},
+        {"radius": 1.0},
+        {"objective": "ascent", "around": "centre", "radius": 1.0},
+        {"objective": "ascent", "radius_quantile": 0.5},
+    ],
+)
+def test_options_of_the_ascent_that_would_do_nothing_are_refused(given):
+    with pytest.raises(ValueError, match=f"{list(given)[-1]} does nothing with objective"):
+        detector("one-class", **given)
+
+
 @pytest.mark.parametrize("around", ["features", "centre"])
 def test_glass_finds_what_is_away_from_healthy_features(around, tmp_path):
     smooth = np.kron(RNG.integers(150, 220, (40, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)

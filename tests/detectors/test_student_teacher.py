@@ -109,9 +109,12 @@ def test_mkd_scores_value_and_direction_of_the_last_layers():
     torch.testing.assert_close(scores.mean(dim=(1, 2)), expected[1] + expected[2])
 
 
-def test_more_scored_layers_than_layers_are_refused():
-    with pytest.raises(ValueError, match="there are only 1 layers"):
-        detector("student-teacher", layers=["features.4"], scored_layers=2)
+@pytest.mark.parametrize(("layers", "count"), [(["features.4"], 1), (None, 3)])
+def test_more_scored_layers_than_layers_are_refused(layers, count):
+    given = {"backbone": "squeezenet1_1", "layers": layers, "scored_layers": count + 1}
+    found = detector("student-teacher", **given)
+    with pytest.raises(DetectorError, match=f"there are only {count} layers"):
+        found.distillation(vgg(9), seed=0)
 
 
 def test_options_of_later_versions_leave_older_runs_equal():

@@ -175,6 +175,22 @@ def test_a_store_that_was_tiled_again_is_refused(scales, tmp_path):
         tune(scales, tmp_path / "out", trials=2, seed=1)
 
 
+def test_a_search_over_other_tiles_is_refused_though_the_scales_are_the_same(scales, tmp_path):
+    fine = make(tmp_path / "fine", mpp=0.5)
+    mine = [fine, scales[1]]
+    tune(mine, tmp_path / "out", trials=1, seed=1)
+    folds = (tmp_path / "out/folds.json").read_bytes()
+    tune(mine, tmp_path / "out", trials=2, seed=1)
+    assert (tmp_path / "out/folds.json").read_bytes() == folds
+    other, _ = make(tmp_path / "other", mpp=0.5, healthy={**HEALTHY, "h0": 3})
+    fine[0].rename(tmp_path / "before")
+    other.rename(fine[0])
+    with pytest.raises(RunError, match="changed since the search began"):
+        tune(mine, tmp_path / "out", trials=3, seed=1)
+    assert (tmp_path / "out/folds.json").read_bytes() == folds
+    assert len(read_trials(tmp_path / "out")) == 2
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

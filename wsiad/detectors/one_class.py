@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
@@ -96,6 +96,18 @@ class OneClassOptions(FeatureOptions):
     """Weight of the squared weights in the loss."""
 
     default_layers: ClassVar[DefaultLayers] = TWO_DEPTHS
+
+    @pydantic.model_validator(mode="after")
+    def _of_this_ascent(self) -> Self:
+        used: set[str] = set()
+        if self.objective == "ascent":
+            used = {"ascent_steps", "around"}
+            used.add("radius" if self.around == "features" else "radius_quantile")
+        for name in ("ascent_steps", "around", "radius", "radius_quantile"):
+            if name not in used and getattr(self, name) != type(self).model_fields[name].default:
+                given = f"objective: {self.objective} and around: {self.around}"
+                raise ValueError(f"{name} does nothing with {given}")
+        return self
 
 
 class OneClass(FeatureDetector):

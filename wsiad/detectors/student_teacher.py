@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from torch import Tensor
 
+from wsiad.core.errors import DetectorError
 from wsiad.detectors._trained import DistilledDetector, DistilledOptions
 from wsiad.learning.checkpoint import Recipe, adam, sgd
 from wsiad.learning.detector import DetectorOptions
@@ -52,12 +53,6 @@ class StudentTeacherOptions(DistilledOptions):
         "scored_layers": None,
     }
 
-    @pydantic.model_validator(mode="after")
-    def _layers_that_are_scored(self) -> Self:
-        if self.layers and (self.scored_layers or 0) > len(self.layers):
-            raise ValueError(f"scored_layers: there are only {len(self.layers)} layers")
-        return self
-
 
 class StudentTeacher(DistilledDetector):
     """Distance between the features of a frozen network and those of its student.
@@ -85,7 +80,20 @@ class StudentTeacher(DistilledDetector):
     options: StudentTeacherOptions
 
     def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
-        """Return a teacher with an untrained student."""
+        """Return a teacher with an untrained student.
+
+        Raises
+        ------
+        DetectorError
+            More layers are to be scored than there are.
+        """
+        layers = len(self.options.chosen_layers())
+        if (self.options.scored_layers or 0) > layers:
+            raise DetectorError(
+                f"scored_layers: there are only {layers} layers",
+                subject="student-teacher",
+                remedy="Set fewer, or name more layers.",
+            )
         if width := self.options.student_width:
             return Distillation(teacher, SlimStudent(teacher, width, seed=seed))
         return Distillation(teacher, LikeTeacher(self.options.backbone, teacher, seed=seed))

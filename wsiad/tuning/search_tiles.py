@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiad.core.errors import DetectorError, RunError, StoreMismatchError
+from wsiad.core.files import read_json, write_json
 from wsiad.runs.anomalies import AnomalySlides, anomaly_slides, spread
 from wsiad.runs.compatibility import check_prepared_alike
 from wsiad.runs.healthy_tiles import healthy_slides, store_fingerprint, usable_tiles
@@ -89,8 +91,29 @@ class SearchTiles:
         scales = [{"mpp": one.mpp, **one.facts} for one in (self, *self.others)]
         return {**self.facts, "scales": scales}
 
+    def write_folds(self, path: Path, config: SearchOptions) -> None:
+        """Write the slides, or tiles, of each fold; a search that is resumed keeps them.
+
+        Raises
+        ------
+        RunError
+            The file is of other tiles: those of the stores changed since the search began.
+        """
+        found = json.loads(json.dumps(self.membership(config)))
+        if path.exists():
+            before = read_json(path, RunError, keys=("folds",))
+            changed = {name for name in before.keys() & found if before[name] != found[name]}
+            if changed - {"warnings"}:
+                stores = f"{self.healthy} or {self.anomalous}"
+                raise RunError(
+                    f"the tiles of {stores} changed since the search began",
+                    subject=str(path.parent),
+                    remedy="Begin another search in another folder.",
+                )
+        write_json(path, found)
+
     def membership(self, config: SearchOptions) -> dict[str, Any]:
-        """Return the slides, or tiles, of each fold as JSON values."""
+        """Return the slides, or tiles, of each fold as JSON values, and what tiles they are."""
         by = {"healthy": config.healthy_folds_by, "anomalies": config.anomaly_folds_by}
         return {
             "by": by,
@@ -99,6 +122,7 @@ class SearchTiles:
             "warnings": list(self.warnings),
             "tiles_are": "indices" if "tile" in by.values() else "counted",
             "folds": self.folds.as_json(tiles="tile" in by.values()),
+            "tiles": self.note(),
         } | (
             {"scales": [{"mpp": o.mpp, "folds": o.folds.as_json(tiles=False)} for o in self.others]}
             if self.others

@@ -125,7 +125,7 @@ def tune(config: TuneConfig) -> TuneResult:
         There are no healthy or no anomalous tiles, or fewer slides than folds; or another
         process searches in the folder.
     RunError
-        The folder contains something else, or a search of another configuration.
+        The folder contains something else, or a search of another configuration or other tiles.
     SearchError
         Optuna is not installed.
     ClusterError
@@ -156,7 +156,7 @@ def tune(config: TuneConfig) -> TuneResult:
     check_space(config.space, config.options, cls.Options)
     tiles = search_tiles(config, cls, learns=learns)
     with _search_folder(config):
-        write_json(config.out / FOLDS, tiles.membership(config))
+        tiles.write_folds(config.out / FOLDS, config)
         config = config.model_copy(update={"space": with_scales(config.space, tiles.scales())})
         with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
             trials = run_search(config, tiles, compute=config, at_once=at_once, progress=progress)

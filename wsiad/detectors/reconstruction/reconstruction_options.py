@@ -299,6 +299,8 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("second_phase_steps needs image_game: reconstruction and game: bce")
         if self.second_phase_steps and (self.keep != "last" or self.critic_by_place):
             raise ValueError("second_phase_steps needs keep: last, and no critic_by_place")
+        if self.critic_scores != "reconstruction" and self.score != "critic":
+            raise ValueError("critic_scores needs score: critic, and does nothing without it")
         if self.critic_by_place and self.image_game == "none":
             raise ValueError("critic_by_place needs an image_game")
         for name, switch in _OF.items():
