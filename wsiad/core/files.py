@@ -420,6 +420,27 @@ def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
     return name
 
 
+def name_problem(name: str, *, count: int, noun: str) -> str:
+    """Return why a name cannot be one of the output folder; empty if it can.
+
+    Parameters
+    ----------
+    name : str
+        Name of a slide.
+    count : int
+        Number of inputs that have this name.
+    noun : str
+        Word for an input, such as ``"source"``.
+    """
+    try:
+        checked_name(name)
+    except InputError as error:
+        return str(error)
+    if count == 1:
+        return ""
+    return f"another {noun} is named {name!r} too. Rename one, or import into different folders."
+
+
 def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
     """Return a slide's name if it is safe as a path; ``patient1/1`` is in a folder of its own.
 

@@ -50,6 +50,7 @@ RUN: Final = RECORD
 DETECTOR, CALIBRATION, LOSS = "detector.json", "calibration.json", "loss.png"
 
 M = TypeVar("M", bound=Config)
+P = TypeVar("P", HealthyMaps, HealthyExamples)
 
 _FORMAT = 1
 _REMEDY = "Use the version of wsiad that made the run, or train again."
@@ -278,11 +279,7 @@ class RunFolder:
 
     def write_healthy_maps(self, maps: HealthyMaps | None) -> None:
         """Write the maps of healthy slides; ``None`` deletes those of an interrupted run."""
-        path = self.path / HEALTHY_MAPS
-        if maps is None:
-            path.unlink(missing_ok=True)
-        else:
-            maps.write(path)
+        _write_part(self.path / HEALTHY_MAPS, maps)
 
     def healthy_maps(self) -> HealthyMaps | None:
         """Read the maps of healthy slides; ``None`` if the run has none, as older runs.
@@ -293,24 +290,12 @@ class RunFolder:
             The maps are damaged, or missing although the run states that it has some.
         """
         stated = self.record().healthy_maps
-        if not stated and not (self.path / HEALTHY_MAPS).exists():
-            return None
-        found = HealthyMaps.read(self.path / HEALTHY_MAPS)
-        if len(found) != stated:
-            raise RunError(
-                f"holds {len(found)} maps of healthy slides, but the run states {stated}",
-                subject=str(self.path / HEALTHY_MAPS),
-                remedy="Train again.",
-            )
-        return found
+        path = self.path / HEALTHY_MAPS
+        return _part(path, HealthyMaps, stated=stated, noun="maps of healthy slides")
 
     def write_examples(self, examples: HealthyExamples | None) -> None:
         """Write the healthy examples; ``None`` deletes those of an interrupted run."""
-        path = self.path / EXAMPLES
-        if examples is None:
-            path.unlink(missing_ok=True)
-        else:
-            examples.write(path)
+        _write_part(self.path / EXAMPLES, examples)
 
     def examples(self) -> HealthyExamples | None:
         """Read the healthy examples; ``None`` if the run has none, as older runs.
@@ -321,16 +306,8 @@ class RunFolder:
             The examples are damaged, or missing although the run states that it has some.
         """
         stated = self.record().healthy_examples
-        if not stated and not (self.path / EXAMPLES).exists():
-            return None
-        found = HealthyExamples.read(self.path / EXAMPLES)
-        if len(found) != stated:
-            raise RunError(
-                f"holds {len(found)} healthy examples, but the run states {stated}",
-                subject=str(self.path / EXAMPLES),
-                remedy="Train again.",
-            )
-        return found
+        path = self.path / EXAMPLES
+        return _part(path, HealthyExamples, stated=stated, noun="healthy examples")
 
     def finish(self, record: RunRecord) -> None:
         """Plot the loss, if there is one, and write ``run.json``, which completes the run."""
@@ -445,6 +422,26 @@ def load_detector(folder: Path, device: torch.device) -> Detector:
         The run is not complete or damaged.
     """
     return RunFolder.open(folder).load_detector(device)
+
+
+def _write_part(path: Path, part: HealthyMaps | HealthyExamples | None) -> None:
+    if part is None:
+        path.unlink(missing_ok=True)
+    else:
+        part.write(path)
+
+
+def _part(path: Path, kind: type[P], *, stated: int | None, noun: str) -> P | None:
+    if not stated and not path.exists():
+        return None
+    found = kind.read(path)
+    if len(found) != stated:
+        raise RunError(
+            f"holds {len(found)} {noun}, but the run states {stated}",
+            subject=str(path),
+            remedy="Train again.",
+        )
+    return found
 
 
 def _read(model: type[M], path: Path) -> M:

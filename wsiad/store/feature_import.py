@@ -192,18 +192,4 @@ def _row(task: FeatureImportTask, store: TileStore, seconds: float) -> TileRow:
         else "",
         f"{found['doubled']} tiles left out: others have their places" if found["doubled"] else "",
     ]
-    return TileRow(
-        task.slide.name,
-        stored.status,
-        "; ".join(note for note in notes if note),
-        seconds,
-        tiles=len(stored),
-        mpp_x=float(stored.spacing.x),
-        mpp_y=float(stored.spacing.y),
-        width=stored.size.width,
-        height=stored.size.height,
-        tissue_share=float(stored.facts["tissue"]["share"]),
-        label=task.slide.label,
-        split=task.slide.split,
-        file=str(task.slide.path.absolute()),
-    )
+    return TileRow.of(task.slide, stored, notes=notes, seconds=seconds)

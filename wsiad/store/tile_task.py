@@ -6,10 +6,10 @@ Slides of a store that could not be looked at are listed here, for everyone who 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from wsiad.compute.batch import BatchTask, Divided, PartDone
 from wsiad.core.config import Config
@@ -34,6 +34,7 @@ from wsiad.slides.slide_table import (
 from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
+    from wsiad.slides.inputs import SlideInput
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
@@ -75,6 +76,39 @@ class TileRow(SlideRow):
     unusable_saturation: int = 0
     unusable_sharpness: int = 0
     damaged: int = 0
+
+    @classmethod
+    def of(
+        cls, slide: SlideInput, stored: StoredSlide, *, notes: Iterable[str], **values: Any
+    ) -> Self:
+        """Return the row of a slide that a store holds.
+
+        Parameters
+        ----------
+        slide : SlideInput
+            The slide as it was asked for.
+        stored : StoredSlide
+            The slide in the store.
+        notes : iterable of str
+            Its notes; empty ones are left out.
+        **values
+            Further fields of the row.
+        """
+        return cls(
+            slide.name,
+            stored.status,
+            "; ".join(note for note in notes if note),
+            tiles=len(stored),
+            mpp_x=float(stored.spacing.x),
+            mpp_y=float(stored.spacing.y),
+            width=stored.size.width,
+            height=stored.size.height,
+            tissue_share=float(stored.facts["tissue"]["share"]),
+            label=slide.label,
+            split=slide.split,
+            file=str(slide.path.absolute()),
+            **values,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,24 +372,15 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]
-    return TileRow(
-        task.slide.name,
-        stored.status,
-        "; ".join(note for note in notes if note),
-        seconds,
-        tiles=len(stored),
-        mpp_x=float(stored.spacing.x),
-        mpp_y=float(stored.spacing.y),
-        width=stored.size.width,
-        height=stored.size.height,
-        tissue_share=float(stored.facts["tissue"]["share"]),
+    return TileRow.of(
+        task.slide,
+        stored,
+        notes=notes,
+        seconds=seconds,
         missing=missing,
         damaged=damaged["tiles"],
         unusable=sum(unusable.values()),
         **{f"unusable_{reason}": count for reason, count in unusable.items()},
-        label=task.slide.label,
-        split=task.slide.split,
-        file=str(task.slide.path.absolute()),
         backend=backend_text(stored.facts["read"]),
     )
 

@@ -13,7 +13,7 @@ from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
-from wsiad.core.files import checked_name, write_json
+from wsiad.core.files import name_problem, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
@@ -107,7 +107,7 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
                 path,
                 label=config.label.strip().lower(),
                 split=config.split,
-                problem=_problem(path.stem, names[path.stem]),
+                problem=name_problem(path.stem, count=names[path.stem], noun="file"),
             ),
             store=config.out,
             folder=folder.path,
@@ -128,15 +128,6 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
         )
     write_json(config.out / RECORD, tiling_record(rows, time.monotonic() - start))
     return TileResult(config.out, tuple(rows))
-
-
-def _problem(name: str, count: int) -> str:
-    try:
-        checked_name(name)
-    except InputError as error:
-        return str(error)
-    clash = f"another file is named {name!r} too. Rename one, or import into different folders."
-    return clash if count > 1 else ""
 
 
 def _seen(config: ImportFeaturesConfig, paths: list[Path]) -> tuple[int, int]:

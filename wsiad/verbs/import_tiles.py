@@ -13,7 +13,7 @@ from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
-from wsiad.core.files import checked_name, write_json
+from wsiad.core.files import name_problem, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
@@ -192,22 +192,17 @@ def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Pa
     return [
         (
             SlideInput(
-                name, path, label=label, split=config.split, problem=_problem(name, names[name])
+                name,
+                path,
+                label=label,
+                split=config.split,
+                problem=name_problem(name, count=names[name], noun="source"),
             ),
             labels,
             part,
         )
         for name, path, labels, part, label in found
     ]
-
-
-def _problem(name: str, count: int) -> str:
-    try:
-        checked_name(name)
-    except InputError as error:
-        return str(error)
-    clash = f"another source is named {name!r} too. Rename one, or import into different folders."
-    return clash if count > 1 else ""
 
 
 def _tile_of(config: ImportTilesConfig) -> int:
