@@ -23,7 +23,7 @@ from wsiad.slides.slide import Region
 from wsiad.slides.slide_table import SlideRow
 from wsiad.stain.profile import reference_profile
 from wsiad.store import group
-from wsiad.store.parts import Part, SlideParts, split
+from wsiad.store.parts import Part, SlideParts, pieces_of_slide, split
 from wsiad.store.tile_store import GROUPS, TileStore, clear_store, parts_folder
 from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import plan_slide
@@ -50,20 +50,34 @@ DROPPED, MARKED = (
     tiles=st.integers(0, 500_000),
     tile=st.sampled_from([16, 96, 256, 4096]),
     most=st.one_of(st.none(), st.integers(1, 600_000)),
+    pieces=st.sampled_from([1, 2, 7, 64]),
 )
 @settings(max_examples=200, deadline=None)
-def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most):
-    parts = split(tiles, tile=tile, most=most)
+def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most, pieces):
+    parts = split(tiles, tile=tile, most=most, pieces=pieces)
     shard = group.shard_tiles(tile)
     assert (parts[0].first, parts[-1].stop) == (0, tiles)
     assert all(a.stop == b.first for a, b in itertools.pairwise(parts))
     assert all(part.first % shard == 0 for part in parts)
-    if most is None or tiles <= most:
+    if most is None or (tiles <= most and pieces == 1):
         assert len(parts) == 1
         return
     sizes = [-(-(part.stop - part.first) // shard) for part in parts]
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) * shard <= max(most, shard)
+    assert max(sizes) * shard <= max(most, shard) or len(parts) == 1
+    # As many as are wanted, unless they would be too small, or have to be more.
+    assert len(parts) >= (min(pieces, sum(sizes) // 4) if sum(sizes) >= 16 else 1)
+    if len(parts) > max(1, -(-sum(sizes) // max(1, most // shard))):
+        assert len(parts) <= pieces
+        assert min(sizes) >= 4
+
+
+@pytest.mark.parametrize(
+    ("slides", "workers", "pieces"),
+    [(1, 1, 1), (1, 2, 8), (1, 8, 32), (3, 8, 11), (31, 8, 2), (32, 8, 1), (500, 8, 1), (0, 4, 16)],
+)
+def test_few_slides_are_divided_for_many_workers(slides, workers, pieces):
+    assert pieces_of_slide(slides, workers) == pieces
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +205,41 @@ def test_finished_parts_are_kept_and_others_thrown_away(slide, tmp_path):
     assert "s" not in whole.store
 
 
+@pytest.mark.parametrize(("before", "after"), [(96, 200), (200, 96), (96, None), (200, 32)])
+@pytest.mark.parametrize("codec", ["zstd", "jpeg"])
+def test_parts_of_another_division_are_used(slide, tmp_path, monkeypatch, before, after, codec):
+    """As where the first run had another number of workers."""
+    holes(slide, monkeypatch, 0.002)
+    expected = at_once(slide, tmp_path / "one", codec=codec)
+    first = begun(slide, tmp_path / "parts", most=before, codec=codec)
+    kept = (first.parts[1], first.parts[-1])
+    for part in kept:
+        first.write(part)
+    again = begun(slide, tmp_path / "parts", most=after, codec=codec).resumed()
+    parts = again.parts
+    assert (parts[0].first, parts[-1].stop) == (0, first.parts[-1].stop)
+    assert all(a.stop == b.first for a, b in itertools.pairwise(parts))
+    assert set(again.missing()) == set(parts) - set(kept)
+    for part in again.missing():
+        again.write(part)
+    again.join()
+    assert content(tmp_path / "parts") == expected
+
+
+def test_of_two_divisions_at_the_same_time_each_is_whole(slide, tmp_path):
+    """Parts that overlap are not joined; the slide is the same whoever is first."""
+    expected = at_once(slide, tmp_path / "one")
+    first, second = (begun(slide, tmp_path / "parts", most=most) for most in (96, 200))
+    for part in (*first.parts, *second.parts[1:]):
+        (first if part in first.parts else second).write(part)
+    third = begun(slide, tmp_path / "parts", most=32).resumed()
+    assert all(a.stop == b.first for a, b in itertools.pairwise(third.parts))
+    for part in third.missing():
+        third.write(part)
+    third.join()
+    assert content(tmp_path / "parts") == expected
+
+
 def test_a_damaged_part_is_written_again(slide, tmp_path):
     whole = begun(slide, tmp_path / "parts")
     for part in whole.parts:
@@ -270,6 +319,36 @@ def test_tile_divides_what_is_too_large(large, tmp_path, workers):
         (r.slide, r.status, r.tiles) for r in whole.rows
     ]
     assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+def test_a_slide_alone_is_divided_for_the_workers(large, tmp_path, monkeypatch):
+    """By default, and to the bytes that one worker writes."""
+    for name in ("_LEAST_SHARDS", "_WORTH_SHARDS"):  # this process divides the slide
+        monkeypatch.setattr(f"wsiad.store.parts.{name}", 1)
+    values = {"tile": 16, "stride": 2, "min_coverage": 0}
+    slide = large / "s0.tif"
+    whole = tiled(slide, tmp_path / "one", **values)
+    written = []
+    monkeypatch.setattr(SlideParts, "missing", _noting(SlideParts.missing, written))
+    divided = tiled(slide, tmp_path / "parts", workers=2, **values)
+    assert len(written) > 1
+    assert [row.tiles for row in divided.rows] == [row.tiles for row in whole.rows]
+    assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
+    # A copy of the slide on a local disk is made for each part: there it is not divided.
+    written.clear()
+    staged = {"stage_dir": tmp_path / "local", "workers": 2}
+    tiled(slide, tmp_path / "staged", **values, **staged)
+    assert written == []
+    assert content(tmp_path / "staged" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+def _noting(missing, written):
+    def noted(self):
+        found = missing(self)
+        written.extend(found)
+        return found
+
+    return noted
 
 
 def test_a_part_that_fails_fails_the_slide_once_and_others_are_kept(slide, tmp_path, monkeypatch):

@@ -131,6 +131,20 @@ def run_tasks(
     yield from in_workers(items, options)
 
 
+def workers_of(options: WorkerOptions) -> int:
+    """Return the maximum number of workers; 1 where only a running scheduler knows it.
+
+    Raises
+    ------
+    ConfigError
+        The YAML file of the cluster is not valid.
+    """
+    if options.cluster is None:
+        return options.workers
+    jobs = read_jobs(options.cluster)
+    return jobs.jobs * jobs.cores
+
+
 @contextlib.contextmanager
 def _machinery(retries: int) -> Iterator[None]:
     """Import and configure dask."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -180,7 +180,9 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
     The fonts of the system differ from machine to machine, and Pillow's own lacks even µ.
     """
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    # Found, not imported: that would take as long as everything else that draws.
+    folder = Path(str(getattr(importlib.util.find_spec("matplotlib"), "origin", ""))).parent
+    path = folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 

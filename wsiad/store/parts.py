@@ -2,15 +2,18 @@
 
 Any worker can write a part. It makes the same plan again, which is a function of the slide,
 and writes its shards under the names that they have in the complete array. The join links them
-into the slide's group, whose bytes are those that a single task would have written. Complete
-parts are kept until the join, and the next run uses them.
+into the slide's group, whose bytes are those that a single task would have written, whatever
+the parts. Complete parts are kept until the join, and the next run uses them, also where it
+divides the slide in another way.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,28 @@ class Part:
     stop: int
 
 
-def split(tiles: int, *, tile: int, most: int | None) -> tuple[Part, ...]:
+_LEAST_SHARDS, _WORTH_SHARDS = 4, 16
+"""Least shards of a part, and of a slide that is divided only to keep workers busy. A shard is
+about 50 MB of pixels, 256 tiles of 256 px; a worker takes 2 to 3 s to start, in which it would
+make some 10 of them, and a tenth of a second to open a slide."""
+_PARTS_PER_WORKER = 4
+"""Parts for each worker that suffice to keep all of them busy to the end."""
+
+
+def pieces_of_slide(slides: int, workers: int) -> int:
+    """Return the number of parts of each slide that keeps all workers busy.
+
+    Examples
+    --------
+    >>> [pieces_of_slide(slides, workers=8) for slides in (1, 5, 16, 32, 100)]
+    [32, 7, 2, 1, 1]
+    >>> pieces_of_slide(1, workers=1)
+    1
+    """
+    return 1 if workers == 1 else -(-_PARTS_PER_WORKER * workers // max(1, slides))
+
+
+def split(tiles: int, *, tile: int, most: int | None, pieces: int = 1) -> tuple[Part, ...]:
     """Divide a slide's tiles into parts of complete shards, as equal as possible.
 
     Parameters
@@ -63,17 +87,21 @@ def split(tiles: int, *, tile: int, most: int | None) -> tuple[Part, ...]:
         Edge of the tiles, pixels.
     most : int or None
         Maximum number of tiles in a part, but at least one shard; ``None`` for a single part.
+    pieces : int
+        Number of parts that are wanted. Small slides have fewer, or are not divided.
 
     Returns
     -------
     tuple of Part
         The parts; a single one if the slide is not too large.
     """
-    if most is None or tiles <= most:
+    if most is None:
         return (Part(0, tiles),)
     shard = shard_tiles(tile)
     shards = -(-tiles // shard)
-    count = -(-shards // max(1, most // shard))
+    least = -(-shards // max(1, most // shard)) if tiles > most else 1
+    wanted = min(pieces, shards // _LEAST_SHARDS) if shards >= _WORTH_SHARDS else 1
+    count = max(least, wanted)
     edges = [shards * number // count * shard for number in range(count)]
     return tuple(Part(first, stop) for first, stop in zip(edges, [*edges[1:], tiles], strict=True))
 
@@ -104,6 +132,30 @@ class SlideParts:
     def name(self) -> str:
         """Name of the slide."""
         return self.plan.scaled.slide.name
+
+    def resumed(self) -> SlideParts:
+        """Return the same slide, divided so that the parts which are complete are among its parts.
+
+        Another number of workers divides a slide at other tiles. What an earlier run completed is
+        used nevertheless, and only what lies between is divided as these parts are.
+        """
+        edges, parts, stop = [part.first for part in self.parts], list[Part](), 0
+        for part in [*self._on_disk(), Part(len(self.plan), len(self.plan))]:
+            if part.first < stop:
+                continue  # another run divided the slide in another way, at the same time
+            cuts = [stop, *(edge for edge in edges if stop < edge < part.first), part.first]
+            parts += [Part(*pair) for pair in itertools.pairwise(cuts) if pair[0] < pair[1]]
+            parts += [part] if part.first < part.stop else []
+            stop = part.stop
+        return replace(self, parts=tuple(parts)) if parts else self
+
+    def _on_disk(self) -> list[Part]:
+        """Return the complete parts of this slide, in order; of two that begin alike the longer."""
+        names = [path.name for path in parts_folder(self.store, self.name).glob("*-*")]
+        found = [re.fullmatch(r"(\d+)-(\d+)", name) for name in names]
+        parts = [Part(int(match[1]), int(match[2])) for match in found if match]
+        order = sorted(parts, key=lambda part: (part.first, -part.stop))
+        return [part for part in order if self._is_held(part)]
 
     def missing(self) -> tuple[Part, ...]:
         """Return the parts that are still to be written.

@@ -35,6 +35,7 @@ from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
     from wsiad.slides.inputs import SlideInput
+    from wsiad.stain.profile import StainProfile
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
@@ -187,10 +188,15 @@ class TileTask(BatchTask):
         Folder of files with the positions of tiles.
     split_tiles : int, optional
         Slides with more tiles are tiled in parts of about this many.
+    pieces : int
+        Number of parts into which a slide is divided, if it is large enough, so that all workers
+        are busy.
     part : Part, optional
         The only part to tile.
-    join : bool
-        True if all parts are written and must be joined to the slide.
+    joined : tuple of Part
+        The parts to join to the slide, when all of them are written.
+    stain : StainProfile, optional
+        The slide's own stains, if they have been estimated.
     override_mpp : bool
         True if the user's µm/px replaces the one that the slide states.
     """
@@ -201,8 +207,10 @@ class TileTask(BatchTask):
     earlier: TileRow | None
     coords: Path | None = None
     split_tiles: int | None = None
+    pieces: int = 1
     part: Part | None = None
-    join: bool = False
+    joined: tuple[Part, ...] = ()
+    stain: StainProfile | None = None
     override_mpp: bool = False
 
 
@@ -333,21 +341,27 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     ):
         whole = slide_fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
-        plan = plan_slide(slide, task.preparation, target=target, coordinates=path)
-        pieces = split(len(plan), tile=plan.grid.tile, most=task.split_tiles)
+        plan = plan_slide(
+            slide, task.preparation, target=target, coordinates=path, stain=task.stain
+        )
+        pieces = task.joined or split(
+            len(plan), tile=plan.grid.tile, most=task.split_tiles, pieces=task.pieces
+        )
         parts = SlideParts(
             store=store, plan=plan, parts=pieces, fingerprint=whole, coordinates=coordinates
         )
-        if len(pieces) == 1:
-            write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
-        elif task.part is not None:
+        if task.part is not None:
             parts.write(task.part)
             return PartDone(task.slide.name, time.monotonic() - start)
-        elif task.join:
+        if task.joined:
             parts.join()
+        elif len((parts := parts.resumed()).parts) > 1:
+            shared = replace(task, stain=plan.stain)
+            missing = tuple(replace(shared, part=part) for part in parts.missing())
+            last = replace(shared, joined=parts.parts)
+            return Divided(missing, last, time.monotonic() - start)
         else:
-            missing = tuple(replace(task, part=part) for part in parts.missing())
-            return Divided(missing, replace(task, join=True), time.monotonic() - start)
+            write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
     return _row(task, store, task.spent + time.monotonic() - start)
 
 

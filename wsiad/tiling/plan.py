@@ -193,6 +193,7 @@ def plan_slide(
     tile: int | None = None,
     stride: int | None = None,
     coordinates: Path | None = None,
+    stain: StainProfile | None = None,
 ) -> SlidePlan:
     """Plan the tiles of a slide.
 
@@ -208,6 +209,9 @@ def plan_slide(
         HDF5 file with the positions of tiles, which are used whatever their coverage; or outlines,
         of which the tiles with enough tissue are used whose centre is in a tumour. The lattice
         has a step of one pixel; a tile is at most half a pixel from its position.
+    stain : StainProfile, optional
+        The slide's own stains, from an earlier plan with these options. They are estimated by
+        default, which takes most of the time of a plan.
 
     Raises
     ------
@@ -246,7 +250,7 @@ def plan_slide(
         if outside and not len(rows):
             raise InputError("is completely outside of the slide", subject=str(coordinates))
         share = coverage(tissue.mask, tissue.placement, grid.boxes(rows, columns))
-    stain = estimate_stains(scaled, tissue, options.stain)
+    stain = stain or estimate_stains(scaled, tissue, options.stain)
     return SlidePlan(
         scaled=scaled,
         tissue=tissue,

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wsiad.compute.batch import run_batch, with_staging
 from wsiad.compute.compute_options import ComputeOptions, record_path, slides_of_shard
+from wsiad.compute.tasks import workers_of
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_json
@@ -51,7 +52,9 @@ class TileConfig(QuietOptions, ComputeOptions, TilingOptions):
     """Options of the compression of pixels in the store."""
     split_tiles: Annotated[int, Field(ge=1)] | None = 65_536
     """Maximum number of tiles that are cut in one piece. Slides with more tiles are divided into
-    parts of about this size, which free workers do; each part is kept when it is complete."""
+    parts of about this size, which free workers do; each part is kept when it is complete. Where
+    few slides would leave workers idle, smaller ones are divided too, unless this is `null` or
+    `stage_dir` is set, to which each part would copy the slide."""
 
     @field_validator("slide_mpp")
     @classmethod
@@ -85,6 +88,7 @@ def tile(config: TileConfig) -> TileResult:
     """
     # Heavy, and of no use to `--help`.
     from wsiad.report.store_report import write_store_report
+    from wsiad.store.parts import pieces_of_slide
     from wsiad.store.tile_store import TileStore, tidied
     from wsiad.tiling.plan import stain_target
 
@@ -97,6 +101,7 @@ def tile(config: TileConfig) -> TileResult:
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
+    todo = sum(slide.name not in store and not slide.problem for slide in inputs)
     tasks = [
         TileTask(
             slide=slide,
@@ -106,6 +111,7 @@ def tile(config: TileConfig) -> TileResult:
             earlier=table.get(slide.name),
             coords=config.coords,
             split_tiles=config.split_tiles,
+            pieces=1 if config.stage_dir else pieces_of_slide(todo, workers_of(config)),
             override_mpp=config.override_mpp,
         )
         for slide in inputs
