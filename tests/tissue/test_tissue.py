@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import box
 from shapely.ops import unary_union
+from skimage.filters import threshold_otsu
 
 from support.builders import ArraySlide, stained
 from wsiad.core.geometry import PixelMap
 from wsiad.tissue.artefacts import is_black, is_pen, saturation
-from wsiad.tissue.mask import coverage, find_tissue, segment
+from wsiad.tissue.mask import coverage, find_tissue, otsu_threshold, segment
 from wsiad.tissue.quality import measure
 from wsiad.tissue.tissue_options import TissueOptions
 
@@ -25,6 +26,17 @@ def field(height=120, width=160, *, colour=None, level=GLASS, seed=0):
     image = np.full((height, width, 3), level, float)
     image[30:90, 40:120] = stained(60, 80, seed=seed) if colour is None else colour
     return np.clip(image + rng.normal(0, 1.5, image.shape), 0, 255).astype(np.uint8)
+
+
+@given(
+    counts=st.lists(st.integers(0, 10**6), min_size=2, max_size=256).filter(
+        lambda counts: sum(count > 0 for count in counts) > 1
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_threshold_is_otsus_as_scikit_image_has_it(counts):
+    counts, values = np.array(counts), np.linspace(0, 1, len(counts))
+    assert otsu_threshold(counts, values) == threshold_otsu(hist=(counts, values))
 
 
 def run(image, valid=None, options=OPTIONS):
