@@ -35,8 +35,9 @@ from table_text import spread
 
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, InputError, WsiadError
-from wsiad.core.files import atomic_file, write_text
+from wsiad.core.files import write_text
 from wsiad.core.geometry import TilePx
+from wsiad.core.images import save_figure
 from wsiad.core.typed_files import TableKind
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
@@ -184,8 +185,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="tumour among the tiles to fit on, %", ylabel="AUROC of the valid split")
     axes.legend()
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ import numpy as np
 
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import atomic_file
+from wsiad.core.images import save_figure
 from wsiad.evaluation.auc import delong
 
 SAMPLES = (
@@ -219,8 +220,7 @@ def plot(path: Path, summary: list[dict[str, object]], settings: list[Scored]) -
     )
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.legend(loc="lower right", fontsize="x-small", frameon=False)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsiad.core.files import atomic_file
+from wsiad.core.images import save_figure
 from wsiad.evaluation.auc import Estimate, Floats, roc_band, roc_curve
 from wsiad.evaluation.froc import OPERATING_POINTS
 from wsiad.evaluation.froc_score import FrocScore
@@ -148,6 +148,4 @@ def _save(figure: Figure, axes: Axes, path: Path, caption: str) -> None:
     if axes.get_legend_handles_labels()[0]:
         # Above the plot it hides no interval.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.005), fontsize="small", frameon=False)
-    with atomic_file(path) as partial:
-        # Without the version of the program the same figures are the same file.
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_figure(figure, path)

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_folder, write_json, write_text
 from wsiad.core.geometry import Box
+from wsiad.core.images import save_png
 from wsiad.core.typed_files import TableKind
 from wsiad.exports.qupath.objects import write_suggestions
 
@@ -134,7 +134,7 @@ class LabelFolder:
 
     def keep(self, key: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Keep the pixels of a candidate, uint8 (S, S, 3), on disk under a key."""
-        Image.fromarray(pixels).save(self._path / _SCRATCH / f"{key}.png")
+        save_png(pixels, self._path / _SCRATCH / f"{key}.png")
 
     def finish(
         self,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file, write_json
 from wsiad.core.geometry import Box, Size
+from wsiad.core.images import save_png
 from wsiad.exports.ome import reduce_by
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
@@ -50,7 +49,7 @@ def write_png(
     scores = reduce_by(heatmap.scores, factor) if factor > 1 else heatmap.scores
     size = Size(scores.shape[1], scores.shape[0])
     with atomic_file(path) as picture, atomic_file(path.with_suffix(".json")) as sidecar:
-        Image.fromarray(scale.rgba(scores)).save(picture, format="PNG")
+        save_png(scale.rgba(scores), picture)
         write_json(sidecar, describe(heatmap, path.name, size=size, factor=factor, scale=scale))
 
 

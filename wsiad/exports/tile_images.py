@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wsiad.core.files import atomic_folder
+from wsiad.core.images import save_png
 from wsiad.store.stored_slide import StoredSlide
 
 ImageFormat: TypeAlias = Literal["png", "jpeg"]
@@ -75,10 +76,15 @@ def write_tile_images(
         Quality of JPEG, 1 to 100; its colours have full resolution.
     """
     files = tile_files(slide, kind)
-    options = {"quality": quality, "subsampling": 0} if kind == "jpeg" else {}
     with atomic_folder(folder) as partial:
         for start in range(0, len(slide), slide.chunk):
             stop = min(start + slide.chunk, len(slide))
             for file, pixels in zip(files[start:stop], slide.tiles(start, stop), strict=True):
-                Image.fromarray(pixels).save(partial / file.file, format=kind.upper(), **options)
+                path = partial / file.file
+                if kind == "png":
+                    save_png(pixels, path)
+                else:
+                    Image.fromarray(pixels).save(
+                        path, format="JPEG", quality=quality, subsampling=0
+                    )
     return files

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_text
+from wsiad.core.images import save_figure
 
 METRICS = "metrics.csv"
 
@@ -163,5 +164,4 @@ def plot_loss(
     if train or stop:
         axes.legend()
     axes.grid(visible=True, alpha=0.3)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=120)
+    save_figure(figure, path, dpi=120)

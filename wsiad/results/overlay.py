@@ -18,6 +18,7 @@ from PIL import Image
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import PixelMap
+from wsiad.core.images import save_figure, save_png
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
 from wsiad.pictures.overview import Overview, hatch_left_out
@@ -242,7 +243,7 @@ def write_picture(path: Path, picture: RGB) -> None:
     image = Image.fromarray(picture)
     image.thumbnail((_LONGEST_PX, _LONGEST_PX), Image.Resampling.BOX)
     with atomic_file(path) as partial:
-        image.save(partial, optimize=True)
+        save_png(np.asarray(image), partial)
 
 
 def read_picture(path: Path) -> RGB:
@@ -309,8 +310,7 @@ def write_legend(path: Path, scale: ColourScale) -> None:
     )
     axes.set_xticks(places, [_label(step) for step in scale.legend()["steps"]])
     axes.title.set_fontsize(9)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
+    save_figure(figure, path, dpi=_DPI)
 
 
 def _label(step: dict[str, object]) -> str:

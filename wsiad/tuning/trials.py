@@ -18,7 +18,8 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import RunError
-from wsiad.core.files import atomic_file, read_json, write_json, write_text
+from wsiad.core.files import read_json, write_json, write_text
+from wsiad.core.images import save_figure
 from wsiad.tuning.space import Range, Space, key, settings_of, values_of
 
 if TYPE_CHECKING:
@@ -246,9 +247,7 @@ def _plot(path: Path, trials: Sequence[Trial], space: Space) -> None:
         each.set_xticks(range(len(known)), map(_tick, known), fontsize="xx-small")
     for each in axes[1 + len(space) :]:
         each.remove()
-    with atomic_file(path) as partial:
-        # Without the version of the program the same figures are the same file.
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _tick(text: str) -> str:
