@@ -476,6 +476,17 @@ def test_networks_of_anogan_and_alad_have_their_counts():
     assert count(found.critics["pair"]) == pair + (8192 + 512 + 1) * 1024 + 1025
 
 
+def test_the_generator_of_bigan_has_the_published_layers():
+    """Two dense layers, each normalised and activated, and one level more than for 28 px."""
+    found = GanModel(preset("bigan"), 64)
+    dense = (201 * 1024 + 2 * 1024) + (1025 * 8192 + 2 * 8192)
+    widths = (128, 64, 32, 3)
+    levels = sum(conv(a, b, 4) for a, b in pairwise(widths)) + 2 * (64 + 32)
+    assert count(found.generator) == dense + levels
+    kinds = [type(one).__name__ for one in found.generator.tail]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Unflatten"]
+
+
 def test_spectral_normalisation_leaves_the_last_layer():
     found = GanModel(preset("alad"), 64)
     names = {name for name, _ in found.named_parameters()}

@@ -223,6 +223,23 @@ def test_a_latent_critic_sees_all_places():
     assert sum(p.numel() for p in LatentCritic(3, (5, 4)).parameters()) == 20 + 24 + 5
 
 
+def test_a_latent_critic_sees_the_codes_of_what_the_task_shows():
+    """OCGAN's codes that are to be uniform are those of noisy tiles, as the decoder's are."""
+    for task in ("noise", "erase", "none"):
+        found = game(latent_game="gaussian", task=task, **{"noise": 3.0} if task == "noise" else {})
+        match = found._code_match(batch())
+        shown = found._loss.changed(batch().x, np.random.default_rng(0))
+        assert torch.equal(shown, batch().x) == (task == "none")
+        torch.testing.assert_close(match.made, found.model.encoder(shown).detach())
+        seen = []
+        found._loss._task.trained(
+            lambda x, found=found, seen=seen: seen.append(x) or found.model(x),
+            batch().x,
+            np.random.default_rng(0),
+        )
+        torch.testing.assert_close(seen[0], shown)
+
+
 def test_the_encoder_moves_to_what_its_critic_finds_near_the_prior():
     found = game(latent_game="gaussian", loss={"l2": 1e-9})
     x = batch().x

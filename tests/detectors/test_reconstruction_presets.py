@@ -55,7 +55,7 @@ def baur(spatial):
     up = sum(conv(a, b, 5) + 2 * b for a, b in pairwise((128, 64, 32, 32)))
     end = conv(32, 3, 1)
     if spatial:
-        return down + up + end + 2 * conv(128, 128, 1)
+        return down + up + end
     middle = conv(128, 16, 1) + 32 + dense(16 * 64, 128)
     return down + up + end + middle + dense(128, 16 * 64) + conv(16, 128, 1) + 256
 
@@ -126,6 +126,18 @@ def test_a_sum_of_absolute_errors_is_a_sum():
     made = Made(x + 1, None, torch.zeros(1))
     assert model("ae-l1").terms.losses(View(made, x)).item() == 12_288
     assert model("ae-l2").terms.losses(View(made, x)).item() == 1
+
+
+@pytest.mark.parametrize(("name", "widths"), [("aae", (50, 50)), ("constrained-aae", (100, 50))])
+def test_the_errors_of_adversarial_autoencoders_are_means(name, widths):
+    """The game has the weight 1: beside a sum of squares it would not count."""
+    from wsiad.detectors.reconstruction.restoration_tasks import Made, View
+
+    x = torch.zeros(1, 3, 64, 64)
+    found = model(name)
+    assert found.terms.losses(View(Made(x + 2, None, torch.zeros(1)), x)).item() == 4
+    assert found.options.latent_game_weight == 1
+    assert found.options.latent_critic_widths == widths
 
 
 def test_the_score_of_riad_is_the_highest_place_of_a_smoothed_map_of_edges():

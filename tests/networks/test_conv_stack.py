@@ -8,6 +8,7 @@ from torch import nn
 
 from wsiad.core.errors import DetectorError
 from wsiad.networks.conv_stack import Critic, Decoder, Encoder, seeded
+from wsiad.networks.stack_options import StackOptions
 from wsiad.networks.stack_shape import Level, StackShape
 
 
@@ -264,6 +265,23 @@ def test_initial_law_of_dcgan():
     assert weights.std().item() == pytest.approx(0.02, rel=0.01)
     scales = torch.cat([m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
     assert scales.mean().item() == pytest.approx(1, abs=0.005)
+
+
+def test_what_dense_layers_make_of_a_code_is_activated_by_an_option():
+    stated = {"widths": (4, 6), "hidden": (5,), "norm": "layer"}
+    plain, active = (StackOptions(**stated, active_start=start) for start in (False, True))
+    assert "active_start" not in plain.model_dump()
+    assert StackOptions(**active.model_dump()) == active
+    networks = [
+        seeded(lambda one=one: Decoder(one.shape(16, latent_channels=3, spatial=False)), 1).tail
+        for one in (plain, active)
+    ]
+    codes = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    made = [tail(codes) for tail in networks]
+    expected = torch.relu(torch.nn.functional.layer_norm(made[0].flatten(1), (6 * 16,)))
+    torch.testing.assert_close(made[1].flatten(1), expected)
+    with pytest.raises(ValueError, match="does nothing with vector: conv"):
+        StackOptions(vector="conv", active_start=True)
 
 
 @pytest.mark.parametrize(

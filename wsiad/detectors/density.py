@@ -94,7 +94,7 @@ class DensityOptions(DistilledOptions):
     """Weight of the inverse variances in the loss, for ``dagmm``."""
     noise: _Weight | None = None
     """Standard deviation of the noise that is removed (dsebm; default 1), or width of the uniform
-    noise that makes values continuous (flow, glow; default 2/256 on pixels, else 0)."""
+    noise that makes values continuous (flow, glow; default 2/255 on pixels, else 0)."""
     kernels: Annotated[tuple[_Kernel, ...], pydantic.Field(min_length=1)] = (1,)
     """Edges of the convolutions of a flow's steps, in turn; the first is that of ``dsebm``. With 1,
     every place is on its own."""
@@ -288,7 +288,7 @@ class Density(DistilledDetector):
         conv = options.autoencoder == "conv"
         usual_widths = _CONV_WIDTHS if conv else _WIDTHS[options.model]
         widths = usual_widths if options.widths is None else options.widths
-        pixels = 2 / 256 if options.backbone == PIXELS else 0.0
+        pixels = 2 / 255 if options.backbone == PIXELS else 0.0
         match options.model:
             case "dagmm":
                 return MixtureModel(

@@ -187,12 +187,12 @@ def _up(shape: StackShape, inputs: int, level: Level, outputs: int, *, last: boo
 
 
 def _dense(
-    shape: StackShape, widths: Sequence[int], *, down: bool, activated_end: bool = False
+    shape: StackShape, widths: Sequence[int], *, down: bool, active_end: bool = False
 ) -> list[nn.Module]:
     found: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise(widths), start=2):
         found.append(nn.Linear(before, after))
-        if number < len(widths):
+        if number < len(widths) or active_end:
             found += _after(shape, after, norm=shape.norm_hidden, down=down, flat=True)
     return found
 
@@ -312,7 +312,8 @@ class Decoder(nn.Module):
                 ]
             case "dense":
                 widths = (count, *reversed(shape.hidden), deep * edge**2)
-                return [*_dense(shape, widths, down=False), nn.Unflatten(1, (deep, edge, edge))]
+                layers = _dense(shape, widths, down=False, active_end=shape.active_start)
+                return [*layers, nn.Unflatten(1, (deep, edge, edge))]
             case "spatial":
                 if shape.latent_channels is None:
                     return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -44,6 +44,8 @@ class StackOptions(Config):
     """Normalise the output of the first level too."""
     norm_hidden: bool = True
     """Normalise the outputs of the dense layers too."""
+    active_start: bool = False
+    """Normalise and activate what the decoder's dense layers make of a vector, too."""
     activation: Activation = "relu"
     """Activation of the encoder."""
     up_activation: Activation | None = None
@@ -69,6 +71,20 @@ class StackOptions(Config):
     """Share of values that are dropped after each activation in training."""
     initial: Literal["torch", "normal", "kaiming"] = "torch"
     """Law of the first weights: PyTorch's, DCGAN's N(0, 0.02), or Kaiming's normal law."""
+
+    @pydantic.model_validator(mode="after")
+    def _starts_by_dense_layers(self) -> Self:
+        if self.active_start and self.vector != "dense":
+            raise ValueError("active_start does nothing with vector: conv")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_options(
+        self, whole: pydantic.SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out an option of a later version that changes nothing: old runs stay equal."""
+        values: dict[str, Any] = whole(self)
+        return {name: v for name, v in values.items() if name != "active_start" or v}
 
     def shape(self, image_px: int, *, latent_channels: int | None, spatial: bool) -> StackShape:
         """Return the sizes of the network for images of an edge.
@@ -110,6 +126,7 @@ class StackOptions(Config):
             norm=self.norm,
             norm_first=self.norm_first,
             norm_hidden=self.norm_hidden,
+            active_start=self.active_start,
             activation=self.activation,
             up_activation=self.up_activation,
             slope=self.slope,

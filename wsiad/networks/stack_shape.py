@@ -68,6 +68,9 @@ class StackShape:
         all channels and places of an image, with a scale and a shift for each channel.
     norm_first, norm_hidden : bool
         False to leave out the normalisation of the encoder's first level, or of dense layers.
+    active_start : bool
+        True to normalise and activate what the decoder's dense layers make of a vector, before
+        its first level.
     activation, up_activation : {"relu", "leaky", "elu", "none"}
         Activation of the encoder and the decoder; the decoder's is the encoder's by default.
     slope : float
@@ -107,6 +110,7 @@ class StackShape:
     norm: Norm = "batch"
     norm_first: bool = True
     norm_hidden: bool = True
+    active_start: bool = False
     activation: Activation = "leaky"
     up_activation: Activation | None = None
     slope: float = 0.2

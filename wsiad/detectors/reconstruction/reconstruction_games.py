@@ -1,9 +1,10 @@
 """The adversarial games of ``reconstruction``: critics of its images and of its latents.
 
 An image critic distinguishes tiles from what the network makes of them, or of draws from the
-prior. A latent critic distinguishes draws from the prior from the codes of tiles. A classifier
-can tell reconstructions from images of draws, so that the draws with the least real images are
-found. All updates of a step see the same tiles, with new draws for each.
+prior. A latent critic distinguishes draws from the prior from the codes of tiles, as the task shows
+them: those of OCGAN have noise. A classifier can tell reconstructions from images of draws, so that
+the draws with the least real images are found. All updates of a step see the same tiles, with new
+draws for each.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class ReconstructionGame:
             fooled = self._losses.opponent(self._judge(made)).mean()
             total = total + options.image_game_weight * fooled
         if self._latent_critic is not None:
-            code = self.model.code(x, draw=True).value
+            code = self._code(batch)
             fooled = self._losses.opponent(self._latent_critic(code)).mean()
             total = total + options.latent_game_weight * fooled
         return total, plain.detach()
@@ -201,6 +202,10 @@ class ReconstructionGame:
         assert self.model.image_critic is not None
         judged: Tensor = self.model.image_critic(x)
         return judged
+
+    def _code(self, batch: GameBatch) -> Tensor:
+        """Return the codes that a latent critic sees: of images as the task shows them."""
+        return self.model.code(self._loss.changed(batch.x, batch.rng), draw=True).value
 
     def _from_prior(self, batch: GameBatch, *, mine: bool = False) -> Tensor:
         options, classifier = self.options, self._classifier
@@ -230,7 +235,7 @@ class ReconstructionGame:
         return Match(batch.x, made, self._losses.mix(batch.rng, batch.x))
 
     def _code_match(self, batch: GameBatch) -> Match:
-        code = self.model.code(batch.x, draw=True).value
+        code = self._code(batch)
         return Match(
             drawn_codes(self.options, code, batch.rng), code, self._losses.mix(batch.rng, batch.x)
         )

@@ -82,6 +82,10 @@ class RestorationLoss:
             )
         return self._task.trained(network, x, rng)
 
+    def changed(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return images as the task shows them to the encoder, with drawn changes."""
+        return self._task.changed(x, rng)
+
     def of_view(self, x: Tensor, view: View, *, draw: bool) -> Tensor:
         """Return the loss (N,) of an answer to the task."""
         options, terms = self.options, self.model.terms

@@ -57,6 +57,14 @@ Network = Callable[[Tensor], Made]
 class Task(ABC):
     """A change of images that a network must undo, and the way its answers are put together."""
 
+    def changed(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return a batch with drawn changes, as a network is shown it, for its codes alone.
+
+        A task that shows an image more than once, or in another layout, has no one such image:
+        it is then the image itself.
+        """
+        return x
+
     @abstractmethod
     def trained(self, network: Network, x: Tensor, rng: np.random.Generator) -> View:
         """Show a batch with drawn changes; return the answer and its target."""
@@ -90,10 +98,14 @@ class Noise(NoTask):
     def __init__(self, sigma: float) -> None:
         self._sigma = sigma
 
+    def changed(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return noisy images."""
+        noise = rng.standard_normal(tuple(x.shape), dtype=np.float32) * self._sigma
+        return x + torch.from_numpy(noise).to(x)
+
     def trained(self, network: Network, x: Tensor, rng: np.random.Generator) -> View:
         """Return the reconstruction of the noisy image; its target is without noise."""
-        noise = rng.standard_normal(tuple(x.shape), dtype=np.float32) * self._sigma
-        return View(network(x + torch.from_numpy(noise).to(x)), x)
+        return View(network(self.changed(x, rng)), x)
 
 
 class Erase(NoTask):
@@ -110,8 +122,8 @@ class Erase(NoTask):
     def __init__(self, px: int, count: int) -> None:
         self._px, self._count = px, count
 
-    def trained(self, network: Network, x: Tensor, rng: np.random.Generator) -> View:
-        """Return the reconstruction of the erased image; its target is all of it."""
+    def changed(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return erased images."""
         edge = x.shape[-1]
         most = max(edge - self._px, 0)
         corners = rng.integers(0, most + 1, (2, self._count, len(x), 1))
@@ -119,7 +131,11 @@ class Erase(NoTask):
         inside = (along >= corners) & (along < corners + self._px)
         erased = (inside[0][..., :, None] & inside[1][..., None, :]).any(axis=0)
         mask = torch.from_numpy(erased).to(x.device)[:, None]
-        return View(network(x.masked_fill(mask, ERASED)), x)
+        return x.masked_fill(mask, ERASED)
+
+    def trained(self, network: Network, x: Tensor, rng: np.random.Generator) -> View:
+        """Return the reconstruction of the erased image; its target is all of it."""
+        return View(network(self.changed(x, rng)), x)
 
 
 class Filled(Task):
