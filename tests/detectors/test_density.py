@@ -104,6 +104,14 @@ def test_channels_are_standardised_by_healthy_tiles(tmp_path):
     assert float((maps.std(dim=(0, 2, 3)) - 1).abs().max()) < 0.3
 
 
+@pytest.mark.parametrize("name", ["flow of the image", "glow"])
+def test_noise_of_pixels_is_as_wide_as_the_distance_of_two_values(name, tmp_path):
+    found = fitted(FAMILIES[name] | {"standardise": "none"}, tmp_path / "run", steps=1)
+    black, next_to_it = (found.network()(torch.full((1, 3, 32, 32), v / 255))[1][0] for v in (0, 1))
+    (model,) = found._models(found.network())
+    torch.testing.assert_close(next_to_it - black, torch.full_like(black, model._noise))
+
+
 @pytest.mark.parametrize("name", ["dagmm", "dagmm of the image"])
 def test_the_mixture_is_that_of_all_healthy_tiles(name, tmp_path):
     found = fitted(FAMILIES[name], tmp_path / "run")

@@ -153,12 +153,15 @@ def test_gradients_reach_the_first_layer_and_batch_norms_are_trained():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_layers_are_trained_and_it_is_pooled_as_it_was_trained(tmp_path, name):
+def test_all_layers_are_trained_and_it_is_pooled_as_it_was_trained(tmp_path, name, caplog):
     found = detector(name)
     report = found.fit(healthy(), context(tmp_path / "whole"))
     assert report.steps == 6
     if name == "devnet":  # what began at random has been trained
         assert report.notes["weights"]["source"] == "random, and then trained"
+        assert "warning" not in report.notes["weights"]
+        assert "with which its training begins" in caplog.text
+    assert "mean nothing" not in caplog.text
     start = detector(name)
     start.fit(healthy(), context(tmp_path / "start", budget=Budget(max_steps=1)))
     first = {"deep-sad": "encoder.0.0.weight", "devnet": "backbone.network.conv1.weight"}[name]

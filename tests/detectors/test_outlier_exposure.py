@@ -97,6 +97,14 @@ def test_a_loaded_one_scores_the_same_and_a_damaged_one_is_refused(tmp_path):
         detector().load_state(State(damaged, state.values), CPU)
 
 
+def test_random_weights_are_a_beginning(tmp_path, caplog):
+    report = detector().fit(healthy(), context(tmp_path))
+    assert report.notes["weights"]["source"] == "random, and then trained"
+    assert "warning" not in report.notes["weights"]
+    assert "with which its training begins" in caplog.text
+    assert "mean nothing" not in caplog.text
+
+
 def test_interrupted_it_goes_on_to_the_same_weights(tmp_path):
     whole, parts = detector(lr_schedule="constant"), detector(lr_schedule="constant")
     whole.fit(healthy(), context(tmp_path / "whole"))

@@ -10,7 +10,7 @@ from torch import nn
 from support.builders import Dying
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.learning.batches import centre_crops, endless, on_device, random_crops, sample, windows
-from wsiad.learning.checkpoint import CHECKPOINT, Recipe, adam, sgd
+from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, adam, sgd
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.learning.loop import EarlyStopping, Training
 from wsiad.learning.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
@@ -161,6 +161,23 @@ def test_max_minutes(tmp_path):
     assert result.ended_by == "max-minutes"
     assert 0 < result.steps < 100_000
     assert result.seconds >= 0.6
+
+
+def test_time_that_ended_while_a_checkpoint_was_written_is_not_used_again(tmp_path, monkeypatch):
+    """A second part continues only after as many steps of the first."""
+    now = [0.0]
+    write = Checkpoint.write
+
+    def slow(self, path):
+        write(self, path)
+        now[0] += 100
+
+    monkeypatch.setattr(Checkpoint, "write", slow)
+    monkeypatch.setattr("wsiad.learning.loop.time.monotonic", lambda: now[0])
+    _, result = train(tmp_path, minutes=1, steps=20)
+    assert (result.ended_by, result.steps) == ("max-minutes", 5)  # at the first validation
+    assert train(tmp_path, minutes=1, steps=20)[1].steps == 5
+    assert train(tmp_path, minutes=9, steps=12)[1].steps == 12
 
 
 def test_option_max_steps_bounds_too(tmp_path):

@@ -115,8 +115,18 @@ class BackboneOptions(DetectorOptions):
 O = TypeVar("O", bound=BackboneOptions)  # noqa: E741
 
 
-def settled(options: O, context: FitContext, spec: InputSpec) -> tuple[O, Weights]:
+def settled(
+    options: O, context: FitContext, spec: InputSpec, *, trained: bool = False
+) -> tuple[O, Weights]:
     """Return options with the backbone that is used, and its weights.
+
+    Parameters
+    ----------
+    options : BackboneOptions
+    context : FitContext
+    spec : InputSpec
+    trained : bool
+        True if the backbone is trained further.
 
     Raises
     ------
@@ -141,6 +151,7 @@ def settled(options: O, context: FitContext, spec: InputSpec) -> tuple[O, Weight
         seed=context.seed,
         arguments=options.backbone_args,
         encoder=encoder,
+        trained=trained,
     )
     update: dict[str, Any] = {"backbone": chosen.name}
     if encoder is not None:

@@ -190,15 +190,14 @@ class WholeDevNet(TrainedDetector):
                 f"{encoder.name} is an encoder, which is not trained from end to end here",
                 remedy="Leave out the option end_to_end, or choose outlier-exposure.",
             )
-        self.options, found = _backbone.settled(self.options, context, self.spec)
+        self.options, found = _backbone.settled(self.options, context, self.spec, trained=True)
         padding = features.stated_padding(found.metadata)
         source = None if found.random else found.source
         network = self._network_of(found.tensors, padding, seed=context.seed, source=source)
         network.prior.copy_(prior_of(context.seed))
         self._network = self._placed(network)
-        trained = {"source": "random, and then trained"} if found.random else {}
         self._about = {
-            "weights": found.note() | trained,  # scores of a trained network mean something
+            "weights": found.note(trained=True),
             "backbone": self.options.backbone,
             "layers": [self.options.chosen_layer()],
             "padding": padding,

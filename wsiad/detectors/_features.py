@@ -307,7 +307,9 @@ class FeatureDetector(StoredFeatureDetector):
             self._set_backbone({}, "zeros")
             self._about = {"backbone": self.options.backbone, "weights": {"source": "imported"}}
             return dict(self._about)
-        self.options, found = _backbone.settled(self.options, context, self.spec)
+        self.options, found = _backbone.settled(
+            self.options, context, self.spec, trained=self.then_trained
+        )
         return self._look_through(found)
 
     def _look_through(self, found: Weights) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class StoredFeatureDetector(Detector):
 
     at_once: ClassVar[int] = BATCH
     """Number of tiles that the network sees at a time."""
+    then_trained: bool = False
+    """True if the network is trained further after the fit: random weights are a beginning."""
 
     _device: torch.device
     _fitted: dict[str, Tensor]

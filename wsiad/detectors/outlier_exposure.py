@@ -242,8 +242,9 @@ class OutlierExposure(TrainedDetector):
         started = time.monotonic()
         check_size(tiles.fit.tile, self.spec.size)
         self._device = context.device
-        self.options, weights = _backbone.settled(self.options, context, self.spec)
+        self.options, weights = _backbone.settled(self.options, context, self.spec, trained=True)
         probe = LinearProbe(self.options.probe(), self.spec)
+        probe.then_trained = True
         found = probe.fit(tiles, context).notes
         network = self._started_from(probe.state())
         self._network = network
@@ -258,6 +259,8 @@ class OutlierExposure(TrainedDetector):
         self._about = {key: found[key] for key in about if key in found} | {
             "padding": network.backbone.padding
         }
+        if weights.random:
+            self._about["weights"] = weights.note(trained=True)
         result = self._train(
             network,
             loss,

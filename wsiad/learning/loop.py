@@ -303,7 +303,7 @@ class Training:
                 self._step(batch.tiles)
                 at.epoch, at.position = batch.epoch, batch.position
                 progress.update(note=self._look())
-            self._finish()
+            self._finish(ended_by)
         stopping = self._stopping
         return TrainingResult(
             ended_by=ended_by,
@@ -366,13 +366,17 @@ class Training:
             return "max-minutes"
         return None
 
-    def _finish(self) -> None:
+    def _finish(self, ended_by: EndedBy) -> None:
         """Validate the last weights too, and put the best ones into the module."""
         if self._at.step % self._options.val_interval or self._at.step == 0:
             # Saved first: a later run with a larger bound must not see this look,
             # which a longer training would not have had.
             self._save()
             self._validate()
+        elif ended_by == "max-minutes":
+            # The time may have ended while the checkpoint was written, which has less of it: a
+            # later run with the same bound would take further steps.
+            self._save()
         if self._in_last_stage():
             self._trained.set(self._best)
 

@@ -359,6 +359,7 @@ def settle(
     seed: int,
     arguments: Mapping[str, Any] | None = None,
     encoder: Encoder | None = None,
+    trained: bool = False,
 ) -> Backbone:
     """Return a backbone with its weights.
 
@@ -379,6 +380,8 @@ def settle(
         Arguments of a timm network's constructor.
     encoder : Encoder, optional
         Encoder to use in place of the name.
+    trained : bool
+        True if the network is trained further.
 
     Raises
     ------
@@ -390,7 +393,9 @@ def settle(
     if encoder is None and name not in RESERVED:
         encoder = table().get(name)
     if encoder is not None:
-        return Backbone(encoder.name, _of_encoder(encoder, asked, seed=seed), encoder)
+        return Backbone(
+            encoder.name, _of_encoder(encoder, asked, seed=seed, trained=trained), encoder
+        )
     if name == PIXELS:
         return Backbone(name, _of_pixels(asked))
     if name == AUTO and asked is None:
@@ -411,6 +416,7 @@ def settle(
         asked,
         model=name,
         random_tensors=lambda: random_tensors(name, seed, arguments=arguments),
+        trained=trained,
     )
     return Backbone(name, found)
 
@@ -424,9 +430,9 @@ def _of_pixels(asked: str | None) -> Weights:
     return Weights({}, f"none: {PIXELS}", weights.tensors_sha256({}), {})
 
 
-def _of_encoder(encoder: Encoder, asked: str | None, *, seed: int) -> Weights:
+def _of_encoder(encoder: Encoder, asked: str | None, *, seed: int, trained: bool) -> Weights:
     if asked == weights.RANDOM:
-        logger.warning("%s has random weights: its scores mean nothing", encoder.name)
+        weights.warn_of_random(encoder.name, trained=trained)
         tensors = encoder_network.random_tensors(encoder, seed)
         return Weights(tensors, weights.RANDOM, weights.tensors_sha256(tensors), {})
     if asked in (weights.IMAGENET, weights.SHIPPED):

@@ -163,18 +163,37 @@ class Weights:
         """True for the weights that come with wsiad."""
         return self.source == SHIPPED_SOURCE
 
-    def note(self) -> dict[str, Any]:
-        """Return the facts about its weights that a run records, as JSON values."""
-        note: dict[str, Any] = {"source": self.source, "sha256": self.sha256}
+    def note(self, *, trained: bool = False) -> dict[str, Any]:
+        """Return the facts about its weights that a run records, as JSON values.
+
+        Parameters
+        ----------
+        trained : bool
+            True if the network is trained further: then scores from random weights mean something.
+        """
+        source = f"{RANDOM}, and then trained" if self.random and trained else self.source
+        note: dict[str, Any] = {"source": source, "sha256": self.sha256}
         if self.encoder:
             note |= {"encoder": self.encoder, "licence": self.licence, "verified": self.verified}
-        if self.random:
+        if self.random and not trained:
             note["warning"] = "random weights: scores mean nothing but that the pipeline runs"
         return note
 
 
+def warn_of_random(name: str, *, trained: bool) -> None:
+    """Log that a network has random weights, and what that means for its scores."""
+    if trained:
+        logger.warning("%s has random weights, with which its training begins", name)
+    else:
+        logger.warning("%s has random weights: its scores mean nothing", name)
+
+
 def resolve(
-    weights: str | None, *, model: str, random_tensors: Callable[[], dict[str, Tensor]]
+    weights: str | None,
+    *,
+    model: str,
+    random_tensors: Callable[[], dict[str, Tensor]],
+    trained: bool = False,
 ) -> Weights:
     """Return the weights that were requested.
 
@@ -189,6 +208,8 @@ def resolve(
         Name of a torchvision model, or of one of timm (``"timm/…"``), which needs a file.
     random_tensors : callable
         Function that draws random weights.
+    trained : bool
+        True if the network is trained further.
 
     Raises
     ------
@@ -196,7 +217,7 @@ def resolve(
         The weights are not on this machine, or the file does not hold such weights.
     """
     if weights == RANDOM:
-        logger.warning("%s has random weights: its scores mean nothing", model)
+        warn_of_random(model, trained=trained)
         tensors = random_tensors()
         return Weights(tensors, RANDOM, tensors_sha256(tensors), {})
     if weights == SHIPPED:
