@@ -24,10 +24,23 @@ def compiled(function: F) -> F:
     The compiled code is kept next to the module, or in the user's cache (``NUMBA_CACHE_DIR``
     sets its place). If neither can be written, each process compiles again.
     """
+    return _made(function, fastmath=False)
+
+
+def compiled_sum(function: F) -> F:
+    """Compile as :func:`compiled` does a function whose sums may be taken in any order.
+
+    Processors add several terms of a sum at once if the order is free; the rounding of the last
+    digits then depends on the processor.
+    """
+    return _made(function, fastmath={"reassoc", "contract", "nsz"})
+
+
+def _made(function: F, *, fastmath: bool | set[str]) -> F:
     try:
-        made = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        made = numba.njit(nogil=True, error_model="numpy", cache=True, fastmath=fastmath)(function)
     except RuntimeError:  # Numba's way to say that there is no place for a cache.
-        made = numba.njit(nogil=True, error_model="numpy")(function)
+        made = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     return cast(F, made)
 
 

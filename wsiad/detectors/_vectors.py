@@ -24,6 +24,7 @@ PcaComponents = (
 Matrix = npt.NDArray[np.float64]
 
 _BLOCK_VALUES = 1 << 24  # values held at once: 64 MiB
+_ROWS_ON_A_CPU = 128  # of products; what its cache no longer holds is slow
 _NO_VARIANCE = 1e-10  # of the largest: what is below is rounding
 
 
@@ -163,7 +164,7 @@ def square_distances(vectors: Tensor, bank: Tensor) -> Tensor:
 
 
 def nearest(vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the nearest vectors of a bank.
+    """Find the nearest vectors of a bank by comparing all; see :class:`Bank` for large ones.
 
     Parameters
     ----------
@@ -185,8 +186,13 @@ def nearest(vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
         # |v − b|² up to the constant |v|²: one matrix product finds who is nearest, but
         # cancels digits when it is close; its distance is then taken directly.
         ranks = torch.addmm(squares, part, bank.T, beta=1, alpha=-2)
+        if count == 1:
+            return ranks.min(dim=1, keepdim=True).indices
         return ranks.topk(count, dim=1, largest=False).indices
 
-    indices = in_blocks(ranked, vectors, len(bank))
+    width = len(bank)
+    if vectors.device.type == "cpu":
+        width = max(width, _BLOCK_VALUES // _ROWS_ON_A_CPU)
+    indices = in_blocks(ranked, vectors, width)
     distances = torch.stack([(vectors - bank[column]).norm(dim=1) for column in indices.T], dim=1)
     return distances, indices

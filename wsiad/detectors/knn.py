@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
+from wsiad.detectors._bank import LastBank
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._vectors import check_count, nearest
-from wsiad.learning.detector import DetectorOptions, FitContext, Pooling, TileSource
+from wsiad.learning.detector import DetectorOptions, FitContext, InputSpec, Pooling, TileSource
 from wsiad.learning.feature_source import Statistics
 
 
@@ -67,6 +68,10 @@ class NearestNeighbours(FeatureDetector):
     remembers_tiles: ClassVar[bool] = True
     options: KnnOptions
 
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._bank = LastBank()
+
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return the bank of healthy vectors, (B, C).
 
@@ -101,7 +106,8 @@ class NearestNeighbours(FeatureDetector):
         """
         options = self.options
         if options.candidates is None:
-            return self._nearest(self._scaled(vectors), fitted["bank"], options.neighbours)[0]
+            found = self._bank.nearest(self._scaled(vectors), fitted["bank"], options.neighbours)
+            return self._mean(found[0])
         span = fitted["span"]
         if options.compare == "tiles":
             means = self._scaled(_inside(vectors, span))
@@ -126,9 +132,13 @@ class NearestNeighbours(FeatureDetector):
     def _nearest(self, vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return the mean distance to the nearest of a bank (N,), and who they are."""
         distances, indices = nearest(vectors, bank, count)
+        return self._mean(distances), indices
+
+    def _mean(self, distances: Tensor) -> Tensor:
+        """Return the mean over neighbours of distances by the metric, (N, K) to (N,)."""
         if self.options.metric == "cosine":  # of vectors of length 1: 1 − cos = |u − v|² / 2
             distances = distances.square() / 2
-        return distances.mean(dim=1), indices
+        return distances.mean(dim=1)
 
     def _span(self) -> tuple[int, int]:
         """Return the channels of the candidate layer, from and to; (0, 0) for those of all."""

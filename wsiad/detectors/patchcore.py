@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pydantic
 import torch
 from torch import Tensor
 
+from wsiad.core.compiled import compiled
+from wsiad.detectors._bank import LastBank, square_distance
 from wsiad.detectors._features import (
     TWO_DEPTHS,
     DefaultLayers,
@@ -16,8 +19,8 @@ from wsiad.detectors._features import (
     FeatureOptions,
 )
 from wsiad.detectors._stored import Vectors
-from wsiad.detectors._vectors import check_count, nearest
-from wsiad.learning.detector import DetectorOptions, Pooling
+from wsiad.detectors._vectors import check_count
+from wsiad.learning.detector import DetectorOptions, InputSpec, Pooling
 
 _NEIGHBOURS = 9
 
@@ -62,6 +65,10 @@ class PatchCore(FeatureDetector):
     remembers_tiles: ClassVar[bool] = True
     options: PatchCoreOptions
 
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._bank = LastBank()
+
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return the coreset, ``bank`` (B, C), and its neighbours in it, ``around`` (B, 9)."""
         options = self.options
@@ -73,12 +80,12 @@ class PatchCore(FeatureDetector):
             return {"bank": bank}
         if len(bank) < _NEIGHBOURS:
             check_count(bank.numpy(), _NEIGHBOURS, f"the weights of {_NEIGHBOURS} neighbours")
-        return {"bank": bank, "around": nearest(bank, bank, _NEIGHBOURS)[1]}
+        return {"bank": bank, "around": self._bank.nearest(bank, bank, _NEIGHBOURS)[1]}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the distance of each vector to its nearest vector in the coreset."""
         bank = fitted["bank"]
-        distances, indices = (found[:, 0] for found in nearest(vectors, bank, 1))
+        distances, indices = (found[:, 0] for found in self._bank.nearest(vectors, bank, 1))
         if not self.options.reweight:
             return distances
         around = fitted["around"][indices].T
@@ -115,13 +122,36 @@ def greedy_coreset(
     if projection is not None and projection < vectors.shape[1]:
         directions = rng.normal(size=(vectors.shape[1], projection)) / np.sqrt(projection)
         points = vectors @ torch.from_numpy(directions.astype(np.float32))
-    chosen = [int(rng.integers(len(points)))]
-    distances = torch.full((len(points),), torch.inf)
-    while len(chosen) < count:
-        away = (points - points[chosen[-1]]).square().sum(dim=1)
-        distances = torch.minimum(distances, away)
-        farthest = int(distances.argmax())
-        if distances[farthest] == 0:
-            break
-        chosen.append(farthest)
-    return torch.tensor(chosen)
+    rows = np.ascontiguousarray(points.numpy(), np.float32)
+    chosen = np.zeros(min(count, len(rows)), np.int64)
+    chosen[0] = rng.integers(len(rows))
+    return torch.from_numpy(chosen[: _farthest(rows, chosen)])
+
+
+@compiled
+def _farthest(points: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]) -> int:
+    """Choose points, each the farthest from those before; return how many differ.
+
+    ``chosen`` holds the number of the first, and receives the others. A point whose own chosen
+    point (the nearest so far) is twice as far from a new one as from it cannot be nearer to that.
+    """
+    own = np.zeros(len(points), np.int64)  # places in ``chosen``
+    squares = np.empty(len(points))
+    for i in range(len(points)):
+        squares[i] = square_distance(points[i], points[chosen[0]])
+    apart = np.empty(len(chosen))
+    for place in range(1, len(chosen)):
+        new = int(np.argmax(squares))
+        if squares[new] == 0:
+            return place
+        chosen[place] = new
+        for before in range(place):
+            apart[before] = square_distance(points[new], points[chosen[before]])
+        for i in range(len(points)):
+            if apart[own[i]] > 4.000001 * squares[i]:
+                continue
+            square = square_distance(points[i], points[new])
+            if square < squares[i]:
+                squares[i] = square
+                own[i] = place
+    return len(chosen)
