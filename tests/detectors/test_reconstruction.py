@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from support.tiny_detectors import CPU, HEALTHY, SMOOTH, context
-from wsiad.core.config import build
+from wsiad.core.config import build, idle_options_allowed
 from wsiad.core.errors import ConfigError, DetectorError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors.reconstruction.reconstruction_detector import Reconstruction
@@ -36,6 +36,7 @@ from wsiad.detectors.reconstruction.restoration_tasks import (
 from wsiad.learning.batches import centre_crops
 from wsiad.learning.detector import InputSpec
 from wsiad.networks.conv_stack import seeded
+from wsiad.runs.run import RunFolder
 
 TINY = {
     "network": {"widths": [4, 6], "hidden": [8], "bias": False},
@@ -457,6 +458,48 @@ def test_training_lowers_the_loss(tmp_path):
 def test_options_that_do_not_fit_together_are_refused(given, problem):
     with pytest.raises(ConfigError, match=problem):
         options(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"noise": 0.3}, "noise does nothing with task: none"),
+        ({"task": "noise", "erase_px": 3, "erase_count": 1}, "erase_px does nothing with task: no"),
+        ({**U_NET, "task": "stripes", "squares": [2]}, "squares does nothing with task: stripes"),
+        ({"task": "noise", "turn": True}, "turn does nothing with task: noise"),
+        ({"latent": "vae", "memory_size": 5}, "memory_size does nothing with latent: vae"),
+        ({"latent": "memory", "codes": 5}, "codes does nothing with latent: memory"),
+        ({"bins": 5}, "bins does nothing with latent: plain"),
+        ({"penalty_weight": 1.0}, "penalty_weight does nothing with latent: plain"),
+        ({"score_draws": 5}, "score_draws does nothing with score: loss"),
+        ({"projection_rate": 0.1}, "projection_rate does nothing with score: loss"),
+        ({"score": "response", "judged_by": "l1"}, "judged_by does nothing with score: response"),
+        ({"latent": "vae", "score": "attention", "smooth": 3}, "smooth does nothing with score"),
+        ({"game": {"loss": "bce"}}, "game does nothing with image_game and latent_game: none"),
+        ({"model_updates": 2}, "model_updates does nothing with image_game and latent_game"),
+        ({"image_game_weight": 2.0}, "image_game_weight does nothing with image_game: none"),
+        ({"latent_critic_widths": [3]}, "latent_critic_widths does nothing with latent_game: none"),
+        ({"contrast": 2.0}, "contrast does nothing with a loss that is not perceptual"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(given, problem):
+    with pytest.raises(ConfigError, match=problem):
+        options(**given)
+
+
+def test_options_that_do_nothing_are_read_from_old_runs_and_of_a_search(tmp_path):
+    with idle_options_allowed():
+        found = options(noise=0.3, bins=5)
+    assert found.idle() == {"noise": "task: none", "bins": "latent: plain"}
+    plain = options()
+    assert plain.idle() == {}
+    old = Reconstruction(found, InputSpec(TilePx(32), Mpp(1)))
+    old._network = ReconstructionModel(found, 32)
+    run = RunFolder(tmp_path)
+    run.save_detector(old, name="reconstruction")
+    assert run.load_detector(CPU).options == found
+    # Each option may be set to what it is anyway, as stored options are.
+    assert options(**plain.model_dump(exclude={"network", "latent_channels"})) == plain
 
 
 def test_places_must_divide_the_input(tmp_path):

@@ -58,7 +58,9 @@ OCGAN = {
 
 
 def options(**given):
-    return build(ReconstructionOptions, {**TINY, **given})
+    idle = set() if given.get("image_game", "none") != "none" else {"critic_network"}
+    tiny = {name: value for name, value in TINY.items() if name not in idle}
+    return build(ReconstructionOptions, {**tiny, **given})
 
 
 def model(**given):

@@ -34,7 +34,14 @@ BOTH = {"image_game": "reconstruction", "latent_game": "gaussian"}
 
 
 def options(**given):
-    return build(ReconstructionOptions, {**TINY, **given})
+    games = {name: given.get(name, "none") != "none" for name in ("image_game", "latent_game")}
+    idle = {
+        name
+        for name, of in (("critic_network", "image_game"), ("latent_critic_widths", "latent_game"))
+        if not games[of]
+    }
+    tiny = {name: value for name, value in TINY.items() if name not in idle}
+    return build(ReconstructionOptions, {**tiny, **given})
 
 
 def game(**given):

@@ -124,6 +124,24 @@ CASES = [pytest.param(name, {}, id=name) for name in TINY] + [
 ]
 
 
+HUGE = 10**7
+TOO_LARGE = {
+    "contrastive": {"widths": [HUGE, HUGE]},
+    "deep-svdd": {"channels": [HUGE]},
+    "diffusion": {"widths": [HUGE, HUGE]},
+    "gan": {"network": {"widths": [HUGE, HUGE]}},
+    "ganomaly": {"network": {"widths": [HUGE, HUGE]}},
+    "reconstruction": {"network": {"widths": [4], "hidden": [HUGE, HUGE]}},
+    "synthetic": {"finding_width": HUGE},
+}
+
+
+@pytest.mark.parametrize("name", sorted(TOO_LARGE.keys() & TINY.keys()))
+def test_a_network_that_memory_cannot_hold_is_refused(name, tmp_path):
+    with pytest.raises(DetectorError, match="numbers is too large"):
+        fitted(name, tmp_path / "run", **TOO_LARGE[name])
+
+
 FIRST = {
     "deep-svdd": {"pretrain_steps": 2},
     "gan": {"gan_steps": 2},

@@ -259,6 +259,36 @@ def test_weights_follow_from_the_seed_alone():
         assert not torch.equal(found["levels.0.0.weight"], one["levels.0.0.weight"])
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Linear(10**6, 10**6),
+        lambda: nn.Conv2d(10**12, 10**12, 3),
+        lambda: torch.randn(10**10),
+        lambda: torch.zeros(size=(10**5, 10**5)),
+        lambda: torch.eye(10**6),
+        lambda: [torch.empty(1) for _ in range(10**9)],
+        lambda: Encoder(StackShape(8, levels(10**9, 10**9), "spatial")),
+    ],
+    ids=["dense", "convolution", "drawn", "zeros", "identity", "many", "stack"],
+)
+def test_a_network_that_memory_cannot_hold_is_refused_before_it_is_made(build):
+    with pytest.raises(DetectorError, match=r"more than 1,073,741,824 numbers is too large"):
+        seeded(build, 1)
+
+
+def test_a_bounded_network_is_the_same_and_draws_go_on_as_before():
+    torch.manual_seed(5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        expected = Encoder(DCGAN).state_dict()
+    following = torch.rand(3)
+    torch.manual_seed(5)
+    found = seeded(lambda: Encoder(DCGAN), 1).state_dict()
+    assert torch.equal(torch.rand(3), following)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_initial_law_of_dcgan():
     network = seeded(lambda: Decoder(DCGAN), 1)
     weights = torch.cat([p.flatten() for p in network.parameters() if p.ndim == 4])

@@ -13,6 +13,8 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
@@ -226,6 +228,36 @@ class Config(pydantic.BaseModel):
         if "Path" in str(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("an empty path is not a path; write . for the current folder")
         return value
+
+
+_STORED: ContextVar[bool] = ContextVar("stored", default=False)
+
+
+@contextmanager
+def idle_options_allowed() -> Iterator[None]:
+    """Accept options that are set and do nothing, as earlier versions stored them."""
+    token = _STORED.set(True)
+    try:
+        yield
+    finally:
+        _STORED.reset(token)
+
+
+def check_idle(idle: Mapping[str, str]) -> None:
+    """Refuse options that are set and do nothing, but for stored ones.
+
+    Parameters
+    ----------
+    idle : mapping of str to str
+        Names of the options, and of what they do nothing with.
+
+    Raises
+    ------
+    ValueError
+        There are some, and :func:`idle_options_allowed` does not hold.
+    """
+    if idle and not _STORED.get():
+        raise ValueError("; ".join(f"{name} does nothing with {why}" for name, why in idle.items()))
 
 
 class QuietOptions(Config):

@@ -37,6 +37,7 @@ from wsiad.learning.training_options import (
     ValInterval,
 )
 from wsiad.networks import features
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import Padding
 
@@ -261,8 +262,7 @@ class WholeDevNet(TrainedDetector):
         )
         ((channels, _, _),) = backbone.check_places(int(self.spec.size * options.magnify))
         share = {"top": options.pooling_top, "max": 1e-9}.get(options.pooling)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             return DeviationNetwork(backbone, channels, magnify=options.magnify, strongest=share)
 
     def _recipe(self, network: DeviationNetwork, taught: LabelledWindows) -> Recipe:

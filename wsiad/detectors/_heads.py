@@ -20,6 +20,7 @@ from wsiad.detectors._labelled import (
 )
 from wsiad.learning.detector import DetectorOptions, FitContext
 from wsiad.learning.training_options import LearningRate
+from wsiad.networks.conv_stack import drawing_weights
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _PREFIX = "network."
@@ -75,8 +76,7 @@ class HeadDetector(LabelledDetector):
             (torch.from_numpy(part) - mean) / deviation
             for part in (vectors.healthy, vectors.anomalous)
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+        with drawing_weights(context.seed):
             network = _network(healthy.shape[1], self.options.hidden, self.outputs(), self.bias)
         fixed = self.fixed(network, healthy, seed=context.seed)
         steps, ended_by = self._train(

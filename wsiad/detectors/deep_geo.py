@@ -39,6 +39,7 @@ from wsiad.learning.detector import (
     turned,
 )
 from wsiad.learning.training_options import ValInterval
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.wide_resnet import WideResNet
 
 Values = npt.NDArray[np.float64]
@@ -441,8 +442,7 @@ class DeepGeo(TrainedDetector):
                 f"{_LEAST_EDGE} px",
                 remedy="Choose another shrink.",
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             classes = sum(_CLASSES[options.heads])
             classifier = WideResNet(
                 options.depth, options.width, classes, initialisation=options.initialisation

@@ -32,6 +32,7 @@ from wsiad.learning.detector import (
 from wsiad.learning.loop import TrainingResult
 from wsiad.learning.step import Loss
 from wsiad.learning.training_options import LearningRate, LoopOptions, ValInterval
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.hypersphere import (
     BiasFreeEncoder,
     Hypersphere,
@@ -160,8 +161,7 @@ class DeepSvdd(TrainedDetector):
 
     def _ball(self, seed: int) -> Hypersphere:
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             encoder = BiasFreeEncoder(self.spec.size, options.channels, options.representation)
         return Hypersphere(encoder, options.representation)
 
@@ -170,8 +170,7 @@ class DeepSvdd(TrainedDetector):
     ) -> TrainingResult:
         """Train the encoder as part of an autoencoder."""
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+        with drawing_weights(context.seed):
             decoder = MirrorDecoder(self.spec.size, options.channels, options.representation)
         autoencoder = nn.Sequential(encoder, self._placed(decoder))
 

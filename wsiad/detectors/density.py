@@ -15,6 +15,7 @@ from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles
 from wsiad.learning.training_options import BatchSize
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.density_model import DensityModel, HealthyDensity, Standardise, gathered
 from wsiad.networks.distillation import Combine, Distillation, combined
 from wsiad.networks.energy_model import EnergyModel
@@ -209,8 +210,7 @@ class Density(DistilledDetector):
         grid = self._grid()
         if grid is not None:
             shapes = [(sum(shape[0] for shape in shapes), grid, grid)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             models = [self._model(shape) for shape in shapes]
         found = HealthyDensity(
             models,

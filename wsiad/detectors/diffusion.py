@@ -27,6 +27,7 @@ from wsiad.learning.detector import (
     TileSource,
 )
 from wsiad.learning.training_options import BatchSize, LearningRate
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.denoiser import Denoiser, NoiseSchedule
 from wsiad.networks.image_distances import dissimilarity, squared
 from wsiad.networks.perceptual import RelativePerceptualL1
@@ -242,8 +243,7 @@ class Diffusion(RestoringDetector):
 
     def _denoiser(self, seed: int) -> Denoiser:
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             return Denoiser(
                 self.spec.size,
                 options.widths,

@@ -21,6 +21,7 @@ from wsiad.learning.checkpoint import Recipe, adam, descend, stable_adam
 from wsiad.learning.detector import DetectorOptions, FitContext, HealthyTiles, State
 from wsiad.learning.devices import drawing
 from wsiad.learning.training_options import ValInterval
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.distillation import Distillation, place_distances, whole_distances
 from wsiad.networks.encoder import Encoder
 from wsiad.networks.features import BackboneFeatures
@@ -178,8 +179,7 @@ class FeatureReconstruction(DistilledDetector):
     def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
         """Return a teacher with an untrained restorer of its features."""
         shapes = teacher.check_places(self.spec.size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             return Restoration(teacher, self._restorer(shapes))
 
     def distances(self, taught: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:

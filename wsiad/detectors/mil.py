@@ -35,6 +35,7 @@ from wsiad.networks.bag_pooling import (
     ExtremesOfBag,
     HighestOfBag,
 )
+from wsiad.networks.conv_stack import BoundedNumbers
 
 _AT_ONCE = 64
 _PREFIX = "network."
@@ -144,7 +145,8 @@ class MultipleInstances(FeatureDetector):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
-            network = self.options.network(healthy.shape[1])
+            with BoundedNumbers():
+                network = self.options.network(healthy.shape[1])
             steps, ended_by, loss = self._train(network, parts[0], parts[1], context=context)
         weights = {_PREFIX + name: value.detach() for name, value in network.state_dict().items()}
         fitted = {"mean": mean, "deviation": deviation, **weights}

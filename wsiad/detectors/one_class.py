@@ -29,6 +29,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.devices import drawing
 from wsiad.learning.training_options import LearningRate
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.one_class_heads import (
     AscentHead,
     CompactHead,
@@ -193,8 +194,7 @@ class OneClass(FeatureDetector):
             raise DetectorError("one-class needs the features of two places at least")
         compact = self.options.objective == "compact" and references is not None
         classes = 1 + int(references.classes.max()) if references and compact else 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with drawing_weights(self._seed):
             head = self._head(healthy.shape[1], classes)
         head.to(self._device)
         if isinstance(head, HyperplaneHead):

@@ -37,6 +37,7 @@ from wsiad.networks.autoencoder import (
     seeded_autoencoder,
     seeded_encoder,
 )
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.perceptual import RelativePerceptualL1
 
 _SLOPE = 0.2
@@ -403,8 +404,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
     def _players(self, autoencoder: Autoencoder, seed: int) -> Players:
         options = self.options
         judged = options.shape(self.spec.size, critic=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 2)
+        with drawing_weights(seed + 2):
             of_latents = latent_critic(options.latent_channels, options.latent_critic_width)
         return Players(autoencoder, seeded_encoder(judged, seed + 1), of_latents)
 

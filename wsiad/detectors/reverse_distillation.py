@@ -21,6 +21,7 @@ from wsiad.detectors._trained import DistilledDetector, DistilledOptions
 from wsiad.learning.checkpoint import Recipe, adam
 from wsiad.learning.detector import DetectorOptions
 from wsiad.learning.training_options import BatchSize
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.distillation import Combine, Distillation, whole_distances
 from wsiad.networks.features import BackboneFeatures
 
@@ -239,8 +240,7 @@ class ReverseDistillation(DistilledDetector):
     def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
         """Return a teacher with an untrained bottleneck and decoder."""
         shapes = teacher.check_places(self.spec.size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             student = ReverseStudent(shapes, Blocks.of(teacher))
         return Distillation(teacher, student)
 

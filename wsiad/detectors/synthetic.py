@@ -25,6 +25,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.training_options import BatchSize, LearningRate, ValInterval
 from wsiad.networks.anomaly_segmenter import AnomalySegmenter, focal
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.image_distances import dissimilarity
 from wsiad.networks.synthetic_anomalies import textured
 
@@ -135,6 +136,5 @@ class Synthetic(TrainedDetector):
 
     def _segmenter(self, seed: int) -> AnomalySegmenter:
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             return AnomalySegmenter(self.spec.size, options.restoring_width, options.finding_width)

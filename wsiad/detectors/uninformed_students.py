@@ -38,6 +38,7 @@ from wsiad.learning.detector import (
 from wsiad.learning.loop import TrainingResult
 from wsiad.learning.training_options import BatchSize, LearningRate, ValInterval
 from wsiad.networks import features
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.distillation import combined
 from wsiad.networks.features import AUTO, BackboneFeatures
 from wsiad.networks.patch_students import PatchNetwork, PatchStudents, decorrelation, triplet
@@ -215,8 +216,7 @@ class UninformedStudents(TrainedDetector):
 
     def _drawn(self, seed: int) -> PatchStudents:
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             return PatchStudents(
                 options.patches,
                 students=options.students,
@@ -237,8 +237,7 @@ class UninformedStudents(TrainedDetector):
         """Train the teachers on the backbone's features of patches."""
         options = self.options
         outputs = sum(shape[0] for shape in backbone.check_places(options.backbone_px))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+        with drawing_weights(context.seed):
             readers = nn.ModuleList(
                 nn.Linear(options.dimensions, outputs) for _ in network.teachers
             )

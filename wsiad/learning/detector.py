@@ -263,6 +263,10 @@ class DetectorOptions(Config):
     )
     """Options on which the fitted state does not depend, so that they can differ between parts."""
 
+    def idle(self) -> dict[str, str]:
+        """Return the options that are set and do nothing, with what they do nothing with."""
+        return {}
+
     def own_input_px(self, *, tile_px: int, mpp: float) -> int | None:
         """Return the edge of the windows that these options call for.
 

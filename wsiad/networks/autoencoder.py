@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
+from wsiad.networks.conv_stack import drawing_weights
 
 _SLOPE = 0.2  # of every leaky ReLU
 _VECTOR_PX = 4  # a 1 × 1 latent is reached from 4 × 4 by one 4 × 4 convolution
@@ -156,8 +156,7 @@ def images_of(windows: Tensor) -> Tensor:
 
 def seeded_encoder(shape: AutoencoderShape, seed: int) -> nn.Sequential:
     """Return an encoder from images to latents, whose weights follow from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing_weights(seed):
         network = nn.Sequential(*encoder(shape))
         initialise(network)
         return network
@@ -216,6 +215,5 @@ def _decoder(shape: AutoencoderShape) -> Iterator[nn.Module]:
 
 def seeded_autoencoder(shape: AutoencoderShape, seed: int) -> Autoencoder:
     """Return an autoencoder whose weights follow from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing_weights(seed):
         return Autoencoder(shape)

@@ -9,18 +9,80 @@ generator), and a :class:`Critic` (image to number).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import TypeVar
+from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.overrides import TorchFunctionMode
 
+from wsiad.core.errors import DetectorError
 from wsiad.networks.stack_shape import Activation, Level, Norm, Output, StackShape
 
 M = TypeVar("M", bound=nn.Module)
+
+_MOST_NUMBERS = 1 << 30
+_LEAST_COUNTED = 1 << 13  # numbers as which a tensor counts at least, for its object
+_MAKERS = frozenset(
+    {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye}
+)
+
+
+class BoundedNumbers(TorchFunctionMode):
+    """A context in which a network is made, unless it has more numbers than memory should hold.
+
+    The tensors that a network is made of are counted before they take any memory.
+
+    Raises
+    ------
+    DetectorError
+        There are more than 2³⁰ numbers, which take 4 GiB, or 16 GiB in a training by Adam; or more
+        than 2¹⁷ tensors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the numbers of a new tensor, then make it."""
+        if func in _MAKERS:
+            self._numbers += max(_LEAST_COUNTED, _numbers(func, args, kwargs or {}))
+            if self._numbers > _MOST_NUMBERS:
+                raise DetectorError(
+                    f"a network of more than {_MOST_NUMBERS:,} numbers is too large",
+                    remedy="Set smaller widths, or fewer levels, blocks or steps.",
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _numbers(func: Any, args: Any, kwargs: Any) -> int:
+    """Return how many numbers a function will make."""
+    if func is torch.eye:
+        return int(args[0]) * int(args[1] if len(args) > 1 else args[0])
+    size = kwargs.get("size", args[0] if args else ())
+    if not isinstance(size, tuple | list):
+        size = [one for one in args if isinstance(one, int)]
+    return prod(size)
+
+
+@contextmanager
+def drawing_weights(seed: int) -> Iterator[None]:
+    """Draw the weights of a network from a seed, and leave other draws as they are.
+
+    Raises
+    ------
+    DetectorError
+        The network is too large; see :class:`BoundedNumbers`.
+    """
+    with torch.random.fork_rng(devices=[]), BoundedNumbers():
+        torch.manual_seed(seed)
+        yield
 
 
 def seeded(build: Callable[[], M], *seed: int) -> M:
@@ -32,10 +94,14 @@ def seeded(build: Callable[[], M], *seed: int) -> M:
         Function that makes the network.
     *seed : int
         One number, or several if a seed has several networks.
+
+    Raises
+    ------
+    DetectorError
+        The network is too large; see :class:`BoundedNumbers`.
     """
     number = seed[0] if len(seed) == 1 else int(np.random.default_rng(seed).integers(2**63))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number)
+    with drawing_weights(number):
         return build()
 
 

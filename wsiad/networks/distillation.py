@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.features import BackboneFeatures, seeded_network
 
 Combine = Literal["product", "sum"]
@@ -101,8 +102,7 @@ class SlimStudent(nn.Module):
         super().__init__()
         self._layers = teacher.layers
         chain = _chain(teacher)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             self.features = nn.ModuleDict(dict(_slim(chain, teacher.layers, width)))
 
     def forward(self, images: Tensor, taught: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from wsiad.networks.autoencoder import (
     initialise,
     to_image,
 )
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.perceptual import RelativePerceptualL1
 
 
@@ -172,8 +172,7 @@ def seeded_growing(shape: AutoencoderShape, start_px: int, seed: int) -> Growing
 
     Its final autoencoder starts with the weights of the one that does not grow.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing_weights(seed):
         return GrowingAutoencoder(shape, start_px)
 
 

@@ -28,7 +28,7 @@ import pydantic
 import torch
 from safetensors.torch import load_file, save_file
 
-from wsiad.core.config import CONFIG, RECORD, Config, build
+from wsiad.core.config import CONFIG, RECORD, Config, build, idle_options_allowed
 from wsiad.core.errors import PluginError, RunError, WeightsError, WsiadError
 from wsiad.core.files import atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
@@ -380,10 +380,11 @@ class RunFolder:
             ) from error
         try:
             cls = cls or registry.load_made_by(file.detector, file.plugin)
-            options = build(cls.Options, file.options, source=str(self.path / DETECTOR))
-            spec = InputSpec(TilePx(file.input_px), Mpp(file.input_mpp))
-            detector = cls(options, spec)
-            detector.load_state(State(tensors, file.values), device)
+            with idle_options_allowed():
+                options = build(cls.Options, file.options, source=str(self.path / DETECTOR))
+                spec = InputSpec(TilePx(file.input_px), Mpp(file.input_mpp))
+                detector = cls(options, spec)
+                detector.load_state(State(tensors, file.values), device)
         except PluginError as error:
             what = f"{error.subject}: {error.problem}" if error.subject else error.problem
             raise RunError(

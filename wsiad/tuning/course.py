@@ -13,7 +13,7 @@ import numpy as np
 
 from wsiad.compute.compute_options import WorkerOptions
 from wsiad.compute.tasks import run_tasks
-from wsiad.core.config import build
+from wsiad.core.config import build, idle_options_allowed
 from wsiad.core.errors import DetectorError, WsiadError
 from wsiad.core.files import DISK_FULL
 from wsiad.core.geometry import Mpp, TilePx
@@ -289,7 +289,8 @@ def _detector(task: FoldTask) -> Detector:
     cls = registry.load(config.detector)
     values = {**config.options, **options_of(config.space, task.params)}
     values = method_values(values, cls, TileStore(tiles.healthy))
-    options = build(cls.Options, values, source=f"options of {config.detector}")
+    with idle_options_allowed():  # an option may do something only with others of the space
+        options = build(cls.Options, values, source=f"options of {config.detector}")
     size = cls.input_size(options, tile_px=tiles.tile, mpp=tiles.mpp)
     return cls(options, InputSpec(TilePx(size), Mpp(tiles.mpp)))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsiad.core.config import build, write_config
+from wsiad.core.config import build, idle_options_allowed, write_config
+from wsiad.detectors import registry
 from wsiad.runs.healthy_tiles import TrainingOptions
 from wsiad.tuning.space import SearchOptions, options_of
 from wsiad.tuning.trials import COMPLETE, FAILED, PRUNED, Trial, best, lowest_loss, trial_folder
@@ -93,8 +94,14 @@ def write_train_configs(
 def _training(
     config: SearchOptions, trial: Trial, *, out: Path, tiles: SearchTiles
 ) -> TrainingOptions:
-    """Return the configuration that trains a trial at its scale, on all healthy slides."""
+    """Return the configuration that trains a trial at its scale, on all healthy slides.
+
+    Options that did nothing in the trial are left out.
+    """
     used = tiles.at(trial.params)
+    options = {**config.options, **options_of(config.space, trial.params)}
+    with idle_options_allowed():
+        idle = build(registry.load(config.detector).Options, options).idle()
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
     if used.learns:
@@ -108,7 +115,7 @@ def _training(
         | {
             "store": used.healthy.resolve(),
             "out": out.resolve(),
-            "options": {**config.options, **options_of(config.space, trial.params)},
+            "options": {name: one for name, one in options.items() if name not in idle},
             "max_steps": config.fit_steps,
             "max_minutes": config.fit_minutes,
         },

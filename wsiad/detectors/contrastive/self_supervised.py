@@ -46,6 +46,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.step import Loss
 from wsiad.learning.training_options import ValInterval
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.patch_encoder import SMALL, PatchEncoders, cut, spread
 
 logger = logging.getLogger(__name__)
@@ -320,8 +321,7 @@ class Contrastive(TrainedDetector):
 
     def _encoder(self, seed: int) -> nn.Module:
         options = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_weights(seed):
             if options.pretext == "position":
                 return PatchEncoders(options.projection, options.patches)
             return ShiftEncoder(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from wsiad.detectors.dpa.objective import Objective
@@ -23,6 +22,7 @@ from wsiad.learning.adversarial_game import (
 from wsiad.learning.devices import Ranks
 from wsiad.learning.stages import Stage
 from wsiad.networks.autoencoder import AutoencoderShape, encoder, from_image, initialise
+from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.growing import encoded, growing_edges
 
 _STREAM = 1  # keeps the draws of its weights apart from the autoencoder's
@@ -92,8 +92,7 @@ def seeded_critic(
     """
     widths = (channels,) * len(AutoencoderShape.edges(image_px, 1))
     shape = AutoencoderShape(image_px, 1, widths, latent_channels=1, blocks=blocks)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng([seed, _STREAM]).integers(2**63)))
+    with drawing_weights(int(np.random.default_rng([seed, _STREAM]).integers(2**63))):
         return GrowingCritic(shape, start_px)
 
 

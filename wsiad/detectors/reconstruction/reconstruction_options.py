@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
+from wsiad.core.config import check_idle
 from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.detectors._trained import TrainedOptions
 from wsiad.detectors.reconstruction.restoration_tasks import (
@@ -46,6 +47,26 @@ _OF = {
     "old_share": "second_phase_steps",
 }
 """Options that do nothing while another one is 0."""
+
+_OF_TASK = {
+    "noise": ("noise",),
+    "erase": ("erase_px", "erase_count"),
+    "checkerboard": ("squares", "sets"),
+    "stripes": ("stripes",),
+    "grey-turn": ("turn",),
+    "puzzle": ("puzzle_ways",),
+}
+_OF_LATENT = {
+    "memory": ("memory_size", "memory_similarity", "memory_shrink"),
+    "quantised": ("codes",),
+    "autoregressive": ("bins", "estimator_channels"),
+}
+_OF_SCORE = {
+    "probability": ("score_draws",),
+    "gradient": ("gradient_of", "gradient_by_distance"),
+    "projection": ("projection_steps", "projection_rate", "projection_weight"),
+}
+"""Options that do nothing with another task, latent or score."""
 
 
 class ReconstructionOptions(PerceptualOptions, TrainedOptions):
@@ -306,7 +327,47 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
         for name, switch in _OF.items():
             if not getattr(self, switch) and getattr(self, name) != self.later[name]:
                 raise ValueError(f"{name} needs {switch}, and does nothing without it")
+        check_idle(self.idle())
         return self
+
+    def idle(self) -> dict[str, str]:
+        """Return the options that are set and do nothing, with what they do nothing with."""
+        task, latent, score, game = self.task, self.latent, self.score, self.image_game
+        by_pixels = score in ("loss", "probability", "gradient", "projection")
+        by_distance = score == "loss" or (score == "gradient" and self.gradient_by_distance)
+        if score == "density" and latent == "autoregressive":
+            by_pixels = by_distance = True
+        uses = {
+            "penalty_weight": (latent != "plain", "latent: plain"),
+            "judged_by": (by_distance, f"score: {score}"),
+            "smooth": (by_pixels, f"score: {score}"),
+            "image_game_moves": (
+                self.image_game == "reconstruction",
+                f"image_game: {self.image_game}",
+            ),
+        }
+        for own, of, key in (
+            (task, _OF_TASK, "task"),
+            (latent, _OF_LATENT, "latent"),
+            (score, _OF_SCORE, "score"),
+        ):
+            for value, names in of.items():
+                uses |= dict.fromkeys(names, (own == value, f"{key}: {own}"))
+        for name in ("image_game_weight", "critic_network"):
+            uses[name] = (game != "none", "image_game: none")
+        for name in ("latent_game_weight", "latent_critic_widths"):
+            uses[name] = (self.latent_game != "none", "latent_game: none")
+        for name in ("game", "critic", "model_updates"):
+            uses[name] = (self.has_games(), "image_game and latent_game: none")
+        for name in PerceptualOptions.model_fields:
+            uses[name] = ("perceptual" in self.terms(), "a loss that is not perceptual")
+        fields = type(self).model_fields
+        return {
+            name: why
+            for name, (used, why) in uses.items()
+            if not used
+            and getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        }
 
     def _fits_a_structure(self) -> None:
         if self.latent != "plain" or self.network.skips or self.scales > 1:
