@@ -150,6 +150,19 @@ def test_memory_is_bounded(store, reads):
     assert 6 < len(set(memory)) <= 12
 
 
+def test_an_epoch_reads_into_the_memory_of_the_one_before(store, reads):
+    data = dataset(store)
+    first = [batch.tiles.clone() for batch in data]
+    used = {memory for _, memory in reads}
+    reads.clear()
+    kept = list(data)  # the batches themselves are never used again
+    assert {memory for _, memory in reads} <= used
+    for one, other in zip(first, kept, strict=True):
+        assert torch.equal(one, other.tiles)
+    # It is of no use to another process.
+    assert len(pickle.dumps(data)) < CHUNK_BYTES < len(used) * CHUNK_BYTES
+
+
 def test_going_on_within_an_epoch_reads_only_what_is_left(store, reads):
     data = dataset(store, drop_last=True)
     whole = list(data)

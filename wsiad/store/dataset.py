@@ -285,6 +285,7 @@ def batches(
     start: int = 0,
     stop: int | None = None,
     threads: int = THREADS,
+    spare: list[Tiles] | None = None,
 ) -> Iterator[tuple[Tiles, slice]]:
     """Yield tiles in their order, in batches of ``batch`` and a last one with the rest.
 
@@ -302,6 +303,9 @@ def batches(
         yielded are not read.
     threads : int
         Number of threads that read chunks; decoding does not hold Python's lock.
+    spare : list of ndarray, optional
+        Memory of chunks of an earlier epoch, which is used again and put back at the end. New
+        memory costs a page fault every 4 KiB.
 
     Yields
     ------
@@ -314,7 +318,8 @@ def batches(
     left = np.bincount(order.visit[start:stop], minlength=len(order.chunk))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=threads))
-        held = _Held(order, read, left, shape=chunk_shape, pool=pool)
+        free = spare if spare is not None else []
+        held = _Held(order, read, left, shape=chunk_shape, pool=pool, free=free)
         stack.callback(held.cancel)
         for first in range(start, stop, batch):
             given = slice(first, min(first + batch, stop))
@@ -332,13 +337,14 @@ class _Held:
         *,
         shape: tuple[int, ...],
         pool: ThreadPoolExecutor,
+        free: list[Tiles],
     ) -> None:
         self._order, self._read, self._left = order, read, left
         self._shape, self._pool = shape, pool
         self._to_read = iter(np.flatnonzero(left).tolist())
         self._coming: deque[tuple[int, Future[Tiles]]] = deque()
         self._chunks: dict[int, Tiles] = {}
-        self._free: list[Tiles] = []
+        self._free = free
         for _ in range(AHEAD):
             self._request()
 

@@ -225,6 +225,7 @@ class ChunkedTiles:
         self._chunks = Chunks.of([wanted for _, wanted in parts], sizes=sizes)
         self._shape = (max(sizes), self._tile, self._tile, 3)
         self._window = window_of(buffer_bytes, max(sizes) * self.tile_bytes)
+        self._spare: list[Tiles] = []
 
     @property
     def tile(self) -> TilePx:
@@ -263,6 +264,7 @@ class ChunkedTiles:
             batch=batch,
             start=start * batch,
             stop=full or None,
+            spare=self._spare,
         ):
             yield tiles if full else np.resize(tiles, (batch, *tiles.shape[1:]))
 

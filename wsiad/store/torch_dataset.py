@@ -79,7 +79,7 @@ class TileDataset(IterableDataset[Any]):
     seed : int
     buffer_bytes : int
         Memory for tiles, over all workers of this rank. Each worker needs at least 6 chunks
-        (18 MB), and torch keeps some batches besides.
+        (18 MB), and torch keeps some batches besides. It is kept for the next epoch.
     drop_last : bool
         Yield only full batches, and equally many in every rank and worker. The tiles of at most
         a few chunks are left out of an epoch, different ones in each. Otherwise every tile is
@@ -147,9 +147,14 @@ class TileDataset(IterableDataset[Any]):
         tile = self.slides[0].tile
         self._shape = (max(sizes), tile, tile, 3)
         self._per_slide = tiles_per_slide or max(1, round(sum(lengths) / len(lengths)))
+        self._spare: list[npt.NDArray[np.uint8]] = []
         self._have_geometry = all(slide.has_geometry for slide in self.slides)
         # In shared memory: workers that persist see what set_epoch sets.
         self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: not the memory of an earlier epoch."""
+        return vars(self) | {"_spare": []}
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
         """Choose the epoch of the next iteration; without this call, it is always the same.
@@ -197,6 +202,7 @@ class TileDataset(IterableDataset[Any]):
             start=len(range(turn, done, workers)) * self.batch,
             stop=chosen.least // self.batch * self.batch if self._drop_last else None,
             threads=self._threads,
+            spare=self._spare,
         )
         positions: dict[int, npt.NDArray[np.float64]] = {}
         for pixels, which in given:
