@@ -136,6 +136,8 @@ def test_learning_lowers_the_error_of_the_noise(tmp_path):
         ({"start": [5, 5]}, "twice"),
         ({"start": [0, 5], "combine": "standardised"}, "no deviation"),
         ({"noise": "perlin"}, "noise"),
+        ({"octaves": 2}, "octaves does nothing with noise: gauss"),
+        ({"layers": {"relu1_2": 1.0}}, "layers does nothing with score: l2"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, match):

@@ -243,6 +243,23 @@ def idle_options_allowed() -> Iterator[None]:
         _STORED.reset(token)
 
 
+def idle_of(config: Config, uses: Mapping[str, tuple[bool, str]]) -> dict[str, str]:
+    """Return the options that are set and do nothing, with what they do nothing with.
+
+    Parameters
+    ----------
+    config : Config
+    uses : mapping of str to (bool, str)
+        For names of options, whether they do something, and what they would do nothing with.
+    """
+    fields = type(config).model_fields
+    return {
+        name: why
+        for name, (used, why) in uses.items()
+        if not used and getattr(config, name) != fields[name].get_default(call_default_factory=True)
+    }
+
+
 def check_idle(idle: Mapping[str, str]) -> None:
     """Refuse options that are set and do nothing, but for stored ones.
 

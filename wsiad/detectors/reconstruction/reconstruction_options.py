@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from wsiad.core.config import check_idle
+from wsiad.core.config import check_idle, idle_of
 from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.detectors._trained import TrainedOptions
 from wsiad.detectors.reconstruction.restoration_tasks import (
@@ -361,13 +361,7 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             uses[name] = (self.has_games(), "image_game and latent_game: none")
         for name in PerceptualOptions.model_fields:
             uses[name] = ("perceptual" in self.terms(), "a loss that is not perceptual")
-        fields = type(self).model_fields
-        return {
-            name: why
-            for name, (used, why) in uses.items()
-            if not used
-            and getattr(self, name) != fields[name].get_default(call_default_factory=True)
-        }
+        return idle_of(self, uses)
 
     def _fits_a_structure(self) -> None:
         if self.latent != "plain" or self.network.skips or self.scales > 1:
