@@ -9,7 +9,7 @@ import torch
 from support.feature_detectors import TILES, fitted_on_tiles
 from support.runs import Channel
 from wsiad.core.geometry import Mpp, TilePx
-from wsiad.heatmaps.windows import WindowBatch, score_windows
+from wsiad.heatmaps.window_batches import WindowBatch, score_windows
 from wsiad.learning.detector import BY_QUARTERS, DetectorOptions, InputSpec, turned, turned_back
 
 RNG = np.random.default_rng(3)

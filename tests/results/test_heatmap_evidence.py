@@ -18,12 +18,12 @@ from support.scored_slides import score
 from wsiad.core.errors import ExportError, RunError, SlideReadError
 from wsiad.heatmaps.regions import Region, strongest_windows
 from wsiad.heatmaps.score_map import WindowScores
+from wsiad.heatmaps.window_batches import score_windows
 from wsiad.heatmaps.windows import (
     from_plan,
     from_store,
     read_planned,
     read_stored,
-    score_windows,
     store_grid,
 )
 from wsiad.learning.detector import InputSpec

@@ -20,7 +20,8 @@ from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.geometry import Box, PixelMap, Size, Spacing, TilePx
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
-from wsiad.heatmaps.windows import ScoredBatch, WindowSource
+from wsiad.heatmaps.window_batches import ScoredBatch
+from wsiad.heatmaps.windows import WindowSource
 from wsiad.runs.calibration import Calibration
 from wsiad.slides.slide_table import NO_TISSUE, OK, UNUSABLE
 from wsiad.tiling.stream import Example

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
 from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.heatmaps.window_batches import ScoredBatch, WindowBatch, score_windows
 from wsiad.learning.detector import Detector, Embedding, Embeds, InputSpec, Scores
 from wsiad.learning.feature_source import ReadsFeatures
 from wsiad.pictures.overview import EXAMPLES
@@ -24,7 +25,7 @@ from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan, plan_slide
-from wsiad.tiling.stream import Example, choose_examples, read_again, stream
+from wsiad.tiling.stream import TileBlock, choose_examples, read_again, stream
 from wsiad.tiling.verdict import why_left_out, why_unusable
 from wsiad.tissue.quality import LeftOut, Reason
 from wsiad.tissue.tissue_options import QualityThresholds
@@ -34,42 +35,6 @@ Pixels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 _READ_TILES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class WindowBatch:
-    """Batch of windows with their positions on the lattice.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, (N, size, size, 3)
-        RGB pixels, stain-normalised.
-    rows, columns : ndarray of int32, (N,)
-        Positions on the grid of the windows.
-    left_out : LeftOut
-        Windows that are not scored: the slide lacks pixels for a part of them, or they fail a
-        quality threshold.
-    examples : tuple of Example
-        Example windows to look at.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    rows: IntArray
-    columns: IntArray
-    left_out: LeftOut = field(default_factory=LeftOut)
-    examples: tuple[Example, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredBatch:
-    """Scores of a :class:`WindowBatch`: per window (N,), and per place (N, m, m)."""
-
-    rows: IntArray
-    columns: IntArray
-    scores: npt.NDArray[np.float32]
-    places: npt.NDArray[np.float32]
-    left_out: LeftOut = field(default_factory=LeftOut)
-    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +58,18 @@ class WholeTiles:
     columns: IntArray
     left_out: LeftOut
 
-    def scored(self, detector: Detector, *, batch: int) -> Iterator[ScoredBatch] | None:
+    def scored(
+        self, detector: Detector, *, batch: int
+    ) -> Generator[ScoredBatch, None, None] | None:
         """Return the scores of all windows from stored features; ``None`` without those."""
         tiles = StoreTiles([(self.slide, self.indices)])
         if not len(tiles) or not isinstance(detector, ReadsFeatures) or not detector.reads(tiles):
             return None
         return self._scored(detector, detector.maps(tiles, batch=batch))
 
-    def _scored(self, detector: Detector, maps: Iterator[Scores]) -> Iterator[ScoredBatch]:
+    def _scored(
+        self, detector: Detector, maps: Iterator[Scores]
+    ) -> Generator[ScoredBatch, None, None]:
         start, left_out = 0, self.left_out
         for places in maps:
             part = slice(start, start + len(places))
@@ -128,7 +97,7 @@ class WholeTiles:
 
 
 def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
-    """Yield the windows of a planned slide that pass its quality thresholds.
+    """Return an iterator over the windows of a planned slide that pass its quality thresholds.
 
     Raises
     ------
@@ -136,14 +105,18 @@ def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
         The slide cannot be decoded.
     """
     examples = choose_examples(plan, count=EXAMPLES)
-    for block in stream(plan, guard=plan.quality, examples=examples):
-        yield WindowBatch(
-            pixels=block.pixels,
-            rows=block.rows,
-            columns=block.columns,
-            left_out=block.left_out,
-            examples=block.examples,
-        )
+    # A loop would keep a block's pixels while the next one is read.
+    return map(_windows_of, stream(plan, guard=plan.quality, examples=examples))
+
+
+def _windows_of(block: TileBlock) -> WindowBatch:
+    return WindowBatch(
+        pixels=block.pixels,
+        rows=block.rows,
+        columns=block.columns,
+        left_out=block.left_out,
+        examples=block.examples,
+    )
 
 
 def store_grid(slide: StoredSlide, spec: InputSpec, stride: int | None) -> Grid:
@@ -332,36 +305,6 @@ def read_stored(
         yield slide.tiles(tile, tile + 1)[0, y : y + windows.tile, x : x + windows.tile]
 
 
-def score_windows(
-    detector: Detector, batches: Iterator[WindowBatch], *, batch: int
-) -> Iterator[ScoredBatch]:
-    """Score windows in batches of at most ``batch`` windows."""
-    for windows in batches:
-        # A block without a whole window still says what is left out.
-        for start in range(0, max(1, len(windows.pixels)), batch):
-            part = slice(start, start + batch)
-            if not len(windows.pixels):
-                empty = np.empty(0, np.float32)
-                places = empty.reshape(0, 1, 1)
-                yield ScoredBatch(
-                    rows=windows.rows,
-                    columns=windows.columns,
-                    scores=empty,
-                    places=places,
-                    left_out=windows.left_out,
-                )
-                continue
-            places = detector.score_map(windows.pixels[part])
-            yield ScoredBatch(
-                rows=windows.rows[part],
-                columns=windows.columns[part],
-                scores=detector.pool(places),
-                places=places,
-                left_out=windows.left_out if start == 0 else LeftOut(),
-                examples=windows.examples if start == 0 else (),
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class WindowSource:
     """Windows of a slide, from the slide or from a store, with everything known about the slide.
@@ -396,10 +339,17 @@ class WindowSource:
     missing_share: float = 0.0
     whole: WholeTiles | None = None
 
-    def scored(self, detector: Detector, *, batch: int) -> Iterator[ScoredBatch]:
-        """Score the windows in batches, from stored features if there are any."""
+    def scored(
+        self, detector: Detector, *, batch: int, pinned: bool = False
+    ) -> Generator[ScoredBatch, None, None]:
+        """Score the windows in batches, from stored features if there are any.
+
+        See :func:`wsiad.heatmaps.window_batches.score_windows`.
+        """
         stored = self.whole.scored(detector, batch=batch) if self.whole else None
-        return score_windows(detector, self.batches, batch=batch) if stored is None else stored
+        if stored is not None:
+            return stored
+        return score_windows(detector, self.batches, batch=batch, pinned=pinned)
 
 
 def identity_of(task: SlideTask) -> dict[str, Any]:

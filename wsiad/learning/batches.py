@@ -57,6 +57,18 @@ def on_host(tiles: npt.NDArray[np.uint8] | Tensor, *, pinned: bool = False) -> T
     return tiles.pin_memory() if pinned else tiles
 
 
+def host_memory(shape: tuple[int, ...], *, pinned: bool) -> npt.NDArray[np.uint8]:
+    """Return memory for tiles, uint8; if ``pinned``, memory that a GPU reads directly.
+
+    A copy of pinned memory to a GPU waits for nothing, and the memory is not used again before the
+    copy is done.
+    """
+    if not pinned:
+        return np.empty(shape, np.uint8)
+    found: npt.NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return found
+
+
 def random_crops(
     tiles: Tensor,
     size: int,

@@ -237,8 +237,11 @@ def _score(
     if not source.mask.size and (why := source.why_unusable(LeftOut())):
         # It is so small that no picture can be made of it.
         raise UnusableSlideError(why, subject=task.slide.name)
-    batch = windows_at_once(task.batch, choose_device(task.device), edge=detector.spec.size)
-    scored = stitch(task, calibration, source, source.scored(detector, batch=batch))
+    device = choose_device(task.device)
+    batch = windows_at_once(task.batch, device, edge=detector.spec.size)
+    batches = source.scored(detector, batch=batch, pinned=device.type == "cuda")
+    with contextlib.closing(batches):  # the thread that reads ahead ends before the slide does
+        scored = stitch(task, calibration, source, batches)
     if source.slide:
         source.slide.forget()  # the pictures of a large slide take as much
     with atomic_folder(task.folder) as folder:

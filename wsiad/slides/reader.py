@@ -152,6 +152,12 @@ class _Reader:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             there.close()
         self._asked = Connection(here.detach())
+        self._asking = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """True while a thread waits for an answer."""
+        return self._asking.locked()
 
     @property
     def alive(self) -> bool:
@@ -161,6 +167,10 @@ class _Reader:
 
     def ask(self, *question: Any, pixels: bool = False) -> Any:
         """Call a method of the process with arguments that are JSON; return its result."""
+        with self._asking:
+            return self._ask(question, pixels=pixels)
+
+    def _ask(self, question: tuple[Any, ...], *, pixels: bool) -> Any:
         if not self.alive:
             raise ReaderCrash(f"OpenSlide crashed ({self._described()})")
         self._said_before = os.fstat(self._said).st_size
@@ -247,7 +257,14 @@ def _taken() -> _Reader:
 
 
 def _give_back(reader: _Reader) -> None:
-    """Keep one reader for the next slide, and end all others."""
+    """Keep one reader for the next slide, and end all others.
+
+    One that another thread still waits for (a disk that is gone) is ended too; the thread then
+    fails at once.
+    """
+    if reader.busy:
+        reader.end()
+        return
     with contextlib.suppress(openslide.OpenSlideError):
         if reader.alive:
             reader.ask("close")

@@ -56,7 +56,8 @@ class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions,
     """Results folder of held-out healthy slides, scored by the same run with the same options,
     to add p-values to the results (see `wsiad significance`)."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """Maximum number of windows to score at a time; fewer on a CPU, with the same scores."""
+    """Number of windows that are scored at a time, whatever blocks they were read in; on a CPU
+    fewer, because that is faster there."""
 
     @field_validator("viewers")
     @classmethod

@@ -1,0 +1,192 @@
+"""Batches of windows: joined across the blocks that they are read in, and scored.
+
+Windows are read in blocks of a slide or of a store. A thread reads ahead and joins them into full
+batches while the batch before is scored.
+
+Memory bound: one block as it is read, and joined batches of 16 MiB or three batches, whichever is
+more, and one batch more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiad.core.ahead import read_ahead
+from wsiad.learning.batches import host_memory
+from wsiad.learning.detector import Detector
+from wsiad.tiling.stream import Example
+from wsiad.tissue.quality import LeftOut
+
+IntArray = npt.NDArray[np.int32]
+
+_AHEAD_BYTES = 1 << 24
+_AHEAD_BATCHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBatch:
+    """Batch of windows with their positions on the lattice.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, (N, size, size, 3)
+        RGB pixels, stain-normalised.
+    rows, columns : ndarray of int32, (N,)
+        Positions on the grid of the windows.
+    left_out : LeftOut
+        Windows that are not scored: the slide lacks pixels for a part of them, or they fail a
+        quality threshold.
+    examples : tuple of Example
+        Example windows to look at.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    rows: IntArray
+    columns: IntArray
+    left_out: LeftOut = field(default_factory=LeftOut)
+    examples: tuple[Example, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """Scores of a :class:`WindowBatch`: per window (N,), and per place (N, m, m)."""
+
+    rows: IntArray
+    columns: IntArray
+    scores: npt.NDArray[np.float32]
+    places: npt.NDArray[np.float32]
+    left_out: LeftOut = field(default_factory=LeftOut)
+    examples: tuple[Example, ...] = ()
+
+
+class _Joined:
+    """Batch that is being filled from blocks."""
+
+    def __init__(self, size: int, *, pinned: bool) -> None:
+        self._size, self._pinned = size, pinned
+        self._parts: list[WindowBatch] = []
+        self._pixels: npt.NDArray[np.uint8] | None = None
+        self._filled = 0
+
+    def add(self, block: WindowBatch, start: int) -> int:
+        """Add windows of a block from ``start`` on; return how many there was room for."""
+        count = min(self._size - self._filled, len(block) - start)
+        part = slice(start, start + count)
+        if count:
+            if self._pixels is None:
+                shape = (self._size, *block.pixels.shape[1:])
+                self._pixels = host_memory(shape, pinned=self._pinned)
+            self._pixels[self._filled : self._filled + count] = block.pixels[part]
+            self._filled += count
+        first = start == 0
+        self._parts.append(
+            WindowBatch(
+                block.pixels[:0],
+                block.rows[part],
+                block.columns[part],
+                block.left_out if first else LeftOut(),
+                block.examples if first else (),
+            )
+        )
+        return count
+
+    @property
+    def full(self) -> bool:
+        """True where there is no room for another window."""
+        return self._filled == self._size
+
+    def taken(self) -> WindowBatch | None:
+        """Return the batch as it is, and begin another one; ``None`` where nothing was added."""
+        parts, pixels, filled = self._parts, self._pixels, self._filled
+        self._parts, self._pixels, self._filled = [], None, 0
+        if not parts:
+            return None
+        return WindowBatch(
+            parts[0].pixels if pixels is None else pixels[:filled],
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.columns for part in parts]),
+            LeftOut.join([part.left_out for part in parts]),
+            tuple(example for part in parts for example in part.examples),
+        )
+
+
+def joined(
+    blocks: Iterator[WindowBatch], batch: int, *, pinned: bool = False
+) -> Iterator[WindowBatch]:
+    """Yield windows in batches of ``batch``, whatever the blocks; the last batch can be smaller.
+
+    Order, windows that are left out and examples are kept; the latter two come with the batch of
+    their block's first window.
+
+    Parameters
+    ----------
+    blocks : iterator of WindowBatch
+        Blocks in order.
+    batch : int
+        Number of windows of a batch.
+    pinned : bool
+        True to join them in memory that a GPU reads directly.
+    """
+    waiting = _Joined(batch, pinned=pinned)
+    while (block := next(blocks, None)) is not None:
+        start = waiting.add(block, 0)
+        while waiting.full:
+            if (found := waiting.taken()) is not None:
+                yield found
+            if start < len(block):
+                start += waiting.add(block, start)
+        del block  # while the next one is read
+    if (found := waiting.taken()) is not None:
+        yield found
+
+
+def score_windows(
+    detector: Detector, blocks: Iterator[WindowBatch], *, batch: int, pinned: bool = False
+) -> Generator[ScoredBatch, None, None]:
+    """Score windows in batches of ``batch``, whatever the blocks; the last batch can be smaller.
+
+    A thread reads the blocks ahead. Whoever stops early must close the generator before the slide
+    is closed.
+
+    Parameters
+    ----------
+    detector : Detector
+        Fitted detector.
+    blocks : iterator of WindowBatch
+        Blocks in order; only the thread uses it from now on.
+    batch : int
+        Number of windows that are scored at a time.
+    pinned : bool
+        True for a detector on a GPU, which then reads batches directly, without waiting for them.
+
+    Raises
+    ------
+    WsiadError
+        A block cannot be read.
+    """
+    limit = max(_AHEAD_BYTES, _AHEAD_BATCHES * batch * 3 * detector.spec.size**2)
+    batches = joined(blocks, batch, pinned=pinned)
+    with closing(read_ahead(batches, size=lambda part: part.pixels.nbytes, limit=limit)) as ahead:
+        for windows in ahead:
+            if len(windows):
+                places = detector.score_map(windows.pixels)
+                scores = detector.pool(places)
+            else:  # it only says what is left out
+                scores = np.empty(0, np.float32)
+                places = scores.reshape(0, 1, 1)
+            yield ScoredBatch(
+                rows=windows.rows,
+                columns=windows.columns,
+                scores=scores,
+                places=places,
+                left_out=windows.left_out,
+                examples=windows.examples,
+            )
