@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from support.builders import stained, write_tiff
-from support.tasks import double, run
+from support.tasks import double, numbered, run
 from wsiad.compute import local
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.compute.local import EARLY_ENDS, LocalWorkers
@@ -168,8 +168,8 @@ def kill_at_start(monkeypatch, doomed):
     """Kill workers as soon as they are started, those of which the number is doomed."""
     start, started = LocalWorkers._start, []
 
-    def killing(self):
-        process, name = start(self)
+    def killing(self, slot):
+        process, name = start(self, slot)
         started.append(name)
         if doomed(len(started)):
             process.kill()
@@ -226,6 +226,12 @@ def test_a_worker_that_takes_more_memory_than_its_share_is_ended(monkeypatch, ca
     assert "a worker was lost: at its share of the memory" in caplog.text
 
 
+def test_workers_are_numbered():
+    found = run(numbered, [1, 2, 3], workers=2)
+    assert set(found) <= {0, 1}
+    assert numbered(1) is None
+
+
 # What keeps the workers, with processes that do nothing but end
 
 
@@ -234,9 +240,10 @@ def kept(monkeypatch):
     """Places of workers, processes with given ends, and the scheduler's books."""
     books = SimpleNamespace(workers={}, address="tcp://127.0.0.1:9")
     arrivals = SimpleNamespace(names=set())
-    codes, started = [], []
+    codes, started, slots = [], [], []
 
-    def start(self):
+    def start(self, slot):
+        slots.append(slot)
         started.append(f"local-{len(started) + 1}")
         end = f"sys.exit({codes.pop(0)})" if codes else "time.sleep(60)"
         line = [sys.executable, "-c", f"import sys, time; {end}"]
@@ -252,7 +259,12 @@ def kept(monkeypatch):
         )
 
     yield SimpleNamespace(
-        keeper=keeper, codes=codes, started=started, come=come, gone=books.workers.pop
+        keeper=keeper,
+        codes=codes,
+        started=started,
+        slots=slots,
+        come=come,
+        gone=books.workers.pop,
     )
     keeper.close()
 
@@ -265,6 +277,7 @@ def test_there_are_as_many_workers_as_slides_that_wait(kept):
     assert len(kept.started) == 2
     kept.come("local-2")
     assert kept.keeper.watch(5) == 2
+    assert kept.slots == [0, 1]
 
 
 def test_a_worker_that_came_is_replaced_however_often(kept, caplog):
@@ -275,6 +288,7 @@ def test_a_worker_that_came_is_replaced_however_often(kept, caplog):
         until(lambda: kept.keeper.watch(1) >= 0 and len(kept.started) > number)  # noqa: B023
         kept.gone(f"local-{number}")
     assert caplog.text.count("a worker was lost: at its share of the memory") == 5
+    assert kept.slots == [0] * 6  # and takes its number
 
 
 def test_the_others_go_on_without_a_place_where_none_starts(kept, caplog):

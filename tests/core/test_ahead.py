@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from wsiad.core.ahead import read_ahead
+from wsiad.core.ahead import read_ahead, room_for
 
 
 def threads():
@@ -114,3 +114,8 @@ def test_a_thread_that_hangs_is_not_waited_for_forever(monkeypatch):
     gone.set()
     left.join(10)
     assert not threads()
+
+
+def test_room_is_for_three_batches_or_sixteen_mebibytes():
+    assert room_for(1) == 16 * 2**20
+    assert room_for(100 * 10**6) == 300 * 10**6

@@ -135,7 +135,7 @@ def test_an_error_of_the_detector_ends_the_reading():
 
 
 def test_only_a_few_batches_are_read_ahead(monkeypatch):
-    monkeypatch.setattr("wsiad.heatmaps.window_batches._AHEAD_BYTES", 1)
+    monkeypatch.setattr("wsiad.core.ahead._LEAST_BYTES", 1)
     read, most = [], 0
 
     def counted():

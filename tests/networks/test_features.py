@@ -43,6 +43,17 @@ def test_features_are_those_of_the_network_pooled():
     torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("contrast", [1, 2])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "pixels"])
+def test_features_of_tiles_are_those_of_their_images_to_the_bit(name, contrast):
+    tiles = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8)
+    layers, tensors = (["features.4"], SQUEEZENET) if name != "pixels" else (["level0"], {})
+    network = BackboneFeatures(name, layers, 4, tensors, contrast=contrast)
+    for some in (tiles, tiles[:1], tiles.transpose(1, 2)):
+        images = some.permute(0, 3, 1, 2)
+        assert torch.equal(network(images), network(images.float() / 255))
+
+
 @pytest.mark.parametrize("contrast", [0.5, 2])
 def test_contrast_stretches_about_white(contrast):
     x = images()

@@ -1,7 +1,7 @@
 """Tasks that tests have worked on."""
 
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.compute.tasks import run_tasks
+from wsiad.compute.tasks import run_tasks, worker_number
 
 
 def run(function, items, **options):
@@ -10,6 +10,10 @@ def run(function, items, **options):
         function, items, options=ComputeOptions(**options), failed=lost, notice=notices.append
     )
     return list(found)
+
+
+def numbered(item):
+    return worker_number()
 
 
 def double(item):

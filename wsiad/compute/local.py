@@ -106,7 +106,7 @@ class LocalWorkers:
             Several workers in a row exited while they were starting, and none is left.
         """
         while len(self._places) < min(self._most, waiting):
-            self._places.append(_Place(*self._start()))
+            self._places.append(_Place(*self._start(len(self._places))))
         came, code = set(self._arrivals.names), 0  # before those who are there are asked for
         states = list(self._scheduler.workers.values())
         lost = came - {str(state.name) for state in states}
@@ -160,11 +160,11 @@ class LocalWorkers:
         )
         if not place.given_up:
             _let_go(place.process)
-            place.process, place.name = self._start()
+            place.process, place.name = self._start(self._places.index(place))
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], str]:
+    def _start(self, slot: int) -> tuple[subprocess.Popen[bytes], str]:
         self._started += 1
-        name = f"local-{self._started}"
+        name = f"local-{self._started}-{slot}"
         given = [self._scheduler.address, name, str(self._share), self._folder]
         with postponed(), _sigint_blocked():
             process = subprocess.Popen(  # noqa: S603

@@ -13,6 +13,24 @@ PATIENCE_SECONDS = 30.0
 """Maximum seconds to wait for the item that a thread is making when nobody wants it any more."""
 
 
+_LEAST_BYTES = 1 << 24
+_BATCHES = 3
+
+
+def room_for(batch_bytes: int) -> int:
+    """Return the bytes of batches to hold, for :func:`read_ahead`: 16 MiB or three batches.
+
+    Two batches would be enough if all took equally long. Small ones come from blocks that are read
+    as a whole, and the thread continues with the next block only while there is room.
+
+    Parameters
+    ----------
+    batch_bytes : int
+        Bytes of a full batch.
+    """
+    return max(_LEAST_BYTES, _BATCHES * batch_bytes)
+
+
 def read_ahead(
     items: Iterator[T], *, size: Callable[[T], int], limit: int
 ) -> Generator[T, None, None]:

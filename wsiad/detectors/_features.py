@@ -21,7 +21,7 @@ from wsiad.core.terminal import Progress
 from wsiad.detectors import _backbone, _stored
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._stored import BATCH, StoredFeatureDetector, Vectors, finite, in_batches
-from wsiad.learning.batches import on_device, sample
+from wsiad.learning.batches import sample
 from wsiad.learning.detector import (
     DetectorOptions,
     FitContext,
@@ -352,10 +352,7 @@ class FeatureDetector(StoredFeatureDetector):
             raise DetectorError("the detector is not fitted yet")
         edge = self._grid() if self._wanted() == "places" else 1
         scores = [np.zeros((0, edge, edge), np.float32)]
-        scores += [
-            self._scored(self._seen(on_device(tiles[i : i + self.at_once], self._device)))
-            for i in range(0, len(tiles), self.at_once)
-        ]
+        scores += [self._scored(self._seen(part)) for part in self._parts(tiles)]
         return np.concatenate(scores)
 
     def embed(self, tiles: Tiles) -> Vectors:
@@ -459,7 +456,7 @@ class FeatureDetector(StoredFeatureDetector):
         assert self._backbone is not None
         tiles = _enlarged(tiles, self.options.enlarged_by())
         with torch.inference_mode():
-            vectors: Tensor = self._backbone(tiles.permute(0, 3, 1, 2).float() / 255).flatten(0, 2)
+            vectors: Tensor = self._backbone(tiles.permute(0, 3, 1, 2)).flatten(0, 2)
             if self.options.l2_normalise:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors

@@ -30,6 +30,7 @@ from wsiad.learning.detector import (
     turned,
     turned_back,
 )
+from wsiad.learning.devices import windows_at_once
 from wsiad.learning.feature_source import (
     ComputesFeatures,
     Offer,
@@ -93,7 +94,7 @@ class StoredFeatureDetector(Detector):
     """A detector whose features of complete tiles can be computed once and stored."""
 
     at_once: ClassVar[int] = BATCH
-    """Number of tiles that the network sees at a time."""
+    """Maximum number of tiles that the network sees at a time; twice as many are scored."""
     then_trained: bool = False
     """True if the network is trained further after the fit: random weights are a beginning."""
 
@@ -143,7 +144,8 @@ class StoredFeatureDetector(Detector):
             found = self._seen(turned(part, identity["orientation"]))
             return found.reshape(len(part), edge, edge, -1) if found.ndim == 3 else found
 
-        return in_batches(function, tiles, self._device, batch=self.at_once)
+        step = windows_at_once(self.at_once, self._device, edge=tiles.shape[1])
+        return in_batches(function, tiles, self._device, batch=step)
 
     def reads(self, source: TileSource) -> bool:
         """Tell whether a source has the features of all orientations in which it is scored."""
@@ -179,6 +181,12 @@ class StoredFeatureDetector(Detector):
     def _embedded(self) -> Statistics:
         """Return the features of a tile that :meth:`embed` returns."""
         return "mean"
+
+    def _parts(self, tiles: Tiles) -> Iterator[Tensor]:
+        """Yield tiles on the device, as many as the network scores at a time."""
+        step = windows_at_once(2 * self.at_once, self._device, edge=self.spec.size)
+        for start in range(0, len(tiles), step):
+            yield on_device(tiles[start : start + step], self._device)
 
     def _seen(self, tiles: Tensor) -> Tensor:
         """Return the features that the scores are computed from, (N, P, C) or (N, D)."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core.ahead import read_ahead, room_for
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.labels import is_healthy, label_of
@@ -78,7 +80,9 @@ def truth_of(
 
 
 def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in batches.
+    """Yield the window in the centre of each tile, uint8 (N, size, size, 3), in full batches.
+
+    The last batch can be smaller.
 
     Raises
     ------
@@ -95,10 +99,16 @@ def centre_windows(slide: StoredSlide, size: int, *, batch: int) -> Iterator[npt
     centre = slice(first, first + size)
     # Whole chunks: a part of one costs as much to read as all of it.
     block = -(-batch // slide.chunk) * slide.chunk
+    rest = np.empty((0, size, size, 3), np.uint8)
     for start in range(0, len(slide), block):
         tiles = slide.tiles(start, min(start + block, len(slide)))[:, centre, centre]
-        for at in range(0, len(tiles), batch):
-            yield np.ascontiguousarray(tiles[at : at + batch])
+        tiles = np.concatenate([rest, tiles])
+        full = len(tiles) // batch * batch
+        for at in range(0, full, batch):
+            yield tiles[at : at + batch]
+        rest = tiles[full:].copy()  # a view would keep the block
+    if len(rest):
+        yield rest
 
 
 def without_its_lessons(detector: Detector, slide: StoredSlide) -> Detector:
@@ -176,8 +186,11 @@ def tile_scores(
         for places in detector.maps(source, batch=batch):
             yield detector.pool(places)
         return
-    for windows in centre_windows(slide, detector.spec.size, batch=batch):
-        yield detector.score(windows)
+    windows = centre_windows(slide, detector.spec.size, batch=batch)
+    limit = room_for(batch * 3 * detector.spec.size**2)
+    with closing(read_ahead(windows, size=lambda part: part.nbytes, limit=limit)) as ahead:
+        for part in ahead:
+            yield detector.score(part)
 
 
 def group_facts(group: GroupScores, calibration: Calibration) -> dict[str, Any]:

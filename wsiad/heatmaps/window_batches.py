@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.ahead import read_ahead
+from wsiad.core.ahead import read_ahead, room_for
 from wsiad.learning.batches import host_memory
 from wsiad.learning.detector import Detector
 from wsiad.tiling.stream import Example
 from wsiad.tissue.quality import LeftOut
 
 IntArray = npt.NDArray[np.int32]
-
-_AHEAD_BYTES = 1 << 24
-_AHEAD_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +86,11 @@ class _Joined:
         first = start == 0
         self._parts.append(
             WindowBatch(
-                block.pixels[:0],
-                block.rows[part],
-                block.columns[part],
-                block.left_out if first else LeftOut(),
-                block.examples if first else (),
+                pixels=block.pixels[:0],
+                rows=block.rows[part],
+                columns=block.columns[part],
+                left_out=block.left_out if first else LeftOut(),
+                examples=block.examples if first else (),
             )
         )
         return count
@@ -110,11 +107,11 @@ class _Joined:
         if not parts:
             return None
         return WindowBatch(
-            parts[0].pixels if pixels is None else pixels[:filled],
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.columns for part in parts]),
-            LeftOut.join([part.left_out for part in parts]),
-            tuple(example for part in parts for example in part.examples),
+            pixels=parts[0].pixels if pixels is None else pixels[:filled],
+            rows=np.concatenate([part.rows for part in parts]),
+            columns=np.concatenate([part.columns for part in parts]),
+            left_out=LeftOut.join([part.left_out for part in parts]),
+            examples=tuple(example for part in parts for example in part.examples),
         )
 
 
@@ -172,7 +169,7 @@ def score_windows(
     WsiadError
         A block cannot be read.
     """
-    limit = max(_AHEAD_BYTES, _AHEAD_BATCHES * batch * 3 * detector.spec.size**2)
+    limit = room_for(batch * 3 * detector.spec.size**2)
     batches = joined(blocks, batch, pinned=pinned)
     with closing(read_ahead(batches, size=lambda part: part.pixels.nbytes, limit=limit)) as ahead:
         for windows in ahead:

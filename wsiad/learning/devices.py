@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.compute.tasks import worker_number
 from wsiad.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _GPU_BATCH_PX = 1 << 25
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a GPU if there is one.
 
+    Workers of a machine with several GPUs take them in turn: worker ``i`` of ``n`` GPUs has
+    ``cuda:{i mod n}``.
+
     Raises
     ------
     ConfigError
@@ -34,7 +38,12 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        worker, count = worker_number(), torch.cuda.device_count()
+        if worker is None or count < 2:
+            return torch.device("cuda")
+        return torch.device("cuda", worker % count)
     try:
         device = torch.device(name)
     except RuntimeError:

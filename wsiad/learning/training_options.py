@@ -96,7 +96,8 @@ class DeviceOptions(Config):
     """Options of the device to compute on."""
 
     device: str = "auto"
-    """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto`, the workers of a
+    machine with several GPUs take them in turn."""
 
 
 class LimitOptions(Config):

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from wsiad.compute.batch import BatchTask
 from wsiad.compute.compute_options import take_shard
+from wsiad.core.ahead import read_ahead
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, StoreError
 from wsiad.core.geometry import Mpp, TilePx
@@ -284,5 +286,8 @@ def _features(
     slide: StoredSlide, encoder: ComputesFeatures, identity: dict[str, Any]
 ) -> Iterator[npt.NDArray[np.float32]]:
     block = -(-_READ_TILES // slide.chunk) * slide.chunk
-    for start in range(0, len(slide), block):
-        yield encoder.encode(slide.tiles(start, start + block), identity)
+    blocks = (slide.tiles(start, start + block) for start in range(0, len(slide), block))
+    limit = 2 * block * 3 * slide.tile**2  # one block waits while another one is used
+    with closing(read_ahead(blocks, size=lambda tiles: tiles.nbytes, limit=limit)) as ahead:
+        for tiles in ahead:
+            yield encoder.encode(tiles, identity)

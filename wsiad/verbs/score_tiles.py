@@ -63,7 +63,8 @@ class ScoreTilesConfig(QuietOptions, DeviceOptions, StoreOptions):
     """Labels of slides of which every tile in the store is tumour, for example because tiles were
     cut inside outlines. By default, tiles of a slide with tumour are not evaluated."""
     batch: Annotated[int, Field(ge=1)] = 256
-    """Maximum number of tiles to score at a time; fewer on a CPU, with the same scores."""
+    """Number of tiles that are scored at a time, whatever chunks they were read in; on a CPU
+    fewer, because that is faster there."""
     bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Number of resamples of the groups, for the interval."""
     seed: Annotated[int, Field(ge=0)] = 0
