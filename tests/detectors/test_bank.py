@@ -1,13 +1,16 @@
 """The search in a bank finds who brute force in float64 finds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 
 from support.feature_detectors import CPU, detector, distances, fitted_on_tiles, mixed
-from wsiad.detectors import _bank
-from wsiad.detectors._bank import Bank, LastBank
+from wsiad.core.errors import DetectorError
+from wsiad.detectors import _bank, _cells
+from wsiad.detectors._bank import Bank
 from wsiad.detectors.knn import NearestNeighbours
 
 RNG = np.random.default_rng(5)
@@ -16,7 +19,7 @@ RNG = np.random.default_rng(5)
 @pytest.fixture(autouse=True)
 def small_cells(monkeypatch):
     """Banks of a test are small, and are divided all the same."""
-    monkeypatch.setattr(_bank, "_IN_A_CELL", 40)
+    monkeypatch.setattr(_cells, "_IN_A_CELL", 40)
     monkeypatch.setattr(_bank, "_LEAST_VECTORS", 600)
 
 
@@ -37,7 +40,7 @@ def expected(bank, asked, count):
 
 def check(bank, asked, count):
     search = Bank(torch.from_numpy(bank))
-    assert search.reduced
+    assert search.parted
     found, indices = search.nearest(torch.from_numpy(asked), count)
     right = expected(bank, asked, count)
     np.testing.assert_array_equal(indices.numpy(), right)
@@ -54,9 +57,10 @@ def check(bank, asked, count):
         lambda n, seed: mixed(n, 48, seed=seed),
         lambda n, seed: np.random.default_rng(seed).normal(size=(n, 100)).astype(np.float32),
         lambda n, seed: grouped(n, 300, seed=seed) + np.float32(1000),
+        lambda n, seed: mixed(n, 3, seed=seed),
         lambda n, seed: grouped(n, spread=1e-3, seed=seed) * np.float32(1e-4),
     ],
-    ids=["groups", "correlated", "noise", "far from zero", "tight and tiny"],
+    ids=["groups", "correlated", "noise", "far from zero", "three channels", "tight and tiny"],
 )
 def test_neighbours_are_those_of_brute_force(make, count):
     check(make(900, 0), make(150, 1), count)
@@ -154,11 +158,11 @@ def test_none_asked():
     assert indices.dtype == torch.int64
 
 
-@pytest.mark.parametrize("shape", [(599, 64), (700, 47), (5, 3)])
+@pytest.mark.parametrize("shape", [(599, 64), (5, 3)])
 def test_small_banks_are_compared_directly(shape):
     bank, asked = mixed(*shape), mixed(30, shape[1], seed=1)
     search = Bank(torch.from_numpy(bank))
-    assert not search.reduced
+    assert not search.parted
     np.testing.assert_array_equal(
         search.nearest(torch.from_numpy(asked), 2)[1].numpy(), expected(bank, asked, 2)
     )
@@ -168,18 +172,141 @@ def test_a_bank_is_prepared_once(monkeypatch):
     made = []
 
     class Counting(Bank):
-        def __init__(self, vectors):
+        def __init__(self, vectors, **others):
             made.append(vectors)
-            super().__init__(vectors)
+            super().__init__(vectors, **others)
 
     monkeypatch.setattr(_bank, "Bank", Counting)
     one, other = torch.from_numpy(grouped(700)), torch.from_numpy(grouped(700, seed=3))
     asked = torch.from_numpy(grouped(3, seed=1))
-    last = LastBank()
+    found = detector("knn")
     for bank in (one, one, other, other):
-        found = last.nearest(asked, bank, 1)[1][:, 0]
-        assert found.tolist() == expected(bank.numpy(), asked.numpy(), 1)[:, 0].tolist()
+        indices = found.nearest_of_bank(asked, {"bank": bank}, 1)[1][:, 0]
+        assert indices.tolist() == expected(bank.numpy(), asked.numpy(), 1)[:, 0].tolist()
     assert [id(bank) for bank in made] == [id(one), id(other)]
+
+
+def probed(search, bank, asked, count):
+    """Indices by brute force among the vectors of the cells that are probed."""
+    cells = search._cells
+    asked = torch.from_numpy(asked)
+    away = torch.cdist(cells.reduced(asked).double(), cells.centres.double())
+    near = away.argsort(dim=1)[:, : search.probes].numpy()
+    belongs = search.state()["belongs"].numpy()
+    squares = cdist(asked.numpy().astype(np.float64), bank.astype(np.float64), "sqeuclidean")
+    inside = (belongs[None, :, None] == near[:, None]).any(axis=2)
+    return np.argsort(np.where(inside, squares, np.inf), axis=1, kind="stable")[:, :count]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("probes", [1, 3])
+def test_probes_find_the_nearest_of_their_cells(count, probes):
+    bank, asked = mixed(900, 64), mixed(150, 64, seed=1)
+    search = Bank(torch.from_numpy(bank), probes=probes)
+    found, indices = search.nearest(torch.from_numpy(asked), count)
+    right = probed(search, bank, asked, count)
+    np.testing.assert_array_equal(indices.numpy(), right)
+    away = np.linalg.norm(asked[:, None].astype(np.float64) - bank[right], axis=2)
+    np.testing.assert_allclose(found.numpy(), away, rtol=1e-5)
+    assert (right != expected(bank, asked, count)).any(), "too easy a bank"
+    # The way of other devices is tested on this one.
+    for one, other in zip(
+        search.nearest_by_products(torch.from_numpy(asked), count), (found, indices), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("probes", [22, 1000])
+def test_as_many_probes_as_cells_are_exact(probes):
+    bank, asked = mixed(900, 64), mixed(60, 64, seed=1)
+    search = Bank(torch.from_numpy(bank), probes=probes)
+    assert len(search._cells.centres) <= 22
+    for way in (search.nearest, search.nearest_by_products):
+        indices = way(torch.from_numpy(asked), 2)[1]
+        np.testing.assert_array_equal(indices.numpy(), expected(bank, asked, 2))
+
+
+def test_more_neighbours_than_the_probed_cells_have():
+    """Neighbours are then looked for in all cells, each once."""
+    bank, asked = grouped(700, groups=30), grouped(50, groups=30, seed=1)
+    search = Bank(torch.from_numpy(bank), probes=1)
+    sizes = np.bincount(search.state()["belongs"].numpy())
+    count = int(np.median(sizes)) + 1
+    for way in (search.nearest, search.nearest_by_products):
+        found, indices = way(torch.from_numpy(asked), count)
+        assert all(len(set(row)) == count for row in indices.tolist())
+        assert torch.isfinite(found).all()
+        assert (found.diff(dim=1) >= 0).all()
+        right = expected(bank, asked, count)
+        complete = (np.sort(indices.numpy()) == np.sort(right)).all(axis=1)
+        assert complete.any()
+
+
+def test_cells_are_kept_and_found_again():
+    vectors, asked = torch.from_numpy(mixed(900, 64)), torch.from_numpy(mixed(90, 64, seed=1))
+    first = Bank(vectors, probes=2)
+    for state in (first.state(), Bank(vectors.clone(), probes=2).state()):
+        assert all(torch.equal(state[name], part) for name, part in first.state().items())
+    # Cells of a run are those of the run, whatever this version would make.
+    other = {**first.state(), "belongs": first.state()["belongs"].flip(0)}
+    again = Bank(vectors, probes=2, state=other)
+    assert torch.equal(again.state()["belongs"], other["belongs"])
+    assert not torch.equal(again.nearest(asked, 1)[1], first.nearest(asked, 1)[1])
+    # Exact neighbours do not depend on the cells, bad ones included.
+    exact = Bank(vectors, state=other).nearest(asked, 2)
+    np.testing.assert_array_equal(exact[1].numpy(), expected(vectors.numpy(), asked.numpy(), 2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: {**state, "belongs": state["belongs"][1:]},
+        lambda state: {**state, "belongs": state["belongs"] + 100},
+        lambda state: {**state, "belongs": state["belongs"] - 1},
+        lambda state: {**state, "centres": state["centres"][:, 1:]},
+        lambda state: {**state, "centres": state["centres"] * torch.nan},
+        lambda state: {**state, "axes": state["axes"][1:]},
+        lambda state: {name: part for name, part in state.items() if name != "mean"},
+    ],
+)
+def test_cells_that_are_not_those_of_the_bank_are_refused(damage, tmp_path):
+    found = fitted_on_tiles("knn", tmp_path, probes=2)
+    state = found.state()
+    prefix = "fitted.cells."
+    cells = {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)}
+    assert cells
+    others = {name: t for name, t in state.tensors.items() if not name.startswith(prefix)}
+    damaged = {prefix + name: part for name, part in damage(cells).items()}
+    again = NearestNeighbours(found.options, found.spec)
+    with pytest.raises(DetectorError, match="not that of this detector"):
+        again.load_state(replace(state, tensors={**others, **damaged}), CPU)
+
+
+@pytest.mark.parametrize("name", ["knn", "patchcore"])
+def test_a_run_with_probes_scores_the_same_when_it_is_loaded(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(_bank, "_LEAST_VECTORS", 100)
+    exact = fitted_on_tiles(name, tmp_path / "exact")
+    found = fitted_on_tiles(name, tmp_path, probes=1)
+    tiles = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    scores, least = found.score_places(tiles), exact.score_places(tiles)
+    assert found._bank.parted
+    again = type(found)(found.options, found.spec)
+    monkeypatch.setattr(_cells, "_parted", None)  # the run has them
+    again.load_state(found.state(), CPU)
+    np.testing.assert_array_equal(again.score_places(tiles), scores)
+    assert (scores >= least).all()
+
+
+def test_a_run_without_probes_keeps_no_cells(tmp_path):
+    names = fitted_on_tiles("knn", tmp_path).state().tensors
+    assert [name for name in names if name.startswith("fitted.")] == ["fitted.bank"]
+
+
+def test_probes_need_one_cell_and_no_candidates():
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        detector("knn", probes=0)
+    with pytest.raises(ValueError, match="without candidates"):
+        detector("knn", probes=1, candidates=2)
 
 
 @pytest.mark.parametrize("options", [{"neighbours": 3}, {"metric": "cosine"}])
@@ -202,7 +329,6 @@ def test_scores_of_patchcore_are_those_without_the_bounds(options, monkeypatch):
 
 def test_a_loaded_run_scores_the_same(tmp_path):
     found = fitted_on_tiles("knn", tmp_path)
-    assert len(found._fitted["bank"]) > 600
     tiles = RNG.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     again = NearestNeighbours(found.options, found.spec)
     again.load_state(found.state(), CPU)

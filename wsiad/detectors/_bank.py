@@ -1,145 +1,74 @@
-"""Exact search of the nearest vectors of a bank, by bounds of few dimensions and by cells.
+"""Search of the nearest vectors of a bank, and the base of detectors that score by it.
 
-On a CPU most vectors of a bank are ruled out without their distance. The principal components of
-the bank, and the length of what these leave, are the *reduced* vectors: their distance is never
-larger than that of the complete vectors. They are parted into cells by k-means; a cell is left
-out if none of its vectors can be near enough. Vectors that are not ruled out are compared in
-float64, so the result does not depend on the reduction or the cells.
+On a CPU most vectors of a bank are ruled out without their distance: those of cells that can hold
+none near enough, and those whose reduced vectors are too far. The others are compared in float64,
+so exact neighbours depend neither on the reduction nor on the cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
-import numpy.typing as npt
+import pydantic
 import torch
 from torch import Tensor
 
 from wsiad.core.compiled import compiled, compiled_sum
+from wsiad.detectors._cells import UNIT, Cells, Doubles, Floats, Indices, squared, within
+from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._vectors import nearest
+from wsiad.learning.detector import DetectorOptions, InputSpec
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-
-_REDUCED = 32  # dimensions, the length of the rest included
-_LEAST_VECTORS, _LEAST_CHANNELS = 2048, 48  # of banks that are worth reducing
-_IN_A_CELL = 500  # vectors, about
-_MOST_CELLS = 1024
-_SAMPLE = 1 << 16  # vectors from which components and cells are found
-_ROUNDS = 8  # of k-means, and of the search for components
+_KEPT = "cells."  # prefix of their tensors in a run
+_LEAST_VECTORS = 1024  # of banks that are worth parting
 _ASKED = 8192  # vectors that are searched at once
 _ROWS, _COLUMNS = 512, 1024  # of ranks, which a core's own cache holds
 _CHUNK = 64  # ranks that are looked at together
-_UNIT = 2.0**-24  # relative rounding of float32
 
 
-@dataclass(frozen=True, slots=True)
-class _Reduction:
-    """Distances in few dimensions that are at most those of complete vectors.
+class BankOptions(FeatureOptions):
+    """Options of detectors that search a bank."""
 
-    Parameters
-    ----------
-    mean : Tensor of float32, (C,)
-        Mean of the bank.
-    axes : Tensor of float32, (C, K - 1)
-        Orthonormal directions.
-    """
-
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def of(cls, vectors: Tensor) -> _Reduction:
-        """Return the principal components of vectors, by subspace iteration."""
-        mean = vectors.double().mean(dim=0)
-        sample = (_evenly(vectors, _SAMPLE // 4) - mean.float()).contiguous()
-        rng = np.random.default_rng(vectors.shape[1])
-        start = rng.normal(size=(vectors.shape[1], _REDUCED - 1))
-        axes = torch.from_numpy(start)
-        for _ in range(_ROUNDS):
-            axes = torch.linalg.qr(axes.double()).Q
-            axes = sample.T @ (sample @ axes.float())
-        return cls(mean.float(), torch.linalg.qr(axes.double()).Q.float().contiguous())
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Return reduced vectors, (N, C) to (N, K); the last is the length of what is left."""
-        centred = vectors - self.mean
-        found = centred @ self.axes
-        rest = torch.addmm(centred, found, self.axes.T, alpha=-1).norm(dim=1, keepdim=True)
-        return torch.cat([found, rest], dim=1)
-
-    @property
-    def rounding(self) -> float:
-        """Return the largest error of a reduced vector, relative to its length."""
-        channels, width = self.axes.shape
-        return 4 * (channels + width + 8) * (width + 1) ** 0.5 * _UNIT
+    probes: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Number of cells of a large bank, those nearest to a vector, in which its neighbours are
+    looked for: faster, and not always the nearest. Without it, neighbours are exact."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Reduced vectors of a bank, cell by cell.
+class BankDetector(FeatureDetector):
+    """A detector that searches a bank, which is prepared once."""
 
-    Parameters
-    ----------
-    centres : Tensor of float32, (M, K)
-        Means of the cells.
-    order : ndarray of int64, (B,)
-        Indices of the vectors in the bank, cell by cell.
-    starts : ndarray of int64, (M + 1,)
-        Where cells begin in ``order``.
-    products : Tensor of float32, (B, K + 1)
-        −2 times the reduced vectors, in that order, and their squared length.
-    radii : ndarray of float32, (M,)
-        Largest distance of a vector of a cell from its centre.
-    margins : ndarray of float32, (M, M)
-        By how much, at least, the vectors of a cell (column) are nearer to their centre than to
-        that of another (row), in squared distances.
-    apart : ndarray of float32, (M, M)
-        Distances of the centres.
-    longest : float
-        Largest length of a reduced vector.
-    """
+    Options: ClassVar[type[DetectorOptions]] = BankOptions
+    options: BankOptions
 
-    centres: Tensor
-    order: Indices
-    starts: Indices
-    products: Tensor
-    radii: Floats
-    margins: Floats
-    apart: Floats
-    longest: float
+    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
+        super().__init__(options, spec)
+        self._bank: Bank | None = None
 
-    @classmethod
-    def of(cls, reduced: Tensor) -> _Cells:
-        """Part reduced vectors into cells."""
-        count = max(1, min(_MOST_CELLS, len(reduced) // _IN_A_CELL))
-        centres = _means(_evenly(reduced, max(_SAMPLE, 64 * count)), count)
-        belongs = torch.cat([_squares(part, centres).argmin(dim=1) for part in _parts(reduced)])
-        sizes = torch.bincount(belongs, minlength=count)
-        centres, sizes = centres[sizes > 0].contiguous(), sizes[sizes > 0]
-        order = torch.argsort(belongs, stable=True)
-        ordered = reduced[order]
-        lengths = ordered.square().sum(dim=1, keepdim=True)
-        radii = np.empty(len(centres), np.float32)
-        margins = np.empty((len(centres), len(centres)), np.float32)
-        for cell, part in enumerate(torch.split(ordered, sizes.tolist())):
-            squares = _squares(part, centres)
-            radii[cell] = (part - centres[cell]).norm(dim=1).max()
-            margins[:, cell] = (squares - squares[:, cell, None]).amin(dim=0)
-        return cls(
-            centres=centres,
-            order=order.numpy(),
-            starts=np.concatenate([[0], np.cumsum(sizes.numpy())]),
-            products=torch.cat([-2 * ordered, lengths], dim=1),
-            radii=radii,
-            margins=margins,
-            apart=torch.cdist(centres.double(), centres.double()).float().numpy(),
-            longest=float(lengths.max().sqrt()),
-        )
+    def kept_cells(self, bank: Tensor) -> dict[str, Tensor]:
+        """Return the cells of a bank as a run keeps them; exact neighbours need none."""
+        probes = self.options.probes
+        if probes is None:
+            return {}
+        return {_KEPT + name: part for name, part in Bank(bank, probes=probes).state().items()}
+
+    def nearest_of_bank(
+        self, asked: Tensor, fitted: dict[str, Tensor], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Find the nearest vectors of ``bank`` by :meth:`Bank.nearest`."""
+        vectors, last = fitted["bank"], self._bank
+        if last is None or last.vectors is not vectors:
+            cells = {
+                name.removeprefix(_KEPT): part
+                for name, part in fitted.items()
+                if name.startswith(_KEPT)
+            }
+            last = self._bank = Bank(vectors, probes=self.options.probes, state=cells)
+        return last.nearest(asked, count)
 
 
 class Bank:
@@ -149,21 +78,35 @@ class Bank:
     ----------
     vectors : Tensor of float32, (B, C)
         Vectors of the bank, finite.
+    probes : int or None
+        Number of cells that are searched for a vector, or ``None`` to find the exact neighbours.
+    state : mapping of str to Tensor, optional
+        Cells of the bank that :meth:`state` returned; otherwise they are found.
     """
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(
+        self,
+        vectors: Tensor,
+        *,
+        probes: int | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.vectors = vectors
-        self._reduction: _Reduction | None = None
-        few = len(vectors) < _LEAST_VECTORS or vectors.shape[1] < _LEAST_CHANNELS
-        if vectors.device.type == "cpu" and not few:
-            self._reduction = _Reduction.of(vectors)
-            reduced = torch.cat([self._reduction(part) for part in _parts(vectors)])
-            self._cells = _Cells.of(reduced)
+        self.probes = probes
+        self._cells: Cells | None = None
+        # Other devices compare all vectors, unless only some are asked for.
+        wanted = probes is not None or vectors.device.type == "cpu"
+        if wanted and len(vectors) >= _LEAST_VECTORS:
+            self._cells = Cells.of(vectors.cpu(), state or None)
 
     @property
-    def reduced(self) -> bool:
-        """Tell whether vectors are ruled out by bounds; others are compared directly."""
-        return self._reduction is not None
+    def parted(self) -> bool:
+        """Tell whether the bank has cells; vectors of a small one are all compared."""
+        return self._cells is not None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the cells as tensors, empty if there are none."""
+        return {} if self._cells is None else self._cells.state()
 
     def nearest(self, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Find the nearest vectors of the bank.
@@ -182,8 +125,10 @@ class Bank:
         indices : Tensor of int64, (N, count)
             Indices in the bank; of equally near vectors the first.
         """
-        if self._reduction is None or not len(asked):
+        if self._cells is None or not len(asked):
             return nearest(asked, self.vectors, count)
+        if asked.device.type != "cpu":
+            return self.nearest_by_products(asked, count)
         asked = asked.contiguous()
         found = torch.cat([self._found(part, count) for part in torch.split(asked, _ASKED)])
         columns = [(asked - self.vectors[column]).norm(dim=1) for column in found.T]
@@ -191,50 +136,67 @@ class Bank:
 
     def _found(self, asked: Tensor, count: int) -> Tensor:
         """Return the indices of the nearest vectors, int64 (N, count)."""
-        assert self._reduction is not None
         cells = self._cells
-        reduced = self._reduction(asked)
+        assert cells is not None
+        reduced = cells.reduced(asked)
         lengths = reduced.square().sum(dim=1)
-        squares = _squares(reduced, cells.centres)
+        squares = squared(reduced, cells.centres)
         own = squares.argmin(dim=1).numpy()
         reach = lengths.sqrt() + cells.longest
         search = _Search(
             asked=asked.numpy(),
             bank=self.vectors.numpy(),
-            order=cells.order,
+            cells=cells,
             products=torch.cat([reduced, torch.ones(len(asked), 1)], dim=1),
             lengths=lengths.numpy(),
-            slack=(self._reduction.rounding * reach).numpy(),
-            rounding=(8 * _REDUCED * _UNIT * reach.square()).numpy(),
+            slack=(cells.rounding * reach).numpy(),
+            rounding=(8 * (reduced.shape[1] + 2) * UNIT * reach.square()).numpy(),
             best=np.full((len(asked), count), np.inf),
             found=np.zeros((len(asked), count), np.int64),
         )
-        first = np.argsort(own, kind="stable")
-        counts = np.bincount(own, minlength=len(cells.centres))
-        search.through(cells, first, np.concatenate([[0], np.cumsum(counts)]))
-        bounds = (squares.numpy(), own, cells.radii, cells.margins, cells.apart)
-        starts = np.zeros(len(cells.centres) + 1, np.int64)
-        limits: Doubles = np.sqrt(search.best[:, -1]) + search.slack
-        _within(*bounds, limits, search.rounding, starts, np.empty(0, np.int64))
-        starts = np.concatenate([[0], np.cumsum(starts[1:])])
-        rows = np.empty(starts[-1], np.int64)
-        _within(*bounds, limits, search.rounding, starts.copy(), rows)
-        search.through(cells, rows, starts)
+        everyone = np.argsort(own, kind="stable")
+        sizes = np.bincount(own, minlength=len(cells.centres))
+        search.through(everyone, np.concatenate([[0], np.cumsum(sizes)]))
+        if self.probes is None or self.probes >= len(cells.centres):
+            search.elsewhere(squares.numpy(), own)
+            return torch.from_numpy(search.found)
+        beyond = _beyond(squares, self.probes)
+        search.elsewhere(squares.masked_fill(beyond, torch.inf).numpy(), own)
+        lacking = np.isinf(search.best[:, -1]) & np.isfinite(search.lengths)
+        if lacking.any():  # the cells have too few vectors
+            others = squares.masked_fill(~beyond, torch.inf)
+            others[torch.from_numpy(~lacking)] = torch.inf
+            search.elsewhere(others.numpy(), own)
         return torch.from_numpy(search.found)
 
+    def nearest_by_products(self, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Find the nearest vectors of the probed cells by matrix products, on any device.
 
-class LastBank:
-    """The bank that was searched last, so that a bank is prepared once."""
-
-    def __init__(self) -> None:
-        self._bank: Bank | None = None
-
-    def nearest(self, asked: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Find the nearest of vectors, by :meth:`Bank.nearest`."""
-        bank = self._bank
-        if bank is None or bank.vectors is not vectors:
-            bank = self._bank = Bank(vectors)
-        return bank.nearest(asked, count)
+        The cells that are probed are those of :meth:`nearest`, and so are the neighbours but for
+        those whose distances differ by less than the rounding of the products.
+        """
+        cells, probes = self._cells, self.probes
+        assert cells is not None
+        assert probes is not None
+        squares = squared(cells.reduced(asked), cells.centres.to(asked.device))
+        probed = ~_beyond(squares, probes)
+        best = torch.full((len(asked), count), torch.inf, device=asked.device)
+        found = torch.zeros(len(asked), count, dtype=torch.int64, device=asked.device)
+        members = torch.split(
+            torch.from_numpy(cells.order).to(asked.device), np.diff(cells.starts).tolist()
+        )
+        for cell, indices in enumerate(members):
+            rows = probed[:, cell].nonzero()[:, 0]
+            if not len(rows):
+                continue
+            away, which = nearest(asked[rows], self.vectors[indices], min(count, len(indices)))
+            both = torch.cat([best[rows], away], dim=1).sort(dim=1, stable=True)
+            who = torch.cat([found[rows], indices[which]], dim=1).gather(1, both.indices)
+            best[rows], found[rows] = both.values[:, :count], who[:, :count]
+        lacking = best[:, -1].isinf()
+        if lacking.any():
+            best[lacking], found[lacking] = nearest(asked[lacking], self.vectors, count)
+        return best, found
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +205,7 @@ class _Search:
 
     asked: Floats
     bank: Floats
-    order: Indices
+    cells: Cells
     products: Tensor
     lengths: Floats
     slack: Floats
@@ -251,26 +213,46 @@ class _Search:
     best: Doubles
     found: Indices
 
-    def through(self, cells: _Cells, rows: Indices, starts: Indices) -> None:
+    def elsewhere(self, squares: Floats, own: Indices) -> None:
+        """Compare vectors with the cells that can hold nearer ones, except their own.
+
+        ``squares`` are the squared distances from the centres, (N, M), infinite for cells that
+        are left out.
+        """
+        cells = self.cells
+        limits: Doubles = np.sqrt(self.best[:, -1]) + self.slack
+        bounds = (squares, own, cells.radii, cells.margins, cells.apart, limits, self.rounding)
+        counts = np.zeros(len(cells.centres) + 1, np.int64)
+        within(*bounds, counts, np.empty(0, np.int64))
+        starts = np.cumsum(counts)
+        rows = np.empty(starts[-1], np.int64)
+        within(*bounds, starts.copy(), rows)
+        self.through(rows, starts)
+
+    def through(self, rows: Indices, starts: Indices) -> None:
         """Compare vectors with cells: those of ``rows`` from ``starts`` on with each."""
+        cells = self.cells
         threads = torch.get_num_threads()
+        memory = torch.empty(_ROWS * threads * _COLUMNS)  # fresh memory costs as much as the work
         with ThreadPoolExecutor(threads) as pool:
             for cell in np.flatnonzero(np.diff(starts)).tolist():
                 among = rows[starts[cell] : starts[cell + 1]]
-                for first in range(0, len(among), _ROWS * threads):
-                    part = among[first : first + _ROWS * threads]
-                    asked = self.products[torch.from_numpy(part)]
-                    for begin in range(cells.starts[cell], cells.starts[cell + 1], _COLUMNS):
-                        end = min(begin + _COLUMNS, cells.starts[cell + 1])
-                        ranks = (asked @ cells.products[begin:end].T).numpy()
+                asked = self.products.index_select(0, torch.from_numpy(among))
+                blocks = range(cells.starts[cell], cells.starts[cell + 1], _COLUMNS)
+                for begin in blocks:
+                    end = min(begin + _COLUMNS, cells.starts[cell + 1])
+                    block = cells.products[begin:end].T
+                    for first in range(0, len(among), _ROWS * threads):
+                        part = among[first : first + _ROWS * threads]
+                        made = memory[: len(part) * (end - begin)].view(len(part), end - begin)
+                        torch.mm(asked[first : first + len(part)], block, out=made)
+                        ranks = made.numpy()
                         if threads == 1:
                             self._refine(ranks, part, begin)
                             continue
-                        cuts = np.array_split(np.arange(len(part)), threads)
+                        cuts = [cut for cut in _cuts(len(part), threads) if len(part[cut])]
                         tasks = [
-                            pool.submit(self._refine, ranks[cut], part[cut], begin)
-                            for cut in cuts
-                            if len(cut)
+                            pool.submit(self._refine, ranks[cut], part[cut], begin) for cut in cuts
                         ]
                         for task in tasks:
                             task.result()
@@ -279,7 +261,7 @@ class _Search:
         _refine(
             ranks,
             rows,
-            self.order[begin : begin + ranks.shape[1]],
+            self.cells.order[begin : begin + ranks.shape[1]],
             self.asked,
             self.bank,
             self.lengths,
@@ -290,70 +272,15 @@ class _Search:
         )
 
 
-def _evenly(vectors: Tensor, most: int) -> Tensor:
-    """Return at most so many of the vectors, evenly spaced."""
-    return vectors[:: -(-len(vectors) // most)]
+def _cuts(count: int, parts: int) -> list[slice]:
+    ends = [count * part // parts for part in range(parts + 1)]
+    return [slice(first, end) for first, end in itertools.pairwise(ends)]
 
 
-def _parts(vectors: Tensor) -> Iterator[Tensor]:
-    return iter(torch.split(vectors, _ASKED))
-
-
-def _squares(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Return squared distances, (N, K) and (M, K) to (N, M)."""
-    found = torch.addmm(centres.square().sum(dim=1), vectors, centres.T, alpha=-2)
-    return found.add_(vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
-
-
-def _means(vectors: Tensor, count: int) -> Tensor:
-    """Return centres of k-means, (count, K), which begin at vectors drawn at random."""
-    rng = np.random.default_rng(count)
-    drawn = rng.choice(len(vectors), count, replace=False)
-    centres = vectors[torch.from_numpy(np.sort(drawn))].clone()
-    for _ in range(_ROUNDS):
-        belongs = torch.cat([_squares(part, centres).argmin(dim=1) for part in _parts(vectors)])
-        sizes = torch.bincount(belongs, minlength=count)
-        sums = torch.zeros_like(centres).index_add_(0, belongs, vectors)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centres)
-    return centres
-
-
-@compiled
-def _within(
-    squares: Floats,
-    own: Indices,
-    radii: Floats,
-    margins: Floats,
-    apart: Floats,
-    limits: Doubles,
-    rounding: Floats,
-    places: Indices,
-    rows: Indices,
-) -> None:
-    """Find the vectors for which a cell, other than their own, can hold a neighbour.
-
-    ``places`` are counted up from one after the cell's number, or, if there is room in ``rows``,
-    from its own, where the vectors are written.
-    """
-    writes = len(rows) > 0
-    for i in range(len(squares)):
-        near = squares[i, own[i]]
-        error = rounding[i]
-        limit = limits[i]
-        for cell in range(squares.shape[1]):
-            if cell == own[i]:
-                continue
-            reach = limit + radii[cell] * 1.00001
-            if squares[i, cell] - error > reach * reach:
-                continue
-            ahead = margins[own[i], cell] + squares[i, cell] - near - 4 * error
-            if ahead > 2.00001 * apart[own[i], cell] * limit:
-                continue
-            if writes:
-                rows[places[cell]] = i
-                places[cell] += 1
-            else:
-                places[cell + 1] += 1
+def _beyond(squares: Tensor, probes: int) -> Tensor:
+    """Tell for squared distances, (N, M), whether so many of a row are smaller."""
+    probes = min(probes, squares.shape[1])
+    return squares > squares.kthvalue(probes, dim=1, keepdim=True).values
 
 
 @compiled_sum

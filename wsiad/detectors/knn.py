@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
-from wsiad.detectors._bank import LastBank
-from wsiad.detectors._features import FeatureDetector, FeatureOptions
+from wsiad.detectors._bank import BankDetector, BankOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._vectors import check_count, nearest
-from wsiad.learning.detector import DetectorOptions, FitContext, InputSpec, Pooling, TileSource
+from wsiad.learning.detector import DetectorOptions, FitContext, Pooling, TileSource
 from wsiad.learning.feature_source import Statistics
 
 
-class KnnOptions(FeatureOptions):
+class KnnOptions(BankOptions):
     """Options of ``knn``."""
 
     neighbours: Annotated[int, pydantic.Field(ge=1)] = 1
@@ -43,6 +42,8 @@ class KnnOptions(FeatureOptions):
             if self.compare == "tiles" or self.candidate_layer is not None:
                 raise ValueError("compare: tiles and candidate_layer need candidates")
             return self
+        if self.probes is not None:
+            raise ValueError("probes are for a bank of all places, without candidates")
         if self.candidate_layer is not None and self.compare == "places":
             others = [layer for layer in self.layers or () if layer != self.candidate_layer]
             if not others or len(others) == len(self.layers or ()):
@@ -50,7 +51,7 @@ class KnnOptions(FeatureOptions):
         return self
 
 
-class NearestNeighbours(FeatureDetector):
+class NearestNeighbours(BankDetector):
     """Distance of frozen features to the nearest features of healthy tiles.
 
     The method is like PatchCore (Roth et al. 2022), with a bank that is drawn at random instead
@@ -68,12 +69,8 @@ class NearestNeighbours(FeatureDetector):
     remembers_tiles: ClassVar[bool] = True
     options: KnnOptions
 
-    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
-        super().__init__(options, spec)
-        self._bank = LastBank()
-
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return the bank of healthy vectors, (B, C).
+        """Return the bank of healthy vectors, (B, C), and its cells if they are probed.
 
         With candidates, ``means`` are those of T complete tiles, (T, C), and ``bank`` are their
         places, (T, P, C), if these are compared. ``span`` are the first channel of the means and
@@ -82,7 +79,8 @@ class NearestNeighbours(FeatureDetector):
         options = self.options
         if options.candidates is None:
             check_count(vectors, options.neighbours, f"{options.neighbours} neighbours")
-            return {"bank": self._scaled(torch.from_numpy(vectors))}
+            every = self._scaled(torch.from_numpy(vectors))
+            return {"bank": every, **self.kept_cells(every)}
         span = torch.tensor(self._span())
         if options.compare == "tiles":
             means, bank = torch.from_numpy(vectors), None
@@ -106,7 +104,7 @@ class NearestNeighbours(FeatureDetector):
         """
         options = self.options
         if options.candidates is None:
-            found = self._bank.nearest(self._scaled(vectors), fitted["bank"], options.neighbours)
+            found = self.nearest_of_bank(self._scaled(vectors), fitted, options.neighbours)
             return self._mean(found[0])
         span = fitted["span"]
         if options.compare == "tiles":

@@ -11,21 +11,16 @@ import torch
 from torch import Tensor
 
 from wsiad.core.compiled import compiled
-from wsiad.detectors._bank import LastBank, square_distance
-from wsiad.detectors._features import (
-    TWO_DEPTHS,
-    DefaultLayers,
-    FeatureDetector,
-    FeatureOptions,
-)
+from wsiad.detectors._bank import Bank, BankDetector, BankOptions, square_distance
+from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers
 from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import check_count
-from wsiad.learning.detector import DetectorOptions, InputSpec, Pooling
+from wsiad.learning.detector import DetectorOptions, Pooling
 
 _NEIGHBOURS = 9
 
 
-class PatchCoreOptions(FeatureOptions):
+class PatchCoreOptions(BankOptions):
     """Options of ``patchcore``."""
 
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
@@ -46,7 +41,7 @@ class PatchCoreOptions(FeatureOptions):
     default_layers: ClassVar[DefaultLayers] = TWO_DEPTHS
 
 
-class PatchCore(FeatureDetector):
+class PatchCore(BankDetector):
     """Distance of frozen features to the nearest of a coreset of healthy ones.
 
     In PatchCore (Roth et al. 2022), features of two layers, averaged over 3 × 3 neighbours, are
@@ -65,27 +60,27 @@ class PatchCore(FeatureDetector):
     remembers_tiles: ClassVar[bool] = True
     options: PatchCoreOptions
 
-    def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
-        super().__init__(options, spec)
-        self._bank = LastBank()
-
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return the coreset, ``bank`` (B, C), and its neighbours in it, ``around`` (B, 9)."""
+        """Return the coreset, ``bank`` (B, C), its neighbours in it, ``around`` (B, 9), and cells.
+
+        Neighbours are kept for ``reweight``, and cells for ``probes``.
+        """
         options = self.options
         count = max(1, round(options.coreset * len(vectors)))
         check_count(vectors, 2, "a coreset")
         every = torch.from_numpy(vectors)
         bank = every[greedy_coreset(every, count, seed=self._seed, projection=options.projection)]
+        found = {"bank": bank, **self.kept_cells(bank)}
         if not options.reweight:
-            return {"bank": bank}
+            return found
         if len(bank) < _NEIGHBOURS:
             check_count(bank.numpy(), _NEIGHBOURS, f"the weights of {_NEIGHBOURS} neighbours")
-        return {"bank": bank, "around": self._bank.nearest(bank, bank, _NEIGHBOURS)[1]}
+        return {**found, "around": Bank(bank).nearest(bank, _NEIGHBOURS)[1]}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the distance of each vector to its nearest vector in the coreset."""
         bank = fitted["bank"]
-        distances, indices = (found[:, 0] for found in self._bank.nearest(vectors, bank, 1))
+        distances, indices = (found[:, 0] for found in self.nearest_of_bank(vectors, fitted, 1))
         if not self.options.reweight:
             return distances
         around = fitted["around"][indices].T

@@ -1,0 +1,264 @@
+"""Cells of a bank of vectors, and the few dimensions in which they are compared first.
+
+The *reduced* vectors are the principal components of a bank and the length of what these leave:
+their distances are never larger than those of the complete vectors. K-means parts them into
+cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiad.core.compiled import compiled
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+UNIT = 2.0**-24
+"""Largest relative rounding of a float32."""
+
+_DIMENSIONS = 32  # of reduced vectors
+_IN_A_CELL = 500  # vectors, about
+_MOST_CELLS = 1024
+_SAMPLE = 1 << 16  # vectors from which components and cells are found
+_ROUNDS = 8  # of k-means, and of the search for components
+_BLOCK = 8192  # vectors worked on at once
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of a bank of B vectors of C channels, as M means of K dimensions.
+
+    Parameters
+    ----------
+    mean : Tensor of float32, (C,)
+        Mean of the bank.
+    axes : Tensor of float32, (C, K - 1)
+        Orthonormal directions of the reduction.
+    centres : Tensor of float32, (M, K)
+        Means of the cells.
+    order : ndarray of int64, (B,)
+        Indices of the vectors in the bank, cell by cell.
+    starts : ndarray of int64, (M + 1,)
+        Where cells begin in ``order``.
+    products : Tensor of float32, (B, K + 1)
+        −2 times the reduced vectors, in that order, and their squared length.
+    radii : ndarray of float32, (M,)
+        Largest distance of a vector of a cell from its centre.
+    margins : ndarray of float32, (M, M)
+        By how much, at least, the vectors of a cell (column) are nearer to their centre than to
+        that of another (row), in squared distances.
+    apart : ndarray of float32, (M, M)
+        Distances of the centres.
+    longest : float
+        Largest length of a reduced vector.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    centres: Tensor
+    order: Indices
+    starts: Indices
+    products: Tensor
+    radii: Floats
+    margins: Floats
+    apart: Floats
+    longest: float
+
+    @classmethod
+    def of(cls, vectors: Tensor, state: Mapping[str, Tensor] | None = None) -> Cells:
+        """Part vectors on the CPU into cells, or into those of a state.
+
+        Raises
+        ------
+        ValueError
+            The state is not that of these vectors.
+        """
+        if state is None:
+            state = _parted(vectors)
+        mean, axes, centres, belongs = _checked(state, vectors)
+        count = len(centres)
+        sizes = torch.bincount(belongs, minlength=count)
+        order = torch.argsort(belongs, stable=True)
+        products = torch.empty(len(vectors), centres.shape[1] + 1)
+        radii = np.zeros(count, np.float32)
+        margins = np.full((count, count), np.inf, np.float32)
+        begin = 0
+        for cell, size in enumerate(sizes.tolist()):
+            for indices in torch.split(order[begin : begin + size], _BLOCK):
+                part = reduce(vectors[indices], mean, axes)
+                end = begin + len(indices)
+                torch.mul(part, -2, out=products[begin:end, :-1])
+                products[begin:end, -1] = part.square().sum(dim=1)
+                squares = squared(part, centres)
+                ahead = (squares - squares[:, cell, None]).amin(dim=0).numpy()
+                margins[:, cell] = np.minimum(margins[:, cell], ahead)
+                radii[cell] = max(radii[cell], float((part - centres[cell]).norm(dim=1).max()))
+                begin = end
+        return cls(
+            mean=mean,
+            axes=axes,
+            centres=centres,
+            order=order.numpy(),
+            starts=np.concatenate([[0], np.cumsum(sizes.numpy())]),
+            products=products,
+            radii=radii,
+            margins=margins,
+            apart=torch.cdist(centres.double(), centres.double()).float().numpy(),
+            longest=float(products[:, -1].max().sqrt()),
+        )
+
+    @property
+    def rounding(self) -> float:
+        """Return the largest error of a reduced vector, relative to its length."""
+        channels, width = self.axes.shape
+        return float(4 * (channels + width + 8) * (width + 1) ** 0.5 * UNIT)
+
+    def reduced(self, vectors: Tensor) -> Tensor:
+        """Return reduced vectors, (N, C) to (N, K), on the device of the vectors."""
+        return reduce(vectors, self.mean.to(vectors.device), self.axes.to(vectors.device))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return tensors of which :meth:`of` makes the same cells of the same vectors."""
+        belongs = np.empty(len(self.order), np.int32)
+        belongs[self.order] = np.repeat(np.arange(len(self.centres)), np.diff(self.starts))
+        return {
+            "mean": self.mean,
+            "axes": self.axes,
+            "centres": self.centres,
+            "belongs": torch.from_numpy(belongs),
+        }
+
+
+def reduce(vectors: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Return components along axes, and the length of what they leave, (N, C) to (N, K)."""
+    centred = vectors - mean
+    found = centred @ axes
+    # Directly: what a difference of squares cancels would be no bound.
+    rest = torch.addmm(centred, found, axes.T, alpha=-1).norm(dim=1, keepdim=True)
+    return torch.cat([found, rest], dim=1)
+
+
+def squared(vectors: Tensor, centres: Tensor) -> Tensor:
+    """Return squared distances, (N, K) and (M, K) to (N, M)."""
+    found = torch.addmm(centres.square().sum(dim=1), vectors, centres.T, alpha=-2)
+    return found.add_(vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+
+
+def _parted(vectors: Tensor) -> dict[str, Tensor]:
+    """Return the state of new cells; equal vectors give equal cells."""
+    sample = _evenly(vectors, _SAMPLE)
+    mean = sample.mean(dim=0)
+    axes = _principal(_evenly(sample, _SAMPLE // 4) - mean)
+    count = max(1, min(_MOST_CELLS, len(vectors) // _IN_A_CELL))
+    centres = _means(reduce(sample, mean, axes), count)
+    belongs = torch.cat(
+        [squared(reduce(part, mean, axes), centres).argmin(dim=1) for part in _parts(vectors)]
+    )
+    used, numbers = np.unique(belongs.numpy(), return_inverse=True)
+    return {
+        "mean": mean,
+        "axes": axes,
+        "centres": centres[torch.from_numpy(used)],
+        "belongs": torch.from_numpy(numbers),
+    }
+
+
+def _checked(state: Mapping[str, Tensor], vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, axes, centres, belongs = (
+        state[name].cpu() for name in ("mean", "axes", "centres", "belongs")
+    )
+    count, channels = vectors.shape
+    belongs = belongs.long()
+    if (
+        mean.shape != (channels,)
+        or axes.ndim != 2
+        or centres.ndim != 2
+        or axes.shape != (channels, centres.shape[1] - 1)
+        or belongs.shape != (count,)
+        or not all(bool(part.isfinite().all()) for part in (mean, axes, centres))
+        or not 0 <= int(belongs.min()) <= int(belongs.max()) < len(centres)
+    ):
+        raise ValueError("its cells are not those of its bank")
+    return mean, axes, centres.contiguous(), belongs
+
+
+def _principal(centred: Tensor) -> Tensor:
+    """Return orthonormal directions, float32 (C, K - 1), by subspace iteration."""
+    channels = centred.shape[1]
+    start = np.random.default_rng(channels).normal(size=(channels, min(_DIMENSIONS - 1, channels)))
+    axes = torch.linalg.qr(torch.from_numpy(start)).Q
+    for _ in range(_ROUNDS):
+        axes = torch.linalg.qr((centred.T @ (centred @ axes.float())).double()).Q
+    return axes.float().contiguous()
+
+
+def _means(vectors: Tensor, count: int) -> Tensor:
+    """Return centres of k-means, (count, K), which begin at vectors drawn at random."""
+    drawn = np.random.default_rng(count).choice(len(vectors), count, replace=False)
+    centres = vectors[torch.from_numpy(np.sort(drawn))].clone()
+    for _ in range(_ROUNDS):
+        belongs = torch.cat([squared(part, centres).argmin(dim=1) for part in _parts(vectors)])
+        sizes = torch.bincount(belongs, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, belongs, vectors)
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
+    return centres
+
+
+def _evenly(vectors: Tensor, most: int) -> Tensor:
+    """Return at most so many of the vectors, evenly spaced."""
+    return vectors[:: -(-len(vectors) // most)]
+
+
+def _parts(vectors: Tensor) -> Iterator[Tensor]:
+    return iter(torch.split(vectors, _BLOCK))
+
+
+@compiled
+def within(
+    squares: Floats,
+    own: Indices,
+    radii: Floats,
+    margins: Floats,
+    apart: Floats,
+    limits: Doubles,
+    rounding: Floats,
+    places: Indices,
+    rows: Indices,
+) -> None:
+    """Find the vectors for which a cell, other than their own, can hold a neighbour.
+
+    No neighbour is farther than ``limits``. Cells of infinite ``squares``, the squared distances
+    (N, M) from the centres whose errors are below ``rounding``, are left out.
+
+    ``places`` are counted up from one after the cell's number, or, if there is room in ``rows``,
+    from its own, where the vectors are written.
+    """
+    writes = len(rows) > 0
+    for i in range(len(squares)):
+        near = squares[i, own[i]]
+        error = rounding[i]
+        limit = limits[i]
+        for cell in range(squares.shape[1]):
+            if cell == own[i]:
+                continue
+            if squares[i, cell] == np.inf:
+                continue
+            reach = limit + radii[cell] * 1.00001
+            if squares[i, cell] - error > reach * reach:
+                continue
+            ahead = margins[own[i], cell] + squares[i, cell] - near - 4 * error
+            if ahead > 2.00001 * apart[own[i], cell] * limit:
+                continue
+            if writes:
+                rows[places[cell]] = i
+                places[cell] += 1
+            else:
+                places[cell + 1] += 1
