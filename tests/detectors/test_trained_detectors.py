@@ -144,6 +144,7 @@ def test_a_network_that_memory_cannot_hold_is_refused(name, tmp_path):
 
 FIRST = {
     "deep-svdd": {"pretrain_steps": 2},
+    "efficient-ad": {"teacher_steps": 2},
     "gan": {"gan_steps": 2},
     "uninformed-students": {"teacher_steps": 2},
 }
@@ -234,6 +235,7 @@ def test_use_before_the_fit_and_tiles_too_small(tmp_path, name):
     ("name", "options", "said"),
     [
         ("deep-svdd", {}, "number of steps of the pretraining"),
+        ("efficient-ad", {"teacher_steps": 9}, "number of steps of the teachers"),
         ("gan", {"gan_steps": 9}, "number of steps of the generator"),
         ("uninformed-students", {"teacher_steps": 9}, "number of steps of the teachers"),
     ],

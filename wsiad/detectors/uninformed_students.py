@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
@@ -12,39 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.detectors import _backbone
-from wsiad.detectors._backbone import BackboneOptions
-from wsiad.detectors._features import DEEPEST, DefaultLayers
-from wsiad.detectors._trained import (
-    TrainedDetector,
-    TrainedOptions,
-    about_training,
-    after,
-    before_the_last,
-    images,
-)
-from wsiad.learning.batches import centre_crops, check_size, on_device, sample
+from wsiad.detectors._patch_teachers import PatchTeacherDetector, PatchTeacherOptions, signed_images
 from wsiad.learning.checkpoint import Recipe, adam, descend
-from wsiad.learning.detector import (
-    DetectorOptions,
-    Embedding,
-    FitContext,
-    FitReport,
-    HealthyTiles,
-    State,
-    Tiles,
-    TileSource,
-)
+from wsiad.learning.detector import DetectorOptions, FitContext, HealthyTiles
 from wsiad.learning.loop import TrainingResult
-from wsiad.learning.training_options import BatchSize, LearningRate, ValInterval
-from wsiad.networks import features
+from wsiad.learning.training_options import BatchSize, ValInterval
 from wsiad.networks.conv_stack import drawing_weights
-from wsiad.networks.distillation import combined
-from wsiad.networks.features import AUTO, BackboneFeatures
-from wsiad.networks.patch_students import PatchNetwork, PatchStudents, decorrelation, triplet
+from wsiad.networks.patch_students import (
+    PatchNetwork,
+    PatchStudents,
+    TaughtPatches,
+    decorrelation,
+    triplet,
+)
+from wsiad.networks.weights import Weights
 
-_FOLDER: Final = "teachers"
-_STREAM: Final = 1 << 34  # keeps the windows of statistics apart from those of the training
 _PATCHES: Final = 0x70617463
 _SHIFT: Final = 8  # a near patch is shifted by at most this part of its edge
 _NOISE: Final = 0.05
@@ -53,12 +33,9 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 _Weight = Annotated[float, pydantic.Field(ge=0)]
 
 
-class UninformedStudentsOptions(BackboneOptions, TrainedOptions):
+class UninformedStudentsOptions(PatchTeacherOptions):
     """Options of ``uninformed-students``."""
 
-    backbone: str = AUTO
-    """Network that the teachers learn first, as for all detectors on frozen features. It is not
-    needed afterwards."""
     layers: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = None
     """Modules of the backbone whose output, averaged over the patch, the teachers learn. Default:
     the deepest features."""
@@ -68,10 +45,6 @@ class UninformedStudentsOptions(BackboneOptions, TrainedOptions):
     """Number of students of each teacher."""
     dimensions: _Count = 128
     """Number of outputs of each network."""
-    width: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
-    """Share of the published channels of the networks."""
-    places: _Count = 8
-    """Edge of the grid of places in a tile."""
     backbone_px: Annotated[int, pydantic.Field(ge=16, le=512)] = 128
     """Edge to which patches are enlarged for the backbone, pixels."""
     teacher_steps: _Count = 50_000
@@ -82,19 +55,8 @@ class UninformedStudentsOptions(BackboneOptions, TrainedOptions):
     """Weight of the distance of near patches against others in the teachers' loss."""
     decorrelation_weight: _Weight = 1.0
     """Weight of the correlations of outputs in the teachers' loss."""
-    statistics_tiles: _Count = 2_048
-    """Maximum number of healthy tiles from which means and deviations are computed."""
-    learning_rate: LearningRate = 1e-4
-    weight_decay: _Weight = 1e-5
-    """Weight of the squared weights in the loss (L2)."""
     batch: BatchSize = 16
     val_interval: ValInterval = 500
-
-    scoring_only: ClassVar[frozenset[str]] = (
-        TrainedOptions.scoring_only | BackboneOptions.scoring_only | {"places"}
-    )
-    default_layers: ClassVar[DefaultLayers] = DEEPEST
-    """The layers that the method uses by default."""
 
     @pydantic.model_validator(mode="after")
     def _each_size_once(self) -> Self:
@@ -102,12 +64,8 @@ class UninformedStudentsOptions(BackboneOptions, TrainedOptions):
             raise ValueError("patches names a size twice")
         return self
 
-    def chosen_layers(self) -> tuple[str, ...]:
-        """Return the chosen layers, or the backbone's defaults."""
-        return self.layers or self.default_layers.of(self.backbone)
 
-
-class UninformedStudents(TrainedDetector):
+class UninformedStudents(PatchTeacherDetector):
     """Error and disagreement of students that learnt a teacher on healthy tiles.
 
     For each size of patches, a small teacher first learns the backbone's features of a patch,
@@ -126,95 +84,10 @@ class UninformedStudents(TrainedDetector):
     """
 
     Options: ClassVar[type[DetectorOptions]] = UninformedStudentsOptions
-    default_input_px: ClassVar[int | None] = 64
     options: UninformedStudentsOptions
-    _seed = 0
 
-    def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
-        """Train the teachers, for at most half of ``max_minutes``, then the students.
-
-        Raises
-        ------
-        DetectorError
-            The tiles are too small, or a training diverged.
-        WeightsError
-            The backbone's weights are not on this machine.
-        RunError
-            The folder holds the checkpoint of another training.
-        """
-        started = time.monotonic()
-        check_size(tiles.fit.tile, self.spec.size)
-        self._device, self._seed = context.device, context.seed
-        self.options, found = _backbone.settled(self.options, context, self.spec)
-        network = self._placed(self._drawn(context.seed))
-        self._network = network
-        backbone = self._placed(
-            BackboneFeatures(
-                self.options.backbone,
-                self.options.chosen_layers(),
-                1,
-                found.tensors,
-                padding=features.stated_padding(found.metadata),
-                arguments=self.options.backbone_args,
-                normalisation=self.options.normalisation(),
-                source=None if found.random else found.source,
-                encoder=self.options.encoder,
-            )
-        )
-        before = self._distil(
-            network, backbone, tiles=tiles, context=context, started=started, sha256=found.sha256
-        )
-        self._about = {
-            "backbone": self.options.backbone,
-            "weights": found.note(),
-            "layers": list(self.options.chosen_layers()),
-            "teachers": about_training(before),
-        }
-        network.teachers.requires_grad_(requires_grad=False)
-        healthy = self._healthy_windows(
-            tiles.fit, self.options.statistics_tiles, seed=context.seed, stream=_STREAM
-        )
-        network.standardise([_signed(windows) for windows in healthy])
-        result = self._train(
-            network.students,
-            lambda windows: network.losses(_signed(windows)),
-            tiles=tiles,
-            context=after(before, context),
-            identity={
-                "part": "students",
-                "weights": found.sha256,
-                "number of steps of the teachers": before.steps,
-            },
-            recipe=Recipe(adam(weight_decay=self.options.weight_decay)),
-        )
-        network.normalise(list(self._held_out(tiles.stop, context.seed)))
-        return self._report(result, network)
-
-    def places(self, images: Tensor) -> Tensor:
-        """Return the mean over the sizes of patches of error and variance, (N, m, m)."""
-        maps = self._students().scores(2 * images - 1)
-        return combined(maps, self.options.places, "sum") / len(maps)
-
-    def embed(self, tiles: Tiles) -> Embedding:
-        """Return the teachers' standardised outputs, averaged over the tile, side by side."""
-        network = self._students()
-        return self.embed_images(
-            lambda part: torch.cat(
-                [one.mean(dim=(2, 3)) for one in network.taught(2 * part - 1)], dim=1
-            ),
-            tiles,
-        )
-
-    def empty(self, state: State) -> nn.Module:
+    def drawn(self, seed: int) -> PatchStudents:
         """Return untrained teachers and students."""
-        return self._drawn(0)
-
-    def _students(self) -> PatchStudents:
-        network = self.network()
-        assert isinstance(network, PatchStudents)
-        return network
-
-    def _drawn(self, seed: int) -> PatchStudents:
         options = self.options
         with drawing_weights(seed):
             return PatchStudents(
@@ -224,18 +97,17 @@ class UninformedStudents(TrainedDetector):
                 width=options.width,
             )
 
-    def _distil(
+    def distil(
         self,
-        network: PatchStudents,
-        backbone: BackboneFeatures,
+        network: TaughtPatches,
+        found: Weights,
         *,
         tiles: HealthyTiles,
         context: FitContext,
         started: float,
-        sha256: str,
     ) -> TrainingResult:
         """Train the teachers on the backbone's features of patches."""
-        options = self.options
+        options, backbone = self.options, self._backbone_of(found)
         outputs = sum(shape[0] for shape in backbone.check_places(options.backbone_px))
         with drawing_weights(context.seed):
             readers = nn.ModuleList(
@@ -255,7 +127,7 @@ class UninformedStudents(TrainedDetector):
             return own, (readers[number](own) - target).square().mean(dim=1)
 
         def loss(windows: Tensor) -> Tensor:
-            signed = _signed(windows)
+            signed = signed_images(windows)
             errors = []
             for number, patch in enumerate(options.patches):
                 middle = max(0, (signed.shape[2] - patch) // 2)
@@ -263,7 +135,7 @@ class UninformedStudents(TrainedDetector):
             return torch.stack(errors).sum(dim=0)
 
         def update(windows: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Tensor:
-            signed = _signed(windows)
+            signed = signed_images(windows)
             rng = np.random.default_rng([context.seed, _PATCHES, step])
             total = signed.new_zeros(())
             for number, patch in enumerate(options.patches):
@@ -279,20 +151,18 @@ class UninformedStudents(TrainedDetector):
             descend(optimiser, total, clip=options.grad_clip)
             return total
 
-        return self._train(
+        return self._train_teachers(
             learning,
             loss,
             tiles=tiles,
-            context=before_the_last(context, _FOLDER),
-            identity={"part": "teachers", "weights": sha256},
-            recipe=Recipe(adam(weight_decay=options.weight_decay), update),
-            options=options.model_copy(
-                update={
-                    "max_steps": options.teacher_steps,
-                    "learning_rate": options.teacher_learning_rate,
-                }
-            ),
+            context=context,
             started=started,
+            sha256=found.sha256,
+            recipe=Recipe(adam(weight_decay=options.weight_decay), update),
+            changes={
+                "max_steps": options.teacher_steps,
+                "learning_rate": options.teacher_learning_rate,
+            },
         )
 
     def _compared(
@@ -315,18 +185,6 @@ class UninformedStudents(TrainedDetector):
         near = near + _NOISE * near.new_tensor(noise)
         other = _patches(signed.roll(1, dims=0), patch, *_corners(signed, patch, rng))
         return teacher(near)[:, :, 0, 0], teacher(other)[:, :, 0, 0]
-
-    def _held_out(self, source: TileSource, seed: int) -> Iterator[Tensor]:
-        """Yield the central windows of held-out tiles in [−1, 1]."""
-        options = self.options
-        _, batches = sample(source, options.statistics_tiles, batch=options.batch, seed=seed)
-        for part in batches:
-            yield _signed(centre_crops(on_device(part, self._device), self.spec.size))
-
-
-def _signed(windows: Tensor) -> Tensor:
-    """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1]."""
-    return 2 * images(windows) - 1
 
 
 def _corners(signed: Tensor, patch: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -15,10 +15,10 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 BatchSize = Annotated[_Count, pydantic.Field(description="Number of tiles in a step.")]
 LearningRate = Annotated[_Positive, pydantic.Field(description="Learning rate of Adam.")]
 Schedule = Annotated[
-    Literal["constant", "cosine"],
+    Literal["constant", "cosine", "drop"],
     pydantic.Field(
         description="Schedule of the learning rate; ``cosine`` falls to 0 at ``max_steps`` or the "
-        "run's limit."
+        "run's limit, ``drop`` is a tenth in the last twentieth of these steps."
     ),
 ]
 MaxSteps = Annotated[
@@ -40,6 +40,8 @@ Patience = Annotated[
 ]
 
 _NOT_IDENTITY = frozenset({"max_steps", "checkpoint_seconds", "log_interval"})
+
+_DROP, _DROPS_AT = 0.1, 0.95  # factor of the rate, from this part of the steps on
 
 END_WORDS = {
     "fitted": "fitted",
@@ -79,13 +81,15 @@ class LoopOptions(Config):
         """Return the learning rate of a step (from 0) of a training of at most ``limit`` steps."""
         if self.lr_schedule == "constant":
             return self.learning_rate
+        if self.lr_schedule == "drop":
+            return self.learning_rate * (_DROP if step >= int(_DROPS_AT * limit) else 1)
         return self.learning_rate * (1 + math.cos(math.pi * min(step, limit) / limit)) / 2
 
     def identity(self, *, limit: int) -> dict[str, Any]:
         """Return the values on which the weights after a given step depend, as JSON."""
         names = LoopOptions.model_fields.keys() - _NOT_IDENTITY
         values = self.model_dump(mode="json", include=set(names))
-        if self.lr_schedule == "cosine":
+        if self.lr_schedule != "constant":
             values["max_steps"] = limit
         if values.get("keep") == "best":  # as in checkpoints of before there was a choice
             del values["keep"]

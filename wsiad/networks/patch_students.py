@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ _LEAST: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution of a patch network, with a 2 × 2 maximum after it or none.
+    """A convolution of a patch network, with a 2 × 2 pooling after it or none.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ class Layer:
     channels : int
         Number of output channels at the published width; 0 for the dimensions of the output.
     halves : bool
-        True for a maximum over 2 × 2 places of its outputs.
+        True for a maximum or mean over 2 × 2 places of its outputs.
     """
 
     kernel: int
@@ -57,17 +58,28 @@ class PatchNetwork(nn.Module):
         Number of outputs.
     width : float
         Share of the published channels.
+    layers : sequence of Layer, optional
+        Other layers whose outputs see patches of this edge. They are rectified, and averaged
+        where they are halved; those of :data:`LAYERS` are leaky, and have maxima.
     """
 
-    def __init__(self, patch: int, *, dimensions: int, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        patch: int,
+        *,
+        dimensions: int,
+        width: float = 1.0,
+        layers: Sequence[Layer] | None = None,
+    ) -> None:
         super().__init__()
         modules: list[nn.Module] = []
         inputs = 3
-        for layer in LAYERS[patch]:
+        for layer in layers or LAYERS[patch]:
             outputs = max(1, round(width * layer.channels)) if layer.channels else dimensions
-            modules += [nn.Conv2d(inputs, outputs, layer.kernel), nn.LeakyReLU(_SLOPE)]
+            modules.append(nn.Conv2d(inputs, outputs, layer.kernel))
+            modules.append(nn.ReLU() if layers else nn.LeakyReLU(_SLOPE))
             if layer.halves:
-                modules.append(nn.MaxPool2d(2))
+                modules.append(nn.AvgPool2d(2) if layers else nn.MaxPool2d(2))
             inputs = outputs
         self.layers = nn.Sequential(*modules[:-1])
         self.patch = patch
@@ -86,7 +98,63 @@ class PatchNetwork(nn.Module):
         return found
 
 
-class PatchStudents(nn.Module):
+class TaughtPatches(nn.Module, ABC):
+    """Teachers of patches, and students that know them on healthy patches alone.
+
+    Images are RGB (N, 3, S, S) in [−1, 1].
+
+    Parameters
+    ----------
+    teachers : sequence of PatchNetwork
+    students : nn.Module
+        All that is trained on healthy tiles when the teachers are.
+    """
+
+    def __init__(self, teachers: Sequence[PatchNetwork], students: nn.Module) -> None:
+        super().__init__()
+        self.teachers, self.students = nn.ModuleList(teachers), students
+
+    @abstractmethod
+    def losses(self, images: Tensor) -> Tensor:
+        """Return the loss of the students for each image, (N,)."""
+
+    @abstractmethod
+    def scores(self, images: Tensor) -> list[Tensor]:
+        """Return maps of scores, (N, h, w) each, whose mean is that of the method."""
+
+    @abstractmethod
+    def normalise(self, parts: Sequence[Tensor]) -> None:
+        """Set what makes maps of scores comparable, from healthy images."""
+
+    def taught(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of the teachers, standardised by healthy ones, (N, D, h, w)."""
+        found = []
+        for number, teacher in enumerate(self.teachers):
+            with torch.no_grad():
+                own = teacher(images)
+            mean, deviation = self._channels(number)
+            found.append((own - mean) / deviation)
+        return found
+
+    @torch.no_grad()
+    def standardise(self, parts: Sequence[Tensor]) -> None:
+        """Set mean and deviation of the teachers' outputs from those of healthy images."""
+        for number, teacher in enumerate(self.teachers):
+            mean, deviation = channel_statistics((teacher(part) for part in parts), of="teachers")
+            self.get_buffer(f"mean{number}").copy_(mean)
+            self.get_buffer(f"deviation{number}").copy_(deviation)
+
+    def _register(self, number: int, dimensions: int) -> None:
+        """Make place for mean and deviation of the outputs of a teacher."""
+        self.register_buffer(f"mean{number}", torch.zeros(dimensions))
+        self.register_buffer(f"deviation{number}", torch.ones(dimensions))
+
+    def _channels(self, number: int) -> tuple[Tensor, Tensor]:
+        mean, deviation = self.get_buffer(f"mean{number}"), self.get_buffer(f"deviation{number}")
+        return mean[:, None, None], deviation[:, None, None]
+
+
+class PatchStudents(TaughtPatches):
     """Teachers of patches of several sizes, each with an ensemble of students.
 
     Parameters
@@ -104,40 +172,26 @@ class PatchStudents(nn.Module):
     def __init__(
         self, patches: Sequence[int], *, students: int, dimensions: int, width: float
     ) -> None:
-        super().__init__()
-
         def network(patch: int) -> PatchNetwork:
             return PatchNetwork(patch, dimensions=dimensions, width=width)
 
+        teachers = [network(patch) for patch in patches]
+        ensembles = [nn.ModuleList(network(patch) for _ in range(students)) for patch in patches]
+        super().__init__(teachers, nn.ModuleList(ensembles))
         self.patches = tuple(patches)
-        self.teachers = nn.ModuleList(network(patch) for patch in patches)
-        self.students = nn.ModuleList(
-            nn.ModuleList(network(patch) for _ in range(students)) for patch in patches
-        )
         for number in range(len(patches)):
-            self.register_buffer(f"mean{number}", torch.zeros(dimensions))
-            self.register_buffer(f"deviation{number}", torch.ones(dimensions))
+            self._register(number, dimensions)
             # Mean and deviation of the error, then of the variance, over healthy places.
             self.register_buffer(f"healthy{number}", torch.tensor([0.0, 1.0, 0.0, 1.0]))
-
-    def taught(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the teachers, standardised by healthy ones, (N, D, h, w)."""
-        found = []
-        for number, teacher in enumerate(self.teachers):
-            with torch.no_grad():
-                own = teacher(images)
-            mean, deviation = self._channels(number)
-            found.append((own - mean) / deviation)
-        return found
 
     def losses(self, images: Tensor) -> Tensor:
         """Return the mean squared error of all students, of each image, (N,)."""
         total = images.new_zeros(len(images))
-        for taught, ensemble in zip(self.taught(images), self.students, strict=True):
-            assert isinstance(ensemble, nn.ModuleList)
+        ensembles = self._ensembles()
+        for taught, ensemble in zip(self.taught(images), ensembles, strict=True):
             for student in ensemble:
                 total = total + (student(images) - taught).square().mean(dim=(1, 2, 3))
-        return total / sum(len(e) for e in self.students if isinstance(e, nn.ModuleList))
+        return total / sum(len(ensemble) for ensemble in ensembles)
 
     def disagreement(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return error and variance at every place for each size of patches, (N, h, w).
@@ -146,8 +200,7 @@ class PatchStudents(nn.Module):
         the mean squared distance of the students to their mean.
         """
         found = []
-        for taught, ensemble in zip(self.taught(images), self.students, strict=True):
-            assert isinstance(ensemble, nn.ModuleList)
+        for taught, ensemble in zip(self.taught(images), self._ensembles(), strict=True):
             every = torch.stack([student(images) for student in ensemble])
             mean = every.mean(dim=0)
             variance = (every - mean).square().sum(dim=2).mean(dim=0)
@@ -163,21 +216,6 @@ class PatchStudents(nn.Module):
         return found
 
     @torch.no_grad()
-    def standardise(self, parts: Sequence[Tensor]) -> None:
-        """Set mean and deviation of the teachers' outputs from those of healthy images."""
-        for number, teacher in enumerate(self.teachers):
-            sums = [_moments(teacher(images).transpose(0, 1).flatten(1)) for images in parts]
-            mean, deviation = _mean_and_deviation(sums)
-            varies = deviation > _LEAST * deviation.max()
-            if not bool(varies.any()):
-                raise DetectorError(
-                    "teachers see no difference between healthy places",
-                    remedy="Fit on other tiles, or train the teachers longer.",
-                )
-            self.get_buffer(f"mean{number}").copy_(mean)
-            self.get_buffer(f"deviation{number}").copy_(torch.where(varies, deviation, 1.0))
-
-    @torch.no_grad()
     def normalise(self, parts: Sequence[Tensor]) -> None:
         """Set mean and deviation of error and variance from those of healthy images."""
         sums: list[list[Tensor]] = [[] for _ in range(2 * len(self.patches))]
@@ -191,9 +229,9 @@ class PatchStudents(nn.Module):
             healthy += [variance[0], variance[1].clamp_min(_LEAST)]
             self.get_buffer(f"healthy{number}").copy_(torch.cat(healthy))
 
-    def _channels(self, number: int) -> tuple[Tensor, Tensor]:
-        mean, deviation = self.get_buffer(f"mean{number}"), self.get_buffer(f"deviation{number}")
-        return mean[:, None, None], deviation[:, None, None]
+    def _ensembles(self) -> list[nn.ModuleList]:
+        assert isinstance(self.students, nn.ModuleList)
+        return [ensemble for ensemble in self.students if isinstance(ensemble, nn.ModuleList)]
 
 
 def decorrelation(outputs: Tensor) -> Tensor:
@@ -214,6 +252,34 @@ def triplet(own: Tensor, near: Tensor, other: Tensor, *, margin: float = 1.0) ->
     positive = (own - near).square().sum(dim=1)
     negative = torch.minimum((own - other).square().sum(dim=1), (near - other).square().sum(dim=1))
     return (margin + positive - negative).clamp_min(0)
+
+
+def channel_statistics(parts: Iterable[Tensor], *, of: str) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each channel, (D,), of outputs (N, D, h, w) in parts.
+
+    The deviation of a channel that does not vary is 1.
+
+    Parameters
+    ----------
+    parts : iterable of Tensor
+        Outputs for healthy images.
+    of : str
+        Networks that gave them, which the error names.
+
+    Raises
+    ------
+    DetectorError
+        No channel varies.
+    """
+    sums = [_moments(outputs.transpose(0, 1).flatten(1)) for outputs in parts]
+    mean, deviation = _mean_and_deviation(sums)
+    varies = deviation > _LEAST * deviation.max()
+    if not bool(varies.any()):
+        raise DetectorError(
+            f"{of} see no difference between healthy places",
+            remedy="Fit on other tiles, or train the teachers longer.",
+        )
+    return mean, torch.where(varies, deviation, 1.0)
 
 
 def _moments(values: Tensor) -> Tensor:
