@@ -1,5 +1,8 @@
 """The grid, the plan and the stream: positions, order, missing pixels, memory."""
 
+import threading
+from contextlib import closing
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,11 +10,13 @@ from hypothesis import strategies as st
 
 from support.builders import ArraySlide, noise, stained
 from support.prepared_slides import prepared
+from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import Box, Grid, PixelMap, Size
 from wsiad.tiling.plan import select
 from wsiad.tiling.preparation import Preparation
-from wsiad.tiling.stream import blocks, choose_examples, stream
+from wsiad.tiling.stream import blocks, choose_examples, stream, stream_ahead
 from wsiad.tissue.mask import TissueMask
+from wsiad.tissue.tissue_options import QualityThresholds
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64))
@@ -143,6 +148,66 @@ def test_every_tile_is_what_was_read_in_the_targets_stains(stride):
         count += len(block)
     assert 0 < count < len(plan)
     np.testing.assert_array_equal(image, before)
+
+
+@pytest.fixture(params=[1, 2])
+def cores(request, monkeypatch):
+    """A process with so many cores; blocks are small, so that there are many."""
+    monkeypatch.setattr("wsiad.tiling.stream._cores", lambda: request.param)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 128)
+    return request.param
+
+
+@pytest.mark.parametrize("stride", [64, 48, 8])
+@pytest.mark.parametrize("part", [(0, None), (7, 40)])
+def test_a_stream_that_is_made_ahead_is_the_stream(cores, stride, part):
+    image, valid = stained(420, 500, glass=60), np.ones((420, 500), bool)
+    valid[200:210, 300] = False
+    slide = ArraySlide(image, valid=valid)
+    plan = prepared(slide, tile=64, stride=stride, stain={"method": "vahadane"}, min_coverage=0)
+    options = {
+        "quality": True, "guard": QualityThresholds(min_sharpness=27_000),
+        "examples": choose_examples(plan, count=3), "first": part[0], "stop": part[1],
+    }  # fmt: skip
+    expected = list(stream(plan, **options))
+    for got, block in zip(stream_ahead(plan, **options), expected, strict=True):
+        for name in ("pixels", "rows", "columns", "coverage"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(block, name))
+        for name, values in block.quality.items():
+            np.testing.assert_array_equal(got.quality[name], values)
+        np.testing.assert_array_equal(got.left_out.rows, block.left_out.rows)
+        np.testing.assert_array_equal(got.left_out.reasons, block.left_out.reasons)
+        for one, other in zip(got.examples, block.examples, strict=True):
+            assert one.index == other.index
+            np.testing.assert_array_equal(one.after, other.after)
+
+
+def test_an_error_of_a_stream_made_ahead_is_the_slides_and_leaves_no_thread(cores, monkeypatch):
+    slide = ArraySlide(stained(420, 500))
+    plan, whole, before = prepared(slide), slide.read_level, threading.active_count()
+    reads = []
+
+    def read_level(*place):
+        reads.append(place)
+        if len(reads) == 5:
+            raise SlideReadError("cannot be read there", subject="s")
+        return whole(*place)
+
+    monkeypatch.setattr(slide, "read_level", read_level)
+    seen = []
+    with pytest.raises(SlideReadError, match="s: cannot be read there"):
+        seen.extend(len(block) for block in stream_ahead(plan))
+    assert len(seen) == 4  # what comes before it is not lost
+    assert threading.active_count() == before
+
+
+def test_who_leaves_a_stream_made_ahead_ends_its_threads(cores, monkeypatch):
+    monkeypatch.setattr("wsiad.tiling.stream._AHEAD_BYTES", 1)
+    plan, before = prepared(ArraySlide(stained(420, 500))), threading.active_count()
+    with closing(stream_ahead(plan)) as made:
+        next(made)
+        assert threading.active_count() == before + 2 * (cores > 1)
+    assert threading.active_count() == before
 
 
 def test_stains_do_not_depend_on_the_tiles():

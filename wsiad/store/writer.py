@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.store.group import TileArray, beside, create_group, write_array, write_attributes
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan
-from wsiad.tiling.stream import TileBlock, choose_examples, stream
+from wsiad.tiling.stream import TileBlock, choose_examples, stream_ahead
 from wsiad.tiling.verdict import why_unusable
 from wsiad.tissue.quality import COLUMNS, LeftOut, Reason, count_reasons, judge
 
@@ -74,11 +75,15 @@ def write_tiles(
     guard = plan.quality if plan.quality.action == "drop" else None
     examples = choose_examples(plan, count=EXAMPLES)
     parts: list[TileBlock] = []
-    for block in stream(plan, quality=True, guard=guard, examples=examples, first=first, stop=stop):
-        tiles.append(block.pixels)
-        # The pixels of a whole slide do not fit in memory; a view of none of them would
-        # keep them all.
-        parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
+    # Coded and written here, while threads read and normalise: both let the other work.
+    with closing(
+        stream_ahead(plan, quality=True, guard=guard, examples=examples, first=first, stop=stop)
+    ) as blocks:
+        for block in blocks:
+            tiles.append(block.pixels)
+            # The pixels of a whole slide do not fit in memory; a view of none of them would
+            # keep them all.
+            parts.append(replace(block, pixels=np.empty((0, 0, 0, 3), np.uint8)))
     plan.scaled.slide.forget()
     return parts
 

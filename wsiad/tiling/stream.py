@@ -9,13 +9,17 @@ that it averages, at most 2048 × 2048 of them (or those of one tile), whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core.ahead import read_ahead
 from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import IntArray, Size
 from wsiad.slides.slide import Region
@@ -26,6 +30,8 @@ from wsiad.tissue.tissue_options import QualityThresholds
 _BLOCK_PX = 1024
 _SOURCE_PX = 2048
 _NONE = np.empty(0, np.int64)
+_AHEAD_BYTES = 16 * 2**20
+"""Pixels that wait for the next step of :func:`stream_ahead`, about five blocks."""
 
 EXAMPLE_PX = 144
 """Largest edge of the tiles that are kept as examples."""
@@ -119,15 +125,50 @@ def stream(
     SlideReadError
         The slide cannot be decoded.
     """
-    guard = guard if guard is not None and guard.given else None
-    wanted = _NONE if examples is None else examples
-    stop = len(plan) if stop is None else stop
-    at = 0
-    for chosen in blocks(plan):
-        part = slice(max(0, first - at), max(0, stop - at))
-        if len(chosen[part]):
-            yield _read_block(plan, chosen, part=part, quality=quality, guard=guard, wanted=wanted)
-        at += len(chosen)
+    for read in _reads(plan, first, len(plan) if stop is None else stop):
+        yield _finished(plan, read, quality=quality, guard=guard, examples=examples)
+
+
+def stream_ahead(
+    plan: SlidePlan,
+    *,
+    quality: bool = False,
+    guard: QualityThresholds | None = None,
+    examples: npt.NDArray[np.int64] | None = None,
+    first: int = 0,
+    stop: int | None = None,
+) -> Generator[TileBlock, None, None]:
+    """Yield the blocks of :func:`stream`, which threads make ahead of their use.
+
+    One thread reads and decodes, another one measures and normalises; both let the caller work
+    meanwhile. Where this process has a single core there are no threads. A caller that may stop
+    early must close the generator (``contextlib.closing``) before the slide.
+    """
+    if _cores() == 1:
+        yield from stream(
+            plan, quality=quality, guard=guard, examples=examples, first=first, stop=stop
+        )
+        return
+    reads = read_ahead(
+        _reads(plan, first, len(plan) if stop is None else stop),
+        size=lambda read: read.nbytes,
+        limit=_AHEAD_BYTES,
+    )
+
+    def made() -> Iterator[TileBlock]:
+        with closing(reads):
+            for read in reads:
+                yield _finished(plan, read, quality=quality, guard=guard, examples=examples)
+
+    done = read_ahead(made(), size=lambda block: block.pixels.nbytes, limit=_AHEAD_BYTES)
+    with closing(done):
+        yield from done
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -159,9 +200,7 @@ def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.ND
         number = int(np.searchsorted(ends, at, side="right"))
         chosen = parts[number]
         at -= int(ends[number]) - len(chosen)
-        block = _read_block(
-            plan, chosen, slice(at, at + 1), quality=False, guard=None, wanted=_NONE
-        )
+        block = _finished(plan, _read_block(plan, chosen, slice(at, at + 1)))
         if not len(block.pixels):
             raise SlideReadError(
                 "has lost pixels since they were scored", subject=plan.scaled.slide.name
@@ -197,17 +236,36 @@ def blocks(plan: SlidePlan) -> list[npt.NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(key)) + 1)
 
 
-def _read_block(
-    plan: SlidePlan,
-    chosen: npt.NDArray[np.int64],
-    part: slice,
-    quality: bool,
-    guard: QualityThresholds | None,
-    wanted: npt.NDArray[np.int64],
-) -> TileBlock:
+class _Read(NamedTuple):
+    """A part of a block as it was read: complete tiles, and the places of those that are not."""
+
+    pixels: npt.NDArray[np.uint8]
+    chosen: npt.NDArray[np.int64]
+    left_out: LeftOut
+    region: npt.NDArray[np.uint8] | None = None
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes + (0 if self.region is None else self.region.nbytes)
+
+
+def _reads(plan: SlidePlan, first: int, stop: int) -> Iterator[_Read]:
+    """Read a range of a plan's tiles, block by block."""
+    at = 0
+    for chosen in blocks(plan):
+        part = slice(max(0, first - at), max(0, stop - at))
+        if len(chosen[part]):
+            yield _read_block(plan, chosen, part)
+        at += len(chosen)
+
+
+def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], part: slice) -> _Read:
     """Read a part of a block, whose pixels do not depend on the choice of the part."""
     grid = plan.grid
     rows, columns, region = plan.rows[chosen], plan.columns[chosen], None
+    top = left = 0
     if plan.scaled.reads_tiles and grid.stride >= grid.tile:
         rows, columns, chosen = rows[part], columns[part], chosen[part]
         pixels, whole = _read_tiles(plan, rows, columns)
@@ -222,9 +280,28 @@ def _read_block(
         y, x = (rows - top) * grid.stride, (columns - left) * grid.stride
         whole = _whole(region, y, x, grid.tile)
         pixels = _cut(region.rgb, y[whole], x[whole], grid.tile)
+    return _Read(
+        pixels=pixels,
+        chosen=chosen[whole],
+        left_out=_without_pixels(plan, rows[~whole], columns[~whole]),
+        region=None if region is None else region.rgb,
+        corner=(top, left),
+    )
+
+
+def _finished(
+    plan: SlidePlan,
+    read: _Read,
+    *,
+    quality: bool = False,
+    guard: QualityThresholds | None = None,
+    examples: npt.NDArray[np.int64] | None = None,
+) -> TileBlock:
+    """Measure, judge and normalise the tiles of a block."""
+    pixels, chosen, left_out = read.pixels, read.chosen, read.left_out
+    guard = guard if guard is not None and guard.given else None
+    wanted = _NONE if examples is None else examples
     measured = measure(pixels) if quality or guard is not None else {}
-    left_out = _without_pixels(plan, rows[~whole], columns[~whole])
-    chosen = chosen[whole]
     if guard is not None and (reasons := judge(measured, guard)).any():
         good, bad = reasons == Reason.USABLE, chosen[reasons != Reason.USABLE]
         unusable = LeftOut(plan.rows[bad], plan.columns[bad], reasons[~good])
@@ -239,9 +316,7 @@ def _read_block(
         quality=measured if quality else {},
         left_out=left_out,
     )
-    if region is None:
-        return _normalised(plan, block, chosen, wanted)
-    return _normalised(plan, block, chosen, wanted, region=region.rgb, corner=(top, left))
+    return _normalised(plan, block, chosen, wanted, region=read.region, corner=read.corner)
 
 
 def _without_pixels(plan: SlidePlan, rows: IntArray, columns: IntArray) -> LeftOut:
