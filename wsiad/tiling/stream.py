@@ -5,7 +5,7 @@ normalising and measuring exist only once.
 
 Memory bound: one block of at most 1024 × 1024 target pixels (or one tile) and the source pixels
 that it averages, at most 2048 × 2048 of them (or those of one tile), whatever the slide's size.
-:func:`stream_ahead` holds 32 MiB more, or two more of such blocks where they are larger.
+:func:`stream_ahead` holds less than 64 MiB more: larger blocks are made one after the other.
 """
 
 from __future__ import annotations
