@@ -3,6 +3,8 @@
 import os
 import signal
 import struct
+import threading
+import time
 
 import numpy as np
 import openslide
@@ -220,3 +222,22 @@ def test_the_viewer_says_which_slide_it_cannot_show(tmp_path):
         zoom.tile(path, 9, 0, 0)
     good = write_slide(tmp_path / "good.tif")
     assert zoom.tile(good, 8, 0, 0).startswith(b"\xff\xd8")
+
+
+def test_a_reader_that_a_thread_waits_for_in_vain_is_ended():
+    one, got = reader._taken(), []
+    os.kill(one._process.pid, signal.SIGSTOP)  # as on a disk that is gone
+
+    def ask():
+        with pytest.raises(reader.ReaderCrash) as error:
+            one.ask("close")
+        got.append(str(error.value))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    while not one.busy:
+        time.sleep(0.01)
+    reader._give_back(one)
+    thread.join(60)
+    assert not one.alive
+    assert "OpenSlide crashed" in got[0]
