@@ -1,5 +1,11 @@
 """Words at any byte of an array, against NumPy's own view of the same bytes."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
 import numpy as np
 import pytest
 
@@ -34,3 +40,68 @@ def test_words_of_a_part_are_of_that_part():
     values = np.arange(16, dtype=np.uint8)
     stored(values[3:], 2, np.uint32(0))
     assert np.flatnonzero(values == 0).tolist() == [0, 5, 6, 7, 8]
+
+
+MODULE = """
+import sys
+
+sys.modules.pop("numba", None)
+from wsiad.core.compiled import compiled, load_word
+import numpy as np
+
+@compiled
+def part(values):
+    return values.sum() + load_word(values, 1)
+
+@compiled
+def whole(values):
+    return 2 * part(values)
+
+late = "numba" not in sys.modules
+found = whole(np.arange(8, dtype=np.uint8))
+hits = sum(whole.made().stats.cache_hits.values())
+print(late, found == 2 * (28 + 0x04030201), hits)
+"""
+
+
+def test_functions_are_compiled_at_the_first_call_and_kept_for_other_processes(tmp_path):
+    (tmp_path / "work.py").write_text(MODULE)
+    code = [sys.executable, "-c", "import work"]
+    where = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    said = [
+        subprocess.run(
+            code, env={**where, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert said == [["True", "True", "0"], ["True", "True", "1"]]
+
+
+def test_where_nothing_can_be_kept_each_process_compiles(monkeypatch):
+    whole = numba.njit
+
+    def nowhere(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return whole(**options)
+
+    monkeypatch.setattr(numba, "njit", nowhere)
+
+    @compiled
+    def inverse(value):
+        return 1 / value
+
+    assert inverse(4.0) == 0.25
+    assert inverse(0.0) == np.inf  # as in NumPy
+    assert inverse.__name__ == "inverse"
+
+
+def test_threads_that_come_at_once_get_one_function():
+    @compiled
+    def doubled(value):
+        return value + value
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(doubled, range(8))) == [2 * value for value in range(8)]
+    assert doubled.made() is doubled.made()

@@ -16,8 +16,7 @@ from wsiad.core.errors import ConfigError, EvaluationError, ExportError, InputEr
 from wsiad.core.geometry import SquareMicrons
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.results.qupath_project import project_slides
-from wsiad.results.scored_files import colour_scale
-from wsiad.runs.calibration import Calibration
+from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
 from wsiad.runs.run import RunFolder
 from wsiad.verbs.view import viewed_slides

@@ -14,7 +14,6 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
 
 from wsiad.conformal.p_values import (
     FloatArray,
@@ -97,6 +96,8 @@ def clopper_pearson(alarms: int, slides: int) -> tuple[float, float]:
         There are no slides, or more alarms than slides.
     """
     _check(alarms, slides)
+    from scipy import stats
+
     interval = stats.binomtest(alarms, slides).proportion_ci(LEVEL, method="exact")
     return float(interval.low), float(interval.high)
 
@@ -119,6 +120,8 @@ def mean_interval(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
     This is theorem 1 of Hoeffding (JASA 58, 1963), solved for the mean. The interval holds for
     every distribution between 0 and 1 and for every number of slides; in return, it is wide.
     """
+    from scipy import optimize
+
     if not ((shares >= 0) & (shares <= 1)).all():
         raise EvaluationError("a share is not within 0 to 1")
     _check(float(shares.sum()), len(shares))
@@ -200,6 +203,8 @@ def count_slides(
 
 def _chance(alarms: int, slides: int, stated: float, reference: int, *, most: bool) -> float:
     """Return the probability of this many alarms or more (or fewer) on slides of this kind."""
+    from scipy import stats
+
     expected = round(stated * (reference + 1))
     if expected == 0 or expected > reference:
         certain = 0 if expected == 0 else slides  # alarms that there must be

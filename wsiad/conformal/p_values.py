@@ -14,7 +14,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from wsiad.core.errors import EvaluationError
 
@@ -175,6 +174,8 @@ def benjamini_hochberg(p_values: FloatArray, *, tests: int | None = None) -> Flo
         raise EvaluationError(f"{len(p_values)} p-values of {tests} tests make no sense")
     if not len(p_values):
         return np.empty(0)
+    from scipy import stats
+
     padded = np.concatenate([p_values, np.ones(missing)])
     adjusted = stats.false_discovery_control(padded, method="bh")[: len(p_values)]
     return np.round(adjusted, 12)

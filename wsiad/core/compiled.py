@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
-from typing import TypeVar, cast
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -15,16 +17,61 @@ Bytes = npt.NDArray[np.uint8]
 F = TypeVar("F", bound=Callable[..., object])
 
 
+class _Compiled:
+    """A function that Numba compiles when it is first called, and is imported for only then."""
+
+    _lock = threading.RLock()
+
+    def __init__(self, function: FunctionType, **options: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.py_func = function
+        """The function as it was written."""
+        self._options = {"nogil": True, "error_model": "numpy", **options}
+        self._made: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the compiled function."""
+        return (self._made or self.made())(*arguments)
+
+    def made(self) -> Callable[..., Any]:
+        """Return Numba's function, made once.
+
+        Numba knows its own functions alone: those that this one calls take the place of their
+        wrappers. The rest of the function, by which its code is kept, stays as it is.
+        """
+        import numba
+
+        with self._lock:
+            if self._made is None:
+                function = self.py_func
+                names = {
+                    name: value.made() if isinstance(value, _Compiled) else value
+                    for name, value in function.__globals__.items()
+                    if name in function.__code__.co_names or name.startswith("__")
+                }
+                bound = FunctionType(
+                    function.__code__, names, function.__name__, function.__defaults__
+                )
+                bound = cast(FunctionType, functools.update_wrapper(bound, function))
+                del bound.__wrapped__  # type: ignore[attr-defined]
+                try:
+                    self._made = numba.njit(**self._options, cache=True)(bound)
+                except RuntimeError:  # Numba's way to say that there is no place for a cache.
+                    self._made = numba.njit(**self._options)(bound)
+            return cast(Callable[..., Any], self._made)
+
+
 def compiled(function: F) -> F:
     """Compile a function of arrays and numbers, which then runs without Python's lock.
 
     Division by zero gives infinity or NaN, as in NumPy; a loop that may raise at any element
     could not be vectorised.
 
-    The compiled code is kept next to the module, or in the user's cache (``NUMBA_CACHE_DIR``
-    sets its place). If neither can be written, each process compiles again.
+    The function is compiled at its first call. The compiled code is kept next to the module, or in
+    the user's cache (``NUMBA_CACHE_DIR`` sets its place). If neither can be written, each process
+    compiles again.
     """
-    return _made(function, fastmath=False)
+    return cast(F, _Compiled(cast(FunctionType, function)))
 
 
 def compiled_sum(function: F) -> F:
@@ -33,15 +80,8 @@ def compiled_sum(function: F) -> F:
     Processors add several terms of a sum at once if the order is free; the rounding of the last
     digits then depends on the processor.
     """
-    return _made(function, fastmath={"reassoc", "contract", "nsz"})
-
-
-def _made(function: F, *, fastmath: bool | set[str]) -> F:
-    try:
-        made = numba.njit(nogil=True, error_model="numpy", cache=True, fastmath=fastmath)(function)
-    except RuntimeError:  # Numba's way to say that there is no place for a cache.
-        made = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
-    return cast(F, made)
+    free = {"reassoc", "contract", "nsz"}
+    return cast(F, _Compiled(cast(FunctionType, function), fastmath=free))
 
 
 _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wsiad.core.errors import InputError
@@ -240,6 +239,8 @@ def _check_jpeg(data: bytes, subject: str) -> None:
 
 def _unidentified(data: bytes, subject: str) -> InputError:
     """Return the error for a file that Pillow does not recognise."""
+    import tifffile
+
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _unreadable(subject, ValueError("it is a WebP"))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -131,16 +131,16 @@ def _claimed(
 ) -> tuple[tuple[Plugin, ...], tuple[PluginFault, ...]]:
     claims: list[Plugin] = []
     faults, seen = [], set()
-    for package in metadata.distributions(path=list(path)):
+    packages = list(metadata.distributions(path=list(path)))
+    texts = [_entry_points(package) for package in packages]
+    if not any(group in text for text in texts):
+        return (), ()  # names take long to read: those of all packages a tenth of a second
+    for package, text in zip(packages, texts, strict=True):
         distribution = _identity(package)
         known = normalised(distribution.name)
         if known in seen:
             continue  # of two copies the first is the one that is imported
         seen.add(known)
-        try:
-            text = package.read_text("entry_points.txt") or ""
-        except (OSError, ValueError):
-            continue  # nothing says that it was meant for wsiad
         if group not in text:
             continue
         try:
@@ -149,6 +149,13 @@ def _claimed(
             problem = f"its entry points cannot be read ({_line(error)})"
             faults.append(PluginFault("", distribution, problem))
     return tuple(claims), tuple(faults)
+
+
+def _entry_points(package: metadata.Distribution) -> str:
+    try:
+        return package.read_text("entry_points.txt") or ""
+    except (OSError, ValueError):
+        return ""  # nothing says that it was meant for wsiad
 
 
 def _points(

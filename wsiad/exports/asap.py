@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import shapely
-import tifffile
 from shapely.geometry.base import BaseGeometry
 
 from wsiad.core.errors import ExportError
@@ -71,6 +70,8 @@ def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) ->
     ExportError
         The name has another ending.
     """
+    import tifffile
+
     if not path.name.endswith(SUFFIX):
         raise ExportError(f"the name of ASAP's map ends in {SUFFIX}", subject=path.name)
     placement = heatmap.placement

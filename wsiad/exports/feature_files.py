@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from wsiad.core.errors import ExportError, WsiadError
 from wsiad.core.files import atomic_file
 from wsiad.core.signals import raise_if_ended
 from wsiad.exports.tile_coordinates import attributes
-from wsiad.store.stored_features import FeatureFolder
-from wsiad.store.stored_slide import StoredSlide
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_features import FeatureFolder
+    from wsiad.store.stored_slide import StoredSlide
 
 _BLOCK = 4096
 
@@ -43,6 +45,8 @@ def write_features(slide: StoredSlide, folder: FeatureFolder, path: Path) -> Non
     StoreError
         The slide or its features are damaged, or the features are not complete.
     """
+    import h5py
+
     check_one_vector(folder)
     if not slide.has_geometry:
         raise ExportError(

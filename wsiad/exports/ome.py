@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
-import zarr
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file, atomic_folder
@@ -53,6 +51,8 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
     ExportError
         The name has another ending, by which readers would not recognise the format.
     """
+    import tifffile
+
     if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
         raise ExportError("an OME-TIFF's name ends in .ome.tif or .ome.tiff", subject=path.name)
     sizes = pyramid_sizes(heatmap.scores.shape)
@@ -163,6 +163,8 @@ def write_ome_zarr(heatmap: Heatmap, path: Path) -> None:
     ExportError
         The name has another ending, by which readers would not recognise the format.
     """
+    import zarr
+
     if not path.name.lower().endswith(".ome.zarr"):
         raise ExportError("an OME-Zarr's name ends in .ome.zarr", subject=path.name)
     sizes = pyramid_sizes(heatmap.scores.shape)

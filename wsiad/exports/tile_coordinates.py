@@ -13,14 +13,15 @@ same number, and one file serves both tools. If tiles were resampled, it does no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import h5py
 import numpy as np
 
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file
-from wsiad.store.stored_slide import StoredSlide
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
 
 Layout: TypeAlias = Literal["clam", "trident"]
 
@@ -46,6 +47,8 @@ def write_coordinates(slide: StoredSlide, path: Path, *, layout: Layout) -> None
     ExportError
         The tiles have no positions on a slide, or are not square on level 0.
     """
+    import h5py
+
     if not slide.has_geometry:
         raise ExportError(
             "was imported without a slide: its tiles have no coordinates",

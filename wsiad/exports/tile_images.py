@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from wsiad.core.files import atomic_folder
 from wsiad.core.images import save_png
-from wsiad.store.stored_slide import StoredSlide
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
 
 ImageFormat: TypeAlias = Literal["png", "jpeg"]
 

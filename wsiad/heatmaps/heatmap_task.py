@@ -18,12 +18,13 @@ from wsiad.compute.batch import BatchTask
 from wsiad.core.config import Config
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.slides.scale import check_mpp
+from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.slides.slide_table import OK, SlideRow
 from wsiad.tiling.preparation import Preparation
+from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.scale_space import SpatialCalibration
-from wsiad.tissue.tissue_options import QualityThresholds
 
 
 class ScoringOptions(Config):
@@ -220,3 +221,20 @@ class SlideTask(BatchTask):
     def folder(self) -> Path:
         """Folder of the slide's results."""
         return self.results / self.slide.name
+
+
+def identity_of(task: SlideTask) -> dict[str, Any]:
+    """Return the identity of a slide's results: everything they depend on, as JSON values."""
+    return {
+        "digest": task.digest,
+        "fingerprint": _fingerprint(task),
+        "manifest_mpp": task.slide.mpp,
+    }
+
+
+def _fingerprint(task: SlideTask) -> str:
+    from wsiad.store.tile_store import TileStore
+
+    if task.from_store:
+        return TileStore(task.slide.path).slide(task.slide.name).fingerprint
+    return slide_fingerprint(task.slide.path)

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from wsiad.core.errors import ConfigError
 from wsiad.core.geometry import Microns
@@ -142,6 +141,8 @@ def find_region_peaks(
         of the region that is nearest to the region's centroid (of equally near ones the first
         in row-major order). The centroid itself can be outside the region, as for a crescent.
     """
+    from scipy import ndimage
+
     x, y = _visible_centres(heatmap)
     above = (heatmap.scores > threshold) & ~np.isnan(y)[:, None] & ~np.isnan(x)
     labels, count = ndimage.label(above, np.ones((3, 3)))

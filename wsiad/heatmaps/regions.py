@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy import ndimage
 
 from wsiad.core.errors import ConfigError, ExportError
 from wsiad.core.geometry import Box, Microns, Size, SquareMicrons
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
-from wsiad.pictures.overview import Overview, left_out_areas
+
+if TYPE_CHECKING:
+    from wsiad.pictures.overview import Overview
 
 DEFAULT_LIMIT = 300
 """Maximum number of regions by default; viewers with editable outlines get slow with more."""
@@ -186,6 +188,8 @@ def find_regions(
     ConfigError
         The threshold or the area is not a finite number, or the limit is below 1.
     """
+    from scipy import ndimage
+
     if not np.isfinite(threshold) or not np.isfinite(min_area) or limit < 1:
         raise ConfigError(
             f"regions above {threshold} of at least {min_area} µm², at most {limit}, make no sense"
@@ -389,6 +393,8 @@ def unassessed_regions(
         Part of the slide, outlined along the pixels of the overview's thumbnail (about 8 µm);
         its scores have no meaning.
     """
+    from wsiad.pictures.overview import left_out_areas
+
     shape = (overview.mask.shape[0], overview.mask.shape[1])
     areas = [
         (reason.word, area)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from wsiad.core.geometry import Microns
 
@@ -75,6 +74,8 @@ def _gaussian(sigma: float) -> FloatArray:
 
 def _separable(values: FloatArray, kernels: Sequence[FloatArray]) -> FloatArray:
     """Weighted sums around each pixel; there is nothing beyond the border."""
+    from scipy import ndimage
+
     for axis, kernel in enumerate(kernels):
         values = ndimage.correlate1d(values, kernel, axis=axis, mode="constant")
     return values

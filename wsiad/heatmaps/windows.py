@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
-from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.heatmaps.heatmap_task import SlideTask, identity_of
 from wsiad.heatmaps.window_batches import ScoredBatch, WindowBatch, score_windows
 from wsiad.learning.detector import Detector, Embedding, Embeds, InputSpec, Scores
 from wsiad.learning.feature_source import ReadsFeatures
 from wsiad.pictures.overview import EXAMPLES
 from wsiad.slides.slide import Slide
-from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.stain.profile import StainProfile
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_source import StoreTiles
@@ -350,21 +349,6 @@ class WindowSource:
         if stored is not None:
             return stored
         return score_windows(detector, self.batches, batch=batch, pinned=pinned)
-
-
-def identity_of(task: SlideTask) -> dict[str, Any]:
-    """Return the identity of a slide's results: everything they depend on, as JSON values."""
-    return {
-        "digest": task.digest,
-        "fingerprint": _fingerprint(task),
-        "manifest_mpp": task.slide.mpp,
-    }
-
-
-def _fingerprint(task: SlideTask) -> str:
-    if task.from_store:
-        return TileStore(task.slide.path).slide(task.slide.name).fingerprint
-    return slide_fingerprint(task.slide.path)
 
 
 def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSource:

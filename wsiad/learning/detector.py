@@ -10,6 +10,7 @@ chooses how they are pooled; the pooling and the eight orientations of a square 
 from __future__ import annotations
 
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, overloa
 import numpy as np
 import numpy.typing as npt
 import pydantic
-import torch
 
 from wsiad.core.config import Config
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.devices import Ranks
+
+if typing.TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T", bound=np.generic)
 
@@ -55,7 +58,7 @@ def turned(squares: torch.Tensor, way: int) -> torch.Tensor: ...
 def turned(squares: npt.NDArray[T] | torch.Tensor, way: int) -> npt.NDArray[T] | torch.Tensor:
     """Return squares, (N, S, S, ...), in one of the eight orientations; a copy."""
     down, across, transposed = _WAYS[way]
-    if isinstance(squares, torch.Tensor):
+    if not isinstance(squares, np.ndarray):
         mirrored = [axis for axis, step in ((1, down), (2, across)) if step < 0]
         moved = squares.flip(mirrored)
         return moved.transpose(1, 2) if transposed else moved

@@ -24,6 +24,20 @@ _CPU_BATCH_PX = 1 << 17
 _GPU_BATCH_PX = 1 << 25
 
 
+def check_device(name: str) -> None:
+    """Check that this machine has the device of a name, as :func:`choose_device` does.
+
+    Every machine has ``"auto"`` and ``"cpu"``: torch is imported only to look for others.
+
+    Raises
+    ------
+    ConfigError
+        This machine does not have the device.
+    """
+    if name not in ("auto", "cpu"):
+        choose_device(name)
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a GPU if there is one.
 

@@ -15,12 +15,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from wsiad.learning.detector import (
     Detector,
@@ -31,6 +29,9 @@ from wsiad.learning.detector import (
     Tiles,
     TileSource,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def pooled(places: Tensor, statistics: Statistics) -> Tensor:
     mean = places.mean(dim=1)
     if statistics == "mean":
         return mean
+    import torch
+
     return torch.cat([mean, places.std(dim=1, correction=0)], dim=1)
 
 
@@ -137,6 +140,8 @@ class Offer:
 
     def take(self, positions: Positions) -> Tensor:
         """Return the features of tiles, float32 (N, P, C) for places, else (N, D)."""
+        import torch
+
         found = torch.from_numpy(self.features.take(positions))
         if self.stored == "places":
             places = found.flatten(1, 2)

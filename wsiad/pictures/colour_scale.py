@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 
@@ -158,6 +157,8 @@ class ColourScale:
         }
 
     def _table(self) -> npt.NDArray[np.uint8]:
+        import matplotlib
+
         unit = np.arange(256) / 255
         table = np.asarray(matplotlib.colormaps[self.name](unit, bytes=True), np.uint8).copy()
         table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**_ALPHA_POWER)

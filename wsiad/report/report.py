@@ -344,7 +344,7 @@ def _space_legend(results: Path) -> ColourScale | None:
 
 
 def _legend(calibration: Calibration, of: str) -> ColourScale:
-    from wsiad.results.scored_files import colour_scale
+    from wsiad.runs.calibration import colour_scale
 
     scale = colour_scale(calibration)
     fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import Box
 from wsiad.core.labels import is_healthy
-from wsiad.heatmaps.heatmap_task import SlideTask
+from wsiad.heatmaps.heatmap_task import SlideTask, identity_of
 from wsiad.heatmaps.score_map import boxes_of
 from wsiad.heatmaps.space_options import ALONE
-from wsiad.heatmaps.windows import identity_of
 from wsiad.learning.detector import InputSpec, Tiles
 from wsiad.results.evidence import window_places
 from wsiad.results.file_names import SPATIAL

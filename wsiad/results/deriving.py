@@ -55,11 +55,12 @@ from wsiad.results.file_names import (
 )
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, STANDARDISED_BY
 from wsiad.results.overlay import RGB, outline_regions, overlay, read_picture, write_picture
+from wsiad.results.records import GEOMETRY, LACKING, NOTES
 from wsiad.results.region_fields import write_fields
 from wsiad.results.region_table import write_regions
-from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, colour_scale, read_scored
+from wsiad.results.scored_files import ScoredHeatmap, read_scored
 from wsiad.results.slide_results import SlideResults
-from wsiad.runs.calibration import Calibration
+from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.slides.slide import Slide
 
 REGION_KEYS = tuple(key for key in RegionOptions.model_fields if key != "top_k")
@@ -75,12 +76,6 @@ logger = logging.getLogger(__name__)
 
 Evidence = Callable[[Path, Sequence[Region]], int]
 """Function that writes the evidence of regions into a folder, and returns how many lack it."""
-
-LACKING = "lacking"
-"""Key of a slide's record: true if evidence or views of regions are missing."""
-
-NOTES = "notes"
-"""Key of a slide's record: notes on its scoring, for the reader."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
 from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.compared_slides import maps_of, read_folder
-from wsiad.results.deriving import LACKING, NOTES, Evidence, Parts, derive_again
+from wsiad.results.deriving import Evidence, Parts, derive_again
 from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
@@ -32,8 +32,10 @@ from wsiad.results.identity import (
     derived_values,
     options_of,
     stated,
+    write_scales,
 )
-from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scales
+from wsiad.results.records import GEOMETRY, LACKING, NOTES
+from wsiad.results.scored_files import ScoredHeatmap
 from wsiad.results.significance_comparison import slides_of_run
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults

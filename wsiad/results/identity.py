@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
@@ -26,10 +26,13 @@ from wsiad.heatmaps.heatmap_task import (
     ScoringOptions,
 )
 from wsiad.heatmaps.space_options import ALONE
-from wsiad.results.file_names import CONFIG, FACTS, SLIDES_TABLE
+from wsiad.results.file_names import CONFIG, FACTS, SCALES, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.tissue.tissue_options import QualityThresholds
+
+if TYPE_CHECKING:
+    from wsiad.heatmaps.scale_space import SpatialCalibration
 
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
 """Keys of ``run.json`` and of a slide's record."""
@@ -93,7 +96,7 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
         del values["scales_um"]  # results of before there were scales have no such key
     values[EXAMPLES] = ""
     if run is not None and options.evidence_regions:
-        from wsiad.runs.examples import EXAMPLES as FILE
+        from wsiad.runs.claim import EXAMPLES as FILE
 
         values[EXAMPLES] = fingerprint(run / FILE) if (run / FILE).exists() else ""
     return values
@@ -143,6 +146,14 @@ def check_parted(facts: Mapping[str, Any], results: Path) -> None:
             subject=str(results),
             remedy="Score the slides into another --out.",
         )
+
+
+def write_scales(results: Path, spatial: SpatialCalibration | None) -> None:
+    """Write the calibration of neighbourhoods; ``None`` deletes that of other options."""
+    if spatial is None:
+        (results / SCALES).unlink(missing_ok=True)
+    else:
+        write_json(results / SCALES, spatial.to_json())
 
 
 def asked_values(run: Path, options: HeatmapOptions, reading: ReadingOptions) -> dict[str, Any]:

@@ -19,6 +19,10 @@ MAKE = "Make one with `wsiad heatmap`."
 SCORE_AGAIN = "Delete its folder and run wsiad heatmap again."
 """Remedy for a slide whose record is damaged."""
 
+GEOMETRY, LACKING, NOTES = "geometry", "lacking", "notes"
+"""Keys of a slide's record: position of its overlay and scale of its windows; true if evidence or
+views of regions are missing; notes on its scoring, for the reader."""
+
 _Text = Annotated[str, pydantic.Field(strict=True)]
 _Score = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
 Number = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=-1e12, le=1e12, strict=True)]

@@ -12,18 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
-from wsiad.core.files import write_json
 from wsiad.core.geometry import Mpp, PixelMap
 from wsiad.exports.ome import write_ome_tiff
 from wsiad.exports.png import write_png
 from wsiad.exports.qupath import write_unassessed
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.regions import unassessed_regions
-from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.stitch import Scored
 from wsiad.heatmaps.windows import WindowSource
-from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.pictures.overview import Overview, overview_jpeg
 from wsiad.results import file_names as names
 from wsiad.results.overlay import (
@@ -39,7 +36,7 @@ from wsiad.results.overlay import (
 )
 from wsiad.results.records import SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
-from wsiad.runs.calibration import Calibration
+from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.tissue.quality import LeftOut, Reason
 
 WINDOW = np.dtype(
@@ -51,9 +48,6 @@ LEFT_OUT = np.dtype(
     [*((name, np.float64) for name in ("x", "y", "width", "height")), ("reason", "U10")]
 )
 """Type of a row of ``left_out.npy``: level-0 rectangle of a window not scored, and the reason."""
-
-GEOMETRY = "geometry"
-"""Key of a slide's record: position of its overlay, and scale of its windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +76,6 @@ class ScoredHeatmap:
     tissue: Path
     shown_at: PixelMap
     mpp: Mpp
-
-
-def colour_scale(calibration: Calibration) -> ColourScale:
-    """Return the colour scale of a run, which its healthy scores determine."""
-    return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
-
-
-def write_scales(results: Path, spatial: SpatialCalibration | None) -> None:
-    """Write the calibration of neighbourhoods; ``None`` deletes that of other options."""
-    if spatial is None:
-        (results / names.SCALES).unlink(missing_ok=True)
-    else:
-        write_json(results / names.SCALES, spatial.to_json())
 
 
 def write_scored(

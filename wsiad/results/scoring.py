@@ -6,27 +6,23 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsiad.core.errors import InputError, UnusableSlideError
-from wsiad.core.files import atomic_folder, read_json
+from wsiad.core.errors import UnusableSlideError
+from wsiad.core.files import atomic_folder
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.stitch import notes, stitch
 from wsiad.heatmaps.windows import (
     WindowSource,
-    identity_of,
     slide_windows,
     stored_windows,
 )
 from wsiad.learning.detector import Detector, InputSpec, LearnsByFold
 from wsiad.learning.devices import choose_device, windows_at_once
 from wsiad.results.deriving import (
-    LACKING,
-    NOTES,
     Evidence,
     Parts,
     derive_again,
@@ -35,108 +31,25 @@ from wsiad.results.deriving import (
     write_record,
 )
 from wsiad.results.evidence import Explainer, write_evidence
-from wsiad.results.file_names import SLIDE
-from wsiad.results.identity import DERIVED, FORMATS
-from wsiad.results.scored_files import GEOMETRY, ScoredHeatmap, write_scored
+from wsiad.results.finished_slides import format_names, scored_record
+from wsiad.results.records import GEOMETRY, LACKING, NOTES
+from wsiad.results.scored_files import ScoredHeatmap, write_scored
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Slide
-from wsiad.slides.slide_table import DAMAGED_THERE
 from wsiad.slides.staging import staged
 from wsiad.store.writer import check_unchanged
 from wsiad.tissue.quality import LeftOut, Reason
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(run: Path, device: str, digest: str) -> tuple[Detector, Calibration, Explainer]:
+def load_once(run: Path, device: str, digest: str) -> tuple[Detector, Calibration, Explainer]:
     """Load a run's detector once per process; the digest distinguishes runs of the same path."""
     folder = RunFolder.open(run)
     detector, calibration = folder.load_detector(choose_device(device)), folder.calibration()
     explainer = Explainer(detector, folder.examples())
     return detector, calibration, explainer
-
-
-def check_loads(tasks: Sequence[SlideTask], *, apart: bool) -> None:
-    """Check that the detector of a run can be loaded, if a slide has no scores yet.
-
-    Parameters
-    ----------
-    tasks : sequence of SlideTask
-        Tasks of a run.
-    apart : bool
-        True where other processes score: then it is not kept in this one.
-
-    Raises
-    ------
-    RunError
-        The detector, or the weights that it needs, are missing or damaged.
-    """
-    waiting = (task for task in tasks if not (task.folder / SLIDE).exists())
-    if (first := next(waiting, None)) is None:
-        return
-    _loaded(first.run, "cpu" if apart else first.device, first.digest)
-    if apart:
-        _loaded.cache_clear()
-
-
-def _scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
-    """Read the record of a slide with complete scores of the same slide, run and options.
-
-    Raises
-    ------
-    InputError
-        The scores are of another slide, or lack parts that the options request.
-    """
-    path = task.folder / SLIDE
-    if not path.exists():
-        return None
-    try:
-        record = read_json(path, InputError)
-        identity = identity_of(task)
-        same = {key: record[key] for key in identity} == identity
-        row = HeatmapRow(**record["row"])
-        sound = isinstance(record[GEOMETRY], dict) and isinstance(record[NOTES], list)
-    except (InputError, KeyError, TypeError):
-        return None  # not whole: it is made again
-    if not sound:
-        return None
-    if not same:
-        raise InputError(
-            "has results from another file of this name, or at another µm/px",
-            subject=task.slide.name,
-            remedy=f"Rename the slide, or delete {task.folder} to score it again.",
-        )
-    skipped = row.damaged or DAMAGED_THERE in row.reason
-    if skipped and task.preparation.damaged_tiles == "fail" and not task.from_store:
-        raise InputError(
-            "has results without its damaged parts, which --damaged-tiles skip left out",
-            subject=task.slide.name,
-            remedy=f"Set that option again, or delete {task.folder} to score a better copy.",
-        )
-    return record, replace(row, label=task.slide.label, split=task.slide.split)
-
-
-def stored_row(task: SlideTask) -> HeatmapRow | None:
-    """Return the row of a slide that is scored and derived as requested; ``None`` if it is not.
-
-    Raises
-    ------
-    InputError
-        The slide's folder contains results of another slide.
-    """
-    found = _scored_record(task)
-    if found is None:
-        return None
-    record, row = found
-    there = {*(record.get(FORMATS) or [])}
-    whole = record.get(DERIVED) == task.derived and not record.get(LACKING)
-    return row if whole and not {*_format_names(task)} - there else None
-
-
-def scored_row(task: SlideTask) -> HeatmapRow:
-    """Return the row of a slide; score and derive it if necessary, see :func:`stored_row`."""
-    return stored_row(task) or score_slide(task)
 
 
 def score_slide(task: SlideTask) -> HeatmapRow:
@@ -152,12 +65,12 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         The stored slide is damaged, or its tiles do not fit the detector.
     """
     start = time.monotonic()
-    there = _scored_record(task)
+    there = scored_record(task)
     if there is not None and not Parts.differing(there[0], task.derived).evidence:
         # Neither the slide nor the detector is needed.
         calibration = RunFolder.open(task.run).calibration()
         return _derive_again(task, calibration, *there, evidence=lambda _: _none, slide=None)
-    detector, calibration, explainer = _loaded(task.run, task.device, task.digest)
+    detector, calibration, explainer = load_once(task.run, task.device, task.digest)
     with window_source(task, detector.spec) as source:
         if there is not None:
             written = functools.partial(_evidence, task, explainer, source)
@@ -283,7 +196,7 @@ def _score(
         if source.slide:
             check_unchanged(source.slide, source.identity["fingerprint"])
         record = {**source.identity, GEOMETRY: geometry, NOTES: said}
-        write_record(folder, record, row, derived=task.derived, formats=_format_names(task))
+        write_record(folder, record, row, derived=task.derived, formats=format_names(task))
     return row
 
 
@@ -308,7 +221,3 @@ def _derive_again(
         slide=slide,
         spatial=task.spatial,
     )
-
-
-def _format_names(task: SlideTask) -> list[str]:
-    return [kind.name for kind in chosen(task.options.viewers)]

@@ -30,13 +30,12 @@ from wsiad.results.identity import (
     options_of,
     scored_digest,
     scoring_values,
+    write_scales,
 )
-from wsiad.results.overlay import write_legend
 from wsiad.results.qupath_project import MADE
-from wsiad.results.scored_files import colour_scale, write_scales
 from wsiad.results.significance_comparison import check_reference
 from wsiad.results.significance_files import forget_other_regions
-from wsiad.runs.calibration import Calibration
+from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.runs.compatibility import run_preparation, store_slides
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import DETECTOR, RunFolder
@@ -109,13 +108,22 @@ class Scoring:
                 self.results,
             )
         write_config(self.results / CONFIG, config)
-        write_json(self.results / CALIBRATION, self.calibration.to_json())
+        self._write_calibration()
         if self.maps:
             self.maps.write(self.results / HEALTHY_MAPS)
         else:  # those of healthy results would be taken for those of the run
             (self.results / HEALTHY_MAPS).unlink(missing_ok=True)
         write_scales(self.results, self.spatial)
-        write_legend(self.results / LEGEND, colour_scale(self.calibration))
+
+    def _write_calibration(self) -> None:
+        """Write the calibration and the legend of its colours, which follows from it alone."""
+        path, legend = self.results / CALIBRATION, self.results / LEGEND
+        was = path.read_bytes() if path.exists() and legend.exists() else None
+        write_json(path, self.calibration.to_json())
+        if was != path.read_bytes():
+            from wsiad.results.overlay import write_legend
+
+            write_legend(legend, colour_scale(self.calibration))
 
 
 def plan_scoring(

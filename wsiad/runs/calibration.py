@@ -12,9 +12,8 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.terminal import Progress
-from wsiad.learning.batches import windows
 from wsiad.learning.detector import Detector, Scores, TileSource
-from wsiad.learning.feature_source import score_maps
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 
 _FORMAT = 1
 _BATCH = 64
@@ -156,6 +155,11 @@ class Calibration:
         return cls(**found.model_dump(exclude={"format"}))
 
 
+def colour_scale(calibration: Calibration) -> ColourScale:
+    """Return the colour scale of a run, which its healthy scores determine."""
+    return ColourScale.from_healthy([calibration.quantile(level) for level in HEALTHY_LEVELS])
+
+
 def held_out_scores(detector: Detector, tiles: TileSource, *, quiet: bool = False) -> Scores:
     """Score all windows of held-out healthy tiles, in order.
 
@@ -181,6 +185,9 @@ def held_out_scores(detector: Detector, tiles: TileSource, *, quiet: bool = Fals
     DetectorError
         The tiles are too small.
     """
+    from wsiad.learning.batches import windows
+    from wsiad.learning.feature_source import score_maps
+
     size = detector.spec.size
     per_tile = (tiles.tile // size) ** 2 or 1
     scores = []

@@ -19,6 +19,9 @@ WEIGHTS: Final = "weights.safetensors"
 HEALTHY_MAPS: Final = "healthy_maps.safetensors"
 """File of a run, and of results: score maps of the healthy slides of the calibration."""
 
+EXAMPLES: Final = "examples.safetensors"
+"""File of a run: healthy tiles to look at."""
+
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
 

@@ -32,18 +32,14 @@ from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.core.files import atomic_file, parse_json
 from wsiad.core.images import decode, jpeg
 from wsiad.core.terminal import Progress
-from wsiad.learning.batches import sample
-from wsiad.learning.batches import windows as cut
 from wsiad.learning.detector import Detector, Embedding, Embeds, Reconstructs, Tiles, TileSource
 from wsiad.learning.feature_source import ReadsFeatures, embeddings
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.runs.anomalies import spread
+from wsiad.runs.claim import EXAMPLES
 from wsiad.runs.split import SlideTiles
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_source import StoreTiles
-
-EXAMPLES = "examples.safetensors"
-"""File of the healthy examples in a run folder."""
 
 _METADATA = "wsiad"
 _TENSORS = {
@@ -319,6 +315,9 @@ def _differences(detector: Detector, tiles: TileSource, *, seed: int) -> tuple[f
     """
     if not isinstance(detector, Reconstructs):
         return None
+    from wsiad.learning.batches import sample
+    from wsiad.learning.batches import windows as cut
+
     _, batches = sample(tiles, _SCALE_TILES, batch=_BATCH, seed=seed)
     found = [detector.difference(cut(part, detector.spec.size)).ravel() for part in batches]
     levels = np.quantile(np.concatenate(found).astype(np.float64), HEALTHY_LEVELS)

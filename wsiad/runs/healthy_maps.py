@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ from wsiad.core.files import atomic_file, parse_json
 from wsiad.core.geometry import SquareMicrons
 from wsiad.learning.detector import Scores
 from wsiad.runs.split import HealthySplit
-from wsiad.store.stored_slide import StoredSlide
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
 
 _METADATA = "wsiad"
 _MOST_PIXELS = 1 << 30

@@ -22,11 +22,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import pydantic
-import torch
-from safetensors.torch import load_file, save_file
 
 from wsiad.core.config import CONFIG, RECORD, Config, build, idle_options_allowed
 from wsiad.core.errors import PluginError, RunError, WeightsError, WsiadError
@@ -39,18 +37,22 @@ from wsiad.learning.detector import Detector, InputSpec, State
 from wsiad.learning.devices import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.claim import HEALTHY_MAPS, WEIGHTS, begin
-from wsiad.runs.examples import EXAMPLES, HealthyExamples
+from wsiad.runs.claim import EXAMPLES, HEALTHY_MAPS, WEIGHTS, begin
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.presets import HELD_OUT
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
+if TYPE_CHECKING:
+    import torch
+
+    from wsiad.runs.examples import HealthyExamples
+
 RUN: Final = RECORD
 DETECTOR, CALIBRATION, LOSS = "detector.json", "calibration.json", "loss.png"
 
 M = TypeVar("M", bound=Config)
-P = TypeVar("P", HealthyMaps, HealthyExamples)
+P = TypeVar("P", HealthyMaps, "HealthyExamples")
 
 _FORMAT = 1
 _REMEDY = "Use the version of wsiad that made the run, or train again."
@@ -305,6 +307,8 @@ class RunFolder:
         RunError
             The examples are damaged, or missing although the run states that it has some.
         """
+        from wsiad.runs.examples import HealthyExamples
+
         stated = self.record().healthy_examples
         path = self.path / EXAMPLES
         return _part(path, HealthyExamples, stated=stated, noun="healthy examples")
@@ -334,6 +338,8 @@ class RunFolder:
 
     def save_detector(self, detector: Detector, *, name: str) -> None:
         """Write a fitted detector."""
+        from safetensors.torch import save_file
+
         state = detector.state()
         with atomic_file(self.path / WEIGHTS) as partial:
             save_file(state.tensors, str(partial), metadata={"detector": name})
@@ -366,6 +372,8 @@ class RunFolder:
             Files of the detector are missing, damaged, of an unknown format or do not fit; or
             the plug-in that made the run is broken or not installed.
         """
+        from safetensors.torch import load_file
+
         if isinstance(device, str):
             device = choose_device(device)
         file = _read(_DetectorFile, self.path / DETECTOR)

@@ -11,14 +11,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from wsiad.core.errors import DirectReadError, SlideOpenError
 from wsiad.core.files import state
 from wsiad.core.geometry import Size
-from wsiad.slides.tiff_tiles import TiledLevel
+
+if TYPE_CHECKING:
+    from wsiad.slides.tiff_tiles import TiledLevel
 
 _SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -201,6 +203,8 @@ def read_frames(path: Path, sizes: Sequence[Size]) -> tuple[list[Path], tuple[Ti
 
 def _level(path: Path) -> TiledLevel:
     from pydicom import dcmread
+
+    from wsiad.slides.tiff_tiles import TiledLevel
 
     with path.open("rb") as file:
         head: Any = dcmread(file, stop_before_pixels=True, specific_tags=_HEAD)

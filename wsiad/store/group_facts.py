@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pydantic
-import zarr
 
 from wsiad.core.errors import StoreError
 from wsiad.core.files import read_json
+
+if TYPE_CHECKING:
+    import zarr
 
 _MOST_BYTES = 1 << 30
 _MOST_CHUNK_BYTES = 256 << 20
@@ -139,6 +141,8 @@ def open_group(folder: Path) -> zarr.Group:
     StoreError
         The group is missing or damaged.
     """
+    import zarr
+
     try:
         return zarr.open_group(folder, mode="r")
     except Exception as error:  # what zarr makes of damaged metadata has no end
@@ -195,6 +199,8 @@ def array_shape(
     StoreError
         The array is missing or damaged, or has another type.
     """
+    import zarr
+
     try:
         array = group[name]
         if not isinstance(array, zarr.Array) or array.dtype != np.dtype(kind):
@@ -211,6 +217,8 @@ def array_shape(
 def _checked(
     group: zarr.Group, name: str, shape: Sequence[int | None] | None, kind: np.dtype[Any] | None
 ) -> zarr.Array[Any]:
+    import zarr
+
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise TypeError("it is not an array")

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
@@ -17,8 +17,10 @@ from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
 from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
-from wsiad.store.stored_slide import StoredSlide, open_slide_group
 from wsiad.tiling.preparation import CompressionOptions, Preparation
+
+if TYPE_CHECKING:
+    from wsiad.store.stored_slide import StoredSlide
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +222,8 @@ class TileStore:
         StoreMismatchError
             The slide was prepared with another configuration than the store's.
         """
+        from wsiad.store.stored_slide import open_slide_group
+
         if name not in self:
             raise StoreError(
                 f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."

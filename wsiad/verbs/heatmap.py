@@ -117,13 +117,13 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     ClusterError
         The cluster or scheduler does not exist or accepts no jobs.
     """
-    # torch takes seconds to import, which `--help` must not.
-    from wsiad.learning.devices import choose_device
-    from wsiad.results.scoring import check_loads, scored_row, stored_row
+    # These take a while to import, which `--help` must not.
+    from wsiad.learning.devices import check_device
+    from wsiad.results.finished_slides import check_loads, scored_row, stored_row
     from wsiad.results.scoring_inputs import plan_scoring
 
     start = time.monotonic()
-    choose_device(config.device)
+    check_device(config.device)
     scoring = plan_scoring(
         config.slides,
         run=config.run,
