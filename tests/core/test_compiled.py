@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
-from wsiad.core.compiled import compiled, load_word, store_word
+from wsiad.core.compiled import compiled, kept_in, load_word, store_word
+from wsiad.verbs.doctor import NOTE, OK, _compiled
 
 
 @compiled
@@ -92,6 +94,11 @@ def test_where_nothing_can_be_kept_each_process_compiles(monkeypatch):
     def inverse(value):
         return 1 / value
 
+    monkeypatch.setattr("wsiad.core.compiled.load_word", inverse)
+    assert kept_in() is None
+    (check,) = _compiled()
+    assert check.state == NOTE
+    assert "NUMBA_CACHE_DIR" in check.remedy
     assert inverse(4.0) == 0.25
     assert inverse(0.0) == np.inf  # as in NumPy
     assert inverse.__name__ == "inverse"
@@ -105,3 +112,11 @@ def test_threads_that_come_at_once_get_one_function():
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(doubled, range(8))) == [2 * value for value in range(8)]
     assert doubled.made() is doubled.made()
+
+
+def test_the_place_of_what_is_kept_is_told():
+    folder = kept_in()
+    assert folder is not None
+    assert Path(folder).name == "__pycache__" or os.environ.get("NUMBA_CACHE_DIR", "") in folder
+    (check,) = _compiled()
+    assert (check.state, check.finding) == (OK, f"kept in {folder}")

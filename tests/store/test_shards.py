@@ -12,7 +12,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from support.builders import noise, stained
 from wsiad.store.group import PixelError, TileArray
-from wsiad.store.shards import ShardReader, array_codecs, decode, encode, shard_path
+from wsiad.store.shards import ShardReader, array_codecs, decode, decoded, encode, shard_path
 from wsiad.tiling.preparation import CompressionOptions
 
 CODECS = [
@@ -70,7 +70,9 @@ def test_zarr_reads_what_is_written_and_so_does_the_reader(written, tiles, value
     np.testing.assert_array_equal(here[100:103], by_zarr[100:103])
     facts = array.facts()
     if "quality" in values:
-        error = np.abs(here.astype(int) - tiles)
+        # Chunks of 16 tiles: the first eight, and the ninth as the next eighth one.
+        error = np.abs(here.astype(int) - tiles)[: 9 * 16]
+        assert facts["error"]["tiles"] == 9 * 16
         assert facts["error"]["max_abs"] == error.max() > 0
         assert facts["error"]["mean_abs"] == pytest.approx(error.mean(), abs=1e-4)
         psnr = 10 * np.log10(255**2 / np.mean(error.astype(float) ** 2))
@@ -216,9 +218,27 @@ def test_metadata_that_is_no_json(written):
 
 def test_pixel_error():
     error = PixelError()
-    assert error.values() == {"max_abs": None, "mean_abs": None, "psnr_db": None}
+    assert error.values() == {"max_abs": None, "mean_abs": None, "psnr_db": None, "tiles": 0}
     same = np.zeros((1, 2, 2, 3), np.uint8)
     error.add(same, same)
-    assert error.values() == {"max_abs": 0, "mean_abs": 0.0, "psnr_db": None}
+    assert error.values() == {"max_abs": 0, "mean_abs": 0.0, "psnr_db": None, "tiles": 1}
     error.add(same, same + 255)
-    assert error.values() == {"max_abs": 255, "mean_abs": 127.5, "psnr_db": 3.01}
+    assert error.values() == {"max_abs": 255, "mean_abs": 127.5, "psnr_db": 3.01, "tiles": 2}
+
+
+def test_the_error_of_many_tiles_is_that_of_every_eighth_chunk(tmp_path, monkeypatch):
+    coded = []
+
+    def counted(data, tiles, compression):
+        coded.append(len(tiles))
+        return decoded(data, tiles, compression)
+
+    monkeypatch.setattr("wsiad.store.group.chunk_tiles", lambda _tile: 2)
+    monkeypatch.setattr("wsiad.store.group.decoded", counted)
+    group = zarr.create_group(tmp_path / "s")
+    array = TileArray(group, 16, CompressionOptions(codec="jpeg"))
+    tiles = np.random.default_rng(0).integers(0, 256, (2 * 25 - 1, 16, 16, 3), np.uint8)
+    array.append(tiles)
+    array.finish()
+    assert len(coded) == 8 + 3  # chunks 0 to 7, 8, 16 and 24, in which there is one tile
+    assert array.facts()["error"]["tiles"] == 2 * 10 + 1

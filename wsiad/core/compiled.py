@@ -84,6 +84,15 @@ def compiled_sum(function: F) -> F:
     return cast(F, _Compiled(cast(FunctionType, function), fastmath=free))
 
 
+def kept_in() -> str | None:
+    """Return the folder of the compiled code of this module, the others' being next to it.
+
+    ``None`` is returned if there is no place that can be written.
+    """
+    made = cast(Any, load_word).made()
+    return cast("str | None", made.stats.cache_path)
+
+
 _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)
 
 

@@ -31,11 +31,13 @@ class PixelError:
     def __init__(self) -> None:
         # Counts of the absolute differences 0 to 255: exact, whatever the number of tiles.
         self._counts = np.zeros(256, np.int64)
+        self._tiles = 0
 
     def add(self, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> None:
         """Add tiles before and after coding, uint8 arrays of the same shape."""
         difference = np.maximum(before, after) - np.minimum(before, after)
         self._counts += np.bincount(difference.ravel(), minlength=256)
+        self._tiles += len(before)
 
     def values(self) -> dict[str, Any]:
         """Return the error as JSON values.
@@ -45,17 +47,18 @@ class PixelError:
         dict
             ``max_abs`` and ``mean_abs`` in grey levels of 0 to 255 over all channels, and
             ``psnr_db``, 10 · log10(255² / mean squared error). ``psnr_db`` is ``None`` if nothing
-            differs, and all are ``None`` if no tile was added.
+            differs, and all are ``None`` if no tile was added. ``tiles`` is their number.
         """
         total = int(self._counts.sum())
         if not total:
-            return {"max_abs": None, "mean_abs": None, "psnr_db": None}
+            return {"max_abs": None, "mean_abs": None, "psnr_db": None, "tiles": 0}
         levels = np.arange(256)
         mean_square = float(self._counts @ levels**2) / total
         return {
             "max_abs": int(levels[self._counts > 0].max()),
             "mean_abs": round(float(self._counts @ levels) / total, 4),
             "psnr_db": round(10 * math.log10(255**2 / mean_square), 2) if mean_square else None,
+            "tiles": self._tiles,
         }
 
 
@@ -63,6 +66,10 @@ _CHUNK_BYTES = 3 * 2**20
 """About 16 tiles of 256 px. As measured, larger chunks are not faster; smaller ones cost more,
 because every chunk has a fixed cost (docs/performance.md)."""
 _CHUNKS_PER_SHARD = 16
+
+_MEASURED_FIRST, _MEASURED_EVERY = 8, 8
+"""The error of lossy coding is measured on so many chunks, and on each so-many-th one after them:
+decoding takes longer than coding."""
 
 
 class TileArray:
@@ -149,7 +156,8 @@ class TileArray:
     def _write(self, tiles: npt.NDArray[np.uint8], count: int) -> None:
         data = encode(tiles, self._compression)
         self._writer.append(data)
-        if self._error is not None:
+        number = self._written // len(self._buffer)
+        if self._error is not None and (number < _MEASURED_FIRST or number % _MEASURED_EVERY == 0):
             self._error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
         self._written += count
 
@@ -173,7 +181,7 @@ class TileArray:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the compression, and its error if it is lossy, as JSON values."""
+        """Return the compression, and its error on a sample if it is lossy, as JSON values."""
         facts = self._compression.facts()
         return facts if self._error is None else facts | {"error": self._error.values()}
 

@@ -67,6 +67,7 @@ def doctor(config: DoctorConfig) -> DoctorResult:
     """Check what wsiad needs, and report what is missing; nothing is changed or downloaded."""
     steps: list[Callable[[], Iterator[Check]]] = [
         _packages,
+        _compiled,
         _openslide,
         _torch,
         _torchvision,
@@ -109,6 +110,21 @@ def _packages() -> Iterator[Check]:
         yield Check("packages", NOTE, text, "This is fine under conda; else: pip install wsiad")
     else:
         yield Check("packages", OK, text)
+
+
+def _compiled() -> Iterator[Check]:
+    """Yield where the compiled loops over pixels are kept."""
+    from wsiad.core.compiled import kept_in
+
+    if folder := kept_in():
+        yield Check("compiled loops", OK, f"kept in {folder}")
+    else:
+        yield Check(
+            "compiled loops",
+            NOTE,
+            "cannot be kept: each process compiles them again, which takes seconds",
+            "Set NUMBA_CACHE_DIR to a folder that you may write to.",
+        )
 
 
 def _openslide() -> Iterator[Check]:
