@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from machine import print_machine
 from pcam import PCAM_MPP, centre, read_tar, stretches
 from sklearn.metrics import roc_auc_score
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep metrics and checkpoint here")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
+    print_machine()
 
     cls = registry.load(args.detector)
     given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}

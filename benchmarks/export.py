@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 
 from wsiad.core.geometry import Box
 from wsiad.exports.qupath import write_tiles
@@ -34,6 +35,7 @@ REPEATS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiles", type=int, nargs="+", default=[100_000, 500_000])
+    print_machine()
     for count in parser.parse_args().tiles:
         seconds, megabytes, size = apart(written, count)
         peer_seconds, peer_megabytes, _ = apart(dumped, count)

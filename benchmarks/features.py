@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import print_machine
 
 import wsiad
 from wsiad.results.file_names import EVALUATION
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    print_machine()
     print(f"{processor()}, one thread, wsiad {wsiad.__version__}, {asked.dtype}")
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         base = Path(folder)

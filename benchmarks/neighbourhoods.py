@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 
 import wsiad
 from wsiad.evaluation.auc import Estimate, slide_auc
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--scales", action="append")
     asked = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, wsiad {wsiad.__version__}")
+    print_machine()
+    print(f"wsiad {wsiad.__version__}")
     for words in asked.scales or ["0", "100,200,400"]:
         scales = [float(radius) for radius in words.split(",")]
         start = time.perf_counter()

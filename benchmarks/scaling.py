@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 from scipy import ndimage
 
 from wsiad.core.geometry import Mpp, PixelMap, Spacing
@@ -32,6 +33,7 @@ GRID = PixelMap(0, 0, 4, 4)
 
 
 def main() -> None:
+    print_machine()
     print("step: time of the larger input / of the smaller | ratio of the work")
     said("overview, 102,400 tiles / 10 tiles", overview(320), overview(0), 10_240)
     said("stitching, 200,000 windows / 20,000", stitching(200_000), stitching(20_000), 10)

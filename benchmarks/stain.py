@@ -4,6 +4,7 @@
     python benchmarks/stain.py centres --tiles TAR
     python benchmarks/stain.py reference --tiles TAR --slide SVS
 
+``speed`` has rows of torchstain and StainTools, which fit every tile, where they are installed.
 ``TAR`` holds H&E tiles as images of one size (without it, synthetic ones are made);
 for ``centres`` and ``reference``, PatchCamelyon's normal training tiles. Times are the
 least of several runs in one thread; ratios compare what ran in turn on the same pixels.
@@ -21,6 +22,8 @@ from pathlib import Path
 import cv2
 import imagecodecs
 import numpy as np
+from machine import print_machine
+from peers import normalisers
 from PIL import Image
 
 from wsiad.stain.colour_table import ColourTable
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--slide", type=Path)
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    print_machine()
     if options.what == "speed":
         speed(read_tiles(options.tiles, PIXELS) if options.tiles else synthetic_tiles())
     elif options.what == "centres" and options.tiles:
@@ -103,11 +107,17 @@ def speed(tiles: np.ndarray) -> None:
     direct = least(lambda: directly(some, profile, target), 3) / (some.size // 3)
     decode = least(lambda: [imagecodecs.jpeg8_decode(jpeg) for jpeg in jpegs], 3)
     decode /= tiles[:200].size // 3
+    peers = []
+    for name, (fit, transform, _) in normalisers().items():
+        fit(tiles[0])
+        seconds = least(lambda transform=transform: [transform(tile) for tile in some[:4]], 3)
+        peers.append((f"{name}, every tile fitted", seconds / (some[:4].size // 3)))
     for name, value in (
         ("numpy copy of the same array", copy),
         ("table: apply", apply),
         ("the formula in numpy float64", direct),
         ("JPEG decode of the same tiles", decode),
+        *peers,
     ):
         print(f"{name:30s} {value * 1e9:7.2f} ns/px   {value / apply:7.2f} x table")
 

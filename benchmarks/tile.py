@@ -2,10 +2,12 @@
 
     python benchmarks/tile.py [slide.tif] [--mpp 0.243] [--tile 256] [--runs 5]
 
-All figures are of one core. The limit, ``raw decode``, decodes those tiles of the file
+All figures are processor time of one core, OpenSlide's process included; what is written is not
+flushed. The limit, ``raw decode``, decodes those tiles of the file
 that the tiles with tissue touch, each once, and does nothing else. Each run measures all
 steps one after the other and relates them to the raw decoding of the same run, so that a
-busy machine slows both; the table shows medians. Without a slide, one is drawn.
+busy machine slows both; the table shows medians. The stain table looks up raw pixels whose colours
+it has had before, as it does in a slide. Without a slide, one is drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,7 +27,8 @@ import cv2
 import imagecodecs
 import numpy as np
 import tifffile
-from peers import STAINTOOLS_TILES, peer_seconds
+from machine import print_machine, processor_seconds
+from peers import NORMALISERS, peer_seconds
 
 from wsiad.core.files import fingerprint
 from wsiad.core.geometry import Mpp, Size
@@ -34,6 +36,7 @@ from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
 from wsiad.slides.tiff_tiles import TiledLevel, read_layout
+from wsiad.stain.colour_table import ColourTable
 from wsiad.stain.profile import reference_profile
 from wsiad.store.shards import encode
 from wsiad.store.tile_store import TileStore
@@ -134,6 +137,19 @@ def whole_stage(path: Path, options: Preparation, folder: Path) -> None:
         write_slide(store, plan, fingerprint=fingerprint(plan.scaled.slide.path))
 
 
+def first_pixels(plan: SlidePlan) -> np.ndarray:
+    """Return the tiles of the plan's first four blocks."""
+    return np.concatenate([block.pixels for block in itertools.islice(stream(plan), 4)])
+
+
+def number_of_colours(pixels: np.ndarray) -> int:
+    """Return the number of colours that occur."""
+    seen = np.zeros(1 << 24, bool)
+    for tile in pixels.reshape(len(pixels), -1, 3):
+        seen[tile.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)] = True
+    return int(seen.sum())
+
+
 def exhaust(blocks: Iterable[object]) -> None:
     """Take all blocks, and keep none."""
     for _ in blocks:
@@ -147,25 +163,29 @@ def compress(tiles: np.ndarray) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
-    start = time.perf_counter()
+    """Processor seconds that the work takes."""
+    start = processor_seconds()
     work()
-    return time.perf_counter() - start
+    return processor_seconds() - start
 
 
 def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) -> dict[str, float]:
-    """Seconds of each step, in one run."""
+    """Processor seconds of each step, in one run."""
     with open_slide(path, backend="jpeg-tiff") as slide:
         plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
         layout = read_layout(path, [level.size for level in slide.levels], name=slide.name)
         level = layout[plan.scaled.level]
         tiles = touched(level, plan, slide.levels[plan.scaled.level].downsample_x)
-        pixels = np.concatenate([block.pixels for block in itertools.islice(stream(plan), 4)])
+        pixels = first_pixels(plan)  # afterwards the table knows their colours
+        raw = first_pixels(dataclasses.replace(plan, table=ColourTable.identity()))
         repeats = len(plan) / len(pixels)
         seconds = {"raw decode": timed(lambda: raw_decode(path, level, tiles))}
         seconds["measures"] = timed(lambda: quality.measure(pixels)) * repeats
-        seconds["stain table"] = timed(lambda: plan.table.apply(pixels, out=pixels)) * repeats
         seconds["compression"] = repeats * timed(lambda: compress(pixels))
+        colours = number_of_colours(raw)
+        seconds["stain table"] = timed(lambda: plan.table.apply(raw, out=raw)) * repeats
+        ns = seconds["stain table"] / repeats / (raw.size // 3) * 1e9
+        print(f"stain table: {ns:.2f} ns a pixel, {colours:,} raw colours in {len(raw)} tiles")
     # Freshly opened each time: none may find the tiles that another decoded.
     with open_slide(path, backend="jpeg-tiff") as slide:
         seconds["read, direct"] = timed(lambda: read_tiles(slide, plan))
@@ -195,11 +215,14 @@ def main() -> None:
     parser.add_argument("--stride", type=int)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--peers", action="store_true", help="also cuCIM, and OpenSlide with StainTools"
+        "--peers",
+        action="store_true",
+        help="also cuCIM, fastslide, and OpenSlide with torchstain and StainTools, if installed",
     )
     parser.add_argument("--no-openslide", action="store_true", help="leave out the slow path")
     asked = parser.parse_args()
     cv2.setNumThreads(1)
+    print_machine()
     if hasattr(os, "sched_setaffinity"):
         # The store's compressor has threads of its own.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -223,10 +246,9 @@ def add_peers(runs: list[dict[str, float]], path: Path, options: Preparation) ->
     with open_slide(path) as slide:
         plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
         seconds = peer_seconds(path, plan)
-    for row in seconds:
-        if row.endswith("*"):
-            rate = f"{len(plan) / seconds[row]:.2g} tiles/s"
-            print(f"* {rate}, extrapolated from {STAINTOOLS_TILES} of {len(plan)} tiles")
+    for row in seconds.keys() & NORMALISERS.keys():
+        rate, tiles = len(plan) / seconds[row], min(NORMALISERS[row][2], len(plan))
+        print(f"{row}, read by OpenSlide: {rate:.2g} tiles/s, from {tiles} of {len(plan)} tiles")
     for run in runs:
         run.update(seconds)
 
@@ -235,12 +257,14 @@ def report(runs: list[dict[str, float]], title: str) -> None:
     """Print each step's tiles/s and its share of raw decoding."""
     tiles = runs[0].pop("tiles")
     print(f"\n{title}: {tiles:.0f} tiles, median of {len(runs)} runs")
-    print(f"{'':18}{'tiles/s':>9}{'of raw':>9}{'range':>15}")
+    print(f"{'':18}{'tiles/s':>9}{'of raw':>9}{'range':>15}{'whole stage is':>16}")
     for step in runs[0]:
         rate = tiles / statistics.median(run[step] for run in runs)
         shares = [run["raw decode"] / run[step] for run in runs]
         low, high = min(shares), max(shares)
-        print(f"{step:18}{rate:9.0f}{statistics.median(shares):9.0%}{low:8.0%} –{high:5.0%}")
+        times = statistics.median(run[step] / run["whole stage"] for run in runs)
+        line = f"{step:18}{rate:9.3g}{statistics.median(shares):9.0%}{low:8.0%} –{high:5.0%}"
+        print(f"{line}{times:14.2f} ×")
 
 
 if __name__ == "__main__":

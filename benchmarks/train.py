@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from machine import print_machine
 
 import wsiad
 from wsiad.core.config import build
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    print_machine()
     logging.getLogger().setLevel(logging.ERROR)
     given = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in args.set)}
     fixed = {"input_px": args.size, "batch": args.batch, "statistics_tiles": args.batch}
