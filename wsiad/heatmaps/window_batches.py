@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.ahead import read_ahead, room_for
-from wsiad.learning.batches import host_memory
 from wsiad.learning.detector import Detector
 from wsiad.tiling.stream import Example
 from wsiad.tissue.quality import LeftOut
@@ -79,6 +78,8 @@ class _Joined:
         part = slice(start, start + count)
         if count:
             if self._pixels is None:
+                from wsiad.learning.batches import host_memory
+
                 shape = (self._size, *block.pixels.shape[1:])
                 self._pixels = host_memory(shape, pinned=self._pinned)
             self._pixels[self._filled : self._filled + count] = block.pixels[part]
