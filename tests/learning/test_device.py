@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wsiad.compute.tasks import worker_number
-from wsiad.learning.devices import choose_device, windows_at_once
+from wsiad.learning.devices import choose_device, windows_at_once, worker_number
 
 
 @pytest.mark.parametrize(

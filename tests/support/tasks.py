@@ -1,7 +1,8 @@
 """Tasks that tests have worked on."""
 
 from wsiad.compute.compute_options import ComputeOptions
-from wsiad.compute.tasks import run_tasks, worker_number
+from wsiad.compute.tasks import run_tasks
+from wsiad.learning.devices import worker_number
 
 
 def run(function, items, **options):

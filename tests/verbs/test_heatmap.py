@@ -27,7 +27,7 @@ from wsiad.core.errors import (
     WeightsError,
 )
 from wsiad.heatmaps.windows import from_store, store_grid
-from wsiad.results import finished_slides, scoring
+from wsiad.results import scoring, scoring_inputs
 from wsiad.runs.run import RunFolder
 from wsiad.store.tile_store import TileStore
 from wsiad.tissue.tissue_options import QualityThresholds
@@ -375,13 +375,13 @@ def test_weights_that_vanish_meanwhile_fail_slide_by_slide(tmp_path, monkeypatch
     folder.mkdir()
     for name in "ab":
         write_tiff(folder / f"{name}.tif", stained(200, 200), mpp=0.5, levels=1)
-    run, check = make_run(tmp_path / "run"), finished_slides.check_loads
+    run, check = make_run(tmp_path / "run"), scoring_inputs.check_loads
 
     def then_gone(tasks, *, apart):
         check(tasks, apart=True)
         (run / "weights.safetensors").unlink()
 
-    monkeypatch.setattr(finished_slides, "check_loads", then_gone)
+    monkeypatch.setattr(scoring_inputs, "check_loads", then_gone)
     result = score(run, folder, tmp_path / "out")
     assert [row.status for row in result.rows] == ["failed", "failed"]
     assert all("weights.safetensors: cannot be read" in row.reason for row in result.rows)

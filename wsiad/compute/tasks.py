@@ -6,8 +6,6 @@ import contextlib
 import functools
 import logging
 import queue
-import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -50,24 +48,6 @@ def _unnoted(item: object) -> contextlib.AbstractContextManager[None]:
 
 def _nothing_more(item: object, result: object) -> Sequence[Any]:
     return ()
-
-
-def worker_number() -> int | None:
-    """Return the number of the worker that runs the current task; ``None`` in other processes.
-
-    It is the last number of the worker's name. Workers that :func:`run_tasks` starts on this
-    machine are numbered from 0; one that replaces another has its number.
-    """
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import get_worker
-
-    try:
-        name = str(get_worker().name)
-    except ValueError:  # no worker runs this
-        return None
-    found = re.search(r"-(\d+)$", name)
-    return int(found[1]) if found else None
 
 
 def run_tasks(

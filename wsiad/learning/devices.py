@@ -6,6 +6,8 @@ takes its own rows. The number of processes changes a training only by rounding.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.compute.tasks import worker_number
 from wsiad.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,24 @@ def check_device(name: str) -> None:
     """
     if name not in ("auto", "cpu"):
         choose_device(name)
+
+
+def worker_number() -> int | None:
+    """Return the number of the worker that runs the current task; ``None`` in other processes.
+
+    It is the last number of the worker's name. Workers that :func:`wsiad.compute.tasks.run_tasks`
+    starts on this machine are numbered from 0; one that replaces another has its number.
+    """
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:  # no worker runs this
+        return None
+    found = re.search(r"-(\d+)$", name)
+    return int(found[1]) if found else None
 
 
 def choose_device(name: str) -> torch.device:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from wsiad.core.config import build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.files import fingerprint, new_file, read_json, write_json
+from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import (
     DerivedOptions,
     HeatmapOptions,
     ReadingOptions,
     RegionOptions,
     ScoringOptions,
+    SlideTask,
 )
 from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.file_names import CONFIG, FACTS, SCALES, SLIDES_TABLE
@@ -311,3 +313,8 @@ def derived_by(results: Path, *, exclude: Collection[str] = ()) -> dict[str, Any
                 remedy=_ANEW,
             )
     return derived
+
+
+def format_names(task: SlideTask) -> list[str]:
+    """Return the names of the formats that a task requests, aliases resolved."""
+    return [kind.name for kind in chosen(task.options.viewers)]

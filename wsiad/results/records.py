@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,9 @@ from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
 from wsiad.core.geometry import Box, Mpp, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
+from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask, identity_of
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
+from wsiad.slides.slide_table import DAMAGED_THERE
 
 MAKE = "Make one with `wsiad heatmap`."
 """Remedy for a folder without results."""
@@ -208,3 +211,40 @@ def slide_bounds(folder: Path) -> Box | None:
     if not path.exists():
         return None
     return read_record(path, _Bounds, InputError, remedy=SCORE_AGAIN).bounds.box()
+
+
+def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
+    """Read the record of a slide with complete scores of the same slide, run and options.
+
+    Raises
+    ------
+    InputError
+        The scores are of another slide, or lack parts that the options request.
+    """
+    path = task.folder / SLIDE
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path, InputError)
+        identity = identity_of(task)
+        same = {key: record[key] for key in identity} == identity
+        row = HeatmapRow(**record["row"])
+        sound = isinstance(record[GEOMETRY], dict) and isinstance(record[NOTES], list)
+    except (InputError, KeyError, TypeError):
+        return None  # not whole: it is made again
+    if not sound:
+        return None
+    if not same:
+        raise InputError(
+            "has results from another file of this name, or at another µm/px",
+            subject=task.slide.name,
+            remedy=f"Rename the slide, or delete {task.folder} to score it again.",
+        )
+    skipped = row.damaged or DAMAGED_THERE in row.reason
+    if skipped and task.preparation.damaged_tiles == "fail" and not task.from_store:
+        raise InputError(
+            "has results without its damaged parts, which --damaged-tiles skip left out",
+            subject=task.slide.name,
+            remedy=f"Set that option again, or delete {task.folder} to score a better copy.",
+        )
+    return record, replace(row, label=task.slide.label, split=task.slide.split)

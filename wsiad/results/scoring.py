@@ -31,8 +31,8 @@ from wsiad.results.deriving import (
     write_record,
 )
 from wsiad.results.evidence import Explainer, write_evidence
-from wsiad.results.finished_slides import format_names, scored_record
-from wsiad.results.records import GEOMETRY, LACKING, NOTES
+from wsiad.results.identity import format_names
+from wsiad.results.records import GEOMETRY, LACKING, NOTES, scored_record
 from wsiad.results.scored_files import ScoredHeatmap, write_scored
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder

@@ -1,4 +1,8 @@
-"""Plan the work of ``wsiad heatmap``: the slides to score, and the beginning of their results."""
+"""Plan the work of ``wsiad heatmap``: the slides to score, and the beginning of their results.
+
+torch and the readers of slides take seconds to import. A call that has nothing left to score needs
+neither, so what scores is imported for a slide that waits for it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from wsiad.core.config import Config, build, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
-from wsiad.heatmaps.heatmap_task import HeatmapOptions, ReadingOptions, SlideTask
+from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions, SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
-from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED
+from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED, SLIDE
 from wsiad.results.folder import Results
 from wsiad.results.identity import (
     ALONE_BECAUSE,
@@ -27,12 +31,14 @@ from wsiad.results.identity import (
     begin_results,
     check_scores,
     derived_values,
+    format_names,
     options_of,
     scored_digest,
     scoring_values,
     write_scales,
 )
 from wsiad.results.qupath_project import MADE
+from wsiad.results.records import LACKING, scored_record
 from wsiad.results.significance_comparison import check_reference
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.runs.calibration import Calibration, colour_scale
@@ -386,3 +392,54 @@ def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
         else slide
         for slide in slides
     ]
+
+
+def check_loads(tasks: Sequence[SlideTask], *, apart: bool) -> None:
+    """Check that the detector of a run can be loaded, if a slide has no scores yet.
+
+    Parameters
+    ----------
+    tasks : sequence of SlideTask
+        Tasks of a run.
+    apart : bool
+        True where other processes score: then it is not kept in this one.
+
+    Raises
+    ------
+    RunError
+        The detector, or the weights that it needs, are missing or damaged.
+    """
+    waiting = (task for task in tasks if not (task.folder / SLIDE).exists())
+    if (first := next(waiting, None)) is None:
+        return
+    from wsiad.results.scoring import load_once
+
+    load_once(first.run, "cpu" if apart else first.device, first.digest)
+    if apart:
+        load_once.cache_clear()
+
+
+def stored_row(task: SlideTask) -> HeatmapRow | None:
+    """Return the row of a slide that is scored and derived as requested; ``None`` if it is not.
+
+    Raises
+    ------
+    InputError
+        The slide's folder contains results of another slide.
+    """
+    found = scored_record(task)
+    if found is None:
+        return None
+    record, row = found
+    there = {*(record.get(FORMATS) or [])}
+    whole = record.get(DERIVED) == task.derived and not record.get(LACKING)
+    return row if whole and not {*format_names(task)} - there else None
+
+
+def scored_row(task: SlideTask) -> HeatmapRow:
+    """Return the row of a slide; score and derive it if necessary, see :func:`stored_row`."""
+    if row := stored_row(task):
+        return row
+    from wsiad.results.scoring import score_slide
+
+    return score_slide(task)

@@ -119,8 +119,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     """
     # These take a while to import, which `--help` must not.
     from wsiad.learning.devices import check_device
-    from wsiad.results.finished_slides import check_loads, scored_row, stored_row
-    from wsiad.results.scoring_inputs import plan_scoring
+    from wsiad.results.scoring_inputs import check_loads, plan_scoring, scored_row, stored_row
 
     start = time.monotonic()
     check_device(config.device)
