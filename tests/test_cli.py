@@ -43,6 +43,7 @@ def test_help_has_every_option_and_an_example(verb, capsys):
             assert shown in text.replace("_", "-").lower(), field
 
 
+@pytest.mark.slow
 def test_help_and_version_import_nothing_heavy():
     code = (
         "import sys\n"

@@ -51,6 +51,7 @@ def run(*words):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+@pytest.mark.slow
 def test_each_way_to_fail_has_its_verdict():
     ended = run("-c", PLANTED.format(benchmarks=str(BENCHMARKS)))
     found = dict(line.split(maxsplit=1) for line in ended.stdout.splitlines())
@@ -60,6 +61,7 @@ def test_each_way_to_fail_has_its_verdict():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+@pytest.mark.slow
 def test_damaged_inputs_of_every_kind_are_read_or_refused_in_one_line():
     ended = run(str(BENCHMARKS / "fuzz.py"), "--inputs", "110", "--seed", "0")
     assert ended.returncode == 0, ended.stdout + ended.stderr

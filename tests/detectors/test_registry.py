@@ -13,6 +13,7 @@ def test_names_are_those_of_files_and_folders():
     assert list(registry.names()) == sorted(registry.names())
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_first():
     """Each command loads another one first: no order of imports may be needed."""
     code = """

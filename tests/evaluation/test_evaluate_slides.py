@@ -122,6 +122,7 @@ def test_between_scores_of_windows_shares_are_linear_and_beyond_them_constant():
         HealthyScale.of([])
 
 
+@pytest.mark.slow
 def test_the_forest_is_told_beside_the_other_figures(results, tmp_path):
     result, values = run(results, tmp_path, slide_classifier="forest")
     forest = values["slide_classifier"]

@@ -53,6 +53,7 @@ def test_undamaged_tiles_are_read_directly_to_the_pixels_of_openslide(tmp_path, 
     assert_same(path)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_that_the_decoder_warns_of_is_an_error(tmp_path):
     """Bits are flipped until OpenSlide refuses the tile: then neither path may read it."""
     path = write_jpeg(tmp_path / "a.tif", smooth(192, 256), levels=1, subsampling="420")

@@ -91,6 +91,7 @@ def points(folder, slides, *, patch="", options=(), **steps):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_change_is_mended_by_the_next(slides, tmp_path):
     found = points(tmp_path, slides, mode="kill", every=23)
     assert found["points"] > 100
@@ -98,12 +99,14 @@ def test_a_run_killed_at_any_change_is_mended_by_the_next(slides, tmp_path):
     assert found["wrong"] == {}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_any_change_on_keeps_nothing_partial(slides, tmp_path):
     found = points(tmp_path, slides, mode="full", every=41, first=3)
     assert found["cut"] >= found["tried"] - 1  # the last change may need no room
     assert found["wrong"] == {}
 
 
+@pytest.mark.slow
 def test_a_slide_in_parts_killed_at_any_change_is_mended_by_the_next(tmp_path):
     small_shards = "from wsiad.store import group; group._CHUNK_BYTES = 32 * 32 * 3"
     slide = write_slide(tmp_path / "s.tif", 1, edge=200)
@@ -160,6 +163,7 @@ def test_a_heatmap_killed_before_its_table_was_written_is_gone_on_with(
     assert (out / "s1" / "heatmap.ome.tif").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_store_at_once(tmp_path):
     """The same slides, overlapping ones, and in the opposite order."""
     every = [

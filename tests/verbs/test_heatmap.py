@@ -310,6 +310,7 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
     assert "another file of this name" in changed.failed[0].reason
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_does(tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()

@@ -141,6 +141,7 @@ def train_in_child(store, out, *, die_at=-1):
     return subprocess.run(arguments, capture_output=True, check=False, env=environment).returncode
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_result(store, tmp_path):
     assert train_in_child(store, tmp_path / "whole") == 0
     assert train_in_child(store, tmp_path / "cut", die_at=7) == -9

@@ -472,6 +472,7 @@ def test_a_browser_shows_neighbourhoods_and_by_a_key_single_windows(
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_browser_opens_slides_and_regions_by_keyboard(serve, browser):
     browser.open(serve().url)
     wait_for_pixels(browser)
