@@ -71,6 +71,28 @@ def test_the_pyramid_is_in_sub_ifds_and_holds_means(tmp_path):
             np.testing.assert_allclose(level.asarray(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_every_level_states_the_lowest_and_the_highest_score(tmp_path):
+    heatmap = heatmap_of((131, 521), unscored=0.4)
+    heatmap.scores[7, 9], heatmap.scores[130, 520] = -12.75, 31.1
+    write_ome_tiff(heatmap, tmp_path / "heatmap.ome.tif")
+    with tifffile.TiffFile(tmp_path / "heatmap.ome.tif") as tiff:
+        levels = [level.keyframe for level in tiff.series[0].levels]
+        assert len(levels) == 3
+        for page in levels:
+            low, high = page.tags["SMinSampleValue"], page.tags["SMaxSampleValue"]
+            assert (low.code, high.code) == (340, 341)
+            assert low.dtype == high.dtype == tifffile.DATATYPE.FLOAT  # that of the pixels
+            assert (low.value, high.value) == (-12.75, float(np.float32(31.1)))
+
+
+def test_a_heatmap_without_a_score_states_no_range(tmp_path):
+    write_ome_tiff(heatmap_of((5, 4), unscored=1.0), tmp_path / "heatmap.ome.tif")
+    with tifffile.TiffFile(tmp_path / "heatmap.ome.tif") as tiff:
+        tags = tiff.pages[0].tags
+        assert "SMinSampleValue" not in tags
+        assert "SMaxSampleValue" not in tags
+
+
 def test_physical_size_and_placement_are_told(tmp_path):
     heatmap = heatmap_of((30, 40))
     write_ome_tiff(heatmap, tmp_path / "heatmap.ome.tif")

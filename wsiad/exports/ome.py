@@ -26,6 +26,8 @@ from wsiad.heatmaps.score_map import Heatmap
 _NAMESPACE = uuid.UUID("b0c0a7d2-5a0f-5f6c-9d53-6a3f0d1c7e01")
 _TILE = 256
 _MICRONS_PER_CM = 1e4
+_SMIN_SAMPLE_VALUE, _SMAX_SAMPLE_VALUE = 340, 341  # TIFF 6.0, section 19
+_TIFF_FLOAT = 11
 
 
 def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
@@ -35,6 +37,10 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
     deflated without a predictor, because not every reader knows predictors for floats. The
     OME-XML has the physical pixel size and, as JSON in the image's description, the position of
     the heatmap on the slide. Unscored pixels are NaN.
+
+    Each level states the lowest and the highest score of the full resolution as the tags
+    SMinSampleValue and SMaxSampleValue, so that a reader which chooses its contrast by them
+    needs no pass over the pixels, and does not change it from level to level.
 
     Writing a level needs memory for the next level too, which is a quarter of its size.
 
@@ -57,6 +63,7 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
         raise ExportError("an OME-TIFF's name ends in .ome.tif or .ome.tiff", subject=path.name)
     sizes = pyramid_sizes(heatmap.scores.shape)
     width_um, height_um = heatmap.pixel_um
+    ends = _ends(heatmap.scores)
     with atomic_file(path) as partial, tifffile.TiffWriter(partial, ome=True) as tiff:
         scores = heatmap.scores
         for level in range(len(sizes)):
@@ -74,9 +81,19 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
                 subifds=len(sizes) - 1 if level == 0 else None,
                 subfiletype=0 if level == 0 else 1,
                 metadata=_metadata(heatmap) if level == 0 else None,
+                extratags=ends,
             )
             if level + 1 < len(sizes):
                 scores = reduce_by(scores, 2)
+
+
+def _ends(scores: npt.NDArray[np.float32]) -> list[tuple[int, int, int, float, bool]]:
+    """Return the tags of the lowest and the highest score; none where nothing was scored."""
+    found = scores[np.isfinite(scores)]
+    if not len(found):
+        return []
+    ends = {_SMIN_SAMPLE_VALUE: found.min(), _SMAX_SAMPLE_VALUE: found.max()}
+    return [(tag, _TIFF_FLOAT, 1, float(score), False) for tag, score in ends.items()]
 
 
 def pyramid_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
