@@ -142,7 +142,9 @@ def projected(model: ReconstructionModel, x: Tensor) -> Tensor:
     """Return the images that the model reconstructs well and that are near to some images.
 
     From x₀ = x it takes steps x ← x − α ∇E(x) ⊙ (x − x̂)², where E is the sum over the values
-    of (x − x̂)², plus λ times that of |x − x₀|.
+    of (x − x̂)², plus λ times that of |x − x₀|. Rate α and weight λ are for values from 0 to 1,
+    half of the range here. Values stay within the range of an image: where the model answers a
+    change with a larger one, the steps would grow without bound.
 
     Notes
     -----
@@ -156,9 +158,10 @@ def projected(model: ReconstructionModel, x: Tensor) -> Tensor:
             point = at.detach().requires_grad_()
             made = model(point).image
             square = (point - made).square()
-            energy = square.sum() + options.projection_weight * (point - start).abs().sum()
+            away = (point - start).abs().sum()
+            energy = square.sum() / 4 + options.projection_weight * away / 2
             (slope,) = torch.autograd.grad(energy, point)
-            at = (point - options.projection_rate * slope * square).detach()
+            at = (point - options.projection_rate * slope * square).detach().clamp(-1, 1)
     return at
 
 
