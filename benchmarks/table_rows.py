@@ -101,6 +101,10 @@ class Row:
     score_tiles: int | None = None
 
 
+Key = tuple[str, int | None, int]
+"""Row, number of labelled anomalous tiles and seed: what a line of the table is of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A row with a seed, and the number of labelled anomalous tiles that it learns from, if any."""
@@ -108,6 +112,11 @@ class Case:
     row: Row
     anomalies: int | None
     seed: int
+
+    @property
+    def key(self) -> Key:
+        """What the case is called in a table."""
+        return self.row.name, self.anomalies, self.seed
 
     def path(self, out: Path) -> Path:
         """Return the file of its figures."""

@@ -104,7 +104,7 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
     """Return, as JSON values, what the figures of a case depend on."""
     given = setting.weights[case.row.weights]
     budget = setting.budget_of(case.row)
-    return {
+    depends = {
         "detector": case.row.detector,
         "options": case.row.options,
         "weights": _weights(given),
@@ -113,6 +113,9 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
         "tiles": [setting.fit_tiles, setting.stop_tiles, setting.scored(case.row)],
         "budget": [budget.max_steps, budget.max_minutes] if case.row.bounded else None,
     }
+    # As JSON has it: its keys are texts.
+    as_json: dict[str, Any] = json.loads(json.dumps(depends))
+    return as_json
 
 
 def _weights(given: str | None) -> str | None:
@@ -143,8 +146,7 @@ def stored(case: Case, out: Path, setting: Setting) -> dict[str, Any] | None:
         raise RunError(
             f"is damaged ({error})", subject=str(path), remedy="Remove it and run again."
         ) from error
-    # As JSON has it: its keys are texts.
-    same = before == json.loads(json.dumps(made_of(case, setting)))
+    same = before == made_of(case, setting)
     if failed and not same:
         return None
     if not same:

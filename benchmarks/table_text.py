@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import platform
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from table_rows import HEALTHY_ONLY, LABELLED, PUBLISHED, SUM, TRAINED
 
 from wsiad.core.errors import InputError
 from wsiad.core.packages import versions
+from wsiad.core.typed_files import TableKind
 
 Line = dict[str, Any]
 """Figures of a row and seed, or why there are none."""
@@ -24,11 +24,48 @@ Line = dict[str, Any]
 Clock = Literal["wall", "processor"]
 """Which time is shown: on a CPU, that of the processor does not count what else ran there."""
 
-COLUMNS = (
-    "row", "kind", "anomalies", "seed", "auroc", "fit_seconds", "fit_processor_seconds",
-    "tiles_per_second", "tiles_per_processor_second", "ended_by", "steps", "weights", "options",
-    "failure",
-)  # fmt: skip
+CLOCKS: tuple[Clock, ...] = ("wall", "processor")
+
+NO_WEIGHTS = "none"
+"""What the table says of methods without pretrained weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class FigureRow:
+    """A line of ``table.csv``: the figures of a row and seed, or why there are none.
+
+    Times are in seconds, rates in tiles a second; what was not kept, and all figures of a failure,
+    are empty. `options` and `setting` are JSON: with `detector` what the figures depend on, empty
+    for a sum.
+    """
+
+    row: str
+    kind: str
+    anomalies: int | None
+    seed: int
+    auroc: float | None
+    fit_seconds: float | None
+    fit_processor_seconds: float | None
+    tiles_scored: int | None
+    tiles_per_second: float | None
+    tiles_per_processor_second: float | None
+    ended_by: str
+    steps: int | None
+    weights: str
+    detector: str
+    options: str
+    setting: str
+    environment: str
+    failure: str
+
+
+TABLE = TableKind(
+    FigureRow,
+    "figures of detectors",
+    remedy="Give a table.csv that pipelines/benchmark_table.py wrote.",
+    error=InputError,
+    digits=9,
+)
 
 _TITLES = {
     HEALTHY_ONLY: "Fitted in closed form on healthy tiles alone",
@@ -57,22 +94,71 @@ def environment(device: torch.device) -> str:
 
 def as_csv(lines: Sequence[Line]) -> str:
     """Return a line for each row, number of labelled tiles, and seed."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        values = {name: line[name] for name in COLUMNS[:4]} | {"failure": line["failure"]}
-        if not line["failure"]:
-            values |= {name: line[name] for name in ("auroc", "ended_by", "steps")} | {
-                "fit_seconds": round(line["fit_seconds"]["wall"], 2),
-                "fit_processor_seconds": round(line["fit_seconds"]["processor"], 2),
-                "tiles_per_second": round(rate(line, "wall"), 1),
-                "tiles_per_processor_second": round(rate(line, "processor"), 1),
-                "weights": _weights(line),
-                "options": json.dumps(line["made_of"]["options"]) if "made_of" in line else "",
-            }
-        writer.writerow(values)
-    return text.getvalue()
+    return TABLE.text(map(_figure_row, lines))
+
+
+def _figure_row(line: Line) -> FigureRow:
+    failed = bool(line["failure"])
+    made_of = dict(line.get("made_of", {}))
+    detector, options = made_of.pop("detector", ""), made_of.pop("options", None)
+    fit = {} if failed else line["fit_seconds"]
+    return FigureRow(
+        **{name: line[name] for name in ("row", "kind", "anomalies", "seed", "environment")},
+        auroc=None if failed else line["auroc"],
+        fit_seconds=fit.get("wall"),
+        fit_processor_seconds=fit.get("processor"),
+        tiles_scored=None if failed else line["tiles_scored"],
+        tiles_per_second=None if failed else rate(line, "wall"),
+        tiles_per_processor_second=None if failed else rate(line, "processor"),
+        ended_by="" if failed else line["ended_by"],
+        steps=None if failed else line["steps"],
+        weights="" if failed else _weights(line),
+        detector=detector,
+        options="" if options is None else json.dumps(options),
+        setting=json.dumps(made_of) if made_of else "",
+        failure=line["failure"] or "",
+    )
+
+
+def read_csv(path: Path) -> list[Line]:
+    """Return the lines of a table that :func:`as_csv` wrote.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, lacks a column, or has a cell that its column does not accept.
+    """
+    return [_line(row, f"{path}: row {number}") for number, row in TABLE.read_numbered(path)]
+
+
+def _line(row: FigureRow, subject: str) -> Line:
+    line: Line = {
+        name: getattr(row, name) for name in ("row", "kind", "anomalies", "seed", "environment")
+    }
+    try:
+        if row.options or row.setting:
+            given = {"options": json.loads(row.options), **json.loads(row.setting)}
+            line["made_of"] = {"detector": row.detector, **given}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"options or setting are not JSON ({error})", subject=subject) from None
+    if row.failure:
+        return line | {"failure": row.failure}
+    tiles, fit = row.tiles_scored, (row.fit_seconds, row.fit_processor_seconds)
+    rates = row.tiles_per_second, row.tiles_per_processor_second
+    if row.auroc is None or not 0 <= row.auroc <= 1 or tiles is None or row.steps is None:
+        raise InputError("has neither figures nor a failure", subject=subject, remedy=TABLE.remedy)
+    return line | {
+        "auroc": row.auroc,
+        "fit_seconds": dict(zip(CLOCKS, fit, strict=True)),
+        "score_seconds": {
+            clock: tiles / own if own else None for clock, own in zip(CLOCKS, rates, strict=True)
+        },
+        "tiles_scored": tiles,
+        "ended_by": row.ended_by,
+        "steps": row.steps,
+        "weights": None if row.weights == NO_WEIGHTS else {"source": row.weights},
+        "failure": None,
+    }
 
 
 def as_markdown(lines: Sequence[Line], *, clock: Clock, absent: Sequence[str] = ()) -> str:
@@ -133,8 +219,8 @@ def summary(lines: Sequence[Line], *, clock: Clock) -> dict[str, str]:
     failures = "; ".join(
         f"seed {line['seed']}: {line['failure']}" for line in lines if line["failure"]
     )
-    seconds = [line["fit_seconds"][clock] for line in whole]
-    rates = [rate(line, clock) for line in whole]
+    seconds = [fit for line in whole if (fit := line["fit_seconds"][clock]) is not None]
+    rates = [tiles for line in whole if (tiles := rate(line, clock)) is not None]
     return {
         "detector": f"`{lines[0]['row']}`",
         "AUROC": spread([line["auroc"] for line in whole]),
@@ -165,12 +251,13 @@ def _ended(lines: Sequence[Line]) -> str:
 
 def _weights(line: Line) -> str:
     note = line["weights"]
-    return Path(note["source"]).name if note else "none"
+    return Path(note["source"]).name if note else NO_WEIGHTS
 
 
-def rate(line: Line, clock: Clock) -> float:
-    """Tiles that were scored in a second."""
-    return line["tiles_scored"] / max(line["score_seconds"][clock], 1e-9)
+def rate(line: Line, clock: Clock) -> float | None:
+    """Return the tiles that were scored in a second; ``None`` where the time was not kept."""
+    seconds = line["score_seconds"][clock]
+    return None if seconds is None else line["tiles_scored"] / max(seconds, 1e-9)
 
 
 def spread(areas: Sequence[float]) -> str:

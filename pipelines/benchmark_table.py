@@ -17,6 +17,10 @@ selection by --detectors runs no others, but the table has all that are finished
 row failed. --presets makes the table of the published systems in its place: a row for every preset
 of configs/zoo, and benchmark_presets.yaml says what is measured otherwise. --evaluations adds a
 table of folders that `wsiad evaluate` wrote, and makes `slides.md`.
+
+--earlier takes tables of other runs (their `table.csv`): what they have and this run has not is
+part of the table, and is not run. What was made of other options, tiles, weights or bounds than
+today's is left out, with a warning.
 """
 
 from __future__ import annotations
@@ -42,12 +46,13 @@ from table_rows import (
     RANDOM,
     SUM,
     Case,
+    Key,
     Row,
     cases,
     read_published,
     read_rows,
 )
-from table_run import Setting, add_up, run, stored
+from table_run import Setting, add_up, made_of, run, stored
 
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import write_text
@@ -76,19 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
         slides = _slides(args.evaluations)
         # Refused before anything is run: figures of another setting, and a document without a
         # place for the table.
-        lines = _lines(rows, args, setting)
+        earlier = _earlier(rows, args, setting)
+        lines = _lines(rows, args, setting, earlier)
         _write(args, lines, rows, command, slides)
     except WsiadError as error:
         logger.error("%s", error)
         return 2
     for row in () if args.table_only else chosen:
         for case in _cases(row, args) if row.kind != SUM else ():
-            found = stored(case, args.out, setting)
+            found = stored(case, args.out, setting) or earlier.get(case.key)
             if found is None or found["failure"]:
                 logger.info("%s, %s", row.name, case.path(args.out).parent.name)
                 run(case, args.out, setting)
                 # After each, so that an interruption leaves a table of what there is.
-                lines = _lines(rows, args, setting)
+                lines = _lines(rows, args, setting, earlier)
                 _write(args, lines, rows, command, slides)
     logger.info("\n%s", (args.out / "table.md").read_text(encoding="utf-8"))
     return int(any(line["failure"] for line in lines))
@@ -107,6 +113,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--presets", action="store_true", help="the published systems in place of the defaults")
     add("--rows", type=Path, metavar="YAML", help="rows beside the defaults; of --presets, how")
     add("--table-only", action="store_true", help="run nothing: a table of what is finished")
+    add("--earlier", type=Path, nargs="+", default=[], metavar="CSV", help="tables of other runs")
     add("--detectors", nargs="+", metavar="ROW", help="run only these; default: all")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--counts", type=int, nargs="+", default=[20, 100], help="of tumour tiles to learn from")
@@ -190,14 +197,48 @@ def _cases(row: Row, args: argparse.Namespace) -> list[Case]:
     return cases(row, counts=args.counts, seeds=args.seeds) if row.weights in known else []
 
 
-def _lines(rows: list[Row], args: argparse.Namespace, setting: Setting) -> list[table_text.Line]:
+def _earlier(
+    rows: list[Row], args: argparse.Namespace, setting: Setting
+) -> dict[Key, table_text.Line]:
+    """Return the figures of earlier tables that are figures of today's cases; warn of others."""
+    asked = {case.key: case for row in rows for case in _cases(row, args)}
+    found: dict[Key, table_text.Line] = {}
+    for path in args.earlier:
+        for line in table_text.read_csv(path):
+            key = (line["row"], line["anomalies"], line["seed"])
+            if why := _why_not(line, asked.get(key), setting):
+                logger.warning("%s: %s, seed %s is left out: %s", path, line["row"], key[2], why)
+            else:
+                found.setdefault(key, line | {"kind": asked[key].row.kind})
+    return found
+
+
+def _why_not(line: table_text.Line, case: Case | None, setting: Setting) -> str:
+    """Return why an earlier line is not one of the table; empty if it is."""
+    if case is None:
+        return "the table has no such row, seed or number of tumour tiles"
+    if line["failure"]:
+        return f"it failed ({line['failure']})"
+    if case.row.kind == SUM:
+        return "a sum is made of the scores of its members, which a table does not hold"
+    before, today = line.get("made_of", {}), made_of(case, setting)
+    other = [name.replace("_", " ") for name in today if before.get(name) != today[name]]
+    return f"made otherwise than today: {', '.join(other)}" if other else ""
+
+
+def _lines(
+    rows: list[Row],
+    args: argparse.Namespace,
+    setting: Setting,
+    earlier: dict[Key, table_text.Line],
+) -> list[table_text.Line]:
     """Return what is finished or has failed, and the sums that can be made of it."""
     by_name = {row.name: row for row in rows}
     lines = []
     for row in rows:
         for case in _cases(row, args):
             if row.kind != SUM:
-                line = stored(case, args.out, setting)
+                line = stored(case, args.out, setting) or earlier.get(case.key)
             else:
                 parts = [
                     Case(own, case.anomalies if own.labelled else None, case.seed)

@@ -278,6 +278,84 @@ def test_the_document(material, tmp_path):
     assert "| knn | 0.750 (0.500–0.900) |" in document.read_text()
 
 
+def test_what_an_earlier_table_has_is_not_run_again(material, made, tmp_path, monkeypatch, caplog):
+    earlier = made / "table.csv"
+    monkeypatch.setattr(table_run, "_figures", None)  # never reached
+    more = ["--earlier", str(earlier), "--detectors", "probe", "short", "pca 2"]
+    assert run(material, tmp_path, *more) == 0
+    known = {line["row"]: line for line in lines(made)}
+    found = {line["row"]: line for line in lines(tmp_path)}
+    # Sums are made of scores, which a table does not hold.
+    assert found.keys() == known.keys() - {"both", "with labels"}
+    assert "both, seed 0 is left out: a sum is made of" in caplog.text
+    assert all(found[name] == known[name] for name in found)
+
+    def rows(out):
+        shown = (out / "table.md").read_text().splitlines()
+        return {line for line in shown if line.startswith(("| `p", "| `short"))}
+
+    assert rows(tmp_path) == rows(made)
+    assert len(rows(made)) == 4
+
+
+def test_a_figure_of_this_run_stands_before_an_earlier_one(material, made, tmp_path):
+    other = tmp_path / "other.csv"
+    text = (made / "table.csv").read_text().splitlines(keepends=True)
+    other.write_text("".join(line for line in text if line.startswith(("row,", "pca,"))))
+    first = next(line["auroc"] for line in lines(made) if line["row"] == "pca")
+    other.write_text(other.read_text().replace(first, "0.125", 1))
+    found = {}
+    for name, out in (("this", made), ("none", tmp_path / "none")):
+        assert run(material, out, "--table-only", "--earlier", str(other)) == 0
+        found[name] = [line["auroc"] for line in lines(out) if line["row"] == "pca"]
+    assert "0.125" not in found["this"]
+    assert found["none"][0] == "0.125"
+    assert found["none"][1] == found["this"][1]
+
+
+def test_earlier_figures_of_another_setting_are_left_out(material, made, tmp_path, caplog):
+    earlier = tmp_path / "earlier.csv"
+    text = (made / "table.csv").read_text()
+    earlier.write_text(text.replace('{""components"": 2}', '{""components"": 3}'))
+    more = ["--table-only", "--earlier", str(earlier)]
+    assert run(material, tmp_path, *more) == 0
+    assert {line["row"] for line in lines(tmp_path)} == {"pca", "gaussian", "short", "probe"}
+    assert "pca 2, seed 1 is left out: made otherwise than today: options" in caplog.text
+    caplog.clear()
+    assert run(material, tmp_path, *more, "--max-steps", "3", "--seeds", "0") == 0
+    assert {line["row"] for line in lines(tmp_path)} == {"pca", "gaussian", "probe"}
+    assert "short, seed 0 is left out: made otherwise than today: budget" in caplog.text
+    assert "short, seed 1 is left out: the table has no such" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("setting", "sitting", "no column setting"),
+        ("pca,healthy-only,,0,", "pca,healthy-only,,zero,", "seed is 'zero', not a whole number"),
+        ("pca,healthy-only,,0,", "pca,healthy-only,,0,7", "neither figures nor a failure"),
+        ('"{""components"": 2}"', "components", "are not JSON"),
+    ],
+)
+def test_damaged_earlier_tables_are_refused(material, made, tmp_path, caplog, old, new, message):
+    earlier = tmp_path / "earlier.csv"
+    text = (made / "table.csv").read_text()
+    assert old in text
+    earlier.write_text(text.replace(old, new, 1))
+    assert run(material, tmp_path / "out", "--table-only", "--earlier", str(earlier)) == 2
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_published_systems_is_that_of_the_kept_figures():
+    figures = table_text.read_csv(ROOT / "docs/published-systems.csv")
+    document = (ROOT / "docs/benchmarks.md").read_text()
+    place = document.partition("<!-- begin: table of published systems -->")[2]
+    made = table_text.as_markdown(figures, clock="processor").strip()
+    assert place.partition("\n\nNot run")[0].strip() == made
+    assert table_text.as_csv(figures) == (ROOT / "docs/published-systems.csv").read_text()
+
+
 @pytest.mark.parametrize("text", ["", "<!-- begin: t -->", "<!-- end: t --><!-- begin: t -->",
                                   2 * "<!-- begin: t --><!-- end: t -->"])  # fmt: skip
 def test_a_document_without_one_place_is_refused(text):
