@@ -16,7 +16,7 @@ from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, InputSpec, State
 from wsiad.networks.features import random_tensors
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.runs.run import RunFolder
 
 torchvision_models()

@@ -16,8 +16,8 @@ from wsiad.detectors.piad import PiadOptions
 from wsiad.learning.detector import HealthyTiles
 from wsiad.learning.training_options import LoopOptions
 from wsiad.networks.autoencoder import seeded_encoder
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.networks.vgg_statistics import imagenet_statistics
-from wsiad.networks.weights import torchvision_models
 from wsiad.networks.wide_resnet import WideResNet
 from wsiad.runs.presets import load_preset
 from wsiad.store.dataset import ArrayTiles

@@ -32,7 +32,7 @@ def test_wide_resnet_block_is_half_as_wide_inside():
 
 
 def _torchvision_block(name):
-    from wsiad.networks.weights import torchvision_models
+    from wsiad.networks.torchvision_models import torchvision_models
 
     return getattr(torchvision_models(), name)(weights=None).layer2[0]
 

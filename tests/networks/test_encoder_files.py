@@ -15,7 +15,8 @@ from wsiad.core.errors import WeightsError
 from wsiad.networks import encoder_files
 from wsiad.networks.encoder import table
 from wsiad.networks.features import settle
-from wsiad.networks.weights import Weights, torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
+from wsiad.networks.weights import Weights
 
 torchvision_models()
 pytest.importorskip("timm", reason="the optional dependency timm is not installed")

@@ -11,7 +11,7 @@ from wsiad.core.errors import ConfigError, DetectorError, WeightsError
 from wsiad.networks import encoder_network
 from wsiad.networks.encoder import Table, read_table, table
 from wsiad.networks.features import BackboneFeatures
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 
 torchvision_models()
 pytest.importorskip("timm", reason="the optional dependency timm is not installed")

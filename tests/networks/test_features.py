@@ -11,7 +11,7 @@ from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.learning.detector import FitContext, HealthyTiles, State
 from wsiad.networks import features, vgg, weights
 from wsiad.networks.features import BackboneFeatures, settle
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.store.dataset import ArrayTiles
 
 SQUEEZENET = features.random_tensors("squeezenet1_1", 0)

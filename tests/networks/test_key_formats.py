@@ -18,7 +18,7 @@ from wsiad.networks import encoder_network
 from wsiad.networks.encoder_network import Pooler
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.key_formats import translated
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 
 torchvision_models()
 pytest.importorskip("timm", reason="the optional dependency timm is not installed")

@@ -8,8 +8,8 @@ from torch import nn
 from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.networks import vgg
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
+from wsiad.networks.torchvision_models import operators_load, torchvision_models
 from wsiad.networks.vgg import LAYERS, Vgg19
-from wsiad.networks.weights import operators_load, torchvision_models
 
 TENSORS = vgg.random_tensors(0)
 

@@ -11,7 +11,7 @@ from wsiad.core.errors import DetectorError, WeightsError
 from wsiad.learning.detector import FitContext, HealthyTiles
 from wsiad.networks import features
 from wsiad.networks.features import BackboneFeatures
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.store.dataset import ArrayTiles
 
 torchvision_models()

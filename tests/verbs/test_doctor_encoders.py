@@ -6,7 +6,7 @@ import json
 import pytest
 
 from support.tiny_encoders import TINY, team
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.verbs.doctor import DoctorConfig, doctor
 
 

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import torch
-from scipy.linalg import solve_triangular
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
@@ -85,6 +83,8 @@ def fit_projection(
     DetectorError
         The vectors are all alike, or span fewer dimensions than components.
     """
+    from sklearn.decomposition import PCA
+
     check_count(vectors, 2, "principal components")
     values = vectors.astype(np.float64)
     centre = values.mean(axis=0)
@@ -142,6 +142,8 @@ def whitening(covariance: Matrix, count: int) -> Matrix:
     DetectorError
         The covariance is singular.
     """
+    from scipy.linalg import solve_triangular
+
     try:
         lower = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError as error:

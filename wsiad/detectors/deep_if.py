@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pydantic
 import torch
-from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
 from wsiad.detectors._features import (
@@ -61,6 +60,8 @@ class DeepIsolationForest(FeatureDetector):
         own child. ``path`` is the number of splits to a leaf, plus the number that its samples
         would still need.
         """
+        from sklearn.ensemble import IsolationForest
+
         check_count(vectors, 2, "an isolation forest")
         forest = IsolationForest(
             n_estimators=self.options.trees,

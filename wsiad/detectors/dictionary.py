@@ -8,9 +8,6 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 import pydantic
 import torch
-from sklearn.cluster import KMeans
-from sklearn.decomposition import MiniBatchDictionaryLearning
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn import functional
 
@@ -131,6 +128,9 @@ class Dictionary(FeatureDetector):
         return -log_density(values, density["bank"], density["bandwidth"])
 
     def _fit_nearest(self, vectors: Vectors) -> dict[str, Tensor]:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
         options = self.options
         check_count(vectors, max(2, options.entries), f"a dictionary of {options.entries} entries")
         scaled = _scaled(torch.from_numpy(vectors), options.normalise)
@@ -166,6 +166,9 @@ class Dictionary(FeatureDetector):
 
     def _learnt(self, values: Matrix) -> Matrix:
         """Return entries (K, C) of length 1 of which few add up to each vector."""
+        from sklearn.decomposition import MiniBatchDictionaryLearning
+        from sklearn.exceptions import ConvergenceWarning
+
         learning = MiniBatchDictionaryLearning(
             self.options.entries,
             alpha=self.options.penalty,

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
@@ -56,6 +55,8 @@ class Gaussian(FeatureDetector):
 
 def _covariance(centred: Matrix, shrinkage: str | float) -> Matrix:
     if isinstance(shrinkage, str):
+        from sklearn.covariance import ledoit_wolf
+
         found: Matrix = ledoit_wolf(centred, assume_centered=True)[0]
         return found
     return shrink(centred.T @ centred / len(centred), shrinkage)

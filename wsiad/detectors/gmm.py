@@ -6,13 +6,11 @@ import logging
 import math
 import warnings
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
@@ -31,6 +29,9 @@ from wsiad.detectors._vectors import (
     whitening,
 )
 from wsiad.learning.detector import DetectorOptions, Pooling
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,9 @@ class MixtureOfGaussians(FeatureDetector):
 
 
 def _mixture(values: Matrix, options: GmmOptions, seed: int) -> GaussianMixture:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     mixture = GaussianMixture(
         options.gaussians,
         covariance_type=options.covariance,

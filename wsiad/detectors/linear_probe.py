@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
@@ -127,6 +125,7 @@ Head = Callable[[Exact, float], tuple[Exact, float]]
 
 def logistic(healthy: Exact) -> Head:
     """Prepare the logistic regression of anomalous against these healthy vectors."""
+    from sklearn.linear_model import LogisticRegression
 
     def fit(anomalous: Exact, strength: float) -> tuple[Exact, float]:
         values = np.concatenate([healthy, anomalous])
@@ -164,6 +163,8 @@ def discriminant(healthy: Exact) -> Head:
 
 
 def _area(head: tuple[Exact, float], healthy: Exact, anomalous: Exact) -> float:
+    from sklearn.metrics import roc_auc_score
+
     scores = np.concatenate([healthy, anomalous]) @ head[0]
     labels = np.repeat([0, 1], [len(healthy), len(anomalous)])
     return float(roc_auc_score(labels, scores))

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 import pydantic
 import torch
-from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
@@ -59,6 +58,8 @@ class OneClassSvm(FeatureDetector):
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return the projection, support vectors (S, D), ``alpha`` (S,), ``rho`` and ``gamma``."""
+        from sklearn.svm import OneClassSVM
+
         options = self.options
         least = int(np.ceil(2 / options.nu))
         check_count(vectors, least, f"a one-class SVM of nu {options.nu}: it needs {least}")

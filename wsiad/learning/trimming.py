@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.svm import OneClassSVM
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.files import atomic_file
@@ -183,6 +182,8 @@ def strangeness(
     vectors = (vectors - vectors.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     rng = np.random.default_rng([seed, len(vectors)])
     drawn = np.sort(rng.permutation(len(vectors))[:_SVM_TILES])
+    from sklearn.svm import OneClassSVM
+
     machine = OneClassSVM(nu=options.share, gamma="scale").fit(vectors[drawn])
     return -np.asarray(machine.decision_function(vectors), np.float64)
 

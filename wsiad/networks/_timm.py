@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 
 PREFIX = "timm/"
 

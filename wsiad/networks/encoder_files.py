@@ -20,13 +20,13 @@ import torch
 from wsiad.core.errors import WeightsError
 from wsiad.networks import encoder_network
 from wsiad.networks.encoder import ENCODERS_VARIABLE, Encoder, Table, encoders_folder, table
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.networks.weights import (
     Weights,
     file_sha256,
     naming,
     read_file,
     tensors_sha256,
-    torchvision_models,
 )
 
 logger = logging.getLogger(__name__)

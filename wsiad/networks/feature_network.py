@@ -17,8 +17,9 @@ from wsiad.networks import _timm
 from wsiad.networks.encoder import table
 from wsiad.networks.pixel_features import PIXELS
 from wsiad.networks.state_dict import Fit, fitted, left_off, unwrapped
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.networks.vgg import Padding
-from wsiad.networks.weights import SHIPPED, torchvision_models
+from wsiad.networks.weights import SHIPPED
 
 _HEADS = frozenset({"fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits"})
 """Parts of torchvision's networks that come after the features."""

@@ -155,7 +155,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _torchvision() -> Iterator[Check]:
-    torchvision = importlib.import_module("wsiad.networks.weights")
+    torchvision = importlib.import_module("wsiad.networks.torchvision_models")
     if torchvision.operators_load():
         yield Check("torchvision", OK, "models and compiled operators load")
     else:

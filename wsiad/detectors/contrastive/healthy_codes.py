@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,6 +39,8 @@ def fit_clusters(features: Tensor, clusters: int, *, seed: int) -> dict[str, Ten
     values = (unit - mean) / deviation
     labels = np.zeros(len(values), np.int64)
     if clusters > 1:
+        from sklearn.cluster import KMeans
+
         labels = KMeans(clusters, n_init=4, random_state=seed).fit_predict(values.numpy())
     means, precisions = [], []
     for number in range(clusters):

@@ -13,7 +13,7 @@ from wsiad.learning.batches import ViewOptions, random_views
 from wsiad.learning.contrastive import ContrastiveNetwork, checksum, contrast
 from wsiad.networks.patch_encoder import DIRECTIONS, PatchEncoders, patch
 from wsiad.networks.synthetic_anomalies import cut_paste, scars
-from wsiad.networks.weights import torchvision_models
+from wsiad.networks.torchvision_models import torchvision_models
 
 Shifts = Literal["cutperm", "turns"]
 
