@@ -28,7 +28,8 @@ _FLAGS = [
 ]
 _KEYS = {
     "Enter": ("Enter", 13, "\r"), "Tab": ("Tab", 9, ""), "Home": ("Home", 36, ""),
-    "ArrowDown": ("ArrowDown", 40, ""),
+    "ArrowDown": ("ArrowDown", 40, ""), "PageDown": ("PageDown", 34, ""),
+    "PageUp": ("PageUp", 33, ""),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import shapely
 
-PROPERTIES = {"objectType", "name", "classification", "isLocked", "measurements"}
+PROPERTIES = {"objectType", "name", "classification", "isLocked", "measurements", "metadata"}
 UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
@@ -96,6 +96,8 @@ def _check_properties(properties):
     _need(isinstance(properties.get("isLocked", False), bool), "is neither locked nor not locked")
     if "classification" in properties:
         _check_class(properties["classification"])
+    texts = properties.get("metadata", {}).items()
+    _need(all(_is_name(key) and isinstance(value, str) for key, value in texts), "has no texts")
     for name, value in properties.get("measurements", {}).items():
         _need(_is_name(name), "has a measurement with a blank name")
         finite = type(value) in (int, float) and math.isfinite(value)

@@ -296,6 +296,8 @@ OPTIONS = {
         results
         slides=[]
         port=0
+        read_only=false
+        reviewer=""
         browser=true
     """,
     "suggest": """

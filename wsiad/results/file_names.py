@@ -36,7 +36,10 @@ QUPATH: Final = "qupath"
 SHARDS: Final = "runs"
 """Folder of the records of shards."""
 
-RESERVED: Final = frozenset({QUPATH, SHARDS})
+REVIEWS: Final = "reviews"
+"""Folder of the judgements of reviewers, a GeoJSON file for each slide."""
+
+RESERVED: Final = frozenset({QUPATH, SHARDS, REVIEWS})
 """Folders of a results folder that are not a slide's."""
 
 # From `wsiad evaluate`, here or in a folder of their own.

@@ -29,11 +29,14 @@ class OutlinedShape:
         Measurements that QuPath shows with the outline.
     rings : list of list of (float, float)
         Outer rings and holes, level-0 pixels.
+    id : str
+        Identifier in QuPath, which follows from slide and outline; empty in a file without any.
     """
 
     name: str
     measurements: dict[str, float]
     rings: list[list[tuple[float, float]]]
+    id: str = ""
 
 
 class _Polygon(Record):
@@ -62,6 +65,7 @@ class _Properties(Record):
 
 
 class _Feature(Record):
+    id: str = ""
     geometry: Annotated[_Polygon | _Polygons, pydantic.Field(discriminator="type")]
     properties: _Properties
 
@@ -99,6 +103,7 @@ def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
             feature.properties.name,
             feature.properties.measurements,
             [[(x + left, y + top) for x, y in ring] for ring in feature.geometry.rings],
+            feature.id,
         )
         for feature in collection.features
     ]

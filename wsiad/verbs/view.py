@@ -36,6 +36,10 @@ class ViewConfig(Config):
     were scored."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port on 127.0.0.1; 0 for a free one."""
+    read_only: bool = False
+    """Take no judgements on regions."""
+    reviewer: Annotated[str, Field(max_length=80)] = ""
+    """Name of the reviewer; by default the page asks for it."""
     browser: bool = True
     """Open the page in the browser."""
 
@@ -88,10 +92,18 @@ def open_server(config: ViewConfig) -> ViewServer:
         The folder does not contain results, no slides are found in `slides`, or the port is in
         use.
     """
+    from wsiad.results.reviews import why_read_only
     from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
 
     slides = viewed_slides(config.results, config.slides)
-    pages = Pages(slides, title=config.results.resolve().name, problem=functools.cache(_problem))
+    read_only = "it was started with --read-only" if config.read_only else ""
+    pages = Pages(
+        slides,
+        title=config.results.resolve().name,
+        problem=functools.cache(_problem),
+        read_only=read_only or why_read_only(config.results),
+        reviewer=config.reviewer,
+    )
     try:
         return ViewServer(pages, port=config.port)
     except OSError as error:

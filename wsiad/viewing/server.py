@@ -1,9 +1,10 @@
-"""Serve ``wsiad view``: on loopback, read-only, and only to those who know the address.
+"""Serve ``wsiad view``: on loopback, and only to those who know the address.
 
-No text of a request reaches the file system. A path must match one of a few patterns completely,
-and its numbers choose among the existing slides and tiles. A page from elsewhere cannot guess the
-token in the path. If it points a host name of its own at this machine, it does not pass the check
-of the host.
+No text of a request's path reaches the file system. A path must match one of a few patterns
+completely, and its numbers choose among the existing slides and tiles. A page from elsewhere cannot
+guess the token in the path. If it points a host name of its own at this machine, it does not pass
+the check of the host. Judgements on regions are the only thing that is taken: small JSON from the
+page itself, checked by a schema, for a region that the results hold.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
 
-from wsiad.core.errors import SlideError, WsiadError
+from wsiad.core.errors import InputError, SlideError, WsiadError
+from wsiad.core.files import parse_json
 from wsiad.results import file_names as names
+from wsiad.results.reviews import Judgement, SlideReview
 from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
-from wsiad.viewing.viewed_slides import ViewedSlide, describe
+from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
 _MOST_SCORES = 4_000_000
+_MOST_BODY = 1 << 16  # bytes of a judgement
 
 _STATIC = Path(__file__).parent / "static"
 _OURS = frozenset({"127.0.0.1", "localhost"})
@@ -55,7 +60,19 @@ class Response:
 
 
 def _json(value: Any) -> Response:
-    return Response(json.dumps(value, allow_nan=False).encode(), "application/json")
+    # Judgements change it, those of other reviewers too.
+    fresh = {"Cache-Control": "no-store"}
+    return Response(json.dumps(value, allow_nan=False).encode(), "application/json", headers=fresh)
+
+
+def _refused(status: HTTPStatus, why: str) -> Response:
+    return Response(why.encode(), status=status)
+
+
+class _Sent(Judgement):
+    """Judgement as the page sends it."""
+
+    region: Annotated[str, pydantic.Field(strict=True, min_length=1, max_length=80)]
 
 
 def _nothing(why: str = "There is nothing here.") -> Response:
@@ -79,12 +96,24 @@ class Pages:
         Title of the page.
     problem : callable
         Function of a slide that returns why its own pixels cannot be shown; empty if they can.
+    read_only : str
+        Reason why no judgements are taken; empty if they are.
+    reviewer : str
+        Name of the reviewer; empty if the page is to ask for it.
     """
 
     def __init__(
-        self, slides: Sequence[ViewedSlide], *, title: str, problem: Callable[[ViewedSlide], str]
+        self,
+        slides: Sequence[ViewedSlide],
+        *,
+        title: str,
+        problem: Callable[[ViewedSlide], str],
+        read_only: str = "",
+        reviewer: str = "",
     ) -> None:
-        self._slides, self._title, self._problem = slides, title, problem
+        self._slides, self._problem = slides, problem
+        self._about = {"title": title, "readOnly": read_only, "reviewer": reviewer}
+        self._read_only = read_only
         self._deep_zoom = DeepZoom()
 
     _STATIC_FILES: ClassVar[dict[str, tuple[str, str]]] = {
@@ -106,12 +135,12 @@ class Pages:
             name, kind = self._STATIC_FILES[path]
             return Response((_STATIC / name).read_bytes(), kind)
         if path == "slides.json":
-            return _json({"title": self._title, "slides": [s.as_json() for s in self._slides]})
+            return _json({**self._about, "slides": [s.as_json() for s in self._slides]})
         # Of few digits: no number here needs more, and a long one costs time to read.
         found = re.fullmatch(r"slide/([0-9]{1,7})/([a-z]+)(?:/([0-9/]{1,30}))?", path)
-        if found is None or not 1 <= int(found[1]) <= len(self._slides):
+        slide = self._slide(found[1]) if found else None
+        if found is None or slide is None:
             return _nothing()
-        slide = self._slides[int(found[1]) - 1]
         if found[2] == "tile" and found[3]:
             return self._tile(slide, found[3])
         answers: dict[str, Callable[[ViewedSlide], Response]] = {
@@ -126,6 +155,38 @@ class Pages:
         if found[3] or found[2] not in answers:
             return _nothing()
         return answers[found[2]](slide)
+
+    def _slide(self, number: str) -> ViewedSlide | None:
+        place = int(number)
+        return self._slides[place - 1] if 1 <= place <= len(self._slides) else None
+
+    def take(self, path: str, body: bytes) -> Response:
+        """Store a judgement on a region.
+
+        Parameters
+        ----------
+        path : str
+            Path below the token, as for :meth:`answer`.
+        body : bytes
+            JSON object of ``region``, ``reviewer``, ``verdict`` and ``comment``.
+        """
+        found = re.fullmatch(r"slide/([0-9]{1,7})/review", path)
+        slide = self._slide(found[1]) if found else None
+        if slide is None:
+            return _nothing()
+        if self._read_only:
+            return _refused(HTTPStatus.FORBIDDEN, f"Nothing is stored: {self._read_only}.")
+        try:
+            sent = _Sent.model_validate(parse_json(body.decode("utf-8")))
+        except (ValueError, RecursionError):
+            return _refused(HTTPStatus.BAD_REQUEST, "This is no judgement on a region.")
+        judgement = Judgement.model_validate(sent.model_dump(exclude={"region", "time"}))
+        try:
+            _, before = SlideReview(slide.results).judge(sent.region, judgement)
+        except InputError as error:
+            return _refused(HTTPStatus.CONFLICT, str(error))
+        said = {} if before is None else before.model_dump(include={"verdict", "comment"})
+        return _json({"before": {"verdict": "", "comment": "", **said}, **reviewed(slide)})
 
     def _info(self, slide: ViewedSlide) -> Response:
         if slide.size is None:
@@ -199,9 +260,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        self._send(self._checked())
+        self._send(self._checked(self.server.pages.answer))
 
-    def _checked(self) -> Response:
+    def do_POST(self) -> None:
+        refused = self._not_from_the_page()
+        if refused:
+            self.close_connection = True  # what it sent is not read
+            self._send(refused)
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._send(self._checked(lambda path: self.server.pages.take(path, body)))
+
+    def _not_from_the_page(self) -> Response | None:
+        """Refuse what does not come from the page itself, or is too large; ``None`` if it is fit.
+
+        Every browser states the origin of a POST, and asks before it sends JSON across origins.
+        """
+        host, origin = self.headers.get("Host") or "", self.headers.get("Origin") or ""
+        if (
+            origin.lower() != f"http://{host.lower()}"
+            or self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin"
+        ):
+            return _refused(HTTPStatus.FORBIDDEN, "Only the page itself can send judgements.")
+        if (self.headers.get("Content-Type") or "").strip().lower() != "application/json":
+            return _refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Judgements are JSON.")
+        length = self.headers.get("Content-Length") or ""
+        if self.headers.get("Transfer-Encoding") or not re.fullmatch(r"[0-9]{1,9}", length):
+            return _refused(HTTPStatus.LENGTH_REQUIRED, "The length of the content is not stated.")
+        if int(length) > _MOST_BODY:
+            return _refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The judgement is too large.")
+        # A guess at the token is not worth reading what comes with it.
+        return self._not_addressed()
+
+    def _not_addressed(self) -> Response | None:
+        """Refuse another host's name and a path without the token; ``None`` for others."""
         # The port may be another one: at the near end of an SSH tunnel.
         host = (self.headers.get("Host") or "").rpartition(":")
         if (host[0] or host[2]).lower() not in _OURS:
@@ -209,13 +301,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 b"Open this page as localhost or 127.0.0.1.", status=HTTPStatus.MISDIRECTED_REQUEST
             )
         path = self.path.partition("?")[0]
-        start, _, rest = path[1:].partition("/")
+        start, _, _ = path[1:].partition("/")
         if not path.startswith(f"/{start}/") or not secrets.compare_digest(
             start.encode(), self.server.token.encode()
         ):
             return _nothing()
+        return None
+
+    def _checked(self, answer: Callable[[str], Response]) -> Response:
+        if refused := self._not_addressed():
+            return refused
+        rest = self.path.partition("?")[0][1:].partition("/")[2]
         try:
-            return self.server.pages.answer(rest)
+            return answer(rest)
         except SlideError as error:
             return Response(str(error).encode(), status=HTTPStatus.UNPROCESSABLE_ENTITY)
         except (WsiadError, OSError) as error:

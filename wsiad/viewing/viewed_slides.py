@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.geometry import Box, Size
 from wsiad.heatmaps.heatmap_task import Ranking
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.results import file_names as names
 from wsiad.results.outline_shapes import OutlinedShape
 from wsiad.results.records import HeatmapPlacement, heatmap_placement
+from wsiad.results.reviews import JudgedRegion, SlideReview, region_id, same_region
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED
 
@@ -75,7 +77,15 @@ class ViewedSlide:
             "rankedBy": self.ranked_by,
             "thumbnail": self.results.file(names.THUMBNAIL) is not None,
             "viewable": self.size is not None,
+            "judged": self._judged(),
         }
+
+    def _judged(self) -> int:
+        """Return the number of regions with a verdict; 0 where the file cannot be read."""
+        try:
+            return sum(bool(one.verdict) for one in SlideReview(self.results).regions())
+        except WsiadError:
+            return 0  # the slide itself says why
 
 
 def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) -> dict[str, Any]:
@@ -111,7 +121,41 @@ def describe(slide: ViewedSlide, *, problem: str, tile_size: int, overlap: int) 
         "heatmap": _map(known),
         "neighbourhoods": _map(heatmap_placement(results.folder, names.SPATIAL_PLACEMENT)),
         "regions": _shapes(results.outlines() if _outlined(results) else ()),
+        **reviewed(slide),
         "notAssessed": _shapes(results.not_assessed() if results.file(names.NOT_ASSESSED) else ()),
+    }
+
+
+def reviewed(slide: ViewedSlide) -> dict[str, Any]:
+    """Return the review of a slide, as JSON values.
+
+    ``reviews`` has an entry for each region: identifier, verdict and judgements. ``earlier`` are
+    judged outlines that are no region (any more). ``reviewProblem`` says why a file cannot be read.
+    """
+    results = slide.results
+    shapes = results.outlines() if _outlined(results) else []
+    ids = [region_id(slide.name, shape) for shape in shapes]
+    try:
+        judged = SlideReview(results).regions()
+    except InputError as error:
+        nobody = [_judgements(key, None) for key in ids]
+        return {"reviews": nobody, "earlier": [], "reviewProblem": str(error)}
+    found, used = [], set()
+    for key, shape in zip(ids, shapes, strict=True):
+        same = same_region(JudgedRegion(key, shape.rings, ()), judged) if judged else None
+        used.add(same.id if same else "")
+        found.append(_judgements(key, same))
+    earlier = [
+        {**_judgements(one.id, one), "rings": one.rings} for one in judged if one.id not in used
+    ]
+    return {"reviews": found, "earlier": earlier, "reviewProblem": ""}
+
+
+def _judgements(key: str, region: JudgedRegion | None) -> dict[str, Any]:
+    return {
+        "id": region.id if region else key,
+        "verdict": region.verdict if region else "",
+        "judgements": [one.model_dump() for one in region.judgements] if region else [],
     }
 
 

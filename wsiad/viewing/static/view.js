@@ -4,7 +4,8 @@
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
   const state = { slides: [], slide: null, place: 0, scores: null, heat: null, opening: 0, loading: 0,
-    pointer: null };
+    pointer: null,
+    chosen: -1, reviewer: "", readOnly: "", done: [], sending: Promise.resolve() };
 
   // Text only ever becomes text: names of slides are from elsewhere.
   const element = (tag, values = {}, ...children) => {
@@ -36,9 +37,9 @@
   viewer.addHandler("tile-drawing", (event) => {
     event.context.imageSmoothingEnabled = event.tiledImage !== state.heat;
   });
-  // Turning and mirroring are no use here, and their keys are.
+  // Letters are this page's: the viewer would turn, mirror or move the slide by some of them.
   viewer.addHandler("canvas-key", (event) => {
-    if ("rRfF".includes(event.originalEvent.key)) event.preventDefaultAction = true;
+    if (/^\p{L}$/u.test(event.originalEvent.key)) event.preventDefaultAction = true;
   });
 
   viewer.addHandler("tile-load-failed", () => say("A part of the slide cannot be read; it may be damaged."));
@@ -85,6 +86,7 @@
       const path = drawn("path", { class: "gap", d: outline(shape), "fill-rule": "evenodd" }, world);
       drawn("title", {}, path).textContent = shape.name;
     }
+    for (const shape of state.slide.earlier) drawn("path", { class: "earlier", d: outline(shape) }, world);
     state.slide.regions.forEach((shape, index) => {
       const group = drawn("g", { class: "region", "data-rank": index + 1 }, world);
       for (const kind of ["halo", "line"]) drawn("path", { class: kind, d: outline(shape) }, group);
@@ -92,6 +94,7 @@
     showShapes();
   };
   const showShapes = () => {
+    for (const path of world.querySelectorAll(".earlier")) path.toggleAttribute("hidden", !byId("outlines").checked);
     for (const path of world.querySelectorAll(".gap")) path.toggleAttribute("hidden", !byId("gaps").checked);
     for (const path of world.querySelectorAll(".region")) path.toggleAttribute("hidden", !byId("outlines").checked);
   };
@@ -110,14 +113,132 @@
     const [x, y] = [Math.min(...xs), Math.min(...ys)];
     return { x, y, width: Math.max(...xs) - x, height: Math.max(...ys) - y };
   };
-  const choose = (index) => {
+  const choose = (index, { go = true } = {}) => {
     const shape = state.slide.regions[index];
-    const box = boxOf(shape);
-    const around = Math.max(box.width, box.height);
-    viewer.viewport.fitBounds(toViewport({
-      x: box.x - around / 2, y: box.y - around / 2, width: box.width + around, height: box.height + around }));
-    [...byId("regions").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i === index));
+    state.chosen = index;
+    if (go) {
+      const box = boxOf(shape);
+      const around = Math.max(box.width, box.height);
+      viewer.viewport.fitBounds(toViewport({
+        x: box.x - around / 2, y: box.y - around / 2, width: box.width + around, height: box.height + around }));
+    }
+    const buttons = [...byId("regions").querySelectorAll("button")];
+    buttons.forEach((b, i) => b.setAttribute("aria-current", i === index));
+    buttons[index].scrollIntoView({ block: "nearest" });
     [...world.querySelectorAll(".region")].forEach((g, i) => g.classList.toggle("chosen", i === index));
+    showReview();
+  };
+  const step = (by) => {
+    const count = state.slide?.regions.length;
+    if (count) choose(state.chosen < 0 ? (by > 0 ? 0 : count - 1) : (state.chosen + by + count) % count);
+  };
+  const stepSlide = (by) => {
+    for (let place = state.place + by; place >= 1 && place <= state.slides.length; place += by) {
+      if (!state.slides[place - 1].viewable || byId("slides").children[place - 1].hidden) continue;
+      open(place);
+      byId("slides").children[place - 1].scrollIntoView({ block: "nearest" });
+      return;
+    }
+  };
+  // Where the mouse is on a region, a click chooses it, without a move of the slide.
+  const inside = (shape, x, y) => {
+    let within = false;
+    for (const ring of shape.rings) {
+      ring.forEach(([x0, y0], i) => {
+        const [x1, y1] = ring[(i + 1) % ring.length];
+        if ((y0 > y) !== (y1 > y) && x < (x1 - x0) * (y - y0) / (y1 - y0) + x0) within = !within;
+      });
+    }
+    return within;
+  };
+  viewer.addHandler("canvas-click", (event) => {
+    if (!event.quick || !state.slide) return;
+    const { scale, x, y } = placement();
+    const found = state.slide.regions.findIndex((shape) => inside(shape, (event.position.x - x) / scale, (event.position.y - y) / scale));
+    if (found >= 0) choose(found, { go: false });
+  });
+
+  const marks = { accepted: "✓ accepted", rejected: "✗ rejected", disputed: "⚑ disputed" };
+  const review = () => state.slide?.reviews[state.chosen];
+  const mine = () => review()?.judgements.find((one) => one.reviewer === state.reviewer);
+  const showReview = () => {
+    const now = review();
+    byId("review").disabled = !now;
+    byId("review").hidden = Boolean(state.readOnly);
+    byId("which").textContent = now ? `${state.chosen + 1}` : "–";
+    for (const [id, verdict] of [["accept", "accepted"], ["reject", "rejected"]])
+      byId(id).setAttribute("aria-pressed", mine()?.verdict === verdict);
+    byId("comment").value = mine()?.comment ?? "";
+    byId("undo").disabled = !state.done.length;
+    const others = (now?.judgements ?? []).filter((one) => one.reviewer !== state.reviewer);
+    byId("said").textContent = others.map((one) => `${one.reviewer}: ${one.verdict || "comment"}${one.comment ? ` – ${one.comment}` : ""}`).join("; ");
+    byId("reviewer").textContent = state.reviewer ? `Reviewer: ${state.reviewer}` : "";
+    byId("rename").hidden = !state.reviewer;
+    [...byId("regions").querySelectorAll("button")].forEach((button, i) => {
+      const { verdict, judgements } = state.slide.reviews[i];
+      button.dataset.verdict = verdict || (judgements.length ? "comment" : "");
+      button.querySelector(".mark").textContent = marks[verdict] ?? (judgements.length ? "✎ comment" : "");
+    });
+    [...world.querySelectorAll(".region")].forEach((g, i) => { g.dataset.verdict = state.slide.reviews[i].verdict; });
+    const judged = state.slide ? state.slide.reviews.filter((one) => one.verdict).length : 0;
+    const item = byId("slides").children[state.place - 1]?.querySelector(".judged");
+    if (item) item.textContent = judged ? `${judged} judged` : "";
+  };
+  const asked = () => new Promise((resolve) => {
+    const dialog = byId("ask");
+    byId("asked").value = state.reviewer;
+    const done = (named) => {
+      const name = byId("asked").value.trim().replace(/\s+/g, " ");
+      if (named && !name) return;
+      if (named) state.reviewer = name;
+      if (named) try { localStorage.setItem("reviewer", name); } catch { /* a browser that keeps nothing */ }
+      dialog.close();
+      resolve(Boolean(state.reviewer) && named);
+    };
+    byId("named").onclick = () => done(true);
+    byId("unnamed").onclick = () => done(false);
+    byId("asked").onkeydown = (event) => { if (event.key === "Enter") done(true); };
+    dialog.oncancel = () => resolve(false);
+    dialog.showModal();
+    byId("asked").focus();
+  });
+  // One after the other, so that quick keys keep their order.
+  const send = (place, judgement) => {
+    state.sending = state.sending.then(async () => {
+      const answer = await fetch(`slide/${place}/review`, {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(judgement) })
+        .catch(() => null);
+      if (!answer?.ok) {
+        say(answer ? `Not stored: ${await answer.text()}` : "Not stored: wsiad view does not answer any more.");
+        return null;
+      }
+      const stored = await answer.json();
+      if (place === state.place) {
+        Object.assign(state.slide, { reviews: stored.reviews, earlier: stored.earlier, reviewProblem: stored.reviewProblem });
+        showReview();
+      }
+      return stored;
+    });
+    return state.sending;
+  };
+  const judge = async (changed) => {
+    if (state.readOnly || !review() || (!state.reviewer && !(await asked()))) return;
+    const { place } = state, { id } = review(), before = mine();
+    const judgement = { region: id, reviewer: state.reviewer, verdict: before?.verdict ?? "", comment: before?.comment ?? "", ...changed };
+    const stored = await send(place, judgement);
+    if (!stored) return;
+    state.done.push({ place, judgement: { region: id, reviewer: judgement.reviewer, ...stored.before } });
+    showReview();
+  };
+  const toggle = (verdict) => judge({ verdict: mine()?.verdict === verdict ? "" : verdict });
+  const undo = async () => {
+    const last = state.done.pop();
+    if (!last) return;
+    if (last.place !== state.place) await open(last.place);
+    const index = state.slide.reviews.findIndex((one) => one.id === last.judgement.region);
+    if (index >= 0) choose(index, { go: false });
+    if (!(await send(last.place, last.judgement))) state.done.push(last);
+    showReview();
   };
   const listRegions = () => {
     const p = { "wsiad: p (family-wise)": "p (any region of a healthy slide)", "wsiad: p": "p", "wsiad: q": "q" };
@@ -136,7 +257,7 @@
       const button = element("button", { type: "button", onclick: () => choose(index) },
         element("span", { className: "rank", textContent: `${index + 1}.` }),
         element("span", { className: "text", textContent: `Score ${digits(measured["wsiad: max score"])}${unit}` },
-          element("span", { textContent: words.join(", ") })));
+          element("span", { textContent: words.join(", ") }), element("span", { className: "mark" })));
       return element("li", {}, button);
     }));
   };
@@ -247,9 +368,9 @@
     const covered = slide.problem ? slide.bounds : whole;
     slide.base = { width: covered.width, origin: covered };
     state.loading += 1;
-    Object.assign(state, { slide, place, scores: null, heat: null });
+    Object.assign(state, { slide, place, scores: null, heat: null, chosen: -1 });
     byId("nearby").hidden = !slide.neighbourhoods;
-    say(slide.problem);
+    say([slide.problem, slide.reviewProblem].filter(Boolean).join(" "));
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
     byId("facts").textContent = [
@@ -261,10 +382,12 @@
     viewer.addOnceHandler("open", () => {
       if (opening !== state.opening) return;
       viewer.viewport.fitBounds(toViewport(slide.bounds), true);
+      if (document.activeElement === document.body) viewer.canvas.focus();
       loadMap();
     });
     drawShapes();
     listRegions();
+    showReview();
     drawLegend();
     history.replaceState(null, "", `#${place}`);
   };
@@ -281,7 +404,8 @@
       const button = element("button",
         { type: "button", disabled: !slide.viewable, title: slide.reason, onclick: () => open(index + 1) },
         element("span", { className: "rank", textContent: slide.rank === null ? "–" : `${slide.rank}.` }), picture,
-        element("span", { className: "text", textContent: slide.name }, element("span", { textContent: words.join(", ") })));
+        element("span", { className: "text", textContent: slide.name }, element("span", { textContent: words.join(", ") }),
+          element("span", { className: "judged", textContent: slide.judged ? `${slide.judged} judged` : "" })));
       return element("li", {}, button);
     }));
   };
@@ -299,19 +423,57 @@
   byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
   byId("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
   byId("whole").addEventListener("click", () => state.slide && viewer.viewport.fitBounds(toViewport(state.slide.bounds)));
-  const keys = { h: "heatmap", m: "near", o: "outlines", n: "gaps" };
+  byId("accept").addEventListener("click", () => toggle("accepted"));
+  byId("reject").addEventListener("click", () => toggle("rejected"));
+  byId("undo").addEventListener("click", undo);
+  byId("rename").addEventListener("click", () => asked().then(showReview));
+  byId("comment").addEventListener("change", (event) => judge({ comment: event.target.value.trim() }));
+  byId("comment").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === "Escape") viewer.canvas.focus();
+  });
+  const click = (id) => () => byId(id).click();
+  const opacity = (by) => () => {
+    byId("opacity").value = Number(byId("opacity").value) + by;
+    showHeatmap();
+  };
+  const keys = {
+    h: click("heatmap"), m: click("near"), o: click("outlines"), n: click("gaps"),
+    "[": opacity(-10), "]": opacity(10), j: () => step(1), k: () => step(-1),
+    pagedown: () => stepSlide(1), pageup: () => stepSlide(-1),
+    a: () => toggle("accepted"), x: () => toggle("rejected"), u: undo,
+    c: () => { if (!byId("review").disabled) byId("comment").focus(); },
+  };
+  // The letter that a key prints, as it stands on the keyboard; where it prints none of the Latin
+  // alphabet, the one that a US keyboard has there.
+  const letter = (event) => {
+    if (/^[ -~]$/.test(event.key) || event.key.length > 1) return event.key.toLowerCase();
+    return { BracketLeft: "[", BracketRight: "]" }[event.code] ?? event.code.replace(/^Key/, "").toLowerCase();
+  };
   document.addEventListener("keydown", (event) => {
-    if (event.target.type === "search" || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key in keys) byId(keys[event.key]).click();
-    if ("[]".includes(event.key)) {
-      byId("opacity").value = Number(byId("opacity").value) + (event.key === "]" ? 10 : -10);
-      showHeatmap();
-    }
+    const typing = event.target.matches("input[type=search], input[type=text], textarea");
+    // On some keyboards [ and ] are typed with AltGr, which Windows reports as Ctrl and Alt.
+    const typed = event.getModifierState("AltGraph") && "[]".includes(event.key);
+    if (typing || byId("ask").open || (!typed && (event.ctrlKey || event.altKey || event.metaKey))) return;
+    const done = keys[letter(event)];
+    if (!done || !state.slide || (event.repeat && /^[axuc]$/.test(letter(event)))) return;
+    event.preventDefault();
+    done();
   });
 
+  const kept = () => {
+    try {
+      return localStorage.getItem("reviewer") ?? "";
+    } catch {
+      return "";
+    }
+  };
   const start = async () => {
     const found = await (await fetch("slides.json")).json();
     state.slides = found.slides;
+    state.readOnly = found.readOnly;
+    state.reviewer = found.reviewer || kept();
+    byId("readonly").hidden = !found.readOnly;
+    byId("readonly").textContent = `Read only: no judgements are stored, as ${found.readOnly}.`;
     byId("title").textContent = found.title;
     listSlides();
     const asked = Number(location.hash.slice(1));
