@@ -1,0 +1,202 @@
+"""QuPath's scripts, compiled and run by a real Groovy against stubs of the classes they call."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from wsiad.core.geometry import Box, SquareMicrons
+from wsiad.exports.qupath import write_lesions, write_tiles, write_unassessed
+from wsiad.exports.qupath.project import SCRIPTS, write_scripts
+from wsiad.heatmaps.regions import Region
+from wsiad.heatmaps.score_map import WindowScores
+
+STUBS = Path(__file__).parent / "qupath_stubs"
+IMPORT, OVERLAY, MAPS = SCRIPTS
+NAME = "it's a 'slide' ä"
+BOUNDS = Box(0, 0, 1000, 800)
+
+
+def groovy():
+    """Return the command and its environment, or why there is none."""
+    command, java = shutil.which("groovy"), shutil.which("java")
+    if command is None or java is None:
+        return None, "no groovy (Debian's package groovy) or no java on PATH"
+    home = os.environ.get("JAVA_HOME") or str(Path(java).resolve().parent.parent)
+    # Without a limit a machine of many cores starts as many compilers and collectors.
+    flags = "-Xshare:auto -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx256m -Dfile.encoding=UTF-8"
+    return command, {**os.environ, "JAVA_HOME": home, "JAVA_OPTS": flags, "LC_ALL": "C.UTF-8"}
+
+
+COMMAND, ENVIRONMENT = groovy()
+needs_groovy = pytest.mark.skipif(COMMAND is None, reason=str(ENVIRONMENT))
+
+
+def region(left, top, score, rank):
+    return Region(
+        polygon=shapely.box(left, top, left + 64, top + 48),
+        area=SquareMicrons(768.0),
+        max_score=score,
+        mean_score=score / 2,
+        rank=rank,
+    )
+
+
+def write_slide(results, name, *, spatial=False):
+    """Write what the scripts read of a slide: 6 tiles, 2 regions, 1 part not assessed."""
+    folder = results / name
+    folder.mkdir(parents=True)
+    (folder / "slide.json").write_text("{}")
+    corners = np.array([[x, y] for y in (0, 32) for x in (0, 32, 64)], float)
+    windows = WindowScores(
+        np.hstack([corners, np.full((6, 2), 32.0)]), np.arange(6.0), np.arange(94.0, 100.0)
+    )
+    write_tiles(windows, folder / "tiles.geojson.gz", slide=name, bounds=BOUNDS)
+    regions = [region(100, 100, 9.5, 1), region(400, 300, 7.25, 2)]
+    write_lesions(
+        regions, folder / "lesions.geojson", slide=name, bounds=BOUNDS, percentiles=[99.9, 99.0]
+    )
+    pen = [("pen", region(600, 600, 0.0, 1))]
+    write_unassessed(pen, folder / "not_assessed.geojson", slide=name, bounds=BOUNDS)
+    for kind in ("heatmap", "spatial")[: 1 + spatial]:
+        Image.new("RGBA", (25, 20)).save(folder / f"{kind}.png")
+        place = {"x": -3.5, "y": 12.4, "width": 996.25, "height": 777.7}
+        if kind == "spatial":
+            place["width"] = 500
+        (folder / f"{kind}.json").write_text(json.dumps({"qupath_rectangle": place}))
+    return folder
+
+
+def ids(folder, *names):
+    import gzip
+
+    found = []
+    for name in names:
+        data = (folder / name).read_bytes()
+        text = gzip.decompress(data) if name.endswith(".gz") else data
+        found += [feature["id"] for feature in json.loads(text)["features"]]
+    return found
+
+
+DRAWN = {
+    "id": "7f1f4a5e-0000-4000-8000-000000000001",
+    "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
+}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Run all scripts in one Java machine; return the folders and what came of each step."""
+    top = tmp_path_factory.mktemp("groovy")
+    written, moved = top / "as it's written", top / "moved"
+    a = write_slide(written, NAME)
+    b = write_slide(moved, "b", spatial=True)
+    write_scripts(moved / "qupath" / "scripts", written)
+    scripts = moved / "qupath" / "scripts"
+    (top / "broken.groovy").write_text("def x = [1, 2\n")
+    project = str(moved / "qupath")
+    lesion = ids(a, "lesions.geojson")[0]
+    of_a = {"image": "other name.tif", "metadata": {"wsiad: slide": NAME}}
+    steps = {
+        # The project has moved, and the slide is only where the results were written.
+        "import": {**of_a, "project": project, "script": IMPORT},
+        "kept": {"unlock": [lesion], "draw": DRAWN, "script": IMPORT},
+        "again": {"script": IMPORT},
+        # QuPath 0.5; the results beside the project come first.
+        "old": {
+            "image": "x", "metadata": {"wsiad: slide": "b"}, "old": True, "project": project,
+            "script": IMPORT,
+        },
+        "without project": {"image": f"{NAME}.svs", "script": IMPORT},
+        "nothing": {"image": "unknown.svs", "project": project, "metadata": {}, "script": IMPORT},
+        "overlay": {**of_a, "viewer": True, "script": OVERLAY},
+        "spatial": {"image": "b.tif", "project": project, "viewer": True, "script": OVERLAY},
+        "no viewer": {**of_a, "script": OVERLAY},
+        "no tiles": {**of_a, "viewer": True, "script": MAPS},
+        "tiles": {**of_a, "viewer": True, "script": IMPORT},
+        "maps": {"script": MAPS},
+        "broken": {"script": top / "broken.groovy"},
+    }  # fmt: skip
+    todo = [{**step, "script": str(scripts / step["script"])} for step in steps.values()]
+    (top / "steps.json").write_text(json.dumps(todo), encoding="utf-8")
+    done = subprocess.run(
+        [COMMAND, "-cp", str(STUBS), str(STUBS / "run.groovy"), str(top / "steps.json")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {"a": a, "b": b}, dict(zip(steps, json.loads(done.stdout), strict=True))
+
+
+pytestmark = [needs_groovy, pytest.mark.slow]
+ALL = ("tiles.geojson.gz", "lesions.geojson", "not_assessed.geojson")
+
+
+def test_groovy_accepts_each_script_and_refuses_a_broken_one(ran):
+    _, came = ran
+    assert [name for name, result in came.items() if "refused" in result] == ["broken"]
+
+
+def test_the_import_brings_every_object_of_the_open_image(ran):
+    folders, came = ran
+    assert [o["id"] for o in came["import"]["objects"]] == ids(folders["a"], *ALL)
+    assert [o["tile"] for o in came["import"]["objects"]] == [True] * 6 + [False] * 3
+    names = [o["name"] for o in came["import"]["objects"][6:]]
+    assert names == ["Anomaly", "Anomaly", "Not assessed"]
+    assert came["import"]["said"] == f"Imported {folders['a']}"
+    assert came["import"]["updates"] == 1
+
+
+@pytest.mark.parametrize("step", ["kept", "again"])
+def test_a_second_import_doubles_nothing_and_leaves_the_work_of_people(ran, step):
+    folders, came = ran
+    objects = came[step]["objects"]
+    assert sorted(o["id"] for o in objects) == sorted([*ids(folders["a"], *ALL), DRAWN["id"]])
+    unlocked = [o["id"] for o in objects if not o["tile"] and not o["locked"]]
+    assert sorted(unlocked) == sorted([ids(folders["a"], "lesions.geojson")[0], DRAWN["id"]])
+
+
+def test_results_are_found_beside_the_project_and_without_one(ran):
+    folders, came = ran
+    assert [o["id"] for o in came["old"]["objects"]] == ids(folders["b"], *ALL)
+    assert [o["id"] for o in came["without project"]["objects"]] == ids(folders["a"], *ALL)
+    assert came["nothing"]["objects"] == []
+    assert came["nothing"]["said"].startswith("No results for [unknown, unknown.svs] in [")
+
+
+def test_the_overlay_lies_on_the_rectangle_that_is_stated(ran):
+    _, came = ran
+    # Corners are rounded, not edges; Java rounds halves up.
+    assert came["overlay"]["overlays"] == [[[-3, 12, 996, 778, 0, 0, 25, 20]]]
+    assert came["overlay"]["said"].startswith("Single windows. Key C")
+    assert came["spatial"]["overlays"] == [[[-3, 12, 500, 778, 0, 0, 25, 20]]]
+    assert came["spatial"]["said"].startswith("Neighbourhoods. Key C")
+    assert came["overlay"]["repaints"] == 1
+    assert came["no viewer"]["overlays"] is None
+    assert came["no viewer"]["said"] == "There is no viewer or no heatmap"
+
+
+def test_the_measurement_map_shows_the_upper_percentiles_of_tiles(ran):
+    _, came = ran
+    assert came["no tiles"]["mapper"] is None
+    assert "run wsiad_import.groovy first" in came["no tiles"]["said"]
+    assert came["maps"]["mapper"] == {
+        "colours": "Inferno",
+        "measurement": "wsiad: percentile",
+        "objects": 6,
+        "low": 95.0,
+        "high": 100.0,
+        "excludes": True,
+    }
+    assert came["maps"]["filled"] is True
