@@ -53,7 +53,7 @@ def test_the_strongest_regions_are_shown_in_the_slide(results):
     found = entry(results)
     assert found.regions_found is None  # this row says nothing of them
     assert found.thumbnail == results / "s" / "thumbnail.jpg"
-    assert max(Image.open(found.thumbnail).size) <= 144
+    assert max(Image.open(found.thumbnail).size) <= 240
     assert [entry.region.rank for entry in found.regions] == [1, 2]
     first, second = found.regions
     assert first.region.max_score > second.region.max_score > 100
@@ -165,10 +165,16 @@ def test_few_healthy_windows_are_told(results):
     before = path.read_text()
     words = "based on only 56 healthy windows of 1 slide, so percentiles above 98.2 % are uncertain"
     try:
-        for windows, told in ((1000, False), (56, True)):
-            path.write_text(json.dumps(json.loads(before) | {"n_windows": windows, "n_slides": 1}))
+        for windows, slides, told in ((1000, 2, False), (1000, 1, True), (56, 1, True)):
+            counts = {"n_windows": windows, "n_slides": slides}
+            path.write_text(json.dumps(json.loads(before) | counts))
             write_results_report(results)
-            assert (words in (results / "report.html").read_text(encoding="utf-8")) == told
+            page = (results / "report.html").read_text(encoding="utf-8")
+            first = page[: page.index("At a glance")]
+            assert ("Percentiles and colours are based on" in page) == told
+            assert ("Read this first" in first) == told
+            assert (words in first) == (windows == 56)
+            assert ("how slides differ from each other is not known" in first) == told
     finally:
         path.write_text(before)
 

@@ -4,13 +4,14 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
 from wsiad.pictures.overview import Overview
 from wsiad.results import overlay as module
-from wsiad.results.overlay import enlarged, outline_regions, overlay
+from wsiad.results.overlay import enlarged, outline_regions, overlay, write_thumbnail
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10_000])
@@ -66,17 +67,19 @@ def test_the_picture_of_a_small_slide_is_enlarged_and_lies_where_it_lay():
     mask[20:40, 30:70] = True
     before = overview(mask, pen=mask)
     after = enlarged(before)
-    assert after.thumbnail.shape == (7 * 60, 7 * 90, 3)
+    assert after.thumbnail.shape == (8 * 60, 8 * 90, 3)
     for corner in ((0, 0), (30, 20), (90, 60)):
         at = before.placement.to_level0(*map(float, corner))
-        assert after.placement.from_level0(*at) == pytest.approx(7 * np.array(corner))
+        assert after.placement.from_level0(*at) == pytest.approx(8 * np.array(corner))
     # Corners may be rounded off, edges stay.
-    assert after.mask[7 * 20 : 7 * 40, 7 * 30 : 7 * 70].mean() > 0.99
-    assert after.mask.sum() == pytest.approx(49 * mask.sum(), rel=0.01)
+    assert after.mask[8 * 20 : 8 * 40, 8 * 30 : 8 * 70].mean() > 0.99
+    assert after.mask.sum() == pytest.approx(64 * mask.sum(), rel=0.01)
     assert (after.pen == after.mask).all()
 
 
-@pytest.mark.parametrize(("shape", "factor"), [((100, 321), 1), ((320, 100), 2), ((3, 2), 8)])
+@pytest.mark.parametrize(
+    ("shape", "factor"), [((100, 641), 1), ((640, 100), 2), ((320, 100), 4), ((3, 2), 8)]
+)
 def test_pictures_are_enlarged_as_far_as_is_of_use(shape, factor):
     after = enlarged(overview(np.ones(shape, bool)))
     assert after.mask.shape == (shape[0] * factor, shape[1] * factor)
@@ -86,10 +89,43 @@ def test_pictures_are_enlarged_as_far_as_is_of_use(shape, factor):
 
 def test_the_outline_of_a_region_on_a_small_slide_leaves_its_colour_to_be_seen():
     shown = enlarged(overview(np.ones((60, 90), bool)))
-    x, y = shown.placement.to_level0(7 * 40.0, 7 * 30.0)
+    x, y = shown.placement.to_level0(8 * 40.0, 8 * 30.0)
     picture = shown.thumbnail.copy()
     # A region of six by six pixels of the thumbnail.
     outline_regions(picture, [shapely.box(x, y, x + 192, y + 192)], shown.placement)
-    within = picture[7 * 30 : 7 * 36, 7 * 40 : 7 * 46]
+    within = picture[8 * 30 : 8 * 36, 8 * 40 : 8 * 46]
     assert (within == 200).all(axis=2).mean() > 0.6  # of the thumbnail itself, a ninth
     assert (picture == 0).all(axis=2).any()
+
+
+def test_a_score_above_the_99_percent_can_be_read_back_from_its_colour_on_any_tissue():
+    scale = ColourScale.from_healthy([1.0, 4.0, 6.0, 8.0])
+    legend = np.linspace(1.0, 10.0, 500)
+    colours = scale.over(legend, 200).astype(float)
+    for grey in (0, 90, 160, 255):  # of the slide; the overlay shows it as 128 to 255
+        for score in np.linspace(6.01, 10.0, 40):
+            heatmap = Heatmap(
+                slide="a",
+                scores=np.full((1, 1), score, np.float32),
+                placement=PixelMap(0.0, 0.0, 32.0, 32.0),
+                slide_size=Size(32, 32),
+                bounds=Box(0, 0, 32, 32),
+                spacing=Spacing(Mpp(0.5), Mpp(0.5)),
+            )
+            thumbnail = np.full((1, 1, 3), grey, np.uint8)
+            seen = overlay(thumbnail, PixelMap(0.0, 0.0, 32.0, 32.0), heatmap, scale)[0, 0]
+            nearest = legend[np.abs(colours - seen).sum(axis=1).argmin()]
+            # Knots are 2 apart above 6: a fifth of the step from 99 to 99.9 %.
+            assert nearest == pytest.approx(score, abs=0.4)
+
+
+def test_a_spot_smaller_than_a_pixel_is_framed_in_the_thumbnail(tmp_path):
+    picture = np.full((900, 1200, 3), 200, np.uint8)
+    write_thumbnail(tmp_path / "plain.jpg", picture)
+    write_thumbnail(tmp_path / "spot.jpg", picture, spots=[(600, 300, 602, 302)])
+    with Image.open(tmp_path / "plain.jpg") as plain, Image.open(tmp_path / "spot.jpg") as spot:
+        assert plain.size == spot.size == (240, 180)
+        dark = np.argwhere(np.asarray(spot.convert("L")) < 80)
+        assert np.asarray(plain.convert("L")).min() > 190
+    assert dark.min(axis=0) == pytest.approx([60.2 - 4.5, 120.2 - 4.5], abs=1.5)
+    assert dark.max(axis=0) == pytest.approx([60.2 + 4.5, 120.2 + 4.5], abs=1.5)

@@ -19,8 +19,12 @@ ColourMap = Literal["inferno", "viridis", "magma", "plasma", "cividis"]
 HEALTHY_LEVELS = (0.5, 0.9, 0.99, 0.999)
 """Quantiles of healthy scores that are at equal distances on the scale."""
 
+STRANGE_LEVEL = 0.99
+"""Share of healthy windows below the score from which colours are opaque."""
+
 _ALPHA_LOW, _ALPHA_HIGH = 24, 216
 _ALPHA_POWER = 1.5
+_ALPHA_STRANGE = (216, 240)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class ColourScale:
     A scale fitted to each picture would paint the strangest window of a healthy slide as a
     tumour. This scale depends on the scores of healthy windows: equal steps of colour are
     equally rarer among them, whatever the unit of the detector. Opacity grows faster than
-    the score, so the windows of healthy slides stay faint.
+    the score, so the windows of healthy slides stay faint. From the score that 99 % of healthy
+    windows are below, colours are nearly opaque, so that the score can be read back from them.
 
     Parameters
     ----------
@@ -135,6 +140,25 @@ class ColourScale:
         colours[missing] = 0
         return colours
 
+    def over(self, scores: npt.NDArray[np.floating], grey: float) -> npt.NDArray[np.uint8]:
+        """Return the colours of scores as they look over a grey ground.
+
+        Parameters
+        ----------
+        scores : ndarray of float, (N,)
+            Anomaly scores, none NaN.
+        grey : float
+            Ground, 0 to 255.
+
+        Returns
+        -------
+        ndarray of uint8, (N, 3)
+            Red, green, blue.
+        """
+        rgba = self.rgba(scores).astype(np.float64)
+        share = rgba[:, 3:] / 255
+        return np.rint(grey + (rgba[:, :3] - grey) * share).astype(np.uint8)
+
     def legend(self) -> dict[str, Any]:
         """Describe the scale as JSON values: ends, map, and score and colour of each knot.
 
@@ -162,4 +186,8 @@ class ColourScale:
         unit = np.arange(256) / 255
         table = np.asarray(matplotlib.colormaps[self.name](unit, bytes=True), np.uint8).copy()
         table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**_ALPHA_POWER)
+        if STRANGE_LEVEL in self.levels:
+            strange = unit >= self.levels.index(STRANGE_LEVEL) / (len(self.knots) - 1)
+            low, high = _ALPHA_STRANGE
+            table[strange, 3] = np.rint(np.linspace(low, high, np.count_nonzero(strange)))
         return table

@@ -12,28 +12,24 @@ import numpy as np
 import pydantic
 
 from wsiad._version import __version__
-from wsiad.core.config import differences
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json, write_json
 from wsiad.core.typed_files import read_record
-from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, usual_score
-from wsiad.heatmaps.space_options import SpaceOptions
+from wsiad.heatmaps.heatmap_task import HeatmapRow, usual_score
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
+from wsiad.report import remarks
 from wsiad.report.page import write_report
 from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results, first_look, first_pictures
-from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
 from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
-from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
+from wsiad.slides.slide_table import FAILED
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
     from wsiad.runs.run import RunRecord
-
-_OTHER_SCORES = {"scan": "scan scores", "top_k_mean": "means of the k highest scores"}
 
 _TISSUE = (names.TISSUE, "Slide, tissue outlined")
 _PARTS = "over the tissue; regions outlined, unassessed parts hatched"
@@ -157,7 +153,8 @@ def _tiles(evidence: RegionEvidence) -> Iterator[tuple[str, Path]]:
         yield "Difference from the reconstruction", evidence.difference
 
 
-_FEW_WINDOWS = 1000  # the 99.9 % quantile, the last that the colour scale names, is one of them
+_STOPS = 65  # colours of a legend
+_GROUND = 200  # grey of tissue under the colours of an overlay
 _PLOTS = ((names.ROC, "ROC of the slides"), (names.FROC, "FROC"))
 
 
@@ -226,16 +223,17 @@ def write_results_report(
         timings=_timings(record, rows) | taken,
         config_yaml=run.config_text(),
         notes=[
-            *_notes(rows, record, calibration),
-            *_space_notes(facts),
-            *_significance_notes(sure),
+            *remarks.general_notes(rows, record),
+            *remarks.space_notes(facts),
+            *remarks.significance_notes(sure),
         ],
         warnings=[
             *warnings,
             *unseen,
-            *_evaluation_warnings(evaluated, rows, facts),
-            *_significance_warnings(sure, rows),
-            *_not_assessed(rows),
+            *remarks.calibration_warnings(record, calibration),
+            *remarks.evaluation_warnings(evaluated, rows, facts),
+            *remarks.significance_warnings(sure, rows),
+            *remarks.not_assessed(rows),
         ],
         random_weights=bool(record and record.random_weights),
         rank_by=usual_score(rows),
@@ -347,154 +345,12 @@ def _legend(calibration: Calibration, of: str) -> ColourScale:
     from wsiad.runs.calibration import colour_scale
 
     scale = colour_scale(calibration)
-    fine = np.interp(np.linspace(0, len(scale.knots) - 1, 17), range(len(scale.knots)), scale.knots)
-    rgba = scale.rgba(fine)
+    last = len(scale.knots) - 1
+    fine = np.interp(np.linspace(0, last, _STOPS), range(last + 1), scale.knots)
+    shown = scale.over(fine, _GROUND)
     shares = [f"{100 * level:g} %: " for level in HEALTHY_LEVELS]
     return ColourScale(
         f"Share of healthy {of} with a lower score, and the score. The same for all slides.",
-        [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in rgba.tolist()],
+        [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in shown.tolist()],
         [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
     )
-
-
-def _not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
-    """Yield warnings about everything that was not scored."""
-    if names := [row.slide for row in rows if row.status == UNUSABLE]:
-        yield (
-            f"{_were(len(names))} not assessed at all: {', '.join(names)}. The absence of findings "
-            "there means nothing. The reasons are below."
-        )
-    if damaged := [row.slide for row in partly_damaged(rows)]:
-        yield (
-            f"{_were(len(damaged))} not assessed where the file is damaged: {', '.join(damaged)}. "
-            "These parts are hatched in the pictures."
-        )
-    if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
-        windows = sum(row.unusable for row in some)
-        yield (
-            f"{windows:,} windows of {len(some)} slide{'s' if len(some) != 1 else ''} were not "
-            "assessed because they fail the quality thresholds. They are hatched in the pictures."
-        )
-
-
-def _were(slides: int) -> str:
-    return "1 slide was" if slides == 1 else f"{slides} slides were"
-
-
-def _evaluation_warnings(
-    evaluated: dict[str, Any] | None, rows: list[HeatmapRow], facts: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield warnings about slides that the figures do not cover although nobody excluded them."""
-    if not evaluated:
-        return
-    if said := (evaluated.get("unscored") or {}).get("text"):
-        yield f"Evaluation: {said}."
-    was = (evaluated.get("made_by") or {}).get(DERIVED)
-    now = facts.get(DERIVED) or {}
-    if isinstance(was, dict) and (told := _evaluated_otherwise(evaluated, was, now)):
-        yield (
-            f"Detections or slide scores were derived again since the evaluation ({told}). Run "
-            "wsiad evaluate again."
-        )
-    known = {one["slide"] for one in evaluated.get("slides", [])}
-    known |= set((evaluated.get("exclusions") or {}).get("all") or [])
-    if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:
-        yield (
-            f"{len(missing)} slides were scored after the evaluation and are in none of its "
-            f"figures ({', '.join(missing)}). Run wsiad evaluate again."
-        )
-
-
-def _evaluated_otherwise(
-    evaluated: Mapping[str, Any], was: Mapping[str, Any], now: Mapping[str, Any]
-) -> str:
-    """Return the differing options that the figures depend on, as text.
-
-    Figures do not depend on the options of regions and evidence.
-    """
-    keys = {*DetectionOptions.model_fields, *SpaceOptions.model_fields, STANDARDISED_BY}
-    if ((evaluated.get("made_by") or {}).get("config") or {}).get("slide_score") == "top_k_mean":
-        keys.add("top_k")
-    first, second = ({k: v for k, v in one.items() if k in keys} for one in (was, now))
-    return ", ".join(differences(first, second))
-
-
-def _significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) -> Iterator[str]:
-    """Yield what weakens the p-values, and the slides without a p-value."""
-    if not found:
-        return
-    yield from found["warnings"]
-    if missing := [
-        row.slide for row in rows if row.status == OK and row.slide not in found["slides"]
-    ]:
-        yield (
-            f"{len(missing)} slides were scored after the p-values were computed and have none "
-            f"({', '.join(missing)}). Run wsiad significance again."
-        )
-
-
-def _space_notes(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the unit of regions and scan scores from neighbourhoods, or why there are none."""
-    if why := facts.get(ALONE_BECAUSE):
-        yield f"{str(why)[:1].upper()}{str(why)[1:]}."
-    if scales := (facts.get(DERIVED) or {}).get("scales_um"):
-        yield (
-            "Regions, detections and scan scores come from neighbourhoods of windows with radii of "
-            f"{', '.join(f'{scale:g}' for scale in scales)} µm. Their scores are standard "
-            f"deviations above the means of such neighbourhoods on {_healthy(facts)}, and "
-            "percentiles of regions are shares of healthy neighbourhoods. They cannot be compared "
-            "with Max, Top-k, Percentile and the colours of heatmaps, which are of single windows: "
-            "a region need not contain a window that stands out."
-        )
-
-
-def _healthy(facts: Mapping[str, Any]) -> str:
-    by = (facts.get(DERIVED) or {}).get(STANDARDISED_BY)
-    return f"{str(by).split(',')[0]} of other results" if by else "healthy slides of the run"
-
-
-def _significance_notes(found: dict[str, Any] | None) -> Iterator[str]:
-    if not found:
-        return
-    yield (
-        "P-values compare slides with "
-        f"{found['reference']['slides']} held-out healthy slides; none can "
-        f"be below {found['reference']['smallest_p']:.3g}. They are valid for slides that could "
-        "have been among these: same scanner, laboratory and tissue. See significance.json."
-    )
-    if kind := _OTHER_SCORES.get(found.get("slide_score", "")):
-        yield f"P-values of slides compare {kind}, not the highest scores."
-    if not found["false_alarms"]:
-        yield "The stated rates of false alarms were not checked on other healthy slides."
-    for one in found["false_alarms"]:
-        yield f"False alarms, measured: {one['text']} that were used for nothing else."
-
-
-def _notes(
-    rows: list[HeatmapRow], record: RunRecord | None, calibration: Calibration | None
-) -> Iterator[str]:
-    yield (
-        "An anomaly score measures how different a window is from the healthy training tissue. "
-        "It is neither a diagnosis nor a probability."
-    )
-    learnt = record.notes.get("anomalies") if record else None
-    if isinstance(learnt, dict):
-        slides = learnt.get("labels_of") == "slides"
-        what = "the labels" if slides else f"{learnt['tiles']:,} anomalous tiles"
-        yield (
-            f"The detector was also trained on {what} of {len(learnt['slides'])} slides: "
-            f"{', '.join(learnt['types'])}. Figures on these types do not show how well it finds "
-            "other types."
-        )
-        if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
-            yield f"The detector was trained on slides that are scored here: {', '.join(seen)}."
-    if calibration and calibration.n_windows < _FEW_WINDOWS:
-        yield (
-            f"Percentiles and colours are based on only {calibration.n_windows} healthy windows of "
-            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}, so percentiles "
-            f"above {100 * (1 - 1 / calibration.n_windows):.1f} % are uncertain."
-        )
-    if record and "split by tile" in record.split:
-        yield f"The calibration is optimistic: {record.split}."
-    if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:
-        yield f"{len(fallbacks)} slides were normalised with the reference stains (see each)."

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import scratch_folder, write_json
-from wsiad.core.geometry import Microns, SquareMicrons
+from wsiad.core.geometry import Microns, PixelMap, SquareMicrons
 from wsiad.exports.camelyon import write_detections
 from wsiad.exports.export_format import ExportFormat, Findings, chosen
 from wsiad.exports.ome import write_ome_tiff
@@ -51,12 +51,20 @@ from wsiad.results.file_names import (
     SPATIAL,
     SPATIAL_PICTURE,
     SPATIAL_PLACEMENT,
+    THUMBNAIL,
     WINDOWS_P,
 )
 from wsiad.results.identity import DERIVED, EXAMPLES, FORMATS, STANDARDISED_BY
-from wsiad.results.overlay import RGB, outline_regions, overlay, read_picture, write_picture
+from wsiad.results.overlay import (
+    RGB,
+    outline_regions,
+    overlay,
+    read_picture,
+    write_picture,
+    write_thumbnail,
+)
 from wsiad.results.records import GEOMETRY, LACKING, NOTES
-from wsiad.results.region_fields import write_fields
+from wsiad.results.region_fields import STRONGEST, write_fields
 from wsiad.results.region_table import write_regions
 from wsiad.results.scored_files import ScoredHeatmap, read_scored
 from wsiad.results.slide_results import SlideResults
@@ -122,7 +130,9 @@ class Parts:
         return (
             *(
                 # P-values go with the regions that they were computed with.
-                (REGIONS, OUTLINES, OVERLAY, WINDOWS_P, *_SPATIAL) if self.regions else ()
+                (REGIONS, OUTLINES, OVERLAY, THUMBNAIL, WINDOWS_P, *_SPATIAL)
+                if self.regions
+                else ()
             ),
             *((FIELDS, FIELD_PICTURES) if self.views else ()),
             *((EVIDENCE, EVIDENCE_PICTURES) if self.evidence else ()),
@@ -254,8 +264,16 @@ def _write_regions(
     )
     table = zip(regions.kept, percentiles, strict=True)
     write_regions(folder / REGIONS, [replace(region, percentile=p) for region, p in table])
+    spots = [_spot(region, scored.shown_at) for region in regions.kept[:STRONGEST]]
+    write_thumbnail(folder / THUMBNAIL, ground, spots=spots)
     outline_regions(ground, [region.polygon for region in regions.kept], scored.shown_at)
     write_picture(folder / OVERLAY, ground)
+
+
+def _spot(region: Region, shown_at: PixelMap) -> tuple[float, float, float, float]:
+    """Return the box around a region, pixels of a picture."""
+    left, top, right, bottom = region.polygon.bounds
+    return (*shown_at.from_level0(left, top), *shown_at.from_level0(right, bottom))
 
 
 def _over_tissue(scored: ScoredHeatmap, heatmap: Heatmap, scale: ColourScale) -> RGB:

@@ -26,8 +26,9 @@ from wsiad.pictures.overview import Overview, hatch_left_out
 RGB = npt.NDArray[np.uint8]
 
 _LONGEST_PX = 1600
-_LEAST_PX, _LARGEST_FACTOR = 640, 8
-_THUMBNAIL_PX = (144, 108)
+_LEAST_PX, _LARGEST_FACTOR = 1280, 8
+_THUMBNAIL_PX = (240, 180)
+_SPOT_PX = 9
 _BAND_ROWS = 128
 _SUBPIXEL_BITS = 4
 _NUMBERED = 5
@@ -50,7 +51,7 @@ def enlarged(overview: Overview) -> Overview:
     Returns
     -------
     Overview
-        Enlarged overview; the same object if the longest edge has more than 320 px.
+        Enlarged overview; the same object if the longest edge has more than 640 px.
     """
     height, width = overview.mask.shape
     factor = min(_LARGEST_FACTOR, _LEAST_PX // max(1, height, width))
@@ -270,12 +271,39 @@ def read_picture(path: Path) -> RGB:
     return found
 
 
-def write_thumbnail(path: Path, picture: RGB) -> None:
-    """Write a picture as a JPEG of at most 144 × 108 px, for a list of many slides."""
+def write_thumbnail(
+    path: Path, picture: RGB, *, spots: Sequence[tuple[float, float, float, float]] = ()
+) -> None:
+    """Write a picture as a JPEG of at most 240 × 180 px, for a list of many slides.
+
+    Parameters
+    ----------
+    path : Path
+        File to write, atomically.
+    picture : ndarray of uint8, (H, W, 3)
+        RGB picture of the slide.
+    spots : sequence of tuple of float
+        Left, top, right and bottom of the places to frame, pixels of the picture. A frame has at
+        least 9 px, because what it frames may be less than one.
+    """
     image = Image.fromarray(picture)
     image.thumbnail(_THUMBNAIL_PX, Image.Resampling.BOX)
+    small = np.array(image)
+    scale = small.shape[1] / picture.shape[1], small.shape[0] / picture.shape[0]
+    for left, top, right, bottom in spots:
+        middle = (left + right) / 2 * scale[0], (top + bottom) / 2 * scale[1]
+        half = (
+            max((right - left) * scale[0], _SPOT_PX) / 2,
+            max((bottom - top) * scale[1], _SPOT_PX) / 2,
+        )
+        low, high = (
+            (round(middle[0] + sign * half[0]), round(middle[1] + sign * half[1]))
+            for sign in (-1, 1)
+        )
+        cv2.rectangle(small, low, high, _WHITE, 3)
+        cv2.rectangle(small, low, high, _BLACK, 1)
     with atomic_file(path) as partial:
-        image.save(partial, quality=75)
+        Image.fromarray(small).save(partial, quality=80)
 
 
 _WIDTH_PX = 512
