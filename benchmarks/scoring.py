@@ -9,7 +9,8 @@ Then, in every round and in turn, by processor time (all threads) and by the clo
 
 ``bare``: the network alone on these batches, already normalised; dpa's are the autoencoder, and
 the perceptual network of the windows and of their reconstructions.
-``score``: the detector's scores of the batches.
+``alone``: the detector's scores of each batch by itself.
+``score``: the detector's scores of the batches, of which it may take several together.
 ``plan``: tissue, grid and stains of the slide, before a window is read.
 ``read``: the blocks of windows, decoded and normalised, without a network.
 ``joined``: the same, joined into batches.
@@ -47,12 +48,13 @@ from wsiad.heatmaps.window_batches import joined
 from wsiad.learning.batches import on_device
 from wsiad.learning.detector import Detector
 from wsiad.learning.devices import choose_device, windows_at_once
+from wsiad.learning.feature_source import batch_maps
 from wsiad.networks.autoencoder import images_of
 from wsiad.results.scoring import window_source
 from wsiad.results.scoring_inputs import plan_scoring
 from wsiad.runs.run import RunFolder
 
-PARTS = ("bare", "score", "plan", "read", "joined", "scored", "verb")
+PARTS = ("bare", "alone", "score", "plan", "read", "joined", "scored", "verb")
 CORES = 16
 
 
@@ -129,9 +131,12 @@ class Scoring:
                 images = prepared(on_device(tiles, self.device))
                 with clocks["bare"]:
                     forward(images)
-        with clocks["score"]:
+        with clocks["alone"]:
             for tiles in self.batches:
                 self.detector.score(tiles)
+        with clocks["score"]:
+            for places in batch_maps(self.detector, self.batches):
+                self.detector.pool(places)
         with ExitStack() as stack:
             with clocks["plan"]:
                 source = stack.enter_context(window_source(self.task, self.detector.spec))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from support.feature_detectors import CPU, detector, distances, fitted_on_tiles, mixed
+from support.feature_detectors import CPU, TILES, detector, distances, fitted_on_tiles, mixed
 from wsiad.core.errors import DetectorError
 from wsiad.detectors import _bank, _cells
 from wsiad.detectors._bank import Bank
 from wsiad.detectors.knn import NearestNeighbours
+from wsiad.learning.feature_source import batch_maps
 
 RNG = np.random.default_rng(5)
 
@@ -184,6 +185,55 @@ def test_a_bank_is_prepared_once(monkeypatch):
         indices = found.nearest_of_bank(asked, {"bank": bank}, 1)[1][:, 0]
         assert indices.tolist() == expected(bank.numpy(), asked.numpy(), 1)[:, 0].tolist()
     assert [id(bank) for bank in made] == [id(one), id(other)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("knn", {"neighbours": 3}),
+        ("knn", {"metric": "cosine", "orientations": 2}),
+        ("knn", {"candidates": 4}),
+        ("patchcore", {"coreset": 0.6, "reweight": True}),
+        ("knn", {"places": 1, "pooling": "mean"}),
+    ],
+)
+def test_batches_that_are_searched_together_score_as_each_alone(name, options, tmp_path):
+    found = fitted_on_tiles(name, tmp_path, **options)
+    tiles = np.random.default_rng(7).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+    batches = np.split(tiles, [1, 4, 5, 9])
+    alone = [found.score_map(one) for one in batches]
+    for one, other in zip(batch_maps(found, iter(batches)), alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not list(batch_maps(found, iter(())))
+
+
+def test_features_wait_for_others_only_within_a_bound(tmp_path, monkeypatch):
+    found = fitted_on_tiles("knn", tmp_path, places=8)
+    tiles = np.random.default_rng(7).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    asked, nearest = [], Bank.nearest
+
+    def counting(self, vectors, count):
+        asked.append(len(vectors))
+        return nearest(self, vectors, count)
+
+    monkeypatch.setattr(Bank, "nearest", counting)
+    assert len(list(batch_maps(found, np.split(tiles, 12)))) == 12
+    assert asked == [12 * 64]
+    channels = found._fitted["bank"].shape[1]
+    for limit, expected_sizes in ((300, [320, 320, 128]), (1, [64] * 12)):
+        monkeypatch.setattr(_bank, "_HELD_VALUES", limit * channels)
+        asked.clear()
+        ahead, taken = iter(np.split(tiles, 12)), []
+        maps = batch_maps(found, (taken.append(one) or one for one in ahead))
+        next(maps)
+        assert 64 * len(taken) == expected_sizes[0]
+        assert len(list(maps)) == 11
+        assert asked == expected_sizes
+
+
+def test_an_unfitted_detector_scores_no_batches():
+    with pytest.raises(DetectorError, match="not fitted"):
+        next(batch_maps(detector("knn"), [TILES[:1]]))
 
 
 def probed(search, bank, asked, count):

@@ -94,6 +94,33 @@ def test_scores_are_those_of_a_plain_loop(batch):
     assert len(LeftOut.join(part.left_out for part in found)) == 5
 
 
+class Patient(Brightness):
+    """It takes some batches before it scores the first."""
+
+    def score_maps(self, batches):
+        held = []
+        for tiles in batches:
+            held.append(tiles)
+            if len(held) == 3:
+                yield from map(self.score_map, held)
+                held = []
+        yield from map(self.score_map, held)
+
+
+@pytest.mark.parametrize("counts", [(6, 1, 0, 12, 3), (0, 4), (4, 0, 0), (0, 0), ()])
+@pytest.mark.parametrize("batch", [1, 4, 1000])
+def test_scores_that_come_later_go_with_their_windows(counts, batch):
+    given = list(blocks(*counts))
+    plain = list(score_windows(Brightness(), iter(given), batch=batch))
+    found = list(score_windows(Patient(), iter(given), batch=batch))
+    assert len(found) == len(plain)
+    for one, other in zip(found, plain, strict=True):
+        for name in ("rows", "columns", "scores", "places"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(one.left_out.rows, other.left_out.rows)
+        assert len(one.examples) == len(other.examples)
+
+
 def test_blocks_without_a_window_still_say_what_is_left_out():
     (found,) = score_windows(Brightness(), blocks(0, 0), batch=4)
     assert len(found.scores) == 0

@@ -8,7 +8,8 @@ so exact neighbours depend neither on the reduction nor on the cells.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -22,11 +23,12 @@ from wsiad.core.compiled import compiled, compiled_sum
 from wsiad.detectors._cells import UNIT, Cells, Doubles, Floats, Indices, squared, within
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._vectors import nearest
-from wsiad.learning.detector import DetectorOptions, InputSpec
+from wsiad.learning.detector import DetectorOptions, InputSpec, Scores, Tiles
 
 _KEPT = "cells."  # prefix of their tensors in a run
 _LEAST_VECTORS = 1024  # of banks that are worth parting
 _ASKED = 8192  # vectors that are searched at once
+_HELD_VALUES = 1 << 22  # of vectors that wait for others: 16 MiB
 _ROWS, _COLUMNS = 512, 1024  # of ranks, which a core's own cache holds
 _CHUNK = 64  # ranks that are looked at together
 
@@ -60,6 +62,9 @@ class BankDetector(FeatureDetector):
         self, asked: Tensor, fitted: dict[str, Tensor], count: int
     ) -> tuple[Tensor, Tensor]:
         """Find the nearest vectors of ``bank`` by :meth:`Bank.nearest`."""
+        return self._prepared(fitted).nearest(asked, count)
+
+    def _prepared(self, fitted: dict[str, Tensor]) -> Bank:
         vectors, last = fitted["bank"], self._bank
         if last is None or last.vectors is not vectors:
             cells = {
@@ -68,7 +73,59 @@ class BankDetector(FeatureDetector):
                 if name.startswith(_KEPT)
             }
             last = self._bank = Bank(vectors, probes=self.options.probes, state=cells)
-        return last.nearest(asked, count)
+        return last
+
+    def score_places(self, tiles: Tiles) -> Scores:
+        """Score the places of tiles; see :meth:`Detector.score_places`."""
+        if not len(tiles) or not self._fitted:
+            return super().score_places(tiles)
+        return next(self._searched([tiles]))
+
+    def score_maps(self, batches: Iterable[Tiles]) -> Iterator[Scores]:
+        """Yield the map of each batch; see :class:`ScoresBatches`. Several are searched at once."""
+        if self.options.orientations > 1 or not self._fitted:
+            return map(self.score_map, batches)
+        return self._searched(batches)
+
+    def _searched(self, batches: Iterable[Tiles]) -> Iterator[Scores]:
+        """Yield the scores of places of each batch; features wait until there are enough."""
+        counts: deque[int] = deque()
+
+        def seen() -> Iterator[Tensor]:
+            for tiles in batches:
+                parts = list(self._parts(tiles))
+                counts.append(len(parts))
+                yield from map(self._seen, parts)
+
+        scores = (
+            part
+            for group in _groups(seen(), self._together())
+            for part in np.split(
+                self._scored(torch.cat(group)), np.cumsum([len(one) for one in group])[:-1]
+            )
+        )
+        for first in scores:
+            yield np.concatenate([first, *itertools.islice(scores, counts.popleft() - 1)])
+
+    def _together(self) -> int:
+        """Return the number of vectors that are searched at once on a CPU: more is faster."""
+        bank = self._fitted.get("bank")
+        if bank is None or bank.ndim != 2 or bank.device.type != "cpu":
+            return 1
+        parted = self._prepared(self._fitted).parted
+        return min(_ASKED, max(1, _HELD_VALUES // bank.shape[1])) if parted else 1
+
+
+def _groups(parts: Iterator[Tensor], least: int) -> Iterator[list[Tensor]]:
+    """Join parts, (N, ..., C), to groups of ``least`` vectors or more; the last can have fewer."""
+    group: list[Tensor] = []
+    for part in parts:
+        group.append(part)
+        if sum(one.shape[:-1].numel() for one in group) >= least:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 class Bank:

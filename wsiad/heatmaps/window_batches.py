@@ -9,15 +9,17 @@ more, and one batch more.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.ahead import read_ahead, room_for
-from wsiad.learning.detector import Detector
+from wsiad.learning.detector import Detector, Scores
+from wsiad.learning.feature_source import batch_maps
 from wsiad.tiling.stream import Example
 from wsiad.tissue.quality import LeftOut
 
@@ -173,18 +175,37 @@ def score_windows(
     limit = room_for(batch * 3 * detector.spec.size**2)
     batches = joined(blocks, batch, pinned=pinned)
     with closing(read_ahead(batches, size=lambda part: part.pixels.nbytes, limit=limit)) as ahead:
-        for windows in ahead:
-            if len(windows):
-                places = detector.score_map(windows.pixels)
-                scores = detector.pool(places)
-            else:  # it only says what is left out
-                scores = np.empty(0, np.float32)
-                places = scores.reshape(0, 1, 1)
-            yield ScoredBatch(
-                rows=windows.rows,
-                columns=windows.columns,
-                scores=scores,
-                places=places,
-                left_out=windows.left_out,
-                examples=windows.examples,
-            )
+        waiting: deque[WindowBatch] = deque()
+        for places in batch_maps(detector, _pixels(ahead, waiting)):
+            yield from _without_windows(waiting)
+            yield _scored(waiting.popleft(), detector.pool(places), places)
+        yield from _without_windows(waiting)
+
+
+def _pixels(
+    batches: Iterator[WindowBatch], waiting: deque[WindowBatch]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the pixels of batches; the rest of each waits for its scores."""
+    for batch in batches:
+        waiting.append(replace(batch, pixels=batch.pixels[:0].copy()))
+        if len(batch):
+            yield batch.pixels
+        del batch  # while the next one is awaited
+
+
+def _without_windows(waiting: deque[WindowBatch]) -> Iterator[ScoredBatch]:
+    """Yield the first batches if they have no window: they only say what is left out."""
+    nothing = np.empty(0, np.float32)
+    while waiting and not len(waiting[0]):
+        yield _scored(waiting.popleft(), nothing, nothing.reshape(0, 1, 1))
+
+
+def _scored(windows: WindowBatch, scores: Scores, places: Scores) -> ScoredBatch:
+    return ScoredBatch(
+        rows=windows.rows,
+        columns=windows.columns,
+        scores=scores,
+        places=places,
+        left_out=windows.left_out,
+        examples=windows.examples,
+    )
