@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -276,6 +277,51 @@ def test_several_stores_and_some_slides(store):
 def test_bad_input(store, options, problem):
     with pytest.raises(InputError, match=problem):
         dataset(store, **options)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_loader_that_would_batch_again_is_an_error(store, size):
+    data = dataset(store)
+    with pytest.raises(InputError, match="makes the batches itself"):
+        iter(DataLoader(data, batch_size=size))
+    assert places(DataLoader(data, batch_size=None)) == places(data)
+
+
+def test_a_worker_refuses_to_batch_again(store):
+    loader = DataLoader(dataset(store), batch_size=4, num_workers=1, timeout=60)
+    with pytest.raises(InputError, match="makes the batches itself"):
+        next(iter(loader))
+
+
+def test_the_same_order_once_more_is_a_warning(store, caplog):
+    data = dataset(store)
+    list(data)
+    data.set_epoch(1)
+    list(data)
+    assert not caplog.records
+    list(data)
+    list(data)
+    assert [record.getMessage()[:44] for record in caplog.records] == [
+        "TileDataset: epoch 1 is read again, in the sa"[:44]
+    ]
+
+
+def test_labels_of_slides(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    table = tmp_path / "store/slides.csv"
+    rows = pandas.read_csv(table, dtype=str, keep_default_na=False)
+    rows["label"] = ["tumor", "normal", "tumor"]
+    rows.to_csv(table, index=False)
+    codes = {"normal": 0, "tumor": 1}
+    assert dataset(tmp_path / "store").labels(codes).tolist() == [1, 0, 1]
+    assert dataset(tmp_path / "store", slides=["s1", "s2"]).labels(codes).tolist() == [0, 1]
+    with pytest.raises(InputError, match=r"slide s1: has the label 'normal', for which"):
+        dataset(tmp_path / "store").labels({"tumor": 1})
+
+
+def test_a_slide_without_a_label_is_an_error(store):
+    with pytest.raises(InputError, match=r"slide s0: has no label"):
+        dataset(store).labels({"normal": 0, "": 1, "tumor": 1})
 
 
 def test_no_store(tmp_path):

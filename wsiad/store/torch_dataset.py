@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wsiad.core.errors import InputError
+from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, read_table
 from wsiad.store.dataset import (
     THREADS,
     Chunks,
@@ -26,6 +29,8 @@ from wsiad.store.dataset import (
 )
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
+
+logger = logging.getLogger(__name__)
 
 Balance = Literal["slides", "tiles"]
 
@@ -60,7 +65,9 @@ class TileDataset(IterableDataset[Any]):
     worker processes of any start method. The order is a pure function of the seed, the epoch,
     the rank and the number of ranks and workers.
 
-    The dataset builds the batches: pass ``batch_size=None`` to the loader, or use :meth:`loader`.
+    The dataset builds the batches: use :meth:`loader`, or pass ``batch_size=None`` to a loader of
+    your own; another ``batch_size`` is an error. The tiles are as the store has them, 0 to 255;
+    ``TileStore.preparation.stain`` says whether their stains are normalised.
 
     Parameters
     ----------
@@ -150,14 +157,17 @@ class TileDataset(IterableDataset[Any]):
         self._spare: list[npt.NDArray[np.uint8]] = []
         self._have_geometry = all(slide.has_geometry for slide in self.slides)
         # In shared memory: workers that persist see what set_epoch sets.
-        self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        # The third number counts the iterations since, to warn of the same order once more.
+        self._at = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: not the memory of an earlier epoch."""
         return vars(self) | {"_spare": []}
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the epoch of the next iteration; without this call, it is always the same.
+        """Choose the epoch of the next iteration.
+
+        Without this call each iteration has the same order, and the second one warns of it.
 
         Parameters
         ----------
@@ -166,7 +176,41 @@ class TileDataset(IterableDataset[Any]):
             Number of batches of the epoch that were taken already (by this rank, with as many
             workers): the iteration continues after them.
         """
-        self._at[0], self._at[1] = epoch, start
+        self._at[0], self._at[1], self._at[2] = epoch, start, 0
+
+    def labels(self, codes: Mapping[str, int]) -> Tensor:
+        """Return the number of each slide's label, to be indexed by :attr:`TileBatch.slide`.
+
+        Parameters
+        ----------
+        codes : mapping of str to int
+            A number for each label, such as ``{"normal": 0, "tumor": 1}``.
+
+        Returns
+        -------
+        Tensor of int64, (number of slides,)
+            Numbers in the order of :attr:`slides`.
+
+        Raises
+        ------
+        InputError
+            A slide has no label, or one without a number: neither is ever taken for another.
+        """
+        rows = {
+            store: {row.slide: row.label for row in read_table(store / SLIDES_TABLE, SlideRow)}
+            for store in {slide.store for slide in self.slides}
+        }
+        found = [rows[slide.store].get(slide.name, "") for slide in self.slides]
+        for slide, label in zip(self.slides, found, strict=True):
+            if not label or label not in codes:
+                raise InputError(
+                    f"has the label {label!r}, for which there is no number"
+                    if label
+                    else "has no label",
+                    subject=f"{slide.store}: slide {slide.name}",
+                    remedy="Name the slides to use with `slides`, or give a number to each label.",
+                )
+        return torch.tensor([codes[label] for label in found], dtype=torch.int64)
 
     def loader(self, *, workers: int = 0, **options: Any) -> DataLoader[Any]:
         """Return a loader of the batches.
@@ -185,10 +229,35 @@ class TileDataset(IterableDataset[Any]):
         return DataLoader(self, **values | options)
 
     def __iter__(self) -> Iterator[Tensor | TileBatch]:
-        """Yield the batches of this rank and worker."""
+        """Return an iterator of the batches of this rank and worker.
+
+        Raises
+        ------
+        InputError
+            A loader would put batches into batches.
+        """
+        frame = inspect.currentframe()
+        caller = frame.f_back.f_locals.get("self") if frame and frame.f_back else None
+        if getattr(caller, "auto_collation", False):
+            raise InputError(
+                "makes the batches itself, and the loader would put them into batches again",
+                subject="TileDataset",
+                remedy="Use `dataset.loader()`, or pass `batch_size=None` to DataLoader.",
+            )
+        return self._given()
+
+    def _given(self) -> Iterator[Tensor | TileBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        epoch, done = (int(value) for value in self._at)
+        epoch, done, before = (int(value) for value in self._at)
+        if worker == 0:
+            self._at[2] += 1
+            if before == 1:
+                logger.warning(
+                    "TileDataset: epoch %d is read again, in the same order; call `set_epoch` "
+                    "before each epoch",
+                    epoch,
+                )
         # The loader asks the workers in turn, from the first: when it goes on within an
         # epoch, the first is the one whose turn it was.
         turn = (worker + done) % workers
