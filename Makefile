@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # pytest-xdist: one process a core.
 JOBS ?= auto
 
-.PHONY: help demo test lint types unit wheel-test setup bench clean
+.PHONY: help demo test lint types unit docs wheel-test setup bench clean
 
 help:
 	@echo "make demo        set up, run the whole pipeline on slides it makes, write demo/report.html"
 	@echo "make test        set up, lint, type-check and run every test"
+	@echo "make docs        build the documents as pages in build/docs; a warning or a broken link is an error"
 	@echo "make wheel-test  build the wheel, install it into an empty environment and run it"
 	@echo "make bench       speed and memory of the steps (minutes)"
 	@echo "make clean       remove what the targets above made"
@@ -51,6 +52,10 @@ unit: $(VENV)/.dev
 	$(BIN)/pytest -n $(JOBS)
 
 test: lint types unit
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -E -q -c docs/site -d build/docs-cache docs build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 wheel-test: $(VENV)/.dev
 	rm -rf build/wheel-test && mkdir -p build/wheel-test

@@ -16,7 +16,7 @@ STEMS = {path.stem for path in FILES if path.name.startswith("test_")}
 
 ROOMS = {path.name for path in (ROOT / "wsiad").iterdir() if path.is_dir()}
 # Beside the rooms: what is not of the package.
-OTHERS = {"rules", "pipelines", "benchmarks"}
+OTHERS = {"rules", "pipelines", "benchmarks", "documents"}
 CLOCK = re.compile(r"(time\.)?(perf_counter|process_time|monotonic|time)(_ns)?")
 # The command line, the suites of `wsiad.testing` and the files in configs/zoo: above all rooms.
 ABOVE = {"conftest.py", "test_cli.py", "test_conformance.py", "test_presets.py"}
