@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from wsiad.core.compiled import compiled, kept_in, load_word, store_word
+from wsiad.core.compiled import compiled, kept_in, load_word, prefetch, store_word
 from wsiad.verbs.doctor import NOTE, OK, _compiled
 
 
@@ -42,6 +42,25 @@ def test_words_of_a_part_are_of_that_part():
     values = np.arange(16, dtype=np.uint8)
     stored(values[3:], 2, np.uint32(0))
     assert np.flatnonzero(values == 0).tolist() == [0, 5, 6, 7, 8]
+
+
+def test_an_element_is_fetched_by_an_instruction_that_reads_nothing():
+    fetch = prefetch.made()
+
+    @numba.njit
+    def summed(values, ahead):
+        total = 0
+        for at in range(len(values)):
+            fetch(values, np.uintp(at + ahead))
+            total += values[at]
+        return total
+
+    values = np.arange(100, dtype=np.uint32)
+    for ahead in (0, 64, 1 << 40):  # far beyond the array, too
+        assert summed(values, ahead) == 4950
+    (code,) = summed.inspect_llvm().values()
+    assert "call void @llvm.prefetch" in code
+    assert prefetch(values, np.uintp(3)) is None
 
 
 MODULE = """

@@ -84,6 +84,50 @@ def compiled_sum(function: F) -> F:
     return cast(F, _Compiled(cast(FunctionType, function), fastmath=free))
 
 
+class _Prefetch(_Compiled):
+    """An instruction of the processor in place of a function."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function as it was written: only compiled code has instructions."""
+        return self.py_func(*arguments)
+
+    def made(self) -> Callable[..., Any]:
+        """Return the instruction as compiled functions call it."""
+        from llvmlite import ir
+        from numba import types
+        from numba.extending import intrinsic
+
+        def prefetch(_: Any, array: Any, __: Any) -> Any:
+            def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                start = context.make_array(signature.args[0])(context, builder, values[0]).data
+                place = builder.gep(start, [values[1]])
+                number = ir.IntType(32)
+                kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+                fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+                # To read it; to the second of the caches; data.
+                builder.call(fetch, [place, number(0), number(2), number(1)])
+                return context.get_dummy_value()
+
+            return types.void(array, types.uintp), code
+
+        with self._lock:
+            self._made = self._made or intrinsic(prefetch)
+            return cast(Callable[..., Any], self._made)
+
+
+def _prefetch(array: npt.NDArray[Any], index: np.uintp) -> None:
+    """Fetch an element of an array of one axis to the core's own cache, to be read later.
+
+    It is for compiled loops, in which the processor does not wait for it; elsewhere it does
+    nothing. The position may be anywhere: nothing is read.
+    """
+
+
+prefetch = cast(
+    "Callable[[npt.NDArray[Any], np.uintp], None]", _Prefetch(cast(FunctionType, _prefetch))
+)
+
+
 def kept_in() -> str | None:
     """Return the folder of the compiled code of this module, the others' being next to it.
 
