@@ -72,7 +72,8 @@ def check_prepared_alike(
     preparation, target : Preparation, dict
         Preparation and stain profile of the run; see :func:`run_preparation`.
     keys : sequence of str
-        Parts of the preparation that must be equal, of ``"mpp"``, ``"tissue"`` and ``"stain"``.
+        Parts of the preparation that must be equal, of ``"mpp"``, ``"tissue"``,
+        ``"stain"`` and ``"decode"``.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(path)
-    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain"))
+    check_prepared_alike(store, preparation, target, keys=("mpp", "tissue", "stain", "decode"))
     rows = {row.slide: row for row in read_table(path / SLIDES_TABLE, TileRow)}
     slides = []
     for name in store.names():

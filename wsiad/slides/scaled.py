@@ -8,16 +8,16 @@ with fractional edges is pure arithmetic.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.compiled import compiled
-from wsiad.core.errors import ScaleError
+from wsiad.core.errors import InputError, ScaleError
 from wsiad.core.geometry import Mpp, PixelMap, Size
-from wsiad.slides.slide import Region, Slide
+from wsiad.slides.slide import Level, Region, Slide
 
 _1, _2, _3 = np.uintp(1), np.uintp(2), np.uintp(3)
 _TOUCHED = 1e-4
@@ -166,6 +166,10 @@ COARSER_TOLERANCE = 0.02
 scanners of one magnification differ by as much, and no detail is invented."""
 
 
+_REDUCTIONS = (4, 2)
+"""Pixels along one that the JPEG decoder makes, with ``decode: scaled``."""
+
+
 class ScaledSlide:
     """A slide read at a µm/px.
 
@@ -175,6 +179,10 @@ class ScaledSlide:
     would only alternate sharp and blurred bands. A slide that is coarser than requested by up to
     2 % is read at its own scale.
 
+    Where twice or four times a level's pixels are still fine enough, the JPEG decoder can make
+    them out of a half or a quarter of the frequencies. Its pixels are not quite the means
+    (docs/performance.md has the differences), so that it is to be asked for.
+
     Parameters
     ----------
     slide : Slide
@@ -183,6 +191,8 @@ class ScaledSlide:
         Scale at which to read, µm/px.
     allow_upsampling : bool
         True to accept a scale finer than the slide's own.
+    decode : {"full", "scaled"}
+        ``"scaled"`` to let the JPEG decoder scale down.
 
     Attributes
     ----------
@@ -194,14 +204,25 @@ class ScaledSlide:
         Level that is read.
     resampled : bool
         True if pixels are averaged, False if they are used unchanged.
+    reduced_by : int
+        Pixels of the level along one that the JPEG decoder makes of it: 1, 2 or 4.
 
     Raises
     ------
     ScaleError
         The slide is coarser than ``mpp`` by more than 2 % and upsampling is not allowed.
+    InputError
+        The JPEG decoder cannot scale down: the level is too coarse, or its tiles are not JPEG.
     """
 
-    def __init__(self, slide: Slide, mpp: Mpp, *, allow_upsampling: bool = False) -> None:
+    def __init__(
+        self,
+        slide: Slide,
+        mpp: Mpp,
+        *,
+        allow_upsampling: bool = False,
+        decode: Literal["full", "scaled"] = "full",
+    ) -> None:
         self.slide, self.mpp = slide, mpp
         factor_x, factor_y = mpp / slide.spacing.x, mpp / slide.spacing.y
         if not allow_upsampling:
@@ -225,7 +246,12 @@ class ScaledSlide:
             key=lambda index: slide.levels[index].downsample_x,
             default=0,
         )
-        level = slide.levels[self.level]
+        # What is read: the level, or what the decoder makes of it.
+        self._number, self._source = self.level, slide.levels[self.level]
+        self.reduced_by = 1
+        if decode == "scaled":
+            self._reduce(min(factor_x, factor_y) * (1 + SCALE_TOLERANCE))
+        level = self._source
         self.resampled = not (
             math.isclose(factor_x, level.downsample_x, rel_tol=SCALE_TOLERANCE)
             and math.isclose(factor_y, level.downsample_y, rel_tol=SCALE_TOLERANCE)
@@ -242,6 +268,20 @@ class ScaledSlide:
             max(0, math.floor((right - x) / factor_x + 1e-6)),
             max(0, math.floor((bottom - y) / factor_y + 1e-6)),
         )
+
+    def _reduce(self, most: float) -> None:
+        """Read pixels that the JPEG decoder makes, of at most so many level-0 pixels each."""
+        step = most / max(self._source.downsample_x, self._source.downsample_y)
+        self.reduced_by = next((by for by in _REDUCTIONS if by <= step), 1)
+        if self.reduced_by == 1:
+            own = self.slide.spacing.mean * self._source.downsample_x
+            raise InputError(
+                f"`decode: scaled` does nothing at {self.mpp:g} µm/px: level {self.level} has "
+                f"{own:.4g} µm/px, of which the decoder makes halves and quarters",
+                subject=self.slide.name,
+                remedy="Leave it out, or pass --decode full.",
+            )
+        self._number, self._source = self.slide.reduced(self.level, self.reduced_by)
 
     @property
     def reads_tiles(self) -> bool:
@@ -280,11 +320,11 @@ class ScaledSlide:
         left, top = int(columns.min()), int(rows.min())
         width, height = int(columns.max()) - left, int(rows.max()) - top
         self._check(left, top, Size(width + out.shape[2], height + out.shape[1]))
-        level = self.slide.levels[self.level]
+        level = self._source
         x = self.pixels.x / level.downsample_x + columns
         y = self.pixels.y / level.downsample_y + rows
         corners = np.rint(np.stack([x, y], axis=1)).astype(np.int64)
-        return self.slide.read_tiles(self.level, corners, out)
+        return self.slide.read_tiles(self._number, corners, out)
 
     def _check(self, column: int, row: int, size: Size) -> None:
         if (
@@ -311,7 +351,7 @@ class ScaledSlide:
         -------
         ndarray of bool, (N,)
         """
-        level = self.slide.levels[self.level]
+        level = self._source
         step_x = self.pixels.scale_x / level.downsample_x
         step_y = self.pixels.scale_y / level.downsample_y
         x = self.pixels.x / level.downsample_x + columns * step_x
@@ -319,14 +359,14 @@ class ScaledSlide:
         if not self.resampled:
             x, y = np.rint(x), np.rint(y)
         return self.slide.damaged(
-            self.level, np.stack([x, y], axis=1), (edge * step_x, edge * step_y)
+            self._number, np.stack([x, y], axis=1), (edge * step_x, edge * step_y)
         )
 
     def damage_mask(self, column: int, row: int, size: Size) -> npt.NDArray[np.bool_]:
         """Return a mask (H, W) of the damage found on the read level, for a rectangle."""
-        level = self.slide.levels[self.level]
+        level = self._source
         mask = np.zeros((size.height, size.width), bool)
-        for left, top, right, bottom in self.slide.damage_at(self.level):
+        for left, top, right, bottom in self.slide.damage_at(self._number):
             x, y = self.pixels.from_level0(
                 np.array([left, right]) * level.downsample_x,
                 np.array([top, bottom]) * level.downsample_y,
@@ -361,12 +401,12 @@ class ScaledSlide:
             The pixels cannot be decoded.
         """
         self._check(column, row, size)
-        number = self.level if level is None else level
+        number = self._number if level is None else level
         first_x, first_y, step_x, step_y = self._steps(number, column, row)
-        if not self.resampled and number == self.level:
-            return self.slide.read_level(self.level, round(first_x), round(first_y), size)
+        if not self.resampled and number == self._number:
+            return self.slide.read_level(number, round(first_x), round(first_y), size)
         left, top = math.floor(first_x + 1e-9), math.floor(first_y + 1e-9)
-        whole = self.slide.levels[number].size
+        whole = self._level(number).size
         source = Size(
             min(math.ceil(first_x + size.width * step_x - 1e-9), whole.width) - left,
             min(math.ceil(first_y + size.height * step_y - 1e-9), whole.height) - top,
@@ -391,9 +431,12 @@ class ScaledSlide:
         down = y + step_y * np.arange(size.height + 1, dtype=np.float64)
         return self.slide.listed(level, across, down)
 
+    def _level(self, number: int) -> Level:
+        return self._source if number == self._number else self.slide.levels[number]
+
     def _steps(self, level: int, column: int, row: int) -> tuple[float, float, float, float]:
         """Return x, y, width and height of a target pixel on a level, in pixels of the level."""
-        scale = self.slide.levels[level]
+        scale = self._level(level)
         step_x = self.pixels.scale_x / scale.downsample_x
         step_y = self.pixels.scale_y / scale.downsample_y
         return (

@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core.errors import InputError
 from wsiad.core.geometry import Box, Size, Spacing
 
 Edges = npt.NDArray[np.float64]
@@ -189,6 +190,37 @@ class Slide(ABC):
             whole[index] = region.valid is None or region.valid.all()
             out[index] = region.rgb
         return whole
+
+    def reduced(self, level: int, by: int) -> tuple[int, Level]:
+        """Return a level whose tiles the JPEG decoder makes smaller, out of fewer frequencies.
+
+        Parameters
+        ----------
+        level : int
+            Index of a level of the pyramid.
+        by : int
+            Pixels of that level along a pixel of the result: 2 or 4.
+
+        Returns
+        -------
+        int
+            Index by which it is read, beyond those of :attr:`levels`.
+        Level
+
+        Raises
+        ------
+        InputError
+            The tiles are not JPEG that is decoded directly.
+        """
+        del level, by
+        raise self._not_reduced(f"it is read by {self.read_by}")
+
+    def _not_reduced(self, why: str) -> InputError:
+        return InputError(
+            f"`decode: scaled` needs JPEG tiles that are decoded directly, but {why}",
+            subject=self.name,
+            remedy="Pass --decode full.",
+        )
 
     @functools.cached_property
     def _damage(self) -> dict[int, list[tuple[int, int, int, int]]]:

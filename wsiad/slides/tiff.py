@@ -12,7 +12,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +22,7 @@ from wsiad.core.errors import DamagedTileError, DirectReadError, SlideReadError
 from wsiad.core.geometry import Size
 from wsiad.slides.inspection import TIFF_FORMATS
 from wsiad.slides.openslide_backend import OpenSlideBackend
-from wsiad.slides.slide import Edges, Region, Slide
+from wsiad.slides.slide import Edges, Level, Region, Slide
 from wsiad.slides.tiff_tiles import TiledLevel, decode_tile, read_layout
 from wsiad.slides.tile_cache import TileCache, cut_by_tile, inside
 
@@ -76,11 +78,30 @@ class JpegTiffBackend(Slide):
         self.spacing, self.spacing_source = reference.spacing, reference.spacing_source
         self.scale_note = reference.scale_note
         self.scale_overridden = reference.scale_overridden
-        self._reference, self._layout = reference, layout
+        self._reference, self._layout = reference, list(layout)
+        self._reduced: dict[int, int] = {}
         self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
         self._bad: set[tuple[int, int]] = set()
         self._file = self.path.open("rb", buffering=0)
         self._bytes = os.fstat(self._file.fileno()).st_size
+
+    def reduced(self, level: int, by: int) -> tuple[int, Level]:
+        """Return a level whose tiles are decoded smaller; see :meth:`Slide.reduced`."""
+        tiles, whole = self._layout[level], self.levels[level]
+        width, height = tiles.tile.width, tiles.tile.height
+        if tiles.codec != "jpeg" or width % by or height % by:
+            kind = f"{tiles.codec} of {width} × {height} px"
+            raise self._not_reduced(f"those of level {level} are {kind}")
+        tiles = replace(
+            tiles,
+            size=Size(tiles.size.width // by, tiles.size.height // by),
+            tile=Size(width // by, height // by),
+            reduced_by=by,
+        )
+        self._layout.append(tiles)
+        number = len(self._layout) - 1
+        self._reduced[number] = level
+        return number, Level(tiles.size, by * whole.downsample_x, by * whole.downsample_y)
 
     def listed(self, level: int, x: Edges, y: Edges) -> npt.NDArray[np.bool_] | None:
         """Tell which cells the file lists tiles for; see :meth:`Slide.listed`."""
@@ -151,8 +172,8 @@ class JpegTiffBackend(Slide):
         try:
             return self._decode(tiles, index, room)
         except DamagedTileError as error:
-            place = self._place(level, row, column)
-            raise self._reference.damage(level, *place, error.problem) from error
+            place = self._coded(level, *self._place(level, row, column))
+            raise self._reference.damage(*place, error.problem) from error
         except DirectReadError as error:
             logger.debug("%s: tile %d of level %d: %s", self.name, index, level, error)
             return self._by_reference(level, row, column)
@@ -207,12 +228,23 @@ class JpegTiffBackend(Slide):
         x, y, size = self._place(level, row, column)
         if most is not None:
             size = Size(min(most, size.width), min(most, size.height))
-        region = self._reference.read_level(level, x, y, size)
+        coded = self._coded(level, x, y, size)
+        region = self._reference.read_level(*coded)
         if region.valid is not None:
-            raise self._reference.damage(
-                level, x, y=y, size=size, problem="OpenSlide has no pixels there"
-            )
-        return region.rgb
+            raise self._reference.damage(*coded, "OpenSlide has no pixels there")
+        if level not in self._reduced:
+            return region.rgb
+        # Only JPEG of the usual kind is decoded smaller: the mean is what that comes near to.
+        return np.asarray(
+            cv2.resize(region.rgb, (size.width, size.height), interpolation=cv2.INTER_AREA),
+            np.uint8,
+        )
+
+    def _coded(self, level: int, x: int, y: int, size: Size) -> tuple[int, int, int, Size]:
+        """Return level and rectangle of the file that make a rectangle of a level."""
+        by = self._layout[level].reduced_by
+        size = Size(by * size.width, by * size.height)
+        return self._reduced.get(level, level), by * x, by * y, size
 
     def _place(self, level: int, row: int, column: int) -> tuple[int, int, Size]:
         """Return left, top and size of a tile's part within the level, pixels of the level."""

@@ -63,6 +63,9 @@ class TiledLevel:
     codec : str
         ``"jpeg"`` or ``"jpeg2000"``; if tiles are only inspected, also ``"none"``, or
         ``"packed"`` for deflate, LZW and others.
+    reduced_by : int
+        Pixels of the JPEG data along a pixel of the tiles, 1, 2 or 4: the decoder leaves out the
+        higher frequencies.
     """
 
     size: Size
@@ -74,6 +77,7 @@ class TiledLevel:
     tables: bytes | None = field(repr=False)
     colour_space: str
     codec: str = "jpeg"
+    reduced_by: int = 1
 
     def largest(self, count: int) -> list[int]:
         """Return the level's tiles with the most bytes, the largest first, without missing ones."""
@@ -329,7 +333,9 @@ def _decode_jpeg(data: bytes, tiles: TiledLevel, out: _RGB | None) -> _RGB:
     try:
         # What libjpeg only warns of (codes that do not exist, data that ends early or is
         # left over) it fills up with invented pixels: strictly, a warning is an error.
-        tile: _RGB = simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=out, strict=True)
+        height, width = tiles.tile.height, tiles.tile.width
+        least = {"min_height": height, "min_width": width, "min_factor": tiles.reduced_by}
+        tile: _RGB = simplejpeg.decode_jpeg(stream, "RGB", buffer=out, strict=True, **least)
     except ValueError as error:
         simplejpeg.decode_jpeg(stream, colorspace="RGB", strict=False)  # no warning: another kind
         if _EOI in data[-_PADDING_BYTES - len(_EOI) :]:
@@ -415,7 +421,8 @@ def whole_jpeg(data: bytes, tiles: TiledLevel) -> bytes:
                 process = "progressive JPEG" if kind == _PROGRESSIVE else f"JPEG of {kind:#x}"
                 raise DirectReadError(process)
             frame = data[at + 4 : at + 4 + _FRAME.size]
-            if frame != _FRAME.pack(8, tiles.tile.height, tiles.tile.width, 3):
+            height, width = (tiles.reduced_by * n for n in (tiles.tile.height, tiles.tile.width))
+            if frame != _FRAME.pack(8, height, width, 3):
                 raise DirectReadError("JPEG of another size or kind of pixel than its tile")
         if kind not in (_APP0, _APP14):
             parts.append(data[at:end])

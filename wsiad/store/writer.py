@@ -231,7 +231,7 @@ def _columns(plan: SlidePlan, parts: Sequence[TileBlock]) -> dict[str, npt.NDArr
 def _facts(
     plan: SlidePlan, store: TileStore, fingerprint: str, count: int, missing: int
 ) -> dict[str, Any]:
-    slide, grid = plan.scaled.slide, plan.grid
+    slide, grid, reduced_by = plan.scaled.slide, plan.grid, plan.scaled.reduced_by
     level = slide.levels[plan.scaled.level]
     return {
         "status": "ok",
@@ -256,8 +256,9 @@ def _facts(
             "fallback": slide.fallback,
             "level": plan.scaled.level,
             "level_downsample": [level.downsample_x, level.downsample_y],
-            "resampled": plan.scaled.resampled,
-        },
+            "resampled": plan.scaled.resampled or reduced_by > 1,
+        }
+        | ({"reduced_by": reduced_by} if reduced_by > 1 else {}),
         "tissue": {
             "threshold": plan.tissue.threshold,
             "share": plan.tissue.tissue_share,

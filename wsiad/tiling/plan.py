@@ -222,12 +222,18 @@ def plan_slide(
     SlideReadError
         The slide cannot be decoded.
     InputError
-        The coordinates cannot be read, or do not belong to such tiles on this slide.
+        The coordinates cannot be read, or do not belong to such tiles on this slide; or the JPEG
+        decoder cannot scale the slide down, as the options want it.
     AnnotationError
         The outlines cannot be read.
     """
     check_pixels(slide)
-    scaled = ScaledSlide(slide, Mpp(options.mpp), allow_upsampling=options.allow_upsampling)
+    scaled = ScaledSlide(
+        slide,
+        Mpp(options.mpp),
+        allow_upsampling=options.allow_upsampling,
+        decode=options.decode,
+    )
     tissue = find_tissue(slide, options.tissue)
     grid = Grid.cover(
         scaled.size,

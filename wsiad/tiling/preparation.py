@@ -98,6 +98,11 @@ class TilingOptions(Config):
     """Options of the stain normalisation."""
     quality: QualityOptions = QualityOptions()
     """Quality thresholds of the tiles; see docs/quality.md."""
+    decode: Literal["full", "scaled"] = "full"
+    """`scaled` lets the JPEG decoder scale down by 2 or 4 where the tiles' scale is so much coarser
+    than the slide's next finer level: faster, with other pixels (by 0.1 to 1.6 grey levels in the
+    mean, docs/performance.md). Slides on which it would do nothing are refused. Heatmaps decode
+    as the store of their run."""
     damaged_tiles: Literal["fail", "skip"] = "fail"
     """Treatment of a damaged part of a slide's file: `fail` fails the slide; `skip` leaves out the
     tiles in that part, counts them and shows them as not assessed."""
@@ -141,13 +146,15 @@ class Preparation(TilingOptions):
     def as_json(self) -> dict[str, Any]:
         """Return the preparation as JSON values, as a store and a run keep it.
 
-        `quality` is left out if no threshold is set, so that results of versions without
-        thresholds stay the same, to the byte. `damaged_tiles` is left out because it decides
-        whether a slide is used, not what its pixels are.
+        `quality` is left out if no threshold is set, and `decode` if it is ``"full"``, so that
+        results of versions without them stay the same, to the byte. `damaged_tiles` is left out
+        because it decides whether a slide is used, not what its pixels are.
         """
         values = self.preparation().model_dump(mode="json", exclude={"damaged_tiles"})
         if not self.quality.given:
             del values["quality"]
+        if self.decode == "full":
+            del values["decode"]
         return values
 
     def digest(
