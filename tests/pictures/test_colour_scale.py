@@ -24,8 +24,8 @@ def test_scores_beyond_the_ends_are_clipped_and_nan_stays():
 def test_colours_are_those_of_the_map(name):
     scale = ColourScale((0.0, 1.0), name)
     scores = np.linspace(0, 1, 256)
-    expected = (np.asarray(matplotlib.colormaps[name](np.arange(256)))[:, :3] * 255).round()
-    np.testing.assert_allclose(scale.rgba(scores)[:, :3], expected, atol=1)
+    expected = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]
+    np.testing.assert_array_equal(scale.rgba(scores)[:, :3], expected)
 
 
 def test_unscored_is_clear_and_everything_scored_is_not():

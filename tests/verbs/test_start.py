@@ -12,7 +12,7 @@ from support.runs import make_run, use_channel
 from wsiad.core.errors import ConfigError
 from wsiad.learning.devices import check_device, choose_device
 
-HEAVY = ("torch", "scipy", "numba", "skimage", "sklearn", "pandas", "dask", "matplotlib.figure")
+HEAVY = ("torch", "scipy", "numba", "skimage", "sklearn", "pandas", "dask", "matplotlib")
 CODE = """
 import sys
 from wsiad.cli import main
@@ -53,6 +53,23 @@ def test_what_is_left_to_score_needs_it(scored):
     code, found = imported("heatmap", run, other, "--out", out, "--quiet")
     assert code == 1  # the new process does not know the detector
     assert "torch" in found
+
+
+@pytest.mark.slow
+def test_scoring_needs_nothing_that_only_fits_compiles_or_plots(tmp_path):
+    tissue = {"min_area_um2": 0, "smooth_um": 0}
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for number in range(3):
+        write_tiff(slides / f"{number}.tif", stained(400, 400), mpp=0.5, levels=1)
+    wsiad.tile(slides=slides, out=tmp_path / "store", mpp=0.5, tile=64, tissue=tissue, quiet=True)
+    run = tmp_path / "run"
+    wsiad.train(
+        store=tmp_path / "store", out=run, detector="gaussian", weights="random", quiet=True
+    )
+    unused = ("sklearn", "pandas", "torch._dynamo", "sympy", "matplotlib", "dask")
+    found = imported("heatmap", run, slides, "--out", tmp_path / "out", "--quiet", of=unused)
+    assert found == (0, [])
 
 
 def test_results_are_exported_and_evaluated_without_torch(scored, tmp_path):

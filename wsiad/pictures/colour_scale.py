@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -21,6 +23,8 @@ HEALTHY_LEVELS = (0.5, 0.9, 0.99, 0.999)
 
 STRANGE_LEVEL = 0.99
 """Share of healthy windows below the score from which colours are opaque."""
+
+_COLOURS = Path(__file__).parent / "colour_maps.npy"
 
 _ALPHA_LOW, _ALPHA_HIGH = 24, 216
 _ALPHA_POWER = 1.5
@@ -181,13 +185,22 @@ class ColourScale:
         }
 
     def _table(self) -> npt.NDArray[np.uint8]:
-        import matplotlib
-
+        table = np.empty((256, 4), np.uint8)
+        table[:, :3] = _colours()[get_args(ColourMap).index(self.name)]
         unit = np.arange(256) / 255
-        table = np.asarray(matplotlib.colormaps[self.name](unit, bytes=True), np.uint8).copy()
         table[:, 3] = np.rint(_ALPHA_LOW + (_ALPHA_HIGH - _ALPHA_LOW) * unit**_ALPHA_POWER)
         if STRANGE_LEVEL in self.levels:
             strange = unit >= self.levels.index(STRANGE_LEVEL) / (len(self.knots) - 1)
             low, high = _ALPHA_STRANGE
             table[strange, 3] = np.rint(np.linspace(low, high, np.count_nonzero(strange)))
         return table
+
+
+@functools.cache
+def _colours() -> npt.NDArray[np.uint8]:
+    """Return the colours of all maps in their order, (M, 256, 3), which are matplotlib's.
+
+    Importing matplotlib for them would take a tenth of a verb's start.
+    """
+    found: npt.NDArray[np.uint8] = np.load(_COLOURS, allow_pickle=False)
+    return found

@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import PixelMap
-from wsiad.core.images import save_figure, save_png
+from wsiad.core.images import save_png
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
+from wsiad.pictures.drawing import INK, font, text_width
 from wsiad.pictures.overview import Overview, hatch_left_out
 
 RGB = npt.NDArray[np.uint8]
@@ -306,8 +307,10 @@ def write_thumbnail(
         Image.fromarray(small).save(partial, quality=80)
 
 
-_WIDTH_PX = 512
-_DPI = 120
+_LEGEND_PX = (720, 180)
+_BAR = (30, 28, 690, 124)  # left, top, right, bottom
+_SMALL_PX, _LARGE_PX, _LINE_PX = 15, 17, 21
+_TITLE = "healthy windows with a lower score, and the score; the same for all slides"
 
 
 def write_legend(path: Path, scale: ColourScale) -> None:
@@ -316,31 +319,25 @@ def write_legend(path: Path, scale: ColourScale) -> None:
     The upper half shows the colours as they are. The lower half shows them over white, where the
     colours of healthy tissue are faint.
     """
-    # Figure and canvas by hand: pyplot would hold global state, and is slow to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    places = np.linspace(0, 1, len(scale.knots))
-    scores = np.interp(np.linspace(0, 1, _WIDTH_PX), places, scale.knots)
-    colours = scale.rgba(scores)
-    opaque, shown = colours.copy(), colours
-    opaque[:, 3] = 255
-    figure = Figure(figsize=(6, 1.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(
-        np.stack([opaque, shown]), extent=(0, 1, 0, 1), aspect="auto", interpolation="nearest"
-    )
-    axes.set(
-        xlim=(0, 1),
-        yticks=[],
-        title="healthy windows with a lower score, and the score; the same for all slides",
-    )
-    axes.set_xticks(places, [_label(step) for step in scale.legend()["steps"]])
-    axes.title.set_fontsize(9)
-    save_figure(figure, path, dpi=_DPI)
-
-
-def _label(step: dict[str, object]) -> str:
-    share = "" if step["percentile"] is None else f"{step['percentile']:g} %"
-    return f"{share}\n{step['score']:.4g}"
+    left, top, right, bottom = _BAR
+    places = np.linspace(left, right - 1, len(scale.knots))
+    colours = scale.rgba(np.interp(np.arange(left, right), places, scale.knots))
+    opaque, share = colours[:, :3], colours[:, 3:] / 255
+    over_white = np.rint(share * opaque + (1 - share) * 255).astype(np.uint8)
+    image = Image.new("RGB", _LEGEND_PX, _WHITE)
+    bar = np.repeat(np.stack([opaque, over_white]), (bottom - top) // 2, axis=0)
+    image.paste(Image.fromarray(bar), (left, top))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left - 1, top - 1, right, bottom), outline=INK)
+    pen.text((image.width / 2, top / 2), _TITLE, INK, font(_SMALL_PX), anchor="mm")
+    for x, step in zip(places, scale.legend()["steps"], strict=True):
+        pen.line((x, bottom, x, bottom + 5), INK)
+        known = step["percentile"] is not None
+        for line, text in enumerate(
+            (f"{step['percentile']:g} %" if known else "", f"{step['score']:.4g}")
+        ):
+            room = text_width(text, _LARGE_PX) / 2 + 4
+            middle = min(max(x, room), image.width - room)
+            y = bottom + 8 + line * _LINE_PX
+            pen.text((middle, y), text, INK, font(_LARGE_PX), anchor="ma")
+    write_picture(path, np.asarray(image))

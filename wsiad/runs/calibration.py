@@ -19,16 +19,11 @@ _FORMAT = 1
 _BATCH = 64
 _MAD_TO_STD = 1.4826022185056018  # of a normal distribution
 
-_LEVELS = np.unique(
-    np.round(
-        np.concatenate(
-            [
-                np.linspace(0, 1, 1001),  # every 0.1 %
-                np.linspace(0.99, 1, 101),  # the upper tail: every 0.01 %
-            ]
-        ),
-        6,
-    )
+_LEVELS = sorted(
+    {
+        *np.linspace(0, 1, 1001).round(6).tolist(),  # every 0.1 %
+        *np.linspace(0.99, 1, 101).round(6).tolist(),  # the upper tail: every 0.01 %
+    }
 )
 
 
@@ -84,7 +79,7 @@ class Calibration:
         values = np.quantile(exact, _LEVELS)
         median = float(np.median(exact))
         return cls(
-            levels=tuple(_LEVELS.tolist()),
+            levels=tuple(_LEVELS),
             values=tuple(values.tolist()),
             median=median,
             spread=float(np.median(np.abs(exact - median)) * _MAD_TO_STD),
