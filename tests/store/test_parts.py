@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -154,13 +155,28 @@ def test_joined_parts_are_the_bytes_of_one_task(
         assert 5 < whole.store.slide("s").facts["unusable"]["sharpness"] < 200
 
 
-def test_shards_are_linked_not_made_again(slide, tmp_path, monkeypatch):
-    whole = begun(slide, tmp_path / "parts")
+@pytest.mark.parametrize("codec", ["zstd", "jpeg"])
+def test_shards_are_linked_not_made_again(slide, tmp_path, monkeypatch, codec):
+    expected = at_once(slide, tmp_path / "one", codec=codec)
+    whole = begun(slide, tmp_path / "parts", codec=codec)
     for part in whole.parts:
         whole.write(part)
     monkeypatch.setattr(group.TileArray, "append", None)  # would fail if it were called
     whole.join()
-    assert "s" in whole.store
+    assert content(tmp_path / "parts") == expected  # with the error of the sample
+
+
+@pytest.mark.parametrize(("options", "listed"), [(DROPPED, True), (OPTIONS, False)])
+def test_where_tiles_may_be_left_out_parts_of_lossy_stores_keep_every_pixel(
+    slide, tmp_path, monkeypatch, options, listed
+):
+    if not listed:
+        monkeypatch.setattr(type(slide), "listed", lambda *_: None)
+    whole = begun(slide, tmp_path / "parts", options=options, codec="jpeg")
+    whole.write(whole.parts[0])
+    (kept,) = parts_folder(whole.store, "s").glob("*-*")
+    stored = json.loads((kept / "tiles" / "zarr.json").read_text())
+    assert "jpeg" not in json.dumps(stored["codecs"])
 
 
 def test_shards_are_copied_where_there_are_no_links(slide, tmp_path, monkeypatch):

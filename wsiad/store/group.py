@@ -39,6 +39,16 @@ class PixelError:
         self._counts += np.bincount(difference.ravel(), minlength=256)
         self._tiles += len(before)
 
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Number of tiles, and of absolute differences 0 to 255, int64 (257,)."""
+        return np.concatenate([[self._tiles], self._counts])
+
+    def add_counts(self, counts: npt.NDArray[np.int64]) -> None:
+        """Add what was counted of other tiles; see :attr:`counts`."""
+        self._tiles += int(counts[0])
+        self._counts += counts[1:]
+
     def values(self) -> dict[str, Any]:
         """Return the error as JSON values.
 
@@ -92,6 +102,8 @@ class TileArray:
     ----------
     shard : int
         Number of tiles in a shard.
+    error : PixelError or None
+        Error of lossy coding, measured on a sample; ``None`` if every pixel is kept.
     """
 
     def __init__(
@@ -104,7 +116,7 @@ class TileArray:
     ) -> None:
         chunk, self.shard = chunk_tiles(tile), shard_tiles(tile)
         self._group, self._compression = group, compression
-        self._error = PixelError() if compression.lossy else None
+        self.error = PixelError() if compression.lossy else None
         self._writer = ShardWriter(
             Path(group.store.root) / group.path / "tiles",
             chunks=_CHUNKS_PER_SHARD,
@@ -157,8 +169,8 @@ class TileArray:
         data = encode(tiles, self._compression)
         self._writer.append(data)
         number = self._written // len(self._buffer)
-        if self._error is not None and (number < _MEASURED_FIRST or number % _MEASURED_EVERY == 0):
-            self._error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
+        if self.error is not None and (number < _MEASURED_FIRST or number % _MEASURED_EVERY == 0):
+            self.error.add(tiles[:count], decoded(data, tiles, self._compression)[:count])
         self._written += count
 
     @postponed()
@@ -183,7 +195,7 @@ class TileArray:
     def facts(self) -> dict[str, Any]:
         """Return the compression, and its error on a sample if it is lossy, as JSON values."""
         facts = self._compression.facts()
-        return facts if self._error is None else facts | {"error": self._error.values()}
+        return facts if self.error is None else facts | {"error": self.error.values()}
 
 
 def chunk_tiles(tile: int) -> int:

@@ -34,7 +34,13 @@ from wsiad.store.group import (
 )
 from wsiad.store.group_facts import group_facts, open_group, read_column
 from wsiad.store.tile_store import TileStore, parts_folder
-from wsiad.store.writer import check_unchanged, library_versions, write_rest, write_tiles
+from wsiad.store.writer import (
+    check_unchanged,
+    library_versions,
+    write_rest,
+    write_slide,
+    write_tiles,
+)
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tiling.preparation import CompressionOptions
 from wsiad.tiling.stream import Example, TileBlock
@@ -104,6 +110,10 @@ def split(tiles: int, *, tile: int, most: int | None, pieces: int = 1) -> tuple[
     count = max(least, wanted)
     edges = [shards * number // count * shard for number in range(count)]
     return tuple(Part(first, stop) for first, stop in zip(edges, [*edges[1:], tiles], strict=True))
+
+
+class _MovedTilesError(Exception):
+    """A tile is missing in a part that is coded with a lossy codec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,8 @@ class SlideParts:
         tiles = TileArray(group, self.plan.grid.tile, self._kept_by, first=part.first)
         blocks = write_tiles(tiles, self.plan, first=part.first, stop=part.stop)
         tiles.finish()
+        if tiles.error is not None:
+            write_array(group, "error", tiles.error.counts)
         _keep(group, blocks, self._identity(part))
         check_unchanged(self.plan.scaled.slide, self.fingerprint)
 
@@ -208,6 +220,13 @@ class SlideParts:
         """
         try:
             tiles = self._join()
+        except _MovedTilesError:
+            tiles = write_slide(
+                self.store,
+                self.plan,
+                fingerprint=self.fingerprint,
+                coordinates=self.coordinates,
+            )
         except (FileNotFoundError, KeyError, StoreError):
             if self.name not in self.store:
                 raise
@@ -244,7 +263,13 @@ class SlideParts:
         source = open_group(self._folder(part))
         block = _kept(source, self._folder(part))
         count, done = len(block.rows), 0
-        if tiles.count == part.first and self._kept_by == self.store.compression:
+        moved = tiles.count != part.first
+        if self._kept_by.lossy:
+            if moved or count < part.stop - part.first:
+                raise _MovedTilesError
+            assert tiles.error is not None
+            tiles.error.add_counts(read_column(source, "error", folder=self._folder(part)))
+        if not moved and self._kept_by == self.store.compression:
             # No tile before is missing: the part's shards are those of the whole. Else
             # tiles moved up, and from there on shards are made again.
             done = count if part.stop == len(self.plan) else count // tiles.shard * tiles.shard
@@ -256,13 +281,24 @@ class SlideParts:
 
     @property
     def _kept_by(self) -> CompressionOptions:
-        """Compression of the parts, which is always lossless.
+        """Compression of the parts: the store's, unless it is lossy and a tile may be left out.
 
-        If a tile is missing, the tiles after it move up and are coded with other neighbours.
-        A lossy codec would then change their pixels a second time.
+        The tiles after it then move up and are coded with other neighbours, and a lossy codec
+        would change their pixels a second time.
         """
-        lossy = self.store.compression.lossy
-        return CompressionOptions() if lossy else self.store.compression
+        if self.store.compression.lossy and not self._keeps_all:
+            return CompressionOptions()
+        return self.store.compression
+
+    @property
+    def _keeps_all(self) -> bool:
+        """True if no tile can be left out: the file lists all pixels, and none is judged."""
+        plan, slide = self.plan, self.plan.scaled.slide
+        size = slide.levels[plan.scaled.level].size
+        edges = np.array([0.0, size.width]), np.array([0.0, size.height])
+        listed = slide.listed(plan.scaled.level, *edges)
+        judged = plan.quality.given and plan.quality.action == "drop"
+        return bool(listed is not None and listed.all() and not judged and not slide.skip_damaged)
 
     def _folder(self, part: Part) -> Path:
         return parts_folder(self.store, self.name) / f"{part.first}-{part.stop}"
