@@ -4,8 +4,8 @@ Each verb of the command line is a function here, with the same typed config::
 
     import wsiad
     wsiad.tile(slides=["slides/"], out="store/", mpp=0.972, tile=96)
-    wsiad.train(store="store/", out="runs/dpa", detector="dpa")
-    wsiad.heatmap(run="runs/dpa", slides=["test_slides/"], out="results/")
+    wsiad.train(store="store/", out="runs/knn", detector="knn")
+    wsiad.heatmap(run="runs/knn", slides=["test_slides/"], out="results/")
     wsiad.evaluate(results="results/", reference="reference.csv", annotations="xml/")
 
 Classes read what the verbs have written::
@@ -13,7 +13,7 @@ Classes read what the verbs have written::
     results = wsiad.Results("results/")
     results.slides  # a row per slide; .to_frame() with pandas
     results.slide("test_001").heatmap().scores  # float32 (H, W), NaN where none was scored
-    wsiad.RunFolder("runs/dpa").record()
+    wsiad.RunFolder("runs/knn").record()
 
 A data set yields the tiles of a store in shuffled batches, for a training of your own::
 

@@ -1,6 +1,7 @@
 """The Deep Perceptual Autoencoder with a tiny perceptual network."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,8 +125,13 @@ def test_state_holds_no_more_of_the_network_than_needed(tmp_path, weights):
 
 
 @pytest.mark.parametrize("shipped", [False, True])
-def test_the_network_that_comes_along_is_warned_of(tmp_path, weights, caplog, shipped):
-    report = detector().fit(HEALTHY, context(tmp_path, "wsiad" if shipped else weights))
+def test_the_network_that_comes_along_is_refused_or_warned_of(tmp_path, weights, caplog, shipped):
+    given = context(tmp_path, "wsiad" if shipped else weights)
+    if shipped:
+        with pytest.raises(DetectorError, match=r"lower than healthy tissue.*--accept-inverted"):
+            detector().fit(HEALTHY, given)
+        given = replace(given, accept_inverted=True)
+    report = detector().fit(HEALTHY, given)
     assert ("lower than healthy tissue" in caplog.text) == shipped
     assert ("warning" in report.notes["weights"]) == shipped
 

@@ -5,6 +5,7 @@ import pytest
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors import registry
+from wsiad.learning.training_options import check_inverted
 
 
 def test_names_are_those_of_files_and_folders():
@@ -66,3 +67,22 @@ def test_dash_in_a_name_is_an_underscore_in_the_files():
     assert registry.load("deep-if").__module__ == "wsiad.detectors.deep_if"
     with pytest.raises(DetectorError, match="did you mean 'deep-if'"):
         registry.load("deep_if")
+
+
+@pytest.mark.parametrize("name", ["ocsvm", "svdd", "deep-if"])
+def test_what_is_known_to_be_inverted_says_so_for_what_was_measured(name):
+    options = registry.load(name).Options
+    assert "lower than healthy tissue (AUROC 0." in options().known_inverted()
+    assert options(backbone="resnet18").known_inverted() == ""
+    assert registry.load("knn").Options().known_inverted() == ""
+
+
+def test_a_narrow_kernel_was_not_inverted():
+    assert registry.load("ocsvm").Options(gamma=0.2).known_inverted() == ""
+
+
+def test_what_is_known_to_be_inverted_is_refused_unless_accepted():
+    with pytest.raises(DetectorError, match=r"known\. Use knn; or go on with --accept-inverted"):
+        check_inverted("known", accepted=False, instead="Use knn")
+    check_inverted("known", accepted=True, instead="Use knn")
+    check_inverted("", accepted=False, instead="Use knn")

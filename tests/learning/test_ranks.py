@@ -143,7 +143,12 @@ def store(tmp_path_factory):
 
 def train(store, out, **values):
     options = {"input_px": 32, "latent_px": 8, "layers": {"relu2_2": 1.0}, "batch": 6, **PLAIN}
-    fixed = {"store": store / "store", "weights": str(store / "tiny.safetensors"), "max_steps": 5}
+    fixed = {
+        "store": store / "store",
+        "detector": "dpa",
+        "weights": str(store / "tiny.safetensors"),
+        "max_steps": 5,
+    }
     settings = {"device": "cpu", "options": options, "quiet": True}
     return wsiad.train(**{**fixed, **settings, "out": out, **values})
 

@@ -14,4 +14,5 @@ TINY = {
 
 
 def train(store, out, **values):
-    return wsiad.train(**{"store": store, "out": out, "weights": "random", "quiet": True, **values})
+    given = {"store": store, "out": out, "detector": "dpa", "weights": "random", "quiet": True}
+    return wsiad.train(**(given | values))

@@ -126,7 +126,7 @@ def test_what_needs_pixels_is_refused_in_one_line(exported, tmp_path):
     store = tmp_path / "features"
     imported(exported / "h5", store)
     with pytest.raises(StoreError, match="holds features without tiles: no pixels can be read"):
-        wsiad.train(store=store, out=tmp_path / "dpa", detector="dpa", weights="wsiad",
+        wsiad.train(store=store, out=tmp_path / "dpa", detector="dpa", weights="random",
                     options={"input_px": 32}, quiet=True)  # fmt: skip
     with pytest.raises(StoreError, match=r"their quality is not known\. Leave out the thresholds"):
         wsiad.train(store=store, out=tmp_path / "q", detector="knn", quality={"max_pen": 0.1},

@@ -130,7 +130,9 @@ def dying(self, tiles):
     step(self, tiles)
 
 loop.Training._step = dying
-wsiad.train(store=store, out=out, weights="random", quiet=True, options=options)
+wsiad.train(
+    store=store, out=out, detector="dpa", weights="random", quiet=True, options=options
+)
 """
 
 

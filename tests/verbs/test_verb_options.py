@@ -76,7 +76,7 @@ OPTIONS = {
         store
         out
         preset=null
-        detector="dpa"
+        detector="knn"
         options={}
         weights=null
         anomalies=null
@@ -98,6 +98,7 @@ OPTIONS = {
         healthy_examples=512
         max_steps=null
         max_minutes=null
+        accept_inverted=false
         quiet=false
         about=null
     """,
@@ -110,7 +111,7 @@ OPTIONS = {
         anomalies
         out
         preset=null
-        detector="dpa"
+        detector="knn"
         space={}
         scales={}
         options={}

@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from tqdm import tqdm
 
@@ -83,6 +83,19 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {near!r}?)" if near else ""
 
 
+def interval(seconds: float) -> str:
+    """Return a time as ``MM:SS`` or ``H:MM:SS``."""
+    return str(tqdm.format_interval(seconds))
+
+
+class Line(Protocol):
+    """Function that returns a line for a terminal, or for a log."""
+
+    def __call__(self, *, terminal: bool) -> str:
+        """Return the line."""
+        ...
+
+
 class Progress:
     """Count the work done and show its rate.
 
@@ -98,6 +111,8 @@ class Progress:
         Minimum time between two lines on a stream that is not a terminal.
     quiet : bool
         True to print nothing.
+    line : callable, optional
+        Function that returns the line to show, instead of a bar with rate and ETA.
     """
 
     def __init__(
@@ -108,8 +123,10 @@ class Progress:
         unit: str = "it",
         log_seconds: float = 30.0,
         quiet: bool = False,
+        line: Line | None = None,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
+        self._own_line = line
         self._log_seconds = log_seconds
         self._start = self._last = time.monotonic()
         self._done = self._shown = self._before = 0
@@ -118,7 +135,12 @@ class Progress:
         self._quiet = quiet
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(
-                desc=label, total=total, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True
+                desc=label,
+                total=total,
+                unit=f" {unit}",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{desc}" if line else None,
             )
 
     def __enter__(self) -> Self:
@@ -147,7 +169,10 @@ class Progress:
         self._done += count
         self._note = note or self._note
         if self._bar is not None:
-            if note:
+            if self._own_line:
+                text = one_line(self._own_line(terminal=True))
+                self._bar.set_description_str(text, refresh=False)
+            elif note:
                 self._bar.set_postfix_str(one_line(note), refresh=False)
             self._bar.update(count)
         elif not self._quiet and time.monotonic() - self._last >= self._log_seconds:
@@ -169,6 +194,9 @@ class Progress:
 
     def _line(self) -> None:
         self._last, self._shown = time.monotonic(), self._done
+        if self._own_line:
+            print(one_line(self._own_line(terminal=False)), file=sys.stderr, flush=True)
+            return
         text = tqdm.format_meter(
             self._done,
             self.total or 0,

@@ -64,6 +64,8 @@ class BackboneOptions(DetectorOptions):
     std: tuple[_Deviation, _Deviation, _Deviation] | None = None
     """Standard deviation of red, green and blue by which images are normalised; set with mean."""
 
+    inverted_auroc: ClassVar[str] = ""
+    """AUROC below 0.5 that was measured with the method's defaults; empty if there is none."""
     scoring_only: ClassVar[frozenset[str]] = DetectorOptions.scoring_only | {
         *("any_mpp", "carry_weights"),
     }
@@ -106,6 +108,15 @@ class BackboneOptions(DetectorOptions):
                     remedy="Leave it out.",
                 )
         return {"backbone": encoder.name, "encoder": encoder}
+
+    def known_inverted(self) -> str:
+        """Return the measurement in which these options were inverted; empty if there is none."""
+        if not self.inverted_auroc or self.backbone not in (AUTO, "squeezenet1_1"):
+            return ""
+        return (
+            "through SqueezeNet, tumour of lymph node scored lower than healthy tissue (AUROC "
+            f"{self.inverted_auroc}, docs/detector-figures.md)"
+        )
 
     def normalisation(self) -> Normalisation | None:
         """Return mean and deviation, or ``None`` if they are not set."""

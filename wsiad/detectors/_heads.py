@@ -20,6 +20,7 @@ from wsiad.detectors._labelled import (
 )
 from wsiad.learning.detector import DetectorOptions, FitContext
 from wsiad.learning.training_options import LearningRate
+from wsiad.learning.training_progress import TrainingProgress
 from wsiad.networks.conv_stack import drawing_weights
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
@@ -113,21 +114,24 @@ class HeadDetector(LabelledDetector):
         )
         rng = np.random.default_rng([context.seed, len(anomalous)])
         half = options.batch // 2
-        for step in range(limit):
-            if step and time.monotonic() > end:
-                return step, "max-minutes"
-            parts = [
-                network(values[torch.from_numpy(rng.integers(0, len(values), half))])
-                for values in (healthy, anomalous)
-            ]
-            loss = self.loss(parts[0], parts[1], fixed)
-            if not bool(torch.isfinite(loss)):
-                raise DetectorError(
-                    f"the loss is not finite at step {step}", remedy="Set a smaller learning_rate."
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+        with TrainingProgress(limit, budget=budget, quiet=context.quiet) as progress:
+            for step in range(limit):
+                if step and time.monotonic() > end:
+                    return step, "max-minutes"
+                parts = [
+                    network(values[torch.from_numpy(rng.integers(0, len(values), half))])
+                    for values in (healthy, anomalous)
+                ]
+                loss = self.loss(parts[0], parts[1], fixed)
+                if not bool(torch.isfinite(loss)):
+                    raise DetectorError(
+                        f"the loss is not finite at step {step}",
+                        remedy="Set a smaller learning_rate.",
+                    )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                progress.took(loss=float(loss.detach()))
         return limit, "max-steps"
 
 

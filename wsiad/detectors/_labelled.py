@@ -11,7 +11,7 @@ import functools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -225,10 +225,10 @@ class LabelledDetector(FeatureDetector):
                 upright=np.ones(int(strange.sum()), np.bool_),
             )
 
-        heads = []
+        heads, silent = [], replace(context, quiet=True)  # the folds are counted
         with Progress("folds", total=count, unit="fold", quiet=context.quiet) as progress:
             for fold in range(count):
-                part = functools.partial(self.fit_labelled, without(fold), context)
+                part = functools.partial(self.fit_labelled, without(fold), silent)
                 heads.append(self._on_device(kept.fit(str(fold), part)[0]))
                 progress.update()
         every = without(None)

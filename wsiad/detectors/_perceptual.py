@@ -7,7 +7,6 @@ layer is used.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from wsiad.core.images import cut_window, is_picture
 from wsiad.detectors._trained import group
 from wsiad.learning.batches import on_device, random_crops, sample
 from wsiad.learning.detector import FitContext, State, TileSource
+from wsiad.learning.training_options import check_inverted
 from wsiad.networks import vgg, weights
 from wsiad.networks.growing import shrunk
 from wsiad.networks.perceptual import ChannelStatistics, RelativePerceptualL1, channel_statistics
@@ -34,13 +34,13 @@ from wsiad.networks.vgg_statistics import (
     read_statistics,
 )
 
-logger = logging.getLogger(__name__)
-
 INVERTED = (
-    "trained through the network that comes with wsiad, dpa scored tumour of lymph node lower than "
-    "healthy tissue (docs/pretrain.md): give VGG19's ImageNet weights by --weights, or use knn"
+    "trained through the network that comes with wsiad, a perceptual distance scored tumour of "
+    "lymph node lower than healthy tissue (docs/pretrain.md)"
 )
-"""Warning where a distance is taken in the features of that network."""
+"""Measurement of distances in the features of that network."""
+
+_INSTEAD = "Give VGG19's ImageNet weights (548 MB) by --weights, or use --detector knn"
 
 _BATCH = 128
 _STREAM = 1 << 32  # keeps its draws apart from those of the training
@@ -142,7 +142,8 @@ def fitted_distances(
     Raises
     ------
     DetectorError
-        Images of a resolution have no such features, or there is no source of statistics.
+        Images of a resolution have no such features, there is no source of statistics, or the
+        network is known to make scores inverted, which the context does not accept.
     WeightsError
         The perceptual network's weights are not on this machine.
     """
@@ -150,6 +151,8 @@ def fitted_distances(
     found = weights.resolve(
         context.weights, model="vgg19", random_tensors=lambda: vgg.random_tensors(seed)
     )
+    if found.shipped:
+        check_inverted(INVERTED, accepted=context.accept_inverted, instead=_INSTEAD)
     padding = _padding_of(options, found)
     networks = {}
     for px, layers in layers_by_px.items():
@@ -243,12 +246,8 @@ def _padding_of(options: PerceptualOptions, found: weights.Weights) -> vgg.Paddi
 
 
 def _note_of(found: weights.Weights) -> dict[str, Any]:
-    """Return the facts about its weights that a run records, as JSON; warn of bad results."""
-    note = found.note()
-    if found.shipped:
-        logger.warning(INVERTED)
-        note["warning"] = INVERTED
-    return note
+    """Return the facts about its weights that a run records, as JSON."""
+    return found.note() | ({"warning": INVERTED} if found.shipped else {})
 
 
 Statistics = dict[int, dict[str, ChannelStatistics]]

@@ -35,6 +35,7 @@ class DeepIfOptions(FeatureOptions):
     """Maximum number of healthy vectors for each tree."""
 
     default_layers: ClassVar[DefaultLayers] = DEEPEST
+    inverted_auroc: ClassVar[str] = "0.404"
 
 
 class DeepIsolationForest(FeatureDetector):

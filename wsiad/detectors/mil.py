@@ -29,6 +29,7 @@ from wsiad.learning.detector import (
 from wsiad.learning.feature_source import Statistics
 from wsiad.learning.slide_labels import anomalous_bags, healthy_bags
 from wsiad.learning.training_options import LearningRate
+from wsiad.learning.training_progress import TrainingProgress
 from wsiad.networks.bag_pooling import (
     AttentionOfBag,
     BagClassifier,
@@ -246,23 +247,26 @@ class MultipleInstances(FeatureDetector):
         target = torch.cat([torch.zeros(half), torch.ones(half)])
         last = 0.0
         network.train()
-        for step in range(limit):
-            if step and time.monotonic() > end:
-                return step, "max-minutes", last
-            chosen = [
-                bags[number]
-                for bags in (healthy, anomalous)
-                for number in rng.integers(0, len(bags), half)
-            ]
-            loss = nn.functional.binary_cross_entropy_with_logits(network(chosen), target)
-            if not bool(torch.isfinite(loss)):
-                raise DetectorError(
-                    f"the loss is not finite at step {step}", remedy="Set a smaller learning_rate."
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            last = float(loss.detach())
+        with TrainingProgress(limit, budget=budget, quiet=context.quiet) as progress:
+            for step in range(limit):
+                if step and time.monotonic() > end:
+                    return step, "max-minutes", last
+                chosen = [
+                    bags[number]
+                    for bags in (healthy, anomalous)
+                    for number in rng.integers(0, len(bags), half)
+                ]
+                loss = nn.functional.binary_cross_entropy_with_logits(network(chosen), target)
+                if not bool(torch.isfinite(loss)):
+                    raise DetectorError(
+                        f"the loss is not finite at step {step}",
+                        remedy="Set a smaller learning_rate.",
+                    )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                last = float(loss.detach())
+                progress.took(loss=last)
         return limit, "max-steps", last
 
 

@@ -38,6 +38,12 @@ class OcsvmOptions(FeatureOptions):
     """Maximum number of feature vectors to fit on; the time of a fit grows with its square."""
     pooling: Pooling = "quantile"
 
+    inverted_auroc: ClassVar[str] = "0.341"
+
+    def known_inverted(self) -> str:
+        """Return the measurement of the default kernel; a narrow one was not inverted."""
+        return super().known_inverted() if self.gamma == "scale" else ""
+
 
 class OneClassSvm(FeatureDetector):
     """Signed distance of frozen features to the boundary of a Gaussian one-class SVM.

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.terminal import Progress
 from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers, FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._trained import images
@@ -29,6 +28,7 @@ from wsiad.learning.detector import (
 )
 from wsiad.learning.devices import drawing
 from wsiad.learning.training_options import LearningRate
+from wsiad.learning.training_progress import TrainingProgress
 from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.one_class_heads import (
     AscentHead,
@@ -278,7 +278,7 @@ class OneClass(FeatureDetector):
         each_pass = max(1, len(healthy) // batch)
         quiet = context is None or context.quiet
         head.train()
-        with Progress("train", total=limit, unit="step", quiet=quiet) as progress:
+        with TrainingProgress(limit, budget=budget, quiet=quiet) as progress:
             for step in range(limit):
                 if step and time.monotonic() > end:
                     head.eval()
@@ -299,7 +299,7 @@ class OneClass(FeatureDetector):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-                progress.update()
+                progress.took(loss=float(loss.detach()))
         head.eval()
         return limit, "max-steps"
 

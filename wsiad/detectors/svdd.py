@@ -39,6 +39,8 @@ class SvddOptions(FeatureOptions):
     """Scale every component to the variance 1."""
     pooling: Pooling = "quantile"
 
+    inverted_auroc: ClassVar[str] = "0.357"
+
 
 class SupportVectorDataDescription(FeatureDetector):
     """Distance of frozen features to the centre of a ball around healthy ones.

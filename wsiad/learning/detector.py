@@ -197,6 +197,8 @@ class FitContext:
         Labelled anomalous tiles, only for methods that declare that they use them.
     ranks : Ranks
         Processes that fit together; more than one only for methods that declare that they can.
+    accept_inverted : bool
+        True to fit also what is known to be inverted.
     """
 
     seed: int
@@ -207,6 +209,7 @@ class FitContext:
     quiet: bool = False
     anomalies: AnomalousTiles | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    accept_inverted: bool = False
 
     def averaged(self, value: float) -> float:
         """Return the mean of a number over the processes."""
@@ -271,21 +274,15 @@ class DetectorOptions(Config):
         return {}
 
     def own_input_px(self, *, tile_px: int, mpp: float) -> int | None:
-        """Return the edge of the windows that these options call for.
+        """Return the edge of windows, pixels, that these options call for; ``None`` for any.
 
-        Parameters
-        ----------
-        tile_px : int
-            Edge of the tiles, pixels.
-        mpp : float
-            Scale of the tiles, µm/px.
-
-        Returns
-        -------
-        int or None
-            Edge in pixels; ``None`` if the options leave it to the method.
+        Tiles have an edge of ``tile_px`` pixels at ``mpp`` µm/px.
         """
         return None
+
+    def known_inverted(self) -> str:
+        """Return the measurement in which these options were inverted; empty if there is none."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.terminal import Progress
 from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
 from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, Trained, read_checkpoint
@@ -27,6 +26,7 @@ from wsiad.learning.metrics import METRICS, MetricsLog, MetricsRow, check_loss
 from wsiad.learning.stages import Stages
 from wsiad.learning.step import Loss, Step
 from wsiad.learning.training_options import LoopOptions
+from wsiad.learning.training_progress import TrainingProgress
 
 EndedBy = Literal["early-stopping", "max-steps", "max-minutes"]
 
@@ -272,6 +272,8 @@ class Training:
         )
         self._at = Position()
         self._unread: list[Tensor] = []
+        self._train_loss: float | None = None
+        self._held_out: float | None = None
         self._identity = {
             **options.identity(limit=self._limit),
             "seed": context.seed,
@@ -290,19 +292,24 @@ class Training:
         DetectorError
             The loss is not finite or exceeds 1e6.
         """
-        at, quiet = self._at, self._context.quiet
+        at = self._at
         batches = self._batches()
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-            Progress("train", total=self._expected(), unit="step", quiet=quiet) as progress,
+            self._progress() as progress,
             closing(batches),
         ):
-            progress.begin_at(at.step)
             while not (ended_by := self._ended_by()):
                 batch = next(batches)
                 self._step(batch.tiles)
                 at.epoch, at.position = batch.epoch, batch.position
-                progress.update(note=self._look())
+                self._look()
+                progress.took(
+                    loss=self._train_loss,
+                    held_out=self._held_out,
+                    best_step=self._stopping.best_step,
+                    stage=self._stages.span(max(at.step - 1, 0)).name if self._stages else "",
+                )
             self._finish(ended_by)
         stopping = self._stopping
         return TrainingResult(
@@ -329,11 +336,15 @@ class Training:
         """Tell whether the step before was in the last stage."""
         return self._stages is None or self._at.step > self._stages.last_start
 
-    def _expected(self) -> int | None:
-        """Return the number of steps, or ``None`` if a time limit will end them."""
-        if self._context.budget.max_minutes and not self._context.budget.max_steps:
-            return None
-        return self._limit
+    def _progress(self) -> TrainingProgress:
+        return TrainingProgress(
+            self._limit,
+            budget=self._context.budget,
+            step=self._at.step,
+            seconds=self._seconds(),
+            stops_early=not self._stopping.keeps_last,
+            quiet=self._context.quiet,
+        )
 
     def _step(self, tiles: Tiles | Tensor) -> None:
         at = self._at
@@ -343,18 +354,16 @@ class Training:
         if not losses.is_cuda or at.step % _CUDA_CHECK_STEPS == 0:
             self._read_losses()
 
-    def _look(self) -> str:
-        """Validate, log and save as the step requires; return a note for the progress bar."""
+    def _look(self) -> None:
+        """Validate, log and save as the step requires."""
         options, at = self._options, self._at
         if at.step % options.val_interval == 0:
-            note = self._validate()
+            self._validate()
             self._save()
-            return note
-        if at.step % options.log_interval == 0:
-            return self._log(None)
-        if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
+        elif at.step % options.log_interval == 0:
+            self._log(None)
+        elif time.monotonic() - self._saved_at >= options.checkpoint_seconds:
             self._save()
-        return ""
 
     def _ended_by(self) -> EndedBy | None:
         minutes = self._context.budget.max_minutes
@@ -380,7 +389,7 @@ class Training:
         if self._in_last_stage():
             self._trained.set(self._best)
 
-    def _validate(self) -> str:
+    def _validate(self) -> None:
         self._module.eval()
         with self._trained.averaged(), torch.no_grad():
             loss = held_out_loss(
@@ -397,9 +406,10 @@ class Training:
         check_loss(loss, self._at.step)
         if self._in_last_stage() and self._stopping.update(self._at.step, loss):
             self._best = found
-        return self._log(loss)
+        self._held_out = loss
+        self._log(loss)
 
-    def _log(self, stop_loss: float | None) -> str:
+    def _log(self, stop_loss: float | None) -> None:
         self._read_losses()
         at = self._at
         train_loss = self._context.averaged(at.loss_sum / at.loss_count) if at.loss_count else None
@@ -414,10 +424,6 @@ class Training:
         )
         if self._metrics:
             self._metrics.append(row)
-        shown = (("loss", train_loss), ("held out", stop_loss))
-        notes = [f"{label} {value:.4f}" for label, value in shown if value is not None]
-        stage = [self._stages.span(max(at.step - 1, 0)).name] if self._stages else []
-        return ", ".join(stage + notes)
 
     def _read_losses(self) -> None:
         if self._unread:
@@ -426,6 +432,7 @@ class Training:
                 self._at.loss_sum += loss
                 self._at.loss_count += 1
             self._unread.clear()
+            self._train_loss = self._at.loss_sum / self._at.loss_count
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started

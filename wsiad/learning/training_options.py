@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from wsiad.core.config import Config
+from wsiad.core.errors import DetectorError
+
+logger = logging.getLogger(__name__)
 
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 _Count = Annotated[int, pydantic.Field(ge=1)]
@@ -102,6 +106,38 @@ class DeviceOptions(Config):
     device: str = "auto"
     """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto`, the workers of a
     machine with several GPUs take them in turn."""
+
+
+class InversionOptions(Config):
+    """Options of methods that are known to be inverted."""
+
+    accept_inverted: bool = False
+    """Fit also what is known to score tumour below healthy tissue (H&E); the run states it."""
+
+
+def check_inverted(what: str, *, accepted: bool, instead: str) -> None:
+    """Refuse to fit what is known to score tumour below healthy tissue, unless that is accepted.
+
+    Parameters
+    ----------
+    what : str
+        Measurement that shows it; empty if there is none.
+    accepted : bool
+        True if the user said to go on; the measurement is then a warning.
+    instead : str
+        Remedy: what to use instead, in the imperative.
+
+    Raises
+    ------
+    DetectorError
+        It is known, and not accepted.
+    """
+    if what and not accepted:
+        raise DetectorError(
+            what, remedy=f"{instead}; or go on with --accept-inverted, which the run states."
+        )
+    if what:
+        logger.warning("%s; accepted by accept_inverted", what)
 
 
 class LimitOptions(Config):

@@ -63,6 +63,7 @@ def fit_context(
         quiet=options.quiet or not ranks.first,
         anomalies=anomalies,
         ranks=ranks,
+        accept_inverted=options.accept_inverted,
     )
 
 
@@ -171,6 +172,8 @@ def make_run(
     if options.about:
         about = options.about.of_run(held_out=options.calibration is None)
         notes |= {"about": about.model_dump(mode="json")}
+    if inverted := chosen.options.known_inverted():
+        notes |= {"inverted": inverted}
     if options.devices > 1:
         notes |= {"devices": options.devices}
     if chosen.thresholds.given:

@@ -14,7 +14,12 @@ from pydantic import Field, model_validator
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
-from wsiad.learning.training_options import DeviceOptions, LimitOptions, TrimmingOptions
+from wsiad.learning.training_options import (
+    DeviceOptions,
+    InversionOptions,
+    LimitOptions,
+    TrimmingOptions,
+)
 from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.runs.presets import About, with_preset
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
@@ -41,7 +46,7 @@ class MethodOptions(Config):
     preset: str | None = None
     """Published system by its usual name, such as `padim`: it sets the method and its options,
     which `options` can replace one by one. `wsiad detectors` lists all."""
-    detector: str = "dpa"
+    detector: str = "knn"
     """Method, of wsiad or of a plug-in; an unknown name is answered with the list of all."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Option of the method, see docs/detectors.md; can be passed several times."""
@@ -72,15 +77,21 @@ class HealthyOptions(StoreOptions):
 
 
 class TrainingOptions(
-    QuietOptions, LimitOptions, DeviceOptions, AnomalyOptions, HealthyOptions, MethodOptions
+    QuietOptions,
+    LimitOptions,
+    InversionOptions,
+    DeviceOptions,
+    AnomalyOptions,
+    HealthyOptions,
+    MethodOptions,
 ):
     """Training of a method on the healthy tiles of a store, in a folder of its own."""
 
     ORDER = (
         *("store", "out", "preset", "detector", "options", "weights", "anomalies"),
         *("anomaly_types", "anomaly_tiles", "split", "calibration", "quality", "trimming", "seed"),
-        *("device", "devices", "healthy_examples", ..., "max_steps", "max_minutes", "quiet"),
-        *("about",),
+        *("device", "devices", "healthy_examples", ..., "max_steps", "max_minutes"),
+        *("accept_inverted", "quiet", "about"),
     )
 
     out: Path

@@ -258,6 +258,7 @@ def _evaluated(task: FoldTask) -> FoldScore:
                 weights=config.weights,
                 quiet=True,
                 anomalies=anomalies,
+                accept_inverted=True,  # the trial's AUROC says what it is
             ),
         )
     finally:

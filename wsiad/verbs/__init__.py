@@ -42,7 +42,7 @@ VERBS = {
 wsiad tile slides/ --out store/ --mpp 0.972 --tile 96
 wsiad tile manifest.csv --out store/ --mpp 0.5 --tile 256 --workers 8
 wsiad tile slides/ --out store/ --mpp 0.5 --tile 256 --cluster configs/slurm.yaml
-wsiad tile --config configs/tile.yaml --stain-target reference.svs""",
+wsiad tile slides/ --out store/ --config configs/tile-20x.yaml --stain-target reference.svs""",
     ),
     "embed": Verb(
         "compute the features of a store's tiles once, for all methods that read them",
@@ -57,9 +57,9 @@ wsiad embed store/ --workers 4""",
         "fit a detector on the healthy tiles of a store",
         ("store",),
         """\
-wsiad train store/ --out runs/dpa --detector dpa
+wsiad train store/ --out runs/knn --detector knn
+wsiad train store/ --out runs/wide --detector knn --option backbone=resnet50 --option places=8
 wsiad train store/ --out runs/dpa --detector dpa --weights vgg19.safetensors --max-minutes 30
-wsiad train store/ --out runs/knn --detector knn --option backbone=resnet50 --option places=8
 wsiad train store/ --out runs/probe --detector linear-probe --anomalies tumour_store/
 wsiad train store/ --out runs/padim --preset padim""",
     ),
@@ -88,15 +88,15 @@ wsiad train --config tuned/best.yaml""",
 wsiad pretrain store/ --out network/
 wsiad pretrain store/ --out network/ --max-minutes 60 --option precision=bfloat16
 wsiad pretrain store/ --out network/ --teacher densenet121.safetensors squeezenet1_1.safetensors
-wsiad train store/ --out runs/dpa --weights network/weights.safetensors""",
+wsiad train store/ --out runs/own --detector knn --weights network/weights.safetensors""",
     ),
     "heatmap": Verb(
         "score slides: heatmaps, regions and detections, for viewers and for evaluation",
         ("run", "slides"),
         """\
-wsiad heatmap runs/dpa test_slides/ --out results/
-wsiad heatmap runs/dpa test_slides/ --out results/ --stride 32 --device cuda
-wsiad heatmap runs/dpa test_store/ --out results/""",
+wsiad heatmap runs/knn test_slides/ --out results/
+wsiad heatmap runs/knn test_slides/ --out results/ --stride 32 --device cuda
+wsiad heatmap runs/knn test_store/ --out results/""",
     ),
     "export": Verb(
         "add files, or derive other regions and detections, without scoring again",

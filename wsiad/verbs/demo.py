@@ -123,6 +123,7 @@ def demo(config: DemoConfig) -> DemoResult:
         weights=config.weights,
         seed=config.seed,
         max_minutes=config.max_minutes,
+        accept_inverted=True,  # drawn slides are no tissue, and the report says so
         quiet=quiet,
     )
     mark = timed("train", mark)

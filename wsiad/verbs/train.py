@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.config import build, verb
 from wsiad.detectors import registry
-from wsiad.learning.training_options import END_WORDS
+from wsiad.learning.training_options import END_WORDS, check_inverted
 from wsiad.runs.anomalies import check_use
 from wsiad.runs.claim import taken
 from wsiad.runs.compatibility import PREPARATION
@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> TrainResult:
         The anomalous tiles were prepared differently from the healthy ones.
     DetectorError
         The method is unknown, cannot be fitted on these tiles, or got anomalous tiles
-        that it cannot use, or none although it needs them.
+        that it cannot use, or none although it needs them; or it is known to be inverted, which
+        was not accepted.
     WeightsError
         Pretrained weights are not available.
     RunError
@@ -93,6 +94,11 @@ def train(config: TrainConfig) -> TrainResult:
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     chosen = choose(config)
+    check_inverted(
+        chosen.options.known_inverted(),
+        accepted=config.accept_inverted,
+        instead="Use --detector knn, or choose options by labels with `wsiad tune`",
+    )
     anomalies = anomalies_of(config, chosen)
     with taken(
         config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
@@ -150,4 +156,6 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
     weights = run.notes.get("weights")
     if isinstance(weights, dict) and weights.get("warning"):
         lines.append(f"WARNING: {weights['warning']}")
+    if run.notes.get("inverted"):
+        lines.append(f"WARNING: {run.notes['inverted']}")
     return "\n".join(lines)
