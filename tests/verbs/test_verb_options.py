@@ -35,6 +35,7 @@ OPTIONS = {
         quality.max_pen=null
         quality.max_black=null
         quality.action="drop"
+        decode="full"
         damaged_tiles="fail"
         workers=1
         cluster=null
