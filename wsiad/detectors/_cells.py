@@ -28,7 +28,7 @@ _DIMENSIONS = 32  # of reduced vectors
 _IN_A_CELL = 500  # vectors, about
 _MOST_CELLS = 1024
 _SAMPLE = 1 << 16  # vectors from which components and cells are found
-_ROUNDS = 8  # of k-means, and of the search for components
+_ROUNDS = 8  # of k-means
 _BLOCK = 8192  # vectors worked on at once
 
 
@@ -191,13 +191,9 @@ def _checked(state: Mapping[str, Tensor], vectors: Tensor) -> tuple[Tensor, Tens
 
 
 def _principal(centred: Tensor) -> Tensor:
-    """Return orthonormal directions, float32 (C, K - 1), by subspace iteration."""
-    channels = centred.shape[1]
-    start = np.random.default_rng(channels).normal(size=(channels, min(_DIMENSIONS - 1, channels)))
-    axes = torch.linalg.qr(torch.from_numpy(start)).Q
-    for _ in range(_ROUNDS):
-        axes = torch.linalg.qr((centred.T @ (centred @ axes.float())).double()).Q
-    return axes.float().contiguous()
+    """Return the principal directions, float32 (C, K - 1), orthonormal."""
+    axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors
+    return axes[:, -(_DIMENSIONS - 1) :].float().contiguous()
 
 
 def _means(vectors: Tensor, count: int) -> Tensor:
