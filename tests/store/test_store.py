@@ -79,7 +79,7 @@ def test_pixels_are_let_go_as_they_are_written(tmp_path, monkeypatch):
     """A store of any size is written in the memory of a few blocks."""
     from wsiad.store import writer
 
-    whole, seen, alive = writer.stream_ahead, [], []
+    whole, seen, alive = writer.stream, [], []
 
     def watched(*args, **kwargs):
         for block in whole(*args, **kwargs):
@@ -88,7 +88,7 @@ def test_pixels_are_let_go_as_they_are_written(tmp_path, monkeypatch):
             del block
             alive.append(sum(ref() is not None for ref in seen))
 
-    monkeypatch.setattr(writer, "stream_ahead", watched)
+    monkeypatch.setattr(writer, "stream", watched)
     monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 64)
     path = write_tiff(tmp_path / "s.tif", stained(400, 400), mpp=0.5, levels=1)
     assert not tile(path, tmp_path / "store").failed

@@ -14,7 +14,7 @@ from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import Box, Grid, PixelMap, Size
 from wsiad.tiling.plan import select
 from wsiad.tiling.preparation import Preparation
-from wsiad.tiling.stream import blocks, choose_examples, stream, stream_ahead
+from wsiad.tiling.stream import blocks, choose_examples, stream
 from wsiad.tissue.mask import TissueMask
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -170,7 +170,7 @@ def test_a_stream_that_is_made_ahead_is_the_stream(cores, stride, part):
         "examples": choose_examples(plan, count=3), "first": part[0], "stop": part[1],
     }  # fmt: skip
     expected = list(stream(plan, **options))
-    for got, block in zip(stream_ahead(plan, **options), expected, strict=True):
+    for got, block in zip(stream(plan, ahead=True, **options), expected, strict=True):
         for name in ("pixels", "rows", "columns", "coverage"):
             np.testing.assert_array_equal(getattr(got, name), getattr(block, name))
         for name, values in block.quality.items():
@@ -196,7 +196,7 @@ def test_an_error_of_a_stream_made_ahead_is_the_slides_and_leaves_no_thread(core
     monkeypatch.setattr(slide, "read_level", read_level)
     seen = []
     with pytest.raises(SlideReadError, match="s: cannot be read there"):
-        seen.extend(len(block) for block in stream_ahead(plan))
+        seen.extend(len(block) for block in stream(plan, ahead=True))
     assert len(seen) == 4  # what comes before it is not lost
     assert threading.active_count() == before
 
@@ -204,7 +204,7 @@ def test_an_error_of_a_stream_made_ahead_is_the_slides_and_leaves_no_thread(core
 def test_who_leaves_a_stream_made_ahead_ends_its_threads(cores, monkeypatch):
     monkeypatch.setattr("wsiad.tiling.stream._AHEAD_BYTES", 1)
     plan, before = prepared(ArraySlide(stained(420, 500))), threading.active_count()
-    with closing(stream_ahead(plan)) as made:
+    with closing(stream(plan, ahead=True)) as made:
         next(made)
         assert threading.active_count() == before + 2 * (cores > 1)
     assert threading.active_count() == before

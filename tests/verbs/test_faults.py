@@ -375,7 +375,7 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored(
 ):
     path = write_slide(tmp_path / "s.tif", 0, compression=compression, edge=400)
     other = write_slide(tmp_path / "other.tif", 1)
-    whole = writer.stream_ahead
+    whole = writer.stream
 
     def changing(plan, **values):
         for number, block in enumerate(whole(plan, **values)):
@@ -383,7 +383,7 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored(
             if plan.scaled.slide.name == "s" and number == 1:
                 CHANGES[change](path)
 
-    monkeypatch.setattr(writer, "stream_ahead", changing)
+    monkeypatch.setattr(writer, "stream", changing)
     monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 128)
     monkeypatch.setattr(jpeg_tiff_backend, "CACHE_BYTES", 0)
     result = tile([path, other], tmp_path / "store")

@@ -21,7 +21,7 @@ from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.store.group import TileArray, beside, create_group, write_array, write_attributes
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan
-from wsiad.tiling.stream import TileBlock, choose_examples, stream_ahead
+from wsiad.tiling.stream import TileBlock, choose_examples, stream
 from wsiad.tiling.verdict import why_unusable
 from wsiad.tissue.quality import COLUMNS, LeftOut, Reason, count_reasons, judge
 
@@ -77,7 +77,15 @@ def write_tiles(
     parts: list[TileBlock] = []
     # Coded and written here, while threads read and normalise: both let the other work.
     with closing(
-        stream_ahead(plan, quality=True, guard=guard, examples=examples, first=first, stop=stop)
+        stream(
+            plan,
+            quality=True,
+            guard=guard,
+            examples=examples,
+            first=first,
+            stop=stop,
+            ahead=True,
+        )
     ) as blocks:
         for block in blocks:
             tiles.append(block.pixels)

@@ -5,7 +5,7 @@ normalising and measuring exist only once.
 
 Memory bound: one block of at most 1024 × 1024 target pixels (or one tile) and the source pixels
 that it averages, at most 2048 × 2048 of them (or those of one tile), whatever the slide's size.
-:func:`stream_ahead` holds less than 64 MiB more: larger blocks are made one after the other.
+Working ahead holds less than 64 MiB more: larger blocks are made one after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK_PX = 1024
 _SOURCE_PX = 2048
 _NONE = np.empty(0, np.int64)
 _AHEAD_BYTES = 16 * 2**20
-"""Pixels that wait for the next step of :func:`stream_ahead`, about five blocks."""
+"""Pixels that wait for the next step of :func:`stream` ahead, about five blocks."""
 
 EXAMPLE_PX = 144
 """Largest edge of the tiles that are kept as examples."""
@@ -102,7 +102,8 @@ def stream(
     examples: npt.NDArray[np.int64] | None = None,
     first: int = 0,
     stop: int | None = None,
-) -> Iterator[TileBlock]:
+    ahead: bool = False,
+) -> Generator[TileBlock, None, None]:
     """Read the tiles of a plan, or a part of them.
 
     The order is a function of the plan alone. Tiles with a missing pixel, and tiles that fail
@@ -120,48 +121,29 @@ def stream(
         :func:`choose_examples`.
     first, stop : int, optional
         Range of the tiles in that order: the first one, and the end (excluded).
+    ahead : bool
+        True to let threads work ahead: one reads and decodes, another one measures and
+        normalises. Where this process has a single core there are none. A caller that may stop
+        early must then close the generator (``contextlib.closing``) before the slide.
 
     Raises
     ------
     SlideReadError
         The slide cannot be decoded.
     """
-    for read in _reads(plan, first, len(plan) if stop is None else stop):
-        yield _finished(plan, read, quality=quality, guard=guard, examples=examples)
+    reads = _reads(plan, first, len(plan) if stop is None else stop)
+    ahead = ahead and _cores() > 1
+    if ahead:
+        reads = read_ahead(reads, size=lambda read: read.nbytes, limit=_AHEAD_BYTES)
 
-
-def stream_ahead(
-    plan: SlidePlan,
-    *,
-    quality: bool = False,
-    guard: QualityThresholds | None = None,
-    examples: npt.NDArray[np.int64] | None = None,
-    first: int = 0,
-    stop: int | None = None,
-) -> Generator[TileBlock, None, None]:
-    """Yield the blocks of :func:`stream`, which threads make ahead of their use.
-
-    One thread reads and decodes, another one measures and normalises; both let the caller work
-    meanwhile. Where this process has a single core there are no threads. A caller that may stop
-    early must close the generator (``contextlib.closing``) before the slide.
-    """
-    if _cores() == 1:
-        yield from stream(
-            plan, quality=quality, guard=guard, examples=examples, first=first, stop=stop
-        )
-        return
-    reads = read_ahead(
-        _reads(plan, first, len(plan) if stop is None else stop),
-        size=lambda read: read.nbytes,
-        limit=_AHEAD_BYTES,
-    )
-
-    def made() -> Iterator[TileBlock]:
+    def made() -> Generator[TileBlock, None, None]:
         with closing(reads):
             for read in reads:
                 yield _finished(plan, read, quality=quality, guard=guard, examples=examples)
 
-    done = read_ahead(made(), size=lambda block: block.pixels.nbytes, limit=_AHEAD_BYTES)
+    done = made()
+    if ahead:
+        done = read_ahead(done, size=lambda block: block.pixels.nbytes, limit=_AHEAD_BYTES)
     with closing(done):
         yield from done
 
@@ -252,7 +234,7 @@ class _Read(NamedTuple):
         return self.pixels.nbytes + (0 if self.region is None else self.region.nbytes)
 
 
-def _reads(plan: SlidePlan, first: int, stop: int) -> Iterator[_Read]:
+def _reads(plan: SlidePlan, first: int, stop: int) -> Generator[_Read, None, None]:
     """Read a range of a plan's tiles, block by block."""
     at = 0
     for chosen in blocks(plan):
