@@ -364,7 +364,8 @@ class DeepGeo(TrainedDetector):
     Shvetsova et al., IEEE Access 2021. The authors train for a fixed number of epochs over
     all transformed tiles. Separate heads: Hendrycks, Mazeika, Kadavath & Song, *Using
     Self-Supervised Learning Can Improve Model Robustness and Uncertainty*, NeurIPS 2019 (arXiv
-    1906.12340), from general knowledge of the paper. Turns alone: Gidaris, Singh & Komodakis,
+    1906.12340), whose code adds the probabilities of the right answers instead of their
+    logarithms, and scores no mirrored tiles. Turns alone: Gidaris, Singh & Komodakis,
     *Unsupervised Representation Learning by Predicting Image Rotations*, ICLR 2018 (arXiv
     1803.07728), scored as by Hendrycks et al.
     """
