@@ -239,7 +239,7 @@ def test_csi_averages_vectors_and_logits_over_views(tmp_path):
 
 
 def test_views_are_for_the_score_of_csi():
-    with pytest.raises(ValueError, match="scoring_views are for the score csi"):
+    with pytest.raises(ValueError, match="scoring_views does nothing with score: mahalanobis"):
         ContrastiveDetectorOptions(scoring_views=2)
     assert "scoring_views" not in ContrastiveDetectorOptions(pretext="csi").model_dump()
 

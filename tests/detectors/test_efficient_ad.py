@@ -127,8 +127,16 @@ def test_the_penalty_keeps_the_student_from_the_teacher_elsewhere(tmp_path):
 
 
 def test_windows_smaller_than_half_a_patch_are_refused(tmp_path):
-    with pytest.raises(DetectorError, match="cannot be extended to patches of 33 px"):
+    with pytest.raises(DetectorError, match="cannot be extended to patches of 33 px") as error:
         fitted(tmp_path / "run", edge=16)
+    # It has no other patches, as uninformed-students has.
+    assert error.value.remedy == "Set --option input_px=17 at least."
+
+
+def test_layers_of_another_backbone_are_refused_with_the_way_to_the_methods_own(tmp_path):
+    with pytest.raises(DetectorError, match="squeezenet1_1 has no layer 'layer2'") as error:
+        fitted(tmp_path / "run", backbone="squeezenet1_1", layers=["layer2", "layer3"])
+    assert "--option layers=null" in error.value.remedy
 
 
 def test_colours_change_by_their_factor():

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from support.tiny_detectors import CPU, HEALTHY, SMOOTH, TINY, context
+from support.tiny_detectors import CPU, HEALTHY, SMOOTH, TINY, context, useful
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError
 from wsiad.core.geometry import Mpp, TilePx
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def options(**given):
-    return build(GanOptions, {**TINY["gan"], **SMALL, **given})
+    return build(GanOptions, useful("gan", {**TINY["gan"], **SMALL}, given))
 
 
 def model(px=32, **given):
@@ -156,10 +156,10 @@ def test_an_exact_inverse_scores_zero(family, distance):
         "score": {"pixels": 1, "features": 1},
         "distance": distance,
         "latent_channels": 192,
-        "encoder_bound": None,
         "network": {"widths": [4]},
         "encoder_network": {"widths": [4]},
         "critic_network": {"widths": [4]},
+        **({"encoder_bound": None} if family == "encoder" else {}),
     }
     found, w = model(px=8, **{**FAMILIES[family], **given}), basis(192, 192)
     found.generator, found.encoder = Linear(w, images=8), Linear(w.T)
@@ -210,7 +210,8 @@ def test_the_bound_is_that_of_the_code():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_depend_on_the_tile_alone(family):
-    found, x = model(**FAMILIES[family], descent_steps=4), images(5)
+    few = {"descent_steps": 4} if family == "descent" else {}
+    found, x = model(**FAMILIES[family], **few), images(5)
     with torch.no_grad():
         together = score_places(found, x)
         alone = torch.cat([score_places(found, x[i : i + 1]) for i in range(5)])
@@ -304,7 +305,8 @@ def test_a_simultaneous_encoder_moves_alone_with_its_loss():
 
 @pytest.mark.parametrize("kind", ["izi", "izif", "ziz"])
 def test_losses_of_the_encoder(kind):
-    found = model(encoder_loss=kind, feature_weight=2.0, encoder_bound=None)
+    weight = {"feature_weight": 2.0} if kind == "izif" else {}
+    found = model(encoder_loss=kind, encoder_bound=None, **weight)
     x, f = images(), found.critics["image"].features
     with torch.no_grad():
         z = found.drawn(3, np.random.default_rng(5))

@@ -220,6 +220,10 @@ def test_a_broken_plugin_is_one_line_that_names_its_package(site, capsys, points
     # Others are not touched by it.
     assert registry.load("gaussian").__name__ == "Gaussian"
     assert "devnet" in registry.names_using_anomalies()
+    ways = registry.ways_to_use_anomalies()
+    assert {"devnet", "mil", "one-class with --option objective=compact"} <= set(ways)
+    assert "efficient-ad with --option penalty=outside" in ways
+    assert not {"knn", "one-class", "efficient-ad"} & set(ways)
 
 
 def test_wsiads_own_names_stay_its_own(site, caplog, capsys):

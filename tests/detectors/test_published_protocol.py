@@ -31,17 +31,20 @@ def weights(tmp_path):
 
 
 def test_keep_last_takes_all_steps_and_ignores_held_out_tiles(tmp_path, weights):
-    options = {"keep": "last", "patience": 0, "min_delta": 10.0, "val_interval": 2}
+    stops = {"patience": 0, "min_delta": 10.0}
+    options = {"val_interval": 2}
+    with pytest.raises(ConfigError, match="patience does nothing with keep: last"):
+        detector(keep="last", **stops)
     states = []
     for name, stop in (("a", SMOOTH[22:]), ("b", 255 - SMOOTH[:8])):
-        found = detector(**options)
+        found = detector(keep="last", **options)
         tiles = HealthyTiles(HEALTHY.fit, ArrayTiles(stop))
         report = found.fit(tiles, context(tmp_path / name, weights, steps=7))
         assert (report.ended_by, report.steps) == ("max-steps", 7)
         assert report.notes["best_step"] == 7
         states.append(found.state().tensors)
     assert equal(*states)
-    stopped = detector(**{**options, "keep": "best"})
+    stopped = detector(**options, **stops)
     report = stopped.fit(HEALTHY, context(tmp_path / "c", weights, steps=7))
     assert report.ended_by == "early-stopping"
     assert report.steps < 7

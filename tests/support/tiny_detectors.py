@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from wsiad.core.config import build
+from wsiad.core.config import build, idle_options_allowed
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
@@ -73,10 +73,18 @@ TINY = {
 }
 
 
+def useful(name, small, given=None):
+    """Return options over small ones, of which those that then do nothing are left out."""
+    given = given or {}
+    with idle_options_allowed():
+        idle = build(registry.load(name).Options, {**small, **given}).idle()
+    return {option: value for option, value in small.items() if option not in idle} | given
+
+
 def detector(name, **options):
     cls = registry.load(name)
-    tiny = {"batch": 6, "val_interval": 4, "log_interval": 2}
-    return cls(build(cls.Options, {**tiny, **TINY[name], **options}), InputSpec(TilePx(32), Mpp(1)))
+    tiny = {"batch": 6, "val_interval": 4, "log_interval": 2, **TINY[name]}
+    return cls(build(cls.Options, useful(name, tiny, options)), InputSpec(TilePx(32), Mpp(1)))
 
 
 def context(folder, steps=11, seed=1):

@@ -61,7 +61,7 @@ def test_needs_depend_on_the_options():
     whole = DetectorEntry("x", "", network=True, network_unless="end_to_end")
     assert whole.needs() == whole.needs({"end_to_end": None}) == ("network weights",)
     assert whole.needs({"end_to_end": {"batch": 4}}) == ()
-    objective = DetectorEntry("x", "", labels_for="compact")
+    objective = DetectorEntry("x", "", labels_for="objective: compact")
     assert objective.needs() == ("labels (optional)",)
     assert objective.needs({"objective": "compact"}) == ("labels",)
     assert objective.needs({"objective": "noise"}) == ()

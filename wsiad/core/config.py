@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 import pydantic
 import yaml
@@ -243,38 +243,34 @@ def idle_options_allowed() -> Iterator[None]:
         _STORED.reset(token)
 
 
-def idle_of(config: Config, uses: Mapping[str, tuple[bool, str]]) -> dict[str, str]:
-    """Return the options that are set and do nothing, with what they do nothing with.
+class UsedOptions(Config):
+    """Base of options of which some do nothing with certain others: if set, these are refused."""
 
-    Parameters
-    ----------
-    config : Config
-    uses : mapping of str to (bool, str)
-        For names of options, whether they do something, and what they would do nothing with.
-    """
-    fields = type(config).model_fields
-    return {
-        name: why
-        for name, (used, why) in uses.items()
-        if not used and getattr(config, name) != fields[name].get_default(call_default_factory=True)
-    }
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return, for options that do not always do something, whether they do, or without what.
 
+        A subclass adds its own to those of its bases.
+        """
+        return {}
 
-def check_idle(idle: Mapping[str, str]) -> None:
-    """Refuse options that are set and do nothing, but for stored ones.
+    def idle(self) -> dict[str, str]:
+        """Return the options that are set and do nothing, with what they do nothing with."""
+        fields = type(self).model_fields
+        return {
+            name: why
+            for name, (used, why) in self.uses().items()
+            if not used
+            and getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        }
 
-    Parameters
-    ----------
-    idle : mapping of str to str
-        Names of the options, and of what they do nothing with.
-
-    Raises
-    ------
-    ValueError
-        There are some, and :func:`idle_options_allowed` does not hold.
-    """
-    if idle and not _STORED.get():
-        raise ValueError("; ".join(f"{name} does nothing with {why}" for name, why in idle.items()))
+    @pydantic.model_validator(mode="after")
+    def _check_idle(self) -> Self:
+        """Refuse options that do nothing, unless :func:`idle_options_allowed` holds."""
+        if (idle := self.idle()) and not _STORED.get():
+            raise ValueError(
+                "; ".join(f"{name} does nothing with {why}" for name, why in idle.items())
+            )
+        return self
 
 
 class QuietOptions(Config):

@@ -132,7 +132,7 @@ class PatchTeacherDetector(TrainedDetector):
         self._device = context.device
         self.options, found = _backbone.settled(self.options, context, self.spec)
         network = self._placed(self.drawn(context.seed))
-        _check_patches(network, self.spec.size)
+        self._check_patches(network)
         self._network = network
         recipe, identity = self.recipe(network, context)
         before = self.distil(network, found, tiles=tiles, context=context, started=started)
@@ -178,6 +178,17 @@ class PatchTeacherDetector(TrainedDetector):
     def empty(self, state: State) -> nn.Module:
         """Return untrained teachers and students."""
         return self.drawn(0)
+
+    def _check_patches(self, network: TaughtPatches) -> None:
+        """Check that windows can be extended to the patches of the teachers by mirroring."""
+        largest = max(one.patch for one in network.teachers if isinstance(one, PatchNetwork))
+        edge, least = self.spec.size, largest // 2 + 1
+        if edge < least:
+            smaller = ", or smaller patches" if "patches" in type(self.options).model_fields else ""
+            raise DetectorError(
+                f"windows of {edge} px cannot be extended to patches of {largest} px",
+                remedy=f"Set --option input_px={least} at least{smaller}.",
+            )
 
     def _taught(self) -> TaughtPatches:
         network = self.network()
@@ -240,13 +251,3 @@ class PatchTeacherDetector(TrainedDetector):
 def signed_images(windows: Tensor) -> Tensor:
     """Turn windows, uint8 (N, S, S, 3), into images (N, 3, S, S) in [−1, 1]."""
     return 2 * images(windows) - 1
-
-
-def _check_patches(network: TaughtPatches, edge: int) -> None:
-    """Check that windows can be extended to the patches of the teachers by mirroring."""
-    largest = max(one.patch for one in network.teachers if isinstance(one, PatchNetwork))
-    if edge < largest // 2 + 1:
-        raise DetectorError(
-            f"windows of {edge} px cannot be extended to patches of {largest} px",
-            remedy=f"Set --option input_px to {largest // 2 + 1} px at least, or smaller patches.",
-        )

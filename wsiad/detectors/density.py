@@ -46,6 +46,20 @@ _WIDTHS: Final[dict[str, tuple[int, ...]]] = {
 }
 _CONV_WIDTHS: Final = (16, 32, 64, 64)
 
+_OF_MODELS: Final = {
+    ("dagmm",): (
+        *("autoencoder", "code", "gaussians", "dropout", "energy_weight", "variance_weight"),
+    ),
+    ("dsebm",): ("stride", "dense"),
+    ("flow",): ("hidden_ratio", "clamp", "squeezes"),
+    ("glow",): ("scales",),
+    ("flow", "glow"): ("steps",),
+    ("flow", "dsebm"): ("kernels",),
+    ("glow", "dagmm", "dsebm"): ("widths",),
+    ("flow", "glow", "dsebm"): ("noise",),
+}
+"""Options that do nothing with other models."""
+
 
 class DensityOptions(DistilledOptions):
     """Options of ``density``."""
@@ -127,9 +141,21 @@ class DensityOptions(DistilledOptions):
         for score, model in (("reconstruction", "dsebm"), ("probability", "flow")):
             if self.score == score and self.model != model:
                 raise ValueError(f"score: {score} is for model: {model}")
-        if self.autoencoder == "conv" and self.model != "dagmm":
-            raise ValueError("autoencoder: conv is for model: dagmm")
         return self
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        model = f"model: {self.model}"
+        uses = {
+            "combine": (self.grid == "layers", f"grid: {self.grid}"),
+            "fit_tiles": (
+                self.standardise == "channels" or self.model in ("dagmm", "glow"),
+                f"{model} and standardise: {self.standardise}",
+            ),
+        }
+        for models, names in _OF_MODELS.items():
+            uses |= dict.fromkeys(names, (self.model in models, model))
+        return super().uses() | uses
 
 
 class Density(DistilledDetector):
@@ -285,7 +311,7 @@ class Density(DistilledDetector):
 
     def _model(self, shape: tuple[int, int, int]) -> DensityModel:
         options = self.options
-        conv = options.autoencoder == "conv"
+        conv = options.model == "dagmm" and options.autoencoder == "conv"
         usual_widths = _CONV_WIDTHS if conv else _WIDTHS[options.model]
         widths = usual_widths if options.widths is None else options.widths
         pixels = 2 / 255 if options.backbone == PIXELS else 0.0

@@ -35,7 +35,8 @@ class DetectorEntry:
     labels_of : {"tiles", "slides"}
         Unit that these labels belong to.
     labels_for : str
-        Value with which its options need labels although most do not; empty if there is none.
+        Option and value, such as ``objective: compact``, that need labels although most do not;
+        empty if there are none.
     network : bool
         True if its options name a pretrained network, whose weights it then needs.
     network_for : str
@@ -62,7 +63,8 @@ class DetectorEntry:
         needs = []
         unit = "labels of slides" if self.labels_of == "slides" else "labels"
         if self.labels_for and options:
-            needs += [unit] if _mentions(chosen, self.labels_for) else []
+            option, _, value = self.labels_for.partition(": ")
+            needs += [unit] if chosen.get(option) == value else []
         elif self.labels or self.labels_for:
             needs.append(unit if self.labels == "needed" else f"{unit} (optional)")
         if self.network and self.network_for and not options:

@@ -10,7 +10,6 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from wsiad.core.config import check_idle, idle_of
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._perceptual import PerceptualOptions, fitted_distances, restored_distance
 from wsiad.detectors._reconstructing import RestoringDetector
@@ -94,15 +93,17 @@ class DiffusionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("`start` names a time step twice")
         if self.combine == "standardised" and 0 in self.start:
             raise ValueError("the score of `start` 0 is 0 and has no deviation: leave it out")
-        check_idle(self.idle())
         return self
 
-    def idle(self) -> dict[str, str]:
-        """Return the options that are set and do nothing, with what they do nothing with."""
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
         simplex = (self.noise == "simplex", f"noise: {self.noise}")
         perceptual = (self.score == "perceptual", f"score: {self.score}")
-        uses = dict.fromkeys(("frequency", "octaves", "decay"), simplex)
-        return idle_of(self, uses | dict.fromkeys(PerceptualOptions.model_fields, perceptual))
+        return {
+            **super().uses(),
+            **dict.fromkeys(("frequency", "octaves", "decay"), simplex),
+            **dict.fromkeys(PerceptualOptions.model_fields, perceptual),
+        }
 
 
 class Denoising(nn.Module):

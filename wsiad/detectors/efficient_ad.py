@@ -97,14 +97,7 @@ class EfficientAd(PatchTeacherDetector):
 
     Options: ClassVar[type[DetectorOptions]] = EfficientAdOptions
     options: EfficientAdOptions
-    labels_for: ClassVar[str] = "outside"
-    """Penalty whose pictures are labelled tiles."""
-
-    @classmethod
-    def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
-        """Return ``"needed"`` for :attr:`labels_for`."""
-        assert isinstance(options, EfficientAdOptions)
-        return "needed" if options.penalty == cls.labels_for else False
+    labels_for: ClassVar[str] = "penalty: outside"
 
     def drawn(self, seed: int) -> EfficientNetworks:
         """Return an untrained teacher, student and autoencoder."""

@@ -56,6 +56,15 @@ _RESTORED = DefaultLayers(
 """relu3_1 to relu3_4 of a VGG19, or layers of two or three resolutions."""
 
 
+_OF_TRANSFORMERS = {
+    "dropout": ("dinomaly", "uniad"),
+    "prototypes": ("inp-former",),
+    "neighbours": ("uniad",),
+    "jitter": ("uniad",),
+}
+"""Options that do nothing with other transformers."""
+
+
 class FeatureReconstructionOptions(DistilledOptions):
     """Options of ``feature-reconstruction``."""
 
@@ -112,6 +121,29 @@ class FeatureReconstructionOptions(DistilledOptions):
 
     scoring_only: ClassVar[frozenset[str]] = DistilledOptions.scoring_only - {"places"}
     default_layers: ClassVar[DefaultLayers] = _RESTORED
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        dense, network = self.network == "mlp-1x1", f"network: {self.network}"
+        kind = network if dense else f"transformer: {self.transformer}"
+        latent = f"latent: {self.latent}" if dense else network
+        mining = "mining_share: 0" if self.mines() else kind
+        uses = {
+            "combine": (False, "feature-reconstruction"),
+            "latent_tiles": (dense and isinstance(self.latent, float), latent),
+            "mining_share": (self.mines(), kind),
+            "mining_steps": (self.mines() and self.mining_share > 0, mining),
+            "final_rate": (self.lr_schedule != "constant", f"lr_schedule: {self.lr_schedule}"),
+        }
+        uses |= dict.fromkeys(("latent", "batch_norm", "linear"), (dense, network))
+        uses |= dict.fromkeys(("transformer", "width", "depth"), (not dense, network))
+        for name, transformers in _OF_TRANSFORMERS.items():
+            uses[name] = (not dense and self.transformer in transformers, kind)
+        return super().uses() | uses
+
+    def mines(self) -> bool:
+        """Tell whether the gradient of tokens that are restored well counts less by their share."""
+        return self.network == "transformer" and self.transformer == "dinomaly"
 
     def rate(self, step: int, *, limit: int) -> float:
         """Return the learning rate of a step, with the warm-up and the last share."""

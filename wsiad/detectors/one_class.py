@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -45,6 +45,16 @@ _DRAWN = 1 << 32  # keeps the draws of the noise apart from those of the weights
 _PREFIX = "network."
 _CLASSES = "out.weight"  # of the compact head, whose rows are the reference classes
 _NOISE = {"noise": 0.01, "feature-noise": 0.015, "ascent": 0.015}
+_OF_OBJECTIVES = {
+    ("noise", "feature-noise", "ascent"): ("noise",),
+    ("hyperplane", "feature-noise", "ascent"): ("hidden",),
+    ("feature-noise",): ("margin",),
+    ("ascent",): ("ascent_steps", "around", "radius", "radius_quantile"),
+    ("hyperplane",): ("nu",),
+    ("compact",): ("compactness", "templates"),
+}
+"""Options that do nothing with other objectives."""
+
 _OPACITY = (0.2, 0.8)  # of what is blended into tiles, for ascent
 _LOCAL = 1 << 33  # keeps the windows of changed tiles apart from the others
 
@@ -98,17 +108,19 @@ class OneClassOptions(FeatureOptions):
 
     default_layers: ClassVar[DefaultLayers] = TWO_DEPTHS
 
-    @pydantic.model_validator(mode="after")
-    def _of_this_ascent(self) -> Self:
-        used: set[str] = set()
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        objective = f"objective: {self.objective}"
+        uses = {
+            name: (self.objective in objectives, objective)
+            for objectives, names in _OF_OBJECTIVES.items()
+            for name in names
+        }
         if self.objective == "ascent":
-            used = {"ascent_steps", "around"}
-            used.add("radius" if self.around == "features" else "radius_quantile")
-        for name in ("ascent_steps", "around", "radius", "radius_quantile"):
-            if name not in used and getattr(self, name) != type(self).model_fields[name].default:
-                given = f"objective: {self.objective} and around: {self.around}"
-                raise ValueError(f"{name} does nothing with {given}")
-        return self
+            around = f"around: {self.around}"
+            uses["radius"] = (self.around == "features", around)
+            uses["radius_quantile"] = (self.around == "centre", around)
+        return super().uses() | uses
 
 
 class OneClass(FeatureDetector):
@@ -145,20 +157,13 @@ class OneClass(FeatureDetector):
 
     Options: ClassVar[type[DetectorOptions]] = OneClassOptions
     options: OneClassOptions
-    labels_for: ClassVar[str] = "compact"
-    """Objective whose reference classes are labelled tiles."""
+    labels_for: ClassVar[str] = "objective: compact"
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         super().__init__(options, spec)
         self._context: FitContext | None = None
         self._tiles: TileSource | None = None
         self._ended: tuple[int, str] = (0, "fitted")
-
-    @classmethod
-    def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
-        """Return ``"needed"`` for :attr:`labels_for`."""
-        assert isinstance(options, OneClassOptions)
-        return "needed" if options.objective == cls.labels_for else False
 
     def fit(self, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Train the small network on the features of healthy tiles.

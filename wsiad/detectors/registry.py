@@ -18,6 +18,7 @@ import inspect
 import logging
 import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,16 +140,29 @@ def names_using_anomalies() -> tuple[str, ...]:
 
     A broken plug-in is left out with a warning.
     """
+    return tuple(name for name, cls in _loadable() if cls.uses_anomalies)
+
+
+def ways_to_use_anomalies() -> tuple[str, ...]:
+    """Return the same names, and those of detectors that need an option for it, with the option."""
     found = []
+    for name, cls in _loadable():
+        if cls.uses_anomalies:
+            found.append(name)
+        elif cls.labels_for:
+            found.append(f"{name} with --option {cls.labels_for.replace(': ', '=')}")
+    return tuple(found)
+
+
+def _loadable() -> Iterator[tuple[str, type[Detector]]]:
+    """Yield all detectors with their names; a broken plug-in is left out with a warning."""
     for name in names():
         try:
-            if load(name).uses_anomalies:
-                found.append(name)
+            yield name, load(name)
         except DetectorError as error:
             if maker(name) is None:
                 raise
             logger.warning("%s", error)
-    return tuple(found)
 
 
 def own_names() -> tuple[str, ...]:

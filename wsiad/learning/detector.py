@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from wsiad.core.config import Config
+from wsiad.core.config import UsedOptions
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.devices import Ranks
 
@@ -117,14 +117,9 @@ class TileSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HealthyTiles:
-    """Healthy tiles by their use; disjoint by slide if there are enough slides.
+    """Healthy tiles to fit on, and held-out ones that show when to stop.
 
-    Parameters
-    ----------
-    fit : TileSource
-        Tiles to fit on.
-    stop : TileSource
-        Held-out tiles, which show when to stop.
+    They are disjoint by slide if there are enough slides.
     """
 
     fit: TileSource
@@ -249,7 +244,7 @@ Pooling = Annotated[
 """Way in which the scores of places become a tile's score; a method sets only the default."""
 
 
-class DetectorOptions(Config):
+class DetectorOptions(UsedOptions):
     """Options that every detector has; a detector adds its own."""
 
     input_px: Annotated[int, pydantic.Field(ge=8)] | None = None
@@ -269,9 +264,11 @@ class DetectorOptions(Config):
     )
     """Options on which the fitted state does not depend, so that they can differ between parts."""
 
-    def idle(self) -> dict[str, str]:
-        """Return the options that are set and do nothing, with what they do nothing with."""
-        return {}
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        ways = {"pooling_quantile": "quantile", "pooling_top": "top"}
+        why = f"pooling: {self.pooling}"
+        return super().uses() | {name: (self.pooling == ways[name], why) for name in ways}
 
     def own_input_px(self, *, tile_px: int, mpp: float) -> int | None:
         """Return the edge of windows, pixels, that these options call for; ``None`` for any.
@@ -309,6 +306,8 @@ class Detector(ABC):
     """Input size if the options set none; ``None`` for that of the stored tiles."""
     uses_anomalies: ClassVar[bool | Literal["needed"]] = False
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
+    labels_for: ClassVar[str] = ""
+    """Option and value with which they are needed, such as ``objective: compact``."""
     labels_of: ClassVar[Literal["tiles", "slides"]] = "tiles"
     """Subject of the anomalous tiles' labels: ``"slides"`` if a slide's tiles may be healthy."""
     uses_ranks: ClassVar[bool] = False
@@ -323,7 +322,9 @@ class Detector(ABC):
     @classmethod
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
         """Return :attr:`uses_anomalies`, or an answer that depends on these options."""
-        return cls.uses_anomalies
+        option, _, value = cls.labels_for.partition(": ")
+        needed = option and getattr(options, option) == value
+        return "needed" if needed else cls.uses_anomalies
 
     @classmethod
     def input_size(cls, options: DetectorOptions, *, tile_px: int, mpp: float) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiad.core.config import Config
+from wsiad.core.config import Config, UsedOptions
 from wsiad.learning.adversarial_game import Critic, CriticLoss, Match, WassersteinLoss
 from wsiad.learning.checkpoint import OptimiserFactory, clip_and_step
 
@@ -131,7 +131,7 @@ def plain_hiding(judged: Tensor) -> Tensor:
     return judged
 
 
-class GameOptions(Config):
+class GameOptions(UsedOptions):
     """Options of the loss of an adversarial game."""
 
     loss: Literal["wasserstein-gp", "bce", "bce-saturating", "bce-ratio", "lsgan", "hinge"] = (
@@ -146,6 +146,15 @@ class GameOptions(Config):
     """Weight of the critic's squared outputs, for ``wasserstein-gp``."""
     drift_of: Literal["both", "real"] = "both"
     """Outputs to which ``drift`` applies: those for real and generated inputs, or for real ones."""
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        penalised, loss = self.loss == "wasserstein-gp", f"loss: {self.loss}"
+        return super().uses() | {
+            "gradient_penalty": (penalised, loss),
+            "drift": (penalised, loss),
+            "drift_of": (penalised and self.drift > 0, "drift: 0" if penalised else loss),
+        }
 
     def game_loss(self) -> GameLoss:
         """Return the losses of both sides."""

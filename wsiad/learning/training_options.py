@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from wsiad.core.config import Config
+from wsiad.core.config import Config, UsedOptions
 from wsiad.core.errors import DetectorError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ END_WORDS = {
 """Words for the terminal on why a fit ended."""
 
 
-class LoopOptions(Config):
+class LoopOptions(UsedOptions):
     """Options of the training of a network."""
 
     batch: BatchSize = 128
@@ -80,6 +80,11 @@ class LoopOptions(Config):
     """Maximum time between two checkpoints, seconds."""
     log_interval: _Count = 50
     """Steps between two lines of metrics.csv."""
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        stops = (self.keep == "best", f"keep: {self.keep}")
+        return super().uses() | {"patience": stops, "min_delta": stops}
 
     def rate(self, step: int, *, limit: int) -> float:
         """Return the learning rate of a step (from 0) of a training of at most ``limit`` steps."""

@@ -179,7 +179,9 @@ def cut(
         if called not in names or not called:
             top = [name for name in names if name and name.count(".") <= 1]
             raise DetectorError(
-                f"{backbone} has no layer {layer!r}", remedy=f"It has {', '.join(top)}."
+                f"{backbone} has no layer {layer!r}",
+                remedy=f"Set --option layers=null for the method's own, or some of "
+                f"{', '.join(top)}.",
             )
     if not layers:
         raise DetectorError(f"no layer of {backbone} was chosen")

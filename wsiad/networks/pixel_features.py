@@ -153,5 +153,8 @@ def _level(layer: str) -> int:
     found = _LEVEL.fullmatch(layer)
     if found is None or int(found[1]) >= LEVELS:
         known = ", ".join(f"level{number}" for number in range(LEVELS))
-        raise DetectorError(f"{PIXELS} has no layer {layer!r}", remedy=f"It has {known}.")
+        raise DetectorError(
+            f"{PIXELS} has no layer {layer!r}",
+            remedy=f"Set --option layers=null for the method's own, or some of {known}.",
+        )
     return int(found[1])

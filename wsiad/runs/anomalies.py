@@ -140,7 +140,7 @@ def check_use(
     from wsiad.detectors import registry
 
     if anomalies is not None and not uses:
-        known = registry.names_using_anomalies()
+        known = registry.ways_to_use_anomalies()
         raise DetectorError(
             "learns from healthy tiles only, but --anomalies is set",
             subject=name,

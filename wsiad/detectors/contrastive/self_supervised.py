@@ -63,6 +63,15 @@ _USUAL: dict[str, Score] = {
     "cutpaste": "mahalanobis",
 }
 
+_OF_PRETEXTS = {
+    ("simclr", "csi", "cutpaste"): ("network",),
+    ("simclr", "csi", "position"): ("projection",),
+    ("simclr", "csi"): ("views", "temperature"),
+    ("csi",): ("shifts",),
+    ("position",): ("patches", "neighbour_weight", "bank", "places"),
+}
+"""Options that do nothing with other pretexts."""
+
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 
@@ -127,11 +136,22 @@ class ContrastiveDetectorOptions(TrainedOptions):
             raise ValueError("the pretext position has the score nearest alone")
         if self.pretext == "cutpaste" and self.chosen_score() == "csi":
             raise ValueError("the pretext cutpaste has no vectors for the score csi")
-        if self.scoring_views > 1 and self.chosen_score() != "csi":
-            raise ValueError("scoring_views are for the score csi")
         if len(set(self.patches)) != len(self.patches) or not self.patches:
             raise ValueError("patches must be 32, 64, or both")
         return self
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        pretext, score = f"pretext: {self.pretext}", f"score: {self.chosen_score()}"
+        blocks = self.pretext != "position" and self.network == "blocks"
+        uses = {
+            "widths": (blocks, f"network: {self.network}" if self.network != "blocks" else pretext),
+            "clusters": (self.chosen_score() == "mahalanobis", score),
+            "scoring_views": (self.chosen_score() == "csi", score),
+        }
+        for pretexts, names in _OF_PRETEXTS.items():
+            uses |= dict.fromkeys(names, (self.pretext in pretexts, pretext))
+        return super().uses() | uses
 
     def chosen_score(self) -> Score:
         """Return the score, or the one that was published with the pretext."""

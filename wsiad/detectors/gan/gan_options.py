@@ -136,6 +136,43 @@ class GanOptions(TrainedOptions):
                 raise ValueError("inversion: descent needs pixels or features in the score")
         return self
 
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        inversion = f"inversion: {self.inversion}"
+        game = f"{inversion} and joint: {self.joint}" if self.inversion == "joint" else inversion
+        parts = self.parts()
+        compared = bool({"pixels", "features"} & parts.keys())
+        encoder, descent = self.inversion == "encoder", self.inversion == "descent"
+        izif = encoder and self.encoder_loss == "izif"
+        score = f"score: {', '.join(parts)}"
+        uses = {
+            "joint": (self.inversion == "joint", inversion),
+            "feature_weight": (
+                izif,
+                f"encoder_loss: {self.encoder_loss}" if encoder else inversion,
+            ),
+            "reconstruction_weight": (self.plays("alpha"), game),
+            "encoder_network": (not descent, inversion),
+            "pair_network": (self.plays("alad"), game),
+            "latent_critic_widths": (self.plays("alad", "alpha"), game),
+            "critic_dropout": (self.inversion == "joint", inversion),
+            "distance": (compared, score),
+            "reduction": (compared, score),
+        }
+        for names, used, why in (
+            (
+                ("encoder_loss", "encoder_bound", "encoder_learning_rate", "gan_steps"),
+                encoder,
+                inversion,
+            ),
+            (("descent_steps", "descent_rate", "descent_starts"), descent, inversion),
+            (("code_widths", "pair_widths"), self.plays("bigan", "alad"), game),
+        ):
+            uses |= dict.fromkeys(names, (used, why))
+        if not encoder and self.inversion != "joint":  # the last weights are kept
+            uses |= dict.fromkeys(("patience", "min_delta"), (False, inversion))
+        return super().uses() | uses
+
     def plays(self, *games: str) -> bool:
         """Tell whether the encoder plays one of some joint games."""
         return self.inversion == "joint" and self.joint in games

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from wsiad.core.config import check_idle, idle_of
 from wsiad.detectors._perceptual import PerceptualOptions
 from wsiad.detectors._trained import TrainedOptions
 from wsiad.detectors.reconstruction.restoration_tasks import (
@@ -327,17 +326,16 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
         for name, switch in _OF.items():
             if not getattr(self, switch) and getattr(self, name) != self.later[name]:
                 raise ValueError(f"{name} needs {switch}, and does nothing without it")
-        check_idle(self.idle())
         return self
 
-    def idle(self) -> dict[str, str]:
-        """Return the options that are set and do nothing, with what they do nothing with."""
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
         task, latent, score, game = self.task, self.latent, self.score, self.image_game
         by_pixels = score in ("loss", "probability", "gradient", "projection")
         by_distance = score == "loss" or (score == "gradient" and self.gradient_by_distance)
         if score == "density" and latent == "autoregressive":
             by_pixels = by_distance = True
-        uses = {
+        uses = super().uses() | {
             "penalty_weight": (latent != "plain", "latent: plain"),
             "judged_by": (by_distance, f"score: {score}"),
             "smooth": (by_pixels, f"score: {score}"),
@@ -361,7 +359,7 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             uses[name] = (self.has_games(), "image_game and latent_game: none")
         for name in PerceptualOptions.model_fields:
             uses[name] = ("perceptual" in self.terms(), "a loss that is not perceptual")
-        return idle_of(self, uses)
+        return uses
 
     def _fits_a_structure(self) -> None:
         if self.latent != "plain" or self.network.skips or self.scales > 1:
