@@ -30,6 +30,7 @@ from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import plan_slide
 from wsiad.tiling.preparation import CompressionOptions, Preparation, StainOptions
 from wsiad.tiling.stream import stream
+from wsiad.tissue import mask
 from wsiad.tissue.tissue_options import QualityOptions
 
 OPTIONS = Preparation.model_validate(
@@ -335,6 +336,24 @@ def test_tile_divides_what_is_too_large(large, tmp_path, workers):
         (r.slide, r.status, r.tiles) for r in whole.rows
     ]
     assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
+
+
+def test_a_worker_plans_a_slide_once_for_all_its_parts(large, tmp_path, monkeypatch):
+    found, values = [], {"tile": 16, "stride": 2, "min_coverage": 0}
+
+    def find_tissue(slide, options):
+        found.append(slide.name)
+        return mask.find_tissue(slide, options)
+
+    monkeypatch.setattr("wsiad.tiling.plan.find_tissue", find_tissue)
+    tiled(large / "s0.tif", tmp_path / "parts", split_tiles=16_384, **values)
+    assert found == ["s0"]
+    # Another slide of that name is planned anew.
+    write_tiff(large / "s0.tif", stained(320, 400, seed=9, glass=10), mpp=0.5, levels=2)
+    tiled(large / "s0.tif", tmp_path / "again", split_tiles=16_384, **values)
+    tiled(large / "s0.tif", tmp_path / "one", split_tiles=None, **values)
+    assert found == ["s0"] * 3
+    assert content(tmp_path / "again" / GROUPS) == content(tmp_path / "one" / GROUPS)
 
 
 def test_a_slide_alone_is_divided_for_the_workers(large, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
     from wsiad.store.tile_store import TileStore
+    from wsiad.tiling.plan import SlidePlan
 
 
 class StoreOptions(Config):
@@ -214,6 +215,11 @@ class TileTask(BatchTask):
     override_mpp: bool = False
 
 
+_kept: dict[tuple[object, ...], SlidePlan] = {}
+"""The plan of the slide of which this process divided or wrote a part, for its next part. It has
+the 64 MB of its colour table."""
+
+
 def tile_one(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     """Tile a slide or a part, or join its parts; skip a slide that is complete in the store.
 
@@ -341,8 +347,11 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     ):
         whole = slide_fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
+        same = (whole, coordinates, store.digest, slide.name, slide.spacing, slide.backend)
+        like = _kept.pop(same, None) if task.stain is not None else None
+        _kept.clear()
         plan = plan_slide(
-            slide, task.preparation, target=target, coordinates=path, stain=task.stain
+            slide, task.preparation, target=target, coordinates=path, stain=task.stain, like=like
         )
         pieces = task.joined or split(
             len(plan), tile=plan.grid.tile, most=task.split_tiles, pieces=task.pieces
@@ -352,6 +361,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
         )
         if task.part is not None:
             parts.write(task.part)
+            _keep(same, plan)
             return PartDone(task.slide.name, time.monotonic() - start)
         if task.joined:
             parts.join()
@@ -359,10 +369,19 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             shared = replace(task, stain=plan.stain)
             missing = tuple(replace(shared, part=part) for part in parts.missing())
             last = replace(shared, joined=parts.parts)
+            _keep(same, plan)
             return Divided(missing, last, time.monotonic() - start)
         else:
             write_slide(store, plan, fingerprint=whole, coordinates=coordinates)
     return _row(task, store, task.spent + time.monotonic() - start)
+
+
+def _keep(same: tuple[object, ...], plan: SlidePlan) -> None:
+    """Keep a plan for the next task of its slide, without decoded pixels."""
+    slide = plan.scaled.slide
+    slide.forget()
+    if not slide.skip_damaged:  # what was found damaged belongs to the open slide
+        _kept[same] = plan
 
 
 def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:

@@ -8,7 +8,7 @@ of an image or slide.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,7 @@ def plan_slide(
     stride: int | None = None,
     coordinates: Path | None = None,
     stain: StainProfile | None = None,
+    like: SlidePlan | None = None,
 ) -> SlidePlan:
     """Plan the tiles of a slide.
 
@@ -212,6 +213,9 @@ def plan_slide(
     stain : StainProfile, optional
         The slide's own stains, from an earlier plan with these options. They are estimated by
         default, which takes most of the time of a plan.
+    like : SlidePlan, optional
+        An earlier plan of this slide with these options. All of it is taken, with the colours
+        that its table knows, but what is read is ``slide``.
 
     Raises
     ------
@@ -234,6 +238,8 @@ def plan_slide(
         allow_upsampling=options.allow_upsampling,
         decode=options.decode,
     )
+    if like is not None:
+        return replace(like, scaled=scaled)
     tissue = find_tissue(slide, options.tissue)
     grid = Grid.cover(
         scaled.size,
