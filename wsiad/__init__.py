@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from wsiad.verbs.evaluate import evaluate
     from wsiad.verbs.export import export
     from wsiad.verbs.export_tiles import export_tiles
+    from wsiad.verbs.extend import extend
     from wsiad.verbs.heatmap import heatmap
     from wsiad.verbs.import_features import import_features
     from wsiad.verbs.import_tiles import import_tiles
@@ -72,6 +73,7 @@ __all__ = [
     "evaluate",
     "export",
     "export_tiles",
+    "extend",
     "heatmap",
     "import_features",
     "import_tiles",

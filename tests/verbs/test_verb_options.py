@@ -81,6 +81,7 @@ OPTIONS = {
         options={}
         weights=null
         anomalies=null
+        healthy_regions=null
         anomaly_types=[]
         anomaly_tiles=null
         split=null
@@ -236,6 +237,14 @@ OPTIONS = {
         most_usual=6000
         folds=8
         patient=null
+        device="auto"
+        quiet=false
+    """,
+    "extend": """
+        run
+        results
+        out
+        store=null
         device="auto"
         quiet=false
     """,

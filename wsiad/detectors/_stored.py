@@ -8,7 +8,7 @@ are kept of a tile, and fitting, scoring and embedding from those that a source 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,6 +46,9 @@ Vectors = npt.NDArray[np.float32]
 """Feature vectors, float32 (N, C)."""
 
 BATCH = 128
+
+_MOST_ADDED = 20_000
+"""Maximum number of vectors that are taken into a fitted detector; drawn evenly by the seed."""
 
 
 def in_batches(
@@ -100,6 +103,7 @@ class StoredFeatureDetector(Detector):
 
     _device: torch.device
     _fitted: dict[str, Tensor]
+    _about: dict[str, Any]
 
     @abstractmethod
     def feature_identity(self) -> dict[str, Any]:
@@ -120,6 +124,57 @@ class StoredFeatureDetector(Detector):
     @abstractmethod
     def _features(self, tiles: Tensor) -> Tensor:
         """Return the vectors of all places, float32 (N · m², C), of tiles uint8 (N, S, S, 3)."""
+
+    def extended(self, vectors: Vectors, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was fitted, tensors on the CPU, with further healthy vectors (N, C) in it.
+
+        Raises
+        ------
+        DetectorError
+            The method, or these options of it, must be fitted anew.
+        """
+        del vectors, fitted
+        raise DetectorError(
+            "takes further healthy windows only where it is fitted anew",
+            remedy="Train again, with --healthy-regions.",
+        )
+
+    def extend(self, batches: Iterable[Tiles], *, count: int, seed: int) -> int:
+        """Take healthy windows into what was fitted, without fitting it anew.
+
+        Parameters
+        ----------
+        batches : iterable of ndarray of uint8, (N, S, S, 3)
+            Windows of the input's size, in batches.
+        count : int
+            Number of all windows.
+        seed : int
+            Seed of the draw of vectors, where there are more than `_MOST_ADDED`.
+
+        Returns
+        -------
+        int
+            Number of vectors that were taken.
+
+        Raises
+        ------
+        DetectorError
+            The method, or these options of it, must be fitted anew.
+        """
+        kept = self._drawn(count, _MOST_ADDED, seed=seed)
+        found: list[Vectors] = []
+        start = 0
+        for tiles in batches:
+            for part in self._parts(tiles):
+                vectors = self._features(part).cpu().numpy()
+                inside = kept[(kept >= start) & (kept < start + len(vectors))] - start
+                found.append(vectors[inside])
+                start += len(vectors)
+        every = finite(np.concatenate(found))
+        fitted = {name: tensor.cpu() for name, tensor in self._fitted.items()}
+        made = self.extended(every, fitted)
+        self._fitted = {name: tensor.to(self._device) for name, tensor in made.items()}
+        return len(every)
 
     def whole(self, tiles: Tensor) -> Tensor:
         """Return the features, float32 (N, D), of complete tiles, uint8 (N, S, S, 3)."""

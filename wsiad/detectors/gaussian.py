@@ -13,6 +13,9 @@ from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
 from wsiad.learning.detector import DetectorOptions, Pooling
 
+_MOST_FURTHER = 0.2
+"""Largest share of vectors that are taken into a fitted Gaussian."""
+
 
 class GaussianOptions(FeatureOptions):
     """Options of ``gaussian``."""
@@ -46,6 +49,35 @@ class Gaussian(FeatureDetector):
         return {
             "mean": float32(mean),
             "whitening": float32(found),
+        }
+
+    def extended(self, vectors: Vectors, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return mean and whitening of the earlier and the further vectors together.
+
+        The further ones count for at most a fifth of all, as rare tissue is in a run that was
+        fitted on it: their weight is lowered until they do.
+        """
+        share = self.options.shrinkage
+        if isinstance(share, str) or share == 1:
+            return super().extended(vectors, fitted)
+        before = int(self._about["vectors"])
+        further = min(float(len(vectors)), _MOST_FURTHER / (1 - _MOST_FURTHER) * before)
+        total = before + further
+        old = fitted["mean"].numpy().astype(np.float64)
+        values = vectors.astype(np.float64)
+        new = values.mean(axis=0)
+        mean = (before * old + further * new) / total
+        # The earlier covariance, with what was replaced in it by the identity.
+        root = fitted["whitening"].numpy().astype(np.float64)
+        shrunk = np.linalg.inv(root.T @ root)
+        level = shrunk.diagonal().mean() * share
+        covariance = (shrunk - level * np.eye(len(old))) / (1 - share)
+        spread = (values - new).T @ (values - new) / len(values)
+        pooled = before / total * (covariance + np.outer(old - mean, old - mean))
+        pooled += further / total * (spread + np.outer(new - mean, new - mean))
+        return {
+            "mean": float32(mean),
+            "whitening": float32(whitening(shrink(pooled, share), round(total))),
         }
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:

@@ -97,6 +97,13 @@ class NearestNeighbours(BankDetector):
             fitted["bank"] = self._scaled(_outside(bank, span)).contiguous()
         return fitted
 
+    def extended(self, vectors: Vectors, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the bank with further vectors at its end, and its cells."""
+        if self.options.candidates is not None:
+            return super().extended(vectors, fitted)
+        bank = torch.cat([fitted["bank"], self._scaled(torch.from_numpy(vectors))])
+        return {"bank": bank, **self.kept_cells(bank)}
+
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the mean distance of each vector to its nearest vectors in the bank.
 

@@ -65,13 +65,22 @@ class PatchCore(BankDetector):
 
         Neighbours are kept for ``reweight``, and cells for ``probes``.
         """
-        options = self.options
-        count = max(1, round(options.coreset * len(vectors)))
         check_count(vectors, 2, "a coreset")
-        every = torch.from_numpy(vectors)
-        bank = every[greedy_coreset(every, count, seed=self._seed, projection=options.projection)]
+        return self._kept(self._coreset(vectors))
+
+    def extended(self, vectors: Vectors, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the coreset, at its end that of further vectors, with all that is kept of it."""
+        return self._kept(torch.cat([fitted["bank"], self._coreset(vectors)]))
+
+    def _coreset(self, vectors: Vectors) -> Tensor:
+        """Return the share of vectors that is kept."""
+        options, every = self.options, torch.from_numpy(vectors)
+        count = max(1, round(options.coreset * len(vectors)))
+        return every[greedy_coreset(every, count, seed=self._seed, projection=options.projection)]
+
+    def _kept(self, bank: Tensor) -> dict[str, Tensor]:
         found = {"bank": bank, **self.kept_cells(bank)}
-        if not options.reweight:
+        if not self.options.reweight:
             return found
         if len(bank) < _NEIGHBOURS:
             check_count(bank.numpy(), _NEIGHBOURS, f"the weights of {_NEIGHBOURS} neighbours")

@@ -52,6 +52,7 @@ END_WORDS = {
     "early-stopping": "stopped early",
     "max-steps": "stopped at max_steps",
     "max-minutes": "stopped at max_minutes",
+    "extended": "extended",
 }
 """Words for the terminal on why a fit ended."""
 

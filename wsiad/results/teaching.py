@@ -34,9 +34,8 @@ from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
 from wsiad.heatmaps.score_map import boxes_of
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.learning.detector import InputSpec, Lessons, Tiles
-from wsiad.results.evidence import window_places
 from wsiad.results.folder import Results
-from wsiad.results.scoring import window_source
+from wsiad.results.reviewed_windows import read_windows
 from wsiad.results.scoring_inputs import reading_tasks
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
@@ -47,7 +46,6 @@ from wsiad.runs.second_look import ChoiceOptions, TaughtWindow
 logger = logging.getLogger(__name__)
 
 _GROUPS = 10
-_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -464,7 +462,8 @@ def lessons_of(look: FirstLook, choice: Choice, spec: InputSpec) -> Lessons:
         for one in look.slides:
             mine = [row for row in rows if row.slide == one.name]
             if mine:
-                yield from _read(one, mine, spec)
+                boxes = np.array([(row.x, row.y, row.width, row.height) for row in mine])
+                yield from read_windows(one.task, boxes, spec, fingerprint=one.fingerprint)
 
     return Lessons(
         batches=batches,
@@ -473,27 +472,3 @@ def lessons_of(look: FirstLook, choice: Choice, spec: InputSpec) -> Lessons:
         fold_of=choice.fold_of,
         digest=f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
     )
-
-
-def _read(one: LookedAt, rows: Sequence[TaughtWindow], spec: InputSpec) -> Iterator[Tiles]:
-    """Yield the pixels of windows of a slide, in order.
-
-    Raises
-    ------
-    InputError
-        The slide is not the one that was scored.
-    """
-    boxes = np.array([(row.x, row.y, row.width, row.height) for row in rows], np.float64)
-    with window_source(one.task, spec) as source:
-        if source.identity["fingerprint"] != one.fingerprint:
-            raise InputError(
-                "has changed since it was scored",
-                subject=str(one.task.slide.path),
-                remedy="Score the cohort again with the first run.",
-            )
-        row, column = window_places(boxes, source)
-        order = np.lexsort((column, row))
-        back = np.argsort(order)
-        found = np.stack(list(source.again(row[order], column[order])))[back]
-        for start in range(0, len(found), _AT_ONCE):
-            yield found[start : start + _AT_ONCE]

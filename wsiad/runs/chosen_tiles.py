@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,8 @@ class Chosen:
         Number of the other tiles, by reason.
     others : Chosen or None
         Healthy slides of another store to calibrate with, if all slides here are fitted on.
+    further : tuple of (StoredSlide, ndarray of int64)
+        Slides of another store whose tiles are fitted on too, with the indices of these.
     """
 
     cls: type[Detector]
@@ -66,6 +68,12 @@ class Chosen:
     usable: dict[str, npt.NDArray[np.int64]]
     unusable: dict[str, int]
     others: Chosen | None = None
+    further: tuple[tuple[StoredSlide, npt.NDArray[np.int64]], ...] = ()
+
+    def names_of(self, fingerprints: Iterable[str]) -> list[str]:
+        """Return the names of the healthy slides with these fingerprints."""
+        marks = set(fingerprints)
+        return [slide.name for slide in self.all_slides if slide.fingerprint in marks]
 
     @property
     def all_slides(self) -> list[StoredSlide]:
@@ -105,9 +113,12 @@ class Chosen:
         if self.others:
             parts = split_all_to_fit(self.counts(), self.others.counts())
         else:
-            parts = split_slides(self.counts(), seed=seed, only_fit=only_fit)
+            tied = self.names_of(slide.fingerprint for slide, _ in self.further)
+            parts = split_slides(self.counts(), seed=seed, only_fit=[*only_fit, *tied])
         spec = InputSpec(TilePx(self.size), self.mpp)
-        tiles = HealthyTiles(self.source(parts.fit), self.source(parts.stop))
+        by_name = self.by_name()
+        own = [(by_name[item.slide][0], by_name[item.slide][1][item.indices]) for item in parts.fit]
+        tiles = HealthyTiles(StoreTiles([*own, *self.further]), self.source(parts.stop))
         return parts, self.cls(self.options, spec), tiles
 
 
@@ -149,7 +160,31 @@ def choose(options: TrainingOptions) -> Chosen:
         usable=usable,
         unusable=unusable,
     )
-    return replace(found, others=_chosen_others(options, found)) if options.calibration else found
+    if options.calibration:
+        found = replace(found, others=_chosen_others(options, found))
+    if options.healthy_regions:
+        found = replace(found, further=_further(options, found))
+    return found
+
+
+def _further(
+    options: TrainingOptions, chosen: Chosen
+) -> tuple[tuple[StoredSlide, npt.NDArray[np.int64]], ...]:
+    """Choose the tiles of the store of further healthy tiles."""
+    assert options.healthy_regions is not None
+    store, own = TileStore(options.healthy_regions), chosen.store
+    check_prepared_alike(store, own.preparation, own.target, keys=("mpp", "stain"))
+    if store.preparation.tile != own.preparation.tile:
+        raise DetectorError(
+            f"has tiles of {store.preparation.tile} px, and {own.path} of {own.preparation.tile}",
+            subject=str(store.path),
+            remedy="Pass tiles of the same size.",
+        )
+    slides, _ = healthy_slides(store, None)
+    if chosen.others:
+        check_apart(chosen.others.slides, slides, subject=str(options.calibration))
+    usable, _ = usable_tiles(slides, chosen.thresholds)
+    return tuple((slide, usable[slide.name]) for slide in slides if len(usable[slide.name]))
 
 
 def _chosen_others(options: TrainingOptions, chosen: Chosen) -> Chosen:
@@ -157,6 +192,7 @@ def _chosen_others(options: TrainingOptions, chosen: Chosen) -> Chosen:
     keeps = getattr(chosen.options, "keep", "last")
     check_stops_by_nothing(options.detector, keeps=keeps)
     values = {"store": options.calibration, "calibration": None, "split": None}
+    values |= {"healthy_regions": None}
     other = choose(options.model_copy(update=values))
     store = chosen.store
     check_prepared_alike(other.store, store.preparation, store.target, keys=("mpp", "stain"))

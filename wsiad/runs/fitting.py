@@ -6,11 +6,11 @@ import logging
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,7 @@ from wsiad.learning.detector import (
     Detector,
     FitContext,
     FitReport,
+    HealthyTiles,
     InputSpec,
 )
 from wsiad.learning.devices import Ranks, choose_device
@@ -35,11 +36,11 @@ from wsiad.runs.chosen_tiles import Chosen, choose
 from wsiad.runs.compatibility import PREPARATION, preparation_of
 from wsiad.runs.examples import choose_examples
 from wsiad.runs.healthy_maps import HealthyMaps
-from wsiad.runs.healthy_tiles import TrainingOptions
+from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions, store_fingerprint
 from wsiad.runs.run import RunFolder, RunRecord
-from wsiad.runs.second_look import SECOND_LOOK, SecondLook
-from wsiad.runs.split import HealthySplit, SlideTiles, slides_by_use
+from wsiad.runs.split import HealthySplit, SlideTiles, held_apart, slides_by_use
 from wsiad.slides.slide_table import SLIDES_TABLE, slide_seconds
+from wsiad.store.tile_store import TileStore
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,33 @@ def fit_context(
         ranks=ranks,
         accept_inverted=options.accept_inverted,
     )
+
+
+class InsteadOfFit(Protocol):
+    """Another way to a fitted detector than its fit on healthy tiles."""
+
+    @property
+    def slides(self) -> Mapping[str, str]:
+        """Fingerprints of the slides that it learnt from, by name."""
+        ...
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        """Facts for the record of the run."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Name of slides and note in the record."""
+        ...
+
+    def fit(self, detector: Detector, tiles: HealthyTiles, context: FitContext) -> FitReport:
+        """Make a new detector a fitted one."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write files of its own into the run folder."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -96,8 +124,9 @@ def make_run(
     anomalies: AnomalySlides | None,
     device: torch.device,
     start: float,
-    second_look: SecondLook | None = None,
+    instead: InsteadOfFit | None = None,
     only_fit: Sequence[str] = (),
+    apart: Sequence[str] = (),
 ) -> MadeRun:
     """Fit, calibrate, choose healthy examples, and write the run, with its record last.
 
@@ -113,10 +142,12 @@ def make_run(
         Device of the fit.
     start : float
         Start of the training, seconds of the monotonic clock.
-    second_look : SecondLook, optional
-        Lessons from a cohort, for a run that is a second look.
+    instead : InsteadOfFit, optional
+        Lessons from a cohort, or a detector to extend, in place of the fit.
     only_fit : sequence of str
         Further slides that are neither to stop by nor to calibrate with.
+    apart : sequence of str
+        Slides that are left out of the calibration after the split.
 
     Raises
     ------
@@ -129,14 +160,16 @@ def make_run(
     write_json(folder.path / PREPARATION, preparation_of(store, chosen.thresholds))
     tied_slides = [slide.name for slide in anomalies.slides] if anomalies else []
     parts, detector, tiles = chosen.begin(options.seed, only_fit=[*tied_slides, *only_fit])
+    if apart:
+        parts = held_apart(parts, apart)
     if not parts.by_slide:
         logger.warning("%s", parts.note)
     trimming: dict[str, Any] = {}
     with together(options, device) as ranks:
         anomalous = anomalies.tiles() if anomalies else None
         context = fit_context(options, ranks, device=device, anomalies=anomalous)
-        if second_look:
-            report = second_look.fit(detector, tiles, context)
+        if instead:
+            report = instead.fit(detector, tiles, context)
         elif options.trimming.share:
             trimmed, parts, trimming = _trimmed(options, chosen, parts, context)
             detector, report = trimmed.detector, trimmed.report
@@ -183,10 +216,19 @@ def make_run(
         tied = {"slides_fitted_on_whole": shared} if shared else {}
         notes |= {"anomalies": anomalies.note() | tied}
     used = slides_by_use(parts, chosen.all_slides, anomalies.slides if anomalies else [])
-    if second_look:
-        second_look.write(folder.path)
-        notes |= {SECOND_LOOK: dict(second_look.note)}
-        used[SECOND_LOOK] = dict(second_look.slides)
+    if chosen.further:
+        slides = [slide for slide, _ in chosen.further]
+        used[HEALTHY_REGIONS] = {slide.name: slide.fingerprint for slide in slides}
+        further = TileStore(slides[0].store)
+        notes[HEALTHY_REGIONS] = {
+            "tiles": sum(len(tiles) for _, tiles in chosen.further),
+            "store": further.path.name,
+            "fingerprint": store_fingerprint(further, slides),
+        }
+    if instead:
+        instead.write(folder.path)
+        notes |= {instead.key: dict(instead.note)}
+        used[instead.key] = dict(instead.slides)
     maker = registry.maker(options.detector)
     folder.finish(
         RunRecord(

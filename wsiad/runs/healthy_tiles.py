@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+HEALTHY_REGIONS: Final = "healthy_regions"
+"""Use of slides of which a run learnt regions that a review rejected."""
 
 
 class MethodOptions(Config):
@@ -89,6 +92,7 @@ class TrainingOptions(
 
     ORDER = (
         *("store", "out", "preset", "detector", "options", "weights", "anomalies"),
+        "healthy_regions",
         *("anomaly_types", "anomaly_tiles", "split", "calibration", "quality", "trimming", "seed"),
         *("device", "devices", "healthy_examples", ..., "max_steps", "max_minutes"),
         *("accept_inverted", "quiet", "about"),
@@ -103,7 +107,10 @@ class TrainingOptions(
     trained step by step; number of processes with `--device cpu`."""
     anomalies: Path | None = None
     """Tile store of labelled anomalous tiles, for a method that learns from them; the label of
-    a slide is its anomaly type."""
+    a slide is its anomaly type. Or a results folder with a review: windows of accepted regions."""
+    healthy_regions: Path | None = None
+    """Results folder with a review, whose rejected regions are fitted on as healthy too; or a
+    tile store of further healthy tiles. Their slides are not held out."""
     calibration: Path | None = None
     """Tile store of other healthy slides to calibrate with. All tiles of `store` are then fitted
     on, as in publications. A method that is trained step by step needs `--option keep=last`."""
@@ -127,6 +134,8 @@ class TrainingOptions(
     def _one_process_trims(self) -> Self:
         if self.trimming.share and self.devices > 1:
             raise ValueError("`trimming` fits by one process: leave out `devices`")
+        if self.trimming.share and self.healthy_regions is not None:
+            raise ValueError("`trimming` would leave out `healthy_regions` again: set one of them")
         return self
 
 

@@ -10,7 +10,7 @@ from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.detectors import registry
 from wsiad.runs.chosen_tiles import Chosen, choose
-from wsiad.runs.healthy_tiles import TrainingOptions, store_fingerprint
+from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions, store_fingerprint
 from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import SECOND_LOOK, check_learns
 from wsiad.runs.split import slides_by_use
@@ -127,7 +127,8 @@ def check_as_it_was(run: RunFolder, chosen: Chosen) -> None:
     subject, remedy = str(chosen.store.path), "Pass the store of the first run with --store."
     if store_fingerprint(chosen.store, chosen.slides) not in record.stores.values():
         raise RunError(f"is not the store of {run.path} as it was", subject=subject, remedy=remedy)
-    tied = tuple(record.slides.get("anomalies", ()))
+    tied = [*record.slides.get("anomalies", ())]
+    tied += chosen.names_of(record.slides.get(HEALTHY_REGIONS, {}).values())
     parts, _, _ = chosen.begin(record.seed, only_fit=tied)
     found = slides_by_use(parts, chosen.all_slides, [])
     if any(found[use] != record.slides.get(use) for use in ("fit", "stop", "calibration")):

@@ -133,12 +133,15 @@ class SecondLook:
         Fingerprint of each slide of the cohort, by name.
     note : mapping of str to Any
         Facts about the first run, its results and the choice, as JSON values.
+    key : str
+        Use of the slides, and key of the note.
     """
 
     rows: Sequence[TaughtWindow]
     lessons: Callable[[InputSpec], Lessons]
     slides: Mapping[str, str]
     note: Mapping[str, Any]
+    key: str = SECOND_LOOK
 
     def fit(self, detector: Detector, tiles: HealthyTiles, context: FitContext) -> FitReport:
         """Fit a detector on healthy tiles and on the lessons.

@@ -118,6 +118,27 @@ def split_slides(
     return replace(found, fit=tuple(sorted((*found.fit, *whole), key=lambda part: part.slide)))
 
 
+def held_apart(parts: HealthySplit, slides: Collection[str]) -> HealthySplit:
+    """Return a split of which some slides are no longer held out, for they were learnt from.
+
+    Raises
+    ------
+    InputError
+        No slide is left to calibrate with.
+    """
+    stop, calibration = (
+        tuple(item for item in part if item.slide not in slides)
+        for part in (parts.stop, parts.calibration)
+    )
+    if not calibration:
+        raise InputError(
+            "all slides of the calibration have regions that were learnt from",
+            subject=", ".join(item.slide for item in parts.calibration[:3]),
+            remedy="Train again, on more healthy slides.",
+        )
+    return replace(parts, stop=stop, calibration=calibration)
+
+
 def split_all_to_fit(
     slides: Sequence[tuple[str, int]], calibration: Sequence[tuple[str, int]]
 ) -> HealthySplit:

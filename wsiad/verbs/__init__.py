@@ -113,6 +113,13 @@ wsiad export results/ --detection-limit 500 --workers 8""",
 wsiad refine runs/knn results/ --healthy healthy_results/ --out runs/knn_second
 wsiad heatmap runs/knn_second test_slides/ --out results_second/""",
     ),
+    "extend": Verb(
+        "take the rejected regions of a review into a run, without training it anew",
+        ("run", "results"),
+        """\
+wsiad extend runs/knn results/ --out runs/knn_reviewed
+wsiad heatmap runs/knn_reviewed test_slides/ --out results_reviewed/""",
+    ),
     "significance": Verb(
         "add p-values of slides, regions and tiles, from held-out healthy slides",
         ("results",),

@@ -114,6 +114,7 @@ def _refined(config: RefineConfig) -> RefineResult:
     from wsiad.runs.claim import taken
     from wsiad.runs.compatibility import PREPARATION
     from wsiad.runs.fitting import make_run
+    from wsiad.runs.healthy_tiles import HEALTHY_REGIONS
     from wsiad.runs.refining import check_first, training_of
     from wsiad.runs.run import RUN, RunFolder
     from wsiad.runs.second_look import TAUGHT, SecondLook
@@ -156,13 +157,16 @@ def _refined(config: RefineConfig) -> RefineResult:
             anomalies=None,
             device=choose_device(config.device),
             start=start,
-            second_look=SecondLook(
+            instead=SecondLook(
                 rows=choice.rows,
                 lessons=lambda spec: lessons_of(look, choice, spec),
                 slides={one.name: one.fingerprint for one in look.slides},
                 note=note,
             ),
-            only_fit=tuple(record.slides.get("anomalies", ())),
+            only_fit=[
+                *record.slides.get("anomalies", ()),
+                *chosen.names_of(record.slides.get(HEALTHY_REGIONS, {}).values()),
+            ],
         )
     return RefineResult(config.out, _summary(config, made, note))
 

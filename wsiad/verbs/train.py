@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from wsiad.learning.training_options import END_WORDS, check_inverted
 from wsiad.runs.anomalies import check_use
 from wsiad.runs.claim import taken
 from wsiad.runs.compatibility import PREPARATION
-from wsiad.runs.healthy_tiles import TrainingOptions
+from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions
 from wsiad.store.tile_task import unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
@@ -25,7 +27,16 @@ class TrainConfig(TrainingOptions):
 
 
 _FREE = frozenset(
-    {"store", "anomalies", "weights", "device", "devices", "max_steps", "max_minutes"}
+    {
+        "store",
+        "anomalies",
+        "healthy_regions",
+        "weights",
+        "device",
+        "devices",
+        "max_steps",
+        "max_minutes",
+    }
     | {"healthy_examples", "about", "calibration"}
 )
 """Options that may differ when a run is resumed: paths, devices, limits and words. The checkpoint
@@ -93,23 +104,41 @@ def train(config: TrainConfig) -> TrainResult:
     )
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
-    chosen = choose(config)
-    check_inverted(
-        chosen.options.known_inverted(),
-        accepted=config.accept_inverted,
-        instead="Use --detector knn, or choose options by labels with `wsiad tune`",
-    )
-    anomalies = anomalies_of(config, chosen)
-    with taken(
-        config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
-    ) as complete:
-        if complete:
-            return _already_done(config)
-        run = make_run(config, chosen, anomalies=anomalies, device=device, start=start)
+    with _with_reviews(config) as given:
+        chosen = choose(given)
+        check_inverted(
+            chosen.options.known_inverted(),
+            accepted=config.accept_inverted,
+            instead="Use --detector knn, or choose options by labels with `wsiad tune`",
+        )
+        anomalies = anomalies_of(given, chosen)
+        with taken(
+            config.out, config, record=RUN, what="run", free=_FREE, beginnings=[PREPARATION]
+        ) as complete:
+            if complete:
+                return _already_done(config)
+            run = make_run(given, chosen, anomalies=anomalies, device=device, start=start)
     report = run.report
     unseen = unseen_lines(unseen_slides(chosen.store), str(config.store))
     summary = "\n".join([*unseen, _summary(config, run)])
     return TrainResult(config.out, report.ended_by, report.steps, summary)
+
+
+@contextlib.contextmanager
+def _with_reviews(config: TrainConfig) -> Iterator[TrainConfig]:
+    """Yield the config with stores of the windows in place of results with a review."""
+    from wsiad.results.reviewed_windows import Judged, is_results, reviewed_store
+
+    judged: dict[str, Judged] = {"anomalies": "accepted", HEALTHY_REGIONS: "rejected"}
+    with contextlib.ExitStack() as stack:
+        stores = {
+            name: stack.enter_context(
+                reviewed_store([path], verdict, device=config.device, beside=config.out)
+            )
+            for name, verdict in judged.items()
+            if (path := getattr(config, name)) is not None and is_results(path)
+        }
+        yield config.model_copy(update=stores)
 
 
 def _already_done(config: TrainConfig) -> TrainResult:
@@ -153,6 +182,8 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
         )
         types = ", ".join(anomalies["types"])
         lines.append(f"trained on {what}: {types}; other types of anomaly were not seen")
+    if further := run.notes.get(HEALTHY_REGIONS):
+        lines.append(f"{further['tiles']} further tiles were fitted on as healthy")
     weights = run.notes.get("weights")
     if isinstance(weights, dict) and weights.get("warning"):
         lines.append(f"WARNING: {weights['warning']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -154,24 +154,47 @@ def tune(config: TuneConfig) -> TuneResult:
         )
     learns = bool(cls.learns_from_anomalies(options))
     check_space(config.space, config.options, cls.Options)
-    tiles = search_tiles(config, cls, learns=learns)
-    with _search_folder(config):
-        tiles.write_folds(config.out / FOLDS, config)
-        config = config.model_copy(update={"space": with_scales(config.space, tiles.scales())})
-        with Progress("tune", total=config.trials, unit="trial", quiet=config.quiet) as progress:
-            trials = run_search(config, tiles, compute=config, at_once=at_once, progress=progress)
-        write_trials(config.out, trials, config.space, folds=config.folds)
-        found = best(trials)
-        write_train_configs(config, trials, found, tiles=tiles)
-        record = search_record(config, trials, tiles) | {
-            "seconds": round(time.monotonic() - start, 3),
-            "versions": versions() | {"optuna": package.__version__},
-        }
-        write_json(config.out / RECORD, record)
+    with _with_review(config) as given:
+        tiles = search_tiles(given, cls, learns=learns)
+        with _search_folder(config):
+            tiles.write_folds(config.out / FOLDS, config)
+            space = {"space": with_scales(config.space, tiles.scales())}
+            config, given = config.model_copy(update=space), given.model_copy(update=space)
+            with Progress(
+                "tune", total=config.trials, unit="trial", quiet=config.quiet
+            ) as progress:
+                trials = run_search(
+                    given, tiles, compute=config, at_once=at_once, progress=progress
+                )
+            if given.anomalies != config.anomalies:  # its store is gone afterwards
+                tiles = replace(tiles, anomalous=config.anomalies)
+            write_trials(config.out, trials, config.space, folds=config.folds)
+            found = best(trials)
+            write_train_configs(config, trials, found, tiles=tiles)
+            record = search_record(config, trials, tiles) | {
+                "seconds": round(time.monotonic() - start, 3),
+                "versions": versions() | {"optuna": package.__version__},
+            }
+            write_json(config.out / RECORD, record)
     summary = search_summary(config, trials, tiles)
     return TuneResult(
         out=config.out, trials=tuple(trials), best=found, warnings=tiles.warnings, summary=summary
     )
+
+
+@contextlib.contextmanager
+def _with_review(config: TuneConfig) -> Iterator[TuneConfig]:
+    """Yield the config with a store of the windows in place of results with a review."""
+    from wsiad.results.reviewed_windows import is_results, reviewed_store
+
+    if not is_results(config.anomalies):
+        yield config
+        return
+    windows = reviewed_store(
+        [config.anomalies], "accepted", device=config.device, beside=config.out
+    )
+    with windows as store:
+        yield config.model_copy(update={"anomalies": store})
 
 
 def _at_once(config: TuneConfig) -> int:
