@@ -306,6 +306,7 @@ OPTIONS = {
     "view": """
         results
         slides=[]
+        annotations=null
         port=0
         read_only=false
         reviewer=""

@@ -531,3 +531,74 @@ def test_without_the_slide_its_picture_is_shown_with_the_heatmap_over_it(
     x, y = on_screen(browser, 512 + 32, 256 + 32)
     assert pixels[y, x, 0] > pixels[y, x, 1] + 60  # the strange place of the small picture
     assert not browser.complaints
+
+
+def outlines(folder, name, *rings, group="Tumor"):
+    """A folder with the outlines of a slide, level-0 pixels."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+            "properties": {"objectType": "annotation", "classification": {"name": group}},
+        }
+        for ring in rings
+    ]
+    folder.mkdir(exist_ok=True)
+    values = {"type": "FeatureCollection", "wsiad": {"origin": [0, 0]}, "features": features}
+    (folder / f"{name}.geojson").write_text(json.dumps(values))
+    return folder
+
+
+def test_ground_truth_is_told_where_there_is_some(serve, tmp_path):
+    square = [[500, 300], [660, 300], [660, 400], [500, 400]]
+    folder = outlines(tmp_path / "truth", "plain", square)
+    (folder / "gap.geojson").write_text("{")
+    server = serve(annotations=folder)
+    told = {
+        name: json.loads(get(server, f"slide/{place_of(server, name)}/info"))["truth"]
+        for name in ("plain", "bounded", "gap")
+    }
+    assert told["plain"] == {"found": True, "problem": "", "rings": [square]}
+    assert told["bounded"] == {"found": False, "problem": "", "rings": []}  # not: no tumour
+    assert "cannot be read" in told["gap"]["problem"]
+    assert json.loads(get(serve(), "slide/1/info"))["truth"] is None
+    with pytest.raises(InputError, match="is no folder of outlines"):
+        serve(annotations=tmp_path / "nowhere")
+
+
+@needs_browser
+def test_a_browser_draws_truth_and_an_overview_and_opens_a_slide_by_name(serve, browser, tmp_path):
+    square = [[400, 200], [720, 200], [720, 500], [400, 500]]
+    server = serve(annotations=outlines(tmp_path / "truth", "plain", square))
+    for width in (800, 1920):
+        browser.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=700, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        browser.open("about:blank")
+        browser.open(f"{server.url}#plain")
+        wait_for_pixels(browser)
+        assert browser.run("document.querySelector('#name').textContent") == "plain"
+        x, y = on_screen(browser, 400, 350)
+        line = shot(browser, tmp_path / f"{width}.png")[y - 20 : y + 20, x - 3 : x + 4]
+        assert ((line[..., 1] > line[..., 0] + 60) & (line[..., 1] > line[..., 2] + 20)).any()
+        # Nothing is beside the window, and the buttons of a review are in it.
+        assert browser.run("document.documentElement.scrollWidth") == width
+        for button in ("accept", "reject", "undo"):
+            edges = f"document.querySelector('#{button}').getBoundingClientRect()"
+            inside = "document.querySelector('#review').getBoundingClientRect().right"
+            assert browser.run(f"{edges}.right <= {inside}")
+        overview = "document.querySelector('.navigator').checkVisibility()"
+        assert browser.run(overview)
+        browser.press("v")
+        browser.press("t")
+        assert not browser.run(overview)
+        browser.still()
+        line = shot(browser, tmp_path / f"{width}.png")[y - 20 : y + 20, x - 3 : x + 4]
+        assert not ((line[..., 1] > line[..., 0] + 60) & (line[..., 1] > line[..., 2] + 20)).any()
+    browser.run("location.hash = '#bounded'")
+    browser.wait("document.querySelector('#name').textContent === 'bounded'")
+    assert "no outlines of this slide" in browser.run(
+        "document.querySelector('#facts').textContent"
+    )
+    assert not browser.complaints

@@ -34,6 +34,9 @@ class ViewConfig(Config):
     slides: Paths = ()
     """Current files of the slides: files, folders or manifest CSVs; by default the files that
     were scored."""
+    annotations: Path | None = None
+    """Folder of outlines of tumour, a file for each slide as for `wsiad evaluate --annotations`, to
+    draw them."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port on 127.0.0.1; 0 for a free one."""
     read_only: bool = False
@@ -58,8 +61,8 @@ def view(config: ViewConfig) -> ViewResult:
     Raises
     ------
     InputError
-        The folder does not contain results, no slides are found in `slides`, or the port is in
-        use.
+        The folder does not contain results, no slides are found in `slides`, `annotations` is no
+        folder, or the port is in use.
     """
     server = open_server(config)
     tell(f"Open {server.url} (stop with Ctrl-C)")
@@ -89,18 +92,23 @@ def open_server(config: ViewConfig) -> ViewServer:
     Raises
     ------
     InputError
-        The folder does not contain results, no slides are found in `slides`, or the port is in
-        use.
+        The folder does not contain results, no slides are found in `slides`, `annotations` is no
+        folder, or the port is in use.
     """
     from wsiad.results.reviews import why_read_only
     from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
 
     slides = viewed_slides(config.results, config.slides)
+    if config.annotations is not None and not config.annotations.is_dir():
+        raise InputError(
+            "is no folder of outlines", subject=str(config.annotations), remedy="Check the path."
+        )
     read_only = "it was started with --read-only" if config.read_only else ""
     pages = Pages(
         slides,
         title=config.results.resolve().name,
         problem=functools.cache(_problem),
+        annotations=config.annotations,
         read_only=read_only or why_read_only(config.results),
         reviewer=config.reviewer,
     )

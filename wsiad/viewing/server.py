@@ -30,7 +30,7 @@ from wsiad.core.files import parse_json
 from wsiad.results import file_names as names
 from wsiad.results.reviews import Judgement, SlideReview
 from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
-from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed
+from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed, truth
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ class Pages:
         Title of the page.
     problem : callable
         Function of a slide that returns why its own pixels cannot be shown; empty if they can.
+    annotations : Path, optional
+        Folder of outlines of tumour.
     read_only : str
         Reason why no judgements are taken; empty if they are.
     reviewer : str
@@ -108,12 +110,13 @@ class Pages:
         *,
         title: str,
         problem: Callable[[ViewedSlide], str],
+        annotations: Path | None = None,
         read_only: str = "",
         reviewer: str = "",
     ) -> None:
         self._slides, self._problem = slides, problem
         self._about = {"title": title, "readOnly": read_only, "reviewer": reviewer}
-        self._read_only = read_only
+        self._annotations, self._read_only = annotations, read_only
         self._deep_zoom = DeepZoom()
 
     _STATIC_FILES: ClassVar[dict[str, tuple[str, str]]] = {
@@ -192,7 +195,8 @@ class Pages:
         if slide.size is None:
             return _nothing(f"There is nothing to show of this slide: {slide.reason}")
         problem = self._problem(slide)
-        return _json(describe(slide, problem=problem, tile_size=TILE_SIZE, overlap=OVERLAP))
+        found = describe(slide, problem=problem, tile_size=TILE_SIZE, overlap=OVERLAP)
+        return _json({**found, "truth": truth(slide, self._annotations)})
 
     def _tile(self, slide: ViewedSlide, place: str) -> Response:
         numbers = re.fullmatch(r"([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})", place)

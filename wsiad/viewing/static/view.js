@@ -26,7 +26,14 @@
     element: byId("viewer"),
     drawer: "canvas",
     showNavigationControl: false,
-    showNavigator: false,
+    showNavigator: true,
+    navigatorPosition: "TOP_RIGHT",
+    navigatorAutoFade: false,
+    autoHideControls: false,
+    navigatorSizeRatio: 0.17,
+    navigatorBackground: "#fff",
+    navigatorBorderColor: "#566071",
+    navigatorDisplayRegionColor: "#1f5fa8",
     animationTime: 0.4,
     maxZoomPixelRatio: 8,
     minZoomImageRatio: 0.6,
@@ -86,6 +93,8 @@
       const path = drawn("path", { class: "gap", d: outline(shape), "fill-rule": "evenodd" }, world);
       drawn("title", {}, path).textContent = shape.name;
     }
+    for (const kind of ["halo", "line"])
+      if (state.slide.truth?.rings.length) drawn("path", { class: `truth ${kind}`, d: outline(state.slide.truth) }, world);
     for (const shape of state.slide.earlier) drawn("path", { class: "earlier", d: outline(shape) }, world);
     state.slide.regions.forEach((shape, index) => {
       const group = drawn("g", { class: "region", "data-rank": index + 1 }, world);
@@ -94,6 +103,7 @@
     showShapes();
   };
   const showShapes = () => {
+    for (const path of world.querySelectorAll(".truth")) path.toggleAttribute("hidden", !byId("truth").checked);
     for (const path of world.querySelectorAll(".earlier")) path.toggleAttribute("hidden", !byId("outlines").checked);
     for (const path of world.querySelectorAll(".gap")) path.toggleAttribute("hidden", !byId("gaps").checked);
     for (const path of world.querySelectorAll(".region")) path.toggleAttribute("hidden", !byId("outlines").checked);
@@ -370,11 +380,13 @@
     state.loading += 1;
     Object.assign(state, { slide, place, scores: null, heat: null, chosen: -1 });
     byId("nearby").hidden = !slide.neighbourhoods;
-    say([slide.problem, slide.reviewProblem].filter(Boolean).join(" "));
+    byId("truthshown").hidden = !slide.truth?.rings.length;
+    say([slide.problem, slide.reviewProblem, slide.truth?.problem].filter(Boolean).join(" "));
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
     byId("facts").textContent = [
       slide.score === null ? `no score: ${slide.status}` : `${slide.rankedBy === "scan" ? "scan" : "highest"} score ${digits(slide.score)}`, slide.label,
+      slide.truth && !slide.truth.found ? "no outlines of this slide" : "",
       `${slide.width} × ${slide.height} px`, slide.reason].filter(Boolean).join(" · ");
     [...byId("slides").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i + 1 === place));
     viewer.close();
@@ -419,7 +431,9 @@
   byId("heatmap").addEventListener("change", showHeatmap);
   byId("near").addEventListener("change", () => state.slide && base() && loadMap());
   byId("opacity").addEventListener("input", showHeatmap);
-  for (const id of ["outlines", "gaps"]) byId(id).addEventListener("change", showShapes);
+  const showMap = () => viewer.navigator.element.toggleAttribute("hidden", !byId("map").checked);
+  byId("map").addEventListener("change", showMap);
+  for (const id of ["outlines", "gaps", "truth"]) byId(id).addEventListener("change", showShapes);
   byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
   byId("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
   byId("whole").addEventListener("click", () => state.slide && viewer.viewport.fitBounds(toViewport(state.slide.bounds)));
@@ -437,7 +451,7 @@
     showHeatmap();
   };
   const keys = {
-    h: click("heatmap"), m: click("near"), o: click("outlines"), n: click("gaps"),
+    h: click("heatmap"), m: click("near"), t: click("truth"), v: click("map"), o: click("outlines"), n: click("gaps"),
     "[": opacity(-10), "]": opacity(10), j: () => step(1), k: () => step(-1),
     pagedown: () => stepSlide(1), pageup: () => stepSlide(-1),
     a: () => toggle("accepted"), x: () => toggle("rejected"), u: undo,
@@ -467,6 +481,17 @@
       return "";
     }
   };
+  // An address names a slide by its rank or by its name: `#3`, `#tumor_001`.
+  const placeOf = (asked) => {
+    let name = asked;
+    try { name = decodeURIComponent(asked); } catch { /* as it is */ }
+    const place = /^[0-9]+$/.test(asked) ? Number(asked) : state.slides.findIndex((s) => s.name === name) + 1;
+    return state.slides[place - 1]?.viewable ? place : 0;
+  };
+  addEventListener("hashchange", () => {
+    const place = placeOf(location.hash.slice(1));
+    if (place && place !== state.place) open(place);
+  });
   const start = async () => {
     const found = await (await fetch("slides.json")).json();
     state.slides = found.slides;
@@ -476,8 +501,7 @@
     byId("readonly").textContent = `Read only: no judgements are stored, as ${found.readOnly}.`;
     byId("title").textContent = found.title;
     listSlides();
-    const asked = Number(location.hash.slice(1));
-    const place = state.slides[asked - 1]?.viewable ? asked : state.slides.findIndex((s) => s.viewable) + 1;
+    const place = placeOf(location.hash.slice(1)) || state.slides.findIndex((s) => s.viewable) + 1;
     if (place) await open(place);
     else say("No slide of these results can be shown.");
   };
