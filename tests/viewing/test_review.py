@@ -214,7 +214,21 @@ def test_a_browser_judges_by_keys_without_a_first_click_and_undoes(results, serv
     first, second = one.regions()
     assert (first.verdict, second.verdict) == ("accepted", "rejected")
     assert second.by("Ada").comment == "fat"
-    for verdicts in ("accepted,rejected,", "accepted,,", ",,"):
+    # A comment that the click on a button ends is stored, and so is what the button says.
+    browser.press("c")
+    browser.write(" and folds")
+    browser.click("#accept")
+    browser.wait(f"{REVIEWS}.join() === 'accepted,accepted,'")
+    assert one.regions()[1].by("Ada").comment == "fat and folds"
+    for verdicts in (
+        "accepted,rejected,",
+        "accepted,rejected,",
+        "accepted,rejected,",
+        "accepted,,",
+    ):
+        browser.press("u")
+        browser.wait(f"{REVIEWS}.join() === '{verdicts}'")
+    for verdicts in (",,",):
         browser.press("u")
         browser.wait(f"{REVIEWS}.join() === '{verdicts}'")
     browser.wait("document.querySelector('#undo').disabled")

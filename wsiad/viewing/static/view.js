@@ -207,49 +207,56 @@
     };
     byId("named").onclick = () => done(true);
     byId("unnamed").onclick = () => done(false);
-    byId("asked").onkeydown = (event) => { if (event.key === "Enter") done(true); };
+    byId("asked").onkeydown = (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // else it would press the button that has the focus again
+      done(true);
+    };
     dialog.oncancel = () => resolve(false);
     dialog.showModal();
     byId("asked").focus();
   });
-  // One after the other, so that quick keys keep their order.
-  const send = (place, judgement) => {
-    state.sending = state.sending.then(async () => {
-      const answer = await fetch(`slide/${place}/review`, {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(judgement) })
-        .catch(() => null);
-      if (!answer?.ok) {
-        say(answer ? `Not stored: ${await answer.text()}` : "Not stored: wsiad view does not answer any more.");
-        return null;
-      }
-      const stored = await answer.json();
-      if (place === state.place) {
-        Object.assign(state.slide, { reviews: stored.reviews, earlier: stored.earlier, reviewProblem: stored.reviewProblem });
-        showReview();
-      }
-      return stored;
-    });
+  // One after the other: quick keys keep their order, and each builds on what the one before stored.
+  const inTurn = (work) => {
+    state.sending = state.sending.then(work, work);
     return state.sending;
   };
-  const judge = async (changed) => {
-    if (state.readOnly || !review() || (!state.reviewer && !(await asked()))) return;
-    const { place } = state, { id } = review(), before = mine();
-    const judgement = { region: id, reviewer: state.reviewer, verdict: before?.verdict ?? "", comment: before?.comment ?? "", ...changed };
-    const stored = await send(place, judgement);
-    if (!stored) return;
-    state.done.push({ place, judgement: { region: id, reviewer: judgement.reviewer, ...stored.before } });
-    showReview();
+  const send = async (place, slide, judgement) => {
+    const answer = await fetch(`slide/${place}/review`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(judgement) })
+      .catch(() => null);
+    if (!answer?.ok) {
+      say(answer ? `Not stored: ${await answer.text()}` : "Not stored: wsiad view does not answer any more.");
+      return null;
+    }
+    const { before, ...stored } = await answer.json();
+    Object.assign(slide, stored);
+    if (slide === state.slide) showReview();
+    return before;
   };
-  const toggle = (verdict) => judge({ verdict: mine()?.verdict === verdict ? "" : verdict });
-  const undo = async () => {
+  // What changes follows from what this reviewer said before.
+  const judge = async (change) => {
+    const { place, slide } = state, id = review()?.id;
+    if (state.readOnly || !id || (!state.reviewer && !(await asked()))) return;
+    const { reviewer } = state;
+    await inTurn(async () => {
+      const told = slide.reviews.find((one) => one.id === id)?.judgements.find((one) => one.reviewer === reviewer);
+      const now = { verdict: told?.verdict ?? "", comment: told?.comment ?? "" };
+      const before = await send(place, slide, { region: id, reviewer, ...now, ...change(now) });
+      if (before) state.done.push({ place, judgement: { region: id, reviewer, ...before } });
+      showReview();
+    });
+  };
+  const toggle = (verdict) => judge((now) => ({ verdict: now.verdict === verdict ? "" : verdict }));
+  const undo = () => inTurn(async () => {
     const last = state.done.pop();
     if (!last) return;
     if (last.place !== state.place) await open(last.place);
     const index = state.slide.reviews.findIndex((one) => one.id === last.judgement.region);
     if (index >= 0) choose(index, { go: false });
-    if (!(await send(last.place, last.judgement))) state.done.push(last);
+    if (!(await send(last.place, state.slide, last.judgement))) state.done.push(last);
     showReview();
-  };
+  });
   const listRegions = () => {
     const p = { "wsiad: p (family-wise)": "p (any region of a healthy slide)", "wsiad: p": "p", "wsiad: q": "q" };
     byId("count").textContent = state.slide.heatmap
@@ -441,7 +448,10 @@
   byId("reject").addEventListener("click", () => toggle("rejected"));
   byId("undo").addEventListener("click", undo);
   byId("rename").addEventListener("click", () => asked().then(showReview));
-  byId("comment").addEventListener("change", (event) => judge({ comment: event.target.value.trim() }));
+  byId("comment").addEventListener("change", (event) => {
+    const comment = event.target.value.trim();
+    judge(() => ({ comment }));
+  });
   byId("comment").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === "Escape") viewer.canvas.focus();
   });
