@@ -23,3 +23,13 @@ def browser(tmp_path):
     opened = Browser(tmp_path / "profile")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def scored_pair(tmp_path_factory):
+    """A folder with ``store``, ``runs/colour`` and ``results`` of two slides."""
+    from support.scored_pair import score_pair
+
+    folder = tmp_path_factory.mktemp("scored")
+    score_pair(folder)
+    return folder

@@ -309,7 +309,7 @@ class Detector(ABC):
     labels_for: ClassVar[str] = ""
     """Option and value with which they are needed, such as ``objective: compact``."""
     labels_of: ClassVar[Literal["tiles", "slides"]] = "tiles"
-    """Subject of the anomalous tiles' labels: ``"slides"`` if a slide's tiles may be healthy."""
+    """Subject of the anomalous tiles' labels; ``"slides"`` if a slide's tiles may be healthy."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
     remembers_tiles: ClassVar[bool] = False

@@ -158,7 +158,7 @@ class Results:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """Facts about the origin of the results: ``digest``, ``run``, ``detector``, ``versions``.
+        """Facts about the origin of the results, ``digest``, ``run``, ``detector``, ``versions``.
 
         Raises
         ------

@@ -72,7 +72,7 @@ class StoredSlide:
 
     @property
     def status(self) -> str:
-        """Status: ``"ok"``, ``"no-tissue"``, or ``"unusable"`` if it could not be looked at."""
+        """Status, ``"ok"``, ``"no-tissue"``, or ``"unusable"`` if it could not be looked at."""
         status = str(self.facts["status"])
         return "unusable" if status == "no-tissue" and not self.facts.get("seen") else status
 
