@@ -11,6 +11,7 @@ Then, in every round and in turn, by processor time (all threads) and by the clo
 the perceptual network of the windows and of their reconstructions.
 ``alone``: the detector's scores of each batch by itself.
 ``score``: the detector's scores of the batches, of which it may take several together.
+``bf16``: the same with features in bfloat16, as ``wsiad heatmap --precision bf16`` scores.
 ``plan``: tissue, grid and stains of the slide, before a window is read.
 ``read``: the blocks of windows, decoded and normalised, without a network.
 ``joined``: the same, joined into batches.
@@ -54,7 +55,7 @@ from wsiad.results.scoring import window_source
 from wsiad.results.scoring_inputs import plan_scoring
 from wsiad.runs.run import RunFolder
 
-PARTS = ("bare", "alone", "score", "plan", "read", "joined", "scored", "verb")
+PARTS = ("bare", "alone", "score", "bf16", "plan", "read", "joined", "scored", "verb")
 CORES = 16
 
 
@@ -137,6 +138,13 @@ class Scoring:
         with clocks["score"]:
             for places in batch_maps(self.detector, self.batches):
                 self.detector.pool(places)
+        if isinstance(self.detector, FeatureDetector):
+            own = self.detector.options.precision_on(self.device)
+            self.detector.compute_in("bf16")
+            with clocks["bf16"]:
+                for places in batch_maps(self.detector, self.batches):
+                    self.detector.pool(places)
+            self.detector.compute_in(own)
         with ExitStack() as stack:
             with clocks["plan"]:
                 source = stack.enter_context(window_source(self.task, self.detector.spec))

@@ -323,9 +323,8 @@ class FeatureDetector(StoredFeatureDetector):
     def feature_identity(self) -> dict[str, Any]:
         """Return all on which the features of a tile depend, as JSON values.
 
-        Detectors of equal identity have equal features of a tile, whatever their methods do with
-        them. The weights are identified by the SHA-256 of their file; for random weights, of the
-        tensors.
+        Detectors of equal identity have equal features of a tile. The weights are identified by
+        the SHA-256 of their file; for random weights, of the tensors.
 
         Raises
         ------
@@ -346,6 +345,12 @@ class FeatureDetector(StoredFeatureDetector):
             "input_mpp": float(self.spec.mpp),
         }
 
+    def compute_in(self, precision: Precision) -> None:
+        """Compute features in this precision from now on; see :class:`ComputesIn`."""
+        if self._backbone is None or self.options.imported():
+            raise DetectorError("no network computes its features", remedy="Leave precision out.")
+        self._backbone.precision = precision
+
     def score_places(self, tiles: Tiles) -> Scores:
         """Score the places of tiles; see :meth:`Detector.score_places`."""
         if not self._fitted:
@@ -358,8 +363,7 @@ class FeatureDetector(StoredFeatureDetector):
     def embed(self, tiles: Tiles) -> Vectors:
         """Return the features of the places, averaged over each tile.
 
-        They are the backbone's features, before any projection or whitening of the method. See
-        :class:`wsiad.learning.detector.Embeds`.
+        They are the backbone's, before any projection or whitening; see :class:`Embeds`.
         """
         if self._backbone is None:
             raise DetectorError("the detector is not fitted yet")

@@ -36,6 +36,9 @@ class ScoringOptions(Config):
     detail: Literal["window", "place"] = "window"
     """Source of a heatmap pixel: the scores of the windows over it, or the scores of places
     within the windows if the method scores places."""
+    precision: Literal["run", "bf16"] = "run"
+    """Precision of frozen features: that of the run, or bfloat16, in which many GPUs and some
+    processors compute faster. Scores then differ by little from those of the run's calibration."""
 
 
 class ReadingOptions(Config):

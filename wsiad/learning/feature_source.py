@@ -33,6 +33,8 @@ from wsiad.learning.detector import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wsiad.networks.encoder import Precision
+
 logger = logging.getLogger(__name__)
 
 Positions = npt.NDArray[np.int64]
@@ -106,6 +108,21 @@ class ReadsFeatures(Protocol):
 
     def embeddings(self, source: TileSource, *, batch: int) -> Iterator[Embedding]:
         """Yield the features of all complete tiles of a source, as ``embed`` does."""
+        ...
+
+
+@runtime_checkable
+class ComputesIn(Protocol):
+    """Capability of a detector to compute its features in another precision than in its fit."""
+
+    def compute_in(self, precision: Precision) -> None:
+        """Compute features in this precision from now on.
+
+        Raises
+        ------
+        DetectorError
+            The detector has no network of frozen features.
+        """
         ...
 
 

@@ -80,7 +80,10 @@ def scored_digest(
 
 def scoring_values(options: HeatmapOptions) -> dict[str, Any]:
     """Return the options that decide scores, as JSON values."""
-    return options.model_dump(mode="json", include=set(ScoringOptions.model_fields))
+    values = options.model_dump(mode="json", include=set(ScoringOptions.model_fields))
+    if options.precision == "run":
+        del values["precision"]  # results of before there was a choice have no such key
+    return values
 
 
 def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
@@ -160,7 +163,8 @@ def write_scales(results: Path, spatial: SpatialCalibration | None) -> None:
 
 def asked_values(run: Path, options: HeatmapOptions, reading: ReadingOptions) -> dict[str, Any]:
     """Return the run and options of requested scores, to compare them with existing ones."""
-    return {"run": str(run), **scoring_values(options), **reading.model_dump(mode="json")}
+    scoring = options.model_dump(mode="json", include=set(ScoringOptions.model_fields))
+    return {"run": str(run), **scoring, **reading.model_dump(mode="json")}
 
 
 def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy: str) -> None:

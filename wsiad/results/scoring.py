@@ -7,9 +7,9 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from wsiad.core.errors import UnusableSlideError
+from wsiad.core.errors import DetectorError, UnusableSlideError
 from wsiad.core.files import atomic_folder
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask
@@ -22,6 +22,7 @@ from wsiad.heatmaps.windows import (
 )
 from wsiad.learning.detector import Detector, InputSpec, LearnsByFold
 from wsiad.learning.devices import choose_device, windows_at_once
+from wsiad.learning.feature_source import ComputesIn
 from wsiad.results.deriving import (
     Evidence,
     Parts,
@@ -44,10 +45,26 @@ from wsiad.tissue.quality import LeftOut, Reason
 
 
 @functools.lru_cache(maxsize=1)
-def load_once(run: Path, device: str, digest: str) -> tuple[Detector, Calibration, Explainer]:
-    """Load a run's detector once per process; the digest distinguishes runs of the same path."""
+def load_once(
+    run: Path, device: str, digest: str, precision: Literal["run", "bf16"]
+) -> tuple[Detector, Calibration, Explainer]:
+    """Load a run's detector once per process; the digest distinguishes runs of the same path.
+
+    Raises
+    ------
+    DetectorError
+        The precision is not that of the run, and the detector has no other.
+    """
     folder = RunFolder.open(run)
     detector, calibration = folder.load_detector(choose_device(device)), folder.calibration()
+    if precision != "run":
+        if not isinstance(detector, ComputesIn):
+            raise DetectorError(
+                f"{folder.record().detector} computes in the precision of its run alone",
+                subject=str(run),
+                remedy="Leave --precision out.",
+            )
+        detector.compute_in(precision)
     explainer = Explainer(detector, folder.examples())
     return detector, calibration, explainer
 
@@ -70,7 +87,9 @@ def score_slide(task: SlideTask) -> HeatmapRow:
         # Neither the slide nor the detector is needed.
         calibration = RunFolder.open(task.run).calibration()
         return _derive_again(task, calibration, *there, evidence=lambda _: _none, slide=None)
-    detector, calibration, explainer = load_once(task.run, task.device, task.digest)
+    detector, calibration, explainer = load_once(
+        task.run, task.device, task.digest, task.options.precision
+    )
     with window_source(task, detector.spec) as source:
         if there is not None:
             written = functools.partial(_evidence, task, explainer, source)

@@ -408,13 +408,16 @@ def check_loads(tasks: Sequence[SlideTask], *, apart: bool) -> None:
     ------
     RunError
         The detector, or the weights that it needs, are missing or damaged.
+    DetectorError
+        The detector does not compute in the requested precision.
     """
     waiting = (task for task in tasks if not (task.folder / SLIDE).exists())
     if (first := next(waiting, None)) is None:
         return
     from wsiad.results.scoring import load_once
 
-    load_once(first.run, "cpu" if apart else first.device, first.digest)
+    device = "cpu" if apart else first.device
+    load_once(first.run, device, first.digest, first.options.precision)
     if apart:
         load_once.cache_clear()
 
