@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import imagecodecs
@@ -348,6 +349,41 @@ def test_places_that_stains_are_estimated_from_are_decoded_once(tmp_path, monkey
     assert tiles == len(plan)
     finest = [key for key in decoded if key[0] == slide.size]
     assert len(finest) == len(set(finest))
+
+
+@pytest.mark.parametrize("stride", [None, 24])
+def test_tiles_that_rows_of_blocks_share_are_kept_and_others_not(tmp_path, monkeypatch, stride):
+    """Blocks of 80 px at 1.1 times the scale end within tiles, which the next row needs."""
+    path = write_jpeg(tmp_path / "a.tif", smooth(640, 1280), levels=1)
+    monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 96)
+    decoded = []
+    decode = JpegTiffBackend._decode
+
+    def noted(self, tiles, index, out=None):
+        decoded.append(index)
+        return decode(self, tiles, index, out)
+
+    def streamed(cached):
+        with open_slide(path, backend="jpeg-tiff") as slide:
+            options = Preparation(mpp=0.55, tile=32, stride=stride, min_coverage=0)
+            plan = plan_slide(slide, options, target=reference_profile(options.stain.method))
+            slide.forget()
+            slide._cache._max_bytes = cached * 3 * TILE**2
+            decoded.clear()
+            monkeypatch.setattr(JpegTiffBackend, "_decode", noted)
+            pixels = np.concatenate([block.pixels for block in stream(plan)])
+            monkeypatch.setattr(JpegTiffBackend, "_decode", decode)
+            return pixels, Counter(decoded)
+
+    pixels, once = streamed(cached=32)  # a row of the file has 20, a row of blocks needs 60
+    monkeypatch.setattr(JpegTiffBackend, "reading_once", lambda self: nullcontext())
+    again, more = streamed(cached=32)
+    np.testing.assert_array_equal(pixels, again)
+    assert len(once) == len(more) == 200
+    if stride is None:
+        assert sum(once.values()) < 215 < 260 < sum(more.values())
+    else:  # pixels of tiles that overlap are read again
+        assert once == more
 
 
 def test_scales_between_levels_are_averaged_alike(tmp_path):

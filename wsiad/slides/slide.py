@@ -271,6 +271,15 @@ class Slide(ABC):
         """Announce that pixels read in this block will be read again, and can be kept."""
         yield
 
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Announce that no pixel read by :meth:`read_level` in this block will be read again.
+
+        Decoded tiles need then not be kept when all of their pixels were read so. A few pixels at
+        the edges of two rectangles may be read for both.
+        """
+        yield
+
     def forget(self) -> None:  # noqa: B027 -- not every backend remembers anything
         """Release pixels that are kept; call it when most have been read."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from wsiad.slides.inspection import TIFF_FORMATS
 from wsiad.slides.openslide_backend import OpenSlideBackend
 from wsiad.slides.slide import Edges, Level, Region, Slide
 from wsiad.slides.tiff_tiles import TiledLevel, decode_tile, read_layout
-from wsiad.slides.tile_cache import TileCache, cut_by_tile, inside
+from wsiad.slides.tile_cache import Cut, TileCache, cut_by_tile, inside
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class JpegTiffBackend(Slide):
         self._reference, self._layout = reference, list(layout)
         self._reduced: dict[int, int] = {}
         self._cache, self._ahead = TileCache(cache_bytes, ahead_bytes), False
+        self._once, self._used = False, dict[tuple[int, int], int]()
         self._bad: set[tuple[int, int]] = set()
         self._file = self.path.open("rb", buffering=0)
         self._bytes = os.fstat(self._file.fileno()).st_size
@@ -116,6 +117,8 @@ class JpegTiffBackend(Slide):
             rgb[:] = 0
         for row, column, cuts in cut_by_tile([(x, y)], size, tiles.tile, tiles.size):
             tile = self._tile(level, row, column)
+            if self._once:
+                self._use(level, row, column, cuts=cuts)
             for _, asked, own in cuts:
                 if tile is not None:
                     rgb[asked] = tile[own]
@@ -144,6 +147,16 @@ class JpegTiffBackend(Slide):
             if sum(cut.pixels for cut in cuts) >= tiles.tile.width * tiles.tile.height:
                 self._cache.finish((level, row * tiles.columns + column))
         return whole
+
+    def _use(self, level: int, row: int, column: int, *, cuts: Sequence[Cut]) -> None:
+        """Count pixels of a tile that are not read again; drop it when none is left."""
+        _, _, size = self._place(level, row, column)
+        key = (level, row * self._layout[level].columns + column)
+        used = self._used.pop(key, 0) + sum(cut.pixels for cut in cuts)
+        if used >= size.width * size.height:
+            self._cache.finish(key)
+        else:
+            self._used[key] = used
 
     def _tile(self, level: int, row: int, column: int) -> _RGB | None:
         """Return a tile; ``None`` if it is missing, or damaged and skipped."""
@@ -187,9 +200,19 @@ class JpegTiffBackend(Slide):
         finally:
             self._ahead = False
 
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Drop tiles of which all pixels were read; see :meth:`Slide.reading_once`."""
+        self._once = True
+        try:
+            yield
+        finally:
+            self._once = False
+
     def forget(self) -> None:
         """Release the decoded tiles; see :meth:`Slide.forget`."""
         self._cache.clear()
+        self._used.clear()
 
     def _decode(self, tiles: TiledLevel, index: int, out: _RGB | None = None) -> _RGB:
         """Read and decode a tile, into ``out`` if set."""

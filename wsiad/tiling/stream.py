@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -240,12 +240,17 @@ def _reads(plan: SlidePlan, first: int, stop: int) -> Generator[_Read, None, Non
     for chosen in blocks(plan):
         part = slice(max(0, first - at), max(0, stop - at))
         if len(chosen[part]):
-            yield _read_block(plan, chosen, part)
+            yield _read_block(plan, chosen, part, once=True)
         at += len(chosen)
 
 
-def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], part: slice) -> _Read:
-    """Read a part of a block, whose pixels do not depend on the choice of the part."""
+def _read_block(
+    plan: SlidePlan, chosen: npt.NDArray[np.int64], part: slice, *, once: bool = False
+) -> _Read:
+    """Read a part of a block, whose pixels do not depend on the choice of the part.
+
+    Pixels that are read ``once`` are of no other block of the plan, if its tiles do not overlap.
+    """
     grid = plan.grid
     rows, columns, region = plan.rows[chosen], plan.columns[chosen], None
     top = left = 0
@@ -258,7 +263,9 @@ def _read_block(plan: SlidePlan, chosen: npt.NDArray[np.int64], part: slice) -> 
             int(columns.max() - left) * grid.stride + grid.tile,
             int(rows.max() - top) * grid.stride + grid.tile,
         )
-        region = plan.scaled.read(left * grid.stride, top * grid.stride, size)
+        alone = once and grid.stride >= grid.tile
+        with plan.scaled.slide.reading_once() if alone else nullcontext():
+            region = plan.scaled.read(left * grid.stride, top * grid.stride, size)
         rows, columns, chosen = rows[part], columns[part], chosen[part]
         y, x = (rows - top) * grid.stride, (columns - left) * grid.stride
         whole = _whole(region, y, x, grid.tile)
