@@ -103,7 +103,7 @@ OTHER = {
         "hidden_ratio": 0.3, "clamp": 1.0, "squeezes": 1,
     },
     "contrastive": {
-        "network": "resnet18", "widths": [4, 5], "projection": 5, "views": {"view_px": 24},
+        "network": "resnet18", "widths": [4, 5], "views": {"view_px": 24},
         "temperature": 0.1, "shifts": "turns", "patches": [64], "neighbour_weight": 0.0,
         "clusters": 2, "bank": 9, "places": 2, "scoring_views": 2,
     },

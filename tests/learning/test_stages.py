@@ -134,6 +134,7 @@ def train(folder, *, steps, stages=STAGES, fit=None, seen=None, loss=None, **opt
 def test_loop_goes_through_the_stages(tmp_path):
     seen = []
     train(tmp_path, steps=14, stages=UNEQUAL, seen=seen)
+    seen = [one for one in seen if one[1] > 2]  # one and two windows measure the memory
     steps = [(stage, count) for stage, count, trained in seen if trained]
     assert [stage for stage, _ in steps] == [UNEQUAL.at(step) for step in range(14)]
     assert [count for _, count in steps] == [12] * 9 + [5] * 5

@@ -375,7 +375,11 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
             tiles=tiles,
             context=context,
             identity=found.identity,
-            recipe=Recipe(self._optimiser, update=self._update(players, whole, context.seed)),
+            recipe=Recipe(
+                self._optimiser,
+                update=self._update(players, whole, context.seed),
+                parts=self.options.critic_updates + 1,
+            ),
             started=started,
         )
         self._about["reconstruction_weights"] = {

@@ -285,12 +285,15 @@ class Recipe:
     keeps : {"best", "last"}
         Keep the weights of the lowest held-out loss and stop when it falls no more; or keep
         the last ones, if that loss does not show how good they are.
+    parts : int
+        Number of parts of a batch of which one after the other is used in a step.
     """
 
     optimiser: OptimiserFactory = field(default_factory=adam)
     update: Update | None = None
     flips: bool = True
     keeps: Literal["best", "last"] = "best"
+    parts: int = 1
 
 
 def descend(

@@ -6,11 +6,13 @@ takes its own rows. The number of processes changes a training only by rounding.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ from wsiad.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _CPU_BATCH_PX = 1 << 17
 _GPU_BATCH_PX = 1 << 25
 
@@ -55,6 +58,20 @@ def worker_number() -> int | None:
         return None
     found = re.search(r"-(\d+)$", name)
     return int(found[1]) if found else None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the complete memory of a device, for a CPU that this process may use, bytes."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = _CONTAINER.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        limit = ""
+    return min(found, int(limit)) if limit.isdecimal() else found
 
 
 def choose_device(name: str) -> torch.device:

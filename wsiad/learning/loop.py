@@ -293,6 +293,8 @@ class Training:
             The loss is not finite or exceeds 1e6.
         """
         at = self._at
+        if at.step < self._limit:
+            self._stepper.check_memory(self._tiles.stop)
         batches = self._batches()
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),

@@ -121,6 +121,10 @@ class Stages:
             return Stage(span.px)
         return Stage(span.px, (step - self._starts[index] + 1) / span.steps)
 
+    def batches(self) -> dict[int, int]:
+        """Return the number of tiles in a step by the first step of each stage."""
+        return {start: span.batch for start, span in zip(self._starts, self.spans, strict=True)}
+
     def begins(self, step: int) -> bool:
         """Tell whether a step is the first of a stage after the first one."""
         return step > 0 and step in self._starts

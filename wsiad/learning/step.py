@@ -5,20 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from wsiad.core.errors import DetectorError
 from wsiad.learning.adversarial_game import Adversary
-from wsiad.learning.batches import on_device, random_crops
+from wsiad.learning.batches import centre_crops, on_device, random_crops
 from wsiad.learning.checkpoint import Recipe, Trained
-from wsiad.learning.detector import FitContext, Tiles
+from wsiad.learning.detector import FitContext, Tiles, TileSource
+from wsiad.learning.devices import memory_bytes
 from wsiad.learning.stages import Stages
 from wsiad.learning.training_options import LoopOptions
+
+_GIB = 1 << 30
 
 Loss = Callable[..., Tensor]
 """Function that maps windows, uint8 (N, S, S, 3), to the loss of each, float32 (N,).
 
 If the training has stages, the :class:`~wsiad.learning.stages.Stage` is the second argument.
 """
+
+
+def kept_bytes(losses: Callable[[Tensor], Tensor], windows: Tensor) -> int:
+    """Return the bytes that are kept of losses of windows until their gradients are known.
+
+    Tensors that share memory count once. Random draws are as if there had been none.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    devices = [windows.device] if windows.is_cuda else []
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), hooks:
+        found = losses(windows)  # until it is gone, no other tensor takes a place that was counted
+        total = sum(kept.values())
+    del found
+    return total
 
 
 class Step:
@@ -71,6 +97,37 @@ class Step:
     def losses(self, windows: Tensor, number: int) -> Tensor:
         """Return the loss of each window, (N,), by the stage of a step."""
         return self._loss(windows, self._stages.at(number)) if self._stages else self._loss(windows)
+
+    def check_memory(self, source: TileSource) -> None:
+        """Refuse a training whose steps need more memory than the device has.
+
+        What a step keeps until its gradients are known is counted for one window and for two of
+        the held-out loss; the difference is of each window. Critics and moments are not counted.
+
+        Raises
+        ------
+        DetectorError
+            The activations of a step are larger than the complete memory of the device.
+        """
+        device, stages = self._context.device, self._stages
+        tile = next(iter(source.ordered(1)))[:1]
+        windows = centre_crops(on_device(tile, device), self._size)
+        has = memory_bytes(device)
+        starts = {0: self._options.batch} if stages is None else stages.batches()
+        self._module.eval()
+        for number, batch in starts.items():
+            alone, two = (
+                kept_bytes(lambda some: self.losses(some, number), windows.repeat(n, 1, 1, 1))  # noqa: B023
+                for n in (1, 2)
+            )
+            together = -(-batch // (self._recipe.parts * self._context.ranks.count))
+            needs = (two - alone + tile.nbytes) * together
+            if needs > has:
+                raise DetectorError(
+                    f"a step keeps {needs / _GIB:,.0f} GiB for {together:,} windows of "
+                    f"{self._size} px, and {device} has {has / _GIB:,.0f} GiB",
+                    remedy="Set a smaller batch or input_px, or a network with fewer channels.",
+                )
 
     def take(self, tiles: Tiles | Tensor, number: int) -> Tensor:
         """Take the step of a given number, from 0; return the losses that are logged."""

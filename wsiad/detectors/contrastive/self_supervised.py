@@ -65,7 +65,6 @@ _USUAL: dict[str, Score] = {
 
 _OF_PRETEXTS = {
     ("simclr", "csi", "cutpaste"): ("network",),
-    ("simclr", "csi", "position"): ("projection",),
     ("simclr", "csi"): ("views", "temperature"),
     ("csi",): ("shifts",),
     ("position",): ("patches", "neighbour_weight", "bank", "places"),

@@ -140,6 +140,7 @@ class Gan(RestoringDetector):
                 game.optimiser(),
                 update=game.update(context.device),
                 keeps="best" if options.inversion == "joint" else "last",
+                parts=options.critic.updates,
             ),
             options=options.model_copy(update=own),
             started=started,

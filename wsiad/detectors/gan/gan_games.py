@@ -105,7 +105,6 @@ class GanGame:
 
         return update
 
-    @torch.no_grad()
     def held_out_losses(self, windows: Tensor) -> Tensor:
         """Return the loss (N,) of held-out windows, uint8 (N, S, S, 3), with fixed draws.
 
