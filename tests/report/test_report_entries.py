@@ -12,7 +12,7 @@ from PIL import Image
 import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
-from wsiad.core.errors import ExportError, InputError
+from wsiad.core.errors import EvaluationError, ExportError, InputError
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.report.report import slide_entry, with_findings, write_results_report
 from wsiad.report.report_model import SlideEntry
@@ -129,11 +129,17 @@ def test_what_was_found_of_a_slide_stands_with_it():
     known = {
         "slide": "s",
         "label": "tumour",
-        "froc": {"first": {"lesions": 3, "lesions_hit": 2}, "second": {"lesions": 9}},
+        "froc": {
+            "first": {"lesions": 3, "lesions_hit": 3, "lesions_hit_at": {"0.5": 1, "1": 2}},
+            "second": {"lesions": 9},
+        },
     }
     found = with_findings(plain, evaluated=known, compared={"p_slide": 0.05, "q_slide": 0.1})
     assert (found.label, found.lesions, found.lesions_hit) == ("tumour", 3, 2)
     assert (found.p, found.q) == (0.05, 0.1)
+    # An earlier version did not state how many are hit at an operating point.
+    known["froc"]["first"].pop("lesions_hit_at")
+    assert with_findings(plain, evaluated=known, compared=None).lesions_hit is None
     assert with_findings(plain, evaluated=None, compared=None) == plain
     # Excluded from FROC: of its lesions nothing is known.
     assert with_findings(plain, evaluated=known | {"froc": {}}, compared=None).lesions is None
@@ -141,7 +147,7 @@ def test_what_was_found_of_a_slide_stands_with_it():
 
 def test_evaluation_completes_the_report(results):
     def evaluated(name):
-        froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit": 1}}
+        froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit_at": {"1": 1}}}
         slides = [{"slide": name, "label": "tumour", "froc": froc}]
         values = {"slides": slides, "exclusions": {"all": ["gone"], "froc": []}}
         (results / "evaluation.json").write_text(json.dumps(values))
@@ -158,6 +164,52 @@ def test_evaluation_completes_the_report(results):
         (results / "evaluation.json").unlink()
     assert "1 slides were scored after the evaluation and are in none of its figures (s)" in page
     assert ">1 of 2</td>" not in page
+
+
+def test_annotated_lesions_are_drawn_where_they_are(results):
+    lesion = {
+        "number": 4,
+        "kind": "micro",
+        "found": True,
+        "score": 0.75,
+        "outline": [[64, 64], [128, 64], [128, 128], [64, 128]],  # the first bright spot
+    }
+    missed = {**lesion, "number": 5, "found": False, "score": None}
+    cells = {**missed, "number": 6, "kind": "itc"}
+    truth = {
+        "format": 1,
+        "protocol": "camelyon16-2016",
+        "false_positives": 1.0,
+        "threshold": 0.625,
+        "slides": {"s": [lesion, missed, cells]},
+    }
+    froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit_at": {"1": 1}}}
+    judged = {"slides": [{"slide": "s", "label": "tumour", "froc": froc}]}
+    (results / "evaluation.json").write_text(json.dumps(judged))
+    (results / "truth.json").write_text(json.dumps(truth))
+    try:
+        write_results_report(results)
+        page = (results / "report.html").read_text(encoding="utf-8")
+        (results / "truth.json").write_text(json.dumps(truth | {"format": 2}))
+        with pytest.raises(EvaluationError, match=r"truth\.json.*damaged"):
+            write_results_report(results)
+    finally:
+        (results / "evaluation.json").unlink()
+        (results / "truth.json").unlink()
+    with Image.open(results / "s" / "overlay.png") as overlay:
+        (width, height), pixels = overlay.size, np.asarray(overlay.convert("RGB")).astype(int)
+    # The slide has 1024 px; the corner of the lesion is at a sixteenth of it.
+    corner = f'd="M{width / 16:.1f},{height / 16:.1f} {width / 8:.1f},{height / 16:.1f} '
+    assert page.count(f'class="found" {corner}') == 2  # on the slide and on its heatmap
+    assert page.count(f'class="missed" {corner}') == page.count(f'class="cells" {corner}') == 2
+    assert page.count(">✓4</text>") == page.count(">✗5</text>") == 2
+    within = pixels[height // 16 + 9 : height // 8 - 9, width // 16 + 9 : width // 8 - 9]
+    assert (within[..., 0] - within[..., 2]).mean() > 60  # the spot is there: it glows
+    assert (
+        "at 1 false positive a slide on average, that is with a confidence of at least 0.625"
+        in (page)
+    )
+    assert ">1 of 2</td>" in page
 
 
 def test_few_healthy_windows_are_told(results):

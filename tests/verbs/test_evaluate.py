@@ -102,7 +102,9 @@ def test_plots_are_png_and_runs_repeat_to_the_byte(submission):
     first = {path.name: path.read_bytes() for path in (submission / "out").iterdir()}
     run(submission)
     second = {path.name: path.read_bytes() for path in (submission / "out").iterdir()}
-    assert set(first) == {"evaluation.json", "lesions.csv", "roc.png", "froc.png"}
+    assert set(first) == {
+        "evaluation.json", "lesions.csv", "roc.png", "froc.png", "truth.json",
+    }  # fmt: skip
     assert first == second
     for name in ("roc.png", "froc.png"):
         with Image.open(submission / "out" / name) as image:

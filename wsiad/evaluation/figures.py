@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wsiad.evaluation.auc import LEVEL, Estimate, Floats, slide_auc, tile_auroc, undefined
+from wsiad.evaluation.froc import OPERATING_POINTS
 from wsiad.evaluation.froc_score import FrocScore, froc_score
 from wsiad.evaluation.lesion_table import CLASS_RULE, SlideLesions
 from wsiad.evaluation.matching import PROTOCOLS, ProtocolName
@@ -244,7 +245,7 @@ def as_json(
         "annotations_ignored": {
             s.case.slide: dict(s.reading.ignored) for s in slides if s.reading.ignored
         },
-        "slides": [_slide(slide) for slide in slides],
+        "slides": [_slide(slide, figures.froc) for slide in slides],
     }
 
 
@@ -304,13 +305,15 @@ def unmarked(slides: Sequence[SlideEvidence]) -> list[str]:
     return [f"{text}: {', '.join(names)}"] if names else []
 
 
-def _slide(slide: SlideEvidence) -> dict[str, Any]:
+def _slide(slide: SlideEvidence, froc: Mapping[ProtocolName, FrocScore]) -> dict[str, Any]:
     protocols = {
         name: {
             "lesions": found.hits.lesions,
             "itc": found.hits_with_itc.lesions - found.hits.lesions,
             "lesions_hit": int(np.count_nonzero(found.hits.regions)),
             "false_positives": len(found.hits.false_positives),
+            "lesions_hit_at": _numbers_from(found.hits.regions, froc[name].thresholds),
+            "false_positives_at": _numbers_from(found.hits.false_positives, froc[name].thresholds),
         }
         for name, found in slide.by_protocol.items()
     }
@@ -323,4 +326,12 @@ def _slide(slide: SlideEvidence) -> dict[str, Any]:
         "ranked": slide.ranked,
         "detections": slide.detections,
         "froc": protocols,
+    }
+
+
+def _numbers_from(confidences: Floats, thresholds: Sequence[float | None]) -> dict[str, int]:
+    """Count the confidences that reach the threshold of each operating point; none is 0."""
+    return {
+        f"{point:g}": 0 if least is None else int(np.count_nonzero(confidences >= least))
+        for point, least in zip(OPERATING_POINTS, thresholds, strict=True)
     }

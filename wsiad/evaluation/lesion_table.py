@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiad.core.csv_file import table_text
 from wsiad.core.files import write_text
@@ -26,6 +27,7 @@ from wsiad.evaluation.matching import (
     EvaluationMask,
     ProtocolName,
     SlideHits,
+    region_outlines,
 )
 
 LesionClass = Literal["macro", "micro", "itc"]
@@ -80,6 +82,8 @@ class Lesion:
         Highest confidence on the region; ``None`` if it was missed.
     rank : int or None
         Rank of that detection among all on the slide, from 1; equal ones share the lowest.
+    outline : ndarray of float64, (N, 2)
+        Outline after widening, x and y in level-0 pixels: a detection within it is a hit.
     """
 
     number: int
@@ -90,6 +94,7 @@ class Lesion:
     y: float
     score: float | None
     rank: int | None
+    outline: npt.NDArray[np.float64]
 
     @property
     def size_um(self) -> Microns:
@@ -118,9 +123,11 @@ def list_lesions(
     downsample, pixel_um : float
         Level-0 pixels and µm per mask pixel.
     """
+    if truth is None:
+        return ()
     lesions = []
-    for number, region in enumerate(truth.regions if truth else (), start=1):
-        assert truth is not None
+    outlines = region_outlines(truth)
+    for number, region in enumerate(truth.regions, start=1):
         best = float(hits_with_itc.regions[number - 1])
         axis = Microns(region.axis_px * pixel_um)
         lesions.append(
@@ -134,6 +141,7 @@ def list_lesions(
                 # Both protocols take a confidence of 0 for a miss.
                 score=best if best > 0 else None,
                 rank=1 + int(np.count_nonzero(detections.confidence > best)) if best > 0 else None,
+                outline=outlines[number - 1] * downsample,
             )
         )
     return tuple(lesions)

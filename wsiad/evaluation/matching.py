@@ -173,6 +173,28 @@ def evaluation_mask(tumour: Pixels, *, pixel_um: float) -> EvaluationMask:
     return EvaluationMask(labels, regions, itc)
 
 
+def region_outlines(truth: EvaluationMask) -> list[npt.NDArray[np.float64]]:
+    """Return the outline of each region, in order of their numbers.
+
+    Returns
+    -------
+    list of ndarray of float64, (N, 2)
+        Corners as column and row, mask pixels from the mask's corner. They run through the
+        centres of the region's outer pixels, and leave out those within a pixel of a line.
+    """
+    import cv2
+    from scipy import ndimage
+
+    outlines = []
+    for number, window in enumerate(ndimage.find_objects(truth.labels), start=1):
+        pixels = (truth.labels[window] == number).view(np.uint8)
+        rings, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        ring = cv2.approxPolyDP(max(rings, key=len), 1.0, True)[:, 0].astype(np.float64)
+        corner = np.array([window[1].start, window[0].start])
+        outlines.append(ring + corner + 0.5)
+    return outlines
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """Region without a number yet: first pixel, bounding window, pixels, measurements."""

@@ -16,7 +16,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,20 +29,32 @@ from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
-from wsiad.report.report_model import ColourScale, Report, SlideEntry
+from wsiad.report.report_model import ColourScale, LesionMark, Report, SlideEntry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Annotated lesion on a picture: an SVG path, in pixels, with a label at a point."""
+
+    kind: str
+    label: str
+    path: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """Picture of a page, with its data or a link as the source."""
+    """Picture of a page, with its data or a link as the source, and marks to draw over it."""
 
     caption: str
     source: str
     width: int
     height: int
+    marks: tuple[Mark, ...] = ()
 
 
 def environment() -> jinja2.Environment:
@@ -87,6 +99,25 @@ def file_size(file: Path) -> int:
     except OSError as error:
         raise ExportError(
             f"the picture cannot be read ({error.strerror})",
+            subject=str(file),
+            remedy="Export the slide again.",
+        ) from error
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """Return width and height of a picture, pixels.
+
+    Raises
+    ------
+    ExportError
+        The file is missing, or neither PNG nor JPEG.
+    """
+    try:
+        with Image.open(file, formats=tuple(_TYPES)) as image:
+            return image.size
+    except OSError as error:
+        raise ExportError(
+            "the picture is not a PNG or JPEG file",
             subject=str(file),
             remedy="Export the slide again.",
         ) from error
@@ -198,7 +229,7 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
         thumbnail=picture(_THUMBNAIL, slide.thumbnail, folder) if slide.thumbnail else None,
         # The first look at a slide lies in other results, and is never linked.
         pictures=[
-            *shown(slide.images[:2]),
+            *(_marked(one, slide.marks) for one in shown(slide.images[:2])),
             *(picture(*one, None) for one in slide.first_look),
             *shown(slide.images[2:]),
         ],
@@ -208,6 +239,26 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
             for part in slide.regions
         ],
     )
+
+
+_KINDS = {True: ("found", "✓"), False: ("missed", "✗"), None: ("cells", "·")}
+
+
+def _marked(shown: Picture, lesions: Sequence[LesionMark]) -> Picture:
+    """Return a picture with annotated lesions drawn over it."""
+    marks = []
+    for lesion in lesions:
+        points = [(x * shown.width, y * shown.height) for x, y in lesion.outline]
+        if not points:
+            continue
+        kind, sign = _KINDS[lesion.found]
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        right = min(max(x for x, _ in points), 0.95 * shown.width)
+        top = max(min(y for _, y in points), 0.03 * shown.height)
+        label = f"{sign}{lesion.number}" if lesion.found is not None else ""
+        x, y = round(right, 1), round(top, 1)
+        marks.append(Mark(kind, label, path=f"M{corners}Z", x=x, y=y))
+    return replace(shown, marks=tuple(marks))
 
 
 def _shares(report: Report) -> dict[str, float]:
@@ -226,6 +277,7 @@ def _legend(scale: ColourScale) -> dict[str, Any]:
             )
     return {
         "caption": scale.caption,
+        "of": scale.of,
         "stops": _spread(scale.colours),
         "ticks": _spread(scale.ticks),
     }

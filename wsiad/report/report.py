@@ -15,15 +15,29 @@ from wsiad._version import __version__
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json, write_json
 from wsiad.core.typed_files import read_record
+from wsiad.evaluation.lesion_outlines import (
+    FALSE_POSITIVES,
+    TrueLesion,
+    TrueLesions,
+    read_outlines,
+)
 from wsiad.heatmaps.heatmap_task import HeatmapRow, usual_score
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report import remarks
-from wsiad.report.page import write_report
-from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.report.page import picture_size, write_report
+from wsiad.report.report_model import (
+    ColourScale,
+    LesionMark,
+    OperatingPoint,
+    RegionEntry,
+    Report,
+    SlideEntry,
+)
 from wsiad.results import file_names as names
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results, first_look, first_pictures
 from wsiad.results.judged import read_evaluation
+from wsiad.results.records import GEOMETRY, overlay_map
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED
 
@@ -76,7 +90,11 @@ def slide_entry(
 
 
 def with_findings(
-    entry: SlideEntry, *, evaluated: Mapping[str, Any] | None, compared: Mapping[str, Any] | None
+    entry: SlideEntry,
+    *,
+    evaluated: Mapping[str, Any] | None,
+    compared: Mapping[str, Any] | None,
+    marks: Sequence[LesionMark] = (),
 ) -> SlideEntry:
     """Add the findings of ``wsiad evaluate`` and ``wsiad significance`` on a slide.
 
@@ -89,6 +107,8 @@ def with_findings(
         lesions are those of the first protocol.
     compared : mapping, optional
         The slide's entry in ``significance.json``.
+    marks : sequence of LesionMark
+        Annotated lesions of the slide.
     """
     known, sure = evaluated or {}, compared or {}
     found: Mapping[str, Any] = next(iter((known.get("froc") or {}).values()), {})
@@ -96,7 +116,8 @@ def with_findings(
         entry,
         label=known.get("label") or entry.label,
         lesions=found.get("lesions"),
-        lesions_hit=found.get("lesions_hit"),
+        lesions_hit=(found.get("lesions_hit_at") or {}).get(f"{FALSE_POSITIVES:g}"),
+        marks=marks,
         p=sure.get("p_slide"),
         q=sure.get("q_slide"),
     )
@@ -208,6 +229,7 @@ def write_results_report(
     rows = list(opened.slides)
     sure = opened.significance()
     evaluated = read_evaluation(folder)
+    truth = read_outlines(folder / names.TRUTH) if evaluated else None
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -216,7 +238,7 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=_entries(opened, calibration, evaluated, sure, first=first),
+        slides=_entries(opened, calibration, evaluated, sure, first=first, truth=truth),
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=evaluated,
         plots=plots,
@@ -240,6 +262,7 @@ def write_results_report(
         colour_scale=_legend(calibration, "windows") if calibration else None,
         space_scale=_space_legend(results),
         versions=facts.get("versions") or {},
+        operating_point=OperatingPoint(truth.false_positives, truth.threshold) if truth else None,
     )
     path = to or results / names.REPORT
     write_report(path, report)
@@ -253,8 +276,10 @@ def _entries(
     sure: dict[str, Any] | None,
     *,
     first: Results | None,
+    truth: TrueLesions | None,
 ) -> list[SlideEntry]:
     """Collect the entries of the slides that did not fail."""
+    lesions = truth.slides if truth else {}
     judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
     compared = (sure or {}).get("slides", {})
     return [
@@ -262,10 +287,27 @@ def _entries(
             slide_entry(results.of(row), calibration, first=first),
             evaluated=judged.get(row.slide),
             compared=compared.get(row.slide),
+            marks=_marks(results.of(row), lesions.get(row.slide, [])),
         )
         for row in results.slides
         if row.status != FAILED
     ]
+
+
+def _marks(slide: SlideResults, lesions: Sequence[TrueLesion]) -> list[LesionMark]:
+    """Place annotated lesions on the pictures of a slide; none if it has no overlay."""
+    path = slide.file(names.OVERLAY)
+    placement = overlay_map((slide.facts() or {}).get(GEOMETRY)) if lesions else None
+    if path is None or placement is None:
+        return []
+    width, height = picture_size(path)
+    marks = []
+    for lesion in lesions:
+        columns, rows = placement.from_level0(*np.array(lesion.outline).reshape(-1, 2).T)
+        outline = np.stack([columns / width, rows / height], axis=1).clip(0, 1)
+        found = None if lesion.kind == "itc" else lesion.found
+        marks.append(LesionMark(lesion.number, found, [(x, y) for x, y in outline.tolist()]))
+    return marks
 
 
 class _TimingsFile(pydantic.BaseModel):
@@ -353,4 +395,5 @@ def _legend(calibration: Calibration, of: str) -> ColourScale:
         f"Share of healthy {of} with a lower score, and the score. The same for all slides.",
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in shown.tolist()],
         [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
+        f"Healthy {of} with a lower score: their score",
     )

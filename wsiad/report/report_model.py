@@ -26,11 +26,14 @@ class ColourScale:
         ``#rrggbb`` at equal distances from the low end to the high end.
     ticks : sequence of str
         Labels at equal distances from the low end to the high end.
+    of : str
+        What the scores are of, in a few words, for the legend beside a slide.
     """
 
     caption: str
     colours: Sequence[str]
     ticks: Sequence[str]
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,51 @@ class RegionEntry:
     region: Region
     images: Pictures = ()
     tiles: Pictures = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Score from which a detection counts, where lesions are said to be hit or missed.
+
+    Parameters
+    ----------
+    false_positives : float
+        Mean false positives per slide that the score leaves.
+    threshold : float or None
+        That score; ``None`` if even the highest leaves more.
+    """
+
+    false_positives: float
+    threshold: float | None
+
+    @property
+    def words(self) -> str:
+        """The point in words, to stand after "hit"."""
+        rate = f"{self.false_positives:g} false positive{'s' * (self.false_positives != 1)} a slide"
+        if self.threshold is None:
+            return f"at {rate} on average, which no confidence keeps to"
+        least = report_text.score(self.threshold)
+        return f"at {rate} on average, that is with a confidence of at least {least}"
+
+
+@dataclass(frozen=True, slots=True)
+class LesionMark:
+    """Annotated lesion, to be drawn on the pictures of its slide.
+
+    Parameters
+    ----------
+    number : int
+        Number on the slide, as in ``lesions.csv``.
+    found : bool or None
+        True where a detection at the operating point hits it; ``None`` for isolated tumour
+        cells, which count neither way.
+    outline : sequence of (float, float)
+        Corners as shares of the pictures' width and height.
+    """
+
+    number: int
+    found: bool | None
+    outline: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +132,10 @@ class SlideEntry:
     not_assessed : bool
         True where parts were left out; the overview is then shown unfolded.
     lesions, lesions_hit : int or None
-        Number of annotated lesions, if there are annotations, and number that a detection hits.
+        Number of annotated lesions, if there are annotations, and number that a detection hits
+        at the operating point of the report.
+    marks : sequence of LesionMark
+        Annotated lesions, for the pictures.
     p, q : float or None
         Conformal p-value, and the same value adjusted over the slides of the folder.
     detections : int or None
@@ -115,6 +166,7 @@ class SlideEntry:
     not_assessed: bool = False
     lesions: int | None = None
     lesions_hit: int | None = None
+    marks: Sequence[LesionMark] = ()
     p: float | None = None
     q: float | None = None
     detections: int | None = None
@@ -173,6 +225,8 @@ class Report:
         Legend of the maps of neighbourhoods.
     versions : mapping of str to str
         Versions of the packages that computed the results, by name.
+    operating_point : OperatingPoint or None
+        Score at which lesions count as hit; ``None`` without annotated lesions.
     """
 
     title: str
@@ -192,6 +246,13 @@ class Report:
     colour_scale: ColourScale | None = None
     space_scale: ColourScale | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    operating_point: OperatingPoint | None = None
+
+    @property
+    def hit_where(self) -> str:
+        """The operating point in words, or that the evaluation of an earlier version has none."""
+        point = self.operating_point
+        return point.words if point else "at a score that is not stated (run wsiad evaluate again)"
 
     def ranked(self) -> list[SlideEntry]:
         """Return the slides by descending score, then those without a score by name."""

@@ -46,6 +46,8 @@ RESERVED: Final = frozenset({QUPATH, SHARDS, REVIEWS})
 
 EVALUATION: Final = "evaluation.json"
 LESION_TABLE: Final = "lesions.csv"
+TRUTH: Final = "truth.json"
+"""Outlines of the annotated lesions, and which were found."""
 ROC: Final = "roc.png"
 FROC: Final = "froc.png"
 

@@ -65,6 +65,8 @@ class _Counts(_Record):
 class _Found(_Record):
     lesions: _Count | None = None
     lesions_hit: _Count | None = None
+    lesions_hit_at: dict[str, _Count] = {}
+    false_positives_at: dict[str, _Count] = {}
 
 
 class _JudgedSlide(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import pydantic
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
-from wsiad.core.geometry import Box, Mpp, Size, Spacing
+from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask, identity_of
 from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
@@ -248,3 +249,20 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
             remedy=f"Set that option again, or delete {task.folder} to score a better copy.",
         )
     return record, replace(row, label=task.slide.label, split=task.slide.split)
+
+
+def overlay_map(geometry: object) -> PixelMap | None:
+    """Return the map from pixels of a slide's overlay to level-0 pixels; ``None`` if it is none.
+
+    Parameters
+    ----------
+    geometry : object
+        Value of `GEOMETRY` in the slide's record.
+    """
+    numbers = geometry.get("overlay") if isinstance(geometry, dict) else None
+    if not isinstance(numbers, list) or len(numbers) != 4:
+        return None
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        return None
+    x, y, scale_x, scale_y = (float(n) for n in numbers)
+    return PixelMap(x, y, scale_x, scale_y) if scale_x > 0 and scale_y > 0 else None

@@ -34,7 +34,7 @@ from wsiad.results.overlay import (
     write_picture,
     write_thumbnail,
 )
-from wsiad.results.records import SCORE_AGAIN
+from wsiad.results.records import SCORE_AGAIN, overlay_map
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.tissue.quality import LeftOut, Reason
@@ -197,13 +197,13 @@ def read_scored(slide: SlideResults, geometry: Mapping[str, Any]) -> ScoredHeatm
     InputError
         A file is missing or damaged.
     """
+    shown = overlay_map(geometry)
     try:
-        shown, mpp = PixelMap(*geometry["overlay"]), Mpp(geometry["window_mpp"])
-        sound = all(math.isfinite(n) for n in (shown.x, shown.y))
-        sound &= all(math.isfinite(n) and n > 0 for n in (shown.scale_x, shown.scale_y, mpp))
+        mpp = Mpp(geometry["window_mpp"])
+        sound = math.isfinite(mpp) and mpp > 0
     except (KeyError, TypeError, ValueError):
         sound = False
-    if not sound:
+    if not sound or shown is None:
         raise InputError(
             "its record does not state the position of its overlay",
             subject=str(slide.folder),

@@ -103,6 +103,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.core.files import write_json
     from wsiad.evaluation import figures as report
     from wsiad.evaluation import unscored
+    from wsiad.evaluation.lesion_outlines import write_outlines
     from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
     from wsiad.evaluation.truth import read_groups
@@ -165,7 +166,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         caption=caption,
     )
     plot_froc(result.froc_plot, figures.froc, caption=caption)
-    write_lesions(result.lesions, report.lesions(slides, config.protocols))
+    lesions = report.lesions(slides, config.protocols)
+    write_lesions(result.lesions, lesions)
+    first_protocol = config.protocols[0]
+    write_outlines(
+        out / names.TRUTH,
+        first_protocol,
+        lesions[first_protocol],
+        figures.froc[first_protocol].thresholds,
+    )
     values = report.as_json(
         figures,
         slides,
