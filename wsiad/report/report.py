@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 import pydantic
@@ -24,6 +26,7 @@ from wsiad.evaluation.lesion_outlines import (
 from wsiad.heatmaps.heatmap_task import HeatmapRow, usual_score
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.report import remarks
+from wsiad.report.contact_sheet import write_contact_sheet
 from wsiad.report.page import picture_size, write_report
 from wsiad.report.report_model import (
     ColourScale,
@@ -187,7 +190,7 @@ def write_results_report(
     warnings: Sequence[str] = (),
     to: Path | None = None,
 ) -> Path:
-    """Write ``report.html`` into a results folder.
+    """Write ``report.html``, the contact sheet and the table of all regions of a results folder.
 
     Parameters
     ----------
@@ -233,6 +236,8 @@ def write_results_report(
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
+    path = to or results / names.REPORT
+    sheet = Path(os.path.relpath(results / names.CONTACT_SHEET, path.parent)).as_posix()
     report = Report(
         title=f"Anomaly report: {facts['detector']} on {len(rows)} slide{'s' * (len(rows) != 1)}",
         created_by=f"wsiad {__version__}",
@@ -263,8 +268,9 @@ def write_results_report(
         space_scale=_space_legend(results),
         versions=facts.get("versions") or {},
         operating_point=OperatingPoint(truth.false_positives, truth.threshold) if truth else None,
+        contact_sheet=quote(sheet),
     )
-    path = to or results / names.REPORT
+    write_contact_sheet(opened, report, page=path)
     write_report(path, report)
     return path
 

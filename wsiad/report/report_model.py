@@ -227,6 +227,8 @@ class Report:
         Versions of the packages that computed the results, by name.
     operating_point : OperatingPoint or None
         Score at which lesions count as hit; ``None`` without annotated lesions.
+    contact_sheet : str
+        Address of the contact sheet, relative to the page; empty if there is none.
     """
 
     title: str
@@ -247,6 +249,7 @@ class Report:
     space_scale: ColourScale | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None
+    contact_sheet: str = ""
 
     @property
     def hit_where(self) -> str:

@@ -21,6 +21,10 @@ CONFIG: Final = config.CONFIG
 SLIDES_TABLE: Final = slide_table.SLIDES_TABLE
 """Table with a row for each slide, even if it failed."""
 REPORT: Final = slide_table.REPORT
+CONTACT_SHEET: Final = "contact_sheet.html"
+"""Page of the strongest regions of all slides, side by side."""
+ALL_REGIONS: Final = "all_regions.csv"
+"""Table of the regions of all slides, strongest first."""
 TIMINGS: Final = "timings.json"
 """Seconds by stage, and folder of the last evaluation."""
 CALIBRATION: Final = "calibration.json"

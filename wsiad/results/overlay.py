@@ -27,7 +27,7 @@ from wsiad.pictures.overview import Overview, hatch_left_out
 RGB = npt.NDArray[np.uint8]
 
 _LONGEST_PX = 1600
-_LEAST_PX, _LARGEST_FACTOR = 1280, 8
+_LEAST_PX, _LARGEST_FACTOR = 1000, 8
 _THUMBNAIL_PX = (240, 180)
 _SPOT_PX = 9
 _BAND_ROWS = 128
@@ -52,7 +52,7 @@ def enlarged(overview: Overview) -> Overview:
     Returns
     -------
     Overview
-        Enlarged overview; the same object if the longest edge has more than 640 px.
+        Enlarged overview; the same object if the longest edge has more than 500 px.
     """
     height, width = overview.mask.shape
     factor = min(_LARGEST_FACTOR, _LEAST_PX // max(1, height, width))

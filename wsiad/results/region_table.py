@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsiad.core.csv_file import table_text
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.core.geometry import Box, Microns, SquareMicrons
-from wsiad.core.typed_files import TableKind
+from wsiad.core.typed_files import TableKind, columns
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.regions import Region
@@ -141,3 +142,17 @@ def read_regions(path: Path) -> list[RegionRow]:
                     remedy=_TABLE.remedy,
                 )
     return rows
+
+
+def write_all_regions(path: Path, regions: Iterable[tuple[str, RegionRow]]) -> None:
+    """Write the regions of all slides as one table, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        CSV to write. Its columns are ``slide`` and those of the slides' own tables.
+    regions : iterable of (str, RegionRow)
+        Slide and row of each region, in the order of the table.
+    """
+    rows = ([slide, *(getattr(row, name) for name in columns(RegionRow))] for slide, row in regions)
+    write_text(path, table_text(["slide", *columns(RegionRow)], rows))

@@ -338,7 +338,7 @@ class SlideResults:
         """
         from wsiad.exports.qupath.objects import SCORE
 
-        rows, shapes = self._region_rows(), self.outlines()
+        rows, shapes = self.region_rows(), self.outlines()
         if len(rows) != len(shapes):
             raise ExportError(
                 f"holds {len(shapes)} regions, but {names.REGIONS} next to it holds {len(rows)}",
@@ -368,9 +368,18 @@ class SlideResults:
         ExportError
             The table is damaged.
         """
-        return np.array([row.max_score for row in self._region_rows()], np.float64)
+        return np.array([row.max_score for row in self.region_rows()], np.float64)
 
-    def _region_rows(self) -> list[RegionRow]:
+    def region_rows(self) -> list[RegionRow]:
+        """Read the table of the regions, strongest first, without their outlines.
+
+        Raises
+        ------
+        InputError
+            The slide was not scored, or was scored by a version of wsiad without this table.
+        ExportError
+            The table is damaged.
+        """
         path = self._scored(names.REGIONS)
         if not path.exists():
             raise InputError(
