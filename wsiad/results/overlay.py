@@ -30,6 +30,7 @@ _LONGEST_PX = 1600
 _LEAST_PX, _LARGEST_FACTOR = 1000, 8
 _THUMBNAIL_PX = (240, 180)
 _SPOT_PX = 9
+_LINE_SHARE, _TEXT_SHARE = 500, 1000  # of a picture's longest edge: pages show it reduced
 _BAND_ROWS = 128
 _SUBPIXEL_BITS = 4
 _NUMBERED = 5
@@ -197,12 +198,12 @@ def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement
         Map from pixels of the picture to level-0 pixels.
     """
     longest = max(picture.shape)
-    width = max(1, round(longest / 1600))
+    width = max(1, round(longest / _LINE_SHARE))
     for polygon in polygons:
         outline_polygon(picture, polygon, placement, width=width)
     for number, polygon in reversed(list(enumerate(polygons[:_NUMBERED], start=1))):
         left, top, _, _ = polygon.bounds
-        _write_number(picture, number, placement.from_level0(left, top), longest / 1600)
+        _write_number(picture, number, placement.from_level0(left, top), longest / _TEXT_SHARE)
 
 
 def _write_number(picture: RGB, number: int, at: tuple[float, float], scale: float) -> None:
