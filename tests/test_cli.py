@@ -37,8 +37,10 @@ def test_help_has_every_option_and_an_example(verb, capsys):
     cls = config_class(getattr(module, name))
     for field in cls.model_fields:
         if field not in ("tissue", "stain", *cls.unflagged):
-            shown = field.replace("_", "-").removesuffix(
-                "s" if field in ("options", "scales") else ""
+            shown = (
+                cls.flags.get(field, field)
+                .replace("_", "-")
+                .removesuffix("s" if field in ("options", "scales") else "")
             )
             assert shown in text.replace("_", "-").lower(), field
 
@@ -125,6 +127,65 @@ def test_unknown_detector_and_option(tmp_path, capsys):
     assert "the value of places is not YAML" in capsys.readouterr().err
     code, _, err = run(capsys, *train, "--option", "places=9", "--option", "places=5")
     assert (code, "options: 'places' is set twice, to 9 and 5" in err) == (2, True)
+
+
+def help_of(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_in_groups_with_every_default_and_no_file_that_is_not_there(verb, capsys):
+    text = help_of(verb, capsys)
+    groups = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert groups[-2:] == ["help, configuration and faults", "examples"]
+    assert groups[int("positional arguments" in groups)] == "common options"
+    options = re.split(r"\n  (?=-)", text[: text.index("\nexamples:")])[1:]
+    for option in options:
+        said = " ".join(option.split("\n\n")[0].split())
+        assert re.search(r"default|\[required\]|-h, --help", said, re.IGNORECASE), said
+    for name in re.findall(r"(?:configs|docs)/[\w./-]+\.(?:yaml|md)", text):
+        assert (ROOT / name).is_file(), name
+
+
+UNITS = re.compile(
+    r"µm|px|pixel|value|number|maximum|minimum|most|share|step|second|minute|quantile|level|quality|"
+    r"seed|edge|port|rate|percent|radius|factor|bytes|GiB|width",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_numbers_count(verb, capsys):
+    text = help_of(verb, capsys)
+    for option in re.split(r"\n  (?=-)", text[: text.index("\nexamples:")])[1:]:
+        flag, _, said = option.partition(" ")
+        if re.match(r"(INT|FLOAT)\b", said):
+            assert UNITS.search(said), flag
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_common_and_following_name_options_that_exist(verb):
+    from wsiad.core.config import config_class
+    from wsiad.verbs import function_of
+
+    fields = config_class(function_of(verb)).model_fields
+    assert set(VERBS[verb].common) <= set(fields)
+    said = VERBS[verb].following.format_map(dict.fromkeys(fields, "X"))
+    assert not said or said.split()[1] in VERBS
+
+
+def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
+    write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    out = tmp_path / "a store"
+    code, said, _ = run(capsys, "tile", tmp_path / "s.tif", "--out", out, "--mpp", 0.5, "--tile",
+                        48, "--tissue-min-area-um2", 0, "--quiet")  # fmt: skip
+    assert code == 0
+    assert said.splitlines() == [
+        f"{out}: 1 of 1 slide stored: 16 tiles; see {out / 'report.html'}",
+        f"next: wsiad train '{out}' --out runs/knn --detector knn",
+    ]
 
 
 def test_doctor(capsys, tmp_path):

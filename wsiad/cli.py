@@ -6,7 +6,10 @@ import argparse
 import inspect
 import logging
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -130,7 +133,12 @@ def _run(name: str, arguments: list[str]) -> int:
     shown = {field: field.upper() for field in VERBS[name].positional}
     config = resolve(cls, file=file, flags=_nested(values), shown=shown)
     result = function(config)
-    return _report(name, result)
+    code = _report(name, result)
+    following = "" if getattr(config, "dry_run", False) else VERBS[name].following
+    if following:
+        said = {field: shlex.quote(str(value)) for field, value in iter(config)}
+        print(lines(f"next: {following.format_map(said)}"))
+    return code
 
 
 def _report(name: str, result: Any) -> int:
@@ -187,9 +195,20 @@ def _indent(text: str) -> str:
 
 def _verb_parser(name: str, cls: type[Config]) -> _Parser:
     verb = VERBS[name]
+    places = [_place(cls.model_fields[field], field) for field in verb.positional]
+    needed = [
+        f"--{cls.flags.get(field, field)} {_metavar(info.annotation)}".replace("_", "-")
+        for field, info in cls.model_fields.items()
+        if info.is_required() and field not in verb.positional
+    ]
     parser = _Parser(
         prog=f"wsiad {name}",
-        description=inspect.cleandoc(cls.__doc__ or verb.summary),
+        usage=" ".join([f"wsiad {name}", *places, *needed, "[OPTION ...]"]),
+        add_help=False,
+        description="\n\n".join(
+            textwrap.fill(" ".join(part.split()), shutil.get_terminal_size().columns - 2)
+            for part in inspect.cleandoc(cls.__doc__ or verb.summary).split("\n\n")
+        ),
         epilog=f"examples:\n{_indent(verb.examples)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -204,18 +223,57 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
             metavar=field.upper(),
             help=_help(info, field, cls),
         )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file of the options; flags override it"
+    _add_flags(_Groups(parser, name, cls, common=verb.common), cls, skip=verb.positional)
+    general = parser.add_argument_group("help, configuration and faults")
+    general.add_argument("-h", "--help", action="help", help="Show this text and exit.")
+    general.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of the options; flags override it. [default: none]",
     )
-    _add_flags(parser, cls, skip=verb.positional)
-    parser.add_argument(
-        _DEBUG, action="store_true", help="show the traceback of an unexpected error"
+    general.add_argument(
+        _DEBUG,
+        action="store_true",
+        help="Show the traceback of an unexpected error. [default: no]",
     )
     return parser
 
 
+def _place(info: FieldInfo, field: str) -> str:
+    shown = f"{field.upper()} ..." if _is_many(info.annotation) else field.upper()
+    return shown if info.is_required() else f"[{shown}]"
+
+
+class _Groups:
+    """The groups of a verb's options: the common ones first, then one for each subject.
+
+    The subject of an option is that of the config which defines it, and the first line of that
+    config's docstring is the group's title.
+    """
+
+    def __init__(
+        self, parser: _Parser, verb: str, cls: type[Config], *, common: tuple[str, ...]
+    ) -> None:
+        self._parser, self._verb, self._cls, self._common = parser, verb, cls, common
+        self._groups = {"": parser.add_argument_group("common options")}
+
+    def of(self, owner: type[Config], path: tuple[str, ...]) -> Any:
+        """Return the group of an option, which a config has under a path of keys."""
+        first = self._cls.model_fields[path[0]]
+        if path[0] in self._common or (len(path) == 1 and first.is_required()):
+            return self._groups[""]
+        defining = next(kind for kind in owner.__mro__ if path[-1] in inspect.get_annotations(kind))
+        title = inspect.cleandoc(defining.__doc__ or "").partition("\n")[0].rstrip(".").lower()
+        if defining is self._cls:
+            title = f"more options of wsiad {self._verb}"
+        if title not in self._groups:
+            self._groups[title] = self._parser.add_argument_group(title)
+        return self._groups[title]
+
+
 def _add_flags(
-    parser: argparse.ArgumentParser,
+    groups: _Groups,
     cls: type[Config],
     *,
     prefix: tuple[str, ...] = (),
@@ -227,17 +285,19 @@ def _add_flags(
         if (not prefix and field in skip) or field in cls.unflagged:
             continue
         path = (*prefix, field)
-        flag = "--" + "-".join(path).replace("_", "-")
+        flag = "--" + "-".join((*prefix, cls.flags.get(field, field))).replace("_", "-")
         dest = ".".join(path)
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Config):
-            _add_flags(parser, kind, prefix=path)
-        elif kind is bool:
-            parser.add_argument(
+            _add_flags(groups, kind, prefix=path)
+            continue
+        group = groups.of(cls, path)
+        if kind is bool:
+            group.add_argument(
                 flag, dest=dest, action=argparse.BooleanOptionalAction, help=_help(info, field, cls)
             )
         elif typing.get_origin(kind) is dict:
-            parser.add_argument(
+            group.add_argument(
                 "--" + "-".join(path).removesuffix("s").replace("_", "-"),
                 dest=dest,
                 action="append",
@@ -247,7 +307,7 @@ def _add_flags(
             )
         else:
             many = _is_many(kind)
-            parser.add_argument(
+            group.add_argument(
                 flag,
                 dest=dest,
                 nargs="+" if many else None,
@@ -301,14 +361,19 @@ def _help(info: FieldInfo, field: str, cls: type[Config]) -> str:
     text = " ".join((info.description or "").split())
     if field in cls.kept:
         return f"{text} [default: unchanged]".replace("%", "%%")
-    default = info.default
-    # Switches show theirs by their name; a default that is made anew has none to show.
-    plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
-    if plain and default != "":
-        text += f" [default: {default}]"
     if info.is_required():
         text += " [required]"
+    elif "default" not in text.lower():
+        text += f" [default: {_default(info.get_default(call_default_factory=True))}]"
     return text.replace("%", "%%")
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value))
+    return str(value) if value or value == 0 else "none"
 
 
 def _pair(text: str) -> tuple[str, Any]:

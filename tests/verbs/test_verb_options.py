@@ -51,6 +51,9 @@ OPTIONS = {
         compression.level=-20
         compression.quality=95
         split_tiles=65536
+        limit=null
+        dry_run=false
+        as_json=false
         quiet=false
     """,
     "embed": """
@@ -165,6 +168,7 @@ OPTIONS = {
     "heatmap": """
         stride=null
         detail="window"
+        precision="run"
         scales_um="auto"
         top_k=10
         region_quantile=0.999
@@ -198,6 +202,9 @@ OPTIONS = {
         healthy=null
         batch=256
         device="auto"
+        limit=null
+        dry_run=false
+        as_json=false
         quiet=false
     """,
     "export": """

@@ -246,7 +246,7 @@ def run_batch(
             logger.info("%s: %s", task.slide.name, error)
             return None
 
-    guarded = functools.partial(_guarded, work, row)
+    safe = functools.partial(guarded, work, row)
     deaths = Deaths(table.path.parent)
     rows: list[R] = []
     divisions = Divisions()
@@ -254,7 +254,7 @@ def run_batch(
     last = start
     with Progress(label, total=len(tasks), unit="slide", quiet=quiet) as progress:
         results = run_tasks(
-            guarded,
+            safe,
             tasks,
             options=options,
             failed=lost,
@@ -329,9 +329,11 @@ def failed_row(row: type[R], slide: SlideInput, reason: str) -> R:
     )
 
 
-def _guarded(
-    work: Callable[[T], R | Divided[Any] | PartDone], row: type[R], task: T
-) -> R | Divided[Any] | PartDone:
+W = TypeVar("W")
+
+
+def guarded(work: Callable[[T], W], row: type[R], task: T) -> R | W:
+    """Return the result of the work on a slide, or the slide's row with the reason of a failure."""
     if task.slide.problem:
         known = failed_row(row, task.slide, task.slide.problem)
         return replace(known, status=UNUSABLE) if task.slide.unusable else known

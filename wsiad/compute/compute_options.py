@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
@@ -84,6 +84,33 @@ class ComputeOptions(WorkerOptions):
                 "job arrays"
             )
         return self
+
+
+class PreviewOptions(Config):
+    """Options of a look at the slides before the work."""
+
+    flags: ClassVar[Mapping[str, str]] = {"as_json": "json"}
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Number of slides to process, the first by name; by default all."""
+    dry_run: bool = False
+    """Look only: format, µm/px, tissue, number of tiles, bytes and time of each slide, and what
+    will fail. Nothing is written; the exit code is 1 if something will fail."""
+    as_json: bool = False
+    """Print the result of `dry_run` as JSON, for programs."""
+
+    @model_validator(mode="after")
+    def _json_of_a_look(self) -> Self:
+        if self.as_json and not self.dry_run:
+            raise ValueError("`json` is the form of `dry_run`: set that too")
+        return self
+
+
+def first_slides(slides: Sequence[SlideInput], limit: int | None) -> list[SlideInput]:
+    """Return the first slides by name; all if there is no limit."""
+    if limit is None:
+        return list(slides)
+    return sorted(slides, key=lambda slide: (slide.name, str(slide.path)))[:limit]
 
 
 def take_shard(items: Iterable[T], shard: str | None) -> list[T]:

@@ -198,6 +198,8 @@ class Config(pydantic.BaseModel):
     """Fields that keep the value of the verb's input if they are not set."""
     unflagged: ClassVar[frozenset[str]] = frozenset()
     """Fields that are set in files and have no flag."""
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Flags of fields, without dashes, that differ from the fields' names."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -95,8 +95,10 @@ class WholeTiles:
         return np.asarray(found[np.searchsorted(np.unique(indices), indices)], np.float32)
 
 
-def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
+def from_plan(plan: SlidePlan, *, first: int = 0) -> Iterator[WindowBatch]:
     """Return an iterator over the windows of a planned slide that pass its quality thresholds.
+
+    It begins with the window of number ``first``.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def from_plan(plan: SlidePlan) -> Iterator[WindowBatch]:
     """
     examples = choose_examples(plan, count=EXAMPLES)
     # A loop would keep a block's pixels while the next one is read.
-    return map(_windows_of, stream(plan, guard=plan.quality, examples=examples))
+    return map(_windows_of, stream(plan, guard=plan.quality, examples=examples, first=first))
 
 
 def _windows_of(block: TileBlock) -> WindowBatch:
@@ -252,6 +254,15 @@ def _windows_within(
         for right in offsets:
             y, x = down * windows.stride, right * windows.stride
             yield y, x, corner[:, 0] + down, corner[:, 1] + right
+
+
+def count_stored(slide: StoredSlide, windows: Grid, *, thresholds: QualityThresholds) -> int:
+    """Return the number of windows of :func:`from_store`."""
+    usable = np.flatnonzero(slide.judged(thresholds) == Reason.USABLE)
+    seen = np.zeros((windows.rows, windows.columns), bool)
+    for _, _, rows, columns in _windows_within(slide, windows, slide.column("lattice")[usable]):
+        seen[rows, columns] = True
+    return int(seen.sum())
 
 
 def read_planned(plan: SlidePlan, rows: IntArray, columns: IntArray) -> Iterator[Pixels]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,14 @@ from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.stitch import notes, stitch
+from wsiad.heatmaps.window_batches import WindowBatch, score_windows
 from wsiad.heatmaps.windows import (
     WindowSource,
+    count_stored,
+    from_plan,
+    from_store,
     slide_windows,
+    store_grid,
     stored_windows,
 )
 from wsiad.learning.detector import Detector, InputSpec, LearnsByFold
@@ -39,8 +45,14 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
 from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Slide
+from wsiad.slides.slide_files import slide_files
+from wsiad.slides.slide_table import OK
 from wsiad.slides.staging import staged
+from wsiad.stain.profile import StainProfile
+from wsiad.store.slide_preview import PreviewRow, Sample, looked_at, middle, sampled
+from wsiad.store.tile_store import TileStore
 from wsiad.store.writer import check_unchanged
+from wsiad.tiling.plan import plan_slide
 from wsiad.tissue.quality import LeftOut, Reason
 
 
@@ -154,6 +166,66 @@ def _opened(task: SlideTask) -> Iterator[Slide | None]:
         ) as slide,
     ):
         yield slide
+
+
+def look_to_score(task: SlideTask, row: PreviewRow, sample: bool) -> tuple[PreviewRow, Sample]:
+    """Plan a slide's windows as :func:`score_slide` does, and score some if a sample is wanted.
+
+    Raises
+    ------
+    SlideError
+        The slide cannot be opened or decoded, or its µm/px do not fit the run.
+    StoreError
+        The stored slide is damaged, or its tiles do not fit the detector.
+    """
+    start = time.monotonic()
+    detector, _, _ = load_once(task.run, task.device, task.digest, task.options.precision)
+    device = choose_device(task.device)
+    at_once = windows_at_once(task.batch, device, edge=detector.spec.size)
+    with _opened(task) as slide:
+        if slide is None:
+            found, windows = _look_at_stored(task, row, detector.spec)
+        else:
+            target = StainProfile.from_dict(task.target)
+            plan = plan_slide(
+                slide,
+                task.preparation,
+                target=target,
+                tile=detector.spec.size,
+                stride=task.options.stride or detector.spec.size,
+                stain=None if sample else target,  # no pixel is used
+            )
+            size = sum(path.stat().st_size for path in slide_files(task.slide.path))
+            found = replace(looked_at(slide, plan, row, noun="window"), bytes=size)
+            windows = from_plan(plan, first=middle(len(plan)))
+        if not sample or not found.tiles:
+            return found, Sample()
+        seconds = time.monotonic() - start
+        with contextlib.closing(score_windows(detector, windows, batch=at_once)) as batches:
+            return found, sampled(((len(b.rows), 0) for b in batches), plan_seconds=seconds)
+
+
+def _look_at_stored(
+    task: SlideTask, row: PreviewRow, spec: InputSpec
+) -> tuple[PreviewRow, Iterator[WindowBatch]]:
+    """Return the row of a stored slide, and its windows."""
+    stored = TileStore(task.slide.path).slide(task.slide.name)
+    grid, thresholds = store_grid(stored, spec, task.options.stride), task.preparation.quality
+    found = replace(
+        row,
+        status=OK if len(stored) else stored.status,
+        reason=stored.reason,
+        format="store",
+        backend="store",
+        mpp_x=float(stored.spacing.x),
+        mpp_y=float(stored.spacing.y),
+        mpp_source=stored.facts["slide"]["spacing_source"],
+        width=stored.size.width,
+        height=stored.size.height,
+        tissue_share=float(stored.facts["tissue"]["share"]),
+        tiles=count_stored(stored, grid, thresholds=thresholds),
+    )
+    return found, from_store(stored, grid, thresholds=thresholds)
 
 
 def _score(

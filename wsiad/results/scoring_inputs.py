@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiad.compute.compute_options import ComputeOptions, slides_of_shard
+from wsiad.compute.compute_options import ComputeOptions, first_slides, slides_of_shard
 from wsiad.core.config import Config, build, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.core.files import write_json
@@ -144,6 +144,7 @@ def plan_scoring(
     batch: int,
     device: str,
     compute: ComputeOptions,
+    limit: int | None = None,
 ) -> Scoring:
     """Plan the scoring of slides; nothing is written yet.
 
@@ -167,6 +168,8 @@ def plan_scoring(
         Name of the device, see :func:`wsiad.learning.devices.choose_device`.
     compute : ComputeOptions
         Options of the workers and the shard.
+    limit : int, optional
+        Number of slides, the first by name.
 
     Raises
     ------
@@ -211,6 +214,7 @@ def plan_scoring(
         target=target,
         staged=compute.stage_dir is not None,
     )
+    slides = first_slides(slides, limit)
     if options.evidence_regions and from_store and TileStore(paths[0]).encoder:
         note = "the store holds features without tiles: regions have no evidence"
         warnings.append(f"{paths[0]}: {note}")

@@ -121,9 +121,8 @@ class TileStore:
         preparation = preparation.preparation()
         target = json.loads(json.dumps(target))  # tuples become lists, as when read back
         compression = compression or CompressionOptions()
-        refuse_foreign(path, StoreError, what="a tile store", marks=[_ROOT], begun=[GROUPS])
-        if (path / _ROOT).exists():
-            return cls._made_alike(path, preparation, target, compression, encoder=encoder)
+        if there := cls.made_alike(path, preparation, target, compression, encoder=encoder):
+            return there
         facts: dict[str, Any] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -140,18 +139,31 @@ class TileStore:
             new_file(path / _ROOT) as partial,
         ):
             write_json(partial, group)
-        return cls._made_alike(path, preparation, target, compression, encoder=encoder)
+        made = cls.made_alike(path, preparation, target, compression, encoder=encoder)
+        return made or cls(path)
 
     @classmethod
-    def _made_alike(
+    def made_alike(
         cls,
         path: Path,
         preparation: Preparation,
         target: dict[str, Any],
         compression: CompressionOptions,
         *,
-        encoder: str | None,
-    ) -> TileStore:
+        encoder: str | None = None,
+    ) -> TileStore | None:
+        """Return the store if it is there and was made alike; ``None`` if it can be created.
+
+        Raises
+        ------
+        StoreMismatchError
+            The store was made with another preparation; the error names the differences.
+        StoreError
+            The folder holds something else.
+        """
+        refuse_foreign(path, StoreError, what="a tile store", marks=[_ROOT], begun=[GROUPS])
+        if not (path / _ROOT).exists():
+            return None
         store = cls(path)
         if store.encoder != encoder:
             kinds = [f"features of {e} without tiles" if e else "tiles" for e in

@@ -6,7 +6,8 @@ Slides of a store that could not be looked at are listed here, for everyone who 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,26 +16,21 @@ from wsiad.compute.batch import BatchTask, Divided, PartDone
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
-from wsiad.core.packages import versions
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
     FAILED,
-    REPORT,
     SLIDES_TABLE,
     UNUSABLE,
     SlideRow,
     backend_text,
-    backends,
-    failures,
-    partly_damaged,
     read_table,
-    unusable,
 )
 from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
     from wsiad.slides.inputs import SlideInput
+    from wsiad.slides.slide import Slide
     from wsiad.stain.profile import StainProfile
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
@@ -111,66 +107,6 @@ class TileRow(SlideRow):
             file=str(slide.path.absolute()),
             **values,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TileResult:
-    """The result of tiling.
-
-    Parameters
-    ----------
-    store : Path
-    rows : tuple of TileRow
-        The slides (or imported sources) of this call, in order of their names.
-    """
-
-    store: Path
-    rows: tuple[TileRow, ...]
-
-    @property
-    def failed(self) -> tuple[SlideRow, ...]:
-        """Slides that were requested and are not in the store."""
-        return tuple(failures(self.rows))
-
-    @property
-    def unusable(self) -> tuple[SlideRow, ...]:
-        """Slides that could not be looked at: they have no tiles, but may have tissue."""
-        return tuple(unusable(self.rows))
-
-    @property
-    def summary(self) -> str:
-        """Sentence about slides whose damaged parts were left out; empty if there are none."""
-        names = [row.slide for row in partly_damaged(self.rows)]
-        if not names:
-            return ""
-        return (
-            f"damaged parts were left out of {len(names)} slide{'s' if len(names) != 1 else ''} "
-            f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''}); "
-            f"see {self.store / REPORT}"
-        )
-
-
-def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
-    """Return the record in a store's ``run.json`` of the call that filled it."""
-    from wsiad.tissue.quality import QUALITY_REASONS
-
-    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
-    by_reason = {
-        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
-        for reason in QUALITY_REASONS
-    }
-    return {
-        "versions": versions(),
-        "seconds": round(seconds, 3),
-        "slides": len(rows),
-        "failed": len(failures(rows)),
-        "tiles": tiles,
-        "missing": sum(row.missing for row in rows),
-        **({"damaged": damaged} if damaged else {}),
-        "unusable": by_reason,
-        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
-        "backends": backends(rows),
-    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +195,7 @@ def _stored(task: TileTask) -> TileRow | None:
             subject=name,
             remedy=f"Correct the manifest, or delete {store.folder(name)} to tile it again.",
         )
-    if (stored.facts.get("coordinates") or {}).get("fingerprint") != _coordinates(task)[1]:
+    if (stored.facts.get("coordinates") or {}).get("fingerprint") != coordinates_of(task)[1]:
         raise StoreMismatchError(
             "is in the store, tiled from other coordinates or without any",
             subject=name,
@@ -306,7 +242,7 @@ def _changed(path: Path, stored: str) -> str:
     return "made from another file of this name"
 
 
-def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
+def coordinates_of(task: TileTask) -> tuple[Path | None, str | None]:
     """Return the file of the positions of the slide's tiles, and its fingerprint."""
     from wsiad.tiling.plan import find_coordinates
 
@@ -316,9 +252,27 @@ def _coordinates(task: TileTask) -> tuple[Path | None, str | None]:
     return path, fingerprint(path)
 
 
-def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
+@contextmanager
+def opened(task: TileTask) -> Iterator[Slide]:
+    """Open the slide of a task, or its copy."""
     from wsiad.slides.opening import open_slide
     from wsiad.slides.staging import staged
+
+    with (
+        staged(task.slide.path, task.staging, name=task.slide.name) as local,
+        open_slide(
+            local,
+            name=task.slide.name,
+            manifest_mpp=task.slide.mpp,
+            fallback_mpp=task.preparation.slide_mpp,
+            skip_damaged=task.preparation.damaged_tiles == "skip",
+            override_mpp=task.override_mpp,
+        ) as slide,
+    ):
+        yield slide
+
+
+def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     from wsiad.stain.profile import StainProfile
     from wsiad.store.parts import SlideParts, split
     from wsiad.store.tile_store import TileStore
@@ -333,18 +287,8 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             subject=task.slide.name,
             remedy="Use another --out.",
         )
-    path, coordinates = _coordinates(task)
-    with (
-        staged(task.slide.path, task.staging, name=task.slide.name) as local,
-        open_slide(
-            local,
-            name=task.slide.name,
-            manifest_mpp=task.slide.mpp,
-            fallback_mpp=task.preparation.slide_mpp,
-            skip_damaged=task.preparation.damaged_tiles == "skip",
-            override_mpp=task.override_mpp,
-        ) as slide,
-    ):
+    path, coordinates = coordinates_of(task)
+    with opened(task) as slide:
         whole = slide_fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
         same = (whole, coordinates, store.digest, slide.name, slide.spacing, slide.backend)

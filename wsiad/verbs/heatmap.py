@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from wsiad.compute.batch import run_batch, with_staging
-from wsiad.compute.compute_options import ComputeOptions, record_path
+from wsiad.compute.compute_options import ComputeOptions, PreviewOptions, record_path
+from wsiad.compute.tasks import workers_of
 from wsiad.core.config import Order, Paths, QuietOptions, verb
 from wsiad.core.files import write_json
 from wsiad.core.ownership import clear_leftovers
@@ -29,8 +30,14 @@ from wsiad.slides.slide_table import (
     unusable,
 )
 
+if TYPE_CHECKING:
+    from wsiad.heatmaps.heatmap_task import SlideTask
+    from wsiad.store.slide_preview import Preview
 
-class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions, HeatmapOptions):
+
+class HeatmapConfig(
+    QuietOptions, PreviewOptions, DeviceOptions, ReadingOptions, ComputeOptions, HeatmapOptions
+):
     """Score slides with the detector of a run: heatmaps, regions, detections and a report."""
 
     ORDER: ClassVar[Order] = (
@@ -40,6 +47,7 @@ class HeatmapConfig(QuietOptions, DeviceOptions, ReadingOptions, ComputeOptions,
         "healthy",
         "batch",
         "device",
+        *PreviewOptions.model_fields,
         "quiet",
     )
 
@@ -80,11 +88,19 @@ class HeatmapResult:
         Rows of this call's slides, in order of their names.
     summary : str
         Summary for the terminal.
+    preview : Preview or None
+        What a look at the slides found, with ``dry_run``; there are no rows then.
     """
 
     results: Path
     rows: tuple[HeatmapRow, ...]
     summary: str
+    preview: Preview | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command where no slide failed: 1 if one will fail."""
+        return self.preview.exit_code if self.preview else 0
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
@@ -103,7 +119,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
 
     A slide that fails is reported and does not stop the others. Slides that were scored are not
     scored again if slide, run and the options that decide scores are the same. Parts that were
-    derived from the scores with other options are derived again.
+    derived from the scores with other options are derived again. With ``dry_run`` the slides are
+    looked at, and nothing is written.
 
     Raises
     ------
@@ -134,9 +151,13 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         batch=config.batch,
         device=config.device,
         compute=config,
+        limit=config.limit,
     )
     if not config.distant:  # other machines may keep their weights elsewhere
-        check_loads(scoring.tasks, apart=config.workers > 1)
+        check_loads(scoring.tasks, apart=config.workers > 1 and not config.dry_run)
+    if config.dry_run:
+        seen = _preview(config, scoring.tasks)
+        return HeatmapResult(config.out, (), seen.summary, preview=seen)
     scoring.begin(config)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)
@@ -156,6 +177,24 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     seconds = time.monotonic() - start
     summary = _finish(config, scoring.facts, scoring.slides, rows, seconds=seconds)
     return HeatmapResult(config.out, tuple(rows), summary)
+
+
+def _preview(config: HeatmapConfig, tasks: Sequence[SlideTask]) -> Preview:
+    """Look at the slides."""
+    from wsiad.results.scoring import look_to_score
+    from wsiad.results.scoring_inputs import stored_row
+    from wsiad.store.slide_preview import preview_slides
+
+    return preview_slides(
+        tasks,
+        done=lambda task: stored_row(task) is not None,
+        look=look_to_score,
+        noun="window",
+        workers=workers_of(config),
+        out=config.out,
+        as_json=config.as_json,
+        quiet=config.quiet,
+    )
 
 
 def _finish(

@@ -18,7 +18,8 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.store.feature_options import FeatureStorageOptions
-from wsiad.store.tile_task import TileResult, TileRow, tiling_record
+from wsiad.store.tile_result import TileResult, tiling_record
+from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import Preparation, StainOptions
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]

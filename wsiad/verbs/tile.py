@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wsiad.compute.batch import run_batch, with_staging
-from wsiad.compute.compute_options import ComputeOptions, record_path, slides_of_shard
+from wsiad.compute.compute_options import (
+    ComputeOptions,
+    PreviewOptions,
+    first_slides,
+    record_path,
+    slides_of_shard,
+)
 from wsiad.compute.tasks import workers_of
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
@@ -21,21 +29,24 @@ from wsiad.slides.slide_table import (
     SLIDES_TABLE,
     SlideTable,
 )
+from wsiad.store.tile_result import TileResult, tiling_record
 from wsiad.store.tile_task import (
-    TileResult,
     TileRow,
     TileTask,
     stored_slide,
     tile_one,
-    tiling_record,
 )
 from wsiad.tiling.preparation import CompressionOptions, TilingOptions
 
+if TYPE_CHECKING:
+    from wsiad.slides.inputs import SlideInput
+    from wsiad.store.slide_preview import Preview
 
-class TileConfig(QuietOptions, ComputeOptions, TilingOptions):
+
+class TileConfig(QuietOptions, PreviewOptions, ComputeOptions, TilingOptions):
     """Cut slides into a zarr store of stain-normalised tissue tiles."""
 
-    ORDER = (..., "quiet")
+    ORDER = (..., *PreviewOptions.model_fields, "quiet")
 
     slides: Annotated[Paths, Field(min_length=1)]
     """Slide files, folders of slides, or manifest CSVs (`slide`, `name`, `mpp`,
@@ -73,7 +84,8 @@ def tile(config: TileConfig) -> TileResult:
     """Tile slides into a store.
 
     A slide that fails is reported and does not stop the others. Slides that are complete
-    in the store are skipped if slide and configuration are the same.
+    in the store are skipped if slide and configuration are the same. With ``dry_run`` the slides
+    are looked at, and nothing is written.
 
     Raises
     ------
@@ -95,9 +107,12 @@ def tile(config: TileConfig) -> TileResult:
     start = time.monotonic()
     remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
-        inputs = slides_of_shard(find_slides(config.slides), config.shard)
+        inputs = first_slides(find_slides(config.slides), config.limit)
+    inputs = slides_of_shard(inputs, config.shard)
     preparation = config.preparation()
     target = stain_target(preparation).to_dict()
+    if config.dry_run:
+        return TileResult(config.out, (), preview=_preview(config, inputs, target))
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
@@ -132,3 +147,36 @@ def tile(config: TileConfig) -> TileResult:
     write_json(record_path(config.out, config.shard), record)
     write_store_report(config.out)
     return TileResult(config.out, tuple(rows))
+
+
+def _preview(config: TileConfig, inputs: Sequence[SlideInput], target: dict[str, Any]) -> Preview:
+    """Look at the slides."""
+    from wsiad.store.slide_preview import look_to_tile, preview_slides
+    from wsiad.store.tile_store import TileStore
+
+    preparation = config.preparation()
+    store = TileStore.made_alike(config.out, preparation, target, config.compression)
+    tasks = [
+        TileTask(
+            slide=slide,
+            store=config.out,
+            preparation=preparation,
+            target=target,
+            earlier=None,
+            coords=config.coords,
+            override_mpp=config.override_mpp,
+        )
+        for slide in inputs
+    ]
+    return preview_slides(
+        tasks,
+        done=lambda task: store is not None and stored_slide(task) is not None,
+        look=functools.partial(
+            look_to_tile, compression=store.compression if store else config.compression
+        ),
+        noun="tile",
+        workers=workers_of(config),
+        out=config.out,
+        as_json=config.as_json,
+        quiet=config.quiet,
+    )

@@ -1,0 +1,111 @@
+"""The result of filling a store: its slides, its record, and its words for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad.core.packages import versions
+from wsiad.slides.slide_table import (
+    REPORT,
+    SlideRow,
+    backends,
+    failures,
+    outcome,
+    partly_damaged,
+    unusable,
+)
+from wsiad.store.tile_task import TileRow
+
+if TYPE_CHECKING:
+    from wsiad.store.slide_preview import Preview
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """The result of tiling.
+
+    Parameters
+    ----------
+    store : Path
+    rows : tuple of TileRow
+        The slides (or imported sources) of this call, in order of their names.
+    preview : Preview or None
+        What a look at the slides found, with ``dry_run``; there are no rows then.
+    """
+
+    store: Path
+    rows: tuple[TileRow, ...]
+    preview: Preview | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command where no slide failed: 1 if one will fail."""
+        return self.preview.exit_code if self.preview else 0
+
+    @property
+    def failed(self) -> tuple[SlideRow, ...]:
+        """Slides that were requested and are not in the store."""
+        return tuple(failures(self.rows))
+
+    @property
+    def unusable(self) -> tuple[SlideRow, ...]:
+        """Slides that could not be looked at: they have no tiles, but may have tissue."""
+        return tuple(unusable(self.rows))
+
+    @property
+    def summary(self) -> str:
+        """Lines on what was made, where to look, and slides whose damaged parts were left out."""
+        if self.preview:
+            return self.preview.summary
+        tiles = sum(row.tiles for row in self.rows)
+        seen = f"; see {self.store / REPORT}" if (self.store / REPORT).exists() else ""
+        lines = [f"{self.store}: {outcome(self.rows, 'stored')}: {tiles:,} tiles{seen}"]
+        if names := [row.slide for row in partly_damaged(self.rows)]:
+            lines.append(f"damaged parts were left out of {listed(names)}")
+        return "\n".join(lines)
+
+
+def listed(names: Sequence[str], *, most: int = 3) -> str:
+    """Return the first names and how many there are in all.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"], most=2)
+    '3 slides (a, b …)'
+    """
+    number = f"{len(names)} slide{'s' if len(names) != 1 else ''}"
+    return f"{number} ({', '.join(names[:most])}{' …' if len(names) > most else ''})"
+
+
+def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+    """Return the record in a store's ``run.json`` of the call that filled it.
+
+    Parameters
+    ----------
+    rows : list of TileRow
+        Slides of the call.
+    seconds : float
+        Time that it took.
+    """
+    from wsiad.tissue.quality import QUALITY_REASONS
+
+    tiles, damaged = sum(row.tiles for row in rows), sum(row.damaged for row in rows)
+    by_reason = {
+        reason.word: sum(getattr(row, f"unusable_{reason.word}") for row in rows)
+        for reason in QUALITY_REASONS
+    }
+    return {
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "slides": len(rows),
+        "failed": len(failures(rows)),
+        "tiles": tiles,
+        "missing": sum(row.missing for row in rows),
+        **({"damaged": damaged} if damaged else {}),
+        "unusable": by_reason,
+        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+        "backends": backends(rows),
+    } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})
