@@ -207,6 +207,10 @@ OPTIONS = {
         as_json=false
         quiet=false
     """,
+    "status": """
+        folder
+        as_json=false
+    """,
     "export": """
         scales_um="auto"
         top_k=10

@@ -23,7 +23,7 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.compute.tasks import run_tasks
 from wsiad.core.errors import UnusableSlideError, WsiadError
 from wsiad.core.files import DISK_FULL
-from wsiad.core.ownership import is_dead, owner
+from wsiad.core.ownership import is_alive, is_dead, owner
 from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
 from wsiad.slides.inputs import SlideInput
@@ -178,6 +178,16 @@ class Deaths:
                 one.unlink(missing_ok=True)
         finally:
             note.unlink(missing_ok=True)
+
+
+def worked_on(folder: Path) -> set[str]:
+    """Return the slides of an output folder on which live processes of this machine work."""
+    found = set()
+    for note in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if is_alive(note.name.removeprefix(_PREFIX)):
+                found.add(note.read_text(encoding="utf-8"))
+    return found
 
 
 logger = logging.getLogger(__name__)

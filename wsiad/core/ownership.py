@@ -54,6 +54,33 @@ def is_alive(name: str) -> bool:
     return found is not None and found["machine"] == _machine() and _runs(found)
 
 
+def being_written(folder: Path) -> set[str]:
+    """Return the names of what live processes are writing into a folder.
+
+    A process of another machine counts as alive for a day after its last change.
+    """
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    found = {entry: _OWNED.search(entry.name) for entry in entries}
+    return {
+        entry.name[1 : match.start()]
+        for entry, match in found.items()
+        if match and match[4] == "partial" and _lives(entry, match)
+    }
+
+
+def claimant(folder: Path) -> str:
+    """Return who has claimed a folder: ``alive``, ``dead``, or ``elsewhere``; empty if nobody."""
+    try:
+        holder = _owner(folder / CLAIM)
+    except (OSError, UnicodeDecodeError):
+        return "elsewhere"
+    if holder is None:
+        return ""
+    if is_alive(holder):
+        return "alive"
+    return "dead" if is_dead(holder) else "elsewhere"
+
+
 def clear_leftovers(*folders: Path, of: str = "") -> int:
     """Remove files and folders that dead processes left incomplete.
 

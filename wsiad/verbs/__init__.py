@@ -159,6 +159,15 @@ wsiad heatmap runs/knn test_store/ --out results/""",
         ),
         following="wsiad view {out}",
     ),
+    "status": Verb(
+        "show how far a store, a run or results are: slides done, failed, running, left",
+        ("folder",),
+        """\
+wsiad status store/
+wsiad status runs/dpa
+wsiad status results/ --json""",
+        common=("as_json",),
+    ),
     "export": Verb(
         "add files, or derive other regions and detections, without scoring again",
         ("results",),
