@@ -1,4 +1,7 @@
-"""The tests on every Python that is supported: `nox`, or `nox -s tests-3.13 -- tests/core`.
+"""The tests on every Python that is supported, and with the oldest dependencies.
+
+`nox` runs all; `nox -s tests-3.13 -- tests/core` one Python; `nox -s lowest` the lowest versions
+that pyproject.toml allows, as uv resolves them; `nox -s docs` the documents.
 
 `make test` checks one Python, with lint and types; this checks the others in environments of
 their own. A Python that the machine lacks is skipped.
@@ -6,12 +9,31 @@ their own. A Python that the machine lacks is skipped.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+# Something of each library: where a bound is not honest, one of these fails.
+SMOKE = [
+    "tests/core",
+    "tests/detectors/test_knn.py",
+    "tests/evaluation/test_froc.py",
+    "tests/exports/test_ome_tiff.py",
+    "tests/exports/test_ome_zarr.py",
+    "tests/exports/test_qupath.py",
+    "tests/heatmaps/test_stitch.py",
+    "tests/networks/test_features.py",
+    "tests/slides/test_jpeg_tiff.py",
+    "tests/stain/test_stain_table.py",
+    "tests/store/test_store.py",
+    "tests/tissue",
+]
 
 
 @nox.session(python=PYTHONS)
@@ -19,3 +41,25 @@ def tests(session: nox.Session) -> None:
     """Install the package with the versions that are tested, and run its tests."""
     session.install("-c", "requirements/constraints.txt", "-e", ".[dev]")
     session.run("pytest", *(session.posargs or ["-n", "auto"]))
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """Install the lowest versions that are allowed, and run a smoke test of each library."""
+    found = Path(session.create_tmp()) / "lowest.txt"
+    resolve = ["pip", "compile", "pyproject.toml", "--extra", "frames", "--extra", "tune"]
+    session.run_install(
+        "uv", *resolve, "--resolution", "lowest-direct", "--python-version", PYTHONS[0],
+        "--quiet", "--output-file", str(found), external=True,
+    )  # fmt: skip
+    session.install("-r", str(found), "hypothesis", "jsonschema", "pytest", "-e", ".")
+    session.run("wsiad", "demo", "--fast", "--out", str(Path(session.create_tmp()) / "demo"))
+    session.run("pytest", "-m", "not slow", *(session.posargs or SMOKE))
+
+
+@nox.session(python=PYTHONS[0])
+def docs(session: nox.Session) -> None:
+    """Build the documents; a warning is an error."""
+    session.install("-c", "requirements/constraints.txt", "-e", ".[docs]")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-E", "-q",
+                "-c", "docs/site", "-d", "build/docs-cache", "docs", "build/docs")  # fmt: skip

@@ -30,8 +30,6 @@ def test_environment_is_in_step():
     wanted = bounds([*project["dependencies"], *project["optional-dependencies"]["tune"]])
     for name, bound in wanted.items():
         there = conda.pop(CONDA_NAMES.get(name, name))
-        if name == "openslide-bin":
-            there = there + ".6"  # the wheel's own fourth number
         assert there == bound, name
     python = conda.pop("python")
     assert python.startswith(project["requires-python"])
