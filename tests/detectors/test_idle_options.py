@@ -32,7 +32,11 @@ SMALL = {
     **TINY,
     "contrastive": {"widths": [3, 4], "projection": 4, "healthy_tiles": 12},
     "density": {"backbone": "pixels", "backbone_args": {"patch": 2}, "places": 4, "steps": 2},
-    "feature-reconstruction": {"layers": ["features.3"], "places": 4, "batch": 6},
+    "feature-reconstruction": {
+        "layers": ["features.3", "features.6"],
+        "places": 4,
+        "mining_steps": 3,
+    },
     "one-class": {"layers": ["features.3"], "places": 2, "steps": STEPS, "batch": 8},
 }
 JOINT = {"inversion": "joint", "game": {"loss": "bce"}}
@@ -110,7 +114,7 @@ OTHER = {
     "feature-reconstruction": {
         "transformer": "uniad", "latent": 2, "latent_tiles": 5, "batch_norm": False,
         "linear": True, "width": 8, "depth": 2, "dropout": 0.5, "mining_share": 0.5,
-        "mining_steps": 2, "prototypes": 2, "neighbours": 1, "jitter": 1.0, "final_rate": 0.5,
+        "mining_steps": 1, "prototypes": 2, "neighbours": 1, "jitter": 1.0, "final_rate": 0.5,
         "combine": "sum",
     },
     "one-class": {
