@@ -147,3 +147,5 @@ def test_by_command(store, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is an empty folder, and neither"):
         job_status(tmp_path / "empty")
+    with pytest.raises(InputError, match="there is no such folder"):
+        job_status(tmp_path / "absent")

@@ -19,8 +19,9 @@ from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.ownership import being_written, claimant
 from wsiad.core.terminal import one_line
+from wsiad.learning.training_options import END_WORDS
 from wsiad.results.file_names import SLIDE, SLIDES_TABLE
-from wsiad.slides.folder_kinds import INTERRUPTED, RESULTS, RUN, STORE, what_is
+from wsiad.slides.folder_kinds import ABSENT, INTERRUPTED, RESULTS, RUN, STORE, what_is
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow, read_table
 
@@ -133,6 +134,8 @@ def job_status(folder: Path) -> JobStatus:
         return _of_run(folder, config, broken)
     if kind in (STORE, RESULTS):
         return _of_slides(folder, kind, config, broken)
+    if kind == ABSENT:
+        raise InputError("there is no such folder", subject=str(folder), remedy="Check the path.")
     raise InputError(
         f"is {kind}, and neither a tile store, a run nor results",
         subject=str(folder),
@@ -242,7 +245,8 @@ def _of_run(folder: Path, config: Mapping[str, Any], broken: list[str]) -> JobSt
         if record := _tried(run.record, broken):
             training |= {"ended_by": record.ended_by, "step": record.steps}
             steps = f" after {record.steps} steps" if record.steps else ""
-            said = f"{record.detector}: complete, ended by {record.ended_by}{steps}"
+            ended = END_WORDS.get(record.ended_by, record.ended_by)
+            said = f"{record.detector}: complete, {ended}{steps}"
         else:
             said = f"{method}: its record is damaged"
         return JobStatus(
