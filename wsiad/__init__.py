@@ -27,9 +27,14 @@ Names are imported on first use, so that ``import wsiad`` and ``wsiad --help`` s
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from wsiad._version import __version__
+
+# The matrix products of MKL, which torch uses, are otherwise not the same to the bit from call to
+# call on AMD processors. MKL reads it at its first call.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector

@@ -241,11 +241,11 @@ def test_report_says_what_was_seen_and_measures_on_what_was_not(stores, tmp_path
 
 def test_html_report_notes_the_types(stores, tmp_path):
     from wsiad.heatmaps.heatmap_task import HeatmapRow
-    from wsiad.report.report import _notes
+    from wsiad.report.remarks import general_notes
     from wsiad.runs.run import RunFolder
 
     train(stores, tmp_path / "run", anomaly_tiles=3)
     row = HeatmapRow("t1", "ok")
-    notes = " ".join(_notes([row], RunFolder.open(tmp_path / "run").record(), None))
+    notes = " ".join(general_notes([row], RunFolder.open(tmp_path / "run").record()))
     assert "trained on 3 anomalous tiles of 3 slides: necrosis, tumor." in notes
     assert "trained on slides that are scored here: t1." in notes

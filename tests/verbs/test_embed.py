@@ -1,5 +1,6 @@
 """`wsiad embed`: features are computed once, are those of the network, and are never mixed."""
 
+import functools
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import wsiad
@@ -15,6 +17,7 @@ from wsiad.core.errors import ConfigError, DetectorError, ExportError, InputErro
 from wsiad.detectors._stored import StoredFeatureDetector
 from wsiad.learning import feature_source
 from wsiad.networks.features import BackboneFeatures
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.runs.embedding_task import plan_embedding
 from wsiad.runs.run import RunFolder
 from wsiad.store.stored_features import FEATURES, feature_folders
@@ -79,7 +82,24 @@ def weights(run):
     return load_file(run / "weights.safetensors")
 
 
+@functools.cache
+def network_rounding():
+    """Return 0 where the network's results do not depend on the batch, else a small share.
+
+    Stored features are computed in other batches than those of a training. oneDNN's convolutions
+    differ with the batch by their last bits on some processors (AMD EPYC, Zen 4).
+    """
+    torch.manual_seed(0)
+    network = torchvision_models().squeezenet1_1(weights=None).features.eval()
+    windows = torch.randn(36, 3, PX, PX)
+    with torch.no_grad():
+        alone = network(windows[:1])
+        same = all(torch.equal(network(windows[:batch])[:1], alone) for batch in (2, 12, 24, 36))
+    return 0.0 if same else 1e-4
+
+
 def assert_same_run(first, second, tolerance=0.0):
+    tolerance = max(tolerance, network_rounding())
     one, other = weights(first), weights(second)
     assert one.keys() == other.keys()
     for name in one:
@@ -87,7 +107,8 @@ def assert_same_run(first, second, tolerance=0.0):
         np.testing.assert_allclose(one[name], other[name], rtol=0, atol=tolerance * scale)
     for file in ("calibration.json",):
         one, other = (json.loads((run / file).read_text()) for run in (first, second))
-        np.testing.assert_allclose(one["values"], other["values"], rtol=tolerance)
+        atol = tolerance * np.abs(other["values"]).max()
+        np.testing.assert_allclose(one["values"], other["values"], rtol=tolerance, atol=atol)
 
 
 def test_no_method_computes_the_features_again(plain, stores, tmp_path, calls):
