@@ -186,6 +186,12 @@ def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
         f"{out}: 1 of 1 slide stored: 16 tiles; see {out / 'report.html'}",
         f"next: wsiad train '{out}' --out runs/knn --detector knn",
     ]
+    (tmp_path / "broken.svs").write_text("no slide")
+    code, said, _ = run(capsys, "tile", tmp_path / "broken.svs", "--out", tmp_path / "other",
+                        "--mpp", 0.5, "--tile", 48, "--quiet")  # fmt: skip
+    assert code == 1
+    assert "0 of 1 slide stored; 1 failed" in said
+    assert "next: " not in said  # what failed comes first
 
 
 def test_doctor(capsys, tmp_path):

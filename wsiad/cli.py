@@ -134,8 +134,8 @@ def _run(name: str, arguments: list[str]) -> int:
     config = resolve(cls, file=file, flags=_nested(values), shown=shown)
     result = function(config)
     code = _report(name, result)
-    following = "" if getattr(config, "dry_run", False) else VERBS[name].following
-    if following:
+    dry_run = getattr(config, "dry_run", False)
+    if (following := VERBS[name].following) and not code and not dry_run:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
         print(lines(f"next: {following.format_map(said)}"))
     return code
