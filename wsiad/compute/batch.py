@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.compute.tasks import run_tasks
@@ -28,7 +28,11 @@ from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow, SlideTable, failures, unusable
-from wsiad.slides.staging import Staging, discard_staged
+from wsiad.slides.staging import Staging, discard_staged, staged
+
+if TYPE_CHECKING:
+    from wsiad.slides.slide import Slide
+    from wsiad.tiling.preparation import Preparation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,51 @@ class BatchTask:
     slide: SlideInput
     staging: Staging | None = None
     spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTask(BatchTask):
+    """One slide to process, whose pixels are read as a preparation states.
+
+    Parameters
+    ----------
+    preparation : Preparation
+        Options that lead from the slide to its tiles.
+    target : dict
+        Stain profile to which slides are normalised, as JSON values.
+    override_mpp : bool
+        True if the user's µm/px replaces the one that the slide states.
+    """
+
+    preparation: Preparation
+    target: dict[str, Any]
+    override_mpp: bool = False
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Slide]:
+        """Open the slide, or its copy.
+
+        Raises
+        ------
+        SlideOpenError
+            The file does not exist, is not a slide or is damaged, or it cannot be copied.
+        ScaleError
+            The slide's µm/px is stated nowhere.
+        """
+        from wsiad.slides.opening import open_slide
+
+        with (
+            staged(self.slide.path, self.staging, name=self.slide.name) as local,
+            open_slide(
+                local,
+                name=self.slide.name,
+                manifest_mpp=self.slide.mpp,
+                fallback_mpp=self.preparation.slide_mpp,
+                skip_damaged=self.preparation.damaged_tiles == "skip",
+                override_mpp=self.override_mpp,
+            ) as slide,
+        ):
+            yield slide
 
 
 T = TypeVar("T", bound=BatchTask)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from wsiad.compute.batch import BatchTask
+from wsiad.compute.batch import PreparedTask
 from wsiad.core.config import Config
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.slides.slide_table import OK, SlideRow
-from wsiad.tiling.preparation import Preparation
 from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def usual_score(rows: Iterable[HeatmapRow]) -> Ranking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlideTask(BatchTask):
+class SlideTask(PreparedTask):
     """One slide to score; a worker gets all that it needs with it.
 
     Parameters
@@ -189,10 +188,6 @@ class SlideTask(BatchTask):
         Folder of the results, and folder of the run.
     options : HeatmapOptions
         Options that decide the results.
-    preparation : Preparation
-        Preparation of the run.
-    target : dict
-        Stain profile to which slides are normalised, as JSON values.
     digest : str
         Digest of the run and of the options that decide the scores.
     derived : dict
@@ -201,8 +196,6 @@ class SlideTask(BatchTask):
         Maximum number of windows that are scored at a time.
     device : str
         Device on which windows are scored.
-    override_mpp : bool
-        True where the µm/px that the user states replaces that of the slide.
     spatial : SpatialCalibration or None
         Calibration of neighbourhoods, if regions and detections are derived from them.
     """
@@ -211,13 +204,10 @@ class SlideTask(BatchTask):
     results: Path
     run: Path
     options: HeatmapOptions
-    preparation: Preparation
-    target: dict[str, Any]
     digest: str
     derived: dict[str, Any]
     batch: int
     device: str
-    override_mpp: bool = False
     spatial: SpatialCalibration | None = None
 
     @property

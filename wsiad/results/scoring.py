@@ -43,11 +43,9 @@ from wsiad.results.records import GEOMETRY, LACKING, NOTES, scored_record
 from wsiad.results.scored_files import ScoredHeatmap, write_scored
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.run import RunFolder
-from wsiad.slides.opening import open_slide
 from wsiad.slides.slide import Slide
 from wsiad.slides.slide_files import slide_files
 from wsiad.slides.slide_table import OK
-from wsiad.slides.staging import staged
 from wsiad.stain.profile import StainProfile
 from wsiad.store.slide_preview import PreviewRow, Sample, looked_at, middle, sampled
 from wsiad.store.tile_store import TileStore
@@ -144,28 +142,11 @@ def window_source(task: SlideTask, spec: InputSpec) -> Iterator[WindowSource]:
     StoreError
         The stored slide is damaged, or its tiles do not fit the detector.
     """
-    with _opened(task) as slide:
-        yield slide_windows(task, slide, spec) if slide else stored_windows(task, spec)
-
-
-@contextlib.contextmanager
-def _opened(task: SlideTask) -> Iterator[Slide | None]:
-    """Open the slide of a task; yield ``None`` if its tiles are in a store."""
     if task.from_store:
-        yield None
+        yield stored_windows(task, spec)
         return
-    with (
-        staged(task.slide.path, task.staging, name=task.slide.name) as local,
-        open_slide(
-            local,
-            name=task.slide.name,
-            manifest_mpp=task.slide.mpp,
-            fallback_mpp=task.preparation.slide_mpp,
-            skip_damaged=task.preparation.damaged_tiles == "skip",
-            override_mpp=task.override_mpp,
-        ) as slide,
-    ):
-        yield slide
+    with task.opened() as slide:
+        yield slide_windows(task, slide, spec)
 
 
 def look_to_score(task: SlideTask, row: PreviewRow, sample: bool) -> tuple[PreviewRow, Sample]:
@@ -182,7 +163,7 @@ def look_to_score(task: SlideTask, row: PreviewRow, sample: bool) -> tuple[Previ
     detector, _, _ = load_once(task.run, task.device, task.digest, task.options.precision)
     device = choose_device(task.device)
     at_once = windows_at_once(task.batch, device, edge=detector.spec.size)
-    with _opened(task) as slide:
+    with contextlib.nullcontext() if task.from_store else task.opened() as slide:
         if slide is None:
             found, windows = _look_at_stored(task, row, detector.spec)
         else:

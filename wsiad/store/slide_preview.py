@@ -316,13 +316,13 @@ def look_to_tile(
     """
     from wsiad.stain.profile import StainProfile
     from wsiad.store.shards import encode
-    from wsiad.store.tile_task import coordinates_of, opened
+    from wsiad.store.tile_task import coordinates_of
     from wsiad.tiling.plan import plan_slide
     from wsiad.tiling.stream import stream
 
     start, target = time.monotonic(), StainProfile.from_dict(task.target)
     path, _ = coordinates_of(task)
-    with opened(task) as slide:
+    with task.opened() as slide:
         plan = plan_slide(
             slide,
             task.preparation,

@@ -6,13 +6,12 @@ Slides of a store that could not be looked at are listed here, for everyone who 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from wsiad.compute.batch import BatchTask, Divided, PartDone
+from wsiad.compute.batch import Divided, PartDone, PreparedTask
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
@@ -26,11 +25,9 @@ from wsiad.slides.slide_table import (
     backend_text,
     read_table,
 )
-from wsiad.tiling.preparation import Preparation
 
 if TYPE_CHECKING:
     from wsiad.slides.inputs import SlideInput
-    from wsiad.slides.slide import Slide
     from wsiad.stain.profile import StainProfile
     from wsiad.store.parts import Part
     from wsiad.store.stored_slide import StoredSlide
@@ -110,15 +107,12 @@ class TileRow(SlideRow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TileTask(BatchTask):
+class TileTask(PreparedTask):
     """A slide to tile, as it is sent to a worker process.
 
     Parameters
     ----------
     store : Path
-    preparation : Preparation
-    target : dict
-        Stain profile to which slides are normalised, as JSON values.
     earlier : TileRow or None
         Row of the slide from an earlier call.
     coords : Path, optional
@@ -134,13 +128,9 @@ class TileTask(BatchTask):
         The parts to join to the slide, when all of them are written.
     stain : StainProfile, optional
         The slide's own stains, if they have been estimated.
-    override_mpp : bool
-        True if the user's µm/px replaces the one that the slide states.
     """
 
     store: Path
-    preparation: Preparation
-    target: dict[str, Any]
     earlier: TileRow | None
     coords: Path | None = None
     split_tiles: int | None = None
@@ -148,7 +138,6 @@ class TileTask(BatchTask):
     part: Part | None = None
     joined: tuple[Part, ...] = ()
     stain: StainProfile | None = None
-    override_mpp: bool = False
 
 
 _kept: dict[tuple[object, ...], SlidePlan] = {}
@@ -252,26 +241,6 @@ def coordinates_of(task: TileTask) -> tuple[Path | None, str | None]:
     return path, fingerprint(path)
 
 
-@contextmanager
-def opened(task: TileTask) -> Iterator[Slide]:
-    """Open the slide of a task, or its copy."""
-    from wsiad.slides.opening import open_slide
-    from wsiad.slides.staging import staged
-
-    with (
-        staged(task.slide.path, task.staging, name=task.slide.name) as local,
-        open_slide(
-            local,
-            name=task.slide.name,
-            manifest_mpp=task.slide.mpp,
-            fallback_mpp=task.preparation.slide_mpp,
-            skip_damaged=task.preparation.damaged_tiles == "skip",
-            override_mpp=task.override_mpp,
-        ) as slide,
-    ):
-        yield slide
-
-
 def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
     from wsiad.stain.profile import StainProfile
     from wsiad.store.parts import SlideParts, split
@@ -288,7 +257,7 @@ def _tiled(task: TileTask) -> TileRow | Divided[TileTask] | PartDone:
             remedy="Use another --out.",
         )
     path, coordinates = coordinates_of(task)
-    with opened(task) as slide:
+    with task.opened() as slide:
         whole = slide_fingerprint(task.slide.path)
         target = StainProfile.from_dict(task.target)
         same = (whole, coordinates, store.digest, slide.name, slide.spacing, slide.backend)
