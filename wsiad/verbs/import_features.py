@@ -18,7 +18,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.store.feature_options import FeatureStorageOptions
-from wsiad.store.tile_result import TileResult, tiling_record
+from wsiad.store.batch_result import TileResult, tiling_record
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import Preparation, StainOptions
 

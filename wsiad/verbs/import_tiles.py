@@ -18,7 +18,7 @@ from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
 from wsiad.store.import_task import ImportTask, Part, import_one, tile_images
-from wsiad.store.tile_result import TileResult, tiling_record
+from wsiad.store.batch_result import TileResult, tiling_record
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import (
     CompressionOptions,

@@ -29,7 +29,7 @@ from wsiad.slides.slide_table import (
     SLIDES_TABLE,
     SlideTable,
 )
-from wsiad.store.tile_result import TileResult, tiling_record
+from wsiad.store.batch_result import TileResult, tiling_record
 from wsiad.store.tile_task import (
     TileRow,
     TileTask,
