@@ -74,7 +74,7 @@ def test_what_failed_is_a_table_at_the_end(capsys):
         TileRow("longer", "failed", "second"),
         TileRow("c", "ok"),
     )
-    assert _report("tile", TileResult(Path("store"), rows)) == 1
+    assert _report("tile", TileResult(Path("store"), rows=rows)) == 1
     lines = ["wsiad tile: 2 failed:", "  a:      first", "  longer: second"]
     assert capsys.readouterr().err.strip().splitlines() == lines
 

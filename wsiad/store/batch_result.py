@@ -1,15 +1,16 @@
-"""The result of filling a store: its slides, its record, and its words for the terminal."""
+"""Results of verbs that work on slides in turn; and that of filling a store, with its record."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from wsiad.core.packages import versions
 from wsiad.slides.slide_table import (
     REPORT,
+    R,
     SlideRow,
     backends,
     failures,
@@ -23,21 +24,19 @@ if TYPE_CHECKING:
     from wsiad.store.slide_preview import Preview
 
 
-@dataclass(frozen=True, slots=True)
-class TileResult:
-    """The result of tiling.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult(Generic[R]):
+    """The result of work on slides, at which the verb can look first.
 
     Parameters
     ----------
-    store : Path
-    rows : tuple of TileRow
+    rows : tuple of SlideRow
         The slides (or imported sources) of this call, in order of their names.
     preview : Preview or None
         What a look at the slides found, with ``dry_run``; there are no rows then.
     """
 
-    store: Path
-    rows: tuple[TileRow, ...]
+    rows: tuple[R, ...]
     preview: Preview | None = None
 
     @property
@@ -47,13 +46,27 @@ class TileResult:
 
     @property
     def failed(self) -> tuple[SlideRow, ...]:
-        """Slides that were requested and are not in the store."""
+        """Rows of the slides that failed: they are not in the output."""
         return tuple(failures(self.rows))
 
     @property
     def unusable(self) -> tuple[SlideRow, ...]:
-        """Slides that could not be looked at: they have no tiles, but may have tissue."""
+        """Rows of the slides that could not be looked at; they may have tissue."""
         return tuple(unusable(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult(BatchResult[TileRow]):
+    """The result of tiling.
+
+    Parameters
+    ----------
+    store : Path
+    rows, preview
+        See :class:`BatchResult`.
+    """
+
+    store: Path
 
     @property
     def summary(self) -> str:

@@ -21,7 +21,6 @@ from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptio
 from wsiad.learning.training_options import DeviceOptions
 from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
 from wsiad.slides.slide_table import (
-    SlideRow,
     SlideTable,
     backends,
     failures,
@@ -29,6 +28,7 @@ from wsiad.slides.slide_table import (
     read_table,
     unusable,
 )
+from wsiad.store.batch_result import BatchResult
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.heatmap_task import SlideTask
@@ -77,40 +77,21 @@ class HeatmapConfig(
 
 
 @dataclass(frozen=True, slots=True)
-class HeatmapResult:
+class HeatmapResult(BatchResult[HeatmapRow]):
     """Result of scoring slides.
 
     Parameters
     ----------
     results : Path
         Results folder.
-    rows : tuple of HeatmapRow
-        Rows of this call's slides, in order of their names.
     summary : str
         Summary for the terminal.
-    preview : Preview or None
-        What a look at the slides found, with ``dry_run``; there are no rows then.
+    rows, preview
+        See :class:`BatchResult`.
     """
 
     results: Path
-    rows: tuple[HeatmapRow, ...]
     summary: str
-    preview: Preview | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command where no slide failed: 1 if one will fail."""
-        return self.preview.exit_code if self.preview else 0
-
-    @property
-    def failed(self) -> tuple[SlideRow, ...]:
-        """Rows of the slides that failed."""
-        return tuple(failures(self.rows))
-
-    @property
-    def unusable(self) -> tuple[SlideRow, ...]:
-        """Rows of the slides that could not be looked at; they may have tissue."""
-        return tuple(unusable(self.rows))
 
 
 @verb(HeatmapConfig)
@@ -157,7 +138,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         check_loads(scoring.tasks, apart=config.workers > 1 and not config.dry_run)
     if config.dry_run:
         seen = _preview(config, scoring.tasks)
-        return HeatmapResult(config.out, (), seen.summary, preview=seen)
+        return HeatmapResult(config.out, seen.summary, rows=(), preview=seen)
     scoring.begin(config)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)
@@ -176,7 +157,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         clear_leftovers(*folders)  # of workers that were lost
     seconds = time.monotonic() - start
     summary = _finish(config, scoring.facts, scoring.slides, rows, seconds=seconds)
-    return HeatmapResult(config.out, tuple(rows), summary)
+    return HeatmapResult(config.out, summary, rows=tuple(rows))
 
 
 def _preview(config: HeatmapConfig, tasks: Sequence[SlideTask]) -> Preview:

@@ -17,8 +17,8 @@ from wsiad.core.files import name_problem, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
-from wsiad.store.feature_options import FeatureStorageOptions
 from wsiad.store.batch_result import TileResult, tiling_record
+from wsiad.store.feature_options import FeatureStorageOptions
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import Preparation, StainOptions
 
@@ -128,7 +128,7 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
             quiet=config.quiet,
         )
     write_json(config.out / RECORD, tiling_record(rows, time.monotonic() - start))
-    return TileResult(config.out, tuple(rows))
+    return TileResult(config.out, rows=tuple(rows))
 
 
 def _seen(config: ImportFeaturesConfig, paths: list[Path]) -> tuple[int, int]:

@@ -17,8 +17,8 @@ from wsiad.core.files import name_problem, write_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
-from wsiad.store.import_task import ImportTask, Part, import_one, tile_images
 from wsiad.store.batch_result import TileResult, tiling_record
+from wsiad.store.import_task import ImportTask, Part, import_one, tile_images
 from wsiad.store.tile_task import TileRow
 from wsiad.tiling.preparation import (
     CompressionOptions,
@@ -169,7 +169,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
             quiet=config.quiet,
         )
     write_json(config.out / RECORD, tiling_record(rows, time.monotonic() - start))
-    return TileResult(config.out, tuple(rows))
+    return TileResult(config.out, rows=tuple(rows))
 
 
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:

@@ -112,7 +112,7 @@ def tile(config: TileConfig) -> TileResult:
     preparation = config.preparation()
     target = stain_target(preparation).to_dict()
     if config.dry_run:
-        return TileResult(config.out, (), preview=_preview(config, inputs, target))
+        return TileResult(config.out, rows=(), preview=_preview(config, inputs, target))
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
@@ -146,7 +146,7 @@ def tile(config: TileConfig) -> TileResult:
     record = tiling_record(rows, seconds) | ({"shard": config.shard} if config.shard else {})
     write_json(record_path(config.out, config.shard), record)
     write_store_report(config.out)
-    return TileResult(config.out, tuple(rows))
+    return TileResult(config.out, rows=tuple(rows))
 
 
 def _preview(config: TileConfig, inputs: Sequence[SlideInput], target: dict[str, Any]) -> Preview:
