@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import os
+import threading
 
 # One process, two cores: threads of BLAS, OpenMP and torch would fight each other. Read when
 # the libraries are loaded, so before them.
@@ -23,6 +24,27 @@ def browser(tmp_path):
     opened = Browser(tmp_path / "profile")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def serve():
+    """A function that serves results as ``wsiad view`` does, until the end of the test."""
+    from wsiad.verbs.view import ViewConfig, open_server
+
+    started = []
+
+    def start(results, **values):
+        server = open_server(ViewConfig(results=results, browser=False, **values))
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import wsiad
 from support.builders import write_tiff
-from support.runs import make_run, use_channel
+from support.runs import score_channel
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 
 STEP = 32
@@ -31,13 +30,9 @@ def results(tmp_path_factory):
     sick = healthy.copy()
     sick[4:6, 4:7] = 240
     (folder / "slides").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        for name, red in (("healthy", healthy), ("sick", sick)):
-            write_tiff(folder / "slides" / f"{name}.tif", tissue(red), mpp=0.5, levels=1)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "slides", out=folder / "results", quiet=True)
-    return folder / "results"
+    for name, red in (("healthy", healthy), ("sick", sick)):
+        write_tiff(folder / "slides" / f"{name}.tif", tissue(red), mpp=0.5, levels=1)
+    return score_channel(folder, folder / "slides")
 
 
 def picture(folder):

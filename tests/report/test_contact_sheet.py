@@ -8,11 +8,10 @@ import shutil
 
 import pytest
 
-import wsiad
 from support.browser import needs_browser
 from support.builders import stained, write_tiff
 from support.report_pages import HOSTILE, Page
-from support.runs import make_run, use_channel
+from support.runs import score_channel
 from wsiad.report.contact_sheet import write_contact_sheet
 from wsiad.report.report import write_results_report
 from wsiad.report.report_model import Report, SlideEntry
@@ -30,11 +29,7 @@ def scored(tmp_path_factory):
         for at, red in places:
             image[at : at + 64, at : at + 128, 0] = red
         write_tiff(folder / "slides" / f"{name}.tif", image, mpp=0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "slides", out=folder / "out", quiet=True)
-    return folder / "out"
+    return score_channel(folder, folder / "slides")
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import wsiad
 from support.builders import stained, write_tiff
-from support.runs import make_run, use_channel
+from support.runs import score_channel
 from wsiad.core.errors import EvaluationError, ExportError, InputError
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.report.report import slide_entry, with_findings, write_results_report
@@ -29,11 +28,7 @@ def results(tmp_path_factory):
     image[64:128, 64:128, 0] = 250
     image[512:576, 640:768, 0] = 200
     write_tiff(folder / "s.tif", image, mpp=0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "s.tif", out=folder / "out", quiet=True)
-    return folder / "out"
+    return score_channel(folder, folder / "s.tif")
 
 
 @pytest.fixture

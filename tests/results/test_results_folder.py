@@ -15,7 +15,7 @@ from PIL import Image
 
 import wsiad
 from support.builders import stained, write_tiff
-from support.runs import make_run, use_channel
+from support.runs import make_run, score_channel
 from wsiad.core.errors import EvaluationError, ExportError, InputError, WsiadError
 from wsiad.core.geometry import Box, PixelMap, Size
 from wsiad.results import file_names as names
@@ -324,11 +324,7 @@ def made(tmp_path_factory):
     image = stained(700, 900, seed=1) // 4 + 20
     image[320:384, 512:640, 0] = 240
     write_tiff(folder / "s.tif", image, mpp=0.37)
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "s.tif", out=folder / "out", quiet=True)
-    return folder / "out"
+    return score_channel(folder, folder / "s.tif")
 
 
 def test_what_heatmap_wrote_is_read_to_the_last_bit(made):

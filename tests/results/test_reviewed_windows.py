@@ -8,26 +8,13 @@ import numpy as np
 import pytest
 
 import wsiad
-from support.builders import stained, write_tiff
+from support.builders import stained
+from support.strange_slides import EDGE, OPTIONS, fit_knn, write_slide
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.results.folder import Results
 from wsiad.results.reviewed_windows import reviewed_slides, reviewed_store
 from wsiad.results.reviews import Judgement, SlideReview, region_id
 from wsiad.store.tile_store import TileStore
-
-MPP, EDGE = 0.5, 32
-OPTIONS = {"layers": ["features.3"], "places": 4}
-
-
-def slide(path, seed, *, strange=False):
-    pixels = stained(EDGE * 12, EDGE * 12, seed=seed)
-    if strange:
-        at = slice(EDGE * 4, EDGE * 8)
-        pixels[at, at, :] = np.clip(
-            pixels[at, at].astype(int) - 50 * (np.arange(EDGE * 4) % 8 < 3)[:, None], 0, 255
-        )
-    path.parent.mkdir(exist_ok=True)
-    write_tiff(path, pixels, mpp=MPP)
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +22,13 @@ def made(tmp_path_factory):
     """A store of healthy slides, a run, and results of two strange and of all healthy slides."""
     root = tmp_path_factory.mktemp("made")
     for number in range(6):
-        slide(root / "slides" / f"h{number}.tif", number)
+        write_slide(root / "slides" / f"h{number}.tif", number)
     for number in range(2):
-        slide(root / "slides" / f"c{number}.tif", 100 + number, strange=True)
+        write_slide(root / "slides" / f"c{number}.tif", 100 + number, strange=True)
     rows = [f"slides/h{n}.tif,normal" for n in range(6)] + [f"slides/c{n}.tif," for n in range(2)]
     (root / "healthy.csv").write_text("\n".join(["slide,label", *rows[:6], ""]))
     (root / "all.csv").write_text("\n".join(["slide,label", *rows, ""]))
-    wsiad.tile(
-        slides=[root / "healthy.csv"],
-        out=root / "store",
-        mpp=MPP,
-        tile=EDGE,
-        tissue={"min_area_um2": 0, "smooth_um": 0, "remove_pen": False},
-        min_coverage=0.01,
-        stain={"method": "none"},
-        quiet=True,
-    )
-    wsiad.train(
-        store=root / "store",
-        out=root / "run",
-        detector="knn",
-        options=OPTIONS,
-        weights="random",
-        quiet=True,
-    )
+    fit_knn(root, root / "healthy.csv")
     wsiad.heatmap(
         run=root / "run",
         slides=[root / "all.csv"],

@@ -10,7 +10,7 @@ import shapely
 import wsiad
 from support.builders import stained, write_scn
 from support.geojson_rules import check_feature
-from support.runs import make_run, use_channel
+from support.runs import score_channel
 from wsiad.annotations import Role, read_annotations
 from wsiad.core.errors import InputError
 from wsiad.results.folder import Results
@@ -32,11 +32,7 @@ def results(tmp_path_factory):
     options = {"mpp": 0.5, "offset_px": (256, 128), "collection_px": (2048, 1024)}
     write_scn(folder / "slides" / "patient" / "s.scn", image, **options)
     (folder / "list.csv").write_text("slide,name\nslides/patient/s.scn,patient/s\n")
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "list.csv", out=folder / "out", quiet=True)
-    return folder / "out"
+    return score_channel(folder, folder / "list.csv")
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+import wsiad
 from wsiad.core.files import write_json
 from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, DetectorOptions, FitReport, InputSpec, State
@@ -41,6 +43,15 @@ def use_channel(monkeypatch):
     """Make ``channel`` a known detector."""
     whole = registry.load
     monkeypatch.setattr(registry, "load", lambda n: Channel if n == "channel" else whole(n))
+
+
+def score_channel(folder, slides, **values):
+    """Score slides by a run of ``channel``, ``folder/run``, into ``folder/out``, and return it."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_channel(patch)
+        run = make_run(folder / "run")
+        wsiad.heatmap(run=run, slides=slides, out=folder / "out", quiet=True, **values)
+    return folder / "out"
 
 
 def make_run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import threading
 
 import h5py
 import numpy as np
@@ -34,7 +33,6 @@ from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import read_corners
-from wsiad.verbs.view import ViewConfig, open_server
 
 
 @pytest.fixture(scope="module")
@@ -268,37 +266,23 @@ def ask(server, path):
     ],
 )
 def test_the_viewer_answers_damage_in_one_line_and_shows_the_other_slides(
-    copy, file, keys, value, page
+    copy, serve, file, keys, value, page
 ):
     results = copy("results")
     damage(results / "one" / file, *keys, value=value)
-    server = open_server(ViewConfig(results=results, browser=False))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        names = [s["name"] for s in json.loads(ask(server, "slides.json")[1])["slides"]]
-        status, body = ask(server, f"slide/{names.index('one') + 1}/{page}")
-        assert status == 500
-        assert file in body
-        assert "\n" not in body
-        assert ask(server, f"slide/{names.index('two') + 1}/{page}")[0] == 200
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    server = serve(results)
+    names = [s["name"] for s in json.loads(ask(server, "slides.json")[1])["slides"]]
+    status, body = ask(server, f"slide/{names.index('one') + 1}/{page}")
+    assert status == 500
+    assert file in body
+    assert "\n" not in body
+    assert ask(server, f"slide/{names.index('two') + 1}/{page}")[0] == 200
 
 
-def test_a_page_that_fails_for_any_reason_is_answered(made, monkeypatch):
-    server = open_server(ViewConfig(results=made / "results", browser=False))
+def test_a_page_that_fails_for_any_reason_is_answered(made, serve, monkeypatch):
+    server = serve(made / "results")
     monkeypatch.setattr(server.pages, "answer", lambda path: 1 / 0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        assert ask(server, "slides.json")[0] == 500
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    assert ask(server, "slides.json")[0] == 500
 
 
 def test_damaged_heaps_of_coordinates_are_errors(made, tmp_path):

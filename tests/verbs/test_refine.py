@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import wsiad
-from support.builders import import_images, stained, write_tiff
+from support.builders import import_images
+from support.strange_slides import EDGE, MPP, OPTIONS, fit_knn, write_slide
 from wsiad.cli import main
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.detectors.linear_probe import LinearProbe
@@ -15,20 +16,7 @@ from wsiad.results.folder import Results
 from wsiad.runs.second_look import read_taught
 from wsiad.store.tile_store import TileStore
 
-MPP, EDGE = 0.5, 32
-OPTIONS = {"layers": ["features.3"], "places": 4}
 HEAD = {**OPTIONS, "magnify": 1, "strength": 1e-2}
-
-
-def slide(path, seed, *, strange=False):
-    pixels = stained(EDGE * 12, EDGE * 12, seed=seed)
-    if strange:
-        at = slice(EDGE * 4, EDGE * 8)
-        pixels[at, at, :] = np.clip(
-            pixels[at, at].astype(int) - 50 * (np.arange(EDGE * 4) % 8 < 3)[:, None], 0, 255
-        )
-    path.parent.mkdir(exist_ok=True)
-    write_tiff(path, pixels, mpp=MPP)
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +24,12 @@ def first(tmp_path_factory):
     """A store of healthy slides, a run, a cohort with five strange slides, and healthy ones."""
     root = tmp_path_factory.mktemp("first")
     for number in range(6):
-        slide(root / "train" / f"h{number}.tif", number)
+        write_slide(root / "train" / f"h{number}.tif", number)
     for number in range(8):
-        slide(root / "cohort" / f"c{number}.tif", 100 + number, strange=number < 5)
+        write_slide(root / "cohort" / f"c{number}.tif", 100 + number, strange=number < 5)
     for number in range(10):
-        slide(root / "healthy" / f"n{number}.tif", 200 + number)
-    wsiad.tile(
-        slides=[root / "train"],
-        out=root / "store",
-        mpp=MPP,
-        tile=EDGE,
-        tissue={"min_area_um2": 0, "smooth_um": 0, "remove_pen": False},
-        min_coverage=0.01,
-        stain={"method": "none"},
-        quiet=True,
-    )
-    wsiad.train(
-        store=root / "store",
-        out=root / "run",
-        detector="knn",
-        options=OPTIONS,
-        weights="random",
-        quiet=True,
-    )
+        write_slide(root / "healthy" / f"n{number}.tif", 200 + number)
+    fit_knn(root, root / "train")
     for name in ("cohort", "healthy"):
         wsiad.heatmap(
             run=root / "run",

@@ -4,17 +4,14 @@ import http.client
 import json
 import os
 import shutil
-import threading
 
 import pytest
 
-import wsiad
 from support.browser import needs_browser
 from support.builders import stained, write_tiff
-from support.runs import make_run, use_channel
+from support.runs import score_channel
 from wsiad.results.folder import Results
 from wsiad.results.reviews import SlideReview, why_read_only
-from wsiad.verbs.view import ViewConfig, open_server
 
 
 @pytest.fixture(scope="module")
@@ -29,35 +26,13 @@ def made(tmp_path_factory):
         if name == "one":
             image[64:128, 448:512, 0] = red - 40
         write_tiff(folder / "slides" / f"{name}.tif", image, mpp=0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        wsiad.heatmap(run=run, slides=folder / "slides", out=folder / "out", quiet=True)
-    return folder / "out"
+    return score_channel(folder, folder / "slides")
 
 
 @pytest.fixture
 def results(made, tmp_path):
     shutil.copytree(made, tmp_path / "out")
     return tmp_path / "out"
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(results, **values):
-        server = open_server(ViewConfig(results=results, browser=False, **values))
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def post(server, path="slide/1/review", body=None, *, token=None, drop=(), **changed):

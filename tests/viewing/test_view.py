@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
@@ -25,7 +24,7 @@ from PIL import Image
 import wsiad
 from support.browser import needs_browser
 from support.builders import stained, write_scn, write_tiff
-from support.runs import make_run, use_channel
+from support.runs import make_run, score_channel, use_channel
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import SquareMicrons
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
@@ -52,32 +51,14 @@ def made(tmp_path_factory):
     image[:320, :320] = (90, 40, 70)  # without detail: not assessed
     write_tiff(slides / "gap.tif", image, mpp=0.5)
     (slides / "bad.svs").write_text("no slide")
-    with pytest.MonkeyPatch.context() as patch:
-        use_channel(patch)
-        run = make_run(folder / "run")
-        quality = {"min_sharpness": 1.0}
-        wsiad.heatmap(run=run, slides=slides, out=folder / "out", quality=quality, quiet=True)
+    score_channel(folder, slides, quality={"min_sharpness": 1.0})
     return folder
 
 
 @pytest.fixture
-def serve(made):
-    """Serve results; stops at the end of the test."""
-    servers = []
-
-    def start(results=None, **values):
-        config = ViewConfig(results=results or made / "out", browser=False, **values)
-        server = open_server(config)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serve(serve, made):
+    """Serve results, by default all of :func:`made`."""
+    return lambda results=made / "out", **values: serve(results, **values)
 
 
 def ask(server, path, *, method="GET", host=None, token=None):
