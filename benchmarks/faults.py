@@ -79,7 +79,7 @@ def draw_slide(path: Path, *, seed: int, edge: int, compression: str) -> None:
             tiff.write(
                 image,
                 tile=(256, 256),
-                photometric="ycbcr" if compression == "jpeg" else "rgb",
+                photometric="rgb",
                 compression=compression,
                 compressionargs={"level": 90} if compression == "jpeg" else {},
                 subfiletype=int(level > 0),

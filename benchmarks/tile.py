@@ -64,7 +64,7 @@ def drawn_slide(folder: Path, *, edge: int = 8192, mpp: float = 0.25) -> Path:
             tiff.write(
                 image,
                 tile=(512, 512),
-                photometric="ycbcr",
+                photometric="rgb",  # of the pixels given; they are stored as YCbCr
                 subsampling=(2, 2),
                 compression="jpeg",
                 compressionargs={"level": 80},
