@@ -301,6 +301,21 @@ def test_other_options_and_other_runs_are_named(scored, here, monkeypatch):
         compare(here, healthy=here / "third")
 
 
+def test_an_option_that_older_results_do_not_state_has_its_default(scored, here, monkeypatch):
+    use_channel(monkeypatch)
+    slides, other = scored / "healthy_slides" / "h1.tif", here / "other"
+    wsiad.heatmap(run=scored / "run", slides=slides, out=other, stride=16, quiet=True)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("precision: run\n", ""))
+    assert (other / "config.yaml").read_text() != text
+    with pytest.raises(InputError, match=r"scored like \S+: stride is 16 and not None\. Score"):
+        compare(here, healthy=other)
+    wanted = {"run": scored / "run", "slides": slides, "out": other, "quiet": True, "stride": 16}
+    with pytest.raises(InputError, match=r"other options: precision run \(now bf16\)\. "):
+        wsiad.heatmap(**wanted, precision="bf16")
+    assert not wsiad.heatmap(**wanted).failed  # and it is continued
+
+
 def test_damage_is_told_and_nothing_is_claimed(here):
     compare(here)
     path = here / "tested" / "usual" / "windows.npy"

@@ -16,10 +16,9 @@ from wsiad.core.errors import ConfigError, InputError
 from wsiad.core.geometry import SquareMicrons
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SCAN_AGAIN, StoredScore
-from wsiad.heatmaps.heatmap_task import ReadingOptions, ScoringOptions
 from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED, region_differences
+from wsiad.results.identity import DERIVED, region_differences, stated_options
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
@@ -279,13 +278,11 @@ def _slide(results: SlideResults, folder: Mapping[str, Any], score: StoredScore)
 def _difference(one: Path, two: Path) -> str:
     """Return the options that differ as text, or state that the run differs."""
     try:
-        first, second = read_yaml(one / CONFIG), read_yaml(two / CONFIG)
+        first, second = stated_options(one), stated_options(two)
+        runs = [str(read_yaml(folder / CONFIG).get("run")) for folder in (one, two)]
     except ConfigError:
         return "by another run or other options"
-    keys = [*ScoringOptions.model_fields, *ReadingOptions.model_fields]
     differ = [
-        f"{key} is {first.get(key)} and not {second.get(key)}"
-        for key in keys
-        if first.get(key) != second.get(key)
+        f"{key} is {first[key]} and not {second[key]}" for key in first if first[key] != second[key]
     ]
-    return "; ".join(differ) or f"by another run ({first.get('run')}, {second.get('run')})"
+    return "; ".join(differ) or f"by another run ({', '.join(runs)})"

@@ -167,6 +167,24 @@ def asked_values(run: Path, options: HeatmapOptions, reading: ReadingOptions) ->
     return {"run": str(run), **scoring, **reading.model_dump(mode="json")}
 
 
+def stated_options(results: Path) -> dict[str, Any]:
+    """Return the options of scoring and reading in a ``config.yaml``, as JSON values.
+
+    Results of before there was an option do not state it: they have its default.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or damaged.
+    """
+    path = results / CONFIG
+    there, values = read_yaml(path), dict[str, Any]()
+    for kind in (ScoringOptions, ReadingOptions):
+        given = {key: value for key, value in there.items() if key in kind.model_fields}
+        values |= build(kind, given, source=str(path)).model_dump(mode="json")
+    return values
+
+
 def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy: str) -> None:
     """Refuse a folder with the scores of another run or of other options, and name them.
 
@@ -250,11 +268,10 @@ def difference(results: Path, facts: Mapping[str, Any], asked: Mapping[str, Any]
         Run and options of the requested scores, see :func:`asked_values`.
     """
     try:
-        was = read_yaml(results / CONFIG)
+        was = stated_options(results)
     except ConfigError:
         return f"its {CONFIG} does not state which"
-    keys = [key for key in asked if key in was and key != "run"]
-    told = differences({key: was[key] for key in keys}, {key: asked[key] for key in keys})
+    told = differences(was, {key: asked[key] for key in was})
     before, after = (Path(str(run)).absolute() for run in (facts.get("run"), asked["run"]))
     if before != after:
         told.append(f"run {before} (now {after})")
