@@ -13,6 +13,7 @@
 # interruption: what is whole is not made again.
 set -euo pipefail
 if [ $# -lt 6 ]; then sed -n '2,15p' "$0" | cut -c3-; exit 2; fi
+# shellcheck disable=SC2034  # the loop reads validation and test by their names
 store=$1 validation=$2 test=$3 out=$4
 shift 4
 

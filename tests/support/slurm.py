@@ -1,4 +1,7 @@
-"""A real SLURM of one controller and two nodes on this machine, for as long as a test runs."""
+"""A real SLURM of one controller and two nodes on this machine, for as long as a test runs.
+
+Its credentials last 5 seconds: a job that is queued again waits for so long before it starts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# Read by submit.sh and job.sbatch: the settings of the site, and whether they are filled in.
+
+# One line: what is wrong, with what, and what to do about it.
+fail() {
+  echo "wsiad on SLURM: $*" >&2
+  exit 2
+}
+
+# filled_in NAME WHAT: the setting of this name has a value of the site.
+filled_in() {
+  local -n value=$1
+  [ "${value-}" != CHANGE-ME ] || fail "$site: $1 is not filled in. Write $2."
+}
+
+# whole_number NAME: the setting of this name is a number of at least 1.
+whole_number() {
+  local -n value=$1
+  [[ ${value-} =~ ^[1-9][0-9]*$ ]] || fail "$site: $1 is '${value-}'. Write a whole number from 1."
+}
+
+# read_site FILE: source the settings and check them.
+read_site() {
+  site=$1
+  [ -r "$site" ] || fail "$site: there is no such file of settings. Copy pipelines/slurm/site.sh."
+  # shellcheck source=pipelines/slurm/site.sh
+  source "$site"
+  filled_in PARTITION "the partition of jobs without a GPU, or nothing for the site's default"
+  filled_in GPU_PARTITION "the partition of jobs with a GPU, or nothing for the site's default"
+  filled_in ACCOUNT "the account that jobs are charged to, or nothing for the default"
+  filled_in ENVIRONMENT "venv, conda, module or apptainer: where wsiad is"
+  case $ENVIRONMENT in
+    venv) filled_in VENV "the folder of the virtual environment" ;;
+    conda) filled_in CONDA "the folder that 'conda info --base' prints" ;;
+    module) filled_in MODULES "the modules that have wsiad" ;;
+    apptainer) filled_in IMAGE "the path of the image" ;;
+    *) fail "$site: ENVIRONMENT is '$ENVIRONMENT'. Write venv, conda, module or apptainer." ;;
+  esac
+  local name
+  for name in RESERVE_MINUTES SIGNAL_SECONDS MOST_REQUEUES TILE_JOBS HEATMAP_JOBS; do
+    whole_number "$name"
+  done
+  [ $((RESERVE_MINUTES * 60)) -gt "$SIGNAL_SECONDS" ] \
+    || fail "$site: RESERVE_MINUTES is $RESERVE_MINUTES, within SIGNAL_SECONDS ($SIGNAL_SECONDS)." \
+      "Raise it: a training would be stopped before it ends by itself."
+}
+
+# training_minutes LIMIT: the --max-minutes of a job with this time limit, as SLURM writes it (MM,
+# MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS); nothing where the limit is UNLIMITED.
+training_minutes() {
+  local limit=$1 days=0 rest first second third minutes
+  [ "$limit" != UNLIMITED ] || return 0
+  [[ $limit =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] \
+    || fail "the time limit '$limit' is not one of SLURM's. Pass --max-minutes after the verb."
+  rest=$limit
+  if [[ $limit == *-* ]]; then
+    days=${limit%%-*} rest=${limit#*-}
+    [[ $rest == *:* ]] || rest=$rest:00
+    [[ $rest == *:*:* ]] || rest=$rest:00
+  fi
+  IFS=: read -r first second third <<< "$rest"
+  if [ -n "$third" ]; then
+    minutes=$((10#$days * 1440 + 10#$first * 60 + 10#$second))
+  else
+    minutes=$((10#$first))
+  fi
+  [ "$minutes" -gt "$RESERVE_MINUTES" ] \
+    || fail "the time limit of a training, $limit, is not more than RESERVE_MINUTES ($RESERVE_MINUTES)." \
+      "Raise its --time in $site, or lower the reserve."
+  echo $((minutes - RESERVE_MINUTES))
+}

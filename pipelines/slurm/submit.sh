@@ -1,0 +1,101 @@
+#!/bin/bash
+# Submit commands of wsiad to SLURM, as one would type them, each after the one before.
+#
+#   pipelines/slurm/submit.sh tile slides/ --out store/ --mpp 0.5 --tile 256
+#   pipelines/slurm/submit.sh train store/ --out run/ then heatmap run/ test/ --out results/ \
+#     then evaluate results/ --reference reference.csv
+#
+# Fill in pipelines/slurm/site.sh first. tile and heatmap become arrays of jobs, train has a GPU and
+# ends before its walltime; whatever the walltime stops is queued again. It prints the jobs' numbers.
+set -euo pipefail
+if [ $# -eq 0 ]; then sed -n '2,9p' "$0" | cut -c3-; exit 2; fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=pipelines/slurm/site_check.sh
+source "$here/site_check.sh"
+read_site "$(realpath -m "${SITE:-$here/site.sh}")"
+
+# out_of ARGUMENTS: the folder that a command writes.
+out_of() {
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --out) echo "${2-}"; return ;;
+      --out=*) echo "${1#--out=}"; return ;;
+    esac
+    shift
+  done
+}
+
+needs=()     # dependencies of the coming command: it waits for all before it
+complete=()  # folders in which no slide may be left when it begins
+
+# submit VERB ARGUMENTS: one command, as a job or an array of jobs.
+submit() {
+  local verb=$1 shards=1 asked out words option number
+  case " $* " in
+    *" --cluster"[\ =]*) asked=("${CLUSTER[@]}") ;;
+    " tile "*) asked=("${TILE[@]}") shards=$TILE_JOBS ;;
+    " heatmap "*) asked=("${HEATMAP[@]}") shards=$HEATMAP_JOBS ;;
+    " train "* | " tune "* | " pretrain "*) asked=("${TRAIN[@]}") ;;
+    *) asked=("${OTHER[@]}") ;;
+  esac
+  words=(--parsable --job-name="wsiad-$verb" --requeue --open-mode=append
+    --signal="B:USR1@$SIGNAL_SECONDS" --account="$ACCOUNT" "${asked[@]}")
+  if [ "$shards" -gt 1 ]; then
+    words+=(--array="1-$shards" --output="$LOGS/%x-%A-%a.log")
+  else
+    words+=(--output="$LOGS/%x-%j.log")
+  fi
+  if [ ${#needs[@]} -gt 0 ]; then
+    words+=(--dependency="$(IFS=,; echo "${needs[*]}")" --kill-on-invalid-dep=yes)
+  fi
+  local given=()
+  for option in "${words[@]}"; do
+    # What the site leaves empty is left to SLURM.
+    case $option in
+      --partition= | --account=) ;;
+      --time=*)
+        case $verb in
+          train | tune | pretrain) training_minutes "${option#--time=}" > /dev/null ;;
+        esac
+        given+=("$option") ;;
+      *) given+=("$option") ;;
+    esac
+  done
+  mkdir -p "$LOGS"
+  number=$(sbatch "${given[@]}" "$here/job.sbatch" "$here" "$site" "$shards" \
+    "${#complete[@]}" "${complete[@]}" "$@")
+  number=${number%%;*}
+  echo "$verb: job $number"
+  case $verb in
+    tile | heatmap | embed)
+      # Their exit code is 1 when a slide failed, which must not stop what follows on the others.
+      out=$(out_of "$@")
+      [ -z "$out" ] || complete+=("$out")
+      needs+=("afterany:$number") ;;
+    *) needs+=("afterok:$number") ;;
+  esac
+}
+
+# All commands are looked at before the first is submitted.
+command=()
+for word in "$@" "then"; do
+  if [ "$word" != "then" ]; then
+    command+=("$word")
+    continue
+  fi
+  [ ${#command[@]} -gt 0 ] || fail "a command is missing beside 'then'. Write VERB ARGUMENTS there."
+  case ${command[0]} in
+    -*) fail "'${command[0]}' stands where a verb is expected. Write VERB ARGUMENTS." ;;
+    tile | heatmap)
+      [ -n "$(out_of "${command[@]}")" ] || fail "${command[0]}: --out is missing. Add it." ;;
+  esac
+  command=()
+done
+for word in "$@" "then"; do
+  if [ "$word" = "then" ]; then
+    submit "${command[@]}"
+    command=()
+  else
+    command+=("$word")
+  fi
+done
