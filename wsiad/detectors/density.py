@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
@@ -15,6 +16,7 @@ from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles
 from wsiad.learning.training_options import BatchSize
+from wsiad.networks.channel_moments import ChannelMoments
 from wsiad.networks.conv_stack import drawing_weights
 from wsiad.networks.density_model import DensityModel, HealthyDensity, Standardise, gathered
 from wsiad.networks.distillation import Combine, Distillation, combined
@@ -30,7 +32,6 @@ _STREAM: Final = 1 << 33  # keeps the windows of statistics apart from those of 
 _NOISE: Final = 0x64656E73
 _HELD_OUT: Final = 1 << 40  # the noise of a validation, the same each time
 _FIRST: Final = 1 << 41  # that of the first batch
-_LEAST: Final = 1e-6
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -214,20 +215,16 @@ class Density(DistilledDetector):
                 self._first = teacher.maps(teacher.normalised(first))
         if self.options.standardise != "channels":
             return {}
-        sums: list[list[Tensor]] = []
+        moments: defaultdict[int, ChannelMoments] = defaultdict(ChannelMoments)
         with torch.no_grad():
             for part in self._healthy(tiles, context):
                 maps = gathered(teacher.maps(teacher.normalised(part)), self._grid())
-                own = [_moments(one) for one in maps]
-                sums = (
-                    [
-                        [a + b for a, b in zip(*pair, strict=True)]
-                        for pair in zip(sums, own, strict=True)
-                    ]
-                    if sums
-                    else own
-                )
-        self._scaling = [_mean_and_deviation(*one) for one in sums]
+                for number, one in enumerate(maps):
+                    moments[number].add(one)
+        found = [each.scaling() for each in moments.values()]
+        if None in found:
+            raise DetectorError("healthy features are all alike", remedy="Fit on other tiles.")
+        self._scaling = [one for one in found if one is not None]
         return {}
 
     def distillation(self, teacher: BackboneFeatures, *, seed: int) -> Distillation:
@@ -374,26 +371,3 @@ def _stack(shape: tuple[int, int, int], widths: Sequence[int], code: int) -> Sta
         image_channels=channels,
         norm="none",
     )
-
-
-def _moments(maps: Tensor) -> list[Tensor]:
-    """Return number, sum and sum of squares of the channels, float64."""
-    values = maps.double()
-    count = values.new_tensor(len(maps) * maps.shape[2] * maps.shape[3])
-    return [count, values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))]
-
-
-def _mean_and_deviation(count: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (C,); a channel that never varies has the deviation 1.
-
-    Raises
-    ------
-    DetectorError
-        No channel varies.
-    """
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
-    varies = deviation > _LEAST * deviation.max()
-    if not bool(varies.any()):
-        raise DetectorError("healthy features are all alike", remedy="Fit on other tiles.")
-    return mean.float(), torch.where(varies, deviation, 1.0).float()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
+from wsiad.networks.channel_moments import ChannelMoments
 
 _LEAST: Final = 1e-6
 
@@ -218,16 +219,14 @@ class PatchStudents(TaughtPatches):
     @torch.no_grad()
     def normalise(self, parts: Sequence[Tensor]) -> None:
         """Set mean and deviation of error and variance from those of healthy images."""
-        sums: list[list[Tensor]] = [[] for _ in range(2 * len(self.patches))]
+        moments = [ChannelMoments() for _ in self.patches]
         for images in parts:
             for number, pair in enumerate(self.disagreement(images)):
-                for at, values in enumerate(pair):
-                    sums[2 * number + at].append(_moments(values.reshape(1, -1)))
-        for number in range(len(self.patches)):
-            error, variance = (_mean_and_deviation(sums[2 * number + at]) for at in range(2))
-            healthy = [error[0], error[1].clamp_min(_LEAST)]
-            healthy += [variance[0], variance[1].clamp_min(_LEAST)]
-            self.get_buffer(f"healthy{number}").copy_(torch.cat(healthy))
+                moments[number].add(torch.stack(pair, dim=1))
+        for number, each in enumerate(moments):
+            mean, deviation = each.found()
+            healthy = torch.stack([mean, deviation.clamp_min(_LEAST)], dim=1).flatten()
+            self.get_buffer(f"healthy{number}").copy_(healthy)
 
     def _ensembles(self) -> list[nn.ModuleList]:
         assert isinstance(self.students, nn.ModuleList)
@@ -271,25 +270,13 @@ def channel_statistics(parts: Iterable[Tensor], *, of: str) -> tuple[Tensor, Ten
     DetectorError
         No channel varies.
     """
-    sums = [_moments(outputs.transpose(0, 1).flatten(1)) for outputs in parts]
-    mean, deviation = _mean_and_deviation(sums)
-    varies = deviation > _LEAST * deviation.max()
-    if not bool(varies.any()):
+    moments = ChannelMoments()
+    for outputs in parts:
+        moments.add(outputs)
+    if (scaling := moments.scaling()) is None:
         raise DetectorError(
             f"{of} see no difference between healthy places",
             remedy="Fit on other tiles, or train the teachers longer.",
         )
-    return mean, torch.where(varies, deviation, 1.0)
-
-
-def _moments(values: Tensor) -> Tensor:
-    """Return number, sum and sum of squares of each row, float64 (3, D)."""
-    exact = values.double()
-    count = torch.full_like(exact[:, 0], exact.shape[1])
-    return torch.stack([count, exact.sum(dim=1), exact.square().sum(dim=1)])
-
-
-def _mean_and_deviation(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    count, total, squares = torch.stack(list(sums)).sum(dim=0)
-    mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float()
+    mean, deviation = scaling
+    return mean.to(outputs.device), deviation.to(outputs.device)

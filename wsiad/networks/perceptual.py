@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
+from wsiad.networks.channel_moments import ChannelMoments
 from wsiad.networks.vgg import Vgg19
 
 _IMAGE_PLACE_PX = 8  # of a place where there are only pixels: that of relu4_2
@@ -210,36 +211,12 @@ def channel_statistics(network: Vgg19, batches: Iterable[Tensor]) -> dict[str, C
     DetectorError
         There is no batch, or a feature is not finite.
     """
-    moments: dict[str, _Moments] = {layer: _Moments() for layer in network.layers}
+    moments = {layer: ChannelMoments() for layer in network.layers}
     for images in batches:
         for layer, features in network(images).items():
             moments[layer].add(features)
-    return {layer: moment.statistics(layer) for layer, moment in moments.items()}
-
-
-class _Moments:
-    """Mean and sum of squared deviations by channel, merged batch by batch (Chan et al. 1983)."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean = torch.zeros(())
-        self._squares = torch.zeros(())
-
-    def add(self, features: Tensor) -> None:
-        values = features.detach().to(dtype=torch.float64).transpose(0, 1).flatten(1).cpu()
-        count = values.shape[1]
-        mean = values.mean(dim=1)
-        squares = (values - mean[:, None]).square().sum(dim=1)
-        total = self._count + count
-        shift = mean - self._mean
-        self._mean = self._mean + shift * (count / total)
-        self._squares = self._squares + squares + shift.square() * (self._count * count / total)
-        self._count = total
-
-    def statistics(self, layer: str) -> ChannelStatistics:
-        if self._count == 0:
-            raise DetectorError("there are no tiles for the channel statistics")
-        mean, std = self._mean.float(), (self._squares / self._count).sqrt().float()
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+    found = {layer: ChannelStatistics(*each.found()) for layer, each in moments.items()}
+    for layer, one in found.items():
+        if not bool(torch.isfinite(one.mean).all() and torch.isfinite(one.std).all()):
             raise DetectorError(f"the features of {layer} are not finite; the weights are damaged")
-        return ChannelStatistics(mean=mean, std=std)
+    return found
