@@ -283,6 +283,10 @@ class Adversary(ABC, Generic[B]):
         """Number of batches that a step of the training takes."""
         return 1 + self._steps
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the critics."""
+        return list(self._trained.parameters.values())
+
     def restart(self) -> None:
         """Begin a stage and forget the critics' moments."""
         self._trained.restart()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,25 +27,46 @@ If the training has stages, the :class:`~wsiad.learning.stages.Stage` is the sec
 """
 
 
-def kept_bytes(losses: Callable[[Tensor], Tensor], windows: Tensor) -> int:
-    """Return the bytes that are kept of losses of windows until their gradients are known.
+def kept_bytes(
+    work: Callable[[Tensor], object], windows: Tensor, *, besides: Iterable[Tensor] = ()
+) -> int:
+    """Return the most bytes that are kept at a time until gradients are known, during some work.
 
     Tensors that share memory count once. Random draws are as if there had been none.
-    """
-    kept: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    Parameters
+    ----------
+    work : callable
+        Function of windows.
+    windows : Tensor
+    besides : iterable of Tensor
+        Tensors that are in memory anyway, such as weights, and do not count.
+    """
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in besides)
+    now = most = 0
+
+    class Kept:
+        """A tensor that is kept; it goes when its gradient is known, or its loss is dropped."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal now, most
+            # Without its own history: an output would hold itself, and never go.
+            self.tensor, storage = tensor.detach(), tensor.untyped_storage()
+            self.place, self.bytes = storage.data_ptr(), storage.nbytes()
+            now += 0 if uses[self.place] else self.bytes
+            uses[self.place] += 1
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            uses[self.place] -= 1
+            now -= 0 if uses[self.place] else self.bytes
 
     devices = [windows.device] if windows.is_cuda else []
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor)
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), hooks:
-        found = losses(windows)  # until it is gone, no other tensor takes a place that was counted
-        total = sum(kept.values())
-    del found
-    return total
+        work(windows)
+    return most
 
 
 class Step:
@@ -101,8 +123,9 @@ class Step:
     def check_memory(self, source: TileSource) -> None:
         """Refuse a training whose steps need more memory than the device has.
 
-        What a step keeps until its gradients are known is counted for one window and for two of
-        the held-out loss; the difference is of each window. Critics and moments are not counted.
+        What a step keeps until its gradients are known is counted for one window and for two; the
+        difference is of each window. A step of a method's own and steps of critics are taken for
+        that, and undone. Gradients and moments are not counted.
 
         Raises
         ------
@@ -114,13 +137,20 @@ class Step:
         windows = centre_crops(on_device(tile, device), self._size)
         has = memory_bytes(device)
         starts = {0: self._options.batch} if stages is None else stages.batches()
+        parts, weights = self._recipe.parts, list(self._module.parameters())
+        if self._adversary:
+            weights += self._adversary.parameters()
         self._module.eval()
         for number, batch in starts.items():
             alone, two = (
-                kept_bytes(lambda some: self.losses(some, number), windows.repeat(n, 1, 1, 1))  # noqa: B023
+                kept_bytes(
+                    lambda some: self._tried(some, number),  # noqa: B023
+                    windows.repeat(n * (parts if self._recipe.update else 1), 1, 1, 1),
+                    besides=weights,
+                )
                 for n in (1, 2)
             )
-            together = -(-batch // (self._recipe.parts * self._context.ranks.count))
+            together = -(-batch // (parts * self._context.ranks.count))
             needs = (two - alone + tile.nbytes) * together
             if needs > has:
                 raise DetectorError(
@@ -128,6 +158,20 @@ class Step:
                     f"{self._size} px, and {device} has {has / _GIB:,.0f} GiB",
                     remedy="Set a smaller batch or input_px, or a network with fewer channels.",
                 )
+
+    def _tried(self, windows: Tensor, number: int) -> None:
+        """Compute what a step on some windows computes, and leave all weights as they are."""
+        if self._recipe.update:
+            own = self._trained.copy()
+            self._recipe.update(windows, self._recipe.optimiser(self._module), number)
+            self._trained.set(own)
+            self._module.zero_grad(set_to_none=True)
+        elif self._adversary:
+            stage = self._stages.at(number) if self._stages else None
+            self._adversary.game.critics_loss(self._adversary.batch(windows, (number, 0), stage))
+            self._adversary.opponent_losses(windows, number, stage)
+        else:
+            self.losses(windows, number)
 
     def take(self, tiles: Tiles | Tensor, number: int) -> Tensor:
         """Take the step of a given number, from 0; return the losses that are logged."""
