@@ -74,15 +74,22 @@ def template(name: str) -> Markup:
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def policy() -> str:
-    """Return the content security policy, which lets only wsiad's own style and script run."""
+def policy(*, any_style: bool = False) -> str:
+    """Return the content security policy, which lets only wsiad's own style and script run.
+
+    Parameters
+    ----------
+    any_style : bool
+        Whether the style of another version's page is let through too.
+    """
     style, script = (
         base64.b64encode(hashlib.sha256(template(name).encode()).digest()).decode()
         for name in ("report.css", "report.js")
     )
+    allowed = "'unsafe-inline'" if any_style else f"'sha256-{style}'"
     return (
         "default-src 'none'; img-src data: file: 'self'; base-uri 'none'; form-action 'none'; "
-        f"style-src 'sha256-{style}'; script-src 'sha256-{script}'"
+        f"style-src {allowed}; script-src 'sha256-{script}'"
     )
 
 

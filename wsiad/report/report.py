@@ -269,6 +269,7 @@ def write_results_report(
         versions=facts.get("versions") or {},
         operating_point=OperatingPoint(truth.false_positives, truth.threshold) if truth else None,
         contact_sheet=quote(sheet),
+        folder=Path(os.path.relpath(results, path.parent)).as_posix(),
     )
     write_contact_sheet(opened, report, page=path)
     write_report(path, report)

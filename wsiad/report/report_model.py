@@ -229,6 +229,8 @@ class Report:
         Score at which lesions count as hit; ``None`` without annotated lesions.
     contact_sheet : str
         Address of the contact sheet, relative to the page; empty if there is none.
+    folder : str
+        Path of the results folder, relative to the folder of the page.
     """
 
     title: str
@@ -250,6 +252,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None
     contact_sheet: str = ""
+    folder: str = "."
 
     @property
     def hit_where(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ _RANKED = {
     "percentile": "a percentile of their scores",
 }
 _CLASSES = {"macro": "macrometastases", "micro": "micrometastases", "itc": "isolated tumour cells"}
+
+
+def quoted(text: str) -> str:
+    """Return a text as a word of a command, quoted where a shell would take it otherwise."""
+    return shlex.quote(text)
 
 
 @dataclass(frozen=True, slots=True)

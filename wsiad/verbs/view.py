@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 from pydantic import Field
 
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError
 from wsiad.core.signals import Terminated
-from wsiad.core.terminal import tell
+from wsiad.core.terminal import did_you_mean, tell
 from wsiad.slides.slide_files import slide_fingerprint
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class ViewConfig(Config):
     annotations: Path | None = None
     """Folder of outlines of tumour, a file for each slide as for `wsiad evaluate --annotations`, to
     draw them."""
+    slide: str = ""
+    """Name of the slide to show first; by default the one with the highest score."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port on 127.0.0.1; 0 for a free one."""
     read_only: bool = False
@@ -61,12 +64,13 @@ def view(config: ViewConfig) -> ViewResult:
     Raises
     ------
     InputError
-        The folder does not contain results, no slides are found in `slides`, `annotations` is no
-        folder, or the port is in use.
+        The folder does not contain results, no slides are found in `slides`, `slide` is none of
+        them or cannot be shown, `annotations` is no folder, or the port is in use.
     """
     server = open_server(config)
-    tell(f"Open {server.url} (stop with Ctrl-C)")
-    if config.browser and not (_graphical() and webbrowser.open(server.url)):
+    address = server.url + (f"#name={quote(config.slide, safe='')}" if config.slide else "")
+    tell(f"Open {address} (stop with Ctrl-C)")
+    if config.browser and not (_graphical() and webbrowser.open(address)):
         tell("No browser could be started: open the address yourself.")
     try:
         server.serve_forever()
@@ -92,13 +96,17 @@ def open_server(config: ViewConfig) -> ViewServer:
     Raises
     ------
     InputError
-        The folder does not contain results, no slides are found in `slides`, `annotations` is no
-        folder, or the port is in use.
+        The folder does not contain results, no slides are found in `slides`, `slide` is none of
+        them or cannot be shown, `annotations` is no folder, or the port is in use.
     """
+    from wsiad.report.page import policy
     from wsiad.results.reviews import why_read_only
+    from wsiad.viewing.served_report import ServedReport
     from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
 
     slides = viewed_slides(config.results, config.slides)
+    if config.slide:
+        _check_shown(config.slide, slides)
     if config.annotations is not None and not config.annotations.is_dir():
         raise InputError(
             "is no folder of outlines", subject=str(config.annotations), remedy="Check the path."
@@ -108,6 +116,9 @@ def open_server(config: ViewConfig) -> ViewServer:
         slides,
         title=config.results.resolve().name,
         problem=functools.cache(_problem),
+        report=ServedReport(
+            config.results, [slide.results for slide in slides], policy=policy(any_style=True)
+        ),
         annotations=config.annotations,
         read_only=read_only or why_read_only(config.results),
         reviewer=config.reviewer,
@@ -120,6 +131,23 @@ def open_server(config: ViewConfig) -> ViewServer:
             subject=f"{LOOPBACK}:{config.port}",
             remedy="Set another --port, or 0 for a free one.",
         ) from error
+
+
+def _check_shown(name: str, slides: Sequence[ViewedSlide]) -> None:
+    """Check that there is a slide of this name, and something to show of it."""
+    found = {slide.name: slide for slide in slides}
+    if name not in found:
+        raise InputError(
+            f"no slide of the results has this name{did_you_mean(name, found)}",
+            subject=name,
+            remedy="slides.csv of the results lists their names.",
+        )
+    if found[name].size is None:
+        raise InputError(
+            f"there is nothing to show of this slide: {found[name].reason}",
+            subject=name,
+            remedy="Choose another --slide.",
+        )
 
 
 def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSlide]:

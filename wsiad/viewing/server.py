@@ -30,6 +30,7 @@ from wsiad.core.files import parse_json
 from wsiad.results import file_names as names
 from wsiad.results.reviews import Judgement, SlideReview
 from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
+from wsiad.viewing.served_report import FOLDER, ServedReport
 from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed, truth
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Pages:
         Title of the page.
     problem : callable
         Function of a slide that returns why its own pixels cannot be shown; empty if they can.
+    report : ServedReport
+        Report of the results.
     annotations : Path, optional
         Folder of outlines of tumour.
     read_only : str
@@ -110,11 +113,12 @@ class Pages:
         *,
         title: str,
         problem: Callable[[ViewedSlide], str],
+        report: ServedReport,
         annotations: Path | None = None,
         read_only: str = "",
         reviewer: str = "",
     ) -> None:
-        self._slides, self._problem = slides, problem
+        self._slides, self._problem, self._report = slides, problem, report
         self._about = {"title": title, "readOnly": read_only, "reviewer": reviewer}
         self._annotations, self._read_only = annotations, read_only
         self._deep_zoom = DeepZoom()
@@ -138,7 +142,13 @@ class Pages:
             name, kind = self._STATIC_FILES[path]
             return Response((_STATIC / name).read_bytes(), kind)
         if path == "slides.json":
-            return _json({**self._about, "slides": [s.as_json() for s in self._slides]})
+            listed = [slide.as_json() for slide in self._slides]
+            return _json({**self._about, **self._report.pages(), "slides": listed})
+        if path == names.REPORT:  # the contact sheet links it there if it was written elsewhere
+            headers = {"Location": f"{FOLDER}{names.REPORT}"}
+            return Response(b"", status=HTTPStatus.FOUND, headers=headers)
+        if path.startswith(FOLDER):
+            return self._reported(path.removeprefix(FOLDER))
         # Of few digits: no number here needs more, and a long one costs time to read.
         found = re.fullmatch(r"slide/([0-9]{1,7})/([a-z]+)(?:/([0-9/]{1,30}))?", path)
         slide = self._slide(found[1]) if found else None
@@ -158,6 +168,14 @@ class Pages:
         if found[3] or found[2] not in answers:
             return _nothing()
         return answers[found[2]](slide)
+
+    def _reported(self, path: str) -> Response:
+        found = self._report.answer(path)
+        if found is None:
+            return _nothing()
+        # Other verbs write the pages anew.
+        headers = {"Content-Security-Policy": self._report.policy, "Cache-Control": "no-store"}
+        return Response(*found, headers=headers)
 
     def _slide(self, number: str) -> ViewedSlide | None:
         place = int(number)

@@ -11,6 +11,15 @@
     details.addEventListener("toggle", () => details.open && fill(details));
   }
   const openTarget = () => {
+    // An address can name a slide, as that of the viewer does: `#name=tumor_001`.
+    const named = /^#name=(.+)$/.exec(location.hash);
+    if (named) {
+      let name = named[1];
+      try { name = decodeURIComponent(name); } catch { /* as it is */ }
+      const found = [...document.querySelectorAll("article[data-slide]")].find((one) => one.dataset.slide === name);
+      if (found) location.replace(`#${found.id}`);
+      return;
+    }
     const article = /^#slide-\d+$/.test(location.hash) && document.querySelector(location.hash);
     const details = article && article.querySelector("details.late");
     if (!details) return;
@@ -19,6 +28,17 @@
   };
   window.addEventListener("hashchange", openTarget);
   openTarget();
+
+  // A page that was opened from a disk knows where it is now: its commands run from anywhere.
+  if (location.protocol === "file:") {
+    const windows = /^\/[A-Za-z]:/.test(location.pathname);
+    for (const folder of document.querySelectorAll(".folder")) {
+      const path = decodeURIComponent(new URL(`${folder.dataset.folder.split("/").map(encodeURIComponent).join("/")}/`, location).pathname).slice(windows ? 1 : 0, -1);
+      const plain = /^[\w@%+=:,./-]+$/.test(path);
+      folder.textContent = plain ? path : windows ? `"${path}"` : `'${path.replaceAll("'", `'"'"'`)}'`;
+    }
+    document.getElementById("where")?.remove();
+  }
 
   // On paper nothing can be opened: counts and configuration are printed. The pictures of what
   // was scored, and regions that nobody has opened, would be as many pages again.

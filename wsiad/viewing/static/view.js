@@ -391,6 +391,8 @@
     say([slide.problem, slide.reviewProblem, slide.truth?.problem].filter(Boolean).join(" "));
     byId("name").textContent = slide.name;
     document.title = `${slide.name} – wsiad view`;
+    byId("reported").hidden = !state.report;
+    byId("reported").firstChild.href = `results/report.html#name=${encodeURIComponent(slide.name)}`;
     byId("facts").textContent = [
       slide.score === null ? `no score: ${slide.status}` : `${slide.rankedBy === "scan" ? "scan" : "highest"} score ${digits(slide.score)}`, slide.label,
       slide.truth && !slide.truth.found ? "no outlines of this slide" : "",
@@ -491,10 +493,10 @@
       return "";
     }
   };
-  // An address names a slide by its rank or by its name: `#3`, `#tumor_001`.
+  // An address names a slide by its rank or by its name: `#3`, `#tumor_001`, `#name=3`.
   const placeOf = (asked) => {
-    let name = asked;
-    try { name = decodeURIComponent(asked); } catch { /* as it is */ }
+    let name = asked.replace(/^name=/, "");
+    try { name = decodeURIComponent(name); } catch { /* as it is */ }
     const place = /^[0-9]+$/.test(asked) ? Number(asked) : state.slides.findIndex((s) => s.name === name) + 1;
     return state.slides[place - 1]?.viewable ? place : 0;
   };
@@ -510,6 +512,9 @@
     byId("readonly").hidden = !found.readOnly;
     byId("readonly").textContent = `Read only: no judgements are stored, as ${found.readOnly}.`;
     byId("title").textContent = found.title;
+    state.report = found.report;
+    for (const [there, page, words] of [[found.report, "report", "Report"], [found.contactSheet, "contact_sheet", "Strongest regions"]])
+      if (there) byId("pages").append(element("a", { href: `results/${page}.html`, textContent: words }), " · ");
     listSlides();
     const place = placeOf(location.hash.slice(1)) || state.slides.findIndex((s) => s.viewable) + 1;
     if (place) await open(place);
