@@ -8,8 +8,13 @@ import pytest
 
 from wsiad.cli import _report
 from wsiad.compute.batch import run_batch
-from wsiad.compute.compute_options import ComputeOptions, record_path, slides_of_shard
-from wsiad.core.errors import SlideReadError
+from wsiad.compute.compute_options import (
+    ComputeOptions,
+    record_path,
+    slides_of_call,
+    slides_of_shard,
+)
+from wsiad.core.errors import InputError, SlideReadError
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideTable, read_table
 from wsiad.verbs.tile import TileResult, TileRow
@@ -84,8 +89,27 @@ def test_shards_do_not_depend_on_the_order_of_the_slides():
     names = [[slide.name for slide in slides_of_shard(slides, f"{part}/2")] for part in (1, 2)]
     assert names == [["a", "c", "e"], ["b", "d"]]
     assert slides_of_shard(slides, None) == slides
-    assert record_path(Path("o"), "2/8") == Path("o/runs/shard-2-of-8.json")
-    assert record_path(Path("o"), None) == Path("o/run.json")
+
+
+def test_the_record_of_a_part_of_the_slides_is_not_that_of_all():
+    def path(**options):
+        return record_path(Path("o"), ComputeOptions(**options))
+
+    assert path() == Path("o/run.json")
+    assert path(shard="2/8") == Path("o/runs/shard-2-of-8.json")
+    assert path(only=("a",)) is None
+    assert path(only=("a",), record="r.json") == path(record="r.json") == Path("r.json")
+
+
+def test_a_call_takes_the_slides_that_are_named():
+    slides = [SlideInput(name, Path(name)) for name in ("b", "patient/1", "a")]
+    chosen = slides_of_call(slides, ComputeOptions(only=("patient/1", "b")))
+    assert [slide.name for slide in chosen] == ["b", "patient/1"]
+    assert slides_of_call(slides, ComputeOptions()) == slides
+    chosen = slides_of_call(slides, ComputeOptions(only=("patient/1", "b"), shard="2/2"))
+    assert [slide.name for slide in chosen] == ["patient/1"]
+    with pytest.raises(InputError, match=r"no slide is named 'patient/2' \(did you mean"):
+        slides_of_call(slides, ComputeOptions(only=("a", "patient/2")))
 
 
 def deadly(task):

@@ -10,6 +10,7 @@ import yaml
 
 import wsiad
 from support.builders import stained, write_tiff
+from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import atomic_folder
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.slides.slide_table import SlideTable, read_table
@@ -63,6 +64,32 @@ def test_shards_share_the_sorted_slides_and_keep_books_apart(slides, plain, tmp_
     assert (record["shard"], record["slides"], record["failed"]) == ("1/2", 3, 1)
     assert tile(slides, out, None).failed
     assert json.loads((out / "run.json").read_text())["slides"] == 6
+
+
+def test_jobs_for_single_slides_make_the_same_store_and_each_tells_what_became_of_its_own(
+    slides, plain, tmp_path
+):
+    out, record = tmp_path / "store", tmp_path / "jobs" / "one.json"
+
+    def of(*names):
+        wsiad.tile(slides=slides, out=out, only=names, record=record, quiet=True, **OPTIONS)
+        return [(row["slide"], row["status"]) for row in json.loads(record.read_text())["rows"]]
+
+    assert of("s3") == [("s3", "ok")]
+    assert of("bad") == [("bad", "failed")]
+    assert "is not a slide" in json.loads(record.read_text())["rows"][0]["reason"]
+    assert of("s4", "s0", "s1") == [("s0", "ok"), ("s1", "ok"), ("s4", "ok")]
+    assert not (out / "report.html").exists()
+    assert not (out / "run.json").exists()
+    assert of("s2") == [("s2", "ok")]
+    assert (out / "report.html").exists()  # by the last, after which every slide has its row
+    assert statuses(out) == WHOLE
+    assert files_of(out) == files_of(plain)
+    # Nothing is left of an earlier call where this one does not come to its end.
+    with pytest.raises(StoreMismatchError):
+        wsiad.tile(slides=slides, out=out, only=["s2"], record=record, quiet=True,
+                   **OPTIONS | {"tile": 32})  # fmt: skip
+    assert not record.exists()
 
 
 def test_more_shards_than_slides_leave_some_with_none(slides, tmp_path):

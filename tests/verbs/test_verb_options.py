@@ -41,6 +41,8 @@ OPTIONS = {
         cluster=null
         scheduler=null
         shard=null
+        only=[]
+        record=null
         retries=1
         stage_dir=null
         slides
@@ -186,6 +188,8 @@ OPTIONS = {
         cluster=null
         scheduler=null
         shard=null
+        only=[]
+        record=null
         retries=1
         stage_dir=null
         run
@@ -206,6 +210,11 @@ OPTIONS = {
         dry_run=false
         as_json=false
         quiet=false
+    """,
+    "list-slides": """
+        slides
+        manifest=null
+        as_json=false
     """,
     "status": """
         folder

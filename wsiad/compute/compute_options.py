@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from wsiad.core.config import RECORD, Config, Order
+from wsiad.core.errors import InputError
+from wsiad.core.files import write_json
+from wsiad.core.terminal import did_you_mean
 from wsiad.slides.inputs import SlideInput
+from wsiad.slides.slide_table import SlideRow
 
 T = TypeVar("T")
 
@@ -64,14 +68,20 @@ class WorkerOptions(Config):
 
 
 class ComputeOptions(WorkerOptions):
-    """Options of processing slides: the workers, the shard and local copies."""
+    """Options of processing slides: the workers, a part of the slides and local copies."""
 
-    ORDER: ClassVar[Order] = ("workers", "cluster", "scheduler", "shard", ...)
+    ORDER: ClassVar[Order] = ("workers", "cluster", "scheduler", "shard", "only", "record", ...)
 
     shard: Shard | None = None
     """Part of the slides to process, `i/n`, counted from 1: `2/8` is the second and then every
     eighth slide of the sorted list. For job arrays; shards can run at the same time, overlap or
     run twice without harm."""
+    only: tuple[str, ...] = ()
+    """Names of the slides to process, of those that are passed; by default all. For workflow
+    managers, with a job for each slide: such jobs can run at the same time, as shards can."""
+    record: Path | None = None
+    """JSON file that tells what became of the slides of this call. It is written when each has its
+    row, failed or not; a call that ends before leaves none."""
     stage_dir: Path | None = None
     """Folder on a local disk. Each slide is copied there before it is read, and its copy is
     deleted afterwards."""
@@ -84,6 +94,11 @@ class ComputeOptions(WorkerOptions):
                 "job arrays"
             )
         return self
+
+    @property
+    def partial(self) -> bool:
+        """True where this call is for a part of the slides, and others are for the rest."""
+        return self.shard is not None or bool(self.only)
 
 
 class PreviewOptions(Config):
@@ -138,9 +153,55 @@ def slides_of_shard(slides: Sequence[SlideInput], shard: str | None) -> list[Sli
     return take_shard(sorted(slides, key=lambda slide: (slide.name, str(slide.path))), shard)
 
 
-def record_path(out: Path, shard: str | None) -> Path:
-    """Return the path of a call's record: ``run.json``, or ``runs/shard-2-of-8.json`` for a shard.
+def slides_of_call(slides: Sequence[SlideInput], options: ComputeOptions) -> list[SlideInput]:
+    """Return the slides that a call is for: those of its names, and of its shard.
 
-    Shards share a folder, and the counts of one shard are not those of all.
+    Raises
+    ------
+    InputError
+        A name is not that of a slide.
     """
-    return out / (f"runs/shard-{shard.replace('/', '-of-')}.json" if shard else RECORD)
+    names = {slide.name for slide in slides}
+    for name in options.only:
+        if name not in names:
+            raise InputError(
+                f"no slide is named {name!r}{did_you_mean(name, names)}",
+                subject="--only",
+                remedy="List the names: wsiad list-slides.",
+            )
+    wanted = {*options.only}
+    return slides_of_shard(
+        [slide for slide in slides if not wanted or slide.name in wanted], options.shard
+    )
+
+
+def clear_record(options: ComputeOptions) -> None:
+    """Remove the record that an earlier call left where this one will write its own."""
+    if options.record is not None:
+        options.record.unlink(missing_ok=True)
+
+
+def record_path(out: Path, options: ComputeOptions) -> Path | None:
+    """Return the path of a call's record, by default ``run.json``; ``None`` if it has none.
+
+    Calls for parts of the slides share a folder, and the counts of one are not those of all: the
+    record of a shard is ``runs/shard-2-of-8.json``, and that of chosen slides is where it is
+    requested.
+    """
+    if options.record is not None:
+        return options.record
+    if options.shard is not None:
+        return out / f"runs/shard-{options.shard.replace('/', '-of-')}.json"
+    return None if options.only else out / RECORD
+
+
+def write_call_record(
+    out: Path, options: ComputeOptions, rows: Sequence[SlideRow], record: Mapping[str, Any]
+) -> None:
+    """Write the record of a call: its slides, each with what became of it, and further values."""
+    if (path := record_path(out, options)) is None:
+        return
+    part = {"shard": options.shard} if options.shard else {}
+    became = [{"slide": row.slide, "status": row.status, "reason": row.reason} for row in rows]
+    requested = {"rows": became} if options.record is not None else {}
+    write_json(path, {**record, **part, **requested})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiad.compute.compute_options import ComputeOptions, first_slides, slides_of_shard
+from wsiad.compute.compute_options import ComputeOptions, first_slides, slides_of_call
 from wsiad.core.config import Config, build, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.core.files import write_json
@@ -62,9 +62,9 @@ class Scoring:
     results : Path
         Results folder.
     tasks : list of SlideTask
-        One task for each slide of this call's shard.
+        One task for each slide of this call.
     slides : frozenset of str
-        Names of the slides of all shards.
+        Names of the slides of all calls.
     facts : dict
         Content of ``run.json`` at the beginning.
     asked : dict
@@ -167,7 +167,7 @@ def plan_scoring(
     device : str
         Name of the device, see :func:`wsiad.learning.devices.choose_device`.
     compute : ComputeOptions
-        Options of the workers and the shard.
+        Options of the workers and of this call's part of the slides.
     limit : int, optional
         Number of slides, the first by name.
 
@@ -240,7 +240,7 @@ def plan_scoring(
             override_mpp=reading.override_mpp,
             spatial=chosen.calibration,
         )
-        for slide in slides_of_shard(slides, compute.shard)
+        for slide in slides_of_call(slides, compute)
     ]
     return Scoring(
         results=results,

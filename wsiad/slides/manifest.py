@@ -1,14 +1,15 @@
-"""Manifests: CSVs that name slides and the facts that are known of each."""
+"""Manifests: CSVs that name slides and the facts that are known of each, read and written."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsiad.core.csv_file import Row, read_rows
+from wsiad.core.csv_file import Row, read_rows, table_text
 from wsiad.core.errors import InputError
+from wsiad.core.files import write_text
 from wsiad.core.labels import (
     ANOMALY_TYPE,
     LABEL,
@@ -98,6 +99,26 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     return [
         _row(row, path, columns=columns, unknown=unknown, width=len(header)) for row in rows[1:]
     ]
+
+
+def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write a manifest that :func:`read_manifest` reads as the same rows, with absolute paths.
+
+    Parameters
+    ----------
+    path : Path
+    rows : sequence of ManifestRow
+        A label that is not one of :mod:`wsiad.core.labels` is written as an anomaly type.
+    """
+    extra = list(dict.fromkeys(column for row in rows for column in row.extra))
+    kinds = [row.label if row.label and label_of(row.label) != row.label else "" for row in rows]
+    header = [SLIDE, NAME, MPP, LABEL, SPLIT, *([ANOMALY_TYPE] if any(kinds) else []), *extra]
+    table = []
+    for row, kind in zip(rows, kinds, strict=True):
+        cells = [str(row.path.absolute()), row.name, row.mpp, "" if kind else row.label, row.split]
+        cells += [kind] if any(kinds) else []
+        table.append([*cells, *(row.extra.get(column, "") for column in extra)])
+    write_text(path, table_text(header, table))
 
 
 def _tell_unknown(path: Path, unknown: list[str], hold_labels: set[str]) -> None:

@@ -91,6 +91,10 @@ class SlideTable(Generic[R]):
         """Return the row of a slide, as it was put last or when the table was opened."""
         return self._put.get(slide) or self._earlier.get(slide)
 
+    def names(self) -> set[str]:
+        """Return the slides that have a row by now, from any process."""
+        return {row.slide for row in read_table(self.path, self._row)}
+
     def put(self, *rows: R) -> None:
         """Set rows and write the table, together with rows that other processes put meanwhile.
 

@@ -159,6 +159,18 @@ wsiad heatmap runs/knn test_store/ --out results/""",
         ),
         following="wsiad view {out}",
     ),
+    "list-slides": Verb(
+        "list the slides of folders and manifests, and write a manifest of them",
+        ("slides",),
+        """\
+wsiad list-slides slides/
+wsiad list-slides slides/ --manifest manifest.csv
+wsiad list-slides slides/ labels.csv --json""",
+        common=(
+            "manifest",
+            "as_json",
+        ),
+    ),
     "status": Verb(
         "show how far a store, a run or results are: slides done, failed, running, left",
         ("folder",),

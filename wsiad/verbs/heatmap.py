@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from wsiad.compute.batch import run_batch, with_staging
-from wsiad.compute.compute_options import ComputeOptions, PreviewOptions, record_path
+from wsiad.compute.compute_options import (
+    ComputeOptions,
+    PreviewOptions,
+    clear_record,
+    write_call_record,
+)
 from wsiad.compute.tasks import workers_of
 from wsiad.core.config import Order, Paths, QuietOptions, verb
 from wsiad.core.files import write_json
@@ -139,6 +144,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     if config.dry_run:
         seen = _preview(config, scoring.tasks)
         return HeatmapResult(config.out, seen.summary, rows=(), preview=seen)
+    clear_record(config)
     scoring.begin(config)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)
@@ -186,7 +192,7 @@ def _finish(
     *,
     seconds: float,
 ) -> str:
-    """Write the report when every slide of all shards has its row, and return the summary."""
+    """Write the report when every slide of all calls has its row, and return the summary."""
     from wsiad.report.report import write_results_report
     from wsiad.results.significance_comparison import add_significance
 
@@ -197,26 +203,22 @@ def _finish(
     if not waiting:
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
         found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
-    if config.shard is None:
-        report = write_results_report(config.out, seconds={"heatmap": seconds})
-        return f"{scored}; see {report}{_project(config)}{found}"
-    record = {
-        "versions": versions(),
-        "shard": config.shard,
-        "seconds": round(seconds, 3),
-        "slides": len(rows),
-        "failed": len(failures(rows)),
-        "unusable": len(unusable(rows)),
-        "backends": backends(rows),
-    }
-    write_json(record_path(config.out, config.shard), record)
-    if waiting:
-        return (
-            f"{scored} in shard {config.shard}; the report waits for {len(waiting)} slides of "
-            "other shards"
-        )
-    report = write_results_report(config.out)
-    return f"{scored} in shard {config.shard}, the last; see {report}{_project(config)}{found}"
+    part = f" in shard {config.shard}" if config.shard else ""
+    said = f"{scored}{part}"
+    if config.partial and waiting:
+        others = "slides of other shards" if config.shard else "other slides"
+        said = f"{said}; the report waits for {len(waiting)} {others}"
+    else:
+        spent = None if config.partial else {"heatmap": seconds}
+        report = write_results_report(config.out, seconds=spent)
+        last = ", the last" if config.partial else ""
+        said = f"{said}{last}; see {report}{_project(config)}{found}"
+    if config.partial or config.record:
+        counts = {"slides": len(rows), "failed": len(failures(rows))}
+        record = {"versions": versions(), "seconds": round(seconds, 3), **counts}
+        record |= {"unusable": len(unusable(rows)), "backends": backends(rows)}
+        write_call_record(config.out, config, rows, record)
+    return said
 
 
 def _project(config: HeatmapConfig) -> str:

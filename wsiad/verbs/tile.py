@@ -14,14 +14,14 @@ from wsiad.compute.batch import run_batch, with_staging
 from wsiad.compute.compute_options import (
     ComputeOptions,
     PreviewOptions,
+    clear_record,
     first_slides,
-    record_path,
-    slides_of_shard,
+    slides_of_call,
+    write_call_record,
 )
 from wsiad.compute.tasks import workers_of
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
-from wsiad.core.files import write_json
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
@@ -90,7 +90,7 @@ def tile(config: TileConfig) -> TileResult:
     Raises
     ------
     InputError
-        No slides were found, or a manifest is not valid.
+        No slides were found, a name is not that of one, or a manifest is not valid.
     StoreMismatchError
         The store was made with another configuration.
     StainError
@@ -107,12 +107,13 @@ def tile(config: TileConfig) -> TileResult:
     start = time.monotonic()
     remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
-        inputs = first_slides(find_slides(config.slides), config.limit)
-    inputs = slides_of_shard(inputs, config.shard)
+        found = first_slides(find_slides(config.slides), config.limit)
+    inputs = slides_of_call(found, config)
     preparation = config.preparation()
     target = stain_target(preparation).to_dict()
     if config.dry_run:
         return TileResult(config.out, rows=(), preview=_preview(config, inputs, target))
+    clear_record(config)
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
@@ -143,9 +144,9 @@ def tile(config: TileConfig) -> TileResult:
             stored=stored_slide,
         )
     seconds = time.monotonic() - start
-    record = tiling_record(rows, seconds) | ({"shard": config.shard} if config.shard else {})
-    write_json(record_path(config.out, config.shard), record)
-    write_store_report(config.out)
+    if not config.only or not {slide.name for slide in found} - table.names():
+        write_store_report(config.out)
+    write_call_record(config.out, config, rows, tiling_record(rows, seconds))
     return TileResult(config.out, rows=tuple(rows))
 
 
