@@ -327,6 +327,7 @@ OPTIONS = {
         results
         slides=[]
         annotations=null
+        slide=""
         port=0
         read_only=false
         reviewer=""
