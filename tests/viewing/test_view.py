@@ -539,8 +539,10 @@ def test_ground_truth_is_told_where_there_is_some(serve, tmp_path):
         name: json.loads(get(server, f"slide/{place_of(server, name)}/info"))["truth"]
         for name in ("plain", "bounded", "gap")
     }
-    assert told["plain"] == {"found": True, "problem": "", "rings": [square]}
-    assert told["bounded"] == {"found": False, "problem": "", "rings": []}  # not: no tumour
+    named = "ground truth: plain.geojson"
+    assert told["plain"] == {"told": named, "problem": "", "rings": [square]}
+    none = "no outlines of this slide in truth"  # not: no tumour
+    assert told["bounded"] == {"told": none, "problem": "", "rings": []}
     assert "cannot be read" in told["gap"]["problem"]
     assert json.loads(get(serve(), "slide/1/info"))["truth"] is None
     with pytest.raises(InputError, match="is no folder of outlines"):

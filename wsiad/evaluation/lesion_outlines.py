@@ -69,6 +69,8 @@ class TrueLesions(pydantic.BaseModel):
         Lowest confidence that keeps to it; ``None`` if even the highest does not.
     slides : dict of str to list of TrueLesion
         Lesions by slide; a slide without lesions has an empty list.
+    detections : dict of str to str
+        Digest by slide of the detections that were evaluated; empty if they are of no results.
     """
 
     format: Annotated[int, pydantic.Field(ge=_FORMAT, le=_FORMAT)]
@@ -76,6 +78,7 @@ class TrueLesions(pydantic.BaseModel):
     false_positives: _Number
     threshold: _Number | None
     slides: dict[str, list[TrueLesion]]
+    detections: dict[str, str] = {}
 
 
 def write_outlines(
@@ -83,6 +86,8 @@ def write_outlines(
     protocol: ProtocolName,
     slides: Sequence[SlideLesions],
     thresholds: Sequence[float | None],
+    *,
+    detections: Mapping[str, str],
 ) -> None:
     """Write the lesions of the slides that take part in FROC, atomically.
 
@@ -97,6 +102,8 @@ def write_outlines(
     thresholds : sequence of float or None
         Lowest confidence that keeps to each of
         :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
+    detections : mapping of str to str
+        Digest by slide of the detections, where they are of results.
     """
     threshold = thresholds[OPERATING_POINTS.index(FALSE_POSITIVES)]
     write_json(
@@ -107,6 +114,7 @@ def write_outlines(
             "false_positives": FALSE_POSITIVES,
             "threshold": threshold,
             "slides": {slide.slide: list(_lesions(slide, threshold)) for slide in slides},
+            "detections": dict(detections),
         },
     )
 

@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-import pydantic
 
 from wsiad._version import __version__
 from wsiad.core.errors import InputError
-from wsiad.core.files import read_json, write_json
-from wsiad.core.typed_files import read_record
+from wsiad.core.files import read_json
 from wsiad.evaluation.lesion_outlines import (
     FALSE_POSITIVES,
     TrueLesion,
@@ -37,6 +35,7 @@ from wsiad.report.report_model import (
     SlideEntry,
 )
 from wsiad.results import file_names as names
+from wsiad.results.evaluated_truth import evaluation_folder, read_timings, write_timings
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results, first_look, first_pictures
 from wsiad.results.judged import read_evaluation
@@ -220,11 +219,10 @@ def write_results_report(
 
     opened = Results(results)
     facts = opened.facts
-    known = _timings_file(results / names.TIMINGS)
+    known = read_timings(results)
     taken = {**known.seconds, **(seconds or {})}
-    judged = str(evaluation.resolve()) if evaluation else known.evaluation
-    write_json(results / names.TIMINGS, {"seconds": taken, "evaluation": judged})
-    folder = Path(judged) if judged else results
+    folder = evaluation or evaluation_folder(results)
+    write_timings(results, taken, folder if evaluation or known.evaluation else None)
     run = RunFolder.at(facts["run"])  # it may have been moved
     record = run.record() if run.complete else None
     calibration = run.calibration() if record else None
@@ -315,19 +313,6 @@ def _marks(slide: SlideResults, lesions: Sequence[TrueLesion]) -> list[LesionMar
         found = None if lesion.kind == "itc" else lesion.found
         marks.append(LesionMark(lesion.number, found, [(x, y) for x, y in outline.tolist()]))
     return marks
-
-
-class _TimingsFile(pydantic.BaseModel):
-    seconds: dict[str, Annotated[float, pydantic.Field(ge=0, strict=True)]] = {}
-    evaluation: Annotated[str, pydantic.Field(min_length=1, strict=True)] | None = None
-
-
-def _timings_file(path: Path) -> _TimingsFile:
-    """Read the durations and the evaluation that earlier reports of the folder recorded."""
-    remedy = "Delete it, and make the report again."
-    if not path.exists():
-        return _TimingsFile()
-    return read_record(path, _TimingsFile, InputError, remedy=remedy)
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:

@@ -109,6 +109,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.truth import read_groups
     from wsiad.results import file_names as names
     from wsiad.results.evaluated_slides import chosen_score, classify_heatmaps, read_scored
+    from wsiad.results.evaluated_truth import digests_of_detections
     from wsiad.results.identity import derived_by
 
     start = time.monotonic()
@@ -174,6 +175,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         first_protocol,
         lesions[first_protocol],
         figures.froc[first_protocol].thresholds,
+        detections=(
+            digests_of_detections(config.results, (one.slide for one in lesions[first_protocol]))
+            if config.results is not None and (config.results / names.FACTS).exists()
+            else {}
+        ),
     )
     values = report.as_json(
         figures,

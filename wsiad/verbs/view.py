@@ -37,7 +37,7 @@ class ViewConfig(Config):
     were scored."""
     annotations: Path | None = None
     """Folder of outlines of tumour, a file for each slide as for `wsiad evaluate --annotations`, to
-    draw them."""
+    draw them; by default those of the last `wsiad evaluate`."""
     slide: str = ""
     """Name of the slide to show first; by default the one with the highest score."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -101,6 +101,7 @@ def open_server(config: ViewConfig) -> ViewServer:
     """
     from wsiad.report.page import policy
     from wsiad.results.reviews import why_read_only
+    from wsiad.viewing.ground_truth import GroundTruth
     from wsiad.viewing.served_report import ServedReport
     from wsiad.viewing.server import LOOPBACK, Pages, ViewServer
 
@@ -111,6 +112,9 @@ def open_server(config: ViewConfig) -> ViewServer:
         raise InputError(
             "is no folder of outlines", subject=str(config.annotations), remedy="Check the path."
         )
+    truth = GroundTruth(config.results, config.annotations)
+    if truth.source:
+        tell(f"Ground truth: {truth.source}")
     read_only = "it was started with --read-only" if config.read_only else ""
     pages = Pages(
         slides,
@@ -119,7 +123,7 @@ def open_server(config: ViewConfig) -> ViewServer:
         report=ServedReport(
             config.results, [slide.results for slide in slides], policy=policy(any_style=True)
         ),
-        annotations=config.annotations,
+        truth=truth,
         read_only=read_only or why_read_only(config.results),
         reviewer=config.reviewer,
     )

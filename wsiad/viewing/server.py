@@ -30,8 +30,9 @@ from wsiad.core.files import parse_json
 from wsiad.results import file_names as names
 from wsiad.results.reviews import Judgement, SlideReview
 from wsiad.viewing.deep_zoom import OVERLAP, TILE_SIZE, DeepZoom
+from wsiad.viewing.ground_truth import GroundTruth
 from wsiad.viewing.served_report import FOLDER, ServedReport
-from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed, truth
+from wsiad.viewing.viewed_slides import ViewedSlide, describe, reviewed
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ class Pages:
         Function of a slide that returns why its own pixels cannot be shown; empty if they can.
     report : ServedReport
         Report of the results.
-    annotations : Path, optional
-        Folder of outlines of tumour.
+    truth : GroundTruth
+        Outlines of tumour.
     read_only : str
         Reason why no judgements are taken; empty if they are.
     reviewer : str
@@ -114,13 +115,13 @@ class Pages:
         title: str,
         problem: Callable[[ViewedSlide], str],
         report: ServedReport,
-        annotations: Path | None = None,
+        truth: GroundTruth,
         read_only: str = "",
         reviewer: str = "",
     ) -> None:
         self._slides, self._problem, self._report = slides, problem, report
         self._about = {"title": title, "readOnly": read_only, "reviewer": reviewer}
-        self._annotations, self._read_only = annotations, read_only
+        self._truth, self._read_only = truth, read_only
         self._deep_zoom = DeepZoom()
 
     _STATIC_FILES: ClassVar[dict[str, tuple[str, str]]] = {
@@ -214,7 +215,7 @@ class Pages:
             return _nothing(f"There is nothing to show of this slide: {slide.reason}")
         problem = self._problem(slide)
         found = describe(slide, problem=problem, tile_size=TILE_SIZE, overlap=OVERLAP)
-        return _json({**found, "truth": truth(slide, self._annotations)})
+        return _json({**found, "truth": self._truth.of(slide.results)})
 
     def _tile(self, slide: ViewedSlide, place: str) -> Response:
         numbers = re.fullmatch(r"([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})", place)

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsiad.annotations import SUFFIXES, read_annotations
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.geometry import Box, Size
-from wsiad.evaluation.truth import find_truth
 from wsiad.heatmaps.heatmap_task import Ranking
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS
 from wsiad.results import file_names as names
@@ -151,25 +149,6 @@ def reviewed(slide: ViewedSlide) -> dict[str, Any]:
         {**_judgements(one.id, one), "rings": one.rings} for one in judged if one.id not in used
     ]
     return {"reviews": found, "earlier": earlier, "reviewProblem": ""}
-
-
-def truth(slide: ViewedSlide, folder: Path | None) -> dict[str, Any] | None:
-    """Return the outlines of tumour on a slide, as JSON values; ``None`` without a folder of them.
-
-    ``found`` tells whether there is a file of the slide, and ``problem`` why it cannot be read.
-    """
-    if folder is None:
-        return None
-    try:
-        path = find_truth(folder, slide.name, suffixes=SUFFIXES)
-        if path is None:
-            return {"found": False, "problem": "", "rings": []}
-        bounds = slide.results.bounds()
-        read = read_annotations(path, bounds=None if bounds is None else (bounds.x, bounds.y))
-    except WsiadError as error:
-        return {"found": True, "problem": str(error), "rings": []}
-    rings = [ring.tolist() for one in read.outlines for ring in (one.shell, *one.holes)]
-    return {"found": True, "problem": "", "rings": rings}
 
 
 def _judgements(key: str, region: JudgedRegion | None) -> dict[str, Any]:

@@ -395,7 +395,7 @@
     byId("reported").firstChild.href = `results/report.html#name=${encodeURIComponent(slide.name)}`;
     byId("facts").textContent = [
       slide.score === null ? `no score: ${slide.status}` : `${slide.rankedBy === "scan" ? "scan" : "highest"} score ${digits(slide.score)}`, slide.label,
-      slide.truth && !slide.truth.found ? "no outlines of this slide" : "",
+      slide.truth?.told,
       `${slide.width} × ${slide.height} px`, slide.reason].filter(Boolean).join(" · ");
     [...byId("slides").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-current", i + 1 === place));
     viewer.close();
