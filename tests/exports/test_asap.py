@@ -68,6 +68,21 @@ def test_a_map_lies_where_the_heatmap_does(tmp_path, pitch, corner):
         assert np.abs(found - wanted).max() <= step / 2
 
 
+def test_every_level_states_the_ends_of_the_colours_and_not_of_its_pixels(tmp_path):
+    """ASAP takes 0 and 255 where a map states none, and relative colours show nothing then."""
+    scores = np.full((900, 700), 0.25, np.float32)  # 0.25 of the scale at most
+    path = tmp_path / "a b_likelihood_map.tif"
+    write_likelihood_map(heatmap_of(scores), path, scale=SCALE)
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages) == 2
+        for page in tiff.pages:
+            low, high = page.tags["SMinSampleValue"], page.tags["SMaxSampleValue"]
+            assert (low.code, high.code) == (340, 341)
+            assert low.dtype == high.dtype == tifffile.DATATYPE.FLOAT
+            assert (low.value, high.value) == (0.0, 1.0)
+            assert page.asarray().max() < 1
+
+
 def test_where_the_pitch_is_a_whole_step_pixels_are_the_same(tmp_path):
     scores = np.random.default_rng(0).random((70, 90)).astype(np.float32)
     scores[5:9, 3:8] = np.nan

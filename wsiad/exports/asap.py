@@ -28,7 +28,7 @@ from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import Size
 from wsiad.exports.export_format import ExportFormat, Findings
-from wsiad.exports.ome import reduce_by
+from wsiad.exports.ome import reduce_by, sample_range
 from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
@@ -47,7 +47,9 @@ def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) ->
     The value is the position of the score on the colour scale of the run: 0 at the healthy
     median, 1 at the upper end. It is not a probability. Each pixel has the value of the
     heatmap pixel under its centre. Edges in the map are therefore at most half a step
-    away from those of the heatmap.
+    away from those of the heatmap. Each level states 0 and 1 as SMinSampleValue and
+    SMaxSampleValue, whatever its own pixels: ASAP stretches its relative colours between them, and
+    takes 0 and 255 for a map that states none.
 
     Parameters
     ----------
@@ -91,6 +93,7 @@ def write_likelihood_map(heatmap: Heatmap, path: Path, *, scale: ColourScale) ->
                 subfiletype=int(level > 0),
                 metadata=None,
                 software=False,
+                extratags=sample_range(0.0, 1.0),
             )
             if max(values.shape) <= _TILE:
                 return step

@@ -63,7 +63,8 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
         raise ExportError("an OME-TIFF's name ends in .ome.tif or .ome.tiff", subject=path.name)
     sizes = pyramid_sizes(heatmap.scores.shape)
     width_um, height_um = heatmap.pixel_um
-    ends = _ends(heatmap.scores)
+    known = heatmap.scores[np.isfinite(heatmap.scores)]
+    ends = sample_range(float(known.min()), float(known.max())) if known.size else []
     with atomic_file(path) as partial, tifffile.TiffWriter(partial, ome=True) as tiff:
         scores = heatmap.scores
         for level in range(len(sizes)):
@@ -87,13 +88,21 @@ def write_ome_tiff(heatmap: Heatmap, path: Path) -> None:
                 scores = reduce_by(scores, 2)
 
 
-def _ends(scores: npt.NDArray[np.float32]) -> list[tuple[int, int, int, float, bool]]:
-    """Return the tags of the lowest and the highest score; none where nothing was scored."""
-    found = scores[np.isfinite(scores)]
-    if not len(found):
-        return []
-    ends = {_SMIN_SAMPLE_VALUE: found.min(), _SMAX_SAMPLE_VALUE: found.max()}
-    return [(tag, _TIFF_FLOAT, 1, float(score), False) for tag, score in ends.items()]
+def sample_range(low: float, high: float) -> list[tuple[int, int, int, float, bool]]:
+    """Return the TIFF tags SMinSampleValue and SMaxSampleValue of an image of floats.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the range by which a reader may choose its contrast.
+
+    Returns
+    -------
+    list of tuple
+        Extra tags as tifffile's writer takes them.
+    """
+    ends = {_SMIN_SAMPLE_VALUE: low, _SMAX_SAMPLE_VALUE: high}
+    return [(tag, _TIFF_FLOAT, 1, value, False) for tag, value in ends.items()]
 
 
 def pyramid_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
