@@ -149,6 +149,14 @@ def test_help_is_in_groups_with_every_default_and_no_file_that_is_not_there(verb
         assert (ROOT / name).is_file(), name
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_titles_and_descriptions_fit_a_narrow_terminal(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(verb, capsys).partition("\nexamples:")[0]
+    said = [line for line in text.splitlines() if not line.startswith((" ", "usage:"))]
+    assert [line for line in said if len(line) > 80] == []
+
+
 UNITS = re.compile(
     r"µm|px|pixel|value|number|maximum|minimum|most|share|step|second|minute|quantile|level|quality|"
     r"seed|edge|port|rate|percent|radius|factor|bytes|GiB|width",
@@ -179,16 +187,19 @@ def test_common_and_following_name_options_that_exist(verb):
 def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
     write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
     out = tmp_path / "a store"
-    code, said, _ = run(capsys, "tile", tmp_path / "s.tif", "--out", out, "--mpp", 0.5, "--tile",
-                        48, "--tissue-min-area-um2", 0, "--quiet")  # fmt: skip
+    command = ["tile", tmp_path / "s.tif", "--out", out, "--mpp", 0.5, "--tile", 48]
+    command += ["--tissue-min-area-um2", 0]
+    code, said, _ = run(capsys, *command)
     assert code == 0
     assert said.splitlines() == [
         f"{out}: 1 of 1 slide stored: 16 tiles; see {out / 'report.html'}",
         f"next: wsiad train '{out}' --out runs/knn --detector knn",
     ]
+    code, quiet, _ = run(capsys, *command, "--quiet")  # only what was made
+    assert (code, quiet) == (0, said.splitlines()[0] + "\n")
     (tmp_path / "broken.svs").write_text("no slide")
     code, said, _ = run(capsys, "tile", tmp_path / "broken.svs", "--out", tmp_path / "other",
-                        "--mpp", 0.5, "--tile", 48, "--quiet")  # fmt: skip
+                        "--mpp", 0.5, "--tile", 48)  # fmt: skip
     assert code == 1
     assert "0 of 1 slide stored; 1 failed" in said
     assert "next: " not in said  # what failed comes first

@@ -123,6 +123,16 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Formatter that keeps the titles of groups within the width of the terminal too."""
+
+    def start_section(self, heading: str | None) -> None:
+        """Begin a group; its title is divided into lines."""
+        # A colon follows.
+        wrapped = textwrap.fill(heading, self._width - 1) if heading else heading
+        super().start_section(wrapped)
+
+
 def _run(name: str, arguments: list[str]) -> int:
     from wsiad.core.config import config_class, resolve
 
@@ -135,7 +145,8 @@ def _run(name: str, arguments: list[str]) -> int:
     result = function(config)
     code = _report(name, result)
     dry_run = getattr(config, "dry_run", False)
-    if (following := VERBS[name].following) and not code and not dry_run:
+    silent = dry_run or getattr(config, "quiet", False)
+    if (following := VERBS[name].following) and not code and not silent:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
         print(lines(f"next: {following.format_map(said)}"))
     return code
@@ -167,7 +178,7 @@ def _top_parser() -> _Parser:
     verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
     parser = _Parser(
         prog="wsiad",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         description="Whole-slide pathology anomaly detection: wsiad learns from healthy slides "
         f"and makes heatmaps of abnormal tissue.\n\nverbs:\n{verbs}",
         epilog="`wsiad VERB --help` explains a verb. Start with `wsiad demo`.\n\n"
@@ -210,7 +221,7 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
             for part in inspect.cleandoc(cls.__doc__ or verb.summary).split("\n\n")
         ),
         epilog=f"examples:\n{_indent(verb.examples)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -279,7 +279,7 @@ class QuietOptions(Config):
     """Options of the messages that a verb prints while it works."""
 
     quiet: bool = False
-    """Print no progress."""
+    """Print no progress, nor which command usually comes next."""
 
 
 def build(

@@ -24,7 +24,7 @@ class Verb:
         Options that the help shows first, besides those that are required.
     following : str
         Command that usually comes next, with fields of the config in braces; empty if there is
-        none, or if the summary of the result has it.
+        none. It is printed after the summary, unless `quiet` is set.
     """
 
     summary: str
@@ -205,6 +205,7 @@ wsiad heatmap runs/knn_second test_slides/ --out results_second/""",
             "detector",
             "device",
         ),
+        following="wsiad heatmap {out} SLIDES --out results/",
     ),
     "extend": Verb(
         "take the rejected regions of a review into a run, without training it anew",
@@ -212,6 +213,7 @@ wsiad heatmap runs/knn_second test_slides/ --out results_second/""",
         """\
 wsiad extend runs/knn results/ --out runs/knn_reviewed
 wsiad heatmap runs/knn_reviewed test_slides/ --out results_reviewed/""",
+        following="wsiad heatmap {out} SLIDES --out results/",
     ),
     "significance": Verb(
         "add p-values of slides, regions and tiles, from held-out healthy slides",

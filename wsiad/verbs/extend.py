@@ -126,5 +126,4 @@ def _summary(config: ExtendConfig, made: MadeRun, note: dict[str, Any], *, slide
         f"healthy score: median {usual.median:.4g}, 99 % below {usual.quantile(0.99):.4g} "
         f"({usual.n_windows} windows of {usual.n_slides} slides)"
     )
-    following = f"next: wsiad heatmap {config.out} SLIDES --out RESULTS"
-    return "\n".join([taken, healthy, following])
+    return "\n".join([taken, healthy])

@@ -190,5 +190,4 @@ def _summary(config: RefineConfig, made: MadeRun, note: dict[str, Any]) -> str:
         f"healthy score: median {usual.median:.4g}, 99 % below {usual.quantile(0.99):.4g} "
         f"({usual.n_windows} windows of {usual.n_slides} slides)"
     )
-    following = f"next: wsiad heatmap {config.out} SLIDES --out RESULTS"
-    return "\n".join([taught, chance, healthy, following])
+    return "\n".join([taught, chance, healthy])
