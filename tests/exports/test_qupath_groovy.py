@@ -75,6 +75,40 @@ def write_slide(results, name, *, spatial=False):
     return folder
 
 
+def write_review(results, name, judged):
+    """Write the review of a slide as wsiad view does: judgements by number of the region."""
+    (results / "slides.csv").write_text("slide\n")
+    features = json.loads((results / name / "lesions.geojson").read_text())["features"]
+    path = results / "reviews" / f"{name}.geojson"
+    path.parent.mkdir(parents=True)
+    kept = []
+    for number, verdicts in judged.items():
+        told = [
+            {"reviewer": who, "verdict": verdict, "comment": "why", "time": ""}
+            for who, verdict in verdicts.items()
+        ]
+        one = features[number]
+        one["properties"] |= {
+            "isLocked": False,
+            "metadata": {
+                "wsiad judgements": json.dumps(told),
+                "ANNOTATION_DESCRIPTION": "; ".join(
+                    f"{v} by {w}: why" for w, v in verdicts.items()
+                ),
+            },
+        }
+        one["properties"].pop("classification")
+        said = set(verdicts.values()) - {""}
+        kind = "Disputed" if len(said) > 1 else CLASS_OF.get("".join(said))
+        if kind:
+            one["properties"]["classification"] = {"name": kind}
+        kept.append(one)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": kept}))
+
+
+CLASS_OF = {"accepted": "Tumor", "rejected": "Normal"}
+
+
 def ids(folder, *names):
     import gzip
 
@@ -98,6 +132,15 @@ def ran(tmp_path_factory):
     top = tmp_path_factory.mktemp("groovy")
     written, moved = top / "as it's written", top / "moved"
     a = write_slide(written, NAME)
+    judged = write_slide(moved, "c/judged")
+    write_review(moved, "c/judged", {1: {"Ada": "rejected"}, 0: {"Ada": "accepted", "Bo": ""}})
+    disputed = write_slide(top / "second", "d")
+    (top / "second" / "qupath").mkdir()
+    write_review(top / "second", "d", {0: {"Ada": "accepted", "Bo": "rejected"}, 1: {"Ada": ""}})
+    broken = write_slide(top / "third", "e")
+    (top / "third" / "qupath").mkdir()
+    write_review(top / "third", "e", {})
+    (top / "third" / "reviews" / "e.geojson").write_text("{")
     b = write_slide(moved, "b", spatial=True)
     write_scripts(moved / "qupath" / "scripts", written)
     scripts = moved / "qupath" / "scripts"
@@ -117,6 +160,19 @@ def ran(tmp_path_factory):
         },
         "without project": {"image": f"{NAME}.svs", "script": IMPORT},
         "nothing": {"image": "unknown.svs", "project": project, "metadata": {}, "script": IMPORT},
+        "review": {
+            "image": "c.svs", "metadata": {"wsiad: slide": "c/judged"}, "project": project,
+            "script": IMPORT,
+        },
+        "judged in QuPath": {
+            "judge": {ids(judged, "lesions.geojson")[1]: "Tumor"}, "script": IMPORT,
+        },
+        "disputed": {
+            "image": "d.svs", "project": str(top / "second" / "qupath"), "script": IMPORT,
+        },
+        "broken review": {
+            "image": "e.svs", "project": str(top / "third" / "qupath"), "script": IMPORT,
+        },
         "overlay": {**of_a, "viewer": True, "script": OVERLAY},
         "spatial": {"image": "b.tif", "project": project, "viewer": True, "script": OVERLAY},
         "no viewer": {**of_a, "script": OVERLAY},
@@ -136,7 +192,8 @@ def ran(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return {"a": a, "b": b}, dict(zip(steps, json.loads(done.stdout), strict=True))
+    folders = {"a": a, "b": b, "judged": judged, "disputed": disputed, "broken": broken}
+    return folders, dict(zip(steps, json.loads(done.stdout), strict=True))
 
 
 pytestmark = [needs_groovy, pytest.mark.slow]
@@ -173,6 +230,39 @@ def test_results_are_found_beside_the_project_and_without_one(ran):
     assert [o["id"] for o in came["without project"]["objects"]] == ids(folders["a"], *ALL)
     assert came["nothing"]["objects"] == []
     assert came["nothing"]["said"].startswith("No results for [unknown, unknown.svs] in [")
+
+
+def test_judged_regions_are_imported_with_class_and_comment_in_place_of_their_outlines(ran):
+    folders, came = ran
+    for step in ("review", "disputed"):
+        folder = folders["judged" if step == "review" else "disputed"]
+        objects = came[step]["objects"]
+        assert sorted(o["id"] for o in objects) == sorted(ids(folder, *ALL))
+        assert all(o["locked"] for o in objects if not o["tile"])
+        assert came[step]["said"] == f"Imported {folder} and its review"
+    first, second = ids(folders["judged"], "lesions.geojson")
+    told = {o["id"]: (o["name"], o["description"]) for o in came["review"]["objects"]}
+    assert told[first] == ("Tumor", "accepted by Ada: why;  by Bo: why")
+    assert told[second] == ("Normal", "rejected by Ada: why")
+    first, second = ids(folders["disputed"], "lesions.geojson")
+    told = {o["id"]: o["name"] for o in came["disputed"]["objects"]}
+    assert (told[first], told[second]) == ("Disputed", None)
+
+
+def test_a_judgement_in_qupath_is_kept_by_the_next_import(ran):
+    folders, came = ran
+    objects = came["judged in QuPath"]["objects"]
+    assert sorted(o["id"] for o in objects) == sorted(ids(folders["judged"], *ALL))
+    assert {o["id"]: o["name"] for o in objects}[
+        ids(folders["judged"], "lesions.geojson")[1]
+    ] == "Tumor"
+
+
+def test_a_review_that_cannot_be_read_is_told_and_the_rest_is_imported(ran):
+    folders, came = ran
+    result = came["broken review"]
+    assert [o["id"] for o in result["objects"]] == ids(folders["broken"], *ALL)
+    assert "The review cannot be read: " in result["said"]
 
 
 def test_the_overlay_lies_on_the_rectangle_that_is_stated(ran):

@@ -28,6 +28,10 @@ def results = new JsonSlurper().parse(new File(args[0]), 'UTF-8').collect { step
         QPEx.hierarchy = []
     }
     QPEx.hierarchy.findAll { it.ID.toString() in (step.unlock ?: []) }.each { it.locked = false }
+    step.judge?.each { id, name ->
+        def other = PathObject.of([id: id, properties: [classification: [name: name]]])
+        QPEx.hierarchy.find { it.ID.toString() == id }.pathClass = other.pathClass
+    }
     if (step.draw) {
         QPEx.hierarchy << PathObject.of(step.draw)
     }
@@ -42,7 +46,8 @@ def results = new JsonSlurper().parse(new File(args[0]), 'UTF-8').collect { step
     return [
         said: said.toString().trim(),
         objects: QPEx.hierarchy.collect {
-            [id: "${it.ID}", tile: it.tile, locked: it.locked, name: it.pathClass?.name]
+            [id: "${it.ID}", tile: it.tile, locked: it.locked, name: it.pathClass?.name,
+             description: it.metadata['ANNOTATION_DESCRIPTION']]
         },
         overlays: viewer?.customOverlayLayers?.collect { overlay ->
             overlay.regionMap.collect { region, image -> region.numbers + [image.width, image.height] }

@@ -12,6 +12,7 @@ class PathObject {
     boolean locked
     PathClass pathClass
     Map<String, Number> measurements = [:]
+    Map<String, String> metadata = [:]
 
     static PathObject of(Map feature) {
         def facts = feature.properties
@@ -20,6 +21,7 @@ class PathObject {
             tile: facts.objectType == 'tile',
             locked: facts.isLocked ?: false,
             pathClass: facts.classification ? new PathClass(name: facts.classification.name) : null,
-            measurements: facts.measurements ?: [:])
+            measurements: facts.measurements ?: [:],
+            metadata: facts.metadata ?: [:])
     }
 }
