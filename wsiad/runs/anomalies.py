@@ -157,7 +157,7 @@ def check_use(
         raise DetectorError(
             "learns from labelled anomalous tiles, but there are none",
             subject=name,
-            remedy="Pass a tile store of anomalous tiles as --anomalies; see docs/detectors.md.",
+            remedy="Pass a tile store of anomalous tiles as --anomalies; see docs/few-labels.md.",
         )
 
 

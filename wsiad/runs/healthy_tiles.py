@@ -52,7 +52,7 @@ class MethodOptions(Config):
     detector: str = "knn"
     """Method, of wsiad or of a plug-in; an unknown name is answered with the list of all."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method, see docs/detectors.md; can be passed several times."""
+    """Option of the method, see docs/detector-options.md; can be passed several times."""
     weights: str | None = None
     """Pretrained weights: a file (safetensors or a plain state dict), `imagenet`, `wsiad` (the
     network that comes with wsiad) or `random`. The default is `imagenet` if these weights are

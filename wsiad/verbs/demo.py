@@ -161,7 +161,7 @@ def demo(config: DemoConfig) -> DemoResult:
 
 
 def _options(config: DemoConfig) -> dict[str, Any]:
-    """Return options for a fit of minutes on two cores; see docs/detectors.md for real ones."""
+    """Return options for a fit of minutes on two cores; see docs/families/dpa.md for real ones."""
     if config.detector != "dpa":
         return {}
     steps = 30 if config.fast else 400

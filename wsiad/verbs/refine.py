@@ -41,7 +41,7 @@ class RefineConfig(QuietOptions, DeviceOptions, ChoiceOptions):
     detector: str = "linear-probe"
     """Method that learns: `linear-probe`, `devnet` or `deep-sad`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Option of the method, see docs/detectors.md; can be passed several times."""
+    """Option of the method, see docs/detector-options.md; can be passed several times."""
     weights: str | None = None
     """Pretrained weights, as for `wsiad train`; by default those of the run."""
 
