@@ -24,6 +24,7 @@ import pydantic
 from wsiad.core.config import UsedOptions
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.devices import Ranks
+from wsiad.learning.metrics import MetricsFollower
 
 if typing.TYPE_CHECKING:
     import torch
@@ -194,6 +195,8 @@ class FitContext:
         Processes that fit together; more than one only for methods that declare that they can.
     accept_inverted : bool
         True to fit also what is known to be inverted.
+    follower : MetricsFollower or None
+        Log elsewhere that repeats the metrics.
     """
 
     seed: int
@@ -205,6 +208,7 @@ class FitContext:
     anomalies: AnomalousTiles | None = None
     ranks: Ranks = field(default_factory=Ranks)
     accept_inverted: bool = False
+    follower: MetricsFollower | None = None
 
     def averaged(self, value: float) -> float:
         """Return the mean of a number over the processes."""

@@ -458,7 +458,12 @@ class Training:
             self._restore(checkpoint)
         self._seconds_before = self._at.seconds
         path, keep = self._context.folder / METRICS, self._at.step
-        self._metrics = MetricsLog(path, keep_steps=keep) if self._context.ranks.first else None
+        follower = self._context.follower
+        self._metrics = (
+            MetricsLog(path, keep_steps=keep, follower=follower)
+            if self._context.ranks.first
+            else None
+        )
         self._saved_at = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_text
@@ -47,6 +48,18 @@ class MetricsRow:
 _COLUMNS = tuple(field.name for field in fields(MetricsRow))
 
 
+class MetricsFollower(Protocol):
+    """A log elsewhere that repeats what is written to ``metrics.csv``, which owns the values."""
+
+    def begin(self, folder: Path, rows: Sequence[MetricsRow]) -> None:
+        """Take these lines as all that the ``metrics.csv`` of a folder has."""
+        ...
+
+    def add(self, folder: Path, row: MetricsRow) -> None:
+        """Take one more line of the ``metrics.csv`` of a folder."""
+        ...
+
+
 class MetricsLog:
     """Append to ``metrics.csv``; after an interruption, continue from the checkpoint.
 
@@ -56,20 +69,28 @@ class MetricsLog:
         Path of the file.
     keep_steps : int
         Step of the checkpoint. Lines of later steps are dropped, as they will be written again.
+    follower : MetricsFollower, optional
+        Log elsewhere that repeats the lines.
     """
 
-    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, *, keep_steps: int = 0, follower: MetricsFollower | None = None
+    ) -> None:
+        self._path, self._follower = path, follower
         kept = [row for row in read_metrics(path) if row.step <= keep_steps]
         with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(asdict(row) for row in kept)
+        if follower:
+            follower.begin(path.parent, kept)
 
     def append(self, row: MetricsRow) -> None:
         """Append a line; the file is closed when this returns."""
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, _COLUMNS).writerow(asdict(row))
+        if self._follower:
+            self._follower.add(self._path.parent, row)
 
 
 def check_loss(loss: float, step: int) -> None:

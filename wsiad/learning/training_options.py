@@ -155,6 +155,15 @@ class LimitOptions(Config):
     """Stop after this many minutes of fitting."""
 
 
+class LogOptions(Config):
+    """Options of a log of the training besides metrics.csv."""
+
+    log: Literal["tensorboard", "mlflow"] | None = None
+    """Log that repeats metrics.csv, with options and final figures: TensorBoard's, in the folder
+    `tensorboard` of the run, or MLflow's, on the server of MLFLOW_TRACKING_URI or in the folder
+    `mlruns` beside the run. For methods that are trained step by step."""
+
+
 class TrimmingOptions(Config):
     """Options of a training on tiles among which lesions may hide."""
 

@@ -35,6 +35,7 @@ from wsiad.runs.calibration import Calibration, held_out_scores
 from wsiad.runs.chosen_tiles import Chosen, choose
 from wsiad.runs.compatibility import PREPARATION, preparation_of
 from wsiad.runs.examples import choose_examples
+from wsiad.runs.experiment_log import ExperimentLog, figures_of
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions, store_fingerprint
 from wsiad.runs.run import RunFolder, RunRecord
@@ -127,6 +128,7 @@ def make_run(
     instead: InsteadOfFit | None = None,
     only_fit: Sequence[str] = (),
     apart: Sequence[str] = (),
+    log: ExperimentLog | None = None,
 ) -> MadeRun:
     """Fit, calibrate, choose healthy examples, and write the run, with its record last.
 
@@ -148,6 +150,8 @@ def make_run(
         Further slides that are neither to stop by nor to calibrate with.
     apart : sequence of str
         Slides that are left out of the calibration after the split.
+    log : ExperimentLog, optional
+        Log elsewhere that repeats the metrics, and is told how the run ended.
 
     Raises
     ------
@@ -168,6 +172,7 @@ def make_run(
     with together(options, device) as ranks:
         anomalous = anomalies.tiles() if anomalies else None
         context = fit_context(options, ranks, device=device, anomalies=anomalous)
+        context = replace(context, follower=log)
         if instead:
             report = instead.fit(detector, tiles, context)
         elif options.trimming.share:
@@ -229,6 +234,8 @@ def make_run(
         instead.write(folder.path)
         notes |= {instead.key: dict(instead.note)}
         used[instead.key] = dict(instead.slides)
+    if log:
+        log.finish(figures_of(report, calibration), ended_by=report.ended_by)
     maker = registry.maker(options.detector)
     folder.finish(
         RunRecord(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.core.config import build, verb
 from wsiad.detectors import registry
-from wsiad.learning.training_options import END_WORDS, check_inverted
+from wsiad.learning.training_options import END_WORDS, LogOptions, check_inverted
 from wsiad.runs.anomalies import check_use
 from wsiad.runs.claim import taken
 from wsiad.runs.compatibility import PREPARATION
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wsiad.runs.fitting import MadeRun
 
 
-class TrainConfig(TrainingOptions):
+class TrainConfig(LogOptions, TrainingOptions):
     """Fit a detector on the healthy tiles of a store."""
 
 
@@ -36,6 +36,7 @@ _FREE = frozenset(
         "devices",
         "max_steps",
         "max_minutes",
+        "log",
     }
     | {"healthy_examples", "about", "calibration"}
 )
@@ -86,10 +87,13 @@ def train(config: TrainConfig) -> TrainResult:
         Pretrained weights are not available.
     RunError
         The folder contains a complete run of another configuration, or parts of one.
+    ConfigError
+        The log cannot be written: a package is missing, or there are no steps to log.
     """
     # torch takes seconds to import, which `--help` must not.
     from wsiad.learning.devices import choose_device
     from wsiad.runs.chosen_tiles import anomalies_of, choose
+    from wsiad.runs.experiment_log import check_log, experiment_log, parameters_of
     from wsiad.runs.fitting import check_devices, make_run
     from wsiad.runs.run import RUN
 
@@ -102,6 +106,8 @@ def train(config: TrainConfig) -> TrainResult:
         config.anomalies,
         labels_of=cls.labels_of,
     )
+    if config.log:
+        check_log(config.log, config.detector, options)
     device = choose_device(config.device)
     check_devices(config.devices, device, config.detector, cls)
     with _with_reviews(config) as given:
@@ -117,7 +123,11 @@ def train(config: TrainConfig) -> TrainResult:
         ) as complete:
             if complete:
                 return _already_done(config)
-            run = make_run(given, chosen, anomalies=anomalies, device=device, start=start)
+            parameters = parameters_of(given, chosen.options)
+            with experiment_log(config.log, config.out, parameters) as log:
+                run = make_run(
+                    given, chosen, anomalies=anomalies, device=device, start=start, log=log
+                )
     report = run.report
     unseen = unseen_lines(unseen_slides(chosen.store), str(config.store))
     summary = "\n".join([*unseen, _summary(config, run)])
