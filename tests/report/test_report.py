@@ -23,7 +23,13 @@ from wsiad.core.geometry import SquareMicrons
 from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
 from wsiad.report.page import write_report
-from wsiad.report.report_model import ColourScale, RegionEntry, Report, SlideEntry
+from wsiad.report.report_model import (
+    ColourScale,
+    LesionMark,
+    RegionEntry,
+    Report,
+    SlideEntry,
+)
 
 POINTS = ("0.25", "0.5", "1", "2", "4", "8")
 
@@ -325,6 +331,23 @@ def test_without_slides_or_evaluation_the_page_still_holds(tmp_path):
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for a in page.all("a") if a["href"][0] == "#"} <= set(ids)
     assert "evaluation" not in ids
+
+
+def test_the_number_of_a_lesion_stands_at_its_outline(tmp_path):
+    """At a corner, not at that of the rectangle around it, which may be far from both sides."""
+    shown = picture(tmp_path / "a.png", size=(400, 200))
+    long = [
+        (0.1, 0.1),
+        (0.2, 0.1),
+        (0.8, 0.7),
+        (0.7, 0.8),
+    ]  # from the upper left to the lower right
+    marks = [LesionMark(3, False, long)]
+    write(tmp_path, report(slides=[slide("a", 1, images=[("shown", shown)], marks=marks)]))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (x, y) = re.search(r'<text x="([\d.]+)" y="([\d.]+)">✗3</text>', page).groups()
+    # Farthest to the upper right, px: (320, 140) by 180, before (80, 20) by 60.
+    assert (float(x), float(y)) == (320.0, 140.0)
 
 
 def test_structure_is_accessible(tmp_path):

@@ -260,10 +260,11 @@ def _marked(shown: Picture, lesions: Sequence[LesionMark]) -> Picture:
             continue
         kind, sign = _KINDS[lesion.found]
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        right = min(max(x for x, _ in points), 0.95 * shown.width)
-        top = max(min(y for _, y in points), 0.03 * shown.height)
+        # At the corner that is farthest to the upper right, and within the picture.
+        right, top = max(points, key=lambda point: (point[0] - point[1], point[0]))
         label = f"{sign}{lesion.number}" if lesion.found is not None else ""
-        x, y = round(right, 1), round(top, 1)
+        x = round(min(right, 0.95 * shown.width), 1)
+        y = round(max(top, 0.03 * shown.height), 1)
         marks.append(Mark(kind, label, path=f"M{corners}Z", x=x, y=y))
     return replace(shown, marks=tuple(marks))
 
