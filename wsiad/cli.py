@@ -214,7 +214,12 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
     ]
     parser = _Parser(
         prog=f"wsiad {name}",
-        usage=" ".join([f"wsiad {name}", *places, *needed, "[OPTION ...]"]),
+        usage=textwrap.fill(
+            " ".join([f"wsiad {name}", *places, *needed, "[OPTION ...]"]),
+            shutil.get_terminal_size().columns - len("usage: "),
+            subsequent_indent=" " * len("usage: "),
+            break_on_hyphens=False,
+        ),
         add_help=False,
         description="\n\n".join(
             textwrap.fill(" ".join(part.split()), shutil.get_terminal_size().columns - 2)

@@ -19,6 +19,9 @@ def test_demo_ends_with_a_report(tmp_path):
         assert text in page, text
     assert page.count("data:image/png;base64,") == 12
     assert page.count('alt="Scored parts of the slide') == 5
+    inside = tmp_path / "demo" / "results"
+    assert "not real tissue" in (inside / "report.html").read_text()
+    assert 'href="report.html#slide-1"' in (inside / "contact_sheet.html").read_text()
     regions = (tmp_path / "demo" / "results").glob("*/regions.json")
     found = sum(len(json.loads(path.read_text())["regions"]) for path in regions)
     assert page.count('alt="Outlined in the slide') == found > 0

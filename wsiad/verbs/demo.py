@@ -155,6 +155,8 @@ def demo(config: DemoConfig) -> DemoResult:
     report = write_results_report(
         out / "results", seconds=seconds, warnings=[SYNTHETIC], to=out / REPORT
     )
+    # The one in the results, which `wsiad view` and the contact sheet link, says it too.
+    write_results_report(out / "results", warnings=[SYNTHETIC])
     total = time.monotonic() - start
     lines = [trained.summary, evaluated.summary, f"{total:.0f} s in all; see {report}"]
     return DemoResult(report, "\n".join(lines))
