@@ -459,7 +459,7 @@ def test_training_lowers_the_loss(tmp_path):
     [
         ({"network": {"skips": True}}, "needs a task"),
         ({**U_NET, "task": "stripes", "latent": "vae", "latent_channels": 3}, "latent: plain"),
-        ({"latent": "autoregressive", "spatial": True}, "is a vector"),
+        ({"network": {}, "latent": "autoregressive", "spatial": True}, "is a vector"),
         ({"latent_channels": None}, "only with spatial"),
         ({"smooth": 4}, "must be odd"),
         ({"judged_by": "perceptual"}, "needs it in the loss"),

@@ -77,8 +77,7 @@ def useful(name, small, given=None):
     """Return options over small ones, of which those that then do nothing are left out."""
     given = given or {}
     with idle_options_allowed():
-        idle = build(registry.load(name).Options, {**small, **given}).idle()
-    return {option: value for option, value in small.items() if option not in idle} | given
+        return build(registry.load(name).Options, {**small, **given}).without_idle(small) | given
 
 
 def detector(name, **options):

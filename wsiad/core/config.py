@@ -245,25 +245,52 @@ def idle_options_allowed() -> Iterator[None]:
         _STORED.reset(token)
 
 
+def _default(kind: type[pydantic.BaseModel], name: str) -> Any:
+    """Return the default of a field."""
+    return kind.model_fields[name].get_default(call_default_factory=True)
+
+
 class UsedOptions(Config):
     """Base of options of which some do nothing with certain others: if set, these are refused."""
 
     def uses(self) -> dict[str, tuple[bool, str]]:
         """Return, for options that do not always do something, whether they do, or without what.
 
-        A subclass adds its own to those of its bases.
+        A subclass adds its own to those of its bases. An option of nested ones has a name such as
+        ``network.output``.
         """
         return {}
 
     def idle(self) -> dict[str, str]:
         """Return the options that are set and do nothing, with what they do nothing with."""
-        fields = type(self).model_fields
         return {
             name: why
             for name, (used, why) in self.uses().items()
-            if not used
-            and getattr(self, name) != fields[name].get_default(call_default_factory=True)
+            if not used and self._is_set(name)
         }
+
+    def without_idle(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of which these options were built, without those that do nothing."""
+        idle, found = self.idle(), {}
+        for name, value in values.items():
+            nested = getattr(self, name)
+            if name in idle:
+                continue
+            if isinstance(value, Mapping) and isinstance(nested, UsedOptions):
+                used = nested.without_idle(value)
+                value = {key: one for key, one in used.items() if f"{name}.{key}" not in idle}
+            found[name] = value
+        return found
+
+    def _is_set(self, name: str) -> bool:
+        """Tell whether an option has neither its own default nor that of the options around it."""
+        first, *rest = name.split(".")
+        value, usual = getattr(self, first), _default(type(self), first)
+        defaults = [usual]
+        for part in rest:
+            defaults = [*(getattr(one, part) for one in defaults), _default(type(value), part)]
+            value = getattr(value, part)
+        return value not in defaults
 
     @pydantic.model_validator(mode="after")
     def _check_idle(self) -> Self:

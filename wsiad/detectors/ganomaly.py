@@ -122,6 +122,14 @@ class GanomalyOptions(TrainedOptions):
             raise ValueError("batch must be 2 or more with batch normalisation")
         return self
 
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        return (
+            super().uses()
+            | self.network.uses_in("network", sees=True, makes=True, vector=not self.spatial)
+            | self.critic_network.uses_in("critic_network", sees=True, makes=False, vector=True)
+        )
+
     def steady(self) -> dict[Term, float]:
         """Return the terms of the loss that do not change with the critic."""
         return {name: w for name, w in self.loss.items() if name not in OF_THE_CRITIC}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-from wsiad.core.config import Config
+from wsiad.core.config import UsedOptions
 from wsiad.core.errors import DetectorError
 from wsiad.networks.stack_shape import Activation, Level, Norm, Output, StackShape
 
@@ -14,7 +14,7 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 _Counts = Annotated[tuple[_Count, ...], pydantic.Field(min_length=1)]
 
 
-class StackOptions(Config):
+class StackOptions(UsedOptions):
     """Options of the levels of a network; the decoder mirrors the encoder.
 
     ``kernel`` and ``stride`` are one number for all levels, or one for each.
@@ -72,11 +72,64 @@ class StackOptions(Config):
     initial: Literal["torch", "normal", "kaiming"] = "torch"
     """Law of the first weights: PyTorch's, DCGAN's N(0, 0.02), or Kaiming's normal law."""
 
-    @pydantic.model_validator(mode="after")
-    def _starts_by_dense_layers(self) -> Self:
-        if self.active_start and self.vector != "dense":
-            raise ValueError("active_start does nothing with vector: conv")
-        return self
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something, in a network of any kind."""
+        residual = (not self.residual, "residual: true")
+        dense = (self.vector == "dense", f"vector: {self.vector}")
+        norm, strides = (self.norm != "none", "norm: none"), self.stride
+        lowers = max((strides,) if isinstance(strides, int) else strides) > 1
+        flat = (self.norm in ("batch", "layer"), f"norm: {self.norm}")
+        return super().uses() | {
+            "pool": _all(residual, (lowers, "stride: 1")),
+            "repeats": residual,
+            "up": residual,
+            "norm_first": _all(residual, norm),
+            "hidden": dense,
+            "active_start": dense,
+            "norm_hidden": _all(dense, flat),
+        }
+
+    def uses_in(
+        self, name: str, *, sees: bool, makes: bool, vector: bool, slope: bool = False
+    ) -> dict[str, tuple[bool, str]]:
+        """Return which options do something in the networks of a method.
+
+        Parameters
+        ----------
+        name : str
+            Name of these options among those of the method, which begins theirs.
+        sees, makes : bool
+            True if they describe a network that sees images, and one that makes some.
+        vector : bool
+            True if the latent is a vector.
+        slope : bool
+            True if other layers have their slope too.
+
+        Returns
+        -------
+        dict of str to (bool, str)
+            See :meth:`UsedOptions.uses`.
+        """
+        image, seen = (makes, "a network that makes no image"), (sees, "a network that sees none")
+        single = (vector, "a map as latent")
+        active = sees or self.up_activation is None
+        leaky = (active and self.activation == "leaky") or (makes and self.up_activation == "leaky")
+        starts = makes and self.active_start
+        dense = vector and self.vector == "dense" and bool(self.hidden)
+        uses = {
+            **dict.fromkeys(("output", "out_kernel", "skips", "up", "up_activation"), image),
+            **dict.fromkeys(("spectral", "latent_activation", "norm_first"), seen),
+            **dict.fromkeys(("vector", "hidden"), single),
+            "norm_hidden": _all(single, (bool(self.hidden) or starts, "hidden: []")),
+            "active_start": _all(image, single),
+            "activation": (active, f"up_activation: {self.up_activation} and {seen[1]}"),
+            "slope": (
+                slope or leaky or self.initial == "kaiming",
+                "activations that are not leaky",
+            ),
+            "dropout": (not self.residual or dense or makes, "residual: true and no hidden"),
+        }
+        return {f"{name}.{option}": use for option, use in uses.items()}
 
     @pydantic.model_serializer(mode="wrap")
     def _without_later_options(
@@ -140,6 +193,11 @@ class StackOptions(Config):
             dropout=self.dropout,
             initial=self.initial,
         )
+
+
+def _all(*uses: tuple[bool, str]) -> tuple[bool, str]:
+    """Return the first condition that does not hold; the last one if all do."""
+    return next((use for use in uses if not use[0]), uses[-1])
 
 
 def _each(name: str, value: int | tuple[int, ...], count: int) -> tuple[int, ...]:

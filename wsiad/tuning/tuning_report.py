@@ -101,7 +101,7 @@ def _training(
     used = tiles.at(trial.params)
     options = {**config.options, **options_of(config.space, trial.params)}
     with idle_options_allowed():
-        idle = build(registry.load(config.detector).Options, options).idle()
+        options = build(registry.load(config.detector).Options, options).without_idle(options)
     same = ("detector", "weights", "split", "quality", "seed", "device")
     values = {name: getattr(config, name) for name in same}
     if used.learns:
@@ -115,7 +115,7 @@ def _training(
         | {
             "store": used.healthy.resolve(),
             "out": out.resolve(),
-            "options": {name: one for name, one in options.items() if name not in idle},
+            "options": options,
             "max_steps": config.fit_steps,
             "max_minutes": config.fit_minutes,
         },

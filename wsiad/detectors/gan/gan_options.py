@@ -169,6 +169,15 @@ class GanOptions(TrainedOptions):
             (("code_widths", "pair_widths"), self.plays("bigan", "alad"), game),
         ):
             uses |= dict.fromkeys(names, (used, why))
+        pairs = self.plays("bigan", "alad")
+        uses |= self.network.uses_in("network", sees=False, makes=True, vector=True)
+        uses |= self.critic_network.uses_in(
+            "critic_network", sees=True, makes=False, vector=not pairs, slope=pairs
+        )
+        for name in ("encoder_network", "pair_network"):
+            if uses[name][0]:
+                described: StackOptions = getattr(self, name)
+                uses |= described.uses_in(name, sees=True, makes=False, vector=True)
         if not encoder and self.inversion != "joint":  # the last weights are kept
             uses |= dict.fromkeys(("patience", "min_delta"), (False, inversion))
         return super().uses() | uses

@@ -353,6 +353,12 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
                 uses |= dict.fromkeys(names, (own == value, f"{key}: {own}"))
         for name in ("image_game_weight", "critic_network"):
             uses[name] = (game != "none", "image_game: none")
+        uses |= self.network.uses_in("network", sees=True, makes=True, vector=not self.spatial)
+        if game != "none":
+            whole = not self.critic_by_place or self.mining_steps > 0
+            uses |= self.critic_network.uses_in(
+                "critic_network", sees=True, makes=False, vector=whole
+            )
         for name in ("latent_game_weight", "latent_critic_widths"):
             uses[name] = (self.latent_game != "none", "latent_game: none")
         for name in ("game", "critic", "model_updates"):
