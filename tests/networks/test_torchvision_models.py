@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+from wsiad.networks.torchvision_models import operators_load
+
 CLASSIFIER = """
 import sys
 from wsiad.networks.torchvision_models import torchvision_models
@@ -32,6 +36,20 @@ import torch._dynamo.utils
 print(counters is torch._dynamo.utils.counters, torch._dynamo.utils.__file__ is not None)
 """
 
+COMPILED = """
+import sys
+from wsiad.networks.torchvision_models import torchvision_models
+network = torchvision_models().squeezenet1_1(weights=None).eval()
+import torch
+tiles, boxes = torch.rand(1, 3, 32, 32), torch.tensor([[0.0, 4.0, 4.0, 20.0, 20.0]])
+align = sys.modules["torchvision.ops.roi_align"].roi_align
+for function in (network, lambda x: align(x, boxes, (4, 4)) if {operators} else x + 1):
+    found = torch.compile(function, backend="eager")(tiles)
+    print(torch.equal(found, function(tiles)))
+module = torch._dynamo.utils
+print(module is sys.modules["torch._dynamo.utils"], module.__spec__.origin)
+"""
+
 
 def printed(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -49,3 +67,10 @@ def test_detection_networks_ask_the_compiler_when_they_run():
 
 def test_whatever_else_torchvision_takes_is_the_compilers():
     assert printed(ANYTHING_ELSE) == ["True", "True"]
+
+
+@pytest.mark.slow
+def test_what_a_user_compiles_afterwards_is_compiled():
+    found = printed(COMPILED.format(operators=operators_load()))
+    assert found[:3] == ["True", "True", "True"]
+    assert found[-1].endswith("utils.py")

@@ -79,7 +79,13 @@ def _put_away(later: _Later) -> None:
 def _compiler_later() -> Iterator[None]:
     """Let torchvision be imported without torch's compiler, which takes longer than itself.
 
-    Its detection networks take one function of it.
+    Its detection networks take one function of the compiler when they are imported, and call it
+    when they run; no networks of wsiad do. While torchvision is imported, and no longer, something
+    else stands in ``sys.modules`` for the module of that function. It hands on whatever is asked
+    of it, so that the real one is loaded then. Nothing is done where the compiler is loaded
+    already, and what is compiled later does not meet the stand-in. It saves five sixths of the
+    processor time of the import (0.26 in place of 1.41 s, torch 2.13). A lazy module of
+    :class:`importlib.util.LazyLoader` would be loaded at once, because names are taken from it.
     """
     if _COMPILER in sys.modules:
         yield
