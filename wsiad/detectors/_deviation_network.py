@@ -237,9 +237,7 @@ class WholeDevNet(TrainedDetector):
         return self._network_of(tensors, padding, seed=0)
 
     def _deviations(self) -> DeviationNetwork:
-        network = self.network()
-        assert isinstance(network, DeviationNetwork)
-        return network
+        return self.network_as(DeviationNetwork)
 
     def _network_of(
         self,

@@ -147,6 +147,18 @@ class TrainedDetector(Detector):
             raise DetectorError("the detector is not fitted yet")
         return self._network
 
+    def network_as(self, kind: type[M]) -> M:
+        """Return the fitted network, which is of a kind.
+
+        Raises
+        ------
+        DetectorError
+            The detector is not fitted yet.
+        """
+        found = self.network()
+        assert isinstance(found, kind)
+        return found
+
     def _placed(self, module: M) -> M:
         module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
@@ -364,9 +376,7 @@ class DistilledDetector(TrainedDetector):
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the teacher's features: of length 1 at every place and layer, then averaged."""
-        distillation = self.network()
-        assert isinstance(distillation, Distillation)
-        return self.embed_images(distillation.directions, tiles)
+        return self.embed_images(self.network_as(Distillation).directions, tiles)
 
     def state(self) -> State:
         """Return the tensors of the student, and of the teacher if the run holds them."""
@@ -385,9 +395,8 @@ class DistilledDetector(TrainedDetector):
             tensors = {_TEACHER + n: one for n, one in teacher.network.state_dict().items()}
             state = State(state.tensors | tensors, state.values)
         super().load_state(state, device)
-        distillation = self.network()
-        assert isinstance(distillation, Distillation)
-        _backbone.check_same(distillation.teacher, state.values, edge=self.spec.size)
+        teacher = self.network_as(Distillation).teacher
+        _backbone.check_same(teacher, state.values, edge=self.spec.size)
 
     def empty(self, state: State) -> Distillation:
         """Return a teacher and a student of the state's shapes."""

@@ -418,8 +418,7 @@ class DeepGeo(TrainedDetector):
 
     def places(self, images: Tensor) -> Tensor:
         """Return how unusual or wrong the answers are, (N, 1, 1)."""
-        network = self.network()
-        assert isinstance(network, GeometricClassifier)
+        network = self.network_as(GeometricClassifier)
         if self.options.score == "softmax":
             return network.wrongness(images).float().view(-1, 1, 1)
         found = network.unusualness(images, offset=self.options.log_offset)
@@ -427,9 +426,7 @@ class DeepGeo(TrainedDetector):
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the input of the classifier's last layer, for untransformed tiles."""
-        network = self.network()
-        assert isinstance(network, GeometricClassifier)
-        return self.embed_images(network.features, tiles)
+        return self.embed_images(self.network_as(GeometricClassifier).features, tiles)
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained classifier."""

@@ -144,16 +144,13 @@ class DeepSvdd(TrainedDetector):
 
     def places(self, images: Tensor) -> Tensor:
         """Return the squared distance, minus the squared radius if there is one: (N, 1, 1)."""
-        ball = self.network()
-        assert isinstance(ball, Hypersphere)
+        ball = self.network_as(Hypersphere)
         distances: Tensor = ball(images) - ball.square_radius
         return distances.view(-1, 1, 1)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the encoder's outputs φ, whose distance to the centre is scored."""
-        ball = self.network()
-        assert isinstance(ball, Hypersphere)
-        return self.embed_images(ball.encoder, tiles)
+        return self.embed_images(self.network_as(Hypersphere).encoder, tiles)
 
     def empty(self, state: State) -> nn.Module:
         """Return an untrained encoder with its ball."""

@@ -286,9 +286,7 @@ class Density(DistilledDetector):
         return np.random.default_rng([self._seed, _NOISE, step])
 
     def _density(self) -> HealthyDensity:
-        network = self.network()
-        assert isinstance(network, Distillation)
-        density = network.student
+        density = self.network_as(Distillation).student
         assert isinstance(density, HealthyDensity)
         return density
 

@@ -244,9 +244,7 @@ class Diffusion(RestoringDetector):
         return Denoising(self._denoiser(0), noise, len(options.start), distance)
 
     def _whole(self) -> Denoising:
-        whole = self.network().eval()
-        assert isinstance(whole, Denoising)
-        return whole
+        return self.network_as(Denoising).eval()
 
     def _schedule(self) -> NoiseSchedule:
         return NoiseSchedule(self.options.time_steps)

@@ -278,9 +278,7 @@ class FixedPointGan(RestoringDetector):
         return self._untrained(0)
 
     def _translator(self) -> Translator:
-        found = self.network()
-        assert isinstance(found, Translator)
-        return found
+        return self.network_as(Translator)
 
     def _untrained(self, seed: int) -> Translator:
         options, size = self.options, self.spec.size

@@ -280,9 +280,7 @@ class Ganomaly(RestoringDetector):
         DetectorError
             The detector is not fitted yet.
         """
-        found = self.network()
-        assert isinstance(found, JudgedAutoencoder)
-        return found
+        return self.network_as(JudgedAutoencoder)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the codes of tiles, place by place."""

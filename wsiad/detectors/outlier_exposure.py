@@ -351,9 +351,7 @@ class OutlierExposure(TrainedDetector):
         return Recipe(optimiser, update, keeps="last")
 
     def _classifier(self) -> PlaceClassifier:
-        network = self.network()
-        assert isinstance(network, PlaceClassifier)
-        return network
+        return self.network_as(PlaceClassifier)
 
 
 def _seed_of(rng: np.random.Generator) -> int:

@@ -395,8 +395,7 @@ class PerceptualImageAnomalyDetection(ReconstructingDetector, TrainedDetector):
 
     def judged(self) -> tuple[Autoencoder, RelativePerceptualL1, torch.device]:
         """Return the autoencoder and the distance."""
-        whole = self.network().eval()
-        assert isinstance(whole, PerceptualReconstruction)
+        whole = self.network_as(PerceptualReconstruction).eval()
         return whole.autoencoder, whole.distance, self._device
 
     def empty(self, state: State) -> nn.Module:

@@ -130,9 +130,7 @@ class Synthetic(TrainedDetector):
         return self._segmenter(0)
 
     def _both(self) -> AnomalySegmenter:
-        network = self.network()
-        assert isinstance(network, AnomalySegmenter)
-        return network
+        return self.network_as(AnomalySegmenter)
 
     def _segmenter(self, seed: int) -> AnomalySegmenter:
         options = self.options

@@ -307,9 +307,7 @@ class Contrastive(TrainedDetector):
             raise DetectorError(f"the state is not that of this detector ({error})") from error
 
     def _learnt(self) -> _Learnt:
-        learnt = self.network()
-        assert isinstance(learnt, _Learnt)
-        return learnt
+        return self.network_as(_Learnt)
 
     def _window(self, tile_px: int) -> int:
         """Return the edge of the windows to train on, pixels.

@@ -96,9 +96,7 @@ class Gan(RestoringDetector):
         DetectorError
             The detector is not fitted yet.
         """
-        found = self.network()
-        assert isinstance(found, GanModel)
-        return found
+        return self.network_as(GanModel)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the codes of tiles; without an encoder, the critic's features by channel."""

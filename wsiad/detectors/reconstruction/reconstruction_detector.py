@@ -142,9 +142,7 @@ class Reconstruction(RestoringDetector):
         DetectorError
             The detector is not fitted yet.
         """
-        found = self.network()
-        assert isinstance(found, ReconstructionModel)
-        return found
+        return self.network_as(ReconstructionModel)
 
     def embed(self, tiles: Tiles) -> Embedding:
         """Return the latent of unchanged tiles, place by place."""
