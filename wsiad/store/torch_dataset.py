@@ -236,6 +236,10 @@ class TileDataset(IterableDataset[Any]):
         InputError
             A loader would put batches into batches.
         """
+        # A loader tells nobody that it will batch, but for an attribute of what calls `iter` here.
+        # To see it later, in the default collation, batches would have to be of a tensor type of
+        # wsiad, which `torch.load` refuses where a user stored them; a data set that is none of
+        # torch's would refuse `batch_size=None` too, with which loaders of others work.
         frame = inspect.currentframe()
         caller = frame.f_back.f_locals.get("self") if frame and frame.f_back else None
         if getattr(caller, "auto_collation", False):
