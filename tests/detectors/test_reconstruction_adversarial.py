@@ -339,10 +339,10 @@ def test_an_attack_raises_the_loss_that_is_trained_and_not_the_held_out_one():
         ({**OGNET, "critic_by_place": True}, "no critic_by_place"),
         ({**OGNET, "game": {"loss": "lsgan"}}, "game: bce"),
         ({**OGNET, "image_game": "prior", "score": "loss"}, "image_game: reconstruction"),
-        ({"critic_by_place": True}, "critic_by_place needs an image_game"),
-        ({"attack_steps": 2}, "attack_steps needs attack"),
-        ({**OCGAN, "mining_steps": 0, "mining_rate": 1.0}, "mining_rate needs mining_steps"),
-        ({"old_share": 0.5}, "old_share needs second_phase_steps"),
+        ({"critic_by_place": True}, "critic_by_place does nothing with image_game: none"),
+        ({"attack_steps": 2}, "attack_steps does nothing with attack: 0"),
+        ({**OCGAN, "mining_steps": 0, "mining_rate": 1.0}, "mining_rate does nothing with mining_"),
+        ({"old_share": 0.5}, "old_share does nothing with second_phase_steps: 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, problem):

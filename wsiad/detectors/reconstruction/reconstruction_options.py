@@ -319,13 +319,6 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("second_phase_steps needs image_game: reconstruction and game: bce")
         if self.second_phase_steps and (self.keep != "last" or self.critic_by_place):
             raise ValueError("second_phase_steps needs keep: last, and no critic_by_place")
-        if self.critic_scores != "reconstruction" and self.score != "critic":
-            raise ValueError("critic_scores needs score: critic, and does nothing without it")
-        if self.critic_by_place and self.image_game == "none":
-            raise ValueError("critic_by_place needs an image_game")
-        for name, switch in _OF.items():
-            if not getattr(self, switch) and getattr(self, name) != self.later[name]:
-                raise ValueError(f"{name} needs {switch}, and does nothing without it")
         return self
 
     def uses(self) -> dict[str, tuple[bool, str]]:
@@ -351,7 +344,10 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
         ):
             for value, names in of.items():
                 uses |= dict.fromkeys(names, (own == value, f"{key}: {own}"))
-        for name in ("image_game_weight", "critic_network"):
+        for name, switch in _OF.items():
+            uses[name] = (getattr(self, switch) > 0, f"{switch}: 0")
+        uses["critic_scores"] = (score == "critic", f"score: {score}")
+        for name in ("image_game_weight", "critic_network", "critic_by_place"):
             uses[name] = (game != "none", "image_game: none")
         uses |= self.network.uses_in("network", sees=True, makes=True, vector=not self.spatial)
         if game != "none":
