@@ -420,12 +420,9 @@ class FeatureDetector(StoredFeatureDetector):
 
     def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
         """Check that the fitted tensors belong to this method and these features."""
-        channels = self._features(
-            torch.zeros(
-                1, self.spec.size, self.spec.size, 3, dtype=torch.uint8, device=self._device
-            )
-        ).shape[1]
-        self.distance(torch.zeros(1, channels, device=self._device), _moved(fitted, self._device))
+        shape = (1, self.spec.size, self.spec.size, 3)
+        seen = self._seen(torch.zeros(shape, dtype=torch.uint8, device=self._device))
+        self.distance(seen.flatten(0, 1) if seen.ndim == 3 else seen, _moved(fitted, self._device))
 
     def _set_backbone(
         self, tensors: dict[str, Tensor], padding: Padding, *, source: str | None = None

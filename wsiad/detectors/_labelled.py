@@ -339,11 +339,6 @@ class LabelledDetector(FeatureDetector):
         """Return the vectors that are learnt: mean, and deviation, of each tile's features."""
         return self.options.statistics
 
-    def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
-        shape = (1, self.spec.size, self.spec.size, 3)
-        vectors = self.whole(torch.zeros(shape, dtype=torch.uint8, device=self._device))
-        self.distance(vectors, {name: tensor.to(self._device) for name, tensor in fitted.items()})
-
     def _labelled(
         self, tiles: HealthyTiles, anomalies: AnomalousTiles, context: FitContext
     ) -> LabelledVectors:

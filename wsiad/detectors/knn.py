@@ -181,14 +181,6 @@ class NearestNeighbours(BankDetector):
         found: npt.NDArray[np.int64] = (chosen[:, None] * places + np.arange(places)).ravel()
         return found
 
-    def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
-        """Check that the fitted tensors belong to this method and these features."""
-        edge = self.spec.size
-        blank = torch.zeros(1, edge, edge, 3, dtype=torch.uint8, device=self._device)
-        moved = {name: tensor.to(self._device) for name, tensor in fitted.items()}
-        seen = self._seen(blank)
-        self.distance(seen.flatten(0, 1) if seen.ndim == 3 else seen, moved)
-
 
 def _inside(vectors: Tensor, span: Tensor) -> Tensor:
     """Return the channels of a span, or all for (0, 0)."""

@@ -182,11 +182,6 @@ class MultipleInstances(FeatureDetector):
     def _embedded(self) -> Statistics:
         return self.options.statistics
 
-    def _check_fitted(self, fitted: dict[str, Tensor]) -> None:
-        shape = (1, self.spec.size, self.spec.size, 3)
-        vectors = self.whole(torch.zeros(shape, dtype=torch.uint8, device=self._device))
-        self.distance(vectors, {name: tensor.to(self._device) for name, tensor in fitted.items()})
-
     def _bags(
         self, tiles: HealthyTiles, anomalies: AnomalousTiles, context: FitContext
     ) -> list[tuple[Tensor, bool]]:
