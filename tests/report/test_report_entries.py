@@ -185,6 +185,12 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
     try:
         write_results_report(results)
         page = (results / "report.html").read_text(encoding="utf-8")
+        assert "since the evaluation" not in page
+        other = {"detections": {"s": "sha256:other"}}
+        (results / "truth.json").write_text(json.dumps(truth | other))
+        write_results_report(results)
+        stale = (results / "report.html").read_text(encoding="utf-8")
+        assert "The detections of 1 slide have changed since the evaluation (s)." in stale
         (results / "truth.json").write_text(json.dumps(truth | {"format": 2}))
         with pytest.raises(EvaluationError, match=r"truth\.json.*damaged"):
             write_results_report(results)

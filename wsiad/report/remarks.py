@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import differences
@@ -44,9 +44,25 @@ def _were(slides: int) -> str:
 
 
 def evaluation_warnings(
-    evaluated: dict[str, Any] | None, rows: list[HeatmapRow], facts: Mapping[str, Any]
+    evaluated: dict[str, Any] | None,
+    rows: list[HeatmapRow],
+    facts: Mapping[str, Any],
+    *,
+    changed: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield warnings about slides that the figures do not cover although nobody excluded them."""
+    """Yield warnings about slides that the figures do not cover although nobody excluded them.
+
+    Parameters
+    ----------
+    evaluated : dict or None
+        Content of ``evaluation.json``.
+    rows : list of HeatmapRow
+        Slides of the results.
+    facts : mapping
+        Record of the results.
+    changed : sequence of str
+        Slides whose detections are others than those that were evaluated.
+    """
     if not evaluated:
         return
     if said := (evaluated.get("unscored") or {}).get("text"):
@@ -57,6 +73,11 @@ def evaluation_warnings(
         yield (
             f"Detections or slide scores were derived again since the evaluation ({told}). Run "
             "wsiad evaluate again."
+        )
+    elif changed:
+        yield (
+            f"The detections of {len(changed)} slide{'s' * (len(changed) != 1)} have changed since "
+            f"the evaluation ({', '.join(changed)}). Run wsiad evaluate again."
         )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])

@@ -35,7 +35,12 @@ from wsiad.report.report_model import (
     SlideEntry,
 )
 from wsiad.results import file_names as names
-from wsiad.results.evaluated_truth import evaluation_folder, read_timings, write_timings
+from wsiad.results.evaluated_truth import (
+    EvaluatedTruth,
+    evaluation_folder,
+    read_timings,
+    write_timings,
+)
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results, first_look, first_pictures
 from wsiad.results.judged import read_evaluation
@@ -231,6 +236,10 @@ def write_results_report(
     sure = opened.significance()
     evaluated = read_evaluation(folder)
     truth = read_outlines(folder / names.TRUTH) if evaluated else None
+    changed = []
+    if truth is not None:
+        judged = EvaluatedTruth(folder / names.TRUTH, truth)
+        changed = [slide.name for slide in opened if judged.is_stale(slide)]
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -256,7 +265,7 @@ def write_results_report(
             *warnings,
             *unseen,
             *remarks.calibration_warnings(record, calibration),
-            *remarks.evaluation_warnings(evaluated, rows, facts),
+            *remarks.evaluation_warnings(evaluated, rows, facts, changed=changed),
             *remarks.significance_warnings(sure, rows),
             *remarks.not_assessed(rows),
         ],
