@@ -317,6 +317,14 @@ def test_a_signal_before_the_walltime_ends_wsiad_and_queues_the_job_again(site):
     assert "queued again, and goes on then" in said
 
 
+@pytest.mark.parametrize("job", ["77", "80"])
+def test_of_an_array_only_the_task_that_was_stopped_is_queued_again(site, job):
+    """One task of an array has the array's own number as SLURM_JOB_ID."""
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": job}
+    code, _ = stopped(site, signal.SIGUSR1, **array)
+    assert (code, site.noted("scontrol")) == (143, [["requeue", "77_3"]])
+
+
 def test_a_job_that_is_queued_again_without_end_is_given_up(site):
     code, said = stopped(site, signal.SIGUSR1, SLURM_RESTART_COUNT="2")
     assert (code, site.noted("scontrol")) == (143, [])
