@@ -1,11 +1,12 @@
 """What is printed cannot move the cursor, whatever names hold."""
 
+import json
 import logging
 
 import pytest
 
 from wsiad.cli import main
-from wsiad.core.terminal import OneLine, lines, one_line
+from wsiad.core.terminal import OneLine, json_text, lines, one_line
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,17 @@ def test_only_printable_characters_are_left(text, shown):
 
 def test_lines_are_kept_where_they_are_ours():
     assert lines("a\x1b\nb") == "a\\x1b\nb"
+
+
+def test_json_is_read_as_it_was_whatever_is_in_it():
+    text = "".join(map(chr, range(0x300))) + "\u2028\u202e\ufeff大\U000e0001\U0010fffd"
+    value = {text: [text, 1.5, None]}
+    shown = json_text(value)
+    assert shown.isascii()
+    assert lines(shown) == shown
+    assert json.loads(shown) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text([float("inf")])
 
 
 def test_errors_and_names_are_escaped(capsys, tmp_path):

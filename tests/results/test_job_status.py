@@ -49,6 +49,22 @@ def test_a_job_array_in_the_middle(slides, store):
     assert (job_status(store).done, job_status(store).left) == (4, ())
 
 
+def test_programs_read_names_that_a_terminal_must_not_print(tmp_path, capsys):
+    names = ["a\x9b31mb", "c\x7fd", "e\U000e0001f"]
+    for name in names:
+        (tmp_path / f"{name}.svs").write_text("no slide")
+    store = tmp_path / "a\x7f store"
+    told = wsiad.tile(slides=tmp_path, out=store, dry_run=True, as_json=True, **TILING)
+    assert [row["slide"] for row in json.loads(told.summary)["slides"]] == names
+    assert told.summary.isascii()
+    wsiad.tile(slides=tmp_path, out=store, **TILING)
+    assert main(["status", str(store), "--json"]) == 1
+    text = capsys.readouterr().out
+    assert text.isascii()
+    found = json.loads(text)
+    assert (found["folder"], list(found["failed"])) == (str(store), names)
+
+
 def test_what_live_processes_write_is_running_and_dead_ones_leave_nothing(slides, store):
     (store / GROUPS / f".c.{owner()}.partial").mkdir()
     assert job_status(store).running == ("c",)

@@ -1,6 +1,7 @@
 """Slides are listed as the other verbs name them, and a manifest says the same as what it lists."""
 
 import json
+import shutil
 
 import pytest
 
@@ -57,6 +58,18 @@ def test_what_cannot_be_worked_on_is_listed_with_its_reason(slides, tmp_path, ca
     assert "nowhere.svs" in errors
     again = {(slide.name, bool(slide.problem)) for slide in find_slides([out])}
     assert again == listed
+
+
+def test_programs_read_names_that_a_terminal_must_not_print(slides, tmp_path, capsys):
+    names = {"a\x9b31mb", "c\x7fd", "e\U000e0001f", "µ大"}
+    for name in names:
+        shutil.copy(slides / "plain.tif", slides / f"{name}.tif")
+    assert main(["list-slides", str(slides), "--json"]) == 1  # no slide may have such a name
+    text = capsys.readouterr().out
+    assert text.isascii()
+    listed = {one["name"]: one["path"] for one in json.loads(text)["slides"]}
+    assert names < listed.keys()
+    assert all(listed[name] == str(slides / f"{name}.tif") for name in names)
 
 
 def test_a_table_that_is_there_stays(slides, tmp_path, capsys):

@@ -8,6 +8,7 @@ ETA, or plain lines in a log.
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import sys
 import time
@@ -35,6 +36,19 @@ def one_line(text: str) -> str:
 def lines(text: str) -> str:
     """Return a text as :func:`one_line` does, but keep its line breaks."""
     return "\n".join(one_line(line) for line in text.split("\n"))
+
+
+def json_text(value: object) -> str:
+    """Return a value as indented JSON for the output of a verb, of printable ASCII alone.
+
+    :func:`lines` leaves it as it is: its escapes are not those of JSON.
+
+    Raises
+    ------
+    ValueError
+        A number is not finite, which JSON cannot say.
+    """
+    return json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
 
 
 def _escaped(character: str) -> str:

@@ -6,7 +6,6 @@ it, and says what is broken.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from wsiad.compute.compute_options import first_slides
 from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.ownership import being_written, claimant
-from wsiad.core.terminal import one_line
+from wsiad.core.terminal import json_text, one_line
 from wsiad.learning.training_options import END_WORDS
 from wsiad.results.file_names import SLIDE, SLIDES_TABLE
 from wsiad.slides.folder_kinds import ABSENT, INTERRUPTED, RESULTS, RUN, STORE, what_is
@@ -82,7 +81,7 @@ class JobStatus:
     def to_json(self) -> str:
         """Return everything as JSON."""
         values = asdict(self) | {"folder": str(self.folder)}
-        return json.dumps(values, indent=1, ensure_ascii=False)
+        return json_text(values)
 
     def text(self) -> str:
         """Return some lines for a terminal."""

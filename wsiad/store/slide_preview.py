@@ -7,7 +7,6 @@ are estimates.
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiad.compute.batch import BatchTask, guarded
-from wsiad.core.terminal import Progress, interval, one_line
+from wsiad.core.terminal import Progress, interval, json_text, one_line
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow
 
 if TYPE_CHECKING:
@@ -224,7 +223,7 @@ class Preview:
     def summary(self) -> str:
         """Table for the terminal, or JSON."""
         if self.as_json:
-            return json.dumps(self.values(), indent=1, ensure_ascii=False)
+            return json_text(self.values())
         return "\n".join([*self._table(), *self._said()])
 
     def values(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsiad.core.config import Config, build, verb
 from wsiad.core.errors import ConfigError
-from wsiad.core.terminal import did_you_mean
+from wsiad.core.terminal import did_you_mean, json_text
 from wsiad.detectors.detector_inventory import DetectorEntry, inventory
 from wsiad.runs.presets import HELD_OUT, Preset, load_preset, preset_names
 
@@ -78,8 +78,7 @@ def detectors(config: DetectorsConfig) -> DetectorsResult:
             f"{did_you_mean(config.name, known)}",
             remedy="See the list: wsiad detectors.",
         )
-    as_json = json.dumps(facts, indent=2, ensure_ascii=False)
-    return DetectorsResult(facts, as_json if config.format == "json" else text)
+    return DetectorsResult(facts, json_text(facts) if config.format == "json" else text)
 
 
 def _preset(name: str) -> Preset | None:
@@ -210,7 +209,7 @@ def _option(name: str, field: FieldInfo) -> dict[str, Any]:
     words = " ".join((field.description or "").replace("``", "`").split())
     return {
         "name": name,
-        "default": json.loads(json.dumps(plain, default=str)),
+        "default": json.loads(json.dumps(plain, default=str), parse_constant=str),
         "description": words,
         "choices": list(dict.fromkeys(_choices(field.annotation))),
     }

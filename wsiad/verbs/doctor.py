@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Literal
 from wsiad.core.config import Config, verb
 from wsiad.core.errors import WsiadError
 from wsiad.core.packages import versions
+from wsiad.core.terminal import json_text
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -78,7 +78,7 @@ def doctor(config: DoctorConfig) -> DoctorResult:
     ]
     checks = tuple(check for step in steps for check in _guarded(step))
     if config.format == "json":
-        text = json.dumps([asdict(check) for check in checks], indent=2, ensure_ascii=False)
+        text = json_text([asdict(check) for check in checks])
     else:
         text = "\n".join(_lines(checks))
     return DoctorResult(checks, text)

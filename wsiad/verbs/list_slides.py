@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydantic import Field, field_validator
 
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError
+from wsiad.core.terminal import json_text
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.manifest import ManifestRow, write_manifest
@@ -97,7 +97,7 @@ class ListSlidesResult:
                 }
                 for slide in self.slides
             ]
-            return json.dumps({"slides": values}, indent=1, ensure_ascii=False)
+            return json_text({"slides": values})
         width = max(len(slide.name) for slide in self.slides)
         lines = [f"{slide.name:<{width}}  {_said(slide)}" for slide in self.slides]
         labels = Counter(slide.label or "without a label" for slide in self.slides)
