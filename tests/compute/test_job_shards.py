@@ -10,7 +10,7 @@ import yaml
 
 import wsiad
 from support.builders import stained, write_tiff
-from wsiad.core.errors import StoreMismatchError
+from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import atomic_folder
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.slides.slide_table import SlideTable, read_table
@@ -85,10 +85,74 @@ def test_jobs_for_single_slides_make_the_same_store_and_each_tells_what_became_o
     assert (out / "report.html").exists()  # by the last, after which every slide has its row
     assert statuses(out) == WHOLE
     assert files_of(out) == files_of(plain)
-    # Nothing is left of an earlier call where this one does not come to its end.
-    with pytest.raises(StoreMismatchError):
-        wsiad.tile(slides=slides, out=out, only=["s2"], record=record, quiet=True,
-                   **OPTIONS | {"tile": 32})  # fmt: skip
+
+
+OTHERS = {
+    "a.csv": "slide,label\n",
+    "text.json": "no JSON",
+    "list.json": "[]",
+    "outlines.json": '{"type": "FeatureCollection", "features": []}',
+    "run.json": '{"versions": {}, "seconds": 1.0, "slides": 3}',
+    "rows.json": '{"versions": {}, "seconds": 1.0, "rows": [{"slide": "a"}]}',
+    "rows of another.json": '{"rows": [{"slide": "a", "status": "ok", "reason": ""}]}',
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_only_a_record_is_replaced_by_a_record(name, slides, tmp_path):
+    other, out = tmp_path / name, tmp_path / "store"
+    other.write_text(OTHERS[name])
+    for dry_run in (True, False):
+        with pytest.raises((ConfigError, InputError), match=r"record"):
+            wsiad.tile(slides=slides, out=out, only=["bad"], record=other, dry_run=dry_run,
+                       quiet=True, **OPTIONS)  # fmt: skip
+        assert other.read_text() == OTHERS[name]
+        assert not out.exists()
+
+
+def test_a_record_is_never_a_file_of_the_store_not_even_of_one_to_come(slides, tmp_path):
+    out, link = tmp_path / "store", tmp_path / "link.json"
+    link.symlink_to(out / "slides.zarr" / "zarr.json")
+    (tmp_path / "file").touch()
+    for path, why in (
+        (out / "run.json", "whose files are wsiad's"),
+        (tmp_path / "x" / ".." / "store" / "runs" / "a.json", "whose files are wsiad's"),
+        (link, "whose files are wsiad's"),
+        (tmp_path / "file" / "a.json", "is a file. Pass another path as --record"),
+    ):
+        with pytest.raises(InputError, match=why):
+            wsiad.tile(slides=slides, out=out, only=["bad"], record=path, quiet=True, **OPTIONS)
+        assert not out.exists()
+        assert link.is_symlink()
+
+
+def refused_early(slides, folder):
+    """Calls that end before they work on a slide, by what is wrong."""
+    (folder / "a file").touch()
+    tiled = {"slides": slides, "out": folder / "store", "only": ["bad"]} | OPTIONS
+    scored = {"run": folder / "run", "slides": slides, "out": folder / "results"}
+    return {
+        "name": (wsiad.tile, tiled | {"only": ["nobody"]}),
+        "source": (wsiad.tile, tiled | {"slides": folder / "nowhere"}),
+        "out": (wsiad.tile, tiled | {"out": folder / "a file"}),
+        "target": (wsiad.tile, tiled | {"stain": {"target": folder / "nowhere.json"}}),
+        "tile": (wsiad.tile, tiled | {"tile": 32}),
+        "run": (wsiad.heatmap, scored),
+        "device": (wsiad.heatmap, scored | {"device": "cuda:99"}),
+    }
+
+
+@pytest.mark.parametrize("wrong", ["name", "source", "out", "target", "tile", "run", "device"])
+def test_a_call_that_is_refused_leaves_no_record_of_an_earlier_one(wrong, slides, tmp_path):
+    verb, given = refused_early(slides, tmp_path)[wrong]
+    record = tmp_path / "jobs" / "one.json"
+    again = {"slides": slides, "out": tmp_path / "store", "only": ["bad"], "quiet": True}
+    wsiad.tile(record=record, **again, **OPTIONS)
+    written = record.read_text()
+    wsiad.tile(record=record, dry_run=True, **again, **OPTIONS)
+    assert record.read_text() == written  # a look changes nothing
+    with pytest.raises(WsiadError):
+        verb(record=record, quiet=True, **given)
     assert not record.exists()
 
 

@@ -398,7 +398,7 @@ def test_several_vectors_a_tile_are_not_exported(stores, tmp_path, calls):
     assert calls == [1]
     assert not (tmp_path / "h5").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match=r"is a file\. Pass another path as --h5"):
         embed(stores[0], options=KNN | {"places": 1}, h5=tmp_path / "file")
 
 

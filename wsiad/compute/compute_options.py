@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from wsiad.core.config import RECORD, Config, Order
 from wsiad.core.errors import InputError
-from wsiad.core.files import write_json
+from wsiad.core.files import check_folder, read_json, real_path, write_json
 from wsiad.core.terminal import did_you_mean
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SlideRow
 
 T = TypeVar("T")
+
+_ROWS, _ROW = "rows", ("slide", "status", "reason")
+"""Key of the slides in a record that was requested, and the keys of each."""
 
 
 def _checked_shard(text: str) -> str:
@@ -80,11 +84,19 @@ class ComputeOptions(WorkerOptions):
     """Names of the slides to process, of those that are passed; by default all. For workflow
     managers, with a job for each slide: such jobs can run at the same time, as shards can."""
     record: Path | None = None
-    """JSON file that tells what became of the slides of this call. It is written when each has its
-    row, failed or not; a call that ends before leaves none."""
+    """JSON file, outside of `out`, that tells what became of the slides of this call. It is written
+    when each has its row, failed or not; a call that ends before leaves none. That of an earlier
+    call is replaced; any other file is an error."""
     stage_dir: Path | None = None
     """Folder on a local disk. Each slide is copied there before it is read, and its copy is
     deleted afterwards."""
+
+    @field_validator("record")
+    @classmethod
+    def _is_a_record(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix.lower() != ".json":
+            raise ValueError("the name of a record ends in .json")
+        return value
 
     @model_validator(mode="after")
     def _shards_stay_here(self) -> Self:
@@ -99,6 +111,22 @@ class ComputeOptions(WorkerOptions):
     def partial(self) -> bool:
         """True where this call is for a part of the slides, and others are for the rest."""
         return self.shard is not None or bool(self.only)
+
+    def begin(self) -> None:
+        """Remove the record that an earlier call left where this one will write its own.
+
+        Whatever this call meets, its caller finds no record of another. A dry run removes nothing.
+
+        Raises
+        ------
+        InputError
+            The file is in the output folder, or is not the record of a call; it is unchanged.
+        """
+        super().begin()
+        if self.record is not None:
+            _check_record(self.record, getattr(self, "out", None))
+            if not getattr(self, "dry_run", False):
+                self.record.unlink(missing_ok=True)
 
 
 class PreviewOptions(Config):
@@ -175,10 +203,25 @@ def slides_of_call(slides: Sequence[SlideInput], options: ComputeOptions) -> lis
     )
 
 
-def clear_record(options: ComputeOptions) -> None:
-    """Remove the record that an earlier call left where this one will write its own."""
-    if options.record is not None:
-        options.record.unlink(missing_ok=True)
+def _check_record(path: Path, out: Path | None) -> None:
+    """Check that a record can be written without loss of any other file."""
+    remedy = "Pass the name of a new file, outside of --out, as --record."
+    if out is not None and real_path(path).is_relative_to(real_path(out)):
+        raise InputError(f"is in {out}, whose files are wsiad's", subject=str(path), remedy=remedy)
+    check_folder(path.parent, option="--record")
+    if os.path.lexists(path) and not _is_record(path):
+        why = "exists, and is not the record of a call"
+        raise InputError(why, subject=str(path), remedy=remedy)
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        rows = read_json(path, InputError, keys=["versions", "seconds", _ROWS])[_ROWS]
+    except InputError:
+        return False
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and row.keys() == {*_ROW} for row in rows
+    )
 
 
 def record_path(out: Path, options: ComputeOptions) -> Path | None:
@@ -202,6 +245,6 @@ def write_call_record(
     if (path := record_path(out, options)) is None:
         return
     part = {"shard": options.shard} if options.shard else {}
-    became = [{"slide": row.slide, "status": row.status, "reason": row.reason} for row in rows]
-    requested = {"rows": became} if options.record is not None else {}
+    became = [{key: getattr(row, key) for key in _ROW} for row in rows]
+    requested = {_ROWS: became} if options.record is not None else {}
     write_json(path, {**record, **part, **requested})

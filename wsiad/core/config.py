@@ -221,6 +221,9 @@ class Config(pydantic.BaseModel):
         """Return only the options of one of the configs of which this one is made."""
         return kind(**{key: getattr(self, key) for key in kind.model_fields})
 
+    def begin(self) -> None:
+        """Do what comes before everything else of a verb with these options; by default nothing."""
+
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _check_path(cls, value: object, info: pydantic.ValidationInfo) -> object:
@@ -449,6 +452,7 @@ def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
                 if config is not None
                 else build(cls, fields, source=f"wsiad.{function.__name__}()")
             )
+            checked.begin()
             if isinstance(out := getattr(checked, "out", None), Path):
                 check_folder(out)
             return function(checked)

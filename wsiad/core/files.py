@@ -74,8 +74,14 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError until Python 3.12
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, *, option: str = "--out") -> None:
     """Check that a folder to write to exists or can be created.
+
+    Parameters
+    ----------
+    path : Path
+    option : str
+        Option that named it, for the remedy.
 
     Raises
     ------
@@ -87,12 +93,14 @@ def check_folder(path: Path) -> None:
             raise InputError(
                 f"is a link to nothing ({part.readlink()})",
                 subject=str(part),
-                remedy="Create the folder that it points to, or pass another --out.",
+                remedy=f"Create the folder that it points to, or pass another {option}.",
             )
         if part.is_dir():
             return
         if part.exists():
-            raise InputError("is a file", subject=str(part), remedy="Pass a folder as --out.")
+            raise InputError(
+                "is a file", subject=str(part), remedy=f"Pass another path as {option}."
+            )
 
 
 @contextlib.contextmanager

@@ -37,6 +37,11 @@ class EmbedConfig(
     shard: Shard | None = None
     """Part of the slides to embed, `i/n`, counted from 1. Shards can run at the same time."""
 
+    @property
+    def partial(self) -> bool:
+        """True where this call is for a part of the slides, and others are for the rest."""
+        return self.shard is not None
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
@@ -96,7 +101,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
     )
 
     if config.h5 is not None:
-        check_folder(config.h5)
+        check_folder(config.h5, option="--h5")
     options = config.part(EmbeddingOptions)
     planned = plan_embedding(config.store, options, device=config.device, max_gib=config.max_gib)
     compute = ComputeOptions(

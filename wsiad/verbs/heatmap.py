@@ -14,7 +14,6 @@ from wsiad.compute.batch import run_batch, with_staging
 from wsiad.compute.compute_options import (
     ComputeOptions,
     PreviewOptions,
-    clear_record,
     write_call_record,
 )
 from wsiad.compute.tasks import workers_of
@@ -144,7 +143,6 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     if config.dry_run:
         seen = _preview(config, scoring.tasks)
         return HeatmapResult(config.out, seen.summary, rows=(), preview=seen)
-    clear_record(config)
     scoring.begin(config)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)

@@ -14,7 +14,6 @@ from wsiad.compute.batch import run_batch, with_staging
 from wsiad.compute.compute_options import (
     ComputeOptions,
     PreviewOptions,
-    clear_record,
     first_slides,
     slides_of_call,
     write_call_record,
@@ -113,7 +112,6 @@ def tile(config: TileConfig) -> TileResult:
     target = stain_target(preparation).to_dict()
     if config.dry_run:
         return TileResult(config.out, rows=(), preview=_preview(config, inputs, target))
-    clear_record(config)
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
