@@ -197,6 +197,12 @@ def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
     ]
     code, quiet, _ = run(capsys, *command, "--quiet")  # only what was made
     assert (code, quiet) == (0, said.splitlines()[0] + "\n")
+    for part in (["--only", "s"], ["--shard", "1/2"]):  # other calls do the rest
+        code, said, _ = run(capsys, *command, *part)
+        assert (code, len(said.splitlines())) == (0, 1)
+    code, said, _ = run(capsys, "embed", out, "--weights", "random", "--shard", "1/1")
+    assert code == 0
+    assert "next: " not in said
     (tmp_path / "broken.svs").write_text("no slide")
     code, said, _ = run(capsys, "tile", tmp_path / "broken.svs", "--out", tmp_path / "other",
                         "--mpp", 0.5, "--tile", 48)  # fmt: skip

@@ -144,8 +144,8 @@ def _run(name: str, arguments: list[str]) -> int:
     config = resolve(cls, file=file, flags=_nested(values), shown=shown)
     result = function(config)
     code = _report(name, result)
-    dry_run = getattr(config, "dry_run", False)
-    silent = dry_run or getattr(config, "quiet", False)
+    # Nothing comes next where nothing was done yet, or where other calls do the rest.
+    silent = any(getattr(config, name, False) for name in ("quiet", "dry_run", "partial"))
     if (following := VERBS[name].following) and not code and not silent:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
         print(lines(f"next: {following.format_map(said)}"))
