@@ -1,11 +1,32 @@
 # shellcheck shell=bash
-# Read by submit.sh and job.sbatch: the settings of the site, and whether they are filled in.
+# Read by submit.sh and job.sbatch: the settings of the site, whether they are filled in, and what they
+# know of wsiad's commands.
+# shellcheck disable=SC2034
+
+# The verbs, and those of them that compute on a device.
+VERBS="tile embed train detectors tune pretrain heatmap list-slides status export refine extend"
+VERBS+=" significance evaluate compare view suggest import-tiles import-features score-tiles"
+VERBS+=" export-tiles demo doctor"
+ON_DEVICE="embed train tune pretrain heatmap refine extend suggest score-tiles"
 
 # One line: what is wrong, with what, and what to do about it.
 fail() {
   echo "wsiad on SLURM: $*" >&2
   exit 2
 }
+
+# has FLAG ARGUMENTS: a command has this flag.
+has() {
+  local flag=$1 word
+  shift
+  for word in "$@"; do
+    case $word in "$flag" | "$flag="*) return 0 ;; esac
+  done
+  return 1
+}
+
+# distant ARGUMENTS: a command only looks after work that is done elsewhere.
+distant() { has --cluster "$@" || has --scheduler "$@"; }
 
 # filled_in NAME WHAT: the setting of this name has a value of the site.
 filled_in() {

@@ -28,16 +28,59 @@ out_of() {
 needs=()     # dependencies of the coming command: it waits for all before it
 complete=()  # folders in which no slide may be left when it begins
 
-# submit VERB ARGUMENTS: one command, as a job or an array of jobs.
-submit() {
-  local verb=$1 shards=1 asked out words option number
-  case " $* " in
-    *" --cluster"[\ =]*) asked=("${CLUSTER[@]}") ;;
-    " tile "*) asked=("${TILE[@]}") shards=$TILE_JOBS ;;
-    " heatmap "*) asked=("${HEATMAP[@]}") shards=$HEATMAP_JOBS ;;
-    " train "* | " tune "* | " pretrain "*) asked=("${TRAIN[@]}") ;;
+# plan VERB ARGUMENTS: set what sbatch is asked for, and among how many jobs the slides are divided.
+plan() {
+  shards=1
+  if distant "$@"; then
+    asked=("${CLUSTER[@]}")
+    return
+  fi
+  case $1 in
+    tile) asked=("${TILE[@]}") shards=$TILE_JOBS ;;
+    heatmap) asked=("${HEATMAP[@]}") shards=$HEATMAP_JOBS ;;
+    train | tune | pretrain) asked=("${TRAIN[@]}") ;;
     *) asked=("${OTHER[@]}") ;;
   esac
+}
+
+outputs=() # of the commands that were checked
+
+# check VERB ARGUMENTS: refuse a command that would wait in the queue and then fail.
+check() {
+  [ $# -gt 0 ] || fail "a command is missing beside 'then'. Write VERB ARGUMENTS there."
+  local verb=$1 option out flag
+  case " $VERBS " in
+    *" $verb "*) ;;
+    *) fail "'$verb' stands where a verb is expected. The verbs are ${VERBS// /, }." ;;
+  esac
+  plan "$@"
+  case $verb in
+    train | tune | pretrain)
+      for option in "${asked[@]}"; do
+        [[ $option != --time=* ]] || training_minutes "${option#--time=}" > /dev/null
+      done ;;
+    tile | heatmap)
+      out=$(out_of "$@")
+      [ -n "$out" ] || fail "$verb: --out is missing. Add it."
+      out=$(realpath -m -- "$out")
+      if [ "$shards" -gt 1 ]; then
+        for flag in --shard --only --record; do
+          ! has "$flag" "$@" || fail "$verb: $flag is for a single call, but this command becomes" \
+            "$shards. Leave it out, or set ${verb^^}_JOBS=1 in $site."
+        done
+        for option in "${outputs[@]}"; do
+          [ "$option" != "$out" ] || fail "$verb: --out $out is that of a command before it. Pass the" \
+            "slides of both to one command."
+        done
+      fi
+      outputs+=("$out") ;;
+  esac
+}
+
+# submit VERB ARGUMENTS: one command, as a job or an array of jobs.
+submit() {
+  local verb=$1 shards asked out words option number
+  plan "$@"
   words=(--parsable --job-name="wsiad-$verb" --requeue --open-mode=append
     --signal="B:USR1@$SIGNAL_SECONDS" --account="$ACCOUNT" "${asked[@]}")
   if [ "$shards" -gt 1 ]; then
@@ -53,11 +96,6 @@ submit() {
     # What the site leaves empty is left to SLURM.
     case $option in
       --partition= | --account=) ;;
-      --time=*)
-        case $verb in
-          train | tune | pretrain) training_minutes "${option#--time=}" > /dev/null ;;
-        esac
-        given+=("$option") ;;
       *) given+=("$option") ;;
     esac
   done
@@ -67,10 +105,9 @@ submit() {
   number=${number%%;*}
   echo "$verb: job $number"
   case $verb in
-    tile | heatmap | embed)
+    tile | heatmap)
       # Their exit code is 1 when a slide failed, which must not stop what follows on the others.
-      out=$(out_of "$@")
-      [ -z "$out" ] || complete+=("$out")
+      complete+=("$(out_of "$@")")
       needs+=("afterany:$number") ;;
     *) needs+=("afterok:$number") ;;
   esac
@@ -83,12 +120,7 @@ for word in "$@" "then"; do
     command+=("$word")
     continue
   fi
-  [ ${#command[@]} -gt 0 ] || fail "a command is missing beside 'then'. Write VERB ARGUMENTS there."
-  case ${command[0]} in
-    -*) fail "'${command[0]}' stands where a verb is expected. Write VERB ARGUMENTS." ;;
-    tile | heatmap)
-      [ -n "$(out_of "${command[@]}")" ] || fail "${command[0]}: --out is missing. Add it." ;;
-  esac
+  check "${command[@]}"
   command=()
 done
 for word in "$@" "then"; do

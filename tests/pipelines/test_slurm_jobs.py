@@ -148,3 +148,41 @@ def test_a_chain_ends_as_on_one_machine_though_a_slide_is_bad_and_a_job_was_stop
     )
     assert here == there
     assert (folder / "there/results/report.html").is_file()
+
+
+WAITING = """#!/bin/bash
+trap 'exit 143' TERM
+echo "$SLURM_ARRAY_TASK_ID $SLURM_JOB_ID $SLURM_ARRAY_JOB_ID" >> started
+until [ -e go ]; do sleep 0.1; done
+"""
+
+
+def test_of_an_array_only_the_task_that_was_stopped_begins_again(cluster, folder):
+    """It is the task that has the array's own number, by which SLURM means all of them."""
+    wsiad = folder / "bin" / "wsiad"
+    wsiad.parent.mkdir()
+    wsiad.write_text(WAITING)
+    wsiad.chmod(0o755)
+    (folder / "site.sh").write_text(SITE.format(venv=f'"{folder}"'))
+    done = subprocess.run(
+        [str(SUBMIT), "tile", "slides", "--out", "store"],
+        env=cluster | {"SITE": str(folder / "site.sh")}, cwd=folder, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    array = done.stdout.split()[-1]
+
+    def started() -> list[list[str]]:
+        there = folder / "started"
+        return [line.split() for line in there.read_text().splitlines()] if there.exists() else []
+
+    until(lambda: len(started()) == 2, folder)
+    ((task, _, _),) = [line for line in started() if line[1] == array]
+    assert {line[2] for line in started()} == {array}
+    stop = ["scancel", "--signal=USR1", "--batch", f"{array}_{task}"]
+    subprocess.run(stop, env=cluster, check=True)
+    until(lambda: len(started()) == 3, folder)
+    (folder / "go").touch()
+    until(lambda: {job["JobState"] for job in state(cluster, array)} == {"COMPLETED"}, folder)
+    assert sorted(line[0] for line in started()) == sorted(["1", "2", task])
+    restarts = {job["ArrayTaskId"]: job["Restarts"] for job in state(cluster, array)}
+    assert restarts == {"1": "0", "2": "0"} | {task: "1"}

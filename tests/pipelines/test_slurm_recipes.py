@@ -1,23 +1,26 @@
 """The recipes of SLURM with commands that only note what they are given: each word, in order."""
 
+import json
 import os
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from wsiad.cli import _verb_parser
 from wsiad.core.config import config_class
-from wsiad.verbs import function_of
+from wsiad.verbs import VERBS, function_of
+from wsiad.verbs.doctor import Check
 
 SLURM = Path(__file__).parents[2] / "pipelines" / "slurm"
 
 FILLED = """
 PARTITION=short GPU_PARTITION=gpu ACCOUNT=lab ENVIRONMENT=venv
 VENV="{root}/an environment"
-SCRATCH="/fast disk" LOGS="logs of jobs"
+SCRATCH="{root}/fast disk" LOGS="logs of jobs"
 RESERVE_MINUTES=30 SIGNAL_SECONDS=300 MOST_REQUEUES=2
 TILE_JOBS=20 HEATMAP_JOBS=8
 TILE=(--partition="$PARTITION" --cpus-per-task=4 --time=04:00:00)
@@ -143,6 +146,14 @@ def test_a_chain_waits_for_what_it_needs(site):
     assert "--partition=short" in jobs[3]
 
 
+def test_after_features_a_chain_goes_on_only_if_they_are_complete(site):
+    site.submit("embed", "store", "then", "train", "store", "--out", "run")
+    embed, train = site.noted("sbatch")
+    assert "--partition=short" in embed
+    assert "--dependency=afterok:101" in train
+    assert train[train.index(str(SLURM)) + 2 :][:2] == ["1", "0"]
+
+
 def test_what_the_site_leaves_empty_is_left_to_slurm(site):
     site.change("PARTITION=short", "PARTITION=")
     site.change("ACCOUNT=lab", "ACCOUNT=")
@@ -151,8 +162,11 @@ def test_what_the_site_leaves_empty_is_left_to_slurm(site):
     assert not [word for word in words if word.startswith(("--partition", "--account"))]
 
 
-@pytest.mark.parametrize("flag", [["--cluster", "slurm.yaml"], ["--cluster=slurm.yaml"]])
-def test_a_command_that_starts_jobs_itself_is_one_small_job(site, flag):
+@pytest.mark.parametrize(
+    "flag",
+    [["--cluster", "slurm.yaml"], ["--cluster=slurm.yaml"], ["--scheduler", "tcp://10.0.0.1:8786"]],
+)
+def test_a_command_that_others_work_for_is_one_small_job(site, flag):
     site.submit("tile", "s", "--out", "store", *flag)
     (words,) = site.noted("sbatch")
     assert "--time=1-00:00:00" in words
@@ -209,19 +223,67 @@ def test_settings_that_cannot_work_are_refused_before_anything_waits_in_a_queue(
     assert site.noted("sbatch") == []
 
 
+TILE = ["tile", "s", "--out", "a/store"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["tile", "s"], "tile: --out is missing"),
         (["tile", "s", "--out", "o", "then"], "a command is missing beside 'then'"),
-        (["train", "s", "--out", "o", "then", "--quiet"], "where a verb is expected"),
+        (["train", "s", "--out", "o", "then", "--quiet"], "'--quiet' stands where a verb is"),
+        (
+            ["tiel", "s", "--out", "o"],
+            "'tiel' stands where a verb is expected. The verbs are tile,",
+        ),
+        (
+            [*TILE, "--record=r.json"],
+            "this command becomes 20. Leave it out, or set TILE_JOBS=1 in",
+        ),
+        ([*TILE, "--only", "a"], "tile: --only is for a single call"),
+        (
+            ["heatmap", "r", "s", "--out=o", "--shard", "1/2"],
+            "becomes 8. Leave it out, or set HEAT",
+        ),
+        (
+            [*TILE, "then", "tile", "more", "--out=./a//store/"],
+            "a/store is that of a command before it. Pass the slides of both to one command.",
+        ),
     ],
 )
 def test_a_chain_is_looked_at_before_its_first_job_is_submitted(site, words, said):
     done = site.submit(*words)
-    assert done.returncode == 2
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
     assert site.noted("sbatch") == []
+
+
+def test_one_call_can_have_its_record_and_share_a_folder(site):
+    site.change("TILE_JOBS=20", "TILE_JOBS=1")
+    words = [*TILE, "--record", "r.json", "then", "tile", "more", "--out", "a/store"]
+    assert site.submit(*words).returncode == 0
+    assert [job[-len(TILE) :] for job in site.noted("sbatch")][1] == ["tile", "more", *TILE[2:]]
+
+
+def test_a_time_limit_is_looked_at_before_the_first_job_of_a_chain(site):
+    site.change("--time=12:00:00", "--time=30")
+    done = site.submit(*TILE, "then", "train", "a/store", "--out", "run")
+    assert (done.returncode, site.noted("sbatch")) == (2, [])
+    assert "the time limit of a training, 30, is not more than" in done.stderr
+
+
+def test_the_verbs_are_those_of_wsiad():
+    script = 'source "$0"; printf "%s\\n" "$VERBS" "$ON_DEVICE"'
+    shown = subprocess.run(
+        ["bash", "-c", script, SLURM / "site_check.sh"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    verbs, on_device = (line.split(" ") for line in shown.splitlines())
+    assert verbs == list(VERBS)
+    with_device = {
+        verb for verb in VERBS if "device" in config_class(function_of(verb)).model_fields
+    }
+    assert set(on_device) == with_device
 
 
 @pytest.mark.parametrize(
@@ -254,16 +316,55 @@ def test_a_job_of_an_array_takes_its_share(site, verb):
     assert site.job(*words, shards=20, SLURM_CPUS_PER_TASK="4", **array).returncode == 0
     given = parsed(site.noted("wsiad")[0])
     assert (given["slides"], given["out"]) == (["my slides/"], "a store")
-    assert (given["shard"], given["workers"], given["stage_dir"]) == ("3/20", "4", "/fast disk")
+    assert (given["shard"], given["workers"], given["stage_dir"]) == (
+        "3/20", "4", f"{site.root}/fast disk",
+    )  # fmt: skip
     assert "device" not in given
 
 
+USABLE = Check("device", "ok", "2 × H200")
+NOT_USABLE = Check("device", "note", "no GPU; 4 CPU threads")
+
+
+def doctor(site, device: Check) -> None:
+    """Let `wsiad doctor` find this device, as it writes it."""
+    checks = [Check("packages", "ok", "wsiad"), device, Check("machine", "ok", "4 cores")]
+    found = json.dumps([asdict(check) for check in checks], indent=2, ensure_ascii=False)
+    (site.root / "found.json").write_text(found)
+    site.wsiad(f'[ "$1" != doctor ] || {{ cat "{site.root}/found.json"; exit 1; }}')
+
+
+HEATMAP, EMBED = ["heatmap", "run", "s", "--out", "o"], ["embed", "store"]
+
+
+@pytest.mark.parametrize("words", [HEATMAP, EMBED])
 @pytest.mark.parametrize(
     ("gpus", "device"), [("2", "cuda"), ("0,1", None), ("0-3", None), ("", None)]
 )
-def test_a_heatmap_has_the_gpus_of_its_job(site, gpus, device):
-    site.job("heatmap", "run", "s", "--out", "o", SLURM_JOB_GPUS=gpus)
-    assert parsed(site.noted("wsiad")[0]).get("device") == device
+def test_a_job_has_the_gpus_that_it_was_given(site, words, gpus, device):
+    doctor(site, USABLE)
+    assert site.job(*words, SLURM_JOB_GPUS=gpus).returncode == 0
+    assert parsed(site.noted("wsiad")[-1]).get("device") == device
+
+
+def test_gpus_that_wsiad_cannot_use_are_an_error(site):
+    doctor(site, NOT_USABLE)
+    for words in (HEATMAP, EMBED):
+        done = site.job(*words, SLURM_JOB_GPUS="0,1")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "GPUs 0,1 of node" in done.stderr
+        assert "wsiad cannot use them" in done.stderr
+    assert {words[0] for words in site.noted("wsiad")} == {"doctor"}
+    assert site.job(*HEATMAP, "--device=cpu", SLURM_JOB_GPUS="0,1").returncode == 0
+    assert site.job(*HEATMAP, "--cluster", "c.yaml", SLURM_JOB_GPUS="0").returncode == 0
+    assert "device" not in parsed(site.noted("wsiad")[-1])
+
+
+def test_any_verb_that_computes_takes_the_gpu_of_its_job(site):
+    site.job("refine", "run", "results", "--out", "o", SLURM_JOB_GPUS="0")
+    assert parsed(site.noted("wsiad")[-1])["device"] == "cuda"
+    site.job("evaluate", "results", "--reference", "r.csv", SLURM_JOB_GPUS="0")
+    assert "--device" not in site.noted("wsiad")[-1]
 
 
 def test_a_job_begins_only_where_nothing_is_left_of_those_before(site):
@@ -325,6 +426,20 @@ def test_of_an_array_only_the_task_that_was_stopped_is_queued_again(site, job):
     assert (code, site.noted("scontrol")) == (143, [["requeue", "77_3"]])
 
 
+@pytest.mark.parametrize("place", ["status", "environment"])
+@pytest.mark.parametrize(("name", "queued"), [("USR1", [["requeue", "77"]]), ("TERM", [])])
+def test_a_signal_before_wsiad_starts_is_heard_as_one_that_comes_later(site, place, name, queued):
+    kill = f"{{ kill -{name} $JOB; sleep 0.2; }}"
+    site.wsiad(f'[ "$1" != status ] || {kill}')
+    with site.settings.open("a") as file:
+        file.write("export JOB=$$\n")
+        if place == "environment":
+            file.write(f"ENVIRONMENT=module MODULES=(w)\nmodule() {kill}\n")
+    done = site.job("train", "store", "--out", "run", complete=["store"])
+    assert (done.returncode, site.noted("scontrol")) == (143, queued)
+    assert [words[0] for words in site.noted("wsiad")] == (["status"] if place == "status" else [])
+
+
 def test_a_job_that_is_queued_again_without_end_is_given_up(site):
     code, said = stopped(site, signal.SIGUSR1, SLURM_RESTART_COUNT="2")
     assert (code, site.noted("scontrol")) == (143, [])
@@ -368,9 +483,19 @@ def test_environments_of_a_site(site):
     site.command("apptainer", "")
     assert site.job("tile", "s", "--out", "o", CHOSEN="apptainer").returncode == 0
     assert site.noted("apptainer") == [
-        ["run", "--nv", "--bind", "/my data", f"{site.root}/a.sif", "tile", "--workers", "1",
-         "--stage-dir", "/fast disk", "s", "--out", "o"],
+        ["run", "--nv", "--bind", "/my data", "--bind", f"{site.root}/fast disk",
+         f"{site.root}/a.sif", "tile", "--workers", "1", "--stage-dir", f"{site.root}/fast disk",
+         "s", "--out", "o"],
     ]  # fmt: skip
+    assert (site.root / "fast disk").is_dir()  # a folder that is not there cannot be bound
+    site.job("train", "s", "--out", "o", CHOSEN="apptainer")
+    assert site.noted("apptainer")[-1][:5] == [
+        "run",
+        "--nv",
+        "--bind",
+        "/my data",
+        f"{site.root}/a.sif",
+    ]
     (path.parent / "wsiad").unlink()
     done = site.job("tile", "s", "--out", "o", CHOSEN="venv")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
