@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from support.builders import stained, write_tiff
 from support.runs import score_channel
 from wsiad.core.errors import EvaluationError, ExportError, InputError
 from wsiad.heatmaps.heatmap_task import HeatmapRow
+from wsiad.report.remarks import evaluation_warnings
 from wsiad.report.report import slide_entry, with_findings, write_results_report
 from wsiad.report.report_model import SlideEntry
 from wsiad.results.folder import Results
@@ -161,6 +163,55 @@ def test_evaluation_completes_the_report(results):
     assert ">1 of 2</td>" not in page
 
 
+def test_changed_detections_are_told_beside_other_reasons_to_evaluate_again():
+    evaluated = {
+        "unscored": {"text": "1 slide has no score"},
+        "made_by": {"derived": {"detection_limit": 5}},
+        "slides": [{"slide": name} for name in "abcd"],
+    }
+    rows = [HeatmapRow(name, "ok") for name in "abcd"]
+    since = {"a": "changed", "b": "unchanged", "c": "unknown", "d": "changed"}
+    said = list(
+        evaluation_warnings(evaluated, rows, {"derived": {"detection_limit": 5}}, since=since)
+    )
+    end = "Run wsiad evaluate again."
+    assert said == [
+        "Evaluation: 1 slide has no score.",
+        f"The detections of 2 slides have changed since the evaluation (a, d). {end}",
+        f"It cannot be told if the detections of 1 slide are those that were evaluated (c). {end}",
+    ]
+    more = list(
+        evaluation_warnings(evaluated, rows, {"derived": {"detection_limit": 6}}, since=since)
+    )
+    assert [more[0], *more[2:]] == said
+    assert "derived again since the evaluation (detection_limit" in more[1]
+
+
+def test_figures_of_an_evaluation_that_is_gone_are_missed(results, tmp_path):
+    kept = (results / "timings.json").read_text()
+    (tmp_path / "figures").mkdir()
+    where = {"seconds": {}, "evaluation": str(tmp_path / "figures")}
+    told = f"The last evaluation was in {tmp_path / 'figures'}, "
+    try:
+        (results / "timings.json").write_text(json.dumps(where))
+        for gone in ("where evaluation.json is missing", "which is not there"):
+            if gone == "which is not there":
+                (tmp_path / "figures").rmdir()
+            write_results_report(results)
+            page = (results / "report.html").read_text(encoding="utf-8")
+            assert f"{told}{gone}. Put it back, or run wsiad evaluate again." in page
+            assert json.loads((results / "timings.json").read_text()) == where  # may come back
+        (tmp_path / "figures").mkdir()
+        judged = {"slides": [{"slide": "s", "label": "tumour"}]}
+        (tmp_path / "figures" / "evaluation.json").write_text(json.dumps(judged))
+        write_results_report(results)
+        page = (results / "report.html").read_text(encoding="utf-8")
+        assert "The last evaluation was in" not in page
+        assert '<span class="chip">tumour</span>' in page
+    finally:
+        (results / "timings.json").write_text(kept)
+
+
 def test_annotated_lesions_are_drawn_where_they_are(results):
     lesion = {
         "number": 4,
@@ -171,12 +222,14 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
     }
     missed = {**lesion, "number": 5, "found": False, "score": None}
     cells = {**missed, "number": 6, "kind": "itc"}
+    digest = hashlib.sha256((results / "s" / "detections.csv").read_bytes()).hexdigest()
     truth = {
         "format": 1,
         "protocol": "camelyon16-2016",
         "false_positives": 1.0,
         "threshold": 0.625,
         "slides": {"s": [lesion, missed, cells]},
+        "detections": {"s": f"sha256:{digest}"},
     }
     froc = {"camelyon16-2016": {"lesions": 2, "lesions_hit_at": {"1": 1}}}
     judged = {"slides": [{"slide": "s", "label": "tumour", "froc": froc}]}
@@ -186,11 +239,18 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
         write_results_report(results)
         page = (results / "report.html").read_text(encoding="utf-8")
         assert "since the evaluation" not in page
+        assert "It cannot be told" not in page
         other = {"detections": {"s": "sha256:other"}}
         (results / "truth.json").write_text(json.dumps(truth | other))
         write_results_report(results)
         stale = (results / "report.html").read_text(encoding="utf-8")
         assert "The detections of 1 slide have changed since the evaluation (s)." in stale
+        for nothing_noted in ({}, {"other": "sha256:other"}):
+            (results / "truth.json").write_text(json.dumps(truth | {"detections": nothing_noted}))
+            write_results_report(results)
+            page_then = (results / "report.html").read_text(encoding="utf-8")
+            assert "the detections of 1 slide are those that were evaluated (s)." in page_then
+            assert "have changed since" not in page_then
         (results / "truth.json").write_text(json.dumps(truth | {"format": 2}))
         with pytest.raises(EvaluationError, match=r"truth\.json.*damaged"):
             write_results_report(results)

@@ -12,7 +12,12 @@ import shapely
 import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
-from wsiad.results.evaluated_truth import evaluation_folder
+from wsiad.evaluation.lesion_outlines import TrueLesions
+from wsiad.results.evaluated_truth import (
+    EvaluatedTruth,
+    digests_of_detections,
+    evaluation_folder,
+)
 from wsiad.results.folder import Results
 from wsiad.verbs.view import ViewConfig, open_server
 
@@ -115,6 +120,63 @@ def test_hits_are_left_out_where_detections_have_changed_since(scored, tmp_path)
     assert "changed since the evaluation" in found["ill"]["problem"]
     assert "Run wsiad evaluate again" in found["ill"]["problem"]
     assert found["well"]["problem"] == ""
+
+
+@pytest.mark.parametrize("noted", [{}, {"well": "sha256:other"}])
+def test_hits_are_left_out_where_nothing_was_noted_of_the_detections(scored, tmp_path, noted):
+    results = evaluated(scored, tmp_path / "out")
+    truth = json.loads((results / "truth.json").read_text())
+    (results / "truth.json").write_text(json.dumps(truth | {"detections": noted}))
+    found = told(results)["ill"]
+    assert len(found["rings"]) == 1
+    assert found["told"].endswith("hits are not known")
+    assert found["problem"].startswith("It cannot be told if the detections of this slide are")
+    assert "Run wsiad evaluate again" in found["problem"]
+
+
+def test_detections_that_a_slide_got_after_the_evaluation_are_a_change(scored, tmp_path):
+    results = tmp_path / "out"
+    shutil.copytree(scored / "out", results)
+    later = (results / "ill" / "detections.csv").read_bytes()
+    (results / "ill" / "detections.csv").unlink()
+    then = digests_of_detections(results, ["ill", "well", "elsewhere"])
+    assert then["ill"] is None
+    assert then.keys() == {"ill", "well"}
+    lesions = TrueLesions(
+        format=1,
+        protocol="camelyon16-2016",
+        false_positives=1.0,
+        threshold=None,
+        slides={"ill": [], "well": [], "unknown": []},
+        detections=then,
+    )
+    truth = EvaluatedTruth(results / "truth.json", lesions)
+
+    def since():
+        return {slide.name: truth.detections_since(slide) for slide in Results(results)}
+
+    assert since() == {"ill": "unchanged", "well": "unchanged", "unknown": "unknown"}
+    (results / "ill" / "detections.csv").write_bytes(later)
+    (results / "well" / "detections.csv").unlink()
+    assert since() == {"ill": "changed", "well": "changed", "unknown": "unknown"}
+
+
+def test_an_evaluation_that_is_gone_is_not_none(scored, tmp_path, caplog):
+    beside = tmp_path / "figures"
+    results = evaluated(scored, tmp_path / "out", out=beside)
+    assert json.loads((beside / "truth.json").read_text())["detections"].keys() == {"ill", "well"}
+    beside.rename(tmp_path / "moved")
+    found = told(results)
+    gone = (
+        f"{results}: the last evaluation was in {beside}, which is not there. Put it back, or run "
+        "wsiad evaluate again."
+    )
+    nothing = {"told": "ground truth cannot be read", "problem": gone, "rings": []}
+    assert found == dict.fromkeys(("ill", "unknown", "well"), nothing)
+    assert gone in caplog.messages
+    assert told(results, annotations=scored / "xml")["ill"]["problem"] == ""
+    (tmp_path / "moved").rename(beside)
+    assert "1 of 1 lesions hit" in told(results)["ill"]["told"]
 
 
 def test_a_damaged_file_is_a_problem_of_the_truth_alone(scored, tmp_path):

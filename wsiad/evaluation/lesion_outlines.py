@@ -69,8 +69,9 @@ class TrueLesions(pydantic.BaseModel):
         Lowest confidence that keeps to it; ``None`` if even the highest does not.
     slides : dict of str to list of TrueLesion
         Lesions by slide; a slide without lesions has an empty list.
-    detections : dict of str to str
-        Digest by slide of the detections that were evaluated; empty if they are of no results.
+    detections : dict of str to str or None
+        Digest by slide of the detections that were evaluated, ``None`` for a slide of the results
+        that had no table of them; empty if they are of no results.
     """
 
     format: Annotated[int, pydantic.Field(ge=_FORMAT, le=_FORMAT)]
@@ -78,7 +79,7 @@ class TrueLesions(pydantic.BaseModel):
     false_positives: _Number
     threshold: _Number | None
     slides: dict[str, list[TrueLesion]]
-    detections: dict[str, str] = {}
+    detections: dict[str, str | None] = {}
 
 
 def write_outlines(
@@ -87,7 +88,7 @@ def write_outlines(
     slides: Sequence[SlideLesions],
     thresholds: Sequence[float | None],
     *,
-    detections: Mapping[str, str],
+    detections: Mapping[str, str | None],
 ) -> None:
     """Write the lesions of the slides that take part in FROC, atomically.
 
@@ -102,8 +103,9 @@ def write_outlines(
     thresholds : sequence of float or None
         Lowest confidence that keeps to each of
         :data:`~wsiad.evaluation.froc.OPERATING_POINTS`.
-    detections : mapping of str to str
-        Digest by slide of the detections, where they are of results.
+    detections : mapping of str to str or None
+        Digest by slide of the detections, where they are of results; ``None`` for a slide without
+        a table of them.
     """
     threshold = thresholds[OPERATING_POINTS.index(FALSE_POSITIVES)]
     write_json(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import differences
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
 from wsiad.heatmaps.space_options import SpaceOptions
+from wsiad.results.evaluated_truth import Since
 from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
 from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
 
@@ -48,7 +49,7 @@ def evaluation_warnings(
     rows: list[HeatmapRow],
     facts: Mapping[str, Any],
     *,
-    changed: Sequence[str] = (),
+    since: Mapping[str, Since] | None = None,
 ) -> Iterator[str]:
     """Yield warnings about slides that the figures do not cover although nobody excluded them.
 
@@ -60,8 +61,8 @@ def evaluation_warnings(
         Slides of the results.
     facts : mapping
         Record of the results.
-    changed : sequence of str
-        Slides whose detections are others than those that were evaluated.
+    since : mapping of str to str, optional
+        What is known of the detections of each evaluated slide since the evaluation.
     """
     if not evaluated:
         return
@@ -74,10 +75,16 @@ def evaluation_warnings(
             f"Detections or slide scores were derived again since the evaluation ({told}). Run "
             "wsiad evaluate again."
         )
-    elif changed:
+    if changed := [name for name, answer in (since or {}).items() if answer == "changed"]:
         yield (
             f"The detections of {len(changed)} slide{'s' * (len(changed) != 1)} have changed since "
             f"the evaluation ({', '.join(changed)}). Run wsiad evaluate again."
+        )
+    if unknown := [name for name, answer in (since or {}).items() if answer == "unknown"]:
+        yield (
+            f"It cannot be told if the detections of {len(unknown)} slide"
+            f"{'s' * (len(unknown) != 1)} are those that were evaluated ({', '.join(unknown)}). "
+            "Run wsiad evaluate again."
         )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])

@@ -36,8 +36,10 @@ from wsiad.report.report_model import (
 )
 from wsiad.results import file_names as names
 from wsiad.results.evaluated_truth import (
+    EVALUATE_AGAIN,
     EvaluatedTruth,
     evaluation_folder,
+    lost_evaluation,
     read_timings,
     write_timings,
 )
@@ -235,11 +237,16 @@ def write_results_report(
     rows = list(opened.slides)
     sure = opened.significance()
     evaluated = read_evaluation(folder)
+    lost = lost_evaluation(results, names.EVALUATION)
     truth = read_outlines(folder / names.TRUTH) if evaluated else None
-    changed = []
+    since = {}
     if truth is not None:
         judged = EvaluatedTruth(folder / names.TRUTH, truth)
-        changed = [slide.name for slide in opened if judged.is_stale(slide)]
+        since = {
+            slide.name: judged.detections_since(slide)
+            for slide in opened
+            if judged.of(slide) is not None
+        }
     plots = [(title, folder / name) for name, title in _PLOTS if (folder / name).exists()]
     if (run.path / LOSS).exists():
         plots.append(("Loss of the training", run.path / LOSS))
@@ -265,7 +272,8 @@ def write_results_report(
             *warnings,
             *unseen,
             *remarks.calibration_warnings(record, calibration),
-            *remarks.evaluation_warnings(evaluated, rows, facts, changed=changed),
+            *([f"{lost[:1].upper()}{lost[1:]}. {EVALUATE_AGAIN}"] if lost else []),
+            *remarks.evaluation_warnings(evaluated, rows, facts, since=since),
             *remarks.significance_warnings(sure, rows),
             *remarks.not_assessed(rows),
         ],

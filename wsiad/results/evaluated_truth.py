@@ -3,7 +3,8 @@
 ``wsiad evaluate`` writes its files into the results folder or into one of their own, and notes in
 ``timings.json`` where. Which annotated lesions are hit stands in ``truth.json``
 (:mod:`wsiad.evaluation.lesion_outlines`), with a digest of the detections that hit them: that of a
-slide whose detections were derived anew says nothing about them any more.
+slide whose detections were derived anew says nothing about them any more. A slide without a digest
+is not known to be unchanged, and an evaluation that is no longer where it was is not none.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
-from wsiad.core.errors import InputError
+from wsiad.core.errors import EvaluationError, InputError
 from wsiad.core.files import write_json
 from wsiad.core.typed_files import read_record
 from wsiad.evaluation.lesion_outlines import TrueLesion, TrueLesions, read_outlines
 from wsiad.results import file_names as names
 from wsiad.results.folder import Results
 from wsiad.results.slide_results import SlideResults
+
+Since = Literal["unchanged", "changed", "unknown"]
+"""Answers to whether the detections of a slide are still those that were evaluated."""
+
+EVALUATE_AGAIN = "Put it back, or run wsiad evaluate again."
+"""Remedy where files of the last evaluation are gone."""
 
 _HERE = "."
 
@@ -86,6 +93,31 @@ def evaluation_folder(results: Path) -> Path:
     return results / (read_timings(results).evaluation or _HERE)
 
 
+def lost_evaluation(results: Path, file: str) -> str:
+    """Return words for a file of the last evaluation that is gone; empty if it is there.
+
+    They are empty too if the results were never evaluated.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder.
+    file : str
+        Name of the file in the folder of the evaluation.
+
+    Raises
+    ------
+    InputError
+        ``timings.json`` is damaged.
+    """
+    known = read_timings(results).evaluation
+    if known is None or (results / known / file).exists():
+        return ""
+    folder = results / known
+    gone = f"where {file} is missing" if folder.is_dir() else "which is not there"
+    return f"the last evaluation was in {folder}, {gone}"
+
+
 def digest_of_detections(slide: SlideResults) -> str | None:
     """Return a digest of a slide's detections; ``None`` if it has none."""
     path = slide.file(names.DETECTIONS)
@@ -94,17 +126,18 @@ def digest_of_detections(slide: SlideResults) -> str | None:
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-def digests_of_detections(results: Path, slides: Iterable[str]) -> dict[str, str]:
-    """Return a digest of the detections of each slide that has any, by name.
+def digests_of_detections(results: Path, slides: Iterable[str]) -> dict[str, str | None]:
+    """Return a digest of the detections of each slide of the results, by name.
+
+    It is ``None`` for a slide without a table of detections, such as one that failed.
 
     Raises
     ------
     InputError
-        The folder does not contain results, or has none of a slide.
+        The folder does not contain results.
     """
     opened = Results(results)
-    found = {name: digest_of_detections(opened.slide(name)) for name in slides if name in opened}
-    return {name: digest for name, digest in found.items() if digest is not None}
+    return {name: digest_of_detections(opened.slide(name)) for name in slides if name in opened}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +159,16 @@ class EvaluatedTruth:
         """Return the lesions of a slide; ``None`` if the evaluation did not cover it."""
         return self.lesions.slides.get(slide.name)
 
-    def is_stale(self, slide: SlideResults) -> bool:
-        """Tell whether the detections of a slide are others than those that were evaluated."""
-        known = self.lesions.detections.get(slide.name)
-        return known is not None and known != digest_of_detections(slide)
+    def detections_since(self, slide: SlideResults) -> Since:
+        """Tell whether the detections of a slide are still those that were evaluated.
+
+        It is not known where the evaluation noted nothing about them: it was made by an earlier
+        version, or of detections that are not those of the results.
+        """
+        digests = self.lesions.detections
+        if slide.name not in digests:
+            return "unknown"
+        return "unchanged" if digests[slide.name] == digest_of_detections(slide) else "changed"
 
 
 def read_evaluated_truth(results: Path) -> EvaluatedTruth | None:
@@ -138,8 +177,10 @@ def read_evaluated_truth(results: Path) -> EvaluatedTruth | None:
     Raises
     ------
     EvaluationError, InputError
-        A file is damaged.
+        A file is damaged, or the last evaluation is no longer where it was.
     """
+    if lost := lost_evaluation(results, names.TRUTH):
+        raise EvaluationError(lost, subject=str(results), remedy=EVALUATE_AGAIN)
     path = evaluation_folder(results) / names.TRUTH
     lesions = read_outlines(path)
     return None if lesions is None else EvaluatedTruth(path, lesions)

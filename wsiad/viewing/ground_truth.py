@@ -2,7 +2,7 @@
 
 Outlines come from a folder of annotations that the reader names, or else from the last evaluation
 of the results. The page says which. No outline, none in this folder, not evaluated and not
-readable are four different answers.
+readable are four different answers; an evaluation that is gone is not readable.
 """
 
 from __future__ import annotations
@@ -94,11 +94,18 @@ def _evaluated(slide: SlideResults, truth: EvaluatedTruth) -> dict[str, Any]:
         return _told(f"no annotated lesion ({truth.path.name})")
     source = f"ground truth: {truth.path.name}, as {truth.lesions.protocol} counts lesions"
     problem = ""
-    if truth.is_stale(slide):
+    since = truth.detections_since(slide)
+    if since == "changed":
         hits = "hits are not known"
         problem = (
             "The detections of this slide have changed since the evaluation: ground truth is as it "
             "was then. Run wsiad evaluate again."
+        )
+    elif since == "unknown":
+        hits = "hits are not known"
+        problem = (
+            "It cannot be told if the detections of this slide are those that were evaluated. Run "
+            "wsiad evaluate again."
         )
     else:
         counted = [lesion.found for lesion in lesions if lesion.kind != "itc"]
