@@ -126,6 +126,9 @@ DRAWN = {
 }
 
 
+FOREIGN = ["seen by Ada", '["accepted", 3]']
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Run all scripts in one Java machine; return the folders and what came of each step."""
@@ -141,6 +144,10 @@ def ran(tmp_path_factory):
     (top / "third" / "qupath").mkdir()
     write_review(top / "third", "e", {})
     (top / "third" / "reviews" / "e.geojson").write_text("{")
+    lost = write_slide(top / "fourth", "f")
+    (top / "fourth" / "qupath").mkdir()
+    write_review(top / "fourth", "f", {0: {"Ada": "accepted"}, 1: {"Ada": "rejected"}})
+    review = top / "fourth" / "reviews" / "f.geojson"
     b = write_slide(moved, "b", spatial=True)
     write_scripts(moved / "qupath" / "scripts", written)
     scripts = moved / "qupath" / "scripts"
@@ -173,6 +180,21 @@ def ran(tmp_path_factory):
         "broken review": {
             "image": "e.svs", "project": str(top / "third" / "qupath"), "script": IMPORT,
         },
+        "reviewed": {
+            "image": "f.svs", "project": str(top / "fourth" / "qupath"), "script": IMPORT,
+        },
+        "lost review": {"write": {str(review): "{"}, "script": IMPORT},
+        "lost regions": {"write": {str(lost / "lesions.geojson"): "{"}, "script": IMPORT},
+        "found review": {
+            "write": {
+                str(file): file.read_text(encoding="utf-8")
+                for file in (review, lost / "lesions.geojson")
+            },
+            "script": IMPORT,
+        },
+        "foreign": {
+            "note": dict(zip(ids(lost, "lesions.geojson"), FOREIGN, strict=True)), "script": IMPORT,
+        },
         "overlay": {**of_a, "viewer": True, "script": OVERLAY},
         "spatial": {"image": "b.tif", "project": project, "viewer": True, "script": OVERLAY},
         "no viewer": {**of_a, "script": OVERLAY},
@@ -193,6 +215,7 @@ def ran(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     folders = {"a": a, "b": b, "judged": judged, "disputed": disputed, "broken": broken}
+    folders["lost"] = lost
     return folders, dict(zip(steps, json.loads(done.stdout), strict=True))
 
 
@@ -203,6 +226,7 @@ ALL = ("tiles.geojson.gz", "lesions.geojson", "not_assessed.geojson")
 def test_groovy_accepts_each_script_and_refuses_a_broken_one(ran):
     _, came = ran
     assert [name for name, result in came.items() if "refused" in result] == ["broken"]
+    assert [name for name, result in came.items() if result.get("failed")] == ["lost regions"]
 
 
 def test_the_import_brings_every_object_of_the_open_image(ran):
@@ -262,7 +286,42 @@ def test_a_review_that_cannot_be_read_is_told_and_the_rest_is_imported(ran):
     folders, came = ran
     result = came["broken review"]
     assert [o["id"] for o in result["objects"]] == ids(folders["broken"], *ALL)
-    assert "The review cannot be read: " in result["said"]
+    first, last = result["said"].splitlines()
+    assert first.startswith("The review cannot be read: ")
+    assert last == f"Imported {folders['broken']} WITHOUT its review"
+
+
+def test_judged_regions_stay_while_their_review_cannot_be_read(ran):
+    folders, came = ran
+    first, second = ids(folders["lost"], "lesions.geojson")
+    last = {step: result.get("said", "").rpartition("\n")[2] for step, result in came.items()}
+    assert last["reviewed"] == last["found review"] == f"Imported {folders['lost']} and its review"
+    without = "WITHOUT its review; judged regions of an earlier import stay"
+    assert last["lost review"] == f"Imported {folders['lost']} {without}"
+    for step in ("reviewed", "lost review", "found review"):
+        objects = came[step]["objects"]
+        assert sorted(o["id"] for o in objects) == sorted(ids(folders["lost"], *ALL))
+        told = {o["id"]: (o["name"], o["description"]) for o in objects}
+        assert told[first] == ("Tumor", "accepted by Ada: why")
+        assert told[second] == ("Normal", "rejected by Ada: why")
+
+
+def test_nothing_is_removed_where_the_results_cannot_be_read(ran):
+    folders, came = ran
+    result, before = came["lost regions"], came["lost review"]
+    assert result["objects"] == before["objects"]
+    assert len(result["objects"]) == len(ids(folders["lost"], *ALL))
+    last = result["said"].splitlines()[-1]
+    assert last == f"Nothing was imported, and what was there stays: {folders['lost']}"
+
+
+def test_an_object_with_judgements_of_another_program_is_its_users(ran):
+    folders, came = ran
+    objects = came["foreign"]["objects"]
+    assert came["foreign"]["said"] == f"Imported {folders['lost']} and its review"
+    assert sorted(o["id"] for o in objects) == sorted(ids(folders["lost"], *ALL))
+    judgements = {o["id"]: o["judgements"] for o in objects}
+    assert [judgements[one] for one in ids(folders["lost"], "lesions.geojson")] == FOREIGN
 
 
 def test_the_overlay_lies_on_the_rectangle_that_is_stated(ran):

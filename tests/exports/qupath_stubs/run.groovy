@@ -32,22 +32,31 @@ def results = new JsonSlurper().parse(new File(args[0]), 'UTF-8').collect { step
         def other = PathObject.of([id: id, properties: [classification: [name: name]]])
         QPEx.hierarchy.find { it.ID.toString() == id }.pathClass = other.pathClass
     }
+    step.note?.each { id, text ->
+        QPEx.hierarchy.find { it.ID.toString() == id }.metadata['wsiad judgements'] = text
+    }
+    step.write?.each { path, text -> new File(path).setText(text, 'UTF-8') }
     if (step.draw) {
         QPEx.hierarchy << PathObject.of(step.draw)
     }
     def said = new StringWriter()
     def binding = new Binding(out: new PrintWriter(said, true))
+    def failed = null
     try {
         new GroovyShell(getClass().classLoader, binding, options).parse(new File(step.script)).run()
     } catch (CompilationFailedException error) {
         return [refused: error.message]
+    } catch (Exception error) {
+        failed = error.message
     }
     def viewer = QPEx.currentViewer
     return [
         said: said.toString().trim(),
+        failed: failed,
         objects: QPEx.hierarchy.collect {
             [id: "${it.ID}", tile: it.tile, locked: it.locked, name: it.pathClass?.name,
-             description: it.metadata['ANNOTATION_DESCRIPTION']]
+             description: it.metadata['ANNOTATION_DESCRIPTION'],
+             judgements: it.metadata['wsiad judgements']]
         },
         overlays: viewer?.customOverlayLayers?.collect { overlay ->
             overlay.regionMap.collect { region, image -> region.numbers + [image.width, image.height] }
