@@ -1,6 +1,7 @@
 """Which detectors embed and reconstruct, and that they show what they score by."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def test_every_detector_embeds_and_some_reconstruct():
         "piad",
         "reconstruction",
     }
+    page = (Path(__file__).parents[2] / "docs/explain.md").read_text("utf-8")
+    table = page.partition("`reconstruct`, `difference` |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    shown = [line.split(" | ") for line in table.splitlines()]
+    told = {name.strip("|` ") for line in shown if line[2] != "– |" for name in line[0].split(",")}
+    assert told == some
+    assert {7: "seven"}[len(some)] in page
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

@@ -231,7 +231,8 @@ def _nothing_to_keep(detector: str) -> DetectorError:
     return DetectorError(
         "has no frozen features of tiles that could be kept",
         subject=detector,
-        remedy="Choose a method on frozen features, for example knn; see docs/detectors.md.",
+        remedy="Choose a method on frozen features, for example knn; "
+        "see docs/families/frozen-features.md.",
     )
 
 
