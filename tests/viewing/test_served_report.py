@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import threading
+from importlib.resources import files
 from urllib.parse import quote
 
 import pytest
@@ -189,4 +190,47 @@ def test_a_report_on_a_disk_tells_the_command_that_shows_each_slide(made, browse
     assert (
         browser.run("getComputedStyle(document.querySelector('article code')).userSelect") == "all"
     )
+    assert not browser.complaints
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("page", "slide", "shown", "all_slides"),
+    [
+        ("/C:/r/out/", "plain", "wsiad view C:/r/out --slide=plain", "wsiad view C:/r/out"),
+        (
+            "/C:/it%20is/out/",
+            "sp ace",
+            'wsiad view "C:/it is/out" --slide="sp ace"',
+            'wsiad view "C:/it is/out"',
+        ),
+        ("/C:/r/", "größe,1", 'wsiad view C:/r --slide="größe,1"', "wsiad view C:/r"),
+        ("server/share/r/", "a", "wsiad view //server/share/r --slide=a", "wsiad view //server/s"),
+        ("/C:/r/", "sp ace&calc", "open the viewer and choose the slide", "wsiad view C:/r"),
+        ("/C:/r/", "%PATH%", "open the viewer and choose the slide", "wsiad view C:/r"),
+        ("/C:/r/", 'a" b', "open the viewer and choose the slide", "wsiad view C:/r"),
+        ("/C:/r/", "$(calc)", "open the viewer and choose the slide", "wsiad view C:/r"),
+        (
+            "/C:/a%26b/",
+            "plain",
+            "open the viewer and choose the slide",
+            "wsiad view with the path of the results",
+        ),
+    ],
+)
+def test_a_report_on_a_disk_of_windows_quotes_as_its_shells_do_or_prints_no_command(
+    made, browser, page, slide, shown, all_slides
+):
+    browser.open((made / "report.html").as_uri())
+    script = files("wsiad.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
+    # The page's own script once more, which believes to be somewhere else.
+    there = f"new URL({json.dumps(f'file://{page}report.html')})"
+    browser.run(
+        f"document.querySelector('article').dataset.slide = {json.dumps(slide)};"
+        f"((location) => {{ {script} }})({there})"
+    )
+    zoom = "document.querySelector('article .zoom').firstChild"
+    following = f"{zoom}.nextSibling"
+    assert browser.run(f"{zoom}.data + {following}.textContent") == f"Zoom: {shown}"
+    assert all_slides in browser.run("document.querySelector('p.by-command').textContent")
     assert not browser.complaints

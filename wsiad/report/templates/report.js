@@ -29,13 +29,28 @@
   window.addEventListener("hashchange", openTarget);
   openTarget();
 
-  // A page that was opened from a disk knows where it is now: its commands run from anywhere.
+  // A page that was opened from a disk knows where it is now: its commands run from anywhere. The
+  // shells of Windows quote otherwise, and have no way to quote some characters that both understand.
   if (location.protocol === "file:") {
-    const windows = /^\/[A-Za-z]:/.test(location.pathname);
+    const windows = location.host !== "" || /^\/[A-Za-z]:/.test(location.pathname);
+    const plain = windows ? /^[\w.:/-]+$/ : /^[\w@%+=:,./-]+$/;
+    const quotable = (text) => !windows || /^[\p{L}\p{M}\p{N}_ .@+=:,/-]+$/u.test(text);
+    const quoted = (text) => plain.test(text) ? text : windows ? `"${text}"` : `'${text.replaceAll("'", `'"'"'`)}'`;
     for (const folder of document.querySelectorAll(".folder")) {
-      const path = decodeURIComponent(new URL(`${folder.dataset.folder.split("/").map(encodeURIComponent).join("/")}/`, location).pathname).slice(windows ? 1 : 0, -1);
-      const plain = /^[\w@%+=:,./-]+$/.test(path);
-      folder.textContent = plain ? path : windows ? `"${path}"` : `'${path.replaceAll("'", `'"'"'`)}'`;
+      const found = decodeURIComponent(new URL(`${folder.dataset.folder.split("/").map(encodeURIComponent).join("/")}/`, location).pathname).slice(0, -1);
+      const path = location.host ? `//${location.host}${found}` : windows ? found.slice(1) : found;
+      const command = folder.closest("code");
+      const name = command.querySelector(".slide-name");
+      const slide = command.closest("article")?.dataset.slide;
+      if (!quotable(path)) {
+        if (name) command.replaceWith("open the viewer and choose the slide");
+        else command.replaceWith("wsiad view with the path of the results");
+      } else if (name && !quotable(slide)) {
+        command.replaceWith("open the viewer and choose the slide");
+      } else {
+        folder.textContent = quoted(path);
+        if (name) name.textContent = quoted(slide);
+      }
     }
     document.getElementById("where")?.remove();
   }
