@@ -108,6 +108,7 @@ OPTIONS = {
         accept_inverted=false
         quiet=false
         about=null
+        log=null
     """,
     "detectors": """
         name=null
