@@ -180,7 +180,7 @@ def test_of_an_array_only_the_task_that_was_stopped_begins_again(cluster, folder
     assert {line[2] for line in started()} == {array}
     stop = ["scancel", "--signal=USR1", "--batch", f"{array}_{task}"]
     subprocess.run(stop, env=cluster, check=True)
-    until(lambda: len(started()) == 3, folder)
+    until(lambda: len(started()) > 2, folder)
     (folder / "go").touch()
     until(lambda: {job["JobState"] for job in state(cluster, array)} == {"COMPLETED"}, folder)
     assert sorted(line[0] for line in started()) == sorted(["1", "2", task])
