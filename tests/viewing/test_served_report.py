@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import threading
 from importlib.resources import files
 from urllib.parse import quote
 
@@ -16,7 +15,6 @@ from support.browser import needs_browser
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
 from wsiad.core.errors import InputError
-from wsiad.verbs.view import ViewConfig, open_server
 
 ODD = "it's #1 & 2"
 
@@ -40,22 +38,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def serve(made):
-    """Serve results; stops at the end of the test."""
-    servers = []
-
-    def start(results=None, **values):
-        server = open_server(ViewConfig(results=results or made, browser=False, **values))
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serve(serve, made):
+    """Serve results, by default those of :func:`made`."""
+    return lambda results=made, **values: serve(results, **values)
 
 
 def ask(server, path):
