@@ -342,7 +342,7 @@ def test_the_number_of_a_lesion_stands_at_its_outline(tmp_path):
         (0.8, 0.7),
         (0.7, 0.8),
     ]  # from the upper left to the lower right
-    marks = [LesionMark(3, False, long)]
+    marks = [LesionMark(3, "missed", long)]
     write(tmp_path, report(slides=[slide("a", 1, images=[("shown", shown)], marks=marks)]))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     (x, y) = re.search(r'<text x="([\d.]+)" y="([\d.]+)">✗3</text>', page).groups()
@@ -646,17 +646,29 @@ def test_it_prints_the_configuration_and_folds_it_again(tmp_path, browser):
 
 
 @needs_browser
-def test_the_table_with_all_columns_needs_no_scrolling_on_a_desk(tmp_path, browser):
+def test_tables_with_all_columns_need_no_scrolling_sideways(tmp_path, browser):
     known = {"label": "tumour", "percentile": 99.97, "p": 0.013, "seconds": 312.0}
     known |= {"lesions": 12, "lesions_hit": 11, "detections": 1000, "left_out": {"pen": 300}}
     known["thumbnail"] = picture(tmp_path / "t.png", size=(144, 108))
-    write(tmp_path, report(slides=[slide("tumor_001", 1.0, **known), slide("b", 2.0)]))
-    browser.open((tmp_path / "report.html").as_uri())
-    wide, room = browser.run(
-        "(() => { const s = document.querySelector('#slides .scroll');"
-        " return [s.scrollWidth, s.clientWidth]; })()"
-    )
-    assert wide <= room
+    known["score_scan"] = 4.339
+    slides = [slide("tumor_001", 1.0, **known), slide("b", 2.0)]
+    write(tmp_path, report(slides=slides, evaluation={"froc": {"camelyon16-dataset": froc(0.6)}}))
+    try:
+        for width in (800, 1280, 1920):
+            size = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.send("Emulation.setDeviceMetricsOverride", width=width, **size)
+            browser.open((tmp_path / "report.html").as_uri())
+            beyond = browser.run(
+                "[document.documentElement, ...document.querySelectorAll('.scroll')]"
+                ".map(e => e.scrollWidth - e.clientWidth)"
+            )
+            assert beyond == [0, 0, 0], width
+            shown = browser.run(
+                "[...document.querySelectorAll('#ranking th.further')].map(e => e.offsetWidth > 0)"
+            )
+            assert shown == [width > 1100] * 4
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")
 
 
 def test_reports_are_equal_for_equal_content(tmp_path):

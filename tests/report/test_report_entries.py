@@ -245,12 +245,21 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
         write_results_report(results)
         stale = (results / "report.html").read_text(encoding="utf-8")
         assert "The detections of 1 slide have changed since the evaluation (s)." in stale
+        # Hits are of other detections than those that the page shows.
+        assert stale.count(">?4</text>") == stale.count(">?5</text>") == 2
+        assert stale.count('class="unknown" d=') == 4
+        assert stale.count('class="cells" d=') == 2
+        assert "<dd>changed, not known</dd>" in stale
+        assert '<td class="number" data-value="">not known</td>' in stale
+        assert "✓4" not in stale
         for nothing_noted in ({}, {"other": "sha256:other"}):
             (results / "truth.json").write_text(json.dumps(truth | {"detections": nothing_noted}))
             write_results_report(results)
             page_then = (results / "report.html").read_text(encoding="utf-8")
             assert "the detections of 1 slide are those that were evaluated (s)." in page_then
-            assert "have changed since" not in page_then
+            assert "have changed since the evaluation (s)" not in page_then
+            assert page_then.count(">?4</text>") == 2
+            assert "<dd>not known</dd>" in page_then
         (results / "truth.json").write_text(json.dumps(truth | {"format": 2}))
         with pytest.raises(EvaluationError, match=r"truth\.json.*damaged"):
             write_results_report(results)
@@ -264,6 +273,7 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
     assert page.count(f'class="found" {corner}') == 2  # on the slide and on its heatmap
     assert page.count(f'class="missed" {corner}') == page.count(f'class="cells" {corner}') == 2
     assert page.count(">✓4</text>") == page.count(">✗5</text>") == 2
+    assert "? dash and dot" not in page
     within = pixels[height // 16 + 9 : height // 8 - 9, width // 16 + 9 : width // 8 - 9]
     assert (within[..., 0] - within[..., 2]).mean() > 60  # the spot is there: it glows
     assert (

@@ -29,7 +29,13 @@ from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
-from wsiad.report.report_model import ColourScale, LesionMark, Report, SlideEntry
+from wsiad.report.report_model import (
+    ColourScale,
+    LesionMark,
+    LesionState,
+    Report,
+    SlideEntry,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
@@ -248,7 +254,7 @@ def _section(slide: SlideEntry, folder: Path | None) -> _Section:
     )
 
 
-_KINDS = {True: ("found", "✓"), False: ("missed", "✗"), None: ("cells", "·")}
+_SIGNS: dict[LesionState, str] = {"found": "✓", "missed": "✗", "unknown": "?"}
 
 
 def _marked(shown: Picture, lesions: Sequence[LesionMark]) -> Picture:
@@ -258,14 +264,14 @@ def _marked(shown: Picture, lesions: Sequence[LesionMark]) -> Picture:
         points = [(x * shown.width, y * shown.height) for x, y in lesion.outline]
         if not points:
             continue
-        kind, sign = _KINDS[lesion.found]
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         # At the corner that is farthest to the upper right, and within the picture.
         right, top = max(points, key=lambda point: (point[0] - point[1], point[0]))
-        label = f"{sign}{lesion.number}" if lesion.found is not None else ""
+        sign = _SIGNS.get(lesion.state)
+        label = "" if sign is None else f"{sign}{lesion.number}"
         x = round(min(right, 0.95 * shown.width), 1)
         y = round(max(top, 0.03 * shown.height), 1)
-        marks.append(Mark(kind, label, path=f"M{corners}Z", x=x, y=y))
+        marks.append(Mark(lesion.state, label, path=f"M{corners}Z", x=x, y=y))
     return replace(shown, marks=tuple(marks))
 
 

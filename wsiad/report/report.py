@@ -29,6 +29,7 @@ from wsiad.report.page import picture_size, write_report
 from wsiad.report.report_model import (
     ColourScale,
     LesionMark,
+    LesionState,
     OperatingPoint,
     RegionEntry,
     Report,
@@ -38,6 +39,7 @@ from wsiad.results import file_names as names
 from wsiad.results.evaluated_truth import (
     EVALUATE_AGAIN,
     EvaluatedTruth,
+    Since,
     evaluation_folder,
     lost_evaluation,
     read_timings,
@@ -104,6 +106,7 @@ def with_findings(
     evaluated: Mapping[str, Any] | None,
     compared: Mapping[str, Any] | None,
     marks: Sequence[LesionMark] = (),
+    since: Since | None = None,
 ) -> SlideEntry:
     """Add the findings of ``wsiad evaluate`` and ``wsiad significance`` on a slide.
 
@@ -118,14 +121,19 @@ def with_findings(
         The slide's entry in ``significance.json``.
     marks : sequence of LesionMark
         Annotated lesions of the slide.
+    since : str, optional
+        What is known of the slide's detections since the evaluation. Hits are those of its
+        detections: they are not known where these have changed, or may have.
     """
     known, sure = evaluated or {}, compared or {}
     found: Mapping[str, Any] = next(iter((known.get("froc") or {}).values()), {})
+    hit = (found.get("lesions_hit_at") or {}).get(f"{FALSE_POSITIVES:g}")
     return replace(
         entry,
         label=known.get("label") or entry.label,
         lesions=found.get("lesions"),
-        lesions_hit=(found.get("lesions_hit_at") or {}).get(f"{FALSE_POSITIVES:g}"),
+        lesions_hit=hit if since in (None, "unchanged") else None,
+        since=since,
         marks=marks,
         p=sure.get("p_slide"),
         q=sure.get("q_slide"),
@@ -239,7 +247,7 @@ def write_results_report(
     evaluated = read_evaluation(folder)
     lost = lost_evaluation(results, names.EVALUATION)
     truth = read_outlines(folder / names.TRUTH) if evaluated else None
-    since = {}
+    since: dict[str, Since] = {}
     if truth is not None:
         judged = EvaluatedTruth(folder / names.TRUTH, truth)
         since = {
@@ -257,7 +265,9 @@ def write_results_report(
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},
-        slides=_entries(opened, calibration, evaluated, sure, first=first, truth=truth),
+        slides=_entries(
+            opened, calibration, evaluated, sure, first=first, truth=truth, since=since
+        ),
         failures=[(row.slide, row.reason) for row in rows if row.status == FAILED],
         evaluation=evaluated,
         plots=plots,
@@ -299,6 +309,7 @@ def _entries(
     *,
     first: Results | None,
     truth: TrueLesions | None,
+    since: Mapping[str, Since],
 ) -> list[SlideEntry]:
     """Collect the entries of the slides that did not fail."""
     lesions = truth.slides if truth else {}
@@ -309,14 +320,17 @@ def _entries(
             slide_entry(results.of(row), calibration, first=first),
             evaluated=judged.get(row.slide),
             compared=compared.get(row.slide),
-            marks=_marks(results.of(row), lesions.get(row.slide, [])),
+            marks=_marks(results.of(row), lesions.get(row.slide, []), since.get(row.slide)),
+            since=since.get(row.slide),
         )
         for row in results.slides
         if row.status != FAILED
     ]
 
 
-def _marks(slide: SlideResults, lesions: Sequence[TrueLesion]) -> list[LesionMark]:
+def _marks(
+    slide: SlideResults, lesions: Sequence[TrueLesion], since: Since | None
+) -> list[LesionMark]:
     """Place annotated lesions on the pictures of a slide; none if it has no overlay."""
     path = slide.file(names.OVERLAY)
     placement = overlay_map((slide.facts() or {}).get(GEOMETRY)) if lesions else None
@@ -327,9 +341,18 @@ def _marks(slide: SlideResults, lesions: Sequence[TrueLesion]) -> list[LesionMar
     for lesion in lesions:
         columns, rows = placement.from_level0(*np.array(lesion.outline).reshape(-1, 2).T)
         outline = np.stack([columns / width, rows / height], axis=1).clip(0, 1)
-        found = None if lesion.kind == "itc" else lesion.found
-        marks.append(LesionMark(lesion.number, found, [(x, y) for x, y in outline.tolist()]))
+        state = _state(lesion, since)
+        marks.append(LesionMark(lesion.number, state, [(x, y) for x, y in outline.tolist()]))
     return marks
+
+
+def _state(lesion: TrueLesion, since: Since | None) -> LesionState:
+    """Return what is known of a lesion now, by what is known of the detections since then."""
+    if lesion.kind == "itc":
+        return "cells"
+    if since != "unchanged":
+        return "unknown"
+    return "found" if lesion.found else "missed"
 
 
 def _timings(record: RunRecord | None, rows: Sequence[HeatmapRow]) -> dict[str, float]:

@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
+from wsiad.results.evaluated_truth import Since
 
 Pictures = Sequence[tuple[str, Path]]
 """Pictures as (caption, PNG or JPEG file)."""
+
+LesionState = Literal["found", "missed", "cells", "unknown"]
+"""States of an annotated lesion: hit by a detection at the operating point; missed; isolated tumour
+cells, which count neither way; or not known, as the detections are not those that were evaluated.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +94,14 @@ class LesionMark:
     ----------
     number : int
         Number on the slide, as in ``lesions.csv``.
-    found : bool or None
-        True where a detection at the operating point hits it; ``None`` for isolated tumour
-        cells, which count neither way.
+    state : str
+        ``"found"``, ``"missed"``, ``"cells"`` or ``"unknown"``.
     outline : sequence of (float, float)
         Corners as shares of the pictures' width and height.
     """
 
     number: int
-    found: bool | None
+    state: LesionState
     outline: Sequence[tuple[float, float]]
 
 
@@ -133,7 +138,10 @@ class SlideEntry:
         True where parts were left out; the overview is then shown unfolded.
     lesions, lesions_hit : int or None
         Number of annotated lesions, if there are annotations, and number that a detection hits
-        at the operating point of the report.
+        at the operating point of the report; ``None`` where that is not known.
+    since : str or None
+        What is known of the slide's detections since the evaluation: ``"unchanged"``,
+        ``"changed"`` or ``"unknown"``; ``None`` without outlines of lesions.
     marks : sequence of LesionMark
         Annotated lesions, for the pictures.
     p, q : float or None
@@ -166,6 +174,7 @@ class SlideEntry:
     not_assessed: bool = False
     lesions: int | None = None
     lesions_hit: int | None = None
+    since: Since | None = None
     marks: Sequence[LesionMark] = ()
     p: float | None = None
     q: float | None = None

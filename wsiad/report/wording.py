@@ -94,7 +94,9 @@ def count(value: float | None) -> str:
 
 def hits(hit: int | None, among: int | None) -> str:
     """Return the number of lesions that were hit, and of all; a dash if there are none."""
-    return f"{count(hit)} of {count(among)}" if among else NONE
+    if not among:
+        return NONE
+    return "not known" if hit is None else f"{count(hit)} of {count(among)}"
 
 
 def percentile(value: float | None) -> str:
