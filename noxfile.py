@@ -1,7 +1,9 @@
 """The tests on every Python that is supported, and with the oldest dependencies.
 
-`nox` runs all; `nox -s tests-3.13 -- tests/core` one Python; `nox -s lowest` the lowest versions
-that pyproject.toml allows, as uv resolves them; `nox -s docs` the documents.
+`nox -s tests-3.13 -- tests/core` runs tests on one Python, `nox -s smoke-3.13` a few tests of each
+library; `nox -s lowest` the same few with the lowest versions that pyproject.toml allows, as uv
+resolves them; `nox -s docs` builds the documents. `nox` runs all but the smoke, whose tests `tests`
+has too.
 
 `make test` checks one Python, with lint and types; this checks the others in environments of
 their own. A Python that the machine lacks is skipped.
@@ -16,6 +18,7 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lowest", "docs"]
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
@@ -35,12 +38,22 @@ SMOKE = [
     "tests/tissue",
 ]
 
+# What the tests of the smoke need beside the package.
+TOOLS = ["hypothesis", "jsonschema", "pytest"]
+
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Install the package with the versions that are tested, and run its tests."""
     session.install("-c", "requirements/constraints.txt", "-e", ".[dev]")
     session.run("pytest", *(session.posargs or ["-n", "auto"]))
+
+
+@nox.session(python=PYTHONS)
+def smoke(session: nox.Session) -> None:
+    """Install the package with the versions that are tested, and run something of each library."""
+    session.install("-c", "requirements/constraints.txt", *TOOLS, "-e", ".[frames,tune]")
+    _run_smoke(session)
 
 
 @nox.session(python=PYTHONS[0], venv_backend="uv")
@@ -52,9 +65,8 @@ def lowest(session: nox.Session) -> None:
         "uv", *resolve, "--resolution", "lowest-direct", "--python-version", PYTHONS[0],
         "--quiet", "--output-file", str(found), external=True,
     )  # fmt: skip
-    session.install("-r", str(found), "hypothesis", "jsonschema", "pytest", "-e", ".")
-    session.run("wsiad", "demo", "--fast", "--out", str(Path(session.create_tmp()) / "demo"))
-    session.run("pytest", "-m", "not slow", *(session.posargs or SMOKE))
+    session.install("-r", str(found), *TOOLS, "-e", ".")
+    _run_smoke(session)
 
 
 @nox.session(python=PYTHONS[0])
@@ -63,3 +75,9 @@ def docs(session: nox.Session) -> None:
     session.install("-c", "requirements/constraints.txt", "-e", ".[docs]")
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-E", "-q",
                 "-c", "docs/site", "-d", "build/docs-cache", "docs", "build/docs")  # fmt: skip
+
+
+def _run_smoke(session: nox.Session) -> None:
+    session.run("wsiad", "doctor")
+    session.run("wsiad", "demo", "--fast", "--out", str(Path(session.create_tmp()) / "demo"))
+    session.run("pytest", "-m", "not slow", *(session.posargs or SMOKE))

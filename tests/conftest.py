@@ -7,6 +7,10 @@ import threading
 # the libraries are loaded, so before them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Python 3.14 colours help, 3.13 tracebacks, where these ask for it; tests read the plain text.
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("PYTHON_COLORS", None)
+
 import pytest
 import torch
 
