@@ -35,6 +35,7 @@ SMOKE = [
     "tests/slides/test_jpeg_tiff.py",
     "tests/stain/test_stain_table.py",
     "tests/store/test_store.py",
+    "tests/test_cli.py",
     "tests/tissue",
 ]
 
