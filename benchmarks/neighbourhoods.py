@@ -1,12 +1,13 @@
 """Slide and tile AUC, FROC and lesions found, by the neighbourhoods that findings come from.
 
     python benchmarks/neighbourhoods.py RESULTS --reference CSV --annotations DIR \
-        [--healthy HEALTHY] [--scales 0 --scales 100,200,400 …]
+        [--healthy HEALTHY] [--scales 0 --scales 100,200 …] \
+        [--mean-of auto --mean-of percentiles …]
 
 RESULTS and HEALTHY are results of `wsiad heatmap` by a run that keeps maps of healthy slides,
 HEALTHY of healthy slides that took part in nothing, for p-values. Both are changed: they hold the
-last scales afterwards. A lesion counts as found if its detection comes at one false positive a
-slide or fewer.
+last scales afterwards. Each `--mean-of` is for all radii. A lesion counts as found if its
+detection comes at one false positive a slide or fewer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import csv
 import time
 from collections import defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,16 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--scales", action="append")
+    parser.add_argument("--mean-of", action="append")
     asked = parser.parse_args()
     print_machine()
     print(f"wsiad {wsiad.__version__}")
-    for words in asked.scales or ["0", "100,200,400"]:
+    several = product(asked.scales or ["0", "100,200"], asked.mean_of or ["auto"])
+    for words, mean_of in several:
         scales = [float(radius) for radius in words.split(",")]
+        space = {"scales_um": scales, "mean_of": mean_of}
         start = time.perf_counter()
-        rows = wsiad.export(results=asked.results, scales_um=scales, quiet=True).rows
+        rows = wsiad.export(results=asked.results, **space, quiet=True).rows
         seconds = (time.perf_counter() - start) / max(1, len(rows))
         score = "max" if scales == [0.0] else "scan"
         figures = wsiad.evaluate(
@@ -92,7 +96,8 @@ def main() -> None:
             protocols=PROTOCOLS,
             quiet=True,
         ).figures
-        print(f"scales {words} µm, score {score}, {seconds:.2f} s a slide to derive")
+        print(f"scales {words} µm, mean of {mean_of}, score {score}, ", end="")
+        print(f"{seconds:.2f} s a slide to derive")
         print(f"  slide AUC {text(figures.slide_auc)}")
         print(f"    by largest lesion: {auc_by_largest_lesion(asked.results, score)}")
         print(f"  tile AUROC {text(figures.tile_auroc)}")
@@ -102,7 +107,7 @@ def main() -> None:
             print(f"  FROC {protocol} {text(froc.score)}")
         print(f"  found: {found_by_size(asked.results)}")
         if asked.healthy:
-            wsiad.export(results=asked.healthy, scales_um=scales, quiet=True)
+            wsiad.export(results=asked.healthy, **space, quiet=True)
             compared = wsiad.significance(
                 results=asked.results, healthy=asked.healthy, slide_score=score, quiet=True
             )

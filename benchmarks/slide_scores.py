@@ -60,10 +60,9 @@ def main() -> None:
     healthy = list(kept.maps)
     if asked.healthy:
         healthy = [slide.heatmap() for slide in wsiad.Results(asked.healthy) if slide.is_scored]
-    percentile = calibration.percentile
     spatial = SpatialCalibration.of(
         healthy,
-        percentile=percentile,
+        calibration=calibration,
         scales_um=(100, 200, 400),
         window=SquareMicrons(float(kept.window)),
     )
@@ -76,7 +75,7 @@ def main() -> None:
         if not slide.is_scored:
             continue
         heatmap = slide.heatmap()
-        values = seen(spatial.map(heatmap, percentile=percentile).heatmap.scores)
+        values = seen(spatial.map(heatmap, calibration).heatmap.scores)
         windows = seen(heatmap.scores)
         scores = {
             "scan: highest of the map": values.max(),

@@ -113,7 +113,7 @@ def test_the_map_is_that_of_its_calibration(run, slides, tmp_path):
     assert [float(scale.radius) for scale in spatial.scales] == list(SCALES)
     calibration = RunFolder(run).calibration()
     scores = wsiad.Results(out).slide("tumour").heatmap()
-    expected = spatial.map(scores, percentile=calibration.percentile).heatmap.scores
+    expected = spatial.map(scores, calibration).heatmap.scores
     written = tifffile.imread(out / "tumour" / "spatial.ome.tif")
     np.testing.assert_array_equal(written, expected)
     assert wsiad.Results(out).slide("tumour").score("scan") == np.nanmax(expected)
@@ -317,13 +317,13 @@ def test_results_of_healthy_slides_standardise_scales(run, slides, healthy, tmp_
     out = heatmap(run, slides, tmp_path / "out")
     assert rows_of(out)["tumour"]["score_scan"] == ""
     summary = wsiad.export(results=out, scales_from=healthy, quiet=True).summary
-    assert "scales_um [0.0] (now [100.0, 200.0, 400.0])" in summary
+    assert "scales_um [0.0] (now [100.0, 200.0])" in summary
     assert "standardised_by the run (now 3 healthy slides, " in summary
     maps = [wsiad.Results(healthy).slide(f"n{i}").heatmap() for i in range(3)]
-    percentile = RunFolder(run).calibration().percentile
+    calibration = RunFolder(run).calibration()
     window = SquareMicrons(WINDOW_UM**2)
     expected = SpatialCalibration.of(
-        maps, percentile=percentile, scales_um=(100, 200, 400), window=window
+        maps, calibration=calibration, scales_um=(100, 200), window=window
     )
     stored = json.loads((out / "scales.json").read_text())
     assert stored == json.loads(json.dumps(expected.to_json()))
@@ -421,13 +421,52 @@ def test_few_healthy_slides_are_warned_of(run, slides, tmp_path, caplog):
 
 def test_neighbourhoods_are_looked_at_by_default(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out")
-    stated = heatmap(run, slides, tmp_path / "stated", scales_um=[100, 200, 400])
+    stated = heatmap(run, slides, tmp_path / "stated", scales_um=[100, 200])
     for name in ("healthy", "tumour"):
         assert differing(out / name, stated / name) == set()
     record = json.loads((out / "run.json").read_text())
-    assert record["derived"]["scales_um"] == [100, 200, 400]
+    assert record["derived"]["scales_um"] == [100, 200]
     assert "single_windows_because" not in record
     assert "scales_um: auto" in (out / "config.yaml").read_text()
+
+
+def test_a_method_that_learnt_from_labels_averages_scores(run, slides, tmp_path):
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["anomalies"] = {"tiles": 3, "types": ["tumor"], "slides": ["a"]}
+    (run / "run.json").write_text(json.dumps(record))
+    out = heatmap(run, slides, tmp_path / "out")
+    calibration = RunFolder(run).calibration()
+
+    def facts():
+        return json.loads((out / "run.json").read_text())
+
+    def expected(mean_of):
+        maps = RunFolder(run).healthy_maps()
+        spatial = SpatialCalibration.of(
+            maps.maps, calibration=calibration, scales_um=(100, 200), window=maps.window,
+            mean_of=mean_of,
+        )  # fmt: skip
+        return spatial.map(wsiad.Results(out).slide("tumour").heatmap(), calibration).heatmap.scores
+
+    def written():
+        return tifffile.imread(out / "tumour" / "spatial.ome.tif")
+
+    assert facts()["derived"]["mean_of"] == "scores"
+    np.testing.assert_array_equal(written(), expected("scores"))
+    assert "averaged by the scores of the windows" in (out / "report.html").read_text()
+    summary = wsiad.export(results=out, mean_of="percentiles", quiet=True).summary
+    assert "mean_of scores (now percentiles)" in summary
+    assert "mean_of" not in facts()["derived"]
+    np.testing.assert_array_equal(written(), expected("percentiles"))
+    assert "averaged by the scores of the windows" not in (out / "report.html").read_text()
+    # The choice stays when others change, and comes back by `auto`, also after single windows.
+    wsiad.export(results=out, scales_um=(100, 200), quiet=True)
+    assert "mean_of" not in facts()["derived"]
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    assert "mean_of" not in facts()["derived"]
+    wsiad.export(results=out, scales_um="auto", quiet=True)
+    assert facts()["derived"]["mean_of"] == "scores"
+    np.testing.assert_array_equal(written(), expected("scores"))
 
 
 def test_why_there_are_no_neighbourhoods_is_told_unless_nobody_wants_them(

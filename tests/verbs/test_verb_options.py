@@ -173,6 +173,7 @@ OPTIONS = {
         detail="window"
         precision="run"
         scales_um="auto"
+        mean_of="auto"
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0
@@ -223,6 +224,7 @@ OPTIONS = {
     """,
     "export": """
         scales_um="auto"
+        mean_of="auto"
         top_k=10
         region_quantile=0.999
         region_min_um2=0.0

@@ -46,7 +46,7 @@ SlideScore = Literal["max", "top_k_mean", "scan", "percentile"]
 AskedScore = Literal["auto", "max", "top_k_mean", "scan", "percentile"]
 """Choices of a slide's score; ``"auto"`` is the scan score where all slides have one."""
 
-SCAN_AGAIN = "Derive it with wsiad export --scales-um 100 200 400, or choose another score."
+SCAN_AGAIN = "Derive it with wsiad export --scales-um 100 200, or choose another score."
 """Remedy that errors state for results without scan scores."""
 
 SCORE_AGAIN = "Run `wsiad heatmap` on the slide again, or exclude it."

@@ -8,6 +8,10 @@ statistic (Kulldorff, Communications in Statistics 26, 1997); that of percentile
 scores is one of ranks, which a single extreme window cannot dominate (Jung & Cho, International
 Journal of Health Geographics 14, 2015).
 
+A detector that learnt from labelled anomalies says more by a score far above all healthy ones
+than by one just above them, and their percentiles are equal. For it, the mean is that of scores,
+in standard deviations of healthy windows and limited to :data:`LIMITS`, in place of percentiles.
+
 A neighbourhood at the edge of the tissue holds few windows, and its mean varies more than that
 of a full one. The variance of a mean over `n` windows is therefore modelled as ``between + within /
 n``: what windows share because they lie together, and what each has to itself. Both are
@@ -18,35 +22,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import pydantic
 
 from wsiad.core.config import Config
-from wsiad.core.errors import ConfigError, EvaluationError, InputError
+from wsiad.core.errors import ConfigError, EvaluationError
 from wsiad.core.geometry import Microns, SquareMicrons
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.heatmaps.smoothing import smoothed
-from wsiad.heatmaps.space_options import ALONE, USUAL, SpaceOptions, check_scales
+from wsiad.heatmaps.space_options import MeanOf, check_scales
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
-
-logger = logging.getLogger(__name__)
+from wsiad.runs.healthy_maps import HealthyMap
 
 FloatArray = npt.NDArray[np.float64]
 
-Percentile = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""Healthy percentiles, 0 to 100, of scores; NaN stays NaN."""
+LIMITS = (-3.0, 3.0)
+"""Lowest and highest score of a window in a mean of scores, standard deviations of healthy
+windows: no single window dominates a mean."""
 
 _NEARLY_0 = 1e-12
-_FEWEST_SLIDES = 2
-"""Minimum number of healthy slides that standardise scales unless the user sets them."""
-_FEW_SLIDES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Scale:
     radius : Microns
         Radius of the neighbourhoods, µm; see :func:`smoothed`.
     mean : float
-        Mean of all, as a share from 0 to 1.
+        Mean of all: a share from 0 to 1, or standard deviations of healthy windows.
     between, within : float
         The variance of a mean over `n` windows is ``between + within / n``.
     """
@@ -67,6 +66,11 @@ class Scale:
     mean: float
     between: float
     within: float
+
+    @property
+    def is_constant(self) -> bool:
+        """True if all means on healthy slides are equal."""
+        return max(self.between, self.within) <= _NEARLY_0
 
     def standardise(self, means: FloatArray, windows: FloatArray) -> FloatArray:
         """Return how many standard deviations means lie above healthy ones.
@@ -79,7 +83,7 @@ class Scale:
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             spread = np.sqrt(self.between + self.within / np.maximum(windows, 1))
-        if max(self.between, self.within) <= _NEARLY_0:  # all healthy windows have one score
+        if self.is_constant:
             return np.where(np.isnan(means), np.nan, 0.0)
         return (means - self.mean) / spread
 
@@ -126,6 +130,7 @@ class _Stored(Config):
 class _StoredCalibration(Config):
     window_um2: pydantic.PositiveFloat
     n_slides: pydantic.PositiveInt
+    mean_of: MeanOf = "percentiles"
     scales: tuple[_Stored, ...]
     highest: tuple[pydantic.FiniteFloat, ...]
     calibration: dict[str, Any]
@@ -146,6 +151,8 @@ class SpatialCalibration:
         a pixel; its percentiles and quantiles take the place of those of the scores.
     highest : tuple of float
         Highest pixel of each healthy slide's spatial map, rising.
+    mean_of : {"percentiles", "scores"}
+        Values that are averaged.
 
     Notes
     -----
@@ -157,15 +164,17 @@ class SpatialCalibration:
     window: SquareMicrons
     calibration: Calibration
     highest: tuple[float, ...]
+    mean_of: MeanOf = "percentiles"
 
     @classmethod
     def of(
         cls,
         healthy: Sequence[Heatmap | HealthyMap],
         *,
-        percentile: Percentile,
+        calibration: Calibration,
         scales_um: Sequence[float],
         window: SquareMicrons,
+        mean_of: MeanOf = "percentiles",
     ) -> Self:
         """Learn the spread of local means from healthy slides that nothing was fitted on.
 
@@ -173,12 +182,14 @@ class SpatialCalibration:
         ----------
         healthy : sequence of Heatmap or HealthyMap
             Scores of healthy slides, with at least one assessed pixel each.
-        percentile : callable
-            Healthy percentile of scores, such as :meth:`Calibration.percentile`.
+        calibration : Calibration
+            Calibration of the scores.
         scales_um : sequence of float
             Disc radii, µm; see :func:`check_scales`.
         window : SquareMicrons
             Area of a window, µm².
+        mean_of : {"percentiles", "scores"}, optional
+            Values that are averaged.
 
         Raises
         ------
@@ -195,7 +206,12 @@ class SpatialCalibration:
             )
         if blank := [one.slide for one in healthy if not np.isfinite(one.scores).any()]:
             raise EvaluationError(f"the healthy slide {blank[0]} has no assessed pixel")
-        means = [_neighbourhoods(one, percentile, radii, window=window) for one in healthy]
+        means = [
+            _neighbourhoods(
+                one.pixel_um, _averaged(one.scores, calibration, mean_of), radii, window
+            )
+            for one in healthy
+        ]
         moments = np.stack([[_moments(*part) for part in slide] for slide in means])
         scales = tuple(_scale(radius, moments[:, i]) for i, radius in enumerate(radii))
         highest, pixels = [], []
@@ -207,24 +223,21 @@ class SpatialCalibration:
             best = _highest(slide, others)[0]
             pixels.append(best[np.isfinite(best)])
             highest.append(float(pixels[-1].max()))
-        calibration = Calibration.of(
-            np.concatenate(pixels).astype(np.float32), n_slides=len(healthy)
-        )
-        return cls(scales, window, calibration, tuple(sorted(highest)))
+        usual = Calibration.of(np.concatenate(pixels).astype(np.float32), n_slides=len(healthy))
+        return cls(scales, window, usual, tuple(sorted(highest)), mean_of=mean_of)
 
-    def map(self, heatmap: Heatmap, *, percentile: Percentile) -> SpatialMap:
+    def map(self, heatmap: Heatmap, calibration: Calibration) -> SpatialMap:
         """Return the spatial map of a slide.
 
         Parameters
         ----------
         heatmap : Heatmap
             Scores of the slide; pixels that were not assessed stay so.
-        percentile : callable
-            As the calibration was made with.
+        calibration : Calibration
+            Calibration of the scores.
         """
+        best, index = self._highest(heatmap, calibration)
         radii = tuple(float(scale.radius) for scale in self.scales)
-        means = _neighbourhoods(heatmap, percentile, radii, window=self.window)
-        best, index = _highest(means, self.scales)
         return SpatialMap(replace(heatmap, scores=best.astype(np.float32)), index, radii)
 
     @property
@@ -233,16 +246,22 @@ class SpatialCalibration:
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def values(self, healthy: HealthyMap, *, percentile: Percentile) -> FloatArray:
+    def values(self, healthy: HealthyMap, calibration: Calibration) -> FloatArray:
         """Return the spatial map, (H, W), of a healthy slide that this was not learnt from."""
+        return self._highest(healthy, calibration)[0]
+
+    def _highest(
+        self, one: Heatmap | HealthyMap, calibration: Calibration
+    ) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
         radii = tuple(float(scale.radius) for scale in self.scales)
-        return _highest(
-            _neighbourhoods(healthy, percentile, radii, window=self.window), self.scales
-        )[0]
+        averaged = _averaged(one.scores, calibration, self.mean_of)
+        return _highest(_neighbourhoods(one.pixel_um, averaged, radii, self.window), self.scales)
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
-        return {
+        # Files of before there was a choice do not state it.
+        other = {} if self.mean_of == "percentiles" else {"mean_of": self.mean_of}
+        return other | {
             "window_um2": float(self.window),
             "n_slides": self.calibration.n_slides,
             "scales": [
@@ -286,121 +305,38 @@ class SpatialCalibration:
             SquareMicrons(found.window_um2),
             Calibration.from_json(found.calibration),
             found.highest,
+            mean_of=found.mean_of,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenScales:
-    """Scales that options amount to with the healthy slides at hand.
-
-    Parameters
-    ----------
-    scales_um : tuple of float
-        Radii, µm; :data:`~wsiad.heatmaps.space_options.ALONE` for single windows.
-    calibration : SpatialCalibration or None
-        Calibration of these scales; ``None`` for single windows.
-    reason : str
-        Reason why `auto` amounts to single windows; otherwise empty.
-    warning : str
-        Reason why the calibration is weak; otherwise empty.
-    """
-
-    scales_um: tuple[float, ...]
-    calibration: SpatialCalibration | None
-    reason: str = ""
-    warning: str = ""
-
-    def told(self, subject: str) -> Self:
-        """Log the warning, if there is one, and return these scales."""
-        if self.warning:
-            logger.warning("%s: %s", subject, self.warning)
-        return self
-
-
-def choose_scales(
-    maps: HealthyMaps | None, calibration: Calibration, options: SpaceOptions, *, subject: str
-) -> ChosenScales:
-    """Standardise the scales of options by the healthy slides of a run.
-
-    Parameters
-    ----------
-    maps : HealthyMaps or None
-        Maps of the run's healthy slides, if it has any.
-    calibration : Calibration
-        Calibration of the run.
-    options : SpaceOptions
-        With `auto`, scales that cannot be standardised are no error but single windows.
-    subject : str
-        Path of the run or of its results, for errors.
-
-    Raises
-    ------
-    InputError
-        Stated scales cannot be standardised: there are no maps, or a radius is too long for them.
-    """
-    auto = options.scales_um == "auto"
-    scales_um = USUAL if options.scales_um == "auto" else options.scales_um
-    if scales_um == ALONE:
-        return ChosenScales(ALONE, None)
-    if auto and (maps is None or len(maps) < _FEWEST_SLIDES):
-        kept = "the map of 1 healthy slide" if maps else "no maps of healthy slides"
-        return _alone(
-            f"the run keeps {kept}, and neighbourhoods need {_FEWEST_SLIDES}. Train on at least "
-            "eight healthy slides whose tiles have positions, or pass results of healthy slides "
-            "to wsiad export --scales-from"
-        )
-    if maps is None:
-        raise InputError(
-            "has no maps of healthy slides, by which scales_um could be standardised",
-            subject=subject,
-            remedy="Train again on a store of at least three healthy slides with positions, pass "
-            "results of healthy slides to wsiad export --scales-from, or leave out --scales-um.",
-        )
-    found = SpatialCalibration.of(
-        maps.maps, percentile=calibration.percentile, scales_um=scales_um, window=maps.window
-    )
-    differ = calibration.values[0] < calibration.values[-1]
-    for scale in found.scales if differ else ():
-        if max(scale.between, scale.within) <= _NEARLY_0:
-            why = (
-                "its healthy slides are too few or too small for a radius of "
-                f"{scale.radius:g} µm: all means over it are equal"
-            )
-            if auto:
-                return _alone(why)
-            raise InputError(
-                why,
-                subject=subject,
-                remedy="Leave that radius out of --scales-um, or train on more slides.",
-            )
-    few = (
-        f"scales are standardised by {len(maps)} healthy slide{'s' if len(maps) > 1 else ''}. "
-        "Train on more slides: with so few, places that are usual on other healthy slides can "
-        "stand out."
-        if len(maps) < _FEW_SLIDES
-        else ""
-    )
-    return ChosenScales(scales_um, found, warning=few)
-
-
-def _alone(why: str) -> ChosenScales:
-    """Return single windows, which nobody asked for, and why there are no neighbourhoods."""
-    return ChosenScales(ALONE, None, f"regions come from single windows: {why}")
+def _averaged(
+    scores: npt.NDArray[np.float32], calibration: Calibration, mean_of: MeanOf
+) -> FloatArray:
+    """Return what is averaged in place of scores; NaN stays NaN."""
+    match mean_of:
+        case "percentiles":
+            return calibration.percentile(scores).astype(np.float64) / 100
+        case "scores":
+            above = scores.astype(np.float64) - calibration.median
+            if calibration.spread > 0:
+                return np.clip(above / calibration.spread, *LIMITS)
+            # Half of the healthy windows or more have one score: all others differ by much.
+            return np.where(above > 0, LIMITS[1], np.where(above < 0, LIMITS[0], above))
+        case _:
+            assert_never(mean_of)
 
 
 def _neighbourhoods(
-    heatmap: Heatmap | HealthyMap,
-    percentile: Percentile,
+    pixel_um: tuple[float, float],
+    averaged: FloatArray,
     radii_um: Sequence[float],
-    *,
     window: SquareMicrons,
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """Local means of the shares of lower healthy windows, and their windows, by scale."""
-    shares = percentile(heatmap.scores).astype(np.float64) / 100
-    width, height = heatmap.pixel_um
+    """Local means, and the windows that each comes from, by scale."""
+    width, height = pixel_um
     parts = []
     for radius in radii_um:
-        means, counts = smoothed(shares, pixel_um=heatmap.pixel_um, radius=Microns(radius))
+        means, counts = smoothed(averaged, pixel_um=pixel_um, radius=Microns(radius))
         parts.append((means, np.maximum(counts * (width * height / window), 1.0)))
     return parts
 

@@ -20,7 +20,10 @@ SHORTEST_UM, LONGEST_UM = 1.0, 100_000.0
 ALONE = (0.0,)
 """Scales at which neighbours are not looked at."""
 
-USUAL = (100.0, 200.0, 400.0)
+MeanOf = Literal["percentiles", "scores"]
+"""Values of windows that are averaged over a neighbourhood."""
+
+USUAL = (100.0, 200.0)
 """Scales of `auto`, where healthy slides can standardise them."""
 
 
@@ -72,10 +75,14 @@ class SpaceOptions(Config):
     """Options that decide over which neighbourhoods evidence is collected."""
 
     scales_um: Scales = "auto"
-    """Radii, µm, of neighbourhoods over which the healthy percentiles of windows are averaged:
-    regions, detections and the slide's scan score are then taken from the highest mean,
-    standardised by healthy slides. 0: from the score of each window alone. `auto`: 100 200 400
-    if the run has maps of at least two healthy slides, else 0."""
+    """Radii, µm, of neighbourhoods over which windows are averaged: regions, detections and the
+    slide's scan score are then taken from the highest mean, standardised by healthy slides. 0:
+    from the score of each window alone. `auto`: 100 200 if the run has maps of at least two
+    healthy slides, else 0."""
+    mean_of: Literal["auto"] | MeanOf = "auto"
+    """Values that are averaged over a neighbourhood: healthy `percentiles` of the windows, or their
+    `scores` in standard deviations of healthy windows, from -3 to 3. `auto`: `scores` if the
+    method learnt from labelled anomalies, else `percentiles`."""
 
     @field_validator("scales_um")
     @classmethod

@@ -130,12 +130,18 @@ def space_notes(facts: Mapping[str, Any]) -> Iterator[str]:
     if scales := (facts.get(DERIVED) or {}).get("scales_um"):
         yield (
             "Regions, detections and scan scores come from neighbourhoods of windows with radii of "
-            f"{', '.join(f'{scale:g}' for scale in scales)} µm. Their scores are standard "
-            f"deviations above the means of such neighbourhoods on {_healthy(facts)}, and "
+            f"{', '.join(f'{scale:g}' for scale in scales)} µm{_averaged(facts)}. Their scores are "
+            f"standard deviations above the means of such neighbourhoods on {_healthy(facts)}, and "
             "percentiles of regions are shares of healthy neighbourhoods. They cannot be compared "
             "with Max, Top-k, Percentile and the colours of heatmaps, which are of single windows: "
             "a region need not contain a window that stands out."
         )
+
+
+def _averaged(facts: Mapping[str, Any]) -> str:
+    if facts[DERIVED].get("mean_of") != "scores":
+        return ""
+    return ", averaged by the scores of the windows in place of their percentiles"
 
 
 def _healthy(facts: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def candidate_windows(
         raise InputError(
             "has no map of neighbourhoods",
             subject=str(results.path),
-            remedy="Run wsiad export on it with --scales-um 100 200 400, or set --by score.",
+            remedy="Run wsiad export on it with --scales-um 100 200, or set --by score.",
         )
     by: Signal = signal or (NEIGHBOURHOOD if neighbours else SCORE)
     left_out: Counter[str] = Counter()

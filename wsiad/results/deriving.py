@@ -185,7 +185,7 @@ def write_derived(
     parts = parts or Parts()
     heatmap, usual, space = scored.heatmap, calibration, None
     if spatial is not None:
-        space, usual = spatial.map(heatmap, percentile=calibration.percentile), spatial.calibration
+        space, usual = spatial.map(heatmap, calibration), spatial.calibration
     evident = space.heatmap if space else heatmap
     regions = find_regions(
         evident,

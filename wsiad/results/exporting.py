@@ -14,9 +14,10 @@ from wsiad.core.config import build, differences
 from wsiad.core.errors import InputError, RunError, WsiadError
 from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
+from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
 from wsiad.heatmaps.regions import Region
-from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.compared_slides import maps_of, read_folder
 from wsiad.results.deriving import Evidence, Parts, derive_again
@@ -28,6 +29,7 @@ from wsiad.results.identity import (
     DERIVED,
     EXAMPLES,
     FORMATS,
+    LABELLED,
     STANDARDISED_BY,
     derived_values,
     options_of,
@@ -146,8 +148,9 @@ def begin_export(
     options = build(HeatmapOptions, changed, source="export")
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    scales = choose_scales(maps, calibration, options, subject=str(results)).told(str(results))
-    options = options.model_copy(update={"scales_um": scales.scales_um})
+    subject, labelled = str(results), facts.get(LABELLED) is True
+    scales = choose_scales(maps, calibration, options, labelled=labelled, subject=subject)
+    options = options.model_copy(update=scales.told(subject).options)
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     if by and maps and scales.calibration:
         derived[STANDARDISED_BY] = f"{len(maps)} healthy slides, {scales.calibration.digest}"

@@ -46,6 +46,9 @@ their folder and names. Among derived values it is a digest of the scales."""
 ALONE_BECAUSE = "single_windows_because"
 """Key of ``run.json``: reason why regions come from single windows, if nobody asked for them."""
 
+LABELLED = "labelled"
+"""Key of ``run.json``: whether the method learnt from labelled anomalies."""
+
 _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
 
 
@@ -97,8 +100,11 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
         Run folder, whose healthy examples are shown as evidence.
     """
     values = options.model_dump(mode="json", include=set(DerivedOptions.model_fields))
+    # Results of before there was a choice have no such keys.
     if options.scales_um == ALONE:
-        del values["scales_um"]  # results of before there were scales have no such key
+        del values["scales_um"], values["mean_of"]
+    elif options.mean_of == "percentiles":
+        del values["mean_of"]
     values[EXAMPLES] = ""
     if run is not None and options.evidence_regions:
         from wsiad.runs.claim import EXAMPLES as FILE
@@ -109,7 +115,8 @@ def derived_values(options: HeatmapOptions, run: Path | None) -> dict[str, Any]:
 
 def stated(derived: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of :func:`derived_values` with those that it leaves out."""
-    return {"scales_um": list(ALONE), STANDARDISED_BY: "the run", **derived}
+    usual = {"scales_um": list(ALONE), "mean_of": "percentiles", STANDARDISED_BY: "the run"}
+    return {**usual, **derived}
 
 
 def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
@@ -124,6 +131,8 @@ def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
     check_parted(facts, results)
     others = (EXAMPLES, STANDARDISED_BY)
     derived = {key: value for key, value in stated(facts[DERIVED]).items() if key not in others}
+    if derived["scales_um"] == list(ALONE):
+        del derived["mean_of"]  # nothing was averaged
     values = {**facts[SCORED], **derived, "viewers": facts[FORMATS]}
     try:
         return build(HeatmapOptions, values, source=str(results / FACTS))

@@ -17,14 +17,16 @@ from wsiad.core.config import Config, build, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
 from wsiad.core.files import write_json
 from wsiad.core.packages import versions
+from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions, SlideTask
-from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED, SLIDE
 from wsiad.results.folder import Results
 from wsiad.results.identity import (
     ALONE_BECAUSE,
     DERIVED,
     FORMATS,
+    LABELLED,
     SCORED,
     STANDARDISED_BY,
     asked_values,
@@ -186,8 +188,8 @@ def plan_scoring(
     preparation, target = _prepared(run, reading, damaged_tiles)
     quality = preparation.quality
     calibration, maps = folder.calibration(), folder.healthy_maps()
-    chosen = choose_scales(maps, calibration, options, subject=str(run))
-    options = options.model_copy(update={"scales_um": chosen.scales_um})
+    chosen = choose_scales(maps, calibration, options, labelled=record.labelled, subject=str(run))
+    options = options.model_copy(update=chosen.options)
     digest = scored_digest(run, options, reading, quality)
     asked = asked_values(run, options, reading)
     facts: dict[str, Any] = {
@@ -197,6 +199,7 @@ def plan_scoring(
         FORMATS: list(options.viewers),
         "run": str(run.absolute()),
         "detector": record.detector,
+        LABELLED: record.labelled,
         # Of the detector, not of the clock: equal results give equal projects.
         MADE: (run / DETECTOR).stat().st_mtime_ns // 1_000_000,
         "versions": versions(),

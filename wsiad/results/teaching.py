@@ -29,8 +29,9 @@ from wsiad.conformal.false_discovery import (
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
 from wsiad.evaluation.truth import find_truth
+from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import SlideTask
-from wsiad.heatmaps.scale_space import SpatialCalibration, choose_scales
+from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import boxes_of
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.learning.detector import InputSpec, Lessons, Tiles
@@ -120,7 +121,9 @@ def first_look(
     calibration, maps = run.calibration(), run.healthy_maps()
     space = SpaceOptions(scales_um=options.scales_um)
     subject = str(run.path)
-    spatial = choose_scales(maps, calibration, space, subject=subject).told(subject).calibration
+    labelled = run.record().labelled
+    scales = choose_scales(maps, calibration, space, labelled=labelled, subject=subject)
+    spatial = scales.told(subject).calibration
     if options.reviewed is not None and not options.reviewed.is_dir():
         raise InputError(
             "is no folder of outlines", subject=str(options.reviewed), remedy="Check --reviewed."
@@ -146,7 +149,7 @@ def first_look(
             remedy="Score the slides of the cohort with wsiad heatmap.",
         )
     if healthy is None:
-        found = _left_out_maps(maps, calibration, options.scales_um)
+        found = _left_out_maps(maps, calibration, spatial)
         return FirstLook(slides, found, "calibration slides of the run", digest)
     others, other_digest = _looked_at(
         run, healthy, spatial=spatial, calibration=calibration, device=device
@@ -185,7 +188,7 @@ def _check_held_out(
 
 
 def _left_out_maps(
-    maps: HealthyMaps, calibration: Calibration, scales_um: Sequence[float]
+    maps: HealthyMaps, calibration: Calibration, spatial: SpatialCalibration
 ) -> list[npt.NDArray[np.float64]]:
     """Return the values of each calibration slide, standardised without those of its group."""
     count = len(maps)
@@ -195,14 +198,15 @@ def _left_out_maps(
     found = []
     for group in groups:
         rest = [one for number, one in enumerate(maps.maps) if number not in group]
-        spatial = SpatialCalibration.of(
+        others = SpatialCalibration.of(
             rest,
-            percentile=calibration.percentile,
-            scales_um=scales_um,
+            calibration=calibration,
+            scales_um=[float(scale.radius) for scale in spatial.scales],
             window=maps.window,
+            mean_of=spatial.mean_of,
         )
         for number in group:
-            values = spatial.values(maps.maps[number], percentile=calibration.percentile)
+            values = others.values(maps.maps[number], calibration)
             found.append(values[np.isfinite(values)].astype(np.float64))
     return found
 
@@ -225,7 +229,7 @@ def _looked_at(
         slide = results.slide(name)
         windows = slide.windows()
         boxes = boxes_of(windows)
-        evident = spatial.map(slide.heatmap(), percentile=calibration.percentile).heatmap
+        evident = spatial.map(slide.heatmap(), calibration).heatmap
         values = evident.at_centres(boxes)
         seen = np.isfinite(values)
         if seen.any():

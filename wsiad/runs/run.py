@@ -40,6 +40,7 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.claim import EXAMPLES, HEALTHY_MAPS, WEIGHTS, begin
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.presets import HELD_OUT
+from wsiad.runs.second_look import SECOND_LOOK
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
@@ -100,6 +101,11 @@ class RunRecord(Config):
     def slides_by_fingerprint(self) -> dict[str, str]:
         """Use of each slide by its fingerprint, such as ``"fit"``."""
         return {mark: use for use, slides in self.slides.items() for mark in slides.values()}
+
+    @property
+    def labelled(self) -> bool:
+        """True if the method learnt from labelled anomalies, or from what a first look found."""
+        return any(self.notes.get(note) for note in ("anomalies", SECOND_LOOK))
 
     @property
     def healthy_examples(self) -> int:
