@@ -2,7 +2,7 @@
 
 The page is for a first look at what a detector finds: a grid of fields of view, strongest first,
 each with its slide, scores and a link to the slide in the report. Printed, or saved as PDF by the
-browser, a sheet of paper has twenty of them. Next to it is one table of all regions.
+browser, a sheet of A4 has sixteen of them. Next to it is one table of all regions.
 """
 
 from __future__ import annotations
