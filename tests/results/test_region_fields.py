@@ -160,3 +160,11 @@ def test_regions_are_outlined_and_five_numbered():
         assert (above != 128).any() == (i < 5)
     corner = np.full((50, 50, 3), 128, np.uint8)
     outline_regions(corner, [shapely.box(0, 0, 10, 10)], PixelMap(0, 0, 1, 1))  # stays within
+
+
+def test_the_number_of_a_region_stands_at_its_outline():
+    picture = np.full((200, 400, 3), 128, np.uint8)
+    corners = [(300, 50), (380, 50), (380, 150), (60, 150), (60, 130), (300, 130)]
+    outline_regions(picture, [shapely.Polygon(corners)], PixelMap(0, 0, 1, 1))
+    assert (picture[30:62, 20:80] == 128).all()  # the corner of the box around it
+    assert (picture[112:131, 40:58] != 128).any()

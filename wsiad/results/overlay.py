@@ -202,7 +202,9 @@ def outline_regions(picture: RGB, polygons: Sequence[shapely.Polygon], placement
     for polygon in polygons:
         outline_polygon(picture, polygon, placement, width=width)
     for number, polygon in reversed(list(enumerate(polygons[:_NUMBERED], start=1))):
-        left, top, _, _ = polygon.bounds
+        # At the corner that is farthest to the upper left; the box around it may begin far away.
+        corners = shapely.get_coordinates(polygon.exterior)
+        left, top = corners[corners.sum(axis=1).argmin()]
         _write_number(picture, number, placement.from_level0(left, top), longest / _TEXT_SHARE)
 
 
