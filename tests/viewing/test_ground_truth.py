@@ -19,7 +19,7 @@ from wsiad.results.evaluated_truth import (
     evaluation_folder,
 )
 from wsiad.results.folder import Results
-from wsiad.verbs.view import ViewConfig, open_server
+from wsiad.verbs.view import ViewConfig, open_server, viewed_slides
 
 LESION = (512, 320, 1024, 704)  # left, top, right, bottom, level-0 px
 
@@ -108,6 +108,19 @@ def test_lesions_of_the_evaluation_are_drawn_and_their_source_is_told(scored, tm
     assert found["unknown"] == {"told": none, "problem": "", "rings": []}
     assert told(scored / "out")["ill"] is None  # not evaluated
     assert told(results, annotations=scored / "xml")["ill"]["told"] == "ground truth: ill.geojson"
+
+
+def test_labels_are_those_of_the_evaluation(scored, tmp_path, caplog):
+    def labels(results):
+        return {slide.name: slide.as_json()["label"] for slide in viewed_slides(results)}
+
+    nothing = {"ill": "", "unknown": "", "well": ""}
+    assert labels(scored / "out") == nothing
+    results = evaluated(scored, tmp_path / "out")
+    assert labels(results) == nothing | {"ill": "tumour", "well": "normal"}
+    (results / "evaluation.json").write_text("{")
+    assert labels(results) == nothing
+    assert "evaluation.json" in caplog.text
 
 
 def test_hits_are_left_out_where_detections_have_changed_since(scored, tmp_path):

@@ -23,6 +23,7 @@ from wsiad.core.typed_files import read_record
 from wsiad.evaluation.lesion_outlines import TrueLesion, TrueLesions, read_outlines
 from wsiad.results import file_names as names
 from wsiad.results.folder import Results
+from wsiad.results.judged import read_evaluation
 from wsiad.results.slide_results import SlideResults
 
 Since = Literal["unchanged", "changed", "unknown"]
@@ -138,6 +139,18 @@ def digests_of_detections(results: Path, slides: Iterable[str]) -> dict[str, str
     """
     opened = Results(results)
     return {name: digest_of_detections(opened.slide(name)) for name in slides if name in opened}
+
+
+def evaluated_labels(results: Path) -> dict[str, str]:
+    """Return the label of each slide that the last evaluation of results knows, by name.
+
+    Raises
+    ------
+    InputError
+        A file is damaged.
+    """
+    known = read_evaluation(evaluation_folder(results)) or {}
+    return {one["slide"]: one["label"] for one in known.get("slides", []) if one.get("label")}
 
 
 @dataclass(frozen=True, slots=True)

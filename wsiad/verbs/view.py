@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import sys
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from wsiad.heatmaps.heatmap_task import HeatmapRow, Ranking
     from wsiad.viewing.server import ViewServer
     from wsiad.viewing.viewed_slides import ViewedSlide
+
+
+logger = logging.getLogger(__name__)
 
 
 class ViewConfig(Config):
@@ -163,6 +167,7 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
         The folder does not contain results, or the sources contain no slides.
     """
     from wsiad.heatmaps.heatmap_task import usual_score
+    from wsiad.results.evaluated_truth import evaluated_labels
     from wsiad.results.folder import Results
     from wsiad.slides.inputs import find_slides
     from wsiad.viewing.viewed_slides import ViewedSlide
@@ -170,12 +175,18 @@ def viewed_slides(results: Path, sources: Sequence[Path] = ()) -> list[ViewedSli
     folder = Results(results)
     score = usual_score(folder.slides)
     given = {slide.name: slide.path for slide in find_slides(sources)} if sources else {}
+    try:
+        labels = evaluated_labels(results)
+    except InputError as error:  # there is more to see than labels
+        logger.warning("%s", error)
+        labels = {}
     return [
         ViewedSlide(
             folder.of(row),
             rank if _order(row, score)[0] < math.inf else None,
             given.get(row.slide) or (Path(row.file) if row.file else None),
             ranked_by=score,
+            evaluated_label=labels.get(row.slide, ""),
         )
         for rank, row in enumerate(
             sorted(folder.slides, key=lambda row: _order(row, score)), start=1

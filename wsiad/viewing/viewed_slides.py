@@ -33,12 +33,15 @@ class ViewedSlide:
         File of the slide itself, if it is available.
     ranked_by : {"max", "scan"}
         Name of the score that ranks the slides.
+    evaluated_label : str
+        Label by the last evaluation, which comes before that of the manifest; empty if unknown.
     """
 
     results: SlideResults
     rank: int | None
     file: Path | None
     ranked_by: Ranking = "max"
+    evaluated_label: str = ""
 
     @property
     def name(self) -> str:
@@ -72,7 +75,7 @@ class ViewedSlide:
             "name": self.name,
             "status": row.status,
             "reason": row.reason,
-            "label": row.label,
+            "label": self.evaluated_label or row.label,
             "score": row.score_scan if self.ranked_by == "scan" else row.score_max,
             "rankedBy": self.ranked_by,
             "thumbnail": self.results.file(names.THUMBNAIL) is not None,
