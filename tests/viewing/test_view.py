@@ -571,6 +571,12 @@ def test_a_browser_draws_truth_and_an_overview_and_opens_a_slide_by_name(serve, 
             edges = f"document.querySelector('#{button}').getBoundingClientRect()"
             inside = "document.querySelector('#review').getBoundingClientRect().right"
             assert browser.run(f"{edges}.right <= {inside}")
+        shape = (
+            "(({clientWidth: w, clientHeight: h}) => [w, h])(document.querySelector('.navigator'))"
+        )
+        across, down = browser.run(shape)
+        assert across / down == pytest.approx(900 / 700, rel=0.03)  # the slide's, at any width
+        assert across > 130
         overview = "document.querySelector('.navigator').checkVisibility()"
         assert browser.run(overview)
         browser.press("v")

@@ -128,6 +128,7 @@ class Pages:
         "": ("index.html", "text/html; charset=utf-8"),
         "view.css": ("view.css", "text/css; charset=utf-8"),
         "view.js": ("view.js", "text/javascript; charset=utf-8"),
+        "review.js": ("review.js", "text/javascript; charset=utf-8"),
         "openseadragon.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
     }
 
