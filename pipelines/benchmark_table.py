@@ -63,6 +63,7 @@ logger = logging.getLogger("benchmark_table")
 
 ROWS = Path(__file__).resolve().parent / "benchmark_table.yaml"
 PRESETS = Path(__file__).resolve().parent / "benchmark_presets.yaml"
+_MOST_CHARACTERS = 120 - len("    ") - len(" \\")
 TILES, SLIDES, SYSTEMS = "table of tiles", "table of slides", "table of published systems"
 
 
@@ -309,8 +310,20 @@ def _about(args: argparse.Namespace, lines: list[table_text.Line], command: str)
     places = dict.fromkeys(line["environment"] for line in lines)
     return "\n".join(
         [f"{data} {seeds}", "", *(f"Environment: {place}." for place in places), "",
-         f"    {command}", ""]
+         *_folded(command), ""]
     )  # fmt: skip
+
+
+def _folded(command: str) -> list[str]:
+    """Fold a command into the lines of a code block, at most 120 characters each."""
+    lines = [""]
+    for word in shlex.split(command):
+        more = f" {shlex.quote(word)}"
+        if len(lines[-1] + more) > _MOST_CHARACTERS:
+            lines[-1] += " \\"
+            lines.append("    ")
+        lines[-1] += more
+    return [f"   {line}" for line in lines]
 
 
 def _put(path: Path, name: str, tiles: str, slides: str) -> None:

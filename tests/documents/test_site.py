@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 import wsiad
+from support.browser import needs_browser
 from wsiad.detectors import registry
 from wsiad.verbs import VERBS
 
@@ -110,3 +111,22 @@ def test_every_verb_detector_and_public_name_has_its_section(site):
 @pytest.mark.slow
 def test_nothing_of_the_machine_that_builds_it_is_in_a_page(site):
     assert [p.name for p in site.rglob("*.html") if str(ROOT) in p.read_text("utf-8")] == []
+
+
+@pytest.mark.slow
+@needs_browser
+def test_pages_have_room_for_tables_and_code(site, browser):
+    beyond = (
+        "[document.documentElement, ...document.querySelectorAll('pre, .table-wrapper')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 80))"
+    )
+    page = "document.documentElement.scrollWidth - innerWidth"
+    for name in ("architecture", "benchmarks", "encoders", "results-format"):  # the widest
+        for width in (800, 1280, 1920):
+            size = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.send("Emulation.setDeviceMetricsOverride", width=width, **size)
+            browser.open((site / f"{name}.html").as_uri())
+            assert browser.run(page) <= 0, (name, width)
+            if width > 800:
+                assert browser.run(beyond) == [], (name, width)
+    assert not browser.complaints

@@ -51,6 +51,28 @@ def missing(text: str) -> list[str]:
     )
 
 
+def too_long(text: str, most: int = 120) -> list[str]:
+    """Lines of code that the pages of the site have no room for: nobody reads them to the end."""
+    found, fenced = [], False
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif (fenced or line.startswith("    ")) and len(line) > most:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_of_a_document_has_lines_that_can_be_read(document: str) -> None:
+    assert too_long((ROOT / document).read_text("utf-8")) == []
+
+
+def test_long_lines_of_code_are_found() -> None:
+    long = "wsiad tile " + 110 * "x"
+    text = f"{long}\n```\n{long}\n{long[:-1]}\n```\n{long}\n\n    {long}\n"
+    assert too_long(text) == [long, f"    {long}"]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_names_exists(document: str) -> None:
     assert missing((ROOT / document).read_text("utf-8")) == []
