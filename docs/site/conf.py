@@ -50,6 +50,7 @@ html_show_copyright = html_show_sphinx = html_show_sourcelink = html_copy_source
 
 SECTION = re.compile(r"^## (?P<title>.+)\n(?P<text>(?:(?!^## ).*\n?)*)", re.MULTILINE)
 LISTED = re.compile(r"\]\(((?:[\w-]+/)*[\w-]+)\.md\)")
+ROW = re.compile(r"^\|.*", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
 
 
@@ -84,9 +85,14 @@ def names_of_outside(text: str, document: Path) -> str:
     return OUTSIDE.sub(shown, text)
 
 
+def whole_figures(text: str) -> str:
+    """Keep a figure and its spread on one line of a cell."""
+    return ROW.sub(lambda row: row[0].replace(" ± ", "\u00a0±\u00a0"), text)
+
+
 def complete(_app: Sphinx, name: str, source: list[str]) -> None:
     """Complete a document with what is made for the site."""
-    source[0] = names_of_outside(source[0], DOCS / f"{name}.md")
+    source[0] = whole_figures(names_of_outside(source[0], DOCS / f"{name}.md"))
     if name == root_doc:
         source[0] += "\n" + contents(source[0])
     elif name in PAGES:
