@@ -7,6 +7,8 @@ import hashlib
 import io
 import math
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -631,6 +633,23 @@ def test_it_prints_every_slide(tmp_path, browser):
     browser.open((tmp_path / "report.html").as_uri())
     pages = browser.pdf().count(b"/Type /Page\n")
     assert pages >= 3  # the scrolling table and all articles, not one screen of it
+
+
+@needs_browser
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext on PATH")
+def test_every_printed_page_of_the_table_has_its_head(tmp_path, browser):
+    write(tmp_path, report(slides=[slide(f"s{i:03d}", float(i)) for i in range(120)]))
+    browser.open((tmp_path / "report.html").as_uri())
+    (tmp_path / "report.pdf").write_bytes(browser.pdf())
+    words = subprocess.run(
+        ["pdftotext", "-layout", tmp_path / "report.pdf", "-"], capture_output=True, check=True
+    )
+    pages = [page.split("Pictures")[0] for page in words.stdout.decode().split("\f")]
+    of_table = [page for page in pages if page.count(" ok ") > 3]
+    assert len(of_table) >= 2
+    for page in of_table:
+        (head,) = [line.split() for line in page.splitlines() if "Percentile" in line.split()]
+        assert head[:5] == ["#", "Slide", "Status", "Max", "Top-k"]
 
 
 @needs_browser
