@@ -89,6 +89,20 @@ def test_the_same_again_gives_the_same_bytes(first, second):
     assert "complete already" in refine(first, first / "again").summary
 
 
+def test_a_run_that_learnt_from_labels_is_warned_of(first, tmp_path, caplog):
+    run = shutil.copytree(first / "run", tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["anomalies"] = {"tiles": 3, "types": ["tumor"], "slides": ["a"]}
+    (run / "run.json").write_text(json.dumps(record))
+    refine(first, tmp_path / "second", run=run, store=first / "store")
+    assert "learnt from labels" in caplog.text
+
+
+def test_a_run_without_labels_is_not_warned_of(first, tmp_path, caplog):
+    refine(first, tmp_path / "second")
+    assert "learnt from labels" not in caplog.text
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_words_of_an_interrupted_one_are_true(first, tmp_path, monkeypatch, capsys, kept):
     def killed(self, *given):

@@ -121,7 +121,12 @@ def first_look(
     calibration, maps = run.calibration(), run.healthy_maps()
     space = SpaceOptions(scales_um=options.scales_um)
     subject = str(run.path)
-    labelled = run.record().labelled
+    if labelled := run.record().labelled:
+        logger.warning(
+            "%s: learnt from labels. Where it was measured, a second look at such a run was worse "
+            "than the run; see docs/second-look.md.",
+            subject,
+        )
     scales = choose_scales(maps, calibration, space, labelled=labelled, subject=subject)
     spatial = scales.told(subject).calibration
     if options.reviewed is not None and not options.reviewed.is_dir():
