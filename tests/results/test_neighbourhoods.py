@@ -459,7 +459,7 @@ def test_a_method_that_learnt_from_labels_averages_scores(run, slides, tmp_path)
     assert "mean_of" not in facts()["derived"]
     np.testing.assert_array_equal(written(), expected("percentiles"))
     assert "averaged by the scores of the windows" not in (out / "report.html").read_text()
-    # The choice stays when others change, and comes back by `auto`, also after single windows.
+    # The choice stays when others change, until nothing is averaged.
     wsiad.export(results=out, scales_um=(100, 200), quiet=True)
     assert "mean_of" not in facts()["derived"]
     wsiad.export(results=out, scales_um=0, quiet=True)
@@ -467,6 +467,54 @@ def test_a_method_that_learnt_from_labels_averages_scores(run, slides, tmp_path)
     wsiad.export(results=out, scales_um="auto", quiet=True)
     assert facts()["derived"]["mean_of"] == "scores"
     np.testing.assert_array_equal(written(), expected("scores"))
+
+
+def test_scored_again_results_keep_their_neighbourhoods(run, slides, tmp_path, caplog):
+    out = heatmap(run, slides, tmp_path / "out")
+    wsiad.export(results=out, scales_um=(100, 150), mean_of="scores", quiet=True)
+    before = (out / "tumour" / "spatial.ome.tif").read_bytes()
+    heatmap(run, [slides / "healthy.tif"], out)
+    heatmap(run, slides, out)
+    derived = json.loads((out / "run.json").read_text())["derived"]
+    assert (derived["scales_um"], derived["mean_of"]) == ([100, 150], "scores")
+    assert (out / "tumour" / "spatial.ome.tif").read_bytes() == before
+    assert "derived again" not in caplog.text
+    heatmap(run, slides, out, scales_um=(100,))
+    told = (
+        "derived again, with other options: scales_um [100.0, 150.0] (now [100.0]), mean_of scores"
+    )
+    assert told in caplog.text
+    assert (out / "tumour" / "spatial.ome.tif").read_bytes() != before
+
+
+def test_results_that_do_not_say_what_taught_ask_the_run(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0)
+    facts = json.loads((out / "run.json").read_text())
+    del facts["labelled"]  # as results of before
+    (out / "run.json").write_text(json.dumps(facts))
+    record = json.loads((run / "run.json").read_text())
+    record["notes"]["anomalies"] = {"tiles": 3, "types": ["tumor"], "slides": ["a"]}
+    (run / "run.json").write_text(json.dumps(record))
+
+    def mean_of():
+        derived = json.loads((out / "run.json").read_text())["derived"]
+        return derived.get("mean_of", "percentiles")
+
+    wsiad.export(results=out, scales_um=(100,), quiet=True)
+    assert mean_of() == "scores"
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    run.rename(tmp_path / "gone")
+    summary = wsiad.export(results=out, scales_um=(100,), quiet=True).summary
+    assert mean_of() == "percentiles"
+    assert "do not say whether their method learnt from labels" in summary
+
+
+def test_means_of_single_windows_are_refused(run, slides, tmp_path):
+    with pytest.raises(ConfigError, match="does nothing where `scales_um` is 0"):
+        heatmap(run, slides, tmp_path / "out", scales_um=0, mean_of="scores")
+    out = heatmap(run, slides, tmp_path / "out", scales_um=0)
+    with pytest.raises(ConfigError, match="does nothing where `scales_um` is 0"):
+        wsiad.export(results=out, mean_of="scores", quiet=True)
 
 
 def test_why_there_are_no_neighbourhoods_is_told_unless_nobody_wants_them(

@@ -43,7 +43,7 @@ class ChosenScales:
     @property
     def options(self) -> dict[str, Any]:
         """Values of :class:`SpaceOptions` that state the choice."""
-        mean_of = self.calibration.mean_of if self.calibration else "percentiles"
+        mean_of = self.calibration.mean_of if self.calibration else "auto"
         return {"scales_um": self.scales_um, "mean_of": mean_of}
 
     def told(self, subject: str) -> Self:

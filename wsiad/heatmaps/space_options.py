@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError
@@ -77,8 +77,8 @@ class SpaceOptions(Config):
     scales_um: Scales = "auto"
     """Radii, µm, of neighbourhoods over which windows are averaged: regions, detections and the
     slide's scan score are then taken from the highest mean, standardised by healthy slides. 0:
-    from the score of each window alone. `auto`: 100 200 if the run has maps of at least two
-    healthy slides, else 0."""
+    from the score of each window alone. `auto`: what existing results have, else 100 200 if
+    the run has maps of at least two healthy slides, else 0."""
     mean_of: Literal["auto"] | MeanOf = "auto"
     """Values that are averaged over a neighbourhood: healthy `percentiles` of the windows, or their
     `scores` in standard deviations of healthy windows, from -3 to 3. `auto`: `scores` if the
@@ -88,3 +88,9 @@ class SpaceOptions(Config):
     @classmethod
     def _are_scales(cls, scales_um: Scales) -> Scales:
         return "auto" if scales_um == "auto" else check_scales(scales_um)
+
+    @model_validator(mode="after")
+    def _means_need_neighbours(self) -> Self:
+        if self.scales_um == ALONE and self.mean_of != "auto":
+            raise ValueError("`mean_of` does nothing where `scales_um` is 0: leave one of them out")
+        return self

@@ -145,11 +145,14 @@ def begin_export(
     elif (results / HEALTHY_MAPS).exists():
         maps = HealthyMaps.read(results / HEALTHY_MAPS)
     changed = {**before.model_dump(), **given}
+    if "mean_of" not in given and changed["scales_um"] == ALONE:
+        changed["mean_of"] = "auto"  # nothing is averaged
     options = build(HeatmapOptions, changed, source="export")
+    options_mean_of = options.mean_of
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
-    subject, labelled = str(results), facts.get(LABELLED) is True
-    scales = choose_scales(maps, calibration, options, labelled=labelled, subject=subject)
+    subject, labelled = str(results), _labelled(facts)
+    scales = choose_scales(maps, calibration, options, labelled=bool(labelled), subject=subject)
     options = options.model_copy(update=scales.told(subject).options)
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     if by and maps and scales.calibration:
@@ -184,6 +187,11 @@ def begin_export(
     now = {**facts, DERIVED: derived, FORMATS: list(names)}
     if "scales_um" in given:
         now.pop(ALONE_BECAUSE, None)
+    if labelled is None and options_mean_of == "auto" and scales.calibration:
+        said.append(
+            "percentiles are averaged, because the results do not say whether their method learnt "
+            "from labels; if it did, set --mean-of scores"
+        )
     if scales.reason:
         said.append(scales.reason)
         now[ALONE_BECAUSE] = scales.reason
@@ -195,6 +203,21 @@ def begin_export(
     write_json(results / FACTS, now)
     write_scales(results, scales.calibration)
     return Export(tasks, names, tuple(said))
+
+
+def _labelled(facts: Mapping[str, Any]) -> bool | None:
+    """Tell whether the method learnt from labels; ``None`` if neither results nor run say it.
+
+    Results of before there was a choice do not state it.
+    """
+    if isinstance(stated := facts.get(LABELLED), bool):
+        return stated
+    from wsiad.runs.run import RunFolder
+
+    try:
+        return RunFolder.open(Path(str(facts.get("run")))).record().labelled
+    except WsiadError:
+        return None
 
 
 def _standardising(results: Path, healthy: Path) -> tuple[HealthyMaps, dict[str, Any]]:

@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsiad.compute.compute_options import ComputeOptions, first_slides, slides_of_call
-from wsiad.core.config import Config, build, read_yaml, write_config
+from wsiad.core.config import Config, build, differences, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
-from wsiad.core.files import write_json
+from wsiad.core.files import read_json, write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions, SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration
-from wsiad.results.file_names import CALIBRATION, CONFIG, HEALTHY_MAPS, LEGEND, RESERVED, SLIDE
+from wsiad.results.file_names import (
+    CALIBRATION,
+    CONFIG,
+    FACTS,
+    HEALTHY_MAPS,
+    LEGEND,
+    RESERVED,
+    SLIDE,
+)
 from wsiad.results.folder import Results
 from wsiad.results.identity import (
     ALONE_BECAUSE,
@@ -37,6 +45,7 @@ from wsiad.results.identity import (
     options_of,
     scored_digest,
     scoring_values,
+    stated,
     write_scales,
 )
 from wsiad.results.qupath_project import MADE
@@ -105,6 +114,15 @@ class Scoring:
             Another call has begun other scores in the folder a moment ago.
         """
         was = begin_results(self.results, self.facts, self.asked)
+        before, now = ({**stated(one[DERIVED]), STANDARDISED_BY: ""} if one else {}
+                       for one in (was, self.facts))  # fmt: skip
+        if before and (told := differences(before, now)):
+            logger.warning(
+                "%s: regions and detections are derived again, with other options: %s. Slides that "
+                "this call leaves out keep theirs: call it with all, or run wsiad export.",
+                self.results,
+                ", ".join(told),
+            )
         for warning in self.warnings:
             logger.warning("%s", warning)
         if gone := forget_other_regions(self.results, was, self.facts):
@@ -188,9 +206,10 @@ def plan_scoring(
     preparation, target = _prepared(run, reading, damaged_tiles)
     quality = preparation.quality
     calibration, maps = folder.calibration(), folder.healthy_maps()
+    digest = scored_digest(run, options, reading, quality)
+    options = _with_scales_of(results, options, digest=digest, maps=maps)
     chosen = choose_scales(maps, calibration, options, labelled=record.labelled, subject=str(run))
     options = options.model_copy(update=chosen.options)
-    digest = scored_digest(run, options, reading, quality)
     asked = asked_values(run, options, reading)
     facts: dict[str, Any] = {
         "digest": digest,
@@ -256,6 +275,24 @@ def plan_scoring(
         spatial=chosen.calibration,
         warnings=tuple(warnings),
     )
+
+
+def _with_scales_of(
+    results: Path, options: HeatmapOptions, *, digest: str, maps: HealthyMaps | None
+) -> HeatmapOptions:
+    """Return options whose `auto` is what the results already have, whatever is usual today."""
+    auto = options.scales_um == "auto" and options.mean_of == "auto"
+    if not auto or not (results / FACTS).exists():
+        return options
+    facts = read_json(results / FACTS, InputError)
+    derived = facts.get(DERIVED)
+    there = isinstance(derived, dict) and "scales_um" in derived
+    if not there or facts.get("digest") != digest:
+        return options
+    if STANDARDISED_BY in facts[DERIVED] and not maps:  # those of other results serve no longer
+        return options
+    before = options_of(facts, results)
+    return options.model_copy(update={"scales_um": before.scales_um, "mean_of": before.mean_of})
 
 
 def _prepared(
