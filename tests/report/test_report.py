@@ -379,9 +379,9 @@ def test_a_colour_that_is_none_is_refused(tmp_path):
 def test_bars_reach_from_the_lowest_to_the_highest_score(tmp_path):
     page = write(tmp_path, report(slides=[slide("a", 10), slide("b", 20), slide("c", 15)]))
     widths = [float(a["width"]) for a in page.all("rect") if a.get("class") == "length"]
-    assert widths == [100, 52, 4]
+    assert widths == [100, 52, 4] * 2  # in the list, then with each slide
     alone = write(tmp_path, report(slides=[slide("a", 3.0)]))
-    assert [a["width"] for a in alone.all("rect") if a.get("class") == "length"] == ["4.0"]
+    assert [a["width"] for a in alone.all("rect") if a.get("class") == "length"] == ["4.0"] * 2
 
 
 @pytest.mark.parametrize(
@@ -686,6 +686,14 @@ def test_tables_with_all_columns_need_no_scrolling_sideways(tmp_path, browser):
                 "[...document.querySelectorAll('#ranking th.further')].map(e => e.offsetWidth > 0)"
             )
             assert shown == [width > 1100] * 4
+            # What these columns tell stands with each slide, and Relative only where it is needed.
+            beside = browser.run(
+                "[...document.querySelectorAll('article')].map(e => [...e.querySelectorAll('dt')]"
+                ".filter(e => e.offsetWidth > 0).map(e => e.textContent))"
+            )
+            for terms in beside:
+                assert {"Top-k mean", "Windows", "Time"} <= set(terms)
+                assert ("Relative" in terms) == (width <= 1100)
     finally:
         browser.send("Emulation.clearDeviceMetricsOverride")
 

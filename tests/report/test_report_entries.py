@@ -249,7 +249,7 @@ def test_annotated_lesions_are_drawn_where_they_are(results):
         assert stale.count(">?4</text>") == stale.count(">?5</text>") == 2
         assert stale.count('class="unknown" d=') == 4
         assert stale.count('class="cells" d=') == 2
-        assert "<dd>changed, not known</dd>" in stale
+        assert "<dd>not known, detections changed</dd>" in stale
         assert '<td class="number" data-value="">not known</td>' in stale
         assert "✓4" not in stale
         for nothing_noted in ({}, {"other": "sha256:other"}):

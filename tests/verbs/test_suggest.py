@@ -186,7 +186,7 @@ def test_neighbourhoods_are_the_default_where_there_are_some(results, tmp_path):
         import tifffile
 
         tifffile.imwrite(results / name / "spatial.ome.tif", values)
-    with pytest.raises(InputError, match=r"no map of neighbourhoods.*--scales-um 100 200"):
+    with pytest.raises(InputError, match=r"no map of neighbourhoods.*--scales-um 100 200,"):
         suggest(results, tmp_path / "none", by="neighbourhood")
     wsiad_facts["derived"]["scales_um"] = [100.0]
     (results / "run.json").write_text(json.dumps(wsiad_facts))
