@@ -19,6 +19,7 @@ from wsiad.core.config import (
     dump_yaml,
     read_yaml,
     resolve,
+    stated_path,
     verb,
 )
 from wsiad.core.errors import (
@@ -55,6 +56,32 @@ def test_flags_win_over_the_file(tmp_path):
     path.write_text("name: a\nscale: 2\ninner: {size: 4}\noptions: {k: 1}\n")
     got = resolve(Outer, file=path, flags={"scale": "3", "options": {"j": 2}})
     assert got == Outer(name="a", scale=3, inner=Inner(size=4), options={"k": 1, "j": 2})
+
+
+@pytest.mark.parametrize(
+    ("path", "out", "found"),
+    [
+        ("store", "runs/knn", "project/store"),
+        ("../store", "runs/knn", "project/../store"),
+        ("store", "./runs/knn/", "project/store"),
+        ("store", "knn", "project/runs/store"),
+        ("store", ".", "project/runs/knn/store"),
+        ("store", "runs/renamed", "store"),  # from the working directory
+        ("store", "../runs/knn", "store"),
+        ("store", "/elsewhere/runs/knn", "store"),
+        ("/data/store", "runs/knn", "/data/store"),
+        ("store", None, "store"),
+    ],
+)
+def test_a_stated_path_counts_from_where_the_command_was_started(tmp_path, path, out, found):
+    folder = tmp_path / "project" / "runs" / "knn"
+    expected = tmp_path / found if found.startswith("project") else Path(found)
+    assert stated_path(Path(path), folder=folder, out=out) == expected
+
+
+def test_a_stated_path_stays_short_where_the_command_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert stated_path(Path("store"), folder=Path("runs/knn"), out="runs/knn") == Path("store")
 
 
 def test_dump_and_read_back(tmp_path):

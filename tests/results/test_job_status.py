@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_a_job_array_in_the_middle(slides, store):
     assert "3 of 5 slides done, 1 failed, 1 left" in found.text()
     wsiad.tile(slides=slides, out=store, shard="3/3", **TILING)
     assert (job_status(store).done, job_status(store).left) == (4, ())
+
+
+def test_slides_are_found_from_any_folder(slides, tmp_path, monkeypatch):
+    shutil.copytree(slides, tmp_path / "project" / "slides")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    wsiad.tile(slides="slides", out="store", limit=2, **TILING)
+    for place, store in (("elsewhere", "../project/store"), ("project/store", ".")):
+        monkeypatch.chdir(tmp_path / place)
+        found = job_status(Path(store))
+        assert (found.slides, found.done, found.left, found.notes) == (2, 2, (), ())
+    (tmp_path / "project").rename(tmp_path / "moved")
+    assert job_status(tmp_path / "moved" / "store").slides == 2
 
 
 def test_programs_read_names_that_a_terminal_must_not_print(tmp_path, capsys):

@@ -3,17 +3,21 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import wsiad
 from support.builders import stained
 from support.strange_slides import EDGE, OPTIONS, fit_knn, write_slide
+from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.results.folder import Results
 from wsiad.results.reviewed_windows import reviewed_slides, reviewed_store
 from wsiad.results.reviews import Judgement, SlideReview, region_id
+from wsiad.runs.refining import training_of
 from wsiad.store.tile_store import TileStore
 
 
@@ -170,6 +174,36 @@ def test_rejected_regions_are_fitted_on_and_their_slides_not_held_out(made, resu
     assert record.notes["healthy_regions"]["tiles"] == count
     tiles = sum(len(TileStore(made / "store").slide(name)) for name in record.slides["fit"])
     assert record.notes["tiles"] == tiles + count
+
+
+def test_a_relative_store_is_found_from_any_folder(made, results, tmp_path, monkeypatch):
+    say(results, "c0", "rejected")
+    project = tmp_path / "project"
+    shutil.copytree(made / "run", project / "runs" / "knn")
+    (project / "store").symlink_to(made / "store")
+    path = project / "runs" / "knn" / CONFIG
+    stated = read_yaml(path) | {"store": "store", "out": "runs/knn"}
+    path.write_text(yaml.safe_dump(stated), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = "project/runs/knn"
+    wsiad.extend(run=run, results=[results], out=tmp_path / "more", quiet=True)
+    assert wsiad.RunFolder(tmp_path / "more").record().ended_by == "extended"
+    (project / "store").unlink()
+    for call in (
+        lambda: wsiad.extend(run=run, results=[results], out=tmp_path / "x", quiet=True),
+        lambda: training_of(
+            wsiad.RunFolder(Path(run)),
+            out=tmp_path / "x",
+            store=None,
+            detector="linear-probe",
+            options={},
+            weights=None,
+            device="cpu",
+            quiet=True,
+        ),
+    ):
+        with pytest.raises(RunError, match=r"runs/knn: was trained on the store store, .* --store"):
+            call()
 
 
 def test_a_run_takes_rejected_regions_without_a_training(made, results, tmp_path):

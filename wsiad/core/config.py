@@ -405,6 +405,36 @@ def write_config(path: Path, config: Config) -> None:
     write_text(path, dump_yaml(config))
 
 
+def stated_path(path: Path, *, folder: Path, out: object) -> Path:
+    """Return where a path leads that the config of a folder states.
+
+    A relative one counts from where the command was started that wrote the folder. That is known
+    from its ``out``, also after all was moved together; if the folder was renamed, the path counts
+    from the working directory.
+
+    Parameters
+    ----------
+    path : Path
+        Path that the config states.
+    folder : Path
+        Folder of the config.
+    out : object
+        The folder as its config states it.
+
+    Examples
+    --------
+    >>> stated_path(Path("store"), folder=Path("/work/runs/knn"), out="runs/knn").as_posix()
+    '/work/store'
+    """
+    given = Path(str(out)).parts
+    here = folder.absolute().parts
+    start, tail = here[: len(here) - len(given)], here[len(here) - len(given) :]
+    if path.is_absolute() or not start or tail != given or ".." in given:
+        return path
+    found = Path(*start) / path
+    return path if found == path.absolute() else found
+
+
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
     """Return the differences between two dumped configs, with both values: ``seed 0 (now 7)``.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from wsiad.compute.batch import worked_on
 from wsiad.compute.compute_options import first_slides
-from wsiad.core.config import CONFIG, read_yaml
+from wsiad.core.config import CONFIG, read_yaml, stated_path
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.ownership import being_written, claimant
 from wsiad.core.terminal import json_text, one_line
@@ -160,7 +160,7 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
     notes: list[str] = []
     rows = _tried(lambda: read_table(folder / SLIDES_TABLE, SlideRow), broken) or []
     table = {row.slide: row for row in rows}
-    asked = _asked(config, notes)
+    asked = _asked(folder, config, notes)
     names = {*table, *(asked or ())}
     if kind == STORE:
         from wsiad.store.tile_store import GROUPS, TileStore
@@ -210,7 +210,7 @@ def _reasons(table: Mapping[str, SlideRow], status: str, *, without: set[str]) -
     }
 
 
-def _asked(config: Mapping[str, Any], notes: list[str]) -> set[str] | None:
+def _asked(folder: Path, config: Mapping[str, Any], notes: list[str]) -> set[str] | None:
     """Return the names of the slides that the last call was asked for; ``None`` if unknown."""
     paths = config.get("slides")
     if not isinstance(paths, list | tuple) or not paths:
@@ -222,7 +222,9 @@ def _asked(config: Mapping[str, Any], notes: list[str]) -> set[str] | None:
     def found() -> set[str]:
         from wsiad.store.tile_store import TileStore, is_store
 
-        places = [Path(str(path)) for path in paths]
+        places = [
+            stated_path(Path(str(path)), folder=folder, out=config.get("out")) for path in paths
+        ]
         if len(places) == 1 and is_store(places[0]):
             return set(TileStore(places[0]).names())
         slides = first_slides(find_slides(places), limit if isinstance(limit, int) else None)

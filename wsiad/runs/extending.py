@@ -16,7 +16,7 @@ from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.learning.trimming import TRIMMING
 from wsiad.runs.chosen_tiles import Chosen, choose
 from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions
-from wsiad.runs.refining import check_as_it_was
+from wsiad.runs.refining import check_as_it_was, stated_stores
 from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import SECOND_LOOK
 
@@ -142,7 +142,7 @@ def same_training(
         given = read_yaml(run.path / CONFIG)
         known = {key: given[key] for key in TrainingOptions.model_fields if key in given}
         known |= {"out": out, "device": device, "quiet": quiet}
-        known |= {"store": store} if store else {}
+        known |= stated_stores(run, given, store=store)
         # What it learnt from them is in the detector.
         known |= {"healthy_regions": None, "anomalies": None, "devices": 1}
         known |= {"anomaly_types": (), "anomaly_tiles": None}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsiad.core.config import CONFIG, read_yaml
+from wsiad.core.config import CONFIG, read_yaml, stated_path
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.detectors import registry
 from wsiad.runs.chosen_tiles import Chosen, choose
@@ -40,6 +40,39 @@ def check_first(run: RunFolder) -> None:
             subject=str(run.path),
             remedy="Train on a store of at least eight healthy slides with positions.",
         )
+
+
+def stated_stores(
+    run: RunFolder, given: Mapping[str, Any], *, store: Path | None
+) -> dict[str, Path | None]:
+    """Return ``store`` and ``calibration`` of a run's training as they are found now.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Run that was trained.
+    given : mapping of str to Any
+        Config that it states.
+    store : Path, optional
+        Store of the run's healthy tiles, in place of the one that it states.
+
+    Raises
+    ------
+    RunError
+        The store that the run states is not there.
+    """
+    found = {
+        key: stated_path(Path(value), folder=run.path, out=given.get("out"))
+        for key in ("store", "calibration")
+        if isinstance(value := given.get(key), str)
+    }
+    if store is None and "store" in found and not found["store"].exists():
+        raise RunError(
+            f"was trained on the store {given['store']}, which is not at {found['store']} now",
+            subject=str(run.path),
+            remedy="Pass the store with --store.",
+        )
+    return {**found, **({"store": store} if store else {})}
 
 
 def training_of(
@@ -95,13 +128,12 @@ def training_of(
     method = {"input_px": run.load_detector("cpu").spec.size, **_DEFAULTS.get(detector, {})}
     training = TrainingOptions.model_validate(
         {
-            "store": store or Path(str(given.get("store"))),
+            **stated_stores(run, given, store=store),
             "out": out,
             "detector": detector,
             "options": {**method, **options},
             "weights": weights or given.get("weights"),
             "split": given.get("split"),
-            "calibration": given.get("calibration"),
             "quality": given.get("quality") or {},
             "seed": run.record().seed,
             "device": device,
