@@ -53,6 +53,7 @@ def test_round_trip(folder):
     assert isinstance(detector, NearestNeighbours)
     assert (detector.spec.size, detector.spec.mpp) == (32, 0.972)
     opened = RunFolder.open(folder.path)
+    assert opened.input_spec() == detector.spec
     scores = detector.score(TILES)
     assert opened.calibration().quantile(1) == pytest.approx(scores.max())
     assert opened.record() == record(finished=opened.record().finished)

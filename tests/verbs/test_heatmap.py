@@ -241,6 +241,38 @@ def test_windows_of_a_store_are_its_pixels_each_once(tmp_path, tile, step, size,
         store_grid(slide, make_spec(128), None)
 
 
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_a_stride_that_no_slide_can_be_scored_with_is_refused_at_once(tmp_path, extra, capsys):
+    """Nothing is written, so that the corrected command finds the folder free."""
+    path = write_tiff(tmp_path / "s.tif", stained(200, 200), mpp=0.5, levels=1)
+    run, store, out = make_run(tmp_path / "run"), tmp_path / "store", tmp_path / "out"
+    wsiad.tile(slides=path, out=store, mpp=0.5, tile=96, stain={"method": "none"}, quiet=True,
+               tissue={"min_area_um2": 0, "smooth_um": 0, "remove_pen": False})  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+
+    def said(slides, stride):
+        code = main(["heatmap", str(run), str(slides), "--out", str(out), "--stride", str(stride),
+                     *extra])  # fmt: skip
+        return code, capsys.readouterr().err
+
+    for slides, stride in ((path, 33), (path, 500), (store, 48)):
+        code, text = said(slides, stride)
+        assert code == 1
+        assert text == (
+            f"wsiad heatmap: stride: {stride} px is more than the 32 px of a window: tissue "
+            "between windows would not be looked at. Set --stride to 32 or less.\n"
+        )
+    code, text = said(store, 20)
+    assert code == 1
+    assert text == (
+        f"wsiad heatmap: stride: 20 px does not divide the 96 px from tile to tile of {store}. "
+        "Set --stride to 16 or another divisor, or pass the slides themselves.\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said(store, 16)[0] == 0
+    assert said(path, 16)[0] == 0
+
+
 def make_spec(size):
     from wsiad.learning.detector import InputSpec
 

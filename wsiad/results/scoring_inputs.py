@@ -53,7 +53,7 @@ from wsiad.results.records import LACKING, scored_record
 from wsiad.results.significance_comparison import check_reference
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.runs.calibration import Calibration, colour_scale
-from wsiad.runs.compatibility import run_preparation, store_slides
+from wsiad.runs.compatibility import check_divides, check_no_gaps, run_preparation, store_slides
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import DETECTOR, RunFolder
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
@@ -196,13 +196,16 @@ def plan_scoring(
     RunError
         The run is missing, not complete or damaged.
     InputError
-        No slides were found, or the results folder, or that of the healthy slides, contains
-        results of another run or other options.
+        The stride leaves gaps between windows, or fits no slide of the store; no slides were
+        found; or the results folder, or that of the healthy slides, contains results of another
+        run or other options.
     StoreError
         The slides are a store that is damaged or was prepared differently.
     """
     folder = RunFolder.open(run, beside=paths)
     record = folder.record()
+    if options.stride is not None:
+        check_no_gaps(options.stride, window_px=folder.input_spec().size)
     preparation, target = _prepared(run, reading, damaged_tiles)
     quality = preparation.quality
     calibration, maps = folder.calibration(), folder.healthy_maps()
@@ -236,6 +239,8 @@ def plan_scoring(
         target=target,
         staged=compute.stage_dir is not None,
     )
+    if from_store and options.stride is not None:
+        check_divides(options.stride, paths[0], slides)
     slides = first_slides(slides, limit)
     if options.evidence_regions and from_store and TileStore(paths[0]).encoder:
         note = "the store holds features without tiles: regions have no evidence"

@@ -1,7 +1,8 @@
-"""Check that the tiles of a store were prepared like those of a run."""
+"""Check that the tiles of a store, or a stride, fit a run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,47 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
             remedy="Score them with `wsiad score-tiles`, or pass the slides themselves.",
         )
     return slides
+
+
+def check_no_gaps(stride: int, *, window_px: int) -> None:
+    """Check that a heatmap's stride, pixels, is no larger than the windows.
+
+    Raises
+    ------
+    InputError
+        It is larger: there would be gaps between the windows of every slide.
+    """
+    if stride > window_px:
+        raise InputError(
+            f"{stride} px is more than the {window_px} px of a window: tissue between windows "
+            "would not be looked at",
+            subject="stride",
+            remedy=f"Set --stride to {window_px} or less.",
+        )
+
+
+def check_divides(stride: int, path: Path, slides: Sequence[SlideInput]) -> None:
+    """Check that a heatmap's stride, pixels, divides the step of some stored slide's tiles.
+
+    Raises
+    ------
+    InputError
+        It divides that of none, so that no slide could be scored; the error names one that does.
+    """
+    from wsiad.store.tile_store import TileStore
+
+    store = TileStore(path)
+    stored = (store.slide(slide.name) for slide in slides if not slide.problem)
+    steps = {int(one.grid.stride) for one in stored if "coordinates" not in one.facts}
+    if steps and all(step % stride for step in steps):
+        common = math.gcd(*steps)
+        near = next(divisor for divisor in range(stride, 0, -1) if not common % divisor)
+        raise InputError(
+            f"{stride} px does not divide the {' or '.join(map(str, sorted(steps)))} px from tile "
+            f"to tile of {path}",
+            subject="stride",
+            remedy=f"Set --stride to {near} or another divisor, or pass the slides themselves.",
+        )
 
 
 def check_stops_by_nothing(detector: str, *, keeps: str) -> None:

@@ -147,6 +147,11 @@ class _DetectorFile(Config):
     plugin: Distribution | None = None
     """Package of the plug-in that provides the detector; not written for wsiad's own."""
 
+    @property
+    def spec(self) -> InputSpec:
+        """Size and scale of the detector's windows."""
+        return InputSpec(TilePx(self.input_px), Mpp(self.input_mpp))
+
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class RunFolder:
@@ -360,6 +365,19 @@ class RunFolder:
         own = None if file.plugin else {"plugin"}
         write_json(self.path / DETECTOR, file.model_dump(mode="json", exclude=own))
 
+    def input_spec(self) -> InputSpec:
+        """Read the size and the scale of the windows that the detector scores.
+
+        Raises
+        ------
+        RunError
+            The detector's file is missing, damaged or of an unknown format version.
+        """
+        return self._detector_file().spec
+
+    def _detector_file(self) -> _DetectorFile:
+        return _read(_DetectorFile, self.path / DETECTOR)
+
     def load_detector(
         self, device: torch.device | str = "auto", *, cls: type[Detector] | None = None
     ) -> Detector:
@@ -382,7 +400,7 @@ class RunFolder:
 
         if isinstance(device, str):
             device = choose_device(device)
-        file = _read(_DetectorFile, self.path / DETECTOR)
+        file = self._detector_file()
         path = self.path / WEIGHTS
         try:
             tensors = load_file(path)
@@ -396,8 +414,7 @@ class RunFolder:
             cls = cls or registry.load_made_by(file.detector, file.plugin)
             with idle_options_allowed():
                 options = build(cls.Options, file.options, source=str(self.path / DETECTOR))
-                spec = InputSpec(TilePx(file.input_px), Mpp(file.input_mpp))
-                detector = cls(options, spec)
+                detector = cls(options, file.spec)
                 detector.load_state(State(tensors, file.values), device)
         except PluginError as error:
             what = f"{error.subject}: {error.problem}" if error.subject else error.problem

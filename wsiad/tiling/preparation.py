@@ -111,7 +111,8 @@ class TilingOptions(Config):
     def _stride_leaves_no_gaps(self) -> Self:
         if self.stride is not None and self.stride > self.tile:
             raise ValueError(
-                f"a stride of {self.stride} px leaves gaps between tiles of {self.tile}"
+                f"a stride of {self.stride} px leaves gaps between tiles of {self.tile} px: set "
+                f"{self.tile} or less"
             )
         return self
 
