@@ -129,6 +129,27 @@ def test_choice_of_types_and_tiles(stores, tmp_path, choice, types, slides):
     assert f"{sum(types.values())} anomalous tiles" in result.summary
 
 
+def test_the_split_holds_for_anomalies_too(stores, tmp_path):
+    healthy, odd = stores
+    for name in ("h0", "h1", "h2", "h3"):
+        add(tmp_path, name, 12, out=tmp_path / "store", label="normal", split="A")
+    train((tmp_path / "store", odd), tmp_path / "run", split="A")
+    noted = record(tmp_path / "run")["notes"]["anomalies"]
+    assert noted["slides"] == ["both", "t1"]
+    assert noted["slides_not_used"]["n1"] == "split is not 'a'"
+    for name in ("g0", "g1", "g2", "g3"):
+        add(tmp_path, name, 12, out=tmp_path / "store", label="normal", split="c")
+    with pytest.raises(InputError) as caught:
+        train((tmp_path / "store", odd), tmp_path / "c", split="C")
+    assert str(caught.value) == (
+        f"{odd}: has no anomalous slide with tiles in the split 'c'; those of its anomalous "
+        "slides: 'a', 'b'. Set --split to one of these, or leave it out."
+    )
+    with pytest.raises(InputError, match="no healthy slide of it has a split"):
+        train((healthy, odd), tmp_path / "c", split="a")
+    assert not (tmp_path / "c").exists()
+
+
 def test_same_seed_same_run(stores, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(stores, tmp_path / name, anomaly_tiles=4, seed=seed)

@@ -272,6 +272,7 @@ def labels(folder, text, encoding="utf-8"):
         ("File\tType\tµm/px\tset\na.tif\tmalignant\t0.25\ttrain\n", "utf-16"),
         ('slide_path,Ground Truth,MPP_x,mpp_y,split\na.tif,1.0,"0,25",0.25,train\n', "utf-8"),
         ("split,wsi,label,class,mpp\ntrain,a.tif,tumor,POS,.25\n", "utf-8"),
+        ("split,subset,wsi,label,mpp\nTrain,TRAIN,a.tif,tumor,.25\n", "utf-8"),
     ],
 )
 def test_headers_and_labels_of_manifests_are_understood(tmp_path, text, encoding):

@@ -99,7 +99,7 @@ def test_tiles_come_as_they_are_from_every_kind_of_source(tmp_path, kind):
             source = write_tar(tmp_path / "mine.tar.gz", named, mode="w:gz")
         case "hdf5":
             source = write_h5(tmp_path / "mine.h5", x=np.stack(images))
-    result = load(source, tmp_path / "store", label="Normal", split="train")
+    result = load(source, tmp_path / "store", label="Normal", split=" Train")
     (row,) = result.rows
     assert (row.slide, row.status, row.tiles) == ("mine", "ok", 7)
     assert (row.label, row.split, row.width, row.mpp_x) == ("normal", "train", None, None)

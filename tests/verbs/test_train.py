@@ -239,6 +239,48 @@ def test_too_few_slides_are_split_by_tile_and_said_so(tmp_path):
     assert "split by tile" in record["split"]
 
 
+def test_a_split_is_read_like_that_of_a_manifest(store, tmp_path):
+    own = shutil.copytree(store, tmp_path / "own")
+    table = (own / "slides.csv").read_text()
+    # As a manifest gives it, and as imports of earlier versions kept it.
+    (own / "slides.csv").write_text(table.replace(",normal,a,", ",normal,Train,", 2))
+    for number, split in enumerate(("train", " Train ", "TRAIN")):
+        train(own, tmp_path / f"run{number}", detector="gaussian", split=split)
+        record = json.loads((tmp_path / f"run{number}" / "run.json").read_text())
+        assert record["notes"]["slides_not_used"] == {
+            "s2": "split is not 'train'", "s3": "split is not 'train'", "s4": "label is 'tumor'",
+        }  # fmt: skip
+
+
+def test_a_split_without_slides_is_answered_with_those_that_there_are(store, tmp_path):
+    own = shutil.copytree(store, tmp_path / "own")
+    table = (own / "slides.csv").read_text()
+
+    def said(split):
+        with pytest.raises(InputError) as caught:
+            train(own, tmp_path / "run", detector="gaussian", split=split)
+        return str(caught.value)
+
+    lacks = f"{own}: has no healthy slide with tiles in the split 'b'"
+    assert said("B") == (
+        f"{lacks}; those of its healthy slides: 'a'. Set --split to one of these, or leave it out."
+    )
+    changed = table.replace(",normal,a,", ",normal,c,", 1).replace(",tumor,a,", ",tumor,b,")
+    (own / "slides.csv").write_text(changed)
+    assert said("b").startswith(f"{lacks}; those of its healthy slides: 'a', 'c'. ")
+    (own / "slides.csv").write_text(table.replace(",a,", ",,"))
+    assert said("b") == (
+        f"{lacks}: no healthy slide of it has a split. Leave out --split, or state splits in the "
+        "manifest's column `split` (or by the --split of an import) and run the command that made "
+        "the store again."
+    )
+    # Slides of no label are not healthy where others have one: no split is named for them.
+    (own / "slides.csv").write_text(table.replace(",normal,a,", ",,a,"))
+    assert "split is not 'b'" in said("b")
+    assert "Tile healthy slides" in said("b")
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_input(store, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(StoreError, match="is not a tile store"):

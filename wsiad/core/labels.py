@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from wsiad.core.errors import InputError
 
@@ -100,6 +103,21 @@ def understood_label(text: str, *, slide: str) -> str:
             remedy=f"Write {allowed_labels()}.",
         )
     return label
+
+
+def split_of(text: str) -> str:
+    """Return the split that a word means: capitals, and blanks around it, do not matter.
+
+    Examples
+    --------
+    >>> split_of(" Train")
+    'train'
+    """
+    return text.strip().lower()
+
+
+Split = Annotated[str, AfterValidator(split_of)]
+"""Split of slides as an option states it, read like a manifest's."""
 
 
 def allowed_labels() -> str:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
-from wsiad.core.labels import is_healthy, label_of
+from wsiad.core.labels import is_healthy, label_of, split_of
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import TileRow
 
@@ -234,20 +234,23 @@ def _labelled(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the anomaly type of each slide that is used, and why each other slide is not."""
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
-    labels, skipped = {}, {}
+    labels, skipped, others = {}, {}, set[str]()
     for slide in store:
         row = rows.get(slide.name)
-        label = _type(row.label) if row else ""
+        label, found = (_type(row.label), split_of(row.split)) if row else ("", "")
         if not len(slide):
             skipped[slide.name] = f"unusable: {slide.reason}" if slide.reason else "no tiles"
         elif not label or is_healthy(label):
             skipped[slide.name] = f"label is {label!r}" if label else "it has no label"
         elif types and label not in types:
             skipped[slide.name] = f"label is {label!r}"
-        elif split is not None and (row.split if row else "") != split:
+        elif split is not None and found != split:
             skipped[slide.name] = f"split is not {split!r}"
+            others.add(found)
         else:
             labels[slide.name] = label
+    if others and not labels and split is not None:
+        raise lacks_split(store, split, others, kind="anomalous")
     if labels and (absent := sorted(set(types) - set(labels.values()))):
         raise InputError(
             f"has no slide to learn from with the label {absent[0]!r}",
@@ -255,6 +258,24 @@ def _labelled(
             remedy=f"Choose among its labels: {', '.join(sorted(set(labels.values())))}.",
         )
     return labels, skipped
+
+
+def lacks_split(store: TileStore, split: str, others: Collection[str], *, kind: str) -> InputError:
+    """Return the error for a store whose slides to use are all of other splits, which it names."""
+    named = sorted(map(repr, filter(None, others)))
+    problem = f"has no {kind} slide with tiles in the split {split!r}"
+    if not named:
+        return InputError(
+            f"{problem}: no {kind} slide of it has a split",
+            subject=str(store.path),
+            remedy="Leave out --split, or state splits in the manifest's column `split` (or by the "
+            "--split of an import) and run the command that made the store again.",
+        )
+    return InputError(
+        f"{problem}; those of its {kind} slides: {', '.join(named)}",
+        subject=str(store.path),
+        remedy="Set --split to one of these, or leave it out.",
+    )
 
 
 def spread(

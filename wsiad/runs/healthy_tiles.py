@@ -13,14 +13,14 @@ from pydantic import Field, model_validator
 
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
-from wsiad.core.labels import is_healthy
+from wsiad.core.labels import Split, is_healthy, split_of
 from wsiad.learning.training_options import (
     DeviceOptions,
     InversionOptions,
     LimitOptions,
     TrimmingOptions,
 )
-from wsiad.runs.anomalies import AnomalyOptions
+from wsiad.runs.anomalies import AnomalyOptions, lacks_split
 from wsiad.runs.presets import About, with_preset
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
@@ -73,8 +73,8 @@ class MethodOptions(Config):
 class HealthyOptions(StoreOptions):
     """Options that choose the healthy tiles of a store to learn from."""
 
-    split: str | None = None
-    """Use only slides with this value in the manifest's `split` column."""
+    split: Split | None = None
+    """Use only slides with this value in the manifest's `split` column; capitals do not matter."""
     quality: QualityThresholds = QualityThresholds()
     """Quality thresholds that replace those of the store; tiles that fail them are not used."""
 
@@ -158,23 +158,24 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
     Raises
     ------
     InputError
-        There are no slides to train on.
+        There are no slides to train on. If those of other splits would be, the error names them.
     """
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     used: list[StoredSlide] = []
     unseen = unseen_slides(store)
     skipped = {name: why for name, why in unseen.items() if name not in store}
     labelled = any(rows[name].label for name in store.names() if name in rows)
-    unlabelled = []
+    unlabelled, others = [], set[str]()
     for slide in store:
         row = rows.get(slide.name)
-        label = row.label if row else ""
+        label, found = (row.label, split_of(row.split)) if row else ("", "")
         if not len(slide):
             skipped[slide.name] = unseen.get(slide.name, "no tissue")
         elif label and not is_healthy(label):
             skipped[slide.name] = f"label is {label!r}"
-        elif split is not None and (row.split if row else "") != split:
+        elif split is not None and found != split:
             skipped[slide.name] = f"split is not {split!r}"
+            others |= {found} if label or not labelled else set()
         elif labelled and not label:
             skipped[slide.name] = NO_LABEL
             unlabelled.append(slide.name)
@@ -189,6 +190,8 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
             ", ".join(unlabelled[:3]),
             " …" if len(unlabelled) > 3 else "",
         )
+    if others and not used and split is not None:
+        raise lacks_split(store, split, others, kind="healthy")
     if not used:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
         raise InputError(

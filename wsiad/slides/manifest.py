@@ -23,6 +23,7 @@ from wsiad.core.labels import (
     known_columns,
     label_of,
     nearest_column,
+    split_of,
     understood_label,
 )
 from wsiad.slides.scale import stated_mpp
@@ -139,7 +140,7 @@ def _about(text: str) -> str | None:
         return None
 
 
-_MEANING: dict[str, Callable[[str], str | None]] = {LABEL: label_of, MPP: _about}
+_MEANING: dict[str, Callable[[str], str | None]] = {LABEL: label_of, MPP: _about, SPLIT: split_of}
 
 
 def _row(
@@ -188,6 +189,6 @@ def _row(
         name=said(NAME),
         mpp=mpp,
         label=label,
-        split=said(SPLIT).lower(),
+        split=split_of(said(SPLIT)),
         extra={cell: row.cells[at] for at, cell in unknown.items()},
     )

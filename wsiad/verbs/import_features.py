@@ -14,6 +14,7 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import name_problem, write_json
+from wsiad.core.labels import Split
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
@@ -45,7 +46,7 @@ class ImportFeaturesConfig(QuietOptions, FeatureStorageOptions):
     """µm/px of level 0, for files that do not state the size of their tiles there, as CLAM's."""
     label: str = ""
     """Label of all slides of this call, such as `normal` or `tumor`."""
-    split: str = ""
+    split: Split = ""
     """Split of the slides, by which `wsiad train --split` chooses."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of processes; each imports one slide at a time."""

@@ -14,6 +14,7 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import name_problem, write_json
+from wsiad.core.labels import Split
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
@@ -57,7 +58,7 @@ class ImportTilesConfig(QuietOptions, PictureOptions):
     labels: Paths = ()
     """HDF5 files with `y` (0 normal, 1 tumour), one for each source, in the same order. A
     source becomes two groups, `<name>-normal` and `<name>-tumor`."""
-    split: str = ""
+    split: Split = ""
     """Split of the tiles, by which `wsiad train --split` chooses."""
     stain: ImportStainOptions = ImportStainOptions()
     """Options of stain normalisation."""
