@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_help_says_what_numbers_count(verb, capsys):
             assert UNITS.search(said), flag
 
 
+def test_a_stride_that_leaves_gaps_between_tiles_is_refused_at_once(tmp_path, capsys):
+    command = ["tile", tmp_path, "--out", tmp_path / "o", "--mpp", 0.5, "--tile", 96]
+    code, _, text = run(capsys, *command, "--stride", 500)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert text == (
+        "wsiad tile: command line: a stride of 500 px leaves gaps between tiles of 96 px: set 96 "
+        "or less\n"
+    )
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_common_and_following_name_options_that_exist(verb):
     from wsiad.core.config import config_class
@@ -182,6 +193,45 @@ def test_common_and_following_name_options_that_exist(verb):
     assert set(VERBS[verb].common) <= set(fields)
     said = VERBS[verb].following.format_map(dict.fromkeys(fields, "X"))
     assert not said or said.split()[1] in VERBS
+    if repeated := VERBS[verb].repeated:
+        assert set(repeated) <= set(fields)
+        assert set(repeated) <= set(config_class(function_of(said.split()[1])).model_fields)
+
+
+def test_what_comes_after_embed_reads_the_features(tmp_path, capsys, monkeypatch):
+    from wsiad.networks.features import BackboneFeatures
+
+    for number in range(3):
+        write_tiff(tmp_path / f"s{number}.tif", stained(120, 120), mpp=0.5, levels=1)
+    store = tmp_path / "a store"
+    tiling = ("--mpp", 0.5, "--tile", 48, "--tissue-min-area-um2", 0)
+    assert run(capsys, "tile", tmp_path, "--out", store, *tiling)[0] == 0
+    (tmp_path / "e.yaml").write_text(
+        "detector: gaussian\noptions: {places: 2, fit_vectors: 9000}\n"
+    )
+    given = ["--option", "fit_vectors=5000", "--option", "layers=[features.3, features.6]"]
+    given += ["--option", "backbone=squeezenet1_1", "--weights", "random", "--seed", "3"]
+    code, said, _ = run(capsys, "embed", store, "--config", tmp_path / "e.yaml", *given)
+    assert code == 0
+    following = said.splitlines()[-1].removeprefix("next: ")
+    assert following == (
+        f"wsiad train '{store}' --out runs/gaussian --detector gaussian --option places=2 "
+        "--option fit_vectors=5000 --option 'layers=[features.3, features.6]' "
+        "--option backbone=squeezenet1_1 --weights random --seed 3"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(BackboneFeatures, "forward", None)  # no network computes anything
+    assert run(capsys, *shlex.split(following)[1:])[0] == 0
+    monkeypatch.undo()
+    given = ["--preset", "padim", "--weights", "random", "--option", "places=4"]
+    code, said, _ = run(capsys, "embed", store, *given)
+    assert code == 0
+    assert said.splitlines()[-1] == (
+        f"next: wsiad train '{store}' --out runs/padim --detector padim --preset padim "
+        "--option places=4 --weights random"
+    )
+    code, said, _ = run(capsys, "embed", store, "--weights", "it's.pth")
+    assert (code, said) == (1, "")
 
 
 def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):

@@ -141,15 +141,37 @@ def _run(name: str, arguments: list[str]) -> int:
     values = vars(_verb_parser(name, cls).parse_args(arguments))
     file = values.pop("config", None)
     shown = {field: field.upper() for field in VERBS[name].positional}
-    config = resolve(cls, file=file, flags=_nested(values), shown=shown)
+    flags = _nested(values)
+    config = resolve(cls, file=file, flags=flags, shown=shown)
     result = function(config)
     code = _report(name, result)
     # Nothing comes next where nothing was done yet, or where other calls do the rest.
     silent = any(getattr(config, name, False) for name in ("quiet", "dry_run", "partial"))
     if (following := VERBS[name].following) and not code and not silent:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
-        print(lines(f"next: {following.format_map(said)}"))
+        repeated = _repeated(VERBS[name].repeated, file=file, flags=flags)
+        print(lines(" ".join([f"next: {following.format_map(said)}", *repeated])))
     return code
+
+
+def _repeated(fields: Sequence[str], *, file: Path | None, flags: dict[str, Any]) -> list[str]:
+    """Return the words of flags with which another verb gets the same values of some fields."""
+    from wsiad.core.config import read_yaml
+    from wsiad.core.yaml_text import in_one_line
+
+    stated = read_yaml(file) if file and fields else {}
+    words = []
+    for field in fields:
+        below, value = stated.get(field), flags.get(field, stated.get(field))
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = below | value
+        flag = f"--{field.replace('_', '-')}"
+        if isinstance(value, dict):
+            pairs = (f"{key}={in_one_line(one)}" for key, one in value.items())
+            words += [f"{flag.removesuffix('s')} {shlex.quote(pair)}" for pair in pairs]
+        elif value is not None:
+            words.append(f"{flag} {shlex.quote(str(value))}")
+    return words
 
 
 def _report(name: str, result: Any) -> int:

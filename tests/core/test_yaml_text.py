@@ -4,7 +4,7 @@ import pytest
 
 from wsiad.core.config import Config, read_yaml, resolve
 from wsiad.core.errors import ConfigError
-from wsiad.core.yaml_text import MOST_BYTES, YamlError, parse
+from wsiad.core.yaml_text import MOST_BYTES, YamlError, in_one_line, parse
 
 
 class Some(Config):
@@ -60,6 +60,18 @@ def test_what_looks_like_a_date_is_a_text(tmp_path):
         ConfigError, match="count: '2024-01-01' is not allowed; it should be a valid int"
     ):
         resolve(Some, file=tmp_path / "c.yaml", flags={})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, 1e-05, 0.1, "resnet50", "yes", "1e-3", "12", "", "2026-11-30", "a: b", "µm/px ",
+     "null", "it's", ["layer1", [2, {"view_px": 32}], None], {"low": 1, "layers": ["a", "b, c"]}],
+)  # fmt: skip
+def test_a_value_in_one_line_is_read_back(value):
+    text = in_one_line(value)
+    assert "\n" not in text
+    found = parse(text)
+    assert (type(found), found) == (type(value), value)
 
 
 def test_aliases_and_merges_of_a_sane_size():

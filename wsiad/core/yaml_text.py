@@ -108,6 +108,20 @@ def parse(text: str) -> Any:
             loader.dispose()
 
 
+def in_one_line(value: Any) -> str:
+    """Return a plain value as YAML text of one line, which :func:`parse` reads back.
+
+    Examples
+    --------
+    >>> in_one_line("resnet50"), in_one_line(["layer1", 2, True, 1e-05])
+    ('resnet50', '[layer1, 2, true, 1.0e-05]')
+    """
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=MOST_BYTES, sort_keys=False, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _measure(node: yaml.Node, sizes: dict[int, int | None], *, depth: int) -> int:
     """Return the number of values in a node, where each alias counts as its target."""
     if depth > _DEEPEST:

@@ -25,6 +25,9 @@ class Verb:
     following : str
         Command that usually comes next, with fields of the config in braces; empty if there is
         none. It is printed after the summary, unless `quiet` is set.
+    repeated : tuple of str
+        Fields that the following command has too, and must have the same values for. Those that
+        were set are added to it as flags.
     """
 
     summary: str
@@ -32,6 +35,7 @@ class Verb:
     examples: str
     common: tuple[str, ...] = ()
     following: str = ""
+    repeated: tuple[str, ...] = ()
 
 
 def function_of(verb: str) -> Callable[..., Any]:
@@ -74,7 +78,8 @@ wsiad embed store/ --workers 4""",
             "weights",
             "workers",
         ),
-        following="wsiad train {store} --out runs/knn --detector {detector}",
+        following="wsiad train {store} --out runs/{detector} --detector {detector}",
+        repeated=("preset", "options", "weights", "seed"),
     ),
     "train": Verb(
         "fit a detector on the healthy tiles of a store",
@@ -139,6 +144,7 @@ wsiad train store/ --out runs/own --detector knn --weights network/weights.safet
             "device",
         ),
         following="wsiad train {store} --out runs/knn --weights {out}/weights.safetensors",
+        repeated=("split",),
     ),
     "heatmap": Verb(
         "score slides: heatmaps, regions and detections, for viewers and for evaluation",
