@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from support.builders import stained, write_tiff
+from support.builders import import_images, stained, write_tiff
 from wsiad.cli import VERBS, main
 from wsiad.verbs.tile import TileConfig
 
@@ -259,6 +260,39 @@ def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
     assert code == 1
     assert "0 of 1 slide stored; 1 failed" in said
     assert "next: " not in said  # what failed comes first
+
+
+@pytest.mark.parametrize(
+    ("label", "following"),
+    [
+        ("Tumour", "STORE --out runs/probe --detector linear-probe --anomalies '{out}'"),
+        ("macro", "STORE --out runs/probe --detector linear-probe --anomalies '{out}'"),
+        ("Healthy", "'{out}' --out runs/knn --detector knn"),
+        ("", "'{out}' --out runs/knn --detector knn"),
+    ],
+)
+def test_tumour_is_not_what_a_detector_is_told_to_learn_from(tmp_path, capsys, label, following):
+    out, sources = tmp_path / "a store", tmp_path / "tiles"
+    import_images(sources, np.stack([stained(48, 48)]), out=tmp_path / "other")
+    given = ["--label", label] if label else []
+    code, said, _ = run(capsys, "import-tiles", sources, "--out", out, "--mpp", 0.5, *given)
+    assert code == 0
+    assert said.splitlines()[-1] == f"next: wsiad train {following.format(out=out)}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_that_is_stopped_says_what_is_true_of_it(verb, monkeypatch, capsys):
+    def stopped(name, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsiad.cli._run", stopped)
+    code, _, err = run(capsys, verb)
+    assert code == 130
+    # These go on in their folder; `refine` and `pretrain` add a note where there is nothing yet.
+    resumes = {"tile", "embed", "train", "tune", "pretrain", "heatmap", "export", "refine"}
+    resumes |= {"import-tiles", "import-features", "export-tiles"}
+    assert ("finished work is kept" in err) is (verb in resumes)
+    assert ("Delete that" in err) is (verb == "demo")
 
 
 def test_doctor(capsys, tmp_path):

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0 for success; 1 if something failed and was reported; 2 if the command is
-        wrong; 130 or 143 if SIGINT or SIGTERM stopped it, in which case finished work is kept.
+        wrong; 130 or 143 if SIGINT or SIGTERM stopped it; what is kept then is said.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _DEBUG in arguments
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         why = getattr(error, "__notes__", [])  # a verb that has kept nothing yet says so
-        kept = why[0] if why else "finished work is kept. Run the same command again to continue."
+        kept = why[0] if why else VERBS[name].stopped
         print(
             f"wsiad {name}: {'stopped by SIGTERM' if ended else 'interrupted'}; {kept}",
             file=sys.stderr,
@@ -147,7 +147,8 @@ def _run(name: str, arguments: list[str]) -> int:
     code = _report(name, result)
     # Nothing comes next where nothing was done yet, or where other calls do the rest.
     silent = any(getattr(config, name, False) for name in ("quiet", "dry_run", "partial"))
-    if (following := VERBS[name].following) and not code and not silent:
+    following = getattr(result, "following", "") or VERBS[name].following
+    if following and not code and not silent:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
         repeated = _repeated(VERBS[name].repeated, file=file, flags=flags)
         print(lines(" ".join([f"next: {following.format_map(said)}", *repeated])))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
+from wsiad.core.labels import is_healthy
 from wsiad.core.packages import versions
 from wsiad.slides.slide_table import (
     REPORT,
@@ -79,6 +80,17 @@ class TileResult(BatchResult[TileRow]):
         if names := [row.slide for row in partly_damaged(self.rows)]:
             lines.append(f"damaged parts were left out of {listed(names)}")
         return "\n".join(lines)
+
+    @property
+    def following(self) -> str:
+        """Command that comes next in place of the verb's own; empty if that one fits.
+
+        Tiles of slides that are all labelled anomalous are no healthy ones to learn from.
+        """
+        labels = {row.label for row in self.rows}
+        if not labels or any(not label or is_healthy(label) for label in labels):
+            return ""
+        return "wsiad train STORE --out runs/probe --detector linear-probe --anomalies {out}"
 
 
 def listed(names: Sequence[str], *, most: int = 3) -> str:

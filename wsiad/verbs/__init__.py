@@ -24,10 +24,12 @@ class Verb:
         Options that the help shows first, besides those that are required.
     following : str
         Command that usually comes next, with fields of the config in braces; empty if there is
-        none. It is printed after the summary, unless `quiet` is set.
+        none. It is printed after the summary, unless `quiet` is set; a result can name another.
     repeated : tuple of str
         Fields that the following command has too, and must have the same values for. Those that
         were set are added to it as flags.
+    stopped : str
+        What is said where SIGINT or SIGTERM stopped the verb.
     """
 
     summary: str
@@ -36,6 +38,11 @@ class Verb:
     common: tuple[str, ...] = ()
     following: str = ""
     repeated: tuple[str, ...] = ()
+    stopped: str = "finished work is kept. Run the same command again to continue."
+
+
+_ANEW = "nothing is there to go on from. Run the same command again, which begins anew."
+"""Words for verbs that are stopped and keep nothing."""
 
 
 def function_of(verb: str) -> Callable[..., Any]:
@@ -110,6 +117,7 @@ wsiad detectors
 wsiad detectors dpa
 wsiad detectors --format json""",
         common=("format",),
+        stopped=_ANEW,
     ),
     "tune": Verb(
         "choose a detector's options with a few anomalous tiles, by cross-validation",
@@ -176,6 +184,7 @@ wsiad list-slides slides/ labels.csv --json""",
             "manifest",
             "as_json",
         ),
+        stopped=_ANEW,
     ),
     "status": Verb(
         "show how far a store, a run or results are: slides done, failed, running, left",
@@ -185,6 +194,7 @@ wsiad status store/
 wsiad status runs/dpa
 wsiad status results/ --json""",
         common=("as_json",),
+        stopped=_ANEW,
     ),
     "export": Verb(
         "add files, or derive other regions and detections, without scoring again",
@@ -220,6 +230,7 @@ wsiad heatmap runs/knn_second test_slides/ --out results_second/""",
 wsiad extend runs/knn results/ --out runs/knn_reviewed
 wsiad heatmap runs/knn_reviewed test_slides/ --out results_reviewed/""",
         following="wsiad heatmap {out} SLIDES --out results/",
+        stopped=_ANEW,
     ),
     "significance": Verb(
         "add p-values of slides, regions and tiles, from held-out healthy slides",
@@ -232,6 +243,7 @@ wsiad significance results/ --healthy healthy_results/ --check more_healthy_resu
             "fdr",
         ),
         following="wsiad view {results}",
+        stopped=_ANEW,
     ),
     "evaluate": Verb(
         "compute slide AUC, FROC and tile AUROC against ground truth",
@@ -245,6 +257,7 @@ wsiad evaluate --detections csv/ --masks masks/ --spacing-um 0.243 --reference r
             "detections",
             "out",
         ),
+        stopped=_ANEW,
     ),
     "compare": Verb(
         "compare two results on the same slides: paired differences of every figure",
@@ -256,6 +269,7 @@ wsiad compare csv_old/ results/ --reference reference.csv --masks masks/ --out c
             "annotations",
             "masks",
         ),
+        stopped=_ANEW,
     ),
     "view": Verb(
         "show slides with their heatmaps in a browser, on this machine only",
@@ -268,6 +282,7 @@ wsiad view results/ --slides /mnt/slides --port 8080 --no-browser""",
             "port",
             "browser",
         ),
+        stopped="judgements are kept.",
     ),
     "suggest": Verb(
         "choose windows for a reviewer to label, as images to sort",
@@ -281,6 +296,7 @@ wsiad suggest unlabelled_store/ --run runs/knn --out labels/""",
             "count",
             "known",
         ),
+        stopped=_ANEW,
     ),
     "import-tiles": Verb(
         "import tiles from folders, tars or PCam's HDF5 into a store, without geometry",
@@ -320,6 +336,7 @@ wsiad score-tiles runs/gaussian test_store/ --out scores/ --normal healthy ndbe"
             "normal",
             "device",
         ),
+        stopped=_ANEW,
     ),
     "export-tiles": Verb(
         "write tiles as PNG or JPEG files, or their coordinates for CLAM or TRIDENT",
@@ -342,6 +359,7 @@ wsiad demo --out my_demo --detector knn""",
             "fast",
             "workers",
         ),
+        stopped="its folder is not complete. Delete that, or set another --out, and run it again.",
     ),
     "doctor": Verb(
         "check what is installed and available, and suggest how to get what is missing",
@@ -350,5 +368,6 @@ wsiad demo --out my_demo --detector knn""",
 wsiad doctor
 wsiad doctor --format json""",
         common=("format",),
+        stopped=_ANEW,
     ),
 }
