@@ -58,6 +58,12 @@ def test_labels_are_understood_as_those_of_manifests(tmp_path, word, tumour):
         ("image,type\na,\n", "row 2.*label of a is ''"),
         ("image,type\na\n", "row 2.*fewer fields"),
         ("image,type\na.tif,tumor\na.svs,normal\n", "row 3.*a is listed twice"),
+        (
+            "image,type\n/data/a.tif,tumor\n",
+            "row 2.*'/data/a'.*: it is a whole path[.] Write.*with",
+        ),
+        ("image,type\nC:\\data\\a.tif,tumor\n", "row 2.*it is a whole path of Windows"),
+        ("image,type\n\\\\nas\\a,tumor\n", "row 2.*it is a whole path of Windows"),
         ("image,type\n../a,tumor\n", "row 2.*cannot be used as a name"),
         ("image,type\n,tumor\n", "row 2.*cannot be used as a name"),
         ('image,type\n"a,tumor\n', "not CSV"),

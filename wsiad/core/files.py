@@ -449,6 +449,9 @@ def name_problem(name: str, *, count: int, noun: str) -> str:
     return f"another {noun} is named {name!r} too. Rename one, or import into different folders."
 
 
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
 def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
     """Return a slide's name if it is safe as a path; ``patient1/1`` is in a folder of its own.
 
@@ -457,6 +460,13 @@ def checked_slide_name(name: str, *, longest: int = NAME_BYTES) -> str:
     InputError
         A part of the name is not safe as a path component; see :func:`checked_name`.
     """
+    if name.startswith("/") or _OF_WINDOWS.match(name):
+        raise InputError(
+            f"{name!r} cannot be used as a name in the output folder: it is a whole path"
+            f"{'' if name.startswith('/') else ' of Windows'}",
+            remedy="Write a path as this machine has it, and a name without the folders that lead "
+            "to it.",
+        )
     for part in name.split("/"):
         try:
             checked_name(part, longest=longest)

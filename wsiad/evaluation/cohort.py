@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsiad.core.errors import EvaluationError
+from wsiad.core.terminal import did_you_mean
 from wsiad.evaluation.submission import ScoredSlide
 
 _LISTED = 5
@@ -79,6 +80,7 @@ def gather(
         f"no results in {source}",
         "Complete the results (an empty file states that the slide was looked at and nothing was "
         "found), or exclude the slide if nobody looked at it.",
+        known=[slide for slide in scored if slide not in reference],
     )
     _refuse(
         (slide for slide in scored if slide not in reference and slide not in exclude),
@@ -98,13 +100,17 @@ def _check_exclusions(name: str, slides: Sequence[str], known: set[str]) -> None
         (slide for slide in slides if slide not in known),
         f"named in `{name}`, but not a slide of this evaluation",
         "Name slides as in the reference, without the suffix.",
+        known=known,
     )
 
 
-def _refuse(slides: Iterable[str], problem: str, remedy: str) -> None:
+def _refuse(slides: Iterable[str], problem: str, remedy: str, *, known: Iterable[str] = ()) -> None:
+    """Refuse slides, and ask for the first if a known one is meant, such as in other capitals."""
     names = sorted(slides)
     if not names:
         return
+    near = did_you_mean(names[0], known)
+    problem += near.replace("(did", f"({names[0]}: did") if len(names) > 1 else near
     subject = ", ".join(names[:_LISTED])
     more = len(names) - _LISTED
     raise EvaluationError(
