@@ -10,6 +10,7 @@ from wsiad import cli
 from wsiad.core.config import differences
 from wsiad.core.errors import EvaluationError, InputError, RunError, StoreError
 from wsiad.core.files import atomic_file, said
+from wsiad.results.job_status import job_status
 from wsiad.runs.claim import begin
 from wsiad.slides import folder_kinds
 from wsiad.slides.folder_kinds import what_is
@@ -52,6 +53,28 @@ def test_each_kind_is_recognised(kinds, tmp_path):
     assert what_is(folder(tmp_path / "heat", "run.json", *cut)) == "a folder of other things"
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     assert what_is(tmp_path / "link") == "a link to nothing"
+
+
+def test_a_folder_around_what_is_wanted_names_it(kinds, tmp_path):
+    slides, around = kinds[folder_kinds.SLIDES], tmp_path / "around"
+    run = folder(around / "knn", "run.json", "detector.json")
+    with pytest.raises(RunError, match=r"is not a run, but holds one\. Pass .*around/knn\.$"):
+        wsiad.heatmap(run=around, slides=[slides], out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"neither a tile store, .* Pass .*around/knn\.$"):
+        job_status(around)
+    for name in "abcd":
+        folder(around / name, "run.json", "detector.json")
+    words = r"holds 5 of them\. Pass one of those in it: .*/a, .*/b, .*/c …\.$"
+    with pytest.raises(RunError, match=words):
+        wsiad.heatmap(run=around, slides=[slides], out=tmp_path / "out")
+    # Slides beside them do not matter, nor do folders of other kinds.
+    folder(around, "s.svs")
+    folder(around / "results", "run.json", "slides.csv")
+    with pytest.raises(InputError, match=r"not a results folder, but holds one\. Pass .*/results"):
+        wsiad.export(results=around)
+    with pytest.raises(StoreError, match=r"is not a tile store, but a folder of slides"):
+        wsiad.train(store=around, out=tmp_path / "out")
+    assert what_is(run) == folder_kinds.RUN
 
 
 def test_run_and_slides_swapped(kinds, tmp_path):

@@ -20,7 +20,16 @@ from wsiad.core.ownership import being_written, claimant
 from wsiad.core.terminal import json_text, one_line
 from wsiad.learning.training_options import END_WORDS
 from wsiad.results.file_names import SLIDE, SLIDES_TABLE
-from wsiad.slides.folder_kinds import ABSENT, INTERRUPTED, RESULTS, RUN, STORE, what_is
+from wsiad.slides.folder_kinds import (
+    ABSENT,
+    INTERRUPTED,
+    RESULTS,
+    RUN,
+    STORE,
+    folders_in,
+    pass_one_of,
+    what_is,
+)
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow, read_table
 
@@ -135,10 +144,13 @@ def job_status(folder: Path) -> JobStatus:
         return _of_slides(folder, kind, config, broken)
     if kind == ABSENT:
         raise InputError("there is no such folder", subject=str(folder), remedy="Check the path.")
+    inside = folders_in(folder, (STORE, RUN, INTERRUPTED, RESULTS))
     raise InputError(
         f"is {kind}, and neither a tile store, a run nor results",
         subject=str(folder),
-        remedy="Pass the folder that wsiad tile, train or heatmap writes to (their --out).",
+        remedy=pass_one_of(inside)
+        if inside
+        else "Pass the folder that wsiad tile, train or heatmap writes to (their --out).",
     )
 
 

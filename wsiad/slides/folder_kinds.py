@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ SLIDE_RECORD: Final = "slide.json"
 """Name of the file that is in the folder of every slide's results."""
 
 _MOST_ENTRIES = 2_000
+_MOST_INSIDE = 20
 _MARKS = (
     (STORE, ("slides.zarr",)),
     (RUN, ("run.json", "detector.json")),
@@ -92,6 +93,24 @@ def _folder(path: Path) -> str:
     return "a folder of other things"
 
 
+def folders_in(path: Path, kinds: Collection[str]) -> list[Path]:
+    """Return the folders of some kinds that a folder holds, of its first ones by name."""
+    try:
+        with os.scandir(path) as entries:
+            first = list(itertools.islice(entries, _MOST_ENTRIES))
+        names = sorted(e.name for e in first if not e.name.startswith(".") and e.is_dir())
+    except OSError:
+        return []
+    return [path / name for name in names[:_MOST_INSIDE] if what_is(path / name) in kinds]
+
+
+def pass_one_of(paths: Sequence[Path]) -> str:
+    """Return the advice to pass one of some paths, as a sentence."""
+    if len(paths) == 1:
+        return f"Pass {paths[0]}."
+    return f"Pass one of those in it: {', '.join(map(str, paths[:3]))}{' …' * (len(paths) > 3)}."
+
+
 def _is_slide(entry: os.DirEntry[str]) -> bool:
     # Results that are not whole yet hold pictures of scores, and no table.
     if entry.name.startswith(".") or entry.name.endswith(
@@ -136,6 +155,13 @@ def refuse_other(
     swapped = next((other for other in beside if what_is(other) == wanted), None)
     if swapped is not None:
         remedy = f"{swapped} is {wanted}: are the two swapped?"
+    elif wanted != SLIDES and (inside := folders_in(path, [wanted])):
+        number = "one" if len(inside) == 1 else f"{len(inside)} of them"
+        raise error(
+            f"is not {wanted}, but holds {number}",
+            subject=str(path),
+            remedy=pass_one_of(inside),
+        )
     elif found not in _KNOWN and (wanted == SLIDES or not path.is_file()):
         return  # a file may list slides; it is never one of the other kinds
     raise error(f"is not {wanted}, but {found}", subject=str(path), remedy=remedy)
