@@ -300,7 +300,7 @@ def test_doctor(capsys, tmp_path):
     assert code == 0
     for name in ("packages", "slides", "device", "torchvision", "weights"):
         assert re.search(rf"^(ok  |note)  {name} ", out, re.MULTILINE), name
-    code, out, _ = run(capsys, "doctor", "--format", "json")
+    code, out, _ = run(capsys, "doctor", "--json")
     checks = json.loads(out)
     assert {"name", "state", "finding", "remedy"} == set(checks[0])
     (tmp_path / "w.safetensors").write_text("no")

@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def checks(**config):
-    found = json.loads(doctor(DoctorConfig(format="json", **config)).summary)
+    found = json.loads(doctor(DoctorConfig(as_json=True, **config)).summary)
     return {check["name"]: check for check in found}
 
 

@@ -28,7 +28,7 @@ def test_the_list_imports_neither_torch_nor_a_detector():
     code = (
         "import sys\n"
         "from wsiad.cli import main\n"
-        "main(['detectors', '--format', 'json'])\n"
+        "main(['detectors', '--json'])\n"
         "heavy = {'torch', 'sklearn', 'scipy', 'zarr', 'wsiad.detectors.knn'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
     )
@@ -70,7 +70,7 @@ def test_needs_depend_on_the_options():
 
 
 def test_json_states_what_the_text_does():
-    facts = json.loads(detectors(format="json").summary)
+    facts = json.loads(detectors(as_json=True).summary)
     found = {one["name"]: one for one in facts["detectors"]}
     assert found["linear-probe"]["needs"] == ["labels", "network weights"]
     assert found["deep-svdd"]["needs"] == []
@@ -126,7 +126,7 @@ def test_the_list_states_whether_a_preset_needs_labels(name):
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_detector_can_be_explained(name):
-    text = detectors(name=name, format="json").summary
+    text = detectors(name=name, as_json=True).summary
     assert json.loads(text)["name"] == name
 
 

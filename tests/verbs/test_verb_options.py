@@ -112,7 +112,7 @@ OPTIONS = {
     """,
     "detectors": """
         name=null
-        format="text"
+        as_json=false
     """,
     "tune": """
         store
@@ -416,7 +416,7 @@ OPTIONS = {
     """,
     "doctor": """
         weights=null
-        format="text"
+        as_json=false
     """,
 }
 

@@ -115,8 +115,8 @@ wsiad train store/ --out runs/padim --preset padim""",
         """\
 wsiad detectors
 wsiad detectors dpa
-wsiad detectors --format json""",
-        common=("format",),
+wsiad detectors --json""",
+        common=("as_json",),
         stopped=_ANEW,
     ),
     "tune": Verb(
@@ -366,8 +366,8 @@ wsiad demo --out my_demo --detector knn""",
         (),
         """\
 wsiad doctor
-wsiad doctor --format json""",
-        common=("format",),
+wsiad doctor --json""",
+        common=("as_json",),
         stopped=_ANEW,
     ),
 }

@@ -9,7 +9,7 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wsiad.core.config import Config, build, verb
 from wsiad.core.errors import ConfigError
@@ -28,10 +28,12 @@ _WIDTH = 100
 class DetectorsConfig(Config):
     """List all methods and presets with what they need, or explain one of them."""
 
+    flags: ClassVar[Mapping[str, str]] = {"as_json": "json"}
+
     name: str | None = None
     """Method or preset to explain: its options, what is as published and what was adapted."""
-    format: Literal["text", "json"] = "text"
-    """Format of the output."""
+    as_json: bool = False
+    """Print JSON, for programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class DetectorsResult:
     facts : dict
         JSON values: ``detectors`` and ``presets``, each a list; or those of the one that was named.
     summary : str
-        Text for the terminal, in the requested format.
+        Text for the terminal, or JSON.
     """
 
     facts: dict[str, Any]
@@ -78,7 +80,7 @@ def detectors(config: DetectorsConfig) -> DetectorsResult:
             f"{did_you_mean(config.name, known)}",
             remedy="See the list: wsiad detectors.",
         )
-    return DetectorsResult(facts, json_text(facts) if config.format == "json" else text)
+    return DetectorsResult(facts, json_text(facts) if config.as_json else text)
 
 
 def _preset(name: str) -> Preset | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 from wsiad.core.config import Config, verb
 from wsiad.core.errors import WsiadError
@@ -21,10 +21,12 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 class DoctorConfig(Config):
     """Check the installation: packages, device, slide formats and available weights."""
 
+    flags: ClassVar[Mapping[str, str]] = {"as_json": "json"}
+
     weights: Path | None = None
     """Weights file to check, as `wsiad train --weights` would read it."""
-    format: Literal["text", "json"] = "text"
-    """Format of the output."""
+    as_json: bool = False
+    """Print JSON, for programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def doctor(config: DoctorConfig) -> DoctorResult:
         _machine,
     ]
     checks = tuple(check for step in steps for check in _guarded(step))
-    if config.format == "json":
+    if config.as_json:
         text = json_text([asdict(check) for check in checks])
     else:
         text = "\n".join(_lines(checks))
