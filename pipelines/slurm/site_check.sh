@@ -25,8 +25,56 @@ has() {
   return 1
 }
 
+# value_of FLAG ARGUMENTS: what stands behind a flag, or nothing.
+value_of() {
+  local flag=$1
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      "$flag") echo "${2-}"; return ;;
+      "$flag"=*) echo "${1#"$flag"=}"; return ;;
+    esac
+    shift
+  done
+}
+
+# configured KEY ARGUMENTS: the value of a key in the command's --config, or nothing; of a list, a word.
+configured() {
+  local key=$1 file
+  shift
+  file=$(value_of --config "$@")
+  [ -r "$file" ] || return 0
+  awk -v key="$key" '
+    {
+      sub(/\r$/, "")
+      line = $0
+      sub(/^["\047]?/, "", line)
+    }
+    index(line, key) == 1 && substr(line, length(key) + 1) ~ /^["\047]?[ \t]*:([ \t]|$)/ {
+      found = substr(line, length(key) + 1)
+      sub(/^[^:]*:[ \t]*/, "", found)
+      sub(/(^|[ \t]+)#.*/, "", found)
+      sub(/[ \t]+$/, "", found)
+      if (found ~ /^".*"$/ || found ~ /^\047.*\047$/) found = substr(found, 2, length(found) - 2)
+      below = found == ""
+      if (found == "null" || found == "~" || found == "[]") found = ""
+      next
+    }
+    below && /^[ \t]*-[ \t]/ { found = "a list" }
+    /^[^ \t#-]/ { below = 0 }
+    END { print found }
+  ' "$file"
+}
+
+# sets KEY ARGUMENTS: a command has this option, as a flag or in its --config.
+sets() {
+  local key=$1
+  shift
+  has "--$key" "$@" || [ -n "$(configured "$key" "$@")" ]
+}
+
 # distant ARGUMENTS: a command only looks after work that is done elsewhere.
-distant() { has --cluster "$@" || has --scheduler "$@"; }
+distant() { sets cluster "$@" || sets scheduler "$@"; }
 
 # filled_in NAME WHAT: the setting of this name has a value of the site.
 filled_in() {

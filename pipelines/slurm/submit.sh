@@ -8,7 +8,11 @@
 # Fill in pipelines/slurm/site.sh first. tile and heatmap become arrays of jobs, train has a GPU and
 # ends before its walltime; whatever the walltime stops is queued again. It prints the jobs' numbers.
 set -euo pipefail
-if [ $# -eq 0 ]; then sed -n '2,9p' "$0" | cut -c3-; exit 2; fi
+usage() { sed -n '2,9p' "${BASH_SOURCE[0]}" | cut -c3-; }
+case ${1-} in
+  '') usage; exit 2 ;;
+  -h | --help) usage; exit 0 ;;
+esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=pipelines/slurm/site_check.sh
 source "$here/site_check.sh"
@@ -16,13 +20,9 @@ read_site "$(realpath -m "${SITE:-$here/site.sh}")"
 
 # out_of ARGUMENTS: the folder that a command writes.
 out_of() {
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --out) echo "${2-}"; return ;;
-      --out=*) echo "${1#--out=}"; return ;;
-    esac
-    shift
-  done
+  local out
+  out=$(value_of --out "$@")
+  echo "${out:-$(configured out "$@")}"
 }
 
 needs=()     # dependencies of the coming command: it waits for all before it
@@ -64,9 +64,9 @@ check() {
       [ -n "$out" ] || fail "$verb: --out is missing. Add it."
       out=$(realpath -m -- "$out")
       if [ "$shards" -gt 1 ]; then
-        for flag in --shard --only --record; do
-          ! has "$flag" "$@" || fail "$verb: $flag is for a single call, but this command becomes" \
-            "$shards. Leave it out, or set ${verb^^}_JOBS=1 in $site."
+        for flag in shard only record; do
+          ! sets "$flag" "$@" || fail "$verb: --$flag is for a single call, but this command becomes" \
+            "$shards. Leave it out, also of a --config, or set ${verb^^}_JOBS=1 in $site."
         done
         for option in "${outputs[@]}"; do
           [ "$option" != "$out" ] || fail "$verb: --out $out is that of a command before it. Pass the" \

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from wsiad.cli import _verb_parser
-from wsiad.core.config import config_class
+from wsiad.core.config import config_class, dump_yaml
 from wsiad.verbs import VERBS, function_of
 from wsiad.verbs.doctor import Check
+from wsiad.verbs.tile import TileConfig
 
 SLURM = Path(__file__).parents[2] / "pipelines" / "slurm"
 
@@ -238,12 +239,12 @@ TILE = ["tile", "s", "--out", "a/store"]
         ),
         (
             [*TILE, "--record=r.json"],
-            "this command becomes 20. Leave it out, or set TILE_JOBS=1 in",
+            "this command becomes 20. Leave it out, also of a --config, or set TILE_JOBS=1 in",
         ),
         ([*TILE, "--only", "a"], "tile: --only is for a single call"),
         (
             ["heatmap", "r", "s", "--out=o", "--shard", "1/2"],
-            "becomes 8. Leave it out, or set HEAT",
+            "becomes 8. Leave it out, also of a --config, or set HEAT",
         ),
         (
             [*TILE, "then", "tile", "more", "--out=./a//store/"],
@@ -256,6 +257,52 @@ def test_a_chain_is_looked_at_before_its_first_job_is_submitted(site, words, sai
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
     assert site.noted("sbatch") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("record: r.json\n", "tile: --record is for a single call"),
+        ("mpp: 0.5\r\n'only' : [a]  # one\r\n", "tile: --only is for a single call"),
+        ("only:\n# names\n- a\nmpp: 0.5\n", "tile: --only is for a single call"),
+        ("only:\n  - a\n", "tile: --only is for a single call"),
+        ('shard: "1/2"\n', "tile: --shard is for a single call"),
+    ],
+)
+def test_what_a_config_sets_is_looked_at_too(site, text, said):
+    (site.root / "a config.yaml").write_text(text, newline="")
+    for flag in (["--config", "a config.yaml"], ["--config=a config.yaml"]):
+        done = site.submit(*TILE, *flag)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr
+    assert site.noted("sbatch") == []
+
+
+def test_a_config_that_wsiad_wrote_is_no_single_call(site):
+    config = TileConfig(slides=["s"], out="kept store", mpp=0.5, tile=64)
+    (site.root / "c.yaml").write_text(dump_yaml(config))
+    done = site.submit("tile", "--config", "c.yaml", "then", "train", "kept store", "--out", "r")
+    assert (done.returncode, done.stderr) == (0, "")
+    tiling, training = site.noted("sbatch")
+    assert "--array=1-20" in tiling
+    assert "kept store" in training  # whose slides are to be complete, from the config
+
+
+def test_a_config_can_leave_the_work_to_a_cluster(site):
+    (site.root / "c.yaml").write_text("cluster: slurm.yaml\n")
+    assert site.submit(*TILE, "--config", "c.yaml").returncode == 0
+    (job,) = site.noted("sbatch")
+    assert not [word for word in job if word.startswith("--array")]
+    assert site.job(*TILE, "--config", "c.yaml", SLURM_CPUS_PER_TASK="4").returncode == 0
+    assert "--workers" not in site.noted("wsiad")[-1]
+
+
+def test_help_needs_no_settings(site):
+    site.settings.unlink()
+    for word in ("-h", "--help"):
+        done = site.submit(word)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "submit.sh tile slides/" in done.stdout
 
 
 def test_one_call_can_have_its_record_and_share_a_folder(site):
