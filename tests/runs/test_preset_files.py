@@ -78,6 +78,12 @@ def test_options_of_trimming_replace_those_of_the_preset_one_by_one(tiny):
     assert training(preset="tiny", trimming={"share": 0.1}) == found
     with pytest.raises(ConfigError, match="trimming"):
         training(preset="tiny", trimming=3)
+    for none in (0, 0.0, "0", "0.0"):
+        found = training(preset="tiny", trimming={"share": none})
+        assert found.trimming == TrimmingOptions()
+        assert found.about.replaced == ("trimming.share",)
+    with pytest.raises(ConfigError, match="folds does nothing with share: 0"):
+        training(preset="tiny", trimming={"share": 0, "folds": 2})
 
 
 def test_a_preset_that_trims_is_refused_where_nothing_is_trimmed(tiny):

@@ -164,7 +164,7 @@ class LogOptions(Config):
     `mlruns` beside the run. For methods that are trained step by step."""
 
 
-class TrimmingOptions(Config):
+class TrimmingOptions(UsedOptions):
     """Options of a training on tiles among which lesions may hide."""
 
     share: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.0
@@ -180,3 +180,8 @@ class TrimmingOptions(Config):
     """Number of parts of the tiles, of whole slides if there are enough; each part is judged by a
     fit on the others. With 1, a fit judges the tiles that taught it. Default: 2 for methods that
     remember tiles (knn, patchcore, kde, ensemble), which find none of their own strange, else 1."""
+
+    def uses(self) -> dict[str, tuple[bool, str]]:
+        """Return which options do something; see :meth:`UsedOptions.uses`."""
+        trims = (self.share > 0, "share: 0")
+        return super().uses() | dict.fromkeys(("rounds", "by", "folds"), trims)

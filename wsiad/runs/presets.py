@@ -195,9 +195,19 @@ def with_preset(values: Mapping[str, Any], *, fields: Collection[str]) -> dict[s
     trimming = given.get("trimming", {})
     if preset.trimming and isinstance(trimming, Mapping):
         own = preset.trimming.model_dump()
-        made["trimming"] = {**own, **trimming}
+        # Without a share there is nothing that the preset's other options could decide.
+        none = _is_zero(trimming.get("share"))
+        made["trimming"] = dict(trimming) if none else {**own, **trimming}
         replaced += [f"trimming.{key}" for key in trimming if trimming[key] != own.get(key, ...)]
     made["about"] = {**preset.about.model_dump(), "replaced": replaced}
     if given.get("weights") is None:
         made["weights"] = preset.weights
     return made
+
+
+def _is_zero(value: object) -> bool:
+    """Tell whether a value, which may be the text of a flag, is the number 0."""
+    try:
+        return float(str(value)) == 0
+    except ValueError:
+        return False
