@@ -46,3 +46,33 @@ def test_slides_of_such_names(tmp_path):
     assert (row.slide, row.reason, row.label, row.mpp_x) == ("=1+1", "-x: \x1b[31m", "@a", -0.5)
     rows = read_rows(tmp_path / "slides.csv", InputError)
     assert rows[1].cells[0] == "=1+1"  # as a reference or a manifest
+
+
+@pytest.mark.parametrize("line", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
+def test_excel_can_be_told_what_separates_cells(tmp_path, line):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + (line + "slide;a,b\r\nx;1,5\r\n").encode())
+    rows = read_rows(path, InputError, delimiters=",;\t")
+    assert [(row.number, row.cells) for row in rows] == [(2, ("slide", "a,b")), (3, ("x", "1,5"))]
+
+
+def test_a_line_of_other_separators_is_a_row(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("sep=;\n1\n")
+    assert [row.cells for row in read_rows(path, InputError)] == [("sep=;",), ("1",)]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("slide,label\nä,normal\n".encode("cp1252"), r"line 2 is not UTF-8: it has the byte 0xe4"),
+        ("ä,label\n".encode("cp1252"), "line 1 is not UTF-8.*Save it as 'CSV UTF-8'"),
+        (b"PK\x03\x04\xff\xfe", "it is a workbook, or another archive.*Save the sheet as 'CSV UTF"),
+        (b"\xff\xfea", "is not CSV .*truncated data"),
+        (b'a,"b\n', "is not CSV .*Pass a comma-separated file in UTF-8"),
+    ],
+)
+def test_what_is_not_csv_is_answered_with_what_to_do(tmp_path, data, said):
+    (tmp_path / "table.csv").write_bytes(data)
+    with pytest.raises(InputError, match=said):
+        read_rows(tmp_path / "table.csv", InputError)

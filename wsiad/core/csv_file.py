@@ -24,6 +24,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re
 _MARK = "'"
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ARCHIVE = b"PK\x03\x04"
+_STATED = re.compile(r'"?sep=(.)"?\r?(?:\n|$)', re.IGNORECASE)
+"""First line by which Excel is told what separates the cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def read_rows(
         Subject of the error; by default the path.
     delimiters : str
         Characters that can separate the cells. The one that is most frequent in the first line
-        is used, or the first one if none occurs.
+        is used, or the first one if none occurs; or that of a line ``sep=;`` before it.
 
     Raises
     ------
@@ -77,12 +80,27 @@ def read_rows(
             remedy="Check the path.",
         ) from cause
     except (UnicodeError, csv.Error) as cause:
+        why, remedy = _not_csv(cause)
         raise error(
-            f"{path} cannot be read as CSV ({cause})" if subject else f"is not CSV ({cause})",
+            f"{path} cannot be read as CSV ({why})" if subject else f"is not CSV ({why})",
             subject=subject or str(path),
-            remedy="Pass a comma-separated file in UTF-8.",
+            remedy=remedy,
         ) from cause
     return rows
+
+
+def _not_csv(cause: UnicodeError | csv.Error) -> tuple[str, str]:
+    """Return why a file is not CSV, and what to do about it."""
+    data = cause.object if isinstance(cause, UnicodeDecodeError) else b""
+    if data.startswith(_ARCHIVE):
+        return "it is a workbook, or another archive", "Save the sheet as 'CSV UTF-8'."
+    if isinstance(cause, UnicodeDecodeError) and not data.startswith(_UTF16):
+        line = data.count(b"\n", 0, cause.start) + 1
+        return (
+            f"line {line} is not UTF-8: it has the byte {data[cause.start]:#04x}",
+            "Save it as 'CSV UTF-8', as spreadsheets call it.",
+        )
+    return str(cause), "Pass a comma-separated file in UTF-8."
 
 
 class _TooLargeError(ValueError):
@@ -114,8 +132,11 @@ def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> lis
     if len(data) > MAX_BYTES:
         raise _TooLargeError(f"has more than {MAX_BYTES >> 20} MiB")
     text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(delimiters, key=first.count)
+    if (stated := _STATED.match(text)) and stated[1] in delimiters:
+        delimiter, text = stated[1], "\n" + text[stated.end() :]  # lines keep their numbers
+    else:
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        delimiter = max(delimiters, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = (
         Row(reader.line_num, tuple(plain(c.strip() if strip else c) for c in cells))
