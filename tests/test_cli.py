@@ -295,6 +295,28 @@ def test_a_verb_that_is_stopped_says_what_is_true_of_it(verb, monkeypatch, capsy
     assert ("Delete that" in err) is (verb == "demo")
 
 
+def test_a_configuration_of_another_verb_is_called_that(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    for text, verb, words in (
+        ("store: s\nout: r\ndetector: knn\ntrimming: {share: 0.1}\n", "heatmap", "wsiad train."),
+        ("mpp: 0.5\ntile: 64\nsplit_tiles: 9\n", "train", "wsiad tile."),
+        ("store: s\nspace: {}\n", "train", "wsiad tune."),
+    ):
+        file.write_text(text)
+        code, _, err = run(capsys, verb, "--config", file)
+        assert code == 2
+        assert (
+            err
+            == f"wsiad {verb}: {file}: is a configuration of {words} Pass one of wsiad {verb}.\n"
+        )
+    # What no verb knows, or what is wrong in a key of its own, is said as ever.
+    for text, words in (("stroe: s\n", "stroe: unknown key"), ("seed: x\n", "seed: 'x'")):
+        file.write_text(text)
+        code, _, err = run(capsys, "train", "store", "--out", "r", "--config", file)
+        assert code == 2
+        assert words in err
+
+
 def test_doctor(capsys, tmp_path):
     code, out, _ = run(capsys, "doctor")
     assert code == 0

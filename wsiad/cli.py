@@ -142,7 +142,16 @@ def _run(name: str, arguments: list[str]) -> int:
     file = values.pop("config", None)
     shown = {field: field.upper() for field in VERBS[name].positional}
     flags = _nested(values)
-    config = resolve(cls, file=file, flags=flags, shown=shown)
+    try:
+        config = resolve(cls, file=file, flags=flags, shown=shown)
+    except ConfigError as error:
+        if file and (others := _verbs_of(file, but=cls)):
+            raise ConfigError(
+                f"is a configuration of wsiad {' or '.join(others)}",
+                subject=str(file),
+                remedy=f"Pass one of wsiad {name}.",
+            ) from error
+        raise
     result = function(config)
     code = _report(name, result)
     # Nothing comes next where nothing was done yet, or where other calls do the rest.
@@ -153,6 +162,17 @@ def _run(name: str, arguments: list[str]) -> int:
         repeated = _repeated(VERBS[name].repeated, file=file, flags=flags)
         print(lines(" ".join([f"next: {following.format_map(said)}", *repeated])))
     return code
+
+
+def _verbs_of(file: Path, *, but: type[Config]) -> list[str]:
+    """Return the verbs that know all keys of a file, of which another config does not."""
+    from wsiad.core.config import config_class, read_yaml
+
+    keys = read_yaml(file).keys()
+    if keys <= but.model_fields.keys():
+        return []
+    known = {verb: config_class(function_of(verb)).model_fields.keys() for verb in VERBS}
+    return [verb for verb, fields in known.items() if keys <= fields]
 
 
 def _repeated(fields: Sequence[str], *, file: Path | None, flags: dict[str, Any]) -> list[str]:
