@@ -23,7 +23,7 @@ from wsiad.learning.detector import DetectorOptions, FitContext
 Exact = npt.NDArray[np.float64]
 
 _ITERATIONS = 1_000
-_STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-4, 1e-1, 1e-5), "lda": (0.5, 0.9, 0.1)}
+_STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-4, 1e-1, 1e-5), "lda": (0.9, 0.5, 0.1)}
 """Candidate strengths for each head: the usual one first, then the nearest ones."""
 _FEWEST_FOLDS = 3
 """Minimum number of folds that can tell strengths apart."""
@@ -37,7 +37,7 @@ class LinearProbeOptions(LabelledOptions):
     the healthy tiles, in closed form."""
     strength: Annotated[float, pydantic.Field(gt=0)] | None = None
     """C of ``logistic`` (the smaller, the more regularised), or the share of the identity in the
-    covariance of ``lda``, at most 1. By default 0.001 and 0.5, unless cross-validation tells
+    covariance of ``lda``, at most 1. By default 0.001 and 0.9, unless cross-validation tells
     another one to be better."""
     folds: Annotated[int, pydantic.Field(ge=2)] = 5
     """Number of folds of the cross-validation, which are split by slide if there are several."""
