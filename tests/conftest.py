@@ -12,12 +12,17 @@ os.environ.pop("FORCE_COLOR", None)
 os.environ.pop("PYTHON_COLORS", None)
 
 import pytest
-import torch
+
+try:
+    import torch
+except ModuleNotFoundError:  # a smoke of another Python does without its gigabytes
+    torch = None
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads():
-    torch.set_num_threads(1)
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
