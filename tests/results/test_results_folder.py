@@ -309,7 +309,11 @@ def test_the_path_may_be_a_text_everywhere(tmp_path):
     assert run == wsiad.RunFolder(path)
     assert repr(run) == f"RunFolder({str(path)!r}, channel, complete)"
     assert wsiad.RunFolder.open(str(path)).record().detector == "channel"
-    assert repr(wsiad.RunFolder(tmp_path)) == f"RunFolder({str(tmp_path)!r}, not complete)"
+    (tmp_path / "none").mkdir()
+    none = str(tmp_path / "none")
+    assert repr(wsiad.RunFolder(none)) == f"RunFolder({none!r}, not complete)"
+    with pytest.raises(WsiadError, match="is not a run, but holds one"):
+        wsiad.RunFolder(tmp_path)
     (path / "run.json").write_text("{")
     assert repr(run) == f"RunFolder({str(path)!r}, its run.json cannot be read)"
     with pytest.raises(WsiadError, match="is empty"):

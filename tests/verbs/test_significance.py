@@ -330,7 +330,7 @@ def test_damage_is_told_and_nothing_is_claimed(here):
 
 
 def test_what_is_missing_is_named(here):
-    with pytest.raises(InputError, match="does not hold results"):
+    with pytest.raises(InputError, match="is not a results folder, but holds 3 of them"):
         compare(here, healthy=here)
     (here / "healthy" / "h2" / "regions.csv").unlink()
     with pytest.raises(InputError, match=r"h2: has no regions\.csv"):
