@@ -148,10 +148,10 @@ def begin_export(
     if "mean_of" not in given and changed["scales_um"] == ALONE:
         changed["mean_of"] = "auto"  # nothing is averaged
     options = build(HeatmapOptions, changed, source="export")
-    options_mean_of = options.mean_of
     names = tuple(sorted({*facts[FORMATS], *(kind.name for kind in chosen(formats))}))
     calibration = _calibration(results)
     subject, labelled = str(results), _labelled(facts)
+    unsaid = labelled is None and options.mean_of == "auto"
     scales = choose_scales(maps, calibration, options, labelled=bool(labelled), subject=subject)
     options = options.model_copy(update=scales.told(subject).options)
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
@@ -187,7 +187,7 @@ def begin_export(
     now = {**facts, DERIVED: derived, FORMATS: list(names)}
     if "scales_um" in given:
         now.pop(ALONE_BECAUSE, None)
-    if labelled is None and options_mean_of == "auto" and scales.calibration:
+    if unsaid and scales.calibration:
         said.append(
             "percentiles are averaged, because the results do not say whether their method learnt "
             "from labels; if it did, set --mean-of scores"

@@ -114,9 +114,9 @@ class Scoring:
             Another call has begun other scores in the folder a moment ago.
         """
         was = begin_results(self.results, self.facts, self.asked)
-        before, now = ({**stated(one[DERIVED]), STANDARDISED_BY: ""} if one else {}
-                       for one in (was, self.facts))  # fmt: skip
-        if before and (told := differences(before, now)):
+        said_below = {STANDARDISED_BY: ""}
+        before, now = (stated(one[DERIVED]) | said_below for one in (was or self.facts, self.facts))
+        if told := differences(before, now):
             logger.warning(
                 "%s: regions and detections are derived again, with other options: %s. Slides that "
                 "this call leaves out keep theirs: call it with all, or run wsiad export.",
