@@ -76,10 +76,17 @@ def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most, pieces
 
 @pytest.mark.parametrize(
     ("slides", "workers", "pieces"),
-    [(1, 1, 1), (1, 2, 8), (1, 8, 32), (3, 8, 11), (31, 8, 2), (32, 8, 1), (500, 8, 1), (0, 4, 16)],
+    [(1, 1, 1), (1, 3, 12), (1, 8, 32), (3, 8, 11), (31, 8, 2), (32, 8, 1), (0, 4, 16)],
 )
-def test_few_slides_are_divided_for_many_workers(slides, workers, pieces):
-    assert pieces_of_slide(slides, workers) == pieces
+@pytest.mark.parametrize("share_cores", [True, False])
+def test_few_slides_are_divided_for_many_workers(slides, workers, pieces, share_cores):
+    assert pieces_of_slide(slides, workers, share_cores=share_cores) == pieces
+
+
+@pytest.mark.parametrize("slides", [1, 2, 5])
+def test_two_workers_of_one_machine_divide_nothing(slides):
+    assert pieces_of_slide(slides, 2, share_cores=True) == 1
+    assert pieces_of_slide(slides, 2, share_cores=False) == -(-8 // slides)
 
 
 @pytest.fixture(autouse=True)
@@ -365,13 +372,15 @@ def test_a_slide_alone_is_divided_for_the_workers(large, tmp_path, monkeypatch):
     whole = tiled(slide, tmp_path / "one", **values)
     written = []
     monkeypatch.setattr(SlideParts, "missing", _noting(SlideParts.missing, written))
-    divided = tiled(slide, tmp_path / "parts", workers=2, **values)
+    tiled(slide, tmp_path / "threads", workers=2, **values)
+    assert written == []  # one process with its threads is as quick as two workers
+    divided = tiled(slide, tmp_path / "parts", workers=3, **values)
     assert len(written) > 1
     assert [row.tiles for row in divided.rows] == [row.tiles for row in whole.rows]
     assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
     # A copy of the slide on a local disk is made for each part: there it is not divided.
     written.clear()
-    staged = {"stage_dir": tmp_path / "local", "workers": 2}
+    staged = {"stage_dir": tmp_path / "local", "workers": 3}
     tiled(slide, tmp_path / "staged", **values, **staged)
     assert written == []
     assert content(tmp_path / "staged" / GROUPS) == content(tmp_path / "one" / GROUPS)

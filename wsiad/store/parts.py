@@ -67,19 +67,30 @@ about 50 MB of pixels, 256 tiles of 256 px; a worker takes 2 to 3 s to start, in
 make some 10 of them, and a tenth of a second to open a slide."""
 _PARTS_PER_WORKER = 4
 """Parts for each worker that suffice to keep all of them busy to the end."""
+_CORES_OF_PROCESS = 2
+"""Cores that the threads of one process keep busy while they read, normalise and write a slide."""
 
 
-def pieces_of_slide(slides: int, workers: int) -> int:
-    """Return the number of parts of each slide that keeps all workers busy.
+def pieces_of_slide(slides: int, workers: int, *, share_cores: bool) -> int:
+    """Return the number of parts of each slide that keeps all cores busy.
+
+    Parameters
+    ----------
+    slides, workers : int
+    share_cores : bool
+        True if the workers are processes of one machine, whose threads use any core of it: two
+        need no parts, because one with threads is faster than two that both have to start.
 
     Examples
     --------
-    >>> [pieces_of_slide(slides, workers=8) for slides in (1, 5, 16, 32, 100)]
+    >>> [pieces_of_slide(slides, workers=8, share_cores=True) for slides in (1, 5, 16, 32, 100)]
     [32, 7, 2, 1, 1]
-    >>> pieces_of_slide(1, workers=1)
-    1
+    >>> [pieces_of_slide(1, workers=2, share_cores=share) for share in (True, False)]
+    [1, 8]
     """
-    return 1 if workers == 1 else -(-_PARTS_PER_WORKER * workers // max(1, slides))
+    if workers <= (_CORES_OF_PROCESS if share_cores else 1):
+        return 1
+    return -(-_PARTS_PER_WORKER * workers // max(1, slides))
 
 
 def split(tiles: int, *, tile: int, most: int | None, pieces: int = 1) -> tuple[Part, ...]:

@@ -116,6 +116,8 @@ def tile(config: TileConfig) -> TileResult:
     write_config(config.out / CONFIG, config)
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     todo = sum(slide.name not in store and not slide.problem for slide in inputs)
+    here = config.cluster is None and config.scheduler is None
+    pieces = pieces_of_slide(todo, workers_of(config), share_cores=here)
     tasks = [
         TileTask(
             slide=slide,
@@ -125,7 +127,7 @@ def tile(config: TileConfig) -> TileResult:
             earlier=table.get(slide.name),
             coords=config.coords,
             split_tiles=config.split_tiles,
-            pieces=1 if config.stage_dir else pieces_of_slide(todo, workers_of(config)),
+            pieces=1 if config.stage_dir else pieces,
             override_mpp=config.override_mpp,
         )
         for slide in inputs
