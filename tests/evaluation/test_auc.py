@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
-from wsiad.evaluation.auc import delong, roc_band, roc_curve, slide_auc, slide_weights, tile_auroc
+from wsiad.evaluation.auc import (
+    delong,
+    placements,
+    roc_band,
+    roc_curve,
+    slide_auc,
+    slide_weights,
+    tile_auroc,
+)
 
 
 def classes(seed, m=12, n=17, *, digits=1):
@@ -43,6 +52,25 @@ def test_area_and_error_by_brute_force(seed, digits):
     area, error = delong(positive, negative)
     assert (area, error) == pytest.approx(brute_force_delong(positive, negative), abs=1e-12)
     assert area == pytest.approx(sklearn_auc(positive, negative), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("digits", [0, 1, 6])
+def test_placements_are_those_of_midranks_to_the_bit(seed, digits):
+    positive, negative = classes(seed, digits=digits)
+    positive[:2] = negative[:3] = -np.inf
+    m, n = len(positive), len(negative)
+    ranks = rankdata(np.concatenate([positive, negative]))  # Sun & Xu 2014
+    of_positive, of_negative = placements(positive, negative)
+    np.testing.assert_array_equal(of_positive, (ranks[:m] - rankdata(positive)) / n)
+    np.testing.assert_array_equal(of_negative, 1 - (ranks[m:] - rankdata(negative)) / m)
+
+
+def test_a_score_that_is_no_number_has_no_place():
+    some = np.array([1.0, 2.0])
+    for classes in ((some, np.array([np.nan, 0.0])), (np.array([np.nan, 0.0]), some)):
+        assert np.isnan(placements(*classes)).all()
+        assert np.isnan(delong(*classes)).all()
 
 
 def test_an_answer_by_hand():

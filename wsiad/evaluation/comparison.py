@@ -65,8 +65,7 @@ class Difference:
 def delong_pair(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
     """Return the areas under the ROC curves of several results, and their covariance.
 
-    The method is that of DeLong et al., Biometrics 44 (1988), equations 4 to 6, by midranks as
-    in Sun & Xu, IEEE Signal Processing Letters 21 (2014).
+    The method is that of DeLong et al., Biometrics 44 (1988), equations 4 to 6.
 
     Parameters
     ----------
