@@ -15,11 +15,12 @@ import time
 import unicodedata
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Protocol, Self
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from wsiad.core.signals import raise_if_ended
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -99,6 +100,8 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 
 def interval(seconds: float) -> str:
     """Return a time as ``MM:SS`` or ``H:MM:SS``."""
+    from tqdm import tqdm  # as below: a fifth of the start of `--help`
+
     return str(tqdm.format_interval(seconds))
 
 
@@ -148,6 +151,8 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._quiet = quiet
         if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 desc=label,
                 total=total,
@@ -211,6 +216,8 @@ class Progress:
         if self._own_line:
             print(one_line(self._own_line(terminal=False)), file=sys.stderr, flush=True)
             return
+        from tqdm import tqdm
+
         text = tqdm.format_meter(
             self._done,
             self.total or 0,
