@@ -459,14 +459,51 @@ def test_a_method_that_learnt_from_labels_averages_scores(run, slides, tmp_path)
     assert "mean_of" not in facts()["derived"]
     np.testing.assert_array_equal(written(), expected("percentiles"))
     assert "averaged by the scores of the windows" not in (out / "report.html").read_text()
-    # The choice stays when others change, until nothing is averaged.
+    # The choice stays when others change, also while nothing is averaged.
     wsiad.export(results=out, scales_um=(100, 200), quiet=True)
     assert "mean_of" not in facts()["derived"]
     wsiad.export(results=out, scales_um=0, quiet=True)
     assert "mean_of" not in facts()["derived"]
+    assert facts()["mean_of"] == "percentiles"
+    wsiad.export(results=out, scales_um="auto", quiet=True)
+    assert "mean_of" not in {**facts(), **facts()["derived"]}
+    np.testing.assert_array_equal(written(), expected("percentiles"))
+    wsiad.export(results=out, scales_um=0, mean_of="auto", quiet=True)
     wsiad.export(results=out, scales_um="auto", quiet=True)
     assert facts()["derived"]["mean_of"] == "scores"
     np.testing.assert_array_equal(written(), expected("scores"))
+
+
+def test_means_that_were_asked_for_outlast_single_windows(run, slides, tmp_path):
+    def averaged(out):
+        return json.loads((out / "run.json").read_text())["derived"].get("mean_of", "percentiles")
+
+    stated = heatmap(run, slides, tmp_path / "stated", scales_um=(100, 200), mean_of="scores")
+    expected = (stated / "tumour" / "spatial.ome.tif").read_bytes()
+    by_export = heatmap(run, slides, tmp_path / "export", mean_of="scores")
+    wsiad.export(results=by_export, scales_um=0, quiet=True)
+    wsiad.export(results=by_export, region_quantile=0.98, quiet=True)
+    wsiad.export(results=by_export, region_quantile=0.99, scales_um=(100, 200), quiet=True)
+    by_heatmap = heatmap(run, slides, tmp_path / "heatmap", mean_of="scores")
+    heatmap(run, slides, by_heatmap, scales_um=0)
+    heatmap(run, slides, by_heatmap)
+    for out in (by_export, by_heatmap):
+        assert averaged(out) == "scores"
+        assert (out / "tumour" / "spatial.ome.tif").read_bytes() == expected
+    heatmap(run, slides, by_heatmap, scales_um=(100,))  # another call says all that differs
+    assert averaged(by_heatmap) == "percentiles"
+
+
+def test_means_that_were_asked_for_wait_for_healthy_slides(run, slides, tmp_path):
+    keep_maps(run, 1)
+    out = heatmap(run, slides, tmp_path / "out", mean_of="scores")
+    record = json.loads((out / "run.json").read_text())
+    assert (record["mean_of"], record["derived"].get("scales_um")) == ("scores", None)
+    wsiad.export(results=out, scales_um=(100, 200), quiet=True)
+    assert json.loads((out / "run.json").read_text())["derived"]["mean_of"] == "scores"
+    (out / "run.json").write_text(json.dumps({**record, "mean_of": "ranks"}))
+    with pytest.raises(InputError, match=r"run\.json: is damaged: mean_of is 'ranks'"):
+        wsiad.export(results=out, scales_um=(100, 200), quiet=True)
 
 
 def test_scored_again_results_keep_their_neighbourhoods(run, slides, tmp_path, caplog):
@@ -502,7 +539,7 @@ def test_results_that_do_not_say_what_taught_ask_the_run(run, slides, tmp_path):
 
     wsiad.export(results=out, scales_um=(100,), quiet=True)
     assert mean_of() == "scores"
-    wsiad.export(results=out, scales_um=0, quiet=True)
+    wsiad.export(results=out, scales_um=0, mean_of="auto", quiet=True)
     run.rename(tmp_path / "gone")
     summary = wsiad.export(results=out, scales_um=(100,), quiet=True).summary
     assert mean_of() == "percentiles"

@@ -30,8 +30,10 @@ from wsiad.results.identity import (
     EXAMPLES,
     FORMATS,
     LABELLED,
+    MEAN_OF,
     STANDARDISED_BY,
     derived_values,
+    kept_mean,
     options_of,
     stated,
     write_scales,
@@ -144,7 +146,8 @@ def begin_export(
             given = {"scales_um": "auto", **given}
     elif (results / HEALTHY_MAPS).exists():
         maps = HealthyMaps.read(results / HEALTHY_MAPS)
-    changed = {**before.model_dump(), **given}
+    mean_of = given.get("mean_of") or kept_mean(facts, results)
+    changed = {**before.model_dump(), "mean_of": mean_of, **given}
     if "mean_of" not in given and changed["scales_um"] == ALONE:
         changed["mean_of"] = "auto"  # nothing is averaged
     options = build(HeatmapOptions, changed, source="export")
@@ -187,6 +190,9 @@ def begin_export(
     now = {**facts, DERIVED: derived, FORMATS: list(names)}
     if "scales_um" in given:
         now.pop(ALONE_BECAUSE, None)
+    now.pop(MEAN_OF, None)
+    if not scales.calibration and mean_of != "auto":
+        now[MEAN_OF] = mean_of
     if unsaid and scales.calibration:
         said.append(
             "percentiles are averaged, because the results do not say whether their method learnt "

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from wsiad.core.config import build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
@@ -27,7 +27,7 @@ from wsiad.heatmaps.heatmap_task import (
     ScoringOptions,
     SlideTask,
 )
-from wsiad.heatmaps.space_options import ALONE
+from wsiad.heatmaps.space_options import ALONE, MeanOf
 from wsiad.results.file_names import CONFIG, FACTS, SCALES, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
@@ -48,6 +48,10 @@ ALONE_BECAUSE = "single_windows_because"
 
 LABELLED = "labelled"
 """Key of ``run.json``: whether the method learnt from labelled anomalies."""
+
+MEAN_OF = "mean_of"
+"""Key of ``run.json`` of single windows: what is averaged where neighbourhoods are looked at again,
+as it was before, or as the user set it."""
 
 _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
 
@@ -142,6 +146,27 @@ def options_of(facts: Mapping[str, Any], results: Path) -> HeatmapOptions:
             subject=str(results / FACTS),
             remedy="Run the same wsiad heatmap again, which rewrites the file.",
         ) from error
+
+
+def kept_mean(facts: Mapping[str, Any], results: Path) -> Literal["auto"] | MeanOf:
+    """Return what is averaged in results, or was before they came from single windows.
+
+    Raises
+    ------
+    InputError
+        The file does not state the options of the results, or is damaged.
+    """
+    before = options_of(facts, results)
+    if before.scales_um != ALONE:
+        return before.mean_of
+    kept = facts.get(MEAN_OF, "auto")
+    if kept != "auto" and kept not in get_args(MeanOf):
+        raise InputError(
+            f"is damaged: {MEAN_OF} is {kept!r}, and not {' or '.join(get_args(MeanOf))}",
+            subject=str(results / FACTS),
+            remedy="Run the same wsiad heatmap again, which rewrites the file.",
+        )
+    return cast('Literal["auto"] | MeanOf', kept)
 
 
 def check_parted(facts: Mapping[str, Any], results: Path) -> None:

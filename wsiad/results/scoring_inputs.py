@@ -20,6 +20,7 @@ from wsiad.core.packages import versions
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions, SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration
+from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.file_names import (
     CALIBRATION,
     CONFIG,
@@ -35,6 +36,7 @@ from wsiad.results.identity import (
     DERIVED,
     FORMATS,
     LABELLED,
+    MEAN_OF,
     SCORED,
     STANDARDISED_BY,
     asked_values,
@@ -42,6 +44,7 @@ from wsiad.results.identity import (
     check_scores,
     derived_values,
     format_names,
+    kept_mean,
     options_of,
     scored_digest,
     scoring_values,
@@ -212,6 +215,7 @@ def plan_scoring(
     digest = scored_digest(run, options, reading, quality)
     options = _with_scales_of(results, options, digest=digest, maps=maps)
     chosen = choose_scales(maps, calibration, options, labelled=record.labelled, subject=str(run))
+    mean_of = options.mean_of
     options = options.model_copy(update=chosen.options)
     asked = asked_values(run, options, reading)
     facts: dict[str, Any] = {
@@ -229,6 +233,8 @@ def plan_scoring(
     warnings = [f"{run}: {why}" for why in (chosen.reason, chosen.warning) if why]
     if chosen.reason:
         facts[ALONE_BECAUSE] = chosen.reason
+    if not chosen.calibration and mean_of != "auto":
+        facts[MEAN_OF] = mean_of
     check_scores(results, digest, asked, remedy="Set another --out, or delete this one.")
     if healthy is not None:
         check_reference(healthy, facts, asked)
@@ -286,18 +292,22 @@ def _with_scales_of(
     results: Path, options: HeatmapOptions, *, digest: str, maps: HealthyMaps | None
 ) -> HeatmapOptions:
     """Return options whose `auto` is what the results already have, whatever is usual today."""
-    auto = options.scales_um == "auto" and options.mean_of == "auto"
-    if not auto or not (results / FACTS).exists():
+    stays = options.scales_um in ("auto", ALONE) and options.mean_of == "auto"
+    if not stays or not (results / FACTS).exists():
         return options
     facts = read_json(results / FACTS, InputError)
     derived = facts.get(DERIVED)
-    there = isinstance(derived, dict) and "scales_um" in derived
-    if not there or facts.get("digest") != digest:
+    if not isinstance(derived, dict) or facts.get("digest") != digest:
         return options
-    if STANDARDISED_BY in facts[DERIVED] and not maps:  # those of other results serve no longer
-        return options
-    before = options_of(facts, results)
-    return options.model_copy(update={"scales_um": before.scales_um, "mean_of": before.mean_of})
+    kept: dict[str, Any] = {"mean_of": kept_mean(facts, results)}
+    # The healthy slides of other results serve no longer.
+    if (
+        options.scales_um == "auto"
+        and "scales_um" in derived
+        and (maps or STANDARDISED_BY not in derived)
+    ):
+        kept["scales_um"] = options_of(facts, results).scales_um
+    return options.model_copy(update=kept)
 
 
 def _prepared(
