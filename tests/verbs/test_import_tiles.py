@@ -399,6 +399,72 @@ def test_bad_hdf5(tmp_path):
             raise InputError(reason(load(path, tmp_path / path.stem, tile=PX)))
 
 
+def tiled(tmp_path):
+    """Write a store of three slides, one of them in a folder and one without tissue."""
+    slides = tmp_path / "slides"
+    for name in ("a", "p/b"):
+        (slides / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tiff(slides / f"{name}.tif", stained(200, 264, seed=len(name)), mpp=0.5, levels=1)
+    write_tiff(slides / "white.tif", np.full((200, 264, 3), 255, np.uint8), mpp=0.5, levels=1)
+    rows = "slide,name,label\na.tif,a,normal\np/b.tif,p/b,tumor\nwhite.tif,white,normal\n"
+    (slides / "manifest.csv").write_text(rows)
+    wsiad.tile(
+        slides=slides / "manifest.csv", out=tmp_path / "tiled", mpp=0.5, tile=PX,
+        stain={"method": "none"}, tissue={"min_area_um2": 0}, quiet=True,
+    )  # fmt: skip
+    return tmp_path / "tiled"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_what_was_exported_comes_back(tmp_path, caplog, kind):
+    before = TileStore(tiled(tmp_path))
+    wsiad.export_tiles(store=before.path, out=tmp_path / "out", format=kind, quiet=True)
+    result = load(tmp_path / "out", tmp_path / "store")
+    # A slide with tumour holds healthy tiles too: its label does not hold for each of them.
+    found = {(row.slide, row.status, row.label) for row in result.rows}
+    assert found == {("a", "ok", "normal"), ("p/b", "ok", "")}
+    assert "slides without tiles are left out: white" in caplog.text
+    with (tmp_path / "out" / "tiles.csv").open() as file:
+        index = {row["file"]: int(row["index"]) for row in csv.DictReader(file)}
+    for name in ("a", "p/b"):
+        slide, pixels = stored(tmp_path / "store", name)
+        order = [index[f"{name}/{one}"] for one in slide.source_names()]
+        mine = before.slide(name)
+        expected = mine.tiles(0, len(mine))[order]
+        if kind == "png":
+            np.testing.assert_array_equal(pixels, expected)
+        else:
+            assert np.abs(pixels.astype(int) - expected).mean() < 5  # of 255
+    # Tiles of no slide keep their label, whatever it is.
+    load(write_folder(tmp_path / "loose", tiles(2)), tmp_path / "first", label="tumor")
+    wsiad.export_tiles(store=tmp_path / "first", out=tmp_path / "again", quiet=True)
+    [row] = load(tmp_path / "again", tmp_path / "second").rows
+    assert (row.slide, row.label, row.tiles) == ("loose", "tumor", 2)
+    [row] = load(tmp_path / "again", tmp_path / "third", label="normal").rows
+    assert "its label is 'tumor' in the export, and --label is 'normal'" in row.reason
+
+
+def test_exports_that_cannot_come_back_say_why(tmp_path):
+    store = tiled(tmp_path)
+    wsiad.export_tiles(store=store, out=tmp_path / "clam", format="clam", quiet=True)
+    with pytest.raises(InputError, match=r"coordinates of tiles, and no pixels.*--coords"):
+        load(tmp_path / "clam", tmp_path / "store")
+    wsiad.export_tiles(store=store, out=tmp_path / "out", quiet=True)
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    escaped = {**facts, "slides": {**facts["slides"], "../slides": "x"}}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(escaped))
+    with pytest.raises(InputError, match=r"'\.\./slides' cannot be used as a name"):
+        load(tmp_path / "out", tmp_path / "store")
+    del facts["slides"]["a"]
+    (tmp_path / "out" / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"lists 'a', which export\.json does not"):
+        load(tmp_path / "out", tmp_path / "store")
+    (tmp_path / "out" / "tiles.csv").unlink()
+    with pytest.raises(InputError, match=r"not complete: it has no tiles\.csv"):
+        load(tmp_path / "out", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_bad_sources(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         load(tmp_path / "gone.tar", tmp_path / "s")

@@ -441,7 +441,7 @@ def name_problem(name: str, *, count: int, noun: str) -> str:
         Word for an input, such as ``"source"``.
     """
     try:
-        checked_name(name)
+        checked_slide_name(name)
     except InputError as error:
         return str(error)
     if count == 1:

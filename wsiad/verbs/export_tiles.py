@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from wsiad.core.config import QuietOptions, differences, verb
-from wsiad.core.csv_file import table_text
+from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError, WsiadError
-from wsiad.core.files import read_json, write_json, write_text
-from wsiad.core.ownership import refuse_foreign
 from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow
 
 if TYPE_CHECKING:
+    from wsiad.exports.exported_tiles import TileFileRow
     from wsiad.exports.tile_images import TileFile
     from wsiad.store.stored_slide import StoredSlide
-
-EXPORT, TABLE = "export.json", "tiles.csv"
-
-COLUMNS = ("slide", "file", "index", "x", "y", "width", "height", "label")
 
 
 class ExportTilesConfig(QuietOptions, StoreOptions):
@@ -78,6 +71,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     InputError
         The store is empty, or the folder contains another export or something else.
     """
+    from wsiad.exports.exported_tiles import claim, holds_images, keep, table_rows, write_table
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(config.store)
@@ -85,8 +79,9 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     names = store.names()
     if not names:
         raise InputError("holds no slides", subject=str(config.store))
-    done = _claim(config, store.digest)
-    table: list[list[object]] = []
+    facts = _facts(config, store.digest)
+    done = claim(config.out, facts)
+    table: list[TileFileRow] = []
     exported, failed, unusable, tiles = [], [], [], 0
     with Progress("export", total=len(names), unit="slide", quiet=config.quiet) as progress:
         for slide in store:
@@ -103,14 +98,14 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
                 failed.append(SlideRow(slide.name, FAILED, reason))
             else:
                 done[slide.name] = slide.fingerprint
-                write_json(config.out / EXPORT, _facts(config, store.digest, done))
-                table.extend(_rows(slide.name, files, labels.get(slide.name, "")))
+                keep(config.out, facts, done)
+                table.extend(table_rows(slide.name, files, label=labels.get(slide.name, "")))
                 exported.append(slide.name)
                 tiles += len(slide)
             progress.update(note=slide.name)
-    if config.format in ("png", "jpeg"):
-        write_text(config.out / TABLE, table_text(COLUMNS, table))
-    what = "tiles" if config.format in ("png", "jpeg") else "coordinates of tiles"
+    if holds_images(config.format):
+        write_table(config.out, table)
+    what = "tiles" if holds_images(config.format) else "coordinates of tiles"
     summary = f"{config.out}: {tiles} {what} of {len(exported)} slides as {config.format}"
     return ExportTilesResult(
         out=config.out,
@@ -134,33 +129,6 @@ def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> li
     return write_tile_images(slide, folder, kind=config.format, quality=config.quality)
 
 
-def _rows(slide: str, files: list[TileFile], label: str) -> Iterator[list[object]]:
-    for tile in files:
-        box = [f"{value:.9g}" for value in tile.box] if tile.box else [""] * 4
-        yield [slide, f"{slide}/{tile.file}", tile.index, *box, label]
-
-
-def _facts(config: ExportTilesConfig, digest: str, slides: dict[str, str]) -> dict[str, Any]:
+def _facts(config: ExportTilesConfig, digest: str) -> dict[str, Any]:
     quality = config.quality if config.format == "jpeg" else None
-    return {"format": config.format, "quality": quality, "store": digest, "slides": slides}
-
-
-def _claim(config: ExportTilesConfig, digest: str) -> dict[str, str]:
-    """Return the slides that an equal export has completed; refuse any other folder."""
-    path = config.out / EXPORT
-    if not path.exists():
-        refuse_foreign(config.out, InputError, what="an export", marks=[EXPORT])
-        # Before the first slide, so that an export that was cut off can go on.
-        write_json(path, _facts(config, digest, {}))
-        return {}
-    facts = read_json(path, InputError)
-    known = facts.get("slides")
-    slides = {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
-    now = _facts(config, digest, slides)
-    if told := differences(facts, now):
-        raise InputError(
-            f"holds an export of another store, or with other options: {', '.join(told)}",
-            subject=str(config.out),
-            remedy="Set another --out, or delete this one.",
-        )
-    return slides
+    return {"format": config.format, "quality": quality, "store": digest}

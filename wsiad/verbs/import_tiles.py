@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -28,6 +31,8 @@ from wsiad.tiling.preparation import (
     StainOptions,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class ImportStainOptions(StainOptions):
     """Stain options of an import; off by default, because a source may mix slides and stains."""
@@ -45,7 +50,8 @@ class ImportTilesConfig(QuietOptions, PictureOptions):
     )
 
     sources: Annotated[Paths, Field(min_length=1)]
-    """Folders of PNG, JPEG or TIFF tiles, tars of such tiles, or HDF5 files like PCam's."""
+    """Folders of PNG, JPEG or TIFF tiles, folders that `wsiad export-tiles` wrote, tars of such
+    tiles, or HDF5 files like PCam's."""
     out: Path
     """Folder of the store; sources that are complete in it are not imported again."""
     mpp: Annotated[float, Field(gt=0, le=64)]
@@ -141,7 +147,7 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
 
     start = time.monotonic()
     groups = _groups(config)
-    tile = config.tile or _tile_of(config)
+    tile = config.tile or _tile_of(config, [slide.path for slide, *_ in groups])
     preparation, target = config.preparation(tile)
     TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
@@ -173,41 +179,82 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     return TileResult(config.out, rows=tuple(rows))
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Group of tiles to import: its name and source, and what is known of it."""
+
+    name: str
+    path: Path
+    label: str
+    labels: Path | None = None
+    part: Part = ""
+    problem: str = ""
+
+
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
     """List the groups that the sources become; clashing or unsafe names become problems."""
     from wsiad.core.hdf5 import read_labels
     from wsiad.store.foreign_tiles import source_format, source_name
 
-    found: list[tuple[str, Path, Path | None, Part, str]] = []
+    found: list[_Group] = []
     for number, path in enumerate(config.sources):
         kind, name = source_format(path), source_name(path)
         if not config.labels:
-            found.append((name, path, None, "", config.label.strip().lower()))
+            exported = _exported(path, config.label.strip().lower()) if kind == "folder" else None
+            if exported is None:
+                exported = [_Group(name, path, config.label.strip().lower())]
+            found += exported
             continue
         if kind != "hdf5":
             raise InputError("only HDF5 sources accept `labels`", subject=str(path))
-        tumour = read_labels(config.labels[number])
+        labels = config.labels[number]
+        tumour = read_labels(labels)
         parts: list[Part] = ["normal"] if not tumour.all() else []
         parts += ["tumor"] if tumour.any() else []
-        found += [(f"{name}-{part}", path, config.labels[number], part, part) for part in parts]
-    names = Counter(name for name, *_ in found)
+        found += [_Group(f"{name}-{part}", path, part, labels, part) for part in parts]
+    names = Counter(group.name for group in found)
     return [
         (
             SlideInput(
-                name,
-                path,
-                label=label,
+                group.name,
+                group.path,
+                label=group.label,
                 split=config.split,
-                problem=name_problem(name, count=names[name], noun="source"),
+                problem=group.problem
+                or name_problem(group.name, count=names[group.name], noun="source"),
             ),
-            labels,
-            part,
+            group.labels,
+            group.part,
         )
-        for name, path, labels, part, label in found
+        for group in found
     ]
 
 
-def _tile_of(config: ImportTilesConfig) -> int:
+def _exported(path: Path, label: str) -> list[_Group] | None:
+    """Return the groups that the slides of an export become; ``None`` for another folder."""
+    from wsiad.exports.exported_tiles import exported_slides
+
+    slides = exported_slides(path)
+    if slides is None:
+        return None
+    if empty := [slide.name for slide in slides if not slide.tiles]:
+        logger.warning("%s: slides without tiles are left out: %s", path, ", ".join(empty))
+    groups = []
+    for slide in slides:
+        contrary = label and slide.label and label != slide.label
+        problem = (
+            f"its label is {slide.label!r} in the export, and --label is {label!r}. Leave one out."
+            if contrary
+            else ""
+        )
+        if slide.tiles:
+            groups.append(_Group(slide.name, slide.folder, label or slide.label, problem=problem))
+    if not groups:
+        raise InputError("holds no tiles", subject=str(path))
+    return groups
+
+
+def _tile_of(config: ImportTilesConfig, sources: Iterable[Path]) -> int:
     """Return the edge of the tiles: that of an existing store, else that of the first tile."""
     from wsiad.store.tile_store import TileStore, is_store
 
@@ -215,7 +262,7 @@ def _tile_of(config: ImportTilesConfig) -> int:
         store = TileStore(config.out)
         return store.preparation.tile
     problems = []
-    for path in config.sources:
+    for path in sources:
         try:
             for _, pixels in tile_images(path, pictures=config.pictures()).tiles():
                 return len(pixels)

@@ -1,0 +1,193 @@
+"""The folder of an export of tiles: its record, its table, and the slides whose images it holds.
+
+The folder may come from anywhere: no name in it leads out of it, and its sizes are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiad.core.config import differences
+from wsiad.core.errors import InputError
+from wsiad.core.files import checked_slide_name, read_json, write_json, write_text
+from wsiad.core.labels import NORMAL
+from wsiad.core.ownership import refuse_foreign
+from wsiad.core.typed_files import TableKind
+
+if TYPE_CHECKING:
+    from wsiad.exports.tile_images import TileFile
+
+EXPORT, TABLE = "export.json", "tiles.csv"
+
+_IMAGES = ("png", "jpeg")
+_AGAIN = "Run the same wsiad export-tiles again, which completes it."
+
+
+@dataclass(frozen=True, slots=True)
+class TileFileRow:
+    """Row of the table of image files.
+
+    Parameters
+    ----------
+    slide : str
+        Name of the slide.
+    file : str
+        Path of the image in the folder.
+    index : int
+        Index of the tile in its slide.
+    x, y, width, height : float or None
+        Area of the tile, level-0 pixels; ``None`` where it is not known.
+    label : str
+        Label of the slide; empty if it has none.
+    """
+
+    slide: str
+    file: str
+    index: int
+    x: float | None
+    y: float | None
+    width: float | None
+    height: float | None
+    label: str
+
+
+_KIND = TableKind(TileFileRow, noun="image files", remedy=_AGAIN, error=InputError, digits=9)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedSlide:
+    """Slide whose tiles are image files in a folder.
+
+    Parameters
+    ----------
+    name : str
+        Name of the slide.
+    label : str
+        Label that holds for each of its tiles; empty if none is known to.
+    folder : Path
+        Folder of its image files.
+    tiles : int
+        Number of its tiles.
+    """
+
+    name: str
+    label: str
+    folder: Path
+    tiles: int
+
+
+def holds_images(fmt: str) -> bool:
+    """Tell whether a format of export is image files, which a table lists."""
+    return fmt in _IMAGES
+
+
+def table_rows(slide: str, files: Iterable[TileFile], *, label: str) -> Iterator[TileFileRow]:
+    """Yield the rows of a slide's image files."""
+    for tile in files:
+        x, y, width, height = tile.box or (None,) * 4
+        file = f"{slide}/{tile.file}"
+        yield TileFileRow(slide, file, tile.index, x, y, width, height, label)
+
+
+def write_table(folder: Path, rows: Sequence[TileFileRow]) -> None:
+    """Write the table of all image files of an export."""
+    write_text(folder / TABLE, _KIND.text(rows))
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
+    """Return the slides that an equal export has completed; refuse any other folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to write to.
+    facts : dict
+        Options and store of the export.
+
+    Returns
+    -------
+    dict of str
+        Fingerprints of the completed slides, by name.
+
+    Raises
+    ------
+    InputError
+        The folder contains another export or something else.
+    """
+    path = folder / EXPORT
+    if not path.exists():
+        refuse_foreign(folder, InputError, what="an export", marks=[EXPORT])
+        # Before the first slide, so that an export that was cut off can go on.
+        keep(folder, facts, {})
+        return {}
+    there = read_json(path, InputError)
+    slides = _slides(there)
+    if told := differences(there, {**facts, "slides": there.get("slides")}):
+        raise InputError(
+            f"holds an export of another store, or with other options: {', '.join(told)}",
+            subject=str(folder),
+            remedy="Set another --out, or delete this one.",
+        )
+    return slides
+
+
+def keep(folder: Path, facts: dict[str, Any], slides: dict[str, str]) -> None:
+    """Record the completed slides of an export."""
+    write_json(folder / EXPORT, {**facts, "slides": slides})
+
+
+def _slides(facts: dict[str, Any]) -> dict[str, str]:
+    known = facts.get("slides")
+    return {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
+
+
+def exported_slides(folder: Path) -> list[ExportedSlide] | None:
+    """Return the slides whose images ``wsiad export-tiles`` wrote into a folder.
+
+    Returns
+    -------
+    list of ExportedSlide or None
+        Slides in order of their names, also those without tiles; ``None`` if the folder is not
+        that of an export.
+
+    Raises
+    ------
+    InputError
+        The export is one of coordinates, is not complete or damaged, or a name leads out of it.
+    """
+    if not (folder / EXPORT).is_file():
+        return None
+    facts = read_json(folder / EXPORT, InputError, keys=["format", "slides"], remedy=_AGAIN)
+    if not holds_images(facts["format"]):
+        raise InputError(
+            "holds coordinates of tiles, and no pixels",
+            subject=str(folder),
+            remedy="Pass it to wsiad tile as --coords, with the slides that they are of.",
+        )
+    slides = _slides(facts)
+    if not (folder / TABLE).is_file():
+        raise InputError(
+            f"is an export that is not complete: it has no {TABLE}",
+            subject=str(folder),
+            remedy=_AGAIN,
+        )
+    counts = dict.fromkeys(slides, 0)
+    labels = dict.fromkeys(slides, "")
+    for row in _KIND.read(folder / TABLE):
+        if row.slide not in slides:
+            raise InputError(
+                f"lists {row.slide!r}, which {EXPORT} does not",
+                subject=str(folder / TABLE),
+                remedy=_AGAIN,
+            )
+        counts[row.slide] += 1
+        # Tiles with a place are of a slide, which with tumour holds healthy tiles too.
+        if row.x is None or row.label == NORMAL:
+            labels[row.slide] = row.label
+    return [
+        ExportedSlide(name, labels[name], folder / checked_slide_name(name), counts[name])
+        for name in sorted(slides)
+    ]
