@@ -45,6 +45,22 @@ def test_a_written_manifest_says_what_folder_and_manifest_said(slides, tmp_path)
     assert "'=x" in out.read_text()  # a spreadsheet sees a text
 
 
+def test_a_file_that_is_no_slide_is_not_listed_as_one(slides, tmp_path, capsys):
+    (slides / "notes.txt").write_text("to be scanned again\n")
+    (slides / "plain.tif").rename(slides / "plain.scan")
+    write_tiff(slides / "unscaled.scan", stained(64, 64), levels=1, mpp=None)
+    rows = tmp_path / "rows.csv"
+    rows.write_text("slide\nscans/notes.txt\n")
+    assert [slide.name for slide in list_slides(slides=slides).slides] == ["=x", "p1/1", "p2/1"]
+    named = [slides / name for name in ("notes.txt", "plain.scan", "unscaled.scan")]
+    found = list_slides(slides=named)
+    assert [row.slide for row in found.failed] == ["notes"]
+    assert "is not a slide in any format: it is text" in found.failed[0].reason
+    assert not found.unusable
+    assert main(["list-slides", str(rows)]) == 1
+    assert "1 failed:\n  notes: is not a slide" in capsys.readouterr().err
+
+
 def test_what_cannot_be_worked_on_is_listed_with_its_reason(slides, tmp_path, capsys):
     write_tiff(slides / "plain.tiff", stained(64, 64), levels=1)
     (slides / "gone.svs").symlink_to(slides / "nowhere.svs")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
 from wsiad.core.config import Config, Paths, verb
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, ScaleError, SlideError
 from wsiad.core.terminal import json_text
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.manifest import ManifestRow, write_manifest
+from wsiad.slides.slide_files import SUFFIXES
 from wsiad.slides.slide_table import FAILED, UNUSABLE, SlideRow
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class ListSlidesConfig(Config):
     """List the slides of files, folders and manifests, as the other verbs name them.
 
-    No slide is opened. To look into them, use the dry run of tile or heatmap.
+    No slide is opened, but a file that does not end as slides do, to tell whether it is one. To
+    look into slides, use the dry run of tile or heatmap.
     """
 
     flags: ClassVar[Mapping[str, str]] = {"as_json": "json"}
@@ -116,8 +118,8 @@ def _said(slide: SlideInput) -> str:
 def list_slides(config: ListSlidesConfig) -> ListSlidesResult:
     """List slides, and write a manifest of them if one is requested.
 
-    A slide that cannot be worked on (its name is another's, its file is a link to nothing) is
-    listed with the reason.
+    A slide that cannot be worked on (its name is another's, its file is a link to nothing or no
+    slide) is listed with the reason.
 
     Raises
     ------
@@ -126,10 +128,26 @@ def list_slides(config: ListSlidesConfig) -> ListSlidesResult:
     """
     remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
-        found = sorted(find_slides(config.slides), key=lambda one: (one.name, str(one.path)))
+        slides = [_tried(slide) for slide in find_slides(config.slides)]
+    found = sorted(slides, key=lambda one: (one.name, str(one.path)))
     if config.manifest is not None:
         _write(config.manifest, found)
     return ListSlidesResult(tuple(found), config.manifest, config.as_json)
+
+
+def _tried(slide: SlideInput) -> SlideInput:
+    """Return a slide with its problem if its file, which does not end as slides do, is none."""
+    from wsiad.slides.opening import open_slide
+
+    if slide.problem or slide.path.suffix.lower() in SUFFIXES:
+        return slide
+    try:
+        open_slide(slide.path, name=slide.name, backend="openslide").close()
+    except ScaleError:  # it may be said in the manifest
+        return slide
+    except SlideError as error:
+        return replace(slide, problem=str(error).removeprefix(f"{slide.name}: "))
+    return slide
 
 
 def _write(path: Path, found: Sequence[SlideInput]) -> None:
