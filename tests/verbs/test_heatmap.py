@@ -342,6 +342,49 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
     assert "another file of this name" in changed.failed[0].reason
 
 
+DAMAGE = {
+    "no digest": lambda facts: json.dumps({**facts, "digest": None}),
+    "no detector": lambda facts: json.dumps({**facts, "detector": None}),
+    "cut off": lambda facts: json.dumps(facts)[:200],
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_of_results_is_written_anew_from_what_the_slides_say(
+    tmp_path, monkeypatch, caplog, damage
+):
+    run = make_run(tmp_path / "run")
+    slide = write_tiff(tmp_path / "a.tif", stained(128, 160), mpp=0.5, levels=1)
+    score(run, slide, tmp_path / "results")
+    record = tmp_path / "results" / "run.json"
+    whole = json.loads(record.read_text())
+
+    def spoil():
+        if DAMAGE[damage] is None:
+            record.unlink()
+        else:
+            record.write_text(DAMAGE[damage](whole))
+
+    spoil()
+    with pytest.raises(InputError, match=r"run\.json.*wsiad heatmap|does not hold results"):
+        _ = wsiad.Results(tmp_path / "results").facts
+    monkeypatch.setattr(scoring, "score_slide", None)  # scores are there already
+    assert score(run, slide, tmp_path / "results").rows[0].status == "ok"
+    assert json.loads(record.read_text())["digest"] == whole["digest"]
+    assert wsiad.Results(tmp_path / "results").facts["run"] == whole["run"]
+    assert damage == "gone" or "it is written anew" in caplog.text
+    # The scores of another run are not taken for those of this one, and stay.
+    spoil()
+    files = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    other = make_run(tmp_path / "other", channel=1)
+    with pytest.raises(InputError, match=r"Set another --out") as error:
+        score(other, slide, tmp_path / "results")
+    assert "wsiad heatmap again" not in str(error.value)
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
 @pytest.mark.slow
 def test_two_workers_give_what_one_does(tmp_path):
     folder = tmp_path / "slides"

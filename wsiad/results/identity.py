@@ -9,15 +9,17 @@ states is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from wsiad.core.config import build, differences, read_yaml
 from wsiad.core.errors import ConfigError, InputError
-from wsiad.core.files import fingerprint, new_file, read_json, write_json
+from wsiad.core.files import fingerprint, new_file, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.heatmap_task import (
     DerivedOptions,
@@ -30,11 +32,15 @@ from wsiad.heatmaps.heatmap_task import (
 from wsiad.heatmaps.space_options import ALONE, MeanOf
 from wsiad.results.file_names import CONFIG, FACTS, SCALES, SLIDES_TABLE
 from wsiad.results.folder import Results
+from wsiad.results.records import results_facts
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.tissue.tissue_options import QualityThresholds
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.scale_space import SpatialCalibration
+    from wsiad.runs.healthy_maps import HealthyMaps
+
+logger = logging.getLogger(__name__)
 
 DERIVED, SCORED, FORMATS, EXAMPLES = "derived", "scored", "formats", "examples"
 """Keys of ``run.json`` and of a slide's record."""
@@ -169,6 +175,41 @@ def kept_mean(facts: Mapping[str, Any], results: Path) -> Literal["auto"] | Mean
     return cast('Literal["auto"] | MeanOf', kept)
 
 
+def with_scales_of(
+    results: Path, options: HeatmapOptions, *, digest: str, maps: HealthyMaps | None
+) -> HeatmapOptions:
+    """Return options whose `auto` is what the results already have, whatever is usual today.
+
+    Parameters
+    ----------
+    results : Path
+        Results folder, which need not exist.
+    options : HeatmapOptions
+        Options of a call.
+    digest : str
+        Digest of the requested scores, see :func:`scored_digest`.
+    maps : HealthyMaps or None
+        Maps of the run's healthy slides.
+    """
+    stays = options.scales_um in ("auto", ALONE) and options.mean_of == "auto"
+    if not stays or not (results / FACTS).exists():
+        return options
+    try:
+        facts = results_facts(results)
+        if facts["digest"] != digest or DERIVED not in facts:
+            return options
+        before, mean_of = options_of(facts, results), kept_mean(facts, results)
+    except InputError:  # damaged or of an earlier version, see `check_scores`
+        return options
+    kept: dict[str, Any] = {"mean_of": mean_of}
+    derived = facts[DERIVED]
+    # The healthy slides of other results serve no longer.
+    usable = bool(maps) or STANDARDISED_BY not in derived
+    if options.scales_um == "auto" and "scales_um" in derived and usable:
+        kept["scales_um"] = before.scales_um
+    return options.model_copy(update=kept)
+
+
 def check_parted(facts: Mapping[str, Any], results: Path) -> None:
     """Check that results separate scores and derived parts.
 
@@ -236,13 +277,13 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
     Raises
     ------
     InputError
-        The folder contains other scores, or something else.
+        The folder contains other scores, or something else, or cannot say whose scores it holds.
     """
     path = results / FACTS
     # Looked for first: other shards, which may be starting now, write it second.
     table = (results / SLIDES_TABLE).exists()
     if not path.exists():
-        if table:
+        if table and not _slides_have(results, digest):
             raise InputError(
                 f"holds a {SLIDES_TABLE}, but not one of wsiad heatmap",
                 subject=str(results),
@@ -250,7 +291,17 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
             )
         return
     refuse_other(results, RESULTS, InputError, remedy=remedy)
-    facts = read_json(path, InputError, keys=["digest"])
+    try:
+        facts = results_facts(results)
+    except InputError as error:
+        if _slides_have(results, digest):
+            logger.warning("%s: %s; it is written anew", path, error.problem)
+            return
+        raise InputError(
+            f"{error.problem}, and no slide's record says that its scores are those of this call",
+            subject=str(path),
+            remedy=remedy,
+        ) from error
     check_parted(facts, results)
     if facts["digest"] != digest:
         raise InputError(
@@ -259,6 +310,17 @@ def check_scores(results: Path, digest: str, asked: Mapping[str, Any], *, remedy
             subject=str(results),
             remedy=remedy,
         )
+
+
+def _slides_have(results: Path, digest: str) -> bool:
+    """Tell whether all slides of results that say whose their scores are have those of a digest."""
+    found = set()
+    if (results / SLIDES_TABLE).exists():
+        for slide in Results(results):
+            with contextlib.suppress(InputError):  # damaged: it is scored again
+                if (facts := slide.facts()) is not None:
+                    found.add(facts["digest"])
+    return found == {digest}
 
 
 def begin_results(
@@ -282,7 +344,11 @@ def begin_results(
             write_json(partial, dict(facts))
     except FileExistsError:
         check_scores(results, facts["digest"], asked, remedy="Set another --out.")
-        there = read_json(path, InputError)
+        try:
+            there = results_facts(results)
+        except InputError:  # damaged, and its slides say that they are of these scores
+            write_json(path, dict(facts))
+            return None
         formats = sorted({*there[FORMATS], *facts[FORMATS]})
         write_json(path, {**facts, FORMATS: formats})
         return there

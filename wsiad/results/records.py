@@ -75,7 +75,10 @@ def results_facts(results: Path) -> dict[str, Any]:
     path = results / FACTS
     if not path.exists():
         raise InputError("does not hold results", subject=str(results), remedy=MAKE)
-    remedy = "Run the same wsiad heatmap again, which rewrites the file and keeps the slides."
+    remedy = (
+        "Run the same wsiad heatmap again: it rewrites the file and keeps the slides whose records "
+        f"({SLIDE}) state their digest. Where none does, score into another --out."
+    )
     facts = read_json(path, InputError, remedy=remedy)
     if "digest" not in facts and "detector" in facts and "stores" in facts:
         raise InputError("is a run, not a results folder", subject=str(results), remedy=MAKE)

@@ -15,16 +15,14 @@ from typing import Any, Literal
 from wsiad.compute.compute_options import ComputeOptions, first_slides, slides_of_call
 from wsiad.core.config import Config, build, differences, read_yaml, write_config
 from wsiad.core.errors import ConfigError, InputError, StoreMismatchError
-from wsiad.core.files import read_json, write_json
+from wsiad.core.files import write_json
 from wsiad.core.packages import versions
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions, SlideTask
 from wsiad.heatmaps.scale_space import SpatialCalibration
-from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.file_names import (
     CALIBRATION,
     CONFIG,
-    FACTS,
     HEALTHY_MAPS,
     LEGEND,
     RESERVED,
@@ -44,11 +42,11 @@ from wsiad.results.identity import (
     check_scores,
     derived_values,
     format_names,
-    kept_mean,
     options_of,
     scored_digest,
     scoring_values,
     stated,
+    with_scales_of,
     write_scales,
 )
 from wsiad.results.qupath_project import MADE
@@ -213,7 +211,7 @@ def plan_scoring(
     quality = preparation.quality
     calibration, maps = folder.calibration(), folder.healthy_maps()
     digest = scored_digest(run, options, reading, quality)
-    options = _with_scales_of(results, options, digest=digest, maps=maps)
+    options = with_scales_of(results, options, digest=digest, maps=maps)
     chosen = choose_scales(maps, calibration, options, labelled=record.labelled, subject=str(run))
     mean_of = options.mean_of
     options = options.model_copy(update=chosen.options)
@@ -286,28 +284,6 @@ def plan_scoring(
         spatial=chosen.calibration,
         warnings=tuple(warnings),
     )
-
-
-def _with_scales_of(
-    results: Path, options: HeatmapOptions, *, digest: str, maps: HealthyMaps | None
-) -> HeatmapOptions:
-    """Return options whose `auto` is what the results already have, whatever is usual today."""
-    stays = options.scales_um in ("auto", ALONE) and options.mean_of == "auto"
-    if not stays or not (results / FACTS).exists():
-        return options
-    facts = read_json(results / FACTS, InputError)
-    derived = facts.get(DERIVED)
-    if not isinstance(derived, dict) or facts.get("digest") != digest:
-        return options
-    kept: dict[str, Any] = {"mean_of": kept_mean(facts, results)}
-    # The healthy slides of other results serve no longer.
-    if (
-        options.scales_um == "auto"
-        and "scales_um" in derived
-        and (maps or STANDARDISED_BY not in derived)
-    ):
-        kept["scales_um"] = options_of(facts, results).scales_um
-    return options.model_copy(update=kept)
 
 
 def _prepared(
