@@ -453,8 +453,12 @@ def test_exports_that_cannot_come_back_say_why(tmp_path):
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     escaped = {**facts, "slides": {**facts["slides"], "../slides": "x"}}
     (tmp_path / "out" / "export.json").write_text(json.dumps(escaped))
+    table = tmp_path / "out" / "tiles.csv"
+    rows = table.read_text()
+    table.write_text(f"{rows}../slides,../slides/1.png,0,,,,,\n")
     with pytest.raises(InputError, match=r"'\.\./slides' cannot be used as a name"):
         load(tmp_path / "out", tmp_path / "store")
+    table.write_text(rows)
     del facts["slides"]["a"]
     (tmp_path / "out" / "export.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"lists 'a', which export\.json does not"):

@@ -5,6 +5,7 @@ The folder may come from anywhere: no name in it leads out of it, and its sizes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from wsiad.core.files import checked_slide_name, read_json, write_json, write_te
 from wsiad.core.labels import NORMAL
 from wsiad.core.ownership import refuse_foreign
 from wsiad.core.typed_files import TableKind
+from wsiad.slides.inputs import SlideInput
 
 if TYPE_CHECKING:
     from wsiad.exports.tile_images import TileFile
+
+logger = logging.getLogger(__name__)
 
 EXPORT, TABLE = "export.json", "tiles.csv"
 
@@ -57,28 +61,6 @@ class TileFileRow:
 _KIND = TableKind(TileFileRow, noun="image files", remedy=_AGAIN, error=InputError, digits=9)
 
 
-@dataclass(frozen=True, slots=True)
-class ExportedSlide:
-    """Slide whose tiles are image files in a folder.
-
-    Parameters
-    ----------
-    name : str
-        Name of the slide.
-    label : str
-        Label that holds for each of its tiles; empty if none is known to.
-    folder : Path
-        Folder of its image files.
-    tiles : int
-        Number of its tiles.
-    """
-
-    name: str
-    label: str
-    folder: Path
-    tiles: int
-
-
 def holds_images(fmt: str) -> bool:
     """Tell whether a format of export is image files, which a table lists."""
     return fmt in _IMAGES
@@ -88,8 +70,16 @@ def table_rows(slide: str, files: Iterable[TileFile], *, label: str) -> Iterator
     """Yield the rows of a slide's image files."""
     for tile in files:
         x, y, width, height = tile.box or (None,) * 4
-        file = f"{slide}/{tile.file}"
-        yield TileFileRow(slide, file, tile.index, x, y, width, height, label)
+        yield TileFileRow(
+            slide=slide,
+            file=f"{slide}/{tile.file}",
+            index=tile.index,
+            x=x,
+            y=y,
+            width=width,
+            height=height,
+            label=label,
+        )
 
 
 def write_table(folder: Path, rows: Sequence[TileFileRow]) -> None:
@@ -144,19 +134,29 @@ def _slides(facts: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
 
 
-def exported_slides(folder: Path) -> list[ExportedSlide] | None:
+def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
     """Return the slides whose images ``wsiad export-tiles`` wrote into a folder.
+
+    Slides without tiles are named and left out. A label of a slide is taken over where it holds
+    for each of its tiles.
+
+    Parameters
+    ----------
+    folder : Path
+    label : str
+        Label that the tiles should have; empty for that of their slide.
 
     Returns
     -------
-    list of ExportedSlide or None
-        Slides in order of their names, also those without tiles; ``None`` if the folder is not
-        that of an export.
+    list of SlideInput or None
+        Folders of the slides' images, in order of their names; ``None`` if the folder is not that
+        of an export. A slide of another label than the given one has a problem.
 
     Raises
     ------
     InputError
-        The export is one of coordinates, is not complete or damaged, or a name leads out of it.
+        The export is one of coordinates, holds no tiles, is not complete or damaged, or a name
+        leads out of it.
     """
     if not (folder / EXPORT).is_file():
         return None
@@ -167,27 +167,32 @@ def exported_slides(folder: Path) -> list[ExportedSlide] | None:
             subject=str(folder),
             remedy="Pass it to wsiad tile as --coords, with the slides that they are of.",
         )
-    slides = _slides(facts)
     if not (folder / TABLE).is_file():
         raise InputError(
             f"is an export that is not complete: it has no {TABLE}",
             subject=str(folder),
             remedy=_AGAIN,
         )
-    counts = dict.fromkeys(slides, 0)
-    labels = dict.fromkeys(slides, "")
+    names = sorted(_slides(facts))
+    labels: dict[str, str] = {}
     for row in _KIND.read(folder / TABLE):
-        if row.slide not in slides:
+        if row.slide not in names:
             raise InputError(
                 f"lists {row.slide!r}, which {EXPORT} does not",
                 subject=str(folder / TABLE),
                 remedy=_AGAIN,
             )
-        counts[row.slide] += 1
         # Tiles with a place are of a slide, which with tumour holds healthy tiles too.
-        if row.x is None or row.label == NORMAL:
-            labels[row.slide] = row.label
-    return [
-        ExportedSlide(name, labels[name], folder / checked_slide_name(name), counts[name])
-        for name in sorted(slides)
-    ]
+        labels[row.slide] = row.label if row.x is None or row.label == NORMAL else ""
+    if not labels:
+        raise InputError("holds no tiles", subject=str(folder))
+    if empty := [name for name in names if name not in labels]:
+        logger.warning("%s: slides without tiles are left out: %s", folder, ", ".join(empty))
+    found = []
+    for name, own in sorted(labels.items()):
+        problem = ""
+        if label and own and label != own:
+            problem = f"its label is {own!r} in the export, and --label is {label!r}. Leave it out."
+        path = folder / checked_slide_name(name)
+        found.append(SlideInput(name, path, label=label or own, problem=problem))
+    return found

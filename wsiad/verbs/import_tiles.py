@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -30,8 +29,6 @@ from wsiad.tiling.preparation import (
     Preparation,
     StainOptions,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class ImportStainOptions(StainOptions):
@@ -179,31 +176,21 @@ def import_tiles(config: ImportTilesConfig) -> TileResult:
     return TileResult(config.out, rows=tuple(rows))
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Group of tiles to import: its name and source, and what is known of it."""
-
-    name: str
-    path: Path
-    label: str
-    labels: Path | None = None
-    part: Part = ""
-    problem: str = ""
-
-
 def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Part]]:
     """List the groups that the sources become; clashing or unsafe names become problems."""
     from wsiad.core.hdf5 import read_labels
+    from wsiad.exports.exported_tiles import exported_slides
     from wsiad.store.foreign_tiles import source_format, source_name
 
-    found: list[_Group] = []
+    found: list[tuple[SlideInput, Path | None, Part]] = []
+    label, split = config.label.strip().lower(), config.split
     for number, path in enumerate(config.sources):
         kind, name = source_format(path), source_name(path)
         if not config.labels:
-            exported = _exported(path, config.label.strip().lower()) if kind == "folder" else None
-            if exported is None:
-                exported = [_Group(name, path, config.label.strip().lower())]
-            found += exported
+            slides = exported_slides(path, label=label) if kind == "folder" else None
+            if slides is None:
+                slides = [SlideInput(name, path, label=label)]
+            found += [(replace(slide, split=split), None, "") for slide in slides]
             continue
         if kind != "hdf5":
             raise InputError("only HDF5 sources accept `labels`", subject=str(path))
@@ -211,47 +198,17 @@ def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Pa
         tumour = read_labels(labels)
         parts: list[Part] = ["normal"] if not tumour.all() else []
         parts += ["tumor"] if tumour.any() else []
-        found += [_Group(f"{name}-{part}", path, part, labels, part) for part in parts]
-    names = Counter(group.name for group in found)
-    return [
-        (
-            SlideInput(
-                group.name,
-                group.path,
-                label=group.label,
-                split=config.split,
-                problem=group.problem
-                or name_problem(group.name, count=names[group.name], noun="source"),
-            ),
-            group.labels,
-            group.part,
-        )
-        for group in found
-    ]
+        found += [
+            (SlideInput(f"{name}-{part}", path, label=part, split=split), labels, part)
+            for part in parts
+        ]
+    names = Counter(slide.name for slide, *_ in found)
 
+    def checked(slide: SlideInput) -> SlideInput:
+        bad = name_problem(slide.name, count=names[slide.name], noun="source")
+        return replace(slide, problem=slide.problem or bad)
 
-def _exported(path: Path, label: str) -> list[_Group] | None:
-    """Return the groups that the slides of an export become; ``None`` for another folder."""
-    from wsiad.exports.exported_tiles import exported_slides
-
-    slides = exported_slides(path)
-    if slides is None:
-        return None
-    if empty := [slide.name for slide in slides if not slide.tiles]:
-        logger.warning("%s: slides without tiles are left out: %s", path, ", ".join(empty))
-    groups = []
-    for slide in slides:
-        contrary = label and slide.label and label != slide.label
-        problem = (
-            f"its label is {slide.label!r} in the export, and --label is {label!r}. Leave one out."
-            if contrary
-            else ""
-        )
-        if slide.tiles:
-            groups.append(_Group(slide.name, slide.folder, label or slide.label, problem=problem))
-    if not groups:
-        raise InputError("holds no tiles", subject=str(path))
-    return groups
+    return [(checked(slide), labels, part) for slide, labels, part in found]
 
 
 def _tile_of(config: ImportTilesConfig, sources: Iterable[Path]) -> int:
