@@ -487,6 +487,7 @@ def test_means_that_were_asked_for_outlast_single_windows(run, slides, tmp_path)
     by_heatmap = heatmap(run, slides, tmp_path / "heatmap", mean_of="scores")
     heatmap(run, slides, by_heatmap, scales_um=0)
     heatmap(run, slides, by_heatmap)
+    wsiad.export(results=by_heatmap, scales_um=(100, 200), quiet=True)
     for out in (by_export, by_heatmap):
         assert averaged(out) == "scores"
         assert (out / "tumour" / "spatial.ome.tif").read_bytes() == expected
@@ -522,6 +523,29 @@ def test_scored_again_results_keep_their_neighbourhoods(run, slides, tmp_path, c
     )
     assert told in caplog.text
     assert (out / "tumour" / "spatial.ome.tif").read_bytes() != before
+
+
+def test_scored_again_results_of_single_windows_stay_those(run, slides, tmp_path, caplog):
+    out = heatmap(run, [slides / "healthy.tif"], tmp_path / "out", scales_um=0)
+    heatmap(run, slides, out)
+    assert "scales_um" not in json.loads((out / "run.json").read_text())["derived"]
+    assert {row["score_scan"] for row in rows_of(out).values()} == {""}
+    assert "derived again" not in caplog.text
+    with pytest.raises(ConfigError, match="does nothing where `scales_um` is 0"):
+        heatmap(run, slides, out, mean_of="scores")
+    heatmap(run, slides, out, scales_um="auto")  # said or not
+    assert "scales_um" not in json.loads((out / "run.json").read_text())["derived"]
+    wsiad.export(results=out, scales_um="auto", quiet=True)
+    assert json.loads((out / "run.json").read_text())["derived"]["scales_um"] == [100, 200]
+
+
+def test_scored_again_results_keep_radii_where_another_mean_is_set(run, slides, tmp_path):
+    out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
+    heatmap(run, slides, out, mean_of="scores")
+    derived = json.loads((out / "run.json").read_text())["derived"]
+    assert (derived["scales_um"], derived["mean_of"]) == (list(SCALES), "scores")
+    wanted = heatmap(run, slides, tmp_path / "wanted", scales_um=SCALES, mean_of="scores")
+    assert differing(out / "tumour", wanted / "tumour") == set()
 
 
 def test_results_that_do_not_say_what_taught_ask_the_run(run, slides, tmp_path):
@@ -565,6 +589,8 @@ def test_why_there_are_no_neighbourhoods_is_told_unless_nobody_wants_them(
     assert "scales_um" not in record["derived"]
     assert caplog.text.count(why) == 1
     assert why.capitalize() in (out / "report.html").read_text()
+    heatmap(run, slides, out)  # the same command again changes nothing
+    assert json.loads((out / "run.json").read_text()) == record
     wsiad.export(results=out, top_k=3, quiet=True)  # other options leave it
     assert why.capitalize() in (out / "report.html").read_text()
     assert why in wsiad.export(results=out, scales_um="auto", quiet=True).summary

@@ -190,9 +190,13 @@ def with_scales_of(
         Digest of the requested scores, see :func:`scored_digest`.
     maps : HealthyMaps or None
         Maps of the run's healthy slides.
+
+    Raises
+    ------
+    ConfigError
+        A mean is requested, and the results have single windows because somebody asked for them.
     """
-    stays = options.scales_um in ("auto", ALONE) and options.mean_of == "auto"
-    if not stays or not (results / FACTS).exists():
+    if options.scales_um not in ("auto", ALONE) or not (results / FACTS).exists():
         return options
     try:
         facts = results_facts(results)
@@ -201,12 +205,17 @@ def with_scales_of(
         before, mean_of = options_of(facts, results), kept_mean(facts, results)
     except InputError:  # damaged or of an earlier version, see `check_scores`
         return options
-    kept: dict[str, Any] = {"mean_of": mean_of}
-    derived = facts[DERIVED]
+    kept: dict[str, Any] = {} if options.mean_of != "auto" else {"mean_of": mean_of}
     # The healthy slides of other results serve no longer.
-    usable = bool(maps) or STANDARDISED_BY not in derived
-    if options.scales_um == "auto" and "scales_um" in derived and usable:
+    usable = bool(maps) or STANDARDISED_BY not in facts[DERIVED]
+    if options.scales_um == "auto" and usable and ALONE_BECAUSE not in facts:
         kept["scales_um"] = before.scales_um
+        if before.scales_um == ALONE and "mean_of" not in kept:
+            raise ConfigError(
+                "`mean_of` does nothing where `scales_um` is 0, as in these results",
+                subject=str(results),
+                remedy="Set --scales-um too, such as 100 200, or leave out --mean-of.",
+            )
     return options.model_copy(update=kept)
 
 
