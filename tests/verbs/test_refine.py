@@ -13,6 +13,8 @@ from wsiad.cli import main
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.detectors.linear_probe import LinearProbe
 from wsiad.results.folder import Results
+from wsiad.runs.refining import training_of
+from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import read_taught
 from wsiad.store.tile_store import TileStore
 
@@ -255,6 +257,21 @@ def test_a_healthy_cohort_is_left_alone(first, tmp_path):
 def test_a_second_look_is_not_refined(first, second, tmp_path):
     with pytest.raises(RunError, match="is a second look already"):
         refine(first, tmp_path / "a", run=second.run)
+
+
+def test_relative_weights_of_the_first_look_are_found_from_any_folder(first, tmp_path):
+    run = shutil.copytree(first / "run", tmp_path / "made" / "run")
+    (tmp_path / "made" / "net.safetensors").write_bytes(b"")
+    text = (run / "config.yaml").read_text()
+    changed = text.replace(f"out: {first / 'run'}", "out: run")
+    changed = changed.replace("weights: random", "weights: net.safetensors")
+    assert changed.count("out: run\n") == changed.count("weights: net.safetensors\n") == 1
+    (run / "config.yaml").write_text(changed)
+    training, _ = training_of(
+        RunFolder(run), out=tmp_path / "a", store=first / "store", detector="linear-probe",
+        options=HEAD, weights=None, device="cpu", quiet=True,
+    )  # fmt: skip
+    assert training.weights == str(tmp_path / "made" / "net.safetensors")
 
 
 def test_other_inputs_are_refused(first, tmp_path):

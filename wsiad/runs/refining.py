@@ -75,6 +75,15 @@ def stated_stores(
     return {**found, **({"store": store} if store else {})}
 
 
+def _stated_weights(run: RunFolder, given: Mapping[str, Any]) -> object:
+    """Return ``weights`` of a run's training, a file as it is found now."""
+    value = given.get("weights")
+    if not isinstance(value, str):
+        return value
+    found = stated_path(Path(value), folder=run.path, out=given.get("out"))
+    return str(found) if found.is_file() else value
+
+
 def training_of(
     run: RunFolder,
     *,
@@ -132,7 +141,7 @@ def training_of(
             "out": out,
             "detector": detector,
             "options": {**method, **options},
-            "weights": weights or given.get("weights"),
+            "weights": weights or _stated_weights(run, given),
             "split": given.get("split"),
             "quality": given.get("quality") or {},
             "seed": run.record().seed,
