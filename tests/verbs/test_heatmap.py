@@ -509,6 +509,8 @@ def test_options_of_viewers(tmp_path):
     score(run, path, tmp_path / "out", viewers=("asap", "napari"))  # the same
     score(run, path, tmp_path / "out", viewers=())  # those that are there stay
     assert (tmp_path / "out" / "s" / "heatmap.ome.zarr").exists()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["formats"] == ["asap", "napari"]
     with pytest.raises(ConfigError, match=r"'asp' is not a format .did you mean 'asap'"):
         score(run, path, tmp_path / "out", viewers=("asp",))
     score(run, path, tmp_path / "none", viewers=())

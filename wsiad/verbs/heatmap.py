@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,8 @@ from wsiad.compute.compute_options import (
 )
 from wsiad.compute.tasks import workers_of
 from wsiad.core.config import Order, Paths, QuietOptions, verb
-from wsiad.core.files import write_json
+from wsiad.core.errors import InputError
+from wsiad.core.files import read_json, write_json
 from wsiad.core.ownership import clear_leftovers
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions
@@ -160,7 +161,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     finally:
         clear_leftovers(*folders)  # of workers that were lost
     seconds = time.monotonic() - start
-    summary = _finish(config, scoring.facts, scoring.slides, rows, seconds=seconds)
+    summary = _finish(config, scoring.slides, rows, seconds=seconds)
     return HeatmapResult(config.out, summary, rows=tuple(rows))
 
 
@@ -184,7 +185,6 @@ def _preview(config: HeatmapConfig, tasks: Sequence[SlideTask]) -> Preview:
 
 def _finish(
     config: HeatmapConfig,
-    facts: dict[str, Any],
     slides: Collection[str],
     rows: list[HeatmapRow],
     *,
@@ -199,6 +199,7 @@ def _finish(
     waiting = {*slides} - {row.slide for row in there}
     found = ""
     if not waiting:
+        facts = read_json(config.out / FACTS, InputError)  # with the formats of all calls
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
         found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
     part = f" in shard {config.shard}" if config.shard else ""
