@@ -181,6 +181,19 @@ def test_bad_input(tmp_path):
         export(tmp_path / "store", tmp_path / "file")
 
 
+def test_a_slide_with_the_name_of_a_file_of_the_export_fails_alone(tmp_path):
+    write_tiff(tmp_path / "tiles.csv.tif", stained(200, 264), mpp=0.5, levels=2)
+    slides = [tmp_path / "s0.tif", tmp_path / "tiles.csv.tif"]
+    store = make_store(tmp_path, slides=slides)
+    result = export(store, tmp_path / "out")
+    assert result.slides == ("s0",)
+    assert [(row.slide, "Rename the slide" in row.reason) for row in result.failed] == [
+        ("tiles.csv", True)
+    ]
+    with (tmp_path / "out" / "tiles.csv").open() as file:
+        assert {row["slide"] for row in csv.DictReader(file)} == {"s0"}
+
+
 def test_command_line(tmp_path, capsys):
     from wsiad.cli import main
 

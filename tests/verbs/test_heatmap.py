@@ -311,6 +311,19 @@ def test_bad_slides_are_reported_and_the_others_go_on(tmp_path):
     assert "cannot be decoded" in page
 
 
+def test_a_slide_with_the_name_of_what_all_results_have_is_a_row(tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("good", "slides.csv", "run.json", "report.html", "truth.json", "reviews"):
+        write_tiff(folder / f"{name}.tif", stained(200, 200), mpp=0.5, levels=1)
+    result = score(make_run(tmp_path / "run"), folder, tmp_path / "out")
+    assert [row.slide for row in result.rows if row.status == "ok"] == ["good"]
+    assert len(result.failed) == 5
+    assert all("that all results have. Rename it" in row.reason for row in result.failed)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "out" / "reviews").exists()
+
+
 def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

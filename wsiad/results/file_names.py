@@ -43,9 +43,6 @@ SHARDS: Final = "runs"
 REVIEWS: Final = "reviews"
 """Folder of the judgements of reviewers, a GeoJSON file for each slide."""
 
-RESERVED: Final = frozenset({QUPATH, SHARDS, REVIEWS})
-"""Folders of a results folder that are not a slide's."""
-
 # From `wsiad evaluate`, here or in a folder of their own.
 
 EVALUATION: Final = "evaluation.json"
@@ -60,6 +57,13 @@ FROC: Final = "froc.png"
 SIGNIFICANCE: Final = "significance.json"
 """Record of the p-values; written last, so that they are complete if it exists."""
 SIGNIFICANCE_TABLE: Final = "significance.csv"
+
+RESERVED: Final = frozenset(
+    {QUPATH, SHARDS, REVIEWS, FACTS, CONFIG, SLIDES_TABLE, REPORT, CONTACT_SHEET, ALL_REGIONS}
+    | {TIMINGS, CALIBRATION, HEALTHY_MAPS, SCALES, LEGEND, EVALUATION, LESION_TABLE, TRUTH, ROC}
+    | {FROC, SIGNIFICANCE, SIGNIFICANCE_TABLE}
+)
+"""Files and folders of a results folder, whose names no slide can have."""
 
 # In a slide's folder.
 

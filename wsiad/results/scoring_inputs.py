@@ -419,8 +419,8 @@ def heatmap_inputs(
 
 
 def _named_apart(slides: list[SlideInput]) -> list[SlideInput]:
-    """State the problem of slides whose results would overwrite other folders."""
-    problem = "has the name of another folder of the results. Rename it."
+    """State the problem of slides whose folder would be in the place of something else."""
+    problem = "has the name of a file or folder that all results have. Rename it."
     return [
         replace(slide, problem=slide.problem or problem)
         if slide.name.partition("/")[0] in RESERVED

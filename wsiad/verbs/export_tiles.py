@@ -117,12 +117,19 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
 
 
 def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> list[TileFile]:
+    from wsiad.exports.exported_tiles import EXPORT, TABLE
     from wsiad.exports.tile_coordinates import write_coordinates
     from wsiad.exports.tile_images import tile_files, write_tile_images
 
     if config.format == "clam" or config.format == "trident":
         write_coordinates(slide, config.out / f"{slide.name}.h5", layout=config.format)
         return []
+    if slide.name.partition("/")[0] in (EXPORT, TABLE):
+        raise InputError(
+            "has the name of a file of the export",
+            subject=slide.name,
+            remedy="Rename the slide and tile it again.",
+        )
     folder = config.out / slide.name
     if whole and folder.is_dir():
         return tile_files(slide, config.format)
