@@ -415,6 +415,18 @@ def tiled(tmp_path):
     return tmp_path / "tiled"
 
 
+def test_a_label_that_is_nearly_a_known_one_is_asked_about(tmp_path, caplog):
+    source = write_folder(tmp_path / "a", tiles(2))
+    [row] = load(source, tmp_path / "one", label="Normla").rows
+    assert (row.status, row.label) == ("ok", "normla")
+    assert "the label 'Normla' is none that wsiad knows" in caplog.text
+    assert "If you mean 'normal'" in caplog.text
+    caplog.clear()
+    for label in ("stroma", "Healthy", ""):
+        load(source, tmp_path / f"other {label}", label=label)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_what_was_exported_comes_back(tmp_path, caplog, kind):
     before = TileStore(tiled(tmp_path))

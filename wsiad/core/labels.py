@@ -7,6 +7,7 @@ matter in them.
 from __future__ import annotations
 
 import difflib
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
@@ -14,6 +15,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from wsiad.core.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NORMAL, TUMOUR = "normal", "tumor"
 """The labels to which other words are mapped."""
@@ -96,13 +99,42 @@ def understood_label(text: str, *, slide: str) -> str:
     """
     label = label_of(text)
     if label is None:
-        near = difflib.get_close_matches(_plain(text), list(_LABEL_OF), n=1, cutoff=0.7)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        near = near_label(text)
+        meant = f" (did you mean {near!r}?)" if near else ""
         raise InputError(
             f"the label of {slide} is {text!r}, which is not understood{meant}",
             remedy=f"Write {allowed_labels()}.",
         )
     return label
+
+
+def near_label(text: str) -> str:
+    """Return the known word that an unknown one is nearest to; empty if none is near, or is known.
+
+    Examples
+    --------
+    >>> near_label("normla"), near_label("stroma"), near_label("healthy")
+    ('normal', '', '')
+    """
+    if label_of(text) is not None:
+        return ""
+    found = difflib.get_close_matches(_plain(text), list(_LABEL_OF), n=1, cutoff=0.7)
+    return found[0] if found else ""
+
+
+def own_label(text: str) -> str:
+    """Return a label that users may choose freely, and warn if it is nearly a known one.
+
+    Tiles with a label of its own are neither healthy nor a known kind of tumour.
+    """
+    if near := near_label(text):
+        logger.warning(
+            "the label %r is none that wsiad knows, and is taken for something not healthy. If you "
+            "mean %r, run the command again with it.",
+            text,
+            near,
+        )
+    return text.strip().lower()
 
 
 def split_of(text: str) -> str:

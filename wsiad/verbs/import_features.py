@@ -14,7 +14,7 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import name_problem, write_json
-from wsiad.core.labels import Split
+from wsiad.core.labels import Split, own_label
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
@@ -102,12 +102,13 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
     )
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     names = Counter(path.stem for path in paths)
+    label = own_label(config.label)
     tasks = [
         FeatureImportTask(
             slide=SlideInput(
                 path.stem,
                 path,
-                label=config.label.strip().lower(),
+                label=label,
                 split=config.split,
                 problem=name_problem(path.stem, count=names[path.stem], noun="file"),
             ),

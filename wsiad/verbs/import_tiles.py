@@ -16,7 +16,7 @@ from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import name_problem, write_json
-from wsiad.core.labels import Split
+from wsiad.core.labels import Split, own_label
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
 from wsiad.stain.profile import StainMethod
@@ -183,7 +183,7 @@ def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Pa
     from wsiad.store.foreign_tiles import source_format, source_name
 
     found: list[tuple[SlideInput, Path | None, Part]] = []
-    label, split = config.label.strip().lower(), config.split
+    label, split = own_label(config.label), config.split
     for number, path in enumerate(config.sources):
         kind, name = source_format(path), source_name(path)
         if not config.labels:
