@@ -187,8 +187,14 @@ def test_slides_are_ranked_and_compared_by_the_scan_score(run, slides, tmp_path)
     assert rows == compared.rows
     assert {row.slide: row.p_slide for row in rows}["tumour"] == 0.5  # the smallest of one slide
     wsiad.export(results=healthy, scales_um=[64], quiet=True)
-    with pytest.raises(InputError, match=r"scales_um is \[64\.0\] and not \[32\.0, 64\.0\]"):
+    differ = r"scales_um is \[64\.0\] and not \[32\.0, 64\.0\].*alike with wsiad export"
+    with pytest.raises(InputError, match=differ):
         wsiad.significance(results=out, healthy=healthy, slide_score="scan", quiet=True)
+    with pytest.raises(InputError, match=rf"{differ}.*Or pass those of the healthy slides"):
+        heatmap(run, slides, tmp_path / "third", scales_um=SCALES, healthy=healthy)
+    heatmap(run, slides, tmp_path / "third", scales_um=64, healthy=healthy)  # as the error says
+    wsiad.export(results=healthy, scales_um=SCALES, quiet=True)
+    assert wsiad.significance(results=out, healthy=healthy, quiet=True).rows == compared.rows
 
 
 def outline(path, x0, y0, x1, y1):

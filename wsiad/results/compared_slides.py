@@ -18,7 +18,12 @@ from wsiad.core.labels import is_healthy
 from wsiad.evaluation.submission import SCAN_AGAIN, StoredScore
 from wsiad.results.file_names import CONFIG, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
-from wsiad.results.identity import DERIVED, region_differences, stated_options
+from wsiad.results.identity import (
+    ALIKE_BY_EXPORT,
+    DERIVED,
+    region_differences,
+    stated_options,
+)
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
@@ -117,7 +122,9 @@ class ComparedFolder:
             raise InputError(
                 f"was not scored like {other.path}: {'; '.join(told)}",
                 subject=str(self.path),
-                remedy="Score both with the same run and options, so that they can be compared.",
+                remedy="Score both with the same run and options, so that they can be compared."
+                if self.facts["digest"] != other.facts["digest"]
+                else ALIKE_BY_EXPORT,
             )
 
     def no_slides(self) -> InputError:

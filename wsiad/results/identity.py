@@ -61,6 +61,12 @@ as it was before, or as the user set it."""
 
 _ANEW = "Run wsiad heatmap or wsiad export again with the options that you want."
 
+ALIKE_BY_EXPORT = (
+    "Set these options alike with wsiad export (standardised_by: --scales-from); nothing is scored "
+    "again."
+)
+"""Remedy for results with equal scores whose regions were derived with different options."""
+
 
 def scored_digest(
     run: Path, options: HeatmapOptions, reading: ReadingOptions, quality: QualityThresholds

@@ -164,17 +164,19 @@ def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str,
         The folder contains no results, or those of another run or other options.
     """
     from wsiad.results.compared_slides import read_folder
-    from wsiad.results.identity import difference, region_differences
+    from wsiad.results.identity import ALIKE_BY_EXPORT, difference, region_differences
 
     there = read_folder(healthy).facts
     told = region_differences(there, facts, slide_score="max")  # top_k is not asked for
+    remedy = f"{ALIKE_BY_EXPORT} Or pass those of the healthy slides here."
     if there["digest"] != facts["digest"]:
         told.insert(0, difference(healthy, there, asked))
+        remedy = "Score the healthy slides with the same run and options."
     if told:
         raise InputError(
             f"holds results of another run or of other options: {', '.join(told)}",
             subject=str(healthy),
-            remedy="Score the healthy slides with the same run and options.",
+            remedy=remedy,
         )
 
 
