@@ -470,6 +470,12 @@ def test_exports_that_cannot_come_back_say_why(tmp_path):
     table.write_text(f"{rows}../slides,../slides/1.png,0,,,,,\n")
     with pytest.raises(InputError, match=r"'\.\./slides' cannot be used as a name"):
         load(tmp_path / "out", tmp_path / "store")
+    (tmp_path / "out" / "export.json").write_text(json.dumps(facts))
+    # An export of more slides was killed before it wrote its table.
+    table.write_text("".join(row for row in rows.splitlines(True) if not row.startswith("a,")))
+    unlisted = r"not complete: its tiles\.csv lists no image of a\..*again"
+    with pytest.raises(InputError, match=unlisted):
+        load(tmp_path / "out", tmp_path / "store")
     table.write_text(rows)
     del facts["slides"]["a"]
     (tmp_path / "out" / "export.json").write_text(json.dumps(facts))

@@ -134,6 +134,10 @@ def _slides(facts: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in known.items()} if isinstance(known, dict) else {}
 
 
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
     """Return the slides whose images ``wsiad export-tiles`` wrote into a folder.
 
@@ -184,9 +188,16 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
             )
         # Tiles with a place are of a slide, which with tumour holds healthy tiles too.
         labels[row.slide] = row.label if row.x is None or row.label == NORMAL else ""
+    empty = [name for name in names if name not in labels]
+    if unlisted := [name for name in empty if _has_images(folder / checked_slide_name(name))]:
+        raise InputError(
+            f"is an export that is not complete: its {TABLE} lists no image of {unlisted[0]}",
+            subject=str(folder),
+            remedy=_AGAIN,
+        )
     if not labels:
         raise InputError("holds no tiles", subject=str(folder))
-    if empty := [name for name in names if name not in labels]:
+    if empty:
         logger.warning("%s: slides without tiles are left out: %s", folder, ", ".join(empty))
     found = []
     for name, own in sorted(labels.items()):
