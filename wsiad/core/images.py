@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from wsiad.core.errors import InputError
 from wsiad.core.files import atomic_file
@@ -34,6 +41,8 @@ _PNG_LEVEL = 3
 """Level of zlib: a third of the time of its usual 6 for a tenth more bytes."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
+_PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin)
+"""Plug-ins of these formats. Where one is not imported, Pillow imports all of its forty."""
 _MODES = frozenset({"RGB", "RGBA", "P"})
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
