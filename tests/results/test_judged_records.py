@@ -8,7 +8,7 @@ import json
 import pytest
 
 from wsiad.core.errors import InputError
-from wsiad.results.judged import read_evaluation, read_significance
+from wsiad.results.records import read_evaluation, read_significance
 
 FROC = {"score": 0.5, "low": 0.4, "high": 0.6, "sensitivity_at": {"0.25": 0.5, "8": 1.0}}
 EVALUATION = {

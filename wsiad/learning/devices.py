@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _CPU_BATCH_PX = 1 << 17
 _GPU_BATCH_PX = 1 << 25
+
+
+class DeviceOptions(Config):
+    """Options of the device to compute on."""
+
+    device: str = "auto"
+    """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto`, the workers of a
+    machine with several GPUs take them in turn."""
 
 
 def check_device(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Options of the training of a network, which detectors inherit, and of its device and limits."""
+"""Options of the training of a network, which detectors inherit, and of its limits."""
 
 from __future__ import annotations
 
@@ -104,14 +104,6 @@ class LoopOptions(UsedOptions):
         if values.get("keep") == "best":  # as in checkpoints of before there was a choice
             del values["keep"]
         return values
-
-
-class DeviceOptions(Config):
-    """Options of the device to compute on."""
-
-    device: str = "auto"
-    """Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto`, the workers of a
-    machine with several GPUs take them in turn."""
 
 
 class InversionOptions(Config):

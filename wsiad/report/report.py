@@ -47,8 +47,7 @@ from wsiad.results.evaluated_truth import (
 )
 from wsiad.results.evidence_files import RegionEvidence, RegionField
 from wsiad.results.folder import Results, first_look, first_pictures
-from wsiad.results.judged import read_evaluation
-from wsiad.results.records import GEOMETRY, overlay_map
+from wsiad.results.records import GEOMETRY, overlay_map, read_evaluation
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.slide_table import FAILED
 

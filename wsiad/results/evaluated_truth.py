@@ -23,7 +23,7 @@ from wsiad.core.typed_files import read_record
 from wsiad.evaluation.lesion_outlines import TrueLesion, TrueLesions, read_outlines
 from wsiad.results import file_names as names
 from wsiad.results.folder import Results
-from wsiad.results.judged import read_evaluation
+from wsiad.results.records import read_evaluation
 from wsiad.results.slide_results import SlideResults
 
 Since = Literal["unchanged", "changed", "unknown"]

@@ -16,8 +16,7 @@ from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import checked_slide_name
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.results import file_names as names
-from wsiad.results.judged import read_evaluation, read_significance
-from wsiad.results.records import MAKE, results_facts
+from wsiad.results.records import MAKE, read_evaluation, read_significance, results_facts
 from wsiad.results.slide_results import SlideResults
 from wsiad.slides.folder_kinds import RESULTS, refuse_other
 from wsiad.slides.slide_table import FAILED, read_table, slide_table_kind
@@ -295,7 +294,7 @@ def first_look(record: RunRecord | None) -> tuple[Results | None, list[str]]:
     list of str
         Reason why they cannot be read; otherwise empty.
     """
-    from wsiad.runs.second_look import SECOND_LOOK
+    from wsiad.runs.claim import SECOND_LOOK
 
     note = record.notes.get(SECOND_LOOK) if record else None
     if not isinstance(note, dict):

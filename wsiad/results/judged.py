@@ -1,16 +1,13 @@
-"""Read the judgements of results: ``evaluation.json`` and ``significance.json``."""
+"""Content of the judgements of results: ``evaluation.json`` and ``significance.json``.
+
+Twenty models take a twentieth of a second to make, so this is imported for a file that is there.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pydantic
-
-from wsiad.core.errors import InputError
-from wsiad.core.files import read_json
-from wsiad.core.typed_files import checked
-from wsiad.results.file_names import EVALUATION, SIGNIFICANCE
 
 _Number = Annotated[float, pydantic.Field(strict=True, allow_inf_nan=False)] | None
 _Share = Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] | None
@@ -100,7 +97,9 @@ class _Group(_Record):
         return self
 
 
-class _Evaluation(_Record):
+class Evaluation(_Record):
+    """Content of ``evaluation.json``, as far as it is read."""
+
     model_config = pydantic.ConfigDict(extra="allow")
     slides: list[_JudgedSlide] = []
     froc: dict[str, _Froc | None] | None = None
@@ -140,39 +139,10 @@ class _Alarms(_Record):
     text: _Text
 
 
-class _Significance(_Record):
+class Significance(_Record):
+    """Content of ``significance.json``, as far as it is read."""
+
     slides: dict[str, _Compared]
     warnings: list[_Text]
     reference: _Reference
     false_alarms: list[_Alarms]
-
-
-def read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Read the figures of ``wsiad evaluate``; ``None`` if it was not run.
-
-    Raises
-    ------
-    InputError
-        The file is damaged.
-    """
-    return _read(folder / EVALUATION, _Evaluation, "Run wsiad evaluate again, or delete it.")
-
-
-def read_significance(results: Path) -> dict[str, Any] | None:
-    """Read the p-values of ``wsiad significance``; ``None`` if it was not run.
-
-    Raises
-    ------
-    InputError
-        The file is damaged.
-    """
-    remedy = "Run wsiad significance again, or delete it."
-    return _read(results / SIGNIFICANCE, _Significance, remedy)
-
-
-def _read(path: Path, kind: type[_Record], remedy: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    values = read_json(path, InputError, remedy=remedy)
-    checked(kind, values, path, InputError, remedy=remedy)
-    return values

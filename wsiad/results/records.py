@@ -1,4 +1,4 @@
-"""Read the JSON records of a results folder: its origin, that of a slide, a heatmap's position."""
+"""Read the JSON records of a results folder: origin, slides, heatmaps' positions, judgements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsiad.core.files import read_json
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask, identity_of
-from wsiad.results.file_names import FACTS, PLACEMENT, SLIDE
+from wsiad.results.file_names import EVALUATION, FACTS, PLACEMENT, SIGNIFICANCE, SLIDE
 from wsiad.slides.slide_table import DAMAGED_THERE
 
 MAKE = "Make one with `wsiad heatmap`."
@@ -269,3 +269,41 @@ def overlay_map(geometry: object) -> PixelMap | None:
         return None
     x, y, scale_x, scale_y = (float(n) for n in numbers)
     return PixelMap(x, y, scale_x, scale_y) if scale_x > 0 and scale_y > 0 else None
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Read the figures of ``wsiad evaluate``; ``None`` if it was not run.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    path, remedy = folder / EVALUATION, "Run wsiad evaluate again, or delete it."
+    if not path.exists():
+        return None
+    from wsiad.results.judged import Evaluation
+
+    return _judged(path, Evaluation, remedy)
+
+
+def read_significance(results: Path) -> dict[str, Any] | None:
+    """Read the p-values of ``wsiad significance``; ``None`` if it was not run.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    path, remedy = results / SIGNIFICANCE, "Run wsiad significance again, or delete it."
+    if not path.exists():
+        return None
+    from wsiad.results.judged import Significance
+
+    return _judged(path, Significance, remedy)
+
+
+def _judged(path: Path, kind: type[pydantic.BaseModel], remedy: str) -> dict[str, Any]:
+    values = read_json(path, InputError, remedy=remedy)
+    checked(kind, values, path, InputError, remedy=remedy)
+    return values

@@ -26,6 +26,7 @@ from wsiad.results.file_names import (
     HEALTHY_MAPS,
     LEGEND,
     RESERVED,
+    SIGNIFICANCE,
     SLIDE,
 )
 from wsiad.results.folder import Results
@@ -51,8 +52,6 @@ from wsiad.results.identity import (
 )
 from wsiad.results.qupath_project import MADE
 from wsiad.results.records import LACKING, scored_record
-from wsiad.results.significance_comparison import check_reference
-from wsiad.results.significance_files import forget_other_regions
 from wsiad.runs.calibration import Calibration, colour_scale
 from wsiad.runs.compatibility import check_divides, check_no_gaps, run_preparation, store_slides
 from wsiad.runs.healthy_maps import HealthyMaps
@@ -126,8 +125,11 @@ class Scoring:
             )
         for warning in self.warnings:
             logger.warning("%s", warning)
-        if gone := forget_other_regions(self.results, was, self.facts):
-            logger.warning("%s: %s", self.results, gone)
+        if (self.results / SIGNIFICANCE).exists():
+            from wsiad.results.significance_files import forget_other_regions
+
+            if gone := forget_other_regions(self.results, was, self.facts):
+                logger.warning("%s: %s", self.results, gone)
         if was and STANDARDISED_BY in (was.get(DERIVED) or {}):
             logger.warning(
                 "%s: neighbourhoods are standardised by the run's own slides again. Run wsiad "
@@ -235,6 +237,8 @@ def plan_scoring(
         facts[MEAN_OF] = mean_of
     check_scores(results, digest, asked, remedy="Set another --out, or delete this one.")
     if healthy is not None:
+        from wsiad.results.significance_comparison import check_reference
+
         check_reference(healthy, facts, asked)
     slides, from_store = heatmap_inputs(
         paths,

@@ -180,17 +180,15 @@ def check_reference(healthy: Path, facts: Mapping[str, Any], asked: Mapping[str,
         )
 
 
-def add_significance(
-    results: Path, healthy: Path | None, rows: Iterable[SlideRow], *, quiet: bool
-) -> str:
-    """Compare results with those of healthy slides, if there are any, and return the summary.
+def add_significance(results: Path, healthy: Path, rows: Iterable[SlideRow], *, quiet: bool) -> str:
+    """Compare results, if there are any, with those of healthy slides, and return the summary.
 
     Raises
     ------
     InputError
         The slides cannot be compared, see :func:`compare`.
     """
-    if healthy is None or not any(row.status == OK for row in rows):
+    if not any(row.status == OK for row in rows):
         return ""
     found = compare(SignificanceConfig(results=results, healthy=healthy, quiet=quiet))
     return f"\n{found.summary}"

@@ -22,6 +22,9 @@ HEALTHY_MAPS: Final = "healthy_maps.safetensors"
 EXAMPLES: Final = "examples.safetensors"
 """File of a run: healthy tiles to look at."""
 
+SECOND_LOOK: Final = "second_look"
+"""Key of the notes of a run that is a second look; also of the use of its slides."""
+
 _OTHERS = (STORE, RESULTS, RUN, SEARCH)
 
 

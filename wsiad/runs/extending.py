@@ -15,10 +15,10 @@ from wsiad.core.config import CONFIG, read_yaml
 from wsiad.core.errors import ConfigError, DetectorError, RunError
 from wsiad.learning.trimming import TRIMMING
 from wsiad.runs.chosen_tiles import Chosen, choose
+from wsiad.runs.claim import SECOND_LOOK
 from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions
 from wsiad.runs.refining import check_as_it_was, stated_stores
 from wsiad.runs.run import RunFolder
-from wsiad.runs.second_look import SECOND_LOOK
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector, FitContext, FitReport, HealthyTiles, Tiles

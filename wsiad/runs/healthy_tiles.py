@@ -14,12 +14,8 @@ from pydantic import Field, model_validator
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import Split, is_healthy, split_of
-from wsiad.learning.training_options import (
-    DeviceOptions,
-    InversionOptions,
-    LimitOptions,
-    TrimmingOptions,
-)
+from wsiad.learning.devices import DeviceOptions
+from wsiad.learning.training_options import InversionOptions, LimitOptions, TrimmingOptions
 from wsiad.runs.anomalies import AnomalyOptions, lacks_split
 from wsiad.runs.presets import About, with_preset
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table

@@ -10,9 +10,10 @@ from wsiad.core.config import CONFIG, read_yaml, stated_path
 from wsiad.core.errors import ConfigError, RunError
 from wsiad.detectors import registry
 from wsiad.runs.chosen_tiles import Chosen, choose
+from wsiad.runs.claim import SECOND_LOOK
 from wsiad.runs.healthy_tiles import HEALTHY_REGIONS, TrainingOptions, store_fingerprint
 from wsiad.runs.run import RunFolder
-from wsiad.runs.second_look import SECOND_LOOK, check_learns
+from wsiad.runs.second_look import check_learns
 from wsiad.runs.split import slides_by_use
 
 _DEFAULTS: dict[str, dict[str, Any]] = {"linear-probe": {"strength": 1e-3}}

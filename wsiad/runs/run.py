@@ -37,10 +37,8 @@ from wsiad.learning.detector import Detector, InputSpec, State
 from wsiad.learning.devices import choose_device
 from wsiad.learning.metrics import METRICS, plot_loss, read_metrics
 from wsiad.runs.calibration import Calibration
-from wsiad.runs.claim import EXAMPLES, HEALTHY_MAPS, WEIGHTS, begin
+from wsiad.runs.claim import EXAMPLES, HEALTHY_MAPS, SECOND_LOOK, WEIGHTS, begin
 from wsiad.runs.healthy_maps import HealthyMaps
-from wsiad.runs.presets import HELD_OUT
-from wsiad.runs.second_look import SECOND_LOOK
 from wsiad.slides.folder_kinds import RUN as KIND
 from wsiad.slides.folder_kinds import refuse_other
 
@@ -127,6 +125,8 @@ class RunRecord(Config):
         about = self.notes.get("about")
         if not isinstance(about, dict) or not isinstance(about.get("system"), str):
             return self.detector
+        from wsiad.runs.presets import HELD_OUT
+
         held_out = "; adapted: slides held out" if HELD_OUT in (about.get("adapted") or ()) else ""
         return f"{self.detector} ({about['system']}{held_out})"
 

@@ -18,6 +18,7 @@ from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import write_text
 from wsiad.core.typed_files import TableKind
+from wsiad.runs.claim import SECOND_LOOK
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import (
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 TAUGHT: Final = "teaching.csv"
 """File of a run that is a second look: the windows that taught it."""
-
-SECOND_LOOK: Final = "second_look"
-"""Key of the notes of a run that is a second look; also of the use of its slides."""
 
 
 class ChoiceOptions(Config):

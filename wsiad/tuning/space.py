@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from wsiad.core.config import Config, Order
 from wsiad.core.errors import ConfigError
 from wsiad.core.terminal import did_you_mean
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.anomalies import AnomalyOptions
 from wsiad.runs.healthy_tiles import HealthyOptions, MethodOptions
 

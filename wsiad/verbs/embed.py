@@ -10,7 +10,7 @@ from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions, Shard, WorkerOptions, take_shard
 from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
 from wsiad.core.files import check_folder
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, SlideTable, failures
 from wsiad.store.feature_options import SizeOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from wsiad.core.config import Paths, QuietOptions, verb
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 
 if TYPE_CHECKING:
     from wsiad.runs.fitting import MadeRun

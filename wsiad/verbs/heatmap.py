@@ -23,7 +23,7 @@ from wsiad.core.files import read_json, write_json
 from wsiad.core.ownership import clear_leftovers
 from wsiad.core.packages import versions
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptions
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
 from wsiad.slides.slide_table import (
     SlideTable,
@@ -192,7 +192,6 @@ def _finish(
 ) -> str:
     """Write the report when every slide of all calls has its row, and return the summary."""
     from wsiad.report.report import write_results_report
-    from wsiad.results.significance_comparison import add_significance
 
     scored = outcome(rows, "scored")
     there = read_table(config.out / SLIDES_TABLE, HeatmapRow)
@@ -201,7 +200,10 @@ def _finish(
     if not waiting:
         facts = read_json(config.out / FACTS, InputError)  # with the formats of all calls
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
-        found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
+        if config.healthy is not None:
+            from wsiad.results.significance_comparison import add_significance
+
+            found = add_significance(config.out, config.healthy, there, quiet=config.quiet)
     part = f" in shard {config.shard}" if config.shard else ""
     said = f"{scored}{part}"
     if config.partial and waiting:

@@ -14,7 +14,8 @@ from wsiad.core.config import QuietOptions, build, verb
 from wsiad.core.errors import DetectorError, RunError, WeightsError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.packages import versions
-from wsiad.learning.training_options import END_WORDS, DeviceOptions, LimitOptions
+from wsiad.learning.devices import DeviceOptions
+from wsiad.learning.training_options import END_WORDS, LimitOptions
 from wsiad.runs.claim import WEIGHTS, taken
 from wsiad.runs.healthy_tiles import (
     HealthyOptions,

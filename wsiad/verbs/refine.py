@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from wsiad.core.config import QuietOptions, verb
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.second_look import ChoiceOptions
 
 if TYPE_CHECKING:

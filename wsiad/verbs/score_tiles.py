@@ -30,11 +30,11 @@ from wsiad.evaluation.groups import (
     type_line,
     without_its_lessons,
 )
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 from wsiad.results.file_names import EVALUATION
+from wsiad.runs.claim import SECOND_LOOK
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import store_fingerprint
-from wsiad.runs.second_look import SECOND_LOOK
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_lines, unseen_slides
 

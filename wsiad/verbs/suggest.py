@@ -12,7 +12,7 @@ from pydantic import Field
 
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import ConfigError
-from wsiad.learning.training_options import DeviceOptions
+from wsiad.learning.devices import DeviceOptions
 
 if TYPE_CHECKING:
     from wsiad.exports.label_folder import Suggestion
