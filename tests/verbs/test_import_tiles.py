@@ -37,9 +37,9 @@ def tiles(count, *, seed=0, size=PX):
     return [stained(size, size, seed=seed + number) for number in range(count)]
 
 
-def encoded(pixels, kind="PNG", **options):
+def encoded(pixels, kind="PNG", *, mode=None, **options):
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, format=kind, **options)
+    Image.fromarray(pixels).convert(mode).save(out, format=kind, **options)
     return out.getvalue()
 
 
@@ -218,7 +218,8 @@ BAD_MEMBERS = {
     "not square": (("t.png", encoded(np.zeros((32, 40, 3), np.uint8))), "has 40 × 32 px"),
     "truncated": (("t.jpg", encoded(tiles(1)[0], "JPEG")[:-200]), r"t\.jpg: cannot be read"),
     "truncated png": (("t.png", encoded(tiles(1)[0])[:-300]), r"t\.png: cannot be read"),
-    "grey": (("t.png", encoded(tiles(1)[0][..., 0])), "not an RGB image"),
+    "grey": (("t.png", encoded(tiles(1)[0][..., 0])), "not an RGB image.*--grey-values"),
+    "cmyk": (("t.jpg", encoded(tiles(1)[0], "JPEG", mode="CMYK")), "to RGB"),
     "transparent": (("t.png", encoded(np.full((32, 32, 4), 90, np.uint8))), "transparent"),
     "gif": (("t.png", encoded(tiles(1)[0], "GIF")), "cannot be read"),
     "upwards": (("../t.png", encoded(tiles(1)[0])), "leads out of the archive"),

@@ -44,6 +44,9 @@ _FORMATS = ("JPEG", "PNG", "TIFF")
 _PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin)
 """Plug-ins of these formats. Where one is not imported, Pillow imports all of its forty."""
 _MODES = frozenset({"RGB", "RGBA", "P"})
+GREYS = frozenset({"L", "I;16", "I;16B", "I;16L"})
+"""Modes of grey images with 8 or 16 bits."""
+
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG.
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error)
 _PNG, _PNG_BITS_AT = b"\x89PNG\r\n\x1a\n", 24
@@ -206,7 +209,9 @@ def _check(image: Image.Image, subject: str, tile: int | None) -> None:
         raise InputError(
             f"is not an RGB image of 8 bits (it has mode {image.mode})",
             subject=subject,
-            remedy="Grey pictures are imported with --grey-values.",
+            remedy="Grey pictures are imported with --grey-values."
+            if image.mode in GREYS
+            else "Convert it to RGB.",
         )
     if getattr(image, "n_frames", 1) != 1:
         raise InputError("holds more than one image", subject=subject)

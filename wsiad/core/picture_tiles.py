@@ -12,14 +12,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsiad.core.errors import InputError
-from wsiad.core.images import MAX_TILE_PX, colours, load, opened, transparent
+from wsiad.core.images import GREYS, MAX_TILE_PX, colours, load, opened, transparent
 
 MAX_EDGE_PX, MAX_PX = 16_384, 2**26
 """Maximum edge, and number of pixels, of a picture."""
 
 _MIN_EDGE_PX = 8
 _COLOURS = frozenset({"RGB", "RGBA", "P"})
-_GREYS = frozenset({"L", "I;16", "I;16B", "I;16L"})
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _PARTS = (8, 8)
 
@@ -98,7 +97,7 @@ def _read(
     """Return values from 0 to 255, float32 (H, W) if grey, else (H, W, 3); and whether grey."""
     with opened(data, subject=subject) as image:
         _check(image, subject)
-        if image.mode not in _GREYS:
+        if image.mode not in GREYS:
             return colours(image, data, subject=subject).astype(np.float32), False
         black, white = _checked_grey(image, subject, grey_values)
         load(image, data, subject=subject)
@@ -117,7 +116,7 @@ def _check(image: Image.Image, subject: str) -> None:
         raise InputError(
             f"has {width} × {height} px, more than {MAX_PX >> 20} million", subject=subject
         )
-    if image.mode not in _COLOURS | _GREYS:
+    if image.mode not in _COLOURS | GREYS:
         raise InputError(
             f"is neither in colours of 8 bits nor grey with 8 or 16 (it has mode {image.mode})",
             subject=subject,
