@@ -115,6 +115,13 @@ def test_heatmap_derives_what_is_not_derived_and_scores_nothing(tmp_path, slide,
         score(tmp_path, slide, "out", stride=16)
 
 
+def test_a_slide_without_tissue_is_exported_and_not_called_scored(tmp_path, slide):
+    glass = np.full((200, 200, 3), 243, np.uint8)
+    blank = write_tiff(tmp_path / "blank.tif", glass, mpp=0.5, levels=1)
+    out = score(tmp_path, [slide, blank], "out")
+    assert "2 of 2 slides with results exported" in wsiad.export(results=out, quiet=True).summary
+
+
 def test_a_format_more_changes_nothing_else(tmp_path, slide):
     asked = score(tmp_path, slide, "asked", viewers=("asap", "napari"))
     out = score(tmp_path, slide, "out", viewers=())

@@ -115,7 +115,7 @@ def _outcome(rows: list[HeatmapRow], results: Path) -> list[str]:
     others = [row for row in read_table(results / SLIDES_TABLE, HeatmapRow) if row not in rows]
     without = len(unusable(others)) + len(failures(others))
     derived = len(rows) - len(failures(rows))
-    told = [f"{derived} of {len(rows)} scored slide{'s' if len(rows) != 1 else ''} exported"]
+    told = [f"{derived} of {len(rows)} slide{'s' * (len(rows) != 1)} with results exported"]
     if without:
         told.append(f"{without} without results")
     if lacking := [row.slide for row in rows if lacks_evidence(results / row.slide)]:
