@@ -355,6 +355,21 @@ def test_flags_of_the_command_win_over_those_of_the_job(site):
     assert (given["max_minutes"], given["device"]) == ("5", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("text", "minutes", "device"),
+    [
+        ("max_minutes: 5\ndevice: cpu\n", None, None),
+        ("max_minutes: null\ndevice: auto\n", "690", "cuda"),  # as wsiad writes what nobody said
+        ("detector: dpa\noptions:\n  max_minutes: 5\n", "690", "cuda"),
+    ],
+)
+def test_minutes_and_device_of_a_config_are_used(site, text, minutes, device):
+    (site.root / "c.yaml").write_text(text)
+    site.job("train", "store", "--out", "run", "--config", "c.yaml", SLURM_JOB_GPUS="0")
+    given = parsed(site.noted("wsiad")[0])
+    assert (given.get("max_minutes"), given.get("device")) == (minutes, device)
+
+
 @pytest.mark.parametrize("verb", ["tile", "heatmap"])
 def test_a_job_of_an_array_takes_its_share(site, verb):
     slides = ["my slides/", "--out", "a store"]
