@@ -116,6 +116,16 @@ def test_damage_is_told_and_the_rest_is_counted(store):
     assert any("damaged" in one for one in job_status(store).broken)
 
 
+def test_a_slide_that_failed_over_what_another_file_left_is_no_done_one(slides, tmp_path):
+    mine = shutil.copytree(slides, tmp_path / "mine")
+    wsiad.tile(slides=mine, out=tmp_path / "store", **TILING)
+    write_tiff(mine / "a.tif", stained(300, 300, seed=9), mpp=0.5, levels=1)
+    failed = wsiad.tile(slides=mine, out=tmp_path / "store", **TILING).failed
+    found = job_status(tmp_path / "store")
+    assert found.failed == {row.slide: row.reason for row in failed}
+    assert (found.slides, found.done, sorted(found.failed), found.left) == (5, 3, ["a", "text"], ())
+
+
 def test_slides_that_are_gone_leave_the_rest_known(store):
     values = read_yaml(store / "config.yaml")
     (store / "config.yaml").write_text(json.dumps(values | {"slides": ["/no/such/folder"]}))
@@ -142,6 +152,8 @@ def test_results(slides, run, tmp_path):
     assert found.left == ("b", "d")
     (out / "a" / "slide.json").unlink()
     assert job_status(out).broken == ("a: slides.csv says ok, and slide.json is missing",)
+    (out / "run.json").write_text('{"digest": "x", "detector": "gaussian"}')
+    assert any("run.json: is damaged: run" in one for one in job_status(out).broken)
 
 
 METRICS = "step,seconds,learning_rate,train_loss,stop_loss\n"

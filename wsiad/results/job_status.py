@@ -19,7 +19,7 @@ from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.ownership import being_written, claimant
 from wsiad.core.terminal import json_text, one_line
 from wsiad.learning.training_options import END_WORDS
-from wsiad.results.file_names import SLIDE, SLIDES_TABLE
+from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
 from wsiad.slides.folder_kinds import (
     ABSENT,
     INTERRUPTED,
@@ -181,6 +181,10 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         complete = set(store.names()) if store else set()
         writing = [folder / GROUPS]
     else:
+        if (folder / FACTS).exists():
+            from wsiad.results.records import results_facts
+
+            _tried(lambda: results_facts(folder), broken)
         complete = {name for name in names if (folder / name / SLIDE).is_file()}
         writing = [folder, *{(folder / name).parent for name in names}]
     for name, row in table.items():
@@ -194,9 +198,10 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         prefix = "" if parent == "." else f"{parent}/"
         running |= {f"{prefix}{name}" for name in being_written(place)}
     running = {name for name in running if name in names or asked is None} - complete
-    failed = _reasons(table, FAILED, without=complete | running)
+    # One may have what another file of its name left, or failed after it was complete.
+    failed = _reasons(table, FAILED, without=running)
     unusable = _reasons(table, UNUSABLE, without=running)
-    done = complete - set(unusable)
+    done = complete - set(unusable) - set(failed)
     left = {*(asked or ())} - complete - running - set(failed) - set(unusable)
     counts = Counter(row.status for row in table.values())
     return JobStatus(
