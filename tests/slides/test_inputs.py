@@ -78,8 +78,10 @@ def test_names_that_stay_equal_or_lie_within_others_are_refused_and_others_go_on
         assert not by_path[Path(path)].problem
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a//b", ".h/b", "a/..", "a/", "a\\b"])
-def test_a_name_that_leads_out_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a//b", ".h/b", "a/..", "a/", "a\\b", "zarr.json", "a/zarr.json"]
+)
+def test_a_name_that_leads_out_or_is_a_stores_is_refused(tmp_path, name):
     touch(tmp_path, "a.svs")
     (slide,) = find_slides([manifest(tmp_path / "m.csv", f"a.svs,{name}", header="slide,name")])
     assert "cannot be used as a name" in slide.problem

@@ -403,13 +403,17 @@ def state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+_OF_GROUPS = "zarr.json"
+
+
 def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
     """Return ``name`` if it is safe as one path component of at most ``longest`` bytes.
 
     Raises
     ------
     InputError
-        The name is empty, hidden or too long, or has a separator or a control character.
+        The name is empty, hidden, too long or that of the file that marks a group of a store, or
+        has a separator or a control character.
     """
     length = len(name.encode(errors="surrogatepass"))
     bad = (
@@ -418,12 +422,13 @@ def checked_name(name: str, *, longest: int = NAME_BYTES) -> str:
         or name != name.strip()
         or any(c in "/\\\0" or not c.isprintable() for c in name)
         or length > longest
+        or name == _OF_GROUPS
     )
     if bad:
         raise InputError(
             f"{name!r} cannot be used as a name in the output folder",
             remedy="Rename the slide: no separators or control characters, no leading dot, no "
-            f"blanks at its ends, at most {NAME_BYTES} bytes (it has {length}).",
+            f"blanks at its ends, not {_OF_GROUPS}, at most {NAME_BYTES} bytes (it has {length}).",
         )
     return name
 
