@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import tracemalloc
 import zlib
@@ -455,6 +456,23 @@ def test_what_was_exported_comes_back(tmp_path, caplog, kind):
     assert (row.slide, row.label, row.tiles) == ("loose", "tumor", 2)
     [row] = load(tmp_path / "again", tmp_path / "third", label="normal").rows
     assert "its label is 'tumor' in the export, and --label is 'normal'" in row.reason
+
+
+def test_images_that_are_gone_from_an_export_are_told_and_written_again(tmp_path, caplog):
+    store = tiled(tmp_path)
+    wsiad.export_tiles(store=store, out=tmp_path / "out", quiet=True)
+    first, *others = sorted((tmp_path / "out" / "a").iterdir())
+    first.unlink()
+    shutil.rmtree(tmp_path / "out" / "p" / "b")
+    rows = {row.slide: row for row in load(tmp_path / "out", tmp_path / "less").rows}
+    assert (rows["a"].tiles, rows["p/b"].status) == (len(others), "failed")
+    assert f"1 of {len(others) + 1} images that tiles.csv lists are gone" in caplog.text
+    assert "its folder is not in the export. Run the same" in rows["p/b"].reason
+    wsiad.export_tiles(store=store, out=tmp_path / "out", quiet=True)
+    caplog.clear()
+    rows = {row.slide: row for row in load(tmp_path / "out", tmp_path / "all").rows}
+    assert (rows["a"].tiles, rows["p/b"].status) == (len(others) + 1, "ok")
+    assert "are gone" not in caplog.text
 
 
 def test_exports_that_cannot_come_back_say_why(tmp_path):

@@ -179,6 +179,7 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
         )
     names = sorted(_slides(facts))
     labels: dict[str, str] = {}
+    listed: dict[str, set[str]] = {}
     for row in _KIND.read(folder / TABLE):
         if row.slide not in names:
             raise InputError(
@@ -188,6 +189,7 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
             )
         # Tiles with a place are of a slide, which with tumour holds healthy tiles too.
         labels[row.slide] = row.label if row.x is None or row.label == NORMAL else ""
+        listed.setdefault(row.slide, set()).add(row.file.removeprefix(f"{row.slide}/"))
     empty = [name for name in names if name not in labels]
     if unlisted := [name for name in empty if _has_images(folder / checked_slide_name(name))]:
         raise InputError(
@@ -205,5 +207,16 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
         if label and own and label != own:
             problem = f"its label is {own!r} in the export, and --label is {label!r}. Leave it out."
         path = folder / checked_slide_name(name)
+        if not path.is_dir():
+            problem = f"its folder is not in the export. {_AGAIN}"
+        elif gone := len(listed[name] - {entry.name for entry in path.iterdir()}):
+            logger.warning(
+                "%s: %d of %d images that %s lists are gone, and the others are taken. %s",
+                path,
+                gone,
+                len(listed[name]),
+                TABLE,
+                _AGAIN,
+            )
         found.append(SlideInput(name, path, label=label or own, problem=problem))
     return found

@@ -132,7 +132,9 @@ def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> li
         )
     folder = config.out / slide.name
     if whole and folder.is_dir():
-        return tile_files(slide, config.format)
+        files = tile_files(slide, config.format)
+        if {file.file for file in files} <= {path.name for path in folder.iterdir()}:
+            return files
     return write_tile_images(slide, folder, kind=config.format, quality=config.quality)
 
 
