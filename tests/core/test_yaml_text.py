@@ -1,10 +1,14 @@
 """YAML from outside: plain values, or one line."""
 
+from pathlib import Path
+
 import pytest
 
 from wsiad.core.config import Config, read_yaml, resolve
 from wsiad.core.errors import ConfigError
-from wsiad.core.yaml_text import MOST_BYTES, YamlError, in_one_line, parse
+from wsiad.core.yaml_text import MOST_BYTES, YamlError, in_one_line, parse, read
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class Some(Config):
@@ -50,6 +54,27 @@ def test_what_is_no_plain_value(text, words, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read as YAML"):
         resolve(Some, file=tmp_path / "c.yaml", flags={})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_own_files_are_the_same_by_either_parser(path):
+    assert repr(read(path, own=True)) == repr(read(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2", "occurs twice"),
+        ("&a [*a]", "a value that contains it"),
+        ("a: !!python/name:os.system ''", "python/name"),
+        ("{a: " * 60 + "1" + "}" * 60, "nested deeper than 50 levels"),
+        ("a: [", "at line"),
+    ],
+)
+def test_own_files_have_plain_values_too(text, words):
+    with pytest.raises(YamlError, match=words):
+        parse(text, own=True)
+    assert parse("a: 2024-01-01", own=True) == {"a": "2024-01-01"}
 
 
 def test_what_looks_like_a_date_is_a_text(tmp_path):

@@ -343,8 +343,8 @@ def build(
         raise ConfigError(problem, subject=source, remedy=known or None) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain values; see :mod:`wsiad.core.yaml_text`.
+def read_yaml(path: Path, *, own: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping of plain values; for ``own`` see :func:`wsiad.core.yaml_text.read`.
 
     Raises
     ------
@@ -352,7 +352,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         The file is missing, is not YAML, or does not hold a mapping of texts to values.
     """
     try:
-        values = yaml_text.read(path)
+        values = yaml_text.read(path, own=own)
     except yaml_text.YamlError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise ConfigError(

@@ -141,7 +141,7 @@ def load_preset(name: str) -> Preset:
             if known
             else f"Install wsiad again: {preset_folder()} holds no presets.",
         )
-    preset = build(Preset, read_yaml(path), source=str(path))
+    preset = build(Preset, read_yaml(path, own=True), source=str(path))
     about = preset.about.model_copy(update={"preset": name})
     return preset.model_copy(update={"about": about})
 
