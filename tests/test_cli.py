@@ -354,5 +354,7 @@ def test_shipped_configs_are_valid(path):
 
 
 def test_config_fields_have_descriptions():
-    for name, field in TileConfig.model_fields.items():
-        assert field.description, name
+    from wsiad.core.config import option_texts
+
+    for name, text in option_texts(TileConfig).items():
+        assert text, name

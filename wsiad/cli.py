@@ -417,7 +417,9 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def _help(info: FieldInfo, field: str, cls: type[Config]) -> str:
-    text = " ".join((info.description or "").split())
+    from wsiad.core.config import option_texts
+
+    text = " ".join(option_texts(cls)[field].split())
     if field in cls.kept:
         return f"{text} [default: unchanged]".replace("%", "%%")
     if info.is_required():

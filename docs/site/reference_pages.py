@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import wsiad
 from wsiad.cli import _verb_parser  # the parsers are of the command line alone
-from wsiad.core.config import config_class
+from wsiad.core.config import config_class, option_texts
 from wsiad.detectors import registry
 from wsiad.verbs import VERBS, function_of
 
@@ -61,6 +61,7 @@ def detector_options() -> str:
 
 
 def _options_of(options: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    texts = option_texts(options)
     for key, field in options.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and hasattr(kind, "model_fields"):
@@ -68,7 +69,7 @@ def _options_of(options: type[BaseModel], prefix: str = "") -> Iterator[str]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = "required" if field.is_required() else f"default `{_as_json(default)}`"
-        text = _words(field.description or "")
+        text = _words(texts[key])
         yield f"`{prefix}{key}` ({shown})\n: {text}\n"
 
 

@@ -1,5 +1,6 @@
 """Configs, errors and files."""
 
+import importlib
 import pickle
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from wsiad.core.config import (
     QuietOptions,
     build,
     dump_yaml,
+    option_texts,
     read_yaml,
     resolve,
     stated_path,
@@ -346,3 +348,79 @@ def test_an_order_of_options_that_there_are_not_is_refused():
 
         class Wrong(Painted):
             ORDER = ("wood", ...)
+
+
+DESCRIBED = """
+from __future__ import annotations
+from typing import Annotated, ClassVar
+import pydantic
+from {module} import {base} as Base
+
+Number = Annotated[int, pydantic.Field(description="Of the alias.")]
+
+class Below(Base):
+    first: int = 1
+    \"\"\"The first,
+    on two lines.
+
+      Indented.\"\"\"
+    bare: int = 2
+    second: int = 3
+    kept: ClassVar[int] = 4
+    \"\"\"Of no option.\"\"\"
+    alias: Number = 5
+    \"\"\"Not shown.\"\"\"
+    stated: int = pydantic.Field(6, description="Stated.")
+    method: int = 7
+
+    def work(self) -> None:
+        \"\"\"Work.\"\"\"
+
+class Above(Below):
+    first: int = 10
+    second: int = 11
+    \"\"\"The second.\"\"\"
+
+    class Nested(Base):
+        first: int = 1
+        \"\"\"Nested.\"\"\"
+
+def made():
+    class Above(Base):
+        first: int = 1
+        \"\"\"Local.\"\"\"
+    return Above
+
+KINDS = (Below, Above, Above.Nested, made())
+"""
+BASE = """
+import pydantic
+
+class Described(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+"""
+
+
+def test_texts_of_options_are_those_that_pydantic_reads(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "described_base.py").write_text(BASE)
+    bases = {"described_base": "Described", "wsiad.core.config": "Config"}
+    modules = []
+    for number, (module, base) in enumerate(bases.items()):
+        text = DESCRIBED.replace("{module}", module).replace("{base}", base)
+        (tmp_path / f"described_{number}.py").write_text(text)
+        modules.append(importlib.import_module(f"described_{number}"))
+    for theirs, ours in zip(*(module.KINDS for module in modules), strict=True):
+        expected = {name: info.description or "" for name, info in theirs.model_fields.items()}
+        assert option_texts(ours) == expected
+        described = (kind.model_json_schema()["properties"] for kind in (theirs, ours))
+        assert next(described) == next(described)
+    assert option_texts(modules[1].Below)["first"] == "The first,\non two lines.\n\n  Indented."
+    assert option_texts(modules[1].Above)["first"] == ""
+    assert modules[1].Below.model_fields["first"].description is None  # not read by an import
+
+
+def test_without_their_source_options_have_no_texts():
+    space = {"Config": Config, "__name__": "nowhere"}
+    exec('class Unseen(Config):\n    a: int = 1\n    """A."""\n', space)
+    assert option_texts(space["Unseen"]) == {"a": ""}

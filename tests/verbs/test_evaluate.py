@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiad.core.config import config_class
+from wsiad.core.config import config_class, option_texts
 from wsiad.core.errors import AnnotationError, ConfigError, EvaluationError, WsiadError
 from wsiad.core.geometry import Size
 from wsiad.evaluation.submission import read_detections, read_submission
@@ -330,8 +330,8 @@ def test_configs_that_make_no_sense_are_refused(options, message):
 
 def test_every_field_of_the_config_says_what_it_is():
     assert config_class(evaluate) is EvaluateConfig
-    for name, field in EvaluateConfig.model_fields.items():
-        assert field.description, name
+    for name, text in option_texts(EvaluateConfig).items():
+        assert text, name
 
 
 # Outlines of a submission whose slides are unknown

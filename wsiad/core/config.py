@@ -8,7 +8,10 @@ nearest key.
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +58,7 @@ Order = tuple[str | types.EllipsisType, ...]
 
 
 class Config(pydantic.BaseModel):
-    """Base of all configurations: frozen, no unknown keys, docstrings as descriptions.
+    """Base of all configurations: frozen, no unknown keys, explained by :func:`option_texts`.
 
     A config can be composed of others, each with the options of one subject. Their options come
     first, those of the last named base before those of the base in front of it; the config's own
@@ -76,7 +79,6 @@ class Config(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
     )
@@ -104,6 +106,15 @@ class Config(pydantic.BaseModel):
             fields.update(found)
             cls.model_rebuild(force=True)
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> Any:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in option_texts(cls).items():
+            if text and name in properties:
+                properties[name].setdefault("description", text)
+        return schema
+
     def part(self, kind: type[C]) -> C:
         """Return only the options of one of the configs of which this one is made."""
         return kind(**{key: getattr(self, key) for key in kind.model_fields})
@@ -120,6 +131,57 @@ class Config(pydantic.BaseModel):
         if "Path" in str(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("an empty path is not a path; write . for the current folder")
         return value
+
+
+@functools.cache
+def option_texts(cls: type[pydantic.BaseModel]) -> dict[str, str]:
+    """Return the texts that explain a config's options: descriptions, or docstrings below them.
+
+    An option that is declared again has the text of that declaration alone. Docstrings are read
+    from the source, and only where texts are shown: pydantic would read those of each config that
+    is imported (`use_attribute_docstrings`), a tenth of the start of a verb. Without the source
+    they are empty.
+    """
+    models = [base for base in cls.__mro__ if issubclass(base, pydantic.BaseModel)][:-1]
+    below: dict[str, str] = {}
+    for base in reversed(models):
+        below |= _docstrings(base)
+    return {
+        name: info.description or below.get(name, "") for name, info in cls.model_fields.items()
+    }
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """Return the docstring, or an empty text, of each attribute that a class itself declares."""
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])
+        body = _classes(source)[cls.__qualname__].body
+    except (KeyError, OSError, SyntaxError, TypeError):
+        return {}
+    texts = {}
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            value = after.value if isinstance(after, ast.Expr) else None
+            text = value.value if isinstance(value, ast.Constant) else None
+            texts[node.target.id] = inspect.cleandoc(text) if isinstance(text, str) else ""
+    return texts
+
+
+@functools.lru_cache(maxsize=64)
+def _classes(source: str) -> dict[str, ast.ClassDef]:
+    """Return the classes in the source of a module, by their qualified names."""
+    return dict(_classes_in(ast.parse(source), ""))
+
+
+def _classes_in(parent: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for node in ast.iter_child_nodes(parent):
+        if isinstance(node, ast.ClassDef):
+            yield f"{prefix}{node.name}", node
+            yield from _classes_in(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _classes_in(node, f"{prefix}{node.name}.<locals>.")
+        elif isinstance(node, ast.stmt):
+            yield from _classes_in(node, prefix)
 
 
 _STORED: ContextVar[bool] = ContextVar("stored", default=False)

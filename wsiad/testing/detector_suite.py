@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wsiad.core.config import build
+from wsiad.core.config import build, option_texts
 from wsiad.core.errors import WsiadError
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.learning.detector import (
@@ -186,7 +186,7 @@ def _check_class(cls: type[Detector]) -> None:
     assert not missing, f"{name} lacks {missing}"
     right = inspect.isclass(cls.Options) and issubclass(cls.Options, DetectorOptions)
     assert right, f"{name}.Options does not derive from DetectorOptions"
-    bare = [key for key, field in cls.Options.model_fields.items() if not field.description]
+    bare = [key for key, text in option_texts(cls.Options).items() if not text]
     assert not bare, f"the options {', '.join(bare)} have no description: a string below each"
     cls.Options()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from wsiad.core.config import Config, build, verb
+from wsiad.core.config import Config, build, option_texts, verb
 from wsiad.core.errors import ConfigError
 from wsiad.core.terminal import did_you_mean, json_text
 from wsiad.detectors.detector_inventory import DetectorEntry, inventory
@@ -185,7 +185,8 @@ def _explained(entry: DetectorEntry, presets: Mapping[str, Preset]) -> tuple[dic
 
     cls = registry.load(entry.name)
     learns = cls.learns_from_anomalies(build(cls.Options, {}, source=entry.name))
-    options = [_option(key, field) for key, field in cls.Options.model_fields.items()]
+    texts = option_texts(cls.Options)
+    options = [_option(key, field, texts[key]) for key, field in cls.Options.model_fields.items()]
     words = inspect.cleandoc(cls.__doc__ or "")
     facts = _entry_facts(entry) | {
         "labels": learns,
@@ -205,10 +206,10 @@ def _explained(entry: DetectorEntry, presets: Mapping[str, Preset]) -> tuple[dic
     return facts, "\n".join(lines)
 
 
-def _option(name: str, field: FieldInfo) -> dict[str, Any]:
+def _option(name: str, field: FieldInfo, text: str) -> dict[str, Any]:
     default = field.get_default(call_default_factory=True, validated_data={})
     plain = default.model_dump(mode="json") if isinstance(default, Config) else default
-    words = " ".join((field.description or "").replace("``", "`").split())
+    words = " ".join(text.replace("``", "`").split())
     return {
         "name": name,
         "default": json.loads(json.dumps(plain, default=str), parse_constant=str),
