@@ -1,7 +1,7 @@
 """What a training step of dpa costs beside the perceptual network alone, and what data cost.
 
     python benchmarks/train.py [--weights vgg19.safetensors] [--batch 32] [--rounds 7]
-        [--set KEY=VALUE] [--device cuda] [--threads 1]
+        [--set KEY=VALUE] [--device cuda] [--threads 1] [--tflops 989] [--reached 0.4]
 
 Without --weights, a VGG19 of full width with random weights, which costs what the real one does.
 
@@ -12,6 +12,9 @@ more than that by definition.
 ``data``: images a second of the training, with tiles in memory and with tiles read from a store
 that is written on the spot (buffer smaller than the store, so that it is read all the time), and
 the share of the time that steps waited for tiles.
+``feed``: images a second that one core of the processor reads from that store without any training,
+and the number that an accelerator of ``--tflops`` would need: floating-point operations of a step,
+counted, at the share ``--reached`` of what its maker states.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import numpy as np
 import torch
 import yaml
 from machine import print_machine
+from torch.utils.flop_counter import FlopCounterMode
 
 import wsiad
 from wsiad.core.config import build
@@ -159,6 +163,30 @@ def measure_data(
     return rate
 
 
+def measure_feed(
+    training: Training, tiles: np.ndarray, source: TileSource, args: argparse.Namespace
+) -> None:
+    """Print the images a second that a core reads, and that an accelerator needs."""
+    with FlopCounterMode(display=False) as counter:
+        training._step(tiles[: args.batch])
+    operations = counter.get_total_flops() / args.batch
+    rates = []
+    with closing(endless(source, args.batch, seed=0)) as batches:
+        next(batches)
+        count = -(-args.tiles // args.batch)  # an epoch
+        for _ in range(args.rounds):
+            start = time.process_time()
+            for _ in range(count):
+                next(batches)
+            rates.append(count * args.batch / (time.process_time() - start))
+    rate, needed = statistics.median(rates), args.reached * args.tflops * 1e12 / operations
+    print(
+        f"feed: {rate:.0f} images/s ({min(rates):.0f}–{max(rates):.0f}) from a core; a step takes "
+        f"{operations / 1e9:.2f} GFLOP an image, so {args.reached:.0%} of {args.tflops:g} TFLOP/s "
+        f"take {needed:.0f} images/s: {needed / rate:.1f} cores"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,6 +201,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tflops", type=float, default=989, help="of an H100, bfloat16, stated")
+    parser.add_argument("--reached", type=float, default=0.4, help="share of it that steps reach")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print_machine()
@@ -195,6 +225,7 @@ def main() -> None:
             for name, source in (("in memory", in_memory), ("from a store", from_store))
         ]
         print(f"data: from a store at {100 * rates[1] / rates[0]:.0f} % of the rate in memory")
+        measure_feed(training, tiles, from_store, args)
 
 
 def written(tiles: np.ndarray, folder: Path) -> Path:
