@@ -1,8 +1,8 @@
 """Search of the nearest vectors of a bank, and the base of detectors that score by it.
 
 On a CPU most vectors of a bank are ruled out without their distance: those of cells that can hold
-none near enough, and those whose reduced vectors are too far. The others are compared in float64,
-so exact neighbours depend neither on the reduction nor on the cells.
+none near enough, and those whose codes are too far. The others are compared in float64, so exact
+neighbours depend neither on the codes nor on the cells.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wsiad.core.compiled import compiled, compiled_sum
 from wsiad.detectors._cells import UNIT, Cells, Doubles, Floats, Indices, squared, within
+from wsiad.detectors._codes import Coded, Codes, Sums, products
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._vectors import nearest
 from wsiad.learning.detector import DetectorOptions, InputSpec, Scores, Tiles
@@ -29,8 +30,9 @@ _KEPT = "cells."  # prefix of their tensors in a run
 _LEAST_VECTORS = 1024  # of banks that are worth parting
 _ASKED = 8192  # vectors that are searched at once
 _HELD_VALUES = 1 << 22  # of vectors that wait for others: 16 MiB
-_ROWS, _COLUMNS = 512, 1024  # of ranks, which a core's own cache holds
-_CHUNK = 64  # ranks that are looked at together
+_ROWS, _COLUMNS = 512, 1024  # of products, which a core's own cache holds
+_CHUNK = 128  # products that are looked at together
+_LARGEST = {torch.int8: 2e9, torch.float32: 3e38}  # of sums of codes
 
 
 class BankOptions(FeatureOptions):
@@ -151,6 +153,7 @@ class Bank:
         self.vectors = vectors
         self.probes = probes
         self._cells: Cells | None = None
+        self._held: tuple[Codes, Coded] | None = None
         # Other devices compare all vectors, unless only some are asked for.
         wanted = probes is not None or vectors.device.type == "cpu"
         if wanted and len(vectors) >= _LEAST_VECTORS:
@@ -191,10 +194,19 @@ class Bank:
         columns = [(asked - self.vectors[column]).norm(dim=1) for column in found.T]
         return torch.stack(columns, dim=1), found
 
+    def _codes(self, cells: Cells) -> tuple[Codes, Coded]:
+        """Return the codes of the bank, cell by cell; other devices than the CPU need none."""
+        if self._held is None:
+            codes = Codes.of(self.vectors)
+            self._held = codes, codes.coded(self.vectors[torch.from_numpy(cells.order)])
+        return self._held
+
     def _found(self, asked: Tensor, count: int) -> Tensor:
         """Return the indices of the nearest vectors, int64 (N, count)."""
         cells = self._cells
         assert cells is not None
+        codes, held = self._codes(cells)
+        coded = codes.coded(asked)
         reduced = cells.reduced(asked)
         lengths = reduced.square().sum(dim=1)
         squares = squared(reduced, cells.centres)
@@ -204,7 +216,10 @@ class Bank:
             asked=asked.numpy(),
             bank=self.vectors.numpy(),
             cells=cells,
-            products=torch.cat([reduced, torch.ones(len(asked), 1)], dim=1),
+            coded=coded,
+            held=held,
+            scale=codes.scale,
+            spare=coded.errors + held.errors.max(),
             lengths=lengths.numpy(),
             slack=(cells.rounding * reach).numpy(),
             rounding=(8 * (reduced.shape[1] + 2) * UNIT * reach.square()).numpy(),
@@ -263,7 +278,10 @@ class _Search:
     asked: Floats
     bank: Floats
     cells: Cells
-    products: Tensor
+    coded: Coded
+    held: Coded
+    scale: float
+    spare: Floats
     lengths: Floats
     slack: Floats
     rounding: Floats
@@ -290,40 +308,46 @@ class _Search:
         """Compare vectors with cells: those of ``rows`` from ``starts`` on with each."""
         cells = self.cells
         threads = torch.get_num_threads()
-        memory = torch.empty(_ROWS * threads * _COLUMNS)  # fresh memory costs as much as the work
+        kind = torch.float32 if self.coded.codes.is_floating_point() else torch.int32
+        # Fresh memory costs as much as the work.
+        memory = torch.empty(_ROWS * threads * _COLUMNS, dtype=kind)
         with ThreadPoolExecutor(threads) as pool:
             for cell in np.flatnonzero(np.diff(starts)).tolist():
                 among = rows[starts[cell] : starts[cell + 1]]
-                asked = self.products.index_select(0, torch.from_numpy(among))
+                asked = self.coded.codes.index_select(0, torch.from_numpy(among))
                 blocks = range(cells.starts[cell], cells.starts[cell + 1], _COLUMNS)
                 for begin in blocks:
                     end = min(begin + _COLUMNS, cells.starts[cell + 1])
-                    block = cells.products[begin:end].T
+                    block = self.held.codes[begin:end].T
                     for first in range(0, len(among), _ROWS * threads):
                         part = among[first : first + _ROWS * threads]
                         made = memory[: len(part) * (end - begin)].view(len(part), end - begin)
-                        torch.mm(asked[first : first + len(part)], block, out=made)
-                        ranks = made.numpy()
+                        products(asked[first : first + len(part)], block, made)
+                        found = made.numpy()
                         if threads == 1:
-                            self._refine(ranks, part, begin)
+                            self._refine(found, part, begin)
                             continue
                         cuts = [cut for cut in _cuts(len(part), threads) if len(part[cut])]
                         tasks = [
-                            pool.submit(self._refine, ranks[cut], part[cut], begin) for cut in cuts
+                            pool.submit(self._refine, found[cut], part[cut], begin) for cut in cuts
                         ]
                         for task in tasks:
                             task.result()
 
-    def _refine(self, ranks: Floats, rows: Indices, begin: int) -> None:
+    def _refine(self, dots: Sums, rows: Indices, begin: int) -> None:
+        end = begin + dots.shape[1]
         _refine(
-            ranks,
+            dots,
             rows,
-            self.cells.order[begin : begin + ranks.shape[1]],
+            self.held.squares[begin:end],
+            self.cells.order[begin:end],
             self.asked,
             self.bank,
-            self.lengths,
-            self.slack,
-            self.rounding,
+            self.coded.squares,
+            self.coded.rounding,
+            self.spare,
+            self.scale,
+            _LARGEST[self.coded.codes.dtype],
             self.best,
             self.found,
         )
@@ -351,42 +375,74 @@ def square_distance(one: Floats, other: Floats) -> float:
 
 
 @compiled
-def _any_below(values: Floats, limit: np.float32) -> bool:
-    count = np.int32(0)
-    for place in range(len(values)):
-        count += np.int32(values[place] <= limit)
+def _any_below(dots: Sums, squares: Sums, limit: np.int32 | np.float32) -> bool:
+    count, two = np.int32(0), dots.dtype.type(2)
+    for place in range(len(dots)):
+        count += np.int32(squares[place] - two * dots[place] <= limit)
     return bool(count > 0)
 
 
 @compiled
+def _lowest(dots: Sums, squares: Sums) -> int:
+    """Return the place of the code that is nearest."""
+    two = dots.dtype.type(2)
+    lowest, at = squares[0] - two * dots[0], 0
+    for place in range(len(dots)):
+        lowest = min(lowest, squares[place] - two * dots[place])
+    while at < len(dots) - 1 and squares[at] - two * dots[at] > lowest:
+        at += 1
+    return at
+
+
+@compiled
+def _most(best: float, spare: float, scale: float, square: float, largest: float) -> float:
+    """Return the largest square, less ``square``, of a code's distance if the vector is nearer."""
+    reach = (np.sqrt(best) + spare) / scale
+    most = reach * reach * 1.000001 - square
+    if not most > -largest:  # also of a vector that is not finite
+        return -largest
+    return min(most, largest)
+
+
+@compiled
 def _refine(
-    ranks: Floats,
+    dots: Sums,
     rows: Indices,
+    squares: Sums,
     order: Indices,
     asked: Floats,
     bank: Floats,
-    lengths: Floats,
-    slack: Floats,
+    lengths: Sums,
     rounding: Floats,
+    spare: Floats,
+    scale: float,
+    largest: float,
     best: Doubles,
     found: Indices,
 ) -> None:
     """Compare the vectors that are not ruled out, and keep the nearest.
 
-    A rank is the squared distance of reduced vectors less ``lengths``. ``best`` are increasing
-    squared distances, and ``found`` who has them; of equal ones the first of the bank is first.
+    ``dots`` are products of codes whose squared lengths are ``lengths`` (rows) and ``squares``.
+    ``best`` are increasing squared distances, and ``found`` who has them; of equal ones the first
+    of the bank is first.
     """
     last = best.shape[1] - 1
     for row in range(len(rows)):
         i = rows[row]
-        reach = np.sqrt(best[i, last]) + slack[i]
-        limit = np.float32(reach * reach + rounding[i] - lengths[i])
+        if last == 0 and best[i, 0] == np.inf:
+            # The one whose code is nearest first: few others are then near enough.
+            index = order[_lowest(dots[row], squares)]
+            square = square_distance(asked[i], bank[index])
+            if square < best[i, 0]:  # not if it is no number
+                best[i, 0], found[i, 0] = square, index
+        length = np.float64(lengths[i]) - rounding[i]
+        limit = dots.dtype.type(_most(best[i, last], spare[i], scale, length, largest))
         for begin in range(0, len(order), _CHUNK):
-            chunk = ranks[row, begin : begin + _CHUNK]
-            if not _any_below(chunk, limit):
+            chunk, across = dots[row, begin : begin + _CHUNK], squares[begin : begin + _CHUNK]
+            if not _any_below(chunk, across, limit):
                 continue
             for place in range(len(chunk)):
-                if not chunk[place] <= limit:
+                if not across[place] - 2 * chunk[place] <= limit:
                     continue
                 index = order[begin + place]
                 square = square_distance(asked[i], bank[index])
@@ -402,5 +458,4 @@ def _refine(
                     at -= 1
                 best[i, at] = square
                 found[i, at] = index
-                reach = np.sqrt(best[i, last]) + slack[i]
-                limit = np.float32(reach * reach + rounding[i] - lengths[i])
+                limit = dots.dtype.type(_most(best[i, last], spare[i], scale, length, largest))

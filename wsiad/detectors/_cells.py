@@ -48,8 +48,6 @@ class Cells:
         Indices of the vectors in the bank, cell by cell.
     starts : ndarray of int64, (M + 1,)
         Where cells begin in ``order``.
-    products : Tensor of float32, (B, K + 1)
-        −2 times the reduced vectors, in that order, and their squared length.
     radii : ndarray of float32, (M,)
         Largest distance of a vector of a cell from its centre.
     margins : ndarray of float32, (M, M)
@@ -66,7 +64,6 @@ class Cells:
     centres: Tensor
     order: Indices
     starts: Indices
-    products: Tensor
     radii: Floats
     margins: Floats
     apart: Floats
@@ -87,32 +84,27 @@ class Cells:
         count = len(centres)
         sizes = torch.bincount(belongs, minlength=count)
         order = torch.argsort(belongs, stable=True)
-        products = torch.empty(len(vectors), centres.shape[1] + 1)
         radii = np.zeros(count, np.float32)
         margins = np.full((count, count), np.inf, np.float32)
-        begin = 0
-        for cell, size in enumerate(sizes.tolist()):
-            for indices in torch.split(order[begin : begin + size], _BLOCK):
+        longest = 0.0
+        for cell, members in enumerate(torch.split(order, sizes.tolist())):
+            for indices in _parts(members):
                 part = reduce(vectors[indices], mean, axes)
-                end = begin + len(indices)
-                torch.mul(part, -2, out=products[begin:end, :-1])
-                products[begin:end, -1] = part.square().sum(dim=1)
+                longest = max(longest, float(part.norm(dim=1).max()))
                 squares = squared(part, centres)
                 ahead = (squares - squares[:, cell, None]).amin(dim=0).numpy()
                 margins[:, cell] = np.minimum(margins[:, cell], ahead)
                 radii[cell] = max(radii[cell], float((part - centres[cell]).norm(dim=1).max()))
-                begin = end
         return cls(
             mean=mean,
             axes=axes,
             centres=centres,
             order=order.numpy(),
             starts=np.concatenate([[0], np.cumsum(sizes.numpy())]),
-            products=products,
             radii=radii,
             margins=margins,
             apart=torch.cdist(centres.double(), centres.double()).float().numpy(),
-            longest=float(products[:, -1].max().sqrt()),
+            longest=longest,
         )
 
     @property
@@ -156,7 +148,7 @@ def _parted(vectors: Tensor) -> dict[str, Tensor]:
     """Return the state of new cells; equal vectors give equal cells."""
     sample = _evenly(vectors, _SAMPLE)
     mean = sample.mean(dim=0)
-    axes = _principal(_evenly(sample, _SAMPLE // 4) - mean)
+    axes = principal(_evenly(sample, _SAMPLE // 4) - mean, _DIMENSIONS - 1)
     count = max(1, min(_MOST_CELLS, len(vectors) // _IN_A_CELL))
     centres = _means(reduce(sample, mean, axes), count)
     belongs = torch.cat(
@@ -190,10 +182,10 @@ def _checked(state: Mapping[str, Tensor], vectors: Tensor) -> tuple[Tensor, Tens
     return mean, axes, centres.contiguous(), belongs
 
 
-def _principal(centred: Tensor) -> Tensor:
-    """Return the principal directions, float32 (C, K - 1), orthonormal."""
+def principal(centred: Tensor, count: int) -> Tensor:
+    """Return at most so many principal directions, float32 (C, count), orthonormal."""
     axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors
-    return axes[:, -(_DIMENSIONS - 1) :].float().contiguous()
+    return axes[:, -count:].float().contiguous()
 
 
 def _means(vectors: Tensor, count: int) -> Tensor:

@@ -1,0 +1,185 @@
+"""Vectors as bytes in fewer dimensions, whose distances bound those of the vectors.
+
+A bank of vectors is first compared in its codes. Products of bytes are exact, and processors with
+instructions for them (VNNI) compute them several times as fast as those of floats.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiad.detectors._cells import UNIT, Floats, principal
+
+Sums = npt.NDArray[np.int32 | np.float32]
+
+_LARGEST = 127
+_DIMENSIONS = {True: 64, False: 32}  # of bytes, of floats
+_SEED = 0  # of the rotation
+_BLOCK = 8192  # vectors worked on at once
+_TRIED = 64  # vectors of a bank that tell whether bytes are fine enough
+_MOST_LEFT = 1 / 128
+"""Largest share of a bank that bytes may leave to be compared: with more, floats are quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Codes of N vectors of K dimensions.
+
+    Parameters
+    ----------
+    codes : Tensor of int8 or float32, (N, K)
+    squares : ndarray of int32 or float32, (N,)
+        Squared lengths of the codes.
+    errors : ndarray of float32, (N,)
+        By how much, at most, the distances of a vector are smaller than those of its code times
+        the scale.
+    rounding : ndarray of float32, (N,)
+        Largest error of the computed square of a code's distance; 0 of bytes.
+    """
+
+    codes: Tensor
+    squares: Sums
+    errors: Floats
+    rounding: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The codes of a bank of vectors of C channels.
+
+    A vector is reduced to its principal components and the length of what these leave, which
+    makes no distance larger. For bytes it is then turned by a random rotation, so that all numbers
+    are about as large, and rounded to multiples of a scale. Where bytes are not quick, or too
+    coarse for the bank, the reduced vectors themselves are the codes, in fewer dimensions.
+
+    Parameters
+    ----------
+    mean : Tensor of float32, (C,)
+    axes : Tensor of float32, (C, K - 1)
+        Orthonormal directions of the reduction.
+    rest : float
+        Mean length of what the components leave.
+    longest : float
+        Largest length of a reduced vector of the bank.
+    turn : Tensor of float32, (K, K), or None
+        Rotation; ``None`` if the codes are floats.
+    scale : float
+        Distance of two neighbouring bytes; 1 for floats.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    rest: float = 0.0
+    longest: float = 0.0
+    turn: Tensor | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Codes:
+        """Find the codes of vectors on the CPU, (B, C)."""
+        if bytes_are_quick() and (found := cls._found(vectors, in_bytes=True))._is_fine(vectors):
+            return found
+        return cls._found(vectors, in_bytes=False)
+
+    @classmethod
+    def _found(cls, vectors: Tensor, *, in_bytes: bool) -> Codes:
+        mean = vectors.mean(dim=0)
+        axes = principal(vectors - mean, _DIMENSIONS[in_bytes] - 1)
+        found = cls(mean, axes)
+        reduced = torch.cat([found._reduced(part) for part in torch.split(vectors, _BLOCK)])
+        found = replace(found, rest=float(reduced[:, -1].mean()))
+        reduced[:, -1] -= found.rest
+        found = replace(found, longest=float(reduced.norm(dim=1).max()))
+        if not in_bytes:
+            return found
+        width = reduced.shape[1]
+        drawn = np.random.default_rng(_SEED).standard_normal((width, width))
+        turn = torch.from_numpy(np.linalg.qr(drawn)[0]).float()
+        return replace(
+            found, turn=turn, scale=float((reduced @ turn).abs().max()) / _LARGEST or 1.0
+        )
+
+    def _is_fine(self, vectors: Tensor) -> bool:
+        """Tell whether few vectors of the bank seem nearer to one of it than the nearest other."""
+        some = vectors[:: -(-len(vectors) // _TRIED)]
+        nearest = torch.cdist(some.double(), vectors.double()).kthvalue(2, dim=1).values
+        asked, held = self.coded(some), self.coded(vectors)
+        reach = (nearest + torch.from_numpy(asked.errors + held.errors.max())) / self.scale
+        away = torch.cdist(asked.codes.double(), held.codes.double())
+        return bool((away <= reach[:, None]).double().mean() <= _MOST_LEFT)
+
+    def coded(self, vectors: Tensor) -> Coded:
+        """Return the codes of vectors on the CPU, (N, C), of the bank or not."""
+        parts = [self._coded(part) for part in torch.split(vectors, _BLOCK)]
+        return Coded(
+            codes=torch.cat([part.codes for part in parts]),
+            squares=np.concatenate([part.squares for part in parts]),
+            errors=np.concatenate([part.errors for part in parts]),
+            rounding=np.concatenate([part.rounding for part in parts]),
+        )
+
+    def _coded(self, vectors: Tensor) -> Coded:
+        reduced = self._reduced(vectors)
+        reach = reduced.norm(dim=1) + self.longest
+        channels, width = self.axes.shape[0], reduced.shape[1]
+        errors = 4 * (channels + 2 * width + 16) * (width + 1) ** 0.5 * UNIT * reach
+        if self.turn is None:
+            return Coded(
+                codes=reduced,
+                squares=reduced.square().sum(dim=1).numpy(),
+                errors=errors.numpy(),
+                rounding=(8 * (width + 2) * UNIT * reach.square()).numpy(),
+            )
+        turned = reduced @ self.turn
+        codes = (turned / self.scale).round_().clamp_(-_LARGEST, _LARGEST).nan_to_num_(0)
+        errors += (turned - codes * self.scale).norm(dim=1)
+        return Coded(
+            codes=codes.to(torch.int8),
+            squares=codes.square().sum(dim=1).to(torch.int32).numpy(),
+            errors=errors.numpy(),
+            rounding=np.zeros(len(codes), np.float32),
+        )
+
+    def _reduced(self, vectors: Tensor) -> Tensor:
+        centred = vectors - self.mean
+        found = centred @ self.axes
+        # Directly: what a difference of squares cancels would be no bound.
+        left = torch.addmm(centred, found, self.axes.T, alpha=-1).norm(dim=1, keepdim=True)
+        return torch.cat([found, left - self.rest], dim=1)
+
+
+def products(asked: Tensor, block: Tensor, out: Tensor) -> None:
+    """Multiply codes, (N, K) and (K, B); products of bytes are exact.
+
+    Parameters
+    ----------
+    asked, block : Tensor of int8, or of float32
+    out : Tensor of int32, or of float32, (N, B)
+        Contiguous memory of the products.
+    """
+    if asked.dtype == torch.int8:
+        torch._int_mm(asked, block, out=out)
+    else:
+        torch.mm(asked, block, out=out)
+
+
+@functools.cache
+def bytes_are_quick() -> bool:
+    """Tell whether this processor multiplies bytes exactly, and more quickly than floats."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    if supported is None or not supported() or not hasattr(torch, "_int_mm"):
+        return False
+    largest = torch.full((32, _DIMENSIONS[True]), _LARGEST, dtype=torch.int8)
+    largest[::2] *= -1
+    found = torch.empty(32, 32, dtype=torch.int32)
+    try:
+        torch._int_mm(largest, largest.T, out=found)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((found == largest.int() @ largest.T.int()).all())
