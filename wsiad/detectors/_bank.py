@@ -198,7 +198,7 @@ class Bank:
         """Return the codes of the bank, cell by cell; other devices than the CPU need none."""
         if self._held is None:
             codes = Codes.of(self.vectors)
-            self._held = codes, codes.coded(self.vectors[torch.from_numpy(cells.order)])
+            self._held = codes, codes.coded(self.vectors, torch.from_numpy(cells.order))
         return self._held
 
     def _found(self, asked: Tensor, count: int) -> Tensor:

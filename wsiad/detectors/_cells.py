@@ -146,9 +146,9 @@ def squared(vectors: Tensor, centres: Tensor) -> Tensor:
 
 def _parted(vectors: Tensor) -> dict[str, Tensor]:
     """Return the state of new cells; equal vectors give equal cells."""
-    sample = _evenly(vectors, _SAMPLE)
+    sample = evenly(vectors, _SAMPLE)
     mean = sample.mean(dim=0)
-    axes = principal(_evenly(sample, _SAMPLE // 4) - mean, _DIMENSIONS - 1)
+    axes = principal(evenly(sample, _SAMPLE // 4) - mean, _DIMENSIONS - 1)
     count = max(1, min(_MOST_CELLS, len(vectors) // _IN_A_CELL))
     centres = _means(reduce(sample, mean, axes), count)
     belongs = torch.cat(
@@ -200,7 +200,7 @@ def _means(vectors: Tensor, count: int) -> Tensor:
     return centres
 
 
-def _evenly(vectors: Tensor, most: int) -> Tensor:
+def evenly(vectors: Tensor, most: int) -> Tensor:
     """Return at most so many of the vectors, evenly spaced."""
     return vectors[:: -(-len(vectors) // most)]
 

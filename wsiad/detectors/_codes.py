@@ -7,6 +7,7 @@ instructions for them (VNNI) compute them several times as fast as those of floa
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wsiad.detectors._cells import UNIT, Floats, principal
+from wsiad.detectors._cells import UNIT, Floats, evenly, principal
 
 Sums = npt.NDArray[np.int32 | np.float32]
 
@@ -22,6 +23,7 @@ _LARGEST = 127
 _DIMENSIONS = {True: 64, False: 32}  # of bytes, of floats
 _SEED = 0  # of the rotation
 _BLOCK = 8192  # vectors worked on at once
+_SAMPLE = 1 << 16  # vectors from which components are found
 _TRIED = 64  # vectors of a bank that tell whether bytes are fine enough
 _MOST_LEFT = 1 / 128
 """Largest share of a bank that bytes may leave to be compared: with more, floats are quicker."""
@@ -90,33 +92,36 @@ class Codes:
     @classmethod
     def _found(cls, vectors: Tensor, *, in_bytes: bool) -> Codes:
         mean = vectors.mean(dim=0)
-        axes = principal(vectors - mean, _DIMENSIONS[in_bytes] - 1)
-        found = cls(mean, axes)
-        reduced = torch.cat([found._reduced(part) for part in torch.split(vectors, _BLOCK)])
-        found = replace(found, rest=float(reduced[:, -1].mean()))
-        reduced[:, -1] -= found.rest
-        found = replace(found, longest=float(reduced.norm(dim=1).max()))
+        found = cls(mean, principal(evenly(vectors, _SAMPLE) - mean, _DIMENSIONS[in_bytes] - 1))
+        left = sum(float(part[:, -1].sum()) for part in found._blocks(vectors))
+        found = replace(found, rest=left / len(vectors))
+        longest = max(float(part.norm(dim=1).max()) for part in found._blocks(vectors))
+        found = replace(found, longest=longest)
         if not in_bytes:
             return found
-        width = reduced.shape[1]
+        width = found.axes.shape[1] + 1
         drawn = np.random.default_rng(_SEED).standard_normal((width, width))
         turn = torch.from_numpy(np.linalg.qr(drawn)[0]).float()
-        return replace(
-            found, turn=turn, scale=float((reduced @ turn).abs().max()) / _LARGEST or 1.0
-        )
+        largest = max(float((part @ turn).abs().max()) for part in found._blocks(vectors))
+        return replace(found, turn=turn, scale=largest / _LARGEST or 1.0)
+
+    def _blocks(self, vectors: Tensor) -> Iterator[Tensor]:
+        return map(self._reduced, torch.split(vectors, _BLOCK))
 
     def _is_fine(self, vectors: Tensor) -> bool:
         """Tell whether few vectors of the bank seem nearer to one of it than the nearest other."""
-        some = vectors[:: -(-len(vectors) // _TRIED)]
+        vectors = evenly(vectors, _BLOCK)
+        some = evenly(vectors, _TRIED)
         nearest = torch.cdist(some.double(), vectors.double()).kthvalue(2, dim=1).values
         asked, held = self.coded(some), self.coded(vectors)
         reach = (nearest + torch.from_numpy(asked.errors + held.errors.max())) / self.scale
         away = torch.cdist(asked.codes.double(), held.codes.double())
         return bool((away <= reach[:, None]).double().mean() <= _MOST_LEFT)
 
-    def coded(self, vectors: Tensor) -> Coded:
-        """Return the codes of vectors on the CPU, (N, C), of the bank or not."""
-        parts = [self._coded(part) for part in torch.split(vectors, _BLOCK)]
+    def coded(self, vectors: Tensor, order: Tensor | None = None) -> Coded:
+        """Return the codes of vectors on the CPU, (N, C), of the bank or not, in an order."""
+        blocks = torch.split(vectors if order is None else order, _BLOCK)
+        parts = [self._coded(part if order is None else vectors[part]) for part in blocks]
         return Coded(
             codes=torch.cat([part.codes for part in parts]),
             squares=np.concatenate([part.squares for part in parts]),
