@@ -618,6 +618,22 @@ def test_healthy_slides_too_small_for_the_usual_radii_leave_single_windows(run, 
     assert "too few or too small for a radius of 100 µm" in reason
 
 
+def test_healthy_windows_of_one_score_leave_single_windows(run, slides, tmp_path):
+    folder = RunFolder(run)
+    scores = [np.full((14, 20), 20, np.float32) for _ in range(6)]
+    folder.write_calibration(Calibration.of(np.concatenate(scores), n_slides=6))
+    maps = [HealthyMap(f"h{i}", s, (WINDOW_UM, WINDOW_UM)) for i, s in enumerate(scores)]
+    folder.write_healthy_maps(HealthyMaps(tuple(maps), SquareMicrons(WINDOW_UM**2)))
+    with pytest.raises(InputError, match=r"healthy windows have one score.*--scales-um 0"):
+        heatmap(run, slides, tmp_path / "stated", scales_um=SCALES)
+    out = heatmap(run, slides, tmp_path / "out")
+    reason = json.loads((out / "run.json").read_text())["single_windows_because"]
+    assert "all its healthy windows have one score" in reason
+    # By the map of neighbourhoods, 0 everywhere, the lesion had no region.
+    assert int(rows_of(out)["tumour"]["regions"]) > 0
+    assert float(rows_of(out)["tumour"]["score_max"]) > 75
+
+
 def test_results_without_stated_scales_stay_those_of_single_windows(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out", scales_um=0)
     before = tmp_path / "before"

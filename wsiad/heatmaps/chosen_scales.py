@@ -79,7 +79,8 @@ def choose_scales(
     Raises
     ------
     InputError
-        Stated scales cannot be standardised: there are no maps, or a radius is too long for them.
+        Stated scales cannot be standardised: there are no maps, a radius is too long for them, or
+        all their windows have one score.
     """
     auto = options.scales_um == "auto"
     mean_of: MeanOf = "scores" if labelled else "percentiles"
@@ -110,19 +111,21 @@ def choose_scales(
         mean_of=mean_of,
     )
     differ = calibration.values[0] < calibration.values[-1]
-    for scale in found.scales if differ else ():
-        if scale.is_constant:
-            why = (
-                "its healthy slides are too few or too small for a radius of "
-                f"{scale.radius:g} µm: all means over it are equal"
-            )
-            if auto:
-                return _alone(why)
-            raise InputError(
-                why,
-                subject=subject,
-                remedy="Leave that radius out of --scales-um, or train on more slides.",
-            )
+    for scale in found.scales:
+        if not scale.is_constant:
+            continue
+        # Its map would be 0 everywhere, whatever a slide has.
+        why = (
+            "its healthy slides are too few or too small for a radius of "
+            f"{scale.radius:g} µm: all means over it are equal"
+        )
+        remedy = "Leave that radius out of --scales-um, or train on more slides."
+        if not differ:
+            why = "all its healthy windows have one score, and so have all means of neighbours"
+            remedy = "Pass --scales-um 0, or train another method or on other slides."
+        if auto:
+            return _alone(why)
+        raise InputError(why, subject=subject, remedy=remedy)
     few = (
         f"scales are standardised by {len(maps)} healthy slide{'s' if len(maps) > 1 else ''}. "
         "Train on more slides: with so few, places that are usual on other healthy slides can "
