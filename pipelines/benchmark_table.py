@@ -122,7 +122,11 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--fit-tiles", type=int, default=3000, help="healthy tiles to fit on")
     add("--stop-tiles", type=int, default=500, help="healthy tiles to hold out")
     add("--score-tiles", type=int, help="of each class; default: all")
-    add("--max-minutes", type=float, help="bound on each training step by step")
+    add(
+        "--max-minutes",
+        type=float,
+        help="bound on each training step by step; on a CPU, minutes of the processor",
+    )
     add("--max-steps", type=int, help="the same")
     add("--device", default="auto")
     add("--evaluations", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of wsiad evaluate")

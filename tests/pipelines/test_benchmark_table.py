@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -536,3 +538,14 @@ def test_minutes_of_a_row_are_its_own(material, tmp_path):
     assert found == {"short": [2, 5], "long": [2, 7], "closed": None}
     rows.write_text("long: {detector: pca, max_minutes: 0}\n")
     assert run(material, out, "--rows", str(rows)) == 2
+
+
+def test_a_training_on_a_cpu_is_bounded_by_minutes_of_the_processor():
+    """Else it has fewer steps where others use the machine."""
+    wall = time.monotonic
+    with pytest.raises(KeyError), table_run._minutes_of(torch.device("cpu")):
+        assert time.monotonic is time.process_time
+        raise KeyError
+    assert time.monotonic is wall
+    with table_run._minutes_of(torch.device("cuda")):
+        assert time.monotonic is wall
