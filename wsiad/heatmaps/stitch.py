@@ -365,9 +365,3 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
         pixel = source.placement.scale_x * source.spacing.x
         area = source.pen.sum() * pixel * source.placement.scale_y * source.spacing.y / 1e6
         yield f"pen marks hide {area:.2g} mm², which is not assessed"
-
-
-def regions_note(left_out: int) -> Iterator[str]:
-    """Yield the note on regions that were left out, if there are any."""
-    if left_out:
-        yield f"{left_out} weaker regions are not outlined"

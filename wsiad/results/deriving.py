@@ -36,7 +36,6 @@ from wsiad.heatmaps.regions import Region, Regions, find_regions
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.heatmaps.space_options import SpaceOptions
-from wsiad.heatmaps.stitch import regions_note
 from wsiad.pictures.colour_scale import ColourScale
 from wsiad.results.file_names import (
     DETECTIONS,
@@ -421,7 +420,9 @@ def reason(
     said: Sequence[str], figures: Mapping[str, Any], lacking: int = 0, unseen: str = ""
 ) -> str:
     """Return the reason of a slide's row: notes on its scores and regions for the reader."""
-    told = [*said, *regions_note(figures.get("regions_left_out", 0))]
+    told = [*said]
+    if left_out := figures.get("regions_left_out", 0):
+        told.append(f"{left_out} weaker regions are not outlined")
     if unseen:
         told.append(f"regions are not shown in the slide: {unseen}")
     if lacking:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsiad.compute.batch import BatchTask
 from wsiad.core.config import build, differences
@@ -16,12 +16,9 @@ from wsiad.core.files import read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
-from wsiad.heatmaps.regions import Region
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.space_options import ALONE
 from wsiad.results.compared_slides import maps_of, read_folder
-from wsiad.results.deriving import Evidence, Parts, derive_again
-from wsiad.results.evidence import keep_evidence
 from wsiad.results.file_names import CALIBRATION, FACTS, HEALTHY_MAPS, SLIDE, SLIDES_TABLE
 from wsiad.results.folder import Results
 from wsiad.results.identity import (
@@ -39,17 +36,20 @@ from wsiad.results.identity import (
     write_scales,
 )
 from wsiad.results.records import GEOMETRY, LACKING, NOTES
-from wsiad.results.scored_files import ScoredHeatmap
 from wsiad.results.significance_comparison import slides_of_run
 from wsiad.results.significance_files import forget_other_regions
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.slides.inputs import SlideInput
-from wsiad.slides.opening import open_slide
-from wsiad.slides.slide import Slide
 from wsiad.slides.slide_files import slide_fingerprint
 from wsiad.slides.slide_table import FAILED, OK
+
+if TYPE_CHECKING:
+    from wsiad.heatmaps.regions import Region
+    from wsiad.results.deriving import Evidence
+    from wsiad.results.scored_files import ScoredHeatmap
+    from wsiad.slides.slide import Slide
 
 _AGAIN = "Delete the slide's folder and run wsiad heatmap again."
 
@@ -279,6 +279,8 @@ def export_slide(task: ExportTask) -> HeatmapRow:
     lacking = {kind.name for kind in chosen(task.formats)} - {*(record.get(FORMATS) or [])}
     if record.get(DERIVED) == task.derived and not lacking:
         return row
+    from wsiad.results.deriving import Parts, derive_again  # with all that reads and draws
+
     with ExitStack() as stack:
         slide, unseen = None, ""
         if Parts.differing(record, task.derived).views and record[GEOMETRY]:
@@ -324,6 +326,8 @@ def _row(record: Mapping[str, Any], task: ExportTask) -> HeatmapRow:
 
 def _kept(task: ExportTask, scored: ScoredHeatmap) -> Evidence:
     def write(folder: Path, regions: Sequence[Region]) -> int:
+        from wsiad.results.evidence import keep_evidence
+
         return keep_evidence(
             folder, task.folder, regions, scored.windows, options=task.options, mpp=scored.mpp
         )
@@ -340,6 +344,8 @@ def _opened(
     """
     if row.backend == "store" or not row.file:
         return None, ""
+    from wsiad.slides.opening import open_slide
+
     path = Path(row.file)
     try:
         if not path.exists():
