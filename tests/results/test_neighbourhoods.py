@@ -388,6 +388,17 @@ def test_healthy_slides_that_cannot_standardise_scales(run, slides, healthy, tmp
         wsiad.export(results=out, scales_from=fine, quiet=True)
     with pytest.raises(InputError, match="nowhere"):
         wsiad.export(results=out, scales_from=tmp_path / "nowhere", quiet=True)
+    single = heatmap(run, slides, tmp_path / "single", scales_um=0)
+    before = (single / "run.json").read_bytes()
+    alone = heatmap(run, tmp_path / "more" / "n1.tif", tmp_path / "alone")
+    for given, values, why in (
+        (alone, {}, "slides are too few"),
+        (healthy, {"scales_um": 0}, "`scales_um` is 0"),
+    ):
+        with pytest.raises(InputError, match=rf"{given}: standardises nothing: .*{why}"):
+            wsiad.export(results=single, scales_from=given, quiet=True, **values)
+    assert (single / "run.json").read_bytes() == before
+    wsiad.export(results=single, scales_from=alone, scales_um=(100, 200), quiet=True)
     record = json.loads((run / "run.json").read_text())
     print_of = wsiad.Results(healthy).slide("n1").fingerprint()
     record["slides"] = {"fit": {"n1": print_of}}

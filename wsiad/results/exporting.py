@@ -133,7 +133,7 @@ def begin_export(
     ------
     InputError
         The folder contains no results, or they are damaged or of an earlier version; or the
-        healthy slides cannot standardise scales.
+        healthy slides cannot standardise scales, or there are none to standardise.
     """
     folder = Results(results)
     facts = folder.facts
@@ -156,6 +156,14 @@ def begin_export(
     subject, labelled = str(results), _labelled(facts)
     unsaid = labelled is None and options.mean_of == "auto"
     scales = choose_scales(maps, calibration, options, labelled=bool(labelled), subject=subject)
+    if scales_from is not None and scales.calibration is None:
+        why = "its healthy slides are too few or too small" if scales.reason else "`scales_um` is 0"
+        raise InputError(
+            f"standardises nothing: {why}",
+            subject=str(scales_from),
+            remedy="Pass results of more healthy slides, or radii that these can standardise as "
+            "--scales-um.",
+        )
     options = options.model_copy(update=scales.told(subject).options)
     derived = derived_values(options, None) | {EXAMPLES: facts[DERIVED].get(EXAMPLES, "")}
     if by and maps and scales.calibration:
