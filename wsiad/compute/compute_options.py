@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -120,12 +119,14 @@ class ComputeOptions(WorkerOptions):
         Raises
         ------
         InputError
-            The file is in the output folder, or is not the record of a call; it is unchanged.
+            The file is in the output folder, or is not the record of a call; it is unchanged. Or no
+        file can be written there.
         """
         super().begin()
         if self.record is not None:
             _check_record(self.record, getattr(self, "out", None))
             if not getattr(self, "dry_run", False):
+                check_folder(self.record.parent, option="--record", tried=True)
                 self.record.unlink(missing_ok=True)
 
 
@@ -209,7 +210,14 @@ def _check_record(path: Path, out: Path | None) -> None:
     if out is not None and real_path(path).is_relative_to(real_path(out)):
         raise InputError(f"is in {out}, whose files are wsiad's", subject=str(path), remedy=remedy)
     check_folder(path.parent, option="--record")
-    if os.path.lexists(path) and not _is_record(path):
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        why = f"cannot be written ({(error.strerror or type(error).__name__).lower()})"
+        raise InputError(why, subject=str(path), remedy=remedy) from error
+    if not _is_record(path):
         why = "exists, and is not the record of a call"
         raise InputError(why, subject=str(path), remedy=remedy)
 

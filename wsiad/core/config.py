@@ -87,6 +87,8 @@ class Config(pydantic.BaseModel):
     """Fields that keep the value of the verb's input if they are not set."""
     unflagged: ClassVar[frozenset[str]] = frozenset()
     """Fields that are set in files and have no flag."""
+    tries_out: ClassVar[bool] = True
+    """False where what is complete in `out` is only read, so that it may be read-only."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Flags of fields, without dashes, that differ from the fields' names."""
 
@@ -427,14 +429,12 @@ def verb(cls: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:
                 raise ConfigError("pass a config or its fields, not both")
             if config is not None and not isinstance(config, cls):
                 raise ConfigError(f"expected a {cls.__name__}, got {type(config).__name__}")
-            checked = (
-                config
-                if config is not None
-                else build(cls, fields, source=f"wsiad.{function.__name__}()")
-            )
+            source = f"wsiad.{function.__name__}()"
+            checked = config if config is not None else build(cls, fields, source=source)
             checked.begin()
             if isinstance(out := getattr(checked, "out", None), Path):
-                check_folder(out)
+                looks = getattr(checked, "dry_run", False)
+                check_folder(out, tried=not looks and (checked.tries_out or not out.exists()))
             return function(checked)
 
         call.config_class = cls  # type: ignore[attr-defined]

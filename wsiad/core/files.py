@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wsiad.core.errors import InputError, WsiadError
-from wsiad.core.ownership import discard, owner
+from wsiad.core.ownership import called, discard, owner, try_folder
 from wsiad.core.signals import postponed
 
 _PROBE_BYTES = 256 * 1024
@@ -74,7 +74,7 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError until Python 3.12
 
 
-def check_folder(path: Path, *, option: str = "--out") -> None:
+def check_folder(path: Path, *, option: str = "--out", tried: bool = False) -> None:
     """Check that a folder to write to exists or can be created.
 
     Parameters
@@ -82,11 +82,13 @@ def check_folder(path: Path, *, option: str = "--out") -> None:
     path : Path
     option : str
         Option that named it, for the remedy.
+    tried : bool
+        True to make a file in it, or in the folder in which it will be made, and to remove it.
 
     Raises
     ------
     InputError
-        The path is a file or a link to nothing, or is in one.
+        The path is a file or a link to nothing, or is in one; or no file can be made there.
     """
     for part in (path, *path.parents):
         if part.is_symlink() and not part.exists():
@@ -96,6 +98,8 @@ def check_folder(path: Path, *, option: str = "--out") -> None:
                 remedy=f"Create the folder that it points to, or pass another {option}.",
             )
         if part.is_dir():
+            if tried:
+                try_folder(part, option=option)
             return
         if part.exists():
             raise InputError(
@@ -113,11 +117,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
     try:
-        yield partial
-        _share(partial)
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        with called(path, partial):
+            yield partial
+            _share(partial)
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
     except Exception as error:
         # Writers in Rust, as that of safetensors, tell the system's error in words only.
         number = _OF_RUST.search(str(error))
@@ -142,17 +147,18 @@ def new_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_ended_by(f".{owner()}.partial.", path.name))
     try:
-        yield partial
-        _share(partial)
-        _sync(partial)
-        try:
-            path.hardlink_to(partial)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links: created by one, then written
-            with path.open("xb") as file:
-                file.write(partial.read_bytes())
-        _sync(path.parent)
+        with called(path, partial):
+            yield partial
+            _share(partial)
+            _sync(partial)
+            try:
+                path.hardlink_to(partial)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links: created by one, then written
+                with path.open("xb") as file:
+                    file.write(partial.read_bytes())
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -195,17 +201,18 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{owner()}.partial")
     handle = None
     try:
-        partial.mkdir()
-        handle = os.open(partial, os.O_RDONLY)
-        yield partial
-        # A writer that makes parent folders as it goes would not notice the loss of them.
-        if not os.path.samestat(os.fstat(handle), partial.stat()):
-            raise FileNotFoundError(errno.ENOENT, "was removed while it was written", partial)
-        while not _put(partial, path):
-            if not replace:
-                raise FileExistsError(errno.EEXIST, "exists", path)
-            discard(path)
-        _sync(path.parent)
+        with called(path, partial):
+            partial.mkdir()
+            handle = os.open(partial, os.O_RDONLY)
+            yield partial
+            # A writer that makes parent folders as it goes would not notice the loss of them.
+            if not os.path.samestat(os.fstat(handle), partial.stat()):
+                raise FileNotFoundError(errno.ENOENT, "was removed while it was written", partial)
+            while not _put(partial, path):
+                if not replace:
+                    raise FileExistsError(errno.EEXIST, "exists", path)
+                discard(path)
+            _sync(path.parent)
     finally:
         with postponed():
             if handle is not None:
@@ -223,7 +230,8 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
         File or folder; leftovers of a process that died are removed with its other leftovers.
     """
     partial = beside.with_name(f".{beside.name}.{owner()}.partial")
-    partial.mkdir(parents=True)
+    with called(beside, partial):
+        partial.mkdir(parents=True)
     try:
         yield partial
     finally:

@@ -42,6 +42,39 @@ def owner() -> str:
     return f"{_machine()}-{process}-{_start(process) or 0}-{uuid.uuid4().hex[:8]}"
 
 
+def try_folder(folder: Path, *, option: str) -> None:
+    """Make a file in a folder and remove it; `option` names the folder on the command line.
+
+    Raises
+    ------
+    InputError
+        No file can be made there.
+    """
+    partial = folder / f".{owner()}.partial.tried"
+    try:
+        partial.touch(exist_ok=False)
+        partial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot be written to ({(error.strerror or 'refused').lower()})",
+            subject=str(folder),
+            remedy=f"Pass another path as {option}, or ask for the rights to this one.",
+        ) from error
+
+
+@contextlib.contextmanager
+def called(path: Path, partial: Path) -> Iterator[None]:
+    """Let errors of the system name what was asked for, and not the temporary name of it."""
+    try:
+        yield
+    except OSError as error:
+        names = ("filename", "strerror")  # HDF5 tells the file's name in words
+        for key, said_there in ((key, getattr(error, key)) for key in names):
+            if said_there is not None and str(partial) in str(said_there):
+                setattr(error, key, str(said_there).replace(str(partial), str(path)))
+        raise
+
+
 def is_dead(name: str) -> bool:
     """Tell whether a name of :func:`owner` belongs to a dead process of this machine."""
     found = _OWNER.fullmatch(name)
@@ -314,6 +347,9 @@ def _created(path: Path, token: str) -> bool:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
+    except OSError as error:
+        error.filename = str(path.parent)  # the lock is nothing that the user knows
+        raise
     try:
         os.write(handle, token.encode())
     finally:

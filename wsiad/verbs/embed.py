@@ -101,7 +101,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
     )
 
     if config.h5 is not None:
-        check_folder(config.h5, option="--h5")
+        check_folder(config.h5, option="--h5", tried=True)
     options = config.part(EmbeddingOptions)
     planned = plan_embedding(config.store, options, device=config.device, max_gib=config.max_gib)
     compute = ComputeOptions(

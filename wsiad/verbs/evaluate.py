@@ -12,6 +12,7 @@ import pydantic
 
 from wsiad._version import __version__
 from wsiad.core.config import verb
+from wsiad.core.files import check_folder
 from wsiad.evaluation.evaluation_inputs import (
     EvaluationOptions,
     cases_of,
@@ -116,6 +117,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     source = config.detections or config.results
     assert source is not None
     is_results = config.results is not None
+    if config.out is None and source.is_dir():
+        check_folder(source, tried=True)
     derived = None
     if config.results is not None:
         derived = derived_by(config.results, exclude=config.exclude)

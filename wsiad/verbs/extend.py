@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class ExtendConfig(QuietOptions, DeviceOptions):
     """Take the rejected regions of a review into a run as healthy, without training it anew."""
 
+    tries_out: ClassVar[bool] = False
     ORDER = ("run", "results", "out", "store", ..., "device", "quiet")
 
     run: Path

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -39,6 +39,7 @@ RECORD = "pretrain.json"
 class PretrainConfig(QuietOptions, LimitOptions, DeviceOptions, HealthyOptions):
     """Train a perceptual network on the healthy tiles of a store, without any labels."""
 
+    tries_out: ClassVar[bool] = False
     ORDER = ("store", "out", "teacher", "options", "split", "quality", "seed", ...)
 
     out: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class RefineConfig(QuietOptions, DeviceOptions, ChoiceOptions):
     """Teach a second look by what stands out in results of a run, if it can be relied on."""
 
+    tries_out: ClassVar[bool] = False
     ORDER = (
         *("run", "results", "healthy", "reviewed", "out", "store"),
         *("detector", "options", "weights"),

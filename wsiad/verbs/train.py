@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from wsiad.core.config import build, verb
 from wsiad.detectors import registry
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class TrainConfig(LogOptions, TrainingOptions):
     """Fit a detector on the healthy tiles of a store."""
+
+    tries_out: ClassVar[bool] = False
 
 
 _FREE = frozenset(
