@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from wsiad.cli import main
-from wsiad.core.terminal import OneLine, json_text, lines, one_line
+from wsiad.core.terminal import OneLine, by_number, counted, json_text, lines, one_line
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,19 @@ def test_log_lines():
 
     assert line(OneLine("%(levelname)s %(message)s", tracebacks=False)) == "ERROR x\\x1by failed"
     assert "Traceback" in line(OneLine("%(message)s", tracebacks=True))
+
+
+@pytest.mark.parametrize(
+    ("number", "spec", "said"),
+    [
+        (0, "", "0 slides"),
+        (1, "", "1 slide"),
+        (1.0, "g", "1 slide"),
+        (0.5, "g", "0.5 slides"),
+        (2, "", "2 slides"),
+        (1200, ",", "1,200 slides"),
+    ],
+)
+def test_a_number_agrees_with_its_noun(number, spec, said):
+    assert counted(number, "slide", spec) == said
+    assert by_number(number, "is", "are") == ("is" if number == 1 else "are")

@@ -76,7 +76,7 @@ def test_weights_of_nine_neighbours():
 
 
 def test_too_few_vectors():
-    with pytest.raises(DetectorError, match="1 healthy vectors are too few for a coreset"):
+    with pytest.raises(DetectorError, match="1 healthy vector is too few for a coreset"):
         detector("patchcore").fit_vectors(mixed(1, 3))
     with pytest.raises(DetectorError, match="5 healthy vectors are too few for the weights of 9"):
         detector("patchcore", reweight=True).fit_vectors(mixed(50, 3))

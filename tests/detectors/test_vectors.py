@@ -37,7 +37,7 @@ def test_constant_channels_and_alike_vectors():
         fit_projection(vectors, 4)
     with pytest.raises(DetectorError, match="all alike"):
         fit_projection(np.ones((9, 4), np.float32), 2)
-    with pytest.raises(DetectorError, match="1 healthy vectors are too few"):
+    with pytest.raises(DetectorError, match="1 healthy vector is too few"):
         fit_projection(vectors[:1], 2)
 
 

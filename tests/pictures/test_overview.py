@@ -262,8 +262,8 @@ def test_a_panel_says_what_is_on_the_slide(monkeypatch):
     for text in (
         "slide_7", "0.5 µm/px (level 0: 0.25)", "tissue 36.0 %", "2 tiles used",
         "3 left out by quality", "1 without pixels", "STAIN FALLBACK", "tiles used: 2",
-        "pen (max_pen): 2 tiles", "blurred (min_sharpness): 1 tiles",
-        "no pixels in the file: 1 tiles", "pen marks, not tissue: 0.16 mm²", "as scanned",
+        "pen (max_pen): 2 tiles", "blurred (min_sharpness): 1 tile",
+        "no pixels in the file: 1 tile", "pen marks, not tissue: 0.16 mm²", "as scanned",
         "normalised", "200 µm", "too few pixels of",
     ):  # fmt: skip
         assert text in said, text

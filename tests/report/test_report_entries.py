@@ -159,7 +159,7 @@ def test_evaluation_completes_the_report(results):
         page = evaluated("another")
     finally:
         (results / "evaluation.json").unlink()
-    assert "1 slides were scored after the evaluation and are in none of its figures (s)" in page
+    assert "1 slide was scored after the evaluation and is in none of its figures (s)" in page
     assert ">1 of 2</td>" not in page
 
 

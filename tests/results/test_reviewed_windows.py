@@ -104,7 +104,7 @@ def test_disputed_regions_and_contradictions_teach_nothing_and_are_told(results,
     with caplog.at_level(logging.WARNING):
         (found,) = reviewed_slides([results], "rejected", device="cpu")
     assert found.name == "c0"
-    assert "1 regions on which reviewers disagree are left out" in caplog.text
+    assert "1 region on which reviewers disagree is left out" in caplog.text
     with pytest.raises(InputError, match="holds no region that was accepted"):
         reviewed_slides([results], "accepted", device="cpu")
     with pytest.raises(InputError, match="two of the results"):
@@ -210,7 +210,7 @@ def test_a_run_takes_rejected_regions_without_a_training(made, results, tmp_path
     say(results, "c0", "rejected")
     (taken,) = reviewed_slides([results], "rejected", device="cpu")
     made_by = wsiad.extend(run=made / "run", results=[results], out=tmp_path / "more", quiet=True)
-    assert f"{len(taken.boxes)} windows of 1 rejected regions of 1 slides" in made_by.summary
+    assert f"{len(taken.boxes)} windows of 1 rejected region of 1 slide" in made_by.summary
     before, after = bank(made / "run"), bank(tmp_path / "more")
     assert (after[: len(before)] == before).all()
     assert len(after) == len(before) + 16 * len(taken.boxes)

@@ -257,7 +257,7 @@ def test_report_says_what_was_seen_and_measures_on_what_was_not(stores, tmp_path
     assert {kind["label"]: kind["tile_auroc"] for kind in found} == pytest.approx(expected)
     assert "necrosis (not seen in training): tile AUROC" in result.summary
     assert "tumor (learnt from): tile AUROC" in result.summary
-    assert "without 1 slides that were fitted on" in result.summary
+    assert "without 1 slide that was fitted on" in result.summary
 
 
 def test_html_report_notes_the_types(stores, tmp_path):

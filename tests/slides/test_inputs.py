@@ -199,7 +199,7 @@ def test_dicom_series_are_told_apart_and_what_is_no_image_is_no_slide(tmp_path, 
     touch(tmp_path, "one/readme", "one/1.2.3")
     found = {slide.name: slide.path.name for slide in find_slides([tmp_path])}
     assert found == {"1_l0": "1_l0.dcm", "2_l0": "2_l0.dcm", "one": "0001"}
-    assert "1 files are DICOM, but not images of slides, and are left out: 0_ann" in caplog.text
+    assert "1 file left out: DICOM, but not images of slides: 0_ann" in caplog.text
     # A level, or the label, that is named is the slide.
     for names in (["1_l1.dcm", "1_l0.dcm"], ["1_l0.dcm", "1_l1.dcm"]):
         (slide,) = find_slides([tmp_path / "flat" / name for name in names])
@@ -232,8 +232,8 @@ def test_results_and_masks_among_slides_are_left_out_with_one_line(tmp_path, cap
     tifffile.imwrite(tmp_path / "y_likelihood_map.tif", np.zeros((32, 32, 3), np.uint8))
     found = [slide.name for slide in find_slides([tmp_path])]
     assert sorted(found) == ["a", "b.ome", "c_mask", "y_likelihood_map"]
-    assert caplog.text.count("are results or masks of slides") == 1
-    assert "6 files are results" in caplog.text
+    assert caplog.text.count("left out: results or masks of slides") == 1
+    assert "6 files left out: results" in caplog.text
     # What is named is what is meant.
     assert find_slides([tmp_path / "a_mask.tif"])[0].name == "a_mask"
 

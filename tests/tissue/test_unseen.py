@@ -414,7 +414,7 @@ def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
     assert {name: one["status"] for name, one in told["not_tested"].items()} == {
         "glass": "no-tissue", "pen": "unusable", "small": "unusable"}  # fmt: skip
     assert told["reference"]["names"] == ["h"]
-    assert any("1 healthy slides of the reference could not be looked at (ink)" in warning
+    assert any("1 healthy slide of the reference could not be looked at (ink)" in warning
                for warning in found.warnings)  # fmt: skip
     for name in ("glass", "pen"):
         (healthy / f"{name}.tif").write_bytes((slides / f"{name}.tif").read_bytes())

@@ -58,7 +58,7 @@ def test_tiles_lie_where_they_are_asked_for(tmp_path, slide, file, attributes):
     image = stained(200, 264)
     for (x, y), pixels in zip(position, stored.tiles(0, len(stored)), strict=True):
         np.testing.assert_array_equal(pixels, image[y : y + PX, x : x + PX])
-    assert "1 tiles left out" in result.rows[0].reason
+    assert "1 tile left out" in result.rows[0].reason
 
 
 def test_coarser_scale_and_round_trip(tmp_path, slide):

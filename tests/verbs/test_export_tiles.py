@@ -200,7 +200,7 @@ def test_command_line(tmp_path, capsys):
     imported(tmp_path, tmp_path / "store")
     command = ["export-tiles", str(tmp_path / "store"), "--out"]
     assert main([*command, str(tmp_path / "a"), "--quiet"]) == 0
-    assert "3 tiles of 1 slides as png" in capsys.readouterr().out
+    assert "3 tiles of 1 slide as png" in capsys.readouterr().out
     assert main([*command, str(tmp_path / "b"), "--format", "clam", "--quiet"]) == 1
     assert "wsiad export-tiles: 1 failed:\n  loose: " in capsys.readouterr().err
     assert main([*command, str(tmp_path / "c"), "--format", "bmp"]) == 2

@@ -511,7 +511,7 @@ def test_regions_beyond_the_limit_are_counted(tmp_path, caplog):
     )
     assert all_of_them.regions == few.regions == 3
     assert (few.regions_left_out, all_of_them.regions_left_out) == (few.regions - 1, 0)
-    assert f"{few.regions - 1} weaker ones are only counted" in caplog.text
+    assert f"weaker ones, only counted: {few.regions - 1}" in caplog.text
     assert f"{few.regions - 1} weaker regions are not outlined" in few.reason
 
 

@@ -170,7 +170,7 @@ def test_tiles_off_the_lattice_are_moved_and_doubled_ones_left_out(tmp_path):
     (row,) = imported(tmp_path / "a.h5", tmp_path / "store", mpp=0.5).rows
     assert row.reason == (
         "tiles are on no lattice, and were moved by up to 2 level-0 px; "
-        "1 tiles left out: others have their places"
+        "1 tile left out: others have their places"
     )
     slide = TileStore(tmp_path / "store").slide("a")
     assert slide.grid.stride == 64
@@ -228,7 +228,7 @@ def test_files_that_are_not_theirs_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no HDF5 files of features"):
         imported(tmp_path / "in", tmp_path / "store")
     (tmp_path / "in/a.h5").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(InputError, match=r"none of 1 files can be used: .*cannot be read as HDF5"):
+    with pytest.raises(InputError, match=r"none of 1 file can be used: .*cannot be read as HDF5"):
         imported(tmp_path / "in", tmp_path / "store")
     with h5py.File(tmp_path / "in/a.h5", "w") as file:
         file["features"] = h5py.ExternalLink("/etc/passwd", "x")

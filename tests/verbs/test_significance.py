@@ -206,7 +206,7 @@ def test_heatmap_does_the_same(scored, here, monkeypatch):
     # More slides later: the report says that they have no p-values.
     write_tiff(here / "late.tif", slide_image(seed=9), mpp=0.5, levels=1)
     wsiad.heatmap(run=scored / "run", slides=here / "late.tif", out=here / "direct", quiet=True)
-    assert "1 slides were scored after" in (here / "direct" / "report.html").read_text()
+    assert "1 slide was scored after" in (here / "direct" / "report.html").read_text()
 
 
 def test_the_last_shard_compares(scored, here, monkeypatch):
@@ -344,7 +344,7 @@ def test_regions_that_do_not_fit_their_outlines(here):
     path = here / "tested" / "strange" / "lesions.geojson"
     collection = json.loads(path.read_text())
     path.write_text(json.dumps({**collection, "features": collection["features"][:1]}))
-    with pytest.raises(ExportError, match=r"holds 1 regions, but regions\.csv next to it holds 3"):
+    with pytest.raises(ExportError, match=r"holds 1 region, but regions\.csv next to it holds 3"):
         compare(here)
     (here / "healthy" / "h2" / "regions.csv").write_text("rank,x\n1,a\n")
     with pytest.raises(ExportError, match="not a table of regions"):
@@ -410,7 +410,7 @@ def test_what_the_run_knows_of_tested_slides_is_told(here, scored, tmp_path):
 def test_failed_healthy_slides_are_told(here):
     path = here / "healthy" / "slides.csv"
     path.write_text(path.read_text().replace("glass,no-tissue", "glass,failed"))
-    assert any("1 healthy slides of the reference failed (glass)" in text
+    assert any("1 healthy slide of the reference failed (glass)" in text
                for text in compare(here).warnings)  # fmt: skip
 
 

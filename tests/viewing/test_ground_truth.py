@@ -97,7 +97,7 @@ def test_lesions_of_the_evaluation_are_drawn_and_their_source_is_told(scored, tm
     # Widened by 37.5 µm, that is 75 px, and rasterised.
     assert drawn.contains(lesion)
     assert shapely.hausdorff_distance(drawn.exterior, lesion.buffer(75).exterior) < 40
-    hit = "as camelyon16-2016 counts lesions, 1 of 1 lesions hit at 1 false positive a slide"
+    hit = "as camelyon16-2016 counts lesions, 1 of 1 lesion hit at 1 false positive a slide"
     assert found["ill"] == {
         "told": f"ground truth: truth.json, {hit}",
         "problem": "",
@@ -189,7 +189,7 @@ def test_an_evaluation_that_is_gone_is_not_none(scored, tmp_path, caplog):
     assert gone in caplog.messages
     assert told(results, annotations=scored / "xml")["ill"]["problem"] == ""
     (tmp_path / "moved").rename(beside)
-    assert "1 of 1 lesions hit" in told(results)["ill"]["told"]
+    assert "1 of 1 lesion hit" in told(results)["ill"]["told"]
 
 
 def test_a_damaged_file_is_a_problem_of_the_truth_alone(scored, tmp_path):

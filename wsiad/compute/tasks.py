@@ -16,6 +16,7 @@ from wsiad.compute.compute_options import WorkerOptions
 from wsiad.compute.jobs import MEMORY, JobsConfig, close_client, read_jobs
 from wsiad.core.errors import ClusterError
 from wsiad.core.signals import begun
+from wsiad.core.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -311,10 +312,10 @@ class _Room:
         if workers:
             self._served = now
             if self._missed:
-                self._notice(f"{workers} workers are available")
+                self._notice(f"{counted(workers, 'worker')} can be used")
             self._missed = False
         elif not self._missed and now - self._served > _PATIENCE_SECONDS:
-            self._notice(f"no workers yet: {waiting} slides wait for them")
+            self._notice(f"no workers yet: {counted(waiting, 'slide')} to do")
             self._missed = True
         return workers
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from wsiad.conformal.p_values import HealthyReference
 from wsiad.core.errors import EvaluationError
+from wsiad.core.terminal import counted
 
 Values = npt.NDArray[np.floating]
 
@@ -136,7 +137,7 @@ def lowest(
     if not enough:
         most = max((one.slides for one in found), default=0)
         return None, (
-            f"the windows that stand out most are of {most} slide{'s' * (most != 1)}, and at least "
+            f"the windows that stand out most are of {counted(most, 'slide')}, and at least "
             f"{least_slides} are needed"
         )
     best = min(enough, key=lambda one: one.rate)

@@ -23,6 +23,7 @@ from wsiad.conformal.p_values import (
     attainable,
 )
 from wsiad.core.errors import EvaluationError
+from wsiad.core.terminal import counted
 from wsiad.evaluation.auc import LEVEL
 
 Verdict = Literal["as stated", "more than stated", "fewer than stated"]
@@ -84,7 +85,7 @@ class FalseAlarms:
         return f"{WORDS[self.kind]} {self.level:g}: {rate}"
 
     def __str__(self) -> str:
-        return f"{self.words} on {self.slides} healthy slides"
+        return f"{self.words} on {counted(self.slides, 'healthy slide')}"
 
 
 def clopper_pearson(alarms: int, slides: int) -> tuple[float, float]:
@@ -148,7 +149,8 @@ def _divergence(p: float, q: float) -> float:
 def _check(alarms: float, slides: int) -> None:
     if slides < 1 or not 0 <= alarms <= slides + 1e-9:
         raise EvaluationError(
-            f"{alarms:g} alarms on {slides} healthy slides give no rate",
+            f"no rate follows from {counted(alarms, 'alarm', 'g')} on "
+            f"{counted(slides, 'healthy slide')}",
             remedy="Pass healthy slides with tissue.",
         )
 

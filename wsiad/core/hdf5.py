@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.images import MAX_TILE_PX
+from wsiad.core.terminal import counted
 
 _READ_BYTES = 32 * 2**20
 _MAX_CHUNK_BYTES = 256 * 2**20
@@ -151,7 +152,8 @@ class Hdf5Tiles:
         """
         if chosen is not None and len(chosen) != len(self):
             raise InputError(
-                f"has {len(self)} tiles, but {len(chosen)} labels", subject=str(self._path)
+                f"has {counted(len(self), 'tile')}, but {counted(len(chosen), 'label')}",
+                subject=str(self._path),
             )
         chunk = self._x.chunks[0] if self._x.chunks else 1
         block = max(1, _READ_BYTES // (self.tile**2 * 3) // chunk) * chunk

@@ -34,6 +34,30 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
+def counted(number: float, noun: str, spec: str = "") -> str:
+    """Return a number with its noun, such as ``1 slide`` and ``2 slides``.
+
+    Parameters
+    ----------
+    number : float
+    noun : str
+        Noun in the singular, whose plural ends in *s*; words before it are kept.
+    spec : str
+        Format of the number; by default all its digits.
+
+    Examples
+    --------
+    >>> counted(1, "slide"), counted(0, "slide"), counted(1200, "healthy tile", ",")
+    ('1 slide', '0 slides', '1,200 healthy tiles')
+    """
+    return f"{number:{spec}} {noun}{'s' * (number != 1)}"
+
+
+def by_number(number: float, one: str, many: str) -> str:
+    """Return the word that agrees with a number, such as ``is`` with 1 and ``are`` with 2."""
+    return one if number == 1 else many
+
+
 def lines(text: str) -> str:
     """Return a text as :func:`one_line` does, but keep its line breaks."""
     return "\n".join(one_line(line) for line in text.split("\n"))

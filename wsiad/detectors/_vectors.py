@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import by_number, counted
 from wsiad.detectors._stored import Vectors
 
 PcaComponents = (
@@ -36,7 +37,9 @@ def check_count(vectors: Vectors, least: int, purpose: str) -> None:
     """
     if len(vectors) < least:
         raise DetectorError(
-            f"{len(vectors)} healthy vectors are too few for {purpose}",
+            f"{counted(len(vectors), 'healthy vector')} {by_number(len(vectors), 'is', 'are')} "
+            "too few "
+            f"for {purpose}",
             remedy="Fit on more tiles, or set fewer.",
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import by_number, counted
 from wsiad.detectors._bank import BankDetector, BankOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._vectors import check_count, nearest
@@ -89,7 +90,8 @@ class NearestNeighbours(BankDetector):
             means = bank.mean(dim=1)
         if len(means) < options.candidates:
             raise DetectorError(
-                f"{len(means)} healthy tiles are too few for {options.candidates} candidates",
+                f"{counted(len(means), 'healthy tile')} {by_number(len(means), 'is', 'are')} too "
+                f"few for {counted(options.candidates, 'candidate')}",
                 remedy="Fit on more tiles, set fewer candidates, or more fit_vectors.",
             )
         fitted = {"means": self._scaled(_inside(means, span)).contiguous(), "span": span}

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import EvaluationError
+from wsiad.core.terminal import counted
 from wsiad.evaluation.auc import (
     LEVEL,
     NO_RESAMPLES,
@@ -355,7 +356,7 @@ def _check(a: Sequence[SlideEvidence], b: Sequence[SlideEvidence]) -> None:
         for name, found in one.by_protocol.items() if other.by_protocol else ():
             if found.hits.lesions != other.by_protocol[name].hits.lesions:
                 raise EvaluationError(
-                    f"has {found.hits.lesions} lesions on one side and "
+                    f"has {counted(found.hits.lesions, 'lesion')} on one side and "
                     f"{other.by_protocol[name].hits.lesions} on the other",
                     subject=one.case.slide,
                     remedy="Set --spacing-um and --mask-downsample, because the size or the µm/px "
@@ -405,9 +406,9 @@ def as_markdown(found: Comparison, a: str, b: str, excluded: Sequence[str]) -> s
     """Return the comparison as a page of Markdown."""
     table = [_HEADER, ("---",) * len(_HEADER), *_rows(found)]
     counts = found.counts
-    said = f"{counts['slides']} slides ({counts['tumour_slides']} with tumour)"
+    said = f"{counted(counts['slides'] or 0, 'slide')} ({counts['tumour_slides']} with tumour)"
     if counts["lesions"] is not None:
-        said += f", {counts['lesions']} lesions"
+        said += f", {counted(counts['lesions'], 'lesion')}"
     lines = [
         f"a is {_code(a)}, b is {_code(b)}; {said}; {'; '.join(excluded)}.",
         "",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from wsiad.annotations import ClassMap
 from wsiad.annotations.classes import class_text
+from wsiad.core.terminal import counted
 from wsiad.evaluation.matching import ProtocolName
 from wsiad.evaluation.slide_evidence import SlideEvidence
 
@@ -94,7 +95,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _slides(number: int) -> str:
-    return f"{number} slide{'s' if number != 1 else ''}"
+    return counted(number, "slide")
 
 
 def _named(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wsiad.core.terminal import by_number
 from wsiad.evaluation.auc import (
     NO_RESAMPLES,
     Estimate,
@@ -201,7 +202,8 @@ def _estimate(
 ) -> tuple[Estimate, Floats | None, int]:
     """Return the score with its interval, the sensitivities' intervals, and unusable resamples."""
     if sensitivities is None:
-        cells = f": all {itc} tumour regions are isolated tumour cells" if itc else ""
+        regions = by_number(itc, "the only tumour region is", f"all {itc} tumour regions are")
+        cells = f": {regions} isolated tumour cells" if itc else ""
         return undefined(f"there is no lesion to find{cells}"), None, 0
     value = float(sensitivities.mean())
     if pool.slides_with_lesions < 2:

@@ -14,6 +14,7 @@ from wsiad.core.ahead import read_ahead, room_for
 from wsiad.core.csv_file import table_text
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.labels import is_healthy, label_of
+from wsiad.core.terminal import by_number, counted
 
 if TYPE_CHECKING:
     from wsiad.learning.detector import Detector
@@ -155,13 +156,16 @@ def taught_lines(
     lines = []
     if known:
         lines.append(
-            f"{known} of {len(slides)} groups taught this second look: each is scored by the fit "
+            f"{known} of {counted(len(slides), 'group')} taught this second look: each is scored "
+            "by the fit "
             "without its fold"
         )
     for why in sorted(set(unknown.values())):
         names = [name for name, reason in unknown.items() if reason == why]
         lines.append(
-            f"{len(names)} of {len(slides)} groups, such as {names[0]}, are scored by the fit of "
+            f"{len(names)} of {counted(len(slides), 'group')}, such as {names[0]}, "
+            f"{by_number(len(names), 'is', 'are')} "
+            f"scored by the fit of "
             f"all slides, because it is not known whether they taught this second look ({why}): if "
             "they did, their scores are not those of new tiles. Tile the slides with wsiad tile."
         )
@@ -241,8 +245,13 @@ def type_line(kind: dict[str, Any]) -> str:
     seen = "learnt from" if kind["learnt_from"] else "not seen in training"
     area = "undefined" if kind["tile_auroc"] is None else f"{kind['tile_auroc']:.3f}"
     left = kind["left_out"]
-    out = f"; without {len(left)} slides that were fitted on" if left else ""
-    return f"  {kind['label']} ({seen}): tile AUROC {area} of {kind['tiles']} tiles{out}"
+    out = (
+        f"; without {counted(len(left), 'slide')} that {by_number(len(left), 'was', 'were')} "
+        "fitted on"
+        if left
+        else ""
+    )
+    return f"  {kind['label']} ({seen}): tile AUROC {area} of {counted(kind['tiles'], 'tile')}{out}"
 
 
 def scores_table(store: TileStore, groups: list[GroupScores], calibration: Calibration) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsiad.core.images import save_figure
+from wsiad.core.terminal import counted
 from wsiad.evaluation.auc import Estimate, Floats, roc_band, roc_curve
 from wsiad.evaluation.froc import OPERATING_POINTS
 from wsiad.evaluation.froc_score import FrocScore
@@ -56,8 +57,8 @@ def plot_roc(
             axes.fill_between(grid, *band, color=colour, alpha=0.18, linewidth=0)
         axes.plot(*roc_curve(positive, negative), color=colour, label=f"slides: AUC {auc}")
     axes.set(
-        xlabel=f"false positive rate ({len(negative)} normal slides)",
-        ylabel=f"true positive rate ({len(positive)} tumour slides)",
+        xlabel=f"false positive rate ({counted(len(negative), 'normal slide')})",
+        ylabel=f"true positive rate ({counted(len(positive), 'tumour slide')})",
         xlim=(-0.01, 1.01),
         ylim=(-0.01, 1.01),
         aspect="equal",

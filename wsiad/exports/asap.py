@@ -27,6 +27,7 @@ from shapely.geometry.base import BaseGeometry
 from wsiad.core.errors import ExportError
 from wsiad.core.files import atomic_file
 from wsiad.core.geometry import Size
+from wsiad.core.terminal import counted
 from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.exports.ome import reduce_by, sample_range
 from wsiad.heatmaps.regions import Region
@@ -166,7 +167,8 @@ def write_annotations(
         raise ExportError("the name of ASAP's annotations ends in .xml", subject=path.name)
     if percentiles is not None and len(percentiles) != len(regions):
         raise ExportError(
-            f"{len(percentiles)} percentiles for {len(regions)} regions", subject=path.name
+            f"{counted(len(percentiles), 'percentile')} for {counted(len(regions), 'region')}",
+            subject=path.name,
         )
     root = ElementTree.Element("ASAP_Annotations")
     annotations = ElementTree.SubElement(root, "Annotations")

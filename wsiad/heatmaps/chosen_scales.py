@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from wsiad.core.errors import InputError
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.scale_space import SpatialCalibration
 from wsiad.heatmaps.space_options import ALONE, USUAL, MeanOf, SpaceOptions
 from wsiad.runs.calibration import Calibration
@@ -127,7 +128,7 @@ def choose_scales(
             return _alone(why)
         raise InputError(why, subject=subject, remedy=remedy)
     few = (
-        f"scales are standardised by {len(maps)} healthy slide{'s' if len(maps) > 1 else ''}. "
+        f"scales are standardised by {counted(len(maps), 'healthy slide')}. "
         "Train on more slides: with so few, places that are usual on other healthy slides can "
         "stand out."
         if len(maps) < _FEW_SLIDES

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.geometry import Box, PixelMap, Size, Spacing, TilePx
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.heatmap_task import SlideTask
 from wsiad.heatmaps.score_map import Heatmap, WindowScores
 from wsiad.heatmaps.window_batches import ScoredBatch
@@ -353,7 +354,7 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
     if source.scale_note:
         yield source.scale_note
     if scored.heatmap and (missing := scored.left_out.count(Reason.MISSING)):
-        yield f"{missing} windows left out: the slide has no pixels there"
+        yield f"{counted(missing, 'window')} left out: the slide has no pixels there"
     if scored.heatmap and (why := missing_note(source.missing_share)):
         yield why
     share = float(source.damaged.mean()) if source.damaged is not None else 0.0

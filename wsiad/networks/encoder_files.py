@@ -18,6 +18,7 @@ from typing import Final
 import torch
 
 from wsiad.core.errors import WeightsError
+from wsiad.core.terminal import counted
 from wsiad.networks import encoder_network
 from wsiad.networks.encoder import ENCODERS_VARIABLE, Encoder, Table, encoders_folder, table
 from wsiad.networks.torchvision_models import torchvision_models
@@ -301,7 +302,7 @@ def in_folder(encoder: Encoder, path: Path) -> Path:
     if len(others) == 1:
         return others[0]
     raise WeightsError(
-        f"holds {len(others)} files of weights, none of them called "
+        f"holds {counted(len(others), 'file')} of weights, none of them called "
         + " or ".join(one.name for one in found),
         subject=str(path),
         remedy=f"Pass the file by --weights FILE. {source_of(encoder)}",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import counted
 from wsiad.networks.features import BackboneFeatures
 from wsiad.networks.vgg import IMAGENET_MEAN, IMAGENET_STD
 
@@ -37,7 +38,7 @@ class ImportedFeatures(BackboneFeatures):
             Always.
         """
         raise DetectorError(
-            f"reads imported features, and {len(images)} tiles or windows have none",
+            f"reads imported features, and {counted(len(images), 'tile')} of this call without any",
             subject=self.backbone,
             remedy="Pass a store of features of the same encoder, size and µm/px (`wsiad "
             "import-features`).",

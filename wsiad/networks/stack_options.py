@@ -8,6 +8,7 @@ import pydantic
 
 from wsiad.core.config import UsedOptions
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import by_number, counted
 from wsiad.networks.stack_shape import Activation, Level, Norm, Output, StackShape
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
@@ -205,7 +206,9 @@ def _each(name: str, value: int | tuple[int, ...], count: int) -> tuple[int, ...
         return (value,) * count
     if len(value) != count:
         raise DetectorError(
-            f"{len(value)} numbers were given as {name} for {count} levels",
+            f"{counted(len(value), 'number')} {by_number(len(value), 'was', 'were')} given as "
+            f"{name} "
+            f"for {counted(count, 'level')}",
             remedy="Set one number for all levels, or one for each.",
         )
     return value

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from wsiad.core.geometry import Mpp, PixelMap, Spacing
+from wsiad.core.terminal import counted
 from wsiad.pictures.drawing import (
     COLOURS,
     INK,
@@ -231,7 +232,7 @@ def _headline(overview: Overview) -> str:
     parts = [
         f"{overview.mpp:g} µm/px (level 0: {overview.spacing.mean:.4g})",
         f"tissue {100 * share:.1f} %",
-        f"{tiles:,} {noun}{'' if tiles == 1 else 's'} used",
+        f"{counted(tiles, noun, ',')} used",
     ]
     if failed:
         parts.append(f"{failed:,} left out by quality")
@@ -289,7 +290,7 @@ def _legend(overview: Overview) -> list[tuple[RGB, str]]:
         if count:
             hatched = swatch()
             hatch(hatched, np.ones((16, 34), bool), reason)
-            entries.append((hatched, f"{_MEANING[reason]}: {count:,} {noun}s"))
+            entries.append((hatched, f"{_MEANING[reason]}: {counted(count, noun, ',')}"))
     if overview.damaged is not None and not (overview.reasons == Reason.DAMAGED).any():
         hatched = swatch()
         hatch(hatched, np.ones((16, 34), bool), Reason.DAMAGED)

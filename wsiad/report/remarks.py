@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import differences
+from wsiad.core.terminal import by_number, counted
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.results.evaluated_truth import Since
@@ -35,8 +36,9 @@ def not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
     if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
         windows = sum(row.unusable for row in some)
         yield (
-            f"{windows:,} windows of {len(some)} slide{'s' if len(some) != 1 else ''} were not "
-            "assessed because they fail the quality thresholds. They are hatched in the pictures."
+            f"{counted(windows, 'window', ',')} of {counted(len(some), 'slide')} "
+            f"{by_number(windows, 'was', 'were')} not assessed because of the quality thresholds, "
+            f"and {by_number(windows, 'is', 'are')} hatched in the pictures."
         )
 
 
@@ -77,21 +79,23 @@ def evaluation_warnings(
         )
     if changed := [name for name, answer in (since or {}).items() if answer == "changed"]:
         yield (
-            f"The detections of {len(changed)} slide{'s' * (len(changed) != 1)} have changed since "
+            f"The detections of {counted(len(changed), 'slide')} have changed since "
             f"the evaluation ({', '.join(changed)}). Run wsiad evaluate again."
         )
     if unknown := [name for name, answer in (since or {}).items() if answer == "unknown"]:
         yield (
-            f"It cannot be told if the detections of {len(unknown)} slide"
-            f"{'s' * (len(unknown) != 1)} are those that were evaluated ({', '.join(unknown)}). "
+            f"It cannot be told if the detections of "
+            f"{counted(len(unknown), 'slide')} are those that were evaluated "
+            f"({', '.join(unknown)}). "
             "Run wsiad evaluate again."
         )
     known = {one["slide"] for one in evaluated.get("slides", [])}
     known |= set((evaluated.get("exclusions") or {}).get("all") or [])
     if missing := [row.slide for row in rows if row.status != FAILED and row.slide not in known]:
         yield (
-            f"{len(missing)} slides were scored after the evaluation and are in none of its "
-            f"figures ({', '.join(missing)}). Run wsiad evaluate again."
+            f"{_were(len(missing))} scored after the evaluation and "
+            f"{by_number(len(missing), 'is', 'are')} in none of its figures "
+            f"({', '.join(missing)}). Run wsiad evaluate again."
         )
 
 
@@ -118,7 +122,8 @@ def significance_warnings(found: dict[str, Any] | None, rows: list[HeatmapRow]) 
         row.slide for row in rows if row.status == OK and row.slide not in found["slides"]
     ]:
         yield (
-            f"{len(missing)} slides were scored after the p-values were computed and have none "
+            f"{_were(len(missing))} scored after the p-values were computed and "
+            f"{by_number(len(missing), 'has', 'have')} none "
             f"({', '.join(missing)}). Run wsiad significance again."
         )
 
@@ -176,16 +181,17 @@ def general_notes(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[
     learnt = record.notes.get("anomalies") if record else None
     if isinstance(learnt, dict):
         slides = learnt.get("labels_of") == "slides"
-        what = "the labels" if slides else f"{learnt['tiles']:,} anomalous tiles"
+        what = "the labels" if slides else counted(learnt["tiles"], "anomalous tile", ",")
         yield (
-            f"The detector was also trained on {what} of {len(learnt['slides'])} slides: "
+            f"The detector was also trained on {what} of "
+            f"{counted(len(learnt['slides']), 'slide')}: "
             f"{', '.join(learnt['types'])}. Figures on these types do not show how well it finds "
             "other types."
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
             yield f"The detector was trained on slides that are scored here: {', '.join(seen)}."
     if fallbacks := [row.slide for row in rows if "stains of the reference" in row.reason]:
-        yield f"{len(fallbacks)} slides were normalised with the reference stains (see each)."
+        yield f"{_were(len(fallbacks))} normalised with the reference stains (see each)."
 
 
 def calibration_warnings(
@@ -195,8 +201,9 @@ def calibration_warnings(
     if calibration and (calibration.n_windows < _FEW_WINDOWS or calibration.n_slides == 1):
         few = "only " if calibration.n_windows < _FEW_WINDOWS else ""
         yield (
-            f"Percentiles and colours are based on {few}{calibration.n_windows} healthy windows of "
-            f"{calibration.n_slides} slide{'s' * (calibration.n_slides != 1)}, so percentiles "
+            f"Percentiles and colours are based on {few}"
+            f"{counted(calibration.n_windows, 'healthy window')} of "
+            f"{counted(calibration.n_slides, 'slide')}, so percentiles "
             f"above {100 * (1 - 1 / calibration.n_windows):.1f} % are uncertain"
             + (
                 ", and how slides differ from each other is not known."

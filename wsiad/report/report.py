@@ -15,6 +15,7 @@ import numpy as np
 from wsiad._version import __version__
 from wsiad.core.errors import InputError
 from wsiad.core.files import read_json
+from wsiad.core.terminal import counted
 from wsiad.evaluation.lesion_outlines import (
     FALSE_POSITIVES,
     TrueLesion,
@@ -260,7 +261,7 @@ def write_results_report(
     path = to or results / names.REPORT
     sheet = Path(os.path.relpath(results / names.CONTACT_SHEET, path.parent)).as_posix()
     report = Report(
-        title=f"Anomaly report: {facts['detector']} on {len(rows)} slide{'s' * (len(rows) != 1)}",
+        title=f"Anomaly report: {facts['detector']} on {counted(len(rows), 'slide')}",
         created_by=f"wsiad {__version__}",
         run=_run_facts(record, facts),
         calibration=_calibration_facts(calibration) if calibration else {},

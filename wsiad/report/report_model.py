@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.regions import Region
 from wsiad.report import wording as report_text
 from wsiad.results.evaluated_truth import Since
@@ -79,7 +80,7 @@ class OperatingPoint:
     @property
     def words(self) -> str:
         """The point in words, to stand after "hit"."""
-        rate = f"{self.false_positives:g} false positive{'s' * (self.false_positives != 1)} a slide"
+        rate = f"{counted(self.false_positives, 'false positive', 'g')} a slide"
         if self.threshold is None:
             return f"at {rate} on average, which no confidence keeps to"
         least = report_text.score(self.threshold)

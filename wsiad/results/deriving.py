@@ -249,7 +249,7 @@ def _write_regions(
     heatmap, percentiles = scored.heatmap, findings.percentiles
     if regions.left_out:
         logger.warning(
-            "%s: the %d strongest regions are outlined; %d weaker ones are only counted",
+            "%s: regions that are outlined, the strongest: %d; weaker ones, only counted: %d",
             heatmap.slide,
             len(regions.kept),
             regions.left_out,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.files import checked_slide_name
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.results import file_names as names
 from wsiad.results.records import MAKE, read_evaluation, read_significance, results_facts
@@ -68,7 +69,7 @@ class ResultRows(Sequence[HeatmapRow]):
     @property
     def counts(self) -> str:
         """Number of slides by status, such as ``"3 slides: 2 ok, 1 failed"``."""
-        number = f"{len(self)} slide{'s' * (len(self) != 1)}"
+        number = counted(len(self), "slide")
         by_status = Counter(row.status for row in self._rows)
         told = ", ".join(f"{count} {status}" for status, count in by_status.items())
         return f"{number}: {told}" if told else number
@@ -206,7 +207,8 @@ class Results:
             raise InputError(
                 f"holds no slide {name!r}",
                 subject=str(self.path),
-                remedy=f"Choose one of the {len(self.slides)} slides in its {names.SLIDES_TABLE}.",
+                remedy=f"Choose one of {counted(len(self.slides), 'slide')} in its "
+                f"{names.SLIDES_TABLE}.",
             )
         return self.of(row)
 

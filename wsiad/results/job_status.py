@@ -17,7 +17,7 @@ from wsiad.compute.compute_options import first_slides
 from wsiad.core.config import CONFIG, read_yaml, stated_path
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.ownership import being_written, claimant
-from wsiad.core.terminal import json_text, one_line
+from wsiad.core.terminal import counted, json_text, one_line
 from wsiad.learning.training_options import END_WORDS
 from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
 from wsiad.slides.folder_kinds import (
@@ -107,8 +107,8 @@ class JobStatus:
     def _counts(self) -> str:
         if self.training:
             return ""
-        of = "" if self.slides is None else f" of {self.slides}"
-        said = [f"{self.done}{of} slides done"]
+        of = "" if self.slides is None else f"{self.done} of "
+        said = [f"{of}{counted(self.done if self.slides is None else self.slides, 'slide')} done"]
         said += [f"{self.no_tissue} of them without tissue"] if self.no_tissue else []
         counts = {"failed": self.failed, "unusable": self.unusable, "running": self.running}
         said += [f"{len(some)} {word}" for word, some in counts.items() if some]
@@ -262,7 +262,7 @@ def _of_run(folder: Path, config: Mapping[str, Any], broken: list[str]) -> JobSt
     if run.complete:
         if record := _tried(run.record, broken):
             training |= {"ended_by": record.ended_by, "step": record.steps}
-            steps = f" after {record.steps} steps" if record.steps else ""
+            steps = f" after {counted(record.steps, 'step')}" if record.steps else ""
             ended = END_WORDS.get(record.ended_by, record.ended_by)
             said = f"{record.detector}: complete, {ended}{steps}"
         else:

@@ -21,6 +21,7 @@ from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import scratch_folder
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.labels import is_healthy
+from wsiad.core.terminal import by_number, counted
 from wsiad.heatmaps.score_map import boxes_of
 from wsiad.results import file_names as names
 from wsiad.results.evidence import window_places
@@ -147,9 +148,9 @@ def _of_results(results: Results, judged: Judged, *, device: str) -> list[Review
     there = {path.relative_to(folder).with_suffix("").as_posix() for path in _files(folder)}
     if stray := sorted(there - reviews.keys()):
         logger.warning(
-            "%s: %d files are of no scored slide of these results: %s",
+            "%s: %s, of no scored slide of these results: %s",
             folder,
-            len(stray),
+            counted(len(stray), "file"),
             ", ".join(stray[:3]),
         )
     wanted = {
@@ -160,7 +161,10 @@ def _of_results(results: Results, judged: Judged, *, device: str) -> list[Review
     disputed = sum(one.verdict == "disputed" for every in reviews.values() for one in every)
     if disputed:
         logger.warning(
-            "%s: %d regions on which reviewers disagree are left out", results.path, disputed
+            "%s: %s on which reviewers disagree %s left out",
+            results.path,
+            counted(disputed, "region"),
+            by_number(disputed, "is", "are"),
         )
     if not wanted:
         return []
@@ -199,7 +203,10 @@ def _of_results(results: Results, judged: Judged, *, device: str) -> list[Review
         )
     if twice:
         logger.warning(
-            "%s: %d windows in a region of another verdict too are left out", results.path, twice
+            "%s: %s in a region of another verdict too %s left out",
+            results.path,
+            counted(twice, "window"),
+            by_number(twice, "is", "are"),
         )
     return found
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wsiad.conformal.judgement import FalseAlarms, Kind
 from wsiad.conformal.p_values import slides_needed
+from wsiad.core.terminal import by_number, counted
 from wsiad.results.compared_slides import ComparedFolder
 from wsiad.slides.slide_table import FAILED, UNUSABLE
 
@@ -40,7 +41,8 @@ def warnings(
     for level, what in ((_USUAL_LEVEL, "a p of"), (fdr, "a significant region at")):
         if count < slides_needed(level):
             found.append(
-                f"No p-value from {count} healthy slides is below {1 / (count + 1):.3g}: {what} "
+                f"No p-value from {counted(count, 'healthy slide')} is below "
+                f"{1 / (count + 1):.3g}: {what} "
                 f"{level:g} needs at least {slides_needed(level)} of them."
             )
     if learnt_from is None:
@@ -56,7 +58,8 @@ def warnings(
         for status, did in ((FAILED, "failed"), (UNUSABLE, "could not be looked at")):
             if names := sorted(name for name, one in others if one == status):
                 found.append(
-                    f"{len(names)} healthy slides of the {what} {did} ({', '.join(names)}). If "
+                    f"{counted(len(names), 'healthy slide')} of the {what} {did} "
+                    f"({', '.join(names)}). If "
                     "the reason is their appearance, the others are not like new slides."
                 )
     return [*found, *_alarm_warnings(alarms, count)]
@@ -74,13 +77,14 @@ def _alarm_warnings(alarms: Sequence[FalseAlarms], reference: int) -> Iterator[s
         chance = min((one.chance for one in found if one.chance is not None), default=None)
         why = f"the slides of the check {means}"
         if chance is None:
-            why += f", or {reference} slides are too few for a reference"
+            few = by_number(reference, "is", "are")
+            why += f", or {counted(reference, 'slide')} {few} too few for a reference"
         elif chance >= _RARE:
             why = f"that may be chance (probability {chance:.2g}); more healthy slides would tell"
         rates = "; ".join(one.words for one in found)
         yield (
-            f"There are {verdict.split()[0]} false alarms than stated on the {found[0].slides} "
-            f"healthy slides of the check ({rates}): {why}."
+            f"There are {verdict.split()[0]} false alarms than stated on the "
+            f"{counted(found[0].slides, 'healthy slide')} of the check ({rates}): {why}."
         )
 
 
@@ -89,7 +93,7 @@ def alarm_table(alarms: Sequence[FalseAlarms]) -> list[str]:
     if not alarms:
         return []
     width = max(map(len, _SHORT.values()))
-    head = f"false alarms on {alarms[0].slides} healthy slides"
+    head = f"false alarms on {counted(alarms[0].slides, 'healthy slide')}"
     return [
         f"{head:<{width + 2}}  stated  measured (95 %)",
         *(
@@ -104,8 +108,9 @@ def not_tested(tested: ComparedFolder) -> list[str]:
     """Return lines that list the slides without a score and so without a p-value, and why."""
     if not tested.others:
         return []
-    total = len(tested.others) + len(tested.slides)
-    lines = [f"{len(tested.others)} of {total} slides have no score and therefore no p-value:"]
+    have = by_number(len(tested.others), "has", "have")
+    slides = counted(len(tested.others) + len(tested.slides), "slide")
+    lines = [f"{len(tested.others)} of {slides} {have} no score and therefore no p-value:"]
     for name, status in sorted(tested.others.items()):
         reason = tested.reasons[name]
         lines.append(f"  {name}: {status}" + (f": {reason}" if reason else ""))
@@ -120,7 +125,8 @@ def summary(
     regions = sum(row.significant_regions for row in rows)
     holders = sum(row.significant_regions > 0 for row in rows)
     return (
-        f"{len(rows)} slides against {n_healthy} healthy ones: {usual} with p <= "
-        f"{_USUAL_LEVEL:g} by score_{slide_score}; {regions} significant regions on {holders} "
-        f"slides at a false-discovery rate of {fdr:g}; see {path}"
+        f"{counted(len(rows), 'slide')} against {counted(n_healthy, 'healthy one')}: {usual} "
+        "with p <= "
+        f"{_USUAL_LEVEL:g} by score_{slide_score}; {counted(regions, 'significant region')} on "
+        f"{counted(holders, 'slide')} at a false-discovery rate of {fdr:g}; see {path}"
     )

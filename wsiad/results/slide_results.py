@@ -17,6 +17,7 @@ import numpy.typing as npt
 from wsiad.core.errors import ExportError, InputError
 from wsiad.core.files import parse_json
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.heatmap_task import HeatmapRow
 from wsiad.heatmaps.score_map import (
     Heatmap,
@@ -86,7 +87,7 @@ class SlideResults:
         if score is not None:
             told.append(f"score {score:.6g}")
         if self.row.regions is not None:
-            told.append(f"{self.row.regions} region{'s' * (self.row.regions != 1)}")
+            told.append(f"{counted(self.row.regions, 'region')}")
         return f"SlideResults({self.name!r}: {', '.join(told)})"
 
     def _repr_html_(self) -> str:
@@ -341,7 +342,8 @@ class SlideResults:
         rows, shapes = self.region_rows(), self.outlines()
         if len(rows) != len(shapes):
             raise ExportError(
-                f"holds {len(shapes)} regions, but {names.REGIONS} next to it holds {len(rows)}",
+                f"holds {counted(len(shapes), 'region')}, but {names.REGIONS} next to it holds "
+                f"{len(rows)}",
                 subject=str(self.folder / names.OUTLINES),
                 remedy=SCORE_AGAIN,
             )

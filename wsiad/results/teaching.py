@@ -28,6 +28,7 @@ from wsiad.conformal.false_discovery import (
 )
 from wsiad.core.errors import InputError
 from wsiad.core.labels import is_healthy
+from wsiad.core.terminal import counted
 from wsiad.evaluation.truth import find_truth
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import SlideTask
@@ -265,7 +266,9 @@ def reviews(
     bounds = slide.bounds()
     outlines = read_annotations(path, bounds=None if bounds is None else (bounds.x, bounds.y))
     for why, count in outlines.ignored.items():
-        logger.warning("%s: %d outlines are neither confirmed nor rejected: %s", path, count, why)
+        logger.warning(
+            "%s: neither confirmed nor rejected: %s: %s", path, counted(count, "outline"), why
+        )
     cut_out = [one.polygon(outlines.source) for one in outlines.with_role(Role.CUT_OUT)]
     rejected = shapely.union_all(cut_out)
     x, y = (boxes[:, :2] + boxes[:, 2:] / 2).T
@@ -382,7 +385,7 @@ def _standing(look: FirstLook, options: ChoiceOptions) -> tuple[StandingOut | No
     count, least = len(look.slides), options.slides_needed
     needed = healthy_slides_needed(count, rate=options.fdr, slides=count)
     if len(look.healthy) < needed:
-        number = f"{len(look.healthy)} healthy slide{'s' * (len(look.healthy) != 1)}"
+        number = counted(len(look.healthy), "healthy slide")
         return None, (
             f"{number} ({look.healthy_from}) cannot show a false-discovery rate of "
             f"{options.fdr:.0%}; pass at least {needed} held-out ones with --healthy"
@@ -405,7 +408,8 @@ def _why_review_is_too_small(look: FirstLook, options: ChoiceOptions) -> str:
     if confirmed >= options.slides_needed:
         return ""
     return (
-        f"{options.reviewed} confirms regions of {confirmed} of the {len(look.slides)} slides, and "
+        f"{options.reviewed} confirms regions of {confirmed} of the "
+        f"{counted(len(look.slides), 'slide')}, and "
         f"{options.slides_needed} are needed"
     )
 

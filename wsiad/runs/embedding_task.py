@@ -26,6 +26,7 @@ from wsiad.core.ahead import read_ahead
 from wsiad.core.config import build
 from wsiad.core.errors import ConfigError, DetectorError, StoreError
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.terminal import counted
 from wsiad.detectors import registry
 from wsiad.learning.detector import FitContext, InputSpec
 from wsiad.learning.devices import choose_device
@@ -151,7 +152,7 @@ def plan_embedding(
     tiles = sum(map(len, slides))
     item = 4 if options.dtype == "float32" else 2
     total = sum(tiles * int(np.prod(shape)) * item for _, shape in found.values())
-    what = f"{tiles} tiles take {total} bytes ({total / _GIB:.1f} GiB) of features"
+    what = f"features of {counted(tiles, 'tile')} take {total} bytes ({total / _GIB:.1f} GiB)"
     if total > max_gib * _GIB:
         raise ConfigError(
             f"{what}, more than the {max_gib:g} GiB of max_gib",

@@ -24,6 +24,7 @@ from wsiad.core.config import Config
 from wsiad.core.errors import RunError, StoreError
 from wsiad.core.files import atomic_file, parse_json
 from wsiad.core.geometry import SquareMicrons
+from wsiad.core.terminal import counted
 from wsiad.learning.detector import Scores
 from wsiad.runs.split import HealthySplit
 
@@ -169,7 +170,9 @@ class HealthyMaps:
         if not few:
             raise _damaged(path, f"maps of {pixels:,} pixels; at most {_MOST_PIXELS:,} are read")
         if len(found) != len(about.slides) or not found:
-            raise _damaged(path, f"{len(found)} maps of {len(about.slides)} slides")
+            raise _damaged(
+                path, f"{counted(len(found), 'map')} of {counted(len(about.slides), 'slide')}"
+            )
         for name, scores in zip(about.slides, found, strict=True):
             sound = scores.ndim == 2 and scores.dtype == np.float32
             if not sound or np.isinf(scores).any() or np.isnan(scores).all():
@@ -178,7 +181,9 @@ class HealthyMaps:
         if not isinstance(pixels, tuple):
             pixels = ((pixels, pixels),) * len(found)
         if len(pixels) != len(found):
-            raise _damaged(path, f"sizes of pixels of {len(pixels)} of {len(found)} maps")
+            raise _damaged(
+                path, f"sizes of pixels of {len(pixels)} of {counted(len(found), 'map')}"
+            )
         maps = tuple(HealthyMap(*one) for one in zip(about.slides, found, pixels, strict=True))
         return cls(maps, SquareMicrons(about.window_um**2))
 

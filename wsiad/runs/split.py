@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wsiad.core import terminal
 from wsiad.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class HealthySplit:
         """Description of the split, one sentence for the run's record."""
         parts = ((self.fit, "fit"), (self.stop, "stop"), (self.calibration, "calibrate"))
         if self.by_slide and self.stop is self.calibration:
+            every = terminal.by_number(len(self.fit), "", "all ")
             return (
-                f"all {len(self.fit)} slides to fit; {len(self.calibration)} slides of another "
+                f"{every}{terminal.counted(len(self.fit), 'slide')} to fit; "
+                f"{terminal.counted(len(self.calibration), 'slide')} of another "
                 "store to calibrate, whose loss stops nothing"
             )
         if self.by_slide:
@@ -106,7 +109,8 @@ def split_slides(
     free = [(name, count) for name, count in counted if name not in only_fit]
     if sum(count for _, count in free) < _LEAST_SLIDES:
         raise InputError(
-            f"{len(tied)} of {len(counted)} healthy slides also hold anomalous tiles, which "
+            f"{len(tied)} of {terminal.counted(len(counted), 'healthy slide')} also "
+            f"{terminal.by_number(len(tied), 'holds', 'hold')} anomalous tiles, which "
             "leaves fewer than three healthy tiles to hold out",
             remedy="Add healthy slides without anomalous tiles.",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsiad.core.errors import SlideOpenError
+from wsiad.core.terminal import counted
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.folder_kinds import SLIDE_RECORD
 from wsiad.slides.slide_files import SUFFIXES
@@ -75,7 +76,7 @@ def folder_slides(folder: Path) -> list[FolderSlide]:
     for parent, paths in series.items():
         slides.extend(_dicom_slides(parent, paths))
     if derived:
-        _tell(folder, "are results or masks of slides, not slides, and are left out", derived)
+        _tell(folder, "results or masks of slides, not slides", derived)
     return sorted(slides, key=lambda slide: slide.path)
 
 
@@ -162,10 +163,10 @@ def _dicom_slides(folder: Path, paths: Sequence[Path]) -> Iterator[FolderSlide]:
         else:
             others.add(instance.series)
     if no_images:
-        _tell(folder, "are DICOM, but not images of slides, and are left out", no_images)
+        _tell(folder, "DICOM, but not images of slides", no_images)
     if missing := len(others - set(levels)):
         logger.warning(
-            "%s: %d DICOM series have a label or overview, but no slide", folder, missing
+            "%s: DICOM series with a label or overview, but no slide: %d", folder, missing
         )
     alone = folder.resolve().name
     if not levels and damaged:
@@ -215,4 +216,4 @@ def _is_one_channel_of_floats(path: Path) -> bool:
 
 def _tell(folder: Path, what: str, paths: Sequence[Path]) -> None:
     names = ", ".join(path.name for path in paths[:3]) + (" …" if len(paths) > 3 else "")
-    logger.warning("%s: %d files %s: %s", folder, len(paths), what, names)
+    logger.warning("%s: %s left out: %s: %s", folder, counted(len(paths), "file"), what, names)

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
+from wsiad.core.terminal import counted
 from wsiad.core.typed_files import TableKind
 
 SLIDES_TABLE = "slides.csv"
@@ -185,5 +186,5 @@ def outcome(rows: Sequence[SlideRow], done: str) -> str:
     rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
     if damaged := partly_damaged(rows):
         rest.append(f"{len(damaged)} with damaged parts left out")
-    number = f"{len(rows)} slide{'s' if len(rows) != 1 else ''}"
+    number = counted(len(rows), "slide")
     return "; ".join([f"{counts[OK]} of {number} {done}", *rest])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from wsiad.core.labels import is_healthy
 from wsiad.core.packages import versions
+from wsiad.core.terminal import counted
 from wsiad.slides.slide_table import (
     REPORT,
     R,
@@ -76,7 +77,9 @@ class TileResult(BatchResult[TileRow]):
             return self.preview.summary
         tiles = sum(row.tiles for row in self.rows)
         seen = f"; see {self.store / REPORT}" if (self.store / REPORT).exists() else ""
-        lines = [f"{self.store}: {outcome(self.rows, 'stored')}: {tiles:,} tiles{seen}"]
+        lines = [
+            f"{self.store}: {outcome(self.rows, 'stored')}: {counted(tiles, 'tile', ',')}{seen}"
+        ]
         if names := [row.slide for row in partly_damaged(self.rows)]:
             lines.append(f"damaged parts were left out of {listed(names)}")
         return "\n".join(lines)
@@ -101,7 +104,7 @@ def listed(names: Sequence[str], *, most: int = 3) -> str:
     >>> listed(["a", "b", "c"], most=2)
     '3 slides (a, b …)'
     """
-    number = f"{len(names)} slide{'s' if len(names) != 1 else ''}"
+    number = counted(len(names), "slide")
     return f"{number} ({', '.join(names[:most])}{' …' if len(names) > most else ''})"
 
 

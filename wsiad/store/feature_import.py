@@ -21,6 +21,7 @@ from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.core.geometry import PixelMap
 from wsiad.core.ownership import discard
+from wsiad.core.terminal import counted
 from wsiad.stain.profile import StainProfile
 from wsiad.store.foreign_features import (
     FeatureFile,
@@ -104,7 +105,7 @@ def _write(
         )
     if (file.channels,) != folder.shape[-1:]:
         raise InputError(
-            f"has {file.channels} values for a tile, and the store {folder.shape[-1]}",
+            f"has {counted(file.channels, 'value')} for a tile, and the store {folder.shape[-1]}",
             subject=str(file.path),
             remedy="Import the features of another encoder into a store of their own.",
         )
@@ -190,6 +191,8 @@ def _row(task: FeatureImportTask, store: TileStore, seconds: float) -> TileRow:
         f"tiles are on no lattice, and were moved by up to {found['moved_px']:.0f} level-0 px"
         if found["moved_px"]
         else "",
-        f"{found['doubled']} tiles left out: others have their places" if found["doubled"] else "",
+        f"{counted(found['doubled'], 'tile')} left out: others have their places"
+        if found["doubled"]
+        else "",
     ]
     return TileRow.of(task.slide, stored, notes=notes, seconds=seconds)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import Grid, PixelMap, TilePx
 from wsiad.core.hdf5 import dataset, open_hdf5, reading
+from wsiad.core.terminal import by_number, counted
 
 _MOST_TILES = 5_000_000
 _MOST_VALUES = 1 << 16
@@ -132,7 +133,8 @@ def _features(file: h5py.File, path: Path) -> h5py.Dataset:
         )
     if not (0 < shape[-2] <= _MOST_TILES and 0 < shape[-1] <= _MOST_VALUES):
         raise InputError(
-            f"its `features` are of {shape[-2]} tiles with {shape[-1]} values; 1 to {_MOST_TILES} "
+            f"its `features` are of {counted(shape[-2], 'tile')} with "
+            f"{counted(shape[-1], 'value')}; 1 to {_MOST_TILES} "
             f"tiles and 1 to {_MOST_VALUES} values can be read",
             subject=str(path),
         )
@@ -163,7 +165,10 @@ def _coordinates(file: h5py.File, path: Path) -> tuple[Corners, dict[str, float]
 
 def _check_as_many(features: int, corners: int, path: Path) -> None:
     if features != corners:
-        raise InputError(f"has {features} features and {corners} coordinates", subject=str(path))
+        raise InputError(
+            f"has {counted(features, 'feature')} and {counted(corners, 'coordinate')}",
+            subject=str(path),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +287,8 @@ def check_lattice(layout: Layout, path: Path) -> None:
     places = math.prod((layout.grid.rows, layout.grid.columns))
     if places > 4 * _MOST_MASK_PX or places > max(1 << 20, 100_000 * len(layout.indices)):
         raise InputError(
-            f"its {len(layout.indices)} tiles are spread over {places} places",
+            f"its {counted(len(layout.indices), 'tile')} "
+            f"{by_number(len(layout.indices), 'is', 'are')} spread over {places} places",
             subject=str(path),
             remedy="Check that its coordinates are in level-0 pixels.",
         )

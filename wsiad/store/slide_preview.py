@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiad.compute.batch import BatchTask, guarded
-from wsiad.core.terminal import Progress, interval, json_text, one_line
+from wsiad.core.terminal import Progress, counted, interval, json_text, one_line
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow
 
 if TYPE_CHECKING:
@@ -263,16 +263,18 @@ class Preview:
         counts = Counter(row.status for row in self.rows)
         tiles = sum(row.tiles or 0 for row in self.rows if row.status == OK)
         words = {DONE: "done already", NO_TISSUE: "without tissue", UNUSABLE: "unusable"}
-        parts = [f"{counts[OK]} of {len(self.rows)} slides to do"]
+        parts = [f"{counts[OK]} of {counted(len(self.rows), 'slide')} to do"]
         parts += [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
         parts += [f"{counts[FAILED]} will fail"] if counts[FAILED] else []
         lines = ["", f"{', '.join(parts)}."]
         if self.seconds is not None:
             some = f"{self.workers} processes" if self.workers > 1 else "one process"
             lines.append(
-                f"{tiles:,} {self.noun}s, {_bytes(self.size)} {_SIZE_WORDS[self.noun]}, about "
-                f"{interval(self.seconds)} with {some}: estimated from {self.sample.tiles} "
-                f"{self.noun}s of {self.sample.slides} slides."
+                f"{counted(tiles, self.noun, ',')}, {_bytes(self.size)} "
+                f"{_SIZE_WORDS[self.noun]}, about "
+                f"{interval(self.seconds)} with {some}: estimated from "
+                f"{counted(self.sample.tiles, self.noun)} of "
+                f"{counted(self.sample.slides, 'slide')}."
             )
         if self.no_room:
             lines.append(f"This will fail: {self.no_room}.")

@@ -30,6 +30,7 @@ from zarr.codecs import ZstdCodec
 from wsiad.core.errors import StoreError, WsiadError
 from wsiad.core.files import atomic_folder, new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard
+from wsiad.core.terminal import counted
 from wsiad.store.feature_options import Dtype
 from wsiad.store.group import create_group, describe_array, write_attributes
 from wsiad.store.group_facts import array_shape, group_facts, open_group
@@ -226,7 +227,10 @@ class FeatureFolder:
                 group = create_group(folder)
                 count = self._write_array(group, slide, features)
                 if count != len(slide):
-                    raise StoreError(f"{count} features for {len(slide)} tiles", subject=slide.name)
+                    raise StoreError(
+                        f"{counted(count, 'feature')} for {counted(len(slide), 'tile')}",
+                        subject=slide.name,
+                    )
                 write_attributes(group, {"tiles": count, "tiles_digest": tiles_digest(slide)})
         except FileExistsError:
             if not self.holds(slide):

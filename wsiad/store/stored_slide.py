@@ -12,6 +12,7 @@ import zarr
 
 from wsiad.core.errors import StoreError
 from wsiad.core.geometry import Box, Grid, Mpp, PixelMap, Size, Spacing, TilePx
+from wsiad.core.terminal import counted
 from wsiad.store.group_facts import array_shape, open_group, read_column, slide_facts
 from wsiad.store.shards import ShardReader
 from wsiad.tissue.quality import COLUMNS, LeftOut, Reason, judge
@@ -282,7 +283,9 @@ class StoredSlide:
             return LeftOut()
         lattice, reasons = self.column("left_out_lattice"), self.column("left_out_reason")
         if len(lattice) != len(reasons):
-            fault = f"{len(lattice)} places left out have {len(reasons)} reasons"
+            fault = (
+                f"{counted(len(reasons), 'reason')} for {counted(len(lattice), 'place')} left out"
+            )
             raise self._broken(StoreError(f"is damaged: {fault}", subject=str(self.folder)))
         return LeftOut(lattice[:, 0], lattice[:, 1], reasons)
 

@@ -15,6 +15,7 @@ from wsiad.compute.batch import Divided, PartDone, PreparedTask
 from wsiad.core.config import Config
 from wsiad.core.errors import StoreMismatchError
 from wsiad.core.files import fingerprint
+from wsiad.core.terminal import counted
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
@@ -311,7 +312,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         stored.facts["slide"].get("spacing_note", ""),
         stored.reason,
         f"stains of the reference were used: {fallback}" if fallback and not stored.reason else "",
-        f"{missing} tiles left out: the slide has no pixels there"
+        f"{counted(missing, 'tile')} left out: the slide has no pixels there"
         if missing and len(stored)
         else "",
         missing_note(stored.facts["tissue"].get("missing_share", 0.0)) if len(stored) else "",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import InputError
+from wsiad.core.terminal import counted
 from wsiad.runs.split import SlideTiles
 
 Indices = npt.NDArray[np.int64]
@@ -204,7 +205,9 @@ def _by_tile(
     names = list(tiles)
     total = sum(map(len, tiles.values()))
     if total < folds:
-        raise InputError(f"{total} {kind} tiles cannot fill {folds} folds", remedy="Add tiles.")
+        raise InputError(
+            f"{counted(total, f'{kind} tile')} cannot fill {folds} folds", remedy="Add tiles."
+        )
     owner = np.repeat(np.arange(len(names)), [len(tiles[name]) for name in names])
     index = np.concatenate([tiles[name] for name in names])
     order = rng.permutation(total)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import build, idle_options_allowed, write_config
+from wsiad.core.terminal import counted
 from wsiad.detectors import registry
 from wsiad.runs.healthy_tiles import TrainingOptions
 from wsiad.tuning.space import SearchOptions, options_of
@@ -54,7 +55,9 @@ def search_summary(config: SearchOptions, trials: list[Trial], tiles: SearchTile
     shown = [f"{count} {state}" for state, count in states.items() if count]
     if left := len(trials) - sum(states.values()):
         shown.append(f"{left} not finished: run the same command to continue them")
-    lines = [f"{config.out}: {len(trials)} trials ({', '.join(shown) or 'none finished'})"]
+    lines = [
+        f"{config.out}: {counted(len(trials), 'trial')} ({', '.join(shown) or 'none finished'})"
+    ]
     found, unlabelled = best(trials), lowest_loss(trials)
     if found is None:
         lines.append("no trial is complete, so there is no best trial")
@@ -71,7 +74,10 @@ def search_summary(config: SearchOptions, trials: list[Trial], tiles: SearchTile
 
 
 def _shown(trial: Trial) -> str:
-    return f"{trial.auroc or 0.0:.3f} ± {trial.spread or 0.0:.3f} (of {len(trial.folds)} folds)"
+    return (
+        f"{trial.auroc or 0.0:.3f} ± {trial.spread or 0.0:.3f} (of "
+        f"{counted(len(trial.folds), 'fold')})"
+    )
 
 
 TRAIN = "train.yaml"

@@ -10,6 +10,7 @@ from wsiad.compute.batch import run_batch
 from wsiad.compute.compute_options import ComputeOptions, Shard, WorkerOptions, take_shard
 from wsiad.core.config import CONFIG, QuietOptions, verb, write_config
 from wsiad.core.files import check_folder
+from wsiad.core.terminal import counted
 from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, SlideTable, failures
@@ -157,4 +158,7 @@ def _summary(config: EmbedConfig, folders: tuple[Path, ...], rows: list[FeatureR
     slides = len({row.slide for row in rows})
     stored = "\n".join(f"  {folder}" for folder in folders)
     files = "" if config.h5 is None else f"\nHDF5 files of them in {config.h5}"
-    return f"{config.store}: features of {tiles} tiles of {slides} slides, in\n{stored}{files}"
+    return (
+        f"{config.store}: features of {counted(tiles, 'tile')} of "
+        f"{counted(slides, 'slide')}, in\n{stored}{files}"
+    )

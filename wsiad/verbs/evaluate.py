@@ -13,6 +13,7 @@ import pydantic
 from wsiad._version import __version__
 from wsiad.core.config import verb
 from wsiad.core.files import check_folder
+from wsiad.core.terminal import counted
 from wsiad.evaluation.evaluation_inputs import (
     EvaluationOptions,
     cases_of,
@@ -226,7 +227,7 @@ def _summary(
     for name, group in more.get("groups", {}).items():
         froc = next(iter(group["froc"].values()))
         named[f"{more['group_by']} {name}"] = (
-            f"{group['counts']['slides']} slides{_lacking(group['counts'])}: "
+            f"{counted(group['counts']['slides'], 'slide')}{_lacking(group['counts'])}: "
             f"slide AUC {_plain(group['slide_auc'])}, FROC {_plain(froc, 'score')}"
         )
     width = max(map(len, named))

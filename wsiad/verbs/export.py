@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.core.config import QuietOptions, Texts, verb
+from wsiad.core.terminal import counted
 from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow, RegionOptions
 from wsiad.results.file_names import SLIDES_TABLE
 from wsiad.slides.slide_table import SlideRow, SlideTable, failures, read_table, unusable
@@ -115,13 +116,13 @@ def _outcome(rows: list[HeatmapRow], results: Path) -> list[str]:
     others = [row for row in read_table(results / SLIDES_TABLE, HeatmapRow) if row not in rows]
     without = len(unusable(others)) + len(failures(others))
     derived = len(rows) - len(failures(rows))
-    told = [f"{derived} of {len(rows)} slide{'s' * (len(rows) != 1)} with results exported"]
+    told = [f"{derived} of {counted(len(rows), 'slide')} with results exported"]
     if without:
         told.append(f"{without} without results")
     if lacking := [row.slide for row in rows if lacks_evidence(results / row.slide)]:
         told.append(
-            f"evidence or views of regions are missing on {len(lacking)} "
-            f"slide{'s' if len(lacking) != 1 else ''} ({lacking[0]}{', …' * (len(lacking) > 1)}): "
+            f"evidence or views of regions are missing on "
+            f"{counted(len(lacking), 'slide')} ({lacking[0]}{', …' * (len(lacking) > 1)}): "
             "run wsiad heatmap with the same region options to add them"
         )
     return told

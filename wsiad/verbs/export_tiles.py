@@ -11,7 +11,7 @@ from pydantic import Field
 from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.signals import raise_if_ended
-from wsiad.core.terminal import Progress
+from wsiad.core.terminal import Progress, counted
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow
 
@@ -105,8 +105,11 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
             progress.update(note=slide.name)
     if holds_images(config.format):
         write_table(config.out, table)
-    what = "tiles" if holds_images(config.format) else "coordinates of tiles"
-    summary = f"{config.out}: {tiles} {what} of {len(exported)} slides as {config.format}"
+    what = "" if holds_images(config.format) else "coordinates of "
+    summary = (
+        f"{config.out}: {what}{counted(tiles, 'tile')} of {counted(len(exported), 'slide')} as "
+        f"{config.format}"
+    )
     return ExportTilesResult(
         out=config.out,
         slides=tuple(exported),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from wsiad.core.config import Paths, QuietOptions, verb
+from wsiad.core.terminal import counted
 from wsiad.learning.devices import DeviceOptions
 
 if TYPE_CHECKING:
@@ -120,11 +121,12 @@ def extend(config: ExtendConfig) -> ExtendResult:
 def _summary(config: ExtendConfig, made: MadeRun, note: dict[str, Any], *, slides: int) -> str:
     usual = made.calibration
     taken = (
-        f"{config.out}: {config.run} with {note['windows']} windows of {note['regions']} rejected "
-        f"regions of {slides} slides as healthy, {made.report.notes['vectors_added']} vectors"
+        f"{config.out}: {config.run} with {counted(note['windows'], 'window')} of "
+        f"{counted(note['regions'], 'rejected region')} of {counted(slides, 'slide')} as healthy, "
+        f"{counted(made.report.notes['vectors_added'], 'vector')}"
     )
     healthy = (
         f"healthy score: median {usual.median:.4g}, 99 % below {usual.quantile(0.99):.4g} "
-        f"({usual.n_windows} windows of {usual.n_slides} slides)"
+        f"({counted(usual.n_windows, 'window')} of {counted(usual.n_slides, 'slide')})"
     )
     return "\n".join([taken, healthy])

@@ -15,6 +15,7 @@ from wsiad.core.config import CONFIG, RECORD, Paths, QuietOptions, verb, write_c
 from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import name_problem, write_json
 from wsiad.core.labels import Split, own_label
+from wsiad.core.terminal import counted
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideTable
@@ -149,6 +150,6 @@ def _seen(config: ImportFeaturesConfig, paths: list[Path]) -> tuple[int, int]:
             return round(tile), channels
         problems.append(f"{path}: does not state the size of its tiles")
     raise InputError(
-        f"none of {len(paths)} files can be used: {problems[0].rstrip('.')}",
+        f"none of {counted(len(paths), 'file')} can be used: {problems[0].rstrip('.')}",
         remedy="Correct that, or set --tile in pixels.",
     )

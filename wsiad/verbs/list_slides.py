@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from wsiad.core.config import Config, Paths, verb
 from wsiad.core.errors import InputError, ScaleError, SlideError
-from wsiad.core.terminal import json_text
+from wsiad.core.terminal import counted, json_text
 from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.manifest import ManifestRow, write_manifest
@@ -105,7 +105,7 @@ class ListSlidesResult:
         labels = Counter(slide.label or "without a label" for slide in self.slides)
         counts = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
         seen = f"; see {self.manifest}" if self.manifest else ""
-        number = f"{len(self.slides)} slide{'s' if len(self.slides) != 1 else ''}"
+        number = counted(len(self.slides), "slide")
         return "\n".join([*lines, f"{number}: {counts}{seen}"])
 
 

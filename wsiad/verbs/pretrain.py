@@ -14,6 +14,7 @@ from wsiad.core.config import QuietOptions, build, verb
 from wsiad.core.errors import DetectorError, RunError, WeightsError
 from wsiad.core.files import atomic_file, read_json, write_json
 from wsiad.core.packages import versions
+from wsiad.core.terminal import counted
 from wsiad.learning.devices import DeviceOptions
 from wsiad.learning.training_options import END_WORDS, LimitOptions
 from wsiad.runs.claim import WEIGHTS, taken
@@ -165,7 +166,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             f"{line}\n" for line in unseen_lines(unseen_slides(store), str(config.store))
         )
         summary = (
-            f"{unseen}{END_WORDS[result.ended_by]} after {result.steps} steps; held-out loss "
+            f"{unseen}{END_WORDS[result.ended_by]} after {counted(result.steps, 'step')}; "
+            "held-out loss "
             f"{result.best_loss:.4f} at step {result.best_step}\n"
             f"to use it: --weights {config.out / WEIGHTS}"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from wsiad.core.config import QuietOptions, verb
+from wsiad.core.terminal import counted
 from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.second_look import ChoiceOptions
 
@@ -175,8 +176,9 @@ def _refined(config: RefineConfig) -> RefineResult:
 def _summary(config: RefineConfig, made: MadeRun, note: dict[str, Any]) -> str:
     usual = made.calibration
     taught = (
-        f"{config.out}: {config.detector}, taught by {note['anomalous_windows']} windows of "
-        f"{note['anomalous_slides']} slides that "
+        f"{config.out}: {config.detector}, taught by "
+        f"{counted(note['anomalous_windows'], 'window')} of "
+        f"{counted(note['anomalous_slides'], 'slide')} that "
         f"{'stand out' if config.reviewed is None else 'a review confirmed'}, and "
         f"{note['usual_windows']} that {'do' if config.reviewed is None else 'it did'} not"
     )
@@ -184,11 +186,12 @@ def _summary(config: RefineConfig, made: MadeRun, note: dict[str, Any]) -> str:
     if config.reviewed is None:
         chance = (
             f"expected by chance: {note['window_fdr']:.0%} of these windows, "
-            f"{note['slide_fdr']:.0%} of these slides ({note['healthy_slides']} healthy slides: "
+            f"{note['slide_fdr']:.0%} of these slides "
+            f"({counted(note['healthy_slides'], 'healthy slide')}: "
             f"{note['healthy_from']})"
         )
     healthy = (
         f"healthy score: median {usual.median:.4g}, 99 % below {usual.quantile(0.99):.4g} "
-        f"({usual.n_windows} windows of {usual.n_slides} slides)"
+        f"({counted(usual.n_windows, 'window')} of {counted(usual.n_slides, 'slide')})"
     )
     return "\n".join([taught, chance, healthy])

@@ -15,7 +15,7 @@ from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.files import write_json, write_text
 from wsiad.core.ownership import refuse_foreign
 from wsiad.core.packages import versions
-from wsiad.core.terminal import Progress
+from wsiad.core.terminal import Progress, counted
 from wsiad.evaluation.groups import (
     NORMAL,
     TUMOUR,
@@ -213,10 +213,11 @@ def _summary(
         truth: sum(len(g.scores) for g in groups if g.truth == truth) for truth in (NORMAL, TUMOUR)
     }
     total = sum(len(group.scores) for group in groups)
-    lines = [f"{config.out}: {total} tiles of {len(groups)} groups scored"]
+    lines = [f"{config.out}: {counted(total, 'tile')} of {counted(len(groups), 'group')} scored"]
     if area.value is None:
         return "\n".join([*lines, f"tile AUROC {area}"])
-    lines.append(f"tile AUROC {area}: {counts[TUMOUR]} tumour and {counts[NORMAL]} normal tiles")
+    seen = f"{counts[TUMOUR]} tumour and {counted(counts[NORMAL], 'normal tile')}"
+    lines.append(f"tile AUROC {area}: {seen}")
     if area.low is None:
         lines.append(f"  {area.interval_undefined}")
         lines.append(f"  if tiles were independent, which they are not: {independent}")

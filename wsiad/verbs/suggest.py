@@ -12,6 +12,7 @@ from pydantic import Field
 
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import ConfigError
+from wsiad.core.terminal import counted
 from wsiad.learning.devices import DeviceOptions
 
 if TYPE_CHECKING:
@@ -221,11 +222,15 @@ def _summary(
     from wsiad.exports.label_folder import UNSURE
 
     slides = len({row.slide for row in rows})
-    fewer = f" of {config.count}" if len(rows) < config.count else ""
+    fewer = f"{len(rows)} of " if len(rows) < config.count else ""
+    number = config.count if fewer else len(rows)
     tumour, like = (shlex.quote(str(path)) for path in (config.out / "tumor", run))
     back = f"wsiad import-tiles {tumour} --out labelled_store --mpp {found.mpp:g}"
     lines = [
-        f"{config.out}: {len(rows)}{fewer} windows of {slides} slides to label, by {found.signal}",
+        (
+            f"{config.out}: {fewer}{counted(number, 'window')} of {counted(slides, 'slide')} to "
+            f"label, by {found.signal}"
+        ),
         f"sort the images of {config.out / UNSURE} into {tumour} and other folders, then run",
         f"  {back} --label tumor --prepared-like {like}",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from wsiad.core.config import build, verb
+from wsiad.core.terminal import counted
 from wsiad.detectors import registry
 from wsiad.learning.training_options import END_WORDS, LogOptions, check_inverted
 from wsiad.runs.anomalies import check_use
@@ -163,11 +164,12 @@ def _already_done(config: TrainConfig) -> TrainResult:
 
 def _summary(config: TrainConfig, run: MadeRun) -> str:
     report, calibration, spec = run.report, run.calibration, run.spec
-    steps = f" after {report.steps} steps" if report.steps else ""
+    steps = f" after {counted(report.steps, 'step')}" if report.steps else ""
     what = f"{config.detector} on {spec.size} px at {spec.mpp:g} µm/px"
     usual = f"median {calibration.median:.4g}, 99 % below {calibration.quantile(0.99):.4g}"
-    number = f"{calibration.n_slides} slide{'s' if calibration.n_slides != 1 else ''}"
-    source = f"{calibration.n_windows} windows of {number}"
+    source = (
+        f"{counted(calibration.n_windows, 'window')} of {counted(calibration.n_slides, 'slide')}"
+    )
     lines = [
         f"{config.out}: {what}, {END_WORDS.get(report.ended_by, report.ended_by)}{steps}",
         f"healthy score: {usual} ({source})",
@@ -177,7 +179,7 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
         again = "" if trimming["stable"] else "; another round would have chosen others"
         lines.append(
             f"{dropped} of {trimming['tiles']} tiles of the fit were left out as the strangest of "
-            f"their slides (run.json names them), in {trimming['rounds']} rounds{again}"
+            f"their slides (run.json names them), in {counted(trimming['rounds'], 'round')}{again}"
         )
     if config.about and config.about.preset:
         about = config.about.of_run(held_out=config.calibration is None)
@@ -188,14 +190,15 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
     if anomalies := run.notes.get("anomalies"):
         tiles, slides = anomalies["tiles"], len(anomalies["slides"])
         what = (
-            f"the labels of {slides} anomalous slides with {tiles} tiles, healthy or not"
+            f"the labels of {counted(slides, 'anomalous slide')} with {counted(tiles, 'tile')}, "
+            "healthy or not"
             if anomalies.get("labels_of") == "slides"
-            else f"{tiles} anomalous tiles of {slides} slides"
+            else f"{counted(tiles, 'anomalous tile')} of {counted(slides, 'slide')}"
         )
         types = ", ".join(anomalies["types"])
         lines.append(f"trained on {what}: {types}; other types of anomaly were not seen")
     if further := run.notes.get(HEALTHY_REGIONS):
-        lines.append(f"{further['tiles']} further tiles were fitted on as healthy")
+        lines.append(f"fitted on as healthy, too: {counted(further['tiles'], 'further tile')}")
     weights = run.notes.get("weights")
     if isinstance(weights, dict) and weights.get("warning"):
         lines.append(f"WARNING: {weights['warning']}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from wsiad.annotations import SUFFIXES, read_annotations
 from wsiad.core.errors import WsiadError
+from wsiad.core.terminal import counted
 from wsiad.evaluation.truth import find_truth
 from wsiad.results.evaluated_truth import EvaluatedTruth, read_evaluated_truth
 from wsiad.results.slide_results import SlideResults
@@ -108,9 +109,9 @@ def _evaluated(slide: SlideResults, truth: EvaluatedTruth) -> dict[str, Any]:
             "wsiad evaluate again."
         )
     else:
-        counted = [lesion.found for lesion in lesions if lesion.kind != "itc"]
-        rate = f"{truth.lesions.false_positives:g} false positive a slide"
-        hits = f"{sum(counted)} of {len(counted)} lesions hit at {rate}"
-        if cells := len(lesions) - len(counted):
+        among = [lesion.found for lesion in lesions if lesion.kind != "itc"]
+        rate = f"{counted(truth.lesions.false_positives, 'false positive', 'g')} a slide"
+        hits = f"{sum(among)} of {counted(len(among), 'lesion')} hit at {rate}"
+        if cells := len(lesions) - len(among):
             hits += f", {cells} of isolated tumour cells"
     return _told(f"{source}, {hits}", problem=problem, rings=[one.outline for one in lesions])

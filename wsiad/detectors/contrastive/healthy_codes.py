@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import by_number, counted
 from wsiad.detectors._vectors import nearest
 
 _LEAST = 1e-6
@@ -29,7 +30,8 @@ def fit_clusters(features: Tensor, clusters: int, *, seed: int) -> dict[str, Ten
     unit = functional.normalize(features.double().cpu(), dim=1)
     if len(unit) <= clusters:
         raise DetectorError(
-            f"{len(unit)} healthy tiles are too few for {clusters} clusters",
+            f"{counted(len(unit), 'healthy tile')} {by_number(len(unit), 'is', 'are')} too few for "
+            f"{counted(clusters, 'cluster')}",
             remedy="Set fewer clusters, or fit on more tiles.",
         )
     mean, deviation = unit.mean(dim=0), unit.std(dim=0, correction=0)

@@ -23,6 +23,7 @@ import shapely
 from wsiad.core.errors import ExportError
 from wsiad.core.files import write_text
 from wsiad.core.geometry import Box
+from wsiad.core.terminal import counted
 from wsiad.exports.export_format import ExportFormat, Findings
 from wsiad.exports.geojson import write_features
 from wsiad.heatmaps.regions import Region
@@ -117,7 +118,8 @@ def write_lesions(
     """
     if percentiles is not None and len(percentiles) != len(regions):
         raise ExportError(
-            f"{len(percentiles)} percentiles for {len(regions)} regions", subject=path.name
+            f"{counted(len(percentiles), 'percentile')} for {counted(len(regions), 'region')}",
+            subject=path.name,
         )
     features = []
     for rank, region in enumerate(regions):
@@ -375,7 +377,8 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
         ) from error
     if len(known) != len(measurements):
         raise ExportError(
-            f"holds {len(known)} regions, but there are measurements of {len(measurements)}",
+            f"holds {counted(len(known), 'region')}, but there are measurements of "
+            f"{len(measurements)}",
             subject=str(path),
             remedy="Delete the slide's folder and run wsiad heatmap again.",
         )
