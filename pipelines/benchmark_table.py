@@ -56,6 +56,7 @@ from table_run import Setting, add_up, made_of, run, stored
 
 from wsiad.core.errors import ConfigError, InputError, WsiadError
 from wsiad.core.files import write_text
+from wsiad.core.terminal import counted
 from wsiad.learning.detector import Budget
 from wsiad.learning.devices import choose_device
 
@@ -209,12 +210,16 @@ def _earlier(
     asked = {case.key: case for row in rows for case in _cases(row, args)}
     found: dict[Key, table_text.Line] = {}
     for path in args.earlier:
+        left_out: dict[str, list[str]] = {}
         for line in table_text.read_csv(path):
             key = (line["row"], line["anomalies"], line["seed"])
             if why := _why_not(line, asked.get(key), setting):
-                logger.warning("%s: %s, seed %s is left out: %s", path, line["row"], key[2], why)
+                left_out.setdefault(why, []).append(f"{line['row']}, seed {key[2]}")
             else:
                 found.setdefault(key, line | {"kind": asked[key].row.kind})
+        for why, lines in left_out.items():
+            some = "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
+            logger.warning("%s: %s left out: %s: %s", path, counted(len(lines), "line"), why, some)
     return found
 
 

@@ -358,3 +358,23 @@ def test_config_fields_have_descriptions():
 
     for name, text in option_texts(TileConfig).items():
         assert text, name
+
+
+def test_options_are_checked_without_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["heatmap", "run", "slides", "--out", "results", "--check-options"]
+    assert main(words) == 0
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "c.yaml").write_text("strid: 16\n")
+    for more, said in (
+        (["--scales-umm", "100"], "unrecognized arguments: --scales-umm 100"),
+        (["--stride", "-1"], "command line: stride"),
+        (["--config", "c.yaml"], "c.yaml: strid: unknown key"),
+    ):
+        try:
+            code = main([*words, *more])
+        except SystemExit as end:
+            code = end.code
+        assert code == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]

@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
+_CHECK = "check options"  # no option of a verb is called so
+
 _DEBUG = "--debug"
 """Flag of every verb that shows the traceback of an unexpected error."""
 
@@ -139,7 +141,7 @@ def _run(name: str, arguments: list[str]) -> int:
     function = function_of(name)
     cls = config_class(function)
     values = vars(_verb_parser(name, cls).parse_args(arguments))
-    file = values.pop("config", None)
+    file, only_checked = values.pop("config", None), values.pop(_CHECK, False)
     shown = {field: field.upper() for field in VERBS[name].positional}
     flags = _nested(values)
     try:
@@ -152,6 +154,8 @@ def _run(name: str, arguments: list[str]) -> int:
                 remedy=f"Pass one of wsiad {name}.",
             ) from error
         raise
+    if only_checked:
+        return 0
     result = function(config)
     code = _report(name, result)
     # Nothing comes next where nothing was done yet, or where other calls do the rest.
@@ -290,6 +294,12 @@ def _verb_parser(name: str, cls: type[Config]) -> _Parser:
         type=Path,
         metavar="FILE",
         help="YAML file of the options; flags override it. [default: none]",
+    )
+    general.add_argument(
+        "--check-options",
+        dest=_CHECK,
+        action="store_true",
+        help="Check the options, those of --config too, and do nothing. [default: no]",
     )
     general.add_argument(
         _DEBUG,

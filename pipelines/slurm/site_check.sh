@@ -114,6 +114,30 @@ read_site() {
       "Raise it: a training would be stopped before it ends by itself."
 }
 
+# enter_environment: set `wsiad` to the words that call it in the environment of the site.
+enter_environment() {
+  wsiad=(wsiad)
+  set +u # scripts of sites read variables that are not set
+  case $ENVIRONMENT in
+    venv)
+      [ -x "$VENV/bin/wsiad" ] || fail "$VENV/bin/wsiad: not on node $(hostname). Correct VENV in $site."
+      PATH=$VENV/bin:$PATH ;;
+    conda)
+      # shellcheck disable=SC1091
+      { source "$CONDA/etc/profile.d/conda.sh" && conda activate "$CONDA_ENVIRONMENT"; } \
+        || fail "$CONDA: no conda with $CONDA_ENVIRONMENT on node $(hostname). Correct CONDA in $site." ;;
+    module)
+      module load "${MODULES[@]}" \
+        || fail "${MODULES[*]}: cannot be loaded on node $(hostname). Correct MODULES in $site." ;;
+    apptainer)
+      [ -r "$IMAGE" ] || fail "$IMAGE: no image on node $(hostname). Correct IMAGE in $site."
+      wsiad=(apptainer run "${IMAGE_OPTIONS[@]}" "$IMAGE") ;;
+  esac
+  set -u
+  command -v "${wsiad[0]}" > /dev/null \
+    || fail "${wsiad[0]}: not found on node $(hostname). Correct ENVIRONMENT in $site."
+}
+
 # training_minutes LIMIT: the --max-minutes of a job with this time limit, as SLURM writes it (MM,
 # MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS); nothing where the limit is UNLIMITED.
 training_minutes() {

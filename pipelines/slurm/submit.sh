@@ -25,6 +25,16 @@ out_of() {
   echo "${out:-$(configured out "$@")}"
 }
 
+# wsiad itself checks the options, where it can be called on this machine.
+here_too=''
+if missing=$( (enter_environment) 2>&1 > /dev/null); then
+  enter_environment
+  here_too=yes
+else
+  echo "wsiad on SLURM: misspelt options are not found before the jobs run, because wsiad cannot be" \
+    "called here (${missing#wsiad on SLURM: })" >&2
+fi
+
 needs=()     # dependencies of the coming command: it waits for all before it
 complete=()  # folders in which no slide may be left when it begins
 
@@ -41,6 +51,13 @@ plan() {
     train | tune | pretrain) asked=("${TRAIN[@]}") ;;
     *) asked=("${OTHER[@]}") ;;
   esac
+}
+
+# check_options VERB ARGUMENTS: refuse options that wsiad does not know.
+check_options() {
+  local said code=0
+  said=$("${wsiad[@]}" "$@" --check-options 2>&1 > /dev/null) || code=$?
+  [ "$code" -ne 2 ] || { echo "$said" >&2; exit 2; }
 }
 
 outputs=() # of the commands that were checked
@@ -75,6 +92,7 @@ check() {
       fi
       outputs+=("$out") ;;
   esac
+  [ -z "$here_too" ] || check_options "$@"
 }
 
 # submit VERB ARGUMENTS: one command, as a job or an array of jobs.

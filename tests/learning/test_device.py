@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from wsiad.core.errors import ConfigError
 from wsiad.learning.devices import choose_device, windows_at_once, worker_number
 
 
@@ -42,6 +43,16 @@ def test_workers_take_the_gpus_of_a_machine_in_turn(monkeypatch, count, worker, 
     assert choose_device("cpu") == torch.device("cpu")
     if count:
         assert choose_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_a_job_that_was_given_gpus_does_not_compute_on_the_cpu_in_silence(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    gpus(monkeypatch, 0)
+    with pytest.raises(ConfigError, match=r"was given GPUs \(0,1\), which PyTorch cannot use"):
+        choose_device("auto")
+    assert choose_device("cpu") == torch.device("cpu")
+    gpus(monkeypatch, 1)
+    assert choose_device("auto") == torch.device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -89,7 +90,8 @@ class Site:
     def noted(self, name: str) -> list[list[str]]:
         path = self.root / f"{name}.words"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [line.split("\0")[:-1] for line in lines]
+        words = [line.split("\0")[:-1] for line in lines]
+        return [each for each in words if each[-1:] != ["--check-options"]]  # nothing was done
 
 
 @pytest.fixture
@@ -295,6 +297,42 @@ def test_a_config_can_leave_the_work_to_a_cluster(site):
     assert not [word for word in job if word.startswith("--array")]
     assert site.job(*TILE, "--config", "c.yaml", SLURM_CPUS_PER_TASK="4").returncode == 0
     assert "--workers" not in site.noted("wsiad")[-1]
+
+
+REAL = f'PYTHONPATH={Path(__file__).parents[2]} exec {sys.executable} -m wsiad "$@"'
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--scales-umm", "100"],
+            "unrecognized arguments: --scales-umm 100 (did you mean '--scales-um'?)",
+        ),
+        (["--scales-um", "-5"], "heatmap: command line: scales_um: the scales -5 µm are not"),
+        (["--config", "c.yaml"], "c.yaml: strid: unknown key (did you mean 'stride'?)"),
+    ],
+)
+def test_options_that_wsiad_refuses_are_not_queued(site, words, said):
+    site.wsiad(REAL)
+    (site.root / "c.yaml").write_text("strid: 16\n")
+    training = ["train", "store", "--out", "run", "--detector", "knn"]
+    done = site.submit(*training, "then", "heatmap", "run", "slides", "--out", "results", *words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+    assert site.noted("sbatch") == []
+    assert not (site.root / "run").exists()
+    done = site.submit(*training, "then", "heatmap", "run", "slides", "--out", "results")
+    assert (done.returncode, done.stderr, len(site.noted("sbatch"))) == (0, "", 2)
+
+
+def test_where_wsiad_is_not_the_submission_says_that_options_are_not_checked(site):
+    (site.root / "an environment" / "bin" / "wsiad").unlink()
+    done = site.submit("heatmap", "run", "slides", "--out", "results", "--scales-umm", "100")
+    assert (done.returncode, len(site.noted("sbatch"))) == (0, 1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "misspelt options are not found before the jobs run" in done.stderr
+    assert "bin/wsiad: not on node" in done.stderr
 
 
 def test_help_needs_no_settings(site):

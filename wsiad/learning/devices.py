@@ -7,6 +7,7 @@ takes its own rows. The number of processes changes a training only by rounding.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError
+from wsiad.core.terminal import counted
 
 if TYPE_CHECKING:
     import torch
@@ -92,12 +94,19 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     ConfigError
-        This machine does not have the device.
+        This machine does not have the device, or SLURM gave this job GPUs that PyTorch cannot use.
     """
     import torch
 
     if name == "auto":
         if not torch.cuda.is_available():
+            if given := os.environ.get("SLURM_JOB_GPUS"):
+                raise ConfigError(
+                    f"this job was given GPUs ({given}), which PyTorch cannot use on "
+                    f"{platform.node()}",
+                    subject="device",
+                    remedy="`wsiad doctor` on that node says more; or set --device cpu.",
+                )
             return torch.device("cpu")
         worker, count = worker_number(), torch.cuda.device_count()
         if worker is None or count < 2:
@@ -111,7 +120,8 @@ def choose_device(name: str) -> torch.device:
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"{name!r} was requested, but this machine has {torch.cuda.device_count()} GPUs",
+            f"{name!r} was requested, but this machine has "
+            f"{counted(torch.cuda.device_count(), 'GPU')}",
             subject="device",
             remedy="Use auto or cpu, or check the driver with `wsiad doctor`.",
         )

@@ -294,7 +294,7 @@ def check_devices(count: int, device: torch.device, name: str, cls: type[Detecto
         )
     if device.type == "cuda" and (str(device) != "cuda" or count > torch.cuda.device_count()):
         raise ConfigError(
-            f"{count} GPUs were requested with --device {device}, but this machine has "
+            f"--device {device} was requested with --devices {count}, but GPUs of this machine: "
             f"{torch.cuda.device_count()}",
             subject="devices",
             remedy="Set --device cuda, and no more devices than there are.",
