@@ -429,3 +429,19 @@ def test_shared_slide_if_present(tmp_path):
     result = wsiad.tile(slides=path, out=tmp_path / "store", mpp=0.5, tile=256, quiet=True)
     assert [(row.status, row.reason) for row in result.rows] == [("ok", "")]
     assert 20 <= result.rows[0].tiles <= 40
+
+
+def test_a_call_that_does_nothing_leaves_the_record_of_the_one_that_worked(slides, tmp_path):
+    record = tmp_path / "store" / "run.json"
+    tile(slides / "s0.tif", tmp_path / "store")
+    made = json.loads(record.read_text()) | {"seconds": 3600.0}
+    record.write_text(json.dumps(made))
+    tile(slides / "s0.tif", tmp_path / "store")
+    assert json.loads(record.read_text()) == made
+    tile(slides, tmp_path / "store", record=tmp_path / "call.json")  # one of two is new
+    call = json.loads((tmp_path / "call.json").read_text())
+    assert json.loads(record.read_text()) == made
+    both = {row.slide: row.tiles for row in read_table(tmp_path / "store" / "slides.csv", TileRow)}
+    assert call["tiles"] == sum(both.values())
+    # The speed is that of the slide on which the call worked.
+    assert call["tiles_per_second"] == pytest.approx(both["s1"] / call["seconds"], rel=0.05)

@@ -355,6 +355,27 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
     assert "another file of this name" in changed.failed[0].reason
 
 
+def test_a_call_that_does_nothing_leaves_the_time_of_those_that_worked(tmp_path):
+    (tmp_path / "slides").mkdir()
+    for name in "ab":
+        write_tiff(tmp_path / "slides" / f"{name}.tif", stained(128, 160), mpp=0.5, levels=1)
+    run, out = make_run(tmp_path / "run"), tmp_path / "results"
+
+    def stated(seconds=None):
+        record = json.loads((out / "timings.json").read_text())
+        if seconds is not None:
+            record["seconds"]["heatmap"] = seconds
+            (out / "timings.json").write_text(json.dumps(record))
+        return record["seconds"]["heatmap"]
+
+    score(run, tmp_path / "slides" / "a.tif", out)
+    stated(3600.0)
+    score(run, tmp_path / "slides" / "a.tif", out)
+    assert stated() == 3600.0
+    score(run, tmp_path / "slides", out)  # one of two is new
+    assert stated() > 3600.0
+
+
 DAMAGE = {
     "no digest": lambda facts: json.dumps({**facts, "digest": None}),
     "no detector": lambda facts: json.dumps({**facts, "detector": None}),

@@ -247,10 +247,32 @@ def record_path(out: Path, options: ComputeOptions) -> Path | None:
 
 
 def write_call_record(
-    out: Path, options: ComputeOptions, rows: Sequence[SlideRow], record: Mapping[str, Any]
+    out: Path,
+    options: ComputeOptions,
+    rows: Sequence[SlideRow],
+    record: Mapping[str, Any],
+    *,
+    worked: bool = True,
 ) -> None:
-    """Write the record of a call: its slides, each with what became of it, and further values."""
+    """Write the record of a call: its slides, each with what became of it, and further values.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the output.
+    options : ComputeOptions
+        Options of the call.
+    rows : sequence of SlideRow
+        Slides of the call.
+    record : mapping
+        Further values.
+    worked : bool
+        False for a call that found all its slides complete: the record of the one that made them
+        stays, unless that of this call is requested.
+    """
     if (path := record_path(out, options)) is None:
+        return
+    if not worked and options.record is None and path.exists():
         return
     part = {"shard": options.shard} if options.shard else {}
     became = [{key: getattr(row, key) for key in _ROW} for row in rows]

@@ -92,6 +92,18 @@ class SlideTable(Generic[R]):
         """Return the row of a slide, as it was put last or when the table was opened."""
         return self._put.get(slide) or self._earlier.get(slide)
 
+    def changed(self, rows: Iterable[R]) -> list[R]:
+        """Return the rows that are not as they were when the table was opened.
+
+        Slides that were complete before, and on which nothing was done, have the same row.
+        """
+        kind = slide_table_kind(self._row)
+        return [
+            row
+            for row in rows
+            if (was := self._earlier.get(row.slide)) is None or kind.text([was]) != kind.text([row])
+        ]
+
     def names(self) -> set[str]:
         """Return the slides that have a row by now, from any process."""
         return {row.slide for row in read_table(self.path, self._row)}

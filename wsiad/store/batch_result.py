@@ -108,7 +108,7 @@ def listed(names: Sequence[str], *, most: int = 3) -> str:
     return f"{number} ({', '.join(names[:most])}{' …' if len(names) > most else ''})"
 
 
-def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
+def tiling_record(rows: list[TileRow], seconds: float, *, new: Sequence[TileRow]) -> dict[str, Any]:
     """Return the record in a store's ``run.json`` of the call that filled it.
 
     Parameters
@@ -117,6 +117,8 @@ def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         Slides of the call.
     seconds : float
         Time that it took.
+    new : sequence of TileRow
+        Slides on which it worked; the others were complete before.
     """
     from wsiad.tissue.quality import QUALITY_REASONS
 
@@ -134,6 +136,6 @@ def tiling_record(rows: list[TileRow], seconds: float) -> dict[str, Any]:
         "missing": sum(row.missing for row in rows),
         **({"damaged": damaged} if damaged else {}),
         "unusable": by_reason,
-        "tiles_per_second": round(tiles / seconds, 1) if seconds else None,
+        "tiles_per_second": round(sum(row.tiles for row in new) / seconds, 1) if seconds else None,
         "backends": backends(rows),
     } | ({"slides_unusable": len(some)} if (some := unusable(rows)) else {})

@@ -145,6 +145,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
         seen = _preview(config, scoring.tasks)
         return HeatmapResult(config.out, seen.summary, rows=(), preview=seen)
     scoring.begin(config)
+    table = SlideTable(config.out / SLIDES_TABLE, HeatmapRow)
     folders = {config.out, *(task.folder.parent for task in scoring.tasks)}
     clear_leftovers(*folders)
     try:
@@ -152,7 +153,7 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
             scored_row,
             with_staging(scoring.tasks, config, done=lambda task: (task.folder / SLIDE).exists()),
             row=HeatmapRow,
-            table=SlideTable(config.out / SLIDES_TABLE, HeatmapRow),
+            table=table,
             options=config,
             label="heatmap",
             quiet=config.quiet,
@@ -161,7 +162,8 @@ def heatmap(config: HeatmapConfig) -> HeatmapResult:
     finally:
         clear_leftovers(*folders)  # of workers that were lost
     seconds = time.monotonic() - start
-    summary = _finish(config, scoring.slides, rows, seconds=seconds)
+    worked = seconds if table.changed(rows) else None
+    summary = _finish(config, scoring.slides, rows, seconds=seconds, worked=worked)
     return HeatmapResult(config.out, summary, rows=tuple(rows))
 
 
@@ -189,6 +191,7 @@ def _finish(
     rows: list[HeatmapRow],
     *,
     seconds: float,
+    worked: float | None,
 ) -> str:
     """Write the report when every slide of all calls has its row, and return the summary."""
     from wsiad.report.report import write_results_report
@@ -210,7 +213,11 @@ def _finish(
         others = "slides of other shards" if config.shard else "other slides"
         said = f"{said}; the report waits for {len(waiting)} {others}"
     else:
-        spent = None if config.partial else {"heatmap": seconds}
+        spent = None
+        if worked is not None and not config.partial:  # of all calls that scored something
+            from wsiad.results.evaluated_truth import read_timings
+
+            spent = {"heatmap": worked + read_timings(config.out).seconds.get("heatmap", 0.0)}
         report = write_results_report(config.out, seconds=spent)
         last = ", the last" if config.partial else ""
         said = f"{said}{last}; see {report}{_project(config)}{found}"
@@ -218,7 +225,7 @@ def _finish(
         counts = {"slides": len(rows), "failed": len(failures(rows))}
         record = {"versions": versions(), "seconds": round(seconds, 3), **counts}
         record |= {"unusable": len(unusable(rows)), "backends": backends(rows)}
-        write_call_record(config.out, config, rows, record)
+        write_call_record(config.out, config, rows, record, worked=worked is not None)
     return said
 
 

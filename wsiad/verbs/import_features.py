@@ -130,7 +130,10 @@ def import_features(config: ImportFeaturesConfig) -> TileResult:
             label="import",
             quiet=config.quiet,
         )
-    write_json(config.out / RECORD, tiling_record(rows, time.monotonic() - start))
+    new = table.changed(rows)
+    if new or not (config.out / RECORD).exists():
+        record = tiling_record(rows, time.monotonic() - start, new=new)
+        write_json(config.out / RECORD, record)
     return TileResult(config.out, rows=tuple(rows))
 
 

@@ -146,7 +146,9 @@ def tile(config: TileConfig) -> TileResult:
     seconds = time.monotonic() - start
     if not config.only or not {slide.name for slide in found} - table.names():
         write_store_report(config.out)
-    write_call_record(config.out, config, rows, tiling_record(rows, seconds))
+    new = table.changed(rows)
+    record = tiling_record(rows, seconds, new=new)
+    write_call_record(config.out, config, rows, record, worked=bool(new))
     return TileResult(config.out, rows=tuple(rows))
 
 
