@@ -1,17 +1,25 @@
 """The pictures for people."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import shapely
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.heatmaps.score_map import Heatmap
-from wsiad.pictures.colour_scale import ColourScale
+from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 from wsiad.pictures.overview import Overview
 from wsiad.results import overlay as module
-from wsiad.results.overlay import enlarged, outline_regions, overlay, write_thumbnail
+from wsiad.results.overlay import (
+    enlarged,
+    outline_regions,
+    overlay,
+    write_legend,
+    write_thumbnail,
+)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10_000])
@@ -129,3 +137,41 @@ def test_a_spot_smaller_than_a_pixel_is_framed_in_the_thumbnail(tmp_path):
         assert np.asarray(plain.convert("L")).min() > 190
     assert dark.min(axis=0) == pytest.approx([60.2 - 4.5, 120.2 - 4.5], abs=1.5)
     assert dark.max(axis=0) == pytest.approx([60.2 + 4.5, 120.2 + 4.5], abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "high", "scores"),
+    [
+        ([-1.98, -1.5, 0.25, 1.0], 3.5, ["−1.98", "−1.5", "0.25", "1", "3.5"]),
+        ([-1.25e-5, -1e-5, 0.0, 1e-5], 2e-5, ["−1.25e−05", "−1e−05", "0", "1e−05", "2e−05"]),
+    ],
+)
+def test_labels_of_a_legend_have_a_true_minus_and_do_not_touch(
+    tmp_path, monkeypatch, quantiles, high, scores
+):
+    drawn = {}
+    plain = ImageDraw.ImageDraw.text
+
+    def noted(pen, at, text, *more, **values):
+        left, _, right, _ = pen.textbbox(at, text, font=more[1], anchor=values["anchor"])
+        drawn.setdefault(round(at[1]), []).append((left, right, text))
+        plain(pen, at, text, *more, **values)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    scale = ColourScale((*quantiles, high), levels=HEALTHY_LEVELS)
+    write_legend(tmp_path / "legend.png", scale)
+    shares, found = [row for _, row in sorted(drawn.items())][1:]
+    assert [text for *_, text in shares] == ["50 %", "90 %", "99 %", "99.9 %"]
+    assert [text for *_, text in found] == scores
+    with Image.open(tmp_path / "legend.png") as image:
+        width = image.width
+    for row in (shares, found):
+        ends = [0, *(end for left, right, _ in row for end in (left, right)), width]
+        assert ends == sorted(ends)
+    # Of many knots as many labels are drawn as have room, the first and the last among them.
+    drawn.clear()
+    write_legend(tmp_path / "legend.png", ColourScale(tuple(n - 1000.5 for n in range(40))))
+    [row] = [row for _, row in sorted(drawn.items())][1:]
+    assert (row[0][2], row[-1][2]) == ("−1000", "−961.5")
+    assert 8 < len(row) < 14
+    assert all(one[1] + 4 <= two[0] + 1 for one, two in itertools.pairwise(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -440,6 +441,15 @@ def test_a_browser_shows_neighbourhoods_and_by_a_key_single_windows(
     browser.move(x, y)
     browser.wait(f"{words}.includes('standard deviations')")
     assert "neighbourhoods" in browser.run("document.querySelector('#legend').textContent")
+    labels = browser.run(
+        "[...document.querySelectorAll('#legend text')].map((one) => {"
+        " const box = one.getBoundingClientRect();"
+        " return [one.textContent, box.left, box.right, Math.round(box.top)]; })"
+    )
+    assert len(labels) >= 4
+    assert not [text for text, *_ in labels if "-" in text]
+    for (_, _, end, top), (_, start, _, below) in itertools.pairwise(labels):
+        assert top != below or end < start  # neighbours in a row do not touch
     near = shot(browser, tmp_path / "near.png")
     browser.press("m")
     browser.wait(f"{words}.startsWith('score 2')")  # the pointer has not moved

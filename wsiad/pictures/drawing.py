@@ -192,6 +192,32 @@ def text_width(text: str, size: int) -> int:
     return int(np.ceil(right - left))
 
 
+def apart(spans: Sequence[tuple[float, float]], *, gap: float) -> list[bool]:
+    """Tell which of some labels in a row can be drawn so that none touches another.
+
+    The first and the last are drawn rather than those between; the last only if it has room.
+
+    Parameters
+    ----------
+    spans : sequence of (float, float)
+        Left and right end of each label, from left to right, pixels.
+    gap : float
+        Least distance between two labels, pixels.
+
+    Examples
+    --------
+    >>> apart([(0, 40), (30, 70), (80, 120), (110, 150)], gap=4)
+    [True, False, False, True]
+    """
+    kept = [False] * len(spans)
+    end, limit = float("-inf"), spans[-1][0] - gap if spans else 0.0
+    for index, (left, right) in enumerate(spans):
+        last = index == len(spans) - 1
+        if left >= end + gap and (index == 0 or last or right <= limit):
+            kept[index], end = True, right
+    return kept
+
+
 def shortened(text: str, size: int, width: int) -> str:
     """Cut a text to at most ``width`` pixels, and mark the cut with an ellipsis."""
     if text_width(text, size) <= width:

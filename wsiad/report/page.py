@@ -293,7 +293,9 @@ def _legend(scale: ColourScale) -> dict[str, Any]:
         "caption": scale.caption,
         "of": scale.of,
         "stops": _spread(scale.colours),
-        "ticks": _spread(scale.ticks),
+        # Shares stand above the scores: in one line neighbours would touch.
+        "ticks": [(*tick.rpartition(": ")[::2], at) for tick, at in _spread(scale.ticks)],
+        "height": 58 if any(": " in tick for tick in scale.ticks) else 42,
     }
 
 

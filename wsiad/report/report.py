@@ -426,6 +426,9 @@ def _legend(calibration: Calibration, of: str) -> ColourScale:
     return ColourScale(
         f"Share of healthy {of} with a lower score, and the score. The same for all slides.",
         [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in shown.tolist()],
-        [f"{name}{score:.3g}" for name, score in zip([*shares, ""], scale.knots, strict=True)],
+        [
+            f"{name}{score:.3g}".replace("-", "−")
+            for name, score in zip([*shares, ""], scale.knots, strict=True)
+        ],
         f"Healthy {of} with a lower score: their score",
     )

@@ -21,7 +21,7 @@ from wsiad.core.geometry import PixelMap
 from wsiad.core.images import save_png
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.pictures.colour_scale import ColourScale
-from wsiad.pictures.drawing import INK, font, text_width
+from wsiad.pictures.drawing import INK, apart, font, text_width
 from wsiad.pictures.overview import Overview, hatch_left_out
 
 RGB = npt.NDArray[np.uint8]
@@ -313,7 +313,20 @@ def write_thumbnail(
 _LEGEND_PX = (720, 180)
 _BAR = (30, 28, 690, 124)  # left, top, right, bottom
 _SMALL_PX, _LARGE_PX, _LINE_PX = 15, 17, 21
+_LABEL_GAP_PX = 4
 _TITLE = "healthy windows with a lower score, and the score; the same for all slides"
+
+
+def _score(value: float) -> str:
+    """Return a score with a true minus."""
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _span(x: float, text: str, *, width: int) -> tuple[float, float]:
+    """Return where a label around `x` begins and ends, moved into a picture of this width."""
+    half = text_width(text, _LARGE_PX) / 2
+    middle = min(max(x, half + _LABEL_GAP_PX), width - half - _LABEL_GAP_PX)
+    return middle - half, middle + half
 
 
 def write_legend(path: Path, scale: ColourScale) -> None:
@@ -333,14 +346,20 @@ def write_legend(path: Path, scale: ColourScale) -> None:
     pen = ImageDraw.Draw(image)
     pen.rectangle((left - 1, top - 1, right, bottom), outline=INK)
     pen.text((image.width / 2, top / 2), _TITLE, INK, font(_SMALL_PX), anchor="mm")
-    for x, step in zip(places, scale.legend()["steps"], strict=True):
+    for x in places:
         pen.line((x, bottom, x, bottom + 5), INK)
-        known = step["percentile"] is not None
-        for line, text in enumerate(
-            (f"{step['percentile']:g} %" if known else "", f"{step['score']:.4g}")
+    steps = scale.legend()["steps"]
+    shares = [(x, step["percentile"]) for x, step in zip(places, steps, strict=True)]
+    labels = [
+        [(x, f"{share:g} %") for x, share in shares if share is not None],
+        [(x, _score(step["score"])) for x, step in zip(places, steps, strict=True)],
+    ]
+    for line, row in enumerate(labels):
+        y = bottom + 8 + line * _LINE_PX
+        spans = [_span(x, text, width=image.width) for x, text in row]
+        for (_, text), (start, end), drawn in zip(
+            row, spans, apart(spans, gap=_LABEL_GAP_PX), strict=True
         ):
-            room = text_width(text, _LARGE_PX) / 2 + 4
-            middle = min(max(x, room), image.width - room)
-            y = bottom + 8 + line * _LINE_PX
-            pen.text((middle, y), text, INK, font(_LARGE_PX), anchor="ma")
+            if drawn:
+                pen.text(((start + end) / 2, y), text, INK, font(_LARGE_PX), anchor="ma")
     write_picture(path, np.asarray(image))

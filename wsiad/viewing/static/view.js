@@ -18,7 +18,7 @@ const drawn = (tag, attributes, parent) => {
   parent.append(made);
   return made;
 };
-const digits = (value) => (Number.isFinite(value) ? Number(value.toPrecision(4)).toString() : "–");
+const digits = (value, count = 4) => (Number.isFinite(value) ? Number(value.toPrecision(count)).toString().replaceAll("-", "−") : "–");
 const area = (um2) => (um2 < 1e5 ? `${Math.round(um2).toLocaleString("en")} µm²` : `${digits(um2 / 1e6)} mm²`);
 
 const viewer = OpenSeadragon({
@@ -215,13 +215,29 @@ const drawLegend = () => {
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `Colour scale: score, and share of healthy ${things} below it`);
   const gradient = drawn("linearGradient", { id: "colours" }, drawn("defs", {}, svg));
+  const row = (texts, y) => {
+    // Labels that would touch another are left out, but never the first and the last.
+    const spans = texts.map((text, index) => {
+      const wide = 6.4 * text.length;
+      const left = Math.min(Math.max(240 * index / (steps.length - 1) - wide / 2, 0), 240 - wide);
+      return [left, left + wide];
+    });
+    let end = -Infinity;
+    texts.forEach((text, index) => {
+      const last = index === texts.length - 1;
+      if (!text || spans[index][0] < end + 3) return;
+      if (index && !last && spans[index][1] + 3 > spans[texts.length - 1][0]) return;
+      end = spans[index][1];
+      const anchor = index === 0 ? "start" : last && texts.length === steps.length ? "end" : "middle";
+      drawn("text", { x: 240 * index / (steps.length - 1), y, "text-anchor": anchor }, svg).textContent = text;
+    });
+  };
   steps.forEach((step, index) => {
     const at = index / (steps.length - 1);
     drawn("stop", { offset: at, "stop-color": `rgb(${step.rgba.slice(0, 3).join(" ")})` }, gradient);
-    const place = { x: at * 240, "text-anchor": index === 0 ? "start" : at === 1 ? "end" : "middle" };
-    drawn("text", { ...place, y: 31 }, svg).textContent = digits(step.score).slice(0, 6);
-    if (step.below) drawn("text", { ...place, y: 47 }, svg).textContent = `${Number((100 * step.below).toFixed(2))} %`;
   });
+  row(steps.map((step) => digits(step.score, 3)), 31);
+  row(steps.map((step) => (step.below ? `${Number((100 * step.below).toFixed(2))} %` : "")), 47);
   drawn("rect", { width: 240, height: 15, fill: "url(#colours)", stroke: "#566071" }, svg);
   legend.append(svg, `Score, and share of healthy ${things} with a lower score. The scale is the same for all slides.`);
 };
