@@ -22,22 +22,9 @@ nox.options.sessions = ["tests", "lowest", "docs"]
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
-# Something of each library: where a bound is not honest, one of these fails.
-SMOKE = [
-    "tests/core",
-    "tests/detectors/test_knn.py",
-    "tests/evaluation/test_froc.py",
-    "tests/exports/test_ome_tiff.py",
-    "tests/exports/test_ome_zarr.py",
-    "tests/exports/test_qupath.py",
-    "tests/heatmaps/test_stitch.py",
-    "tests/networks/test_features.py",
-    "tests/slides/test_jpeg_tiff.py",
-    "tests/stain/test_stain_table.py",
-    "tests/store/test_store.py",
-    "tests/test_cli.py",
-    "tests/tissue",
-]
+# Paths of tests, without the remarks behind them.
+_LINES = Path(__file__).with_name("tests").joinpath("smoke.txt").read_text("utf-8").splitlines()
+SMOKE = [path for line in _LINES if (path := line.partition("#")[0].strip())]
 
 # What the tests of the smoke need beside the package.
 TOOLS = ["hypothesis", "jsonschema", "pytest"]

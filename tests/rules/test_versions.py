@@ -33,3 +33,10 @@ def test_the_citation_has_the_licence_and_the_name_of_the_project() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["title"] == PROJECT["name"]
     assert citation["license"] == PROJECT["license"]
+
+
+def test_the_tests_of_the_smoke_exist() -> None:
+    lines = (ROOT / "tests" / "smoke.txt").read_text("utf-8").splitlines()
+    paths = [path for line in lines if (path := line.partition("#")[0].strip())]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
