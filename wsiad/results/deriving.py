@@ -18,6 +18,7 @@ import numpy as np
 from wsiad.core.errors import InputError
 from wsiad.core.files import scratch_folder, write_json
 from wsiad.core.geometry import Microns, PixelMap, SquareMicrons
+from wsiad.core.terminal import by_number, counted
 from wsiad.exports.camelyon import write_detections
 from wsiad.exports.export_format import ExportFormat, Findings, chosen
 from wsiad.exports.ome import write_ome_tiff
@@ -422,7 +423,8 @@ def reason(
     """Return the reason of a slide's row: notes on its scores and regions for the reader."""
     told = [*said]
     if left_out := figures.get("regions_left_out", 0):
-        told.append(f"{left_out} weaker regions are not outlined")
+        are = by_number(left_out, "is", "are")
+        told.append(f"{counted(left_out, 'weaker region')} {are} not outlined")
     if unseen:
         told.append(f"regions are not shown in the slide: {unseen}")
     if lacking:
