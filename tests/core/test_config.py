@@ -382,7 +382,7 @@ class Above(Below):
     \"\"\"The second.\"\"\"
 
     class Nested(Base):
-        first: int = 1
+        inner: int = 1  # pydantic 2.10 takes it for one of `Above` too, if that has it
         \"\"\"Nested.\"\"\"
 
 def made():
