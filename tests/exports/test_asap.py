@@ -171,5 +171,5 @@ def test_annotations_read_back_to_the_same_area(tmp_path, scores, tolerance):
 def test_no_regions_are_a_file_without_annotations(tmp_path):
     write_annotations([], tmp_path / "annotations.xml")
     assert not read_annotations(tmp_path / "annotations.xml").outlines
-    with pytest.raises(ExportError, match="percentiles"):
+    with pytest.raises(ExportError, match="1 percentile for"):
         write_annotations([], tmp_path / "b.xml", percentiles=[1.0])

@@ -248,7 +248,7 @@ def test_lesions_with_percentiles(tmp_path):
         feature["properties"]["measurements"]["wsiad: percentile"]
         for feature in collection["features"]
     ] == percentiles
-    with pytest.raises(ExportError, match="percentiles"):
+    with pytest.raises(ExportError, match="1 percentile for"):
         write_lesions(regions, path, slide="a", bounds=BOUNDS, percentiles=[1.0])
 
 
