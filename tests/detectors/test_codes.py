@@ -38,7 +38,7 @@ def uneven(count, channels, *, seed=0):
     ],
 )
 def test_no_distance_is_smaller_than_its_bound(bank, asked, kind):
-    codes = Codes.of(bank)
+    codes = Codes.found(bank, in_bytes=kind == "bytes")
     held, found = codes.coded(bank), codes.coded(asked)
     true = cdist(asked.double(), bank.double())
     coded = codes.scale * cdist(found.codes.double(), held.codes.double())
@@ -46,7 +46,7 @@ def test_no_distance_is_smaller_than_its_bound(bank, asked, kind):
     assert (bound <= true).all()
     for one in (held, found):
         squares = one.codes.double().square().sum(dim=1)
-        assert (np.abs(one.squares - squares.numpy()) <= one.rounding).all()
+        assert (np.abs(one.squares - squares.numpy()) <= codes.rounding * squares.numpy()).all()
 
 
 def test_bounds_rule_out_most(kind):
@@ -65,6 +65,25 @@ def even(count, *, seed=0):
     rng = np.random.default_rng(seed)
     found = rng.standard_normal((count, 128)) * (1 / np.arange(1, 129))
     return torch.from_numpy(found.astype(np.float32))
+
+
+@pytest.mark.parametrize("far", [1, 10, 1000])
+def test_vectors_beyond_the_codes_are_ruled_out_too(far, monkeypatch):
+    """Tumour can be far from a healthy bank: it is compared in floats, as fast as others."""
+    monkeypatch.setattr(_cells, "_IN_A_CELL", 100)
+    compared = []
+    monkeypatch.setattr(_bank, "square_distance", lambda *pair: compared.append(0) or plain(*pair))
+    for name in ("_refine", "_any_below", "_lowest", "_most"):
+        monkeypatch.setattr(_bank, name, getattr(_bank, name).py_func)
+    bank, asked = even(2000), far * even(20, seed=1)
+    found = Bank(bank).nearest(asked, 1)[1].numpy()[:, 0]
+    np.testing.assert_array_equal(found, cdist(asked.double(), bank.double()).argmin(axis=1))
+    assert len(compared) < 0.03 * len(bank) * len(asked)
+
+
+def plain(one, other):
+    """Square of a distance as the search compares it."""
+    return float(((one.astype(float) - other) ** 2).sum())
 
 
 @pytest.mark.usefixtures("kind")

@@ -78,15 +78,15 @@ def test_parts_are_whole_shards_of_equal_size_in_order(tiles, tile, most, pieces
     ("slides", "workers", "pieces"),
     [(1, 1, 1), (1, 3, 12), (1, 8, 32), (3, 8, 11), (31, 8, 2), (32, 8, 1), (0, 4, 16)],
 )
-@pytest.mark.parametrize("share_cores", [True, False])
-def test_few_slides_are_divided_for_many_workers(slides, workers, pieces, share_cores):
-    assert pieces_of_slide(slides, workers, share_cores=share_cores) == pieces
+@pytest.mark.parametrize("cores", [None, 3, 16])
+def test_few_slides_are_divided_for_many_workers(slides, workers, pieces, cores):
+    assert pieces_of_slide(slides, workers, cores=cores) == pieces
 
 
 @pytest.mark.parametrize("slides", [1, 2, 5])
-def test_two_workers_of_one_machine_divide_nothing(slides):
-    assert pieces_of_slide(slides, 2, share_cores=True) == 1
-    assert pieces_of_slide(slides, 2, share_cores=False) == -(-8 // slides)
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_workers_of_two_cores_divide_nothing(slides, workers):
+    assert pieces_of_slide(slides, workers, cores=2) == 1
 
 
 @pytest.fixture(autouse=True)
@@ -367,6 +367,7 @@ def test_a_slide_alone_is_divided_for_the_workers(large, tmp_path, monkeypatch):
     """By default, and to the bytes that one worker writes."""
     for name in ("_LEAST_SHARDS", "_WORTH_SHARDS"):  # this process divides the slide
         monkeypatch.setattr(f"wsiad.store.parts.{name}", 1)
+    monkeypatch.setattr("wsiad.core.ahead.usable_cores", lambda: 2)
     values = {"tile": 16, "stride": 2, "min_coverage": 0}
     slide = large / "s0.tif"
     whole = tiled(slide, tmp_path / "one", **values)
@@ -374,13 +375,14 @@ def test_a_slide_alone_is_divided_for_the_workers(large, tmp_path, monkeypatch):
     monkeypatch.setattr(SlideParts, "missing", _noting(SlideParts.missing, written))
     tiled(slide, tmp_path / "threads", workers=2, **values)
     assert written == []  # one process with its threads is as quick as two workers
-    divided = tiled(slide, tmp_path / "parts", workers=3, **values)
+    monkeypatch.setattr("wsiad.core.ahead.usable_cores", lambda: 16)
+    divided = tiled(slide, tmp_path / "parts", workers=2, **values)
     assert len(written) > 1
     assert [row.tiles for row in divided.rows] == [row.tiles for row in whole.rows]
     assert content(tmp_path / "parts" / GROUPS) == content(tmp_path / "one" / GROUPS)
     # A copy of the slide on a local disk is made for each part: there it is not divided.
     written.clear()
-    staged = {"stage_dir": tmp_path / "local", "workers": 3}
+    staged = {"stage_dir": tmp_path / "local", "workers": 2}
     tiled(slide, tmp_path / "staged", **values, **staged)
     assert written == []
     assert content(tmp_path / "staged" / GROUPS) == content(tmp_path / "one" / GROUPS)

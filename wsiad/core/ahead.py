@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
@@ -31,6 +32,12 @@ def room_for(batch_bytes: int) -> int:
         Bytes of a full batch.
     """
     return max(_LEAST_BYTES, _BATCHES * batch_bytes)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 _M_ARENA_MAX = -8

@@ -32,6 +32,7 @@ _ASKED = 8192  # vectors that are searched at once
 _HELD_VALUES = 1 << 22  # of vectors that wait for others: 16 MiB
 _ROWS, _COLUMNS = 512, 1024  # of products, which a core's own cache holds
 _CHUNK = 128  # products that are looked at together
+_FAR = 3.0  # times the error of the bank's own codes
 _LARGEST = {torch.int8: 2e9, torch.float32: 3e38}  # of sums of codes
 
 
@@ -136,7 +137,8 @@ class Bank:
     Parameters
     ----------
     vectors : Tensor of float32, (B, C)
-        Vectors of the bank, finite.
+        Vectors of the bank, finite, of a size between 1e-16 and 1e16: squares of others are no
+        float32.
     probes : int or None
         Number of cells that are searched for a vector, or ``None`` to find the exact neighbours.
     state : mapping of str to Tensor, optional
@@ -153,7 +155,7 @@ class Bank:
         self.vectors = vectors
         self.probes = probes
         self._cells: Cells | None = None
-        self._held: tuple[Codes, Coded] | None = None
+        self._held: dict[bool, tuple[Codes, Coded]] = {}
         # Other devices compare all vectors, unless only some are asked for.
         wanted = probes is not None or vectors.device.type == "cpu"
         if wanted and len(vectors) >= _LEAST_VECTORS:
@@ -194,19 +196,37 @@ class Bank:
         columns = [(asked - self.vectors[column]).norm(dim=1) for column in found.T]
         return torch.stack(columns, dim=1), found
 
-    def _codes(self, cells: Cells) -> tuple[Codes, Coded]:
-        """Return the codes of the bank, cell by cell; other devices than the CPU need none."""
-        if self._held is None:
-            codes = Codes.of(self.vectors)
-            self._held = codes, codes.coded(self.vectors, torch.from_numpy(cells.order))
-        return self._held
+    def _codes(self, *, for_far: bool) -> tuple[Codes, Coded]:
+        """Return the codes of the bank, cell by cell; those for far vectors are floats."""
+        assert self._cells is not None
+        if for_far not in self._held:
+            floats = Codes.found(self.vectors, in_bytes=False) if for_far else None
+            codes = floats or Codes.of(self.vectors)
+            order = torch.from_numpy(self._cells.order)
+            self._held[for_far] = codes, codes.coded(self.vectors, order)
+        return self._held[for_far]
 
     def _found(self, asked: Tensor, count: int) -> Tensor:
         """Return the indices of the nearest vectors, int64 (N, count)."""
+        codes, held = self._codes(for_far=False)
+        coded = codes.coded(asked)
+        # Bytes end where those of the bank do: beyond, they rule nothing out.
+        far = torch.from_numpy(coded.errors > _FAR * np.median(held.errors))
+        if codes.turn is None or not far.any():
+            return self._searched(asked, count, codes=codes, coded=coded, held=held)
+        found = torch.empty(len(asked), count, dtype=torch.int64)
+        floats, held_floats = self._codes(for_far=True)
+        for rows, own, those in ((~far, codes, held), (far, floats, held_floats)):
+            some = asked[rows]
+            coded = own.coded(some)
+            found[rows] = self._searched(some, count, codes=own, coded=coded, held=those)
+        return found
+
+    def _searched(
+        self, asked: Tensor, count: int, *, codes: Codes, coded: Coded, held: Coded
+    ) -> Tensor:
         cells = self._cells
         assert cells is not None
-        codes, held = self._codes(cells)
-        coded = codes.coded(asked)
         reduced = cells.reduced(asked)
         lengths = reduced.square().sum(dim=1)
         squares = squared(reduced, cells.centres)
@@ -218,8 +238,7 @@ class Bank:
             cells=cells,
             coded=coded,
             held=held,
-            scale=codes.scale,
-            spare=coded.errors + held.errors.max(),
+            codes=codes,
             lengths=lengths.numpy(),
             slack=(cells.rounding * reach).numpy(),
             rounding=(8 * (reduced.shape[1] + 2) * UNIT * reach.square()).numpy(),
@@ -280,8 +299,7 @@ class _Search:
     cells: Cells
     coded: Coded
     held: Coded
-    scale: float
-    spare: Floats
+    codes: Codes
     lengths: Floats
     slack: Floats
     rounding: Floats
@@ -335,18 +353,21 @@ class _Search:
                             task.result()
 
     def _refine(self, dots: Sums, rows: Indices, begin: int) -> None:
-        end = begin + dots.shape[1]
+        block = slice(begin, begin + dots.shape[1])
+        squares = self.held.squares[block]
         _refine(
             dots,
             rows,
-            self.held.squares[begin:end],
-            self.cells.order[begin:end],
+            squares,
+            self.cells.order[block],
             self.asked,
             self.bank,
             self.coded.squares,
-            self.coded.rounding,
-            self.spare,
-            self.scale,
+            self.coded.errors,
+            float(self.held.errors[block].max()),
+            self.codes.scale,
+            self.codes.rounding,
+            float(squares.max()) ** 0.5,
             _LARGEST[self.coded.codes.dtype],
             self.best,
             self.found,
@@ -413,16 +434,19 @@ def _refine(
     asked: Floats,
     bank: Floats,
     lengths: Sums,
-    rounding: Floats,
-    spare: Floats,
+    errors: Floats,
+    error: float,
     scale: float,
+    rounding: float,
+    longest: float,
     largest: float,
     best: Doubles,
     found: Indices,
 ) -> None:
     """Compare the vectors that are not ruled out, and keep the nearest.
 
-    ``dots`` are products of codes whose squared lengths are ``lengths`` (rows) and ``squares``.
+    ``dots`` are products of codes whose squared lengths are ``lengths`` and ``squares``, and whose
+    errors are ``errors`` and at most ``error``; no code of ``squares`` is longer than ``longest``.
     ``best`` are increasing squared distances, and ``found`` who has them; of equal ones the first
     of the bank is first.
     """
@@ -435,8 +459,10 @@ def _refine(
             square = square_distance(asked[i], bank[index])
             if square < best[i, 0]:  # not if it is no number
                 best[i, 0], found[i, 0] = square, index
-        length = np.float64(lengths[i]) - rounding[i]
-        limit = dots.dtype.type(_most(best[i, last], spare[i], scale, length, largest))
+        length = np.float64(lengths[i])
+        spare = errors[i] + error
+        length -= rounding * (np.sqrt(length) + longest) ** 2
+        limit = dots.dtype.type(_most(best[i, last], spare, scale, length, largest))
         for begin in range(0, len(order), _CHUNK):
             chunk, across = dots[row, begin : begin + _CHUNK], squares[begin : begin + _CHUNK]
             if not _any_below(chunk, across, limit):
@@ -458,4 +484,4 @@ def _refine(
                     at -= 1
                 best[i, at] = square
                 found[i, at] = index
-                limit = dots.dtype.type(_most(best[i, last], spare[i], scale, length, largest))
+                limit = dots.dtype.type(_most(best[i, last], spare, scale, length, largest))

@@ -1,7 +1,7 @@
 """Vectors as bytes in fewer dimensions, whose distances bound those of the vectors.
 
 A bank of vectors is first compared in its codes. Products of bytes are exact, and processors with
-instructions for them (VNNI) compute them several times as fast as those of floats.
+instructions for them (AVX-512 VNNI) compute them several times as fast as those of floats.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ _LARGEST = 127
 _DIMENSIONS = {True: 64, False: 32}  # of bytes, of floats
 _SEED = 0  # of the rotation
 _BLOCK = 8192  # vectors worked on at once
-_SAMPLE = 1 << 16  # vectors from which components are found
+_SAMPLE = 1 << 14  # vectors from which components are found
 _TRIED = 64  # vectors of a bank that tell whether bytes are fine enough
 _MOST_LEFT = 1 / 128
 """Largest share of a bank that bytes may leave to be compared: with more, floats are quicker."""
@@ -39,16 +40,13 @@ class Coded:
     squares : ndarray of int32 or float32, (N,)
         Squared lengths of the codes.
     errors : ndarray of float32, (N,)
-        By how much, at most, the distances of a vector are smaller than those of its code times
-        the scale.
-    rounding : ndarray of float32, (N,)
-        Largest error of the computed square of a code's distance; 0 of bytes.
+        By how much, at most, the distance of two vectors is smaller than that of their codes times
+        the scale is the sum of both errors.
     """
 
     codes: Tensor
     squares: Sums
     errors: Floats
-    rounding: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,6 @@ class Codes:
         Orthonormal directions of the reduction.
     rest : float
         Mean length of what the components leave.
-    longest : float
-        Largest length of a reduced vector of the bank.
     turn : Tensor of float32, (K, K), or None
         Rotation; ``None`` if the codes are floats.
     scale : float
@@ -78,25 +74,23 @@ class Codes:
     mean: Tensor
     axes: Tensor
     rest: float = 0.0
-    longest: float = 0.0
     turn: Tensor | None = None
     scale: float = 1.0
 
     @classmethod
     def of(cls, vectors: Tensor) -> Codes:
         """Find the codes of vectors on the CPU, (B, C)."""
-        if bytes_are_quick() and (found := cls._found(vectors, in_bytes=True))._is_fine(vectors):
+        if bytes_are_quick() and (found := cls.found(vectors, in_bytes=True))._is_fine(vectors):
             return found
-        return cls._found(vectors, in_bytes=False)
+        return cls.found(vectors, in_bytes=False)
 
     @classmethod
-    def _found(cls, vectors: Tensor, *, in_bytes: bool) -> Codes:
+    def found(cls, vectors: Tensor, *, in_bytes: bool) -> Codes:
+        """Find codes that are bytes, or floats, whichever are quicker."""
         mean = vectors.mean(dim=0)
         found = cls(mean, principal(evenly(vectors, _SAMPLE) - mean, _DIMENSIONS[in_bytes] - 1))
         left = sum(float(part[:, -1].sum()) for part in found._blocks(vectors))
         found = replace(found, rest=left / len(vectors))
-        longest = max(float(part.norm(dim=1).max()) for part in found._blocks(vectors))
-        found = replace(found, longest=longest)
         if not in_bytes:
             return found
         width = found.axes.shape[1] + 1
@@ -126,21 +120,21 @@ class Codes:
             codes=torch.cat([part.codes for part in parts]),
             squares=np.concatenate([part.squares for part in parts]),
             errors=np.concatenate([part.errors for part in parts]),
-            rounding=np.concatenate([part.rounding for part in parts]),
         )
+
+    @property
+    def rounding(self) -> float:
+        """Return the error of the square of a distance, relative to that of two lengths' sum."""
+        return 0.0 if self.turn is not None else 8 * (self.axes.shape[1] + 3) * UNIT
 
     def _coded(self, vectors: Tensor) -> Coded:
         reduced = self._reduced(vectors)
-        reach = reduced.norm(dim=1) + self.longest
+        length = reduced.norm(dim=1) + 2 * abs(self.rest)
         channels, width = self.axes.shape[0], reduced.shape[1]
-        errors = 4 * (channels + 2 * width + 16) * (width + 1) ** 0.5 * UNIT * reach
+        errors = 4 * (channels + 2 * width + 16) * (width + 1) ** 0.5 * UNIT * length
         if self.turn is None:
-            return Coded(
-                codes=reduced,
-                squares=reduced.square().sum(dim=1).numpy(),
-                errors=errors.numpy(),
-                rounding=(8 * (width + 2) * UNIT * reach.square()).numpy(),
-            )
+            squares = reduced.square().sum(dim=1)
+            return Coded(codes=reduced, squares=squares.numpy(), errors=errors.numpy())
         turned = reduced @ self.turn
         codes = (turned / self.scale).round_().clamp_(-_LARGEST, _LARGEST).nan_to_num_(0)
         errors += (turned - codes * self.scale).norm(dim=1)
@@ -148,7 +142,6 @@ class Codes:
             codes=codes.to(torch.int8),
             squares=codes.square().sum(dim=1).to(torch.int32).numpy(),
             errors=errors.numpy(),
-            rounding=np.zeros(len(codes), np.float32),
         )
 
     def _reduced(self, vectors: Tensor) -> Tensor:
@@ -176,9 +169,15 @@ def products(asked: Tensor, block: Tensor, out: Tensor) -> None:
 
 @functools.cache
 def bytes_are_quick() -> bool:
-    """Tell whether this processor multiplies bytes exactly, and more quickly than floats."""
+    """Tell whether this processor has instructions (AVX-512 VNNI) that multiply bytes exactly.
+
+    torch multiplies bytes by them, in its library oneDNN; without it, one by one.
+    """
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     if supported is None or not supported() or not hasattr(torch, "_int_mm"):
+        return False
+    library: Any = torch.backends.mkldnn
+    if not (library.is_available() and library.enabled):
         return False
     largest = torch.full((32, _DIMENSIONS[True]), _LARGEST, dtype=torch.int8)
     largest[::2] *= -1

@@ -71,24 +71,24 @@ _CORES_OF_PROCESS = 2
 """Cores that the threads of one process keep busy while they read, normalise and write a slide."""
 
 
-def pieces_of_slide(slides: int, workers: int, *, share_cores: bool) -> int:
-    """Return the number of parts of each slide that keeps all cores busy.
+def pieces_of_slide(slides: int, workers: int, *, cores: int | None = None) -> int:
+    """Return the number of parts of each slide that keeps all workers busy.
 
     Parameters
     ----------
     slides, workers : int
-    share_cores : bool
-        True if the workers are processes of one machine, whose threads use any core of it: two
-        need no parts, because one with threads is faster than two that both have to start.
+    cores : int, optional
+        Number of cores that the workers share; ``None`` if each has its own. Two are kept busy by
+        the threads of one process, which is faster than two that both have to start.
 
     Examples
     --------
-    >>> [pieces_of_slide(slides, workers=8, share_cores=True) for slides in (1, 5, 16, 32, 100)]
+    >>> [pieces_of_slide(slides, workers=8) for slides in (1, 5, 16, 32, 100)]
     [32, 7, 2, 1, 1]
-    >>> [pieces_of_slide(1, workers=2, share_cores=share) for share in (True, False)]
+    >>> [pieces_of_slide(1, workers=2, cores=cores) for cores in (2, 16)]
     [1, 8]
     """
-    if workers <= (_CORES_OF_PROCESS if share_cores else 1):
+    if workers == 1 or (cores is not None and cores <= _CORES_OF_PROCESS):
         return 1
     return -(-_PARTS_PER_WORKER * workers // max(1, slides))
 

@@ -10,7 +10,6 @@ Working ahead holds less than 64 MiB more: larger blocks are made one after the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.ahead import read_ahead
+from wsiad.core.ahead import read_ahead, usable_cores
 from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import IntArray, Size
 from wsiad.slides.slide import Region
@@ -132,7 +131,7 @@ def stream(
         The slide cannot be decoded.
     """
     reads = _reads(plan, first, len(plan) if stop is None else stop)
-    ahead = ahead and _cores() > 1
+    ahead = ahead and usable_cores() > 1
     if ahead:
         reads = read_ahead(reads, size=lambda read: read.nbytes, limit=_AHEAD_BYTES)
 
@@ -146,12 +145,6 @@ def stream(
         done = read_ahead(done, size=lambda block: block.pixels.nbytes, limit=_AHEAD_BYTES)
     with closing(done):
         yield from done
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def read_again(plan: SlidePlan, tiles: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:

@@ -98,6 +98,7 @@ def tile(config: TileConfig) -> TileResult:
         The cluster or scheduler does not exist or accepts no jobs.
     """
     # Heavy, and of no use to `--help`.
+    from wsiad.core.ahead import usable_cores
     from wsiad.report.store_report import write_store_report
     from wsiad.store.parts import pieces_of_slide
     from wsiad.store.tile_store import TileStore, tidied
@@ -117,7 +118,7 @@ def tile(config: TileConfig) -> TileResult:
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     todo = sum(slide.name not in store and not slide.problem for slide in inputs)
     here = config.cluster is None and config.scheduler is None
-    pieces = pieces_of_slide(todo, workers_of(config), share_cores=here)
+    pieces = pieces_of_slide(todo, workers_of(config), cores=usable_cores() if here else None)
     tasks = [
         TileTask(
             slide=slide,
