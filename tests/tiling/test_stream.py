@@ -153,7 +153,7 @@ def test_every_tile_is_what_was_read_in_the_targets_stains(stride):
 @pytest.fixture(params=[1, 2])
 def cores(request, monkeypatch):
     """A process with so many cores; blocks are small, so that there are many."""
-    monkeypatch.setattr("wsiad.tiling.stream._cores", lambda: request.param)
+    monkeypatch.setattr("wsiad.tiling.stream.usable_cores", lambda: request.param)
     monkeypatch.setattr("wsiad.tiling.stream._BLOCK_PX", 128)
     return request.param
 
