@@ -305,7 +305,7 @@ def _left_out(reasons: dict[str, str]) -> str:
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{name}`")
     lines = [f"- {', '.join(own)}: {reason}." for reason, own in names.items()]
-    return "\n".join(["Not measured:", "", *lines, ""]) if lines else ""
+    return "\n".join(["", "Not measured:", "", *lines, ""]) if lines else ""
 
 
 def _about(args: argparse.Namespace, lines: list[table_text.Line], command: str) -> str:
