@@ -120,7 +120,7 @@ class ComputeOptions(WorkerOptions):
         ------
         InputError
             The file is in the output folder, or is not the record of a call; it is unchanged. Or no
-        file can be written there.
+            file can be written there.
         """
         super().begin()
         if self.record is not None:

@@ -79,14 +79,14 @@ class Codes:
 
     @classmethod
     def of(cls, vectors: Tensor) -> Codes:
-        """Find the codes of vectors on the CPU, (B, C)."""
+        """Find the codes of vectors on the CPU, (B, C), that are compared most quickly."""
         if bytes_are_quick() and (found := cls.found(vectors, in_bytes=True))._is_fine(vectors):
             return found
         return cls.found(vectors, in_bytes=False)
 
     @classmethod
     def found(cls, vectors: Tensor, *, in_bytes: bool) -> Codes:
-        """Find codes that are bytes, or floats, whichever are quicker."""
+        """Find codes of vectors on the CPU, (B, C), that are bytes or floats."""
         mean = vectors.mean(dim=0)
         found = cls(mean, principal(evenly(vectors, _SAMPLE) - mean, _DIMENSIONS[in_bytes] - 1))
         left = sum(float(part[:, -1].sum()) for part in found._blocks(vectors))

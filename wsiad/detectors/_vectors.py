@@ -38,8 +38,7 @@ def check_count(vectors: Vectors, least: int, purpose: str) -> None:
     if len(vectors) < least:
         raise DetectorError(
             f"{counted(len(vectors), 'healthy vector')} {by_number(len(vectors), 'is', 'are')} "
-            "too few "
-            f"for {purpose}",
+            f"too few for {purpose}",
             remedy="Fit on more tiles, or set fewer.",
         )
 

@@ -177,7 +177,7 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
             subject=str(folder),
             remedy=_AGAIN,
         )
-    names = sorted(_slides(facts))
+    names = _slides(facts)
     labels: dict[str, str] = {}
     listed: dict[str, set[str]] = {}
     for row in _KIND.read(folder / TABLE):
@@ -190,7 +190,7 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
         # Tiles with a place are of a slide, which with tumour holds healthy tiles too.
         labels[row.slide] = row.label if row.x is None or row.label == NORMAL else ""
         listed.setdefault(row.slide, set()).add(row.file.removeprefix(f"{row.slide}/"))
-    empty = [name for name in names if name not in labels]
+    empty = [name for name in sorted(names) if name not in labels]
     if unlisted := [name for name in empty if _has_images(folder / checked_slide_name(name))]:
         raise InputError(
             f"is an export that is not complete: its {TABLE} lists no image of {unlisted[0]}",
