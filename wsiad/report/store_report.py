@@ -15,7 +15,7 @@ from wsiad._version import __version__
 from wsiad.core.files import write_text
 from wsiad.report import wording as report_text
 from wsiad.report.page import environment, picture, policy, template
-from wsiad.slides.slide_table import DAMAGED_THERE, REPORT, SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import DAMAGED_THERE, FAILED, REPORT, SLIDES_TABLE, read_table
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
 from wsiad.tissue.quality import QUALITY_REASONS
@@ -167,5 +167,8 @@ def _slide(row: TileRow, store: TileStore, words: list[str]) -> TiledSlide:
         unusable={word: getattr(row, f"unusable_{word}") for word in words},
         missing=row.missing,
         tissue_share=row.tissue_share,
-        overview=overview if row.slide in store and overview.exists() else None,
+        # That of a slide that failed may be of another file, which had its name before.
+        overview=overview
+        if row.status != FAILED and row.slide in store and overview.exists()
+        else None,
     )

@@ -32,7 +32,7 @@ from wsiad.results.label_candidates import (
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import usable_tiles
-from wsiad.slides.slide_table import SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, read_table
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
 from wsiad.store.tile_task import TileRow
@@ -93,8 +93,9 @@ def candidate_tiles(
         A score is not finite.
     """
     check_prepared_alike(store, *run_preparation(run), keys=("mpp", "stain"))
-    labels = {row.slide: row.label for row in read_table(store.path / SLIDES_TABLE, TileRow)}
-    left_out: Counter[str] = Counter()
+    rows = read_table(store.path / SLIDES_TABLE, TileRow)
+    labels = {row.slide: row.label for row in rows}
+    left_out = Counter(f"status {row.status}" for row in rows if row.status == FAILED)
     slides = []
     for slide in store:
         label = labels.get(slide.name, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,7 +179,11 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         from wsiad.store.tile_store import GROUPS, TileStore
 
         store = _tried(lambda: TileStore(folder), broken)
-        complete = set(store.names()) if store else set()
+        complete = set(store.names(failed=True)) if store else set()
+        for name in sorted(complete):
+            assert store
+            if _tried(partial(store.slide, name), broken) is None:
+                complete.discard(name)
         writing = [folder / GROUPS]
     else:
         if (folder / FACTS).exists():
@@ -188,7 +193,7 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         complete = {name for name in names if (folder / name / SLIDE).is_file()}
         writing = [folder, *{(folder / name).parent for name in names}]
     for name, row in table.items():
-        if row.status in (OK, NO_TISSUE) and name not in complete and kind == STORE and not broken:
+        if row.status in (OK, NO_TISSUE) and kind == STORE and store and name not in store:
             broken.append(f"{name}: {SLIDES_TABLE} says {row.status}, and the store lacks it")
         elif row.status == OK and name not in complete and kind == RESULTS:
             broken.append(f"{name}: {SLIDES_TABLE} says {row.status}, and {SLIDE} is missing")
@@ -243,7 +248,7 @@ def _asked(folder: Path, config: Mapping[str, Any], notes: list[str]) -> set[str
             stated_path(Path(str(path)), folder=folder, out=config.get("out")) for path in paths
         ]
         if len(places) == 1 and is_store(places[0]):
-            return set(TileStore(places[0]).names())
+            return set(TileStore(places[0]).names(failed=True))
         slides = first_slides(find_slides(places), limit if isinstance(limit, int) else None)
         return {slide.name for slide in slides}
 

@@ -15,7 +15,7 @@ from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.labels import is_healthy, label_of, split_of
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
-from wsiad.store.tile_task import TileRow
+from wsiad.store.tile_task import TileRow, unseen_slides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -234,7 +234,9 @@ def _labelled(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the anomaly type of each slide that is used, and why each other slide is not."""
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
-    labels, skipped, others = {}, {}, set[str]()
+    there = set(store.names())
+    skipped = {name: why for name, why in unseen_slides(store).items() if name not in there}
+    labels, others = {}, set[str]()
     for slide in store:
         row = rows.get(slide.name)
         label, found = (_type(row.label), split_of(row.split)) if row else ("", "")

@@ -125,8 +125,9 @@ def store_slides(path: Path, preparation: Preparation, target: dict[str, Any]) -
         label, split = (row.label, row.split) if row else ("", "")
         problem = "" if store.slide(name).has_geometry else NO_GEOMETRY
         slides.append(SlideInput(name, path, label=label, split=split, problem=problem))
+    listed = {slide.name for slide in slides}
     for row in rows.values():
-        if row.status in (FAILED, UNUSABLE) and row.slide not in store:
+        if row.status in (FAILED, UNUSABLE) and row.slide not in listed:
             unusable = row.status == UNUSABLE
             problem = row.reason if unusable else f"was not tiled: {row.reason}"
             slides.append(SlideInput(row.slide, path, problem=problem, unusable=unusable))

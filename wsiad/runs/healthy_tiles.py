@@ -159,8 +159,9 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
     rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
     used: list[StoredSlide] = []
     unseen = unseen_slides(store)
-    skipped = {name: why for name, why in unseen.items() if name not in store}
-    labelled = any(rows[name].label for name in store.names() if name in rows)
+    there = set(store.names())
+    skipped = {name: why for name, why in unseen.items() if name not in there}
+    labelled = any(rows[name].label for name in there if name in rows)
     unlabelled, others = [], set[str]()
     for slide in store:
         row = rows.get(slide.name)

@@ -15,6 +15,7 @@ from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
 from wsiad.slides.folder_kinds import STORE, refuse_other
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, read_table
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
 from wsiad.tiling.preparation import CompressionOptions, Preparation
@@ -200,15 +201,31 @@ class TileStore:
         except OSError:  # a name that the file system does not take
             return False
 
-    def names(self) -> list[str]:
-        """Return the names of the slides that are complete in the store, sorted."""
+    def names(self, *, failed: bool = False) -> list[str]:
+        """Return the names of the slides that are complete in the store, sorted.
+
+        Parameters
+        ----------
+        failed : bool
+            True to include slides that ``slides.csv`` calls failed. The last call found that
+            their files were replaced or stated otherwise, say: their tiles are not those of the
+            slides that are there now, and iteration leaves them out as well.
+
+        Raises
+        ------
+        InputError
+            The store's table is damaged.
+        """
         groups = self.path / GROUPS
-        return sorted(
+        rows = [] if failed else read_table(self.path / SLIDES_TABLE, SlideRow)
+        left_out = {row.slide for row in rows if row.status == FAILED}
+        complete = {
             entry.relative_to(groups).as_posix()
             for folder in self.folders()
             for entry in folder.iterdir()
             if not entry.name.startswith(".") and (entry / "zarr.json").exists()
-        )
+        }
+        return sorted(complete - left_out)
 
     def folders(self) -> list[Path]:
         """Return the folders of groups: the root, and those of names such as ``patient1/1``."""

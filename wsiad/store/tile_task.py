@@ -345,8 +345,8 @@ def unseen_slides(store: TileStore) -> dict[str, str]:
     """
     found = {slide.name: f"{UNUSABLE}: {slide.reason}" for slide in store if slide.reason}
     for row in read_table(store.path / SLIDES_TABLE, TileRow):
-        # Of these the store has no group at all.
-        if row.status in (FAILED, UNUSABLE) and row.slide not in store:
+        # The others that are unusable have a group, which says why.
+        if row.status == FAILED or (row.status == UNUSABLE and row.slide not in store):
             found[row.slide] = f"{row.status}: {row.reason}"
     return dict(sorted(found.items()))
 

@@ -336,6 +336,22 @@ def _slides(
             )
     found = sorted((name, number) for number, store in enumerate(opened) for name in store.names())
     lacking = set(names or ()) - {name for name, _ in found}
+    for store in opened:
+        if failed := sorted(set(store.names(failed=True)) - set(store.names())):
+            if named := sorted(lacking.intersection(failed)):
+                raise InputError(
+                    f"slide {named[0]!r} failed when it was tiled last; slides.csv says why",
+                    subject=str(store.path),
+                    remedy="Tile it again, or leave it out.",
+                )
+            logger.warning(
+                "%s: no tiles are drawn of slides that failed when they were tiled last: %d "
+                "(%s%s); slides.csv says why",
+                store.path,
+                len(failed),
+                ", ".join(failed[:3]),
+                " …" if len(failed) > 3 else "",
+            )
     if lacking:
         raise InputError(
             f"no slide {sorted(lacking)[0]!r} in {', '.join(str(store.path) for store in opened)}"

@@ -15,7 +15,7 @@ from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, SlideTable, failures
 from wsiad.store.feature_options import SizeOptions
-from wsiad.store.tile_task import StoreOptions
+from wsiad.store.tile_task import StoreOptions, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
     from wsiad.runs.embedding_task import FeatureRow, Planned
@@ -100,6 +100,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
         plan_embedding,
         stored_features_row,
     )
+    from wsiad.store.tile_store import TileStore
 
     if config.h5 is not None:
         check_folder(config.h5, option="--h5", tried=True)
@@ -132,7 +133,9 @@ def embed(config: EmbedConfig) -> EmbedResult:
         )
     folders = tuple(one.folder.path for one in planned)
     lacking = _exported(config, planned, {row.slide for row in failures(rows)})
-    return EmbedResult(folders, tuple(rows), _summary(config, folders, rows), lacking)
+    unseen = unseen_lines(unseen_slides(TileStore(config.store)), str(config.store))
+    summary = "\n".join([*unseen, _summary(config, folders, rows)])
+    return EmbedResult(folders, tuple(rows), summary, lacking)
 
 
 def _exported(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,14 @@ from wsiad.core.config import QuietOptions, verb
 from wsiad.core.errors import InputError, WsiadError
 from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress, counted
-from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, SlideRow, read_table
+from wsiad.slides.slide_table import (
+    FAILED,
+    SLIDES_TABLE,
+    UNUSABLE,
+    SlideRow,
+    failures,
+    read_table,
+)
 from wsiad.store.tile_task import StoreOptions, TileRow
 
 if TYPE_CHECKING:
@@ -46,7 +53,7 @@ class ExportTilesResult:
     slides : tuple of str
         Names of the exported slides, including those of earlier calls.
     failed : tuple of SlideRow
-        Slides that cannot be exported in this format, with the reason.
+        Slides that were not tiled, or cannot be exported in this format, with the reason.
     unusable : tuple of SlideRow
         Slides that could not be looked at, with the reason; they have no files.
     summary : str
@@ -75,14 +82,19 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(config.store)
-    labels = {row.slide: row.label for row in read_table(store.path / SLIDES_TABLE, TileRow)}
+    rows = read_table(store.path / SLIDES_TABLE, TileRow)
+    labels = {row.slide: row.label for row in rows}
     names = store.names()
     if not names:
-        raise InputError("holds no slides", subject=str(config.store))
+        why = f": those of its {SLIDES_TABLE} failed" if failures(rows) else ""
+        raise InputError(f"holds no slides{why}", subject=str(config.store))
     facts = _facts(config, store.digest)
     done = claim(config.out, facts)
     table: list[TileFileRow] = []
-    exported, failed, unusable, tiles = [], [], [], 0
+    exported, unusable, tiles = list[str](), list[SlideRow](), 0
+    failed: list[SlideRow] = [
+        replace(row, reason=f"was not tiled: {row.reason}") for row in failures(rows)
+    ]
     with Progress("export", total=len(names), unit="slide", quiet=config.quiet) as progress:
         for slide in store:
             if slide.reason:

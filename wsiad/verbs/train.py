@@ -132,8 +132,7 @@ def train(config: TrainConfig) -> TrainResult:
                     given, chosen, anomalies=anomalies, device=device, start=start, log=log
                 )
     report = run.report
-    unseen = unseen_lines(unseen_slides(chosen.store), str(config.store))
-    summary = "\n".join([*unseen, _summary(config, run)])
+    summary = "\n".join([*_unseen(config), _summary(config, run)])
     return TrainResult(config.out, report.ended_by, report.steps, summary)
 
 
@@ -152,6 +151,17 @@ def _with_reviews(config: TrainConfig) -> Iterator[TrainConfig]:
             if (path := getattr(config, name)) is not None and is_results(path)
         }
         yield config.model_copy(update=stores)
+
+
+def _unseen(config: TrainConfig) -> list[str]:
+    """Return lines on the slides that failed or could not be looked at, of every store given."""
+    from wsiad.store.tile_store import TileStore, is_store
+
+    given = [config.store, config.calibration, config.anomalies, config.healthy_regions]
+    stores = [path for path in dict.fromkeys(given) if path is not None and is_store(path)]
+    return [
+        line for path in stores for line in unseen_lines(unseen_slides(TileStore(path)), str(path))
+    ]
 
 
 def _already_done(config: TrainConfig) -> TrainResult:

@@ -1,0 +1,142 @@
+"""A slide that was replaced under its name fails, and its old tiles stand for it nowhere."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import wsiad
+from support.builders import stained, write_tiff
+from support.runs import make_run, use_channel
+from support.stores import PLAIN
+from wsiad.core.errors import InputError
+from wsiad.results.job_status import job_status
+from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_store import OVERVIEWS, TileStore
+from wsiad.store.tile_task import unseen_slides
+from wsiad.verbs.tile import TileRow
+
+WHY = "made from another file of this name"
+LABELS = {"s0": "normal", "s1": "normal", "s2": "normal", "t0": "tumor", "t1": "tumor"}
+
+
+def write(slides, name, seed):
+    write_tiff(slides / f"{name}.tif", stained(200, 260, seed=seed, glass=16), mpp=0.5, levels=2)
+
+
+def tile(folder):
+    return wsiad.tile(slides=folder / "slides.csv", out=folder / "store", **PLAIN)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Five slides, of which s1 and t1 were replaced after they had been tiled."""
+    use_channel(monkeypatch)
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for seed, name in enumerate(LABELS):
+        write(slides, name, seed)
+    lines = [f"slides/{name}.tif,{label}\n" for name, label in LABELS.items()]
+    (tmp_path / "slides.csv").write_text("path,label\n" + "".join(lines))
+    assert not tile(tmp_path).failed
+    shutil.copytree(slides, tmp_path / "before")
+    for name in ("s1", "t1"):
+        write(slides, name, 9)
+    assert [row.slide for row in tile(tmp_path).failed] == ["s1", "t1"]
+    return tmp_path / "store"
+
+
+def test_the_store_lists_what_is_of_the_slides_now(store, tmp_path):
+    opened = TileStore(store)
+    assert opened.names() == [slide.name for slide in opened] == ["s0", "s2", "t0"]
+    assert len(opened) == 3
+    assert opened.names(failed=True) == sorted(LABELS)
+    assert len(opened.slide("s1")), "its group is kept until the user decides"
+    found = unseen_slides(opened)
+    assert list(found) == ["s1", "t1"]
+    assert all(WHY in why for why in found.values())
+    status = job_status(store)
+    assert (status.done, sorted(status.failed), status.broken) == (3, ["s1", "t1"], ())
+    # With the files of before, the same tiles are used again.
+    for name in ("s1", "t1"):
+        shutil.copy2(tmp_path / "before" / f"{name}.tif", tmp_path / "slides")
+    assert not tile(tmp_path).failed
+    assert opened.names() == sorted(LABELS)
+    assert unseen_slides(opened) == {}
+
+
+def test_training_leaves_them_out_and_says_why(store, tmp_path):
+    result = wsiad.train(
+        store=store,
+        detector="linear-probe",
+        options={"places": 1, "magnify": 1},
+        anomalies=store,
+        weights="random",
+        out=tmp_path / "run",
+        quiet=True,
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    text = json.dumps(record)
+    assert set(record["slides"]["fit"]) | set(record["slides"]["calibration"]) == {"s0", "s2"}
+    assert WHY in record["notes"]["slides_not_used"]["s1"]
+    assert WHY in record["notes"]["anomalies"]["slides_not_used"]["t1"]
+    assert list(record["notes"]["anomalies"]["slides"]) == ["t0"], text
+    lines = [line for line in result.summary.splitlines() if WHY in line]
+    assert [line.split(":")[0].strip() for line in lines] == ["s1", "t1"]
+
+
+def test_scores_and_heatmaps_have_none_of_them(store, tmp_path):
+    run = make_run(tmp_path / "run", tissue=PLAIN["tissue"])
+    scored = wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True)
+    assert [group.name for group in scored.groups] == ["s0", "s2", "t0"]
+    said = json.loads(scored.evaluation.read_text())["not_scored"]
+    assert list(said) == ["s1", "t1"]
+    assert WHY in scored.summary
+    heatmaps = wsiad.heatmap(run=run, slides=[store], out=tmp_path / "results", quiet=True)
+    rows = {row.slide: row for row in heatmaps.rows}
+    assert {name: row.status for name, row in rows.items()} == {
+        "s0": "ok", "s1": "failed", "s2": "ok", "t0": "ok", "t1": "failed"
+    }  # fmt: skip
+    assert WHY in rows["s1"].reason
+    assert not (tmp_path / "results" / "s1").exists()
+
+
+def test_exports_say_that_they_have_none_of_them(store, tmp_path):
+    result = wsiad.export_tiles(store=store, out=tmp_path / "tiles", quiet=True)
+    assert result.slides == ("s0", "s2", "t0")
+    assert [row.slide for row in result.failed] == ["s1", "t1"]
+    assert all(row.reason.startswith("was not tiled: ") for row in result.failed)
+    assert not (tmp_path / "tiles" / "s1").exists()
+
+
+def test_pytorch_draws_none_of_them(store, caplog):
+    data = wsiad.TileDataset(store, batch=4, drop_last=False, balance="tiles")
+    drawn = sum(len(batch) for batch in data.loader())
+    assert drawn == sum(len(slide) for slide in TileStore(store))
+    assert "no tiles are drawn of slides that failed when they were tiled last: 2 (s1, t1)" in (
+        caplog.text
+    )
+    with pytest.raises(InputError, match="slide 's1' failed when it was tiled last"):
+        wsiad.TileDataset(store, slides=["s0", "s1"], batch=4)
+
+
+def test_the_report_shows_no_picture_of_the_file_before(store):
+    assert (store / OVERVIEWS / "s1.jpg").exists()
+    page = (store / "report.html").read_text()
+    assert "s0.jpg" in page
+    assert "s1.jpg" not in page
+
+
+def test_a_damaged_group_is_broken_and_not_done(store):
+    facts = store / "slides.zarr" / "s2" / "zarr.json"
+    facts.write_text(facts.read_text()[:100])
+    status = job_status(store)
+    assert status.done == 2
+    assert [line for line in status.broken if "s2" in line and "damaged" in line]
+    assert not [line for line in status.broken if "lacks it" in line]
+    assert status.exit_code == 1
+    np.testing.assert_equal(
+        [row.status for row in read_table(store / "slides.csv", TileRow)],
+        ["ok", "failed", "ok", "ok", "failed"],
+    )
