@@ -114,6 +114,18 @@ def test_the_file_of_a_preset_is_a_configuration_too(name):
     assert by_name.model_copy(update={"about": named}) == by_file
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_sentences_of_a_preset_are_read_as_they_are_written(name):
+    """Colons, quotes and # mean something to YAML: none of them may cut or change a sentence."""
+    about = load_preset(name).about
+    read = {about.system, about.paper, *about.published, *about.adapted}
+    for line in (preset_folder() / f"{name}.yaml").read_text("utf-8").splitlines():
+        if written := re.fullmatch(r"(?:    -|  (?:system|paper):) (?P<text>[^|>].*)", line):
+            text = written["text"].strip()
+            quoted = re.fullmatch(r'"([^"\\]*)"', text)
+            assert (quoted[1] if quoted else text) in read, line
+
+
 def test_smaller_options_belong_to_presets():
     assert {path.stem for path in SMALLER.iterdir()} <= set(preset_names())
 

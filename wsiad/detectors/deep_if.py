@@ -43,8 +43,9 @@ class DeepIsolationForest(FeatureDetector):
 
     This is a baseline of Shvetsova et al., IEEE Access 2021: features averaged over the tile,
     of the last block or of several layers, in a forest of 100 trees of 256 samples each. They
-    took the features from an Inception-ResNet-v2, of tiles enlarged to 299 px. Here they come
-    from any network of torchvision, at the tiles' own size.
+    took the features from an Inception-ResNet-v2, of tiles enlarged to 299 px. Here ``backbone``
+    is any network of torchvision or timm, and ``magnify``, 1 by default, enlarges the tiles; the
+    presets ``deep-if`` and ``deep-if-tuned`` set both as published.
 
     The score is 2^(−h / c), where h is the mean number of splits that isolate a vector, and c
     the expected number for as many samples. It equals scikit-learn's ``score_samples`` with

@@ -150,8 +150,8 @@ class Diffusion(RestoringDetector):
     AnoDDPM: Wyatt, Leach, Schmon & Willcocks, CVPR Workshops 2022 (simplex noise). On pathology:
     Linmans, Raya, van der Laak & Litjens, *Diffusion models for out-of-distribution detection in
     digital pathology*, Medical Image Analysis 2024 (several signal-to-noise ratios). Diffusion:
-    Ho, Jain & Abbeel 2020; steps without draws: Song, Meng & Ermon 2021. The sizes of both
-    systems' networks are from general knowledge of the papers.
+    Ho, Jain & Abbeel 2020; steps without draws: Song, Meng & Ermon 2021. Settings of AnoDDPM
+    are those of its authors' code, those of Linmans et al. from general knowledge of the paper.
     """
 
     Options: ClassVar[type[DetectorOptions]] = DiffusionOptions

@@ -148,8 +148,8 @@ class OneClass(FeatureDetector):
     OC-CNN: Oza & Patel, *One-Class Convolutional Neural Network*, IEEE SPL 2019 (arXiv
     1901.08688); the fully connected part of its network is the linear layer here. DOC: Perera &
     Patel, *Learning Deep Features for One-Class Classification*, IEEE TIP 2019 (arXiv
-    1801.05365), whose last convolutions are trained as well; the 40 templates are from general
-    knowledge. OC-NN: Chalapathy, Menon & Chawla, *Anomaly Detection using One-Class Neural
+    1801.05365), whose last convolutions are trained as well; the 40 templates are those of its
+    authors' code. OC-NN: Chalapathy, Menon & Chawla, *Anomaly Detection using One-Class Neural
     Networks*, 2018 (arXiv 1802.06360), from general knowledge. SimpleNet: Liu, Zhou, Xu & Wang,
     CVPR 2023 (arXiv 2303.15140). GLASS: Chen, Luo, Lv & Zhang, ECCV 2024 (arXiv 2407.09359),
     whose blended textures are photographs (DTD), which do not come with wsiad.

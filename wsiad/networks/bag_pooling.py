@@ -42,8 +42,8 @@ class HighestOfBag(BagClassifier):
     Notes
     -----
     Campanella et al., *Clinical-grade computational pathology using weakly supervised deep
-    learning on whole slide images*, Nature Medicine 2019, with ``top`` 1; from general knowledge
-    of the paper, which trains the whole network.
+    learning on whole slide images*, Nature Medicine 2019, with ``top`` 1, as in the authors' code,
+    which trains the whole network.
     """
 
     def __init__(self, width: int, *, top: int = 1) -> None:

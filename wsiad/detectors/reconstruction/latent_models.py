@@ -124,8 +124,8 @@ class MemoryLatent(LatentModel):
 
     Notes
     -----
-    Gong et al., "Memorizing Normality to Detect Anomaly", ICCV 2019. In a map every place is
-    looked up alone.
+    Gong et al., "Memorizing Normality to Detect Anomaly", ICCV 2019; cosine similarity and 1/N
+    are from general knowledge of the paper. In a map every place is looked up alone.
     """
 
     def __init__(

@@ -70,8 +70,8 @@ def by_probability(model: ReconstructionModel, x: Tensor, task: Task) -> Tensor:
     Notes
     -----
     An & Cho, "Variational Autoencoder based Anomaly Detection using Reconstruction
-    Probability", 2015: the reconstruction probability. The draws from N(0, 1) are the same for
-    every image.
+    Probability", 2015: the reconstruction probability; the default of ten draws is from general
+    knowledge of the paper. The draws from N(0, 1) are the same for every image.
     """
     latent, options = model.latent, model.options
     assert isinstance(latent, VariationalLatent)
