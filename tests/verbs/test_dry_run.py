@@ -88,6 +88,29 @@ def test_limit_takes_the_first_slides_by_name(slides, tmp_path):
     assert [row.slide for row in made.rows] == ["a"]
 
 
+@pytest.mark.parametrize("verb", ["tile", "heatmap"])
+def test_names_and_a_number_of_slides_are_two_choices(slides, tmp_path, verb, capsys):
+    """Slide b is there, beyond the first: no error may say that it is not."""
+    words = [
+        verb,
+        *(["run"] if verb == "heatmap" else []),
+        str(slides),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    words += ["--mpp", "0.5", "--tile", "64"] if verb == "tile" else []
+    assert main([*words, "--only", "b", "--limit", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "`only` names the slides to process, and `limit` takes the first by name" in said
+    assert "no slide is named" not in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_name_alone_is_found_wherever_it_stands(slides, tmp_path):
+    made = wsiad.tile(slides=slides, out=tmp_path / "store", only=["b"], **TILING)
+    assert [row.slide for row in made.rows] == ["b"]
+
+
 def test_windows_of_the_dry_run_are_those_that_heatmap_scores(slides, store, tmp_path):
     run = wsiad.train(
         store=store.store, out=tmp_path / "run", detector="gaussian", weights="random",

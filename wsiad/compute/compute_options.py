@@ -136,7 +136,7 @@ class PreviewOptions(Config):
     flags: ClassVar[Mapping[str, str]] = {"as_json": "json"}
 
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Number of slides to process, the first by name; by default all."""
+    """Number of slides to process, the first by name; by default all. Not with `only`."""
     dry_run: bool = False
     """Look only: format, µm/px, tissue, number of tiles, bytes and time of each slide, and what
     will fail. Nothing is written; the exit code is 1 if something will fail."""
@@ -147,6 +147,16 @@ class PreviewOptions(Config):
     def _json_of_a_look(self) -> Self:
         if self.as_json and not self.dry_run:
             raise ValueError("`json` is the form of `dry_run`: set that too")
+        return self
+
+    @model_validator(mode="after")
+    def _one_choice_of_slides(self) -> Self:
+        # A job for each slide must neither pass over its slide nor make `limit` mean nothing.
+        if self.limit is not None and getattr(self, "only", False):
+            raise ValueError(
+                "`only` names the slides to process, and `limit` takes the first by name: leave "
+                "one of them out"
+            )
         return self
 
 
