@@ -38,6 +38,10 @@ def kinds(tmp_path):
         folder_kinds.NETWORK: folder(tmp_path / "network", "pretrain.json"),
         folder_kinds.SUGGESTED: folder(tmp_path / "suggested", "suggestions.json"),
         folder_kinds.INTERRUPTED: folder(tmp_path / "cut", "config.yaml", "metrics.csv"),
+        folder_kinds.EXPORTED_IMAGES: folder(
+            tmp_path / "png", "export.json", "tiles.csv", "a/x.png"
+        ),
+        folder_kinds.EXPORTED: folder(tmp_path / "clam", "export.json", "a.h5"),
     }
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import wsiad
 from support.builders import stained, write_scn, write_tiff
 from support.stores import content
+from wsiad.cli import main
 from wsiad.core.errors import InputError, StoreError
 from wsiad.store.tile_store import TileStore
 
@@ -74,6 +75,25 @@ def test_jpeg_and_tiles_without_a_place(tmp_path):
         sources=tmp_path / "out" / "loose", out=tmp_path / "back", mpp=0.5, quiet=True
     )
     assert back.rows[0].tiles == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("png", "exported images of tiles"),
+        ("jpeg", "exported images of tiles"),
+        ("clam", "an export of tiles"),
+    ],
+)
+def test_an_export_is_called_what_it_is(tmp_path, kind, words, capsys):
+    store = make_store(tmp_path)
+    export(store, tmp_path / "out", format=kind)
+    assert main(["status", str(tmp_path / "out")]) == 1
+    assert (
+        f"out: is {words}, and neither a tile store, a run nor results" in capsys.readouterr().err
+    )
+    with pytest.raises(StoreError, match=f"is not a tile store, but {words}"):
+        wsiad.train(store=tmp_path / "out", out=tmp_path / "run", quiet=True)
 
 
 def test_resume(tmp_path):
@@ -195,8 +215,6 @@ def test_a_slide_with_the_name_of_a_file_of_the_export_fails_alone(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    from wsiad.cli import main
-
     imported(tmp_path, tmp_path / "store")
     command = ["export-tiles", str(tmp_path / "store"), "--out"]
     assert main([*command, str(tmp_path / "a"), "--quiet"]) == 0

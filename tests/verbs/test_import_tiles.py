@@ -482,6 +482,14 @@ def test_exports_that_cannot_come_back_say_why(tmp_path):
         load(tmp_path / "clam", tmp_path / "store")
     wsiad.export_tiles(store=store, out=tmp_path / "out", quiet=True)
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    # Images of another program, or a damaged record, are no coordinates.
+    for other in ("jpg", None, ["png"]):
+        (tmp_path / "out" / "export.json").write_text(json.dumps({**facts, "format": other}))
+        words = (
+            rf"export\.json: is not a record .* its format is {re.escape(repr(other))}, and not png"
+        )
+        with pytest.raises(InputError, match=words):
+            load(tmp_path / "out", tmp_path / "store")
     escaped = {**facts, "slides": {**facts["slides"], "../slides": "x"}}
     (tmp_path / "out" / "export.json").write_text(json.dumps(escaped))
     table = tmp_path / "out" / "tiles.csv"

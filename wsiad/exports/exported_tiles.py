@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EXPORT, TABLE = "export.json", "tiles.csv"
 
-_IMAGES = ("png", "jpeg")
+_IMAGES, _COORDINATES = ("png", "jpeg"), ("clam", "trident")
 _AGAIN = "Run the same wsiad export-tiles again, which completes it."
 
 
@@ -159,17 +159,26 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
     Raises
     ------
     InputError
-        The export is one of coordinates, holds no tiles, is not complete or damaged, or a name
-        leads out of it.
+        The export is one of coordinates, of an unknown format, holds no tiles, is not complete or
+        damaged, or a name leads out of it.
     """
     if not (folder / EXPORT).is_file():
         return None
     facts = read_json(folder / EXPORT, InputError, keys=["format", "slides"], remedy=_AGAIN)
-    if not holds_images(facts["format"]):
+    fmt = facts["format"]
+    if fmt in _COORDINATES:
         raise InputError(
             "holds coordinates of tiles, and no pixels",
             subject=str(folder),
             remedy="Pass it to wsiad tile as --coords, with the slides that they are of.",
+        )
+    if not holds_images(fmt):
+        raise InputError(
+            f"is not a record of wsiad export-tiles: its format is {fmt!r}, and not "
+            f"{', '.join((*_IMAGES, *_COORDINATES))}",
+            subject=str(folder / EXPORT),
+            remedy="If the images beside it are tiles, move this file away. If it is damaged: "
+            f"{_AGAIN[:1].lower()}{_AGAIN[1:]}",
         )
     if not (folder / TABLE).is_file():
         raise InputError(

@@ -21,7 +21,8 @@ INTERRUPTED: Final = "a run that is not complete"
 RESULTS: Final = "a results folder"
 EVALUATION: Final = "an evaluation"
 SCORES: Final = "scores of tiles"
-EXPORTED: Final = "exported tiles"
+EXPORTED: Final = "an export of tiles"
+EXPORTED_IMAGES: Final = "exported images of tiles"
 SEARCH: Final = "a search of wsiad tune"
 NETWORK: Final = "a network of wsiad pretrain"
 SUGGESTED: Final = "a folder of wsiad suggest"
@@ -38,6 +39,7 @@ _MARKS = (
     (SEARCH, ("trials.csv",)),
     (RESULTS, ("run.json", "slides.csv")),
     (RESULTS, ("slides.csv", "evaluation.json")),
+    (EXPORTED_IMAGES, ("export.json", "tiles.csv")),
     (EXPORTED, ("export.json",)),
     (NETWORK, ("pretrain.json",)),
     (SUGGESTED, ("suggestions.json",)),
