@@ -556,6 +556,28 @@ def test_scored_again_results_of_single_windows_stay_those(run, slides, tmp_path
     assert json.loads((out / "run.json").read_text())["derived"]["scales_um"] == [100, 200]
 
 
+@pytest.mark.parametrize("maps", [6, 1])
+def test_single_windows_of_an_export_stay_where_the_results_are_scored_again(
+    run, slides, tmp_path, caplog, maps
+):
+    """Also where the run keeps too few maps for neighbourhoods, unless radii are stated."""
+    keep_maps(run, maps)
+    out = heatmap(run, [slides / "healthy.tif"], tmp_path / "out")
+    wsiad.export(results=out, scales_um=0, quiet=True)
+    before = (out / "healthy" / "slide.json").read_bytes()
+    caplog.clear()
+    heatmap(run, slides, out)
+    record = json.loads((out / "run.json").read_text())
+    assert "scales_um" not in record["derived"]
+    assert "single_windows_because" not in record
+    assert {row["score_scan"] for row in rows_of(out).values()} == {""}
+    assert (out / "healthy" / "slide.json").read_bytes() == before
+    assert "derived again" not in caplog.text
+    heatmap(run, slides, out, scales_um=SCALES)  # unless others are stated
+    stated = heatmap(run, slides, tmp_path / "stated", scales_um=SCALES)
+    assert differing(out / "tumour", stated / "tumour") == set()
+
+
 def test_scored_again_results_keep_radii_where_another_mean_is_set(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES)
     heatmap(run, slides, out, mean_of="scores")
