@@ -261,6 +261,12 @@ def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
     assert code == 1
     assert "0 of 1 slide stored; 1 failed" in said
     assert "next: " not in said  # what failed comes first
+    write_tiff(tmp_path / "glass.tif", np.full((200, 200, 3), 243, np.uint8), mpp=0.5, levels=1)
+    code, said, _ = run(capsys, "tile", tmp_path / "glass.tif", "--out", tmp_path / "none",
+                        "--mpp", 0.5, "--tile", 48)  # fmt: skip
+    assert code == 0
+    assert "1 without tissue: 0 tiles" in said
+    assert "next: " not in said  # nothing is there to learn from
 
 
 @pytest.mark.parametrize(

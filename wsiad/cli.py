@@ -160,8 +160,8 @@ def _run(name: str, arguments: list[str]) -> int:
     code = _report(name, result)
     # Nothing comes next where nothing was done yet, or where other calls do the rest.
     silent = any(getattr(config, name, False) for name in ("quiet", "dry_run", "partial"))
-    following = getattr(result, "following", "") or VERBS[name].following
-    if following and not code and not silent:
+    own = getattr(result, "following", None)
+    if (following := VERBS[name].following if own is None else own) and not code and not silent:
         said = {field: shlex.quote(str(value)) for field, value in iter(config)}
         repeated = _repeated(VERBS[name].repeated, file=file, flags=flags)
         print(lines(" ".join([f"next: {following.format_map(said)}", *repeated])))

@@ -311,6 +311,28 @@ def test_bad_slides_are_reported_and_the_others_go_on(tmp_path):
     assert "cannot be decoded" in page
 
 
+def test_where_nothing_was_scored_nothing_is_named_that_could_be_looked_at(tmp_path, capsys):
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    write_tiff(folder / "glass.tif", np.full((200, 200, 3), 243, np.uint8), mpp=0.5, levels=1)
+    command = ["heatmap", str(make_run(tmp_path / "run")), str(folder), "--out", str(out)]
+    assert main(command) == 0
+    said = f"0 of 1 slide scored; 1 without tissue; see {out / 'report.html'}"
+    assert capsys.readouterr().out.splitlines() == [said]
+    (folder / "text.svs").write_text("no")
+    assert main(command) == 1
+    assert "1 without tissue; 1 failed; see" in (lines := capsys.readouterr().out)
+    assert "QuPath" not in lines
+    # With a slide that was scored there is something to look at, also where others failed.
+    write_tiff(folder / "good.tif", stained(200, 200), mpp=0.5, levels=1)
+    assert main(command) == 1
+    project = out / "qupath" / "project.qpproj"
+    assert f"; open {project} in QuPath" in capsys.readouterr().out
+    (folder / "text.svs").unlink()
+    assert main([*command[:2], str(folder / "good.tif"), *command[3:]]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: wsiad view {out}"
+
+
 def test_a_slide_with_the_name_of_what_all_results_have_is_a_row(tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()

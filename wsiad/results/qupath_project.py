@@ -13,7 +13,7 @@ from wsiad.exports.qupath.project import PROJECT, ProjectSlide, write_project
 from wsiad.heatmaps.heatmap_task import HeatmapRow, Ranking, usual_score
 from wsiad.results.file_names import QUPATH
 from wsiad.results.folder import Results
-from wsiad.slides.slide_table import SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import OK, SLIDES_TABLE, read_table
 from wsiad.store.tile_store import is_store
 from wsiad.store.tile_task import TileRow
 
@@ -35,7 +35,8 @@ def write_results_project(results: Path) -> str:
     Returns
     -------
     str
-        Text for the summary: the path of the project, or why it was not written.
+        Text for the summary: the path of the project, or why it was not written. It is empty if no
+        slide was scored, so that there is nothing to look at yet.
     """
     folder_of_results = Results(results)
     rows = folder_of_results.slides
@@ -53,7 +54,8 @@ def write_results_project(results: Path) -> str:
     except ExportError as error:
         logger.warning("the QuPath project was not updated: %s", error)
         return f"the QuPath project was not updated ({error})"
-    return f"open {folder / PROJECT} in QuPath"
+    scored = any(row.status == OK for row in rows)
+    return f"open {folder / PROJECT} in QuPath" if scored else ""
 
 
 def _whole(value: object) -> int:

@@ -85,14 +85,17 @@ class TileResult(BatchResult[TileRow]):
         return "\n".join(lines)
 
     @property
-    def following(self) -> str:
-        """Command that comes next in place of the verb's own; empty if that one fits.
+    def following(self) -> str | None:
+        """Command that comes next in place of the verb's own; ``None`` if that one fits.
 
-        Tiles of slides that are all labelled anomalous are no healthy ones to learn from.
+        It is empty if there are no tiles. Tiles of slides that are all labelled anomalous are no
+        healthy ones to learn from.
         """
-        labels = {row.label for row in self.rows}
-        if not labels or any(not label or is_healthy(label) for label in labels):
+        labels = {row.label for row in self.rows if row.tiles}
+        if not labels:
             return ""
+        if any(not label or is_healthy(label) for label in labels):
+            return None
         return "wsiad train STORE --out runs/probe --detector linear-probe --anomalies {out}"
 
 

@@ -24,7 +24,8 @@ class Verb:
         Options that the help shows first, besides those that are required.
     following : str
         Command that usually comes next, with fields of the config in braces; empty if there is
-        none. It is printed after the summary, unless `quiet` is set; a result can name another.
+        none. It is printed after the summary, unless `quiet` is set; the ``following`` of a result,
+        if it is not ``None``, takes its place.
     repeated : tuple of str
         Fields that the following command has too, and must have the same values for. Those that
         were set are added to it as flags.

@@ -105,7 +105,7 @@ def export(config: ExportConfig) -> ExportResult:
         clear_leftovers(*folders)
     said = [*plan.said, *_outcome(rows, config.results)]
     if "qupath" in plan.formats:
-        said.append(write_results_project(config.results))
+        said += filter(None, [write_results_project(config.results)])
     report = write_results_report(config.results)
     return ExportResult(config.results, tuple(rows), "; ".join([*said, f"see {report}"]))
 

@@ -26,6 +26,7 @@ from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow, ReadingOptio
 from wsiad.learning.devices import DeviceOptions
 from wsiad.results.file_names import FACTS, SLIDE, SLIDES_TABLE
 from wsiad.slides.slide_table import (
+    OK,
     SlideTable,
     backends,
     failures,
@@ -97,6 +98,11 @@ class HeatmapResult(BatchResult[HeatmapRow]):
 
     results: Path
     summary: str
+
+    @property
+    def following(self) -> str | None:
+        """Command in place of the verb's own: empty if nothing was scored, else ``None``."""
+        return None if any(row.status == OK for row in self.rows) else ""
 
 
 @verb(HeatmapConfig)
@@ -220,7 +226,7 @@ def _finish(
             spent = {"heatmap": worked + read_timings(config.out).seconds.get("heatmap", 0.0)}
         report = write_results_report(config.out, seconds=spent)
         last = ", the last" if config.partial else ""
-        said = f"{said}{last}; see {report}{_project(config)}{found}"
+        said = "; ".join([f"{said}{last}", f"see {report}", *_project(config)]) + found
     if config.partial or config.record:
         counts = {"slides": len(rows), "failed": len(failures(rows))}
         record = {"versions": versions(), "seconds": round(seconds, 3), **counts}
@@ -229,8 +235,9 @@ def _finish(
     return said
 
 
-def _project(config: HeatmapConfig) -> str:
-    """Write the QuPath project if it is requested, and return a text with its path."""
+def _project(config: HeatmapConfig) -> list[str]:
+    """Write the QuPath project if it is requested, and return a text with its path, if any."""
     from wsiad.results.qupath_project import write_results_project
 
-    return f"; {write_results_project(config.out)}" if "qupath" in config.viewers else ""
+    said = write_results_project(config.out) if "qupath" in config.viewers else ""
+    return [said] if said else []
