@@ -46,13 +46,40 @@ def test_workers_take_the_gpus_of_a_machine_in_turn(monkeypatch, count, worker, 
 
 
 def test_a_job_that_was_given_gpus_does_not_compute_on_the_cpu_in_silence(monkeypatch):
+    jobless(monkeypatch)
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
     gpus(monkeypatch, 0)
-    with pytest.raises(ConfigError, match=r"was given GPUs \(0,1\), which PyTorch cannot use"):
+    said = r"was given GPUs \(SLURM_JOB_GPUS=0,1\), which PyTorch cannot use"
+    with pytest.raises(ConfigError, match=said):
         choose_device("auto")
     assert choose_device("cpu") == torch.device("cpu")
     gpus(monkeypatch, 1)
     assert choose_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("job", ["PBS_JOBID", "LSB_JOBID", "SGE_JOB_SPOOL_DIR"])
+def test_gpus_of_other_batch_systems_are_those_that_cuda_is_shown(monkeypatch, job):
+    jobless(monkeypatch)
+    gpus(monkeypatch, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert choose_device("auto") == torch.device("cpu")  # of a profile, where there is no job
+    monkeypatch.setenv(job, "17")
+    for given in ("0", "1,3", "GPU-5ebe9f43,GPU-6b3a", "MIG-GPU-5ebe9f43/1/0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        with pytest.raises(ConfigError, match=rf"\(CUDA_VISIBLE_DEVICES={given}\), which PyTorch"):
+            choose_device("auto")
+    for none in ("", " ", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+def jobless(monkeypatch):
+    """Forget the job, if there is one, in which the tests run."""
+    for name in ("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "PBS_JOBID", "LSB_JOBID",
+                 "SGE_JOB_SPOOL_DIR"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _CPU_BATCH_PX = 1 << 17
 _GPU_BATCH_PX = 1 << 25
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_JOBS = ("PBS_JOBID", "LSB_JOBID", "SGE_JOB_SPOOL_DIR")
+"""Variables that PBS, LSF and SGE set in every job."""
 
 
 class DeviceOptions(Config):
@@ -94,13 +97,14 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     ConfigError
-        This machine does not have the device, or SLURM gave this job GPUs that PyTorch cannot use.
+        This machine does not have the device, or a batch system gave this job GPUs that PyTorch
+        cannot use.
     """
     import torch
 
     if name == "auto":
         if not torch.cuda.is_available():
-            if given := os.environ.get("SLURM_JOB_GPUS"):
+            if given := _gpus_of_job():
                 raise ConfigError(
                     f"this job was given GPUs ({given}), which PyTorch cannot use on "
                     f"{platform.node()}",
@@ -126,6 +130,20 @@ def choose_device(name: str) -> torch.device:
             remedy="Use auto or cpu, or check the driver with `wsiad doctor`.",
         )
     return device
+
+
+def _gpus_of_job() -> str:
+    """Return the variable that states the GPUs of this job, with its value; empty if none does.
+
+    SLURM has a variable of its own. Those of PBS, LSF and SGE that hand out GPUs set CUDA's, which
+    outside of a job says nothing: it may be set in a profile for all machines.
+    """
+    if given := os.environ.get("SLURM_JOB_GPUS"):
+        return f"SLURM_JOB_GPUS={given}"
+    visible = os.environ.get(_VISIBLE, "").strip()
+    # By other beginnings, such as -1 or NoDevFiles, none is visible to CUDA.
+    named = re.match(r"\d|GPU-|MIG-", visible)
+    return f"{_VISIBLE}={visible}" if named and any(map(os.environ.get, _JOBS)) else ""
 
 
 def windows_at_once(batch: int, device: torch.device, *, edge: int) -> int:
