@@ -47,7 +47,8 @@ def test_nearest_of_several_clusters_decides():
     between = torch.ones(1, 6) * torch.eye(6)[:2].sum(dim=0) * 2.5
     assert cluster_distances(between, two) > 50 * cluster_distances(between, one)
     assert float(cluster_distances(drawn, two).mean()) < 7
-    with pytest.raises(DetectorError, match="too few for 3 clusters"):
+    few = r"^3 healthy tiles are too few for 3 clusters\. .* more tiles, or set fewer clusters\.$"
+    with pytest.raises(DetectorError, match=few):
         fit_clusters(drawn[:3], 3, seed=0)
     with pytest.raises(DetectorError, match="alike"):
         fit_clusters(torch.ones(9, 3), 1, seed=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Annotated
 
 import numpy as np
@@ -27,19 +27,34 @@ _ROWS_ON_A_CPU = 128  # of products; what its cache no longer holds is slow
 _NO_VARIANCE = 1e-10  # of the largest: what is below is rounding
 
 
-def check_count(vectors: Vectors, least: int, purpose: str) -> None:
-    """Check that there are enough vectors.
+def check_count(
+    values: Sized, least: int, purpose: str, *, noun: str = "healthy vector", otherwise: str = ""
+) -> None:
+    """Check that there are enough healthy vectors, or tiles, for a purpose.
+
+    Parameters
+    ----------
+    values : sized
+        The vectors or tiles; their number counts.
+    least : int
+        Minimum number.
+    purpose : str
+        What needs them, for the error.
+    noun : str
+        Word for one of them.
+    otherwise : str
+        What can be done besides fitting on more tiles, such as ``"set fewer neighbours"``.
 
     Raises
     ------
     DetectorError
-        There are fewer vectors than ``least``.
+        There are fewer than ``least``.
     """
-    if len(vectors) < least:
+    number = len(values)
+    if number < least:
         raise DetectorError(
-            f"{counted(len(vectors), 'healthy vector')} {by_number(len(vectors), 'is', 'are')} "
-            f"too few for {purpose}",
-            remedy="Fit on more tiles, or set fewer.",
+            f"{counted(number, noun)} {by_number(number, 'is', 'are')} too few for {purpose}",
+            remedy=f"Fit on more tiles{', or ' * bool(otherwise)}{otherwise}.",
         )
 
 

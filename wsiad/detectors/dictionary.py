@@ -132,7 +132,8 @@ class Dictionary(FeatureDetector):
         from sklearn.exceptions import ConvergenceWarning
 
         options = self.options
-        check_count(vectors, max(2, options.entries), f"a dictionary of {options.entries} entries")
+        purpose = f"a dictionary of {options.entries} entries"
+        check_count(vectors, max(2, options.entries), purpose, otherwise="set fewer entries")
         scaled = _scaled(torch.from_numpy(vectors), options.normalise)
         projection = fit_projection(scaled.numpy(), options.pca_components)
         values = project(scaled, projection)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.terminal import counted
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import (
@@ -100,7 +101,8 @@ class MixtureOfGaussians(FeatureDetector):
 
     def _fit_mixture(self, vectors: Vectors) -> dict[str, Tensor]:
         options = self.options
-        check_count(vectors, 2 * options.gaussians, f"a mixture of {options.gaussians} Gaussians")
+        purpose = f"a mixture of {counted(options.gaussians, 'Gaussian')}"
+        check_count(vectors, 2 * options.gaussians, purpose, otherwise="set fewer gaussians")
         projection = fit_projection(vectors, options.pca_components)
         values = project(torch.from_numpy(vectors), projection).double().numpy()
         mixture = _mixture(values, options, self._seed)

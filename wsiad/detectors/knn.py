@@ -10,8 +10,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.core.errors import DetectorError
-from wsiad.core.terminal import by_number, counted
+from wsiad.core.terminal import counted
 from wsiad.detectors._bank import BankDetector, BankOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._vectors import check_count, nearest
@@ -79,7 +78,8 @@ class NearestNeighbours(BankDetector):
         """
         options = self.options
         if options.candidates is None:
-            check_count(vectors, options.neighbours, f"{options.neighbours} neighbours")
+            purpose = f"{options.neighbours} neighbours"
+            check_count(vectors, options.neighbours, purpose, otherwise="set fewer neighbours")
             every = self._scaled(torch.from_numpy(vectors))
             return {"bank": every, **self.kept_cells(every)}
         span = torch.tensor(self._span())
@@ -88,12 +88,13 @@ class NearestNeighbours(BankDetector):
         else:
             bank = torch.from_numpy(vectors).reshape(-1, self._grid() ** 2, vectors.shape[1])
             means = bank.mean(dim=1)
-        if len(means) < options.candidates:
-            raise DetectorError(
-                f"{counted(len(means), 'healthy tile')} {by_number(len(means), 'is', 'are')} too "
-                f"few for {counted(options.candidates, 'candidate')}",
-                remedy="Fit on more tiles, set fewer candidates, or more fit_vectors.",
-            )
+        check_count(
+            means,
+            options.candidates,
+            counted(options.candidates, "candidate"),
+            noun="healthy tile",
+            otherwise="set fewer candidates, or more fit_vectors",
+        )
         fitted = {"means": self._scaled(_inside(means, span)).contiguous(), "span": span}
         if bank is not None:
             fitted["bank"] = self._scaled(_outside(bank, span)).contiguous()

@@ -68,7 +68,8 @@ class OneClassSvm(FeatureDetector):
 
         options = self.options
         least = int(np.ceil(2 / options.nu))
-        check_count(vectors, least, f"a one-class SVM of nu {options.nu}: it needs {least}")
+        purpose = f"a one-class SVM of nu {options.nu}: it needs {least}"
+        check_count(vectors, least, purpose, otherwise="set a larger nu")
         projection = fit_projection(vectors, options.pca_components, standardise=True)
         values = project(torch.from_numpy(vectors), projection).double().numpy()
         gamma = options.gamma

@@ -82,8 +82,9 @@ class PatchCore(BankDetector):
         found = {"bank": bank, **self.kept_cells(bank)}
         if not self.options.reweight:
             return found
-        if len(bank) < _NEIGHBOURS:
-            check_count(bank.numpy(), _NEIGHBOURS, f"the weights of {_NEIGHBOURS} neighbours")
+        purpose = f"the weights of {_NEIGHBOURS} neighbours"
+        remedy = "set a larger coreset, or reweight: false"
+        check_count(bank, _NEIGHBOURS, purpose, otherwise=remedy)
         return {**found, "around": Bank(bank).nearest(bank, _NEIGHBOURS)[1]}
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:

@@ -61,7 +61,8 @@ class SupportVectorDataDescription(FeatureDetector):
         """Return the projection, the ``ball`` (D,), its centre, and ``square_radius`` (1,)."""
         options = self.options
         least = int(np.ceil(2 / options.nu))
-        check_count(vectors, least, f"a ball of nu {options.nu}: it needs {least}")
+        purpose = f"a ball of nu {options.nu}: it needs {least}"
+        check_count(vectors, least, purpose, otherwise="set a larger nu")
         projection = fit_projection(
             vectors, options.pca_components, standardise=True, whiten=options.whiten
         )

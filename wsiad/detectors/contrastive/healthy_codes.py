@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
-from wsiad.core.terminal import by_number, counted
-from wsiad.detectors._vectors import nearest
+from wsiad.core.terminal import counted
+from wsiad.detectors._vectors import check_count, nearest
 
 _LEAST = 1e-6
 
@@ -28,12 +28,13 @@ def fit_clusters(features: Tensor, clusters: int, *, seed: int) -> dict[str, Ten
         There are fewer tiles than clusters, or all are alike.
     """
     unit = functional.normalize(features.double().cpu(), dim=1)
-    if len(unit) <= clusters:
-        raise DetectorError(
-            f"{counted(len(unit), 'healthy tile')} {by_number(len(unit), 'is', 'are')} too few for "
-            f"{counted(clusters, 'cluster')}",
-            remedy="Set fewer clusters, or fit on more tiles.",
-        )
+    check_count(
+        unit,
+        clusters + 1,
+        counted(clusters, "cluster"),
+        noun="healthy tile",
+        otherwise="set fewer clusters",
+    )
     mean, deviation = unit.mean(dim=0), unit.std(dim=0, correction=0)
     if not float(deviation.max()) > 0:
         raise DetectorError("the features of all healthy tiles are alike")
