@@ -475,6 +475,29 @@ def test_images_that_are_gone_from_an_export_are_told_and_written_again(tmp_path
     assert "are gone" not in caplog.text
 
 
+def test_the_scale_of_an_export_is_not_contradicted(tmp_path):
+    store, out = tiled(tmp_path), tmp_path / "out"
+    wsiad.export_tiles(store=store, out=out, quiet=True)
+    record = json.loads((out / "export.json").read_text())
+    assert record["mpp"] == 0.5
+    words = r"export\.json: states 0\.5 µm/px of its tiles, and --mpp is 0\.25\. Correct --mpp"
+    with pytest.raises(InputError, match=words):
+        load(out, tmp_path / "store", mpp=0.25)
+    assert not (tmp_path / "store").exists()
+    resized = load(out, tmp_path / "resized", mpp=1.0, resize=PX // 2)
+    assert TileStore(resized.store).preparation.mpp == 1.0
+    (out / "export.json").write_text(json.dumps({**record, "mpp": "half"}))
+    with pytest.raises(InputError, match=r"states 'half' µm/px"):
+        load(out, tmp_path / "store")
+    # An export of before does not state it, and is completed all the same.
+    del record["mpp"]
+    (out / "export.json").write_text(json.dumps(record))
+    assert load(out, tmp_path / "other", mpp=0.25).failed == ()
+    shutil.rmtree(out / "a")
+    assert wsiad.export_tiles(store=store, out=out, quiet=True).slides == ("a", "p/b", "white")
+    assert json.loads((out / "export.json").read_text())["mpp"] == 0.5
+
+
 def test_exports_that_cannot_come_back_say_why(tmp_path):
     store = tiled(tmp_path)
     wsiad.export_tiles(store=store, out=tmp_path / "clam", format="clam", quiet=True)

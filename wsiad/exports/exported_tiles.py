@@ -6,6 +6,7 @@ The folder may come from anywhere: no name in it leads out of it, and its sizes 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 EXPORT, TABLE = "export.json", "tiles.csv"
 
 _IMAGES, _COORDINATES = ("png", "jpeg"), ("clam", "trident")
+_SAME_MPP = 1e-3
 _AGAIN = "Run the same wsiad export-tiles again, which completes it."
 
 
@@ -113,7 +115,8 @@ def claim(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
         # Before the first slide, so that an export that was cut off can go on.
         keep(folder, facts, {})
         return {}
-    there = read_json(path, InputError)
+    # Exports of before do not state µm/px, which the store's digest decides.
+    there = {"mpp": facts["mpp"], **read_json(path, InputError)}
     slides = _slides(there)
     if told := differences(there, {**facts, "slides": there.get("slides")}):
         raise InputError(
@@ -138,7 +141,21 @@ def _has_images(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
+def _check_mpp(folder: Path, found: object, mpp: float | None) -> None:
+    """Check that µm/px are those that an export states, if it states any."""
+    if mpp is None or found is None:
+        return
+    if not isinstance(found, float | int) or not math.isclose(found, mpp, rel_tol=_SAME_MPP):
+        raise InputError(
+            f"states {found!r} µm/px of its tiles, and --mpp is {mpp:g}",
+            subject=str(folder / EXPORT),
+            remedy="Correct --mpp. If the file is wrong, pass the folders of images beside it.",
+        )
+
+
+def exported_slides(
+    folder: Path, *, label: str, mpp: float | None = None
+) -> list[SlideInput] | None:
     """Return the slides whose images ``wsiad export-tiles`` wrote into a folder.
 
     Slides without tiles are named and left out. A label of a slide is taken over where it holds
@@ -149,6 +166,8 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
     folder : Path
     label : str
         Label that the tiles should have; empty for that of their slide.
+    mpp : float, optional
+        µm/px that the user states of them; not checked if it is left out.
 
     Returns
     -------
@@ -159,8 +178,8 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
     Raises
     ------
     InputError
-        The export is one of coordinates, of an unknown format, holds no tiles, is not complete or
-        damaged, or a name leads out of it.
+        The export is one of coordinates, of an unknown format or of another µm/px, holds no tiles,
+        is not complete or damaged, or a name leads out of it.
     """
     if not (folder / EXPORT).is_file():
         return None
@@ -180,6 +199,7 @@ def exported_slides(folder: Path, *, label: str) -> list[SlideInput] | None:
             remedy="If the images beside it are tiles, move this file away. If it is damaged: "
             f"{_AGAIN[:1].lower()}{_AGAIN[1:]}",
         )
+    _check_mpp(folder, facts.get("mpp"), mpp)
     if not (folder / TABLE).is_file():
         raise InputError(
             f"is an export that is not complete: it has no {TABLE}",

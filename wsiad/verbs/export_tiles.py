@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wsiad.exports.exported_tiles import TileFileRow
     from wsiad.exports.tile_images import TileFile
     from wsiad.store.stored_slide import StoredSlide
+    from wsiad.store.tile_store import TileStore
 
 
 class ExportTilesConfig(QuietOptions, StoreOptions):
@@ -88,7 +89,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     if not names:
         why = f": those of its {SLIDES_TABLE} failed" if failures(rows) else ""
         raise InputError(f"holds no slides{why}", subject=str(config.store))
-    facts = _facts(config, store.digest)
+    facts = _facts(config, store)
     done = claim(config.out, facts)
     table: list[TileFileRow] = []
     exported, unusable, tiles = list[str](), list[SlideRow](), 0
@@ -153,6 +154,6 @@ def _export(config: ExportTilesConfig, slide: StoredSlide, *, whole: bool) -> li
     return write_tile_images(slide, folder, kind=config.format, quality=config.quality)
 
 
-def _facts(config: ExportTilesConfig, digest: str) -> dict[str, Any]:
-    quality = config.quality if config.format == "jpeg" else None
-    return {"format": config.format, "quality": quality, "store": digest}
+def _facts(config: ExportTilesConfig, store: TileStore) -> dict[str, Any]:
+    quality, mpp = config.quality if config.format == "jpeg" else None, store.preparation.mpp
+    return {"format": config.format, "quality": quality, "mpp": mpp, "store": store.digest}

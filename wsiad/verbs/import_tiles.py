@@ -187,10 +187,12 @@ def _groups(config: ImportTilesConfig) -> list[tuple[SlideInput, Path | None, Pa
 
     found: list[tuple[SlideInput, Path | None, Part]] = []
     label, split = own_label(config.label), config.split
+    # Of pictures that are resized, it is the scale afterwards.
+    mpp = config.mpp if config.resize is None else None
     for number, path in enumerate(config.sources):
         kind, name = source_format(path), source_name(path)
         if not config.labels:
-            slides = exported_slides(path, label=label) if kind == "folder" else None
+            slides = exported_slides(path, label=label, mpp=mpp) if kind == "folder" else None
             if slides is None:
                 slides = [SlideInput(name, path, label=label)]
             found += [(replace(slide, split=split), None, "") for slide in slides]
