@@ -267,6 +267,10 @@ def test_a_verb_ends_with_what_was_made_and_what_comes_next(tmp_path, capsys):
     assert code == 0
     assert "1 without tissue: 0 tiles" in said
     assert "next: " not in said  # nothing is there to learn from
+    code, said, _ = run(capsys, "embed", tmp_path / "none", "--weights", "random")
+    assert code == 0
+    assert "features of 0 tiles" in said
+    assert "next: " not in said
 
 
 @pytest.mark.parametrize(

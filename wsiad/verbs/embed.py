@@ -70,6 +70,11 @@ class EmbedResult:
         """Slides whose features are not stored, or not exported."""
         return (*failures(self.rows), *self.not_exported)
 
+    @property
+    def following(self) -> str | None:
+        """Command in place of the verb's own: empty if no tile has features, else ``None``."""
+        return None if any(row.tiles for row in self.rows) else ""
+
 
 @verb(EmbedConfig)
 def embed(config: EmbedConfig) -> EmbedResult:
