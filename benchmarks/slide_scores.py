@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--healthy", type=Path)
     asked = parser.parse_args()
     tumour = read_reference(asked.reference)
-    calibration = Calibration.from_json(read_json(asked.results / CALIBRATION, InputError))
+    calibration = Calibration.from_json(
+        read_json(asked.results / CALIBRATION, InputError, remedy="Run wsiad heatmap again.")
+    )
     kept = HealthyMaps.read(asked.results / HEALTHY_MAPS)
     healthy = list(kept.maps)
     if asked.healthy:

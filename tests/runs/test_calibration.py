@@ -89,19 +89,19 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "said"),
     [
-        {"format": 2},
-        {"levels": [0, 1]},
-        {"values": "x"},
-        {"n_windows": 0},
-        {"extra": 1},
-        {"levels": [0, 1], "values": [2, 1]},
+        ({"format": 2}, "has the calibration format 2, not 1"),
+        ({"levels": [0, 1]}, "quantiles do not ascend"),
+        ({"values": "x"}, "is not a calibration: values: "),
+        ({"n_windows": 0}, "is not a calibration: n_windows: "),
+        ({"extra": 1}, "is not a calibration: extra: "),
+        ({"levels": [0, 1], "values": [2, 1]}, "quantiles do not ascend"),
     ],
 )
-def test_damaged_json_is_refused(change):
+def test_damaged_json_is_refused(change, said):
     stored = {**Calibration.of(SCORES, n_slides=7).to_json(), **change}
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match=said):
         Calibration.from_json(stored)
 
 

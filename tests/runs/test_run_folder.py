@@ -136,10 +136,12 @@ def test_damaged_or_missing_file(folder, name, content):
         (folder.path / name).unlink()
     else:
         (folder.path / name).write_bytes(content or b"{")
-    with pytest.raises(RunError):
+    with pytest.raises(RunError) as error:
         opened = RunFolder.open(folder.path)
         opened.calibration()
         opened.load_detector(CPU)
+    assert error.value.subject
+    assert "rain again" in str(error.value.remedy) or content is None
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_damaged_run_is_an_error_that_names_the_file(copy, monkeypatch, name, 
         RunFolder.open(run).load_detector("cpu")
         RunFolder.open(run).calibration()
         run_preparation(run)
-    assert "\n" not in str(error.value)
+    one_line(error, name)
 
 
 def test_a_config_that_is_no_text_is_told_before_slides_are_scored(made, copy, monkeypatch):
@@ -232,6 +232,32 @@ def test_damaged_records_of_results_are_errors(copy, monkeypatch, file, keys, va
     with pytest.raises(InputError) as error:
         read_folder(results)
     one_line(error, file)
+
+
+def test_a_damaged_calibration_of_results_is_written_again_as_its_error_says(
+    made, copy, monkeypatch
+):
+    use_channel(monkeypatch)
+    results = copy("results")
+    path = results / "calibration.json"
+    whole, scored = path.read_bytes(), (results / "one" / "windows.npy").stat().st_mtime_ns
+    for content in (b"{", b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as error:
+            wsiad.export(results=results, quiet=True)
+        one_line(error, "calibration.json", "wsiad heatmap again")
+        wsiad.heatmap(run=made / "run", slides=made / "slides", out=results, quiet=True)
+        assert path.read_bytes() == whole
+        assert (results / "one" / "windows.npy").stat().st_mtime_ns == scored
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"calibration": {}}'])
+def test_a_damaged_calibration_of_neighbourhoods_names_its_file_and_the_remedy(copy, content):
+    results = copy("results")
+    (results / "scales.json").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        write_results_report(results)
+    one_line(error, "scales.json", "--scales-um")
 
 
 def test_a_report_of_results_without_their_run_is_refused(copy):

@@ -511,8 +511,14 @@ def test_exports_that_cannot_come_back_say_why(tmp_path):
         words = (
             rf"export\.json: is not a record .* its format is {re.escape(repr(other))}, and not png"
         )
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=words + r".*export-tiles again, into another folder"):
             load(tmp_path / "out", tmp_path / "store")
+    # The same folder would be refused by export-tiles.
+    (tmp_path / "out" / "export.json").write_text("{")
+    with pytest.raises(
+        InputError, match=r"cannot be read.*export-tiles again, into another folder"
+    ):
+        load(tmp_path / "out", tmp_path / "store")
     escaped = {**facts, "slides": {**facts["slides"], "../slides": "x"}}
     (tmp_path / "out" / "export.json").write_text(json.dumps(escaped))
     table = tmp_path / "out" / "tiles.csv"

@@ -234,7 +234,8 @@ def _check_record(path: Path, out: Path | None) -> None:
 
 def _is_record(path: Path) -> bool:
     try:
-        rows = read_json(path, InputError, keys=["versions", "seconds", _ROWS])[_ROWS]
+        keys = ["versions", "seconds", _ROWS]
+        rows = read_json(path, InputError, keys=keys, remedy="Pass another file.")[_ROWS]
     except InputError:
         return False
     return isinstance(rows, list) and all(

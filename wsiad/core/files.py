@@ -270,7 +270,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(
-    path: Path, error: type[WsiadError], *, keys: Sequence[str] = (), remedy: str | None = None
+    path: Path, error: type[WsiadError], *, remedy: str, keys: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -279,10 +279,10 @@ def read_json(
     path : Path
     error : type
         Type of the error that is raised; the caller knows the purpose of the file.
+    remedy : str
+        Remedy of the error.
     keys : sequence of str
         Keys that the object must have.
-    remedy : str, optional
-        Remedy of the error.
 
     Raises
     ------

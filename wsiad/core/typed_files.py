@@ -191,7 +191,19 @@ def checked(
     try:
         return kind.model_validate(values, context={"folder": path.parent})
     except pydantic.ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        said = first["msg"].removeprefix("Value error, ")
-        raise error(f"is damaged: {where}: {said}", subject=str(path), remedy=remedy) from None
+        problem = f"is damaged: {first_fault(invalid)}"
+        raise error(problem, subject=str(path), remedy=remedy) from None
+
+
+def first_fault(error: pydantic.ValidationError, *, whole: str = "the file") -> str:
+    """Return the first fault of values that do not fit a model: its place and what is wrong there.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    whole : str
+        Name of the place where the fault is not in one of the values but in all together.
+    """
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -30,6 +30,8 @@ EXPORT, TABLE = "export.json", "tiles.csv"
 _IMAGES, _COORDINATES = ("png", "jpeg"), ("clam", "trident")
 _SAME_MPP = 1e-3
 _AGAIN = "Run the same wsiad export-tiles again, which completes it."
+_ANEW = "Run wsiad export-tiles again, into another folder."
+_ELSEWHERE = "Set another --out, or delete this one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,13 @@ def claim(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
         keep(folder, facts, {})
         return {}
     # Exports of before do not state µm/px, which the store's digest decides.
-    there = {"mpp": facts["mpp"], **read_json(path, InputError)}
+    there = {"mpp": facts["mpp"], **read_json(path, InputError, remedy=_ELSEWHERE)}
     slides = _slides(there)
     if told := differences(there, {**facts, "slides": there.get("slides")}):
         raise InputError(
             f"holds an export of another store, or with other options: {', '.join(told)}",
             subject=str(folder),
-            remedy="Set another --out, or delete this one.",
+            remedy=_ELSEWHERE,
         )
     return slides
 
@@ -183,7 +185,7 @@ def exported_slides(
     """
     if not (folder / EXPORT).is_file():
         return None
-    facts = read_json(folder / EXPORT, InputError, keys=["format", "slides"], remedy=_AGAIN)
+    facts = read_json(folder / EXPORT, InputError, keys=["format", "slides"], remedy=_ANEW)
     fmt = facts["format"]
     if fmt in _COORDINATES:
         raise InputError(
@@ -197,7 +199,7 @@ def exported_slides(
             f"{', '.join((*_IMAGES, *_COORDINATES))}",
             subject=str(folder / EXPORT),
             remedy="If the images beside it are tiles, move this file away. If it is damaged: "
-            f"{_AGAIN[:1].lower()}{_AGAIN[1:]}",
+            f"{_ANEW[:1].lower()}{_ANEW[1:]}",
         )
     _check_mpp(folder, facts.get("mpp"), mpp)
     if not (folder / TABLE).is_file():

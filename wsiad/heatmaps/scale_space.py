@@ -33,6 +33,7 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import ConfigError, EvaluationError
 from wsiad.core.geometry import Microns, SquareMicrons
+from wsiad.core.typed_files import first_fault
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.heatmaps.smoothing import smoothed
 from wsiad.heatmaps.space_options import MeanOf, check_scales
@@ -290,9 +291,8 @@ class SpatialCalibration:
             found = _StoredCalibration.model_validate(stored)
             check_scales(scale.radius_um for scale in found.scales)
         except pydantic.ValidationError as error:
-            raise EvaluationError(
-                f"is not a calibration of scales ({error.error_count()} faults)"
-            ) from error
+            problem = f"is not a calibration of scales: {first_fault(error)}"
+            raise EvaluationError(problem) from error
         except ConfigError as error:
             raise EvaluationError(f"is not a calibration of scales ({error.problem})") from error
         if not found.highest or list(found.highest) != sorted(found.highest):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from wsiad._version import __version__
-from wsiad.core.errors import InputError
+from wsiad.core.errors import EvaluationError, InputError, RunError
 from wsiad.core.files import read_json
 from wsiad.core.terminal import counted
 from wsiad.evaluation.lesion_outlines import (
@@ -402,7 +402,7 @@ def _space_legend(results: Path) -> ColourScale | None:
 
     Raises
     ------
-    EvaluationError, InputError
+    InputError
         Its calibration is damaged.
     """
     from wsiad.heatmaps.scale_space import SpatialCalibration
@@ -411,7 +411,11 @@ def _space_legend(results: Path) -> ColourScale | None:
     if not path.exists():
         return None
     remedy = "Run wsiad export with --scales-um again."
-    spatial = SpatialCalibration.from_json(read_json(path, InputError, remedy=remedy))
+    stored = read_json(path, InputError, remedy=remedy)
+    try:
+        spatial = SpatialCalibration.from_json(stored)
+    except (EvaluationError, RunError) as error:
+        raise InputError(error.problem, subject=str(path), remedy=remedy) from error
     return _legend(spatial.calibration, "neighbourhoods")
 
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from wsiad.slides.slide import Slide
 
 _AGAIN = "Delete the slide's folder and run wsiad heatmap again."
+_WRITTEN_AGAIN = "Run the same wsiad heatmap again, which writes it anew and keeps the scores."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,9 +270,9 @@ def _has_results(slide: SlideResults) -> bool:
 def _calibration(results: Path) -> Calibration:
     path = results / CALIBRATION
     try:
-        return Calibration.from_json(read_json(path, InputError))
+        return Calibration.from_json(read_json(path, InputError, remedy=_WRITTEN_AGAIN))
     except RunError as error:
-        raise InputError(error.problem, subject=str(path), remedy=error.remedy) from error
+        raise InputError(error.problem, subject=str(path), remedy=_WRITTEN_AGAIN) from error
 
 
 def export_slide(task: ExportTask) -> HeatmapRow:
@@ -314,7 +315,7 @@ def lacks_evidence(folder: Path) -> bool:
     A slide whose record cannot be read has failed; scoring it again makes all parts again.
     """
     try:
-        return bool(read_json(folder / SLIDE, InputError).get(LACKING))
+        return bool(read_json(folder / SLIDE, InputError, remedy=_AGAIN).get(LACKING))
     except InputError:
         return False
 

@@ -229,7 +229,7 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
     if not path.exists():
         return None
     try:
-        record = read_json(path, InputError)
+        record = read_json(path, InputError, remedy=SCORE_AGAIN)
         identity = identity_of(task)
         same = {key: record[key] for key in identity} == identity
         row = HeatmapRow(**record["row"])

@@ -186,7 +186,10 @@ def forget_other_regions(
 def _slide_score(results: Path) -> str:
     """Return the score by which slides were compared; empty if the file does not state it."""
     try:
-        return str(read_json(results / SIGNIFICANCE, InputError).get("slide_score", ""))
+        stored = read_json(
+            results / SIGNIFICANCE, InputError, remedy="Run wsiad significance again."
+        )
+        return str(stored.get("slide_score", ""))
     except InputError:
         return ""  # damaged, so nothing in it holds
 

@@ -12,6 +12,7 @@ import pydantic
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.terminal import Progress
+from wsiad.core.typed_files import first_fault
 from wsiad.learning.detector import Detector, Scores, TileSource
 from wsiad.pictures.colour_scale import HEALTHY_LEVELS, ColourScale
 
@@ -141,7 +142,7 @@ class Calibration:
         try:
             found = _Stored.model_validate(stored)
         except pydantic.ValidationError as error:
-            raise RunError(f"is not a calibration ({error.error_count()} faults)") from error
+            raise RunError(f"is not a calibration: {first_fault(error)}") from error
         if found.format != _FORMAT:
             raise RunError(f"has the calibration format {found.format}, not {_FORMAT}")
         rising = all(np.all(np.diff(array) >= 0) for array in (found.levels, found.values))

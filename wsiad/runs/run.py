@@ -55,6 +55,7 @@ P = TypeVar("P", HealthyMaps, "HealthyExamples")
 
 _FORMAT = 1
 _REMEDY = "Use the version of wsiad that made the run, or train again."
+_COPY_AGAIN = "Train again, or copy the run again."
 _MOST_CONFIG = 1 << 20
 
 
@@ -284,11 +285,12 @@ class RunFolder:
         RunError
             The calibration is missing or damaged.
         """
-        stored = read_json(self.path / CALIBRATION, RunError)
+        path = self.path / CALIBRATION
+        stored = read_json(path, RunError, remedy=_COPY_AGAIN)
         try:
             return Calibration.from_json(stored)
         except RunError as error:
-            raise RunError(error.problem, subject=str(self.path / CALIBRATION)) from error
+            raise RunError(error.problem, subject=str(path), remedy=_REMEDY) from error
 
     def write_healthy_maps(self, maps: HealthyMaps | None) -> None:
         """Write the maps of healthy slides; ``None`` deletes those of an interrupted run."""
@@ -408,7 +410,7 @@ class RunFolder:
             raise RunError(
                 f"cannot be read ({' '.join(str(error).split())[:200]})",
                 subject=str(path),
-                remedy="Train again, or copy the run again.",
+                remedy=_COPY_AGAIN,
             ) from error
         try:
             cls = cls or registry.load_made_by(file.detector, file.plugin)
@@ -477,7 +479,7 @@ def _part(path: Path, kind: type[P], *, stated: int | None, noun: str) -> P | No
 
 
 def _read(model: type[M], path: Path) -> M:
-    stored = read_json(path, RunError)
+    stored = read_json(path, RunError, remedy=_COPY_AGAIN)
     version = stored.get("format")
     if version is not None and version != _FORMAT:
         raise RunError(

@@ -18,12 +18,15 @@ import pydantic
 
 from wsiad.core.errors import StoreError
 from wsiad.core.files import read_json
+from wsiad.core.typed_files import first_fault
 
 if TYPE_CHECKING:
     import zarr
 
 _MOST_BYTES = 1 << 30
 _MOST_CHUNK_BYTES = 256 << 20
+
+_MADE_AGAIN = "Delete its folder, and run the command that made it again."
 
 _Count = Annotated[int, pydantic.Field(ge=0, le=2**31, strict=True)]
 _Pixels = Annotated[int, pydantic.Field(ge=1, le=2**31, strict=True)]
@@ -108,9 +111,8 @@ def slide_facts(folder: Path) -> dict[str, Any]:
     try:
         _Facts.model_validate(facts)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the attributes"
-        raise StoreError(f"is damaged: {where}: {first['msg']}", subject=str(folder)) from None
+        problem = f"is damaged: {first_fault(error, whole='the attributes')}"
+        raise StoreError(problem, subject=str(folder), remedy=_MADE_AGAIN) from None
     return facts
 
 
@@ -123,13 +125,14 @@ def group_facts(folder: Path) -> dict[str, Any]:
         The group's metadata are missing or damaged.
     """
     path = folder / "zarr.json"
-    values = read_json(path, StoreError, keys=["attributes"])
+    values = read_json(path, StoreError, keys=["attributes"], remedy=_MADE_AGAIN)
     attributes = values["attributes"]
     facts = attributes.get("wsiad") if isinstance(attributes, dict) else None
     if values.get("zarr_format") != 3 or values.get("node_type") != "group":
-        raise StoreError("is not the metadata of a zarr v3 group", subject=str(path))
+        problem = "is not the metadata of a zarr v3 group"
+        raise StoreError(problem, subject=str(path), remedy=_MADE_AGAIN)
     if not isinstance(facts, dict):
-        raise StoreError("has no attributes of wsiad", subject=str(path))
+        raise StoreError("has no attributes of wsiad", subject=str(path), remedy=_MADE_AGAIN)
     return facts
 
 

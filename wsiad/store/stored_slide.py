@@ -346,7 +346,9 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
             found = array_shape(group, "tiles", folder=folder, kind="uint8")
         shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
         fault = "" if found == shape else f"its tiles have the shape {found}, not {shape}"
-    except (StoreError, OSError, ValueError) as error:
+    except StoreError as error:  # with the remedy of this slide in place of its own
+        fault = f"{error.subject}: {error.problem}"
+    except (OSError, ValueError) as error:
         fault = " ".join(str(error).split())
     if fault:
         raise StoreError(

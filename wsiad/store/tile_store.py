@@ -14,6 +14,7 @@ import pydantic
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
+from wsiad.core.typed_files import first_fault
 from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, read_table
 from wsiad.stain.profile import StainProfile
@@ -283,8 +284,7 @@ class TileStore:
 def _one_line(error: Exception) -> str:
     """Return the first fault that an error reports, in one line."""
     if isinstance(error, pydantic.ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error, whole="the attributes")
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

@@ -101,14 +101,15 @@ class SearchTiles:
         """
         found = json.loads(json.dumps(self.membership(config)))
         if path.exists():
-            before = read_json(path, RunError, keys=("folds",))
+            remedy = "Begin another search in another folder."
+            before = read_json(path, RunError, keys=("folds",), remedy=remedy)
             changed = {name for name in before.keys() & found if before[name] != found[name]}
             if changed - {"warnings"}:
                 stores = f"{self.healthy} or {self.anomalous}"
                 raise RunError(
                     f"the tiles of {stores} changed since the search began",
                     subject=str(path.parent),
-                    remedy="Begin another search in another folder.",
+                    remedy=remedy,
                 )
         write_json(path, found)
 

@@ -207,7 +207,8 @@ def _finish(
     waiting = {*slides} - {row.slide for row in there}
     found = ""
     if not waiting:
-        facts = read_json(config.out / FACTS, InputError)  # with the formats of all calls
+        # With the formats of all calls.
+        facts = read_json(config.out / FACTS, InputError, remedy="Run the same command again.")
         write_json(config.out / FACTS, facts | {"backends": backends(there)})
         if config.healthy is not None:
             from wsiad.results.significance_comparison import add_significance
