@@ -1,6 +1,5 @@
 """``gan``: closed forms of its scores, gradients of its players, resuming, published networks."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -436,55 +435,16 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def conv(a, b, k, bias=True):
-    return a * b * k * k + (b if bias else 0)
-
-
-def residual(a, b, inner):
-    shortcut = conv(a, b, 1) if a != b else 0
-    return 2 * a + conv(a, inner, 3) + 2 * inner + conv(inner, b, 3) + shortcut
-
-
-def test_networks_of_f_anogan_have_their_counts():
+def test_the_critics_features_of_f_anogan_are_its_last_level():
     found = GanModel(preset("f-anogan"), 64)
-    ups, downs = (512, 512, 256, 128, 64), (64, 128, 256, 512, 512)
-    generator = 129 * 8192 + sum(residual(a, b, b) for a, b in pairwise(ups))
-    assert count(found.generator) == generator + 128 + conv(64, 3, 3)
-    down = conv(3, 64, 3) + sum(residual(a, b, a) for a, b in pairwise(downs))
-    assert count(found.critics["image"]) == down + 8192 + 1
-    assert count(found.encoder) == down + 8192 * 128 + 128
     with torch.no_grad():
         features = found.critics["image"].features(torch.zeros(1, 3, 64, 64))
     assert features.shape == (1, 512, 4, 4)
 
 
-def dcgan(latent, *, bias=False, norms=(64, 128, 256, 512)):
-    widths = (3, 64, 128, 256, 512)
-    levels = sum(conv(a, b, 4, bias=bias) for a, b in pairwise(widths))
-    return levels + conv(512, latent, 4, bias=bias) + 2 * sum(norms)
-
-
-def test_networks_of_anogan_and_alad_have_their_counts():
-    found = GanModel(preset("anogan"), 64)
-    assert count(found.generator) == dcgan(100)
-    assert count(found.critics["image"]) == dcgan(1, norms=(128, 256, 512))
-    assert found.encoder is None
-    found = GanModel(preset("alad"), 64)
-    assert count(found.encoder) == dcgan(100, bias=True)
-    assert count(found.critics["codes"]) == 201 * 64 + 65 * 32 + 33
-    images_critic = conv(6, 64, 5) + conv(64, 128, 5) + 128 * 16 * 16 + 1
-    assert count(found.critics["images"]) == images_critic
-    pair = dcgan(0, bias=True, norms=(128, 256, 512)) + 101 * 512 + 513 * 512
-    assert count(found.critics["pair"]) == pair + (8192 + 512 + 1) * 1024 + 1025
-
-
 def test_the_generator_of_bigan_has_the_published_layers():
-    """Two dense layers, each normalised and activated, and one level more than for 28 px."""
+    """Two dense layers, each normalised and activated, before one level more than for 28 px."""
     found = GanModel(preset("bigan"), 64)
-    dense = (201 * 1024 + 2 * 1024) + (1025 * 8192 + 2 * 8192)
-    widths = (128, 64, 32, 3)
-    levels = sum(conv(a, b, 4) for a, b in pairwise(widths)) + 2 * (64 + 32)
-    assert count(found.generator) == dense + levels
     kinds = [type(one).__name__ for one in found.generator.tail]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Unflatten"]
 
