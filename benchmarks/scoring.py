@@ -1,7 +1,7 @@
 """What scoring a slide costs beside the bare forward pass of the detector's network.
 
     python benchmarks/scoring.py SLIDE RUN [RUN ...] [--rounds 5] [--batch 256] [--device cpu]
-        [--threads 1] [--no-verb]
+        [--threads 1] [--parts bare verb]
 
 ``RUN`` is a run of ``wsiad train`` by a method on frozen features (gaussian, knn, patchcore, ...)
 or by dpa. The slide's windows are read once and kept, in the batches in which they are scored.
@@ -21,7 +21,8 @@ the perceptual network of the windows and of their reconstructions.
 Ratios are ``bare`` to the others, in each round: median (range). Processor time stands on a busy
 machine, the clock does not. The feed is windows a second that ``read`` gives on one core; 16 cores
 are 16 processes, each with its own slide, that share nothing but memory and disk, so the model is
-16 times that less what one process spends on joining batches.
+16 times that less what one process spends on joining batches. ``--parts`` measures some of them
+alone, for large slides and networks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -126,41 +127,54 @@ class Scoring:
     def round(self) -> dict[str, Clock]:
         """Measure every part once."""
         clocks = {part: Clock(self.device) for part in PARTS}
+        for part in self.args.parts:
+            getattr(self, f"_{part}")(clocks[part])
+        return clocks
+
+    def _bare(self, clock: Clock) -> None:
         prepared, forward = network_of(self.detector)
         with torch.inference_mode():
             for tiles in self.batches:
                 images = prepared(on_device(tiles, self.device))
-                with clocks["bare"]:
+                with clock:
                     forward(images)
-        with clocks["alone"]:
+
+    def _alone(self, clock: Clock) -> None:
+        with clock:
             for tiles in self.batches:
                 self.detector.score(tiles)
-        with clocks["score"]:
+
+    def _score(self, clock: Clock) -> None:
+        with clock:
             for places in batch_maps(self.detector, self.batches):
                 self.detector.pool(places)
+
+    def _bf16(self, clock: Clock) -> None:
         if isinstance(self.detector, FeatureDetector):
             own = self.detector.options.precision_on(self.device)
             self.detector.compute_in("bf16")
-            with clocks["bf16"]:
-                for places in batch_maps(self.detector, self.batches):
-                    self.detector.pool(places)
+            self._score(clock)
             self.detector.compute_in(own)
-        with ExitStack() as stack:
-            with clocks["plan"]:
-                source = stack.enter_context(window_source(self.task, self.detector.spec))
-            with clocks["read"]:
-                for _ in source.batches:
-                    pass
-        with window_source(self.task, self.detector.spec) as source, clocks["joined"]:
+
+    def _plan(self, clock: Clock) -> None:
+        with clock, window_source(self.task, self.detector.spec):
+            pass
+
+    def _read(self, clock: Clock) -> None:
+        with window_source(self.task, self.detector.spec) as source, clock:
+            for _ in source.batches:
+                pass
+
+    def _joined(self, clock: Clock) -> None:
+        with window_source(self.task, self.detector.spec) as source, clock:
             for _ in joined(source.batches, self.batch):
                 pass
-        with window_source(self.task, self.detector.spec) as source, clocks["scored"]:
+
+    def _scored(self, clock: Clock) -> None:
+        with window_source(self.task, self.detector.spec) as source, clock:
             pinned = self.device.type == "cuda"
             with closing(source.scored(self.detector, batch=self.batch, pinned=pinned)) as scored:
                 stitch(self.task, self.calibration, source, scored)
-        if self.args.verb:
-            self._verb(clocks["verb"])
-        return clocks
 
     def _verb(self, clock: Clock) -> None:
         folder = Path(tempfile.mkdtemp())
@@ -203,11 +217,13 @@ def show(scoring: Scoring, rounds: list[dict[str, Clock]]) -> None:
             continue
         each = statistics.median(clock.processor for clock in took) / scoring.windows * 1e6
         line = f"  {part:7s} {each:8.0f} µs of processor a window"
-        if part != "bare":
+        if part != "bare" and rounds[0]["bare"].wall:
             ratios = [c["bare"].processor / c[part].processor for c in rounds]
             walls = [c["bare"].wall / c[part].wall for c in rounds]
             line += f"; bare / {part}: {spread(ratios)}, by the clock {spread(walls)}"
         print(line)
+    if not rounds[0]["read"].wall or not rounds[0]["joined"].wall:
+        return
     feed = scoring.windows / statistics.median(clocks["read"].processor for clocks in rounds)
     full = scoring.windows / statistics.median(clocks["joined"].processor for clocks in rounds)
     print(
@@ -224,7 +240,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-verb", dest="verb", action="store_false")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
