@@ -9,8 +9,9 @@ from support.broken_slides import corrupt_tiff, truncated
 from support.builders import ArraySlide, noise, stained, write_scn, write_tiff
 from wsiad.core.errors import ScaleError, SlideOpenError, SlideReadError
 from wsiad.core.geometry import Box, Size
+from wsiad.slides.area_mean import all_valid, area_mean, area_weights
 from wsiad.slides.opening import open_slide
-from wsiad.slides.scaled import ScaledSlide, all_valid, area_mean, area_weights
+from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import true_downsample
 
 
@@ -65,6 +66,27 @@ def test_area_mean_is_the_rounded_mean_of_areas(first, step, size):
     valid = np.random.default_rng(1).random(lengths) > 0.05
     touched = np.einsum("yh,xw,hw->yx", rows > 1e-4, columns > 1e-4, ~valid)
     np.testing.assert_array_equal(all_valid(valid, *axes), touched == 0)
+
+
+def in_turn(image, rows, columns):
+    """Means in float32, whose terms are added one after the other, rows first."""
+    reach = max(rows.weights.shape[1], columns.weights.shape[1])
+    image = np.pad(image, [(0, reach), (0, reach), (0, 0)]).astype(np.float32)
+    for first, weights in (rows, columns):
+        total = weights[:, :1, None] * image[first]
+        for tap in range(1, weights.shape[1]):
+            total = total + weights[:, tap, None, None] * image[first + tap]
+        image = total.swapaxes(0, 1)
+    return np.rint(image).astype(np.uint8)
+
+
+@pytest.mark.parametrize("step", [0.9, 1, 1.0288, 1.5, 1.98, 2, 2.0576, 2.5, 3, 3.7, 4.1])
+def test_area_mean_is_the_same_to_the_bit_for_any_number_of_pixels(step):
+    size, other = 71, 1 + step / 2
+    image = np.random.default_rng(7).integers(0, 256, (400, 340, 3)).astype(np.uint8)
+    rows = area_weights(0.37, other, size, 400)
+    columns = area_weights(340 - step * size, step, size, 340)  # to the very last pixel
+    np.testing.assert_array_equal(area_mean(image, rows, columns), in_turn(image, rows, columns))
 
 
 def test_area_mean_of_whole_blocks_rounds_halves_to_even():

@@ -128,6 +128,88 @@ prefetch = cast(
 )
 
 
+class _WeightedMean(_Compiled):
+    """A sum of a fixed number of weighted pixels, of which all channels are computed at once."""
+
+    def __init__(self, taps: int) -> None:
+        super().__init__(cast(FunctionType, _weighted_mean))
+        self._taps = taps
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function as it was written: only compiled code has vectors."""
+        return self.py_func(*arguments, self._taps)
+
+    def made(self) -> Callable[..., Any]:
+        """Return the sum as compiled functions call it."""
+        from llvmlite import ir
+        from numba import types
+        from numba.extending import intrinsic
+
+        number = ir.IntType(32)
+        four = ir.VectorType(ir.FloatType(), 4)
+        nothing, all_alike = ir.Constant(four, ir.Undefined), ir.VectorType(number, 4)([0] * 4)
+        taps = range(self._taps)
+
+        def mean(_: Any, sums: Any, __: Any, weights: Any, ___: Any, means: Any, ____: Any) -> Any:
+            def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                starts = [
+                    context.make_array(signature.args[array])(context, builder, values[array]).data
+                    for array in (0, 2, 4)
+                ]
+                pixel, weight, out = (
+                    builder.gep(start, [values[place]])
+                    for start, place in zip(starts, (1, 3, 5), strict=True)
+                )
+                total = None
+                for tap in taps:
+                    place = builder.gep(pixel, [number(3 * tap)])
+                    channels = builder.load(builder.bitcast(place, four.as_pointer()), align=4)
+                    own = builder.load(builder.gep(weight, [number(tap)]))
+                    own = builder.insert_element(nothing, own, number(0))
+                    own = builder.shuffle_vector(own, nothing, all_alike)
+                    term = builder.fmul(own, channels)
+                    total = term if total is None else builder.fadd(total, term)
+                builder.store(total, builder.bitcast(out, four.as_pointer()), align=4)
+                return context.get_dummy_value()
+
+            places = types.uintp
+            return types.void(sums, places, weights, places, means, places), code
+
+        with self._lock:
+            self._made = self._made or intrinsic(mean)
+            return cast(Callable[..., Any], self._made)
+
+
+Floats = npt.NDArray[np.float32]
+"""C-contiguous array of one axis."""
+
+
+def _weighted_mean(
+    sums: Floats,
+    pixel: np.uintp,
+    weights: Floats,
+    first: np.uintp,
+    means: Floats,
+    place: np.uintp,
+    taps: int,
+) -> None:
+    """Add pixels of three channels that follow one another, each by its weight.
+
+    Four values are read of each and written: the fourth is meaningless, the next pixel's first
+    value takes its place. No position is checked.
+    """
+    total = weights[first] * sums[pixel : pixel + 4]
+    for tap in range(1, taps):
+        total = total + weights[first + tap] * sums[pixel + 3 * tap : pixel + 3 * tap + 4]
+    means[place : place + 4] = total
+
+
+_Mean = Callable[[Floats, np.uintp, Floats, np.uintp, Floats, np.uintp], None]
+mean_of_3 = cast(_Mean, _WeightedMean(3))
+mean_of_4 = cast(_Mean, _WeightedMean(4))
+mean_of_5 = cast(_Mean, _WeightedMean(5))
+
+
 def kept_in() -> str | None:
     """Return the folder of the compiled code of this module, the others' being next to it.
 
