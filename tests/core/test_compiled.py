@@ -10,7 +10,16 @@ import numba
 import numpy as np
 import pytest
 
-from wsiad.core.compiled import compiled, kept_in, load_word, prefetch, store_word
+from wsiad.core.compiled import (
+    compiled,
+    kept_in,
+    load_word,
+    mean_of_3,
+    mean_of_4,
+    mean_of_5,
+    prefetch,
+    store_word,
+)
 from wsiad.verbs.doctor import NOTE, OK, _compiled
 
 
@@ -61,6 +70,30 @@ def test_an_element_is_fetched_by_an_instruction_that_reads_nothing():
     (code,) = summed.inspect_llvm().values()
     assert "call void @llvm.prefetch" in code
     assert prefetch(values, np.uintp(3)) is None
+
+
+@pytest.mark.parametrize(("taps", "mean"), [(3, mean_of_3), (4, mean_of_4), (5, mean_of_5)])
+def test_a_weighted_mean_takes_all_channels_of_pixels_that_follow_one_another(taps, mean):
+    made = mean.made()
+
+    @numba.njit
+    def written(sums, weights, means):
+        made(sums, np.uintp(6), weights, np.uintp(2), means, np.uintp(3))
+
+    rng = np.random.default_rng(taps)
+    sums = rng.random(40).astype(np.float32)
+    weights = rng.random(9).astype(np.float32)
+    means = np.full(10, 7, np.float32)
+    written(sums, weights, means)
+    pixels = sums[6 : 6 + 3 * taps].reshape(taps, 3)
+    expected = weights[2] * pixels[0]
+    for tap in range(1, taps):
+        expected = expected + weights[2 + tap] * pixels[tap]
+    np.testing.assert_array_equal(means[3:6], expected)
+    assert (means[[0, 1, 2, 7, 8, 9]] == 7).all()  # the seventh is the next pixel's
+    again = np.full(10, 7, np.float32)
+    mean(sums, np.uintp(6), weights, np.uintp(2), again, np.uintp(3))
+    np.testing.assert_array_equal(again, means)
 
 
 MODULE = """

@@ -176,6 +176,29 @@ def test_missing_pixels_stay_missing_after_resampling():
     np.testing.assert_array_equal(region.valid, expected)
 
 
+@pytest.mark.parametrize("mpp", [0.52, 0.7, 0.99, 1.37, 1.9])
+@pytest.mark.parametrize("holes", [[], [(41, 60), (99, 30)]], ids=["whole", "with-holes"])
+def test_squares_have_the_pixels_of_their_rectangle(mpp, holes):
+    valid = np.ones((200, 260), bool)
+    valid[tuple(np.array(holes, int).reshape(-1, 2).T)] = False
+    slide = ArraySlide(noise(200, 260), mpp=0.5, valid=valid)
+    scaled = ScaledSlide(slide, mpp)
+    size = Size(scaled.size.width - 3, scaled.size.height - 2)
+    region = scaled.read(3, 2, size)
+    y, x = np.mgrid[0 : size.height - 11 : 12, 0 : size.width - 11 : 12].reshape(2, -1)
+    y, x = np.r_[y, size.height - 12], np.r_[x, size.width - 12]  # the last corner, too
+    corners = np.stack([x, y], axis=1).astype(np.int32)
+    squares, whole = scaled.read_squares(3, 2, size, corners=corners, edge=12)
+    places = [np.s_[row : row + 12, column : column + 12] for column, row in corners]
+    expected = [region.valid is None or region.valid[place].all() for place in places]
+    assert whole.tolist() == expected
+    assert (sum(expected) < len(places)) == bool(holes)
+    for square, place in zip(
+        squares, (p for p, kept in zip(places, whole, strict=True) if kept), strict=True
+    ):
+        np.testing.assert_array_equal(square, region.rgb[place])
+
+
 def test_read_outside_is_an_error():
     scaled = ScaledSlide(ArraySlide(noise(50, 50)), 0.5)
     with pytest.raises(ValueError, match="not within"):

@@ -30,6 +30,10 @@ class AreaWeights(NamedTuple):
     first: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
 
+    def part(self, begin: int, end: int) -> AreaWeights:
+        """Return the weights of some of the output pixels."""
+        return AreaWeights(self.first[begin:end], self.weights[begin:end])
+
 
 def area_weights(first: float, step: float, count: int, length: int) -> AreaWeights:
     """Return weights that average source pixels over ``count`` equal intervals.
@@ -56,7 +60,11 @@ def area_weights(first: float, step: float, count: int, length: int) -> AreaWeig
 
 
 def area_mean(
-    image: npt.NDArray[np.uint8], rows: AreaWeights, columns: AreaWeights
+    image: npt.NDArray[np.uint8],
+    rows: AreaWeights,
+    columns: AreaWeights,
+    *,
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Average along both axes, in float32, and round to the nearest integer.
 
@@ -65,14 +73,18 @@ def area_mean(
     image : ndarray of uint8, (H, W, 3)
     rows, columns : AreaWeights
         Weights of h and w output pixels.
+    out : ndarray of uint8, (h, w, 3), optional
+        C-contiguous array to fill.
 
     Returns
     -------
     ndarray of uint8, (h, w, 3)
     """
-    out = np.empty((len(rows.first), len(columns.first), 3), np.uint8)
+    if out is None:
+        out = np.empty((len(rows.first), len(columns.first), 3), np.uint8)
     flat = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-    _mean(flat, *rows, *columns, out)
+    if out.size:
+        _mean(flat, *rows, *columns, out)
     return out
 
 
@@ -113,31 +125,32 @@ def _add_rows(
     image: npt.NDArray[np.uint8],
     first: int,
     weights: npt.NDArray[np.float32],
+    left: int,
+    right: int,
     sums: npt.NDArray[np.float32],
 ) -> None:
     """Set sums to those of weighted rows, two at a time; rows without a weight are not read."""
-    values, touched = image.shape[1], len(weights)
+    touched = len(weights)
     while weights[touched - 1] == 0:
         touched -= 1
+    source, weight = image[first][left:right], weights[0]
     if touched == 1:
-        source, weight = image[first], weights[0]
-        for value in range(values):
+        for value in range(len(source)):
             sums[value] = weight * np.float32(source[value])
     else:
-        source, weight = image[first], weights[0]
-        second, other = image[first + 1], weights[1]
-        for value in range(values):
+        second, other = image[first + 1][left:right], weights[1]
+        for value in range(len(source)):
             part = weight * np.float32(source[value])
             sums[value] = part + other * np.float32(second[value])
     for tap in range(2, touched - 1, 2):
-        source, weight = image[first + tap], weights[tap]
-        second, other = image[first + tap + 1], weights[tap + 1]
-        for value in range(values):
+        source, weight = image[first + tap][left:right], weights[tap]
+        second, other = image[first + tap + 1][left:right], weights[tap + 1]
+        for value in range(len(source)):
             part = sums[value] + weight * np.float32(source[value])
             sums[value] = part + other * np.float32(second[value])
     if touched > 2 and touched % 2:
-        source, weight = image[first + touched - 1], weights[touched - 1]
-        for value in range(values):
+        source, weight = image[first + touched - 1][left:right], weights[touched - 1]
+        for value in range(len(source)):
             sums[value] += weight * np.float32(source[value])
 
 
@@ -156,30 +169,36 @@ def _mean(
     pixel at once. The terms of a sum are added in the same order either way.
     """
     height, width, _ = out.shape
-    values, taps = image.shape[1], column_weights.shape[1]
+    taps = column_weights.shape[1]
+    left = 3 * first_column[0]
+    right = min(3 * (first_column[-1] + taps), image.shape[1])
     # What lies beyond the image has no weight, but is multiplied by it.
-    sums = np.zeros(values + 3 * taps + 1, np.float32)
+    sums = np.zeros(3 * (first_column[-1] + taps) - left + 1, np.float32)
     means = np.empty(3 * width + 1, np.float32)
     flat = column_weights.reshape(-1)
     for y in range(height):
-        _add_rows(image, first_row[y], row_weights[y], sums)
+        _add_rows(image, first_row[y], row_weights[y], left, right, sums)
         # Unsigned: a signed index could count from the end, which costs a test.
         if taps == 3:
             for x in range(width):
                 at = np.uintp(x) * _3
-                mean_of_3(sums, np.uintp(first_column[x]) * _3, flat, at, means, at)
+                mean_of_3(sums, np.uintp(3 * first_column[x] - left), flat, at, means, at)
         elif taps == 4:
             for x in range(width):
                 at = np.uintp(x) * _3
-                mean_of_4(sums, np.uintp(first_column[x]) * _3, flat, np.uintp(x) * _4, means, at)
+                mean_of_4(
+                    sums, np.uintp(3 * first_column[x] - left), flat, np.uintp(x) * _4, means, at
+                )
         elif taps == 5:
             for x in range(width):
                 at = np.uintp(x) * _3
-                mean_of_5(sums, np.uintp(first_column[x]) * _3, flat, np.uintp(x) * _5, means, at)
+                mean_of_5(
+                    sums, np.uintp(3 * first_column[x] - left), flat, np.uintp(x) * _5, means, at
+                )
         else:
             for x in range(width):
                 red = green = blue = np.float32(0)
-                i: np.uintp = np.uintp(first_column[x]) * _3
+                i: np.uintp = np.uintp(3 * first_column[x] - left)
                 for tap in range(taps):
                     weight = column_weights[x, tap]
                     red += weight * sums[i]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from wsiad.core.errors import InputError, ScaleError
 from wsiad.core.geometry import Mpp, PixelMap, Size
-from wsiad.slides.area_mean import all_valid, area_mean, area_weights
+from wsiad.slides.area_mean import AreaWeights, all_valid, area_mean, area_weights
 from wsiad.slides.slide import Level, Region, Slide
 
 SCALE_TOLERANCE = 0.005
@@ -261,9 +261,69 @@ class ScaledSlide:
         """
         self._check(column, row, size)
         number = self._number if level is None else level
-        first_x, first_y, step_x, step_y = self._steps(number, column, row)
         if not self.resampled and number == self._number:
-            return self.slide.read_level(number, round(first_x), round(first_y), size)
+            x, y, _, _ = self._steps(number, column, row)
+            return self.slide.read_level(number, round(x), round(y), size)
+        region, rows, columns = self._areas(number, column, row, size)
+        rgb = area_mean(region.rgb, rows, columns)
+        if region.valid is None:
+            return Region(rgb)
+        return Region(rgb, all_valid(region.valid, rows, columns))
+
+    def read_squares(
+        self,
+        column: int,
+        row: int,
+        size: Size,
+        *,
+        corners: npt.NDArray[np.int32],
+        edge: int,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Read squares of a rectangle, as :meth:`read` does, and average no pixel outside of them.
+
+        Use it only if :attr:`resampled` is true.
+
+        Parameters
+        ----------
+        column, row, size : int, int, Size
+            Rectangle as in :meth:`read`, by which the weights are rounded.
+        corners : ndarray of int32, (N, 2)
+            Top-left corners (x, y) of the squares in the rectangle, target pixels.
+        edge : int
+            Edge of the squares, target pixels.
+
+        Returns
+        -------
+        ndarray of uint8, (M, edge, edge, 3)
+            RGB pixels of the complete squares.
+        ndarray of bool, (N,)
+            True where the slide has all pixels of a square.
+
+        Raises
+        ------
+        SlideReadError
+            The pixels cannot be decoded.
+        """
+        self._check(column, row, size)
+        region, rows, columns = self._areas(self._number, column, row, size)
+        whole = np.ones(len(corners), bool)
+        places = [(slice(y, y + edge), slice(x, x + edge)) for x, y in corners.tolist()]
+        if region.valid is not None:
+            valid = all_valid(region.valid, rows, columns)
+            whole = np.array([valid[place].all() for place in places], bool)
+        squares = np.empty((int(whole.sum()), edge, edge, 3), np.uint8)
+        complete = (place for place, kept in zip(places, whole, strict=True) if kept)
+        for square, (y, x) in zip(squares, complete, strict=True):
+            area_mean(
+                region.rgb, rows.part(y.start, y.stop), columns.part(x.start, x.stop), out=square
+            )
+        return squares, whole
+
+    def _areas(
+        self, number: int, column: int, row: int, size: Size
+    ) -> tuple[Region, AreaWeights, AreaWeights]:
+        """Read what a rectangle of target pixels averages of a level, with the weights."""
+        first_x, first_y, step_x, step_y = self._steps(number, column, row)
         left, top = math.floor(first_x + 1e-9), math.floor(first_y + 1e-9)
         whole = self._level(number).size
         source = Size(
@@ -273,10 +333,7 @@ class ScaledSlide:
         region = self.slide.read_level(number, left, top, source)
         rows = area_weights(first_y - top, step_y, size.height, source.height)
         columns = area_weights(first_x - left, step_x, size.width, source.width)
-        rgb = area_mean(region.rgb, rows, columns)
-        if region.valid is None:
-            return Region(rgb)
-        return Region(rgb, all_valid(region.valid, rows, columns))
+        return region, rows, columns
 
     def listed(
         self, column: int, row: int, size: Size, *, level: int

@@ -257,12 +257,19 @@ def _read_block(
             int(rows.max() - top) * grid.stride + grid.tile,
         )
         alone = once and grid.stride >= grid.tile
-        with plan.scaled.slide.reading_once() if alone else nullcontext():
-            region = plan.scaled.read(left * grid.stride, top * grid.stride, size)
+        corner = (left * grid.stride, top * grid.stride)
         rows, columns, chosen = rows[part], columns[part], chosen[part]
         y, x = (rows - top) * grid.stride, (columns - left) * grid.stride
-        whole = _whole(region, y, x, grid.tile)
-        pixels = _cut(region.rgb, y[whole], x[whole], grid.tile)
+        with plan.scaled.slide.reading_once() if alone else nullcontext():
+            if plan.scaled.resampled and grid.stride >= grid.tile:
+                corners = np.stack([x, y], axis=1)
+                pixels, whole = plan.scaled.read_squares(
+                    *corner, size, corners=corners, edge=grid.tile
+                )
+            else:
+                region = plan.scaled.read(*corner, size)
+                whole = _whole(region, y, x, grid.tile)
+                pixels = _cut(region.rgb, y[whole], x[whole], grid.tile)
     return _Read(
         pixels=pixels,
         chosen=chosen[whole],
