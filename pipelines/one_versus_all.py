@@ -2,12 +2,16 @@
 """One class against all others: how surveys test detectors on pictures that are not of slides.
 
     pipelines/one_versus_all.py train/ test/ --detector knn --resize 64 --out out/
+    pipelines/one_versus_all.py train/ test/ --preset padim --resize 64 --out out/
+    pipelines/one_versus_all.py bottle/train bottle/test --preset padim --resize 256 --out out/
 
 `train/` and `test/` have a folder of pictures for each class, of the same names. For each class in
 turn, the detector is fitted on the pictures of that class in `train/`, and scores all pictures of
-`test/`: those of the other classes are the anomalies. A tenth of the class's training pictures is
-held out to stop by. Nothing of `test/` is looked at before it is scored, and no score is scaled by
-others.
+`test/`: those of the other classes are the anomalies. Where `train/` has a single class, `test/`
+may have any others beside it, as the categories of MVTec AD do: train/good, test/good and a folder
+for each defect. Pictures are scored as a whole; masks of defects are not read. A tenth of the
+class's training pictures is held out to stop by. Nothing of `test/` is looked at before it is
+scored, and no score is scaled by others.
 
 Pictures are prepared as by `wsiad import-tiles`: --grey-values, --resize, --crop, --clahe.
 
@@ -46,6 +50,7 @@ from wsiad.core.typed_files import TableKind
 from wsiad.detectors import registry
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles, InputSpec
 from wsiad.learning.devices import choose_device
+from wsiad.runs.presets import with_preset
 from wsiad.store.dataset import ArrayTiles
 from wsiad.store.foreign_tiles import FolderTiles
 from wsiad.tiling.preparation import PictureOptions
@@ -92,13 +97,36 @@ def read_classes(folder: Path, options: PictureOptions, *, edge: int | None = No
         if not pictures:
             raise InputError("holds no pictures", subject=str(path))
         found[path.name] = np.stack(pictures)
-    if len(found) < 2:
+    if not found:
         raise InputError(
-            f"has {len(found)} folders of pictures",
+            "has no folder of pictures",
             subject=str(folder),
-            remedy="Make a folder for each class, at least two.",
+            remedy="Make a folder for each class.",
         )
     return found
+
+
+def check_classes(args: argparse.Namespace, train: Pictures, test: Pictures) -> None:
+    """Check that each class of the training can be tested against others.
+
+    Raises
+    ------
+    InputError
+        The test has other classes than the training, which must have a single class for that; or
+        no other class than that one.
+    """
+    missing, more = sorted(train.keys() - test.keys()), sorted(test.keys() - train.keys())
+    if missing or (more and len(train) > 1):
+        raise InputError(
+            f"has other classes than {args.train}: {', '.join(missing + more)}",
+            subject=str(args.test),
+        )
+    if len(test) < 2:
+        raise InputError(
+            "has 1 folder of pictures",
+            subject=str(args.test),
+            remedy="Make a folder for each class, at least two.",
+        )
 
 
 def auroc(
@@ -151,7 +179,8 @@ def as_table(lines: Sequence[Line]) -> str:
         }
         rows += ["", f"{name}, {setting}", "", "| normal class | AUROC |", "|---|---|"]
         rows += [f"| {normal} | {spread(values)} |" for normal, values in by_class.items()]
-        rows.append(f"| mean of {len(by_class)} | {mean(map(mean, by_class.values())):.3f} |")
+        if len(by_class) > 1:
+            rows.append(f"| mean of {len(by_class)} | {mean(map(mean, by_class.values())):.3f} |")
     return "\n".join(rows[1:]) + "\n"
 
 
@@ -169,9 +198,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("train", type=Path, help="a folder of pictures for each class")
-    add("test", type=Path, help="the same classes")
+    add("test", type=Path, help="the same classes; more, if `train` has a single one")
     add("--out", type=Path, required=True, metavar="FOLDER")
-    add("--detector", default="knn")
+    add("--detector", help="default: that of the preset, or knn")
+    add("--preset", metavar="NAME", help="a published system; --option replaces its options")
     add("--option", action="append", type=pair, default=[], metavar="KEY=VALUE")
     add("--weights", help="a file, 'wsiad' or 'random'; default: as wsiad train")
     add("--classes", nargs="+", help="to take for normal in turn; default: all")
@@ -184,29 +214,33 @@ def main(arguments: list[str] | None = None) -> int:
     add("--max-minutes", type=float, help="the same")
     add("--device", default="auto")
     args = parser.parse_args(arguments)
-    args.options = dict(args.option)
     try:
+        asked = {"detector": args.detector, "preset": args.preset, "weights": args.weights}
+        chosen = {name: value for name, value in asked.items() if value is not None}
+        chosen = with_preset({**chosen, "options": dict(args.option)}, fields=())
+        args.detector, args.options = chosen.get("detector", "knn"), chosen["options"]
+        args.weights = chosen.get("weights")
         given = {name: getattr(args, name) for name in PictureOptions.model_fields}
         pictures = build(PictureOptions, {k: v for k, v in given.items() if v is not None})
         train = read_classes(args.train, pictures)
         edge = len(next(iter(train.values()))[0])
         test = read_classes(args.test, pictures, edge=edge)
-        if train.keys() != test.keys():
-            different = ", ".join(sorted(train.keys() ^ test.keys()))
-            raise InputError(f"has other classes than {args.train}: {different}", subject=args.test)
-        chosen = args.classes or sorted(train)
-        if unknown := sorted(set(chosen) - set(train)):
+        check_classes(args, train, test)
+        classes = args.classes or sorted(train)
+        if unknown := sorted(set(classes) - set(train)):
             raise ConfigError(f"there is no class {unknown[0]}", subject="--classes")
+        named = {"preset": args.preset} if args.preset else {}
         setting = json.dumps(
-            {**args.options, **pictures.model_dump(exclude_defaults=True), "weights": args.weights,
-             "max_steps": args.max_steps, "max_minutes": args.max_minutes, "px": edge},
+            {**named, **args.options, **pictures.model_dump(exclude_defaults=True),
+             "weights": args.weights, "max_steps": args.max_steps,
+             "max_minutes": args.max_minutes, "px": edge},
             sort_keys=True,
         )  # fmt: skip
         path = args.out / "one_versus_all.csv"
         lines = LINES.read(path) if path.exists() else []
         done = {(line.detector, line.setting, line.normal, line.seed) for line in lines}
         for seed in args.seeds:
-            for normal in chosen:
+            for normal in classes:
                 key = (args.detector, setting, normal, seed)
                 if key in done:
                     continue

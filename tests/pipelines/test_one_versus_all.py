@@ -1,6 +1,7 @@
 """One class against all others, on scikit-learn's digits."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -30,10 +31,22 @@ def digits(tmp_path_factory):
     return folder
 
 
-def command(digits, out, *more):
-    return [str(digits / "train"), str(digits / "test"), "--out", str(out), "--detector", "knn",
+def command(digits, out, *more, method=("--detector", "knn")):
+    return [str(digits / "train"), str(digits / "test"), "--out", str(out), *method,
             "--weights", "wsiad", "--grey-values", "0", "16", "--resize", "32",
             "--option", "places=4", *more]  # fmt: skip
+
+
+def drawn(folder, count, *, seed, defect=False):
+    """Pictures in colour of a texture, with a dark square in each if they have a defect."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        picture = rng.integers(150, 200, (48, 48, 3), dtype=np.uint8)
+        if defect:
+            top, left = rng.integers(4, 24, 2)
+            picture[top : top + 18, left : left + 18] //= 4
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
 
 
 def test_digits_are_told_apart(digits, tmp_path, capsys):
@@ -56,6 +69,55 @@ def test_digits_are_told_apart(digits, tmp_path, capsys):
     assert "seed 0" not in said
     assert path.read_bytes().startswith(before)
     assert "±" in (tmp_path / "one_versus_all.md").read_text()
+
+
+def test_a_preset_sets_method_and_options(digits, tmp_path):
+    more = ["--classes", "digit 0", "--option", "nu=0.2"]
+    one_versus_all.main(command(digits, tmp_path, *more, method=("--preset", "svdd")))
+    more += ["--option", "centre=ball"]
+    one_versus_all.main(command(digits, tmp_path, *more, method=("--detector", "svdd")))
+    preset, plain = one_versus_all.LINES.read(tmp_path / "one_versus_all.csv")
+    assert (preset.detector, preset.auroc) == ("svdd", plain.auroc)
+    said = json.loads(preset.setting)
+    assert said.pop("preset") == "svdd"
+    assert said == json.loads(plain.setting)
+    assert (said["nu"], said["centre"], said["weights"]) == (0.2, "ball", "wsiad")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (("--preset", "svdd", "--detector", "knn"), "the preset svdd is a setting of svdd"),
+        (("--preset", "itsr"), "leaves out tiles of the fit"),
+        (("--preset", "svd"), "did you mean 'svdd'"),
+    ],
+)
+def test_a_preset_that_cannot_be_set_is_refused(digits, tmp_path, capsys, method, words):
+    assert one_versus_all.main(command(digits, tmp_path, method=method)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_single_class_is_tested_against_defects_that_have_no_training_pictures(tmp_path, capsys):
+    for name, count, seed in (("train/good", 20, 0), ("test/good", 8, 1)):
+        drawn(tmp_path / name, count, seed=seed)
+    for name, count, seed in (("hole", 5, 2), ("stain", 4, 3)):
+        drawn(tmp_path / "test" / name, count, seed=seed, defect=True)
+    arguments = [str(tmp_path / "train"), str(tmp_path / "test"), "--out", str(tmp_path),
+                 "--weights", "wsiad", "--option", "pooling=max"]  # fmt: skip
+    assert one_versus_all.main(arguments) == 0
+    (line,) = one_versus_all.LINES.read(tmp_path / "one_versus_all.csv")
+    assert (line.detector, line.normal, line.seed) == ("knn", "good", 0)
+    assert (line.fit, line.normal_tested, line.others_tested) == (20, 8, 9)
+    assert line.auroc == 1
+    assert "mean of" not in (tmp_path / "one_versus_all.md").read_text()
+    (tmp_path / "test" / "good").rename(tmp_path / "test" / "god")
+    assert one_versus_all.main(arguments) == 2
+    assert f"has other classes than {tmp_path / 'train'}: good, " in capsys.readouterr().err
+    for name in ("god", "hole"):
+        (tmp_path / "test" / name).rename(tmp_path / name)
+    (tmp_path / "test" / "stain").rename(tmp_path / "test" / "good")
+    assert one_versus_all.main(arguments) == 2
+    assert "has 1 folder of pictures" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(digits, tmp_path, capsys):
