@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from wsiad.cli import _verb_parser
 from wsiad.core.config import config_class
+from wsiad.detectors import registry
+from wsiad.runs.presets import load_preset, preset_names
 from wsiad.verbs import function_of
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +28,7 @@ SOURCE = re.compile(r"[\w./-]*\w\.(py|j2|js|css|sbatch)")
 # A path of this repository without a suffix, or of a file that is not source.
 OWN_PATH = re.compile(r"(wsiad|tests|benchmarks|pipelines|configs|examples)/[\w./-]*")
 MODULE = re.compile(r"wsiad(\.[a-z_]+)+")
+OWN_CODE = re.compile(r"\w+/[\w*]+\.py")
 
 
 def exists(path: str) -> bool:
@@ -201,6 +206,35 @@ def test_the_table_where_to_add_something_names_what_exists() -> None:
     for what, paths in rows().items():
         assert paths, f"{what}: the row names no file and no folder"
         assert [path for path in paths if not exists(path)] == [], what
+
+
+def lines_of(paths: Iterable[Path]) -> int:
+    return sum(path.read_text("utf-8").count("\n") for path in paths)
+
+
+def code_of(word: str) -> int:
+    """Lines of a detector, or of the Python files that a pattern finds in the package."""
+    if not OWN_CODE.fullmatch(word):
+        file = ROOT / "wsiad/detectors" / word.replace("-", "_")
+        return lines_of(file.glob("*.py") if file.is_dir() else [file.with_suffix(".py")])
+    return lines_of((ROOT / "wsiad").glob(word))
+
+
+def test_the_table_of_code_says_how_long_methods_are() -> None:
+    """Within a fifth, so that not every change of a line is one of the table."""
+    table = ARCHITECTURE.split("## How long a method is")[1].split("\n## ")[0]
+    presets = Counter(load_preset(name).detector for name in preset_names())
+    named: list[str] = []
+    for line in [line for line in table.splitlines() if line.startswith("| ")][1:]:
+        words, lines, systems = line.strip("| ").split(" | ")
+        codes = CODE.findall(words)
+        named += [code for code in codes if not OWN_CODE.fullmatch(code)]
+        codes = codes or list(registry.own_names())
+        told = int(lines.replace(",", ""))
+        assert abs(told - sum(map(code_of, codes))) <= 0.2 * told, line
+        if systems != "–":
+            assert int(systems) == sum(presets[code] for code in codes), line
+    assert sorted(named) == sorted(registry.own_names())
 
 
 def test_the_drawing_shows_the_floors_that_are_checked() -> None:
