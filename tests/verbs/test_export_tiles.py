@@ -1,6 +1,7 @@
 """`wsiad export-tiles`: image files, CLAM's and TRIDENT's coordinates; resume, bad input."""
 
 import csv
+import json
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from support.builders import stained, write_scn, write_tiff
 from support.stores import content
 from wsiad.cli import main
 from wsiad.core.errors import InputError, StoreError
+from wsiad.exports import exported_tiles
 from wsiad.store.tile_store import TileStore
 
 PX = 32
@@ -199,6 +201,29 @@ def test_bad_input(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         export(tmp_path / "store", tmp_path / "file")
+
+
+@pytest.mark.parametrize(("other", "refused"), [("jpeg", True), ("png", False)])
+def test_of_two_exports_that_begin_at_once_the_second_is_taken_only_if_it_is_equal(
+    tmp_path, monkeypatch, other, refused
+):
+    store, out = make_store(tmp_path), tmp_path / "out"
+    look = exported_tiles.refuse_foreign
+
+    def meanwhile(*args, **words):  # after the folder was looked at, before it is claimed
+        look(*args, **words)
+        monkeypatch.setattr(exported_tiles, "refuse_foreign", look)
+        export(store, out, format=other)
+
+    monkeypatch.setattr(exported_tiles, "refuse_foreign", meanwhile)
+    if refused:
+        with pytest.raises(InputError, match=r"other options: format jpeg \(now png\)"):
+            export(store, out, format="png")
+    else:
+        assert export(store, out, format="png").slides == ("s0", "s1")
+    assert json.loads((out / "export.json").read_text())["format"] == other
+    kinds = {path.suffix for path in (out / "s0").iterdir()}
+    assert kinds == {".jpg" if other == "jpeg" else ".png"}
 
 
 def test_a_slide_with_the_name_of_a_file_of_the_export_fails_alone(tmp_path):

@@ -5,6 +5,7 @@ The folder may come from anywhere: no name in it leads out of it, and its sizes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiad.core.config import differences
 from wsiad.core.errors import InputError
-from wsiad.core.files import checked_slide_name, read_json, write_json, write_text
+from wsiad.core.files import checked_slide_name, new_file, read_json, write_json, write_text
 from wsiad.core.labels import NORMAL
 from wsiad.core.ownership import refuse_foreign
 from wsiad.core.typed_files import TableKind
@@ -114,9 +115,10 @@ def claim(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     path = folder / EXPORT
     if not path.exists():
         refuse_foreign(folder, InputError, what="an export", marks=[EXPORT])
-        # Before the first slide, so that an export that was cut off can go on.
-        keep(folder, facts, {})
-        return {}
+        # Before the first slide, so that an export that was cut off can go on. Another process
+        # may begin one of other options in the same moment: one of the two is refused below.
+        with contextlib.suppress(FileExistsError), new_file(path) as partial:
+            write_json(partial, {**facts, "slides": {}})
     # Exports of before do not state µm/px, which the store's digest decides.
     there = {"mpp": facts["mpp"], **read_json(path, InputError, remedy=_ELSEWHERE)}
     slides = _slides(there)
