@@ -63,6 +63,9 @@ def test_constant_scores():
     np.testing.assert_array_equal(calibration.percentile([2.4, 2.5, 2.6]), [0, 0, 100])
     assert (calibration.median, calibration.spread) == (2.5, 0)
     assert calibration.quantile(0.99) == 2.5
+    assert calibration.constant
+    assert not Calibration.of(np.float32([2.5]), n_slides=1).constant
+    assert not Calibration.of(np.float32([2.5, 2.5, 3]), n_slides=1).constant
 
 
 def test_ties_count_those_strictly_below():

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import wsiad
 from support.builders import stained, write_tiff
@@ -24,6 +24,7 @@ from wsiad.core.errors import (
 )
 from wsiad.core.files import fingerprint
 from wsiad.core.ownership import CLAIM
+from wsiad.networks.torchvision_models import torchvision_models
 from wsiad.runs import fitting
 from wsiad.runs.run import RunFolder
 from wsiad.store.tile_store import TileStore
@@ -88,6 +89,18 @@ def test_run_of_a_baseline(store, tmp_path):
     assert record["tile_seconds"] == pytest.approx(sum(spent), abs=1e-3)
     assert sum(spent) > 0
     assert "WARNING" in result.summary
+
+
+def test_weights_that_tell_no_tile_from_another_are_said(store, tmp_path, caplog):
+    states = torchvision_models().squeezenet1_1(weights=None).state_dict()
+    save_file({key: np.zeros(value.shape, np.float32) for key, value in states.items()},
+              tmp_path / "zero.safetensors")  # fmt: skip
+    train(store, tmp_path / "run", detector="knn", weights=str(tmp_path / "zero.safetensors"))
+    windows = RunFolder(tmp_path / "run").calibration().n_windows
+    assert f"all {windows} healthy windows of the calibration have one score, 0: " in caplog.text
+    caplog.clear()
+    train(store, tmp_path / "random", detector="knn")
+    assert "have one score" not in caplog.text
 
 
 def test_run_of_a_trained_method(store, tmp_path):

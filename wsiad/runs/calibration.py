@@ -88,6 +88,11 @@ class Calibration:
             n_slides=n_slides,
         )
 
+    @property
+    def constant(self) -> bool:
+        """True if several healthy windows were scored, and all have one score."""
+        return self.n_windows > 1 and self.values[0] == self.values[-1]
+
     def percentile(self, scores: npt.ArrayLike) -> Scores:
         """Return the share of healthy windows with a lower score, float32 from 0 to 100.
 

@@ -183,6 +183,14 @@ def make_run(
     held_out = chosen.source(parts.calibration)
     scores = held_out_scores(detector, held_out, quiet=options.quiet)
     calibration = Calibration.of(scores, n_slides=len(parts.calibration))
+    if calibration.constant:
+        logger.warning(
+            "all %d healthy windows of the calibration have one score, %g: the method tells none "
+            "of them from another, and percentiles say nothing. Check its weights, or choose "
+            "another method",
+            calibration.n_windows,
+            calibration.median,
+        )
     by_name = chosen.by_name()
     maps = HealthyMaps.of(
         parts, by_name, scores, size=detector.spec.size, mpp=float(detector.spec.mpp)
