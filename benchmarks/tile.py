@@ -31,7 +31,7 @@ from machine import print_machine, processor_seconds
 from peers import NORMALISERS, peer_seconds
 
 from wsiad.core.files import fingerprint
-from wsiad.core.geometry import Mpp, Size
+from wsiad.core.geometry import Mpp
 from wsiad.slides.opening import open_slide
 from wsiad.slides.scaled import ScaledSlide
 from wsiad.slides.slide import Slide
@@ -43,7 +43,7 @@ from wsiad.store.tile_store import TileStore
 from wsiad.store.writer import write_slide
 from wsiad.tiling.plan import SlidePlan, plan_slide
 from wsiad.tiling.preparation import CompressionOptions, Preparation
-from wsiad.tiling.stream import blocks, stream
+from wsiad.tiling.stream import _reads, stream
 from wsiad.tissue import quality
 
 _CHUNK_TILES = 16  # of a store, at 256 px
@@ -104,23 +104,12 @@ def raw_decode(path: Path, level: TiledLevel, tiles: list[int]) -> None:
 
 def read_tiles(slide: Slide, plan: SlidePlan) -> None:
     """Read the plan's tiles at its scale as a stream does, and do nothing with them."""
-    scaled = ScaledSlide(slide, Mpp(plan.scaled.mpp))
-    grid = plan.grid
-    if scaled.reads_tiles and grid.stride >= grid.tile:
-        for chosen in blocks(plan):
-            tiles = np.empty((len(chosen), grid.tile, grid.tile, 3), np.uint8)
-            scaled.read_tiles(
-                plan.columns[chosen] * grid.stride, plan.rows[chosen] * grid.stride, tiles
-            )
-        return
-    for chosen in blocks(plan):
-        rows, columns = plan.rows[chosen], plan.columns[chosen]
-        top, left = int(rows.min()), int(columns.min())
-        size = Size(
-            int(columns.max() - left) * grid.stride + grid.tile,
-            int(rows.max() - top) * grid.stride + grid.tile,
-        )
-        scaled.read(left * grid.stride, top * grid.stride, size)
+    exhaust(_reads(again(plan, slide), 0, len(plan)))
+
+
+def again(plan: SlidePlan, slide: Slide) -> SlidePlan:
+    """Return a plan of a slide that was opened again."""
+    return dataclasses.replace(plan, scaled=ScaledSlide(slide, Mpp(plan.scaled.mpp)))
 
 
 def whole_stream(slide: Slide, options: Preparation) -> None:
@@ -194,7 +183,7 @@ def measure(path: Path, options: Preparation, folder: Path, *, openslide: bool) 
             lambda: plan_slide(slide, options, target=reference_profile(options.stain.method))
         )
     with open_slide(path, backend="jpeg-tiff") as slide:
-        fresh = dataclasses.replace(plan, scaled=ScaledSlide(slide, Mpp(options.mpp)))
+        fresh = again(plan, slide)
         seconds["read, normalise"] = timed(lambda: exhaust(stream(fresh)))
     with open_slide(path, backend="jpeg-tiff") as slide:
         seconds["whole stream"] = timed(lambda: whole_stream(slide, options))
