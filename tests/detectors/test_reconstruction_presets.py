@@ -1,5 +1,6 @@
 """Presets of ``reconstruction`` fit 64 px, and have the published losses and scores."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from wsiad.core.config import build
 from wsiad.detectors.reconstruction.reconstruction_model import ReconstructionModel
 from wsiad.detectors.reconstruction.reconstruction_options import ReconstructionOptions
+from wsiad.detectors.reconstruction.reconstruction_training import RestorationLoss
+from wsiad.detectors.reconstruction.restoration_tasks import Made, View
 
 ZOO = Path(__file__).parents[2] / "configs/zoo"
 
@@ -39,21 +42,43 @@ def test_a_preset_says_what_it_is_and_fits_64_px(name):
     assert made.image.shape == (1, 3, 64, 64)
 
 
-def test_a_sum_of_absolute_errors_is_a_sum():
-    """The loss of Baur's autoencoder of a wholly wrong image is its number of values."""
-    from wsiad.detectors.reconstruction.restoration_tasks import Made, View
+VALUES = 3 * 64 * 64
+C1, C2 = 0.01**2, 0.03**2
+LIGHT = 1 - (2 * 0.5 * 1 + C1) / (0.5**2 + 1**2 + C1)
+"""1 − SSIM of a grey and a white image, of 0.5 and 1: their contrasts agree."""
+LOSSES = {
+    **dict.fromkeys(("ae-l1", "spatial-ae", "context-encoder"), (VALUES, 0)),
+    **dict.fromkeys(("spatial-vae", "anovaegan"), (VALUES, 1)),
+    **dict.fromkeys(("ae-l2", "aae", "itsr", "response-score"), (1, 0)),
+    **dict.fromkeys(("arnet", "puzzle-ae", "avid", "scadn"), (1, 0)),
+    **dict.fromkeys(("vae", "projection"), (1, 0.005)),
+    "memae": (1, 0.0002),
+    "vq-vae": (1, 0.25),
+    "lsa": (VALUES, 1),
+    "ae-u": (math.exp(-2) + 2, 0),
+    "vae-probability": (VALUES * (math.exp(-2) + 2), 2),
+    "ae-ssim": (LIGHT, 0),
+    "riad": (1 + 0 + LIGHT, 0),
+    **dict.fromkeys(("alocc", "ognet"), (0.4, 0)),
+    "ocgan": (10, 0),
+}
+"""Published loss of an error of 1 in every value, and weight of the latent's penalty."""
 
-    x = torch.zeros(1, 3, 64, 64)
-    made = Made(x + 1, None, torch.zeros(1))
-    assert model("ae-l1").terms.losses(View(made, x)).item() == 12_288
-    assert model("ae-l2").terms.losses(View(made, x)).item() == 1
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_a_fixed_error_is_the_published_one(name):
+    """A grey image, 0 in [−1, 1], is made white, with 2 as the log variance and 3 as penalty."""
+    with torch.device("meta"):  # the loss of an answer needs no weights
+        found = RestorationLoss(model(name), seed=0)
+    x, error = torch.zeros(1, 3, 64, 64), LOSSES[name]
+    made = Made(x + 1, torch.full_like(x, 2), torch.full((1,), 3.0))
+    loss = found.of_view(x, View(made, x), draw=False).item()
+    assert loss == pytest.approx(error[0] + 3 * error[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "widths"), [("aae", (50, 50)), ("constrained-aae", (100, 50))])
 def test_the_errors_of_adversarial_autoencoders_are_means(name, widths):
     """The game has the weight 1: beside a sum of squares it would not count."""
-    from wsiad.detectors.reconstruction.restoration_tasks import Made, View
-
     x = torch.zeros(1, 3, 64, 64)
     found = model(name)
     assert found.terms.losses(View(Made(x + 2, None, torch.zeros(1)), x)).item() == 4
