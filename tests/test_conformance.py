@@ -89,7 +89,12 @@ OTHERS = {
         "deep-sad",
         {
             "representation": 6,
-            "end_to_end": {"channels": [4, 6], "batch": 6, "pretrain_steps": 2},
+            "end_to_end": {
+                "channels": [4, 6],
+                "batch": 6,
+                "pretrain_steps": 2,
+                "checkpoint_seconds": 1e-6,
+            },
         },
     ),
     "devnet, from end to end": (
@@ -98,7 +103,7 @@ OTHERS = {
             "backbone": "resnet18",
             "magnify": 1,
             "pooling": "top",
-            "end_to_end": {"layer": "layer1", "batch": 3},
+            "end_to_end": {"layer": "layer1", "batch": 3, "checkpoint_seconds": 1e-6},
         },
     ),
     "contrastive, nearest": ("contrastive", {**TINY["contrastive"], "score": "nearest"}),
@@ -130,7 +135,7 @@ OTHERS = {
         {
             "members": [
                 {"detector": "gaussian", "options": {"places": 4}},
-                {"detector": "dpa", "options": TINY["dpa"]},
+                {"detector": "dpa", "options": {**TINY["dpa"], "checkpoint_seconds": 1e-6}},
             ]
         },
     ),
@@ -414,6 +419,38 @@ class Drawing(Brightness):
         return report
 
 
+class Twice(Brightness):
+    """Continues a fit that was stopped, and sees its first batches again."""
+
+    def fit(self, tiles, context):
+        kept = context.folder / "sum"
+        total = float(kept.read_text()) if kept.exists() else 0.0
+        for batch in tiles.fit.shuffled(7, seed=context.seed, epoch=0):
+            total += float(batch.mean())
+            kept.write_text(repr(total))
+        self.mean = torch.tensor([total / 4])
+        return FitReport("fitted")
+
+
+class Unsaved(Brightness):
+    class Options(BrightnessOptions):
+        checkpoint_seconds: float = 300.0
+        """Maximum time between two checkpoints, seconds."""
+
+    def fit(self, tiles, context):
+        list(tiles.fit.shuffled(7, seed=context.seed, epoch=0))
+        return super().fit(tiles, context)
+
+
+class AwayFromGlass(Brightness):
+    """Has no score for a window that shows some glass."""
+
+    def score_places(self, tiles):
+        found = super().score_places(tiles)
+        found[(tiles == 243).all(axis=-1).mean(axis=(1, 2)) > 0.05] = np.nan
+        return found
+
+
 class Forgetful(Brightness):
     def load_state(self, state, device):
         super().load_state(state, device)
@@ -479,6 +516,9 @@ class Reconstructing(Brightness):
         (OfTheBatch, "depend on the other tiles"),
         (Writing, "scoring changes the tiles"),
         (Drawing, "two fits with one seed differ in the tensor mean"),
+        (Twice, "one that was stopped and continued, differ in the tensor mean"),
+        (Unsaved, "a training that is stopped leaves no checkpoint"),
+        (AwayFromGlass, "drawn tissue cannot be scored: a score is not a finite number"),
         (Forgetful, "read back of it differ in the tensor mean"),
         (InTheValues, "a state without its tensors is not refused"),
         (Lenient, "a state without its tensors is not refused"),
@@ -497,6 +537,29 @@ def test_what_does_not_conform_is_told(cls, found):
 
 def test_a_small_detector_conforms():
     check_detector(Brightness, {"share": 2.0}, input_px=16)
+
+
+class InSteps(Brightness):
+    """Continues a fit that was stopped where it was."""
+
+    def fit(self, tiles, context):
+        kept = context.folder / "means"
+        means = [float(word) for word in kept.read_text().split()] if kept.exists() else []
+        begun.append(len(means))
+        for batch in tiles.fit.shuffled(7, seed=context.seed, epoch=0, start=len(means)):
+            means.append(float(batch.mean()))
+            kept.write_text(" ".join(map(repr, means)))
+        self.mean = torch.tensor([np.mean(means)])
+        return FitReport("fitted")
+
+
+begun: list[int] = []
+
+
+def test_a_fit_is_stopped_after_a_batch_and_continued():
+    begun.clear()
+    check_detector(InSteps, input_px=16)
+    assert begun == [0, 0, 1]
 
 
 def test_tiles_follow_the_seed_and_strange_ones_are_told_apart():

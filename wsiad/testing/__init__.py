@@ -6,7 +6,8 @@ same suites. Each raises ``AssertionError`` at the first violation, which the er
 sentence.
 """
 
-from wsiad.testing.detector_suite import check_detector, tissue_tiles
+from wsiad.testing.detector_suite import check_detector
+from wsiad.testing.drawn_tissue import tissue_tiles
 from wsiad.testing.export_suite import check_export
 from wsiad.testing.slide_suite import check_slide
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from wsiad.core.config import build, option_texts
 from wsiad.core.errors import WsiadError
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.learning.checkpoint import CHECKPOINT
 from wsiad.learning.detector import (
     AnomalousTiles,
     AnomalyType,
@@ -34,11 +35,13 @@ from wsiad.learning.detector import (
 )
 from wsiad.runs.run import RunFolder
 from wsiad.store.dataset import ArrayTiles
+from wsiad.testing.drawn_tissue import check_heatmap, tissue_tiles
 
 _ENDS = frozenset({"fitted", "early-stopping", "max-steps", "max-minutes"})
 _ROOM = 8  # px by which the tiles to learn from are larger than the input
 _FIT, _STOP, _ANOMALOUS, _ASKED = 28, 12, 8, 5
 _SEED = 1
+_SAVES, _OFTEN = "checkpoint_seconds", 1e-6  # a checkpoint after every step
 
 
 def check_detector(
@@ -55,9 +58,11 @@ def check_detector(
     It is fitted twice on the CPU, on small tiles that look like stained tissue, and scores some
     of them. The checks are: options have defaults and descriptions; use before the fit is
     refused; scores have the right shapes and data types and are finite; the same seed gives the
-    same result, whatever the state of the global random generators; scores do not depend on the
-    batch; a state survives the files of a run; a damaged state is refused. If the detector
-    embeds or reconstructs tiles, these results are checked as well.
+    same result, whatever the state of the global random generators; a training that is stopped
+    after a batch and continued gives the same result too; scores do not depend on the batch; a
+    state survives the files of a run; a damaged state is refused; the heatmap of a small drawn
+    slide is finite on tissue and NaN on glass. If the detector embeds or reconstructs tiles,
+    these results are checked as well.
 
     Parameters
     ----------
@@ -99,6 +104,7 @@ def check_detector(
             _check_reconstruction(one, tiles)
         _check_same_views(detector, again, made.asked)
         _check_damage(made, detector)
+        check_heatmap(again, made.folder("slide"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +119,42 @@ class _Made:
     root: Path
 
     def detector(self) -> Detector:
-        options = build(self.cls.Options, self.options, source=f"options of {self.cls.__name__}")
+        values = dict(self.options)
+        if self.saves:
+            values.setdefault(_SAVES, _OFTEN)
+        options = build(self.cls.Options, values, source=f"options of {self.cls.__name__}")
         return self.cls(options, InputSpec(TilePx(self.input_px), Mpp(1)))
+
+    @property
+    def saves(self) -> bool:
+        """True if the training is wsiad's loop, which writes checkpoints."""
+        return _SAVES in self.cls.Options.model_fields
 
     def folder(self, name: str) -> Path:
         found = self.root / name
-        found.mkdir()
+        found.mkdir(exist_ok=True)
         return found
 
-    def fitted(self, name: str) -> tuple[Detector, FitReport]:
-        """Return a fitted detector, and the report of its fit."""
+    def continued(self, name: str) -> tuple[Detector, bool]:
+        """Return a fitted detector, and whether its fit was stopped and continued.
+
+        It is not stopped where no batches are drawn.
+        """
+        try:
+            return self.fitted(name, batches=1)[0], False
+        except _Stopped:
+            there = any((self.root / name).rglob(CHECKPOINT))  # a fit of two trainings has two
+            assert there or not self.saves, "a training that is stopped leaves no checkpoint"
+            return self.fitted(name)[0], True
+
+    def fitted(self, name: str, *, batches: int = -1) -> tuple[Detector, FitReport]:
+        """Return a fitted detector, and the report of its fit.
+
+        With a number of ``batches``, the fit stops when another one is drawn.
+        """
         edge, detector = self.input_px + _ROOM, self.detector()
         tiles = HealthyTiles(
-            ArrayTiles(tissue_tiles(_FIT, edge, seed=1)),
+            _Ending(tissue_tiles(_FIT, edge, seed=1), batches),
             ArrayTiles(tissue_tiles(_STOP, edge, seed=2)),
         )
         anomalous = tissue_tiles(_ANOMALOUS, edge, seed=3, strange=True)
@@ -155,27 +184,24 @@ class _Made:
         return np.concatenate([healthy, strange])
 
 
-def tissue_tiles(count: int, edge: int, *, seed: int, strange: bool = False) -> Tiles:
-    """Return tiles of the colours of stained tissue, uint8 (count, edge, edge, 3).
+class _Stopped(KeyboardInterrupt):
+    """The process ends, as it were."""
 
-    Parameters
-    ----------
-    count : int
-    edge : int
-        Edge of the tiles, pixels.
-    seed : int
-        Seed; the same seed gives the same tiles.
-    strange : bool
-        True to draw stripes of another colour through the tiles.
-    """
-    rng = np.random.default_rng([seed, strange])
-    eosin, nuclei = np.array([225.0, 150, 190]), np.array([110.0, 70, 150])
-    cells = rng.random((count, -(-edge // 8), -(-edge // 8), 1))
-    share = np.kron(cells, np.ones((1, 8, 8, 1)))[:, :edge, :edge]
-    made = eosin * (1 - share) + nuclei * share + rng.normal(0, 6, (count, edge, edge, 3))
-    if strange:
-        made[:, :, ::4] = (60, 160, 60)
-    return np.clip(made, 0, 255).astype(np.uint8)
+
+class _Ending(ArrayTiles):
+    """Tiles of which so many batches are drawn; then the process ends, as it were."""
+
+    def __init__(self, tiles: Tiles, batches: int) -> None:
+        super().__init__(tiles)
+        self._left = batches
+
+    def shuffled(self, batch: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Tiles]:
+        """Yield full batches until none is left."""
+        for tiles in super().shuffled(batch, seed=seed, epoch=epoch, start=start):
+            if not self._left:
+                raise _Stopped
+            self._left -= 1
+            yield tiles
 
 
 def _check_class(cls: type[Detector]) -> None:
@@ -273,10 +299,24 @@ def _check_near(
 def _check_seed(made: _Made, detector: Detector, places: npt.NDArray[np.float32]) -> None:
     torch.rand(7)
     np.random.random(7)  # noqa: NPY002 -- a detector must not draw from it
-    again, _ = made.fitted("second")
-    _check_states(detector.state(), again.state(), "two fits with one seed")
+    again, stopped = made.continued("second")
+    what = "two fits with one seed"
+    if stopped and not _same(again, detector.state(), made.asked, places):
+        # Is it of the stop, or would any second fit differ?
+        plain, _ = made.fitted("third")
+        if _same(plain, detector.state(), made.asked, places):
+            what = "a fit, and one that was stopped and continued,"
+    _check_states(detector.state(), again.state(), what)
     same = np.array_equal(again.score_map(made.asked), places)
-    assert same, "two fits with one seed give other scores"
+    assert same, f"{what} give other scores"
+
+
+def _same(detector: Detector, state: State, tiles: Tiles, places: npt.NDArray[np.float32]) -> bool:
+    try:
+        _check_states(state, detector.state(), "")
+    except AssertionError:
+        return False
+    return np.array_equal(detector.score_map(tiles), places)
 
 
 def _check_states(first: State, second: State, what: str) -> None:
