@@ -219,7 +219,7 @@ RECONSTRUCTION = {
     "ae-l1": baur(),
     "context-encoder": baur(),
     "ce-vae": baur(outputs=256),
-    # models/adversarial_autoencoder.py and constrained_adversarial_autoencoder_Chen.py
+    # Of models/adversarial_autoencoder.py and constrained_adversarial_autoencoder.py.
     "aae": baur(**{"code critic": dense(128, 50, 50, 1)}),
     "constrained-aae": baur(**{"code critic": dense(128, 100, 50, 1)}),
     "spatial-ae": {"encoder": convs(5, 3, 32, 64, 128), "decoder": BAUR_UP},
@@ -757,12 +757,27 @@ def test_the_arithmetic_agrees_with_what_is_published(counted, published):
     assert counted == published
 
 
-def test_u_nets_are_larger_than_published_as_their_presets_say():
-    own = sum(COUNTS["arnet"].values())
-    for name, norm in (("arnet", True), ("puzzle-ae", False)):
-        published = double_u_net(64, 128, 256, 512, 512, norm=norm)
-        said = f"{own / 1e6:.1f} million weights instead of {published / 1e6:.1f}"
-        assert any(said in line for line in load_preset(name).about.adapted)
+def riad_by_others():
+    """Two convolutions in each of five stages, four halvings, and two after each enlargement."""
+    stages = (64, 128, 256, 512, 512)
+    down = convs(3, 3, 64, 64) + sum(convs(4, a, b) + convs(3, b, b) for a, b in pairwise(stages))
+    ups = pairwise((512, *stages[::-1][1:]))
+    up = sum(convs(4, a, b, norm=False) + convs(3, 2 * b, b, b) for a, b in ups)
+    return down + up + convs(3, 64, 3, norm=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("arnet", double_u_net(64, 128, 256, 512, 512, norm=True)),
+        ("puzzle-ae", double_u_net(64, 128, 256, 512, 512, norm=False)),
+        ("riad", riad_by_others()),
+    ],
+)
+def test_presets_say_how_many_weights_the_published_u_net_has(name, others):
+    own = sum(COUNTS[name].values())
+    said = f"{own / 1e6:.1f} million weights instead of {others / 1e6:.1f}"
+    assert any(said in line for line in load_preset(name).about.adapted)
 
 
 @pytest.mark.parametrize("name", COUNTS)
