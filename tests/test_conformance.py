@@ -535,8 +535,9 @@ def test_what_does_not_conform_is_told(cls, found):
         check_detector(cls)
 
 
-def test_a_small_detector_conforms():
-    check_detector(Brightness, {"share": 2.0}, input_px=16)
+@pytest.mark.parametrize("input_px", [16, 100, 224])
+def test_a_small_detector_conforms(input_px):
+    check_detector(Brightness, {"share": 2.0}, input_px=input_px)
 
 
 class InSteps(Brightness):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.errors import WsiadError
-from wsiad.core.geometry import TilePx
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, SlideTask
 from wsiad.heatmaps.score_map import Heatmap
 from wsiad.heatmaps.stitch import stitch
@@ -22,7 +22,7 @@ from wsiad.stain.profile import StainProfile
 from wsiad.tiling.preparation import Preparation, StainOptions
 
 _GLASS = 243  # grey level
-_TISSUE_PX, _MARGIN_PX = 240, 72  # of a slide at 1 µm/px; less tissue is taken for dust
+_LEAST_TISSUE_PX, _LEAST_MARGIN_PX = 240, 72  # at 1 µm/px; less tissue is taken for dust
 _DOUBT_PX = 24  # by which the outline of the tissue is smoothed
 _BATCH = 8
 _NO_STAIN = StainProfile("none")
@@ -51,23 +51,43 @@ def tissue_tiles(count: int, edge: int, *, seed: int, strange: bool = False) -> 
     return np.clip(made, 0, 255).astype(np.uint8)
 
 
-def write_slide(path: Path) -> None:
-    """Write a slide of 1 µm/px: a square of tissue with glass around it, as tiled TIFF."""
-    import tifffile
+@dataclass(frozen=True, slots=True)
+class _Slide:
+    """A square of tissue with glass around it, of 1 µm/px, for windows of an edge."""
 
-    edge = _TISSUE_PX + 2 * _MARGIN_PX
-    image = np.full((edge, edge, 3), _GLASS, np.uint8)
-    inside = slice(_MARGIN_PX, _MARGIN_PX + _TISSUE_PX)
-    image[inside, inside] = tissue_tiles(1, _TISSUE_PX, seed=6)[0]
-    tifffile.imwrite(
-        path,
-        image,
-        photometric="rgb",
-        tile=(128, 128),
-        compression="deflate",
-        resolution=(10_000, 10_000),  # pixels per centimetre
-        resolutionunit="CENTIMETER",
-    )
+    window: int
+
+    @property
+    def tissue_px(self) -> int:
+        """Edge of the tissue: some windows lie within it."""
+        return max(_LEAST_TISSUE_PX, 4 * self.window)
+
+    @property
+    def margin_px(self) -> int:
+        """Width of the glass on each side."""
+        return max(_LEAST_MARGIN_PX, self.window)
+
+    @property
+    def edge_px(self) -> int:
+        """Edge of the slide."""
+        return self.tissue_px + 2 * self.margin_px
+
+    def write(self, path: Path) -> None:
+        """Write the slide as a tiled TIFF."""
+        import tifffile
+
+        image = np.full((self.edge_px, self.edge_px, 3), _GLASS, np.uint8)
+        inside = slice(self.margin_px, self.margin_px + self.tissue_px)
+        image[inside, inside] = tissue_tiles(1, self.tissue_px, seed=6)[0]
+        tifffile.imwrite(
+            path,
+            image,
+            photometric="rgb",
+            tile=(128, 128),
+            compression="deflate",
+            resolution=(10_000, 10_000),  # pixels per centimetre
+            resolutionunit="CENTIMETER",
+        )
 
 
 def check_heatmap(detector: Detector, folder: Path) -> None:
@@ -89,7 +109,8 @@ def check_heatmap(detector: Detector, folder: Path) -> None:
         A check fails.
     """
     path, window = folder / "drawn.tif", detector.spec.size
-    write_slide(path)
+    drawn = _Slide(window)
+    drawn.write(path)
     healthy = detector.score(tissue_tiles(_BATCH, window, seed=7))
     task = SlideTask(
         slide=SlideInput("drawn", path),
@@ -114,25 +135,25 @@ def check_heatmap(detector: Detector, folder: Path) -> None:
             raise AssertionError(f"a slide of drawn tissue cannot be scored: {error}") from error
     places = detector.score_map(tissue_tiles(1, window, seed=7)).shape[1]
     assert found.heatmap is not None, "no window of a slide of drawn tissue is scored"
-    _check_shape(found.heatmap, window, places)
-    _check_parts(found.heatmap, window)
+    _check_shape(found.heatmap, drawn, places)
+    _check_parts(found.heatmap, drawn)
 
 
-def _check_shape(heatmap: Heatmap, window: TilePx, places: int) -> None:
-    lattice = math.ceil((_TISSUE_PX + 2 * _MARGIN_PX) / window)
+def _check_shape(heatmap: Heatmap, drawn: _Slide, places: int) -> None:
+    lattice = math.ceil(drawn.edge_px / drawn.window)
     scores = heatmap.scores
     right = scores.dtype == np.float32 and scores.shape[0] == scores.shape[1]
     right = right and scores.shape[0] in (places * lattice, places * (lattice - 1))
     assert right, f"the heatmap of a slide is {scores.dtype} {scores.shape}, not {places} × places"
 
 
-def _check_parts(heatmap: Heatmap, window: TilePx) -> None:
+def _check_parts(heatmap: Heatmap, drawn: _Slide) -> None:
     """Check what is finite: each pixel of windows inside the tissue, and none far from it."""
     low, high = _along(heatmap)
-    inner = (low >= _MARGIN_PX + window) & (high <= _MARGIN_PX + _TISSUE_PX - window)
-    far = (high <= _MARGIN_PX - window / 2 - _DOUBT_PX) | (
-        low >= _MARGIN_PX + _TISSUE_PX + window / 2 + _DOUBT_PX
-    )
+    begin, end = drawn.margin_px, drawn.margin_px + drawn.tissue_px
+    inner = (low >= begin + drawn.window) & (high <= end - drawn.window)
+    away = drawn.window / 2 + _DOUBT_PX  # half of a window that is scored can be glass
+    far = (high <= begin - away) | (low >= end + away)
     finite = np.isfinite(heatmap.scores)
     assert finite[np.ix_(inner, inner)].all(), "the heatmap has pixels without a score on tissue"
     assert not finite[far | far[:, None]].any(), "the heatmap has scores on glass"
