@@ -66,6 +66,27 @@ def test_the_store_lists_what_is_of_the_slides_now(store, tmp_path):
     assert unseen_slides(opened) == {}
 
 
+def test_a_slide_whose_file_is_away_is_not_said_to_be_another(store, tmp_path):
+    """An unmounted disk or an archive's stub must not lead anyone to delete tiles."""
+    slides, before = tmp_path / "slides", tmp_path / "before"
+    for name in ("s1", "t1"):
+        shutil.copy2(before / f"{name}.tif", slides)
+    (slides / "s1.tif").unlink()
+    (slides / "t1.tif").write_bytes(b"")
+    failed = {row.slide: row.reason for row in tile(tmp_path).failed}
+    assert f"is in the store, but there is no file {slides / 's1.tif'} now" in failed["s1"]
+    assert "Put it back, or mount its disk." in failed["s1"]
+    assert f"{slides / 't1.tif'} is empty (0 bytes)" in failed["t1"]
+    for reason in failed.values():
+        assert "run the same command again" in reason
+        assert "delete" not in reason
+    assert TileStore(store).names() == ["s0", "s2", "t0"]
+    for name in ("s1", "t1"):
+        shutil.copy2(before / f"{name}.tif", slides)
+    assert not tile(tmp_path).failed
+    assert TileStore(store).names() == sorted(LABELS)
+
+
 def test_training_leaves_them_out_and_says_why(store, tmp_path):
     result = wsiad.train(
         store=store,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from wsiad.compute.batch import Divided, PartDone, PreparedTask
 from wsiad.core.config import Config
-from wsiad.core.errors import StoreMismatchError
+from wsiad.core.errors import SlideOpenError, StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.core.terminal import counted
 from wsiad.slides.scale import SAME_SCALE
-from wsiad.slides.slide_files import slide_files, slide_fingerprint
+from wsiad.slides.slide_files import slide_files, slide_fingerprint, stub_problem
 from wsiad.slides.slide_table import (
     FAILED,
     SLIDES_TABLE,
@@ -173,7 +173,7 @@ def _stored(task: TileTask) -> TileRow | None:
     if name not in store:
         return None
     stored = store.slide(name)
-    if problem := _changed(task.slide.path, stored.fingerprint):
+    if problem := _changed(task.slide.path, stored.fingerprint, name=name):
         raise StoreMismatchError(
             f"is in the store, {problem}",
             subject=name,
@@ -216,12 +216,27 @@ def _other_scale(task: TileTask, stored: StoredSlide) -> str:
     return ""
 
 
-def _changed(path: Path, stored: str) -> str:
-    """Say how a slide differs from the one that was stored; empty if it does not."""
+def _changed(path: Path, stored: str, *, name: str) -> str:
+    """Say how a slide differs from the one that was stored; empty if it does not.
+
+    Raises
+    ------
+    SlideOpenError
+        The file is not there, or a stub is in its place: nobody can tell whether it differs.
+    """
+    again = "Then run the same command again: its tiles, which nothing reads now, are used again."
     if not path.exists():
-        return "made from another file of this name, and this one does not exist"
+        raise SlideOpenError(
+            f"is in the store, but there is no file {path} now",
+            subject=name,
+            remedy=f"Put it back, or mount its disk. {again}",
+        )
     if slide_fingerprint(path) == stored:
         return ""
+    if path.is_file() and (stub := stub_problem(path)) is not None:
+        raise SlideOpenError(
+            f"is in the store, but {path} {stub[0]}", subject=name, remedy=f"{stub[1]} {again}"
+        )
     if len(slide_files(path)) > 1:
         if fingerprint(path) == stored:
             return (
