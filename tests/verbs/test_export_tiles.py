@@ -113,6 +113,35 @@ def test_resume(tmp_path):
     assert kept.stat().st_mtime_ns == before
 
 
+def test_an_export_forgets_slides_that_fail_later(tmp_path):
+    """Its record lists none of them, so that it can be read back; their files are named."""
+    store = make_store(tmp_path)
+    first = export(store, tmp_path / "out")
+    export(store, tmp_path / "h5", format="clam")
+    assert "still holds" not in first.summary
+    (tmp_path / "s1.tif").unlink()
+    result = wsiad.tile(
+        slides=[tmp_path / "s0.tif"], out=store, mpp=0.5, tile=PX, stain={"method": "none"},
+        tissue={"min_area_um2": 0}, quiet=True,
+    )  # fmt: skip
+    assert not result.failed
+    table = store / "slides.csv"
+    table.write_text(table.read_text().replace("s1,ok,,", "s1,failed,broken,"))
+    second = export(store, tmp_path / "out")
+    assert (second.slides, [row.slide for row in second.failed]) == (("s0",), ["s1"])
+    line = f"{tmp_path / 'out'}: still holds what an earlier call wrote of slides that are left "
+    assert f"{line}out now: s1. Delete it" in second.summary
+    assert (tmp_path / "out" / "s1").is_dir(), "nothing is deleted that the user may want"
+    assert list(json.loads((tmp_path / "out" / "export.json").read_text())["slides"]) == ["s0"]
+    assert "left out now: s1.h5. Delete it" in export(store, tmp_path / "h5", format="clam").summary
+    back = wsiad.import_tiles(sources=tmp_path / "out", out=tmp_path / "back", mpp=0.5, quiet=True)
+    assert TileStore(tmp_path / "back").names() == ["s0"]
+    assert not back.failed
+    for path in (tmp_path / "out" / "s1").iterdir():
+        path.unlink()
+    assert "still holds" not in export(store, tmp_path / "out").summary
+
+
 @pytest.mark.parametrize("layout", ["clam", "trident"])
 def test_coordinates_where_a_level_is_taken_as_it_is(tmp_path, layout):
     """One file for both tools: read as each of them reads, it gives the store's pixels."""

@@ -30,6 +30,7 @@ EXPORT, TABLE = "export.json", "tiles.csv"
 
 _IMAGES, _COORDINATES = ("png", "jpeg"), ("clam", "trident")
 _SAME_MPP = 1e-3
+_LISTED = 8
 _AGAIN = "Run the same wsiad export-tiles again, which completes it."
 _ANEW = "Run wsiad export-tiles again, into another folder."
 _ELSEWHERE = "Set another --out, or delete this one."
@@ -134,6 +135,32 @@ def claim(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
 def keep(folder: Path, facts: dict[str, Any], slides: dict[str, str]) -> None:
     """Record the completed slides of an export."""
     write_json(folder / EXPORT, {**facts, "slides": slides})
+
+
+def left_behind(folder: Path, names: Iterable[str], *, suffix: str = "") -> list[str]:
+    """Return a line on what earlier calls wrote of slides that are left out now; none if nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the export.
+    names : iterable of str
+        Names of the slides that are left out.
+    suffix : str
+        Suffix of a slide's file; empty where it has a folder.
+    """
+    found = []
+    for name in sorted(set(names)):
+        with contextlib.suppress(InputError, OSError):  # a name that no file has
+            path = folder / f"{checked_slide_name(name)}{suffix}"
+            # A folder without files of its own has those of slides such as name/1.
+            if path.is_file() if suffix else any(one.is_file() for one in path.iterdir()):
+                found.append(f"{name}{suffix}")
+    if not found:
+        return []
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    line = f"{folder}: still holds what an earlier call wrote of slides that are left out now: "
+    return [f"{line}{', '.join(found[:_LISTED])}{more}. Delete it: it may be of another file."]
 
 
 def _slides(facts: dict[str, Any]) -> dict[str, str]:

@@ -18,6 +18,8 @@ from wsiad.store.feature_options import SizeOptions
 from wsiad.store.tile_task import StoreOptions, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from wsiad.runs.embedding_task import FeatureRow, Planned
 
 
@@ -138,8 +140,9 @@ def embed(config: EmbedConfig) -> EmbedResult:
         )
     folders = tuple(one.folder.path for one in planned)
     lacking = _exported(config, planned, {row.slide for row in failures(rows)})
-    unseen = unseen_lines(unseen_slides(TileStore(config.store)), str(config.store))
-    summary = "\n".join([*unseen, _summary(config, folders, rows)])
+    unseen = unseen_slides(TileStore(config.store))
+    said = [*unseen_lines(unseen, str(config.store)), *_left_behind(config, planned, unseen)]
+    summary = "\n".join([*said, _summary(config, folders, rows)])
     return EmbedResult(folders, tuple(rows), summary, lacking)
 
 
@@ -151,14 +154,28 @@ def _exported(
         return ()
     from wsiad.exports.feature_files import write_feature_files
 
-    upright = [one for one in planned if one.folder.identity["orientation"] == 0]
     lacking = []
-    for one in upright:
-        out = config.h5 / one.folder.path.name if len(upright) > 1 else config.h5
+    for one, out in _outs(config.h5, planned):
         slides = [s for s in take_shard(one.slides, config.shard) if s.name not in failed]
         for name, why in write_feature_files(slides, one.folder, out):
             lacking += [SlideRow(name, FAILED, why)] if why else []
     return tuple(lacking)
+
+
+def _left_behind(config: EmbedConfig, planned: list[Planned], unseen: Iterable[str]) -> list[str]:
+    """Return lines on HDF5 files of earlier calls, of slides that have no features now."""
+    if config.h5 is None:
+        return []
+    from wsiad.exports.exported_tiles import left_behind
+
+    outs = _outs(config.h5, planned)
+    return [line for _, out in outs for line in left_behind(out, unseen, suffix=".h5")]
+
+
+def _outs(h5: Path, planned: list[Planned]) -> list[tuple[Planned, Path]]:
+    """Return the features of upright tiles, which are exported, each with its folder."""
+    upright = [one for one in planned if one.folder.identity["orientation"] == 0]
+    return [(one, h5 / one.folder.path.name if len(upright) > 1 else h5) for one in upright]
 
 
 def _summary(config: EmbedConfig, folders: tuple[Path, ...], rows: list[FeatureRow]) -> str:

@@ -79,7 +79,14 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     InputError
         The store is empty, or the folder contains another export or something else.
     """
-    from wsiad.exports.exported_tiles import claim, holds_images, keep, table_rows, write_table
+    from wsiad.exports.exported_tiles import (
+        claim,
+        holds_images,
+        keep,
+        left_behind,
+        table_rows,
+        write_table,
+    )
     from wsiad.store.tile_store import TileStore
 
     store = TileStore(config.store)
@@ -90,7 +97,8 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
         why = f": those of its {SLIDES_TABLE} failed" if failures(rows) else ""
         raise InputError(f"holds no slides{why}", subject=str(config.store))
     facts = _facts(config, store)
-    done = claim(config.out, facts)
+    earlier = claim(config.out, facts)
+    done = {name: mark for name, mark in earlier.items() if name in {*names}}
     table: list[TileFileRow] = []
     exported, unusable, tiles = list[str](), list[SlideRow](), 0
     failed: list[SlideRow] = [
@@ -101,6 +109,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
             if slide.reason:
                 # A file without tiles would say that there is nothing on the slide.
                 unusable.append(SlideRow(slide.name, UNUSABLE, slide.reason))
+                done.pop(slide.name, None)
                 progress.update(note=slide.name)
                 continue
             try:
@@ -116,10 +125,15 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
                 exported.append(slide.name)
                 tiles += len(slide)
             progress.update(note=slide.name)
-    if holds_images(config.format):
+    if done.keys() != earlier.keys():
+        keep(config.out, facts, done)
+    images = holds_images(config.format)
+    if images:
         write_table(config.out, table)
-    what = "" if holds_images(config.format) else "coordinates of "
-    summary = (
+    left_out = [*(earlier.keys() - done.keys()), *(row.slide for row in (*failed, *unusable))]
+    stale = left_behind(config.out, {*left_out} - done.keys(), suffix="" if images else ".h5")
+    what = "" if images else "coordinates of "
+    said = (
         f"{config.out}: {what}{counted(tiles, 'tile')} of {counted(len(exported), 'slide')} as "
         f"{config.format}"
     )
@@ -128,7 +142,7 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
         slides=tuple(exported),
         failed=tuple(failed),
         unusable=tuple(unusable),
-        summary=summary,
+        summary="\n".join([*stale, said]),
     )
 
 
