@@ -12,6 +12,7 @@ from support.runs import make_run, use_channel
 from support.stores import PLAIN
 from wsiad.core.errors import InputError
 from wsiad.results.job_status import job_status
+from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
 from wsiad.slides.slide_table import read_table
 from wsiad.store.tile_store import OVERVIEWS, TileStore
 from wsiad.store.tile_task import unseen_slides
@@ -161,3 +162,22 @@ def test_a_damaged_group_is_broken_and_not_done(store):
         [row.status for row in read_table(store / "slides.csv", TileRow)],
         ["ok", "failed", "ok", "ok", "failed"],
     )
+
+
+def test_without_its_table_a_store_has_no_healthy_slides(store, caplog):
+    """A table that is gone must not make tumour, nor what failed, healthy."""
+    table = store / "slides.csv"
+    whole = table.read_text()
+    table.write_text("garbage\n")
+    with pytest.raises(InputError, match="run the command that wrote it") as caught:
+        healthy_slides(TileStore(store), None)
+    assert "keeps what is complete" in str(caught.value)
+    table.unlink()
+    with pytest.raises(InputError, match=r"does not say which slides are healthy: .*s0, s1, s2"):
+        healthy_slides(TileStore(store), None)
+    lines = whole.splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if not line.startswith(("s2,", "t0,"))))
+    used, skipped = healthy_slides(TileStore(store), None)
+    assert [slide.name for slide in used] == ["s0"]
+    assert skipped["s2"] == skipped["t0"] == NO_ROW
+    assert "has no row of s2, t0: they are not trained on" in caplog.text

@@ -143,13 +143,15 @@ def method_values(values: dict[str, Any], cls: type[Detector], store: TileStore)
 
 
 NO_LABEL = "it has no label, and others have one"
+NO_ROW = f"{SLIDES_TABLE} has no row of it; the command that made the store writes one if run again"
 
 
 def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlide], dict[str, str]]:
     """Return the slides to train on, and why each of the other slides is not used.
 
     If no slide has a label, all slides count as healthy. If some slides have a label, those
-    without one are left out, because nobody stated what they show.
+    without one are left out, because nobody stated what they show. So are those without a row in
+    the store's table, which may have labels.
 
     Raises
     ------
@@ -162,12 +164,15 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
     there = set(store.names())
     skipped = {name: why for name, why in unseen.items() if name not in there}
     labelled = any(rows[name].label for name in there if name in rows)
-    unlabelled, others = [], set[str]()
+    unknown, unlabelled, others = [], [], set[str]()
     for slide in store:
         row = rows.get(slide.name)
         label, found = (row.label, split_of(row.split)) if row else ("", "")
         if not len(slide):
             skipped[slide.name] = unseen.get(slide.name, "no tissue")
+        elif row is None:
+            skipped[slide.name] = NO_ROW
+            unknown.append(slide.name)
         elif label and not is_healthy(label):
             skipped[slide.name] = f"label is {label!r}"
         elif split is not None and found != split:
@@ -186,6 +191,24 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
             len(unlabelled),
             ", ".join(unlabelled[:3]),
             " …" if len(unlabelled) > 3 else "",
+        )
+    if unknown:
+        remedy = (
+            "Run the command that made the store again: it keeps the tiles and writes the rows."
+        )
+        lacking = f"its {SLIDES_TABLE} has no row of {', '.join(unknown[:3])}"
+        lacking += f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        if not used and not others:
+            raise InputError(
+                f"does not say which slides are healthy: {lacking}",
+                subject=str(store.path),
+                remedy=remedy,
+            )
+        logger.warning(
+            "%s: %s: they are not trained on, since nobody knows their labels. %s",
+            store.path,
+            lacking,
+            remedy,
         )
     if others and not used and split is not None:
         raise lacks_split(store, split, others, kind="healthy")

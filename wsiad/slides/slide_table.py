@@ -133,7 +133,8 @@ def slide_table_kind(row: type[R]) -> TableKind[R]:
     return TableKind(
         row,
         "slides",
-        "Delete it and run the command again.",
+        "Delete it, and run the command that wrote it (such as wsiad tile or wsiad heatmap) again: "
+        "it keeps what is complete, and writes the table anew.",
         InputError,
         digits=9,
         line_end="\r\n",
