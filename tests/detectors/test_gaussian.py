@@ -5,6 +5,7 @@ from sklearn.covariance import LedoitWolf
 
 from wsiad.core.errors import DetectorError
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.detectors import registry
 from wsiad.detectors.gaussian import Gaussian, GaussianOptions
 from wsiad.learning.detector import FitContext, HealthyTiles, InputSpec, State
 from wsiad.store.dataset import ArrayTiles
@@ -52,6 +53,16 @@ def test_singular_covariance_is_refused():
         detector(shrinkage=0.0).fit_vectors(vectors(5))
     with pytest.raises(DetectorError, match="singular"):
         detector().fit_vectors(np.ones((10, 3), np.float32))
+
+
+@pytest.mark.parametrize("method", ["gaussian", "gmm", "padim", "knn", "patchcore", "deep-if"])
+def test_features_that_are_all_alike_are_refused_with_the_weights_named(tmp_path, method):
+    kind = registry.load(method)
+    found = kind(kind.Options(places=1), InputSpec(TilePx(32), Mpp(1)))
+    context = FitContext(seed=1, device=CPU, folder=tmp_path, weights="random", quiet=True)
+    alike = HealthyTiles(ArrayTiles(np.full_like(TILES, 90)), ArrayTiles(TILES))
+    with pytest.raises(DetectorError, match=r"vectors are all alike\. Look at the weights of the"):
+        found.fit(alike, context)
 
 
 def test_fit_and_score(tmp_path):

@@ -58,6 +58,26 @@ def check_count(
         )
 
 
+def check_different(vectors: npt.NDArray[np.floating]) -> None:
+    """Check that healthy vectors (N, C) are not all alike.
+
+    Raises
+    ------
+    DetectorError
+        They are, as those by weights of zeros, and there are at least two.
+    """
+    if len(vectors) > 1 and (vectors == vectors[0]).all():
+        raise all_alike("vectors")
+
+
+def all_alike(what: str) -> DetectorError:
+    """Return the error that healthy vectors, or features, are all alike."""
+    return DetectorError(
+        f"healthy {what} are all alike",
+        remedy="Look at the weights of the backbone, which may be zeros, or fit on other tiles.",
+    )
+
+
 def random_state(seed: int) -> int:
     """Return a seed that scikit-learn accepts (32 bits), from any seed."""
     return int(np.random.default_rng(seed).integers(1 << 31))
@@ -109,7 +129,7 @@ def fit_projection(
     scale = _deviations(values) if standardise else np.ones_like(centre)
     values /= scale
     if not values.any():
-        raise DetectorError("healthy vectors are all alike", remedy="Fit on other tiles.")
+        raise all_alike("vectors")
     count = min(components, *values.shape) if isinstance(components, int) else components
     solver = "covariance_eigh" if len(values) > values.shape[1] else "full"
     pca = PCA(count, svd_solver=solver).fit(values)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wsiad.core.errors import DetectorError
 from wsiad.detectors._trained import DistilledDetector, DistilledOptions, images
+from wsiad.detectors._vectors import all_alike
 from wsiad.learning.checkpoint import Recipe, adam, descend
 from wsiad.learning.detector import DetectorOptions, FitContext, FitReport, HealthyTiles
 from wsiad.learning.training_options import BatchSize
@@ -223,7 +224,7 @@ class Density(DistilledDetector):
                     moments[number].add(one)
         found = [each.scaling() for each in moments.values()]
         if None in found:
-            raise DetectorError("healthy features are all alike", remedy="Fit on other tiles.")
+            raise all_alike("features")
         self._scaling = [one for one in found if one is not None]
         return {}
 
