@@ -14,6 +14,7 @@ from wsiad.core.errors import InputError
 from wsiad.core.geometry import PixelMap
 from wsiad.exports.ome import write_ome_tiff
 from wsiad.slides.inputs import find_slides
+from wsiad.slides.slide_folder import folder_slides
 
 
 def touch(folder, *names):
@@ -234,6 +235,14 @@ def test_results_and_masks_among_slides_are_left_out_with_one_line(tmp_path, cap
     assert sorted(found) == ["a", "b.ome", "c_mask", "y_likelihood_map"]
     assert caplog.text.count("left out: results or masks of slides") == 1
     assert "6 files left out: results" in caplog.text
+    # Those of different slides have equal names.
+    named = "a_evaluation_mask.tif, a_mask.tif, moved.ome.tif …"
+    assert caplog.text.rstrip().endswith(f"not slides: {named}")
+    caplog.clear()
+    touch(tmp_path, "results/b/slide.json", "results/b/heatmap.ome.tif")
+    folder_slides(tmp_path / "results")
+    named = "a/a_likelihood_map.tif, a/heatmap.ome.tif, b/heatmap.ome.tif"
+    assert caplog.text.rstrip().endswith(f"not slides: {named}")
     # What is named is what is meant.
     assert find_slides([tmp_path / "a_mask.tif"])[0].name == "a_mask"
 

@@ -215,5 +215,6 @@ def _is_one_channel_of_floats(path: Path) -> bool:
 
 
 def _tell(folder: Path, what: str, paths: Sequence[Path]) -> None:
-    names = ", ".join(path.name for path in paths[:3]) + (" …" if len(paths) > 3 else "")
+    found = [str(path.relative_to(folder)) for path in paths[:3]]
+    names = ", ".join(found) + (" …" if len(paths) > 3 else "")
     logger.warning("%s: %s left out: %s: %s", folder, counted(len(paths), "file"), what, names)
