@@ -232,6 +232,21 @@ def test_bad_input(tmp_path):
         export(tmp_path / "store", tmp_path / "file")
 
 
+@pytest.mark.parametrize("fmt", ["png", "clam"])
+def test_a_store_without_any_tile_has_nothing_to_export(tmp_path, fmt):
+    blank = write_tiff(tmp_path / "blank.tif", np.full((200, 264, 3), 245, np.uint8), mpp=0.5)
+    wsiad.tile(slides=blank, out=tmp_path / "empty", mpp=0.5, tile=PX, quiet=True)
+    assert len(TileStore(tmp_path / "empty").slide("blank")) == 0
+    with pytest.raises(InputError, match="holds no tiles to export, of 1 slide"):
+        export(tmp_path / "empty", tmp_path / "out", format=fmt)
+    assert not (tmp_path / "out").exists()
+    store = make_store(tmp_path)
+    wsiad.tile(slides=blank, out=store, mpp=0.5, tile=PX, stain={"method": "none"},
+               tissue={"min_area_um2": 0}, quiet=True)  # fmt: skip
+    result = export(store, tmp_path / "out", format=fmt)
+    assert (result.slides, result.failed) == (("blank", "s0", "s1"), ())
+
+
 @pytest.mark.parametrize(("other", "refused"), [("jpeg", True), ("png", False)])
 def test_of_two_exports_that_begin_at_once_the_second_is_taken_only_if_it_is_equal(
     tmp_path, monkeypatch, other, refused

@@ -96,6 +96,12 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     if not names:
         why = f": those of its {SLIDES_TABLE} failed" if failures(rows) else ""
         raise InputError(f"holds no slides{why}", subject=str(config.store))
+    if not any(slide.reason or len(slide) for slide in store):
+        raise InputError(
+            f"holds no tiles to export, of {counted(len(names), 'slide')}",
+            subject=str(config.store),
+            remedy=f"Tile slides with tissue; the reasons are in its {SLIDES_TABLE}.",
+        )
     facts = _facts(config, store)
     earlier = claim(config.out, facts)
     done = {name: mark for name, mark in earlier.items() if name in {*names}}
