@@ -152,6 +152,21 @@ def test_what_works_on_such_a_store(tmp_path, slide, monkeypatch):
     assert "not on a lattice" in reason(result)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_folder_of_another_kind_is_told_once_before_the_work(tmp_path, slide, dry_run):
+    tile(slide, tmp_path / "grid", None)
+    wsiad.export_tiles(store=tmp_path / "grid", out=tmp_path / "images", quiet=True)
+    kinds = {"images": "exported images of tiles", "grid": "a tile store",
+             "gone": "there is nothing", "s.tif": "a slide"}  # fmt: skip
+    for name, kind in kinds.items():
+        message = f"{name}: is not a folder of coordinates or outlines, but {kind}"
+        with pytest.raises(InputError, match=message):
+            tile(slide, tmp_path / "store", tmp_path / name, dry_run=dry_run)
+    assert not (tmp_path / "store").exists()
+    # Outlines may lie beside their slides.
+    assert not tile(slide, tmp_path / "store", outline(tmp_path, ("_0", 40, 10, 120, 90))).failed
+
+
 def test_bad_input(tmp_path, slide):
     for number, (corners, attributes, message) in enumerate([
         (CORNERS, {**CLAM, "patch_size": 64}, "have 64 level-0 px.*--mpp 1, or --tile 64"),

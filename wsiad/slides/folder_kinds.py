@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from wsiad.core.errors import WsiadError
+from wsiad.core.errors import InputError, WsiadError
 from wsiad.slides.slide_files import SUFFIXES
 
 ABSENT: Final = "there is nothing"
@@ -167,6 +167,24 @@ def refuse_other(
     elif found not in _KNOWN and (wanted == SLIDES or not path.is_file()):
         return  # a file may list slides; it is never one of the other kinds
     raise error(f"is not {wanted}, but {found}", subject=str(path), remedy=remedy)
+
+
+def check_coordinates_folder(folder: Path) -> None:
+    """Check that a folder can hold coordinates or outlines of slides, which may lie beside them.
+
+    Raises
+    ------
+    InputError
+        It is no folder, or is known to be of another kind.
+    """
+    remedy = "Pass a folder of HDF5 files of coordinates, or of outlines, named as the slides."
+    found = what_is(folder)
+    if not folder.is_dir() or (found in _KNOWN and found not in (EXPORTED, SLIDES)):
+        raise InputError(
+            f"is not a folder of coordinates or outlines, but {found}",
+            subject=str(folder),
+            remedy=remedy,
+        )
 
 
 @contextlib.contextmanager

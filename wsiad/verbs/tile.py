@@ -21,7 +21,7 @@ from wsiad.compute.compute_options import (
 from wsiad.compute.tasks import workers_of
 from wsiad.core.config import CONFIG, Paths, QuietOptions, verb, write_config
 from wsiad.core.errors import InputError
-from wsiad.slides.folder_kinds import SLIDES, other_kinds_named
+from wsiad.slides.folder_kinds import SLIDES, check_coordinates_folder, other_kinds_named
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.scale import check_mpp
 from wsiad.slides.slide_table import (
@@ -89,7 +89,8 @@ def tile(config: TileConfig) -> TileResult:
     Raises
     ------
     InputError
-        No slides were found, a name is not that of one, or a manifest is not valid.
+        No slides were found, a name is not that of one, a manifest is not valid, or ``coords`` is
+        not a folder of coordinates or outlines.
     StoreMismatchError
         The store was made with another configuration.
     StainError
@@ -108,6 +109,8 @@ def tile(config: TileConfig) -> TileResult:
     remedy = "Pass slide files, folders of them, or a manifest."
     with other_kinds_named(config.slides, SLIDES, InputError, remedy=remedy):
         found = first_slides(find_slides(config.slides), config.limit)
+    if config.coords is not None:
+        check_coordinates_folder(config.coords)
     inputs = slides_of_call(found, config)
     preparation = config.preparation()
     target = stain_target(preparation).to_dict()
