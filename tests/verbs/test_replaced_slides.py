@@ -10,9 +10,11 @@ import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
 from support.stores import PLAIN
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, RunError
 from wsiad.results.job_status import job_status
+from wsiad.runs.extending import same_training
 from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
+from wsiad.runs.run import RunFolder
 from wsiad.slides.slide_table import read_table
 from wsiad.store.tile_store import OVERVIEWS, TileStore
 from wsiad.store.tile_task import unseen_slides
@@ -108,6 +110,25 @@ def test_training_leaves_them_out_and_says_why(store, tmp_path):
     assert [line.split(":")[0].strip() for line in lines] == ["s1", "t1"]
 
 
+def test_a_run_is_not_taken_further_on_another_slide_of_the_name(store, tmp_path):
+    train = {"detector": "knn", "options": {"places": 1, "magnify": 1}, "weights": "random"}
+    wsiad.train(store=store, out=tmp_path / "run", quiet=True, **train)
+    run = RunFolder.open(tmp_path / "run")
+
+    def again():
+        return same_training(run, out=tmp_path / "next", store=None, device="cpu", quiet=True)
+
+    assert [slide.name for slide in again()[1].slides] == ["s0", "s2"]
+    write(tmp_path / "slides", "s2", 8)
+    tile(tmp_path)
+    with pytest.raises(RunError, match=rf"as it was: s2 is not used now \(failed: .*{WHY}"):
+        again()
+    shutil.rmtree(store / "slides.zarr" / "s2")
+    tile(tmp_path)
+    with pytest.raises(RunError, match=r"as it was: s2 is of another file now\. .* train again"):
+        again()
+
+
 def test_scores_and_heatmaps_have_none_of_them(store, tmp_path):
     run = make_run(tmp_path / "run", tissue=PLAIN["tissue"])
     scored = wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True)
@@ -115,6 +136,12 @@ def test_scores_and_heatmaps_have_none_of_them(store, tmp_path):
     said = json.loads(scored.evaluation.read_text())["not_scored"]
     assert list(said) == ["s1", "t1"]
     assert WHY in scored.summary
+    table = store / "slides.csv"
+    whole = table.read_text()
+    table.write_text(whole.replace(",ok,,", ",failed,broken,"))
+    with pytest.raises(InputError, match=r"holds no tiles \(s0: failed: broken; s1: failed: "):
+        wsiad.score_tiles(run=run, store=store, out=tmp_path / "none", quiet=True)
+    table.write_text(whole)
     heatmaps = wsiad.heatmap(run=run, slides=[store], out=tmp_path / "results", quiet=True)
     rows = {row.slide: row for row in heatmaps.rows}
     assert {name: row.status for name, row in rows.items()} == {
@@ -139,6 +166,9 @@ def test_pytorch_draws_none_of_them(store, caplog):
     assert "no tiles are drawn of slides that failed when they were tiled last: 2 (s1, t1)" in (
         caplog.text
     )
+    caplog.clear()
+    wsiad.TileDataset(store, slides=["s0"], batch=4)
+    assert not caplog.text
     with pytest.raises(InputError, match="slide 's1' failed when it was tiled last"):
         wsiad.TileDataset(store, slides=["s0", "s1"], batch=4)
 

@@ -16,6 +16,7 @@ from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import check_learns
 from wsiad.runs.split import slides_by_use
 
+_SPLIT = ("fit", "stop", "calibration")
 _DEFAULTS: dict[str, dict[str, Any]] = {"linear-probe": {"strength": 1e-3}}
 """Options of methods for a second look, unless the user sets them."""
 
@@ -157,6 +158,24 @@ def training_of(
     return training, chosen
 
 
+def _what_changed(uses: Mapping[str, Mapping[str, str]], chosen: Chosen) -> str:
+    """Say which slide of a run is not as it was; empty if no slide of the store was the run's."""
+    was: dict[str, str] = {}
+    for use in _SPLIT:
+        was |= uses.get(use, {})
+    now = {slide.name: slide.fingerprint for slide in chosen.all_slides}
+    skipped = chosen.skipped | (chosen.others.skipped if chosen.others else {})
+    if not set(was.values()) & set(now.values()):
+        return ""
+    for name in sorted(was):
+        if name not in now:
+            return f"{name} is not used now ({skipped.get(name, 'it is not there')})"
+        if now[name] != was[name]:
+            return f"{name} is of another file now"
+    new = sorted(now.keys() - was.keys())
+    return f"{new[0]} was not used then" if new else ""
+
+
 def check_as_it_was(run: RunFolder, chosen: Chosen) -> None:
     """Check that a store gives the parts that a run was made from.
 
@@ -167,15 +186,20 @@ def check_as_it_was(run: RunFolder, chosen: Chosen) -> None:
     """
     record = run.record()
     subject, remedy = str(chosen.store.path), "Pass the store of the first run with --store."
+    told = _what_changed(record.slides, chosen)
+    said = f": {told}" if told else ""
     if store_fingerprint(chosen.store, chosen.slides) not in record.stores.values():
-        raise RunError(f"is not the store of {run.path} as it was", subject=subject, remedy=remedy)
+        if told:
+            remedy += " If it is this one, train again."
+        problem = f"is not the store of {run.path} as it was{said}"
+        raise RunError(problem, subject=subject, remedy=remedy)
     tied = [*record.slides.get("anomalies", ())]
     tied += chosen.names_of(record.slides.get(HEALTHY_REGIONS, {}).values())
     parts, _, _ = chosen.begin(record.seed, only_fit=tied)
     found = slides_by_use(parts, chosen.all_slides, [])
-    if any(found[use] != record.slides.get(use) for use in ("fit", "stop", "calibration")):
+    if any(found[use] != record.slides.get(use) for use in _SPLIT):
         raise RunError(
-            f"is split into other parts than for {run.path}",
+            f"is split into other parts than for {run.path}{said}",
             subject=subject,
             remedy="Use the version of wsiad that made the run, or train again.",
         )

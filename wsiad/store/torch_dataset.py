@@ -344,6 +344,8 @@ def _slides(
                     subject=str(store.path),
                     remedy="Tile it again, or leave it out.",
                 )
+            if names is not None:
+                continue
             logger.warning(
                 "%s: no tiles are drawn of slides that failed when they were tiled last: %d "
                 "(%s%s); slides.csv says why",

@@ -128,9 +128,11 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     detector, calibration = folder.load_detector(device), folder.calibration()
     batch = windows_at_once(config.batch, device, edge=detector.spec.size)
     slides = [slide for slide in store if len(slide)]
-    if not slides:
-        raise InputError("holds no tiles", subject=str(config.store))
     unseen = unseen_slides(store)
+    if not slides:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(unseen.items())[:3])
+        problem = f"holds no tiles ({reasons})" if reasons else "holds no tiles"
+        raise InputError(problem, subject=str(config.store))
     groups = _scored(config, store, slides, detector, batch=batch)
     write_text(config.out / SCORES, scores_table(store, groups, calibration))
     positive, negative = (
