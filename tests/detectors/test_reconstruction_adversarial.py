@@ -184,7 +184,10 @@ def test_two_trainings_that_were_killed_end_like_ones_that_were_not(tmp_path, mo
 
 def test_a_longer_first_training_does_not_end_with_the_second_of_a_shorter_one(tmp_path):
     fitted(tmp_path)
-    with pytest.raises(RunError, match="another number of steps of the first phase"):
+    with pytest.raises(
+        RunError,
+        match=r"max_steps \d \(now 9\), which would change the number of steps of the first phase",
+    ):
         fitted(tmp_path, steps=9)
 
 

@@ -241,11 +241,19 @@ def test_use_before_the_fit_and_tiles_too_small(tmp_path, name):
     ],
 )
 def test_a_longer_first_training_does_not_end_with_the_second_of_a_shorter_one(
-    tmp_path, name, options, said
+    tmp_path, name, options, said, monkeypatch
 ):
     fitted(name, tmp_path, steps=3, **options)
-    with pytest.raises(RunError, match=said):
-        fitted(name, tmp_path, steps=6, **options)
+
+    def works(*_: object) -> None:
+        raise AssertionError("a step was taken before the refusal")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", works)
+        message = rf"with max_steps 3 \(now 6\), which would change the {said}"
+        with pytest.raises(RunError, match=message):
+            fitted(name, tmp_path, steps=6, **options)
+    fitted(name, tmp_path, steps=3, **options)  # with the value of before it goes on
 
 
 def test_a_longer_second_training_goes_on_after_the_first_one(tmp_path):

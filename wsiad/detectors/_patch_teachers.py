@@ -28,7 +28,7 @@ from wsiad.detectors._trained import (
     images,
 )
 from wsiad.learning.batches import centre_crops, check_size, on_device, sample
-from wsiad.learning.checkpoint import Recipe, adam
+from wsiad.learning.checkpoint import STEPS_OF, Recipe, adam
 from wsiad.learning.detector import (
     DetectorOptions,
     Embedding,
@@ -152,7 +152,7 @@ class PatchTeacherDetector(TrainedDetector):
             identity={
                 "part": "students",
                 "weights": found.sha256,
-                "number of steps of the teachers": before.steps,
+                f"{STEPS_OF}teachers": before.steps,
                 **identity,
             },
             recipe=recipe,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -202,6 +202,7 @@ class TrainedDetector(Detector):
             identity=identity,
             started=time.monotonic() if started is None else started,
             recipe=recipe,
+            whole=context.whole if isinstance(context, PartContext) else None,
         )
         return training.run()
 
@@ -217,7 +218,14 @@ class TrainedDetector(Detector):
         return FitReport(ended_by=result.ended_by, steps=result.steps, notes=notes)
 
 
-def before_the_last(context: FitContext, name: str, *, share: float = 0.5) -> FitContext:
+@dataclass(frozen=True, slots=True)
+class PartContext(FitContext):
+    """Context of a training before the last one, with that of the complete fit, ``whole``."""
+
+    whole: FitContext | None = None
+
+
+def before_the_last(context: FitContext, name: str, *, share: float = 0.5) -> PartContext:
     """Return the context of a training before the last one, with a folder of its own.
 
     It has a share of the time, half of it by default.
@@ -226,7 +234,8 @@ def before_the_last(context: FitContext, name: str, *, share: float = 0.5) -> Fi
     folder.mkdir(exist_ok=True)
     minutes = context.budget.max_minutes
     budget = replace(context.budget, max_minutes=minutes and minutes * share)
-    return replace(context, folder=folder, budget=budget)
+    same = {one.name: getattr(context, one.name) for one in fields(FitContext)}
+    return PartContext(**same | {"folder": folder, "budget": budget}, whole=context)
 
 
 def after(before: TrainingResult, context: FitContext) -> FitContext:

@@ -18,7 +18,7 @@ from wsiad.detectors._trained import (
     images,
 )
 from wsiad.learning.batches import check_size
-from wsiad.learning.checkpoint import Recipe, adam, descend
+from wsiad.learning.checkpoint import STEPS_OF, Recipe, adam, descend
 from wsiad.learning.detector import (
     DetectorOptions,
     Embedding,
@@ -193,7 +193,7 @@ class DeepSvdd(TrainedDetector):
         The ball continues only after as many steps of the pretraining.
         """
         if part == "ball" and (before := self._about.get("autoencoder")):
-            return {"part": part, "number of steps of the pretraining": before["steps"]}
+            return {"part": part, f"{STEPS_OF}pretraining": before["steps"]}
         return {"part": part}
 
     def _centre(self, ball: Hypersphere, outputs: Tensor) -> Tensor:

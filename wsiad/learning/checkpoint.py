@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from wsiad.core.config import differences
 from wsiad.core.errors import RunError
 from wsiad.core.files import atomic_file, parse_json
 from wsiad.learning.devices import Ranks
@@ -75,17 +76,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """
     if not path.is_file():
         return None
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = parse_json((file.metadata() or {})["wsiad"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        version, found, values = header["format"], dict(header["identity"]), dict(header["values"])
-    except (AttributeError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"is not a readable checkpoint ({error})",
-            subject=str(path),
-            remedy="Delete it to train from the start.",
-        ) from error
+    version, found, values, tensors = _read(path)
     if version != _FORMAT:
         raise RunError(
             f"has the checkpoint format {version!r}, not {_FORMAT}",
@@ -94,7 +85,9 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         )
     expected = json.loads(json.dumps(identity))
     if different := [
-        key for key in sorted({*expected, *found}) if expected.get(key) != found.get(key)
+        _named(key, found.get(key), expected.get(key))
+        for key in sorted({*expected, *found})
+        if expected.get(key) != found.get(key)
     ]:
         raise RunError(
             f"belongs to a training with another {', '.join(different)}",
@@ -102,6 +95,61 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             remedy="Train into another folder, use the same configuration, or delete it.",
         )
     return Checkpoint(tensors, values, found)
+
+
+def check_followed(folder: Path, *, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to lengthen a training on whose steps a later one depends that has begun.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the later training.
+    was, now : mapping
+        Limits when the earlier training was saved, and of this call.
+
+    Raises
+    ------
+    RunError
+        The later training has a checkpoint, and limits differ; or the checkpoint is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file() or not (told := differences(was, now)):
+        return
+    for key in _read(path, header_only=True)[1]:
+        if key.startswith(STEPS_OF):
+            raise RunError(
+                f"belongs to a training with {', '.join(told)}, which would change the {key}",
+                subject=str(path),
+                remedy="Set the value of before, train into another folder, or delete it.",
+            )
+
+
+STEPS_OF = "number of steps of the "
+"""Beginning of the key of an identity that states the length of an earlier training."""
+
+
+def _read(
+    path: Path, *, header_only: bool = False
+) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Return the format, the identity, the values and the tensors of a checkpoint."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = parse_json((file.metadata() or {})["wsiad"])
+            names = () if header_only else file.keys()
+            tensors = {key: file.get_tensor(key) for key in names}
+        return header["format"], dict(header["identity"]), dict(header["values"]), tensors
+    except (AttributeError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"is not a readable checkpoint ({error})",
+            subject=str(path),
+            remedy="Delete it to train from the start.",
+        ) from error
+
+
+def _named(key: str, was: object, now: object) -> str:
+    """Return the name of a value that differs, with both values if they are short."""
+    short = all(not isinstance(one, list | dict) and len(str(one)) <= 30 for one in (was, now))
+    return f"{key}, {was} (now {now})" if short else key
 
 
 def delete_checkpoints(folder: Path) -> None:

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
-from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, Trained, read_checkpoint
+from wsiad.learning.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    Recipe,
+    Trained,
+    check_followed,
+    read_checkpoint,
+)
 from wsiad.learning.detector import FitContext, HealthyTiles, Tiles, TileSource
 from wsiad.learning.metrics import METRICS, MetricsLog, MetricsRow, check_loss
 from wsiad.learning.stages import Stages
@@ -211,6 +218,8 @@ class Training:
         the loss is minimised, but is neither logged nor used to stop.
     recipe : Recipe, optional
         Optimiser or update other than Adam on the mean loss.
+    whole : FitContext, optional
+        Context of the complete fit, if another training follows in its folder.
 
     Raises
     ------
@@ -234,6 +243,7 @@ class Training:
         stages: Stages | None = None,
         adversary: Adversary[Any] | None = None,
         recipe: Recipe | None = None,
+        whole: FitContext | None = None,
     ) -> None:
         for source in (tiles.fit, tiles.stop):
             check_size(source.tile, size)
@@ -282,7 +292,8 @@ class Training:
             "number of tiles": [len(tiles.fit), len(tiles.stop)],
             **identity,
         }
-        self._resume()
+        self._limits = asdict((whole or context).budget)
+        self._resume(whole)
 
     def run(self) -> TrainingResult:
         """Train until the end; the module then holds the best weights.
@@ -448,15 +459,18 @@ class Training:
         tensors = best | self._trained.tensors()
         if self._adversary:
             tensors |= self._adversary.tensors()
-        values = {**asdict(self._at), "stopping": self._stopping.values()}
+        values = {**asdict(self._at), "stopping": self._stopping.values(), "limits": self._limits}
         Checkpoint(tensors, values, self._identity).write(self._context.folder / CHECKPOINT)
         self._saved_at = time.monotonic()
 
-    def _resume(self) -> None:
+    def _resume(self, whole: FitContext | None) -> None:
         checkpoint = read_checkpoint(self._context.folder / CHECKPOINT, self._identity)
         if checkpoint:
             self._restore(checkpoint)
         self._seconds_before = self._at.seconds
+        was = checkpoint.values.get("limits") if checkpoint else None
+        if whole and was and not self._ended_by():  # checkpoints of before do not state them
+            check_followed(whole.folder, was=was, now=self._limits)
         path, keep = self._context.folder / METRICS, self._at.step
         follower = self._context.follower
         self._metrics = (
@@ -469,6 +483,7 @@ class Training:
     def _restore(self, checkpoint: Checkpoint) -> None:
         values = dict(checkpoint.values)
         self._stopping.restore(values.pop("stopping"))
+        values.pop("limits", None)
         self._at = Position(**values)
         self._trained.restore(checkpoint)
         if self._adversary:

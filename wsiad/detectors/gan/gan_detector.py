@@ -18,7 +18,7 @@ from wsiad.detectors.gan.gan_model import IMAGE, GanModel
 from wsiad.detectors.gan.gan_options import GanOptions
 from wsiad.detectors.gan.gan_scores import found_codes, score_places
 from wsiad.learning.batches import check_size
-from wsiad.learning.checkpoint import Recipe, rms_prop
+from wsiad.learning.checkpoint import STEPS_OF, Recipe, rms_prop
 from wsiad.learning.detector import (
     DetectorOptions,
     Embedding,
@@ -171,7 +171,7 @@ class Gan(RestoringDetector):
             identity={
                 "part": "encoder",
                 "generator_learning_rate": options.learning_rate,
-                "number of steps of the generator": steps,
+                f"{STEPS_OF}generator": steps,
             },
             recipe=Recipe(rms_prop(), update=loss.update(context.device, player)),
             options=options.model_copy(update={"learning_rate": options.encoder_learning_rate}),

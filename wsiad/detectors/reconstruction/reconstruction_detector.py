@@ -36,7 +36,7 @@ from wsiad.detectors.reconstruction.reconstruction_training import (
     measure_held_out,
 )
 from wsiad.learning.batches import check_size
-from wsiad.learning.checkpoint import Recipe, adam
+from wsiad.learning.checkpoint import STEPS_OF, Recipe, adam
 from wsiad.learning.detector import (
     DetectorOptions,
     Embedding,
@@ -183,7 +183,7 @@ class Reconstruction(RestoringDetector):
             SecondPhaseLoss(model, old),
             tiles=tiles,
             context=context,
-            identity={"part": "second phase", "number of steps of the first phase": steps},
+            identity={"part": "second phase", f"{STEPS_OF}first phase": steps},
             recipe=Recipe(adam(), keeps="last"),
             options=second_phase(self.options),
         )
