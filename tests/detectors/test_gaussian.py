@@ -51,11 +51,9 @@ def test_distance_is_that_by_the_inverse_covariance(shrinkage):
 def test_singular_covariance_is_refused():
     with pytest.raises(DetectorError, match="5 healthy vectors of 7 channels is singular"):
         detector(shrinkage=0.0).fit_vectors(vectors(5))
-    with pytest.raises(DetectorError, match="singular"):
-        detector().fit_vectors(np.ones((10, 3), np.float32))
 
 
-@pytest.mark.parametrize("method", ["gaussian", "gmm", "padim", "knn", "patchcore", "deep-if"])
+@pytest.mark.parametrize("method", ["gaussian", "gmm", "pca", "ocsvm", "svdd"])
 def test_features_that_are_all_alike_are_refused_with_the_weights_named(tmp_path, method):
     kind = registry.load(method)
     found = kind(kind.Options(places=1), InputSpec(TilePx(32), Mpp(1)))

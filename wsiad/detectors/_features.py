@@ -21,7 +21,6 @@ from wsiad.core.terminal import Progress
 from wsiad.detectors import _backbone, _stored
 from wsiad.detectors._backbone import BackboneOptions
 from wsiad.detectors._stored import BATCH, StoredFeatureDetector, Vectors, finite, in_batches
-from wsiad.detectors._vectors import check_different
 from wsiad.learning.batches import sample
 from wsiad.learning.detector import (
     DetectorOptions,
@@ -290,7 +289,6 @@ class FeatureDetector(StoredFeatureDetector):
         """
         about = self._open(context)
         vectors, count = self._sample(tiles.fit, context)
-        check_different(vectors)
         self._fitted = _moved(self.fit_vectors(vectors), self._device)
         self._about = {
             **about,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import Vectors
-from wsiad.detectors._vectors import Matrix, float32, shrink, whitening
+from wsiad.detectors._vectors import Matrix, check_different, float32, shrink, whitening
 from wsiad.learning.detector import DetectorOptions, Pooling
 
 _MOST_FURTHER = 0.2
@@ -42,6 +42,7 @@ class Gaussian(FeatureDetector):
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:
         """Return the mean (C,) and the whitening (C, C) of healthy vectors."""
+        check_different(vectors)
         values = vectors.astype(np.float64)
         mean = values.mean(axis=0)
         covariance = _covariance(values - mean, self.options.shrinkage)
