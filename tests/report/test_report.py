@@ -246,9 +246,9 @@ def test_figures_with_intervals_and_froc_by_protocol(tmp_path):
     evaluation["tile_auroc"]["by_share"] = {"value": 0.61, "low": 0.5, "high": 0.7}
     page = write(tmp_path, report(evaluation=evaluation))
     for words in (
-        "Slide AUC 0.967 95 % interval 0.874–1.000",
-        "Tile AUROC 0.500 95 % interval undefined: few slides",
-        "FROC score 0.705 95 % interval 0.605–0.805 · camelyon16-2016",
+        "Slide AUC 0.967 95 % interval 0.874–1.000 1 slide excluded",
+        "Tile AUROC 0.500 95 % interval undefined: few slides 1 slide excluded",
+        "FROC score 0.705 95 % interval 0.605–0.805 · camelyon16-2016 1 slide excluded",
         "camelyon16-2016 0.705 0.605–0.805 0.705 0.111–0.999 0.715",
         "camelyon16-dataset 0.400",
         "0.25 FP 0.5 FP 1 FP 2 FP 4 FP 8 FP",
@@ -300,6 +300,28 @@ def test_classes_of_lesions_operating_points_groups_and_the_classifier(tmp_path)
     ):
         assert words in page.text, words
     assert "micrometastases" not in page.text
+
+
+def test_slides_that_are_excluded_are_told_where_figures_and_labels_stand(tmp_path):
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    evaluation = {
+        "slide_auc": figure,
+        "tile_auroc": figure,
+        "froc": {"camelyon16-2016": froc(0.7)},
+        "exclusions": {"all": ["a"], "froc": ["b", "c"]},
+    }
+    slides = [slide("a", 3.0, label="tumour", excluded="all"), slide("b", 2.0, excluded="froc"),
+              slide("d", 1.0)]  # fmt: skip
+    page = write(tmp_path, report(slides=slides, evaluation=evaluation))
+    for words in (
+        "Slide AUC 0.500 95 % interval 0.400–0.600 1 slide excluded",
+        "Tile AUROC 0.500 95 % interval 0.400–0.600 3 slides excluded",
+        "camelyon16-2016 3 slides excluded",
+        "a ok tumour excluded 3.00",
+        "b ok excluded from FROC 2.00",
+        "d ok – 1.00",
+    ):
+        assert words in page.text
 
 
 def test_an_undefined_figure_says_why_and_shows_no_number(tmp_path):

@@ -155,6 +155,12 @@ def test_evaluation_completes_the_report(results):
     assert '<span class="chip">tumour</span>' in page
     assert ">1 of 2</td>" in page
     assert "since the evaluation" not in page
+    slides = [{"slide": "s", "label": "tumour"}]
+    values = {"slides": [], "excluded": slides, "exclusions": {"all": ["s"], "froc": []}}
+    (results / "evaluation.json").write_text(json.dumps(values))
+    write_results_report(results)
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert '<span class="chip">tumour</span> <span class="small">excluded</span>' in page
     try:
         page = evaluated("another")
     finally:

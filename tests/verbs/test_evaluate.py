@@ -196,6 +196,7 @@ def test_slides_are_excluded_by_name_only_and_listed(submission):
         run(submission)
     values = run(submission, exclude=["test_003"])
     assert values["exclusions"] == {"all": ["test_003"], "froc": []}
+    assert values["excluded"] == [{"slide": "test_003", "label": "normal"}]
     assert values["counts"]["slides"] == 3
     assert values["counts"]["excluded"] == 1
 

@@ -227,8 +227,13 @@ def as_json(
     exclude: Sequence[str],
     exclude_from_froc: Sequence[str],
     counted_as: CountedAs = "exclude",
+    reference: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
-    """Return ``evaluation.json`` as JSON values; an undefined figure is null with a reason."""
+    """Return ``evaluation.json`` as JSON values; an undefined figure is null with a reason.
+
+    The reference, true for slides with tumour, gives the label of those that were excluded.
+    """
+    labels = {name: _label(tumour=tumour) for name, tumour in (reference or {}).items()}
     return {
         "unscored": told([slide.case for slide in slides], counted_as),
         **_areas(figures),
@@ -239,6 +244,7 @@ def as_json(
             "excluded_from_froc": len(exclude_from_froc),
         },
         "exclusions": {"all": sorted(exclude), "froc": sorted(exclude_from_froc)},
+        "excluded": [{"slide": name, "label": labels.get(name)} for name in sorted(exclude)],
         "intervals": {"level": LEVEL, "note": _INTERVALS},
         "lesion_classes": CLASS_RULE,
         "notes": notes(slides),
@@ -247,6 +253,10 @@ def as_json(
         },
         "slides": [_slide(slide, figures.froc) for slide in slides],
     }
+
+
+def _label(*, tumour: bool) -> str:
+    return "tumour" if tumour else "normal"
 
 
 def groups_json(figures: Mapping[str, Figures]) -> dict[str, Any]:
@@ -319,7 +329,7 @@ def _slide(slide: SlideEvidence, froc: Mapping[ProtocolName, FrocScore]) -> dict
     }
     return {
         "slide": slide.case.slide,
-        "label": "tumour" if slide.case.tumour else "normal",
+        "label": _label(tumour=slide.case.tumour),
         "status": slide.case.scored.status,
         "reason": slide.case.scored.reason,
         "score": slide.score if math.isfinite(slide.score) else None,

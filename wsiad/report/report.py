@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -107,6 +107,7 @@ def with_findings(
     compared: Mapping[str, Any] | None,
     marks: Sequence[LesionMark] = (),
     since: Since | None = None,
+    excluded: Literal["", "all", "froc"] = "",
 ) -> SlideEntry:
     """Add the findings of ``wsiad evaluate`` and ``wsiad significance`` on a slide.
 
@@ -124,6 +125,8 @@ def with_findings(
     since : str, optional
         What is known of the slide's detections since the evaluation. Hits are those of its
         detections: they are not known where these have changed, or may have.
+    excluded : {"", "all", "froc"}
+        Figures of the evaluation from which the slide was excluded by name.
     """
     known, sure = evaluated or {}, compared or {}
     found: Mapping[str, Any] = next(iter((known.get("froc") or {}).values()), {})
@@ -131,6 +134,7 @@ def with_findings(
     return replace(
         entry,
         label=known.get("label") or entry.label,
+        excluded=excluded,
         lesions=found.get("lesions"),
         lesions_hit=hit if since in (None, "unchanged") else None,
         since=since,
@@ -313,7 +317,11 @@ def _entries(
 ) -> list[SlideEntry]:
     """Collect the entries of the slides that did not fail."""
     lesions = truth.slides if truth else {}
-    judged = {one["slide"]: one for one in (evaluated or {}).get("slides", [])}
+    known = evaluated or {}
+    judged = {one["slide"]: one for key in ("excluded", "slides") for one in known.get(key) or []}
+    excluded: dict[str, Literal["all", "froc"]] = {}
+    for which in get_args(Literal["froc", "all"]):
+        excluded |= dict.fromkeys((known.get("exclusions") or {}).get(which) or [], which)
     compared = (sure or {}).get("slides", {})
     return [
         with_findings(
@@ -322,6 +330,7 @@ def _entries(
             compared=compared.get(row.slide),
             marks=_marks(results.of(row), lesions.get(row.slide, []), since.get(row.slide)),
             since=since.get(row.slide),
+            excluded=excluded.get(row.slide, ""),
         )
         for row in results.slides
         if row.status != FAILED

@@ -118,6 +118,9 @@ class SlideEntry:
         Reason why the slide failed or could not be looked at, or notes for its reader.
     label : str or None
         Label of the slide by the reference, such as ``"tumor"``.
+    excluded : str
+        Figures of the evaluation from which the slide was excluded by name: ``"all"``, ``"froc"``
+        or none.
     score_max, score_top_k_mean : float or None
         Highest heatmap pixel of the slide, and mean of its k highest.
     score_scan : float or None
@@ -163,6 +166,7 @@ class SlideEntry:
     status: str
     reason: str = ""
     label: str | None = None
+    excluded: Literal["", "all", "froc"] = ""
     score_max: float | None = None
     score_top_k_mean: float | None = None
     score_scan: float | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from wsiad.core.terminal import counted
 
 NONE = "–"
 """Text of a value that does not exist."""
@@ -35,12 +37,13 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Figure of the evaluation in words: name, value and 95 % interval."""
+    """Figure of the evaluation in words: name, value, 95 % interval, and what it leaves out."""
 
     name: str
     value: str
     interval: str
     defined: bool
+    without: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +189,31 @@ def figures(evaluation: Mapping[str, Any] | None) -> list[Figure]:
     """Return the figures of ``evaluation.json`` that have a value and an interval, except FROC."""
     known = evaluation or {}
     found = [
-        _figure(_NAMES.get(key, key.replace("_", " ")), value, "value")
+        replace(
+            _figure(_NAMES.get(key, key.replace("_", " ")), value, "value"),
+            without=_without(known, of_lesions=key.startswith("tile_")),
+        )
         for key, value in known.items()
         if isinstance(value, Mapping) and "value" in value
     ]
     if classifier := known.get("slide_classifier"):
-        found.append(_figure("Slide AUC, supervised", classifier["slide_auc"], "value"))
+        found.append(
+            replace(
+                _figure("Slide AUC, supervised", classifier["slide_auc"], "value"),
+                without=_without(known),
+            )
+        )
     return found
+
+
+def _without(evaluation: Mapping[str, Any], *, of_lesions: bool = False) -> str:
+    """Return how many slides were excluded from a figure, by name; empty if none was.
+
+    Figures of lesions, FROC and those of tiles, also lack those that were excluded from FROC.
+    """
+    excluded = evaluation.get("exclusions") or {}
+    number = len(excluded.get("all") or []) + of_lesions * len(excluded.get("froc") or [])
+    return f"{counted(number, 'slide')} excluded" if number else ""
 
 
 def further(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -233,7 +254,11 @@ def froc_table(evaluation: Mapping[str, Any] | None) -> FrocTable:
     protocols = (evaluation or {}).get("froc") or {}
     known = {name: value for name, value in protocols.items() if isinstance(value, Mapping)}
     points = list(dict.fromkeys(p for v in known.values() for p in v.get("sensitivity_at", {})))
-    return FrocTable(points, [_froc_row(name, value, points) for name, value in known.items()])
+    without = _without(evaluation or {}, of_lesions=True)
+    rows = [_froc_row(name, value, points) for name, value in known.items()]
+    return FrocTable(
+        points, [replace(row, figure=replace(row.figure, without=without)) for row in rows]
+    )
 
 
 def _froc_row(name: str, value: Mapping[str, Any], points: list[str]) -> FrocRow:

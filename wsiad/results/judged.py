@@ -106,6 +106,7 @@ class Evaluation(_Record):
     counts: dict[str, Any] | None = None
     unscored: _Unscored | None = None
     exclusions: _Exclusions | None = None
+    excluded: list[_JudgedSlide] = []
     notes: list[_Text] | None = None
     group_by: _Text | None = None
     groups: dict[str, _Group] | None = None

@@ -108,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     from wsiad.evaluation.lesion_outlines import write_outlines
     from wsiad.evaluation.lesion_table import write_lesions
     from wsiad.evaluation.plots import plot_froc, plot_roc
-    from wsiad.evaluation.truth import read_groups
+    from wsiad.evaluation.truth import read_groups, read_reference
     from wsiad.results import file_names as names
     from wsiad.results.evaluated_slides import chosen_score, classify_heatmaps, read_scored
     from wsiad.results.evaluated_truth import digests_of_detections
@@ -191,6 +191,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         exclude=config.exclude,
         exclude_from_froc=config.exclude_from_froc,
         counted_as=config.unscored,
+        reference=read_reference(config.reference),
     )
     made_by = {"wsiad": __version__, "config": config.model_dump(mode="json")}
     if derived:
