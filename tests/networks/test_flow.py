@@ -34,7 +34,12 @@ def test_a_new_flow_is_a_normal_distribution():
 
 @pytest.mark.parametrize(
     ("channels", "options"),
-    [(5, {}), (6, {"kernels": (3, 1)}), (3, {"squeezes": 1, "hidden_ratio": 2.0})],
+    [
+        (5, {}),
+        (6, {"kernels": (3, 1)}),
+        (3, {"squeezes": 1, "hidden_ratio": 2.0}),
+        (5, {"limit": "tanh"}),
+    ],
 )
 def test_a_flow_is_inverted(channels, options):
     found, x = flow(channels, **options), maps(2, channels, 4, 4)
@@ -45,7 +50,12 @@ def test_a_flow_is_inverted(channels, options):
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((4, 1, 1), {}), ((2, 3, 3), {"kernels": (3, 1)}), ((1, 4, 4), {"squeezes": 1})],
+    [
+        ((4, 1, 1), {}),
+        ((2, 3, 3), {"kernels": (3, 1)}),
+        ((1, 4, 4), {"squeezes": 1}),
+        ((4, 1, 1), {"limit": "tanh"}),
+    ],
 )
 def test_the_determinant_is_that_of_autograd(shape, options):
     found, x = flow(shape[0], **options), maps(1, *shape)
@@ -58,8 +68,24 @@ def test_the_determinant_is_that_of_autograd(shape, options):
     torch.testing.assert_close(found(x)[1].sum(), expected)
 
 
-def test_log_scales_are_limited():
-    found, x = flow(4, clamp=0.1, steps=1), 1e6 * maps(1, 4, 1, 1)
+def test_a_step_with_tanh_is_the_block_of_freia():
+    found, x = flow(6, steps=1, clamp=1.9, limit="tanh"), maps(2, 6, 1, 1)
+    step = found.steps[0]
+    with torch.no_grad():
+        step.log_scale.zero_()
+        step.shift.zero_()
+    kept, changed = x[:, step.order[:3]], x[:, step.order[3:]]
+    outputs = 0.1 * step.network(kept)
+    log_scale = 1.9 * torch.tanh(outputs[:, :3])
+    z, determinant = found(x)
+    torch.testing.assert_close(z[:, :3], kept)
+    torch.testing.assert_close(z[:, 3:], changed * log_scale.exp() + outputs[:, 3:])
+    torch.testing.assert_close(determinant, log_scale.sum(dim=1))
+
+
+@pytest.mark.parametrize("limit", ["atan", "tanh"])
+def test_log_scales_are_limited(limit):
+    found, x = flow(4, clamp=0.1, steps=1, limit=limit), 1e6 * maps(1, 4, 1, 1)
     with torch.no_grad():
         found.steps[0].log_scale.zero_()
     assert float(found(x)[1].detach().abs().max()) <= 2 * 0.1

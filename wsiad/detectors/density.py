@@ -53,7 +53,7 @@ _OF_MODELS: Final = {
         *("autoencoder", "code", "gaussians", "dropout", "energy_weight", "variance_weight"),
     ),
     ("dsebm",): ("stride", "dense"),
-    ("flow",): ("hidden_ratio", "clamp", "squeezes"),
+    ("flow",): ("hidden_ratio", "clamp", "limit", "squeezes"),
     ("glow",): ("scales",),
     ("flow", "glow"): ("steps",),
     ("flow", "dsebm"): ("kernels",),
@@ -127,6 +127,9 @@ class DensityOptions(DistilledOptions):
     """Width of the hidden layers of a flow's steps, relative to their inputs."""
     clamp: _Positive = 2.0
     """Largest log-scale of a flow's steps."""
+    limit: Literal["atan", "tanh"] = "atan"
+    """How log-scales are limited: `tanh` also divides what the networks of the steps return by
+    ten, as the code of CFLOW-AD and FastFlow does, so that a training does not diverge."""
     squeezes: Annotated[int, pydantic.Field(ge=0, le=4)] = 0
     """Number of times that 2 × 2 neighbours become channels before a flow."""
     weight_decay: _Weight = 0.0
@@ -348,6 +351,7 @@ class Density(DistilledDetector):
                     kernels=options.kernels,
                     hidden_ratio=options.hidden_ratio,
                     clamp=options.clamp,
+                    limit=options.limit,
                     squeezes=options.squeezes,
                     noise=pixels if options.noise is None else options.noise,
                     probability=options.score == "probability",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from wsiad.core.errors import DetectorError
 from wsiad.networks.density_model import DensityModel, uniform
 
 _LOG_2_PI = math.log(2 * math.pi)
+Limit = Literal["atan", "tanh"]
+"""How log-scales are limited; see :class:`Coupling`."""
 
 
 class Coupling(nn.Module):
@@ -32,6 +35,11 @@ class Coupling(nn.Module):
     hidden_ratio : float
         Width of the network's hidden layer, relative to its inputs.
     clamp : float
+    limit : {"atan", "tanh"}
+        ``"tanh"``: the network's outputs are divided by ten, and log-scales are clamp · tanh of
+        them, which is steadier: the ``AllInOneBlock`` of FrEIA 0.2, which the code of CFLOW-AD
+        and anomalib's FastFlow use. ``"atan"``: log-scales follow the outputs while they are
+        small.
 
     Notes
     -----
@@ -40,7 +48,15 @@ class Coupling(nn.Module):
 
     order: Tensor
 
-    def __init__(self, channels: int, *, kernel: int, hidden_ratio: float, clamp: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel: int,
+        hidden_ratio: float,
+        clamp: float,
+        limit: Limit = "atan",
+    ) -> None:
         super().__init__()
         self._kept = channels // 2
         changed = channels - self._kept
@@ -56,7 +72,7 @@ class Coupling(nn.Module):
         )
         for parameter in self.network[2].parameters():
             nn.init.zeros_(parameter)
-        self._clamp = clamp
+        self._clamp, self._limit = clamp, limit
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs (N, C, h, w) and log |det| of each place, (N, h, w)."""
@@ -76,6 +92,8 @@ class Coupling(nn.Module):
 
     def _scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.network(kept).chunk(2, dim=1)
+        if self._limit == "tanh":
+            return self._clamp * torch.tanh(0.1 * log_scale), 0.1 * shift
         limited = self._clamp * (2 / math.pi) * torch.atan(log_scale / self._clamp)
         return limited, shift
 
@@ -90,7 +108,7 @@ class Flow(DensityModel):
         Number of coupling steps.
     kernels : sequence of int
         Edges of the convolutions of the steps, in turn: (3, 1) alternates.
-    hidden_ratio, clamp : float
+    hidden_ratio, clamp, limit : float, float, str
         See :class:`Coupling`.
     squeezes : int
         Number of times that 2 × 2 neighbours become channels before the steps.
@@ -109,6 +127,7 @@ class Flow(DensityModel):
         kernels: Sequence[int] = (1,),
         hidden_ratio: float = 1.0,
         clamp: float = 2.0,
+        limit: Limit = "atan",
         squeezes: int = 0,
         noise: float = 0.0,
         probability: bool = False,
@@ -121,7 +140,11 @@ class Flow(DensityModel):
             )
         self.steps = nn.ModuleList(
             Coupling(
-                width, kernel=kernels[step % len(kernels)], hidden_ratio=hidden_ratio, clamp=clamp
+                width,
+                kernel=kernels[step % len(kernels)],
+                hidden_ratio=hidden_ratio,
+                clamp=clamp,
+                limit=limit,
             )
             for step in range(steps)
         )
