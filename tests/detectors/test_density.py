@@ -104,6 +104,17 @@ def test_channels_are_standardised_by_healthy_tiles(tmp_path):
     assert float((maps.std(dim=(0, 2, 3)) - 1).abs().max()) < 0.3
 
 
+def test_standardised_features_count_up_to_a_limit(tmp_path):
+    tiles = HealthyTiles(ArrayTiles(SMOOTH[:20, :32, :32]), ArrayTiles(SMOOTH[20:, :32, :32]))
+    whole = fitted(FAMILIES["flow"], tmp_path / "whole", tiles=tiles, steps=1)
+    options = FAMILIES["flow"] | {"most_deviations": 0.5}
+    found = fitted(options, tmp_path / "run", tiles=tiles, steps=1)
+    windows = torch.from_numpy(SMOOTH[:8, :32, :32]).permute(0, 3, 1, 2).float() / 255
+    (expected,), (limited,) = (one.network()(windows)[1] for one in (whole, found))
+    assert float(expected.abs().max()) > 1
+    torch.testing.assert_close(limited, expected.clamp(-0.5, 0.5))
+
+
 @pytest.mark.parametrize("name", ["flow of the image", "glow"])
 def test_noise_of_pixels_is_as_wide_as_the_distance_of_two_values(name, tmp_path):
     found = fitted(FAMILIES[name] | {"standardise": "none"}, tmp_path / "run", steps=1)

@@ -82,6 +82,10 @@ class DensityOptions(DistilledOptions):
     standardise: Standardise = "channels"
     """Scale the features by mean and deviation of their channel over healthy tiles, by those of
     all features of the tile, or not at all."""
+    most_deviations: _Positive | None = None
+    """Farthest from the mean, in deviations of the channel, that a standardised feature counts:
+    one beyond counts as that far. A channel which is nearly always 0 has a tiny deviation, and a
+    single place where it is not can make a flow diverge. Default: no limit."""
     fit_tiles: _Count = 20_000
     """Maximum number of healthy tiles from which means, deviations and the mixture of ``dagmm`` are
     computed."""
@@ -128,8 +132,8 @@ class DensityOptions(DistilledOptions):
     clamp: _Positive = 2.0
     """Largest log-scale of a flow's steps."""
     limit: Literal["atan", "tanh"] = "atan"
-    """How log-scales are limited: `tanh` also divides what the networks of the steps return by
-    ten, as the code of CFLOW-AD and FastFlow does, so that a training does not diverge."""
+    """Function that limits log-scales. `tanh` also divides what the networks of the steps return
+    by ten, as the code of CFLOW-AD and FastFlow does, so that a training does not diverge."""
     squeezes: Annotated[int, pydantic.Field(ge=0, le=4)] = 0
     """Number of times that 2 × 2 neighbours become channels before a flow."""
     weight_decay: _Weight = 0.0
@@ -139,7 +143,12 @@ class DensityOptions(DistilledOptions):
     scoring_only: ClassVar[frozenset[str]] = (DistilledOptions.scoring_only | {"score"}) - {
         "places"
     }
-    later: ClassVar[Mapping[str, Any]] = {"autoencoder": "dense", "scales": 3}
+    later: ClassVar[Mapping[str, Any]] = {
+        "autoencoder": "dense",
+        "scales": 3,
+        "limit": "atan",
+        "most_deviations": None,
+    }
 
     @pydantic.model_validator(mode="after")
     def _score_of_the_model(self) -> Self:
@@ -153,6 +162,10 @@ class DensityOptions(DistilledOptions):
         model = f"model: {self.model}"
         uses = {
             "combine": (self.grid == "layers", f"grid: {self.grid}"),
+            "most_deviations": (
+                self.standardise == "channels",
+                f"standardise: {self.standardise}",
+            ),
             "fit_tiles": (
                 self.standardise == "channels" or self.model in ("dagmm", "glow"),
                 f"{model} and standardise: {self.standardise}",
@@ -243,6 +256,7 @@ class Density(DistilledDetector):
             models,
             [shape[0] for shape in shapes],
             standardise=self.options.standardise,
+            most_deviations=self.options.most_deviations,
             places=grid,
         )
         if self._scaling is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -45,6 +46,8 @@ class HealthyDensity(nn.Module):
     channels : sequence of int
         Number of channels of each map.
     standardise : {"channels", "tile", "none"}
+    most_deviations : float or None
+        Largest magnitude of features that are standardised by channel.
     places : int or None
         Edge of the grid to which all layers are averaged, then concatenated; ``None`` for each
         layer's own.
@@ -57,10 +60,12 @@ class HealthyDensity(nn.Module):
         *,
         standardise: Standardise,
         places: int | None,
+        most_deviations: float | None = None,
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self._standardise, self._places = standardise, places
+        self._most = math.inf if most_deviations is None else most_deviations
         for number, count in enumerate(channels):
             self.register_buffer(f"mean{number}", torch.zeros(count))
             self.register_buffer(f"deviation{number}", torch.ones(count))
@@ -75,10 +80,11 @@ class HealthyDensity(nn.Module):
             return maps
         if self._standardise == "tile":
             return [functional.layer_norm(one, one.shape[1:]) for one in maps]
-        return [
+        scaled = (
             (one - self._of(f"mean{number}")) / self._of(f"deviation{number}")
             for number, one in enumerate(maps)
-        ]
+        )
+        return [one.clamp(-self._most, self._most) for one in scaled]
 
     def standardise(self, means: Sequence[Tensor], deviations: Sequence[Tensor]) -> None:
         """Set mean and deviation of the channels of each map, (C,) each."""

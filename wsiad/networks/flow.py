@@ -16,7 +16,7 @@ from wsiad.networks.density_model import DensityModel, uniform
 
 _LOG_2_PI = math.log(2 * math.pi)
 Limit = Literal["atan", "tanh"]
-"""How log-scales are limited; see :class:`Coupling`."""
+"""Limit of log-scales; see :class:`Coupling`."""
 
 
 class Coupling(nn.Module):
