@@ -280,6 +280,36 @@ def test_tile_aurocs_by_neighbourhoods_are_compared(run, slides, tmp_path):
     assert "tile_auroc_neighbourhoods" not in json.loads(found.report.read_text())
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+@pytest.mark.parametrize(
+    "given", [{"scales_um": SCALES}, {"scales_um": 32, "mean_of": "scores"}, {"scales_um": 0}]
+)
+def test_without_the_record_of_results_those_of_slides_say_the_scales(
+    run, slides, tmp_path, damage, given
+):
+    out = heatmap(run, slides, tmp_path / "out", evidence_regions=0, **given)
+    record, usual = out / "run.json", heatmap(run, slides, tmp_path / "usual", evidence_regions=0)
+    before = json.loads(record.read_text())["derived"]
+    by_default = json.loads((usual / "run.json").read_text())["derived"]
+    assert before != by_default
+    tables = {path: path.read_bytes() for path in out.glob("*/*.csv")}
+
+    def spoil():
+        record.unlink() if damage == "gone" else record.write_text('{"digest": ')
+
+    spoil()
+    heatmap(run, slides, out, evidence_regions=0)
+    assert json.loads(record.read_text())["derived"] == before
+    assert {path: path.read_bytes() for path in out.glob("*/*.csv")} == tables
+    # Slides that differ say nothing.
+    spoil()
+    said = out / "healthy" / "slide.json"
+    values = json.loads(said.read_text())
+    said.write_text(json.dumps({**values, "derived": {**before, "scales_um": [48.0]}}))
+    heatmap(run, slides, out, evidence_regions=0)
+    assert json.loads(record.read_text())["derived"] == by_default
+
+
 def test_regions_are_drawn_over_the_map_that_they_come_from(run, slides, tmp_path):
     out = heatmap(run, slides, tmp_path / "out", scales_um=SCALES, region_quantile=0.999)
     alone = heatmap(run, slides, tmp_path / "alone", scales_um=0)

@@ -55,6 +55,9 @@ def test_each_kind_is_recognised(kinds, tmp_path):
     # A run of wsiad heatmap that was killed while, or right after, it wrote its first slide.
     cut = [".a.0.partial/heatmap.ome.tif", "a/heatmap.ome.tif", "a/a_likelihood_map.tif"]
     assert what_is(folder(tmp_path / "heat", "run.json", *cut)) == "a folder of other things"
+    # Results whose record is gone.
+    lost = folder(tmp_path / "lost", "slides.csv", "a/slide.json", "a/spatial.ome.tif")
+    assert what_is(lost) == "a folder of other things"
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     assert what_is(tmp_path / "link") == "a link to nothing"
 

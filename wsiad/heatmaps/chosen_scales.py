@@ -15,7 +15,7 @@ from wsiad.runs.healthy_maps import HealthyMaps
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_SLIDES = 2
+FEWEST_SLIDES = 2
 """Minimum number of healthy slides that standardise scales unless the user sets them."""
 _FEW_SLIDES = 3
 
@@ -90,10 +90,10 @@ def choose_scales(
     scales_um = USUAL if options.scales_um == "auto" else options.scales_um
     if scales_um == ALONE:
         return ChosenScales(ALONE, None)
-    if auto and (maps is None or len(maps) < _FEWEST_SLIDES):
+    if auto and (maps is None or len(maps) < FEWEST_SLIDES):
         kept = "the map of 1 healthy slide" if maps else "no maps of healthy slides"
         return _alone(
-            f"the run keeps {kept}, and neighbourhoods need {_FEWEST_SLIDES}. Train on at least "
+            f"the run keeps {kept}, and neighbourhoods need {FEWEST_SLIDES}. Train on at least "
             "eight healthy slides whose tiles have positions, or pass results of healthy slides "
             "to wsiad export --scales-from"
         )

@@ -186,6 +186,8 @@ def with_scales_of(
 ) -> HeatmapOptions:
     """Return options whose `auto` is what the results already have, whatever is usual today.
 
+    Where ``run.json`` is gone or damaged, the records of the slides say what that is.
+
     Parameters
     ----------
     results : Path
@@ -202,14 +204,18 @@ def with_scales_of(
     ConfigError
         A mean is requested, and the results have single windows because somebody asked for them.
     """
-    if options.scales_um not in ("auto", ALONE) or not (results / FACTS).exists():
+    if options.scales_um not in ("auto", ALONE):
         return options
+    facts: Mapping[str, Any]
     try:
         facts = results_facts(results)
+    except InputError:
+        facts = _facts_of_slides(results, options, digest=digest, maps=maps)
+    try:
         if facts["digest"] != digest or DERIVED not in facts:
             return options
         before, mean_of = options_of(facts, results), kept_mean(facts, results)
-    except InputError:  # damaged or of an earlier version, see `check_scores`
+    except InputError:  # of an earlier version, see `check_scores`
         return options
     kept: dict[str, Any] = {} if options.mean_of != "auto" else {"mean_of": mean_of}
     # The healthy slides of other results serve no longer.
@@ -223,6 +229,32 @@ def with_scales_of(
                 remedy="Set --scales-um too, such as 100 200, or leave out --mean-of.",
             )
     return options.model_copy(update=kept)
+
+
+def _facts_of_slides(
+    results: Path, options: HeatmapOptions, *, digest: str, maps: HealthyMaps | None
+) -> dict[str, Any]:
+    """Return what the records of slides with these scores say in place of ``run.json``.
+
+    They say nothing of the derived values where they state different scales, or single windows
+    that too few healthy slides explain.
+    """
+    from wsiad.heatmaps.chosen_scales import FEWEST_SLIDES
+
+    found = list[dict[str, Any]]()
+    for slide in Results(results) if (results / SLIDES_TABLE).exists() else ():
+        with contextlib.suppress(InputError):  # damaged: it is scored again
+            there = slide.facts()
+            if there and there["digest"] == digest and isinstance(there.get(DERIVED), dict):
+                found.append(there[DERIVED])
+    scales = [
+        [stated(one)[key] for key in ("scales_um", "mean_of", STANDARDISED_BY)] for one in found
+    ]
+    if not found or any(one != scales[0] for one in scales):
+        return {"digest": digest}
+    if scales[0][0] == list(ALONE) and (maps is None or len(maps) < FEWEST_SLIDES):
+        return {"digest": digest}
+    return {"digest": digest, DERIVED: found[0], SCORED: scoring_values(options), FORMATS: []}
 
 
 def check_parted(facts: Mapping[str, Any], results: Path) -> None:

@@ -88,7 +88,11 @@ def _folder(path: Path) -> str:
     if any(_is_slide(entry) for entry in first):
         return SLIDES
     for entry in first[:20]:
-        if entry.is_dir() and not entry.name.startswith("."):
+        if (
+            entry.is_dir()
+            and not entry.name.startswith(".")
+            and not (path / entry.name / SLIDE_RECORD).is_file()  # maps of a slide
+        ):
             with os.scandir(entry) as inner:
                 if any(_is_slide(one) for one in itertools.islice(inner, _MOST_ENTRIES)):
                     return SLIDES
