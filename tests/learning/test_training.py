@@ -10,7 +10,7 @@ from torch import nn
 from support.builders import Dying
 from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.learning.batches import centre_crops, endless, on_device, random_crops, sample, windows
-from wsiad.learning.checkpoint import CHECKPOINT, Checkpoint, Recipe, adam, sgd
+from wsiad.learning.checkpoint import CHECKPOINT, SLIDES, Checkpoint, Recipe, adam, sgd
 from wsiad.learning.detector import Budget, FitContext, HealthyTiles
 from wsiad.learning.loop import EarlyStopping, Training
 from wsiad.learning.metrics import MetricsLog, MetricsRow, plot_loss, read_metrics
@@ -211,6 +211,33 @@ def test_checkpoint_of_another_training_is_refused(tmp_path, change, named):
     train(tmp_path, steps=5)
     with pytest.raises(RunError, match=f"another {named}"):
         train(tmp_path, steps=10, **change)
+
+
+class Marked(ArrayTiles):
+    """Tiles that say which they are."""
+
+    def __init__(self, tiles, fingerprint):
+        super().__init__(tiles)
+        self.fingerprint = fingerprint
+
+
+def test_checkpoint_of_as_many_tiles_of_other_slides_is_refused(tmp_path, monkeypatch):
+    """A slide that was replaced by one with as many tiles must not be trained on half-way."""
+    train(tmp_path / "a", steps=5, fit=Marked(TILES[:29], "one"))
+    assert train(tmp_path / "a", steps=10, fit=Marked(TILES[:29], "one"))[1].steps == 10
+    with pytest.raises(RunError, match="another choice of slides"):
+        train(tmp_path / "a", steps=15, fit=Marked(TILES[:29], "other"))
+    # One of an earlier version, which did not state them, goes on.
+    write = Checkpoint.write
+
+    def as_before(self, path):
+        stated = {key: value for key, value in self.identity.items() if key != SLIDES}
+        write(Checkpoint(self.tensors, self.values, stated), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "write", as_before)
+        train(tmp_path / "b", steps=5, fit=Marked(TILES[:29], "one"))
+    assert train(tmp_path / "b", steps=10, fit=Marked(TILES[:29], "one"))[1].steps == 10
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])

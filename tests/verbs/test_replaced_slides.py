@@ -16,6 +16,7 @@ from wsiad.runs.extending import same_training
 from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
 from wsiad.runs.run import RunFolder
 from wsiad.slides.slide_table import read_table
+from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import OVERVIEWS, TileStore
 from wsiad.store.tile_task import unseen_slides
 from wsiad.verbs.tile import TileRow
@@ -127,6 +128,21 @@ def test_a_run_is_not_taken_further_on_another_slide_of_the_name(store, tmp_path
     tile(tmp_path)
     with pytest.raises(RunError, match=r"as it was: s2 is of another file now\. .* train again"):
         again()
+
+
+def test_tiles_say_of_which_slides_they_are(store, tmp_path):
+    def tiles(names, step=1):
+        slides = map(TileStore(store).slide, names)
+        return StoreTiles([(slide, np.arange(0, len(slide), step)) for slide in slides])
+
+    mark = tiles(["s0", "s2"]).fingerprint
+    assert mark == tiles(["s0", "s2"]).fingerprint
+    others = [tiles(["s0"]), tiles(["s0", "t0"]), tiles(["s0", "s2"], 2)]
+    shutil.rmtree(store / "slides.zarr" / "s2")
+    write(tmp_path / "slides", "s2", 8)
+    tile(tmp_path)
+    replaced = tiles(["s0", "s2"])
+    assert len({mark, replaced.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 def test_scores_and_heatmaps_have_none_of_them(store, tmp_path):

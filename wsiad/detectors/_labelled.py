@@ -31,7 +31,13 @@ from wsiad.detectors._features import (
 )
 from wsiad.detectors._stored import Vectors
 from wsiad.learning.batches import centre_crops, on_device
-from wsiad.learning.checkpoint import CHECKPOINT, FOLDS, Checkpoint, read_checkpoint
+from wsiad.learning.checkpoint import (
+    CHECKPOINT,
+    FOLDS,
+    SLIDES,
+    Checkpoint,
+    read_checkpoint,
+)
 from wsiad.learning.detector import (
     BY_QUARTERS,
     AnomalousTiles,
@@ -281,6 +287,7 @@ class LabelledDetector(FeatureDetector):
             "input_px": self.spec.size,
             "seed": context.seed,
             "number of tiles": [len(tiles.fit), len(tiles.stop)],
+            SLIDES: [getattr(part, "fingerprint", "") for part in (tiles.fit, tiles.stop)],
             "features": self.feature_identity(),
             "lessons": [lessons.digest, len(lessons.anomalous), dict(lessons.fold_of)],
         }

@@ -1,8 +1,7 @@
 """Checkpoints: tensors and values in one safetensors file, written completely or not at all.
 
-The module also holds what a checkpoint keeps, the parameters of a module with their optimiser,
-and the recipe of a step that a method can choose: its optimiser, its update, whether windows
-are flipped.
+The module also holds what a checkpoint keeps of a module and its optimiser, and the recipe of a
+step that a method can choose: its optimiser, its update, whether windows are flipped.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from wsiad.learning.devices import Ranks
 CHECKPOINT = "checkpoint.safetensors"
 FOLDS = "checkpoint_folds.safetensors"
 """File of a fit by fold that is in progress: the fits that are finished."""
+SLIDES = "choice of slides"  # of an identity; checkpoints of before do not state it
 
 _FORMAT = 1
 
@@ -83,11 +83,11 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             subject=str(path),
             remedy="Continue with the version of wsiad that wrote it, or delete it.",
         )
-    expected = json.loads(json.dumps(identity))
+    was, expected = {SLIDES: identity.get(SLIDES), **found}, json.loads(json.dumps(identity))
     if different := [
-        _named(key, found.get(key), expected.get(key))
-        for key in sorted({*expected, *found})
-        if expected.get(key) != found.get(key)
+        _named(key, was.get(key), expected.get(key))
+        for key in sorted({*expected, *was})
+        if expected.get(key) != was.get(key)
     ]:
         raise RunError(
             f"belongs to a training with another {', '.join(different)}",

@@ -22,6 +22,7 @@ from wsiad.learning.adversarial_game import Adversary
 from wsiad.learning.batches import Batch, centre_crops, check_size, on_device, planned, sample
 from wsiad.learning.checkpoint import (
     CHECKPOINT,
+    SLIDES,
     Checkpoint,
     Recipe,
     Trained,
@@ -290,6 +291,7 @@ class Training:
             "input_px": size,
             "tile_px": tiles.fit.tile,
             "number of tiles": [len(tiles.fit), len(tiles.stop)],
+            SLIDES: [getattr(part, "fingerprint", "") for part in (tiles.fit, tiles.stop)],
             **identity,
         }
         self._limits = asdict((whole or context).budget)

@@ -5,6 +5,8 @@ The tiles are read when the first of them is wanted: not at all where their feat
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,15 @@ class StoreTiles:
 
     def __len__(self) -> int:
         return len(self._chunked)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the slides, and of which of their tiles these are."""
+        digest = hashlib.sha256()
+        for slide, wanted in self._parts:
+            digest.update(json.dumps([slide.name, slide.fingerprint, len(slide)]).encode())
+            digest.update(wanted.astype("<i8").tobytes())
+        return f"sha256:{digest.hexdigest()}"
 
     def slide_counts(self) -> dict[str, int]:
         """Return the number of tiles of each slide, in the order of :meth:`ordered`."""
