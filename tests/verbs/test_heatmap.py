@@ -372,6 +372,18 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
         score(run, path, tmp_path / "out", stride=16)
     with pytest.raises(InputError, match="another run or of other options"):
         score(make_run(tmp_path / "other", channel=1), path, tmp_path / "out")
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    stub = score(run, path, tmp_path / "out").failed[0].reason
+    assert stub.startswith(f"has results, but {path} is empty (0 bytes)")
+    assert "takes its results as they are" in stub
+    assert "delete" not in stub
+    (tmp_path / "m.csv").write_text("slide\ns.tif\n")
+    path.unlink()
+    away = score(run, tmp_path / "m.csv", tmp_path / "out").failed[0].reason
+    assert away.startswith(f"has results, but there is no file {path} now. Put it back")
+    path.write_bytes(whole)
+    assert score(run, path, tmp_path / "out").rows == first.rows
     write_tiff(path, stained(200, 200, seed=5), mpp=0.5, levels=1)
     changed = score(run, path, tmp_path / "out")
     assert "another file of this name" in changed.failed[0].reason

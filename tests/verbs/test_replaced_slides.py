@@ -82,7 +82,7 @@ def test_a_slide_whose_file_is_away_is_not_said_to_be_another(store, tmp_path):
     assert "Put it back, or mount its disk." in failed["s1"]
     assert f"{slides / 't1.tif'} is empty (0 bytes)" in failed["t1"]
     for reason in failed.values():
-        assert "run the same command again" in reason
+        assert "run the same command again; until then nothing uses its tiles" in reason
         assert "delete" not in reason
     assert TileStore(store).names() == ["s0", "s2", "t0"]
     for name in ("s1", "t1"):

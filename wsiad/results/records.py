@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import pydantic
 
-from wsiad.core.errors import InputError
+from wsiad.core.errors import InputError, SlideOpenError
 from wsiad.core.files import read_json
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask, identity_of
 from wsiad.results.file_names import EVALUATION, FACTS, PLACEMENT, SIGNIFICANCE, SLIDE
+from wsiad.slides.slide_files import away_problem
 from wsiad.slides.slide_table import DAMAGED_THERE
 
 MAKE = "Make one with `wsiad heatmap`."
@@ -224,10 +225,14 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
     ------
     InputError
         The scores are of another slide, or lack parts that the options request.
+    SlideOpenError
+        The slide's file is not there, or a stub is in its place.
     """
     path = task.folder / SLIDE
     if not path.exists():
         return None
+    if not task.from_store and not task.slide.path.exists():
+        _check_there(task)
     try:
         record = read_json(path, InputError, remedy=SCORE_AGAIN)
         identity = identity_of(task)
@@ -239,6 +244,7 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
     if not sound:
         return None
     if not same:
+        _check_there(task)
         raise InputError(
             "has results from another file of this name, or at another µm/px",
             subject=task.slide.name,
@@ -252,6 +258,17 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
             remedy=f"Set that option again, or delete {task.folder} to score a better copy.",
         )
     return record, replace(row, label=task.slide.label, split=task.slide.split)
+
+
+def _check_there(task: SlideTask) -> None:
+    """Check that nothing but another slide can be the reason why a slide differs."""
+    if not task.from_store and (away := away_problem(task.slide.path)) is not None:
+        raise SlideOpenError(
+            f"has results, but {away[0]}",
+            subject=task.slide.name,
+            remedy=f"{away[1]} Then run the same command again, which takes its results as they "
+            "are.",
+        )
 
 
 def overlay_map(geometry: object) -> PixelMap | None:

@@ -118,6 +118,22 @@ def stub_problem(path: Path) -> tuple[str, str] | None:
     return None
 
 
+def away_problem(path: Path) -> tuple[str, str] | None:
+    """Return why a slide that was read before cannot be looked at now, and the remedy.
+
+    It is ``None`` if the file is there and may be a slide, whether or not it is the same one.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    if not path.exists():
+        return f"there is no file {path} now", "Put it back, or mount its disk."
+    stub = stub_problem(path) if path.is_file() else None
+    return None if stub is None else (f"{path} {stub[0]}", stub[1])
+
+
 def _is_text(head: bytes) -> bool:
     try:
         words = head.decode()

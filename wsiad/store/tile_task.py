@@ -17,7 +17,7 @@ from wsiad.core.errors import SlideOpenError, StoreMismatchError
 from wsiad.core.files import fingerprint
 from wsiad.core.terminal import counted
 from wsiad.slides.scale import SAME_SCALE
-from wsiad.slides.slide_files import slide_files, slide_fingerprint, stub_problem
+from wsiad.slides.slide_files import away_problem, slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
     FAILED,
     SLIDES_TABLE,
@@ -224,18 +224,13 @@ def _changed(path: Path, stored: str, *, name: str) -> str:
     SlideOpenError
         The file is not there, or a stub is in its place: nobody can tell whether it differs.
     """
-    again = "Then run the same command again: its tiles, which nothing reads now, are used again."
-    if not path.exists():
-        raise SlideOpenError(
-            f"is in the store, but there is no file {path} now",
-            subject=name,
-            remedy=f"Put it back, or mount its disk. {again}",
-        )
-    if slide_fingerprint(path) == stored:
+    if path.exists() and slide_fingerprint(path) == stored:
         return ""
-    if path.is_file() and (stub := stub_problem(path)) is not None:
+    if (away := away_problem(path)) is not None:
         raise SlideOpenError(
-            f"is in the store, but {path} {stub[0]}", subject=name, remedy=f"{stub[1]} {again}"
+            f"is in the store, but {away[0]}",
+            subject=name,
+            remedy=f"{away[1]} Then run the same command again; until then nothing uses its tiles.",
         )
     if len(slide_files(path)) > 1:
         if fingerprint(path) == stored:
