@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         )
     was, expected = {SLIDES: identity.get(SLIDES), **found}, json.loads(json.dumps(identity))
     if different := [
-        _named(key, was.get(key), expected.get(key))
+        _named(key, was.get(key, "not stated"), expected.get(key, "not stated"))
         for key in sorted({*expected, *was})
         if expected.get(key) != was.get(key)
     ]:
@@ -149,7 +149,7 @@ def _read(
 def _named(key: str, was: object, now: object) -> str:
     """Return the name of a value that differs, with both values if they are short."""
     short = all(not isinstance(one, list | dict) and len(str(one)) <= 30 for one in (was, now))
-    return f"{key}, {was} (now {now})" if short else key
+    return f"{key} {was} (now {now})" if short else key
 
 
 def delete_checkpoints(folder: Path) -> None:
