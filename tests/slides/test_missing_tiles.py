@@ -105,9 +105,10 @@ def test_what_no_level_holds_is_not_looked_for(tmp_path, write, monkeypatch):
     assert tissue.mask[18:].all()
 
 
-def test_cells_are_listed_by_the_tiles_that_they_lie_in(tmp_path):
+@pytest.mark.parametrize("missing", [[5], []])  # of it x and y are 64 to 128
+def test_cells_are_listed_by_the_tiles_that_they_lie_in(tmp_path, missing):
     path = write_jpeg(tmp_path / "a.tif", smooth(256, 256), levels=1)
-    empty_tiles(path, 0, [5])  # x and y 64 to 128
+    empty_tiles(path, 0, missing)
     cells = np.arange(-20, 280, 10, dtype=float)
     with open_slide(path) as slide:
         listed = slide.listed(0, cells, cells)

@@ -48,15 +48,39 @@ def area_weights(first: float, step: float, count: int, length: int) -> AreaWeig
     count, length : int
         Number of output and of source pixels.
     """
-    starts = first + step * np.arange(count, dtype=np.float64)
-    ends = starts + step
-    taps = int(np.ceil(step)) + 1
-    # A rounding error of the edges must not reach for a pixel beyond the source.
-    index = np.floor(starts + 1e-9).astype(np.int64)[:, None] + np.arange(taps)
-    overlap = np.minimum(ends[:, None], index + 1) - np.maximum(starts[:, None], index)
-    overlap = np.where(index < length, overlap.clip(0), 0)
-    overlap /= overlap.sum(axis=1, keepdims=True)
-    return AreaWeights(index[:, 0].copy(), overlap.astype(np.float32))
+    index = np.empty(count, np.int64)
+    weights = np.empty((count, int(np.ceil(step)) + 1), np.float32)
+    _set_weights(float(first), float(step), length, index, weights)
+    return AreaWeights(index, weights)
+
+
+@compiled
+def _set_weights(
+    first: float,
+    step: float,
+    length: int,
+    index: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+) -> None:
+    """Set the first source pixel and the weights of each output pixel, computed in float64."""
+    count, taps = weights.shape
+    overlap = np.empty(taps, np.float64)
+    for i in range(count):
+        start = first + step * i
+        end = start + step
+        # A rounding error of the edges must not reach for a pixel beyond the source.
+        at = int(np.floor(start + 1e-9))
+        total = 0.0
+        for tap in range(taps):
+            pixel = at + tap
+            part = 0.0
+            if pixel < length:
+                part = max(min(end, pixel + 1.0) - max(start, float(pixel)), 0.0)
+            overlap[tap] = part
+            total += part
+        for tap in range(taps):
+            weights[i, tap] = overlap[tap] / total
+        index[i] = at
 
 
 def area_mean(

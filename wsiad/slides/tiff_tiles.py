@@ -100,21 +100,21 @@ class TiledLevel:
         Returns
         -------
         ndarray of bool, (H, W)
-            True for cells without missing tiles; False for cells that reach beyond the level's
-            tiles.
+            True for cells without missing tiles that do not reach beyond the level's tiles.
         """
         left, right = _first_last(x, self.tile.width)
         top, bottom = _first_last(y, self.tile.height)
+        rows = ((top >= 0) & (bottom <= self.rows))[:, None]
+        inside: npt.NDArray[np.bool_] = rows & (left >= 0) & (right <= self.columns)
+        if self.counts.all():
+            return inside
         # Number of tiles above and left of each corner of a tile.
         there = np.zeros((self.rows + 1, self.columns + 1), np.int64)
         there[1:, 1:] = (self.counts > 0).reshape(self.rows, self.columns).cumsum(0).cumsum(1)
-        columns = (left >= 0) & (right <= self.columns)
-        rows = (top >= 0) & (bottom <= self.rows)
         left, right = left.clip(0, self.columns), right.clip(0, self.columns)
         top, bottom = (edge.clip(0, self.rows)[:, None] for edge in (top, bottom))
         found = there[bottom, right] - there[top, right] - there[bottom, left] + there[top, left]
-        whole = found == (bottom - top) * (right - left)
-        return np.asarray(whole & rows[:, None] & columns, bool)
+        return inside & (found == (bottom - top) * (right - left))
 
 
 def _first_last(edges: Edges, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

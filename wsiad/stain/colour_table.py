@@ -155,24 +155,31 @@ def _map_fours(
     if stop <= 0:
         return 0
     one = load_word(values, 0)
-    for start in range(0, stop, 12):
-        ahead = min(start + _AHEAD, stop - 12)
-        for place in range(ahead, ahead + 12, 3):
-            prefetch(table, np.uintp(load_word(values, place) & _PIXEL))
-        two, three = load_word(values, start + 3), load_word(values, start + 6)
-        four, five = load_word(values, start + 9), load_word(values, start + 12)
-        p, q = table[one & _PIXEL], table[two & _PIXEL]
-        r, s = table[three & _PIXEL], table[four & _PIXEL]
-        if p & q & r & s == 0:
-            p = _known(table, one & _PIXEL, products, penalty, cosine, exponents)
-            q = _known(table, two & _PIXEL, products, penalty, cosine, exponents)
-            r = _known(table, three & _PIXEL, products, penalty, cosine, exponents)
-            s = _known(table, four & _PIXEL, products, penalty, cosine, exponents)
-        store_word(values, start, p)
-        store_word(values, start + 3, q)
-        store_word(values, start + 6, r)
-        store_word(values, start + 9, s)
-        one = five
+    start = 0
+    while start < stop:
+        # The loop over known colours has no other in it, which keeps its numbers in registers.
+        while start < stop:
+            ahead = min(start + _AHEAD, stop - 12)
+            for place in range(ahead, ahead + 12, 3):
+                prefetch(table, np.uintp(load_word(values, place) & _PIXEL))
+            two, three = load_word(values, start + 3), load_word(values, start + 6)
+            four, five = load_word(values, start + 9), load_word(values, start + 12)
+            p, q = table[one & _PIXEL], table[two & _PIXEL]
+            r, s = table[three & _PIXEL], table[four & _PIXEL]
+            if p & q & r & s == 0:
+                break
+            store_word(values, start, p)
+            store_word(values, start + 3, q)
+            store_word(values, start + 6, r)
+            store_word(values, start + 9, s)
+            one = five
+            start += 12
+        if start < stop:
+            two, three = load_word(values, start + 3), load_word(values, start + 6)
+            for word in (one, two, three, load_word(values, start + 9)):
+                colour = word & _PIXEL
+                if table[colour] == 0:
+                    table[colour] = _entry(colour, products, penalty, cosine, exponents)
     # The byte after the last store belongs to a pixel that is still to come.
     values[stop] = one & _BYTE
     return stop

@@ -15,13 +15,13 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wsiad.core.ahead import read_ahead, usable_cores
 from wsiad.core.errors import SlideReadError
 from wsiad.core.geometry import IntArray, Size
+from wsiad.slides.area_mean import area_mean, area_weights
 from wsiad.slides.slide import Region
 from wsiad.tiling.plan import SlidePlan
 from wsiad.tissue.quality import LeftOut, Reason, judge, measure
@@ -375,8 +375,9 @@ def _reduced(tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Copy a tile, at most `EXAMPLE_PX` wide."""
     if len(tile) <= EXAMPLE_PX:
         return tile.copy()
-    size = (EXAMPLE_PX, EXAMPLE_PX)
-    return np.asarray(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), np.uint8)
+    edge = len(tile)
+    weights = area_weights(0, edge / EXAMPLE_PX, EXAMPLE_PX, edge)
+    return area_mean(tile, weights, weights)
 
 
 def _whole(region: Region, y: IntArray, x: IntArray, tile: int) -> npt.NDArray[np.bool_]:
