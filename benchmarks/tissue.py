@@ -1,4 +1,4 @@
-"""What the tissue mask loses and what it takes for tissue: stains, ink, tinted glass, fill.
+"""What the tissue mask loses and what it takes for tissue: stains, ink, tinted glass, fill, debris.
 
     python benchmarks/tissue.py SLIDE [--tiles train_normal.tar …]
 
@@ -6,7 +6,10 @@ SLIDE is a real H&E slide of one level, of which the mask is taken as it is; eve
 is measured against that mask. Drawn from it are
 
     stains   its haematoxylin and eosin in the colours of other stains, throughout or, for
-             blood and collagen, in parts of the tissue: share of the tissue that is lost;
+             blood and collagen, in parts of the tissue: share of the tissue that is lost, and
+             what is measured of it without knowing (``colourless_share``);
+    debris   edges of a coverslip, bubbles, dust and a shadow on much glass beside it: the
+             same share, and that of all dark pixels, were they taken for tissue;
     ink      strokes and dots of several colours, opaque and transparent, on the glass and
              across the edge of the tissue: share of the ink's area that is not tissue, on
              the glass and on tissue, and share of the other tissue that is lost;
@@ -37,6 +40,7 @@ from wsiad.slides.opening import open_slide
 from wsiad.tissue.artefacts import is_pen
 from wsiad.tissue.mask import Segments, segment
 from wsiad.tissue.tissue_options import TissueOptions
+from wsiad.tissue.unseen import darker_than_glass
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -59,7 +63,11 @@ STAINS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], float]] = {
     "Congo red": ((215, 75, 75), (90, 100, 170), 1.0),
     "DAB": ((150, 100, 60), (98, 122, 165), 1.0),
     "IHC, negative": ((196, 208, 224), (98, 122, 165), 1.0),
+    "PAS, green": ((190, 210, 190), (150, 60, 120), 1.0),
+    "green throughout": ((160, 205, 175), (150, 60, 120), 1.0),
+    "silver": ((200, 198, 195), (60, 58, 56), 1.0),
 }
+DEBRIS = ("none", "edge of a coverslip", "bubbles", "dust", "shadow at the border")
 INKS = {
     "blue": (40, 90, 200),
     "light blue": (90, 150, 230),
@@ -94,6 +102,7 @@ def main() -> None:
         f"{options.slide.name}: {truth.shape[1]} × {truth.shape[0]} px, tissue {truth.mean():.3f}"
     )
     print_stains(image, mpp, truth)
+    print_debris(image, mpp)
     print_inks(image, mpp, truth)
     print_glass(image, mpp)
     for tar in options.tiles:
@@ -142,14 +151,40 @@ def density_of(image: RGB) -> npt.NDArray[np.float64]:
 
 def print_stains(image: RGB, mpp: float, truth: Mask) -> None:
     """Print what each stain loses."""
-    print("\nstain                       lost, %   pen, %   colour of a pen, % of tissue")
+    print("\nstain                       lost, %   stated, %   pen, %   pen's colour, % of tissue")
     for name in STAINS:
         drawn = restained(image, name)
         found = masked(drawn, mpp)
         small = cv2.resize(drawn, truth.shape[::-1], interpolation=cv2.INTER_AREA)
         lost = (truth & ~found.mask).sum() / truth.sum()
         coloured = is_pen(small)[truth].mean()
-        print(f"{name:26} {100 * lost:8.1f} {100 * found.pen_share:8.2f} {100 * coloured:8.1f}")
+        stated, pen = 100 * found.colourless_share, 100 * found.pen_share
+        print(f"{name:26} {100 * lost:8.1f} {stated:11.1f} {pen:8.2f} {100 * coloured:8.1f}")
+
+
+def print_debris(image: RGB, mpp: float) -> None:
+    """Print what of debris on the glass counts as colourless parts of tissue."""
+    size = (round(image.shape[1] * mpp / MPP), round(image.shape[0] * mpp / MPP))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    glass = tuple(int(value) for value in np.percentile(small.reshape(-1, 3), 95, axis=0))
+    wide = cv2.copyMakeBorder(small, 300, 700, 700, 700, cv2.BORDER_CONSTANT, value=glass)
+    height, width = wide.shape[:2]
+    places = np.random.default_rng(0).integers(0, (width, 280), (500, 2))
+    shapes = {name: np.zeros((height, width), np.float32) for name in DEBRIS}
+    cv2.line(shapes["edge of a coverslip"], (width - 60, 0), (width - 40, height), 1.0, 16)
+    for x in range(100, width, 150):
+        cv2.circle(shapes["bubbles"], (x, 150), 60, 1.0, 6)
+    for x, y in places:
+        cv2.circle(shapes["dust"], (int(x), int(y)), 2, 1.0, -1)
+    shapes["shadow at the border"][:, :100] = 1
+    print("\ndebris                     stated, %   all dark pixels, % of them and tissue")
+    for name, shape in shapes.items():
+        drawn = (wide * (1 - 0.4 * shape[..., None])).astype(np.uint8)
+        whole = np.ones(shape.shape, bool)
+        found = segment(drawn, whole, mpp=MPP, options=TissueOptions())
+        dark = int((darker_than_glass(drawn, whole) & (shape > 0) & ~found.mask).sum())
+        every = 100 * dark / (dark + int(found.mask.sum()))
+        print(f"{name:26} {100 * found.colourless_share:9.1f} {every:11.1f}")
 
 
 def marks(image: RGB, truth: Mask, mpp: float) -> dict[str, list[tuple[int, int]]]:

@@ -347,6 +347,7 @@ class WindowSource:
     damaged: npt.NDArray[np.bool_] | None = None
     scale_note: str = ""
     missing_share: float = 0.0
+    colourless_share: float = 0.0
     whole: WholeTiles | None = None
 
     def scored(
@@ -399,6 +400,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         damaged=plan.tissue.damaged,
         scale_note=slide.scale_note,
         missing_share=plan.tissue.missing_share,
+        colourless_share=plan.tissue.colourless_share,
     )
 
 
@@ -436,6 +438,7 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
         scale_note=slide.facts["slide"].get("spacing_note", ""),
         missing_share=slide.facts["tissue"].get("missing_share", 0.0),
+        colourless_share=slide.facts["tissue"].get("colourless_share", 0.0),
         whole=whole_tiles(slide, grid, thresholds=thresholds),
     )
 

@@ -62,6 +62,7 @@ class _Tissue(_Part):
     share: Annotated[_Number, pydantic.Field(ge=0, le=1)]
     placement: _Map
     missing_share: Annotated[_Number, pydantic.Field(ge=0, le=1)] = 0.0
+    colourless_share: Annotated[_Number, pydantic.Field(ge=0, le=1)] = 0.0
 
 
 class _Stain(_Part):

@@ -309,7 +309,7 @@ def _keep(same: tuple[object, ...], plan: SlidePlan) -> None:
 
 
 def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
-    from wsiad.tiling.verdict import damage_note, missing_note
+    from wsiad.tiling.verdict import colourless_note, damage_note, missing_note
     from wsiad.tissue.quality import in_words
 
     stored = store.slide(task.slide.name)
@@ -326,6 +326,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         if missing and len(stored)
         else "",
         missing_note(stored.facts["tissue"].get("missing_share", 0.0)) if len(stored) else "",
+        colourless_note(stored.facts["tissue"].get("colourless_share", 0.0)) if len(stored) else "",
         damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]

@@ -146,6 +146,8 @@ def write_rest(
         facts["damaged"] = {"tiles": damaged, "share": plan.tissue.damaged_share}
     if plan.tissue.missing_share:
         facts["tissue"]["missing_share"] = plan.tissue.missing_share
+    if plan.tissue.colourless_share:
+        facts["tissue"]["colourless_share"] = plan.tissue.colourless_share
     if plan.quality.given:
         facts["unusable"] = count_reasons(np.concatenate([reasons, left_out.reasons]))
     if not count:

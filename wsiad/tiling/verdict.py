@@ -82,6 +82,17 @@ def missing_note(share: float) -> str:
     )
 
 
+def colourless_note(share: float) -> str:
+    """Return a note on the share (0 to 1) of what may be tissue beside the mask; empty if 0."""
+    if not share:
+        return ""
+    return (
+        f"{_percent(share)} of what may be tissue is not in its mask: beside tissue it is darker "
+        "than glass, without the colour of a stain. If the overview shows tissue there, tile with "
+        "--tissue-saturation-min 0.02 --tissue-glass-margin 0.02"
+    )
+
+
 def _too_small(plan: SlidePlan, noun: str) -> str:
     slide, size, bounds = plan.scaled.slide, plan.scaled.size, plan.scaled.slide.bounds
     remedy = "Tile with a smaller --tile" if noun == "tile" else "Train on smaller tiles"

@@ -34,14 +34,19 @@ def saturation(rgb: RGB) -> npt.NDArray[np.float32]:
 
 def is_black(rgb: RGB) -> Mask:
     """Tell which pixels are too dark to be tissue in transmitted light."""
-    red, green, blue = _planes(rgb)
-    return np.maximum(np.maximum(red, green), blue) <= BLACK_MAX
+    return brightest_channel(rgb) <= BLACK_MAX
 
 
 def darkest_channel(rgb: RGB) -> RGB:
     """Return the lowest of the three channels of each pixel, (...)."""
     red, green, blue = _planes(rgb)
     return np.minimum(np.minimum(red, green), blue)
+
+
+def brightest_channel(rgb: RGB) -> RGB:
+    """Return the highest of the three channels of each pixel, (...)."""
+    red, green, blue = _planes(rgb)
+    return np.maximum(np.maximum(red, green), blue)
 
 
 def is_pen(rgb: RGB) -> Mask:
@@ -165,6 +170,24 @@ def without_small_holes(mask: Mask, *, min_px: float) -> Mask:
         fill[border] = False
     fill[0] = True  # the mask itself
     return _chosen(fill, labels)
+
+
+def pieces_with(mask: Mask, part: Mask) -> Mask:
+    """Return the pieces of a mask that hold a pixel of a part of it; they touch by their edges.
+
+    Parameters
+    ----------
+    mask, part : ndarray of bool, (H, W)
+
+    Returns
+    -------
+    ndarray of bool, (H, W)
+    """
+    labels, areas = _labelled(mask)
+    keep = np.zeros(len(areas), np.bool_)
+    for rows in bands(*mask.shape):
+        keep[labels[rows][part[rows]]] = True
+    return _chosen(keep, labels)
 
 
 def _labelled(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

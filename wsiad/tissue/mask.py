@@ -30,7 +30,7 @@ from wsiad.tissue.artefacts import (
 from wsiad.tissue.glass import find_glass, without_tint
 from wsiad.tissue.ink import find_ink
 from wsiad.tissue.tissue_options import TissueOptions
-from wsiad.tissue.unseen import Unseen, find_unseen
+from wsiad.tissue.unseen import Unseen, colourless_share, darker_than_glass, find_unseen
 
 _BAND_PX = 1024 * 4096
 """Pixels of the mask that are read at a time; bounds memory on slides without a pyramid."""
@@ -75,6 +75,9 @@ class TissueMask:
     missing_share : float
         Share of the slide without pixels in the file, in formats that leave nothing out; 0 for
         formats whose scanners leave out areas where they see nothing.
+    colourless_share : float
+        Share of what may be tissue that is not in the mask, because it lacks the colour of a
+        stain (:func:`wsiad.tissue.unseen.colourless_share`).
     """
 
     mask: Mask
@@ -86,6 +89,7 @@ class TissueMask:
     unseen: Unseen = field(default_factory=Unseen)
     damaged: Mask | None = None
     missing_share: float = 0.0
+    colourless_share: float = 0.0
 
     @property
     def tissue_share(self) -> float:
@@ -151,6 +155,7 @@ def find_tissue(slide: Slide, options: TissueOptions) -> TissueMask:
         unseen=unseen,
         damaged=damaged if damaged is not None and damaged.any() else None,
         missing_share=_missing_share(slide, valid, damaged),
+        colourless_share=found.colourless_share,
     )
 
 
@@ -225,6 +230,7 @@ class Segments(NamedTuple):
     threshold: float
     pen_share: float
     pen: Mask
+    colourless_share: float = 0.0
 
 
 def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Segments:
@@ -256,6 +262,8 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
     pen : ndarray of bool, (H, W)
         Ink and the rims of the marks; without the border of the scan, whose black and grey
         ink also has.
+    colourless_share : float
+        See :class:`TissueMask`.
     """
     if rgb.size == 0:
         none = np.zeros(rgb.shape[:2], bool)
@@ -282,9 +290,17 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
     counted = usable if glass.near is None else usable & ~glass.near
     threshold = _threshold(smooth, stained, counted, options)
     mask = usable & (stained > threshold)
-    del smooth, stained
+    del stained
+    dark = darker_than_glass(smooth, usable)
+    del smooth
     clean = _cleaned(mask, mpp=mpp, options=options) & usable
-    return Segments(clean, threshold, pen_share, marks)
+    return Segments(
+        mask=clean,
+        threshold=threshold,
+        pen_share=pen_share,
+        pen=marks,
+        colourless_share=colourless_share(dark, stained=mask, tissue=clean),
+    )
 
 
 def _threshold(

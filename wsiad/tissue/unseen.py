@@ -1,4 +1,4 @@
-"""The places that may hide tissue on a slide whose mask is empty."""
+"""The places that may hide tissue, where the mask is empty or lacks parts beside tissue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.tissue.artefacts import bands, is_black, saturation, without_small_pieces
+from wsiad.tissue.artefacts import (
+    bands,
+    brightest_channel,
+    is_black,
+    pieces_with,
+    saturation,
+    without_small_pieces,
+)
 from wsiad.tissue.tissue_options import TissueOptions
 
 _NEUTRAL = 6
@@ -21,6 +28,9 @@ _DARKER = 0.8
 _MATTERS = 0.01
 """Minimum share of a slide for specks with the colour of tissue to be more than dust, and for a
 piece to count however small it is in µm²."""
+_LEAST_COLOURLESS = 0.05
+"""Share below which parts without colour beside tissue are not stated: twice the most of 171 slides
+of which the mask loses little (``docs/quality.md``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ def find_unseen(
     def share(mask: npt.NDArray[np.bool_]) -> float:
         return float(without_small_pieces(mask, min_px=least).mean())
 
-    scattered, grey = float(stained.mean()), share(_dark(smooth, usable & ~stained))
+    scattered, grey = float(stained.mean()), share(darker_than_glass(smooth, usable & ~stained))
     if grey < _MATTERS and not _is_colourless(smooth, usable):
         grey = 0.0
     return Unseen(
@@ -111,10 +121,48 @@ def _is_colourless(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) ->
     return bool(coloured.sum() <= _COLOURED_SHARE * usable.sum())
 
 
-def _dark(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Tell which pixels are darker than the glass, which is the lightest part."""
+def darker_than_glass(
+    rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Tell which usable pixels are darker than the glass, which is the lightest of them."""
     if not usable.any():
         return usable
-    high = rgb.max(axis=2)
+    high = np.empty(usable.shape, np.uint8)
+    for rows in bands(*usable.shape):
+        high[rows] = brightest_channel(rgb[rows])
     glass = float(np.percentile(high[usable], 99))
     return usable & (high < max(_DARKER * glass, _GLASS_MIN))
+
+
+def colourless_share(
+    dark: npt.NDArray[np.bool_],
+    *,
+    stained: npt.NDArray[np.bool_],
+    tissue: npt.NDArray[np.bool_],
+) -> float:
+    """Measure what the mask may leave out of the tissue because it lacks the colour of a stain.
+
+    That is darker than glass, has no such colour, and is joined to tissue by what is as dark: the
+    edge of a coverslip, bubbles and dust lie apart on the glass.
+
+    Parameters
+    ----------
+    dark : ndarray of bool, (H, W)
+        Usable pixels that are darker than glass.
+    stained : ndarray of bool, (H, W)
+        Pixels with the colour of a stain.
+    tissue : ndarray of bool, (H, W)
+        The tissue mask.
+
+    Returns
+    -------
+    float
+        Share of these parts in them and the tissue together, 0 to 1; 0 below 5 %.
+    """
+    without = dark & ~stained & ~tissue
+    found = int(tissue.sum())
+    least = _LEAST_COLOURLESS / (1 - _LEAST_COLOURLESS) * found
+    if not found or int(without.sum()) < least:
+        return 0.0
+    beside = int((without & pieces_with(dark | tissue, tissue)).sum())
+    return beside / (beside + found) if beside >= least else 0.0
