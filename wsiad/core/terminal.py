@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -56,6 +56,11 @@ def counted(number: float, noun: str, spec: str = "") -> str:
 def by_number(number: float, one: str, many: str) -> str:
     """Return the word that agrees with a number, such as ``is`` with 1 and ``are`` with 2."""
     return one if number == 1 else many
+
+
+def first_of(names: Sequence[str], *, apart: str = ", ") -> str:
+    """Return the first three of some names, with ``…`` after them if there are more."""
+    return apart.join(names[:3]) + " …" * (len(names) > 3)
 
 
 def lines(text: str) -> str:

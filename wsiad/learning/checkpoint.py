@@ -84,11 +84,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             remedy="Continue with the version of wsiad that wrote it, or delete it.",
         )
     was, expected = {SLIDES: identity.get(SLIDES), **found}, json.loads(json.dumps(identity))
-    if different := [
-        _named(key, was.get(key, "not stated"), expected.get(key, "not stated"))
-        for key in sorted({*expected, *was})
-        if expected.get(key) != was.get(key)
-    ]:
+    if different := differences(was, expected):
         raise RunError(
             f"belongs to a training with another {', '.join(different)}",
             subject=str(path),
@@ -144,12 +140,6 @@ def _read(
             subject=str(path),
             remedy="Delete it to train from the start.",
         ) from error
-
-
-def _named(key: str, was: object, now: object) -> str:
-    """Return the name of a value that differs, with both values if they are short."""
-    short = all(not isinstance(one, list | dict) and len(str(one)) <= 30 for one in (was, now))
-    return f"{key} {was} (now {now})" if short else key
 
 
 def delete_checkpoints(folder: Path) -> None:

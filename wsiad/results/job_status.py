@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiad.compute.batch import worked_on
 from wsiad.compute.compute_options import first_slides
@@ -33,6 +33,9 @@ from wsiad.slides.folder_kinds import (
 )
 from wsiad.slides.inputs import find_slides
 from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow, read_table
+
+if TYPE_CHECKING:
+    from wsiad.store.tile_store import TileStore
 
 _LISTED = 20
 _KINDS = {frozenset({"run", "slides"}): RESULTS, frozenset({"mpp", "slides"}): STORE,
@@ -179,11 +182,7 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         from wsiad.store.tile_store import GROUPS, TileStore
 
         store = _tried(lambda: TileStore(folder), broken)
-        complete = set(store.names(failed=True)) if store else set()
-        for name in sorted(complete):
-            assert store
-            if _tried(partial(store.slide, name), broken) is None:
-                complete.discard(name)
+        complete = _readable(store, broken) if store else set()
         writing = [folder / GROUPS]
     else:
         if (folder / FACTS).exists():
@@ -222,6 +221,12 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         broken=tuple(broken),
         notes=tuple(notes),
     )
+
+
+def _readable(store: TileStore, broken: list[str]) -> set[str]:
+    """Return the slides whose groups can be opened; what is wrong with others goes to a list."""
+    names = store.names(failed=True)
+    return {name for name in names if _tried(partial(store.slide, name), broken) is not None}
 
 
 def _reasons(table: Mapping[str, SlideRow], status: str, *, without: set[str]) -> dict[str, str]:

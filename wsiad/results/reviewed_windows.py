@@ -21,7 +21,7 @@ from wsiad.core.errors import InputError, StoreMismatchError
 from wsiad.core.files import scratch_folder
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.labels import is_healthy
-from wsiad.core.terminal import by_number, counted
+from wsiad.core.terminal import by_number, counted, first_of
 from wsiad.heatmaps.score_map import boxes_of
 from wsiad.results import file_names as names
 from wsiad.results.evidence import window_places
@@ -151,7 +151,7 @@ def _of_results(results: Results, judged: Judged, *, device: str) -> list[Review
             "%s: %s, of no scored slide of these results: %s",
             folder,
             counted(len(stray), "file"),
-            ", ".join(stray[:3]),
+            first_of(stray),
         )
     wanted = {
         name: mine

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.labels import is_healthy, label_of, split_of
+from wsiad.core.terminal import first_of
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
 from wsiad.store.tile_task import TileRow, unseen_slides
 
@@ -199,7 +200,7 @@ def anomaly_slides(
     labels, skipped = _labelled(store, [_type(name) for name in types], split)
     slides = [store.slide(name) for name in sorted(labels)]
     if not slides:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        reasons = first_of([f"{name}: {why}" for name, why in skipped.items()], apart="; ")
         raise InputError(
             f"has no anomalous slide with tiles to learn from ({reasons or 'it is empty'})",
             subject=str(store.path),
@@ -214,7 +215,7 @@ def anomaly_slides(
     if whole and labels_of == "tiles":
         logger.warning(
             "every stored tile of %s counts as anomalous; tile only anomalous parts (--coords)",
-            ", ".join(whole[:3]) + (" …" if len(whole) > 3 else ""),
+            first_of(whole),
         )
     found: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]] = {}
     chosen = spread(usable(slides), most, seed=seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from wsiad.core.errors import InputError, WsiadError
+from wsiad.core.terminal import first_of
 from wsiad.slides.slide_files import SUFFIXES
 
 ABSENT: Final = "there is nothing"
@@ -114,7 +115,7 @@ def pass_one_of(paths: Sequence[Path]) -> str:
     """Return the advice to pass one of some paths, as a sentence."""
     if len(paths) == 1:
         return f"Pass {paths[0]}."
-    return f"Pass one of those in it: {', '.join(map(str, paths[:3]))}{' …' * (len(paths) > 3)}."
+    return f"Pass one of those in it: {first_of([str(path) for path in paths])}."
 
 
 def _is_slide(entry: os.DirEntry[str]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsiad.core.errors import SlideOpenError
-from wsiad.core.terminal import counted
+from wsiad.core.terminal import counted, first_of
 from wsiad.slides.dicom import is_dicom, may_be_dicom, read_instance
 from wsiad.slides.folder_kinds import SLIDE_RECORD
 from wsiad.slides.slide_files import SUFFIXES
@@ -215,6 +215,5 @@ def _is_one_channel_of_floats(path: Path) -> bool:
 
 
 def _tell(folder: Path, what: str, paths: Sequence[Path]) -> None:
-    found = [str(path.relative_to(folder)) for path in paths[:3]]
-    names = ", ".join(found) + (" …" if len(paths) > 3 else "")
+    names = first_of([str(path.relative_to(folder)) for path in paths])
     logger.warning("%s: %s left out: %s: %s", folder, counted(len(paths), "file"), what, names)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wsiad.core.errors import InputError
+from wsiad.core.terminal import first_of
 from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, read_table
 from wsiad.store.dataset import (
     THREADS,
@@ -348,11 +349,10 @@ def _slides(
                 continue
             logger.warning(
                 "%s: no tiles are drawn of slides that failed when they were tiled last: %d "
-                "(%s%s); slides.csv says why",
+                "(%s); slides.csv says why",
                 store.path,
                 len(failed),
-                ", ".join(failed[:3]),
-                " …" if len(failed) > 3 else "",
+                first_of(failed),
             )
     if lacking:
         raise InputError(
