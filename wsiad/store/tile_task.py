@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from wsiad.compute.batch import Divided, PartDone, PreparedTask
 from wsiad.core.config import Config
-from wsiad.core.errors import SlideOpenError, StoreMismatchError
+from wsiad.core.errors import InputError, SlideOpenError, StoreMismatchError
 from wsiad.core.files import fingerprint
-from wsiad.core.terminal import counted
+from wsiad.core.terminal import counted, first_of
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import away_problem, slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
@@ -360,6 +360,16 @@ def unseen_slides(store: TileStore) -> dict[str, str]:
         if row.status == FAILED or (row.status == UNUSABLE and row.slide not in store):
             found[row.slide] = f"{row.status}: {row.reason}"
     return dict(sorted(found.items()))
+
+
+def no_tiles(store: TileStore) -> InputError:
+    """Return the error that no slide of a store has tiles, with the first reasons."""
+    reasons = first_of([f"{name}: {why}" for name, why in unseen_slides(store).items()], apart="; ")
+    return InputError(
+        f"holds no tiles ({reasons})" if reasons else "holds no tiles",
+        subject=str(store.path),
+        remedy=f"Tile slides with tissue; its {SLIDES_TABLE} says why these have no tiles.",
+    )
 
 
 def unseen_lines(found: Mapping[str, str], store: str) -> list[str]:

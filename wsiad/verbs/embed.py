@@ -15,7 +15,7 @@ from wsiad.learning.devices import DeviceOptions
 from wsiad.runs.embedding_options import EmbeddingOptions
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, SlideTable, failures
 from wsiad.store.feature_options import SizeOptions
-from wsiad.store.tile_task import StoreOptions, unseen_lines, unseen_slides
+from wsiad.store.tile_task import StoreOptions, no_tiles, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,6 +95,8 @@ def embed(config: EmbedConfig) -> EmbedResult:
         The weights are not on this machine.
     ConfigError
         The features would take too much space.
+    InputError
+        No slide has tiles, and some failed or could not be looked at.
     ExportError
         HDF5 files are requested of features with several vectors for each tile.
     ClusterError
@@ -111,6 +113,10 @@ def embed(config: EmbedConfig) -> EmbedResult:
 
     if config.h5 is not None:
         check_folder(config.h5, option="--h5", tried=True)
+    store = TileStore(config.store)
+    unseen = unseen_slides(store)
+    if unseen and not any(map(len, store)):  # a store without tissue was seen, and has no features
+        raise no_tiles(store)
     options = config.part(EmbeddingOptions)
     planned = plan_embedding(config.store, options, device=config.device, max_gib=config.max_gib)
     compute = ComputeOptions(
@@ -140,7 +146,6 @@ def embed(config: EmbedConfig) -> EmbedResult:
         )
     folders = tuple(one.folder.path for one in planned)
     lacking = _exported(config, planned, {row.slide for row in failures(rows)})
-    unseen = unseen_slides(TileStore(config.store))
     said = [*unseen_lines(unseen, str(config.store)), *_left_behind(config, planned, unseen)]
     summary = "\n".join([*said, _summary(config, folders, rows)])
     return EmbedResult(folders, tuple(rows), summary, lacking)

@@ -36,7 +36,7 @@ from wsiad.runs.claim import SECOND_LOOK
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import store_fingerprint
 from wsiad.slides.slide_table import SLIDES_TABLE, read_table
-from wsiad.store.tile_task import StoreOptions, TileRow, unseen_lines, unseen_slides
+from wsiad.store.tile_task import StoreOptions, TileRow, no_tiles, unseen_lines, unseen_slides
 
 if TYPE_CHECKING:
     from wsiad.evaluation.auc import Estimate
@@ -130,9 +130,7 @@ def score_tiles(config: ScoreTilesConfig) -> ScoreTilesResult:
     slides = [slide for slide in store if len(slide)]
     unseen = unseen_slides(store)
     if not slides:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(unseen.items())[:3])
-        problem = f"holds no tiles ({reasons})" if reasons else "holds no tiles"
-        raise InputError(problem, subject=str(config.store))
+        raise no_tiles(store)
     groups = _scored(config, store, slides, detector, batch=batch)
     write_text(config.out / SCORES, scores_table(store, groups, calibration))
     positive, negative = (
