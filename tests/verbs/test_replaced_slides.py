@@ -10,12 +10,14 @@ import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, use_channel
 from support.stores import PLAIN
+from wsiad.cli import main
 from wsiad.core.errors import InputError, RunError
 from wsiad.results.job_status import job_status
 from wsiad.runs.extending import same_training
 from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
 from wsiad.runs.run import RunFolder
 from wsiad.slides.slide_table import read_table
+from wsiad.store import tile_store
 from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import OVERVIEWS, TileStore
 from wsiad.store.tile_task import unseen_slides
@@ -226,4 +228,52 @@ def test_without_its_table_a_store_has_no_healthy_slides(store, caplog):
     used, skipped = healthy_slides(TileStore(store), None)
     assert [slide.name for slide in used] == ["s0"]
     assert skipped["s2"] == skipped["t0"] == NO_ROW
-    assert "has no row of s2, t0: they are not trained on" in caplog.text
+    assert "slides without a row are not trained on: 2 (s2, t0)" in caplog.text
+    assert (
+        "slides.csv has no row of 2 slides (s2, t0), which have tiles: their labels" in caplog.text
+    )
+
+
+def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store, tmp_path, caplog):
+    run = make_run(tmp_path / "run", tissue=PLAIN["tissue"])
+    table = store / "slides.csv"
+    table.unlink()
+    said = (
+        f"{table} is not there, so there is no row of 5 slides (s0, s1, s2 …), which have tiles: "
+        "their labels are not known, nor whether they failed when they were tiled last. Run the "
+        "command that made the store again: it keeps the tiles and writes the rows."
+    )
+    readers = [
+        lambda: wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True),
+        lambda: wsiad.heatmap(run=run, slides=[store], out=tmp_path / "results", quiet=True),
+        lambda: wsiad.export_tiles(store=store, out=tmp_path / "tiles", quiet=True),
+        lambda: wsiad.embed(
+            store=store, detector="knn", options={"places": 1}, weights="random", quiet=True
+        ),
+        lambda: wsiad.TileDataset(store, batch=4),
+    ]
+    for read in readers:
+        caplog.clear()
+        tile_store._warn_of_lost_rows.cache_clear()  # as in a process of its own
+        read()
+        assert [record.message for record in caplog.records].count(said) == 1
+    tile(tmp_path)
+    caplog.clear()
+    assert TileStore(store).names() == ["s0", "s2", "t0"]
+    assert not caplog.text
+
+
+def test_no_features_of_a_store_where_all_failed_is_an_error(store, tmp_path, capsys):
+    table = store / "slides.csv"
+    table.write_text(table.read_text().replace(",ok,,", ",failed,broken,"))
+    said = (
+        r"holds no tiles \(s0: failed: broken; s1: failed: .*; s2: failed: broken …\). "
+        r"Tile slides with tissue; its slides.csv says why these have no tiles"
+    )
+    run = make_run(tmp_path / "run", tissue=PLAIN["tissue"])
+    with pytest.raises(InputError, match=said):
+        wsiad.embed(store=store, weights="random", quiet=True)
+    with pytest.raises(InputError, match=said):
+        wsiad.score_tiles(run=run, store=store, out=tmp_path / "none", quiet=True)
+    assert main(["embed", str(store), "--weights", "random"]) == 1
+    assert not (store / "features").exists()

@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 from wsiad.core.config import Config, QuietOptions
 from wsiad.core.errors import InputError
 from wsiad.core.labels import Split, is_healthy, split_of
+from wsiad.core.terminal import first_of
 from wsiad.learning.devices import DeviceOptions
 from wsiad.learning.training_options import InversionOptions, LimitOptions, TrimmingOptions
 from wsiad.runs.anomalies import AnomalyOptions, lacks_split
 from wsiad.runs.presets import About, with_preset
-from wsiad.slides.slide_table import SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import ROWS_AGAIN, SLIDES_TABLE, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -185,35 +186,30 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
             used.append(slide)
     if unlabelled:
         logger.warning(
-            "%s: slides without a label are not trained on, because others have one: %d (%s%s); "
+            "%s: slides without a label are not trained on, because others have one: %d (%s); "
             "if they are healthy, label them `normal` in a manifest and run wsiad tile again",
             store.path,
             len(unlabelled),
-            ", ".join(unlabelled[:3]),
-            " …" if len(unlabelled) > 3 else "",
+            first_of(unlabelled),
         )
     if unknown:
-        remedy = (
-            "Run the command that made the store again: it keeps the tiles and writes the rows."
-        )
-        lacking = f"its {SLIDES_TABLE} has no row of {', '.join(unknown[:3])}"
-        lacking += f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         if not used and not others:
             raise InputError(
-                f"does not say which slides are healthy: {lacking}",
+                f"does not say which slides are healthy: its {SLIDES_TABLE} has no row of "
+                f"{first_of(unknown)}",
                 subject=str(store.path),
-                remedy=remedy,
+                remedy=ROWS_AGAIN,
             )
         logger.warning(
-            "%s: %s: they are not trained on, since nobody knows their labels. %s",
+            "%s: slides without a row are not trained on: %d (%s)",
             store.path,
-            lacking,
-            remedy,
+            len(unknown),
+            first_of(unknown),
         )
     if others and not used and split is not None:
         raise lacks_split(store, split, others, kind="healthy")
     if not used:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
+        reasons = first_of([f"{name}: {why}" for name, why in skipped.items()], apart="; ")
         raise InputError(
             f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
             subject=str(store.path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import pydantic
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
+from wsiad.core.terminal import counted, first_of
 from wsiad.core.typed_files import first_fault
 from wsiad.slides.folder_kinds import STORE, refuse_other
-from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, read_table
+from wsiad.slides.slide_table import FAILED, ROWS_AGAIN, SLIDES_TABLE, SlideRow, read_table
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
 from wsiad.tiling.preparation import CompressionOptions, Preparation
@@ -210,7 +212,8 @@ class TileStore:
         failed : bool
             True to include slides that ``slides.csv`` calls failed. The last call found that
             their files were replaced or stated otherwise, say: their tiles are not those of the
-            slides that are there now, and iteration leaves them out as well.
+            slides that are there now, and iteration leaves them out as well. A warning says of
+            which slides the table has no row, whose labels are lost and which may have failed.
 
         Raises
         ------
@@ -226,6 +229,8 @@ class TileStore:
             for entry in folder.iterdir()
             if not entry.name.startswith(".") and (entry / "zarr.json").exists()
         }
+        if lost := [] if failed else sorted(complete - {row.slide for row in rows}):
+            _warn_of_lost_rows(self.path / SLIDES_TABLE, tuple(lost))
         return sorted(complete - left_out)
 
     def folders(self) -> list[Path]:
@@ -279,6 +284,18 @@ class TileStore:
     def __repr__(self) -> str:
         made = self.preparation
         return f"TileStore({str(self.path)!r}, tiles of {made.tile} px at {made.mpp:g} µm/px)"
+
+
+@functools.lru_cache(maxsize=16)  # once in a process
+def _warn_of_lost_rows(table: Path, slides: tuple[str, ...]) -> None:
+    logger.warning(
+        "%s %s, which have tiles: their labels are not known, nor whether they failed when they "
+        "were tiled last. %s",
+        table,
+        f"{'has no row' if table.exists() else 'is not there, so there is no row'} of "
+        f"{counted(len(slides), 'slide')} ({first_of(slides)})",
+        ROWS_AGAIN,
+    )
 
 
 def _one_line(error: Exception) -> str:
