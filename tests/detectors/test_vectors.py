@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,15 @@ from sklearn.preprocessing import StandardScaler
 from support.feature_detectors import mixed
 from wsiad.core.errors import DetectorError
 from wsiad.detectors import _vectors
-from wsiad.detectors._vectors import fit_projection, project, shrink, square_distances, whitening
+from wsiad.detectors._vectors import (
+    fit_projection,
+    nearest,
+    project,
+    shrink,
+    square_distances,
+    whitening,
+)
+from wsiad.learning.feature_source import pooled
 
 
 def projected(vectors, *args, **kwargs):
@@ -72,3 +82,26 @@ def test_blocks_hold_no_more_than_the_bound(monkeypatch):
     found = _vectors.in_blocks(double, torch.arange(7.0)[:, None], 4)
     assert sizes == [2, 2, 2, 1]
     assert found.tolist() == [0, 2, 4, 6, 8, 10, 12]
+
+
+@pytest.fixture
+def strict():
+    """Make every warning of PyTorch an error, also the one that it gives once."""
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4, 8)])
+def test_a_bank_of_another_shape_is_an_error_without_a_warning(strict, shape):
+    for compare in (square_distances, lambda vectors, bank: nearest(vectors, bank, 1)):
+        with pytest.raises((RuntimeError, IndexError), match=r"[Dd]imension"):
+            compare(torch.zeros(3, 8), torch.zeros(shape))
+
+
+def test_features_of_no_tiles_have_no_deviation_and_warn_of_none(strict):
+    assert pooled(torch.zeros(0, 4, 3), "mean-std").shape == (0, 6)
+    one = pooled(torch.tensor([[[1.0, 2.0]]]), "mean-std")
+    assert one.tolist() == [[1, 2, 0, 0]]

@@ -134,13 +134,13 @@ def reduce(vectors: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
     centred = vectors - mean
     found = centred @ axes
     # Directly: what a difference of squares cancels would be no bound.
-    rest = torch.addmm(centred, found, axes.T, alpha=-1).norm(dim=1, keepdim=True)
+    rest = torch.addmm(centred, found, axes.t(), alpha=-1).norm(dim=1, keepdim=True)
     return torch.cat([found, rest], dim=1)
 
 
 def squared(vectors: Tensor, centres: Tensor) -> Tensor:
     """Return squared distances, (N, K) and (M, K) to (N, M)."""
-    found = torch.addmm(centres.square().sum(dim=1), vectors, centres.T, alpha=-2)
+    found = torch.addmm(centres.square().sum(dim=1), vectors, centres.t(), alpha=-2)
     return found.add_(vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
 
 

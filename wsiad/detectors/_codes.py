@@ -148,7 +148,7 @@ class Codes:
         centred = vectors - self.mean
         found = centred @ self.axes
         # Directly: what a difference of squares cancels would be no bound.
-        left = torch.addmm(centred, found, self.axes.T, alpha=-1).norm(dim=1, keepdim=True)
+        left = torch.addmm(centred, found, self.axes.t(), alpha=-1).norm(dim=1, keepdim=True)
         return torch.cat([found, left - self.rest], dim=1)
 
 

@@ -198,7 +198,7 @@ def square_distances(vectors: Tensor, bank: Tensor) -> Tensor:
     The distances come from one matrix product. The rounding is that of |v|², which suits
     centred vectors.
     """
-    squares = torch.addmm(bank.square().sum(dim=1), vectors, bank.T, beta=1, alpha=-2)
+    squares = torch.addmm(bank.square().sum(dim=1), vectors, bank.t(), beta=1, alpha=-2)
     return (squares + vectors.square().sum(dim=1, keepdim=True)).clamp_min_(0)
 
 
@@ -224,7 +224,7 @@ def nearest(vectors: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
     def ranked(part: Tensor) -> Tensor:
         # |v − b|² up to the constant |v|²: one matrix product finds who is nearest, but
         # cancels digits when it is close; its distance is then taken directly.
-        ranks = torch.addmm(squares, part, bank.T, beta=1, alpha=-2)
+        ranks = torch.addmm(squares, part, bank.t(), beta=1, alpha=-2)
         if count == 1:
             return ranks.min(dim=1, keepdim=True).indices
         return ranks.topk(count, dim=1, largest=False).indices

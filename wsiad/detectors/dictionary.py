@@ -123,7 +123,7 @@ class Dictionary(FeatureDetector):
             if name.startswith(_DENSITY)
         }
         if self.options.density == "gaussian":
-            return ((found - density["mean"]) @ density["whitening"].T).norm(dim=1)
+            return ((found - density["mean"]) @ density["whitening"].t()).norm(dim=1)
         values = project(found, density)
         return -log_density(values, density["bank"], density["bandwidth"])
 
@@ -273,7 +273,7 @@ def sparse_code(
     -------
     Tensor, (N, K)
     """
-    gram, inner = entries @ entries.T, signals @ entries.T
+    gram, inner = entries @ entries.t(), signals @ entries.t()
     step = 1 / float(torch.linalg.matrix_norm(gram.double(), 2))
     code = torch.zeros_like(inner)
     ahead, momentum = code, 1.0

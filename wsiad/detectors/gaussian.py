@@ -83,7 +83,7 @@ class Gaussian(FeatureDetector):
 
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the Mahalanobis distance (not its square) of each vector."""
-        return ((vectors - fitted["mean"]) @ fitted["whitening"].T).norm(dim=1)
+        return ((vectors - fitted["mean"]) @ fitted["whitening"].t()).norm(dim=1)
 
 
 def _covariance(centred: Matrix, shrinkage: str | float) -> Matrix:

@@ -66,4 +66,4 @@ class Padim(FeatureDetector):
     def distance(self, vectors: Tensor, fitted: dict[str, Tensor]) -> Tensor:
         """Return the Mahalanobis distance (not its square) of each vector."""
         away = vectors.index_select(1, fitted["channels"]) - fitted["mean"]
-        return (away @ fitted["whitening"].T).norm(dim=1)
+        return (away @ fitted["whitening"].t()).norm(dim=1)

@@ -47,4 +47,4 @@ class PrincipalComponents(FeatureDetector):
         """Return the squared reconstruction error of each vector."""
         away = vectors - fitted["centre"]
         axes = fitted["matrix"]
-        return (away - away @ axes @ axes.T).square().sum(dim=1)
+        return (away - away @ axes @ axes.t()).square().sum(dim=1)

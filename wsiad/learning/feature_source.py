@@ -152,7 +152,9 @@ def pooled(places: Tensor, statistics: Statistics) -> Tensor:
         return mean
     import torch
 
-    return torch.cat([mean, places.std(dim=1, correction=0)], dim=1)
+    # PyTorch warns of too few values where there are no tiles.
+    deviation = places.std(dim=1, correction=0) if len(places) else mean
+    return torch.cat([mean, deviation], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
